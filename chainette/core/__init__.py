@@ -1,0 +1,1 @@
+"""What the user declares, and the plan that it compiles to."""

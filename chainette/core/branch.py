@@ -1,0 +1,85 @@
+"""Branch and JoinBranch: nodes that run on a copy of the history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chainette.core.node import Node, caller_place, check_name
+from chainette.errors import DeclarationError, Place
+
+__all__ = ["Branch", "Element", "JoinBranch"]
+
+#: What `steps` may hold: a node, or a list of branches that run side by side.
+Element = Node | Sequence["Branch"]
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Branch(Node):
+    """A named sequence of nodes on a copy of each row; its outputs are written, not merged.
+
+    A row that is rejected or dropped in it stays on the main flow.
+    """
+
+    steps: tuple[Element, ...]
+
+    def __init__(self, name: str, steps: Sequence[Element], *, emoji: str = "") -> None:
+        place = caller_place()
+        check_name("branch name", name)
+        _set(self, id=name, name=name, emoji=emoji, place=place, steps=_elements(name, steps, place))
+
+    def join(self, alias: str) -> JoinBranch:
+        """The same nodes, with the final output merged back as `{{ alias }}`."""
+        return JoinBranch(self.name, self.steps, alias, emoji=self.emoji)
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class JoinBranch(Branch):
+    """A branch whose final output is `{{ alias }}` in every later node of the main flow.
+
+    A branch that expands gives a list, one that drops everything an empty list. A row rejected in it
+    leaves the main flow.
+    """
+
+    alias: str
+
+    def __init__(self, name: str, steps: Sequence[Element], alias: str, *, emoji: str = "") -> None:
+        super().__init__(name, steps, emoji=emoji)
+        _set(self, alias=check_name("alias", alias))
+
+    @property
+    def key(self) -> str:
+        return self.alias
+
+    def decode(self, value: bytes) -> Any:
+        """The final output of the branch: a model, or a list of models where the branch expands."""
+        from chainette.core.plan import join_adapter
+
+        return join_adapter(self).validate_json(value)
+
+
+def _set(node: Branch, **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(node, name, value)
+
+
+def _elements(name: str, steps: Sequence[Element], place: Place) -> tuple[Element, ...]:
+    """The steps as written, checked: nodes, and lists of branches.
+
+    Raises:
+        DeclarationError: anything else.
+    """
+    if isinstance(steps, Node) or not isinstance(steps, Sequence) or not steps:
+        raise DeclarationError(f"{place}: {name!r}: steps must be a non-empty list of nodes, found {steps!r}")
+    checked: list[Element] = []
+    for step in steps:
+        if isinstance(step, Node):
+            checked.append((step,) if isinstance(step, Branch) else step)
+        elif isinstance(step, Sequence) and step and all(isinstance(branch, Branch) for branch in step):
+            checked.append(tuple(step))
+        else:
+            hint = "; wrap a function in apply(...)" if callable(step) else ""
+            inner = "a list inside steps may hold branches only" if isinstance(step, Sequence) else "not a node"
+            raise DeclarationError(f"{place}: {name!r}: {step!r} is {inner}{hint}")
+    return tuple(checked)

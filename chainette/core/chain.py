@@ -1,0 +1,82 @@
+"""Chain: the list of nodes that a user declares, and the ways to run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from chainette.core.branch import Element, _elements
+from chainette.core.node import caller_place, check_name
+from chainette.engine.config import EngineRegistry, current_registry
+from chainette.errors import DeclarationError, Place
+
+if TYPE_CHECKING:
+    from chainette.executor import RunResult
+    from chainette.records import Row
+
+__all__ = ["DEFAULT_BATCH_SIZE", "Chain"]
+
+DEFAULT_BATCH_SIZE = 64
+
+#: A path, or the rows themselves.
+Inputs = str | os.PathLike[str] | Iterable[BaseModel] | Iterable[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chain:
+    """Nodes in order; a list of branches is one stage.
+
+    Declaring checks values only; `compile` (core/compile.py) checks how the nodes fit together, and every
+    way of running does that first.
+    """
+
+    name: str
+    steps: Sequence[Element]
+    emoji: str = ""
+    #: Rows per root and the most rows per unit.
+    batch_size: int = DEFAULT_BATCH_SIZE
+    #: Left out, it is the input model of the first node.
+    input_model: type[BaseModel] | None = None
+    place: Place = field(default_factory=caller_place, init=False, repr=False)
+    registry: EngineRegistry = field(default_factory=current_registry, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_name("chain name", self.name)
+        if self.batch_size < 1:
+            raise DeclarationError(f"{self.place}: chain {self.name!r}: batch_size is {self.batch_size}, it must be 1 or more")
+        object.__setattr__(self, "steps", _elements(self.name, self.steps, self.place))
+
+    def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
+        """Runs every row and writes a run directory (`runs/<run id>` unless named).
+
+        `options` are the fields of `RunOptions`. Works inside a running event loop too (it blocks it).
+
+        Raises:
+            PlanError: the chain does not fit together.
+            RunDirectoryError: the directory holds a run already and `resume=True` was not given.
+            RunStopped: the run stopped itself and can be resumed.
+        """
+        from chainette.executor import run
+
+        return run(self, inputs, output_dir, **options)
+
+    async def arun(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
+        """`run` for callers that are on an event loop."""
+        from chainette.executor import arun
+
+        return await arun(self, inputs, output_dir, **options)
+
+    def run_iter(
+        self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any
+    ) -> Iterator[list[Row]]:
+        """Yields the finished rows of one root after another and keeps none.
+
+        Rejected rows do not appear. Writes nothing unless `output_dir` is given. Closing the iterator stops the run.
+        """
+        from chainette.executor import run_iter
+
+        return run_iter(self, inputs, output_dir, **options)

@@ -1,0 +1,89 @@
+"""What a chain is made of: the base of every node, and where the user declared it."""
+
+from __future__ import annotations
+
+import keyword
+import sys
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chainette.errors import DeclarationError, Place
+from chainette.utils.ids import snake_case
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from chainette.io.writer import RunWriter
+    from chainette.records import Row
+
+__all__ = ["Node", "caller_place", "check_name"]
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+def caller_place() -> Place:
+    """The nearest line outside this package (and the stdlib's dataclasses) on the stack."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<")):
+        frame = frame.f_back
+    return Place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def check_name(kind: str, name: object) -> str:
+    """The name, if templates and column names can use it.
+
+    Raises:
+        DeclarationError: it is not an identifier; a usable one is suggested.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+        hint = snake_case(name) if isinstance(name, str) else ""
+        suggestion = f"; {hint!r} would do" if hint.isidentifier() and not keyword.iskeyword(hint) else ""
+        raise DeclarationError(
+            f"{caller_place()}: {kind} {name!r} must be letters, digits and '_' so that templates can say it{suggestion}"
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Node(ABC):
+    """A named part of a chain. Equal only to itself."""
+
+    id: str
+    #: For people: logs and the live view. Defaults to the id.
+    name: str = ""
+    emoji: str = ""
+    place: Place = field(default_factory=caller_place, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_name("id", self.id)
+        if not self.name:
+            object.__setattr__(self, "name", self.id)
+
+    @property
+    def key(self) -> str:
+        """The name under which a row keeps this node's value."""
+        return self.id
+
+    def execute(
+        self,
+        inputs: Sequence[BaseModel],
+        histories: Sequence[Row] | None = None,
+        writer: RunWriter | None = None,
+        debug: bool = False,
+        batch_size: int | None = None,
+    ) -> tuple[list[Any], list[Row]]:
+        """Runs this node alone over `inputs`; returns its outputs and the rows that hold them.
+
+        `histories` are the rows before the node, as long as `inputs`. Steps and branches keep the
+        length; an Apply may expand or contract. With a `writer` the outputs go to its directory.
+
+        Raises:
+            RowsRejected: some rows were rejected; it carries all rejections.
+            PlanError: the node cannot run on these inputs.
+        """
+        from chainette.executor import execute_node
+
+        return execute_node(self, inputs, histories, writer, debug, batch_size)

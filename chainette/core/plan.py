@@ -1,0 +1,213 @@
+"""The plan: a chain compiled to flat nodes with explicit targets. Immutable; made by `core.compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.branch import Branch, JoinBranch
+from chainette.core.node import Node
+from chainette.core.step import Step
+from chainette.engine.config import EngineConfig
+from chainette.errors import Place, Problem
+from chainette.utils.ids import snake_case
+
+__all__ = [
+    "End",
+    "Fork",
+    "Join",
+    "NodeKind",
+    "Plan",
+    "PlanNode",
+    "Side",
+    "Target",
+    "ToBranchEnd",
+    "ToFork",
+    "ToNode",
+    "cardinality_of",
+    "join_adapter",
+]
+
+
+class NodeKind(StrEnum):
+    """Who answers for a node."""
+
+    #: an engine
+    STEP = "step"
+    #: a Python function
+    APPLY = "apply"
+
+
+@dataclass(frozen=True)
+class ToNode:
+    """Rows go on to a node."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class ToFork:
+    """Rows go on to a list of branches."""
+
+    fork: str
+
+
+@dataclass(frozen=True)
+class ToBranchEnd:
+    """Rows end a branch of a fork."""
+
+    fork: str
+    branch: str
+
+
+@dataclass(frozen=True)
+class End:
+    """Rows end the main flow."""
+
+
+Target = ToNode | ToFork | ToBranchEnd | End
+
+
+@dataclass(frozen=True)
+class PlanNode:
+    """One node that does work."""
+
+    id: str
+    kind: NodeKind
+    #: Stages from the start of the chain; deeper units are taken first.
+    depth: int
+    #: The engine's name; "python" for Apply.
+    engine: str
+    #: The name of the row value that is this node's input.
+    source: str
+    #: Where its rows go.
+    next: Target
+    #: Names that its templates or its history may use, ids before bare fields.
+    scope: tuple[str, ...]
+    cardinality: Cardinality
+    #: Branches around it, outermost first.
+    path: tuple[str, ...]
+    node: Step[Any, Any] | ApplyNode[Any, Any]
+    input_type: Any
+    output_model: type[BaseModel] | None
+    #: Changes when what the node computes changes: prompts, models, sampling, engine, code.
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        return snake_case(self.id)
+
+    @property
+    def place(self) -> Place:
+        return self.node.place
+
+    @property
+    def hidden(self) -> bool:
+        """Whether its rows stay out of the outputs (`yield_output=False`)."""
+        return isinstance(self.node, Step) and not self.node.yield_output
+
+    @property
+    def reasoning_key(self) -> str:
+        return f"{self.id}_reasoning"
+
+
+@dataclass(frozen=True)
+class Join:
+    """A branch whose final value is merged back."""
+
+    branch: str
+    alias: str
+    first: Target
+    #: The name of the row value at the end of the branch.
+    value: str
+    #: Whether the alias is a list.
+    many: bool
+
+
+@dataclass(frozen=True)
+class Side:
+    """A branch that is not merged."""
+
+    branch: str
+    first: Target
+    value: str
+    many: bool
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A list of branches: rows run through all of them, then go on once the joins are in."""
+
+    id: str
+    depth: int
+    joins: tuple[Join, ...]
+    sides: tuple[Side, ...]
+    #: Where the rows go after the branches.
+    after: Target
+    #: Branches around it, outermost first.
+    path: tuple[str, ...]
+    #: Whether the chain ends here, so that side branches become columns of `flattened/`.
+    last: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chain that fits together."""
+
+    chain: str
+    emoji: str
+    batch_size: int
+    input_model: type[BaseModel]
+    first: Target
+    #: In topological order: a node comes after everything whose rows it receives.
+    nodes: Mapping[str, PlanNode]
+    forks: Mapping[str, Fork]
+    #: Engines that steps name.
+    engines: Mapping[str, EngineConfig]
+    #: The type behind every name a row can hold.
+    types: Mapping[str, Any]
+    #: Columns groups of `flattened/`, in order: `chain_input`, node ids, aliases, ending branches.
+    columns: tuple[str, ...]
+    warnings: tuple[Problem, ...] = ()
+    _adapters: dict[str, TypeAdapter[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when any node's does, or the order of nodes."""
+        import hashlib
+
+        parts = [f"{node.id}={node.fingerprint}>{node.next}" for node in self.nodes.values()]
+        parts += [f"{fork.id}={fork.joins}{fork.sides}>{fork.after}" for fork in self.forks.values()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def adapter(self, name: str) -> TypeAdapter[Any]:
+        """Validates the JSON that a row holds under a name."""
+        adapter = self._adapters.get(name)
+        if adapter is None:
+            adapter = self._adapters[name] = TypeAdapter(self.types[name])
+        return adapter
+
+
+def cardinality_of(element: Node | tuple[Branch, ...] | Any) -> Cardinality:
+    """How many rows a node, or a branch as a whole, makes of one."""
+    if isinstance(element, ApplyNode):
+        return element.cardinality
+    if isinstance(element, Branch):
+        found = {cardinality_of(step) for step in element.steps if not isinstance(step, (Branch, tuple))}
+        return Cardinality.MANY if Cardinality.MANY in found else Cardinality.OPTIONAL if Cardinality.OPTIONAL in found else Cardinality.ONE
+    return Cardinality.ONE
+
+
+def join_adapter(join: JoinBranch) -> TypeAdapter[Any]:
+    """Validates the JSON that a row holds under a join's alias."""
+    model: Any = BaseModel
+    for step in join.steps:
+        if isinstance(step, (Step, ApplyNode)):
+            model = step.output_model or model
+    return TypeAdapter(list[model] if cardinality_of(join) is Cardinality.MANY else model)

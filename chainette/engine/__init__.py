@@ -1,0 +1,1 @@
+"""Who answers: declarations, the registry, and the backends."""

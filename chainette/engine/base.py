@@ -1,0 +1,130 @@
+"""The contract between `process` and a model: requests in, completions out, in order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from chainette.errors import DeclarationError
+from chainette.records import Message, Usage
+
+__all__ = ["Completion", "Engine", "Finish", "Request", "SamplingParams"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How an answer is drawn. Each backend maps it to its own names; None leaves the backend's default.
+
+    Raises:
+        DeclarationError: a value is out of its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    #: The most tokens of an answer; a longer one is `truncated`.
+    max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    #: Replaces the run's seed for this step; rows still get seeds of their own.
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    #: Passed through to the backend under its own names.
+    extra: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+        )
+        for name, good, wanted in checks:
+            if not good:
+                raise DeclarationError(f"SamplingParams.{name} is {getattr(self, name)!r}; it must be {wanted}")
+        if isinstance(self.stop, str):
+            raise DeclarationError(f"SamplingParams.stop is the string {self.stop!r}; give a list of strings")
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One question to a model."""
+
+    messages: tuple[Message, ...]
+    sampling: SamplingParams
+    #: This ask's own seed, 0 <= seed < 2**31 (SEMANTICS, Seeds).
+    seed: int
+    #: JSON Schema the answer must follow.
+    schema: dict[str, Any]
+    #: A name for the schema where a backend wants one: letters, digits, "_".
+    schema_name: str
+    #: For logs and hooks: step, row and ask.
+    label: str = ""
+
+
+class Finish(StrEnum):
+    """Why an answer ended."""
+
+    #: the model ended it, or a stop string did
+    STOP = "stop"
+    #: cut by max_tokens
+    LENGTH = "length"
+    #: the model or the provider declined
+    REFUSED = "refused"
+    #: the prompt does not fit the context; `error` holds the counts
+    TOO_LONG = "too_long"
+    #: the engine answered this one request with an error; `error` holds it
+    ERROR = "error"
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """One answer. A request that failed for a reason of its own is a completion too."""
+
+    text: str
+    finish: Finish = Finish.STOP
+    reasoning: str | None = None
+    usage: Usage = Usage(requests=1)
+    #: What the engine said about this request, for REFUSED, TOO_LONG and ERROR.
+    error: str = ""
+
+
+class Engine(ABC):
+    """A model that is, or can be, loaded.
+
+    `generate` may be called concurrently; it answers every request, in order. A failure that says
+    something about one request is that request's completion; a failure of the engine itself raises.
+    """
+
+    #: Requests that the engine answers at once; callers keep at least this many in flight.
+    capacity: int
+
+    #: Whether the same request gives the same answer whatever else is in flight.
+    deterministic: bool = False
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Loads the model, or checks that the endpoint answers. Called once before `generate`.
+
+        Raises:
+            EngineUnavailable: it did not become ready within the startup timeout.
+            EngineConfigError: it never will (no such model file, a missing package).
+        """
+
+    @abstractmethod
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion per request, in the order of the requests.
+
+        Raises:
+            EngineUnavailable: the engine does not answer; nothing is known about any request.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Frees the model, its memory, its connections and its child processes. Safe to repeat."""
+
+    def describe(self) -> dict[str, Any]:
+        """What metadata.json says about the engine: versions, model revision. No secrets."""
+        return {}

@@ -1,0 +1,345 @@
+"""Declaring engines: the configuration of one, and the registry that a chain file fills."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chainette.errors import EngineConfigError, UnknownEngine
+
+__all__ = [
+    "BACKENDS",
+    "EngineConfig",
+    "EngineRegistry",
+    "current_registry",
+    "get_engine_config",
+    "load_engines",
+    "register_engine",
+    "using_registry",
+]
+
+_SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys that only one backend knows."""
+
+
+class SimulatedOptions(_Options):
+    #: Seconds per request.
+    latency: float = 0.0
+    #: Share of answers that do not validate, drawn from the request's seed.
+    invalid_rate: float = 0.0
+    #: Share of calls that raise EngineUnavailable, drawn from the request's seed.
+    error_rate: float = 0.0
+
+
+class HttpOptions(_Options):
+    #: Seconds a request may take before it is tried again.
+    request_timeout: float = 600.0
+    #: Tries of one request after 429, 5xx, a broken connection or a timeout.
+    max_retries: int = 6
+    #: Extra HTTP headers; `${NAME}` is read from the environment where the engine opens.
+    headers: dict[str, str] = {}
+
+
+class OpenAIOptions(HttpOptions):
+    #: "json_schema", "json_object" (the schema is in the prompt only) or "none".
+    response_format: str = "json_schema"
+    #: OpenAI's strict dialect of JSON Schema; what it cannot say is left to validation.
+    strict: bool | None = None
+
+
+class OllamaOptions(HttpOptions):
+    #: How long Ollama keeps the model loaded after a request, in its own notation.
+    keep_alive: str | None = None
+    #: Context length.
+    num_ctx: int | None = None
+
+
+class LlamaCppOptions(_Options):
+    #: CPU threads.
+    threads: int = 1
+    #: Tokens of context for each slot.
+    n_ctx: int = 2048
+    #: Model layers put on the GPU.
+    n_gpu_layers: int = 0
+
+
+class VllmOptions(_Options):
+    dtype: str = "auto"
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    tensor_parallel_size: int = 1
+    quantization: str | None = None
+    enable_prefix_caching: bool = True
+    reasoning_parser: str | None = None
+    trust_remote_code: bool = False
+    enforce_eager: bool = False
+    load_format: str = "auto"
+
+
+#: Backend name -> the keys that it adds.
+BACKENDS: Mapping[str, type[_Options]] = {
+    "vllm": VllmOptions,
+    "openai": OpenAIOptions,
+    "ollama": OllamaOptions,
+    "llama_cpp": LlamaCppOptions,
+    "simulated": SimulatedOptions,
+}
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine, declared. Opens nothing and reads no environment."""
+
+    name: str
+    #: A Hugging Face id, a path, or the name that an endpoint knows.
+    model: str
+    backend: str
+    #: Base URLs; several are used least in flight first.
+    endpoint: tuple[str, ...] = ()
+    #: The environment variable that holds the API key, read where the engine opens.
+    api_key_env: str | None = None
+    #: Requests in flight at most; None lets the backend choose.
+    capacity: int | None = None
+    #: Whether it shares a device with other exclusive engines, so that only one is loaded at a time.
+    exclusive: bool = False
+    #: False loads the engine at the start of a run instead of at its first unit.
+    lazy: bool = True
+    gpu_ids: tuple[int, ...] = ()
+    #: Seconds from open to ready.
+    startup_timeout: float = 600.0
+    revision: str | None = None
+    tokenizer: str | None = None
+    download_dir: str | None = None
+    #: The backend's own keys, validated.
+    options: _Options = SimulatedOptions()
+    #: Handed to the backend as they are.
+    extra: dict[str, Any] = {}
+
+    @property
+    def digest(self) -> str:
+        """Identifies the configuration: equal digests answer alike (SEMANTICS, engines on workers)."""
+        data = msgspec.json.encode(self.describe(), order="deterministic")
+        return hashlib.sha256(data).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration as plain data, without values that come from the environment."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    def shares_device_with(self, other: EngineConfig) -> bool:
+        """Whether the two cannot be loaded at the same time."""
+        if not (self.exclusive and other.exclusive):
+            return False
+        return not self.gpu_ids or not other.gpu_ids or bool({*self.gpu_ids} & {*other.gpu_ids})
+
+
+_COMMON = frozenset(EngineConfig.__struct_fields__) - {"options"}
+
+
+def _default_backend(model: str) -> str:
+    return "llama_cpp" if model.endswith(".gguf") else "vllm"
+
+
+def make_config(name: str, model: str, backend: str | None = None, **keys: Any) -> EngineConfig:
+    """A validated EngineConfig from flat keys.
+
+    Raises:
+        EngineConfigError: an unknown backend or key (the nearest is suggested), or a wrong type.
+    """
+    if not name or not name.isidentifier():
+        raise EngineConfigError(f"engine name {name!r} must be letters, digits and '_', starting with a letter")
+    backend = backend or _default_backend(model)
+    if backend not in BACKENDS:
+        raise EngineConfigError(f"engine {name!r}: unknown backend {backend!r}{_nearest(backend, BACKENDS)}")
+    own = BACKENDS[backend].__struct_fields__
+    for key in keys:
+        if key not in _COMMON and key not in own:
+            raise EngineConfigError(
+                f"engine {name!r} (backend {backend!r}): unknown key {key!r}{_nearest(key, [*_COMMON, *own])}; "
+                "what the backend itself should get unchecked goes into extra={...}"
+            )
+    if isinstance(keys.get("endpoint"), str):
+        keys["endpoint"] = (keys["endpoint"],)
+    options = {key: keys.pop(key) for key in own if key in keys}
+    keys.setdefault("exclusive", backend == "vllm")
+    try:
+        return msgspec.convert(
+            {"name": name, "model": model, "backend": backend}
+            | keys
+            | {"options": msgspec.convert(options, BACKENDS[backend])},
+            EngineConfig,
+        )
+    except msgspec.ValidationError as error:
+        raise EngineConfigError(f"engine {name!r} (backend {backend!r}): {error}") from error
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+class EngineRegistry:
+    """Engines by name. One exists per loaded chain file, and one for code that imports Chainette."""
+
+    def __init__(self) -> None:
+        self._configs: dict[str, EngineConfig] = {}
+
+    def __iter__(self) -> Iterator[EngineConfig]:
+        return iter(self._configs.values())
+
+    def add(self, config: EngineConfig) -> None:
+        """Registers an engine; the same declaration twice is fine.
+
+        Raises:
+            EngineConfigError: the name is taken by another configuration.
+        """
+        known = self._configs.get(config.name)
+        if known is not None and known != config:
+            raise EngineConfigError(f"engine {config.name!r} is registered already with other settings; give one of them another name")
+        self._configs[config.name] = config
+
+    def get(self, name: str) -> EngineConfig:
+        """The configuration of an engine.
+
+        Raises:
+            UnknownEngine: there is none of that name; the nearest is suggested.
+        """
+        if name not in self._configs:
+            hint = _nearest(name, self._configs) if self._configs else "; no engine is registered"
+            raise UnknownEngine(f"no engine {name!r}{hint}")
+        return self._configs[name]
+
+    def replace(self, config: EngineConfig) -> None:
+        """Registers an engine in the place of one of the same name."""
+        self._configs[config.name] = config
+
+
+_default = EngineRegistry()
+_current: ContextVar[EngineRegistry] = ContextVar("chainette_engine_registry")
+
+
+def current_registry() -> EngineRegistry:
+    """The registry that `register_engine` fills here."""
+    return _current.get(_default)
+
+
+@contextmanager
+def using_registry(registry: EngineRegistry) -> Iterator[EngineRegistry]:
+    """Makes `registry` current: the loader wraps the import of a chain file in it."""
+    token = _current.set(registry)
+    try:
+        yield registry
+    finally:
+        _current.reset(token)
+
+
+def register_engine(
+    name: str,
+    model: str,
+    backend: str | None = None,
+    *,
+    endpoint: str | list[str] | tuple[str, ...] = (),
+    api_key_env: str | None = None,
+    capacity: int | None = None,
+    exclusive: bool | None = None,
+    lazy: bool = True,
+    gpu_ids: list[int] | tuple[int, ...] = (),
+    startup_timeout: float = 600.0,
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    download_dir: str | None = None,
+    extra: dict[str, Any] | None = None,
+    **keys: Any,
+) -> EngineConfig:
+    """Declares an engine for the steps that name it. Nothing is loaded.
+
+    The backend defaults to `vllm`, or to `llama_cpp` for a model path that ends in `.gguf`. The
+    backend's own keys (`engine/config.py` lists them) are given flat; `extra` goes through unchecked.
+
+    Raises:
+        EngineConfigError: an unknown backend or key, a wrong type, or a name that is taken.
+    """
+    keys |= {
+        "endpoint": endpoint,
+        "api_key_env": api_key_env,
+        "capacity": capacity,
+        "lazy": lazy,
+        "gpu_ids": gpu_ids,
+        "startup_timeout": startup_timeout,
+        "revision": revision,
+        "tokenizer": tokenizer,
+        "download_dir": download_dir,
+        "extra": extra or {},
+    }
+    if exclusive is not None:
+        keys["exclusive"] = exclusive
+    config = make_config(name, model, backend, **keys)
+    current_registry().add(config)
+    return config
+
+
+def get_engine_config(name: str) -> EngineConfig:
+    """The configuration registered under a name.
+
+    Raises:
+        UnknownEngine: there is none.
+    """
+    return current_registry().get(name)
+
+
+def load_engines(path: str | os.PathLike[str]) -> list[EngineConfig]:
+    """Registers the engines of a YAML file: a list under `engines:`, or a mapping name -> keys.
+
+    Raises:
+        EngineConfigError: not readable as such, with the file and the entry.
+    """
+    import yaml
+
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EngineConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    entries = document.get("engines") if isinstance(document, dict) else None
+    if isinstance(entries, dict):
+        entries = [{"name": name} | (keys or {}) for name, keys in entries.items()]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise EngineConfigError(f"{path}: expected a list of engines under the key `engines:`")
+    configs = []
+    for number, entry in enumerate(entries, 1):
+        missing = {"name", "model"} - entry.keys()
+        if missing:
+            raise EngineConfigError(f"{path}: engine number {number} lacks {', '.join(sorted(missing))}")
+        try:
+            configs.append(make_config(**entry))
+            current_registry().add(configs[-1])
+        except EngineConfigError as error:
+            raise EngineConfigError(f"{path}: {error}") from error
+    return configs
+
+
+def expand_secrets(text: str) -> str:
+    """`${NAME}` replaced from the environment; called where an engine opens, never before.
+
+    Raises:
+        EngineConfigError: the variable is not set; the message names it, never a value.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        try:
+            return os.environ[match[1]]
+        except KeyError:
+            raise EngineConfigError(f"the environment variable {match[1]} is not set") from None
+
+    return _SECRET.sub(value, text)

@@ -1,0 +1,177 @@
+"""Every error that Chainette raises on purpose.
+
+    ChainetteError
+      DeclarationError      a node or a chain was declared with values that cannot work
+      PlanError             the static check found problems; carries all of them
+      LoadError             a chain reference or a chain file could not be loaded
+      InputError            the input as a whole cannot be read (one bad line is a rejected row)
+      TemplateError         a template cannot be compiled or rendered
+      EngineError
+        EngineConfigError   an engine was declared or loaded with values that cannot work
+        UnknownEngine       no engine is registered under that name
+        EngineUnavailable   the engine does not answer now; the unit is tried again
+        EngineRefused       the engine answers, and will refuse every request (401, 404)
+      RunError
+        RunDirectoryError   the output directory cannot be used
+        RunDirectoryInUse   another process writes to it
+        DamagedRun          the log or a shard does not say what it must
+        ChainChanged        the chain is not the one the directory was made with
+        DiskError           the disk is full, or a write failed
+        RunStopped          a run stopped itself; the directory is resumable
+      RowsRejected          `Node.execute` had to reject rows; carries the rejections
+
+`exit_code` is what the command line exits with (DESIGN 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from chainette.records import Rejection
+
+__all__ = [
+    "ChainChanged",
+    "ChainetteError",
+    "DamagedRun",
+    "DeclarationError",
+    "DiskError",
+    "EngineConfigError",
+    "EngineError",
+    "EngineRefused",
+    "EngineUnavailable",
+    "InputError",
+    "LoadError",
+    "Place",
+    "PlanError",
+    "Problem",
+    "RowsRejected",
+    "RunDirectoryError",
+    "RunDirectoryInUse",
+    "RunError",
+    "RunStopped",
+    "TemplateError",
+    "UnknownEngine",
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of the user's own file."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding of the static check."""
+
+    #: What was found and what to do, as one sentence without the place.
+    message: str
+    #: Where the user wrote it.
+    place: Place | None
+    #: A warning does not stop the chain.
+    warning: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
+class ChainetteError(Exception):
+    """The root of the tree; its message says what was found, where, and what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class DeclarationError(ChainetteError):
+    exit_code = 2
+
+
+class PlanError(ChainetteError):
+    """Raised with every problem at once."""
+
+    exit_code = 2
+
+    def __init__(self, chain: str, problems: Sequence[Problem]) -> None:
+        self.chain = chain
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        super().__init__(f"chain {chain!r} cannot run: {count} problem{'s' * (count > 1)}\n{lines}")
+
+
+class LoadError(ChainetteError):
+    exit_code = 2
+
+
+class InputError(ChainetteError):
+    pass
+
+
+class TemplateError(ChainetteError):
+    pass
+
+
+class EngineError(ChainetteError):
+    pass
+
+
+class EngineConfigError(EngineError):
+    exit_code = 2
+
+
+class UnknownEngine(EngineError):
+    exit_code = 2
+
+
+class EngineUnavailable(EngineError):
+    """The engine did not answer; nothing is known about the rows, so none is rejected."""
+
+
+class EngineRefused(EngineUnavailable):
+    """The endpoint refuses every request (bad key, unknown model). Waiting may help once someone
+    mends it; no row is rejected for it."""
+
+
+class RunError(ChainetteError):
+    pass
+
+
+class RunDirectoryError(RunError):
+    pass
+
+
+class RunDirectoryInUse(RunError):
+    pass
+
+
+class DamagedRun(RunError):
+    pass
+
+
+class ChainChanged(RunError):
+    pass
+
+
+class DiskError(RunError):
+    pass
+
+
+class RunStopped(RunError):
+    """The run stopped before its end and can be resumed."""
+
+
+class RowsRejected(ChainetteError):
+    def __init__(self, rejections: Sequence[Rejection]) -> None:
+        self.rejections = tuple(rejections)
+        first = self.rejections[0]
+        super().__init__(
+            f"{len(self.rejections)} row(s) were rejected; the first is row {first.row_id} "
+            f"at {first.step_id!r}: {first.reason}: {first.message}"
+        )

@@ -1,0 +1,222 @@
+"""The event log's vocabulary: one frozen record per event, tagged by `type` (DESIGN 5).
+
+Events are facts about a run, in the order in which they became durable. `replay` folds them into
+graph.json and metadata.json; hooks see them live; `--json-logs` prints them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from chainette.records import Usage
+
+__all__ = [
+    "AnyEvent",
+    "EngineLoaded",
+    "EngineReleased",
+    "Event",
+    "RootDone",
+    "RunCancelled",
+    "RunCreated",
+    "RunFinished",
+    "RunPaused",
+    "RunResumed",
+    "RunStarted",
+    "ShardSealed",
+    "UnitCommitted",
+    "UnitRetried",
+    "UnitSplit",
+    "WorkerJoined",
+    "WorkerLeft",
+    "WorkerLost",
+    "timestamp",
+]
+
+
+def timestamp() -> str:
+    """Now, UTC, with microseconds: `2026-11-23T13:46:20.123456Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    """What every event carries; the log adds seq, at and epoch as it appends."""
+
+    #: Position in the log, from 0, without gaps.
+    seq: int = -1
+    at: str = ""
+    #: Rises each time a run is resumed.
+    epoch: int = 0
+
+
+class RunCreated(Event, frozen=True, tag="run_created"):
+    """The first line: everything that later runs of this directory must agree with."""
+
+    run_id: str
+    chain: str
+    #: How to load the chain again: "chain.py:name" below `chain_root`; "" for a chain built in Python.
+    chain_ref: str
+    chain_root: str
+    #: graph.json.
+    graph: dict[str, Any]
+    #: Settings that the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
+    settings: dict[str, Any]
+    #: path, kind, size, mtime_ns, sample digest.
+    input: dict[str, Any]
+    #: python, chainette, pydantic, ...; git commit of the chain root; platform.
+    versions: dict[str, str]
+    git: str | None = None
+
+
+class RunStarted(Event, frozen=True, tag="run_started"):
+    """Work begins in a fresh directory."""
+
+    #: Records expected in the input after --limit; None where it cannot be known.
+    expected: int | None = None
+
+
+class RunResumed(Event, frozen=True, tag="run_resumed"):
+    """Work goes on in an epoch of its own."""
+
+    fingerprint: str
+    expected: int | None = None
+    #: Set where the chain changed on purpose (`--from`).
+    graph: dict[str, Any] | None = None
+    anchor: tuple[str, str] | None = None
+
+
+class RootDone(msgspec.Struct, frozen=True):
+    """What is known once a root is complete."""
+
+    #: Records of the input in this root, bad ones included.
+    records: int
+    #: Rows that reached the end of the main flow.
+    finished: int
+    #: Per fork: rows in, rows stopped at its join.
+    forks: dict[str, tuple[int, int]] = {}
+
+
+class UnitCommitted(Event, frozen=True, tag="unit_committed"):
+    """A unit's rows are in the shards. Written after they are fsynced."""
+
+    node: str
+    root: int
+    #: The unit's part; for people, replay does not need it.
+    unit: str = ""
+    #: Per file (`<folder>/<n>`): bytes and rows of its journal after this unit.
+    off: dict[str, tuple[int, int]] = {}
+    #: Rows that went in, came out, were rejected; and rows that expansion added.
+    taken: int = 0
+    given: int = 0
+    rejected: int = 0
+    added: int = 0
+    #: Ids that an Apply dropped.
+    dropped: list[str] = []
+    #: Rejections by reason.
+    reasons: dict[str, int] = {}
+    usage: Usage = Usage()
+    root_done: RootDone | None = None
+    #: Stream position (id, token) in a fleet.
+    pos: tuple[str, str] | None = None
+
+
+class UnitRetried(Event, frozen=True, tag="unit_retried"):
+    """A unit goes round again because its engine did not answer."""
+
+    node: str
+    root: int
+    unit: str
+    message: str
+    #: Seconds until the next try.
+    delay: float
+
+
+class UnitSplit(Event, frozen=True, tag="unit_split"):
+    """A unit that killed its worker was cut in two."""
+
+    node: str
+    root: int
+    unit: str
+
+
+class EngineLoaded(Event, frozen=True, tag="engine_loaded"):
+    """An engine is ready."""
+
+    engine: str
+    backend: str
+    model: str
+    #: Seconds from open to ready.
+    seconds: float
+    deterministic: bool = False
+    details: dict[str, Any] = {}
+
+
+class EngineReleased(Event, frozen=True, tag="engine_released"):
+    """An engine gave back its memory."""
+
+    engine: str
+
+
+class WorkerJoined(Event, frozen=True, tag="worker_joined"):
+    """A process began to take units."""
+
+    worker: str
+
+
+class WorkerLeft(Event, frozen=True, tag="worker_left"):
+    """A process ended in good order."""
+
+    worker: str
+
+
+class WorkerLost(Event, frozen=True, tag="worker_lost"):
+    """A process stopped renewing its lease."""
+
+    worker: str
+
+
+class ShardSealed(Event, frozen=True, tag="shard_sealed"):
+    """A shard is complete and in its final format."""
+
+    #: `<folder>/<n>`
+    file: str
+    rows: int
+    bytes: int
+
+
+class RunPaused(Event, frozen=True, tag="run_paused"):
+    """Work stopped before the end; `chainette resume` goes on."""
+
+    reason: str
+
+
+class RunCancelled(Event, frozen=True, tag="run_cancelled"):
+    """Work stopped for good."""
+
+
+class RunFinished(Event, frozen=True, tag="run_finished"):
+    """Every root is complete and every shard sealed."""
+
+    #: sha256 of the whole input.
+    input_digest: str = ""
+
+
+AnyEvent = (
+    RunCreated
+    | RunStarted
+    | RunResumed
+    | UnitCommitted
+    | UnitRetried
+    | UnitSplit
+    | EngineLoaded
+    | EngineReleased
+    | WorkerJoined
+    | WorkerLeft
+    | WorkerLost
+    | ShardSealed
+    | RunPaused
+    | RunCancelled
+    | RunFinished
+)

@@ -1,0 +1,256 @@
+"""What moves: rows, units of rows, and what became of them.
+
+Everything here is frozen and encodes to msgpack with `encode`/`decode`. The value of a node for one
+row is kept as the JSON that `model_dump_json(by_alias=True, round_trip=True)` gave, so that a row
+reads the same in memory, on the wire and on disk (SEMANTICS, Rows).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar, overload
+
+import msgspec
+
+__all__ = [
+    "CHAIN_INPUT",
+    "Effects",
+    "Message",
+    "Outcome",
+    "Output",
+    "Partial",
+    "Reason",
+    "Rejection",
+    "Row",
+    "Scope",
+    "Unit",
+    "Usage",
+    "decode",
+    "encode",
+    "is_under",
+    "owner_of",
+    "row_order",
+]
+
+#: The id under which a row keeps the record it came from.
+CHAIN_INPUT = "chain_input"
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Source(Protocol[T_co]):
+    """A node whose value a row can hold."""
+
+    @property
+    def key(self) -> str:
+        """The name under which a row keeps the value."""
+
+    def decode(self, value: bytes) -> T_co:
+        """The value of this node out of its JSON."""
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """One item with its history."""
+
+    #: "17"; after an expanding Apply "17.0", "17.1", ...
+    row_id: str
+    #: JSON per name: `chain_input`, node ids, joined aliases, `<id>_reasoning`.
+    values: dict[str, bytes]
+    #: 1-based line (JSONL, CSV) or record number of the input; 0 where there is none.
+    line: int = 0
+    #: JSON of the column named by `--key`, carried into every shard as `_key`.
+    key: bytes | None = None
+
+    @overload
+    def __getitem__(self, node: Source[T]) -> T: ...
+    @overload
+    def __getitem__(self, node: str) -> Any: ...
+    def __getitem__(self, node: Source[Any] | str) -> Any:
+        """`row[extract]` is a validated model; `row["extract"]` the plain JSON value.
+
+        Raises:
+            KeyError: the row holds no value of that node.
+        """
+        if isinstance(node, str):
+            return msgspec.json.decode(self.values[node])
+        return node.decode(self.values[node.key])
+
+    def with_values(self, row_id: str, **values: bytes) -> Row:
+        """The row one node later."""
+        return Row(row_id, {**self.values, **values}, self.line, self.key)
+
+
+def row_order(row_id: str) -> tuple[int, ...]:
+    """The sort key of row ids: by number along the path, so "2" < "10" and "10" < "10.0"."""
+    return tuple(map(int, row_id.split(".")))
+
+
+def is_under(row_id: str, ancestor: str) -> bool:
+    """Whether a row is, or descends from, another."""
+    return row_id == ancestor or row_id.startswith(ancestor + ".")
+
+
+def owner_of(row_id: str, ids: frozenset[str] | set[str] | dict[str, Any]) -> str:
+    """The id in `ids` that the row is or descends from.
+
+    Raises:
+        KeyError: there is none.
+    """
+    candidate = row_id
+    while candidate not in ids:
+        candidate, dot, _ = candidate.rpartition(".")
+        if not dot:
+            raise KeyError(row_id)
+    return candidate
+
+
+class Reason(StrEnum):
+    """Why a row was rejected."""
+
+    #: the line of the input does not fit the chain's input model
+    INVALID_INPUT = "invalid_input"
+    #: the prompt could not be rendered for this row
+    TEMPLATE_ERROR = "template_error"
+    #: the prompt does not fit the model's context
+    PROMPT_TOO_LONG = "prompt_too_long"
+    #: every answer was cut by max_tokens
+    TRUNCATED = "truncated"
+    #: the last answer is not JSON
+    NOT_JSON = "not_json"
+    #: the last answer does not pass the output model
+    INVALID_OUTPUT = "invalid_output"
+    #: the model or its provider declined to answer
+    REFUSED = "refused"
+    #: the engine answered this request, and only this one, with an error
+    ENGINE_ERROR = "engine_error"
+    #: the Python function raised or returned something else than it declared
+    APPLY_ERROR = "apply_error"
+    #: the row killed the workers that took it
+    POISON = "poison"
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """One line of `rejected/`. A row is in there once, at the node that rejected it."""
+
+    row_id: str
+    step_id: str
+    reason: str
+    message: str
+    #: Answers asked for before giving up; 0 where no engine was involved.
+    attempts: int
+    #: The last answer, or the bad input line; cut at 64 KiB.
+    raw: str | None
+    line: int
+    key: bytes | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a unit asked of its engine."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    #: Seconds that requests spent inside the engine, summed over requests.
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.seconds + other.seconds,
+        )
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One chat message."""
+
+    #: "system", "user" or "assistant"
+    role: str
+    content: str
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True):
+    """One output row of a node, as it goes to the node's shard."""
+
+    row_id: str
+    value: bytes
+    #: Answers asked for, the good one included; 0 for Apply.
+    attempts: int = 0
+    reasoning: str | None = None
+
+
+class Partial(msgspec.Struct, frozen=True, array_like=True):
+    """Rows that reached the end of a joined branch and wait for its siblings."""
+
+    scope: str
+    branch: str
+    rows: list[Row]
+
+
+class Scope(msgspec.Struct, frozen=True, array_like=True):
+    """An executed fork with joins: outstanding until every unit below it is gone (PROTOCOL 2)."""
+
+    scope: str
+    fork: str
+    #: The scope the fork itself is a member of; "" is the root.
+    parent: str
+    #: The part of the unit that opened it; its join unit is `part + "j"`.
+    part: str
+    #: The rows before the branches.
+    base: list[Row]
+
+
+class Unit(msgspec.Struct, frozen=True, array_like=True):
+    """Rows that travel together through one node; what one queue job carries.
+
+    (node, root, part) identifies a unit within an epoch. A join unit carries the base rows, the
+    branches' partials and the ids that a branch rejected.
+    """
+
+    node: str
+    root: int
+    #: A path: "/" chunk, "j" join, "<" and ">" split, "r." re-admission.
+    part: str
+    scope: str
+    rows: list[Row]
+    partials: dict[str, list[Row]] = {}
+    stopped: list[str] = []
+
+
+class Effects(msgspec.Struct, array_like=True):
+    """What an admission or a commit adds to a root."""
+
+    units: list[Unit] = []
+    scopes: list[Scope] = []
+    partials: list[Partial] = []
+    #: (scope, row ids) that leave the main flow at that scope's join.
+    stopped: list[tuple[str, list[str]]] = []
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a unit's rows. Every row that went in is an output, a rejection or a drop."""
+
+    outputs: list[Output]
+    rejected: list[Rejection]
+    dropped: list[str]
+    usage: Usage
+    effects: Effects
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """The record as msgpack."""
+    return _encoder.encode(record)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """The record out of msgpack.
+
+    Raises:
+        msgspec.ValidationError: the bytes are not a `kind`.
+    """
+    return msgspec.msgpack.decode(data, type=kind)

@@ -1,0 +1,1 @@
+"""Small things without an owner: ids, banner, debugging."""
