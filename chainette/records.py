@@ -7,6 +7,7 @@ reads the same in memory, on the wire and on disk (SEMANTICS, Rows).
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar, overload
 
@@ -27,7 +28,6 @@ __all__ = [
     "Usage",
     "decode",
     "encode",
-    "is_under",
     "owner_of",
     "row_order",
 ]
@@ -76,7 +76,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
             return msgspec.json.decode(self.values[node])
         return node.decode(self.values[node.key])
 
-    def with_values(self, row_id: str, **values: bytes) -> Row:
+    def with_values(self, row_id: str, values: dict[str, bytes]) -> Row:
         """The row one node later."""
         return Row(row_id, {**self.values, **values}, self.line, self.key)
 
@@ -86,23 +86,12 @@ def row_order(row_id: str) -> tuple[int, ...]:
     return tuple(map(int, row_id.split(".")))
 
 
-def is_under(row_id: str, ancestor: str) -> bool:
-    """Whether a row is, or descends from, another."""
-    return row_id == ancestor or row_id.startswith(ancestor + ".")
-
-
-def owner_of(row_id: str, ids: frozenset[str] | set[str] | dict[str, Any]) -> str:
-    """The id in `ids` that the row is or descends from.
-
-    Raises:
-        KeyError: there is none.
-    """
+def owner_of(row_id: str, ids: Container[str]) -> str | None:
+    """The id in `ids` that the row is or descends from; None where there is none."""
     candidate = row_id
-    while candidate not in ids:
-        candidate, dot, _ = candidate.rpartition(".")
-        if not dot:
-            raise KeyError(row_id)
-    return candidate
+    while candidate and candidate not in ids:
+        candidate = candidate.rpartition(".")[0]
+    return candidate or None
 
 
 class Reason(StrEnum):

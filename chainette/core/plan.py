@@ -175,7 +175,8 @@ class Plan:
     #: Columns groups of `flattened/`, in order: `chain_input`, node ids, aliases, ending branches.
     columns: tuple[str, ...]
     warnings: tuple[Problem, ...] = ()
-    _adapters: dict[str, TypeAdapter[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    #: What was compiled out of the plan alone: adapters, prompts. Filled on demand, by the event loop's thread.
+    memo: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -188,9 +189,9 @@ class Plan:
 
     def adapter(self, name: str) -> TypeAdapter[Any]:
         """Validates the JSON that a row holds under a name."""
-        adapter = self._adapters.get(name)
+        adapter: TypeAdapter[Any] | None = self.memo.get(("adapter", name))
         if adapter is None:
-            adapter = self._adapters[name] = TypeAdapter(self.types[name])
+            adapter = self.memo["adapter", name] = TypeAdapter(self.types[name])
         return adapter
 
 

@@ -175,12 +175,8 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
     options = {key: keys.pop(key) for key in own if key in keys}
     keys.setdefault("exclusive", backend == "vllm")
     try:
-        return msgspec.convert(
-            {"name": name, "model": model, "backend": backend}
-            | keys
-            | {"options": msgspec.convert(options, BACKENDS[backend])},
-            EngineConfig,
-        )
+        common = msgspec.convert({"name": name, "model": model, "backend": backend} | keys, EngineConfig)
+        return msgspec.structs.replace(common, options=msgspec.convert(options, BACKENDS[backend]))
     except msgspec.ValidationError as error:
         raise EngineConfigError(f"engine {name!r} (backend {backend!r}): {error}") from error
 
@@ -193,20 +189,20 @@ def _nearest(word: str, known: Any) -> str:
 class EngineRegistry:
     """Engines by name. One exists per loaded chain file, and one for code that imports Chainette."""
 
-    def __init__(self) -> None:
-        self._configs: dict[str, EngineConfig] = {}
+    def __init__(self, base: EngineRegistry | None = None) -> None:
+        self._configs: dict[str, EngineConfig] = dict(base._configs) if base is not None else {}
 
     def __iter__(self) -> Iterator[EngineConfig]:
         return iter(self._configs.values())
 
-    def add(self, config: EngineConfig) -> None:
-        """Registers an engine; the same declaration twice is fine.
+    def add(self, config: EngineConfig, *, replace: bool = False) -> None:
+        """Registers an engine; the same declaration twice is fine, another one only with `replace`.
 
         Raises:
             EngineConfigError: the name is taken by another configuration.
         """
         known = self._configs.get(config.name)
-        if known is not None and known != config:
+        if known is not None and known != config and not replace:
             raise EngineConfigError(f"engine {config.name!r} is registered already with other settings; give one of them another name")
         self._configs[config.name] = config
 
@@ -220,10 +216,6 @@ class EngineRegistry:
             hint = _nearest(name, self._configs) if self._configs else "; no engine is registered"
             raise UnknownEngine(f"no engine {name!r}{hint}")
         return self._configs[name]
-
-    def replace(self, config: EngineConfig) -> None:
-        """Registers an engine in the place of one of the same name."""
-        self._configs[config.name] = config
 
 
 _default = EngineRegistry()
@@ -299,8 +291,10 @@ def get_engine_config(name: str) -> EngineConfig:
     return current_registry().get(name)
 
 
-def load_engines(path: str | os.PathLike[str]) -> list[EngineConfig]:
+def load_engines(path: str | os.PathLike[str], *, replace: bool = False) -> list[EngineConfig]:
     """Registers the engines of a YAML file: a list under `engines:`, or a mapping name -> keys.
+
+    With `replace` an engine takes the place of one of the same name.
 
     Raises:
         EngineConfigError: not readable as such, with the file and the entry.
@@ -323,7 +317,7 @@ def load_engines(path: str | os.PathLike[str]) -> list[EngineConfig]:
             raise EngineConfigError(f"{path}: engine number {number} lacks {', '.join(sorted(missing))}")
         try:
             configs.append(make_config(**entry))
-            current_registry().add(configs[-1])
+            current_registry().add(configs[-1], replace=replace)
         except EngineConfigError as error:
             raise EngineConfigError(f"{path}: {error}") from error
     return configs

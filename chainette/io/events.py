@@ -92,6 +92,8 @@ class RootDone(msgspec.Struct, frozen=True):
 
     #: Records of the input in this root, bad ones included.
     records: int
+    #: Records that do not fit the input model.
+    bad: int
     #: Rows that reached the end of the main flow.
     finished: int
     #: Per fork: rows in, rows stopped at its join.
@@ -105,8 +107,8 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     root: int
     #: The unit's part; for people, replay does not need it.
     unit: str = ""
-    #: Per file (`<folder>/<n>`): bytes and rows of its journal after this unit.
-    off: dict[str, tuple[int, int]] = {}
+    #: Per file (`<folder>/<n>`): where its rows lie in the journal, as bytes and rows: start, start, end, end.
+    off: dict[str, tuple[int, int, int, int]] = {}
     #: Rows that went in, came out, were rejected; and rows that expansion added.
     taken: int = 0
     given: int = 0

@@ -1,0 +1,338 @@
+"""From a Chain to a Plan: structure, types along every edge, names, engines, templates.
+
+`compile_chain` finds every problem before it gives up, each with the line the user wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+
+from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.branch import Branch, Element, JoinBranch
+from chainette.core.chain import Chain
+from chainette.core.check import misfits, model_problems
+from chainette.core.fingerprint import fingerprint_code, fingerprint_model
+from chainette.core.node import Node
+from chainette.core.plan import (
+    End,
+    Fork,
+    Join,
+    NodeKind,
+    Plan,
+    PlanNode,
+    Side,
+    Target,
+    ToBranchEnd,
+    ToFork,
+    ToNode,
+)
+from chainette.core.step import Step
+from chainette.core.template_check import template_problems
+from chainette.engine.config import EngineConfig, EngineRegistry, make_config
+from chainette.errors import Place, PlanError, Problem, UnknownEngine
+from chainette.records import CHAIN_INPUT
+from chainette.utils.ids import snake_case
+
+__all__ = ["PYTHON", "RESERVED", "compile_chain"]
+
+#: The engine name of nodes that no engine answers.
+PYTHON = "python"
+
+#: Names that the run directory or the templates use themselves.
+RESERVED = frozenset({CHAIN_INPUT, "input", "row_id", "flattened", "rejected", "inputs", PYTHON})
+
+#: Engine settings that do not change an answer.
+_OPERATIONAL = frozenset(
+    {"name", "endpoint", "api_key_env", "capacity", "exclusive", "lazy", "gpu_ids", "startup_timeout", "download_dir"}
+    | {"latency", "error_rate", "request_timeout", "max_retries", "headers", "keep_alive", "threads", "gpu_memory_utilization"}
+)
+
+
+def compile_chain(
+    chain: Chain, *, registry: EngineRegistry | None = None, simulate: bool = False, batch_size: int | None = None
+) -> Plan:
+    """The chain as a Plan; `simulate` puts a simulated engine in the place of every engine.
+
+    Raises:
+        PlanError: with every problem that was found.
+    """
+    compiler = _Compiler(chain, registry or chain.registry, simulate)
+    plan = compiler.plan(batch_size or chain.batch_size)
+    errors = [problem for problem in compiler.problems if not problem.warning]
+    if errors:
+        raise PlanError(chain.name, errors)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """What is known on the way between two elements."""
+
+    #: The name of the value that the next element receives.
+    source: str
+    #: Its type; None where an Apply did not say.
+    type: type[BaseModel] | None
+    #: Names that templates may use.
+    scope: tuple[str, ...]
+    #: Branches around, outermost first.
+    path: tuple[str, ...] = ()
+    #: Whether rows have been expanded since the branch (or the chain) began.
+    many: bool = False
+
+
+@dataclass
+class _Compiler:
+    chain: Chain
+    registry: EngineRegistry
+    simulate: bool
+    nodes: dict[str, PlanNode] = field(default_factory=dict)
+    forks: dict[str, Fork] = field(default_factory=dict)
+    types: dict[str, Any] = field(default_factory=dict)
+    engines: dict[str, EngineConfig] = field(default_factory=dict)
+    #: Folder -> the name that takes it.
+    folders: dict[str, str] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=lambda: [CHAIN_INPUT])
+    problems: list[Problem] = field(default_factory=list)
+    depth: int = 0
+
+    def plan(self, batch_size: int) -> Plan:
+        model = self.input_model()
+        self.types[CHAIN_INPUT] = model
+        self.check_model(model, self.chain.place, "the chain's input model")
+        start = _Flow(CHAIN_INPUT, model, (CHAIN_INPUT,))
+        self.sequence(self.chain.steps, start, End())
+        for node in self.nodes.values():
+            self.check_templates(node)
+        return Plan(
+            chain=self.chain.name,
+            emoji=self.chain.emoji,
+            batch_size=batch_size,
+            input_model=model,
+            first=_target(self.chain.steps[0]),
+            nodes=self.nodes,
+            forks=self.forks,
+            engines=self.engines,
+            types=self.types,
+            columns=tuple(self.columns),
+            warnings=tuple(problem for problem in self.problems if problem.warning),
+        )
+
+    def input_model(self) -> type[BaseModel]:
+        """The model of the records: declared by the chain, or by the nodes that see them first."""
+        if self.chain.input_model is not None:
+            return self.chain.input_model
+        firsts = [node for node in _first_nodes(self.chain.steps) if node.input_model is not None]
+        if not firsts:
+            self.error(self.chain.place, f"chain {self.chain.name!r}: the first node must declare its input_model")
+            return BaseModel
+        model: type[BaseModel] = firsts[0].input_model  # type: ignore[assignment]
+        for other in firsts[1:]:
+            if other.input_model is not model:
+                self.error(
+                    other.place,
+                    f"the first nodes must agree on one input model: {firsts[0].id!r} takes {model.__name__}, "
+                    f"{other.id!r} takes {_name(other.input_model)}; or give the chain an input_model",
+                )
+        return model
+
+    # -- structure
+
+    def sequence(self, elements: Sequence[Element], flow: _Flow, end: Target) -> _Flow:
+        """Compiles elements in order; the last one's rows go to `end`."""
+        targets = [*(_target(element) for element in elements[1:]), end]
+        for element, following in zip(elements, targets, strict=True):
+            if isinstance(element, Node):
+                flow = self.node(element, flow, following)
+            else:
+                flow = self.fork(element, flow, following)
+        return flow
+
+    def node(self, node: Node, flow: _Flow, following: Target) -> _Flow:
+        assert isinstance(node, Step | ApplyNode)
+        self.claim(node.id, node.place)
+        input_type = node.input_model or flow.type
+        self.check_edge(node, flow)
+        many = isinstance(node, ApplyNode) and node.cardinality is Cardinality.MANY
+        self.depth += 1
+        planned = PlanNode(
+            id=node.id,
+            kind=NodeKind.STEP if isinstance(node, Step) else NodeKind.APPLY,
+            depth=self.depth,
+            engine=node.engine_name if isinstance(node, Step) else PYTHON,
+            source=flow.source,
+            next=following,
+            scope=flow.scope,
+            cardinality=Cardinality.ONE if isinstance(node, Step) else node.cardinality,
+            path=flow.path,
+            node=node,
+            input_type=input_type,
+            output_model=node.output_model,
+            fingerprint=self.fingerprint(node, input_type),
+        )
+        self.nodes.setdefault(node.id, planned)
+        self.types[node.id] = node.output_model or Any
+        names = [node.id]
+        if isinstance(node, Step):
+            self.engine(node)
+            self.types[planned.reasoning_key] = str | None
+            names.append(planned.reasoning_key)
+        if node.output_model is not None:
+            self.check_model(node.output_model, node.place, f"{node.id!r}: output model {node.output_model.__name__}", output=True)
+        if not flow.path and not planned.hidden:
+            self.columns.append(node.id)
+        return replace(
+            flow, source=node.id, type=node.output_model, scope=(*flow.scope, *names), many=flow.many or many
+        )
+
+    def fork(self, branches: Sequence[Branch], flow: _Flow, following: Target) -> _Flow:
+        fork_id = _fork_id(branches)
+        joins, sides, aliases = [], [], []
+        last = isinstance(following, End)
+        for branch in branches:
+            self.claim(branch.id, branch.place)
+            inner = replace(flow, path=(*flow.path, branch.id), many=False)
+            ended = self.sequence(branch.steps, inner, ToBranchEnd(fork_id, branch.id))
+            first, kind = _target(branch.steps[0]), Any if ended.type is None else ended.type
+            name = branch.alias if isinstance(branch, JoinBranch) else branch.id
+            if name != branch.id:
+                self.claim(name, branch.place)
+            self.types[name] = list[kind] if ended.many else kind
+            if isinstance(branch, JoinBranch):
+                joins.append(Join(branch.id, branch.alias, first, ended.source, ended.many))
+                aliases.append(branch.alias)
+            else:
+                sides.append(Side(branch.id, first, ended.source, ended.many))
+            if not flow.path and (isinstance(branch, JoinBranch) or last):
+                self.columns.append(name)
+        self.depth += 1
+        self.forks[fork_id] = Fork(fork_id, self.depth, tuple(joins), tuple(sides), following, flow.path, last)
+        return replace(flow, scope=(*flow.scope, *aliases))
+
+    # -- checks
+
+    def claim(self, name: str, place: Place) -> None:
+        """Takes a name for a node, a branch or an alias."""
+        if name in RESERVED:
+            self.error(place, f"{name!r} is a name that Chainette uses itself; choose another")
+        folder = snake_case(name)
+        if folder in RESERVED and name not in RESERVED:
+            self.error(place, f"{name!r} would be written to the folder {folder!r}, which Chainette uses itself")
+        taken = self.folders.get(folder)
+        if taken == name:
+            self.error(place, f"the name {name!r} is used twice in this chain; ids, branch names and aliases must differ")
+        elif taken is not None:
+            self.error(place, f"{name!r} and {taken!r} would share the folder {folder!r}; rename one")
+        self.folders[folder] = name
+
+    def check_edge(self, node: Step[Any, Any] | ApplyNode[Any, Any], flow: _Flow) -> None:
+        """Whether the node can take the rows that reach it."""
+        if node.input_model is not None and flow.type is not None:
+            for misfit in misfits(flow.type, node.input_model):
+                self.error(
+                    node.place,
+                    f"{_kind(node)} {node.id!r} takes {node.input_model.__name__}, "
+                    f"but {flow.source!r} gives {flow.type.__name__}: {misfit}",
+                )
+        elif flow.type is None and node.input_model is None and isinstance(node, Step):
+            self.error(node.place, f"step {node.id!r}: input_model cannot be inferred, since {flow.source!r} does not say what it returns; give one")
+        if isinstance(node, ApplyNode) and node.output_model is None:
+            self.warn(node.place, f"apply {node.id!r} does not say which model it returns; its rows are checked only where a later node declares its input")
+        if isinstance(node, ApplyNode) and not node.annotated:
+            self.warn(node.place, f"apply {node.id!r} has no return annotation and counts as `-> list[...]`: rows become <id>.<i>")
+
+    def check_model(self, model: type[BaseModel], place: Place, label: str, *, output: bool = False) -> None:
+        for problem in model_problems(model):
+            self.error(place, f"{label}: {problem}")
+        if output and "row_id" in {info.alias or name for name, info in model.model_fields.items()}:
+            self.error(place, f"{label} has a field 'row_id', which every output row has already; rename it")
+
+    def check_templates(self, node: PlanNode) -> None:
+        """Resolves every name in the prompts against the models in scope."""
+        step = node.node
+        if not isinstance(step, Step) or step.prompt_builder is not None:
+            return
+        scope = {name: self.types[name] for name in node.scope} | {"row_id": str, "input": node.input_type}
+        elsewhere = {other.id: self.out_of_reach(node, other) for other in self.nodes.values() if other.id not in node.scope}
+        for label in ("system_prompt", "user_prompt"):
+            for finding in template_problems(getattr(step, label), scope, node.input_type, elsewhere):
+                line = f" line {finding.line}" if finding.line > 1 else ""
+                self.problems.append(Problem(f"step {step.id!r}, {label}{line}: {finding.message}", step.place, finding.warning))
+
+    def out_of_reach(self, node: PlanNode, other: PlanNode) -> str:
+        if other.depth >= node.depth:
+            return "it runs later" if other is not node else "it is this step"
+        branch = next(name for name in other.path if name not in node.path)
+        return f"it is inside branch {branch!r}; Branch(...).join('alias') brings a branch's result out"
+
+    def engine(self, step: Step[Any, Any]) -> None:
+        try:
+            config = self.registry.get(step.engine_name)
+        except UnknownEngine as error:
+            self.error(step.place, f"step {step.id!r}: {error}; register_engine(...) declares one")
+            return
+        self.engines[config.name] = _simulated(config) if self.simulate else config
+
+    def fingerprint(self, node: Step[Any, Any] | ApplyNode[Any, Any], input_type: type[BaseModel] | None) -> str:
+        parts: list[Any] = [node.id, type(node).__name__]
+        for model in (input_type, node.output_model):
+            parts.append(fingerprint_model(model) if model is not None else None)
+        if isinstance(node, ApplyNode):
+            parts += [fingerprint_code(node.fn), node.cardinality]
+        else:
+            builder = fingerprint_code(node.prompt_builder) if node.prompt_builder else None
+            parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
+            parts += [node.sampling, node.max_attempts, self.engine_identity(node.engine_name)]
+        return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
+
+    def engine_identity(self, name: str) -> dict[str, Any]:
+        try:
+            config = self.registry.get(name)
+        except UnknownEngine:
+            return {}
+        plain = (_simulated(config) if self.simulate else config).describe()
+        plain |= plain.pop("options")
+        return {key: value for key, value in plain.items() if key not in _OPERATIONAL}
+
+    def error(self, place: Place, message: str) -> None:
+        self.problems.append(Problem(message, place))
+
+    def warn(self, place: Place, message: str) -> None:
+        self.problems.append(Problem(message, place, warning=True))
+
+
+def _simulated(config: EngineConfig) -> EngineConfig:
+    return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated")
+
+
+def _target(element: Element) -> Target:
+    return ToNode(element.id) if isinstance(element, Node) else ToFork(_fork_id(element))
+
+
+def _fork_id(branches: Sequence[Branch]) -> str:
+    """A name for a list of branches that no id can clash with."""
+    return "+".join(branch.id for branch in branches) if len(branches) > 1 else f"+{branches[0].id}"
+
+
+def _first_nodes(elements: Sequence[Element]) -> Iterator[Step[Any, Any] | ApplyNode[Any, Any]]:
+    """The nodes that receive the row before `elements`: after a list of branches it is the same row."""
+    for element in elements:
+        if isinstance(element, Step | ApplyNode):
+            yield element
+            return
+        assert not isinstance(element, Node)
+        for branch in element:
+            yield from _first_nodes(branch.steps)
+
+
+def _kind(node: Node) -> str:
+    return "step" if isinstance(node, Step) else "apply"
+
+
+def _name(model: type[BaseModel] | None) -> str:
+    return model.__name__ if model is not None else "?"

@@ -1,0 +1,283 @@
+"""A plan as text for people: an ASCII tree, a Unicode tree with icons, a Mermaid flowchart.
+
+Pure functions; every node, branch and join of the plan is in the text unless `max_branches` folds it away, and
+then the text says how many it folded. The trees are drawn out of one shape, so they always agree.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from chainette.core.apply import Cardinality
+from chainette.core.plan import End, Fork, Join, NodeKind, Plan, PlanNode, Side, Target, ToBranchEnd, ToFork, ToNode
+from chainette.records import CHAIN_INPUT
+
+__all__ = ["describe_models", "describe_rows", "render_ascii", "render_mermaid", "render_unicode"]
+
+
+class _Kind(Enum):
+    """What a line of a tree stands for, and its icon."""
+
+    INPUT = "📄"
+    STEP = "🤖"
+    APPLY = "🐍"
+    FORK = "🔀"
+    JOIN = "🪢"
+    SIDE = "🌿"
+    MORE = "➕"
+
+
+@dataclass(frozen=True)
+class _Line:
+    kind: _Kind
+    text: str
+    #: The user's own icon.
+    emoji: str = ""
+    below: tuple[_Line, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Glyphs:
+    """How a tree is drawn: before a line, before the last line, and before what is below each."""
+
+    tee: str
+    elbow: str
+    bar: str
+    gap: str
+    arrow: str
+    icons: bool
+
+
+_ASCII = _Glyphs("+-- ", "`-- ", "|   ", "    ", "->", icons=False)
+_UNICODE = _Glyphs("├─ ", "└─ ", "│  ", "   ", "→", icons=True)
+
+
+def render_ascii(plan: Plan, max_branches: int | None = None) -> str:
+    """The plan as a tree of plain ASCII, top to bottom in the order of the rows."""
+    return _draw(_tree(plan, max_branches), _ASCII)
+
+
+def render_unicode(plan: Plan, max_branches: int | None = None) -> str:
+    """The same tree with box characters and icons; a node's own emoji wins."""
+    return _draw(_tree(plan, max_branches), _UNICODE)
+
+
+# -- what is on a line
+
+
+def describe_models(node: PlanNode) -> tuple[str, str]:
+    """The models of a node as people write them: ("Document", "list[Chunk]")."""
+    given = _type_name(node.output_model)
+    match node.cardinality:
+        case Cardinality.ONE:
+            return _type_name(node.input_type), given
+        case Cardinality.OPTIONAL:
+            return _type_name(node.input_type), f"{given} | None"
+        case Cardinality.MANY:
+            return _type_name(node.input_type), f"list[{given}]"
+
+
+def describe_rows(node: PlanNode) -> str:
+    """What the node does to the number of rows; "" where it gives one for one."""
+    match node.cardinality:
+        case Cardinality.ONE:
+            return ""
+        case Cardinality.OPTIONAL:
+            return "may drop rows"
+        case Cardinality.MANY:
+            return "expands rows"
+
+
+def _type_name(kind: Any) -> str:
+    if kind is None or kind is Any:
+        return "?"
+    if typing.get_origin(kind) is not None:
+        return str(kind).replace(f"{__name__}.", "")
+    return str(getattr(kind, "__name__", kind))
+
+
+def _node_text(node: PlanNode, arrow: str = "->") -> str:
+    taken, given = describe_models(node)
+    notes = [describe_rows(node), "not written" if node.hidden else ""]
+    extra = "".join(f", {note}" for note in notes if note)
+    label = node.id if node.node.name == node.id else f"{node.id} ({node.node.name})"
+    return f"{label}  {taken} {arrow} {given}  [{node.engine}{extra}]"
+
+
+def _branch_text(branch: Join | Side) -> str:
+    if isinstance(branch, Side):
+        return f"{branch.branch}  not joined"
+    return f"{branch.branch}  joined as {{{{ {branch.alias} }}}}{', a list' if branch.many else ''}"
+
+
+# -- the shape
+
+
+def _stages(plan: Plan, target: Target) -> Iterator[PlanNode | Fork]:
+    """What rows that arrive at `target` pass, to the end of the main flow or of the branch."""
+    while True:
+        match target:
+            case ToNode():
+                node = plan.nodes[target.node]
+                target = node.next
+                yield node
+            case ToFork():
+                fork = plan.forks[target.fork]
+                target = fork.after
+                yield fork
+            case ToBranchEnd() | End():
+                return
+
+
+def _branches(plan: Plan, fork: Fork, most: int | None) -> tuple[list[Join | Side], list[Join | Side]]:
+    """(shown, folded) branches in the order in which they were declared."""
+    place = {node: index for index, node in enumerate(plan.nodes)}
+
+    def position(branch: Join | Side) -> int:
+        first = next(_nodes_below(plan, branch.first))
+        return place[first.id]
+
+    every: list[Join | Side] = sorted([*fork.joins, *fork.sides], key=position)
+    shown = len(every) if most is None else max(most, 0)
+    return every[:shown], every[shown:]
+
+
+def _nodes_below(plan: Plan, target: Target) -> Iterator[PlanNode]:
+    for stage in _stages(plan, target):
+        if isinstance(stage, PlanNode):
+            yield stage
+        else:
+            for branch in (*stage.joins, *stage.sides):
+                yield from _nodes_below(plan, branch.first)
+
+
+def _tree(plan: Plan, most: int | None) -> _Line:
+    below = tuple(_lines(plan, plan.first, most))
+    return _Line(_Kind.INPUT, f"{plan.chain}  {_type_name(plan.input_model)}", plan.emoji, below)
+
+
+def _lines(plan: Plan, target: Target, most: int | None) -> Iterator[_Line]:
+    for stage in _stages(plan, target):
+        if isinstance(stage, Fork):
+            yield _fork_line(plan, stage, most)
+        else:
+            kind = _Kind.STEP if stage.kind is NodeKind.STEP else _Kind.APPLY
+            yield _Line(kind, _node_text(stage), stage.node.emoji)
+
+
+def _fork_line(plan: Plan, fork: Fork, most: int | None) -> _Line:
+    shown, folded = _branches(plan, fork, most)
+    below = [
+        _Line(
+            _Kind.JOIN if isinstance(branch, Join) else _Kind.SIDE,
+            _branch_text(branch),
+            below=tuple(_lines(plan, branch.first, most)),
+        )
+        for branch in shown
+    ]
+    if folded:
+        below.append(_Line(_Kind.MORE, f"+{len(folded)} more"))
+    count = len(shown) + len(folded)
+    return _Line(_Kind.FORK, f"{count} branch{'es' * (count > 1)}", below=tuple(below))
+
+
+def _draw(top: _Line, glyphs: _Glyphs) -> str:
+    return "\n".join([_text(top, glyphs), *_draw_below(top.below, "", glyphs)])
+
+
+def _draw_below(lines: Sequence[_Line], lead: str, glyphs: _Glyphs) -> Iterator[str]:
+    for line in lines:
+        last = line is lines[-1]
+        yield f"{lead}{glyphs.elbow if last else glyphs.tee}{_text(line, glyphs)}"
+        yield from _draw_below(line.below, lead + (glyphs.gap if last else glyphs.bar), glyphs)
+
+
+def _text(line: _Line, glyphs: _Glyphs) -> str:
+    if not glyphs.icons:
+        return line.text
+    return f"{line.emoji or line.kind.value} {line.text.replace(' -> ', f' {glyphs.arrow} ')}"
+
+
+# -- Mermaid
+
+#: Where an arrow starts, and what is written on it.
+_Source = tuple[str, str]
+
+
+def render_mermaid(plan: Plan, max_branches: int | None = None) -> str:
+    """The plan as a Mermaid flowchart; a branch is a subgraph, a join an arrow with its alias on it."""
+    chart = _Chart(plan, max_branches)
+    chart.line(f'input(["{_quoted(CHAIN_INPUT)}<br/>{_quoted(_type_name(plan.input_model))}"])')
+    for source in chart.sequence(plan.first, [("input", "")]):
+        chart.arrow(source, "done")
+    chart.line(f'done(["end of {_quoted(plan.chain)}"])')
+    return "\n".join(["flowchart TD", *chart.lines, *chart.arrows])
+
+
+@dataclass
+class _Chart:
+    plan: Plan
+    most: int | None
+    lines: list[str] = field(default_factory=list)
+    #: Drawn last: a node that is named inside a subgraph would belong to it.
+    arrows: list[str] = field(default_factory=list)
+    indent: int = 1
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.indent + text)
+
+    def arrow(self, source: _Source, target: str) -> None:
+        name, label = source
+        self.arrows.append(f'    {name} -- "{_quoted(label)}" --> {target}' if label else f"    {name} --> {target}")
+
+    def sequence(self, target: Target, sources: list[_Source]) -> list[_Source]:
+        """Draws the stages from `target` on; returns where the arrows to what follows start."""
+        for stage in _stages(self.plan, target):
+            sources = self.fork(stage, sources) if isinstance(stage, Fork) else self.node(stage, sources)
+        return sources
+
+    def node(self, node: PlanNode, sources: list[_Source]) -> list[_Source]:
+        taken, given = describe_models(node)
+        engine = ", ".join(filter(None, [node.engine, describe_rows(node)]))
+        label = f"{_quoted(node.id)}<br/>{_quoted(f'{taken} → {given}')}<br/>{_quoted(engine)}"
+        opening, closing = ("[", "]") if node.kind is NodeKind.STEP else ("[[", "]]")
+        self.line(f'n_{node.id}{opening}"{label}"{closing}')
+        for source in sources:
+            self.arrow(source, f"n_{node.id}")
+        return [(f"n_{node.id}", "")]
+
+    def fork(self, fork: Fork, sources: list[_Source]) -> list[_Source]:
+        shown, folded = _branches(self.plan, fork, self.most)
+        joined: list[_Source] = []
+        for branch in shown:
+            ends = self.branch(branch, sources)
+            if isinstance(branch, Join):
+                joined += [(name, branch.alias) for name, _ in ends]
+        if folded:
+            joined += self.more(folded, sources)
+        return joined or sources
+
+    def branch(self, branch: Join | Side, sources: list[_Source]) -> list[_Source]:
+        self.line(f'subgraph b_{branch.branch}["{_quoted(branch.branch)}"]')
+        self.indent += 1
+        ends = self.sequence(branch.first, sources)
+        self.indent -= 1
+        self.line("end")
+        return ends
+
+    def more(self, folded: Sequence[Join | Side], sources: list[_Source]) -> list[_Source]:
+        name = f"more_{folded[0].branch}"
+        self.line(f'{name}["+{len(folded)} more"]')
+        for source in sources:
+            self.arrow(source, name)
+        aliases = [branch.alias for branch in folded if isinstance(branch, Join)]
+        return [(name, ", ".join(aliases))] if aliases else []
+
+
+def _quoted(text: str) -> str:
+    """Text inside a Mermaid label."""
+    return text.replace("&", "&amp;").replace('"', "#quot;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,127 @@
+"""The one form of a value outside a node: its JSON dump (SEMANTICS, Rows; PROTOCOL 20).
+
+A dump that does not validate back to the value it came from is refused here, before it can reach a
+queue, a shard or another node. So are NaN and the infinities, which JSON does not have, and
+integers beyond 64 bits, which no Parquet column and few readers of JSON hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+__all__ = ["NotRoundTrip", "dump_model", "explain"]
+
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_SHOWN_ERRORS = 3
+_SHOWN_CHARACTERS = 60
+
+
+class NotRoundTrip(ValueError):
+    """A value that its own dump does not give back; the message names the first field that differs."""
+
+
+def dump_model(instance: BaseModel) -> bytes:
+    """`model_dump_json(by_alias=True, round_trip=True)`, proven to validate back to an equal model.
+
+    Raises:
+        NotRoundTrip: it does not.
+    """
+    model = type(instance)
+    try:
+        dump: bytes = model.__pydantic_serializer__.to_json(instance, by_alias=True, round_trip=True, warnings=False)
+        back = model.__pydantic_validator__.validate_json(dump)
+    except ValidationError as error:
+        raise NotRoundTrip(f"the dump of {model.__name__} does not validate back: {explain(error)}") from error
+    except Exception as error:  # validators and serializers are the user's code
+        raise NotRoundTrip(f"{model.__name__} cannot be dumped as JSON: {error}") from error
+    if back != instance:
+        _require_same(instance, back, dump)
+    if _LONG_NUMBER.search(dump) and _has_integers(model):
+        _require_64_bits(dump)
+    return dump
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's findings in one line: `price: Input should be a valid number, got 'abc'; ...`, the first three."""
+    findings = error.errors(include_url=False, include_context=False)
+    shown = "; ".join(_finding(dict(finding)) for finding in findings[:_SHOWN_ERRORS])
+    hidden = len(findings) - _SHOWN_ERRORS
+    return f"{shown}; and {hidden} more" if hidden > 0 else shown
+
+
+def _finding(finding: dict[str, Any]) -> str:
+    where = ".".join(map(str, finding["loc"]))
+    message = f"{where}: {finding['msg']}" if where else str(finding["msg"])
+    return message if finding["type"] in ("missing", "json_invalid") else f"{message}, got {_short(finding['input'])}"
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # a user's __repr__ must not hide what was wrong
+        text = f"<{type(value).__name__}: {error}>"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _require_same(instance: BaseModel, back: BaseModel, dump: bytes) -> None:
+    difference = _difference(instance, back, type(instance).__name__)
+    if difference:
+        raise NotRoundTrip(difference)
+    again = back.__pydantic_serializer__.to_json(back, by_alias=True, round_trip=True, warnings=False)
+    # a set may come back in another order: the same bytes, moved
+    if again != dump and sorted(again) != sorted(dump):
+        raise NotRoundTrip(f"{type(instance).__name__} dumps differently once it was read back")
+
+
+def _difference(one: Any, two: Any, path: str) -> str:
+    """The first place where two values differ; "" where they are equal or cannot be compared."""
+    if type(one) is type(two):
+        if one == two or "__eq__" not in _own_methods(type(one)):
+            return ""
+        pairs = _parts(one, two)
+        if pairs is not None:
+            found = (_difference(left, right, f"{path}.{name}") for name, left, right in pairs)
+            return next(filter(None, found), "")
+    elif one == two and not isinstance(one, BaseModel):
+        return ""
+    return f"{path}: {_short(one)} comes back from JSON as {_short(two)}"
+
+
+def _own_methods(kind: type) -> set[str]:
+    return {name for base in kind.__mro__[:-1] for name in vars(base)}
+
+
+def _parts(one: Any, two: Any) -> list[tuple[object, Any, Any]] | None:
+    """What two values of one type are made of, side by side; None where they are not made of the same parts."""
+    if isinstance(one, BaseModel):
+        left, right = ({**value.__dict__, **(value.__pydantic_extra__ or {})} for value in (one, two))
+        names = [*type(one).model_fields, *(one.__pydantic_extra__ or {})]
+        return [(name, left.get(name), right.get(name)) for name in names]
+    if isinstance(one, Mapping) and one.keys() == two.keys():
+        return [(key, one[key], two[key]) for key in one]
+    if isinstance(one, (list, tuple)) and len(one) == len(two):
+        return [(index, *pair) for index, pair in enumerate(zip(one, two, strict=True))]
+    return None
+
+
+@lru_cache(maxsize=256)
+def _has_integers(model: type[BaseModel]) -> bool:
+    try:
+        return b'"integer"' in msgspec.json.encode(model.model_json_schema())
+    except Exception:  # a model without a JSON Schema may hold anything
+        return True
+
+
+def _require_64_bits(dump: bytes) -> None:
+    pending = [msgspec.json.decode(dump)]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise NotRoundTrip(f"the integer {_short(value)} does not fit 64 bits; use a str field for such numbers")
+        pending.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())

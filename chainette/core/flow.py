@@ -1,0 +1,283 @@
+"""How rows flow through a plan: pure functions over what is durable.
+
+`frontier` is the one admission function (PROTOCOL 1): it walks a root's rows from the start, takes
+every durable outcome, and puts only pending rows into units. `advance` is the same walk where nothing
+is durable: it finds the successors of a finished unit. `settle` is what a complete root came to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from chainette.core.apply import Cardinality
+from chainette.core.plan import End, Fork, Join, NodeKind, Plan, PlanNode, Side, Target, ToBranchEnd, ToFork, ToNode
+from chainette.records import Effects, Output, Partial, Row, Scope, Unit, owner_of, row_order
+
+__all__ = ["ROOT", "Durable", "Settled", "advance", "frontier", "join_rows", "row_of", "settle"]
+
+#: The scope of a root itself.
+ROOT = ""
+
+
+class Durable:
+    """The outcomes of one root that are on the disk, by node and row."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[str, dict[str, list[Output]]] = {}
+        self._rejected: dict[str, set[str]] = {}
+        self._dropped: dict[str, set[str]] = {}
+
+    def add(self, node: PlanNode, outputs: Iterable[Output], rejected: Iterable[str], dropped: Iterable[str]) -> None:
+        """Takes in what one unit, or one line of the log, says."""
+        children = self._outputs.setdefault(node.id, {})
+        many = node.cardinality is Cardinality.MANY
+        for output in outputs:
+            parent = output.row_id.rpartition(".")[0] if many else output.row_id
+            children.setdefault(parent, []).append(output)
+        self._rejected.setdefault(node.id, set()).update(rejected)
+        self._dropped.setdefault(node.id, set()).update(dropped)
+
+    def add_rejected(self, step_id: str, row_ids: Iterable[str]) -> None:
+        """Rejections alone: bad lines of the input."""
+        self._rejected.setdefault(step_id, set()).update(row_ids)
+
+    def rejected(self, node: str) -> set[str]:
+        return self._rejected.get(node, set())
+
+    def outputs(self, node: str, row_id: str) -> list[Output] | None:
+        """The outputs of a row in id order, [] where it was dropped, None where it is pending."""
+        found = self._outputs.get(node, {}).get(row_id)
+        if found is not None:
+            return sorted(found, key=lambda output: row_order(output.row_id)) if len(found) > 1 else found
+        return [] if row_id in self._dropped.get(node, ()) else None
+
+
+_NOTHING = Durable()
+
+
+@dataclass
+class _Walk:
+    plan: Plan
+    root: int
+    durable: Durable
+    #: None: the parts of new units name the node (re-admission).
+    part: str | None
+    effects: Effects = field(default_factory=Effects)
+    finished: list[Row] = field(default_factory=list)
+    #: Rows at the end of branches that are not joined.
+    sides: dict[str, list[Row]] = field(default_factory=dict)
+    #: Fork -> rows in, rows stopped.
+    forks: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def go(self, target: Target, rows: list[Row], scope: str) -> None:
+        """Rows arrive at a target."""
+        if not rows:
+            return
+        match target:
+            case ToNode():
+                self.visit(self.plan.nodes[target.node], rows, scope)
+            case ToFork():
+                self.fork(self.plan.forks[target.fork], rows, scope)
+            case ToBranchEnd():
+                self.end_branch(target, rows, scope)
+            case End():
+                self.finished.extend(rows)
+
+    def visit(self, node: PlanNode, rows: list[Row], scope: str) -> None:
+        pending: list[Row] = []
+        passed: list[Row] = []
+        rejected = self.durable.rejected(node.id)
+        stopped: list[str] = []
+        for row in rows:
+            if row.row_id in rejected:
+                stopped.append(row.row_id)
+                continue
+            outputs = self.durable.outputs(node.id, row.row_id)
+            if outputs is None:
+                pending.append(row)
+            else:
+                passed += [row_of(node, row, output) for output in outputs]
+        self.queue(node.id, pending, scope)
+        if stopped:
+            self.stop(scope, stopped)
+        self.go(node.next, passed, scope)
+
+    def queue(self, node: str, rows: list[Row], scope: str) -> None:
+        """Pending rows become units of at most batch_size rows."""
+        part = f"r.{node}" if self.part is None else self.part
+        size = self.plan.batch_size
+        for start in range(0, len(rows), size):
+            chunk = part if len(rows) <= size else f"{part}/{start // size}"
+            self.effects.units.append(Unit(node, self.root, chunk, scope, rows[start : start + size]))
+
+    def fork(self, fork: Fork, rows: list[Row], scope: str) -> None:
+        for side in fork.sides:
+            self.go(side.first, rows, ROOT)
+        if not fork.joins:
+            self.go(fork.after, rows, scope)
+            return
+        part = f"r.{fork.id}" if self.part is None else self.part
+        name = f"{fork.id}@{part}"
+        inner = _Walk(self.plan, self.root, self.durable, self.part, sides=self.sides, forks=self.forks)
+        for join in fork.joins:
+            inner.go(join.first, rows, name)
+        open_ids = _pending_owners(inner.effects, {row.row_id for row in rows}, name)
+        self.open_scope(fork, Scope(name, fork.id, scope, part, [row for row in rows if row.row_id in open_ids]), inner.effects)
+        done = [row for row in rows if row.row_id not in open_ids]
+        if done:
+            partials = {join.branch: [] for join in fork.joins}
+            for partial in inner.effects.partials:
+                if partial.scope == name:
+                    partials[partial.branch] += partial.rows
+            stopped = [row_id for where, ids in inner.effects.stopped if where == name for row_id in ids]
+            joined, lost = join_rows(fork, done, partials, stopped)
+            counted = self.forks.get(fork.id, (0, 0))
+            self.forks[fork.id] = (counted[0] + len(done), counted[1] + len(lost))
+            self.stop(scope, lost)
+            self.go(fork.after, joined, scope)
+
+    def open_scope(self, fork: Fork, scope: Scope, inner: Effects) -> None:
+        """Takes over what the branches left pending, with the finished part of the same base rows."""
+        self.effects.units += inner.units
+        if scope.base:
+            self.effects.scopes.append(scope)
+        self.effects.scopes += inner.scopes
+        base = {row.row_id for row in scope.base}
+        for partial in inner.partials:
+            rows = partial.rows if partial.scope != scope.scope else [row for row in partial.rows if _owned(row.row_id, base)]
+            if rows:
+                self.effects.partials.append(Partial(partial.scope, partial.branch, rows))
+        for where, ids in inner.stopped:
+            kept = ids if where != scope.scope else [row_id for row_id in ids if _owned(row_id, base)]
+            self.stop(where, kept)
+
+    def stop(self, scope: str, row_ids: list[str]) -> None:
+        if scope != ROOT and row_ids:
+            self.effects.stopped.append((scope, row_ids))
+
+    def end_branch(self, target: ToBranchEnd, rows: list[Row], scope: str) -> None:
+        if any(side.branch == target.branch for side in self.plan.forks[target.fork].sides):
+            self.sides.setdefault(target.branch, []).extend(rows)
+        else:
+            self.effects.partials.append(Partial(scope, target.branch, rows))
+
+
+def _owned(row_id: str, ids: set[str]) -> bool:
+    return owner_of(row_id, ids) is not None
+
+
+def _by_owner(rows: Iterable[Row], ids: set[str]) -> dict[str, list[Row]]:
+    """Rows grouped by the id in `ids` that they descend from; others are left out."""
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        owner = owner_of(row.row_id, ids)
+        if owner is not None:
+            grouped.setdefault(owner, []).append(row)
+    return grouped
+
+
+def _pending_owners(effects: Effects, base: set[str], scope: str) -> set[str]:
+    """The base rows that still have work below them, side branches aside."""
+    nested = {opened.scope for opened in effects.scopes} | {scope}
+    pending = (row for unit in effects.units if unit.scope in nested for row in unit.rows)
+    return set(_by_owner(pending, base))
+
+
+def row_of(node: PlanNode, row: Row, output: Output) -> Row:
+    """The row after a node, reasoning included."""
+    values = {node.id: output.value}
+    if node.kind is NodeKind.STEP:
+        values[node.reasoning_key] = msgspec.json.encode(output.reasoning)
+    return row.with_values(output.row_id, values)
+
+
+def join_rows(
+    fork: Fork, base: Sequence[Row], partials: Mapping[str, Sequence[Row]], stopped: Iterable[str]
+) -> tuple[list[Row], list[str]]:
+    """(rows with every alias, ids of rows that leave the main flow).
+
+    A row leaves when one of its descendants was rejected in a joined branch, or when a branch that
+    gives one value dropped it. Lists are in numeric row-id order, and empty where all was dropped.
+    """
+    ids = {row.row_id for row in base}
+    lost = {owner_of(row_id, ids) for row_id in stopped}
+    found = {join.branch: _by_owner(partials.get(join.branch, ()), ids) for join in fork.joins}
+    joined = []
+    for row in base:
+        values = {join.alias: _branch_value(join, found[join.branch].get(row.row_id, [])) for join in fork.joins}
+        if row.row_id in lost or None in values.values():
+            lost.add(row.row_id)
+        else:
+            joined.append(row.with_values(row.row_id, values))  # type: ignore[arg-type]
+    return joined, [row.row_id for row in base if row.row_id in lost]
+
+
+def _branch_value(branch: Join | Side, rows: list[Row]) -> bytes | None:
+    """The JSON of what a branch gave for one row; None where it gave nothing and should have."""
+    if branch.many:
+        ordered = sorted(rows, key=lambda row: row_order(row.row_id))
+        return b"[" + b",".join(row.values[branch.value] for row in ordered) + b"]"
+    return rows[0].values[branch.value] if rows else None
+
+
+def frontier(plan: Plan, root: int, rows: list[Row], durable: Durable | None = None) -> Effects:
+    """What to queue so that the root goes on from what is durable; nothing durable is a fresh root.
+
+    Pure: the same arguments give the same units with the same ids, wherever it runs.
+    """
+    walk = _Walk(plan, root, durable or _NOTHING, None if durable is not None else "")
+    walk.go(plan.first, rows, ROOT)
+    return walk.effects
+
+
+def advance(plan: Plan, unit: Unit, rows: list[Row], target: Target, stopped: list[str]) -> Effects:
+    """The successors of a unit whose output rows go to `target`; `stopped` are the ids it rejected."""
+    walk = _Walk(plan, unit.root, _NOTHING, unit.part)
+    walk.stop(unit.scope, stopped)
+    walk.go(target, rows, unit.scope)
+    return walk.effects
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A complete root."""
+
+    #: Rows at the end of the main flow in id order, with the values of ending branches.
+    rows: list[Row]
+    #: Fork -> rows in, rows stopped at its join.
+    forks: dict[str, tuple[int, int]]
+
+
+def settle(plan: Plan, root: int, rows: list[Row], durable: Durable) -> Settled:
+    """What a complete root came to.
+
+    Raises:
+        ValueError: some of its rows are still pending.
+    """
+    walk = _Walk(plan, root, durable, None)
+    walk.go(plan.first, rows, ROOT)
+    if walk.effects.units:
+        pending = walk.effects.units[0]
+        raise ValueError(f"root {root} is not complete: row {pending.rows[0].row_id} is pending at {pending.node!r}")
+    finished = sorted(walk.finished, key=lambda row: row_order(row.row_id))
+    for fork in plan.forks.values():
+        if fork.last and not fork.path:
+            finished = _with_sides(fork, finished, walk.sides)
+    return Settled(finished, walk.forks)
+
+
+def _with_sides(fork: Fork, rows: list[Row], sides: Mapping[str, list[Row]]) -> list[Row]:
+    """The rows with the values of the branches that end the chain; null where one gave nothing."""
+    ids = {row.row_id for row in rows}
+    found = {side: _by_owner(sides.get(side.branch, ()), ids) for side in fork.sides}
+    return [
+        row.with_values(
+            row.row_id,
+            {side.branch: _branch_value(side, below.get(row.row_id, [])) or b"null" for side, below in found.items()},
+        )
+        for row in rows
+    ]
+

@@ -1,0 +1,81 @@
+"""From a row to the chat messages of a step."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from chainette.core.history import History, received
+from chainette.core.plan import Plan, PlanNode
+from chainette.core.step import Step
+from chainette.errors import TemplateError
+from chainette.records import Message, Row
+from chainette.utils.json_schema import generate_json_output_prompt
+from chainette.utils.templates import Template
+
+__all__ = ["Prompter", "prompter"]
+
+
+def prompter(plan: Plan, node: PlanNode) -> Prompter:
+    """The node's Prompter, compiled once per plan."""
+    made: Prompter | None = plan.memo.get(("prompter", node.id))
+    if made is None:
+        made = plan.memo["prompter", node.id] = Prompter(plan, node)
+    return made
+
+
+class Prompter:
+    """Renders one step's prompts; decodes only what the templates name."""
+
+    def __init__(self, plan: Plan, node: PlanNode) -> None:
+        assert isinstance(node.node, Step)
+        self._plan, self._node, self._step = plan, node, node.node
+        self._system = Template(self._step.system_prompt, f"step {node.id!r}, system_prompt")
+        self._user = Template(self._step.user_prompt, f"step {node.id!r}, user_prompt")
+        self._names = self._system.names | self._user.names
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of an answer."""
+        schema: dict[str, Any] = self._step.output_model.model_json_schema()
+        return schema
+
+    @cached_property
+    def instruction(self) -> str:
+        """What is appended to the system prompt."""
+        own = self._step.output_format_instruction
+        return generate_json_output_prompt(self._step.output_model) if own is None else own
+
+    def messages(self, row: Row) -> tuple[Message, ...]:
+        """The messages of the first ask.
+
+        Raises:
+            TemplateError: the prompts cannot be rendered for this row.
+        """
+        if self._step.prompt_builder is not None:
+            return self._built(row)
+        context = self._context(row)
+        system = "\n\n".join(part for part in (self._system.render(context), self.instruction) if part)
+        user = Message("user", self._user.render(context))
+        return (Message("system", system), user) if system else (user,)
+
+    def _context(self, row: Row) -> dict[str, Any]:
+        history = History(self._plan, self._node, row)
+        context: dict[str, Any] = {}
+        bare = [name for name in self._names if name not in history and name != "row_id"]
+        if bare:
+            context["input"] = item = received(self._node, row)
+            context |= {name: getattr(item, name) for name in bare if name != "input" and hasattr(item, name)}
+        context |= {name: history[name] for name in self._names if name in history}
+        return context | {"row_id": row.row_id}
+
+    def _built(self, row: Row) -> tuple[Message, ...]:
+        builder = self._step.prompt_builder
+        assert builder is not None
+        try:
+            messages = tuple(builder(self._step, received(self._node, row), History(self._plan, self._node, row)))
+        except Exception as error:
+            raise TemplateError(f"prompt_builder of step {self._node.id!r} raised {type(error).__name__}: {error}") from error
+        if not messages or not all(isinstance(message, Message) for message in messages):
+            raise TemplateError(f"prompt_builder of step {self._node.id!r} must return a list of Message, it returned {messages!r}")
+        return messages

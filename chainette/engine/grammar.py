@@ -1,0 +1,49 @@
+"""A JSON Schema as the grammar that llama.cpp's constrained decoding (llguidance) reads.
+
+Guarantee: every answer that the grammar allows and the schema could refuse is left to validation; no answer is
+lost that the schema allows, but for unknown properties, which models only invent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["compact_grammar", "grammar_holds"]
+
+#: No blanks between tokens; keywords that it does not know are skipped instead of giving up.
+_GUIDANCE = {"whitespace_flexible": False, "lenient": True, "coerce_one_of": True}
+
+
+def compact_grammar(schema: dict[str, Any]) -> str:
+    """The grammar for answers that are JSON of this schema without blanks."""
+    body = msgspec.json.encode({**_closed(schema), "x-guidance": _GUIDANCE}).decode()
+    return "%llguidance {}\nstart: %json " + body
+
+
+def grammar_holds(first_token: str) -> bool:
+    """Whether an answer that was asked to be prose began as the grammar wants it.
+
+    llama.cpp drops a grammar that it cannot compile without saying so.
+    """
+    return first_token[:1] in {"{", "[", '"'} and not first_token[1:].isspace()
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with objects that name their properties closed to others: small models go on forever else."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed_member(key, part) for key, part in schema.items()}
+    if isinstance(schema.get("properties"), dict) and "$ref" not in schema and "allOf" not in schema:
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _closed_member(key: str, part: Any) -> Any:
+    """`properties` and `$defs` map names to schemas; `enum`, `const` and `default` hold values."""
+    if key in ("properties", "$defs", "patternProperties") and isinstance(part, dict):
+        return {name: _closed(inner) for name, inner in part.items()}
+    return part if key in ("enum", "const", "default", "examples") else _closed(part)

@@ -1,0 +1,183 @@
+"""Opening engines when they are first needed, and giving them back.
+
+Guarantees: an engine is opened once however many callers ask at the same time; engines that share a device are
+never open together; on leaving, everything that was opened is closed, also when the run was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import TracebackType
+
+import anyio
+
+from chainette.engine.base import Engine
+from chainette.engine.config import EngineConfig
+from chainette.errors import EngineConfigError, EngineUnavailable, UnknownEngine
+
+__all__ = ["Engines", "create_engine", "release_engine"]
+
+OnLoaded = Callable[[EngineConfig, Engine, float], None]
+OnReleased = Callable[[EngineConfig], None]
+
+_CLASSES: Mapping[str, tuple[str, str]] = {
+    "openai": ("chainette.engine.openai", "OpenAIEngine"),
+    "ollama": ("chainette.engine.ollama", "OllamaEngine"),
+    "llama_cpp": ("chainette.engine.llama_cpp", "LlamaCppEngine"),
+    "simulated": ("chainette.engine.simulated", "SimulatedEngine"),
+}
+
+#: What `release_engine` reaches: it is called without knowing the runs of this process.
+_live: weakref.WeakSet[Engines] = weakref.WeakSet()
+
+
+def create_engine(config: EngineConfig) -> Engine:
+    """The engine of a configuration, not opened.
+
+    Raises:
+        EngineConfigError: the backend is not part of this version, or its values cannot work.
+    """
+    if config.backend not in _CLASSES:
+        known = ", ".join(sorted(_CLASSES))
+        raise EngineConfigError(
+            f"engine {config.name!r}: backend {config.backend!r} is not part of this version; use one of {known} "
+            "(`vllm serve` answers to the backend 'openai' with endpoint=...)"
+        )
+    module, name = _CLASSES[config.backend]
+    engine: Engine = getattr(import_module(module), name)(config)
+    return engine
+
+
+class Engines:
+    """The engines of one run; an async context manager that closes what it opened."""
+
+    def __init__(
+        self,
+        configs: Mapping[str, EngineConfig],
+        *,
+        on_loaded: OnLoaded = lambda _config, _engine, _seconds: None,
+        on_released: OnReleased = lambda _config: None,
+        create: Callable[[EngineConfig], Engine] = create_engine,
+    ) -> None:
+        self._configs = configs
+        self._on_loaded = on_loaded
+        self._on_released = on_released
+        self._create = create
+        self._engines: dict[str, Engine] = {}
+        self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._device = anyio.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aenter__(self) -> Engines:
+        self.loop = asyncio.get_running_loop()
+        _live.add(self)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        _live.discard(self)
+        with anyio.CancelScope(shield=True):
+            await self.release()
+
+    @property
+    def opened(self) -> tuple[str, ...]:
+        """Names of the engines that are open now."""
+        return tuple(self._engines)
+
+    async def get(self, name: str) -> Engine:
+        """The engine, opened. Those that share its device are released first; their callers must be done.
+
+        A failed open is forgotten: the next caller tries again.
+
+        Raises:
+            UnknownEngine: the run has no engine of that name.
+            EngineUnavailable: it did not become ready.
+            EngineConfigError: it never will.
+        """
+        if name in self._engines:
+            return self._engines[name]
+        if name not in self._configs:
+            raise UnknownEngine(f"no engine {name!r} in this run; it has {', '.join(sorted(self._configs)) or 'none'}")
+        config = self._configs[name]
+        async with self._device if config.exclusive else self._locks[name]:
+            if name not in self._engines:
+                await self._make_room(config)
+                self._engines[name] = await self._open(config)
+            return self._engines[name]
+
+    async def release(self, name: str | None = None) -> None:
+        """Closes one engine, or all. One that is not open is left alone.
+
+        Every engine is closed before the first error of a close is raised.
+        """
+        errors: list[Exception] = []
+        for opened in [name] if name else list(self._engines):
+            try:
+                await self._close(opened)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    async def _make_room(self, config: EngineConfig) -> None:
+        for name in self.opened:
+            if config.shares_device_with(self._configs[name]):
+                await self._close(name)
+
+    async def _open(self, config: EngineConfig) -> Engine:
+        engine = self._create(config)
+        began = time.perf_counter()
+        try:
+            with anyio.fail_after(config.startup_timeout):
+                await engine.open()
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await engine.close()
+            if isinstance(error, TimeoutError):
+                raise EngineUnavailable(
+                    f"engine {config.name!r} was not ready after {config.startup_timeout:g} s (startup_timeout)"
+                ) from error
+            raise
+        self._on_loaded(config, engine, time.perf_counter() - began)
+        return engine
+
+    async def _close(self, name: str) -> None:
+        engine = self._engines.pop(name, None)
+        if engine is not None:
+            await engine.close()
+            self._on_released(self._configs[name])
+
+
+def release_engine(name: str | None = None) -> None:
+    """Closes the engine of that name, or every engine, that a run of this process still holds open.
+
+    A run that goes on opens it again when it needs it. Returns once the memory is free, except on the event
+    loop of the run itself, where the release happens as soon as the caller lets the loop go on.
+    """
+    for engines in list(_live):
+        loop = engines.loop
+        if loop is None or loop.is_closed():
+            continue
+        if not loop.is_running():
+            loop.run_until_complete(engines.release(name))
+        elif _is_here(loop):
+            task = loop.create_task(engines.release(name))
+            _releasing.add(task)
+            task.add_done_callback(_releasing.discard)
+        else:
+            asyncio.run_coroutine_threadsafe(engines.release(name), loop).result()
+
+
+#: The loop holds its tasks weakly.
+_releasing: set[asyncio.Task[None]] = set()
+
+
+def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

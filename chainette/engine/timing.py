@@ -1,0 +1,71 @@
+"""Time for the HTTP engines: where it comes from, how long to wait, what a server asked for.
+
+Everything that waits takes a `Timing`, so that a test replaces the clock instead of sleeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+__all__ = ["Policy", "Timing", "full_jitter", "retry_after"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The sources of time and chance."""
+
+    #: Seconds that only grow.
+    clock: Callable[[], float] = time.monotonic
+    #: Seconds since 1970, for dates that a server sends.
+    wall: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    #: 0 <= x < 1.
+    random: Callable[[], float] = random.random
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How patient the transport is. Seconds, counts and shares."""
+
+    #: The first pause before a retry is drawn from 0 to this, then doubles.
+    backoff: float = 0.5
+    backoff_cap: float = 30.0
+    #: How long an ejected endpoint rests before one request may try it, then doubles.
+    cooldown: float = 1.0
+    cooldown_cap: float = 30.0
+    #: How long a request waits while no endpoint answers anyone.
+    patience: float = 120.0
+    #: Recent requests of an endpoint that count, and how many it takes before they do.
+    window: int = 20
+    least_seen: int = 8
+    #: The share of them that may fail.
+    error_share: float = 0.5
+    #: Seconds for a TCP connection, and for one readiness check.
+    connect_timeout: float = 10.0
+
+
+def full_jitter(chance: float, attempt: int, base: float, cap: float) -> float:
+    """Seconds before try `attempt + 1`: uniform from 0 to `base * 2**(attempt - 1)`, at most `cap`.
+
+    "Full jitter" of Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    return chance * min(cap, base * 2.0 ** min(attempt - 1, 32))
+
+
+def retry_after(header: str | None, wall: float) -> float | None:
+    """Seconds that a `Retry-After` header asks for (RFC 9110, 10.2.3), None where it says nothing."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - wall)
+    except ValueError:
+        return None

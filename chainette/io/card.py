@@ -1,0 +1,157 @@
+"""The dataset card: the README.md that makes a run directory a Hugging Face dataset.
+
+`datasets.load_dataset(<run dir>, "<step id>")` works on it. The description of every config carries a
+digest of its content, because `datasets` takes its cache key from the card alone: without it, grown
+shards, or another directory of the same name, would give the rows of the first load. A config
+without rows is left out, since one that matches no file breaks the loading of the others. JSONL
+configs should state their features: `datasets` infers the types of the first file only, and fails on a
+column that is null all through it and text in the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chainette.io.columns import EXTRA_COLUMN, is_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["CardConfig", "dataset_features", "render_card"]
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """One folder of shards."""
+
+    name: str
+    folder: str
+    rows: int
+    #: Changes with the content of the folder.
+    digest: str
+    #: What a row is, for people.
+    description: str
+    #: `dataset_features` of its schema, where that has some.
+    features: Sequence[Any] | None = None
+
+
+def dataset_features(schema: pa.Schema, format: str) -> list[Any] | None:
+    """The columns as `datasets` writes them in YAML, for JSONL.
+
+    None for Parquet, which has them in the file; for CSV, where `datasets` cannot read nulls into declared
+    numbers; and for a model with unknown fields, whose JSONL columns are not known.
+    """
+    if format != "jsonl" or EXTRA_COLUMN in schema.names:
+        return None
+    return [_feature(field) for field in schema]
+
+
+def _feature(field: pa.Field) -> dict[str, Any]:
+    import pyarrow as pa
+
+    if pa.types.is_list(field.type):
+        return {"name": field.name, "list": _item(field.type.value_field)}
+    if pa.types.is_struct(field.type):
+        return {"name": field.name, "struct": [_feature(part) for part in field.type]}
+    return {"name": field.name, "dtype": _dtype(field)}
+
+
+def _item(field: pa.Field) -> Any:
+    """A list's items: a dtype, the fields of a struct, or a list again."""
+    feature = _feature(field)
+    return feature.get("dtype") or feature.get("struct") or {"list": feature["list"]}
+
+
+def _dtype(field: pa.Field) -> str:
+    return "json" if is_json(field) else {"double": "float64"}.get(str(field.type), str(field.type))
+
+
+def render_card(title: str, run_id: str, status: str, format: str, configs: Sequence[CardConfig]) -> str:
+    """The card: YAML front matter for `datasets`, then a page for people. Pure.
+
+    `flattened` is the default config where it has rows, else the last step is.
+    """
+    import yaml
+
+    loadable = [config for config in configs if config.rows > 0]
+    head = yaml.safe_dump(_front_matter(title, run_id, format, loadable), sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{head}---\n\n{_body(title, run_id, status, format, configs, loadable)}"
+
+
+def _front_matter(title: str, run_id: str, format: str, configs: Sequence[CardConfig]) -> dict[str, Any]:
+    default = _default(configs)
+    entries = [_entry(config, run_id, format, config is default) for config in configs]
+    typed = [{"config_name": config.name, "features": list(config.features)} for config in configs if config.features]
+    return (
+        {"pretty_name": title, "tags": ["chainette"]}
+        | ({"configs": entries} if entries else {})
+        | ({"dataset_info": typed} if typed else {})
+    )
+
+
+def _default(configs: Sequence[CardConfig]) -> CardConfig | None:
+    flattened = [config for config in configs if config.name == "flattened"]
+    steps = [config for config in configs if config.name not in ("flattened", "rejected")]
+    return next(iter([*flattened, *reversed(steps), *configs]), None)
+
+
+def _entry(config: CardConfig, run_id: str, format: str, default: bool) -> dict[str, Any]:
+    entry = {
+        "config_name": config.name,
+        "data_files": f"{config.folder}/*.{format}",
+        "description": f"{config.description} (run {run_id}, sha256:{config.digest})",
+    }
+    return entry | {"default": True} if default else entry
+
+
+def _body(
+    title: str, run_id: str, status: str, format: str, configs: Sequence[CardConfig], loadable: Sequence[CardConfig]
+) -> str:
+    table = "\n".join(f"| `{config.name}` | {config.rows:,} | {_cell(config.description)} |" for config in configs)
+    page = f"# {title}\n\nRun `{run_id}` of Chainette, {status}.\n\n| config | rows | what a row is |\n|---|--:|---|\n{table}\n"
+    shown = _default(loadable)
+    return page + (_loading(shown, format) if shown else "\nThere are no rows yet.\n")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _loading(config: CardConfig, format: str) -> str:
+    files = f"{config.folder}/*.{format}"
+    polars = {"jsonl": "scan_ndjson", "parquet": "scan_parquet", "csv": "scan_csv"}[format]
+    duckdb = {"jsonl": "read_json", "parquet": "read_parquet", "csv": "read_csv"}[format]
+    pandas = {"jsonl": "read_json(file, lines=True, dtype=False)", "parquet": "read_parquet(file)", "csv": "read_csv(file)"}[
+        format
+    ]
+    return _LOADING.format(name=config.name, files=files, polars=polars, duckdb=duckdb, pandas=pandas) + _FORMAT_NOTES[format]
+
+
+_LOADING = """
+## Loading
+
+From this directory:
+
+```python
+import datasets
+rows = datasets.load_dataset(".", "{name}", split="train")
+
+import polars
+rows = polars.{polars}("{files}").collect()
+
+import duckdb
+rows = duckdb.sql("SELECT * FROM {duckdb}('{files}')")
+
+import glob, pandas
+rows = pandas.concat([pandas.{pandas} for file in sorted(glob.glob("{files}"))])
+```
+
+`row_id` joins the folders. """
+
+_FORMAT_NOTES = {
+    "jsonl": "One JSON object per line.\n",
+    "parquet": "Dates, times and decimals are text; values without a fixed shape (dicts, unions) are JSON text.\n",
+    "csv": 'Nothing between two commas is null, `""` is the empty string; lists and objects are JSON in their cell.\n',
+}

@@ -1,0 +1,137 @@
+"""CSV and TSV as text: cutting a stream into records, records into cells, and writing them.
+
+RFC 4180, read leniently the way Python's csv module does: a quote matters only at the start of a
+cell. Unlike that module it tells an empty cell (None) from a quoted empty one (""), knows the line
+where a record starts, and never holds more than `max_bytes` of a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NamedTuple
+
+__all__ = ["Line", "format_cells", "lines", "records", "split_cells"]
+
+_SPECIAL = frozenset('",\r\n')
+#: How much of a line that is too long is kept for the rejection.
+KEPT = 65536
+
+
+class Line(NamedTuple):
+    """One line, or one CSV record of several lines, with its line end."""
+
+    number: int
+    data: bytes
+    #: "" or why the data is not whole; then `data` is its beginning.
+    error: str = ""
+
+
+def lines(stream: IO[bytes], max_bytes: int, first: int = 1) -> Iterator[Line]:
+    """The lines of a stream; of one over `max_bytes` only the beginning is ever held."""
+    number = first - 1
+    while data := stream.readline(max_bytes + 1):
+        number += 1
+        if len(data) > max_bytes and not data.endswith(b"\n"):
+            total = len(data) + _skip_line(stream)
+            yield Line(number, data[:KEPT], f"the line is {total:,} bytes long, more than the {max_bytes:,} allowed")
+        else:
+            yield Line(number, data)
+
+
+def _skip_line(stream: IO[bytes]) -> int:
+    skipped = 0
+    while data := stream.readline(1 << 20):
+        skipped += len(data)
+        if data.endswith(b"\n"):
+            break
+    return skipped
+
+
+def records(stream: IO[bytes], separator: bytes, max_bytes: int, first: int = 1) -> Iterator[Line]:
+    """The records of a CSV stream: lines, joined where a quoted cell holds a line end."""
+    source = lines(stream, max_bytes, first)
+    for line in source:
+        if not line.error and b'"' in line.data and _is_open(line.data, separator, inside=False):
+            yield _join_record(line, source, separator, max_bytes)
+        else:
+            yield line
+
+
+def _join_record(start: Line, source: Iterable[Line], separator: bytes, max_bytes: int) -> Line:
+    parts, size, error, last = [start.data], len(start.data), "", start.number
+    for line in source:
+        last, data = line.number, line.data
+        size += len(data)
+        error = error or line.error
+        if not error and size > max_bytes:
+            error = f"the record is longer than the {max_bytes:,} bytes allowed; is a quote in it never closed?"
+        if error:
+            parts = [b"".join(parts)[:KEPT]]
+        else:
+            parts.append(data)
+        if not _is_open(data, separator, inside=True):
+            break
+    else:
+        error = f"a quoted cell in it is never closed; the {last - start.number:,} lines after it were read as part of it"
+    return Line(start.number, b"".join(parts), error)
+
+
+def _is_open(data: bytes, separator: bytes, *, inside: bool) -> bool:
+    """Whether a quoted cell is open at the end of a line."""
+    at = 0
+    while True:
+        if not inside:
+            if data[at : at + 1] != b'"':
+                at = data.find(separator, at) + 1
+                if at == 0:
+                    return False
+                continue
+            at += 1
+        quote = data.find(b'"', at)
+        if quote < 0:
+            return True
+        inside = data[quote + 1 : quote + 2] == b'"'
+        at = quote + 2 if inside else data.find(separator, quote + 1) + 1
+        if at == 0:
+            return False
+
+
+def split_cells(text: str, separator: str) -> list[str | None]:
+    """The cells of a record; None is an empty cell without quotes."""
+    text = text.removesuffix("\n").removesuffix("\r")
+    if '"' not in text:
+        return [cell or None for cell in text.split(separator)]
+    cells: list[str | None] = []
+    at = 0
+    while at <= len(text):
+        cell, at = _quoted(text, at + 1, separator) if text.startswith('"', at) else _plain(text, at, separator)
+        cells.append(cell)
+    return cells
+
+
+def _plain(text: str, at: int, separator: str) -> tuple[str | None, int]:
+    end = text.find(separator, at)
+    end = len(text) if end < 0 else end
+    return text[at:end] or None, end + 1
+
+
+def _quoted(text: str, at: int, separator: str) -> tuple[str, int]:
+    """The quoted cell whose content starts at `at`, and where the next cell starts."""
+    parts = []
+    while (quote := text.find('"', at)) >= 0 and text.startswith('"', quote + 1):
+        parts.append(text[at : quote + 1])
+        at = quote + 2
+    quote = len(text) if quote < 0 else quote
+    rest, following = _plain(text, quote + 1, separator)
+    return "".join([*parts, text[at:quote], rest or ""]), following
+
+
+def format_cells(cells: Iterable[Any]) -> str:
+    """A line of CSV. None is nothing, an empty string is "", so that they can be told apart."""
+    return ",".join(["" if cell is None else _quote(cell) for cell in cells]) + "\n"
+
+
+def _quote(cell: str) -> str:
+    if cell and _SPECIAL.isdisjoint(cell) and cell[0] > " " and cell[-1] > " ":
+        return cell
+    return '"' + cell.replace('"', '""') + '"'

@@ -1,0 +1,206 @@
+"""Forking inside a directory: `--from` and `--retry` reopen rows of a run (PROTOCOL 18).
+
+A directory is built aside out of what is kept - shards hard-linked, log lines copied, `rejected/` and
+`flattened/` rewritten - and swapped in by rename. After that it is an ordinary directory to resume.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chainette.core.plan import Plan
+from chainette.errors import RunDirectoryError
+from chainette.io.events import AnyEvent, RunFinished, RunPaused, ShardSealed, UnitCommitted
+from chainette.io.log import EventLog, encode_line, read_log
+from chainette.io.readback import ShardReader
+from chainette.io.replay import RunState, Status
+from chainette.io.rundir import RunDir, disk_errors, fsync_dir
+from chainette.io.shards import Span, StreamWriter
+from chainette.records import CHAIN_INPUT
+
+__all__ = ["Reopen", "affected_by", "finish_swap", "fork"]
+
+
+@dataclass(frozen=True)
+class Reopen:
+    """What a fork takes back."""
+
+    #: Nodes all of whose rows are computed anew.
+    nodes: frozenset[str] = frozenset()
+    #: Whether a rejection (step id, reason) is taken back.
+    rejection: Callable[[str, str], bool] = lambda _step, _reason: False
+
+
+def affected_by(plan: Plan, step: str) -> frozenset[str]:
+    """A node and everything that depends on it."""
+    affected = {step}
+    for node in plan.nodes.values():
+        if any(name in affected for name in node.scope) or any(_alias_of(plan, name) & affected for name in node.scope):
+            affected.add(node.id)
+    return frozenset(affected)
+
+
+def _alias_of(plan: Plan, name: str) -> set[str]:
+    """The nodes behind a joined alias."""
+    branches = {join.branch for fork in plan.forks.values() for join in fork.joins if join.alias == name}
+    return {node.id for node in plan.nodes.values() if branches & {*node.path}}
+
+
+def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
+    """Replaces the directory by one in which rows are pending again; returns how many rejections that took back.
+
+    Raises:
+        RunDirectoryInUse: another process writes to it.
+        RunDirectoryError: rows that are needed again were not kept.
+        DiskError: the disk refused; the directory is as it was.
+    """
+    lost = [node.id for node in plan.nodes.values() if node.hidden and state.status is Status.FINISHED and node.id not in reopen.nodes]
+    if lost:
+        raise RunDirectoryError(
+            f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
+            f"compute them anew: `chainette resume {directory} --from {lost[0]}`"
+        )
+    lock = EventLog(directory.log)
+    try:
+        aside = RunDir(_aside(directory.path))
+        shutil.rmtree(aside.path, ignore_errors=True)
+        forking = _Fork(directory, aside, plan, state, reopen)
+        with disk_errors(aside.path):
+            forking.build()
+            _swap(directory.path)
+        return forking.taken_back
+    finally:
+        lock.close()
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.fork")
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _swap(path: Path) -> None:
+    path.rename(_old(path))
+    _aside(path).rename(path)
+    fsync_dir(path.parent)
+    shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def finish_swap(directory: RunDir) -> None:
+    """Ends a swap that a crash cut in two; called before a directory is read."""
+    path = directory.path
+    if not path.exists() and _old(path).exists() and _aside(path).exists():
+        _aside(path).rename(path)
+        fsync_dir(path.parent)
+    if path.exists() and _old(path).exists():
+        shutil.rmtree(_old(path), ignore_errors=True)
+
+
+@dataclass
+class _Fork:
+    source: RunDir
+    target: RunDir
+    plan: Plan
+    state: RunState
+    reopen: Reopen
+    #: Rejections that became pending rows again.
+    taken_back: int = 0
+    _open_roots: set[int] = field(default_factory=set)
+    _rewritten: dict[str, StreamWriter] = field(default_factory=dict)
+    _seq: int = 0
+
+    def build(self) -> None:
+        reader = ShardReader(self.source, self.plan, self.state)
+        self._open_roots = set(self._roots_to_open(reader))
+        self.target.path.mkdir(parents=True)
+        self._link_shards()
+        base = self.target.path if self.state.run.settings["format"] == "jsonl" else self.target.journals
+        for name in ("rejected", "flattened"):
+            self._rewritten[name] = StreamWriter(name, base / name, self.state.run.settings["max_rows_per_file"])
+        with self.target.log.open("wb") as log:
+            for _, event in read_log(self.source.log):
+                for kept in self._keep(event, reader):
+                    log.write(encode_line(msgspec.structs.replace(kept, seq=self._seq)))
+                    self._seq += 1
+            for stream in self._rewritten.values():
+                stream.close()
+            log.flush()
+            os.fsync(log.fileno())
+        fsync_dir(self.target.path)
+
+    def _roots_to_open(self, reader: ShardReader) -> Iterator[int]:
+        for _, event in read_log(self.source.log):
+            if isinstance(event, UnitCommitted):
+                if self.reopen.nodes or any(self._reopens(line) for line in reader.rejected(event.off)):
+                    yield event.root
+
+    def _reopens(self, rejection: dict[str, Any]) -> bool:
+        return rejection["step_id"] != CHAIN_INPUT and self.reopen.rejection(rejection["step_id"], rejection["reason"])
+
+    def _link_shards(self) -> None:
+        """Hard links of everything that is kept as it is; copies where the file system has none."""
+        folders = [node.folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
+        places = [f"{prefix}{folder}" for folder in folders for prefix in ("", ".journal/", ".held/")]
+        for place in [*places, self.source.inputs.name]:
+            for path in sorted((self.source.path / place).glob("*")):
+                target = self.target.path / place / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(path, target)
+
+    def _keep(self, event: AnyEvent, reader: ShardReader) -> Iterator[AnyEvent]:
+        """The event as the fork's log has it; nothing where it no longer holds."""
+        match event:
+            case RunPaused() | RunFinished():
+                return
+            case ShardSealed():
+                folder = event.file.rpartition("/")[0]
+                if folder not in self._rewritten and not self._is_reopened(folder):
+                    yield event
+            case UnitCommitted():
+                if event.node not in self.reopen.nodes:
+                    yield self._keep_unit(event, reader)
+            case _:
+                yield event
+
+    def _is_reopened(self, folder: str) -> bool:
+        return any(node.folder == folder and node.id in self.reopen.nodes for node in self.plan.nodes.values())
+
+    def _keep_unit(self, event: UnitCommitted, reader: ShardReader) -> UnitCommitted:
+        """The unit with the spans that its rejections and its finished rows have now."""
+        off: dict[str, Span] = {file: span for file, span in event.off.items() if file.rpartition("/")[0] not in self._rewritten}
+        lines = [(line, msgspec.json.decode(line)) for line in reader.read("rejected", event.off)]
+        kept = [(line, rejection) for line, rejection in lines if not self._reopens(rejection)]
+        gone = len(lines) - len(kept)
+        self.taken_back += gone
+        off |= self._rewritten["rejected"].append([line for line, _ in kept])
+        is_open = event.root in self._open_roots
+        if not is_open:
+            off |= self._rewritten["flattened"].append(list(reader.read("flattened", event.off)))
+        reasons = dict(event.reasons)
+        for _, rejection in lines:
+            if self._reopens(rejection):
+                reasons[rejection["reason"]] -= 1
+        return msgspec.structs.replace(
+            event,
+            off=off,
+            taken=event.taken - gone,
+            rejected=len(kept),
+            reasons={reason: count for reason, count in reasons.items() if count},
+            root_done=None if is_open else event.root_done,
+        )
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,101 @@
+"""Parquet as an input: row groups and batches, never a whole file in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chainette.errors import InputError
+from chainette.io.readers import InputFile, Record
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+__all__ = ["ParquetFiles"]
+
+
+class ParquetFiles(InputFile):
+    """A Parquet file, or those of a folder in order."""
+
+    kind = "parquet"
+
+    def __init__(self, path: Path, limit: int | None, files: list[Path]) -> None:
+        super().__init__(path, limit)
+        self._files = files
+        self._sizes = [self._metadata(file).num_rows for file in files]
+
+    def files(self) -> list[Path]:
+        return list(self._files)
+
+    def columns(self) -> list[str]:
+        with self._open(self._files[0]) as file:
+            return list(file.schema_arrow.names)
+
+    def _count(self) -> int:
+        return sum(self._sizes)
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+
+    def _metadata(self, path: Path) -> Any:
+        with self._open(path) as file:
+            return file.metadata
+
+    def _records(self, start: int) -> Iterator[Record]:
+        first = 0
+        for path, size in zip(self._files, self._sizes, strict=True):
+            if start < first + size:
+                for index, row in self._rows(path, max(0, start - first)):
+                    yield Record(first + index, first + index + 1, row)
+            first += size
+
+    def _rows(self, path: Path, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number in the file, row) from row `start` on; row groups before it are not touched."""
+        import pyarrow as pa
+
+        with self._open(path) as file:
+            groups, index = [], 0
+            for group in range(file.metadata.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if index + size > start:
+                    groups.append(group)
+                elif not groups:
+                    index += size
+            try:
+                for batch in file.iter_batches(256, row_groups=groups, use_threads=False):
+                    if index + batch.num_rows > start:
+                        skip = max(0, start - index)
+                        yield from enumerate(_plain_rows(batch.slice(skip)), index + skip)
+                    index += batch.num_rows
+            except pa.ArrowException as error:
+                raise InputError(f"{path}: cannot be read after row {index}: {error}") from error
+
+
+def _plain_rows(batch: Any) -> list[dict[str, Any]]:
+    """Rows as Python objects: nanoseconds are cut to microseconds, maps become dicts."""
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = batch.cast(
+        pa.schema([_without_nanoseconds(field) for field in batch.schema]), safe=False
+    ).to_pylist()
+    maps = [field.name for field in batch.schema if pa.types.is_map(field.type)]
+    for row in rows:
+        row.update({name: dict(row[name]) for name in maps if row[name] is not None})
+    return rows
+
+
+def _without_nanoseconds(field: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+        return field.with_type(pa.timestamp("us", field.type.tz))
+    if pa.types.is_duration(field.type) and field.type.unit == "ns":
+        return field.with_type(pa.duration("us"))
+    return field

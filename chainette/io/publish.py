@@ -1,0 +1,46 @@
+"""The files that follow from the log: graph.json, metadata.json and the dataset card."""
+
+from __future__ import annotations
+
+import hashlib
+
+from chainette.io.card import CardConfig, render_card
+from chainette.io.replay import RunState, pretty
+from chainette.io.rundir import RunDir, publish
+
+__all__ = ["publish_metadata", "render_files"]
+
+
+def publish_metadata(directory: RunDir, state: RunState) -> None:
+    """Writes the derived files, each whole.
+
+    Raises:
+        DiskError: the disk refused.
+    """
+    for name, data in render_files(state).items():
+        publish(directory.path / name, data)
+
+
+def render_files(state: RunState) -> dict[str, bytes]:
+    """File name -> content. Pure: the same log gives the same bytes."""
+    run = state.run
+    configs = [_config(state, folder, description) for folder, description in _folders(state)]
+    card = render_card(
+        title=run.chain, run_id=run.run_id, status=state.status, format=run.settings.get("format", "jsonl"), configs=configs
+    )
+    return {"graph.json": pretty(state.graph), "metadata.json": pretty(state.metadata()), "README.md": card.encode()}
+
+
+def _folders(state: RunState) -> list[tuple[str, str]]:
+    folders = [(node["folder"], f"output rows of {node['id']}") for node in state.graph["nodes"] if not node["hidden"]]
+    return [*folders, ("flattened", "one row per finished item, across all steps"), ("rejected", "rows that were rejected, with the reason")]
+
+
+def _config(state: RunState, folder: str, description: str) -> CardConfig:
+    """A folder that has shards which readers may open."""
+    ends = state.ends.get(folder, {})
+    if state.run.settings.get("format", "jsonl") != "jsonl":
+        ends = {number: end for number, end in ends.items() if number in state.sealed.get(folder, {})}
+    content = f"{state.run.run_id} {folder} {sorted(ends.items())}"
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return CardConfig(folder, folder, sum(rows for _, rows in ends.values()), digest, description)

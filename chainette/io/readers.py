@@ -1,0 +1,258 @@
+"""Readers: one input, record by record, in bounded memory.
+
+Every record of an input has an index from 0 that never changes: bad records have one, blank lines
+have none. A record that cannot even be read (too long, not UTF-8, too many cells) is a record with an
+`error`; it costs no other record. `records(start)` goes straight on from an index without decoding
+what lies before it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, cast
+
+import msgspec
+
+from chainette.errors import InputError
+from chainette.io.delimited import KEPT, Line, lines, records, split_cells
+
+__all__ = ["DelimitedFile", "InputFile", "JsonLinesFile", "Record", "open_bytes"]
+
+_BOM = b"\xef\xbb\xbf"
+_SAMPLE = 1 << 20
+#: Inputs up to this size are counted, larger ones estimated.
+_COUNTED_BYTES = 64 << 20
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One record of the input."""
+
+    #: 0-based; bad records count, blank lines do not.
+    index: int
+    #: The 1-based line where it starts; in Parquet the record's number from 1.
+    line: int
+    #: JSON of a JSONL line; cells by column for CSV (empty ones left out) and Parquet; where `error` is
+    #: set, the beginning of the bytes that could not be read.
+    data: bytes | dict[str, Any]
+    #: Why the record cannot be read at all.
+    error: str | None = None
+
+    @property
+    def raw(self) -> str:
+        """The record for people, cut at 64 KiB."""
+        if isinstance(self.data, bytes):
+            return self.data[:KEPT].decode(errors="replace")
+        return str(self.data if len(self.data) < 1000 else list(self.data))[:KEPT]
+
+
+class InputFile(ABC):
+    """An input whose kind is known. Opens its files only while it reads."""
+
+    #: "jsonl", "csv", "tsv" or "parquet"
+    kind: str
+
+    def __init__(self, path: Path, limit: int | None) -> None:
+        self.path = path
+        self.limit = limit
+
+    @abstractmethod
+    def _records(self, start: int) -> Iterator[Record]: ...
+
+    @abstractmethod
+    def _count(self) -> int | None: ...
+
+    @abstractmethod
+    def columns(self) -> list[str] | None:
+        """The columns every record has; None where each record names its own."""
+
+    def files(self) -> list[Path]:
+        """The files it is made of, in reading order."""
+        return [self.path]
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """The records from index `start` up to the limit.
+
+        Raises:
+            InputError: the file went away or broke while it was read.
+        """
+        stop = None if self.limit is None else max(0, self.limit - start)
+        try:
+            yield from islice(self._records(start), stop)
+        except (OSError, EOFError) as error:
+            raise InputError(f"{self.path}: cannot be read on: {error}") from error
+
+    def count(self) -> int | None:
+        """How many records `records()` yields: exact up to 64 MiB and for Parquet, beyond that an estimate
+        from samples, for an ETA. None where even that would mean reading everything (large gzip)."""
+        found = self._count()
+        return found if found is None or self.limit is None else min(found, self.limit)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another: size, time, and a digest of its first and last MiB."""
+        stats = [file.stat() for file in self.files()]
+        return {
+            "path": str(self.path.absolute()),
+            "kind": self.kind,
+            "size": sum(stat.st_size for stat in stats),
+            "mtime_ns": max(stat.st_mtime_ns for stat in stats),
+            "sample": _sample_digest(self.files()),
+        }
+
+    def digest(self) -> str:
+        """sha256 of the whole input as it lies on disk; of a folder, of its files in order."""
+        total = hashlib.sha256()
+        for file in self.files():
+            with file.open("rb") as stream:
+                while block := stream.read(_SAMPLE):
+                    total.update(block)
+        return total.hexdigest()
+
+
+def _sample_digest(files: list[Path]) -> str:
+    total = hashlib.sha256()
+    with files[0].open("rb") as first:
+        total.update(first.read(_SAMPLE))
+    with files[-1].open("rb") as last:
+        last.seek(max(0, files[-1].stat().st_size - _SAMPLE))
+        total.update(last.read(_SAMPLE))
+    return total.hexdigest()
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The text of a file behind gzip and a UTF-8 byte-order mark, if it has those."""
+    stream: IO[bytes] = path.open("rb")
+    if stream.read(2) == b"\x1f\x8b":
+        stream.close()
+        stream = cast("IO[bytes]", gzip.open(path))  # noqa: SIM115
+    stream.seek(0)
+    if stream.read(3) != _BOM:
+        stream.seek(0)
+    return stream
+
+
+class _TextFile(InputFile):
+    """What JSONL and CSV share: text, cut into lines or records."""
+
+    def __init__(self, path: Path, limit: int | None, max_line_bytes: int) -> None:
+        super().__init__(path, limit)
+        self._max_line_bytes = max_line_bytes
+
+    @abstractmethod
+    def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
+        """The stream as one `Line` per record, blank ones included."""
+
+    def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
+        return (line for line in self._cut(stream) if line.error or not line.data.isspace())
+
+    def _count(self) -> int | None:
+        size = self.path.stat().st_size
+        with open_bytes(self.path) as stream:
+            compressed = isinstance(stream, gzip.GzipFile)
+            if size <= (_COUNTED_BYTES >> 3 if compressed else _COUNTED_BYTES):
+                return sum(1 for _ in self._lines(stream))
+            return None if compressed else self._estimate(stream, size)
+
+    def _estimate(self, stream: IO[bytes], size: int) -> int:
+        """Records per byte in eight samples of a MiB, spread evenly."""
+        sampled = 0
+        for part in range(8):
+            stream.seek(size // 8 * part)
+            sampled += stream.read(_SAMPLE).count(b"\n")
+        stream.seek(0)
+        head = stream.read(_SAMPLE)
+        return round(size / (8 * _SAMPLE) * sampled * self._records_per_line(head))
+
+    def _records_per_line(self, head: bytes) -> float:
+        import io
+
+        found = sum(1 for _ in self._lines(io.BytesIO(head)))
+        return found / max(1, head.count(b"\n"))
+
+
+class JsonLinesFile(_TextFile):
+    """One JSON object per line."""
+
+    kind = "jsonl"
+
+    def columns(self) -> None:
+        return None
+
+    def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
+        return lines(stream, self._max_line_bytes)
+
+    def _records(self, start: int) -> Iterator[Record]:
+        with open_bytes(self.path) as stream:
+            for index, line in islice(enumerate(self._lines(stream)), start, None):
+                data = line.data.rstrip(b"\r\n")
+                yield Record(index, line.number, data, line.error or _utf8_problem(data))
+
+
+def _utf8_problem(data: bytes) -> str | None:
+    if data.isascii():
+        return None
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return f"not UTF-8: byte {error.start} of the record is 0x{data[error.start]:02x}; convert the file to UTF-8"
+    return None
+
+
+class DelimitedFile(_TextFile):
+    """CSV or TSV with a header. An empty cell is missing, and so are cells that a short record lacks."""
+
+    def __init__(self, path: Path, limit: int | None, max_line_bytes: int, kind: str) -> None:
+        super().__init__(path, limit, max_line_bytes)
+        self.kind = kind
+        self._separator = "\t" if kind == "tsv" else ","
+        self._columns = self._read_header()
+
+    def columns(self) -> list[str]:
+        return list(self._columns)
+
+    def _read_header(self) -> list[str]:
+        with open_bytes(self.path) as stream:
+            first = next((line.data for line in lines(stream, self._max_line_bytes) if not line.data.isspace()), b"")
+        if self.kind == "csv" and b"," not in first and b";" in first:
+            self._separator = ";"
+        with open_bytes(self.path) as stream:
+            header = next(super()._lines(stream), None)
+        return _column_names(self.path, header, self._separator) if header else []
+
+    def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
+        return records(stream, self._separator.encode(), self._max_line_bytes)
+
+    def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
+        return islice(super()._lines(stream), 1, None)
+
+    def _records(self, start: int) -> Iterator[Record]:
+        with open_bytes(self.path) as stream:
+            for index, line in islice(enumerate(self._lines(stream)), start, None):
+                yield self._record(index, line)
+
+    def _record(self, index: int, line: Line) -> Record:
+        error = line.error or _utf8_problem(line.data)
+        if error:
+            return Record(index, line.number, line.data[:KEPT], error)
+        cells = split_cells(line.data.decode(), self._separator)
+        if len(cells) > len(self._columns) and any(cells[len(self._columns) :]):
+            error = f"{len(cells)} cells where the header has {len(self._columns)}; quote cells that hold {self._separator!r}"
+            return Record(index, line.number, line.data[:KEPT], error)
+        return Record(index, line.number, {name: cell for name, cell in zip(self._columns, cells, strict=False) if cell})
+
+
+def _column_names(path: Path, header: Line, separator: str) -> list[str]:
+    problem = header.error or _utf8_problem(header.data)
+    if problem:
+        raise InputError(f"{path}:{header.number}: the header cannot be read: {problem}")
+    names = [(name or "").strip() for name in split_cells(header.data.decode(), separator)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{path}:{header.number}: the header names {', '.join(map(repr, twice))} more than once; rename the columns"
+        )
+    return names

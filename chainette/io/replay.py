@@ -1,0 +1,264 @@
+"""Folding the event log: where a run stands, and the graph.json and metadata.json that follow from it.
+
+`RunState` is fed every event once, by recovery and by the live writer alike; `replay` is the same fold over
+a whole log. Neither looks at anything but events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from chainette.errors import DamagedRun
+from chainette.io.events import (
+    AnyEvent,
+    EngineLoaded,
+    EngineReleased,
+    Event,
+    RootDone,
+    RunCancelled,
+    RunCreated,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    ShardSealed,
+    UnitCommitted,
+    UnitRetried,
+    UnitSplit,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+)
+from chainette.records import CHAIN_INPUT, Reason, Usage
+
+__all__ = ["NodeCounts", "RunState", "Status", "pretty", "replay"]
+
+
+class Status(StrEnum):
+    """Where a run stands."""
+
+    #: a process works on it, or was killed while it did
+    RUNNING = "running"
+    #: it stopped before the end and can be resumed
+    PAUSED = "paused"
+    #: it was given up
+    CANCELLED = "cancelled"
+    #: every row is in its place
+    FINISHED = "finished"
+
+
+@dataclass
+class NodeCounts:
+    """Rows of one node: in = out + rejected + dropped + stopped - expanded."""
+
+    taken: int = 0
+    given: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    stopped: int = 0
+    expanded: int = 0
+    retried: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row that went in is accounted for."""
+        return self.taken == self.given + self.rejected + self.dropped + self.stopped - self.expanded
+
+    def plain(self) -> dict[str, Any]:
+        """The counts under the names that people read."""
+        counts: dict[str, Any] = {
+            "in": self.taken,
+            "out": self.given,
+            "rejected": self.rejected,
+            "dropped": self.dropped,
+            "stopped": self.stopped,
+            "expanded": self.expanded,
+            "balanced": self.balanced,
+        }
+        if self.reasons:
+            counts["reasons"] = dict(sorted(self.reasons.items()))
+        if self.usage.requests:
+            counts |= {"asked_again": self.usage.requests - self.taken if self.usage.requests > self.taken else 0}
+            counts["usage"] = msgspec.to_builtins(self.usage) | {"seconds": round(self.usage.seconds, 3)}
+        return counts
+
+
+@dataclass
+class RunState:
+    """The fold of a log up to its last event."""
+
+    created: RunCreated | None = None
+    status: Status = Status.RUNNING
+    reason: str = ""
+    epoch: int = 0
+    seq: int = -1
+    graph: dict[str, Any] = field(default_factory=dict)
+    expected: int | None = None
+    started_at: str = ""
+    ended_at: str = ""
+    input_digest: str = ""
+    nodes: dict[str, NodeCounts] = field(default_factory=dict)
+    #: Folder -> journal number -> (bytes, rows).
+    ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    sealed: dict[str, dict[int, int]] = field(default_factory=dict)
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    workers: set[str] = field(default_factory=set)
+    retries: int = 0
+    finished_rows: int = 0
+    records: int = 0
+    #: One byte per root, 1 once it is complete.
+    done: bytearray = field(default_factory=bytearray)
+    done_count: int = 0
+    #: Root -> log offsets of its lines, while it is not complete.
+    lines: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> RunCreated:
+        """The first event.
+
+        Raises:
+            DamagedRun: the log does not begin with it.
+        """
+        if self.created is None:
+            raise DamagedRun("events.jsonl holds no run: its first line is missing; delete the directory and run again")
+        return self.created
+
+    def is_done(self, root: int) -> bool:
+        """Whether a root is complete."""
+        return root < len(self.done) and bool(self.done[root])
+
+    def node(self, node: str) -> NodeCounts:
+        return self.nodes.setdefault(node, NodeCounts())
+
+    def apply(self, event: AnyEvent | Event, offset: int = 0) -> None:
+        """Takes in the next event, which stands at `offset` in the log."""
+        self.seq, self.epoch = event.seq, event.epoch
+        match event:
+            case RunCreated():
+                self.created, self.graph = event, event.graph
+            case RunStarted():
+                self.started_at, self.expected = event.at, event.expected
+            case RunResumed():
+                self.status, self.expected = Status.RUNNING, event.expected
+                self.graph = event.graph or self.graph
+            case UnitCommitted():
+                self._commit(event, offset)
+            case UnitRetried():
+                self.retries += 1
+                self.node(event.node).retried += 1
+            case EngineLoaded():
+                self._load(event)
+            case ShardSealed():
+                folder, _, number = event.file.rpartition("/")
+                self.sealed.setdefault(folder, {})[int(number)] = event.bytes
+            case RunPaused():
+                self.status, self.reason, self.ended_at = Status.PAUSED, event.reason, event.at
+            case RunCancelled():
+                self.status, self.ended_at = Status.CANCELLED, event.at
+            case RunFinished():
+                self.status, self.ended_at, self.input_digest = Status.FINISHED, event.at, event.input_digest
+            case WorkerJoined():
+                self.workers.add(event.worker)
+            case UnitSplit() | EngineReleased() | WorkerLeft() | WorkerLost():
+                pass
+
+    def _commit(self, event: UnitCommitted, offset: int) -> None:
+        if event.node != CHAIN_INPUT:  # bad lines are counted when their root is complete
+            self._count(event)
+        for file, (_, _, size, rows) in event.off.items():
+            folder, _, number = file.rpartition("/")
+            self.ends.setdefault(folder, {})[int(number)] = (size, rows)
+        if event.root_done is None:
+            self.lines.setdefault(event.root, []).append(offset)
+            return
+        self.lines.pop(event.root, None)
+        self._finish_root(event.root, event.root_done)
+
+    def _count(self, event: UnitCommitted) -> None:
+        counts = self.node(event.node)
+        counts.taken += event.taken
+        counts.given += event.given
+        counts.rejected += event.rejected
+        counts.dropped += len(event.dropped)
+        counts.expanded += event.added
+        counts.usage += event.usage
+        for reason, count in event.reasons.items():
+            counts.reasons[reason] = counts.reasons.get(reason, 0) + count
+
+    def _finish_root(self, root: int, done: RootDone) -> None:
+        self.done.extend(bytes(max(0, root + 1 - len(self.done))))
+        self.done[root] = 1
+        self.done_count += 1
+        self.records += done.records
+        self.finished_rows += done.finished
+        source = self.node(CHAIN_INPUT)
+        source.taken += done.records
+        source.given += done.records - done.bad
+        source.rejected += done.bad
+        if done.bad:
+            source.reasons[Reason.INVALID_INPUT] = source.rejected
+        for fork, (taken, stopped) in done.forks.items():
+            counts = self.node(fork)
+            counts.taken += taken
+            counts.stopped += stopped
+            counts.given += taken - stopped
+
+    def _load(self, event: EngineLoaded) -> None:
+        known = self.engines.setdefault(event.engine, {"loads": 0, "load_seconds": 0.0})
+        known |= {"backend": event.backend, "model": event.model, "deterministic": event.deterministic, **event.details}
+        known["loads"] += 1
+        known["load_seconds"] = round(known["load_seconds"] + event.seconds, 3)
+
+    def metadata(self) -> dict[str, Any]:
+        """metadata.json."""
+        run = self.run
+        order = [CHAIN_INPUT, *(node["id"] for node in self.graph["nodes"])]
+        order += [node for node in self.nodes if node not in order]
+        usage = sum((counts.usage for counts in self.nodes.values()), Usage())
+        return {
+            "run_id": run.run_id,
+            "chain": run.chain,
+            "status": self.status,
+            "reason": self.reason if self.status is Status.PAUSED else "",
+            "created_at": run.at,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "epoch": self.epoch,
+            "seed": run.settings.get("seed", 0),
+            "settings": run.settings,
+            "chain_ref": run.chain_ref,
+            "fingerprint": self.graph["fingerprint"],
+            "git": run.git,
+            "versions": run.versions,
+            "input": run.input | {"digest": self.input_digest},
+            "records": self.records,
+            "rows_finished": self.finished_rows,
+            "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),
+            "balanced": all(counts.balanced for counts in self.nodes.values()),
+            "simulated": any(engine.get("simulated") for engine in self.engines.values()),
+            "usage": msgspec.to_builtins(usage) | {"seconds": round(usage.seconds, 3)},
+            "units_retried": self.retries,
+            "engines": self.engines,
+            "workers": sorted(self.workers),
+            "steps": {node: self.node(node).plain() for node in order},
+        }
+
+
+def replay(events: Iterable[AnyEvent]) -> tuple[bytes, bytes]:
+    """(graph.json, metadata.json) as bytes, out of a run's events alone."""
+    state = RunState()
+    for event in events:
+        state.apply(event)
+    return pretty(state.graph), pretty(state.metadata())
+
+
+def pretty(value: Any) -> bytes:
+    """JSON for people."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -1,0 +1,81 @@
+"""RunResult: what a finished, or stopped, run left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chainette.core.plan import Plan
+from chainette.errors import RunDirectoryError
+from chainette.io.replay import RunState, Status
+from chainette.io.rundir import RunDir
+from chainette.io.schemas import ShardSchemas
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+__all__ = ["RunResult"]
+
+
+class RunResult:
+    """A run directory and where its run stands. Reads rows when asked; holds none."""
+
+    def __init__(self, directory: RunDir, state: RunState, plan: Plan) -> None:
+        #: The run directory.
+        self.dir: Path = directory.path
+        self._directory = directory
+        self._state = state
+        self._plan = plan
+
+    def __repr__(self) -> str:
+        return f"RunResult(dir={str(self.dir)!r}, status={self.status.value!r})"
+
+    @property
+    def status(self) -> Status:
+        """`finished` where every row is in its place."""
+        return self._state.status
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What metadata.json says."""
+        return self._state.metadata()
+
+    @property
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Per step: in, out, rejected, dropped, stopped, expanded, balanced."""
+        steps: dict[str, dict[str, Any]] = self.metadata["steps"]
+        return steps
+
+    def rows(self, step: str) -> Iterator[dict[str, Any]]:
+        """The rows of a step (or `rejected`, `flattened`) as plain dicts, in the order of the shards.
+
+        Raises:
+            RunDirectoryError: no folder of that name was written.
+        """
+        from chainette.io.arrow import read_rows
+
+        folders = {node["id"]: node["folder"] for node in self._state.graph["nodes"] if not node["hidden"]}
+        folders |= {"rejected": "rejected", "flattened": "flattened"}
+        if step not in folders:
+            raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")
+        folder = folders[step]
+        format = self._state.run.settings["format"]
+        schemas = ShardSchemas(self._plan, keyed=bool(self._state.run.settings.get("key")))
+        for number in sorted(self._state.ends.get(folder, {})):
+            path = self.dir / folder / f"{number}.{format}"
+            if path.exists():
+                yield from read_rows(path, schema=schemas[folder] if format == "csv" else None)
+
+    def dataset(self) -> DatasetDict:
+        """The run as a Hugging Face DatasetDict, one split per folder.
+
+        Raises:
+            RunDirectoryError: the package `datasets` is not installed.
+        """
+        try:
+            import datasets
+        except ImportError as error:
+            raise RunDirectoryError("RunResult.dataset() needs the package datasets: pip install 'chainette[hf]'") from error
+        names = datasets.get_dataset_config_names(str(self.dir))
+        return datasets.DatasetDict({name: datasets.load_dataset(str(self.dir), name, split="train") for name in names})

@@ -1,0 +1,55 @@
+"""Roots: the input in slices of batch_size records, good rows and bad lines apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from chainette.io.readers import InputFile, Record
+from chainette.io.validate import BadRecord, InputModel
+from chainette.records import CHAIN_INPUT, Reason, Rejection, Row
+
+__all__ = ["Root", "Roots"]
+
+
+@dataclass(frozen=True)
+class Root:
+    """The n-th slice of the input: records n*B .. n*B+B-1."""
+
+    number: int
+    rows: list[Row]
+    bad: list[Rejection]
+    records: int
+
+
+class Roots:
+    """The roots of one input; deterministic, so that any process numbers them alike."""
+
+    def __init__(self, source: InputFile, model: InputModel, batch_size: int) -> None:
+        self._source = source
+        self._model = model
+        self._size = batch_size
+
+    def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
+        """Roots that are not done, in order; done ones are passed over without decoding them."""
+        number = 0
+        while is_done(number):
+            number += 1
+        records = self._source.records(number * self._size)
+        while batch := list(islice(records, self._size)):
+            if not is_done(number):
+                yield self._root(number, batch)
+            number += 1
+
+    def _root(self, number: int, batch: list[Record]) -> Root:
+        rows, bad = [], []
+        for record in batch:
+            row_id = str(record.index)
+            try:
+                value, key = self._model.validate(record)
+            except BadRecord as error:
+                bad.append(Rejection(row_id, CHAIN_INPUT, Reason.INVALID_INPUT, str(error), 0, record.raw, record.line))
+            else:
+                rows.append(Row(row_id, {CHAIN_INPUT: value}, record.line, key))
+        return Root(number, rows, bad, len(batch))

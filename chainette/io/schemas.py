@@ -1,0 +1,48 @@
+"""The Arrow schema of every folder of a run, made when a shard is sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from chainette.core.plan import NodeKind, Plan
+
+__all__ = ["ShardSchemas"]
+
+_REJECTED = (("row_id", str), ("step_id", str), ("reason", str), ("message", str), ("attempts", int), ("raw", str), ("line", int))
+
+
+class ShardSchemas(Mapping[str, Any]):
+    """Folder -> `pyarrow.Schema`. Hidden folders have none: they are never sealed."""
+
+    def __init__(self, plan: Plan, *, keyed: bool) -> None:
+        self._plan = plan
+        self._nodes = {node.folder: node for node in plan.nodes.values() if not node.hidden}
+        self._tail = [("_key", Any)] if keyed else []
+        self._made: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._nodes, "rejected", "flattened"])
+
+    def __len__(self) -> int:
+        return len(self._nodes) + 2
+
+    def __contains__(self, folder: object) -> bool:
+        return folder in self._nodes or folder in ("rejected", "flattened")
+
+    def __getitem__(self, folder: str) -> Any:
+        if folder not in self._made:
+            self._made[folder] = self._make(folder)
+        return self._made[folder]
+
+    def _make(self, folder: str) -> Any:
+        from chainette.io.columns import arrow_schema, flattened_schema
+
+        if folder == "rejected":
+            return arrow_schema(None, [*_REJECTED, *self._tail])
+        if folder == "flattened":
+            groups = {name: self._plan.types[name] for name in self._plan.columns}
+            return flattened_schema(groups, [("row_id", str), *self._tail])
+        node = self._nodes[folder]
+        asked = [("_attempts", int), ("_reasoning", str)] if node.kind is NodeKind.STEP else []
+        return arrow_schema(node.output_model, [("row_id", str), *self._tail, *asked])

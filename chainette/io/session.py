@@ -1,0 +1,232 @@
+"""Opening a run directory: a fresh one is created, an older one is recovered to what its log says."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chainette.core.plan import Plan
+from chainette.errors import DamagedRun, RunDirectoryError
+from chainette.io.events import RunCreated
+from chainette.io.log import EventLog, read_log
+from chainette.io.publish import publish_metadata
+from chainette.io.readback import lines_of_root
+from chainette.io.replay import RunState
+from chainette.io.rundir import RunDir
+from chainette.io.schemas import ShardSchemas
+from chainette.io.sealing import Sealer
+from chainette.io.shards import StreamWriter
+from chainette.io.writer import RunWriter
+
+__all__ = ["changed_nodes", "claim_directory", "create", "git_commit", "graph_of", "read_state", "recover", "versions"]
+
+
+def claim_directory(directory: RunDir) -> EventLog:
+    """Takes an unused directory for a new run and locks it.
+
+    Raises:
+        RunDirectoryError: it holds a run, or files of something else.
+        RunDirectoryInUse: another process writes to it.
+    """
+    path = directory.path
+    if path.exists() and not path.is_dir():
+        raise RunDirectoryError(f"{path} is a file; name a directory for the run")
+    found = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if directory.log.name in found and directory.log.stat().st_size:
+        _refuse_existing(directory)
+    if found - {directory.log.name, directory.inputs.name}:
+        raise RunDirectoryError(f"{path} is not empty and holds no run ({', '.join(sorted(found)[:3])}); name another directory")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot create {path}: {error.strerror}") from error
+    return EventLog(directory.log)
+
+
+def _refuse_existing(directory: RunDir) -> None:
+    try:
+        state = read_state(directory)[0]
+        what = f"the run {state.run.run_id} of chain {state.run.chain!r} ({state.status})"
+    except DamagedRun:
+        what = "a damaged run"
+    raise RunDirectoryError(
+        f"{directory} holds {what} already; go on with it: `chainette resume {directory}`, or name another directory"
+    )
+
+
+def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) -> RunWriter:
+    """The writer of a directory that `claim_directory` took; the log has its first line on return."""
+    state = RunState()
+    for offset, event in log.append([created]):
+        state.apply(event, offset)
+    writer = _writer(directory, plan, log, state)
+    publish_metadata(directory, state)
+    return writer
+
+
+def read_state(directory: RunDir) -> tuple[RunState, int]:
+    """Where the run of a directory stands, and where its intact log ends. Reads only.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        DamagedRun: the log is damaged.
+    """
+    if not directory.exists():
+        raise RunDirectoryError(f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one")
+    state, end = RunState(), 0
+    for offset, event in read_log(directory.log):
+        state.apply(event, offset)
+        end = offset
+    with directory.log.open("rb") as file:
+        file.seek(end)
+        end += len(file.readline()) if state.seq >= 0 else 0
+    return state, end
+
+
+def recover(directory: RunDir, plan: Plan) -> RunWriter:
+    """The writer of a directory that holds a run, in a new epoch: files cut to what the log says.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        RunDirectoryInUse: another process writes to it.
+        DamagedRun: the log or a shard lost something that was durable.
+    """
+    if not directory.exists():
+        read_state(directory)
+    log = EventLog(directory.log)
+    try:
+        state, end = read_state(directory)
+        _ = state.run
+        log.continue_after(end, state.seq, state.epoch + 1)
+        writer = _writer(directory, plan, log, state)
+    except BaseException:
+        log.close()
+        raise
+    return writer
+
+
+def _writer(directory: RunDir, plan: Plan, log: EventLog, state: RunState) -> RunWriter:
+    settings = state.run.settings
+    format = settings["format"]
+    streams = dict(_streams(directory, plan, format, settings["max_rows_per_file"]))
+    sealer = Sealer(directory, format, streams, ShardSchemas(plan, keyed=bool(settings.get("key"))))
+    sealer.delete_unsealed(state.sealed)
+    for stream in streams.values():
+        stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
+    for root in state.lines:
+        for event in lines_of_root(directory, state, root):
+            sealer.note(root, event.off, done=False)
+    return RunWriter(directory, plan, log, state, streams, sealer)
+
+
+def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Iterable[tuple[str, StreamWriter]]:
+    base = directory.path if format == "jsonl" else directory.journals
+    for node in plan.nodes.values():
+        if node.hidden:
+            yield node.id, StreamWriter(f".held/{node.folder}", directory.held / node.folder, max_rows)
+        else:
+            yield node.id, StreamWriter(node.folder, base / node.folder, max_rows)
+    for name in ("rejected", "flattened"):
+        yield name, StreamWriter(name, base / name, max_rows)
+
+
+# -- what the first line says
+
+
+def graph_of(plan: Plan) -> dict[str, Any]:
+    """graph.json: nodes, edges, models as JSON Schema, prompts, sampling, engines, fingerprints."""
+    return {
+        "chain": plan.chain,
+        "emoji": plan.emoji,
+        "fingerprint": plan.fingerprint,
+        "batch_size": plan.batch_size,
+        "input_model": plan.input_model.model_json_schema(),
+        "columns": list(plan.columns),
+        "nodes": [_describe(plan, node) for node in plan.nodes.values()],
+        "forks": [_plain(fork) for fork in plan.forks.values()],
+        "engines": {name: config.describe() for name, config in plan.engines.items()},
+    }
+
+
+def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
+    from chainette.core.prompt import prompter
+    from chainette.core.step import Step
+
+    described: dict[str, Any] = {
+        "id": node.id,
+        "name": node.node.name,
+        "kind": node.kind,
+        "folder": node.folder,
+        "hidden": node.hidden,
+        "engine": node.engine,
+        "input": node.source,
+        "next": _plain(node.next),
+        "path": list(node.path),
+        "cardinality": node.cardinality,
+        "input_model": node.input_type.__name__ if node.input_type else None,
+        "output_schema": node.output_model.model_json_schema() if node.output_model else None,
+        "fingerprint": node.fingerprint,
+    }
+    if isinstance(node.node, Step):
+        described |= {
+            "system_prompt": node.node.system_prompt,
+            "user_prompt": node.node.user_prompt,
+            "output_format_instruction": prompter(plan, node).instruction,
+            "sampling": msgspec.to_builtins(node.node.sampling),
+            "max_attempts": node.node.max_attempts,
+        }
+    return described
+
+
+def _plain(value: Any) -> Any:
+    """A target or a fork as plain data that says what it is."""
+    return {"to": type(value).__name__} | {key: _entry(entry) for key, entry in vars(value).items()}
+
+
+def _entry(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_entry(entry) for entry in value]
+    return _plain(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def versions() -> dict[str, str]:
+    """What the run's arithmetic and files may depend on."""
+    found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
+    for package in ("chainette", "pydantic", "jinja2", "msgspec", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit of the folder that holds the chain, with "+" where files differ; None outside of git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*words: str) -> str | None:
+        done = subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, check=False)  # noqa: S603
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    return commit and commit + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def changed_nodes(state: RunState, plan: Plan) -> list[str]:
+    """Nodes of the plan that are not what the directory was made with, in plan order."""
+    recorded = {node["id"]: node for node in state.graph["nodes"]}
+    return [
+        node.id
+        for node in plan.nodes.values()
+        if node.id not in recorded or recorded[node.id]["fingerprint"] != node.fingerprint or recorded[node.id]["input"] != node.source
+    ]

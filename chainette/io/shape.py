@@ -1,0 +1,180 @@
+"""The shape of a type's JSON dump: what a column made from it must be able to hold.
+
+Read off pydantic's JSON Schema of the dump (aliases, custom serializers and round trip included),
+so that a shape never promises more than the dump keeps. What has no fixed shape - dicts, unions of
+different things, Any, recursive models, models that allow unknown fields - is `JSON`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+__all__ = ["Kind", "Shape", "json_fields", "shape_of"]
+
+
+class Kind(StrEnum):
+    """What a JSON value is."""
+
+    #: text; dates, times, decimals, UUIDs, bytes and enums of text as pydantic dumps them
+    STRING = "string"
+    #: a whole number of at most 64 bits
+    INTEGER = "integer"
+    #: a double
+    NUMBER = "number"
+    #: true or false
+    BOOLEAN = "boolean"
+    #: an array of one shape
+    LIST = "list"
+    #: an object with known fields
+    STRUCT = "struct"
+    #: anything else; a column keeps it as JSON text
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One node of a tree of kinds. Every value may also be null."""
+
+    kind: Kind
+    #: The shape of a list's items.
+    item: Shape | None = None
+    #: A struct's fields, in the order of the dump.
+    fields: tuple[tuple[str, Shape], ...] = ()
+    #: Whether a struct may hold fields that are not listed.
+    open: bool = False
+
+
+_JSON = Shape(Kind.JSON)
+_SCALARS = {
+    "string": Shape(Kind.STRING),
+    "integer": Shape(Kind.INTEGER),
+    "number": Shape(Kind.NUMBER),
+    "boolean": Shape(Kind.BOOLEAN),
+}
+_PYTHON = {str: "string", int: "integer", bool: "boolean"}
+_COMPUTED = "x-chainette-computed"
+
+
+class _DumpSchema(GenerateJsonSchema):
+    """The JSON Schema of `model_dump_json(by_alias=True, round_trip=True)`."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:  # noqa: ARG002
+        return {}
+
+    def computed_field_schema(self, schema: core_schema.ComputedField) -> JsonSchemaValue:  # noqa: ARG002
+        return {_COMPUTED: True}
+
+    def json_schema(self, schema: core_schema.JsonSchema) -> JsonSchemaValue:  # noqa: ARG002
+        return {"type": "string"}
+
+    def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
+        found = super().ser_schema(schema)
+        opaque = schema["type"] in ("function-plain", "function-wrap", "any")
+        return {} if found is None and opaque else found
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        if field["type"] == "typed-dict-field":
+            return super().field_is_required(field, total)
+        return field.get("serialization_exclude_if") is None
+
+
+def shape_of(annotation: Any) -> Shape:
+    """The shape of a type's dump. A model's own shape is a struct even where it has no or open fields."""
+    schema = TypeAdapter(annotation).json_schema(schema_generator=_DumpSchema, mode="serialization", by_alias=True)
+    reader = _Reader(schema.get("$defs", {}))
+    top = reader.resolve(schema)
+    above = frozenset({_name(schema)} if "$ref" in schema else ())
+    return reader.struct(top, above) if "properties" in top else reader.shape(schema, frozenset())
+
+
+@lru_cache(maxsize=256)
+def json_fields(model: Any) -> Mapping[str, bool]:
+    """The fields of a model, by the name its input uses, that take an array or an object.
+
+    The value says whether they take text as well, so that a cell which is not JSON may be that text.
+    """
+    schema = TypeAdapter(model).json_schema(mode="validation", schema_generator=_Lenient)
+    reader = _Reader(schema.get("$defs", {}))
+    fields = {name: reader.types(field) for name, field in reader.resolve(schema).get("properties", {}).items()}
+    return {name: "string" in types for name, types in fields.items() if {"array", "object"} & types}
+
+
+class _Lenient(GenerateJsonSchema):
+    """A JSON Schema that says nothing where pydantic could say nothing."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:  # noqa: ARG002
+        return {}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    defs: Mapping[str, Any]
+
+    def resolve(self, schema: Any) -> dict[str, Any]:
+        """The schema behind a reference."""
+        while isinstance(schema, dict) and "$ref" in schema:
+            schema = self.defs[_name(schema)]
+        return schema if isinstance(schema, dict) else {}
+
+    def shape(self, schema: Any, above: frozenset[str]) -> Shape:
+        """`above` are the definitions being read, so that a recursive one ends as JSON."""
+        if isinstance(schema, dict) and "$ref" in schema:
+            name = _name(schema)
+            return _JSON if name in above else self.shape(self.defs[name], above | {name})
+        match schema:
+            case {"anyOf": options} | {"oneOf": options}:
+                return self._common({self.shape(option, above) for option in options if option != {"type": "null"}})
+            case {"enum": values}:
+                return self._common({_scalar(value) for value in values if value is not None})
+            case {"const": value}:
+                return _scalar(value)
+            case {"type": "array"}:
+                return self._array(schema, above)
+            case {"type": "object"}:
+                found = self.struct(schema, above)
+                return found if found.fields and not found.open else _JSON
+            case {"type": str(kind)}:
+                return _SCALARS.get(kind, _JSON)
+        return _JSON
+
+    def struct(self, schema: dict[str, Any], above: frozenset[str]) -> Shape:
+        fields = {name: field for name, field in schema.get("properties", {}).items() if not _is_computed(field)}
+        shapes = tuple((name, self.shape(field, above)) for name, field in fields.items())
+        optional = fields.keys() - set(schema.get("required", []))
+        return Shape(Kind.STRUCT, fields=shapes, open=bool(schema.get("additionalProperties")) or bool(optional))
+
+    def _array(self, schema: dict[str, Any], above: frozenset[str]) -> Shape:
+        items = [*schema.get("prefixItems", []), *([schema["items"]] if isinstance(schema.get("items"), dict) else [])]
+        shapes = {self.shape(item, above) for item in items}
+        item = self._common(shapes)
+        return _JSON if len(shapes) > 1 else Shape(Kind.LIST, item=item)
+
+    def _common(self, shapes: set[Shape]) -> Shape:
+        return shapes.pop() if len(shapes) == 1 else _JSON
+
+    def types(self, schema: Any) -> set[str]:
+        """The JSON types that a field takes."""
+        found = self.resolve(schema)
+        options = [*found.get("anyOf", ()), *found.get("oneOf", ()), *found.get("allOf", ())]
+        nested = set().union(*(self.types(option) for option in options)) if options else set()
+        return nested | ({found["type"]} if isinstance(found.get("type"), str) else set())
+
+
+def _name(schema: Mapping[str, Any]) -> str:
+    return str(schema["$ref"]).removeprefix("#/$defs/")
+
+
+def _is_computed(field: Any) -> bool:
+    return isinstance(field, dict) and bool(field.get(_COMPUTED))
+
+
+def _scalar(value: Any) -> Shape:
+    return _SCALARS.get(_PYTHON.get(type(value), ""), _JSON)

@@ -1,0 +1,132 @@
+"""From a record of the input to a row: validated by the chain's input model, dumped, keyed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import to_json
+
+from chainette.core.dump import NotRoundTrip, dump_model, explain
+from chainette.io.readers import Record
+from chainette.io.shape import json_fields
+
+__all__ = ["BadRecord", "InputModel"]
+
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+#: Names of ignored columns kept for the caller; inputs may have one per row.
+_MOST_IGNORED = 100
+
+
+class BadRecord(ValueError):
+    """A record that does not make a row; the message goes to `rejected/`."""
+
+
+class InputModel:
+    """Validates records against a chain's input model.
+
+    JSON and Parquet values are validated as they are; CSV cells by pydantic's conversions from text,
+    except that a cell for a list, dict or model is JSON. Unknown columns follow the model's `extra`.
+    """
+
+    def __init__(self, model: type[BaseModel], key: str | None = None) -> None:
+        self.model = model
+        self.key = key
+        #: Columns seen so far that the model does not know and ignores, up to a hundred.
+        self.ignored: set[str] = set()
+        self._known = _known_columns(model)
+        self._ignores = model.model_config.get("extra") in (None, "ignore") and not issubclass(model, RootModel)
+
+    def validate(self, record: Record) -> tuple[bytes, bytes | None]:
+        """The row's JSON dump, and the JSON of its key column (None where it has none).
+
+        Raises:
+            BadRecord: the record does not fit the model.
+        """
+        if record.error:
+            raise BadRecord(record.error)
+        if isinstance(record.data, bytes):
+            return self._from_json(record.data)
+        return self._from_cells(record.data)
+
+    def _from_json(self, data: bytes) -> tuple[bytes, bytes | None]:
+        fields = _decode_object(data)
+        self._note_ignored(fields.keys())
+        dump = self._dump(lambda: self.model.__pydantic_validator__.validate_json(data))
+        key = bytes(fields[self.key]) if self.key in fields else b"null"
+        return dump, None if key == b"null" else key
+
+    def _from_cells(self, cells: dict[str, Any]) -> tuple[bytes, bytes | None]:
+        self._note_ignored(cells.keys())
+        values = self._parse_cells(cells)
+        strict = False if all(isinstance(cell, str) for cell in cells.values()) else None
+        dump = self._dump(lambda: self.model.__pydantic_validator__.validate_python(values, strict=strict))
+        key = None if self.key is None else cells.get(self.key)
+        return dump, None if key is None else _key_json(key)
+
+    def _parse_cells(self, cells: dict[str, Any]) -> dict[str, Any]:
+        parsed = dict(cells)
+        for name, takes_text in json_fields(self.model).items():
+            cell = cells.get(name)
+            if isinstance(cell, str):
+                parsed[name] = _parse_cell(name, cell, takes_text)
+        return parsed
+
+    def _note_ignored(self, names: Any) -> None:
+        if self._ignores and not self._known.issuperset(names) and len(self.ignored) < _MOST_IGNORED:
+            self.ignored.update(name for name in names if name not in self._known)
+
+    def _dump(self, validate: Any) -> bytes:
+        try:
+            return dump_model(validate())
+        except ValidationError as error:
+            raise BadRecord(explain(error)) from error
+        except NotRoundTrip as error:
+            raise BadRecord(str(error)) from error
+        except Exception as error:  # a validator is the user's code
+            raise BadRecord(f"a validator of {self.model.__name__} raised {type(error).__name__}: {error}") from error
+
+
+def _decode_object(data: bytes) -> dict[str, msgspec.Raw]:
+    """The members of a JSON object, checked for syntax and not decoded."""
+    try:
+        return _object.decode(data)
+    except msgspec.ValidationError as error:
+        found = str(error).rpartition("got ")[2].strip("`")
+        raise BadRecord(f"a JSON object is needed, this line is of type {found}") from error
+    except RecursionError as error:
+        raise BadRecord("not JSON that can be read: nested too deeply") from error
+    except msgspec.DecodeError as error:
+        hint = "; NaN and Infinity are not JSON, write null" if b"NaN" in data or b"Infinity" in data else ""
+        found = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
+        raise BadRecord(f"not JSON: {found}{hint}") from error
+
+
+def _parse_cell(name: str, cell: str, takes_text: bool) -> Any:
+    try:
+        return msgspec.json.decode(cell)
+    except (msgspec.DecodeError, RecursionError) as error:
+        if takes_text:
+            return cell
+        raise BadRecord(f"{name}: the cell must hold JSON, got {cell[:60]!r}") from error
+
+
+def _key_json(value: Any) -> bytes:
+    try:
+        return to_json(value)
+    except ValueError as error:
+        raise BadRecord(f"the key {value!r:.60} cannot be written as JSON: {error}") from error
+
+
+def _known_columns(model: type[BaseModel]) -> frozenset[str]:
+    by_name = bool(model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"))
+    return frozenset(column for name, field in model.model_fields.items() for column in _columns_of(name, field, by_name))
+
+
+def _columns_of(name: str, field: FieldInfo, by_name: bool) -> list[str]:
+    alias = field.validation_alias or field.alias
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias] if alias is not None else []
+    columns = [str(choice.path[0]) if isinstance(choice, AliasPath) else choice for choice in choices]
+    return [*columns, name] if by_name or not columns else columns

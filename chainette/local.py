@@ -1,0 +1,316 @@
+"""The local mover: one event loop that admits roots, hands units to lanes, and passes outcomes to a writer.
+
+All nodes are in flight at once. What bounds memory is the window: rows that were admitted and are not yet
+durable. Where engines share a device, the run goes in phases (SEMANTICS, Sizes).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from chainette.core.compile import PYTHON
+from chainette.core.flow import Durable, frontier
+from chainette.core.plan import NodeKind, Plan
+from chainette.engine.lifecycle import Engines
+from chainette.errors import DiskError, EngineRefused, EngineUnavailable, RunStopped
+from chainette.hooks import Hook
+from chainette.io.events import UnitRetried
+from chainette.io.roots import Root
+from chainette.io.writer import Admitted, Commit, Committed, Item, Suspended
+from chainette.lanes import Lane
+from chainette.ledger import Ledger
+from chainette.process import process
+from chainette.records import CHAIN_INPUT, Effects, Outcome, Row, Unit, Usage
+
+__all__ = ["Limits", "LocalRun", "Writer"]
+
+#: Rows of a step before `max_reject_rate` is looked at.
+_REJECT_SAMPLE = 200
+
+#: Bytes of admitted input rows that may be live; one root is always allowed.
+_LIVE_BYTES = 128 << 20
+
+
+class Writer(Protocol):
+    """Where outcomes go."""
+
+    def commit(self, group: Sequence[Item]) -> Committed: ...
+    def durable(self, root: int) -> Durable | None: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a run may go."""
+
+    #: Live rows; None derives it from the engines.
+    window: int | None = None
+    #: Seconds that an engine may not answer before the run gives up.
+    engine_patience: float = 600.0
+    #: Share of rejected rows of one step at which the run stops.
+    max_reject_rate: float | None = None
+
+
+@dataclass
+class LocalRun:
+    """One run, from the first pending root to the last durable row.
+
+    Raises (from `run`):
+        RunStopped: an engine did not answer for too long, or too many rows were rejected.
+        EngineConfigError: an engine can never be opened.
+        DiskError: the disk refused.
+    """
+
+    plan: Plan
+    #: Roots that are not complete yet, from the start; called once per phase.
+    roots: Callable[[], Iterator[Root]]
+    writer: Writer
+    engines: Engines
+    seed: int
+    limits: Limits
+    hook: Hook
+    #: Gets the finished rows of each root; may wait.
+    deliver: Callable[[list[Row]], Awaitable[None]] | None = None
+    clock: Callable[[], float] = time.monotonic
+
+    _ledger: Ledger = field(default_factory=Ledger)
+    _lanes: dict[str, Lane] = field(default_factory=dict)
+    #: Engines that wait for a later phase.
+    _barred: frozenset[str] = frozenset()
+    _parked: dict[int, int] = field(default_factory=dict)
+    #: Roots that hold window until they are durable -> (rows, bytes).
+    _held: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _held_rows: int = 0
+    _held_bytes: int = 0
+    _inbox: list[Item] = field(default_factory=list)
+    _counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _failure: BaseException | None = None
+    _wake: anyio.Event = field(default_factory=anyio.Event)
+    _posted: anyio.Event = field(default_factory=anyio.Event)
+
+    async def run(self) -> None:
+        for config in self.plan.engines.values():
+            if not config.lazy:
+                await self.engines.get(config.name)
+        phases = _phases(self.plan)
+        if len(phases) < 2:
+            await self._pass(frozenset())
+            return
+        for name in phases:
+            await self._pass(frozenset(phases) - {name})
+            await self.engines.release(name)
+
+    async def _pass(self, barred: frozenset[str]) -> None:
+        """Runs every root as far as the engines of this phase bring it."""
+        self._barred = barred
+        feeding = True
+
+        async def write() -> None:
+            while feeding or self._inbox:
+                self._posted = anyio.Event()
+                if not self._inbox:
+                    await self._posted.wait()
+                await self._write()
+
+        async with anyio.create_task_group() as writing:
+            writing.start_soon(self._guard, write, writing)
+            async with anyio.create_task_group() as working:
+                await self._feed(working)
+            feeding = False
+            self._posted.set()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _feed(self, group: TaskGroup) -> None:
+        """Admits, dispatches and waits, until nothing is live and the input is at its end."""
+        roots = self.roots()
+        exhausted = False
+        while self._failure is None:
+            while not exhausted and self._window_open():
+                root = next(roots, None)
+                if root is None:
+                    exhausted = True
+                else:
+                    self._admit(root)
+                    self._dispatch(group)
+                    await anyio.lowlevel.checkpoint()
+            self._dispatch(group)
+            if exhausted and not self._ledger and not self._held:
+                return
+            self._wake = anyio.Event()
+            if self._failure is None:
+                await self._wake.wait()
+        group.cancel_scope.cancel()
+
+    # -- admission
+
+    def _window_open(self) -> bool:
+        window = self.limits.window or max(4096, 4 * sum(lane.budget for lane in self._lanes.values()))
+        live = max(self._held_rows, self._ledger.rows)
+        return not self._held or (live < window and self._held_bytes < _LIVE_BYTES)
+
+    def _hold(self, root: Root) -> None:
+        size = sum(len(row.values[CHAIN_INPUT]) for row in root.rows)
+        self._held[root.number] = (len(root.rows), size)
+        self._held_rows += len(root.rows)
+        self._held_bytes += size
+
+    def _let_go(self, root: int) -> None:
+        rows, size = self._held.pop(root)
+        self._held_rows -= rows
+        self._held_bytes -= size
+
+    def _admit(self, root: Root) -> None:
+        durable = self.writer.durable(root.number)
+        effects = frontier(self.plan, root.number, root.rows, durable)
+        known = durable.rejected(CHAIN_INPUT) if durable is not None else ()
+        bad = [rejection for rejection in root.bad if rejection.row_id not in known]
+        self._hold(root)
+        self.post(Admitted(root.number, root.rows, root.records, durable))
+        pending = self._ledger.admit(root.number, len(root.rows), effects)
+        if bad or not pending:
+            unit = Unit(CHAIN_INPUT, root.number, "", "", [])
+            self.post(Commit(unit, Outcome([], bad, [], Usage(), Effects()), done=not pending))
+        self._queue(root.number, effects.units)
+
+    def _queue(self, root: int, units: Sequence[Unit]) -> None:
+        for unit in units:
+            engine, depth = self._where(unit)
+            if engine in self._barred:
+                self._parked[root] = self._parked.get(root, 0) + 1
+            else:
+                self._lane(engine).push(unit, depth)
+        if self._parked.get(root) and self._parked[root] == self._ledger.units(root):
+            del self._parked[root]
+            self._ledger.drop(root)
+            self.post(Suspended(root))
+
+    def _where(self, unit: Unit) -> tuple[str, int]:
+        node = self.plan.nodes.get(unit.node)
+        return (node.engine, node.depth) if node is not None else (PYTHON, self.plan.forks[unit.node].depth)
+
+    def _lane(self, engine: str) -> Lane:
+        if engine not in self._lanes:
+            self._lanes[engine] = Lane(engine, 2 * self.plan.batch_size, self.clock)
+        return self._lanes[engine]
+
+    # -- work
+
+    def _dispatch(self, group: TaskGroup) -> None:
+        for lane in self._lanes.values():
+            while (unit := lane.take()) is not None:
+                group.start_soon(self._guard, self._work, group, lane, unit)
+
+    async def _guard(self, work: Callable[..., Awaitable[None]], group: TaskGroup, *arguments: object) -> None:
+        """Runs a task; its failure becomes the run's, and ends it."""
+        try:
+            await (work(group, *arguments) if arguments else work())
+        except Exception as error:
+            self._failure = self._failure or error
+            self._wake.set()
+
+    async def _work(self, group: TaskGroup, lane: Lane, unit: Unit) -> None:
+        """One unit: its engine, process, and what follows."""
+        node = self.plan.nodes.get(unit.node)
+        try:
+            engine = None
+            if node is not None and node.kind is NodeKind.STEP:
+                engine = await self.engines.get(lane.engine)
+                lane.budget = max(2 * engine.capacity, 2 * self.plan.batch_size)
+            outcome = await process(self.plan, unit, engine, seed=self.seed, hook=self.hook)
+        except EngineUnavailable as error:
+            self._retry(group, lane, unit, error)
+            return
+        lane.succeed(unit)
+        units, done = self._ledger.commit(unit, outcome.effects)
+        self.post(Commit(unit, outcome, done))
+        if not done:
+            self._queue(unit.root, units)
+        self._dispatch(group)
+
+    def _retry(self, group: TaskGroup, lane: Lane, unit: Unit, error: EngineUnavailable) -> None:
+        delay = lane.fail(unit, self._where(unit)[1])
+        assert lane.failing_since is not None
+        waited = self.clock() - lane.failing_since
+        if isinstance(error, EngineRefused) and not lane.answered:
+            raise RunStopped(f"engine {lane.engine!r} refuses to answer: {error}") from error
+        if waited > self.limits.engine_patience:
+            raise RunStopped(f"engine {lane.engine!r} has not answered for {waited:.0f} s: {error}") from error
+        event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=str(error), delay=round(delay, 3))
+        self.post(event)
+        group.start_soon(self._wake_after, delay)
+
+    async def _wake_after(self, delay: float) -> None:
+        await anyio.sleep(delay)
+        self._wake.set()
+
+    # -- durability
+
+    def post(self, item: Item) -> None:
+        """Hands something to the writer."""
+        self._inbox.append(item)
+        self._posted.set()
+
+    @property
+    def failed_on_disk(self) -> bool:
+        """Whether the disk refused, so that there is no point in writing more."""
+        return isinstance(self._failure, DiskError)
+
+    def take_inbox(self) -> list[Item]:
+        """What is not durable yet, handed over."""
+        group, self._inbox = self._inbox, []
+        return group
+
+    async def _write(self) -> None:
+        """Makes what was posted durable, as one group, then gives back its window."""
+        group = self.take_inbox()
+        if not group:
+            return
+        committed = await anyio.to_thread.run_sync(self.writer.commit, group)
+        for event in committed.events:
+            self.hook.on_event(event)
+        if self.deliver is not None:
+            for rows in committed.finished:
+                await self.deliver(rows)
+        for item in group:
+            self._settle(item)
+        self._wake.set()
+
+    def _settle(self, item: Item) -> None:
+        match item:
+            case Suspended():
+                self._let_go(item.root)
+            case Commit():
+                if item.done:
+                    self._let_go(item.unit.root)
+                self._watch_rejects(item)
+            case _:
+                pass
+
+    def _watch_rejects(self, item: Commit) -> None:
+        limit = self.limits.max_reject_rate
+        taken, rejected = self._counts.get(item.unit.node, (0, 0))
+        taken, rejected = taken + len(item.unit.rows), rejected + len(item.outcome.rejected)
+        self._counts[item.unit.node] = (taken, rejected)
+        if limit is not None and taken >= _REJECT_SAMPLE and rejected / taken >= limit:
+            raise RunStopped(
+                f"step {item.unit.node!r} rejected {rejected} of {taken} rows, which reaches --max-reject-rate {limit:g}; "
+                "`chainette rejected DIR` shows why"
+            )
+
+
+def _phases(plan: Plan) -> list[str]:
+    """Engines that share a device, in the order in which rows need them; [] or one of them: no phases."""
+    configs = list(plan.engines.values())
+    contended = {a.name for a in configs for b in configs if a.name != b.name and a.shares_device_with(b)}
+    order: list[str] = []
+    for node in plan.nodes.values():
+        if node.engine in contended and order[-1:] != [node.engine]:
+            order.append(node.engine)
+    return order

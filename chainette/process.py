@@ -1,0 +1,326 @@
+"""process(): the only executor of nodes. A unit goes in; what became of each of its rows comes out.
+
+It knows nothing of queues, files or other units: local runs and the fleet call it alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel, ValidationError
+
+from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.dump import NotRoundTrip, dump_model, explain
+from chainette.core.flow import advance, join_rows, row_of
+from chainette.core.history import History, received
+from chainette.core.plan import Fork, NodeKind, Plan, PlanNode
+from chainette.core.prompt import Prompter, prompter
+from chainette.core.step import Step
+from chainette.engine.base import Completion, Engine, Finish, Request
+from chainette.errors import TemplateError
+from chainette.hooks import Hook
+from chainette.records import Message, Outcome, Output, Reason, Rejection, Row, Unit, Usage
+
+__all__ = ["MAX_FAN_OUT", "process", "row_seed"]
+
+#: Rows that one row may become in one Apply.
+MAX_FAN_OUT = 100_000
+
+#: Characters of a raw answer that a rejection keeps.
+RAW_LIMIT = 65_536
+
+_QUIET = Hook()
+
+
+async def process(plan: Plan, unit: Unit, engine: Engine | None, *, seed: int = 0, hook: Hook = _QUIET) -> Outcome:
+    """Runs a unit through its node.
+
+    Every row of the unit is in the outcome once: as outputs, as a rejection, or as dropped.
+
+    Raises:
+        EngineUnavailable: the engine does not answer; nothing is known about any row.
+    """
+    if unit.node in plan.forks:
+        return _join(plan, plan.forks[unit.node], unit)
+    node = plan.nodes[unit.node]
+    if node.kind is NodeKind.STEP:
+        assert engine is not None
+        result = await _Asking(plan, node, engine, seed, hook).run(unit.rows)
+    else:
+        result = await _call(plan, node, unit.rows)
+    rejected = [rejection.row_id for rejection in result.rejected]
+    effects = advance(plan, unit, [row_of(node, row, output) for row, output in result.outputs], node.next, rejected)
+    return Outcome([output for _, output in result.outputs], result.rejected, result.dropped, result.usage, effects)
+
+
+def _join(plan: Plan, fork: Fork, unit: Unit) -> Outcome:
+    joined, lost = join_rows(fork, unit.rows, unit.partials, unit.stopped)
+    return Outcome([], [], [], Usage(), advance(plan, unit, joined, fork.after, lost))
+
+
+def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
+    """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it."""
+    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
+
+
+@dataclass
+class _Result:
+    outputs: list[tuple[Row, Output]] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+
+    def reject(self, row: Row, node: PlanNode, reason: Reason, message: str, attempts: int = 0, raw: str | None = None) -> None:
+        cut = raw[:RAW_LIMIT] if raw is not None else None
+        self.rejected.append(Rejection(row.row_id, node.id, reason, message, attempts, cut, row.line, row.key))
+
+
+# -- steps
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One row's question, and how often it was asked."""
+
+    row: Row
+    messages: tuple[Message, ...]
+    number: int = 1
+
+    def again(self, *appended: Message) -> _Ask:
+        return _Ask(self.row, self.messages + appended, self.number + 1)
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """An answer that is not an output."""
+
+    reason: Reason
+    message: str
+    #: Whether another ask may do better.
+    final: bool = False
+
+
+@dataclass
+class _Asking:
+    """Asks, judges, asks again: the life of one unit of a step."""
+
+    plan: Plan
+    node: PlanNode
+    engine: Engine
+    seed: int
+    hook: Hook
+    result: _Result = field(default_factory=_Result)
+
+    async def run(self, rows: Sequence[Row]) -> _Result:
+        prompts = prompter(self.plan, self.node)
+        asks = self.first_asks(prompts, rows)
+        while asks:
+            requests = [self.request(prompts, ask) for ask in asks]
+            completions = await self.engine.generate(requests)
+            self.hook.on_answers(self.node.id, requests, completions)
+            asks = [again for ask, completion in zip(asks, completions, strict=True) if (again := self.judge(ask, completion))]
+        return self.result
+
+    @property
+    def step(self) -> Step[Any, Any]:
+        assert isinstance(self.node.node, Step)
+        return self.node.node
+
+    def first_asks(self, prompts: Prompter, rows: Sequence[Row]) -> list[_Ask]:
+        asks = []
+        for row in rows:
+            try:
+                asks.append(_Ask(row, prompts.messages(row)))
+            except (TemplateError, ValidationError) as error:
+                self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, str(error))
+        return asks
+
+    def request(self, prompts: Prompter, ask: _Ask) -> Request:
+        sampling = self.step.sampling
+        base = self.seed if sampling.seed is None else sampling.seed
+        return Request(
+            messages=ask.messages,
+            sampling=sampling,
+            seed=row_seed(base, self.node.id, ask.row.row_id, ask.number),
+            schema=prompts.schema,
+            schema_name=self.node.id,
+            label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",
+        )
+
+    def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:
+        """Takes an answer in, or gives the next ask."""
+        self.result.usage += completion.usage
+        verdict = self.read(completion, ask)
+        if isinstance(verdict, Output):
+            self.result.outputs.append((ask.row, verdict))
+            return None
+        if verdict.final or ask.number >= self.step.max_attempts:
+            self.result.reject(ask.row, self.node, verdict.reason, verdict.message, ask.number, completion.text)
+            return None
+        if verdict.reason is Reason.TRUNCATED:
+            return ask.again()
+        return ask.again(
+            Message("assistant", completion.text),
+            Message("user", f"That answer cannot be used: {verdict.message}\nAnswer again, with the JSON object only."),
+        )
+
+    def read(self, completion: Completion, ask: _Ask) -> Output | _Bad:
+        match completion.finish:
+            case Finish.REFUSED:
+                return _Bad(Reason.REFUSED, completion.error or "the model declined to answer", final=True)
+            case Finish.TOO_LONG:
+                return _Bad(Reason.PROMPT_TOO_LONG, completion.error, final=True)
+            case Finish.ERROR:
+                return _Bad(Reason.ENGINE_ERROR, completion.error, final=True)
+            case Finish.LENGTH:
+                limit = self.step.sampling.max_tokens
+                return _Bad(Reason.TRUNCATED, f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens or ask for less")
+            case Finish.STOP:
+                reasoning, text = _split_reasoning(completion)
+                try:
+                    value = dump_model(self.step.output_model.model_validate_json(text))
+                except ValidationError as error:
+                    return _bad_answer(error)
+                except NotRoundTrip as error:
+                    return _Bad(Reason.INVALID_OUTPUT, str(error))
+                except Exception as error:  # a validator of the user's own
+                    return _Bad(Reason.INVALID_OUTPUT, f"{type(error).__name__}: {error}")
+                return Output(ask.row.row_id, value, ask.number, reasoning)
+
+
+def _split_reasoning(completion: Completion) -> tuple[str | None, str]:
+    """(reasoning, answer): strips `<think>` blocks and a fence around the JSON."""
+    reasoning, text = completion.reasoning, completion.text.strip()
+    if text.startswith("<think>") and "</think>" in text:
+        thought, _, text = text.removeprefix("<think>").partition("</think>")
+        reasoning, text = reasoning or thought.strip(), text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text.removeprefix("```json").strip("`").strip()
+    return reasoning, text
+
+
+def _bad_answer(error: ValidationError) -> _Bad:
+    problems = error.errors(include_url=False)
+    if problems[0]["type"] == "json_invalid":
+        return _Bad(Reason.NOT_JSON, f"not JSON: {problems[0]['msg']}")
+    return _Bad(Reason.INVALID_OUTPUT, explain(error))
+
+
+# -- Python functions
+
+
+async def _call(plan: Plan, node: PlanNode, rows: Sequence[Row]) -> _Result:
+    """Runs the function for every row: coroutines side by side, others in one thread."""
+    apply = node.node
+    assert isinstance(apply, ApplyNode)
+    returned: list[Any] = [None] * len(rows)
+    if inspect.iscoroutinefunction(apply.fn):
+
+        async def call(index: int) -> None:
+            try:
+                returned[index] = await apply.fn(*_arguments(plan, node, rows[index]))
+            except Exception as error:
+                returned[index] = _Raised(error)
+
+        async with anyio.create_task_group() as group:
+            for index in range(len(rows)):
+                group.start_soon(call, index)
+    else:
+        returned = await anyio.to_thread.run_sync(_call_each, apply.fn, [(plan, node, row) for row in rows])
+    result = _Result()
+    for row, value in zip(rows, returned, strict=True):
+        _take(result, node, apply, row, value)
+    return result
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
+
+
+def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) -> list[Any]:
+    returned: list[Any] = []
+    for plan, node, row in calls:
+        try:
+            returned.append(fn(*_arguments(plan, node, row)))
+        except (Exception, SystemExit) as error:
+            returned.append(_Raised(error))
+    return returned
+
+
+def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
+    assert isinstance(node.node, ApplyNode)
+    item = received(node, row)
+    return (item, History(plan, node, row)) if node.node.wants_history else (item,)
+
+
+def _take(result: _Result, node: PlanNode, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
+    """What the function returned for one row, as outputs, a drop or a rejection."""
+    try:
+        if isinstance(value, _Raised):
+            raise _Unusable(f"{type(value.error).__name__}: {value.error}{_where(value.error)}")
+        outputs = _outputs(apply, row, value)
+    except _Unusable as error:
+        result.reject(row, node, Reason.APPLY_ERROR, str(error))
+        return
+    if outputs:
+        result.outputs += [(row, output) for output in outputs]
+    else:
+        result.dropped.append(row.row_id)
+
+
+class _Unusable(Exception):
+    """What a function gave cannot become rows."""
+
+
+def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
+    if apply.cardinality is not Cardinality.MANY:
+        if value is None and apply.cardinality is Cardinality.OPTIONAL:
+            return []
+        return [Output(row.row_id, _dump(apply, value))]
+    if not apply.annotated and (value is None or isinstance(value, BaseModel)):
+        value = [] if value is None else [value]
+    if isinstance(value, BaseModel | dict | str | bytes) or not hasattr(value, "__iter__"):
+        raise _Unusable(f"{apply.id!r} must return a list of rows, it returned {_short(value)}")
+    try:
+        items = list(value)
+    except Exception as error:  # a generator of the user's own
+        raise _Unusable(f"{type(error).__name__}: {error}{_where(error)}") from error
+    if len(items) > MAX_FAN_OUT:
+        raise _Unusable(f"{apply.id!r} made {len(items):,} rows of one; the limit is {MAX_FAN_OUT:,}")
+    return [Output(f"{row.row_id}.{index}", _dump(apply, item)) for index, item in enumerate(items)]
+
+
+def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
+    model = apply.output_model
+    try:
+        if isinstance(item, dict) and model is not None:
+            item = model.model_validate(item)
+        if not isinstance(item, model or BaseModel):
+            wanted = model.__name__ if model is not None else "a pydantic model"
+            raise _Unusable(f"{apply.id!r} returned {_short(item)}, not {wanted}")
+        return dump_model(item)
+    except ValidationError as error:
+        raise _Unusable(explain(error)) from error
+    except NotRoundTrip as error:
+        raise _Unusable(str(error)) from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:80]}..." if len(text) > 80 else text
+
+
+def _where(error: BaseException) -> str:
+    """The user's line that raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""

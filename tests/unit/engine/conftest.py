@@ -1,0 +1,100 @@
+"""A small real HTTP server whose answers a test scripts, and a clock that moves only when someone sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from chainette.engine.timing import Timing
+
+Answer = Callable[["Asked"], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One POST that the server received."""
+
+    #: From 0, in the order of arrival.
+    number: int
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The content of the last message."""
+        return str(self.body["messages"][-1]["content"])
+
+
+@dataclass
+class Server:
+    """What a test knows about its server."""
+
+    answer: Answer
+    #: The answer to every GET.
+    ready: Callable[[], web.Response]
+    url: str = ""
+    asked: list[Asked] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            self.checked.append(request.path)
+            return self.ready()
+        body = json.loads(await request.read())
+        asked = Asked(len(self.asked), request.path, dict(request.query), dict(request.headers), body)
+        self.asked.append(asked)
+        return await self.answer(asked)
+
+
+@asynccontextmanager
+async def _serve(
+    answer: Answer, ready: Callable[[], web.Response] = lambda: web.json_response({"data": []})
+) -> AsyncIterator[Server]:
+    server = Server(answer, ready)
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        server.url = f"http://{host}:{port}"
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+def serve() -> Any:
+    """`async with serve(answer) as server`: a server that answers every POST with `await answer(asked)`."""
+    return _serve
+
+
+class FakeTime:
+    """Seconds that pass only in `sleep`; the random number is always `chance`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.chance = 0.5
+        self.slept: list[float] = []
+        self.timing = Timing(clock=lambda: self.now, wall=lambda: self.now, sleep=self._sleep, random=lambda: self.chance)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def fake_time() -> FakeTime:
+    return FakeTime()
