@@ -24,12 +24,14 @@ from chainette.core.chain import Chain, Inputs
 from chainette.core.compile import compile_chain
 from chainette.core.loading import load_chain
 from chainette.core.node import Node
-from chainette.core.plan import Plan
+from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, using_registry
 from chainette.engine.lifecycle import Engines
 from chainette.errors import ChainChanged, ChainetteError, InputError, RunDirectoryError
+from chainette.execute import execute_node
 from chainette.hooks import Hook
 from chainette.io.events import EngineLoaded, EngineReleased, Event, RunCreated, RunResumed, RunStarted
+from chainette.io.fork import Reopen, affected_by, finish_swap, fork
 from chainette.io.inputs import open_input
 from chainette.io.readers import InputFile
 from chainette.io.replay import RunState, Status
@@ -40,12 +42,13 @@ from chainette.io.session import changed_nodes, claim_directory, create, git_com
 from chainette.io.shards import Format
 from chainette.io.spool import spool
 from chainette.io.validate import InputModel
-from chainette.io.writer import RunWriter, Scratch
+from chainette.io.writer import RunWriter, Scratch, tidy
 from chainette.local import Limits, LocalRun, Writer
 from chainette.records import Row
+from chainette.utils.debug import ChainDebugger
 from chainette.utils.ids import new_run_id
 
-__all__ = ["AsyncExecutor", "Executor", "RunOptions", "RunResult", "arun", "execute_node", "resume", "run", "run_iter"]
+__all__ = ["AsyncExecutor", "Executor", "RunOptions", "RunResult", "arun", "execute", "resume", "retry_rejected", "run", "run_iter"]
 
 T = TypeVar("T")
 
@@ -171,18 +174,53 @@ def run_iter(
     return Executor(chain, **options).run_iter(inputs, output_dir)
 
 
-def resume(directory: str | os.PathLike[str], chain: Chain | None = None, **options: Any) -> RunResult:
+def resume(
+    directory: str | os.PathLike[str], chain: Chain | None = None, *, from_step: str | None = None, **options: Any
+) -> RunResult:
     """Goes on with the run of a directory from what is durable; nothing durable is asked for again.
 
-    The chain is loaded as the log says unless it is given. `options` may name hooks, window,
-    engine_patience and max_reject_rate; the rest is fixed by the log.
+    The chain is loaded as the log says unless it is given. With `from_step` that step and everything
+    that depends on it is computed anew. `options` may name hooks, window, engine_patience and
+    max_reject_rate; the rest is fixed by the log.
 
     Raises:
         RunDirectoryError: there is no run, or it was made by a chain that lives in Python only.
         ChainChanged: a step is not what it was when its rows were written.
         InputError: the input is not the one that the run began with.
     """
-    return _block(_resume, RunDir(directory), chain, RunOptions(**options))
+    return _block(_resume, RunDir(directory), chain, RunOptions(**options), from_step)
+
+
+def retry_rejected(
+    directory: str | os.PathLike[str],
+    chain: Chain | None = None,
+    *,
+    steps: Sequence[str] = (),
+    reasons: Sequence[str] = (),
+    engine: str | None = None,
+    **options: Any,
+) -> RunResult:
+    """Computes rejected rows again, from the step that rejected them on; other rows stay as they are.
+
+    `steps` and `reasons` narrow down which ones; `engine` asks another engine of the chain.
+
+    Raises:
+        RunDirectoryError: nothing matches, or rows that are needed again were not kept.
+    """
+    return _block(_retry_rejected, RunDir(directory), chain, RunOptions(**options), frozenset(steps), frozenset(reasons), engine)
+
+
+def execute(
+    node: Node,
+    inputs: Sequence[BaseModel],
+    histories: Sequence[Row] | None = None,
+    writer: RunWriter | None = None,
+    debug: bool = False,
+    batch_size: int | None = None,
+) -> tuple[list[Any], list[Row]]:
+    """See `Node.execute`."""
+    hook = ChainDebugger(lambda text: sys.stderr.write(f"{text}\n")) if debug else None
+    return _block(execute_node, node, inputs, histories, writer, hook, batch_size)
 
 
 # -- a fresh directory
@@ -234,21 +272,76 @@ def _check_key(source: InputFile, plan: Plan, key: str | None) -> None:
 # -- an older directory
 
 
-async def _resume(directory: RunDir, chain: Chain | None, options: RunOptions) -> RunResult:
-    state, _ = await anyio.to_thread.run_sync(read_state, directory)
-    options = _recorded(state, options)
-    plan = _compile(chain or _load(directory, state), options)
+async def _resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_step: str | None = None) -> RunResult:
+    state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     changed = changed_nodes(state, plan)
-    if changed:
+    if from_step is not None:
+        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_step, changed)
+        state, _ = await anyio.to_thread.run_sync(read_state, directory)
+    elif changed:
         raise ChainChanged(
             f"{directory}: the chain has changed since its rows were written: {', '.join(changed)}. "
             f"To compute these steps and all that follow anew: `chainette resume {directory} --from {changed[0]}`"
         )
-    if state.status is Status.FINISHED:
+    elif state.status is Status.FINISHED:
+        await anyio.to_thread.run_sync(tidy, directory, state)
         return RunResult(directory, state, plan)
+    return await _continue(directory, plan, state, options)
+
+
+async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
     source = await anyio.to_thread.run_sync(_same_input, directory, state, options)
     writer = await anyio.to_thread.run_sync(recover, directory, plan)
     return await _drive(plan, source, writer, options)
+
+
+def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions]:
+    finish_swap(directory)
+    state, _ = read_state(directory)
+    options = _recorded(state, options)
+    return state, _compile(chain or _load(directory, state), options), options
+
+
+def _fork_from(directory: RunDir, plan: Plan, state: RunState, step: str, changed: Sequence[str]) -> None:
+    """Takes back the rows of a step and of everything that depends on it."""
+    if step not in plan.nodes:
+        raise RunDirectoryError(f"the chain has no step {step!r}; it has {', '.join(plan.nodes)}")
+    affected = affected_by(plan, step)
+    missed = [node for node in changed if node not in affected]
+    if missed:
+        raise ChainChanged(f"{directory}: {', '.join(missed)} changed too and does not depend on {step!r}; use `--from {missed[0]}`")
+    _same_input(directory, state, RunOptions(limit=state.run.settings["limit"]))
+    fork(directory, plan, state, Reopen(nodes=affected))
+
+
+async def _retry_rejected(
+    directory: RunDir, chain: Chain | None, options: RunOptions, steps: frozenset[str], reasons: frozenset[str], engine: str | None
+) -> RunResult:
+    state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    changed = changed_nodes(state, plan)
+    if changed:
+        raise ChainChanged(f"{directory}: the chain has changed ({', '.join(changed)}); use `chainette resume {directory} --from {changed[0]}`")
+
+    def matches(step: str, reason: str) -> bool:
+        return (not steps or step in steps) and (not reasons or reason in reasons)
+
+    if not any(matches(step, reason) for step, counts in state.nodes.items() if step in plan.nodes for reason in counts.reasons):
+        raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
+    if engine is not None:
+        plan = _with_engine(plan, (chain or _load(directory, state)).registry, engine, steps)
+    _same_input(directory, state, options)
+    await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
+    state, _ = await anyio.to_thread.run_sync(read_state, directory)
+    return await _continue(directory, plan, state, options)
+
+
+def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:
+    """The plan with another engine behind its steps, for one session."""
+    nodes = {
+        node.id: replace(node, engine=engine) if node.kind is NodeKind.STEP and (not steps or node.id in steps) else node
+        for node in plan.nodes.values()
+    }
+    return replace(plan, nodes=nodes, engines={**plan.engines, engine: registry.get(engine)})
 
 
 def _recorded(state: RunState, options: RunOptions) -> RunOptions:
@@ -310,9 +403,11 @@ async def _drive(
 
 def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
     expected = source.count()
-    if writer.state.epoch == 0:
+    if writer.epoch == 0:
         return writer.record([RunStarted(expected=expected)])
-    return writer.record([RunResumed(fingerprint=plan.fingerprint, expected=expected)])
+    graph = graph_of(plan)
+    changed = graph if graph != writer.state.graph else None
+    return writer.record([RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed)])
 
 
 def _try_to_pause(writer: RunWriter, reason: str) -> list[Event]:
@@ -453,18 +548,3 @@ async def _iterated(
         source = open_input(path, limit=options.limit)
         async with _local(plan, source, Scratch(plan), lambda _: False, options, _Hooks(options.hooks), deliver) as local:
             await local.run()
-
-
-# -- one node
-
-
-def execute_node(
-    node: Node,
-    inputs: Sequence[BaseModel],
-    histories: Sequence[Row] | None,
-    writer: RunWriter | None,
-    debug: bool,
-    batch_size: int | None,
-) -> tuple[list[Any], list[Row]]:
-    """See `Node.execute`."""
-    raise NotImplementedError

@@ -63,7 +63,7 @@ class Lane:
             return self._not_before - self.clock()
         if self.failing_since is None:
             self.failing_since = self.clock()
-        delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2**self._failures) * random.uniform(0.75, 1.25)  # noqa: S311
+        delay: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2**self._failures) * random.uniform(0.75, 1.25)  # noqa: S311
         self._failures += 1
         self._not_before = self.clock() + delay
         return delay

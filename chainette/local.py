@@ -156,7 +156,7 @@ class LocalRun:
         return not self._held or (live < window and self._held_bytes < _LIVE_BYTES)
 
     def _hold(self, root: Root) -> None:
-        size = sum(len(row.values[CHAIN_INPUT]) for row in root.rows)
+        size = sum(len(value) for row in root.rows for value in row.values.values())
         self._held[root.number] = (len(root.rows), size)
         self._held_rows += len(root.rows)
         self._held_bytes += size

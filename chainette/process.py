@@ -126,6 +126,8 @@ class _Asking:
             completions = await self.engine.generate(requests)
             self.hook.on_answers(self.node.id, requests, completions)
             asks = [again for ask, completion in zip(asks, completions, strict=True) if (again := self.judge(ask, completion))]
+        place = {row.row_id: index for index, row in enumerate(rows)}
+        self.result.outputs.sort(key=lambda pair: place[pair[0].row_id])
         return self.result
 
     @property

@@ -24,6 +24,7 @@ __all__ = [
     "Rejection",
     "Row",
     "Scope",
+    "Source",
     "Unit",
     "Usage",
     "decode",

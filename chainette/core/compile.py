@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,13 +39,16 @@ from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT
 from chainette.utils.ids import snake_case
 
-__all__ = ["PYTHON", "RESERVED", "compile_chain"]
+__all__ = ["INPUTS", "PYTHON", "RESERVED", "compile_chain"]
 
 #: The engine name of nodes that no engine answers.
 PYTHON = "python"
 
+#: The input of a node that is executed alone, beside the history it is given.
+INPUTS = "inputs"
+
 #: Names that the run directory or the templates use themselves.
-RESERVED = frozenset({CHAIN_INPUT, "input", "row_id", "flattened", "rejected", "inputs", PYTHON})
+RESERVED = frozenset({CHAIN_INPUT, "input", "row_id", "flattened", "rejected", INPUTS, PYTHON})
 
 #: Engine settings that do not change an answer.
 _OPERATIONAL = frozenset(
@@ -55,14 +58,22 @@ _OPERATIONAL = frozenset(
 
 
 def compile_chain(
-    chain: Chain, *, registry: EngineRegistry | None = None, simulate: bool = False, batch_size: int | None = None
+    chain: Chain,
+    *,
+    registry: EngineRegistry | None = None,
+    simulate: bool = False,
+    batch_size: int | None = None,
+    known: Iterable[str] = (),
 ) -> Plan:
     """The chain as a Plan; `simulate` puts a simulated engine in the place of every engine.
+
+    `known` names values that rows bring along from elsewhere: templates may use them unchecked, and
+    the input is then the value `inputs` beside them.
 
     Raises:
         PlanError: with every problem that was found.
     """
-    compiler = _Compiler(chain, registry or chain.registry, simulate)
+    compiler = _Compiler(chain, registry or chain.registry, simulate, tuple(known))
     plan = compiler.plan(batch_size or chain.batch_size)
     errors = [problem for problem in compiler.problems if not problem.warning]
     if errors:
@@ -91,21 +102,24 @@ class _Compiler:
     chain: Chain
     registry: EngineRegistry
     simulate: bool
+    known: tuple[str, ...]
     nodes: dict[str, PlanNode] = field(default_factory=dict)
     forks: dict[str, Fork] = field(default_factory=dict)
     types: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, EngineConfig] = field(default_factory=dict)
     #: Folder -> the name that takes it.
     folders: dict[str, str] = field(default_factory=dict)
-    columns: list[str] = field(default_factory=lambda: [CHAIN_INPUT])
+    columns: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     depth: int = 0
 
     def plan(self, batch_size: int) -> Plan:
         model = self.input_model()
-        self.types[CHAIN_INPUT] = model
+        source = INPUTS if self.known else CHAIN_INPUT
+        self.types |= dict.fromkeys(self.known, Any) | {source: model}
+        self.columns.append(source)
         self.check_model(model, self.chain.place, "the chain's input model")
-        start = _Flow(CHAIN_INPUT, model, (CHAIN_INPUT,))
+        start = _Flow(source, model, self.known or (CHAIN_INPUT,))
         self.sequence(self.chain.steps, start, End())
         for node in self.nodes.values():
             self.check_templates(node)
@@ -198,11 +212,11 @@ class _Compiler:
             self.claim(branch.id, branch.place)
             inner = replace(flow, path=(*flow.path, branch.id), many=False)
             ended = self.sequence(branch.steps, inner, ToBranchEnd(fork_id, branch.id))
-            first, kind = _target(branch.steps[0]), Any if ended.type is None else ended.type
+            first, kind = _target(branch.steps[0]), ended.type or Any
             name = branch.alias if isinstance(branch, JoinBranch) else branch.id
             if name != branch.id:
                 self.claim(name, branch.place)
-            self.types[name] = list[kind] if ended.many else kind
+            self.types[name] = list.__class_getitem__(kind) if ended.many else kind
             if isinstance(branch, JoinBranch):
                 joins.append(Join(branch.id, branch.alias, first, ended.source, ended.many))
                 aliases.append(branch.alias)

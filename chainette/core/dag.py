@@ -28,7 +28,7 @@ class _Kind(Enum):
     FORK = "🔀"
     JOIN = "🪢"
     SIDE = "🌿"
-    MORE = "➕"
+    MORE = "…"
 
 
 @dataclass(frozen=True)

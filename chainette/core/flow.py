@@ -128,7 +128,7 @@ class _Walk:
         self.open_scope(fork, Scope(name, fork.id, scope, part, [row for row in rows if row.row_id in open_ids]), inner.effects)
         done = [row for row in rows if row.row_id not in open_ids]
         if done:
-            partials = {join.branch: [] for join in fork.joins}
+            partials: dict[str, list[Row]] = {join.branch: [] for join in fork.joins}
             for partial in inner.effects.partials:
                 if partial.scope == name:
                     partials[partial.branch] += partial.rows

@@ -84,6 +84,6 @@ class Node(ABC):
             RowsRejected: some rows were rejected; it carries all rejections.
             PlanError: the node cannot run on these inputs.
         """
-        from chainette.executor import execute_node
+        from chainette.executor import execute
 
-        return execute_node(self, inputs, histories, writer, debug, batch_size)
+        return execute(self, inputs, histories, writer, debug, batch_size)

@@ -34,7 +34,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The keys that only one backend knows."""
 
 
-class SimulatedOptions(_Options):
+class SimulatedOptions(_Options, frozen=True):
     #: Seconds per request.
     latency: float = 0.0
     #: Share of answers that do not validate, drawn from the request's seed.
@@ -43,7 +43,7 @@ class SimulatedOptions(_Options):
     error_rate: float = 0.0
 
 
-class HttpOptions(_Options):
+class HttpOptions(_Options, frozen=True):
     #: Seconds a request may take before it is tried again.
     request_timeout: float = 600.0
     #: Tries of one request after 429, 5xx, a broken connection or a timeout.
@@ -52,21 +52,21 @@ class HttpOptions(_Options):
     headers: dict[str, str] = {}
 
 
-class OpenAIOptions(HttpOptions):
+class OpenAIOptions(HttpOptions, frozen=True):
     #: "json_schema", "json_object" (the schema is in the prompt only) or "none".
     response_format: str = "json_schema"
     #: OpenAI's strict dialect of JSON Schema; what it cannot say is left to validation.
     strict: bool | None = None
 
 
-class OllamaOptions(HttpOptions):
+class OllamaOptions(HttpOptions, frozen=True):
     #: How long Ollama keeps the model loaded after a request, in its own notation.
     keep_alive: str | None = None
     #: Context length.
     num_ctx: int | None = None
 
 
-class LlamaCppOptions(_Options):
+class LlamaCppOptions(_Options, frozen=True):
     #: CPU threads.
     threads: int = 1
     #: Tokens of context for each slot.
@@ -75,7 +75,7 @@ class LlamaCppOptions(_Options):
     n_gpu_layers: int = 0
 
 
-class VllmOptions(_Options):
+class VllmOptions(_Options, frozen=True):
     dtype: str = "auto"
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None

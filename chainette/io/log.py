@@ -36,9 +36,10 @@ def parse_line(line: bytes) -> AnyEvent | None:
     if tail != b',"crc":"%08x"}' % zlib.crc32(body):
         return None
     try:
-        return _decoder.decode(body)
+        event: AnyEvent = _decoder.decode(body)
     except msgspec.DecodeError:
         return None
+    return event
 
 
 def read_log(path: Path, start: int = 0) -> Iterator[tuple[int, AnyEvent]]:

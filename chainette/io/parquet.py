@@ -61,12 +61,13 @@ class ParquetFiles(InputFile):
         import pyarrow as pa
 
         with self._open(path) as file:
-            groups, index = [], 0
+            groups: list[int] = []
+            index = 0
             for group in range(file.metadata.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
-                if index + size > start:
+                if groups or index + size > start:
                     groups.append(group)
-                elif not groups:
+                else:
                     index += size
             try:
                 for batch in file.iter_batches(256, row_groups=groups, use_threads=False):

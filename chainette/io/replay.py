@@ -216,6 +216,36 @@ class RunState:
         known["loads"] += 1
         known["load_seconds"] = round(known["load_seconds"] + event.seconds, 3)
 
+    def imbalances(self) -> list[str]:
+        """What does not add up, in words; [] where every row is accounted for.
+
+        Each node must give back what it took, and take what the node before it gave.
+        """
+        found = [f"{node}: {counts.plain()}" for node, counts in self.nodes.items() if not counts.balanced]
+        if self.status is not Status.FINISHED:
+            return found
+        nodes = {node["id"]: node for node in self.graph["nodes"]}
+        forks = {fork["id"]: fork for fork in self.graph["forks"]}
+        arriving = [(self.graph["first"], self.node(CHAIN_INPUT).given)]
+        while arriving:
+            target, rows = arriving.pop()
+            match target["to"]:
+                case "ToNode":
+                    counts, name = self.node(target["node"]), target["node"]
+                    arriving.append((nodes[name]["next"], counts.given))
+                case "ToFork":
+                    fork, name = forks[target["fork"]], target["fork"]
+                    counts = self.node(name) if fork["joins"] else NodeCounts(taken=rows, given=rows)
+                    arriving += [(branch["first"], rows) for branch in (*fork["joins"], *fork["sides"])]
+                    arriving.append((fork["after"], counts.given))
+                case "End":
+                    counts, name = NodeCounts(taken=self.finished_rows), "the end of the chain"
+                case _:
+                    continue
+            if counts.taken != rows:
+                found.append(f"{name} took {counts.taken} rows, but {rows} came")
+        return found
+
     def metadata(self) -> dict[str, Any]:
         """metadata.json."""
         run = self.run
@@ -241,7 +271,7 @@ class RunState:
             "records": self.records,
             "rows_finished": self.finished_rows,
             "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),
-            "balanced": all(counts.balanced for counts in self.nodes.values()),
+            "balanced": not self.imbalances(),
             "simulated": any(engine.get("simulated") for engine in self.engines.values()),
             "usage": msgspec.to_builtins(usage) | {"seconds": round(usage.seconds, 3)},
             "units_retried": self.retries,

@@ -8,7 +8,7 @@ from typing import Any
 
 from chainette.io.events import ShardSealed
 from chainette.io.rundir import RunDir, disk_errors, fsync_dir
-from chainette.io.shards import Format, StreamWriter
+from chainette.io.shards import Format, StreamWriter, require_size
 
 __all__ = ["Sealer"]
 
@@ -96,7 +96,14 @@ class Sealer:
         return self._directory.path / folder / f"{number}.{self._format}"
 
     def delete_unsealed(self, sealed: Mapping[str, Mapping[int, int]]) -> None:
-        """Deletes shards that no shard_sealed speaks of: their journals are still there."""
+        """Deletes shards that no shard_sealed speaks of: their journals are still there.
+
+        Raises:
+            DamagedRun: a sealed shard is not whole.
+        """
+        for folder, numbers in sealed.items():
+            for number, size in numbers.items():
+                require_size(self.shard(folder, number), size)
         if self._format == "jsonl":
             return
         for stream in self._sealable():

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from chainette.core.plan import Plan
+from chainette.core.plan import Plan, PlanNode
 from chainette.errors import DamagedRun, RunDirectoryError
 from chainette.io.events import RunCreated
 from chainette.io.log import EventLog, read_log
@@ -150,6 +150,7 @@ def graph_of(plan: Plan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "input_model": plan.input_model.model_json_schema(),
         "columns": list(plan.columns),
+        "first": _plain(plan.first),
         "nodes": [_describe(plan, node) for node in plan.nodes.values()],
         "forks": [_plain(fork) for fork in plan.forks.values()],
         "engines": {name: config.describe() for name, config in plan.engines.items()},

@@ -12,7 +12,7 @@ from typing import Literal
 from chainette.errors import DamagedRun
 from chainette.io.rundir import disk_errors, fsync_dir, write_all
 
-__all__ = ["Format", "Span", "StreamWriter"]
+__all__ = ["Format", "Span", "StreamWriter", "require_size"]
 
 Format = Literal["jsonl", "parquet", "csv"]
 
@@ -117,9 +117,7 @@ class StreamWriter:
             if number in sealed:
                 continue
             path = self.journal(number)
-            found = path.stat().st_size if path.exists() else 0
-            if found < size:
-                raise DamagedRun(f"{path}: {found} bytes, but the log says {size}; rows were lost. Restore the file from a backup")
+            require_size(path, size)
             if rows >= self.max_rows:
                 _truncate(path, size)
                 self.full.append(number)
@@ -150,6 +148,17 @@ class StreamWriter:
         self._open = _Open(self._next, path, file, 0, 0)
         self._next += 1
         return self._open
+
+
+def require_size(path: Path, size: int) -> None:
+    """Checks that a file holds at least what the log says.
+
+    Raises:
+        DamagedRun: it does not.
+    """
+    found = path.stat().st_size if path.exists() else 0
+    if found < size:
+        raise DamagedRun(f"{path}: {found} bytes, but the log says {size}; rows were lost. Restore the file from a backup")
 
 
 def _truncate(path: Path, size: int) -> None:

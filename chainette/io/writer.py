@@ -25,7 +25,7 @@ from chainette.io.sealing import Sealer
 from chainette.io.shards import Span, StreamWriter
 from chainette.records import Outcome, Row, Unit
 
-__all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "RunWriter", "Scratch", "Suspended"]
+__all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "RunWriter", "Scratch", "Suspended", "tidy"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,11 @@ class RunWriter:
         self._keyed = bool(state.run.settings.get("key"))
         self._flattened = bool(state.run.settings.get("flattened", True))
 
+    @property
+    def epoch(self) -> int:
+        """How often the run was resumed."""
+        return self._log.epoch
+
     # -- rows
 
     def commit(self, group: Sequence[Item]) -> Committed:
@@ -221,9 +226,7 @@ class RunWriter:
     def finish(self, input_digest: str) -> list[Event]:
         """Seals every shard, closes the log with run_finished, and writes what follows from it."""
         logged = self._seal(self._sealer.rest()) + self.record([RunFinished(input_digest=input_digest)])
-        shutil.rmtree(self.directory.held, ignore_errors=True)
-        shutil.rmtree(self.directory.journals, ignore_errors=True)
-        publish_metadata(self.directory, self.state)
+        tidy(self.directory, self.state)
         return logged
 
     def pause(self, reason: str) -> list[Event]:
@@ -235,6 +238,13 @@ class RunWriter:
     def close(self) -> None:
         """Gives the directory back. What is logged stays; the rest is cut off by the next session."""
         self._log.close()
+
+
+def tidy(directory: RunDir, state: RunState) -> None:
+    """Leaves a finished run's directory as it is meant to be read; safe to repeat after a crash."""
+    shutil.rmtree(directory.held, ignore_errors=True)
+    shutil.rmtree(directory.journals, ignore_errors=True)
+    publish_metadata(directory, state)
 
 
 class Scratch:

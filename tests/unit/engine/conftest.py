@@ -27,6 +27,8 @@ class Asked:
     query: dict[str, str]
     headers: dict[str, str]
     body: dict[str, Any]
+    #: Breaks the connection.
+    hang_up: Callable[[], None]
 
     @property
     def text(self) -> str:
@@ -50,7 +52,9 @@ class Server:
             self.checked.append(request.path)
             return self.ready()
         body = json.loads(await request.read())
-        asked = Asked(len(self.asked), request.path, dict(request.query), dict(request.headers), body)
+        assert request.transport is not None
+        headers, hang_up = dict(request.headers), request.transport.abort
+        asked = Asked(len(self.asked), request.path, dict(request.query), headers, body, hang_up)
         self.asked.append(asked)
         return await self.answer(asked)
 

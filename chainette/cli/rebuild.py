@@ -1,0 +1,36 @@
+"""`chainette rebuild`: writes what follows from a run's log: graph.json, metadata.json, README.md."""
+
+from __future__ import annotations
+
+import typer
+
+from chainette.cli.common import guarded, show_path
+from chainette.cli.options import RunDirectory
+
+__all__ = ["rebuild"]
+
+
+@guarded
+def rebuild(directory: RunDirectory) -> None:
+    """Write the derived files of DIR again.
+
+    graph.json, metadata.json and README.md follow from events.jsonl alone.
+    """
+    from chainette.io.log import EventLog
+    from chainette.io.publish import render_files
+    from chainette.io.rundir import RunDir, publish
+    from chainette.io.session import read_state
+
+    run = RunDir(directory)
+    state, _ = read_state(run)
+    _ = state.run
+    log = EventLog(run.log)
+    try:
+        for name, data in render_files(state).items():
+            path = run.path / name
+            old = path.read_bytes() if path.exists() else None
+            publish(path, data)
+            verdict = "unchanged" if old == data else "new" if old is None else "changed"
+            typer.echo(f"wrote {show_path(path)} ({len(data):,} bytes, {verdict})")
+    finally:
+        log.close()

@@ -1,0 +1,117 @@
+"""`chainette rejected`: the rows that a run rejected, and why; `--retry` opens them again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chainette.cli.common import console, guarded, is_terminal, new_table
+from chainette.cli.options import Debug, JsonLogs, Quiet, RunDirectory, Show
+
+__all__ = ["rejected"]
+
+#: Rows of the table, and characters of a raw answer in it.
+_ROWS = 50
+_RAW = 120
+
+
+@guarded
+def rejected(
+    directory: RunDirectory,
+    step: Annotated[list[str] | None, typer.Option("--step", metavar="ID", help="Rows of this step only; repeatable.")] = None,
+    reason: Annotated[
+        list[str] | None, typer.Option("--reason", metavar="R", help="Rows with this reason only; repeatable.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 50; --json: all].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, whole.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Ask for these rows again.")] = False,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="With --retry: the engine that answers this time.")
+    ] = None,
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+    show: Show = False,
+    debug: Debug = False,
+) -> None:
+    """List the rejected rows of DIR, or --retry them.
+
+    Each with the reason, the message and the raw answer, or the bad line of the input.
+    """
+    steps, reasons = step or [], reason or []
+    _check_reasons(reasons)
+    if retry:
+        _retry(directory, steps, reasons, engine, (quiet, json_logs, show, debug))
+        return
+    if engine:
+        raise typer.BadParameter("--engine says which engine answers a --retry; give both")
+    rows = (row for row in _rejected_rows(directory, steps) if not reasons or row["reason"] in reasons)
+    if as_json:
+        _print_json(itertools.islice(rows, limit))
+    else:
+        _print_table(rows, limit or _ROWS)
+
+
+def _check_reasons(reasons: Iterable[str]) -> None:
+    from chainette.records import Reason
+
+    for reason in reasons:
+        if reason not in tuple(Reason):
+            raise typer.BadParameter(f"--reason {reason}: there is no such reason; known: {', '.join(Reason)}")
+
+
+def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of `rejected/`, as the log knows them."""
+    from chainette.io.result import RunResult
+    from chainette.io.rundir import RunDir
+    from chainette.io.session import read_state
+    from chainette.records import CHAIN_INPUT
+
+    run = RunDir(directory)
+    state, _ = read_state(run)
+    known = [CHAIN_INPUT, *(node["id"] for node in state.graph["nodes"])]
+    for step in steps:
+        if step not in known:
+            raise typer.BadParameter(f"--step {step}: the run has no such step; it has {', '.join(known)}")
+    return (row for row in RunResult(run, state).rows("rejected") if not steps or row["step_id"] in steps)
+
+
+def _print_json(rows: Iterable[dict[str, Any]]) -> None:
+    import msgspec
+
+    for row in rows:
+        typer.echo(msgspec.json.encode(row))
+
+
+def _print_table(rows: Iterator[dict[str, Any]], limit: int) -> None:
+    table = new_table(("row", "line", "step", "reason", "tries", "message", "raw"), numbers=("line", "tries"), cut=("raw",))
+    for row in itertools.islice(rows, limit):
+        raw = " ".join(str(row["raw"] or "").split())
+        cells = (row["row_id"], row["line"] or "", row["step_id"], row["reason"], row["attempts"], row["message"])
+        table.add_row(*map(str, cells), raw if len(raw) <= _RAW else raw[: _RAW - 3] + "...")
+    screen = console()
+    if not table.row_count:
+        screen.print("no rejected rows")
+        return
+    screen.print(table)
+    more = sum(1 for _ in rows)
+    if more:
+        screen.print(f"and {more:,} more: --limit N shows more, --json all of them")
+    elif is_terminal():
+        screen.print(f"{table.row_count:,} rejected rows; --json prints them whole, --retry asks again")
+
+
+def _retry(directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: tuple[bool, ...]) -> None:
+    from chainette import executor
+    from chainette.cli.launch import Telling, launch
+
+    launch(
+        directory,
+        Telling(*telling),
+        lambda hooks: executor.retry_rejected(directory, steps=steps, reasons=reasons, engine=engine, hooks=hooks),
+    )

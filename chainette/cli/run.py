@@ -1,0 +1,105 @@
+"""`chainette run`: a chain over an input, into a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chainette.cli.common import guarded, warn
+from chainette.cli.launch import Telling, launch, load_plan
+from chainette.cli.options import (
+    ChainRef,
+    ChainRoot,
+    Debug,
+    EngineFile,
+    Format,
+    JsonLogs,
+    MaxRejectRate,
+    Patience,
+    Quiet,
+    Show,
+    Window,
+)
+
+__all__ = ["run"]
+
+
+@guarded
+def run(
+    chain: ChainRef,
+    inputs: Annotated[str, typer.Argument(metavar="INPUTS", help="JSONL, CSV or Parquet; - for standard input (JSONL).")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run directory [default: runs/<run id>].")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Take the first N records.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help="Rows per unit of work [default: the chain's].")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Every request's sampling seed is derived from it.")] = 0,
+    format: Annotated[Format, typer.Option("--format", help="How rows are written.")] = Format.JSONL,
+    max_rows_per_file: Annotated[
+        int, typer.Option("--max-rows-per-file", metavar="N", min=1, help="Rows per shard.")
+    ] = 100_000,
+    flattened: Annotated[
+        bool, typer.Option("--flattened/--no-flattened", help="Also write one row per item across all steps.")
+    ] = True,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="FIELD", help="Copy this input column into every shard, as _key.")
+    ] = None,
+    engines: EngineFile = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Answers drawn from the schemas; no model is asked.")] = False,
+    chain_root: ChainRoot = Path(),
+    max_reject_rate: MaxRejectRate = None,
+    engine_patience: Patience = 600.0,
+    window: Window = None,
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+    show: Show = False,
+    debug: Debug = False,
+    stream_writer: Annotated[
+        bool, typer.Option("--stream-writer", help="Always on: rows are written as they come. Accepted for old scripts.")
+    ] = False,
+) -> None:
+    """Run CHAIN over INPUTS into a run directory.
+
+    Ctrl-C leaves a directory that `chainette resume` goes on with. Exit codes: 0 done, 1 error, 2 usage,
+    3 done with rejected rows, 130 interrupted.
+    """
+    del stream_writer
+    telling = Telling(quiet, json_logs, show, debug)
+    with telling.foreign_output():
+        loaded, plan = load_plan(chain, chain_root, engines, simulate=simulate, batch_size=batch_size)
+    if not quiet:
+        warn(plan.warnings)
+
+    from chainette import executor
+    from chainette.utils.ids import new_run_id
+
+    directory = output or Path("runs") / new_run_id()
+    launch(
+        directory,
+        telling,
+        lambda hooks: executor.run(
+            loaded.chain,
+            inputs,
+            directory,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            format=format.value,
+            max_rows_per_file=max_rows_per_file,
+            flattened=flattened,
+            key=key,
+            engines_file=str(engines.resolve()) if engines else None,
+            simulate=simulate,
+            max_reject_rate=max_reject_rate,
+            engine_patience=engine_patience,
+            window=window,
+            chain_ref=loaded.reference,
+            chain_root=str(chain_root.resolve()),
+            hooks=hooks,
+        ),
+        plan,
+    )

@@ -1,0 +1,301 @@
+"""Whether one model's rows fit another, and whether a model can carry rows at all.
+
+A row travels as the JSON that its model dumps by alias (SEMANTICS, Rows), so that JSON is what must fit.
+Only what is certain is reported: custom serializers, `before` validators and unknown types count as fitting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, SecretBytes, SecretStr
+from pydantic.errors import PydanticErrorMixin
+from pydantic.fields import FieldInfo
+from pydantic.functional_serializers import PlainSerializer, WrapSerializer
+from pydantic.functional_validators import BeforeValidator, PlainValidator, WrapValidator
+
+from chainette.core.annotations import (
+    NONE,
+    allowed_values,
+    element_type,
+    is_model,
+    mapping_types,
+    members,
+    plain,
+    tuple_types,
+    type_name,
+)
+
+__all__ = ["misfits", "model_problems"]
+
+_SCALARS = (str, int, float, bool)
+#: (given, wanted) that pydantic accepts although the types differ.
+_WIDER = {(int, float), (bool, int), (bool, float)}
+_CHANGES_INPUT = (BeforeValidator, PlainValidator, WrapValidator)
+_CHANGES_OUTPUT = (PlainSerializer, WrapSerializer)
+
+#: Pairs being compared further up: models that contain themselves.
+_Seen = frozenset[tuple[Any, Any]]
+
+
+def misfits(given: Any, wanted: type[BaseModel]) -> list[str]:
+    """Why a row of type `given` cannot be the input of a node that declares `wanted`; [] where it can."""
+    given = plain(given)
+    if given is Any or given is None:
+        return []
+    if not is_model(given):
+        return _misfits("", given, wanted, frozenset())
+    return _model_misfits("", given, wanted, frozenset())
+
+
+def _model_misfits(where: str, given: type[BaseModel], wanted: type[BaseModel], seen: _Seen) -> list[str]:
+    if issubclass(given, wanted) or (given, wanted) in seen or _reshaped(given, wanted):
+        return []
+    seen |= {(given, wanted)}
+    dumped = _dumped(given)
+    found, used = [], set()
+    for name, field in wanted.model_fields.items():
+        keys, whole = _accepted(wanted, name, field)
+        key = next((key for key in keys if key in dumped), None)
+        if key is None:
+            if field.is_required() and not _open(given):
+                found.append(f"field {where + keys[0]!r} is missing")
+            continue
+        used.add(key)
+        if whole and not _converted(given, *dumped[key], wanted, name):
+            found += _misfits(where + key, dumped[key][1].annotation, field.annotation, seen)
+    if wanted.model_config.get("extra") == "forbid":
+        found += [
+            f"field {where + key!r} is not expected, since {wanted.__name__} forbids extra fields"
+            for key in dumped
+            if key not in used
+        ]
+    return found
+
+
+def _misfits(path: str, given: Any, wanted: Any, seen: _Seen) -> list[str]:
+    """The same for two annotations; goes into models and lists to name the innermost field.
+
+    An empty `path` is the row itself.
+    """
+    if _fits(given, wanted, seen):
+        return []
+    given, wanted = plain(given), plain(wanted)
+    if is_model(given) and is_model(wanted):
+        return _model_misfits(f"{path}.", given, wanted, seen)
+    inner = element_type(given), element_type(wanted)
+    if None not in inner:
+        deeper = _misfits(f"{path}[]", *inner, seen)
+        if deeper:
+            return deeper
+    label = f"field {path!r}" if path else "it"
+    kept = [member for member in members(given) if member is not NONE]
+    if len(kept) < len(members(given)) and all(_fits(member, wanted, seen) for member in kept):
+        return [f"{label} may be None, not {type_name(wanted)}"]
+    return [f"{label} is {type_name(given)}, not {type_name(wanted)}"]
+
+
+def _fits(given: Any, wanted: Any, seen: _Seen) -> bool:
+    """Whether every value of `given` is taken by some member of `wanted`."""
+    if _has(given, _CHANGES_OUTPUT) or _has(wanted, _CHANGES_INPUT):
+        return True
+    wanted_members = members(wanted)
+    return all(any(_member_fits(part, one, seen) for one in wanted_members) for part in members(given))
+
+
+def _member_fits(given: Any, wanted: Any, seen: _Seen) -> bool:
+    if given is Any or wanted is Any or given == wanted:
+        return True
+    if NONE in (given, wanted):
+        return False
+    if isinstance(given, type) and isinstance(wanted, type) and issubclass(given, wanted):
+        return True
+    by_value = _values_fit(given, wanted, seen)
+    if by_value is not None:
+        return by_value
+    if given in _SCALARS and wanted in _SCALARS:
+        return (given, wanted) in _WIDER
+    kinds = _kind(given), _kind(wanted)
+    if kinds == ("list", "list"):
+        return _elements_fit(given, wanted, seen)
+    if kinds == ("object", "object"):
+        return _objects_fit(given, wanted, seen)
+    return kinds[0] == kinds[1] or "unknown" in kinds
+
+
+def _values_fit(given: Any, wanted: Any, seen: _Seen) -> bool | None:
+    """Literals and enums, by value; None where neither side is one."""
+    values, allowed = allowed_values(given), allowed_values(wanted)
+    if values is None and allowed is None:
+        return None
+    if values is None:
+        if given is bool:
+            values = [True, False]
+        else:
+            return given not in _SCALARS and _kind(given) not in ("list", "object")
+    if allowed is None:
+        return all(_member_fits(type(value), wanted, seen) for value in values)
+    return all(value in allowed for value in values)
+
+
+def _elements_fit(given: Any, wanted: Any, seen: _Seen) -> bool:
+    fixed = tuple_types(given), tuple_types(wanted)
+    if fixed[0] is not None and fixed[1] is not None:
+        return len(fixed[0]) == len(fixed[1]) and all(_fits(a, b, seen) for a, b in zip(*fixed, strict=True))
+    return _fits(element_type(given), element_type(wanted), seen)
+
+
+def _objects_fit(given: Any, wanted: Any, seen: _Seen) -> bool:
+    if is_model(given) and is_model(wanted):
+        return not _model_misfits("", given, wanted, seen)
+    pair = mapping_types(given), mapping_types(wanted)
+    if pair[0] is not None and pair[1] is not None:
+        return _fits(pair[0][1], pair[1][1], seen)
+    return True
+
+
+def _kind(annotation: Any) -> str:
+    """What JSON has for a type: "scalar", "list", "object", or "unknown" for what pydantic writes in its own way."""
+    if annotation in _SCALARS:
+        return "scalar"
+    if element_type(annotation) is not None:
+        return "list"
+    if mapping_types(annotation) is not None:
+        return "object"
+    if is_model(annotation):
+        return "unknown" if _is_root(annotation) or annotation.__pydantic_decorators__.model_serializers else "object"
+    return "unknown"
+
+
+def _is_root(model: type[BaseModel]) -> bool:
+    return issubclass(model, RootModel)
+
+
+def _has(annotation: Any, kinds: tuple[type, ...]) -> bool:
+    return any(isinstance(item, kinds) for item in getattr(annotation, "__metadata__", ()))
+
+
+def _reshaped(given: type[BaseModel], wanted: type[BaseModel]) -> bool:
+    """Whether code decides what is dumped or what is accepted, or one of them is no JSON object."""
+    validators = wanted.__pydantic_decorators__.model_validators.values()
+    return (
+        any(validator.info.mode in ("before", "wrap") for validator in validators)
+        or bool(given.__pydantic_decorators__.model_serializers)
+        or _is_root(given)
+        or _is_root(wanted)
+    )
+
+
+def _converted(given: type[BaseModel], name: str, field: FieldInfo, wanted: type[BaseModel], wanted_name: str) -> bool:
+    """Whether code between the two models may change the value of a field."""
+    serializers = given.__pydantic_decorators__.field_serializers.values()
+    validators = wanted.__pydantic_decorators__.field_validators.values()
+    metadata = [*field.metadata, *wanted.model_fields[wanted_name].metadata]
+    return (
+        any(isinstance(item, _CHANGES_INPUT + _CHANGES_OUTPUT) for item in metadata)
+        or any({name, "*"} & {*serializer.info.fields} for serializer in serializers)
+        or any({wanted_name, "*"} & {*one.info.fields} and one.info.mode != "after" for one in validators)
+        or bool(wanted.model_config.get("coerce_numbers_to_str"))
+    )
+
+
+def _open(model: type[BaseModel]) -> bool:
+    return model.model_config.get("extra") == "allow"
+
+
+def _dumped(model: type[BaseModel]) -> dict[str, tuple[str, FieldInfo]]:
+    """Key in the JSON -> (field name, field)."""
+    fields = model.model_fields.items()
+    return {field.serialization_alias or name: (name, field) for name, field in fields if not field.exclude}
+
+
+def _accepted(model: type[BaseModel], name: str, field: FieldInfo) -> tuple[list[str], bool]:
+    """(keys under which the model reads a field, whether the field is the whole value under the key)."""
+    config = model.model_config
+    alias = field.validation_alias if config.get("validate_by_alias", True) else None
+    choices = alias.choices if isinstance(alias, AliasChoices) else [] if alias is None else [alias]
+    keys = [str(choice.path[0]) if isinstance(choice, AliasPath) else choice for choice in choices]
+    if alias is None or config.get("validate_by_name") or config.get("populate_by_name"):
+        keys.append(name)
+    return keys, not any(isinstance(choice, AliasPath) and len(choice.path) > 1 for choice in choices)
+
+
+def model_problems(model: type[BaseModel]) -> list[str]:
+    """Why rows of `model` would not survive from one node to the next; [] where they do.
+
+    Covers the models that it contains. Rows travel as their dump: what is not in it is lost, what cannot be
+    read back is rejected.
+    """
+    unresolved = _unresolved(model)
+    if unresolved:
+        return [unresolved]
+    found = []
+    for owner, prefix in _models(model):
+        for name, field in owner.model_fields.items():
+            found += [f"field {prefix + name!r} {problem}" for problem in _field_problems(owner, name, field)]
+        found += _shared_keys(owner, prefix)
+    try:
+        model.model_json_schema()
+    except Exception as error:  # pydantic and the user's own types raise what they like
+        found.append(f"it has no JSON Schema: {_first_line(error)}")
+    return found
+
+
+def _unresolved(model: type[BaseModel]) -> str | None:
+    try:
+        model.model_rebuild()
+    except Exception as error:
+        return f"its annotations cannot be resolved: {_first_line(error)}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    text = error.message if isinstance(error, PydanticErrorMixin) else str(error)
+    return text.strip().partition("\n")[0] or type(error).__name__
+
+
+def _field_problems(model: type[BaseModel], name: str, field: FieldInfo) -> Iterator[str]:
+    key = field.serialization_alias or name
+    if field.exclude:
+        yield "has exclude=True and would be lost between nodes; remove it"
+    elif key not in _accepted(model, name, field)[0]:
+        yield f"is written as {key!r} but read as {_accepted(model, name, field)[0][0]!r}; use one alias=... for both"
+    if key.startswith("_"):
+        yield f"is written as {key!r}; names that start with '_' are Chainette's own columns, choose another alias"
+    if any(part in (SecretStr, SecretBytes) for part in _parts(field.annotation)):
+        yield "is a secret type, which is written as asterisks; use str"
+
+
+def _shared_keys(model: type[BaseModel], prefix: str) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for name, field in model.model_fields.items():
+        names.setdefault(field.serialization_alias or name, []).append(prefix + name)
+    return [
+        f"fields {' and '.join(map(repr, same))} are both written as {key!r}; give one another alias"
+        for key, same in names.items()
+        if len(same) > 1
+    ]
+
+
+def _models(model: type[BaseModel]) -> list[tuple[type[BaseModel], str]]:
+    """The model and every model inside it, each once, with the path to it."""
+    found: dict[type[BaseModel], str] = {model: ""}
+    queue = [model]
+    while queue:
+        owner = queue.pop()
+        for name, field in owner.model_fields.items():
+            for part in _parts(field.annotation):
+                if is_model(part) and part not in found:
+                    found[part] = f"{found[owner]}{name}."
+                    queue.append(part)
+    return list(found.items())
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The annotation and everything inside its brackets."""
+    annotation = plain(annotation)
+    yield annotation
+    for argument in get_args(annotation):
+        if not isinstance(argument, (str, int, bytes)):
+            yield from _parts(argument)

@@ -1,0 +1,3 @@
+"""."""
+def fingerprint_code(fn): return ""
+def fingerprint_model(fn): return ""

@@ -1,0 +1,2 @@
+"""."""
+def template_problems(*a): return []

@@ -1,0 +1,82 @@
+"""Prompts as jinja2 templates: compiled once, rendered per row, never silent about what is missing.
+
+Rendering is sandboxed and strict. `{{ value }}` prints text and numbers as they are, an enum as its
+value, and everything else as JSON: a model (by alias), a list, a dict, None as `null`, True as `true`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from types import TracebackType
+from typing import Any
+
+from chainette.errors import TemplateError
+
+__all__ = ["Template", "render"]
+
+
+class Template:
+    """One compiled template. Renders from any thread.
+
+    Raises:
+        TemplateError: the source has a syntax error; the message names the label and the line.
+    """
+
+    #: Names that the template takes from its context; also those of jinja2's own globals (`range`).
+    names: frozenset[str]
+
+    def __init__(self, source: str, label: str = "template") -> None:
+        from jinja2 import TemplateSyntaxError
+
+        from chainette.utils import sandbox
+
+        if not isinstance(source, str):
+            raise TemplateError(f"{label}: a template is a string, found {source!r}")
+        self.source, self.label = source, label
+        try:
+            self.names = sandbox.names_of(sandbox.parse(source))
+            self._compiled = sandbox.compile_tree(sandbox.parse(source))
+        except TemplateSyntaxError as error:
+            raise TemplateError(f"{label}, line {error.lineno}: {error.message}") from None
+
+    def render(self, context: Mapping[str, Any]) -> str:
+        """The text for these values.
+
+        Raises:
+            TemplateError: a name or field is missing, the sandbox forbids an access, or the code of a
+                model raised; the message names the label, the line and what was found.
+        """
+        try:
+            return "".join(self._compiled.root_render_func(self._compiled.new_context(context)))  # type: ignore[arg-type]
+        except Exception as error:
+            raise TemplateError(f"{self.label}, line {self._line(error.__traceback__)}: {_what(error)}") from error
+
+    def _line(self, traceback: TracebackType | None) -> int:
+        """The template's line where rendering stopped; frames of the generated code carry its own numbers."""
+        line = 1
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename == "<template>":
+                line = self._compiled.get_corresponding_lineno(traceback.tb_lineno)
+            traceback = traceback.tb_next
+        return line
+
+
+def _what(error: Exception) -> str:
+    from jinja2 import TemplateError as JinjaError
+
+    return str(error) if isinstance(error, JinjaError) else f"{type(error).__name__}: {error}"
+
+
+@lru_cache(maxsize=256)
+def _compiled(source: str) -> Template:
+    return Template(source)
+
+
+def render(source: str, context: Mapping[str, Any]) -> str:
+    """Renders a template; the last 256 sources stay compiled.
+
+    Raises:
+        TemplateError: as `Template`.
+    """
+    return _compiled(source).render(context)

@@ -1,0 +1,143 @@
+"""`--from` and `--retry`: rows are taken back, the rest stays as it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from chainette import Branch, Chain, Step, apply, register_engine
+from chainette.engine.config import EngineRegistry, using_registry
+from chainette.errors import ChainChanged, RunDirectoryError
+from chainette.executor import resume, retry_rejected
+from chainette.io.fork import finish_swap
+from chainette.io.log import read_log
+from chainette.io.replay import replay
+from chainette.io.result import RunResult
+from chainette.io.rundir import RunDir
+from tests.support.chains import Facts, Text, Word, content, everything, write_inputs
+
+
+class Label(BaseModel):
+    label: str
+
+
+def three_steps(label_prompt: str = "{{ extract.name }}", invalid: float = 0.3) -> Chain:
+    """extract -> (word joined) -> label; about a third of the words are rejected."""
+    with using_registry(EngineRegistry()):
+        register_engine("sure", "none", "simulated")
+        register_engine("shaky", "none", "simulated", invalid_rate=invalid)
+        return Chain(
+            name="three",
+            batch_size=4,
+            steps=[
+                Step(id="extract", input_model=Text, output_model=Facts, engine_name="sure"),
+                [Branch("b", [Step(id="word", output_model=Word, engine_name="shaky", max_attempts=1)]).join("said")],
+                Step(id="label", output_model=Label, engine_name="sure", user_prompt=label_prompt),
+                apply(shout),
+            ],
+        )
+
+
+def shout(label: Label) -> Label:
+    return Label(label=label.label.upper())
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    return write_inputs(tmp_path / "inputs.jsonl", 30, bad=(7,))
+
+
+def derived_files_agree(result: RunResult) -> bool:
+    graph, metadata = replay(event for _, event in read_log(result.dir / "events.jsonl"))
+    return (result.dir / "graph.json").read_bytes() == graph and (result.dir / "metadata.json").read_bytes() == metadata
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+def test_from_a_changed_step_computes_it_and_what_follows_and_nothing_else(tmp_path: Path, inputs: Path, format: str) -> None:
+    run = three_steps().run(inputs, tmp_path / "run", format=format, max_rows_per_file=8)
+    before, asked = content(run), run.metadata["steps"]["extract"]["usage"]["requests"]
+    changed = three_steps(label_prompt="Say it: {{ extract.name }}")
+    with pytest.raises(ChainChanged, match=r"--from label"):
+        resume(run.dir, changed)
+    again = resume(run.dir, changed, from_step="label")
+    after = content(again)
+    assert again.metadata["balanced"] and derived_files_agree(again)
+    assert {name: after[name] for name in ("extract", "word", "rejected")} == {name: before[name] for name in ("extract", "word", "rejected")}
+    assert again.metadata["steps"]["extract"]["usage"]["requests"] == asked
+    fresh = changed.run(inputs, tmp_path / "fresh", format=format, max_rows_per_file=8)
+    assert after == content(fresh)
+    assert "Say it" in (again.dir / "graph.json").read_text()
+
+
+def test_from_a_step_refuses_when_another_one_changed_too(tmp_path: Path, inputs: Path) -> None:
+    run = three_steps().run(inputs, tmp_path / "run")
+    with pytest.raises(ChainChanged, match=r"word.*--from word"):
+        resume(run.dir, three_steps(invalid=0.1), from_step="label")
+    with pytest.raises(RunDirectoryError, match="no step 'lable'"):
+        resume(run.dir, three_steps(), from_step="lable")
+
+
+def test_from_a_step_of_a_joined_branch_computes_what_uses_its_alias(tmp_path: Path, inputs: Path) -> None:
+    run = three_steps().run(inputs, tmp_path / "run")
+    before = content(run)
+    again = resume(run.dir, three_steps(invalid=0.0), from_step="word")
+    assert content(again)["extract"] == before["extract"]
+    assert len(list(again.rows("word"))) == 29
+    assert len(list(again.rows("flattened"))) == 29
+    assert again.metadata["balanced"]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+def test_retry_asks_only_for_rejected_rows(tmp_path: Path, inputs: Path, format: str) -> None:
+    run = three_steps().run(inputs, tmp_path / "run", format=format, max_rows_per_file=8)
+    good, rejected = {row["row_id"] for row in run.rows("word")}, {row["row_id"] for row in run.rows("rejected")} - {"7"}
+    assert rejected
+    before = content(run)
+    again = retry_rejected(run.dir, three_steps(), engine="sure", steps=["word"])
+    after = content(again)
+    assert {row["row_id"] for row in again.rows("word")} == good | rejected
+    assert set(before["word"]) <= set(after["word"])
+    assert after["extract"] == before["extract"]
+    assert [row["row_id"] for row in again.rows("rejected")] == ["7"]
+    assert len(after["flattened"]) == 29 and len(set(after["flattened"])) == 29
+    assert again.metadata["balanced"] and derived_files_agree(again)
+
+
+def test_retry_by_reason_leaves_the_others_rejected(tmp_path: Path, inputs: Path) -> None:
+    run = three_steps().run(inputs, tmp_path / "run")
+    reasons = {row["reason"] for row in run.rows("rejected")} - {"invalid_input"}
+    assert len(reasons) > 1
+    chosen = sorted(reasons)[0]
+    kept = sum(row["reason"] != chosen for row in run.rows("rejected"))
+    again = retry_rejected(run.dir, three_steps(), reasons=[chosen], engine="sure")
+    assert sum(1 for _ in again.rows("rejected")) == kept
+
+
+def test_retry_without_a_match_says_so_and_changes_nothing(tmp_path: Path, inputs: Path) -> None:
+    run = three_steps(invalid=0.0).run(inputs, tmp_path / "run")
+    before = (run.dir / "events.jsonl").read_bytes()
+    with pytest.raises(RunDirectoryError, match="no rejected rows that match"):
+        retry_rejected(run.dir, three_steps(invalid=0.0))
+    assert (run.dir / "events.jsonl").read_bytes() == before
+
+
+def test_a_swap_that_a_crash_cut_in_two_is_ended(tmp_path: Path, inputs: Path) -> None:
+    run = three_steps().run(inputs, tmp_path / "run")
+    expected = content(run)
+    (tmp_path / "run").rename(tmp_path / ".run.old")
+    shutil.copytree(tmp_path / ".run.old", tmp_path / ".run.fork")
+    finish_swap(RunDir(tmp_path / "run"))
+    assert content(resume(tmp_path / "run", three_steps())) == expected
+    assert not (tmp_path / ".run.old").exists()
+
+
+def test_rows_of_a_hidden_step_that_are_gone_are_named(tmp_path: Path, inputs: Path) -> None:
+    chain = everything()
+    run = chain.run(inputs, tmp_path / "run")
+    with pytest.raises(RunDirectoryError, match="--from hidden"):
+        resume(run.dir, chain, from_step="count")
+    again = resume(run.dir, chain, from_step="hidden")
+    assert content(again) == content(everything().run(inputs, tmp_path / "fresh"))

@@ -1,0 +1,1 @@
+"""What several tests share: chains that use every feature, and crashes on demand."""
