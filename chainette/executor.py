@@ -243,7 +243,7 @@ def _begin(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -
     try:
         if source is None:
             stream = sys.stdin.buffer if inputs == "-" else inputs
-            spooled = spool(stream, directory.inputs / "0.jsonl")  # type: ignore[arg-type]
+            spooled = spool(stream, directory.inputs / "0")  # type: ignore[arg-type]
             source = open_input(spooled, limit=options.limit)
         _check_key(source, plan, options.key)
         created = RunCreated(
@@ -251,7 +251,7 @@ def _begin(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -
             chain=plan.chain,
             chain_ref=options.chain_ref,
             chain_root=options.chain_root,
-            graph=graph_of(plan),
+            graph=graph_of(plan, keyed=options.key is not None),
             settings=options.settings | {"batch_size": plan.batch_size},
             input=source.identity(),
             versions=versions(),
@@ -405,7 +405,7 @@ def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
     expected = source.count()
     if writer.epoch == 0:
         return writer.record([RunStarted(expected=expected)])
-    graph = graph_of(plan)
+    graph = graph_of(plan, keyed=writer.keyed)
     changed = graph if graph != writer.state.graph else None
     return writer.record([RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed)])
 
@@ -544,7 +544,7 @@ async def _iterated(
 
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         spooled = isinstance(inputs, str | os.PathLike) and inputs != "-"
-        path = Path(str(inputs)) if spooled else spool(sys.stdin.buffer if inputs == "-" else inputs, Path(folder) / "0.jsonl")  # type: ignore[arg-type]
+        path = Path(str(inputs)) if spooled else spool(sys.stdin.buffer if inputs == "-" else inputs, Path(folder) / "0")  # type: ignore[arg-type]
         source = open_input(path, limit=options.limit)
         async with _local(plan, source, Scratch(plan), lambda _: False, options, _Hooks(options.hooks), deliver) as local:
             await local.run()

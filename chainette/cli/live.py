@@ -84,23 +84,23 @@ def _line_style(line: str) -> str:
 
 
 def view_lines(progress: Progress, width: int, height: int) -> list[Text]:
-    """The whole view, at most `height - 1` lines, each narrower than `width` (at least 40)."""
+    """The whole view, at most `height - 1` lines (6 at least), each narrower than `width` (40 at least)."""
     width = max(40, width - 1)
     nodes, engines, total = progress.nodes(), progress.engines(), progress.total()
     if not nodes:
         return [Text("starting")]
-    tail = [*(_engine_line(engine) for engine in engines), _total_line(total)]
-    room = max(1, height - 2 - len(tail))
-    shown, folded = _fold(nodes, room)
+    tail = [*map(_engine_line, engines), _total_line(total)][-max(1, height - 4) :]
+    shown, folded = _fold(nodes, max(1, height - 2 - len(tail)))
     columns = _Columns(nodes, width)
-    lines = [columns.head(), *(columns.line(node) for node in shown)]
+    lines = [columns.head(), *map(columns.line, shown)]
     if folded:
         done = sum(node.done == node.total for node in folded)
         lines.append(Text(f"+{len(folded)} more steps, {done} of them done", style="dim"))
-    for line in (*lines, *tail):
+    lines += tail
+    for line in lines:
         line.no_wrap = True
         line.truncate(width, overflow="ellipsis")
-    return [*lines, *tail]
+    return lines
 
 
 def _fold(nodes: Sequence[NodeView], room: int) -> tuple[list[NodeView], list[NodeView]]:
@@ -108,7 +108,7 @@ def _fold(nodes: Sequence[NodeView], room: int) -> tuple[list[NodeView], list[No
     if len(nodes) <= room:
         return list(nodes), []
     by_interest = sorted(nodes, key=lambda node: (node.rate <= 0, node.done == node.total))
-    chosen = {node.id for node in by_interest[: max(1, room - 1)]}
+    chosen = {node.id for node in by_interest[: room - 1]}
     return [node for node in nodes if node.id in chosen], [node for node in nodes if node.id not in chosen]
 
 

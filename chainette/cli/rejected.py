@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chainette.cli.common import console, guarded, is_terminal, new_table
 from chainette.cli.options import Debug, JsonLogs, Quiet, RunDirectory, Show
+
+if TYPE_CHECKING:
+    from chainette.io.replay import RunState
+    from chainette.io.rundir import RunDir
 
 __all__ = ["rejected"]
 
@@ -66,8 +72,7 @@ def _check_reasons(reasons: Iterable[str]) -> None:
 
 
 def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of `rejected/`, as the log knows them."""
-    from chainette.io.result import RunResult
+    """The rows of `rejected/` of these steps, or of all."""
     from chainette.io.rundir import RunDir
     from chainette.io.session import read_state
     from chainette.records import CHAIN_INPUT
@@ -78,7 +83,30 @@ def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]
     for step in steps:
         if step not in known:
             raise typer.BadParameter(f"--step {step}: the run has no such step; it has {', '.join(known)}")
-    return (row for row in RunResult(run, state).rows("rejected") if not steps or row["step_id"] in steps)
+    return (row for row in _read(run, state) if not steps or row["step_id"] in steps)
+
+
+def _read(run: RunDir, state: RunState) -> Iterator[dict[str, Any]]:
+    """The rows that the log knows, wherever they lie now: in a shard, or in the journal of one."""
+    from chainette.io.arrow import read_rows
+
+    format = state.run.settings["format"]
+    for number, (_, count) in sorted(state.ends.get("rejected", {}).items()):
+        shard, journal = run.path / f"rejected/{number}.{format}", run.journals / f"rejected/{number}.jsonl"
+        if journal.exists():
+            yield from read_rows(journal, 0, count)
+        elif format == "csv":
+            yield from _read_csv(shard)
+        else:
+            yield from read_rows(shard, 0, count)
+
+
+def _read_csv(shard: Path) -> Iterator[dict[str, Any]]:
+    """A sealed CSV shard, without the schema that only the chain knows."""
+    csv.field_size_limit(sys.maxsize)
+    with shard.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield row | {"attempts": int(row["attempts"]), "line": int(row["line"]), "raw": row["raw"] or None}
 
 
 def _print_json(rows: Iterable[dict[str, Any]]) -> None:

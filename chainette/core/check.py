@@ -140,9 +140,9 @@ def _values_fit(given: Any, wanted: Any, seen: _Seen) -> bool | None:
 
 
 def _elements_fit(given: Any, wanted: Any, seen: _Seen) -> bool:
-    fixed = tuple_types(given), tuple_types(wanted)
-    if fixed[0] is not None and fixed[1] is not None:
-        return len(fixed[0]) == len(fixed[1]) and all(_fits(a, b, seen) for a, b in zip(*fixed, strict=True))
+    ours, theirs = tuple_types(given), tuple_types(wanted)
+    if ours is not None and theirs is not None:
+        return len(ours) == len(theirs) and all(_fits(a, b, seen) for a, b in zip(ours, theirs, strict=True))
     return _fits(element_type(given), element_type(wanted), seen)
 
 

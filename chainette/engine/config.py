@@ -27,6 +27,7 @@ __all__ = [
     "using_registry",
 ]
 
+_PASSWORD = re.compile(r"//[^/@]*@")
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -134,8 +135,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(data).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """The configuration as plain data, without values that come from the environment."""
+        """The configuration as plain data that may be shown: no header values, no passwords in URLs."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
+        plain["endpoint"] = [_PASSWORD.sub("//", url).partition("?")[0] for url in self.endpoint]
+        if "headers" in plain["options"]:
+            plain["options"]["headers"] = sorted(plain["options"]["headers"])
         return plain
 
     def shares_device_with(self, other: EngineConfig) -> bool:

@@ -19,14 +19,14 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from chainette.errors import DamagedRun
-from chainette.io.columns import EXTRA_COLUMN, Convert, arrow_schema, flattened_schema, is_json, json_places
+from chainette.io.columns import EXTRA_COLUMN, Convert, is_json, json_places
 from chainette.io.delimited import format_cells, records, split_cells
 from chainette.io.rundir import disk_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["EXTRA_COLUMN", "arrow_schema", "flattened_schema", "read_rows", "seal_csv", "seal_parquet"]
+__all__ = ["read_rows", "seal_csv", "seal_parquet"]
 
 _BATCH_ROWS = 5_000
 _BATCH_BYTES = 32 << 20

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chainette.io.columns import EXTRA_COLUMN, is_json
+from chainette.io.columns import EXTRA_COLUMN, Columns
+from chainette.io.shape import Kind, Shape
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,39 +34,40 @@ class CardConfig:
     digest: str
     #: What a row is, for people.
     description: str
-    #: `dataset_features` of its schema, where that has some.
+    #: `dataset_features` of its columns, for JSONL.
     features: Sequence[Any] | None = None
 
 
-def dataset_features(schema: pa.Schema, format: str) -> list[Any] | None:
-    """The columns as `datasets` writes them in YAML, for JSONL.
+def dataset_features(columns: Columns) -> list[Any] | None:
+    """The columns of JSONL shards as `datasets` writes them in YAML.
 
-    None for Parquet, which has them in the file; for CSV, where `datasets` cannot read nulls into declared
-    numbers; and for a model with unknown fields, whose JSONL columns are not known.
+    None for a model with unknown fields, whose columns are not known. Parquet has its own in the file, and
+    `datasets` cannot read nulls into declared numbers of a CSV file, so they are for JSONL only.
     """
-    if format != "jsonl" or EXTRA_COLUMN in schema.names:
+    if any(name == EXTRA_COLUMN for name, _ in columns):
         return None
-    return [_feature(field) for field in schema]
+    return [_feature(name, shape) for name, shape in columns]
 
 
-def _feature(field: pa.Field) -> dict[str, Any]:
-    import pyarrow as pa
-
-    if pa.types.is_list(field.type):
-        return {"name": field.name, "list": _item(field.type.value_field)}
-    if pa.types.is_struct(field.type):
-        return {"name": field.name, "struct": [_feature(part) for part in field.type]}
-    return {"name": field.name, "dtype": _dtype(field)}
+def _feature(name: str, shape: Shape) -> dict[str, Any]:
+    return {"name": name, **_described(shape)}
 
 
-def _item(field: pa.Field) -> Any:
-    """A list's items: a dtype, the fields of a struct, or a list again."""
-    feature = _feature(field)
-    return feature.get("dtype") or feature.get("struct") or {"list": feature["list"]}
-
-
-def _dtype(field: pa.Field) -> str:
-    return "json" if is_json(field) else {"double": "float64"}.get(str(field.type), str(field.type))
+def _described(shape: Shape) -> dict[str, Any]:
+    match shape.kind:
+        case Kind.LIST:
+            item = _described(shape.item or Shape(Kind.JSON))
+            return {"list": item.get("dtype") or item.get("struct") or item}
+        case Kind.STRUCT:
+            return {"struct": [_feature(name, field) for name, field in shape.fields]}
+        case Kind.INTEGER:
+            return {"dtype": "int64"}
+        case Kind.NUMBER:
+            return {"dtype": "float64"}
+        case Kind.BOOLEAN:
+            return {"dtype": "bool"}
+        case Kind.STRING | Kind.JSON:
+            return {"dtype": shape.kind.value}
 
 
 def render_card(title: str, run_id: str, status: str, format: str, configs: Sequence[CardConfig]) -> str:

@@ -19,7 +19,7 @@ from chainette.io.shape import Kind, Shape, shape_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["EXTRA_COLUMN", "Convert", "arrow_schema", "flattened_schema", "is_json", "json_places"]
+__all__ = ["EXTRA_COLUMN", "Columns", "Convert", "arrow_schema", "flattened_columns", "is_json", "json_places", "step_columns"]
 
 #: Unknown fields of a model that allows them, as JSON text.
 EXTRA_COLUMN = "_extra"
@@ -29,18 +29,20 @@ _MARK = {b"chainette": b"json"}
 
 Convert = Callable[[Any], Any]
 
+Columns = tuple[tuple[str, Shape], ...]
 
-def arrow_schema(model: type[BaseModel] | None, extra: Sequence[tuple[str, Any]] = ()) -> pa.Schema:
+
+def step_columns(model: type[BaseModel] | None, extra: Sequence[tuple[str, Any]] = ()) -> Columns:
     """The columns of a step's shards: `extra` ones, then the model's, then the `extra` ones that start with `_`."""
     shape = shape_of(model) if model is not None else Shape(Kind.STRUCT)
-    return _schema(_columns("", shape), extra, shape.open)
+    return _with_extra(_columns("", shape), extra, shape.open)
 
 
-def flattened_schema(groups: Mapping[str, Any], extra: Sequence[tuple[str, Any]] = ()) -> pa.Schema:
+def flattened_columns(groups: Mapping[str, Any], extra: Sequence[tuple[str, Any]] = ()) -> Columns:
     """The columns of `flattened/`: `<name>.<field>` for a model, one column `<name>` for anything else (a list join)."""
     shapes = {name: shape_of(annotation) for name, annotation in groups.items()}
     columns = [column for name, shape in shapes.items() for column in _columns(name, shape)]
-    return _schema(columns, extra, any(shape.open for shape in shapes.values()))
+    return _with_extra(columns, extra, any(shape.open for shape in shapes.values()))
 
 
 def _columns(prefix: str, shape: Shape) -> list[tuple[str, Shape]]:
@@ -49,14 +51,19 @@ def _columns(prefix: str, shape: Shape) -> list[tuple[str, Shape]]:
     return [(f"{prefix}.{name}" if prefix else name, field) for name, field in shape.fields]
 
 
-def _schema(columns: Sequence[tuple[str, Shape]], extra: Sequence[tuple[str, Any]], is_open: bool) -> pa.Schema:
-    import pyarrow as pa
-
+def _with_extra(columns: Sequence[tuple[str, Shape]], extra: Sequence[tuple[str, Any]], is_open: bool) -> Columns:
     added = [(name, shape_of(annotation)) for name, annotation in extra]
     before = [column for column in added if not column[0].startswith("_")]
     after = [column for column in added if column[0].startswith("_")]
     rest = [(EXTRA_COLUMN, Shape(Kind.JSON))] if is_open else []
-    return pa.schema([_field(name, shape) for name, shape in (*before, *columns, *rest, *after)])
+    return (*before, *columns, *rest, *after)
+
+
+def arrow_schema(columns: Columns) -> pa.Schema:
+    """The columns as Arrow has them."""
+    import pyarrow as pa
+
+    return pa.schema([_field(name, shape) for name, shape in columns])
 
 
 def _field(name: str, shape: Shape) -> pa.Field:

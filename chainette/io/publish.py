@@ -26,7 +26,7 @@ def render_files(state: RunState) -> dict[str, bytes]:
     run = state.run
     configs = [_config(state, folder, description) for folder, description in _folders(state)]
     card = render_card(
-        title=run.chain, run_id=run.run_id, status=state.status, format=run.settings.get("format", "jsonl"), configs=configs
+        title=run.chain, run_id=run.run_id, status=state.status, format=run.settings["format"], configs=configs
     )
     return {"graph.json": pretty(state.graph), "metadata.json": pretty(state.metadata()), "README.md": card.encode()}
 
@@ -39,8 +39,10 @@ def _folders(state: RunState) -> list[tuple[str, str]]:
 def _config(state: RunState, folder: str, description: str) -> CardConfig:
     """A folder that has shards which readers may open."""
     ends = state.ends.get(folder, {})
-    if state.run.settings.get("format", "jsonl") != "jsonl":
+    features = state.graph["features"].get(folder)
+    if state.run.settings["format"] != "jsonl":
+        features = None
         ends = {number: end for number, end in ends.items() if number in state.sealed.get(folder, {})}
     content = f"{state.run.run_id} {folder} {sorted(ends.items())}"
     digest = hashlib.sha256(content.encode()).hexdigest()
-    return CardConfig(folder, folder, sum(rows for _, rows in ends.values()), digest, description)
+    return CardConfig(folder, folder, sum(rows for _, rows in ends.values()), digest, description, features)

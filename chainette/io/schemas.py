@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chainette.core.plan import NodeKind, Plan
+from chainette.io.columns import Columns, arrow_schema, flattened_columns, step_columns
 
 __all__ = ["ShardSchemas"]
 
@@ -32,17 +33,16 @@ class ShardSchemas(Mapping[str, Any]):
 
     def __getitem__(self, folder: str) -> Any:
         if folder not in self._made:
-            self._made[folder] = self._make(folder)
+            self._made[folder] = arrow_schema(self.columns(folder))
         return self._made[folder]
 
-    def _make(self, folder: str) -> Any:
-        from chainette.io.columns import arrow_schema, flattened_schema
-
+    def columns(self, folder: str) -> Columns:
+        """The columns of a folder."""
         if folder == "rejected":
-            return arrow_schema(None, [*_REJECTED, *self._tail])
+            return step_columns(None, [*_REJECTED, *self._tail])
         if folder == "flattened":
             groups = {name: self._plan.types[name] for name in self._plan.columns}
-            return flattened_schema(groups, [("row_id", str), *self._tail])
+            return flattened_columns(groups, [("row_id", str), *self._tail])
         node = self._nodes[folder]
         asked = [("_attempts", int), ("_reasoning", str)] if node.kind is NodeKind.STEP else []
-        return arrow_schema(node.output_model, [("row_id", str), *self._tail, *asked])
+        return step_columns(node.output_model, [("row_id", str), *self._tail, *asked])

@@ -15,6 +15,7 @@ import msgspec
 
 from chainette.core.plan import Plan, PlanNode
 from chainette.errors import DamagedRun, RunDirectoryError
+from chainette.io.card import dataset_features
 from chainette.io.events import RunCreated
 from chainette.io.log import EventLog, read_log
 from chainette.io.publish import publish_metadata
@@ -141,8 +142,9 @@ def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Itera
 # -- what the first line says
 
 
-def graph_of(plan: Plan) -> dict[str, Any]:
-    """graph.json: nodes, edges, models as JSON Schema, prompts, sampling, engines, fingerprints."""
+def graph_of(plan: Plan, *, keyed: bool = False) -> dict[str, Any]:
+    """graph.json: nodes, edges, models as JSON Schema, prompts, sampling, engines, fingerprints, columns."""
+    schemas = ShardSchemas(plan, keyed=keyed)
     return {
         "chain": plan.chain,
         "emoji": plan.emoji,
@@ -154,6 +156,7 @@ def graph_of(plan: Plan) -> dict[str, Any]:
         "nodes": [_describe(plan, node) for node in plan.nodes.values()],
         "forks": [_plain(fork) for fork in plan.forks.values()],
         "engines": {name: config.describe() for name, config in plan.engines.items()},
+        "features": {folder: dataset_features(schemas.columns(folder)) for folder in schemas},
     }
 
 

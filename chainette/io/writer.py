@@ -125,7 +125,8 @@ class RunWriter:
         self._streams = streams
         self._sealer = sealer
         self._roots = LiveRoots(plan)
-        self._keyed = bool(state.run.settings.get("key"))
+        #: Whether shards carry `_key`.
+        self.keyed = bool(state.run.settings.get("key"))
         self._flattened = bool(state.run.settings.get("flattened", True))
 
     @property
@@ -172,14 +173,14 @@ class RunWriter:
         self._roots.add(commit)
         off = self._append_outputs(unit, outcome)
         if outcome.rejected:
-            lines = [rejection_line(rejection, self._keyed) for rejection in outcome.rejected]
+            lines = [rejection_line(rejection, self.keyed) for rejection in outcome.rejected]
             off |= self._streams["rejected"].append(lines)
         root_done = None
         if commit.done:
             rows, root_done = self._roots.close(unit.root)
             finished.append(rows)
             if self._flattened and rows:
-                off |= self._streams["flattened"].append([flattened_line(self.plan, row, self._keyed) for row in rows])
+                off |= self._streams["flattened"].append([flattened_line(self.plan, row, self.keyed) for row in rows])
         self._sealer.note(unit.root, off, done=commit.done)
         return UnitCommitted(
             node=unit.node,
@@ -201,7 +202,7 @@ class RunWriter:
         if node is None or not outcome.outputs:
             return {}
         lines = [
-            output_line(node, output, self._roots.key(unit.root, output.row_id) if self._keyed else None, self._keyed)
+            output_line(node, output, self._roots.key(unit.root, output.row_id) if self.keyed else None, self.keyed)
             for output in outcome.outputs
         ]
         return self._streams[node.id].append(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from chainette.engine.timing import Timing
+from chainette.engine.base import Request, SamplingParams
+from chainette.engine.breaker import State
+from chainette.engine.config import make_config
+from chainette.engine.openai import OpenAIEngine
+from chainette.engine.timing import Policy, Timing
+from chainette.records import Message
 
 Answer = Callable[["Asked"], Awaitable[web.StreamResponse]]
 
@@ -102,3 +108,37 @@ class FakeTime:
 @pytest.fixture
 def fake_time() -> FakeTime:
     return FakeTime()
+
+
+class Http:
+    """What the tests of the transport say again and again."""
+
+    def ask(self, text: str = "hello") -> Request:
+        schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+        return Request((Message("user", text),), SamplingParams(), 7, schema, "answer")
+
+    def good(self, text: str = "{}", tokens: int = 3) -> web.Response:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 5, "completion_tokens": tokens}
+        return web.json_response({"model": "served", "choices": [choice], "usage": usage})
+
+    def bad(self, status: int, message: str = "no", **headers: str) -> web.Response:
+        return web.json_response({"error": {"message": message}}, status=status, headers=headers)
+
+    def make(self, *urls: str, time: FakeTime | None = None, policy: Policy | None = None, **keys: Any) -> OpenAIEngine:
+        config = make_config("llama", "m", "openai", endpoint=list(urls), **keys)
+        return OpenAIEngine(config, timing=time.timing if time is not None else None, policy=policy)
+
+    def state(self, engine: OpenAIEngine) -> State:
+        """Of the breaker of its first endpoint."""
+        return engine._transport.pool.endpoints[0].breaker.state
+
+    def free_port(self) -> int:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def http() -> Http:
+    return Http()

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
 
 from chainette.errors import DamagedRun, DiskError
 from chainette.io import arrow
-from chainette.io.arrow import arrow_schema, flattened_schema, read_rows, seal_csv, seal_parquet
+from chainette.io.arrow import read_rows, seal_csv, seal_parquet
+from chainette.io.columns import arrow_schema, flattened_columns, step_columns
 
 Seal = Callable[[Path, Path, pa.Schema], tuple[int, int]]
 SEALS: dict[str, Seal] = {".parquet": seal_parquet, ".csv": seal_csv}
@@ -138,7 +139,7 @@ def folder() -> Iterator[Path]:
 def test_what_is_sealed_reads_back_equal(
     folder: Path, suffix: str, values: list[Everything], reasoning: str | None, key: Any
 ) -> None:
-    schema = arrow_schema(Everything, ADDED)
+    schema = arrow_schema(step_columns(Everything, ADDED))
     rows = [_row(index, value, _reasoning=reasoning, _key=key) for index, value in enumerate(values)]
     assert list(read_rows(_seal(folder, suffix, rows, schema), schema=schema)) == rows
 
@@ -149,7 +150,7 @@ def test_empty_text_and_null_are_told_apart(tmp_path: Path, suffix: str) -> None
         one: str | None
         many: list[str | None]
 
-    schema = arrow_schema(Words, [("row_id", str)])
+    schema = arrow_schema(step_columns(Words, [("row_id", str)]))
     rows = [
         {"row_id": str(n), "one": one, "many": many} for n, (one, many) in enumerate([("", [""]), (None, [None]), ("null", [])])
     ]
@@ -158,7 +159,7 @@ def test_empty_text_and_null_are_told_apart(tmp_path: Path, suffix: str) -> None
 
 @BOTH
 def test_fields_that_an_open_model_does_not_list_are_kept(tmp_path: Path, suffix: str) -> None:
-    schema = arrow_schema(Open, ADDED)
+    schema = arrow_schema(step_columns(Open, ADDED))
     rows = [
         _row(0, Open(name="a"), _reasoning=None, _key=1),
         _row(1, Open.model_validate({"name": "b", "x": [1]}), _reasoning=None, _key=2),
@@ -172,7 +173,7 @@ def test_a_model_without_fields_and_a_recursive_one_can_be_sealed(tmp_path: Path
         empty: Empty
         tree: Tree
 
-    schema = arrow_schema(Both, [("row_id", str)])
+    schema = arrow_schema(step_columns(Both, [("row_id", str)]))
     tree = {"name": "a", "children": [{"name": "b", "children": []}]}
     rows = [{"row_id": "0", "empty": {}, "tree": tree}]
     assert list(read_rows(_seal(tmp_path, suffix, rows, schema), schema=schema)) == rows
@@ -180,7 +181,7 @@ def test_a_model_without_fields_and_a_recursive_one_can_be_sealed(tmp_path: Path
 
 @BOTH
 def test_a_journal_without_rows_gives_a_shard_with_all_columns(tmp_path: Path, suffix: str) -> None:
-    schema = arrow_schema(Everything, ADDED)
+    schema = arrow_schema(step_columns(Everything, ADDED))
     target = _seal(tmp_path, suffix, [], schema)
     assert list(read_rows(target, schema=schema)) == []
     names = pq.read_schema(target).names if suffix == ".parquet" else target.read_text().strip().split(",")
@@ -190,7 +191,7 @@ def test_a_journal_without_rows_gives_a_shard_with_all_columns(tmp_path: Path, s
 @BOTH
 def test_any_slice_can_be_read_without_the_rest(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrow, "_BATCH_ROWS", 3)
-    schema = arrow_schema(Open, [("row_id", str)])
+    schema = arrow_schema(step_columns(Open, [("row_id", str)]))
     rows = [{"row_id": str(n), "name": f"n{n}"} for n in range(10)]
     target = _seal(tmp_path, suffix, rows, schema)
     for start, count in [(0, 1), (2, 3), (3, 3), (8, 5), (10, 1), (4, None), (5, 0)]:
@@ -203,7 +204,7 @@ def test_a_journal_is_read_like_a_shard(tmp_path: Path) -> None:
 
 
 def test_types_are_those_of_the_dump() -> None:
-    schema = arrow_schema(Everything, ADDED)
+    schema = arrow_schema(step_columns(Everything, ADDED))
     types = {field.name: str(field.type) for field in schema}
     assert types["Text"] == types["at"] == types["day"] == types["amount"] == types["colour"] == types["raw"] == "string"
     assert types["count"] == types["_attempts"] == "int64"
@@ -216,7 +217,7 @@ def test_types_are_those_of_the_dump() -> None:
 
 
 def test_flattened_has_a_column_per_field_and_one_for_a_list_join() -> None:
-    schema = flattened_schema({"chain_input": Open, "extract": Point, "grades": list[Point]}, [("row_id", str), ("_key", str)])
+    schema = arrow_schema(flattened_columns({"chain_input": Open, "extract": Point, "grades": list[Point]}, [("row_id", str), ("_key", str)]))
     assert schema.names == [
         "row_id",
         "chain_input.name",
@@ -231,7 +232,7 @@ def test_flattened_has_a_column_per_field_and_one_for_a_list_join() -> None:
 
 
 def test_a_value_that_does_not_fit_names_the_line_and_the_column(tmp_path: Path) -> None:
-    schema = arrow_schema(None, [("row_id", str), ("line", int)])
+    schema = arrow_schema(step_columns(None, [("row_id", str), ("line", int)]))
     with pytest.raises(DamagedRun, match=r"journal.jsonl:2: column 'line' is int64 and the row has \"x\""):
         _seal(tmp_path, ".parquet", [{"row_id": "0", "line": 1}, {"row_id": "1", "line": "x"}], schema)
     assert not (tmp_path / "0.parquet").exists()
@@ -240,14 +241,14 @@ def test_a_value_that_does_not_fit_names_the_line_and_the_column(tmp_path: Path)
 @BOTH
 def test_a_column_that_the_schema_lacks_is_never_lost(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DamagedRun, match="no column 'new'"):
-        _seal(tmp_path, suffix, [{"row_id": "0", "new": 1}], arrow_schema(None, [("row_id", str)]))
+        _seal(tmp_path, suffix, [{"row_id": "0", "new": 1}], arrow_schema(step_columns(None, [("row_id", str)])))
 
 
 @BOTH
 def test_a_torn_journal_line_is_damage(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "j.jsonl").write_text('{"row_id": "0"}\n{"row_id": ')
     with pytest.raises(DamagedRun, match=r"j.jsonl:2: not a row"):
-        SEALS[suffix](tmp_path / "j.jsonl", tmp_path / "out", arrow_schema(None, [("row_id", str)]))
+        SEALS[suffix](tmp_path / "j.jsonl", tmp_path / "out", arrow_schema(step_columns(None, [("row_id", str)])))
 
 
 @BOTH
@@ -255,7 +256,7 @@ def test_a_full_disk_is_a_disk_error(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "j.jsonl").write_text('{"row_id": "0"}\n')
     (tmp_path / "full").symlink_to("/dev/full")
     with pytest.raises(DiskError):
-        SEALS[suffix](tmp_path / "j.jsonl", tmp_path / "full", arrow_schema(None, [("row_id", str)]))
+        SEALS[suffix](tmp_path / "j.jsonl", tmp_path / "full", arrow_schema(step_columns(None, [("row_id", str)])))
 
 
 def test_a_file_that_is_not_parquet_is_damage(tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_a_file_that_is_not_parquet_is_damage(tmp_path: Path) -> None:
 
 
 def test_csv_leaves_formula_characters_and_plain_text_alone(tmp_path: Path) -> None:
-    schema = arrow_schema(Open, [("row_id", str)])
+    schema = arrow_schema(step_columns(Open, [("row_id", str)]))
     target = _seal(tmp_path, ".csv", [{"row_id": "0", "name": "=SUM(A1)"}, {"row_id": "1", "name": 'a "b", c'}], schema)
     assert target.read_text() == 'row_id,name,_extra\n0,=SUM(A1),\n1,"a ""b"", c",\n'
 
@@ -275,7 +276,7 @@ def test_polars_duckdb_and_pandas_read_both_formats(tmp_path: Path) -> None:
     import pandas  # type: ignore[import-untyped]
     import polars
 
-    schema = arrow_schema(Point, [("row_id", str)])
+    schema = arrow_schema(step_columns(Point, [("row_id", str)]))
     rows = [{"row_id": "0", "x": 0.5, "label": "é, ü", "more": {"a": 1}}, {"row_id": "1", "x": 2.0, "label": None, "more": {}}]
     for suffix, reads in {
         ".parquet": [polars.read_parquet, pandas.read_parquet],

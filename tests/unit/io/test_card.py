@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from chainette.io.arrow import arrow_schema, flattened_schema, seal_csv, seal_parquet
+from chainette.io.arrow import seal_csv, seal_parquet
 from chainette.io.card import CardConfig, dataset_features, render_card
+from chainette.io.columns import arrow_schema, flattened_columns, step_columns
 
 FORMATS = ["jsonl", "parquet", "csv"]
 
@@ -27,11 +28,11 @@ class Summary(BaseModel):
 
 
 ADDED: list[tuple[str, Any]] = [("row_id", str), ("_attempts", int), ("_reasoning", str)]
-SCHEMAS = {
-    "extract": arrow_schema(Product, ADDED),
-    "summary": arrow_schema(Summary, ADDED),
-    "flattened": flattened_schema({"extract": Product, "summary": Summary}, [("row_id", str)]),
-    "rejected": arrow_schema(None, [("row_id", str), ("step_id", str), ("message", str), ("line", int)]),
+COLUMNS = {
+    "extract": step_columns(Product, ADDED),
+    "summary": step_columns(Summary, ADDED),
+    "flattened": flattened_columns({"extract": Product, "summary": Summary}, [("row_id", str)]),
+    "rejected": step_columns(None, [("row_id", str), ("step_id", str), ("message", str), ("line", int)]),
 }
 
 
@@ -50,7 +51,7 @@ def _write(folder: Path, rows: list[dict[str, Any]], format: str, shard: int = 0
     if format == "jsonl":
         journal.rename(target)
     else:
-        (seal_parquet if format == "parquet" else seal_csv)(journal, target, SCHEMAS[folder.name])
+        (seal_parquet if format == "parquet" else seal_csv)(journal, target, arrow_schema(COLUMNS[folder.name]))
         journal.unlink()
 
 
@@ -77,11 +78,11 @@ def _run(path: Path, names: list[str], format: str, run_id: str = "r1") -> Path:
 
 def _publish(path: Path, format: str, run_id: str = "r1") -> None:
     configs = []
-    for name in SCHEMAS:
+    for name in COLUMNS:
         content = b"".join(file.read_bytes() for file in sorted((path / name).glob("*")))
         rows = len(content.splitlines())
         digest = hashlib.sha256(content).hexdigest()
-        configs.append(CardConfig(name, name, rows, digest, f"rows | of {name}", dataset_features(SCHEMAS[name], format)))
+        configs.append(CardConfig(name, name, rows, digest, f"rows | of {name}", dataset_features(COLUMNS[name]) if format == "jsonl" else None))
     (path / "README.md").write_text(render_card("products: one", run_id, "finished", format, configs))
 
 
@@ -150,7 +151,7 @@ def test_jsonl_loads_where_the_first_shard_is_all_null_and_the_next_is_not(tmp_p
     ]
     for shard, row in enumerate(rows):
         _write(tmp_path / "run" / "mixed", [row], "jsonl", shard)
-    features = dataset_features(arrow_schema(Mixed, [("row_id", str)]), "jsonl")
+    features = dataset_features(step_columns(Mixed, [("row_id", str)]))
     card = render_card("c", "r", "finished", "jsonl", [CardConfig("mixed", "mixed", 2, "0", "rows", features)])
     (tmp_path / "run" / "README.md").write_text(card)
     assert load(tmp_path / "run", "mixed") == rows

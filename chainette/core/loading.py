@@ -1,0 +1,4 @@
+"""."""
+from typing import Any
+LoadedChain = Any
+def load_chain(*a: Any): ...
