@@ -1,17 +1,24 @@
-"""Typed LLM pipelines over millions of rows, on your own GPUs, exactly once."""
+"""Typed LLM pipelines over millions of rows, on your own GPUs, exactly once.
 
-from chainette.core.apply import ApplyNode, apply
-from chainette.core.branch import Branch, JoinBranch
-from chainette.core.chain import Chain
-from chainette.core.node import Node
-from chainette.core.step import Step
-from chainette.engine.base import Engine, SamplingParams
-from chainette.engine.config import EngineConfig, get_engine_config, load_engines, register_engine
-from chainette.engine.lifecycle import release_engine
-from chainette.errors import ChainetteError
-from chainette.executor import AsyncExecutor, Executor
-from chainette.io.result import RunResult
-from chainette.records import Row
+Names are imported when they are first used, so that the command line starts without them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chainette.core.apply import ApplyNode, apply
+    from chainette.core.branch import Branch, JoinBranch
+    from chainette.core.chain import Chain
+    from chainette.core.node import Node
+    from chainette.core.step import Step
+    from chainette.engine.base import Engine, SamplingParams
+    from chainette.engine.config import EngineConfig, get_engine_config, load_engines, register_engine
+    from chainette.engine.lifecycle import release_engine
+    from chainette.errors import ChainetteError
+    from chainette.executor import AsyncExecutor, Executor
+    from chainette.io.result import RunResult
+    from chainette.records import Row
 
 __all__ = [
     "ApplyNode",
@@ -34,3 +41,25 @@ __all__ = [
     "register_engine",
     "release_engine",
 ]
+
+_HOMES = {
+    "core.apply": ("ApplyNode", "apply"),
+    "core.branch": ("Branch", "JoinBranch"),
+    "core.chain": ("Chain",),
+    "core.node": ("Node",),
+    "core.step": ("Step",),
+    "engine.base": ("Engine", "SamplingParams"),
+    "engine.config": ("EngineConfig", "get_engine_config", "load_engines", "register_engine"),
+    "engine.lifecycle": ("release_engine",),
+    "errors": ("ChainetteError",),
+    "executor": ("AsyncExecutor", "Executor"),
+    "io.result": ("RunResult",),
+    "records": ("Row",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"chainette.{home}"), name)
+    raise AttributeError(f"module 'chainette' has no attribute {name!r}")

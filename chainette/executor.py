@@ -133,11 +133,12 @@ class AsyncExecutor:
     async def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None) -> RunResult:
         """Runs every row into a run directory; see `Chain.run`."""
         options = self.options
-        directory = RunDir(output_dir or Path("runs") / new_run_id())
+        run_id = new_run_id()
+        directory = RunDir(output_dir or Path("runs") / run_id)
         if options.resume and directory.exists():
             return await _resume(directory, self.chain, options)
         plan = _compile(self.chain, options)
-        writer, source = await anyio.to_thread.run_sync(_begin, directory, plan, inputs, options)
+        writer, source = await anyio.to_thread.run_sync(_begin, directory, run_id, plan, inputs, options)
         return await _drive(plan, source, writer, options)
 
 
@@ -235,7 +236,7 @@ def _compile(chain: Chain, options: RunOptions) -> Plan:
     return compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
 
 
-def _begin(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
+def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
     """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
     path = Path(inputs) if isinstance(inputs, str | os.PathLike) and inputs != "-" else None
     source = open_input(path, limit=options.limit) if path else None
@@ -247,7 +248,7 @@ def _begin(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -
             source = open_input(spooled, limit=options.limit)
         _check_key(source, plan, options.key)
         created = RunCreated(
-            run_id=new_run_id() if directory.path.parent.name != "runs" else directory.path.name,
+            run_id=run_id,
             chain=plan.chain,
             chain_ref=options.chain_ref,
             chain_root=options.chain_root,
@@ -394,11 +395,16 @@ async def _drive(
         return RunResult(writer.directory, writer.state, plan)
     except BaseException as error:
         with anyio.CancelScope(shield=True):
-            reason = str(error) if isinstance(error, ChainetteError) else f"interrupted ({type(error).__name__})"
-            _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, reason))
+            _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, _reason(error)))
         raise
     finally:
         writer.close()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ChainetteError):
+        return str(error)
+    return f"failed: {type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
 
 
 def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
@@ -473,21 +479,13 @@ def _block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return anyio.run(call, *arguments)
-    outcome: list[T] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
+    with anyio.from_thread.start_blocking_portal() as portal:
+        future = portal.start_task_soon(call, *arguments)
         try:
-            outcome.append(anyio.run(call, *arguments))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="chainette")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return outcome[0]
+            return future.result()
+        except BaseException:  # Ctrl-C reaches this thread only
+            future.cancel()
+            raise
 
 
 def _iterate(chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions) -> Iterator[list[Row]]:
@@ -537,7 +535,7 @@ async def _iterated(
 ) -> None:
     plan = _compile(chain, options)
     if output_dir is not None:
-        writer, source = await anyio.to_thread.run_sync(_begin, RunDir(output_dir), plan, inputs, options)
+        writer, source = await anyio.to_thread.run_sync(_begin, RunDir(output_dir), new_run_id(), plan, inputs, options)
         await _drive(plan, source, writer, options, deliver)
         return
     import tempfile

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 from pydantic import BaseModel, ValidationError
 
@@ -140,8 +142,12 @@ class _Asking:
         for row in rows:
             try:
                 asks.append(_Ask(row, prompts.messages(row)))
-            except (TemplateError, ValidationError) as error:
+            except TemplateError as error:
                 self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, str(error))
+            except ValidationError as error:
+                self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}")
+            except Exception as error:  # validators of the input models are the user's code
+                self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, f"{type(error).__name__}: {error}{_where(error)}")
         return asks
 
     def request(self, prompts: Prompter, ask: _Ask) -> Request:
@@ -223,7 +229,7 @@ async def _call(plan: Plan, node: PlanNode, rows: Sequence[Row]) -> _Result:
     apply = node.node
     assert isinstance(apply, ApplyNode)
     returned: list[Any] = [None] * len(rows)
-    if inspect.iscoroutinefunction(apply.fn):
+    if _is_async(apply.fn):
 
         async def call(index: int) -> None:
             try:
@@ -242,6 +248,11 @@ async def _call(plan: Plan, node: PlanNode, rows: Sequence[Row]) -> _Result:
     return result
 
 
+def _is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine; objects with an `async def __call__` count."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
 @dataclass(frozen=True)
 class _Raised:
     error: BaseException
@@ -250,11 +261,18 @@ class _Raised:
 def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) -> list[Any]:
     returned: list[Any] = []
     for plan, node, row in calls:
+        anyio.from_thread.check_cancelled()  # an interrupt waits for one row, not for the whole unit
         try:
-            returned.append(fn(*_arguments(plan, node, row)))
+            value = fn(*_arguments(plan, node, row))
+            returned.append(_at_most(value) if isinstance(value, Iterator) else value)
         except (Exception, SystemExit) as error:
             returned.append(_Raised(error))
     return returned
+
+
+def _at_most(items: Iterator[Any]) -> list[Any]:
+    """The items of a generator, cut just above the limit: it may have no end."""
+    return list(islice(items, MAX_FAN_OUT + 1))
 
 
 def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
@@ -292,11 +310,11 @@ def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
     if isinstance(value, BaseModel | dict | str | bytes) or not hasattr(value, "__iter__"):
         raise _Unusable(f"{apply.id!r} must return a list of rows, it returned {_short(value)}")
     try:
-        items = list(value)
+        items = _at_most(iter(value))
     except Exception as error:  # a generator of the user's own
         raise _Unusable(f"{type(error).__name__}: {error}{_where(error)}") from error
     if len(items) > MAX_FAN_OUT:
-        raise _Unusable(f"{apply.id!r} made {len(items):,} rows of one; the limit is {MAX_FAN_OUT:,}")
+        raise _Unusable(f"{apply.id!r} made more than {MAX_FAN_OUT:,} rows of one, which is the limit")
     return [Output(f"{row.row_id}.{index}", _dump(apply, item)) for index, item in enumerate(items)]
 
 

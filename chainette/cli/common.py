@@ -154,11 +154,10 @@ def new_table(columns: Sequence[str], *, numbers: Iterable[str] = (), cut: Itera
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     numbers, cut = {*numbers}, {*cut}
     for column in columns:
-        overflow = "ellipsis" if column in cut else "fold"
         table.add_column(
             column,
             justify="right" if column in numbers else "left",
             no_wrap=column in cut or column in numbers,
-            overflow=overflow,
+            overflow="ellipsis" if column in cut else "fold",
         )
     return table

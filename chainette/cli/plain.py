@@ -23,9 +23,9 @@ from chainette.io.result import RunResult
 
 __all__ = ["JsonLines", "Plain", "QuietReporter", "Reporter", "line_writer"]
 
-#: Seconds, and share of the records, between two lines of progress.
+#: A line of progress comes after so many seconds, or when another of so many parts of the input is done.
 _EVERY = 5.0
-_SHARE = 0.1
+_PARTS = 10
 
 
 def line_writer() -> Callable[[str], None]:
@@ -91,7 +91,7 @@ class Plain(Reporter):
         self._write = write
         self._clock = clock
         self._last = clock()
-        self._share = 0.0
+        self._part = 0
         #: Engine -> when its silence was told.
         self._told: dict[str, float] = {}
 
@@ -121,9 +121,9 @@ class Plain(Reporter):
 
     def _tell_progress(self) -> None:
         view = self.progress.total()
-        share = view.done / view.total if view.total else 0.0
-        if self._clock() - self._last >= _EVERY or share - self._share >= _SHARE:
-            self._last, self._share = self._clock(), share
+        part = _PARTS * view.done // view.total if view.total else 0
+        if self._clock() - self._last >= _EVERY or part > self._part:
+            self._last, self._part = self._clock(), part
             self._write(progress_line(view, self.progress))
 
     def end(self, result: RunResult) -> None:

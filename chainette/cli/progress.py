@@ -90,7 +90,7 @@ class TotalView:
 
 @dataclass
 class _Meter:
-    """Speeds over the last seconds. Time in which nothing came before the first row does not count."""
+    """Speeds over the last seconds; a wait before the first row does not count."""
 
     samples: deque[tuple[float, int, int]] = field(default_factory=deque)
 
@@ -101,7 +101,7 @@ class _Meter:
             samples.append((now, rows, tokens))
         while len(samples) > 2 and samples[1][0] < now - _WINDOW:
             samples.popleft()
-        while len(samples) > 1 and samples[0][1:] == samples[1][1:]:
+        while len(samples) > 2 and samples[0][1:] == samples[1][1:] == samples[2][1:]:
             samples.popleft()
         since, first_rows, first_tokens = samples[0]
         seconds = now - since
@@ -131,6 +131,8 @@ class Progress:
         self._follow_engine(event)
         if self._flow.graph is not self.state.graph:
             self._flow = _Flow(self.state.graph)
+        if isinstance(event, RunStarted | RunResumed | EngineLoaded):
+            self.total()  # speeds are measured from here
 
     def _follow_engine(self, event: Event) -> None:
         engine_of = self._flow.engines

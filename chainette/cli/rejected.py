@@ -90,12 +90,12 @@ def _read(run: RunDir, state: RunState) -> Iterator[dict[str, Any]]:
     """The rows that the log knows, wherever they lie now: in a shard, or in the journal of one."""
     from chainette.io.arrow import read_rows
 
-    format = state.run.settings["format"]
+    suffix = state.run.settings["format"]
     for number, (_, count) in sorted(state.ends.get("rejected", {}).items()):
-        shard, journal = run.path / f"rejected/{number}.{format}", run.journals / f"rejected/{number}.jsonl"
+        shard, journal = run.path / f"rejected/{number}.{suffix}", run.journals / f"rejected/{number}.jsonl"
         if journal.exists():
             yield from read_rows(journal, 0, count)
-        elif format == "csv":
+        elif suffix == "csv":
             yield from _read_csv(shard)
         else:
             yield from read_rows(shard, 0, count)

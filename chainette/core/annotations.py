@@ -16,9 +16,11 @@ __all__ = [
     "allowed_values",
     "element_type",
     "is_model",
+    "list_of",
     "mapping_types",
     "members",
     "plain",
+    "tuple_of",
     "tuple_types",
     "type_name",
     "union_of",
@@ -62,6 +64,16 @@ def union_of(parts: Iterable[Any]) -> Any:
     if not flat or Any in flat:
         return Any
     return flat[0] if len(flat) == 1 else Union[tuple(flat)]  # noqa: UP007
+
+
+def list_of(element: Any) -> Any:
+    """`list[element]` for a type known at run time."""
+    return types.GenericAlias(list, (element,))
+
+
+def tuple_of(parts: tuple[Any, ...]) -> Any:
+    """`tuple[a, b]` for types known at run time."""
+    return types.GenericAlias(tuple, parts)
 
 
 def is_model(annotation: Any) -> bool:

@@ -151,8 +151,8 @@ def _nodes_below(plan: Plan, target: Target) -> Iterator[PlanNode]:
         if isinstance(stage, PlanNode):
             yield stage
         else:
-            for branch in (*stage.joins, *stage.sides):
-                yield from _nodes_below(plan, branch.first)
+            for first in (*(join.first for join in stage.joins), *(side.first for side in stage.sides)):
+                yield from _nodes_below(plan, first)
 
 
 def _tree(plan: Plan, most: int | None) -> _Line:

@@ -32,7 +32,10 @@ class Prompter:
         self._plan, self._node, self._step = plan, node, node.node
         self._system = Template(self._step.system_prompt, f"step {node.id!r}, system_prompt")
         self._user = Template(self._step.user_prompt, f"step {node.id!r}, user_prompt")
-        self._names = self._system.names | self._user.names
+        names = self._system.names | self._user.names
+        #: Ids and aliases that the templates name, and what else they name: `input` and its bare fields.
+        self._past = sorted(names & {*node.scope})
+        self._bare = sorted(names - {*node.scope, "row_id"})
 
     @cached_property
     def schema(self) -> dict[str, Any]:
@@ -55,19 +58,26 @@ class Prompter:
         if self._step.prompt_builder is not None:
             return self._built(row)
         context = self._context(row)
-        system = "\n\n".join(part for part in (self._system.render(context), self.instruction) if part)
+        system = self._constant_system if not self._system.names else self._system_message(context)
         user = Message("user", self._user.render(context))
-        return (Message("system", system), user) if system else (user,)
+        return (system, user) if system else (user,)
+
+    @cached_property
+    def _constant_system(self) -> Message | None:
+        return self._system_message({})
+
+    def _system_message(self, context: dict[str, Any]) -> Message | None:
+        text = "\n\n".join(part for part in (self._system.render(context), self.instruction) if part)
+        return Message("system", text) if text else None
 
     def _context(self, row: Row) -> dict[str, Any]:
         history = History(self._plan, self._node, row)
-        context: dict[str, Any] = {}
-        bare = [name for name in self._names if name not in history and name != "row_id"]
-        if bare:
+        context: dict[str, Any] = {name: history[name] for name in self._past}
+        if self._bare:
             context["input"] = item = received(self._node, row)
-            context |= {name: getattr(item, name) for name in bare if name != "input" and hasattr(item, name)}
-        context |= {name: history[name] for name in self._names if name in history}
-        return context | {"row_id": row.row_id}
+            context |= {name: getattr(item, name) for name in self._bare if hasattr(item, name)}
+        context["row_id"] = row.row_id
+        return context
 
     def _built(self, row: Row) -> tuple[Message, ...]:
         builder = self._step.prompt_builder

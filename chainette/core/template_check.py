@@ -14,36 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from chainette.core.annotations import NONE, element_type, mapping_types, members, tuple_types, union_of
-from chainette.core.template_types import Access, Method, attribute, iterated, nearest, result_of
+from chainette.core.annotations import NONE, list_of, mapping_types, members, tuple_of, tuple_types, union_of
+from chainette.core.template_filters import filtered
+from chainette.core.template_paths import names_set_in, paths_in, root_of, text_of
+from chainette.core.template_types import (
+    Access,
+    Loop,
+    Method,
+    attribute,
+    has_member,
+    item_type,
+    iterated,
+    nearest,
+    result_of,
+    same_or_any,
+    value_type,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from jinja2 import nodes
 
 __all__ = ["TemplateFinding", "template_problems"]
-
-_TEXT = frozenset(
-    {"capitalize", "center", "e", "escape", "forceescape", "format", "indent", "join", "lower", "pprint", "replace", "safe"}
-    | {"string", "striptags", "title", "tojson", "trim", "truncate", "upper", "urlencode", "urlize", "wordwrap", "xmlattr"}
-)
-_NUMBERS: Mapping[str, Any] = {"length": int, "count": int, "int": int, "wordcount": int, "float": float, "round": float}
-_ONE_OF = frozenset({"first", "last", "min", "max"})
-_SAME = frozenset({"list", "sort", "reverse", "unique", "select", "reject", "selectattr", "rejectattr"})
-#: Filters that name a field of the items: keyword, and position where it may be given without.
-_BY_FIELD: Mapping[str, int | None] = {
-    "map": None,
-    "selectattr": 0,
-    "rejectattr": 0,
-    "groupby": 0,
-    "sort": None,
-    "unique": None,
-    "min": None,
-    "max": None,
-    "sum": 0,
-    "join": 1,
-}
-#: Filters after which a field that may be None is there, since the template looked.
-_SELECTS = frozenset({"select", "selectattr", "reject", "rejectattr"})
 
 
 @dataclass(frozen=True)
@@ -78,19 +70,9 @@ def template_problems(
         return [TemplateFinding(str(error.message), error.lineno)]
     checker = _Checker(scope, bare, elsewhere or {}, sandbox.environment().globals)
     tree = sandbox.parse(source)
-    checker.assigned = _assigned(tree)
+    checker.assigned = names_set_in(tree)
     checker.visit_all(tree.body)
     return checker.found
-
-
-def _assigned(tree: nodes.Template) -> frozenset[str]:
-    """Names that the template sets anywhere: macros and blocks may see them before or after."""
-    from jinja2 import nodes
-
-    names = {node.name for node in tree.find_all(nodes.Macro)}
-    for node in tree.find_all((nodes.Assign, nodes.AssignBlock)):
-        names |= {name.name for name in [node.target, *node.target.find_all(nodes.Name)] if isinstance(name, nodes.Name)}
-    return frozenset(names)
 
 
 class _Checker:
@@ -132,8 +114,8 @@ class _Checker:
         for expression in node.nodes:
             kind = self.type_of(expression)
             if isinstance(kind, Method):
-                entry = f", or {_text(expression, item=True)} for the entry" if mapping_types(kind.owner) else ""
-                self.report(expression, f"{_text(expression)!r} is a method; call it: {_text(expression)}(){entry}")
+                entry = f", or {text_of(expression, item=True)} for the entry" if mapping_types(kind.owner) else ""
+                self.report(expression, f"{text_of(expression)!r} is a method; call it: {text_of(expression)}(){entry}")
 
     def visit_TemplateData(self, node: nodes.TemplateData) -> None:
         pass
@@ -157,11 +139,11 @@ class _Checker:
         items = iterated(given)
         self.report_access(node.iter, items)
         with self.inner():
-            self._locals["loop"] = Any
             self.assign(node.target, items.type)
             if node.test is not None:
                 self.type_of(node.test)
-            with self.guarding(*([node.test] if node.test is not None else [])), self.loop_names():
+            self._locals["loop"] = Loop
+            with self.guarding(*([node.test] if node.test is not None else [])):
                 self.visit_all(node.body)
         with self.inner():
             self.visit_all(node.else_)
@@ -204,7 +186,7 @@ class _Checker:
 
         if isinstance(target, nodes.Name):
             self._locals[target.name] = kind
-            self._guarded = frozenset(path for path in self._guarded if _root(path) != target.name)
+            self._guarded = frozenset(path for path in self._guarded if root_of(path) != target.name)
         elif isinstance(target, nodes.Tuple):
             parts = None if isinstance(kind, Method) else tuple_types(kind)
             if parts is None or len(parts) != len(target.items):
@@ -228,7 +210,7 @@ class _Checker:
     def guarding(self, *tests: nodes.Node) -> Iterator[None]:
         """Everything that `tests` mention counts as present inside."""
         kept = self._guarded
-        self._guarded = kept | {path for test in tests for path in _paths(test)}
+        self._guarded = kept | {path for test in tests for path in paths_in(test)}
         try:
             yield
         finally:
@@ -241,13 +223,6 @@ class _Checker:
             yield
         finally:
             self._quiet = kept
-
-    @contextmanager
-    def loop_names(self) -> Iterator[None]:
-        from jinja2.runtime import LoopContext
-
-        self._locals["loop"] = LoopContext
-        yield
 
     # -- expressions
 
@@ -269,12 +244,11 @@ class _Checker:
         return str
 
     def type_List(self, node: nodes.List) -> Any:
-        element = union_of(_value_type(self.type_of(item)) for item in node.items)
-        return list[element]
+        return list_of(union_of(value_type(self.type_of(item)) for item in node.items))
 
     def type_Tuple(self, node: nodes.Tuple) -> Any:
-        kinds = tuple(_value_type(self.type_of(item)) for item in node.items)
-        return tuple[kinds] if kinds else Any  # type: ignore[valid-type]
+        kinds = tuple(value_type(self.type_of(item)) for item in node.items)
+        return tuple_of(kinds) if kinds else Any
 
     def type_Name(self, node: nodes.Name) -> Any:
         name = node.name
@@ -282,8 +256,8 @@ class _Checker:
             return self._locals[name]
         if name in self.scope:
             self.warn_of_clash(node)
-            return self.scope[name]
-        if self.bare is not None and (name in self.bare.model_fields or hasattr(self.bare, name)):
+            return Any if self.scope[name] is None else self.scope[name]
+        if self.bare is not None and has_member(self.bare, name):
             return attribute(self.bare, name).type
         if name in self.built_in:
             return Any
@@ -304,7 +278,7 @@ class _Checker:
             return Any
         if isinstance(node.arg, nodes.Slice):
             return kind
-        return union_of(_item_type(part) for part in members(kind) if part is not NONE)
+        return union_of(item_type(part) for part in members(kind) if part is not NONE)
 
     def access(self, node: nodes.Expr, owner: nodes.Expr, name: str, *, item: bool = False) -> Any:
         kind = self.type_of(owner)
@@ -313,7 +287,7 @@ class _Checker:
             if all(values):
                 return union_of(pair[1] for pair in values if pair)
         found = attribute(kind, name)
-        if _text(node) not in self._guarded or not found.problem:
+        if text_of(node) not in self._guarded or not found.problem:
             self.report_access(owner, found)
         return found.type
 
@@ -328,19 +302,19 @@ class _Checker:
     def type_And(self, node: nodes.And) -> Any:
         left = self.type_of(node.left)
         with self.guarding(node.left):
-            return _same(left, self.type_of(node.right))
+            return same_or_any(left, self.type_of(node.right))
 
     def type_Or(self, node: nodes.Or) -> Any:
         left = self.type_of(node.left)
         with self.guarding(node.left):
             right = self.type_of(node.right)
-        return _same(_without_none(left), right)
+        return same_or_any(without_none(left), right)
 
     def type_CondExpr(self, node: nodes.CondExpr) -> Any:
         self.type_of(node.test)
         with self.guarding(node.test):
             chosen = self.type_of(node.expr1)
-            return _same(chosen, self.type_of(node.expr2)) if node.expr2 is not None else Any
+            return same_or_any(chosen, self.type_of(node.expr2)) if node.expr2 is not None else Any
 
     def type_Test(self, node: nodes.Test) -> Any:
         from jinja2 import nodes
@@ -377,42 +351,12 @@ class _Checker:
         kind = self.type_of(node.node)
         for child in [*node.args, *(keyword.value for keyword in node.kwargs)]:
             self.type_of(child)
-        return Any if isinstance(kind, Method) else self.filtered(node, kind)
-
-    def filtered(self, node: nodes.Filter, kind: Any) -> Any:
-        """What the filter makes of a value of type `kind`; checks the field that it names."""
-        field = self.field_type(node, kind)
-        if node.name in _TEXT:
-            return str
-        if node.name in _NUMBERS:
-            return _NUMBERS[node.name]
-        if node.name == "map":
-            return list[field] if _field_of(node) is not None else Any
-        items = iterated(kind)
-        if items.problem or items.type is Any:
+        if isinstance(kind, Method):
             return Any
-        if node.name in _ONE_OF:
-            return items.type
-        if node.name in _SAME and kind is not str:
-            return list[_unchecked(items.type) if node.name in _SELECTS else items.type]  # type: ignore[misc]
-        return list[list[items.type]] if node.name in ("batch", "slice") else Any  # type: ignore[name-defined]
-
-    def field_type(self, node: nodes.Filter, kind: Any) -> Any:
-        """The type of the items' field that a filter such as map(attribute='a.b') names."""
-        named = _field_of(node)
-        found = iterated(kind)
-        if named is None or found.problem:
-            return Any
-        result = found.type
-        for path in named.split(",") if node.name == "sort" else [named]:
-            result = found.type
-            for name in path.split("."):
-                step = Access(_item_type(result)) if name.isdigit() else attribute(result, name)
-                has_default = any(keyword.key == "default" for keyword in node.kwargs)
-                if step.problem and not step.sometimes and not has_default:
-                    self.report(node, f"{node.name}(attribute={named!r}): an item {step.problem}")
-                result = step.type
-        return Any if isinstance(result, Method) else result
+        result, problem = filtered(node, kind)
+        if problem:
+            self.report(node, problem)
+        return result
 
     # -- findings
 
@@ -421,10 +365,10 @@ class _Checker:
         if not self._quiet and all(other.message != message for other in self.found):
             self.found.append(finding)
 
-    def report_access(self, owner: nodes.Expr, found: Access) -> None:
-        text = _text(owner)
+    def report_access(self, owner: nodes.Node, found: Access) -> None:
+        text = text_of(owner)
         if found.problem and not (found.sometimes and text in self._guarded):
-            hint = f"; test it first: {{% if {text} %}}" if found.sometimes else ""
+            hint = f"; test it first: {{% if {text}{found.test} %}}" if found.sometimes else ""
             self.report(owner, f"{text!r} {found.problem}{hint}", warning=found.sometimes)
 
     def warn_of_clash(self, node: nodes.Name) -> None:
@@ -443,11 +387,8 @@ class _Checker:
             return
         if name in self.elsewhere:
             self.report(node, f"{name!r} is not in scope here: {self.elsewhere[name]}")
-        elif self.bare is not None and not self.may_hold_any_name():
+        elif self.bare is not None and attribute(self.bare, name).problem:
             self.report(node, f"{name!r} is not in scope{self.suggestion(name)}")
-
-    def may_hold_any_name(self) -> bool:
-        return self.bare is not None and not attribute(self.bare, "no_such_name").problem
 
     def suggestion(self, name: str) -> str:
         """The name that was probably meant: one in scope, or the value that has such a field."""
@@ -461,82 +402,3 @@ class _Checker:
         if owners:
             return f"; did you mean {owners[-1]!r}?"
         return nearest(name, known).replace("it has", "in scope are")
-
-
-def _root(path: str) -> str:
-    return path.partition(".")[0].partition("[")[0]
-
-
-def _text(node: nodes.Node, *, item: bool = False) -> str:
-    """An expression as the user wrote it, as far as it is a path."""
-    from jinja2 import nodes
-
-    match node:
-        case nodes.Name():
-            return node.name
-        case nodes.Getattr():
-            return f"{_text(node.node)}[{node.attr!r}]" if item else f"{_text(node.node)}.{node.attr}"
-        case nodes.Getitem() if isinstance(node.arg, nodes.Const):
-            plain_name = isinstance(node.arg.value, str) and node.arg.value.isidentifier()
-            return f"{_text(node.node)}.{node.arg.value}" if plain_name else f"{_text(node.node)}[{node.arg.value!r}]"
-        case nodes.Getitem():
-            return f"{_text(node.node)}[...]"
-        case nodes.Call():
-            return f"{_text(node.node)}({'...' if node.args or node.kwargs else ''})"
-        case nodes.Filter() if node.node is not None:
-            return f"{_text(node.node)}|{node.name}"
-    return "this expression"
-
-
-def _paths(test: nodes.Node) -> set[str]:
-    """Every path that a test mentions."""
-    from jinja2 import nodes
-
-    kinds = (nodes.Name, nodes.Getattr, nodes.Getitem)
-    inside = {_text(node) for node in test.find_all(kinds)}
-    return inside | ({_text(test)} if isinstance(test, kinds) else set())
-
-
-def _field_of(node: nodes.Filter) -> str | None:
-    """The field that a filter names, where it is written out."""
-    from jinja2 import nodes
-
-    if node.name not in _BY_FIELD:
-        return None
-    position = _BY_FIELD[node.name]
-    given = [keyword.value for keyword in node.kwargs if keyword.key == "attribute"]
-    if not given and position is not None:
-        given = node.args[position : position + 1]
-    if given and isinstance(given[0], nodes.Const) and isinstance(given[0].value, str):
-        return given[0].value
-    return None
-
-
-def _item_type(kind: Any) -> Any:
-    """What `value[i]` gives."""
-    mapping = mapping_types(kind)
-    if mapping is not None:
-        return mapping[1]
-    if kind is str:
-        return str
-    element = element_type(kind)
-    return Any if element is None else element
-
-
-def _value_type(kind: Any) -> Any:
-    return Any if isinstance(kind, Method) else kind
-
-
-def _unchecked(kind: Any) -> Any:
-    """Items that a filter selected: their fields may have been tested, so nothing is said about them."""
-    return kind if all(getattr(part, "model_fields", None) is None for part in members(kind)) else Any
-
-
-def _without_none(kind: Any) -> Any:
-    if isinstance(kind, Method):
-        return kind
-    return union_of(part for part in members(kind) if part is not NONE)
-
-
-def _same(left: Any, right: Any) -> Any:
-    return left if left == right else Any

@@ -16,9 +16,33 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from chainette.core.annotations import NONE, element_type, is_model, mapping_types, members, plain, type_name, union_of
+from chainette.core.annotations import (
+    NONE,
+    element_type,
+    is_model,
+    list_of,
+    mapping_types,
+    members,
+    plain,
+    tuple_of,
+    type_name,
+    union_of,
+)
 
-__all__ = ["Access", "Method", "attribute", "iterated", "nearest", "result_of"]
+__all__ = [
+    "Access",
+    "Loop",
+    "Method",
+    "attribute",
+    "has_member",
+    "item_type",
+    "iterated",
+    "nearest",
+    "result_of",
+    "same_or_any",
+    "value_type",
+    "without_none",
+]
 
 _CLOSED = (str, int, float, bool, list, tuple, set, frozenset)
 
@@ -32,6 +56,25 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """`loop` inside a for loop, with the names that jinja2 gives it."""
+
+    index: int
+    index0: int
+    revindex: int
+    revindex0: int
+    first: bool
+    last: bool
+    length: int
+    previtem: Any
+    nextitem: Any
+    depth: int
+    depth0: int
+    cycle: Any
+    changed: Any
+
+
+@dataclass(frozen=True)
 class Access:
     """What `value.name` gives."""
 
@@ -40,6 +83,8 @@ class Access:
     problem: str = ""
     #: Whether it works for some values only.
     sometimes: bool = False
+    #: What a template may append to the value to find out: {% if value<test> %}.
+    test: str = ""
 
 
 def nearest(word: str, known: Iterable[str], *, shown: int = 8) -> str:
@@ -65,7 +110,9 @@ def attribute(annotation: Any, name: str) -> Access:
     result = good[0].type if len(good) == 1 else union_of(access.type for access in good if not isinstance(access.type, Method))
     if len(good) < len(found):
         bad = [type_name(part) for part, access in zip(kept, found, strict=True) if access.problem]
-        return Access(result, f"may be {' or '.join(bad)}, which has no field {name!r}", sometimes=True)
+        return Access(
+            result, f"may be {' or '.join(bad)}, which has no field {name!r}", sometimes=True, test=f".{name} is defined"
+        )
     if len(kept) < len(parts):
         return Access(result, f"may be None, which has no {name!r}", sometimes=True)
     return Access(result)
@@ -108,17 +155,17 @@ def _field_hint(model: type[BaseModel], name: str) -> str:
     for own, field in model.model_fields.items():
         if name in (field.alias, field.serialization_alias, field.validation_alias):
             return f"; {name!r} is an alias, templates use the field's own name: {own!r}"
-    return nearest(name, [*model.model_fields, *_own_names(model)])
+    return nearest(name, [*model.model_fields, *_properties(model)])
 
 
-def _own_names(model: type[BaseModel]) -> list[str]:
-    return [
-        name for base in model.__mro__ if not hasattr(BaseModel, base.__name__) and is_user_base(base) for name in vars(base)
-    ]
+def _properties(model: type[BaseModel]) -> list[str]:
+    members_of = (vars(base).items() for base in model.__mro__)
+    return [name for found in members_of for name, value in found if hasattr(value, "fget") and not hasattr(BaseModel, name)]
 
 
-def is_user_base(base: type) -> bool:
-    return base is not object and not base.__module__.startswith("pydantic")
+def has_member(model: type[BaseModel], name: str) -> bool:
+    """Whether `name` is a field of the model, or something that its author defined on it."""
+    return name in model.model_fields or (not name.startswith("_") and not hasattr(BaseModel, name) and hasattr(model, name))
 
 
 def _descriptor_type(owner: type, name: str) -> Any:
@@ -191,6 +238,17 @@ def _iterated_member(kind: Any) -> Any:
     return str if kind is str else Any
 
 
+def item_type(kind: Any) -> Any:
+    """What `value[i]` gives."""
+    mapping = mapping_types(kind)
+    if mapping is not None:
+        return mapping[1]
+    if kind is str:
+        return str
+    element = element_type(kind)
+    return Any if element is None else element
+
+
 def result_of(called: Any, arguments: Sequence[Any]) -> Any:
     """What a call gives, for the methods whose result later names hang on."""
     if not isinstance(called, Method):
@@ -200,13 +258,30 @@ def result_of(called: Any, arguments: Sequence[Any]) -> Any:
         key, value = mapping
         match called.name:
             case "items":
-                return list[tuple[key, value]]  # type: ignore[valid-type]
+                return list_of(tuple_of((key, value)))
             case "values":
-                return list[value]  # type: ignore[valid-type]
+                return list_of(value)
             case "keys":
-                return list[key]  # type: ignore[valid-type]
+                return list_of(key)
             case "get" if len(arguments) == 1:
                 return union_of([value, NONE])
     if is_model(called.owner) and not hasattr(BaseModel, called.name):
         return _returned(getattr(called.owner, called.name))
     return Any
+
+
+def value_type(kind: Any) -> Any:
+    """The type, or Any for a method."""
+    return Any if isinstance(kind, Method) else kind
+
+
+def without_none(kind: Any) -> Any:
+    """The type of the values that are not None."""
+    if isinstance(kind, Method):
+        return kind
+    return union_of(part for part in members(kind) if part is not NONE)
+
+
+def same_or_any(left: Any, right: Any) -> Any:
+    """The type of an expression that gives one or the other."""
+    return left if left == right else Any

@@ -106,11 +106,11 @@ class EventLog:
         """Writes and fsyncs events; returns each with its offset, as it stands in the log.
 
         Raises:
-            DiskError: the disk refused; what was written of the group is a torn tail.
+            DiskError: the disk refused; nothing of the group is in the log.
         """
         at = timestamp()
-        offset = os.lseek(self._file, 0, os.SEEK_CUR)
-        written, lines = [], []
+        start = offset = os.lseek(self._file, 0, os.SEEK_CUR)
+        seq, written, lines = self._seq, [], []
         for event in events:
             stamped = msgspec.structs.replace(event, seq=self._seq, at=at, epoch=self.epoch)
             line = encode_line(stamped)
@@ -118,10 +118,20 @@ class EventLog:
             lines.append(line)
             offset += len(line)
             self._seq += 1
-        with disk_errors(self.path):
-            write_all(self._file, b"".join(lines))
-            os.fsync(self._file)
+        try:
+            with disk_errors(self.path):
+                write_all(self._file, b"".join(lines))
+                os.fsync(self._file)
+        except BaseException:
+            self._take_back(start, seq)
+            raise
         return written
+
+    def _take_back(self, offset: int, seq: int) -> None:
+        """Cuts off a group that did not get through, so that no later line follows a torn one."""
+        os.ftruncate(self._file, offset)
+        os.lseek(self._file, offset, os.SEEK_SET)
+        self._seq = seq
 
     def close(self) -> None:
         """Gives the lock back."""

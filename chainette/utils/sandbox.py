@@ -71,7 +71,14 @@ def _as_json(value: Any, indent: int | None = None) -> str:
         return value.model_dump_json(by_alias=True, indent=indent)
     if isinstance(value, Set) and not isinstance(value, Mapping):
         value = sorted(value, key=repr)
-    return to_json(value, by_alias=True, indent=indent).decode()
+    return to_json(value, by_alias=True, indent=indent, fallback=_refused).decode()
+
+
+def _refused(value: Any) -> str:
+    """What is inside a collection and is no data: a missing name says so itself."""
+    if isinstance(value, Undefined):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} cannot be printed as JSON")
 
 
 def _joined(values: Any, d: str = "", attribute: str | int | None = None) -> str:

@@ -45,11 +45,11 @@ def plain(lines: list[Text]) -> list[str]:
 def test_the_view_of_a_run_in_progress(progress: Progress) -> None:
     assert plain(view_lines(progress, 80, 24)) == [
         "                                          rows  rows/s   left   tok/s  rejected",
-        "first   ━━━━━━━━━━──────────────     400k/1.0M   40.0k   0:15    900k      1234",
-        "  split ────────────────────────     1000/997k     100   2h46",
-        "  inner ────────────────────────        0/3.0M",
-        "  side  ────────────────────────        0/997k",
-        "last    ────────────────────────        0/997k",
+        "first    ━━━━━━━━━──────────────     400k/1.0M   40.0k   0:15    900k      1234",
+        "  split  ───────────────────────     1000/997k     100   2h45",
+        "  inner  ───────────────────────        0/3.0M",
+        "  side   ───────────────────────        0/997k",
+        "last     ───────────────────────        0/997k",
         "engine llama: ready in 1.5 s (llama_cpp)",
         "engine judge: not answering, retry in 4 s: the endpoint http://127.0.0.1:8000/…",
         "0 of 1,000,000 rows done · 0:10 · 900k tok/s · 1,234 rejected",

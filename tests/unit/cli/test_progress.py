@@ -101,9 +101,9 @@ def test_an_unknown_number_of_records_gives_no_totals(run: Any, progress: Progre
 
 def test_rates_are_measured_over_the_last_seconds(run: Any, progress: Progress, clock: Any) -> None:
     run.tell(RunStarted(expected=1000))
-    for _ in range(100):
+    for _ in range(400):
         progress.nodes()
-        clock.now += 1  # loading: does not count
+        clock.now += 0.25  # loading: does not count
     for _ in range(4):
         clock.now += 5
         run.tell(unit("first", 50, usage=Usage(requests=50, completion_tokens=500)))

@@ -1,0 +1,119 @@
+"""Stopping and going on: Ctrl-C, kill -9, `resume`, `resume --from`, `status` in between."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Project
+
+EVERY_ROW = sorted(map(str, range(200)))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path, rows=200, latency=0.02)
+
+
+def stop_in_the_middle(project: Project, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Starts a run and sends it a signal once graded rows are durable."""
+    process = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--json-logs")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("node") == "grade":
+            break
+    process.send_signal(number)
+    out, said = process.communicate(timeout=60)
+    return subprocess.CompletedProcess([], process.returncode, out, said)
+
+
+def test_ctrl_c_exits_with_130_and_prints_the_command_that_goes_on(project: Project) -> None:
+    stopped = stop_in_the_middle(project, signal.SIGINT)
+    assert stopped.returncode == 130
+    assert stopped.stderr.splitlines()[-2:] == ["interrupted", "go on: chainette resume out"]
+    assert "Traceback" not in stopped.stderr
+    assert json.loads(stopped.stdout.splitlines()[-1])["type"] == "run_paused"
+    status = project.chainette("status", "out")
+    assert "paused: interrupted" in status.stdout
+    assert "go on: chainette resume out" in status.stdout
+    before = project.ids("out", "grade")
+    assert 0 < len(before) < 200
+    resumed = project.chainette("resume", "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "chain facts resumed, 200 rows" in resumed.stdout
+    assert project.ids("out", "grade") == EVERY_ROW == project.ids("out", "flattened")
+
+
+def test_a_killed_run_is_called_so_and_goes_on(project: Project) -> None:
+    assert stop_in_the_middle(project, signal.SIGKILL).returncode == -9
+    status = project.chainette("status", "out")
+    assert "killed (no process works on it)" in status.stdout
+    assert "go on: chainette resume out" in status.stdout
+    resumed = project.chainette("resume", "out", "--json-logs")
+    assert resumed.returncode == 0, resumed.stderr
+    events = [json.loads(line) for line in resumed.stdout.splitlines()]
+    assert (events[0]["type"], events[-1]["type"]) == ("run_resumed", "run_finished")
+    assert project.ids("out", "grade") == EVERY_ROW
+
+
+def test_a_run_at_work_is_running_and_a_second_process_is_refused(project: Project) -> None:
+    process = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--json-logs")
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["type"] == "run_created"
+        status = project.chainette("status", "out")
+        assert ": running" in status.stdout
+        assert "resume" not in status.stdout
+        second = project.chainette("resume", "out")
+        assert second.returncode == 1
+        assert "in use" in second.stderr
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def test_a_finished_run_has_nothing_to_resume(project: Project) -> None:
+    project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--limit", "8")
+    size = (project.path / "out/events.jsonl").stat().st_size
+    assert project.chainette("resume", "out").returncode == 0
+    assert (project.path / "out/events.jsonl").stat().st_size == size
+
+
+def test_a_changed_prompt_is_refused_with_the_from_that_takes_it(project: Project) -> None:
+    project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--limit", "8")
+    chain = project.path / "chain.py"
+    chain.write_text(chain.read_text().replace("{{ pieces }}", "Grade {{ pieces }}"))
+    refused = project.chainette("resume", "out")
+    assert refused.returncode == 1
+    assert "chainette resume out --from grade" in refused.stderr
+    resumed = project.chainette("resume", "out", "--from", "grade", "--json-logs")
+    assert resumed.returncode == 0, resumed.stderr
+    nodes = {json.loads(line).get("node") for line in resumed.stdout.splitlines()}
+    assert "grade" in nodes and "extract" not in nodes
+
+
+@pytest.mark.parametrize("flag", ["--seed=3", "--limit", "--format", "--simulate", "--engines", "-o"])
+def test_resume_refuses_what_the_log_fixes(project: Project, flag: str) -> None:
+    done = project.chainette("resume", "out", flag)
+    assert done.returncode == 2
+    assert "is fixed by the log" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, said", [(["--nonsense"], "No such option"), (["a", "b"], "unexpected"), ([], "Missing argument")]
+)
+def test_resume_refuses_other_words_as_every_command_does(project: Project, words: list[str], said: str) -> None:
+    done = project.chainette("resume", *([*words] if not words or words[0] == "a" else ["out", *words]))
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_folder_without_a_run_is_an_error(project: Project) -> None:
+    for command in ("resume", "status", "rejected", "rebuild"):
+        done = project.chainette(command, ".")
+        assert done.returncode == 1
+        assert "holds no run" in done.stderr

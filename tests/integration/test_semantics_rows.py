@@ -1,0 +1,424 @@
+"""Rows, rejections, re-asks, seeds and accounting (docs/semantics.md)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from chainette import Branch, Chain, RunResult, SamplingParams, Step, apply, register_engine
+from chainette.engine.base import Completion, Finish, Request
+from chainette.engine.config import EngineRegistry, using_registry
+from chainette.process import MAX_FAN_OUT, RAW_LIMIT, row_seed
+from chainette.records import Message, Reason, row_order
+from tests.support.chains import content, everything, write_inputs
+from tests.support.scripted import Answering, Script, ask_of, row_of, scripted
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Price(BaseModel):
+    price: int
+
+    @field_validator("price")
+    @classmethod
+    def positive(cls, value: int) -> int:
+        if value < 0:
+            raise ValueError("a price is not negative")
+        return value
+
+
+def ask(**keys: Any) -> Step[Text, Price]:
+    return Step(id="ask", input_model=Text, output_model=Price, engine_name="llm", **keys)
+
+
+def answered(path: Path, answer: Answering, rows: int = 1, **keys: Any) -> tuple[RunResult, Script]:
+    """A run of one step over `rows` rows, answered by `answer`."""
+    with scripted(llm=answer) as scripts:
+        result = Chain(name="rows", steps=[ask(**keys)]).run([Text(text=f"t{number}") for number in range(rows)], path / "run")
+    assert result.metadata["balanced"]
+    return result, scripts["llm"]
+
+
+def only_rejection(result: RunResult) -> dict[str, Any]:
+    (rejection,) = result.rows("rejected")
+    return rejection
+
+
+def texts(messages: tuple[Message, ...]) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]
+
+
+# -- ids, lines, columns
+
+
+def same(item: Text) -> Text:
+    return item
+
+
+def plain(path: Path, inputs: Any, **options: Any) -> RunResult:
+    """A run of nothing but a function that gives back what it got."""
+    return Chain(name="plain", steps=[apply(same)], batch_size=2).run(inputs, path / "run", **options)
+
+
+def by_id(result: RunResult, step: str) -> dict[str, dict[str, Any]]:
+    return {row["row_id"]: row for row in result.rows(step)}
+
+
+def test_bad_lines_take_a_row_id_and_blank_lines_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n\n{"txt": 1}\n   \nnot json\n{"text": "b"}\n')
+    result = plain(tmp_path, path)
+    assert {id: row["text"] for id, row in by_id(result, "same").items()} == {"0": "a", "3": "b"}
+    assert {id: row["line"] for id, row in by_id(result, "rejected").items()} == {"1": 3, "2": 5}
+
+
+def test_a_bad_line_is_rejected_at_chain_input_with_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": 5}\n')
+    rejection = only_rejection(plain(tmp_path, path))
+    assert (rejection["step_id"], rejection["reason"], rejection["attempts"]) == ("chain_input", Reason.INVALID_INPUT, 0)
+    assert rejection["raw"] == '{"text": 5}'
+    assert "text" in rejection["message"] and "5" in rejection["message"]
+
+
+def test_a_rejection_names_the_line_that_its_row_came_from(tmp_path: Path) -> None:
+    def refuse(item: Text) -> list[Text]:
+        raise ValueError(item.text)
+
+    path = tmp_path / "in.jsonl"
+    path.write_text('\n{"text": "a"}\n')
+    result = Chain(name="plain", steps=[apply(refuse)]).run(path, tmp_path / "run")
+    assert only_rejection(result)["line"] == 2
+
+
+def test_key_copies_an_input_column_into_every_shard(tmp_path: Path) -> None:
+    def split(item: Text) -> list[Text]:
+        if item.text == "bad":
+            raise ValueError("bad")
+        return [item, item]
+
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a", "sku": "A-1"}\n{"text": "b"}\n{"text": "bad", "sku": 7}\n{"sku": "C"}\n')
+    result = Chain(name="keyed", steps=[apply(split)]).run(path, tmp_path / "run", key="sku")
+    keys = {folder: {id: row["_key"] for id, row in by_id(result, folder).items()} for folder in ("split", "flattened", "rejected")}
+    assert keys["split"] == keys["flattened"] == {"0.0": "A-1", "0.1": "A-1", "1.0": None, "1.1": None}
+    assert keys["rejected"]["2"] == 7
+
+
+def test_unknown_columns_follow_the_models_extra(tmp_path: Path) -> None:
+    class Open(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        text: str
+
+    class Closed(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        text: str
+
+    def inputs(model: type[BaseModel], folder: str) -> RunResult:
+        chain = Chain(name="extra", steps=[apply(lambda item: [item], id="same", output_model=model)], input_model=model)
+        return chain.run([{"text": "a", "more": 1}], tmp_path / folder)
+
+    assert next(inputs(Open, "allow").rows("same"))["more"] == 1
+    assert "more" not in next(inputs(Text, "ignore").rows("same"))
+    assert "more" in only_rejection(inputs(Closed, "forbid"))["message"]
+
+
+def test_an_input_field_named_row_id_is_safe(tmp_path: Path) -> None:
+    class Record(BaseModel):
+        row_id: str
+
+    def keep(item: Record) -> Text:
+        return Text(text=item.row_id)
+
+    result = Chain(name="ids", steps=[apply(keep)]).run([Record(row_id="mine")], tmp_path / "run")
+    assert list(result.rows("flattened")) == [{"row_id": "0", "chain_input.row_id": "mine", "keep.text": "mine"}]
+
+
+def test_an_empty_csv_cell_is_missing(tmp_path: Path) -> None:
+    class Maybe(BaseModel):
+        text: str
+        note: str | None = "none given"
+
+    def keep(item: Maybe) -> Maybe:
+        return item
+
+    path = tmp_path / "in.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "note"], ["a", ""], ["", "b"]])
+    result = Chain(name="csv", steps=[apply(keep)]).run(path, tmp_path / "run")
+    assert [(row["text"], row["note"]) for row in result.rows("keep")] == [("a", "none given")]
+    assert only_rejection(result)["row_id"] == "1"
+
+
+def test_limit_takes_records_from_the_start(tmp_path: Path) -> None:
+    result = plain(tmp_path, [Text(text=str(number)) for number in range(9)], limit=3)
+    assert sorted(by_id(result, "flattened")) == ["0", "1", "2"]
+
+
+# -- re-asks
+
+
+def test_a_bad_answer_is_sent_back_with_what_was_wrong_as_two_messages(tmp_path: Path) -> None:
+    result, script = answered(tmp_path, lambda request: '{"price": "x"}' if ask_of(request) == 1 else '{"price": 3}')
+    first, second = (request.messages for request in script.requests)
+    assert second[: len(first)] == first
+    answer, complaint = texts(second[len(first) :])
+    assert answer == ("assistant", '{"price": "x"}')
+    assert complaint[0] == "user" and "price" in complaint[1] and "'x'" in complaint[1]
+    assert by_id(result, "ask")["0"]["_attempts"] == 2
+
+
+def test_a_truncated_answer_is_asked_for_again_without_it(tmp_path: Path) -> None:
+    def answer(request: Request) -> Completion:
+        return Completion('{"pri', Finish.LENGTH) if ask_of(request) == 1 else Completion('{"price": 3}')
+
+    result, script = answered(tmp_path, answer)
+    assert script.requests[0].messages == script.requests[1].messages
+    assert script.requests[0].seed != script.requests[1].seed
+    assert by_id(result, "ask")["0"]["price"] == 3
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+def test_a_row_is_asked_max_attempts_times_and_rejected_with_the_last_answer(tmp_path: Path, attempts: int) -> None:
+    result, script = answered(tmp_path, lambda request: f"no {ask_of(request)}", max_attempts=attempts)
+    assert [ask_of(request) for request in script.requests] == list(range(1, attempts + 1))
+    rejection = only_rejection(result)
+    assert (rejection["attempts"], rejection["raw"]) == (attempts, f"no {attempts}")
+
+
+def test_only_the_rows_with_bad_answers_are_asked_again(tmp_path: Path) -> None:
+    result, script = answered(tmp_path, lambda request: "no" if row_of(request) == "2" else '{"price": 1}', rows=5)
+    assert [len(script.asked(str(number))) for number in range(5)] == [1, 1, 3, 1, 1]
+    assert sorted(by_id(result, "ask")) == ["0", "1", "3", "4"]
+    assert only_rejection(result)["row_id"] == "2"
+
+
+def test_reasoning_is_kept_beside_the_row_and_visible_to_later_prompts(tmp_path: Path) -> None:
+    def think(request: Request) -> str:
+        return '<think>cheap, I think</think>{"price": 3}' if request.schema_name == "ask" else '{"text": "ok"}'
+
+    with scripted(llm=think) as scripts:
+        later = Step(id="later", output_model=Text, engine_name="llm", user_prompt="{{ ask_reasoning }}")
+        result = Chain(name="thinking", steps=[ask(), later]).run([Text(text="t")], tmp_path / "run")
+    assert by_id(result, "ask")["0"]["_reasoning"] == "cheap, I think"
+    assert scripts["llm"].requests[1].messages[-1].content == "cheap, I think"
+
+
+# -- reasons
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "attempts", "words"),
+    [
+        (Completion("Sure! Here it is."), Reason.NOT_JSON, 3, "not JSON"),
+        (Completion('{"price": -1}'), Reason.INVALID_OUTPUT, 3, "a price is not negative"),
+        (Completion('{"cost": 1}'), Reason.INVALID_OUTPUT, 3, "price"),
+        (Completion('{"pri', Finish.LENGTH), Reason.TRUNCATED, 3, "max_tokens=1024"),
+        (Completion("", Finish.REFUSED, error="I cannot help"), Reason.REFUSED, 1, "I cannot help"),
+        (Completion("", Finish.TOO_LONG, error="9000 of 4096 tokens"), Reason.PROMPT_TOO_LONG, 1, "9000 of 4096"),
+        (Completion("", Finish.ERROR, error="400: bad schema"), Reason.ENGINE_ERROR, 1, "400: bad schema"),
+    ],
+)
+def test_an_answer_is_rejected_with_its_reason(tmp_path: Path, answer: Completion, reason: Reason, attempts: int, words: str) -> None:
+    result, _ = answered(tmp_path, lambda request: answer)
+    rejection = only_rejection(result)
+    assert (rejection["step_id"], rejection["reason"], rejection["attempts"]) == ("ask", reason, attempts)
+    assert rejection["raw"] == answer.text
+    assert words in rejection["message"]
+    assert result.counts["ask"]["reasons"] == {reason: 1}
+
+
+def test_a_prompt_that_cannot_be_rendered_rejects_only_its_row(tmp_path: Path) -> None:
+    result, script = answered(tmp_path, lambda request: '{"price": 1}', rows=3, user_prompt="{{ 1 // (text != 't1') }}")
+    rejection = only_rejection(result)
+    assert (rejection["row_id"], rejection["reason"], rejection["attempts"]) == ("1", Reason.TEMPLATE_ERROR, 0)
+    assert "step 'ask', user_prompt" in rejection["message"]
+    assert [row_of(request) for request in script.requests] == ["0", "2"]
+
+
+def test_a_prompt_builder_that_raises_rejects_only_its_row(tmp_path: Path) -> None:
+    def build(step: Step[Any, Any], item: Text, history: Mapping[str, Any]) -> list[Message]:
+        if item.text == "t1":
+            raise KeyError("t1")
+        return [Message("user", item.text)]
+
+    result, script = answered(tmp_path, lambda request: '{"price": 1}', rows=2, prompt_builder=build)
+    assert only_rejection(result)["reason"] == Reason.TEMPLATE_ERROR
+    assert texts(script.requests[0].messages) == [("user", "t0")]
+
+
+def test_a_validator_that_raises_where_a_step_receives_a_row_rejects_only_that_row(tmp_path: Path) -> None:
+    class Fussy(BaseModel):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def look_up(cls, value: str) -> str:
+            return {"t0": value, "t2": value}[value]
+
+    with scripted(llm=lambda request: '{"price": 1}'):
+        fussy = Step(id="fussy", input_model=Fussy, output_model=Price, engine_name="llm")
+        chain = Chain(name="fussy", steps=[apply(same), fussy])
+        result = chain.run([Text(text=f"t{number}") for number in range(3)], tmp_path / "run")
+    rejection = only_rejection(result)
+    assert (rejection["row_id"], rejection["step_id"], rejection["reason"]) == ("1", "fussy", Reason.TEMPLATE_ERROR)
+    assert "KeyError" in rejection["message"]
+
+
+def test_a_function_that_raises_rejects_its_row_and_names_the_line(tmp_path: Path) -> None:
+    def refuse(item: Text) -> list[Text]:
+        raise LookupError("not this one")
+
+    result = Chain(name="refusing", steps=[apply(refuse)]).run([Text(text="a")], tmp_path / "run")
+    rejection = only_rejection(result)
+    assert (rejection["reason"], rejection["attempts"], rejection["raw"]) == (Reason.APPLY_ERROR, 0, None)
+    assert "LookupError: not this one" in rejection["message"] and "test_semantics_rows.py:" in rejection["message"]
+
+
+@pytest.mark.parametrize("returned", [None, Text(text="one"), "text", {"text": "a"}, [1], [Price(price=1)], 7])
+def test_a_function_that_returns_something_else_than_it_declared_rejects_its_row(tmp_path: Path, returned: Any) -> None:
+    def wrong(item: Text) -> list[Text]:
+        return returned  # type: ignore[no-any-return]
+
+    result = Chain(name="wrong", steps=[apply(wrong)]).run([Text(text="a")], tmp_path / "run")
+    assert only_rejection(result)["reason"] == Reason.APPLY_ERROR
+
+
+def test_a_generator_without_end_rejects_its_row(tmp_path: Path) -> None:
+    def endless(item: Text) -> list[Text]:
+        while True:
+            yield item  # type: ignore[misc]
+
+    result = Chain(name="endless", steps=[apply(endless)]).run([Text(text="a")], tmp_path / "run")
+    assert f"{MAX_FAN_OUT:,}" in only_rejection(result)["message"]
+
+
+def test_the_raw_answer_of_a_rejection_is_cut_at_64_kib(tmp_path: Path) -> None:
+    result, _ = answered(tmp_path, lambda request: "x" * 100_000, max_attempts=1)
+    assert len(only_rejection(result)["raw"]) == RAW_LIMIT == 65_536
+
+
+# -- seeds
+
+
+def seeds(path: Path, rows: int = 7, **options: Any) -> dict[str, int]:
+    """row id -> seed of the first ask, and the run is checked to have asked each row once."""
+    with scripted(llm=lambda request: '{"price": 1}') as scripts:
+        sampling = options.pop("sampling", SamplingParams())
+        Chain(name="seeds", steps=[ask(sampling=sampling)]).run([Text(text=f"t{n}") for n in range(rows)], path, **options)
+    found = {row_of(request): request.seed for request in scripts["llm"].requests}
+    assert len(scripts["llm"].requests) == len(found) == rows
+    return found
+
+
+def test_a_seed_follows_from_run_seed_step_row_and_ask_alone(tmp_path: Path) -> None:
+    expected = {str(number): row_seed(5, "ask", str(number), 1) for number in range(7)}
+    for number, size in enumerate((1, 3, 64)):
+        assert seeds(tmp_path / str(number), batch_size=size, seed=5) == expected
+    assert all(0 <= seed < 2**31 for seed in expected.values()) and len(set(expected.values())) == 7
+
+
+def test_the_run_seed_changes_every_seed(tmp_path: Path) -> None:
+    one, two = seeds(tmp_path / "1", seed=1), seeds(tmp_path / "2", seed=2)
+    assert all(one[row] != two[row] for row in one)
+
+
+def test_a_seed_in_the_sampling_replaces_the_run_seed_for_its_step(tmp_path: Path) -> None:
+    fixed = SamplingParams(seed=9)
+    one, two = seeds(tmp_path / "1", seed=1, sampling=fixed), seeds(tmp_path / "2", seed=2, sampling=fixed)
+    assert one == two == {str(number): row_seed(9, "ask", str(number), 1) for number in range(7)}
+
+
+def test_each_ask_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    _, script = answered(tmp_path, lambda request: "no")
+    assert [request.seed for request in script.requests] == [row_seed(0, "ask", "0", number) for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "window", "capacity", "latency"), [(1, None, 1, 0.0), (3, 2, 2, 0.0), (5, 1, 64, 0.001), (64, None, 3, 0.001)]
+)
+def test_rows_do_not_depend_on_sizes_capacity_or_the_order_of_answers(
+    tmp_path: Path, batch_size: int, window: int | None, capacity: int, latency: float
+) -> None:
+    inputs = write_inputs(tmp_path / "in.jsonl", 20, bad=(3, 11))
+    expected = content(everything().run(inputs, tmp_path / "plain"))
+    chain = everything(batch_size=batch_size, capacity=capacity, latency=latency)
+    result = chain.run(inputs, tmp_path / "run", window=window)
+    assert content(result) == expected
+    assert result.metadata["balanced"]
+
+
+# -- accounting
+
+
+def test_every_node_gives_back_what_it_took(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in.jsonl", 30, bad=(0, 29))
+    counts = everything().run(inputs, tmp_path / "run").counts
+    for node, count in counts.items():
+        assert count["in"] == count["out"] + count["rejected"] + count["dropped"] + count["stopped"] - count["expanded"], node
+    assert counts["chain_input"]["in"] == 30 and counts["chain_input"]["rejected"] == 2
+    assert counts["extract"]["in"] == counts["chain_input"]["out"]
+
+
+def test_counts_agree_with_the_rows_on_disk(tmp_path: Path) -> None:
+    result = everything().run(write_inputs(tmp_path / "in.jsonl", 30, bad=(4,)), tmp_path / "run")
+    rejected = [row["step_id"] for row in result.rows("rejected")]
+    for node in ("extract", "pieces_of", "split", "touchy", "touchy_too", "odd_only", "count", "twice", "closing"):
+        assert result.counts[node]["out"] == sum(1 for _ in result.rows(node)), node
+        assert result.counts[node]["rejected"] == rejected.count(node), node
+    assert result.metadata["rows_finished"] == sum(1 for _ in result.rows("flattened"))
+    assert result.metadata["rows_rejected"] == len(rejected)
+
+
+def test_a_row_is_recorded_in_rejected_once_per_node_and_never_in_its_output_too(tmp_path: Path) -> None:
+    result = everything().run(write_inputs(tmp_path / "in.jsonl", 40), tmp_path / "run")
+    rejected = [(row["step_id"], row["row_id"]) for row in result.rows("rejected")]
+    assert rejected and len(rejected) == len(set(rejected))
+    for node in {step for step, _ in rejected}:
+        outputs = {row["row_id"] for row in result.rows(node)}
+        assert outputs.isdisjoint(id for step, id in rejected if step == node)
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_every_format_holds_the_same_rows(tmp_path: Path, format: str) -> None:
+    inputs = write_inputs(tmp_path / "in.jsonl", 20, bad=(3,))
+    plain_rows, other = (everything().run(inputs, tmp_path / name, format=name) for name in ("jsonl", format))
+    for folder in ("extract", "touchy", "count", "closing", "rejected", "flattened"):
+        rows = [sorted(result.rows(folder), key=lambda row: (row_order(row["row_id"]), row.get("step_id", ""))) for result in (plain_rows, other)]
+        assert rows[0] == rows[1], folder
+    for folder in ("rejected", "flattened", "extract"):
+        assert {path.suffix for path in (other.dir / folder).iterdir()} == {f".{format}"}
+
+
+def test_prompts_see_the_scope_that_semantics_promise(tmp_path: Path) -> None:
+    with scripted(llm=lambda request: '{"price": 4}') as scripts:
+        prompt = "{{ row_id }}|{{ chain_input.text }}|{{ text }}|{{ input.text }}|{{ input }}|{{ pieces[0].text }}|{{ pieces }}"
+        branch = Branch("b", [apply(lambda item: [item], id="p", input_model=Text, output_model=Text)]).join("pieces")
+        Chain(name="scope", steps=[branch, ask(user_prompt=prompt)]).run([Text(text="hi")], tmp_path / "run")
+    assert scripts["llm"].requests[0].messages[-1].content == '0|hi|hi|hi|{"text":"hi"}|hi|[{"text":"hi"}]'
+
+
+def test_the_json_instruction_is_appended_to_the_system_prompt_unless_replaced(tmp_path: Path) -> None:
+    def system(folder: str, **keys: Any) -> str | None:
+        messages = answered(tmp_path / folder, lambda request: '{"price": 1}', **keys)[1].requests[0].messages
+        return messages[0].content if messages[0].role == "system" else None
+
+    own = system("own", system_prompt="You price things.")
+    assert own is not None and own.startswith("You price things.\n\n") and '"price"' in own
+    assert system("replaced", system_prompt="A", output_format_instruction="B") == "A\n\nB"
+    assert system("left_out", output_format_instruction="") is None
+
+
+def test_an_engine_that_simulates_is_named_as_such(tmp_path: Path) -> None:
+    with using_registry(EngineRegistry()):
+        register_engine("llm", "none", "simulated")
+        result = Chain(name="sim", steps=[ask()]).run([Text(text="t")], tmp_path / "run")
+    assert result.metadata["simulated"] is True
+    assert result.metadata["engines"]["llm"]["deterministic"] is True

@@ -1,0 +1,100 @@
+"""A user's folder with a chain and an input, and the real `chainette` command in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CHAIN", "REPOSITORY", "Project"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+#: Two steps and two branches; the judge is slow where the folder's file `latency` says so, and errs where `invalid` does.
+CHAIN = """
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from chainette import Branch, Chain, Step, apply, register_engine
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Fact(BaseModel):
+    name: str
+
+
+class Grade(BaseModel):
+    score: int
+
+
+def setting(name):
+    path = Path(__file__).with_name(name)
+    return float(path.read_text()) if path.exists() else 0.0
+
+
+register_engine("writer", "writer-model", "simulated")
+register_engine("judge", "judge-model", "simulated", latency=setting("latency"), capacity=4, invalid_rate=setting("invalid"))
+
+
+@apply
+def split(item: Fact) -> list[Fact]:
+    return [item, item]
+
+
+print("the chain was loaded")
+
+extract = Step(id="extract", input_model=Text, output_model=Fact, engine_name="writer", user_prompt="Name in: {{ text }}")
+side = Step(id="side", output_model=Grade, engine_name="writer")
+grade = Step(id="grade", output_model=Grade, engine_name="judge", user_prompt="{{ pieces }}", max_attempts=1)
+
+chain = Chain(
+    name="facts", batch_size=8, steps=[extract, [Branch("pieces_of", [split]).join("pieces"), Branch("aside", [side])], grade]
+)
+"""
+
+
+class Project:
+    """One folder; every command runs in it as a process of its own."""
+
+    def __init__(self, path: Path, rows: int = 40, **settings: float) -> None:
+        self.path = path
+        (path / "chain.py").write_text(CHAIN)
+        (path / "in.jsonl").write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(rows)))
+        for name, value in settings.items():
+            (path / name).write_text(str(value))
+
+    def chainette(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs `chainette WORDS` to its end."""
+        return subprocess.run(
+            self._command(words), cwd=self.path, env=self.environment, input=stdin, capture_output=True, text=True, timeout=120
+        )
+
+    def start(self, *words: str, **keys: Any) -> subprocess.Popen[str]:
+        """Starts `chainette WORDS` with pipes."""
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": self.environment} | keys
+        return subprocess.Popen(self._command(words), cwd=self.path, text=True, **pipes)
+
+    def _command(self, words: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "chainette.cli.main", *words]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "PYTHONUTF8": "1"}
+
+    def events(self, directory: str) -> Iterator[dict[str, Any]]:
+        """The log of a run directory."""
+        for line in (self.path / directory / "events.jsonl").read_text().splitlines():
+            yield json.loads(line)
+
+    def ids(self, directory: str, folder: str) -> list[str]:
+        """The row ids in a folder of JSONL shards, sorted."""
+        files = sorted((self.path / directory / folder).glob("*.jsonl"))
+        return sorted(json.loads(line)["row_id"] for file in files for line in file.read_text().splitlines())
