@@ -40,7 +40,12 @@ PROMPTS = ("Extract from: {{ text }} ({{ number }})", "Improve {{ extract.name }
 def write_inputs(path: Path, rows: int) -> Path:
     with path.open("w") as file:
         for number in range(rows):
-            file.write(json.dumps({"text": f"a product description of about eighty characters, number {number}, and so on", "number": number}) + "\n")
+            file.write(
+                json.dumps(
+                    {"text": f"a product description of about eighty characters, number {number}, and so on", "number": number}
+                )
+                + "\n"
+            )
     return path
 
 
@@ -60,8 +65,8 @@ def bare(inputs: Path, out: Path) -> None:
     import anyio
 
     from chainette.engine.base import Request, SamplingParams
-    from chainette.engine.lifecycle import create_engine
     from chainette.engine.config import make_config
+    from chainette.engine.lifecycle import create_engine
     from chainette.process import row_seed
     from chainette.records import Message
     from chainette.utils.json_schema import generate_json_output_prompt
@@ -72,11 +77,16 @@ def bare(inputs: Path, out: Path) -> None:
     templates = [Template(prompt) for prompt in PROMPTS]
     sampling = SamplingParams()
 
+    engine = create_engine(make_config("sim", "none", "simulated"))
+    out.mkdir()
+
     async def loop() -> None:
-        engine = create_engine(make_config("sim", "none", "simulated"))
         await engine.open()
-        out.mkdir()
-        with inputs.open("rb") as lines, (out / "extract.jsonl").open("wb") as first, (out / "improve.jsonl").open("wb") as second:
+        with (
+            inputs.open("rb") as lines,
+            (out / "extract.jsonl").open("wb") as first,
+            (out / "improve.jsonl").open("wb") as second,
+        ):
             batch: list[tuple[int, Product]] = []
             for index, line in enumerate(lines):
                 batch.append((index, Product.model_validate_json(line)))
@@ -91,16 +101,20 @@ def bare(inputs: Path, out: Path) -> None:
         contexts: list[dict[str, object]] = [{"text": item.text, "number": item.number} for _, item in batch]
         for step, (name, file) in enumerate(zip(("extract", "improve"), files, strict=True)):
             requests = [
-                Request((instruction, Message("user", templates[step].render(context))), sampling, row_seed(0, name, str(index), 1), schema, name)
+                Request(
+                    (instruction, Message("user", templates[step].render(context))),
+                    sampling,
+                    row_seed(0, name, str(index), 1),
+                    schema,
+                    name,
+                )
                 for (index, _), context in zip(batch, contexts, strict=True)
             ]
-            answers = [Facts.model_validate_json(answer.text) for answer in await engine_generate(requests)]
+            answers = [Facts.model_validate_json(answer.text) for answer in await engine.generate(requests)]
             for (index, _), answer in zip(batch, answers, strict=True):
                 file.write(b'{"row_id":"%d",%b\n' % (index, answer.model_dump_json().encode()[1:]))
             contexts = [{"extract": answer} for answer in answers]
 
-    engine = create_engine(make_config("sim", "none", "simulated"))
-    engine_generate = engine.generate
     anyio.run(loop)
 
 
@@ -109,7 +123,9 @@ CONTENDERS: dict[str, Callable[[Path, Path], None]] = {"chainette": framework, "
 
 def measure(name: str, rows: int) -> tuple[float, float, float]:
     """(CPU seconds, wall seconds, peak MiB) of one contender in a process of its own, imports left out."""
-    done = subprocess.run([sys.executable, __file__, "--child", name, "--rows", str(rows)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", name, "--rows", str(rows)], check=True, capture_output=True, text=True
+    )
     cpu, wall, rss = map(float, done.stdout.split()[-3:])
     return cpu, wall, rss
 
@@ -147,7 +163,10 @@ def memory(sizes: list[int]) -> None:
 
 def startup(rounds: int) -> None:
     print(f"\nStart-up, median of {rounds} interleaved rounds")
-    commands = {"chainette --help": [str(Path(sys.executable).with_name("chainette")), "--help"], "python -c pass": [sys.executable, "-c", "pass"]}
+    commands = {
+        "chainette --help": [str(Path(sys.executable).with_name("chainette")), "--help"],
+        "python -c pass": [sys.executable, "-c", "pass"],
+    }
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
@@ -155,7 +174,8 @@ def startup(rounds: int) -> None:
             subprocess.run(command, check=True, capture_output=True)
             times[name].append(time.perf_counter() - began)
     for name, values in times.items():
-        print(f"  {name:18} {statistics.median(values) * 1000:6.0f} ms   (min {min(values) * 1000:.0f}, max {max(values) * 1000:.0f})")
+        median, least, most = (pick(values) * 1000 for pick in (statistics.median, min, max))
+        print(f"  {name:18} {median:6.0f} ms   (min {least:.0f}, max {most:.0f})")
 
 
 def main() -> None:

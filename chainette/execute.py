@@ -50,10 +50,12 @@ async def execute_node(
         collected.rejected += _missing(node, rows, finished, collected.rejected)
     if collected.rejected:
         raise RowsRejected(collected.rejected)
-    outputs = [row[cast(Source[Any], element)] for row in finished]
+    outputs = [row[cast("Source[Any]", element)] for row in finished]
     if isinstance(node, Branch) and not isinstance(node, JoinBranch):
         return outputs, list(histories or rows)
-    return outputs, [Row(row.row_id, {k: v for k, v in row.values.items() if k != INPUTS}, row.line, row.key) for row in finished]
+    return outputs, [
+        Row(row.row_id, {k: v for k, v in row.values.items() if k != INPUTS}, row.line, row.key) for row in finished
+    ]
 
 
 def _alone(node: Node, model: type[BaseModel]) -> Chain:

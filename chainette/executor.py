@@ -48,7 +48,18 @@ from chainette.records import Row
 from chainette.utils.debug import ChainDebugger
 from chainette.utils.ids import new_run_id
 
-__all__ = ["AsyncExecutor", "Executor", "RunOptions", "RunResult", "arun", "execute", "resume", "retry_rejected", "run", "run_iter"]
+__all__ = [
+    "AsyncExecutor",
+    "Executor",
+    "RunOptions",
+    "RunResult",
+    "arun",
+    "execute",
+    "resume",
+    "retry_rejected",
+    "run",
+    "run_iter",
+]
 
 T = TypeVar("T")
 
@@ -208,7 +219,9 @@ def retry_rejected(
     Raises:
         RunDirectoryError: nothing matches, or rows that are needed again were not kept.
     """
-    return _block(_retry_rejected, RunDir(directory), chain, RunOptions(**options), frozenset(steps), frozenset(reasons), engine)
+    return _block(
+        _retry_rejected, RunDir(directory), chain, RunOptions(**options), frozenset(steps), frozenset(reasons), engine
+    )
 
 
 def execute(
@@ -246,7 +259,7 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
             stream = sys.stdin.buffer if inputs == "-" else inputs
             spooled = spool(stream, directory.inputs / "0")  # type: ignore[arg-type]
             source = open_input(spooled, limit=options.limit)
-        _check_key(source, plan, options.key)
+        _check_key(source, options.key)
         created = RunCreated(
             run_id=run_id,
             chain=plan.chain,
@@ -264,7 +277,7 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
         raise
 
 
-def _check_key(source: InputFile, plan: Plan, key: str | None) -> None:
+def _check_key(source: InputFile, key: str | None) -> None:
     columns = source.columns()
     if key is not None and columns is not None and key not in columns:
         raise InputError(f"--key {key!r}: the input has no such column; it has {', '.join(columns)}")
@@ -310,23 +323,34 @@ def _fork_from(directory: RunDir, plan: Plan, state: RunState, step: str, change
     affected = affected_by(plan, step)
     missed = [node for node in changed if node not in affected]
     if missed:
-        raise ChainChanged(f"{directory}: {', '.join(missed)} changed too and does not depend on {step!r}; use `--from {missed[0]}`")
+        raise ChainChanged(
+            f"{directory}: {', '.join(missed)} changed too and does not depend on {step!r}; use `--from {missed[0]}`"
+        )
     _same_input(directory, state, RunOptions(limit=state.run.settings["limit"]))
     fork(directory, plan, state, Reopen(nodes=affected))
 
 
 async def _retry_rejected(
-    directory: RunDir, chain: Chain | None, options: RunOptions, steps: frozenset[str], reasons: frozenset[str], engine: str | None
+    directory: RunDir,
+    chain: Chain | None,
+    options: RunOptions,
+    steps: frozenset[str],
+    reasons: frozenset[str],
+    engine: str | None,
 ) -> RunResult:
     state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     changed = changed_nodes(state, plan)
     if changed:
-        raise ChainChanged(f"{directory}: the chain has changed ({', '.join(changed)}); use `chainette resume {directory} --from {changed[0]}`")
+        raise ChainChanged(
+            f"{directory}: the chain has changed ({', '.join(changed)}); use `chainette resume {directory} --from {changed[0]}`"
+        )
 
     def matches(step: str, reason: str) -> bool:
         return (not steps or step in steps) and (not reasons or reason in reasons)
 
-    if not any(matches(step, reason) for step, counts in state.nodes.items() if step in plan.nodes for reason in counts.reasons):
+    if not any(
+        matches(step, reason) for step, counts in state.nodes.items() if step in plan.nodes for reason in counts.reasons
+    ):
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
         plan = _with_engine(plan, (chain or _load(directory, state)).registry, engine, steps)
@@ -356,7 +380,7 @@ def _load(directory: RunDir, state: RunState) -> Chain:
     run = state.run
     if not run.chain_ref:
         raise RunDirectoryError(
-            f"{directory} was made by a chain built in Python; resume it there: chain.run(inputs, {str(directory)!r}, resume=True)"
+            f"{directory} comes from a chain built in Python; resume there: chain.run(inputs, {str(directory)!r}, resume=True)"
         )
     return load_chain(run.chain_ref, Path(run.chain_root)).chain
 
@@ -464,7 +488,7 @@ async def _local(
     finally:
         with anyio.CancelScope(shield=True):
             rest = local.take_inbox()
-            if rest and not local.failed_on_disk:
+            if rest and not local.torn:
                 _tell(hook, (await anyio.to_thread.run_sync(writer.commit, rest)).events)
 
 
@@ -488,50 +512,50 @@ def _block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
             raise
 
 
-def _iterate(chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions) -> Iterator[list[Row]]:
+def _iterate(
+    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions
+) -> Iterator[list[Row]]:
     """A run in a thread, which waits where the caller does not take its rows."""
-    ready: queue.Queue[list[Row] | BaseException | None] = queue.Queue(maxsize=2)
+    ready: queue.Queue[list[Row] | None] = queue.Queue(maxsize=2)
     closed = threading.Event()
 
     async def deliver(rows: list[Row]) -> None:
         await anyio.to_thread.run_sync(_put, ready, rows, closed)
 
-    def work() -> None:
+    async def work() -> None:
         try:
-            anyio.run(_iterated, chain, inputs, output_dir, options, deliver)
-            _put(ready, None, closed)
-        except BaseException as error:
-            _put(ready, error, closed)
+            await _iterated(chain, inputs, output_dir, options, deliver)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_put, ready, None, closed)
 
-    thread = threading.Thread(target=work, name="chainette", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        thread.join()
-
-
-class _Closed(ChainetteError):
-    """The caller closed the iterator."""
+    with anyio.from_thread.start_blocking_portal() as portal:
+        running = portal.start_task_soon(work)
+        try:
+            while (rows := ready.get()) is not None:
+                yield rows
+            running.result()
+        finally:
+            closed.set()
+            running.cancel()
 
 
 def _put(ready: queue.Queue[Any], item: Any, closed: threading.Event) -> None:
+    """Waits until the caller takes an item, or has closed the iterator."""
     while not closed.is_set():
         try:
             ready.put(item, timeout=0.1)
             return
         except queue.Full:
             continue
-    if isinstance(item, list):
-        raise _Closed("the iterator was closed")
 
 
 async def _iterated(
-    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions, deliver: Callable[[list[Row]], Any]
+    chain: Chain,
+    inputs: Inputs,
+    output_dir: str | os.PathLike[str] | None,
+    options: RunOptions,
+    deliver: Callable[[list[Row]], Any],
 ) -> None:
     plan = _compile(chain, options)
     if output_dir is not None:

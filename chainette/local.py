@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from chainette.core.compile import PYTHON
 from chainette.core.flow import Durable, frontier
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.lifecycle import Engines
-from chainette.errors import DiskError, EngineRefused, EngineUnavailable, RunStopped
+from chainette.errors import EngineRefused, EngineUnavailable, RunStopped
 from chainette.hooks import Hook
 from chainette.io.events import UnitRetried
 from chainette.io.roots import Root
@@ -91,14 +92,16 @@ class LocalRun:
     _inbox: list[Item] = field(default_factory=list)
     _counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     _failure: BaseException | None = None
+    _torn: bool = False
     _wake: anyio.Event = field(default_factory=anyio.Event)
     _posted: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self) -> None:
-        for config in self.plan.engines.values():
-            if not config.lazy:
-                await self.engines.get(config.name)
         phases = _phases(self.plan)
+        for config in self.plan.engines.values():
+            if not config.lazy and config.name not in phases:
+                with suppress(EngineUnavailable):  # its first unit tries again, and is patient
+                    await self.engines.get(config.name)
         if len(phases) < 2:
             await self._pass(frozenset())
             return
@@ -119,9 +122,11 @@ class LocalRun:
                 await self._write()
 
         async with anyio.create_task_group() as writing:
-            writing.start_soon(self._guard, write, writing)
+            writing.start_soon(self._guard, write)
             async with anyio.create_task_group() as working:
-                await self._feed(working)
+                await self._guard(self._feed, working)
+                if self._failure is not None:
+                    working.cancel_scope.cancel()
             feeding = False
             self._posted.set()
         if self._failure is not None:
@@ -146,7 +151,6 @@ class LocalRun:
             self._wake = anyio.Event()
             if self._failure is None:
                 await self._wake.wait()
-        group.cancel_scope.cancel()
 
     # -- admission
 
@@ -207,10 +211,10 @@ class LocalRun:
             while (unit := lane.take()) is not None:
                 group.start_soon(self._guard, self._work, group, lane, unit)
 
-    async def _guard(self, work: Callable[..., Awaitable[None]], group: TaskGroup, *arguments: object) -> None:
+    async def _guard(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Runs a task; its failure becomes the run's, and ends it."""
         try:
-            await (work(group, *arguments) if arguments else work())
+            await work(*arguments)
         except Exception as error:
             self._failure = self._failure or error
             self._wake.set()
@@ -258,9 +262,9 @@ class LocalRun:
         self._posted.set()
 
     @property
-    def failed_on_disk(self) -> bool:
-        """Whether the disk refused, so that there is no point in writing more."""
-        return isinstance(self._failure, DiskError)
+    def torn(self) -> bool:
+        """Whether the writer gave up within a group, so that nothing may be written behind it."""
+        return self._torn
 
     def take_inbox(self) -> list[Item]:
         """What is not durable yet, handed over."""
@@ -272,11 +276,14 @@ class LocalRun:
         group = self.take_inbox()
         if not group:
             return
-        committed = await anyio.to_thread.run_sync(self.writer.commit, group)
+        self._torn = True
+        with anyio.CancelScope(shield=True):  # what was taken out of the inbox is written, whatever happens
+            committed = await anyio.to_thread.run_sync(self.writer.commit, group)
+        self._torn = False
         for event in committed.events:
             self.hook.on_event(event)
         if self.deliver is not None:
-            for rows in committed.finished:
+            for rows in filter(None, committed.finished):
                 await self.deliver(rows)
         for item in group:
             self._settle(item)

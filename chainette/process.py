@@ -145,7 +145,9 @@ class _Asking:
             except TemplateError as error:
                 self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:
-                self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}")
+                self.result.reject(
+                    row, self.node, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}"
+                )
             except Exception as error:  # validators of the input models are the user's code
                 self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, f"{type(error).__name__}: {error}{_where(error)}")
         return asks
@@ -189,7 +191,10 @@ class _Asking:
                 return _Bad(Reason.ENGINE_ERROR, completion.error, final=True)
             case Finish.LENGTH:
                 limit = self.step.sampling.max_tokens
-                return _Bad(Reason.TRUNCATED, f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens or ask for less")
+                return _Bad(
+                    Reason.TRUNCATED,
+                    f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens or ask for less",
+                )
             case Finish.STOP:
                 reasoning, text = _split_reasoning(completion)
                 try:

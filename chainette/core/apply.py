@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, overload
@@ -13,7 +13,7 @@ from typing import Any, Generic, overload
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from chainette.core.node import Node, caller_place
+from chainette.core.node import Node, caller_frame, caller_place
 from chainette.errors import DeclarationError
 from chainette.utils.ids import snake_case
 
@@ -109,8 +109,10 @@ def apply(fn: Callable[..., Any] | None = None, **keys: Any) -> Any:
     place = caller_place()
     parameters = _positional(fn)
     if not 1 <= len(parameters) <= 2:
-        raise DeclarationError(f"{place}: {_name(fn)} must take (item) or (item, history), it takes {len(parameters)} parameters")
-    hints = _hints(fn)
+        raise DeclarationError(
+            f"{place}: {_name(fn)} must take (item) or (item, history), it takes {len(parameters)} parameters"
+        )
+    hints = _hints(fn, caller_frame().f_locals)
     cardinality, returned = _cardinality(hints.get("return", inspect.Parameter.empty))
     keys.setdefault("id", None)
     keys["id"] = keys["id"] or snake_case(_name(fn))
@@ -130,11 +132,11 @@ def _positional(fn: Callable[..., Any]) -> list[str]:
     return [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds and p.default is p.empty]
 
 
-def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations that resolve; a name that does not exist at run time counts as none."""
+def _hints(fn: Callable[..., Any], local: Mapping[str, Any]) -> dict[str, Any]:
+    """The annotations that resolve, also to models of the calling function; one that does not counts as none."""
     target = fn if inspect.isfunction(fn) or inspect.ismethod(fn) else type(fn).__call__
     try:
-        return typing.get_type_hints(target)
+        return typing.get_type_hints(target, localns={**local, **getattr(target, "__globals__", {})})
     except (NameError, TypeError):
         return {}
 

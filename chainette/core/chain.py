@@ -70,9 +70,7 @@ class Chain:
 
         return await arun(self, inputs, output_dir, **options)
 
-    def run_iter(
-        self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any
-    ) -> Iterator[list[Row]]:
+    def run_iter(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> Iterator[list[Row]]:
         """Yields the finished rows of one root after another and keeps none.
 
         Rejected rows do not appear. Writes nothing unless `output_dir` is given. Closing the iterator stops the run.

@@ -118,7 +118,8 @@ class _Compiler:
         source = INPUTS if self.known else CHAIN_INPUT
         self.types |= dict.fromkeys(self.known, Any) | {source: model}
         self.columns.append(source)
-        self.check_model(model, self.chain.place, "the chain's input model")
+        if model is not BaseModel:
+            self.check_model(model, self.chain.place, "the chain's input model")
         start = _Flow(source, model, self.known or (CHAIN_INPUT,))
         self.sequence(self.chain.steps, start, End())
         for node in self.nodes.values():
@@ -161,10 +162,8 @@ class _Compiler:
         """Compiles elements in order; the last one's rows go to `end`."""
         targets = [*(_target(element) for element in elements[1:]), end]
         for element, following in zip(elements, targets, strict=True):
-            if isinstance(element, Node):
-                flow = self.node(element, flow, following)
-            else:
-                flow = self.fork(element, flow, following)
+            compiled = self.node if isinstance(element, Node) else self.fork
+            flow = compiled(element, flow, following)  # type: ignore[arg-type]
         return flow
 
     def node(self, node: Node, flow: _Flow, following: Target) -> _Flow:
@@ -197,12 +196,12 @@ class _Compiler:
             self.types[planned.reasoning_key] = str | None
             names.append(planned.reasoning_key)
         if node.output_model is not None:
-            self.check_model(node.output_model, node.place, f"{node.id!r}: output model {node.output_model.__name__}", output=True)
+            self.check_model(
+                node.output_model, node.place, f"{node.id!r}: output model {node.output_model.__name__}", output=True
+            )
         if not flow.path and not planned.hidden:
             self.columns.append(node.id)
-        return replace(
-            flow, source=node.id, type=node.output_model, scope=(*flow.scope, *names), many=flow.many or many
-        )
+        return replace(flow, source=node.id, type=node.output_model, scope=(*flow.scope, *names), many=flow.many or many)
 
     def fork(self, branches: Sequence[Branch], flow: _Flow, following: Target) -> _Flow:
         fork_id = _fork_id(branches)
@@ -254,11 +253,19 @@ class _Compiler:
                     f"but {flow.source!r} gives {flow.type.__name__}: {misfit}",
                 )
         elif flow.type is None and node.input_model is None and isinstance(node, Step):
-            self.error(node.place, f"step {node.id!r}: input_model cannot be inferred, since {flow.source!r} does not say what it returns; give one")
+            self.error(
+                node.place,
+                f"step {node.id!r}: input_model cannot be inferred, since {flow.source!r} gives an unknown type; give one",
+            )
         if isinstance(node, ApplyNode) and node.output_model is None:
-            self.warn(node.place, f"apply {node.id!r} does not say which model it returns; its rows are checked only where a later node declares its input")
+            self.warn(
+                node.place,
+                f"apply {node.id!r} does not say which model it returns; only a later input_model checks its rows",
+            )
         if isinstance(node, ApplyNode) and not node.annotated:
-            self.warn(node.place, f"apply {node.id!r} has no return annotation and counts as `-> list[...]`: rows become <id>.<i>")
+            self.warn(
+                node.place, f"apply {node.id!r} has no return annotation and counts as `-> list[...]`: rows become <id>.<i>"
+            )
 
     def check_model(self, model: type[BaseModel], place: Place, label: str, *, output: bool = False) -> None:
         for problem in model_problems(model):
@@ -276,7 +283,9 @@ class _Compiler:
         for label in ("system_prompt", "user_prompt"):
             for finding in template_problems(getattr(step, label), scope, node.input_type, elsewhere):
                 line = f" line {finding.line}" if finding.line > 1 else ""
-                self.problems.append(Problem(f"step {step.id!r}, {label}{line}: {finding.message}", step.place, finding.warning))
+                self.problems.append(
+                    Problem(f"step {step.id!r}, {label}{line}: {finding.message}", step.place, finding.warning)
+                )
 
     def out_of_reach(self, node: PlanNode, other: PlanNode) -> str:
         if other.depth >= node.depth:
@@ -294,8 +303,7 @@ class _Compiler:
 
     def fingerprint(self, node: Step[Any, Any] | ApplyNode[Any, Any], input_type: type[BaseModel] | None) -> str:
         parts: list[Any] = [node.id, type(node).__name__]
-        for model in (input_type, node.output_model):
-            parts.append(fingerprint_model(model) if model is not None else None)
+        parts += [fingerprint_model(model) if model is not None else None for model in (input_type, node.output_model)]
         if isinstance(node, ApplyNode):
             parts += [fingerprint_code(node.fn), node.cardinality]
         else:

@@ -125,7 +125,7 @@ class _Walk:
         for join in fork.joins:
             inner.go(join.first, rows, name)
         open_ids = _pending_owners(inner.effects, {row.row_id for row in rows}, name)
-        self.open_scope(fork, Scope(name, fork.id, scope, part, [row for row in rows if row.row_id in open_ids]), inner.effects)
+        self.open_scope(Scope(name, fork.id, scope, part, [row for row in rows if row.row_id in open_ids]), inner.effects)
         done = [row for row in rows if row.row_id not in open_ids]
         if done:
             partials: dict[str, list[Row]] = {join.branch: [] for join in fork.joins}
@@ -139,7 +139,7 @@ class _Walk:
             self.stop(scope, lost)
             self.go(fork.after, joined, scope)
 
-    def open_scope(self, fork: Fork, scope: Scope, inner: Effects) -> None:
+    def open_scope(self, scope: Scope, inner: Effects) -> None:
         """Takes over what the branches left pending, with the finished part of the same base rows."""
         self.effects.units += inner.units
         if scope.base:
@@ -280,4 +280,3 @@ def _with_sides(fork: Fork, rows: list[Row], sides: Mapping[str, list[Row]]) -> 
         )
         for row in rows
     ]
-

@@ -201,7 +201,13 @@ def cardinality_of(element: Node | tuple[Branch, ...] | Any) -> Cardinality:
         return element.cardinality
     if isinstance(element, Branch):
         found = {cardinality_of(step) for step in element.steps if not isinstance(step, (Branch, tuple))}
-        return Cardinality.MANY if Cardinality.MANY in found else Cardinality.OPTIONAL if Cardinality.OPTIONAL in found else Cardinality.ONE
+        return (
+            Cardinality.MANY
+            if Cardinality.MANY in found
+            else Cardinality.OPTIONAL
+            if Cardinality.OPTIONAL in found
+            else Cardinality.ONE
+        )
     return Cardinality.ONE
 
 

@@ -87,5 +87,7 @@ class Prompter:
         except Exception as error:
             raise TemplateError(f"prompt_builder of step {self._node.id!r} raised {type(error).__name__}: {error}") from error
         if not messages or not all(isinstance(message, Message) for message in messages):
-            raise TemplateError(f"prompt_builder of step {self._node.id!r} must return a list of Message, it returned {messages!r}")
+            raise TemplateError(
+                f"prompt_builder of step {self._node.id!r} must return a list of Message, it returned {messages!r}"
+            )
         return messages

@@ -22,6 +22,8 @@ Out = TypeVar("Out", bound=BaseModel, default=BaseModel)
 #: The row that the step receives, as JSON.
 DEFAULT_USER_PROMPT = "{{ input }}"
 
+_DEFAULT_SAMPLING = SamplingParams()
+
 PromptBuilder = Callable[["Step[Any, Any]", Any, Mapping[str, Any]], Sequence[Message]]
 
 
@@ -41,7 +43,7 @@ class Step(Node, Generic[In, Out]):
     engine_name: str
     #: Left out, it is the output model of the node before.
     input_model: type[In] | None = None
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = _DEFAULT_SAMPLING
     system_prompt: str = ""
     user_prompt: str = DEFAULT_USER_PROMPT
     output_format_instruction: str | None = None

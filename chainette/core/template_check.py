@@ -327,16 +327,6 @@ class _Checker:
                 self.type_of(child)
         return bool
 
-    def type_Compare(self, node: nodes.Compare) -> Any:
-        self.type_of(node.expr)
-        for operand in node.ops:
-            self.type_of(operand.expr)
-        return bool
-
-    def type_Not(self, node: nodes.Not) -> Any:
-        self.type_of(node.node)
-        return bool
-
     # -- filters
 
     def type_Filter(self, node: nodes.Filter) -> Any:
@@ -387,7 +377,7 @@ class _Checker:
             return
         if name in self.elsewhere:
             self.report(node, f"{name!r} is not in scope here: {self.elsewhere[name]}")
-        elif self.bare is not None and attribute(self.bare, name).problem:
+        elif self.bare is not None and attribute(self.bare, "no_such_name").problem:
             self.report(node, f"{name!r} is not in scope{self.suggestion(name)}")
 
     def suggestion(self, name: str) -> str:

@@ -207,7 +207,9 @@ class EngineRegistry:
         """
         known = self._configs.get(config.name)
         if known is not None and known != config and not replace:
-            raise EngineConfigError(f"engine {config.name!r} is registered already with other settings; give one of them another name")
+            raise EngineConfigError(
+                f"engine {config.name!r} is registered already with other settings; give one of them another name"
+            )
         self._configs[config.name] = config
 
     def get(self, name: str) -> EngineConfig:

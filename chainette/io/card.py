@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chainette.io.columns import EXTRA_COLUMN, Columns
 from chainette.io.shape import Kind, Shape
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = ["CardConfig", "dataset_features", "render_card"]
 

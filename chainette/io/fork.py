@@ -61,7 +61,11 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
         RunDirectoryError: rows that are needed again were not kept.
         DiskError: the disk refused; the directory is as it was.
     """
-    lost = [node.id for node in plan.nodes.values() if node.hidden and state.status is Status.FINISHED and node.id not in reopen.nodes]
+    lost = [
+        node.id
+        for node in plan.nodes.values()
+        if node.hidden and state.status is Status.FINISHED and node.id not in reopen.nodes
+    ]
     if lost:
         raise RunDirectoryError(
             f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
@@ -139,9 +143,11 @@ class _Fork:
 
     def _roots_to_open(self, reader: ShardReader) -> Iterator[int]:
         for _, event in read_log(self.source.log):
-            if isinstance(event, UnitCommitted):
-                if self.reopen.nodes or any(self._reopens(line) for line in reader.rejected(event.off)):
-                    yield event.root
+            if isinstance(event, UnitCommitted) and self._is_open(event, reader):
+                yield event.root
+
+    def _is_open(self, event: UnitCommitted, reader: ShardReader) -> bool:
+        return bool(self.reopen.nodes) or any(self._reopens(line) for line in reader.rejected(event.off))
 
     def _reopens(self, rejection: dict[str, Any]) -> bool:
         return rejection["step_id"] != CHAIN_INPUT and self.reopen.rejection(rejection["step_id"], rejection["reason"])
@@ -176,7 +182,9 @@ class _Fork:
 
     def _keep_unit(self, event: UnitCommitted, reader: ShardReader) -> UnitCommitted:
         """The unit with the spans that its rejections and its finished rows have now."""
-        off: dict[str, Span] = {file: span for file, span in event.off.items() if file.rpartition("/")[0] not in self._rewritten}
+        off: dict[str, Span] = {
+            file: span for file, span in event.off.items() if file.rpartition("/")[0] not in self._rewritten
+        }
         lines = [(line, msgspec.json.decode(line)) for line in reader.read("rejected", event.off)]
         kept = [(line, rejection) for line, rejection in lines if not self._reopens(rejection)]
         gone = len(lines) - len(kept)

@@ -83,4 +83,3 @@ def _models(plan: Plan) -> Iterable[tuple[str, tuple[str, ...]]]:
         kind = plan.types[column]
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield column, tuple(info.serialization_alias or name for name, info in kind.model_fields.items())
-

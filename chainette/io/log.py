@@ -58,7 +58,9 @@ def read_log(path: Path, start: int = 0) -> Iterator[tuple[int, AnyEvent]]:
                 _refuse_unless_tail(path, offset, file)
                 return
             if expected is not None and event.seq != expected:
-                raise DamagedRun(f"{path}: byte {offset}: event {expected} is missing, {event.seq} follows; restore the file from a backup")
+                raise DamagedRun(
+                    f"{path}: byte {offset}: event {expected} is missing, {event.seq} follows; restore the file from a backup"
+                )
             expected = event.seq + 1
             yield offset, event
             offset += len(line)
@@ -138,4 +140,3 @@ class EventLog:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-

@@ -25,15 +25,17 @@ def render_files(state: RunState) -> dict[str, bytes]:
     """File name -> content. Pure: the same log gives the same bytes."""
     run = state.run
     configs = [_config(state, folder, description) for folder, description in _folders(state)]
-    card = render_card(
-        title=run.chain, run_id=run.run_id, status=state.status, format=run.settings["format"], configs=configs
-    )
+    card = render_card(title=run.chain, run_id=run.run_id, status=state.status, format=run.settings["format"], configs=configs)
     return {"graph.json": pretty(state.graph), "metadata.json": pretty(state.metadata()), "README.md": card.encode()}
 
 
 def _folders(state: RunState) -> list[tuple[str, str]]:
     folders = [(node["folder"], f"output rows of {node['id']}") for node in state.graph["nodes"] if not node["hidden"]]
-    return [*folders, ("flattened", "one row per finished item, across all steps"), ("rejected", "rows that were rejected, with the reason")]
+    return [
+        *folders,
+        ("flattened", "one row per finished item, across all steps"),
+        ("rejected", "rows that were rejected, with the reason"),
+    ]
 
 
 def _config(state: RunState, folder: str, description: str) -> CardConfig:

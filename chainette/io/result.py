@@ -60,12 +60,12 @@ class RunResult:
         if step not in folders:
             raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")
         folder = folders[step]
-        format = self._state.run.settings["format"]
+        suffix = self._state.run.settings["format"]
         schemas = ShardSchemas(self._plan, keyed=bool(self._state.run.settings.get("key")))
         for number in sorted(self._state.ends.get(folder, {})):
-            path = self.dir / folder / f"{number}.{format}"
+            path = self.dir / folder / f"{number}.{suffix}"
             if path.exists():
-                yield from read_rows(path, schema=schemas[folder] if format == "csv" else None)
+                yield from read_rows(path, schema=schemas[folder] if suffix == "csv" else None)
 
     def dataset(self) -> DatasetDict:
         """The run as a Hugging Face DatasetDict, one split per folder.

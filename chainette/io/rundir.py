@@ -99,6 +99,6 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent if path.parent.exists() else Path()).free
             raise DiskError(
-                f"no space left for {path} ({free / 2**20:.0f} MiB free). Nothing that was logged is lost: free some space, then resume"
+                f"no space left for {path} ({free >> 20} MiB free). Nothing that was logged is lost; free space, then resume"
             ) from error
         raise DiskError(f"cannot write {path}: {error.strerror}") from error

@@ -10,7 +10,15 @@ from chainette.io.columns import Columns, arrow_schema, flattened_columns, step_
 
 __all__ = ["ShardSchemas"]
 
-_REJECTED = (("row_id", str), ("step_id", str), ("reason", str), ("message", str), ("attempts", int), ("raw", str), ("line", int))
+_REJECTED = (
+    ("row_id", str),
+    ("step_id", str),
+    ("reason", str),
+    ("message", str),
+    ("attempts", int),
+    ("raw", str),
+    ("line", int),
+)
 
 
 class ShardSchemas(Mapping[str, Any]):

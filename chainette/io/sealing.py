@@ -20,7 +20,9 @@ class Sealer:
     journal stays until every root in it is complete, since resuming a root reads journals.
     """
 
-    def __init__(self, directory: RunDir, format: Format, streams: Mapping[str, StreamWriter], schemas: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: RunDir, format: Format, streams: Mapping[str, StreamWriter], schemas: Mapping[str, Any]
+    ) -> None:
         self._directory = directory
         self._format = format
         self._streams = streams

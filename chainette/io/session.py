@@ -44,7 +44,9 @@ def claim_directory(directory: RunDir) -> EventLog:
     if directory.log.name in found and directory.log.stat().st_size:
         _refuse_existing(directory)
     if found - {directory.log.name, directory.inputs.name}:
-        raise RunDirectoryError(f"{path} is not empty and holds no run ({', '.join(sorted(found)[:3])}); name another directory")
+        raise RunDirectoryError(
+            f"{path} is not empty and holds no run ({', '.join(sorted(found)[:3])}); name another directory"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,7 +83,9 @@ def read_state(directory: RunDir) -> tuple[RunState, int]:
         DamagedRun: the log is damaged.
     """
     if not directory.exists():
-        raise RunDirectoryError(f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one")
+        raise RunDirectoryError(
+            f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one"
+        )
     state, end = RunState(), 0
     for offset, event in read_log(directory.log):
         state.apply(event, offset)
@@ -116,9 +120,8 @@ def recover(directory: RunDir, plan: Plan) -> RunWriter:
 
 def _writer(directory: RunDir, plan: Plan, log: EventLog, state: RunState) -> RunWriter:
     settings = state.run.settings
-    format = settings["format"]
-    streams = dict(_streams(directory, plan, format, settings["max_rows_per_file"]))
-    sealer = Sealer(directory, format, streams, ShardSchemas(plan, keyed=bool(settings.get("key"))))
+    streams = dict(_streams(directory, plan, settings["format"], settings["max_rows_per_file"]))
+    sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, keyed=bool(settings.get("key"))))
     sealer.delete_unsealed(state.sealed)
     for stream in streams.values():
         stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
@@ -232,5 +235,7 @@ def changed_nodes(state: RunState, plan: Plan) -> list[str]:
     return [
         node.id
         for node in plan.nodes.values()
-        if node.id not in recorded or recorded[node.id]["fingerprint"] != node.fingerprint or recorded[node.id]["input"] != node.source
+        if node.id not in recorded
+        or recorded[node.id]["fingerprint"] != node.fingerprint
+        or recorded[node.id]["input"] != node.source
     ]

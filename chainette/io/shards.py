@@ -105,6 +105,14 @@ class StreamWriter:
             self._open = None
         return self.full
 
+    def let_go(self) -> None:
+        """Closes files as they are; safe after `close`, and after a write failed."""
+        journals = [*self._dirty, *([self._open] if self._open is not None and self._open not in self._dirty else [])]
+        for journal in journals:
+            os.close(journal.file)
+        self._dirty.clear()
+        self._open = None
+
     def recover(self, ends: dict[int, tuple[int, int]], sealed: set[int]) -> None:
         """Makes the folder say what the log says: `ends` is (bytes, rows) per journal.
 
@@ -166,4 +174,3 @@ def _truncate(path: Path, size: int) -> None:
         os.truncate(path, size)
         with contextlib.closing(path.open("rb+")) as file:
             os.fsync(file.fileno())
-

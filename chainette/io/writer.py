@@ -117,7 +117,9 @@ class LiveRoots:
 class RunWriter:
     """Writes one run directory. Made by `io.session`, which creates or recovers the directory."""
 
-    def __init__(self, directory: RunDir, plan: Plan, log: EventLog, state: RunState, streams: dict[str, StreamWriter], sealer: Sealer) -> None:
+    def __init__(
+        self, directory: RunDir, plan: Plan, log: EventLog, state: RunState, streams: dict[str, StreamWriter], sealer: Sealer
+    ) -> None:
         self.directory = directory
         self.plan = plan
         self.state = state
@@ -238,6 +240,8 @@ class RunWriter:
 
     def close(self) -> None:
         """Gives the directory back. What is logged stays; the rest is cut off by the next session."""
+        for stream in self._streams.values():
+            stream.let_go()
         self._log.close()
 
 

@@ -128,9 +128,8 @@ def test_rebuild_writes_the_same_files_out_of_the_log(project: Project) -> None:
 
 
 def test_a_reader_that_goes_away_ends_a_list_quietly(finished: Project) -> None:
-    process = finished.start("rejected", "jsonl", "--json")
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(60) == 0
-    process.stderr.close()
+    with finished.start("rejected", "jsonl", "--json") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 0

@@ -65,7 +65,9 @@ def test_from_a_changed_step_computes_it_and_what_follows_and_nothing_else(tmp_p
     again = resume(run.dir, changed, from_step="label")
     after = content(again)
     assert again.metadata["balanced"] and derived_files_agree(again)
-    assert {name: after[name] for name in ("extract", "word", "rejected")} == {name: before[name] for name in ("extract", "word", "rejected")}
+    assert {name: after[name] for name in ("extract", "word", "rejected")} == {
+        name: before[name] for name in ("extract", "word", "rejected")
+    }
     assert again.metadata["steps"]["extract"]["usage"]["requests"] == asked
     fresh = changed.run(inputs, tmp_path / "fresh", format=format, max_rows_per_file=8)
     assert after == content(fresh)
@@ -110,7 +112,7 @@ def test_retry_by_reason_leaves_the_others_rejected(tmp_path: Path, inputs: Path
     run = three_steps().run(inputs, tmp_path / "run")
     reasons = {row["reason"] for row in run.rows("rejected")} - {"invalid_input"}
     assert len(reasons) > 1
-    chosen = sorted(reasons)[0]
+    chosen = min(reasons)
     kept = sum(row["reason"] != chosen for row in run.rows("rejected"))
     again = retry_rejected(run.dir, three_steps(), reasons=[chosen], engine="sure")
     assert sum(1 for _ in again.rows("rejected")) == kept

@@ -61,20 +61,41 @@ def everything(batch_size: int = 4, **engine: Any) -> Chain:
     with using_registry(EngineRegistry()):
         register_engine("first", "none", "simulated", invalid_rate=0.2, **engine)
         register_engine("second", "none", "simulated", **engine)
-        extract = Step(id="extract", input_model=Text, output_model=Facts, engine_name="first", user_prompt="{{ text }}", max_attempts=1)
+        extract = Step(
+            id="extract", input_model=Text, output_model=Facts, engine_name="first", user_prompt="{{ text }}", max_attempts=1
+        )
         hidden = Step(id="hidden", output_model=Facts, engine_name="second", yield_output=False)
         inner = Branch("inner", [apply(split), apply(touchy)]).join("letters")
-        nested = Branch("nested", [apply(split, id="split_again"), [Branch("deep", [apply(touchy, id="touchy_too")]).join("echo")]])
+        nested = Branch(
+            "nested", [apply(split, id="split_again"), [Branch("deep", [apply(touchy, id="touchy_too")]).join("echo")]]
+        )
         return Chain(
             name="everything",
             batch_size=batch_size,
             steps=[
                 extract,
                 hidden,
-                [Branch("pieces", [apply(split, id="pieces_of")]).join("parts"), inner, nested.join("again"), Branch("side", [apply(odd_only)])],
+                [
+                    Branch("pieces", [apply(split, id="pieces_of")]).join("parts"),
+                    inner,
+                    nested.join("again"),
+                    Branch("side", [apply(odd_only)]),
+                ],
                 apply(count),
                 apply(twice),
-                [Branch("last", [Step(id="closing", output_model=Word, engine_name="first", user_prompt="{{ count.words }} {{ hidden.name }}")])],
+                [
+                    Branch(
+                        "last",
+                        [
+                            Step(
+                                id="closing",
+                                output_model=Word,
+                                engine_name="first",
+                                user_prompt="{{ count.words }} {{ hidden.name }}",
+                            )
+                        ],
+                    )
+                ],
             ],
         )
 
@@ -85,7 +106,9 @@ def texts(number: int) -> list[Text]:
 
 def write_inputs(path: Path, number: int, bad: tuple[int, ...] = ()) -> Path:
     """A JSONL file whose records `bad` do not fit."""
-    lines = [b'{"txt": 1}' if index in bad else msgspec.json.encode({"text": f"text number {index}"}) for index in range(number)]
+    lines = [
+        b'{"txt": 1}' if index in bad else msgspec.json.encode({"text": f"text number {index}"}) for index in range(number)
+    ]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
 
@@ -93,7 +116,10 @@ def write_inputs(path: Path, number: int, bad: tuple[int, ...] = ()) -> Path:
 def content(result: RunResult) -> dict[str, list[str]]:
     """Every folder's rows, sorted, as JSON: what two runs must agree on."""
     folders = [node["folder"] for node in result._state.graph["nodes"] if not node["hidden"]]
-    return {name: sorted(msgspec.json.encode(row, order="deterministic").decode() for row in result.rows(name)) for name in (*folders, "rejected", "flattened")}
+    return {
+        name: sorted(msgspec.json.encode(row, order="deterministic").decode() for row in result.rows(name))
+        for name in (*folders, "rejected", "flattened")
+    }
 
 
 def finished(batches: Iterator[list[Row]]) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,7 +42,7 @@ def copies(directory: Path, into: Path, every: int = 1) -> Iterator[list[Path]]:
 
         return call
 
-    with mock.patch.multiple(StreamWriter, append=around(StreamWriter, "append"), sync=around(StreamWriter, "sync")):
-        with mock.patch.object(EventLog, "append", around(EventLog, "append")):
-            with mock.patch.multiple(Sealer, seal=around(Sealer, "seal"), sweep=around(Sealer, "sweep")):
-                yield taken
+    with ExitStack() as patches:
+        for owner, name in STEPS:
+            patches.enter_context(mock.patch.object(owner, name, around(owner, name)))
+        yield taken

@@ -217,7 +217,9 @@ def test_types_are_those_of_the_dump() -> None:
 
 
 def test_flattened_has_a_column_per_field_and_one_for_a_list_join() -> None:
-    schema = arrow_schema(flattened_columns({"chain_input": Open, "extract": Point, "grades": list[Point]}, [("row_id", str), ("_key", str)]))
+    schema = arrow_schema(
+        flattened_columns({"chain_input": Open, "extract": Point, "grades": list[Point]}, [("row_id", str), ("_key", str)])
+    )
     assert schema.names == [
         "row_id",
         "chain_input.name",

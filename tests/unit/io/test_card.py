@@ -82,7 +82,11 @@ def _publish(path: Path, format: str, run_id: str = "r1") -> None:
         content = b"".join(file.read_bytes() for file in sorted((path / name).glob("*")))
         rows = len(content.splitlines())
         digest = hashlib.sha256(content).hexdigest()
-        configs.append(CardConfig(name, name, rows, digest, f"rows | of {name}", dataset_features(COLUMNS[name]) if format == "jsonl" else None))
+        configs.append(
+            CardConfig(
+                name, name, rows, digest, f"rows | of {name}", dataset_features(COLUMNS[name]) if format == "jsonl" else None
+            )
+        )
     (path / "README.md").write_text(render_card("products: one", run_id, "finished", format, configs))
 
 

@@ -1,0 +1,61 @@
+"""What mypy knows about rows: `row[extract]` is what the step gives. Checked by mypy, and run as it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from typing_extensions import assert_type
+
+from chainette import ApplyNode, Row, Step, apply
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Product(BaseModel):
+    name: str
+
+
+class Word(BaseModel):
+    word: str
+
+
+def split(product: Product) -> list[Word]:
+    return [Word(word=part) for part in product.name.split()]
+
+
+def keep(product: Product) -> Product | None:
+    return product if product.name else None
+
+
+extract = Step(id="extract", input_model=Text, output_model=Product, engine_name="llm")
+words = apply(split)
+kept = apply(keep)
+
+ROW = Row("0", {"extract": b'{"name":"red mug"}', "split": b'{"word":"red"}', "keep": b'{"name":"red mug"}'})
+
+
+def test_a_step_knows_its_models() -> None:
+    assert_type(extract, Step[Text, Product])
+    assert extract.output_model is Product
+
+
+def test_a_row_gives_the_model_of_a_node() -> None:
+    product = assert_type(ROW[extract], Product)
+    assert product == Product(name="red mug")
+    assert_type(ROW[words], Word)
+    assert ROW[words] == Word(word="red")
+    assert_type(ROW[kept], Product)
+    assert ROW[kept] == Product(name="red mug")
+
+
+def test_a_row_gives_plain_data_by_name() -> None:
+    assert_type(ROW["extract"], Any)
+    assert ROW["extract"] == {"name": "red mug"}
+
+
+def test_a_function_keeps_its_types_as_a_node() -> None:
+    assert_type(words, ApplyNode[Product, Word])
+    assert_type(kept, ApplyNode[Product, Product])
