@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chainette.engine.base import Completion, Request
     from chainette.io.events import Event
 
-__all__ = ["Hook"]
+__all__ = ["Hook", "Hooks"]
 
 
 class Hook:
@@ -24,3 +24,18 @@ class Hook:
 
     def on_answers(self, step_id: str, requests: Sequence[Request], completions: Sequence[Completion]) -> None:
         """An engine answered, in order; before the answers are validated."""
+
+
+class Hooks(Hook):
+    """Several hooks as one."""
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        self._hooks = hooks
+
+    def on_event(self, event: Event) -> None:
+        for hook in self._hooks:
+            hook.on_event(event)
+
+    def on_answers(self, step_id: str, requests: Sequence[Request], completions: Sequence[Completion]) -> None:
+        for hook in self._hooks:
+            hook.on_answers(step_id, requests, completions)

@@ -15,6 +15,8 @@ from chainette.cli.common import console, guarded, is_terminal, new_table
 from chainette.cli.options import Debug, JsonLogs, Quiet, RunDirectory, Show
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from chainette.io.replay import RunState
     from chainette.io.rundir import RunDir
 
@@ -117,21 +119,43 @@ def _print_json(rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _print_table(rows: Iterator[dict[str, Any]], limit: int) -> None:
-    table = new_table(("row", "line", "step", "reason", "tries", "message", "raw"), numbers=("line", "tries"), cut=("raw",))
-    for row in itertools.islice(rows, limit):
-        raw = " ".join(str(row["raw"] or "").split())
-        cells = (row["row_id"], row["line"] or "", row["step_id"], row["reason"], row["attempts"], row["message"])
-        table.add_row(*map(str, cells), raw if len(raw) <= _RAW else raw[: _RAW - 3] + "...")
     screen = console()
-    if not table.row_count:
+    shown = list(itertools.islice(rows, limit))
+    if not shown:
         screen.print("no rejected rows")
         return
-    screen.print(table)
+    screen.print(_narrow_table(shown) if is_terminal() else _wide_table(shown))
     more = sum(1 for _ in rows)
     if more:
         screen.print(f"and {more:,} more: --limit N shows more, --json all of them")
     elif is_terminal():
-        screen.print(f"{table.row_count:,} rejected rows; --json prints them whole, --retry asks again")
+        screen.print(f"{len(shown):,} rejected rows; --json prints them whole, --retry asks again")
+
+
+def _wide_table(rows: Iterable[dict[str, Any]]) -> Table:
+    table = new_table(("row", "line", "step", "reason", "tries", "message", "raw"), numbers=("line", "tries"), cut=("raw",))
+    for row in rows:
+        cells = (row["row_id"], row["line"] or "", row["step_id"], row["reason"], row["attempts"], row["message"])
+        table.add_row(*map(str, cells), _cut(row["raw"]))
+    return table
+
+
+def _narrow_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """Two lines a row, so that 80 columns are enough: the raw answer stands below the message."""
+    from rich.text import Text
+
+    columns = ("row", "step", "reason", "message and raw answer")
+    table = new_table(columns, cut=columns)
+    for row in rows:
+        text = Text(" ".join(row["message"].split())).append(f"\n{_cut(row['raw'])}", style="dim")
+        table.add_row(row["row_id"], row["step_id"], row["reason"], text)
+    return table
+
+
+def _cut(raw: str | None) -> str:
+    """A raw answer on one line."""
+    text = " ".join((raw or "").split())
+    return text if len(text) <= _RAW else f"{text[: _RAW - 3]}..."
 
 
 def _retry(directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: tuple[bool, ...]) -> None:

@@ -159,8 +159,8 @@ def _field_hint(model: type[BaseModel], name: str) -> str:
 
 
 def _properties(model: type[BaseModel]) -> list[str]:
-    members_of = (vars(base).items() for base in model.__mro__)
-    return [name for found in members_of for name, value in found if hasattr(value, "fget") and not hasattr(BaseModel, name)]
+    own = [item for base in model.__mro__ if base is not BaseModel for item in vars(base).items()]
+    return [name for name, value in own if hasattr(value, "fget") and not name.startswith("_")]
 
 
 def has_member(model: type[BaseModel], name: str) -> bool:

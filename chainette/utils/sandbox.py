@@ -8,6 +8,7 @@ text for the same values.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 from collections.abc import Iterator, Mapping, Set
@@ -125,12 +126,19 @@ def parse(source: str) -> nodes.Template:
     """The syntax tree of a template.
 
     Raises:
-        TemplateSyntaxError: it cannot be parsed, or loads another template.
+        TemplateSyntaxError: it cannot be parsed, loads another template, or names a filter or a test that does not
+            exist (jinja2 itself finds out late where it stands in an `if`).
     """
     tree = environment().parse(source)
     for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
         statement = _LOADS[type(node).__name__]
         raise TemplateSyntaxError(f"{{% {statement} %}} is not available; a prompt is one template", node.lineno)
+    for use in tree.find_all((nodes.Filter, nodes.Test)):
+        kind, known = ("filter", environment().filters) if isinstance(use, nodes.Filter) else ("test", environment().tests)
+        if use.name not in known:
+            close = difflib.get_close_matches(use.name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TemplateSyntaxError(f"No {kind} named {use.name!r}{hint}", use.lineno)
     return tree
 
 
@@ -140,11 +148,7 @@ def names_of(tree: nodes.Template) -> frozenset[str]:
 
 
 def compile_tree(tree: nodes.Template) -> JinjaTemplate:
-    """A template ready to render.
-
-    Raises:
-        TemplateSyntaxError: it names a filter or a test that does not exist.
-    """
+    """A template ready to render. Changes the tree."""
     return environment().from_string(_TextFirst().visit(tree))
 
 

@@ -113,7 +113,8 @@ def test_resume_refuses_other_words_as_every_command_does(project: Project, word
 
 
 def test_a_folder_without_a_run_is_an_error(project: Project) -> None:
+    (project.path / "empty").mkdir()
     for command in ("resume", "status", "rejected", "rebuild"):
-        done = project.chainette(command, ".")
+        done = project.chainette(command, "empty")
         assert done.returncode == 1
         assert "holds no run" in done.stderr

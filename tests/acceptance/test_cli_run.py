@@ -114,7 +114,6 @@ def test_debug_tells_events_prompts_and_answers_on_stderr(project: Project) -> N
         (["chain.py", "gone.jsonl"], 1, "gone.jsonl"),
         (["gone.py", "in.jsonl"], 2, "gone.py"),
         (["chain.py:nothing", "in.jsonl"], 2, "nothing"),
-        (["chain.py", "in.csv", "--key", "nothing"], 1, "--key"),
         (["chain.py", "in.jsonl", "--engines", "gone.yml"], 2, "gone.yml"),
         (["chain.py"], 2, "INPUTS"),
         (["chain.py", "in.jsonl", "--limit", "0"], 2, "--limit"),
@@ -126,12 +125,18 @@ def test_debug_tells_events_prompts_and_answers_on_stderr(project: Project) -> N
 def test_what_cannot_work_is_said_in_one_message_and_leaves_nothing(
     project: Project, words: list[str], code: int, said: str
 ) -> None:
-    (project.path / "in.csv").write_text("text\nrow 0\n")
     done = project.chainette("run", *words, "-o", "out")
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr and "internal error" not in done.stderr
     assert not (project.path / "out").exists()
+
+
+def test_a_key_that_the_input_does_not_have_is_said_with_those_it_has(project: Project) -> None:
+    (project.path / "in.csv").write_text("text,other\nrow 0,1\n")
+    done = project.chainette("run", "chain.py", "in.csv", "--key", "nothing")
+    assert done.returncode == 1
+    assert "--key" in done.stderr and "text, other" in done.stderr
 
 
 def test_a_directory_with_a_run_is_refused_with_the_command_to_go_on(project: Project) -> None:

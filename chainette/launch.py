@@ -1,0 +1,331 @@
+"""From a chain and its options to a run: a fresh directory, one that is resumed, or none at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from chainette.core.chain import Chain, Inputs
+from chainette.core.compile import compile_chain
+from chainette.core.loading import load_chain
+from chainette.core.plan import NodeKind, Plan
+from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, using_registry
+from chainette.engine.lifecycle import Engines
+from chainette.errors import ChainChanged, ChainetteError, InputError, RunDirectoryError
+from chainette.hooks import Hook, Hooks
+from chainette.io.events import EngineLoaded, EngineReleased, Event, RunCreated, RunResumed, RunStarted
+from chainette.io.fork import Reopen, affected_by, finish_swap, fork
+from chainette.io.inputs import open_input
+from chainette.io.readers import InputFile
+from chainette.io.replay import RunState, Status
+from chainette.io.result import RunResult
+from chainette.io.roots import Roots
+from chainette.io.rundir import RunDir
+from chainette.io.session import changed_nodes, claim_directory, create, git_commit, graph_of, read_state, recover, versions
+from chainette.io.spool import spool
+from chainette.io.validate import InputModel
+from chainette.io.writer import RunWriter, Scratch, tidy
+from chainette.local import LocalRun, Writer
+from chainette.options import RunOptions
+from chainette.records import Row
+from chainette.utils.ids import new_run_id
+
+__all__ = ["Deliver", "iterate", "resume", "retry", "start"]
+
+#: Takes the finished rows of one root; may wait.
+Deliver = Callable[[list[Row]], Awaitable[None]]
+
+
+async def start(
+    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions, deliver: Deliver | None = None
+) -> RunResult:
+    """Runs a chain into a directory of its own, or goes on with it where `options.resume` says so."""
+    run_id = new_run_id()
+    directory = RunDir(output_dir or Path("runs") / run_id)
+    if options.resume and directory.exists():
+        return await resume(directory, chain, options)
+    plan = _compile(chain, options)
+    writer, source = await anyio.to_thread.run_sync(_begin, directory, run_id, plan, inputs, options)
+    return await _drive(plan, source, writer, options, deliver)
+
+
+async def iterate(
+    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions, deliver: Deliver
+) -> None:
+    """Delivers finished rows; writes nothing unless there is a directory."""
+    if output_dir is not None:
+        await start(chain, inputs, output_dir, options, deliver)
+        return
+    plan = _compile(chain, options)
+    with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
+        source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), options)
+        async with _local(plan, source, Scratch(plan), lambda _: False, options, Hooks(options.hooks), deliver) as local:
+            await local.run()
+
+
+def _compile(chain: Chain, options: RunOptions) -> Plan:
+    registry = chain.registry
+    if options.engines_file:
+        registry = EngineRegistry(chain.registry)
+        with using_registry(registry):
+            load_engines(options.engines_file, replace=True)
+    return compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
+
+
+def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
+    """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
+    source = _open_file(inputs, options)
+    log = claim_directory(directory)
+    try:
+        source = source or _open_or_spool(inputs, directory.inputs, options)
+        _check_key(source, options.key)
+        created = RunCreated(
+            run_id=run_id,
+            chain=plan.chain,
+            chain_ref=options.chain_ref,
+            chain_root=options.chain_root,
+            graph=graph_of(plan, keyed=options.key is not None),
+            settings=options.settings | {"batch_size": plan.batch_size},
+            input=source.identity(),
+            versions=versions(),
+            git=git_commit(Path(options.chain_root or ".")),
+        )
+        return create(directory, log, plan, created), source
+    except BaseException:
+        log.close()
+        raise
+
+
+def _open_file(inputs: Inputs, options: RunOptions) -> InputFile | None:
+    """The input where it is a file of the user's."""
+    is_path = isinstance(inputs, str | os.PathLike) and inputs != "-"
+    return open_input(Path(str(inputs)), limit=options.limit) if is_path else None
+
+
+def _open_or_spool(inputs: Inputs, folder: Path, options: RunOptions) -> InputFile:
+    """The input; standard input and rows of Python's go to a file in `folder` first."""
+    found = _open_file(inputs, options)
+    if found is not None:
+        return found
+    rows: Any = sys.stdin.buffer if inputs == "-" else inputs
+    return open_input(spool(rows, folder / "0"), limit=options.limit)
+
+
+def _check_key(source: InputFile, key: str | None) -> None:
+    columns = source.columns()
+    if key is not None and columns is not None and key not in columns:
+        raise InputError(f"--key {key!r}: the input has no such column; it has {', '.join(columns)}")
+
+
+async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_step: str | None = None) -> RunResult:
+    """See `executor.resume`."""
+    state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    changed = changed_nodes(state, plan)
+    if from_step is not None:
+        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_step, changed)
+        state, _ = await anyio.to_thread.run_sync(read_state, directory)
+    elif changed:
+        raise ChainChanged(
+            f"{directory}: the chain has changed since its rows were written: {', '.join(changed)}. "
+            f"To compute these steps and all that follow anew: `chainette resume {directory} --from {changed[0]}`"
+        )
+    elif state.status is Status.FINISHED:
+        await anyio.to_thread.run_sync(tidy, directory, state)
+        return RunResult(directory, state, plan)
+    return await _continue(directory, plan, state, options)
+
+
+async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
+    source = await anyio.to_thread.run_sync(_same_input, directory, state, options)
+    writer = await anyio.to_thread.run_sync(recover, directory, plan)
+    return await _drive(plan, source, writer, options)
+
+
+def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions]:
+    finish_swap(directory)
+    state, _ = read_state(directory)
+    options = _recorded(state, options)
+    return state, _compile(chain or _load(directory, state), options), options
+
+
+def _fork_from(directory: RunDir, plan: Plan, state: RunState, step: str, changed: Sequence[str]) -> None:
+    """Takes back the rows of a step and of everything that depends on it."""
+    if step not in plan.nodes:
+        raise RunDirectoryError(f"the chain has no step {step!r}; it has {', '.join(plan.nodes)}")
+    affected = affected_by(plan, step)
+    missed = [node for node in changed if node not in affected]
+    if missed:
+        raise ChainChanged(
+            f"{directory}: {', '.join(missed)} changed too and does not depend on {step!r}; use `--from {missed[0]}`"
+        )
+    _same_input(directory, state, RunOptions(limit=state.run.settings["limit"]))
+    fork(directory, plan, state, Reopen(nodes=affected))
+
+
+async def retry(
+    directory: RunDir,
+    chain: Chain | None,
+    options: RunOptions,
+    steps: frozenset[str],
+    reasons: frozenset[str],
+    engine: str | None,
+) -> RunResult:
+    """See `executor.retry_rejected`."""
+    state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    changed = changed_nodes(state, plan)
+    if changed:
+        raise ChainChanged(
+            f"{directory}: the chain has changed ({', '.join(changed)}); use `chainette resume {directory} --from {changed[0]}`"
+        )
+
+    def matches(step: str, reason: str) -> bool:
+        return (not steps or step in steps) and (not reasons or reason in reasons)
+
+    if not any(
+        matches(step, reason) for step, counts in state.nodes.items() if step in plan.nodes for reason in counts.reasons
+    ):
+        raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
+    if engine is not None:
+        plan = _with_engine(plan, (chain or _load(directory, state)).registry, engine, steps)
+    _same_input(directory, state, options)
+    await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
+    state, _ = await anyio.to_thread.run_sync(read_state, directory)
+    return await _continue(directory, plan, state, options)
+
+
+def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:
+    """The plan with another engine behind its steps, for one session."""
+    nodes = {
+        node.id: replace(node, engine=engine) if node.kind is NodeKind.STEP and (not steps or node.id in steps) else node
+        for node in plan.nodes.values()
+    }
+    return replace(plan, nodes=nodes, engines={**plan.engines, engine: registry.get(engine)})
+
+
+def _recorded(state: RunState, options: RunOptions) -> RunOptions:
+    """The options of this session with everything that the log fixes."""
+    fields = RunOptions.__dataclass_fields__
+    fixed = {name: value for name, value in state.run.settings.items() if name in fields}
+    return replace(options, **fixed, chain_ref=state.run.chain_ref, chain_root=state.run.chain_root)
+
+
+def _load(directory: RunDir, state: RunState) -> Chain:
+    run = state.run
+    if not run.chain_ref:
+        raise RunDirectoryError(
+            f"{directory} comes from a chain built in Python; resume there: chain.run(inputs, {str(directory)!r}, resume=True)"
+        )
+    return load_chain(run.chain_ref, Path(run.chain_root)).chain
+
+
+def _same_input(directory: RunDir, state: RunState, options: RunOptions) -> InputFile:
+    """The input of the run.
+
+    Raises:
+        InputError: it is gone, or it has changed.
+    """
+    recorded = state.run.input
+    source = open_input(Path(recorded["path"]), limit=options.limit)
+    found = source.identity()
+    if found["size"] != recorded["size"] or found["sample"] != recorded["sample"]:
+        raise InputError(
+            f"{recorded['path']} has changed since the run in {directory} began "
+            f"({recorded['size']:,} bytes then, {found['size']:,} now); put the old file back, or begin a new run"
+        )
+    return source
+
+
+async def _drive(
+    plan: Plan, source: InputFile, writer: RunWriter, options: RunOptions, deliver: Deliver | None = None
+) -> RunResult:
+    """Moves a directory's run to its end, or to a point where it can be resumed."""
+    hook = Hooks(options.hooks)
+    try:
+        _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
+        async with _local(plan, source, writer, writer.state.is_done, options, hook, deliver) as local:
+            await local.run()
+        digest = await anyio.to_thread.run_sync(source.digest)
+        _tell(hook, await anyio.to_thread.run_sync(writer.finish, digest))
+        return RunResult(writer.directory, writer.state, plan)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, _reason(error)))
+        raise
+    finally:
+        writer.close()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ChainetteError):
+        return str(error)
+    return f"failed: {type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
+
+
+def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
+    expected = source.count()
+    if writer.epoch == 0:
+        return writer.record([RunStarted(expected=expected)])
+    graph = graph_of(plan, keyed=writer.keyed)
+    changed = graph if graph != writer.state.graph else None
+    return writer.record([RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed)])
+
+
+def _try_to_pause(writer: RunWriter, reason: str) -> list[Event]:
+    try:
+        return writer.pause(reason)
+    except ChainetteError:  # the disk that stopped the run does not take the note either
+        return []
+
+
+def _tell(hook: Hook, events: Iterable[Event]) -> None:
+    for event in events:
+        hook.on_event(event)
+
+
+@asynccontextmanager
+async def _local(
+    plan: Plan,
+    source: InputFile,
+    writer: Writer,
+    is_done: Callable[[int], bool],
+    options: RunOptions,
+    hook: Hook,
+    deliver: Deliver | None,
+) -> AsyncIterator[LocalRun]:
+    """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
+    roots = Roots(source, InputModel(plan.input_model, options.key), plan.batch_size)
+
+    def loaded(config: EngineConfig, engine: Any, seconds: float) -> None:
+        local.post(
+            EngineLoaded(
+                engine=config.name,
+                backend=config.backend,
+                model=config.model,
+                seconds=round(seconds, 3),
+                deterministic=engine.deterministic,
+                details=engine.describe(),
+            )
+        )
+
+    def released(config: EngineConfig) -> None:
+        local.post(EngineReleased(engine=config.name))
+
+    engines = Engines(plan.engines, on_loaded=loaded, on_released=released)
+    local = LocalRun(plan, lambda: roots.pending(is_done), writer, engines, options.seed, options.limits, hook, deliver)
+    try:
+        async with engines:
+            yield local
+    finally:
+        with anyio.CancelScope(shield=True):
+            rest = local.take_inbox()
+            if rest and not local.torn:
+                _tell(hook, (await anyio.to_thread.run_sync(writer.commit, rest)).events)

@@ -1,0 +1,68 @@
+"""RunOptions: how to run a chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from chainette.errors import InputError
+from chainette.hooks import Hook
+from chainette.io.shards import Format
+from chainette.local import Limits
+
+__all__ = ["RunOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run; the command line's flags have the same names."""
+
+    #: Every ask's sampling seed is derived from it.
+    seed: int = 0
+    #: Records to take from the start of the input.
+    limit: int | None = None
+    #: Rows per root; None takes the chain's.
+    batch_size: int | None = None
+    #: Format of the shards.
+    format: Format = "jsonl"
+    max_rows_per_file: int = 100_000
+    #: Whether `flattened/` is written.
+    flattened: bool = True
+    #: An input column that every shard carries as `_key`.
+    key: str | None = None
+    #: Share of rejected rows of a step at which the run stops (looked at after 200 rows).
+    max_reject_rate: float | None = None
+    #: Live rows; None derives it from the engines.
+    window: int | None = None
+    #: Seconds that an engine may not answer before the run gives up.
+    engine_patience: float = 600.0
+    #: Every engine answers out of its schema.
+    simulate: bool = False
+    #: A YAML file whose engines replace those of the chain.
+    engines_file: str | None = None
+    #: How `resume` finds the chain again; set by the command line.
+    chain_ref: str = ""
+    chain_root: str = ""
+    #: Goes on with a directory that holds a run.
+    resume: bool = False
+    hooks: tuple[Hook, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size", "max_rows_per_file", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be 1 or more")
+        if self.format not in ("jsonl", "parquet", "csv"):
+            raise InputError(f"format is {self.format!r}; it must be jsonl, parquet or csv")
+        if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:
+            raise InputError(f"max_reject_rate is {self.max_reject_rate}; it must be above 0 and at most 1")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the log fixes for every later session of the directory."""
+        names = ("seed", "limit", "format", "max_rows_per_file", "flattened", "key", "simulate", "engines_file")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.window, self.engine_patience, self.max_reject_rate)
