@@ -137,8 +137,6 @@ class Progress:
     def _follow_engine(self, event: Event) -> None:
         engine_of = self._flow.engines
         match event:
-            case RunStarted() | RunResumed():
-                self._engines.clear()
             case EngineLoaded():
                 self._engines[event.engine] = EngineView(event.engine, f"ready in {event.seconds:.1f} s ({event.backend})")
             case EngineReleased():

@@ -144,10 +144,12 @@ def _narrow_table(rows: Iterable[dict[str, Any]]) -> Table:
     """Two lines a row, so that 80 columns are enough: the raw answer stands below the message."""
     from rich.text import Text
 
-    columns = ("row", "step", "reason", "message and raw answer")
-    table = new_table(columns, cut=columns)
+    fixed = ("row", "step", "reason")
+    table = new_table((*fixed, "message and raw answer"), cut=fixed)
     for row in rows:
-        text = Text(" ".join(row["message"].split())).append(f"\n{_cut(row['raw'])}", style="dim")
+        text = Text(" ".join(row["message"].split()), no_wrap=True, overflow="ellipsis").append(
+            f"\n{_cut(row['raw'])}", style="dim"
+        )
         table.add_row(row["row_id"], row["step_id"], row["reason"], text)
     return table
 

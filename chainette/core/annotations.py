@@ -93,7 +93,7 @@ def mapping_types(annotation: Any) -> tuple[Any, Any] | None:
     base, arguments = _base(annotation), get_args(annotation)
     if not isinstance(base, type) or not issubclass(base, Mapping) or typing.is_typeddict(base):
         return None
-    return (plain(arguments[0]), plain(arguments[1])) if len(arguments) == 2 else (Any, Any)
+    return (arguments[0], arguments[1]) if len(arguments) == 2 else (Any, Any)
 
 
 def tuple_types(annotation: Any) -> tuple[Any, ...] | None:
@@ -101,7 +101,7 @@ def tuple_types(annotation: Any) -> tuple[Any, ...] | None:
     arguments = get_args(annotation)
     if get_origin(annotation) is not tuple or Ellipsis in arguments:
         return None
-    return tuple(map(plain, arguments))
+    return tuple(arguments)
 
 
 def element_type(annotation: Any) -> Any | None:
@@ -112,7 +112,7 @@ def element_type(annotation: Any) -> Any | None:
     base, arguments = _base(annotation), get_args(annotation)
     if base not in _COLLECTIONS:
         return None
-    return plain(arguments[0]) if arguments else Any
+    return arguments[0] if arguments else Any
 
 
 def allowed_values(annotation: Any) -> list[Any] | None:

@@ -40,9 +40,9 @@ _Seen = frozenset[tuple[Any, Any]]
 
 
 def misfits(given: Any, wanted: type[BaseModel]) -> list[str]:
-    """Why a row of type `given` cannot be the input of a node that declares `wanted`; [] where it can."""
-    given = plain(given)
-    if given is Any or given is None:
+    """Why a row of type `given` cannot be the input of a node that declares `wanted`; [] where it can, or where `given` is None
+    or Any: not known."""
+    if given is None or plain(given) is Any:
         return []
     if not is_model(given):
         return _misfits("", given, wanted, frozenset())

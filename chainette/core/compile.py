@@ -123,6 +123,7 @@ class _Compiler:
         start = _Flow(source, model, self.known or (CHAIN_INPUT,))
         self.sequence(self.chain.steps, start, End())
         for node in self.nodes.values():
+            self.check_reasoning_name(node)
             self.check_templates(node)
         return Plan(
             chain=self.chain.name,
@@ -242,6 +243,11 @@ class _Compiler:
         elif taken is not None:
             self.error(place, f"{name!r} and {taken!r} would share the folder {folder!r}; rename one")
         self.folders[folder] = name
+
+    def check_reasoning_name(self, node: PlanNode) -> None:
+        """Rows keep a step's reasoning under a name of its own."""
+        if node.kind is NodeKind.STEP and node.reasoning_key in self.folders.values():
+            self.error(node.place, f"{node.reasoning_key!r} holds the reasoning of step {node.id!r}; choose another name for one of them")
 
     def check_edge(self, node: Step[Any, Any] | ApplyNode[Any, Any], flow: _Flow) -> None:
         """Whether the node can take the rows that reach it."""

@@ -85,11 +85,16 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.fork")
+    return _beside(path, "fork")
 
 
 def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+    return _beside(path, "old")
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    whole = Path(os.path.abspath(path))  # "." has no name; a link keeps its own
+    return whole.with_name(f".{whole.name}.{suffix}")
 
 
 def _swap(path: Path) -> None:

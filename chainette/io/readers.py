@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
@@ -25,6 +26,8 @@ __all__ = ["DelimitedFile", "InputFile", "JsonLinesFile", "Record", "open_bytes"
 
 _BOM = b"\xef\xbb\xbf"
 _SAMPLE = 1 << 20
+#: What a file raises that went away, or a compressed one that is cut or damaged.
+_BROKEN = (OSError, EOFError, zlib.error)
 #: Inputs up to this size are counted, larger ones estimated.
 _COUNTED_BYTES = 64 << 20
 
@@ -83,13 +86,16 @@ class InputFile(ABC):
         stop = None if self.limit is None else max(0, self.limit - start)
         try:
             yield from islice(self._records(start), stop)
-        except (OSError, EOFError) as error:
+        except _BROKEN as error:
             raise InputError(f"{self.path}: cannot be read on: {error}") from error
 
     def count(self) -> int | None:
         """How many records `records()` yields: exact up to 64 MiB and for Parquet, beyond that an estimate
         from samples, for an ETA. None where even that would mean reading everything (large gzip)."""
-        found = self._count()
+        try:
+            found = self._count()
+        except _BROKEN:  # what can be read of it is read, and then says where it broke
+            found = None
         return found if found is None or self.limit is None else min(found, self.limit)
 
     def identity(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateRuntimeError, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2 import Template as JinjaTemplate
 from jinja2.sandbox import SandboxedEnvironment
+from jinja2.utils import missing
 from jinja2.visitor import NodeTransformer
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -104,7 +105,7 @@ class _Missing(StrictUndefined):
             return f"{type(self._undefined_obj).__name__} has no field {self._undefined_name!r}"
         if self._undefined_obj is None:
             return f"the value is None and has no {self._undefined_name!r}"
-        if type(self._undefined_obj) is type(Undefined()._undefined_obj):
+        if self._undefined_obj is missing:
             return f"{self._undefined_name!r} is not in scope"
         return str(super()._undefined_message)
 

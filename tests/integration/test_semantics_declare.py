@@ -1,0 +1,361 @@
+"""What a declaration means, and which ones are refused (docs/semantics.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+import chainette
+from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step, apply, register_engine
+from chainette.core.apply import Cardinality
+from chainette.core.compile import compile_chain
+from chainette.core.plan import Plan
+from chainette.engine.config import EngineRegistry, using_registry
+from chainette.errors import ChainetteError, DeclarationError, PlanError, RowsRejected
+from chainette.executor import RunOptions
+from chainette.records import Row
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Word(BaseModel):
+    word: str
+
+
+def split(item: Text) -> list[Word]:
+    return [Word(word=word) for word in item.text.split()]
+
+
+def keep(item: Text) -> Text | None:
+    return item if item.text else None
+
+
+def touch(item: Text) -> Text:
+    return item
+
+
+def step(id: str = "ask", **keys: Any) -> Step[Any, Any]:
+    return Step(**{"id": id, "input_model": Text, "output_model": Word, "engine_name": "llm"} | keys)
+
+
+def plan(steps: Sequence[Any], **keys: Any) -> Plan:
+    with using_registry(EngineRegistry()):
+        register_engine("llm", "none", "simulated")
+        return compile_chain(Chain(name="declared", steps=steps, **keys))
+
+
+def problems(steps: Sequence[Any], **keys: Any) -> str:
+    """What the check says, without the places."""
+    with pytest.raises(PlanError) as caught:
+        plan(steps, **keys)
+    assert all(problem.place is not None for problem in caught.value.problems)
+    return "\n".join(problem.message for problem in caught.value.problems)
+
+
+# -- defaults and forms
+
+
+def test_defaults_are_as_documented() -> None:
+    ask, options = step(), RunOptions()
+    assert (ask.name, ask.max_attempts, ask.yield_output, ask.user_prompt) == ("ask", 3, True, "{{ input }}")
+    assert (ask.sampling, SamplingParams().temperature, SamplingParams().max_tokens) == (SamplingParams(), 0, 1024)
+    assert Chain(name="c", steps=[ask]).batch_size == 64
+    assert (options.seed, options.format, options.max_rows_per_file, options.engine_patience) == (0, "jsonl", 100_000, 600)
+
+
+def test_the_backend_is_vllm_or_llama_cpp_for_a_gguf_and_never_chosen_by_hardware() -> None:
+    with using_registry(EngineRegistry()):
+        assert register_engine("a", "org/model").backend == "vllm"
+        gguf = register_engine("b", "models/small.gguf")
+        assert (gguf.backend, gguf.startup_timeout) == ("llama_cpp", 600)
+
+
+def test_a_name_defaults_to_the_id() -> None:
+    assert apply(split).name == "split"
+    assert step(name="Ask it").name == "Ask it"
+
+
+@pytest.mark.parametrize("kind", [Step, ApplyNode, Chain])
+def test_nodes_and_chains_take_keywords_only(kind: Any) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        kind("ask")
+
+
+def test_a_branch_takes_its_name_and_steps_by_position() -> None:
+    branch = Branch("b", [apply(split)])
+    assert (branch.id, branch.name, len(branch.steps)) == ("b", "b", 1)
+    assert Branch(name="b", steps=[apply(split)]).id == "b"
+    joined = branch.join("words")
+    assert isinstance(joined, JoinBranch) and (joined.id, joined.alias, joined.steps) == ("b", "words", branch.steps)
+
+
+def test_nodes_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        step().max_attempts = 5  # type: ignore[misc]
+
+
+def test_apply_works_as_a_decorator_with_and_without_keywords_and_as_a_call() -> None:
+    @apply
+    def bare(item: Text) -> list[Word]:
+        return []
+
+    @apply(id="named", emoji="!")
+    def other(item: Text) -> list[Word]:
+        return []
+
+    called = apply(split, id="called")
+    assert [made.id for made in (bare, other, called)] == ["bare", "named", "called"]
+    assert all(isinstance(made, ApplyNode) and made.input_model is Text and made.output_model is Word for made in (bare, called))
+    assert other.emoji == "!"
+
+
+def test_the_return_annotation_says_what_becomes_of_a_row() -> None:
+    assert [apply(fn).cardinality for fn in (split, keep, touch)] == [Cardinality.MANY, Cardinality.OPTIONAL, Cardinality.ONE]
+
+
+def test_a_function_without_annotations_counts_as_a_list_with_a_warning() -> None:
+    made = plan([apply(lambda item: [item], id="loose")], input_model=Text)
+    assert made.nodes["loose"].cardinality is Cardinality.MANY
+    assert any("no return annotation" in problem.message for problem in made.warnings)
+
+
+def test_models_of_the_calling_function_are_found_in_annotations() -> None:
+    class Inner(BaseModel):
+        word: str
+
+    def shorten(item: Inner) -> Inner:
+        return item
+
+    made = apply(shorten)
+    assert (made.input_model, made.output_model, made.cardinality) == (Inner, Inner, Cardinality.ONE)
+
+
+def test_a_function_must_take_an_item_or_an_item_and_the_history() -> None:
+    with pytest.raises(DeclarationError, match="takes 3 parameters"):
+        apply(lambda one, two, three: [], id="wrong")
+    assert apply(lambda item, history: [], id="both").wants_history
+    assert not apply(lambda item, extra=1: [], id="one").wants_history
+
+
+def test_a_bare_branch_in_steps_is_a_list_of_one() -> None:
+    branch = Branch("b", [apply(split)])
+    assert Chain(name="c", steps=[branch]).steps == ((branch,),)
+
+
+@pytest.mark.parametrize("wrong", [[[apply(split)]], [[Branch("b", [apply(split)]), apply(keep)]]])
+def test_a_list_inside_steps_holds_branches_only(wrong: Any) -> None:
+    with pytest.raises(DeclarationError, match="a list inside steps may hold branches only"):
+        Chain(name="c", steps=wrong)
+
+
+def test_a_function_in_steps_is_refused_with_what_to_write() -> None:
+    with pytest.raises(DeclarationError, match=r"wrap a function in apply\(\.\.\.\)"):
+        Chain(name="c", steps=[split])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("steps", [[], [[]], "text", None])
+def test_empty_steps_are_refused(steps: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"test_semantics_declare\.py:\d+"):
+        Chain(name="c", steps=steps)
+
+
+@pytest.mark.parametrize("id", ["my step", "2nd", "class", "_hidden", "a-b", ""])
+def test_an_id_that_templates_could_not_say_is_refused(id: str) -> None:
+    with pytest.raises(DeclarationError, match="must be letters, digits and '_'"):
+        step(id)
+
+
+def test_a_better_id_is_suggested() -> None:
+    with pytest.raises(DeclarationError, match="'my_step' would do"):
+        step("My Step")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"output_model": dict}, "not a pydantic model"),
+        ({"max_attempts": 0}, "max_attempts is 0"),
+        ({"sampling": {"temperature": 1}}, r"write SamplingParams\(\.\.\.\)"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_where_they_are_written(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(DeclarationError, match=rf"test_semantics_declare\.py:\d+: .*{words}"):
+        step(**keys)
+
+
+def test_a_step_declared_before_any_engine_imports_fine() -> None:
+    assert step(engine_name="not_there_yet").engine_name == "not_there_yet"
+    assert "no engine 'elsewhere'" in problems([step(engine_name="elsewhere")])
+
+
+# -- ids
+
+
+@pytest.mark.parametrize("id", ["chain_input", "input", "row_id", "flattened", "rejected", "inputs", "python"])
+def test_reserved_ids_are_refused(id: str) -> None:
+    assert repr(id) in problems([apply(touch, id=id)])
+    assert repr(id) in problems([Branch("b", [apply(touch)]).join(id)])
+
+
+def test_ids_branch_names_and_aliases_must_differ() -> None:
+    assert "'touch' is used twice" in problems([apply(touch), apply(touch)])
+    assert "'touch' is used twice" in problems([apply(touch), Branch("touch", [apply(keep)])])
+    assert "'touch' is used twice" in problems([apply(touch), Branch("b", [apply(keep)]).join("touch")])
+    assert plan([Branch("words", [apply(split)]).join("words")]).columns == ("chain_input", "words")
+
+
+def test_two_ids_with_one_folder_are_refused() -> None:
+    assert "would share the folder 'my_step'" in problems([apply(touch, id="MyStep"), apply(touch, id="my_step")])
+    assert "would be written to the folder 'flattened'" in problems([apply(touch, id="Flattened")])
+
+
+def test_an_id_must_not_be_the_name_of_another_steps_reasoning() -> None:
+    found = problems([step("ask"), step("ask_reasoning", input_model=Word)])
+    assert "'ask_reasoning' holds the reasoning of step 'ask'" in found
+
+
+def test_an_output_model_with_a_field_row_id_is_refused() -> None:
+    class Numbered(BaseModel):
+        row_id: str
+
+    class Aliased(BaseModel):
+        number: str = Field(alias="row_id")
+
+    assert "row_id" in problems([step(output_model=Numbered)])
+    assert "row_id" in problems([step(output_model=Aliased)])
+
+
+def test_a_field_that_is_excluded_from_dumps_is_refused() -> None:
+    class Partial(BaseModel):
+        kept: str
+        lost: str = Field(exclude=True)
+
+    assert "'lost' has exclude=True" in problems([step(output_model=Partial)])
+
+
+# -- models along the edges
+
+
+def test_input_models_are_inferred_from_what_comes_before() -> None:
+    made = plan([apply(touch), Step(id="ask", output_model=Word, engine_name="llm")])
+    assert made.input_model is Text
+    assert made.nodes["ask"].input_type is Text
+
+
+def test_the_input_model_of_a_chain_may_be_given_instead() -> None:
+    made = plan([apply(lambda item: [item], id="loose", output_model=Text)], input_model=Text)
+    assert made.input_model is Text
+
+
+def test_a_chain_without_any_input_model_is_refused_once() -> None:
+    found = problems([apply(lambda item: [item], id="loose")])
+    assert found == "chain 'declared': the first node must declare its input_model"
+
+
+def test_first_nodes_must_agree_on_one_model() -> None:
+    def of_word(item: Word) -> Word:
+        return item
+
+    branches = [Branch("a", [apply(touch)]), Branch("b", [apply(of_word)])]
+    assert "the first nodes must agree on one input model: 'touch' takes Text, 'of_word' takes Word" in problems([branches])
+    assert "must agree" in problems([Branch("a", [apply(touch)]), apply(of_word)])
+    assert plan([[Branch("a", [apply(touch)]), Branch("b", [apply(keep)])], apply(split)]).input_model is Text
+
+
+def test_each_branch_and_the_node_after_it_must_take_the_row_before() -> None:
+    after_words = [apply(split), [Branch("b", [apply(touch)])]]
+    assert "apply 'touch' takes Text, but 'split' gives Word: field 'text' is missing" in problems(after_words)
+    assert "'touch' takes Text" in problems([apply(split), Branch("b", [apply(lambda w: [w], id="w")]), apply(touch)])
+
+
+def test_every_problem_is_reported_at_once_with_its_line() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan([step("rejected", engine_name="nope"), apply(touch)])
+    text = str(caught.value)
+    assert len(caught.value.problems) == 3
+    assert all(word in text for word in ("'rejected' is a name", "no engine 'nope'", "'touch' takes Text"))
+    assert text.count("test_semantics_declare.py:") == 3
+
+
+# -- the surface
+
+
+def test_the_public_names_are_these() -> None:
+    promised = (
+        "ApplyNode, AsyncExecutor, Branch, Chain, ChainetteError, Engine, EngineConfig, Executor, JoinBranch, Node, Row, RunResult, "
+        "SamplingParams, Step, apply, get_engine_config, load_engines, register_engine, release_engine"
+    )
+    assert ", ".join(chainette.__all__) == promised
+    assert all(hasattr(chainette, name) for name in chainette.__all__)
+
+
+def test_importing_chainette_configures_nothing_and_leaves_heavy_packages_alone() -> None:
+    heavy = ("pyarrow", "aiohttp", "yaml", "rich", "datasets", "xllamacpp", "torch", "vllm")
+    code = f"import sys, logging, chainette; print([name for name in {heavy} if name in sys.modules], logging.getLogger().handlers)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(chainette.__file__).parents[1])
+    assert done.stdout.strip() == "[] []"
+
+
+def test_every_error_says_its_exit_code() -> None:
+    assert (ChainetteError.exit_code, PlanError.exit_code, DeclarationError.exit_code) == (1, 2, 2)
+
+
+# -- one node alone
+
+
+def rows_of(items: Sequence[BaseModel]) -> list[Row]:
+    return [Row(str(index), {"chain_input": item.model_dump_json().encode()}) for index, item in enumerate(items)]
+
+
+def test_a_step_executed_alone_keeps_the_length() -> None:
+    with using_registry(EngineRegistry()):
+        register_engine("llm", "none", "simulated")
+        ask = step()
+        inputs = [Text(text="a"), Text(text="b"), Text(text="c")]
+        outputs, histories = ask.execute(inputs, rows_of(inputs), batch_size=2)
+    assert len(outputs) == len(histories) == 3 and all(isinstance(output, Word) for output in outputs)
+    assert [history[ask] for history in histories] == outputs
+    assert [history.row_id for history in histories] == ["0", "1", "2"]
+
+
+def test_an_apply_executed_alone_may_expand_and_contract() -> None:
+    outputs, histories = apply(split).execute([Text(text="a b"), Text(text=""), Text(text="c")])
+    assert outputs == [Word(word="a"), Word(word="b"), Word(word="c")]
+    assert [history.row_id for history in histories] == ["0.0", "0.1", "2.0"]
+
+
+def test_a_branch_executed_alone_keeps_the_length_and_the_histories() -> None:
+    inputs = [Text(text="a b"), Text(text="")]
+    before = rows_of(inputs)
+    outputs, histories = Branch("b", [apply(split)]).execute(inputs, before)
+    assert outputs == [[Word(word="a"), Word(word="b")], []]
+    assert histories == before
+    joined = Branch("b", [apply(touch)]).join("same")
+    outputs, histories = joined.execute(inputs, before)
+    assert outputs == inputs and [history[joined] for history in histories] == inputs
+
+
+def test_a_node_executed_alone_that_rejects_raises_with_every_rejection() -> None:
+    def refuse(item: Text) -> Text:
+        raise ValueError(item.text)
+
+    with pytest.raises(RowsRejected) as caught:
+        apply(refuse).execute([Text(text="a"), Text(text="b")])
+    assert [(rejection.row_id, rejection.step_id) for rejection in caught.value.rejections] == [("0", "refuse"), ("1", "refuse")]
+    with pytest.raises(RowsRejected, match="the branch dropped the row"):
+        Branch("b", [apply(keep)]).execute([Text(text="a"), Text(text="")])
+
+
+def test_nothing_executed_alone_gives_nothing() -> None:
+    assert apply(split).execute([]) == ([], [])
+    with pytest.raises(DeclarationError, match="1 inputs but 0 histories"):
+        apply(split).execute([Text(text="a")], [])
