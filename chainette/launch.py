@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from chainette.io.roots import Roots
 from chainette.io.rundir import RunDir
 from chainette.io.session import changed_nodes, claim_directory, create, git_commit, graph_of, read_state, recover, versions
 from chainette.io.spool import spool
-from chainette.io.validate import InputModel
+from chainette.io.validate import InputModel, object_names
 from chainette.io.writer import RunWriter, Scratch, tidy
 from chainette.local import LocalRun, Writer
 from chainette.options import RunOptions
@@ -40,6 +41,9 @@ from chainette.records import Row
 from chainette.utils.ids import new_run_id
 
 __all__ = ["Deliver", "iterate", "resume", "retry", "start"]
+
+#: Records of a JSONL input that are looked at for the key column.
+_KEY_SAMPLE = 100
 
 #: Takes the finished rows of one root; may wait.
 Deliver = Callable[[list[Row]], Awaitable[None]]
@@ -49,7 +53,7 @@ async def start(
     chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions, deliver: Deliver | None = None
 ) -> RunResult:
     """Runs a chain into a directory of its own, or goes on with it where `options.resume` says so."""
-    run_id = new_run_id()
+    run_id = options.run_id or new_run_id()
     directory = RunDir(output_dir or Path("runs") / run_id)
     if options.resume and directory.exists():
         return await resume(directory, chain, options)
@@ -87,7 +91,6 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
     log = claim_directory(directory)
     try:
         source = source or _open_or_spool(inputs, directory.inputs, options)
-        _check_key(source, options.key)
         created = RunCreated(
             run_id=run_id,
             chain=plan.chain,
@@ -107,8 +110,9 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
 
 def _open_file(inputs: Inputs, options: RunOptions) -> InputFile | None:
     """The input where it is a file of the user's."""
-    is_path = isinstance(inputs, str | os.PathLike) and inputs != "-"
-    return open_input(Path(str(inputs)), limit=options.limit) if is_path else None
+    if not isinstance(inputs, str | os.PathLike) or inputs == "-":
+        return None
+    return _with_key(open_input(Path(inputs), limit=options.limit), options.key)
 
 
 def _open_or_spool(inputs: Inputs, folder: Path, options: RunOptions) -> InputFile:
@@ -117,13 +121,24 @@ def _open_or_spool(inputs: Inputs, folder: Path, options: RunOptions) -> InputFi
     if found is not None:
         return found
     rows: Any = sys.stdin.buffer if inputs == "-" else inputs
-    return open_input(spool(rows, folder / "0"), limit=options.limit)
+    return _with_key(open_input(spool(rows, folder / "0"), limit=options.limit), options.key)
 
 
-def _check_key(source: InputFile, key: str | None) -> None:
+def _with_key(source: InputFile, key: str | None) -> InputFile:
+    """The input, if it has the key column; of JSONL the first records are looked at.
+
+    Raises:
+        InputError: it has not.
+    """
+    if key is None:
+        return source
     columns = source.columns()
-    if key is not None and columns is not None and key not in columns:
+    if columns is None:
+        records = [record.data for record in islice(source.records(), _KEY_SAMPLE) if isinstance(record.data, bytes)]
+        columns = sorted({name for data in records for name in object_names(data)})
+    if columns and key not in columns:
         raise InputError(f"--key {key!r}: the input has no such column; it has {', '.join(columns)}")
+    return source
 
 
 async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_step: str | None = None) -> RunResult:

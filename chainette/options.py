@@ -40,6 +40,8 @@ class RunOptions:
     simulate: bool = False
     #: A YAML file whose engines replace those of the chain.
     engines_file: str | None = None
+    #: The run's id; a new one where it is empty.
+    run_id: str = ""
     #: How `resume` finds the chain again; set by the command line.
     chain_ref: str = ""
     chain_root: str = ""

@@ -77,7 +77,8 @@ def run(
     from chainette import executor
     from chainette.utils.ids import new_run_id
 
-    directory = output or Path("runs") / new_run_id()
+    run_id = new_run_id()
+    directory = output or Path("runs") / run_id
     launch(
         directory,
         telling,
@@ -85,6 +86,7 @@ def run(
             loaded.chain,
             inputs,
             directory,
+            run_id=run_id,
             limit=limit,
             batch_size=batch_size,
             seed=seed,

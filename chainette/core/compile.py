@@ -247,7 +247,8 @@ class _Compiler:
     def check_reasoning_name(self, node: PlanNode) -> None:
         """Rows keep a step's reasoning under a name of its own."""
         if node.kind is NodeKind.STEP and node.reasoning_key in self.folders.values():
-            self.error(node.place, f"{node.reasoning_key!r} holds the reasoning of step {node.id!r}; choose another name for one of them")
+            key = node.reasoning_key
+            self.error(node.place, f"{key!r} holds the reasoning of step {node.id!r}; choose another name for one of them")
 
     def check_edge(self, node: Step[Any, Any] | ApplyNode[Any, Any], flow: _Flow) -> None:
         """Whether the node can take the rows that reach it."""

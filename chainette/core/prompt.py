@@ -8,6 +8,7 @@ from typing import Any
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.step import Step
+from chainette.core.template_types import has_member
 from chainette.errors import TemplateError
 from chainette.records import Message, Row
 from chainette.utils.json_schema import generate_json_output_prompt
@@ -75,7 +76,7 @@ class Prompter:
         context: dict[str, Any] = {name: history[name] for name in self._past}
         if self._bare:
             context["input"] = item = received(self._node, row)
-            context |= {name: getattr(item, name) for name in self._bare if hasattr(item, name)}
+            context |= {name: getattr(item, name) for name in self._bare if _is_field(item, name)}
         context["row_id"] = row.row_id
         return context
 
@@ -91,3 +92,8 @@ class Prompter:
                 f"prompt_builder of step {self._node.id!r} must return a list of Message, it returned {messages!r}"
             )
         return messages
+
+
+def _is_field(item: Any, name: str) -> bool:
+    """Whether a bare name means a field of the row that the step receives."""
+    return has_member(type(item), name) or name in (item.model_extra or {})

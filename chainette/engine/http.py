@@ -8,6 +8,7 @@ server says about one request is that request's completion; what says nothing ab
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -27,6 +28,10 @@ __all__ = ["Protocol", "Reader", "Transport", "together"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger("chainette")
+
+#: Failed readiness checks, some seconds, after which the wait is said.
+_TRIES_BEFORE_WARNING = 5
 #: Timeouts in a row, while other requests are answered, that make them the request's own.
 _LONE_TIMEOUTS = 2
 #: What a request costs before its first token, in tokens, so that short answers compare with long ones.
@@ -253,6 +258,8 @@ class Transport:
             ready = [check for check in checks if isinstance(check, Reply) and check.status < 500]
             if ready:
                 return self._first_of(ready)
+            if attempt == _TRIES_BEFORE_WARNING:
+                _log.warning("engine %r is not ready: %s; trying for up to %g s", self._config.name, self._said(checks), limit)
             pause = min(5.0, 0.2 * 2.0 ** min(attempt, 16))
             if self._timing.clock() - started + pause > limit:
                 raise self._never_ready(checks, self._timing.clock() - started, attempt)
@@ -274,11 +281,13 @@ class Transport:
         return ready[0]
 
     def _never_ready(self, checks: Sequence[Reply | Failure], seconds: float, attempts: int) -> EngineUnavailable:
-        said = "; ".join(check.words if isinstance(check, Failure) else self._answer(check) for check in checks)
         return EngineUnavailable(
-            f"engine {self._config.name!r} did not become ready in {seconds:.0f} s, {attempts} tries: {said}; "
+            f"engine {self._config.name!r} did not become ready in {seconds:.0f} s, {attempts} tries: {self._said(checks)}; "
             f"{self._protocol.start_hint}"
         )
+
+    def _said(self, checks: Sequence[Reply | Failure]) -> str:
+        return "; ".join(check.words if isinstance(check, Failure) else self._answer(check) for check in checks)
 
     def _answer(self, reply: Reply) -> str:
         return f"{reply.shown} answered {reply.status} ({self._client.hide(first_words(reply.data))})"

@@ -93,7 +93,7 @@ def _old(path: Path) -> Path:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    whole = Path(os.path.abspath(path))  # "." has no name; a link keeps its own
+    whole = path.absolute()  # "." has no name
     return whole.with_name(f".{whole.name}.{suffix}")
 
 

@@ -127,7 +127,6 @@ class StreamWriter:
             path = self.journal(number)
             require_size(path, size)
             if rows >= self.max_rows:
-                _truncate(path, size)
                 self.full.append(number)
             else:
                 self._reopen(number, path, size, rows)

@@ -13,7 +13,7 @@ from chainette.core.dump import NotRoundTrip, dump_model, explain
 from chainette.io.readers import Record
 from chainette.io.shape import json_fields
 
-__all__ = ["BadRecord", "InputModel"]
+__all__ = ["BadRecord", "InputModel", "object_names"]
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 #: Names of ignored columns kept for the caller; inputs may have one per row.
@@ -87,6 +87,14 @@ class InputModel:
             raise BadRecord(str(error)) from error
         except Exception as error:  # a validator is the user's code
             raise BadRecord(f"a validator of {self.model.__name__} raised {type(error).__name__}: {error}") from error
+
+
+def object_names(data: bytes) -> set[str]:
+    """The names of a JSON object's members; none where it is not one."""
+    try:
+        return set(_decode_object(data))
+    except BadRecord:
+        return set()
 
 
 def _decode_object(data: bytes) -> dict[str, msgspec.Raw]:

@@ -44,7 +44,8 @@ def touch(item: Text) -> Text:
 
 
 def step(id: str = "ask", **keys: Any) -> Step[Any, Any]:
-    return Step(**{"id": id, "input_model": Text, "output_model": Word, "engine_name": "llm"} | keys)
+    values: dict[str, Any] = {"id": id, "input_model": Text, "output_model": Word, "engine_name": "llm"}
+    return Step(**values | keys)
 
 
 def plan(steps: Sequence[Any], **keys: Any) -> Plan:
@@ -114,7 +115,9 @@ def test_apply_works_as_a_decorator_with_and_without_keywords_and_as_a_call() ->
 
     called = apply(split, id="called")
     assert [made.id for made in (bare, other, called)] == ["bare", "named", "called"]
-    assert all(isinstance(made, ApplyNode) and made.input_model is Text and made.output_model is Word for made in (bare, called))
+    assert all(
+        isinstance(made, ApplyNode) and made.input_model is Text and made.output_model is Word for made in (bare, called)
+    )
     assert other.emoji == "!"
 
 
@@ -291,8 +294,8 @@ def test_every_problem_is_reported_at_once_with_its_line() -> None:
 
 def test_the_public_names_are_these() -> None:
     promised = (
-        "ApplyNode, AsyncExecutor, Branch, Chain, ChainetteError, Engine, EngineConfig, Executor, JoinBranch, Node, Row, RunResult, "
-        "SamplingParams, Step, apply, get_engine_config, load_engines, register_engine, release_engine"
+        "ApplyNode, AsyncExecutor, Branch, Chain, ChainetteError, Engine, EngineConfig, Executor, JoinBranch, Node, Row, "
+        "RunResult, SamplingParams, Step, apply, get_engine_config, load_engines, register_engine, release_engine"
     )
     assert ", ".join(chainette.__all__) == promised
     assert all(hasattr(chainette, name) for name in chainette.__all__)
@@ -300,8 +303,11 @@ def test_the_public_names_are_these() -> None:
 
 def test_importing_chainette_configures_nothing_and_leaves_heavy_packages_alone() -> None:
     heavy = ("pyarrow", "aiohttp", "yaml", "rich", "datasets", "xllamacpp", "torch", "vllm")
-    code = f"import sys, logging, chainette; print([name for name in {heavy} if name in sys.modules], logging.getLogger().handlers)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(chainette.__file__).parents[1])
+    shown = f"[name for name in {heavy} if name in sys.modules], logging.getLogger().handlers"
+    code = f"import sys, logging, chainette; print({shown})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(chainette.__file__).parents[1]
+    )
     assert done.stdout.strip() == "[] []"
 
 
@@ -350,7 +356,10 @@ def test_a_node_executed_alone_that_rejects_raises_with_every_rejection() -> Non
 
     with pytest.raises(RowsRejected) as caught:
         apply(refuse).execute([Text(text="a"), Text(text="b")])
-    assert [(rejection.row_id, rejection.step_id) for rejection in caught.value.rejections] == [("0", "refuse"), ("1", "refuse")]
+    assert [(rejection.row_id, rejection.step_id) for rejection in caught.value.rejections] == [
+        ("0", "refuse"),
+        ("1", "refuse"),
+    ]
     with pytest.raises(RowsRejected, match="the branch dropped the row"):
         Branch("b", [apply(keep)]).execute([Text(text="a"), Text(text="")])
 

@@ -57,7 +57,8 @@ def refuse_two(item: N) -> N:
 
 
 def node(fn: Any, id: str) -> ApplyNode[Any, Any]:
-    return apply(fn, id=id)
+    made: ApplyNode[Any, Any] = apply(fn, id=id)
+    return made
 
 
 def run(path: Path, steps: Sequence[Element], numbers: Sequence[int], **options: Any) -> RunResult:
@@ -250,7 +251,11 @@ def test_a_rejection_in_a_side_branch_of_a_joined_branch_stops_nothing(tmp_path:
 
 
 def test_branches_may_be_the_first_stage(tmp_path: Path) -> None:
-    result = run(tmp_path, [[Branch("x", [node(double, "d")]).join("twice"), Branch("y", [node(same, "s")])], node(same, "after")], [1, 2])
+    result = run(
+        tmp_path,
+        [[Branch("x", [node(double, "d")]).join("twice"), Branch("y", [node(same, "s")])], node(same, "after")],
+        [1, 2],
+    )
     assert column(result, "twice.n") == {"0": 2, "1": 4}
     assert ids(result, "s") == ids(result, "after") == ["0", "1"]
 
@@ -263,7 +268,11 @@ def test_a_chain_may_be_nothing_but_branches(tmp_path: Path) -> None:
 
 
 def test_branches_that_end_a_chain_are_columns_null_where_rejected_or_dropped(tmp_path: Path) -> None:
-    ends = [Branch("x", [node(refuse_two, "r")]), Branch("y", [node(odd_only, "odd")]), Branch("z", [node(up_to, "u"), node(odd_only, "o")])]
+    ends = [
+        Branch("x", [node(refuse_two, "r")]),
+        Branch("y", [node(odd_only, "odd")]),
+        Branch("z", [node(up_to, "u"), node(odd_only, "o")]),
+    ]
     result = run(tmp_path, [node(same, "s"), ends], [1, 2, 4])
     assert columns(result) == ["row_id", "chain_input.n", "s.n", "x.n", "y.n", "z"]
     assert column(result, "x.n") == {"0": 1, "1": None, "2": 4}
@@ -317,7 +326,9 @@ def test_an_input_of_bad_lines_alone_finishes_with_all_of_them_rejected(tmp_path
 
 def test_steps_and_functions_may_follow_each_other_in_any_order(tmp_path: Path) -> None:
     with scripted(llm=lambda request: Said(text=user_text(request).upper())) as scripts:
-        say = Step(id="say", output_model=Said, engine_name="llm", user_prompt="row {{ row_id }} of {{ chain_input.n }}: {{ n }}")
+        say = Step(
+            id="say", output_model=Said, engine_name="llm", user_prompt="row {{ row_id }} of {{ chain_input.n }}: {{ n }}"
+        )
         branch = Branch("b", [node(up_to, "parts"), say]).join("told")
         result = Chain(name="mix", steps=[branch], batch_size=2, input_model=N).run([N(n=2), N(n=1)], tmp_path / "run")
         assert column(result, "told")["0"] == [{"text": "ROW 0.0 OF 2: 0"}, {"text": "ROW 0.1 OF 2: 1"}]

@@ -75,8 +75,8 @@ def test_bad_lines_take_a_row_id_and_blank_lines_do_not(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "a"}\n\n{"txt": 1}\n   \nnot json\n{"text": "b"}\n')
     result = plain(tmp_path, path)
-    assert {id: row["text"] for id, row in by_id(result, "same").items()} == {"0": "a", "3": "b"}
-    assert {id: row["line"] for id, row in by_id(result, "rejected").items()} == {"1": 3, "2": 5}
+    assert {row_id: row["text"] for row_id, row in by_id(result, "same").items()} == {"0": "a", "3": "b"}
+    assert {row_id: row["line"] for row_id, row in by_id(result, "rejected").items()} == {"1": 3, "2": 5}
 
 
 def test_a_bad_line_is_rejected_at_chain_input_with_its_text(tmp_path: Path) -> None:
@@ -107,7 +107,10 @@ def test_key_copies_an_input_column_into_every_shard(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "a", "sku": "A-1"}\n{"text": "b"}\n{"text": "bad", "sku": 7}\n{"sku": "C"}\n')
     result = Chain(name="keyed", steps=[apply(split)]).run(path, tmp_path / "run", key="sku")
-    keys = {folder: {id: row["_key"] for id, row in by_id(result, folder).items()} for folder in ("split", "flattened", "rejected")}
+    keys = {
+        folder: {row_id: row["_key"] for row_id, row in by_id(result, folder).items()}
+        for folder in ("split", "flattened", "rejected")
+    }
     assert keys["split"] == keys["flattened"] == {"0.0": "A-1", "0.1": "A-1", "1.0": None, "1.1": None}
     assert keys["rejected"]["2"] == 7
 
@@ -226,7 +229,9 @@ def test_reasoning_is_kept_beside_the_row_and_visible_to_later_prompts(tmp_path:
         (Completion("", Finish.ERROR, error="400: bad schema"), Reason.ENGINE_ERROR, 1, "400: bad schema"),
     ],
 )
-def test_an_answer_is_rejected_with_its_reason(tmp_path: Path, answer: Completion, reason: Reason, attempts: int, words: str) -> None:
+def test_an_answer_is_rejected_with_its_reason(
+    tmp_path: Path, answer: Completion, reason: Reason, attempts: int, words: str
+) -> None:
     result, _ = answered(tmp_path, lambda request: answer)
     rejection = only_rejection(result)
     assert (rejection["step_id"], rejection["reason"], rejection["attempts"]) == ("ask", reason, attempts)
@@ -292,9 +297,9 @@ def test_a_function_that_returns_something_else_than_it_declared_rejects_its_row
 
 
 def test_a_generator_without_end_rejects_its_row(tmp_path: Path) -> None:
-    def endless(item: Text) -> list[Text]:
+    def endless(item: Text) -> Any:
         while True:
-            yield item  # type: ignore[misc]
+            yield item
 
     result = Chain(name="endless", steps=[apply(endless)]).run([Text(text="a")], tmp_path / "run")
     assert f"{MAX_FAN_OUT:,}" in only_rejection(result)["message"]
@@ -342,7 +347,8 @@ def test_each_ask_has_a_seed_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "window", "capacity", "latency"), [(1, None, 1, 0.0), (3, 2, 2, 0.0), (5, 1, 64, 0.001), (64, None, 3, 0.001)]
+    ("batch_size", "window", "capacity", "latency"),
+    [(1, None, 1, 0.0), (3, 2, 2, 0.0), (5, 1, 64, 0.001), (64, None, 3, 0.001)],
 )
 def test_rows_do_not_depend_on_sizes_capacity_or_the_order_of_answers(
     tmp_path: Path, batch_size: int, window: int | None, capacity: int, latency: float
@@ -383,7 +389,7 @@ def test_a_row_is_recorded_in_rejected_once_per_node_and_never_in_its_output_too
     assert rejected and len(rejected) == len(set(rejected))
     for node in {step for step, _ in rejected}:
         outputs = {row["row_id"] for row in result.rows(node)}
-        assert outputs.isdisjoint(id for step, id in rejected if step == node)
+        assert outputs.isdisjoint(row_id for step, row_id in rejected if step == node)
 
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])
@@ -391,7 +397,10 @@ def test_every_format_holds_the_same_rows(tmp_path: Path, format: str) -> None:
     inputs = write_inputs(tmp_path / "in.jsonl", 20, bad=(3,))
     plain_rows, other = (everything().run(inputs, tmp_path / name, format=name) for name in ("jsonl", format))
     for folder in ("extract", "touchy", "count", "closing", "rejected", "flattened"):
-        rows = [sorted(result.rows(folder), key=lambda row: (row_order(row["row_id"]), row.get("step_id", ""))) for result in (plain_rows, other)]
+        rows = [
+            sorted(result.rows(folder), key=lambda row: (row_order(row["row_id"]), row.get("step_id", "")))
+            for result in (plain_rows, other)
+        ]
         assert rows[0] == rows[1], folder
     for folder in ("rejected", "flattened", "extract"):
         assert {path.suffix for path in (other.dir / folder).iterdir()} == {f".{format}"}

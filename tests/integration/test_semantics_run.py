@@ -16,7 +16,6 @@ from typing import Any
 
 import anyio
 import pytest
-from pydantic import BaseModel
 
 import chainette
 from chainette import AsyncExecutor, Branch, Chain, Executor, RunResult, Step, apply, register_engine
@@ -48,7 +47,9 @@ SAME = '{"word": "same"}'
 
 def asking(*ids: str, **keys: Any) -> Chain:
     """A chain of steps, each on the engine of its own name."""
-    steps = [Step(id=id, input_model=Text if id == ids[0] else Word, output_model=Word, engine_name=id, **keys) for id in ids]
+    steps = [
+        Step(id=one, input_model=Text if one == ids[0] else Word, output_model=Word, engine_name=one, **keys) for one in ids
+    ]
     return Chain(name="asking", steps=steps, batch_size=4)
 
 
@@ -99,7 +100,7 @@ def test_run_arun_and_the_executors_give_the_same_rows(tmp_path: Path) -> None:
 
 def test_run_works_inside_a_running_event_loop(tmp_path: Path) -> None:
     async def in_a_loop() -> RunResult:
-        return python_only().run(texts(5), tmp_path / "run")  # noqa: ASYNC251
+        return python_only().run(texts(5), tmp_path / "run")
 
     assert len(list(asyncio.run(in_a_loop()).rows("upper"))) == 5
 
@@ -206,7 +207,9 @@ def test_closing_run_iter_early_stops_the_run_and_its_thread(tmp_path: Path) -> 
         return SAME
 
     with scripted(llm=answer) as scripts:
-        chain = Chain(name="closed", steps=[Step(id="ask", input_model=Text, output_model=Word, engine_name="llm")], batch_size=1)
+        chain = Chain(
+            name="closed", steps=[Step(id="ask", input_model=Text, output_model=Word, engine_name="llm")], batch_size=1
+        )
         rows = chain.run_iter(texts(50), tmp_path / "run")
         assert [row.row_id for row in next(rows)] == ["0"]
         rows.close()  # type: ignore[attr-defined]
@@ -465,7 +468,10 @@ def test_a_cancelled_arun_keeps_finished_work_and_can_be_resumed(tmp_path: Path)
     with scripted(first=lambda request: SAME, second=flaky(0)) as scripts:
         chain = asking("first", "second")
 
+        reached = asyncio.Event()
+
         async def wait(request: Request) -> str:
+            reached.set()
             await anyio.sleep_forever()
             return SAME
 
@@ -473,8 +479,7 @@ def test_a_cancelled_arun_keeps_finished_work_and_can_be_resumed(tmp_path: Path)
 
         async def in_a_loop() -> None:
             task = asyncio.ensure_future(chain.arun(texts(8), tmp_path / "run"))
-            while len(scripts["second"].requests) < 4:
-                await asyncio.sleep(0.001)
+            await reached.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -503,20 +508,23 @@ def test_a_cancel_on_the_way_to_the_disk_loses_no_finished_work(tmp_path: Path, 
     async def in_a_scope() -> None:
         with anyio.CancelScope() as scope:
             scopes.append(scope)
-            await chain.arun(texts(40), tmp_path / "run")
+            await chain.arun(texts(40), tmp_path / "run", hooks=(counting,))
 
+    asked: list[str] = []
+    counting = Hook()
+    counting.on_answers = lambda step_id, requests, completions: asked.extend(one.label for one in requests)  # type: ignore[method-assign]
     whole = content(chain.run(texts(40), tmp_path / "whole"))
     with monkeypatch.context() as patched:
         patched.setattr(LocalRun, "take_inbox", taking)
         anyio.run(in_a_scope)
     assert scopes[0].cancelled_caught
     assert isinstance(events(tmp_path / "run")[-1], RunPaused)
-    assert content(resume(tmp_path / "run", chain)) == whole
+    assert content(resume(tmp_path / "run", chain, hooks=(counting,))) == whole
+    assert len(asked) == len(set(asked))
 
 
 PROGRAM = """
 import sys, time
-from pydantic import BaseModel
 from chainette import Chain, apply
 
 class Text(BaseModel):
@@ -537,7 +545,11 @@ def test_ctrl_c_ends_a_process_within_a_row_and_leaves_a_resumable_directory(tmp
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = os.environ | {"PYTHONPATH": str(Path(chainette.__file__).parents[1])}
     with subprocess.Popen(
-        [sys.executable, tmp_path / "program.py", tmp_path / "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+        [sys.executable, tmp_path / "program.py", tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
     ) as process:
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(3)]
@@ -549,7 +561,9 @@ def test_ctrl_c_ends_a_process_within_a_row_and_leaves_a_resumable_directory(tmp
     assert isinstance(last, RunPaused) and "interrupted" in last.reason
 
 
-def test_a_disk_that_fills_stops_the_run_with_what_to_do_and_it_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_stops_the_run_with_what_to_do_and_it_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chain, calls = everything(), 0
     expected = content(chain.run(texts(20), tmp_path / "whole"))
     append = EventLog.append
@@ -595,7 +609,7 @@ def test_a_stopped_run_leaves_no_file_open(tmp_path: Path) -> None:
             raise RuntimeError("stop")
 
     def opened() -> int:
-        return sum("stopped" in os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+        return sum("stopped" in str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
 
     with pytest.raises(RuntimeError, match="stop"):
         everything().run(texts(20), tmp_path / "stopped", hooks=(Watch(refuse),))
@@ -658,7 +672,11 @@ def loads(path: Path) -> list[str]:
 def phased(names: str, *, branches: bool = False) -> Chain:
     steps: list[Any] = [Step(id=f"s{index}{name}", output_model=Word, engine_name=name) for index, name in enumerate(names)]
     if branches:
-        steps = [steps[0], [Branch("x", [apply(lambda w: [w, w], id="two", output_model=Word), steps[1]]).join("xs")], *steps[2:]]
+        steps = [
+            steps[0],
+            [Branch("x", [apply(lambda w: [w, w], id="two", output_model=Word), steps[1]]).join("xs")],
+            *steps[2:],
+        ]
     return Chain(name="phased", steps=steps, batch_size=3, input_model=Text)
 
 
