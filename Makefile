@@ -7,7 +7,8 @@ BIN := .venv/bin
 
 demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	rm -rf runs/demo
-	$(BIN)/chainette run examples/02_extraction/chain.py examples/02_extraction/inputs.jsonl -o runs/demo --show
+	$(BIN)/chainette run examples/02_extraction/chain.py examples/02_extraction/inputs.jsonl -o runs/demo
+	$(BIN)/chainette rows runs/demo
 
 test: .venv/.dev  ## Every test
 	$(BIN)/pytest -n 2

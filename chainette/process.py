@@ -18,7 +18,7 @@ import anyio.to_thread
 from pydantic import BaseModel, ValidationError
 
 from chainette.core.apply import ApplyNode, Cardinality
-from chainette.core.dump import NotRoundTrip, dump_model, explain
+from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain
 from chainette.core.flow import advance, join_rows, row_of
 from chainette.core.history import History, received
 from chainette.core.plan import Fork, NodeKind, Plan, PlanNode
@@ -198,7 +198,7 @@ class _Asking:
             case Finish.STOP:
                 reasoning, text = _split_reasoning(completion)
                 try:
-                    value = dump_model(self.step.output_model.model_validate_json(text))
+                    value = dump_row(self.step.output_model.model_validate_json(text))
                 except ValidationError as error:
                     return _bad_answer(error)
                 except NotRoundTrip as error:
@@ -331,7 +331,9 @@ def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
         if not isinstance(item, model or BaseModel):
             wanted = model.__name__ if model is not None else "a pydantic model"
             raise _Unusable(f"{apply.id!r} returned {_short(item)}, not {wanted}")
-        return dump_model(item)
+        if model is not None and type(item) is not model:  # a subclass: its own fields have no column
+            item = model.model_validate_json(dump_model(item))
+        return dump_row(item)
     except ValidationError as error:
         raise _Unusable(explain(error)) from error
     except NotRoundTrip as error:

@@ -12,6 +12,7 @@ from chainette.cli.inspect import inspect, inspect_dag
 from chainette.cli.rebuild import rebuild
 from chainette.cli.rejected import rejected
 from chainette.cli.resume import resume
+from chainette.cli.rows import rows
 from chainette.cli.run import run
 from chainette.cli.status import status
 
@@ -31,6 +32,7 @@ app.command()(inspect)
 app.command("inspect-dag")(inspect_dag)
 app.command()(engines)
 app.command()(status)
+app.command()(rows)
 app.command()(rejected)
 app.command()(rebuild)
 

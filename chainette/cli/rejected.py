@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +11,10 @@ import typer
 
 from chainette.cli.common import console, guarded, is_terminal, new_table
 from chainette.cli.options import Debug, JsonLogs, Quiet, RunDirectory, Show
+from chainette.cli.reading import read_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from chainette.io.replay import RunState
-    from chainette.io.rundir import RunDir
 
 __all__ = ["rejected"]
 
@@ -85,30 +81,12 @@ def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]
     for step in steps:
         if step not in known:
             raise typer.BadParameter(f"--step {step}: the run has no such step; it has {', '.join(known)}")
-    return (row for row in _read(run, state) if not steps or row["step_id"] in steps)
+    return (_typed(row) for row in read_folder(run, state, "rejected") if not steps or row["step_id"] in steps)
 
 
-def _read(run: RunDir, state: RunState) -> Iterator[dict[str, Any]]:
-    """The rows that the log knows, wherever they lie now: in a shard, or in the journal of one."""
-    from chainette.io.arrow import read_rows
-
-    suffix = state.run.settings["format"]
-    for number, (_, count) in sorted(state.ends.get("rejected", {}).items()):
-        shard, journal = run.path / f"rejected/{number}.{suffix}", run.journals / f"rejected/{number}.jsonl"
-        if journal.exists():
-            yield from read_rows(journal, 0, count)
-        elif suffix == "csv":
-            yield from _read_csv(shard)
-        else:
-            yield from read_rows(shard, 0, count)
-
-
-def _read_csv(shard: Path) -> Iterator[dict[str, Any]]:
-    """A sealed CSV shard, without the schema that only the chain knows."""
-    csv.field_size_limit(sys.maxsize)
-    with shard.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            yield row | {"attempts": int(row["attempts"]), "line": int(row["line"]), "raw": row["raw"] or None}
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of CSV like one of the other formats."""
+    return row | {"attempts": int(row["attempts"]), "line": int(row["line"]), "raw": row["raw"] or None}
 
 
 def _print_json(rows: Iterable[dict[str, Any]]) -> None:

@@ -275,8 +275,11 @@ class _Compiler:
             )
 
     def check_model(self, model: type[BaseModel], place: Place, label: str, *, output: bool = False) -> None:
-        for problem in model_problems(model):
+        found = model_problems(model)
+        for problem in found:
             self.error(place, f"{label}: {problem}")
+        if output and not found and (kind := model.model_json_schema().get("type", "object")) != "object":
+            self.error(place, f"{label} is a JSON {kind}, and a row is an object; put it into a field of a model")
         if output and "row_id" in {info.alias or name for name, info in model.model_fields.items()}:
             self.error(place, f"{label} has a field 'row_id', which every output row has already; rename it")
 

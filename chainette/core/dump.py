@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["NotRoundTrip", "dump_model", "explain"]
+__all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain"]
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _SHOWN_ERRORS = 3
@@ -44,6 +44,22 @@ def dump_model(instance: BaseModel) -> bytes:
         _require_same(instance, back, dump)
     if _LONG_NUMBER.search(dump) and _has_integers(model):
         _require_64_bits(dump)
+    return dump
+
+
+def dump_row(instance: BaseModel) -> bytes:
+    """`dump_model` of what a node gives: a JSON object without names that shards have already.
+
+    Raises:
+        NotRoundTrip: its dump is no such object, or does not give it back.
+    """
+    dump = dump_model(instance)
+    if not dump.startswith(b"{"):
+        raise NotRoundTrip(f"{type(instance).__name__} is written as {_short(dump.decode())}; a row must be a JSON object")
+    if b'"row_id"' in dump or b'"_' in dump:
+        own = [name for name in msgspec.json.decode(dump) if name == "row_id" or name.startswith("_")]
+        if own:
+            raise NotRoundTrip(f"the field {own[0]!r} is a column that every output row has already")
     return dump
 
 

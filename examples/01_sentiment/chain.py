@@ -49,4 +49,4 @@ classify = Step(
     emoji="💬",
 )
 
-chain = Chain(name="sentiment", steps=[classify], emoji="💬")
+chain = Chain(name="sentiment", batch_size=8, steps=[classify], emoji="💬")

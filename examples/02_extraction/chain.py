@@ -74,4 +74,4 @@ advertise = Step(
     emoji="📣",
 )
 
-chain = Chain(name="extraction", steps=[extract, advertise], emoji="🛒")
+chain = Chain(name="extraction", batch_size=8, steps=[extract, advertise], emoji="🛒")

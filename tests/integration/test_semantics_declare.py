@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 import chainette
 from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step, apply, register_engine
@@ -237,6 +238,17 @@ def test_an_output_model_with_a_field_row_id_is_refused() -> None:
     assert "row_id" in problems([step(output_model=Aliased)])
 
 
+def test_an_output_model_that_is_no_json_object_is_refused() -> None:
+    class Words(RootModel[list[str]]):
+        pass
+
+    class Prices(RootModel[dict[str, int]]):
+        pass
+
+    assert "is a JSON array, and a row is an object" in problems([step(output_model=Words)])
+    assert plan([step(output_model=Prices)])
+
+
 def test_a_field_that_is_excluded_from_dumps_is_refused() -> None:
     class Partial(BaseModel):
         kept: str
@@ -313,6 +325,17 @@ def test_importing_chainette_configures_nothing_and_leaves_heavy_packages_alone(
 
 def test_every_error_says_its_exit_code() -> None:
     assert (ChainetteError.exit_code, PlanError.exit_code, DeclarationError.exit_code) == (1, 2, 2)
+
+
+def test_every_line_of_the_page_names_a_test_that_exists() -> None:
+    here = Path(__file__).parent
+    page = (here.parents[1] / "docs" / "semantics.md").read_text()
+    defined = {name for file in here.glob("test_semantics_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    lines = [line for line in page.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(lines) > 100
+    for line in lines:
+        named = set(re.findall(r"`(test_\w+)`", line))
+        assert named <= defined and (named or "tests/typing/" in line), line
 
 
 # -- one node alone

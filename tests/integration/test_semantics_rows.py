@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, model_validator
 
 from chainette import Branch, Chain, RunResult, SamplingParams, Step, apply, register_engine
 from chainette.engine.base import Completion, Finish, Request
@@ -294,6 +295,54 @@ def test_a_function_that_returns_something_else_than_it_declared_rejects_its_row
 
     result = Chain(name="wrong", steps=[apply(wrong)]).run([Text(text="a")], tmp_path / "run")
     assert only_rejection(result)["reason"] == Reason.APPLY_ERROR
+
+
+@pytest.mark.parametrize("extra", ["row_id", "_attempts", "_key"])
+def test_an_answer_with_a_name_that_rows_have_already_is_rejected(tmp_path: Path, extra: str) -> None:
+    class Open(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        price: int
+
+    def answer(request: Request) -> str:
+        return json.dumps({"price": 1, extra: "9"}) if row_of(request) == "1" else json.dumps({"price": 1, "in": extra})
+
+    with scripted(llm=answer):
+        step = Step(id="open", input_model=Text, output_model=Open, engine_name="llm")
+        result = Chain(name="open", steps=[step]).run([Text(text="a"), Text(text="b")], tmp_path / "run")
+    assert [(row["row_id"], row["in"]) for row in result.rows("open")] == [("0", extra)]
+    assert repr(extra) in only_rejection(result)["message"]
+
+
+def test_a_row_that_is_no_json_object_is_rejected(tmp_path: Path) -> None:
+    class Short(BaseModel):
+        text: str
+
+        @model_validator(mode="before")
+        @classmethod
+        def from_text(cls, value: Any) -> Any:
+            return {"text": value} if isinstance(value, str) else value
+
+        @model_serializer
+        def as_text(self) -> str:
+            return self.text
+
+    def shorten(item: Text) -> Short:
+        return Short(text=item.text)
+
+    result = Chain(name="short", steps=[apply(shorten)]).run([Text(text="a")], tmp_path / "run")
+    assert "a row must be a JSON object" in only_rejection(result)["message"]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_row_of_a_subclass_becomes_a_row_of_the_declared_model(tmp_path: Path, format: str) -> None:
+    class Rich(Text):
+        more: int = 5
+
+    def enrich(item: Text) -> Text:
+        return Rich(text=item.text)
+
+    result = Chain(name="subclass", steps=[apply(enrich)]).run([Text(text="a")], tmp_path / "run", format=format)
+    assert list(result.rows("enrich")) == [{"row_id": "0", "text": "a"}]
 
 
 def test_a_generator_without_end_rejects_its_row(tmp_path: Path) -> None:

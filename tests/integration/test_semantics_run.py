@@ -525,6 +525,7 @@ def test_a_cancel_on_the_way_to_the_disk_loses_no_finished_work(tmp_path: Path, 
 
 PROGRAM = """
 import sys, time
+from pydantic import BaseModel
 from chainette import Chain, apply
 
 class Text(BaseModel):

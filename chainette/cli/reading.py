@@ -1,0 +1,36 @@
+"""Rows of a run directory for people: whatever the format, without the chain."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chainette.io.replay import RunState
+    from chainette.io.rundir import RunDir
+
+__all__ = ["read_folder"]
+
+
+def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
+    """The rows of a folder that the log knows, from shards and from journals of shards; CSV cells are text."""
+    from chainette.io.arrow import read_rows
+
+    suffix = state.run.settings["format"]
+    for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
+        shard, journal = run.path / f"{folder}/{number}.{suffix}", run.journals / f"{folder}/{number}.jsonl"
+        if journal.exists():
+            yield from read_rows(journal, 0, count)
+        elif suffix == "csv":
+            yield from _read_csv(shard)
+        else:
+            yield from read_rows(shard, 0, count)
+
+
+def _read_csv(shard: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)
+    with shard.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
