@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -97,7 +98,7 @@ def resume(
         ChainChanged: a step is not what it was when its rows were written.
         InputError: the input is not the one that the run began with.
     """
-    return block(launch.resume, RunDir(directory), chain, RunOptions(**options), from_step)
+    return block(launch.resume, RunDir(Path(directory).absolute()), chain, RunOptions(**options), from_step)
 
 
 def retry_rejected(
@@ -116,7 +117,15 @@ def retry_rejected(
     Raises:
         RunDirectoryError: nothing matches, or rows that are needed again were not kept.
     """
-    return block(launch.retry, RunDir(directory), chain, RunOptions(**options), frozenset(steps), frozenset(reasons), engine)
+    return block(
+        launch.retry,
+        RunDir(Path(directory).absolute()),
+        chain,
+        RunOptions(**options),
+        frozenset(steps),
+        frozenset(reasons),
+        engine,
+    )
 
 
 def execute(

@@ -33,6 +33,11 @@ class Lane:
     _heap: list[tuple[int, int, int, Unit]] = field(default_factory=list)
     _pushed: int = 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued or in flight."""
+        return not self._heap and not self.in_flight
+
     def push(self, unit: Unit, depth: int) -> None:
         """Queues a unit: deeper first, then older roots."""
         self._pushed += 1

@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from chainette.core.apply import Cardinality
 from chainette.core.compile import PYTHON
 from chainette.core.flow import Durable, frontier
 from chainette.core.plan import NodeKind, Plan
@@ -34,6 +35,9 @@ __all__ = ["Limits", "LocalRun", "Writer"]
 
 #: Rows of a step before `max_reject_rate` is looked at.
 _REJECT_SAMPLE = 200
+
+#: The lane of functions that make many rows of one; one unit at a time, and none while the window is full.
+_EXPANDING = "expanding"
 
 #: Bytes of admitted input rows that may be live; one root is always allowed.
 _LIVE_BYTES = 128 << 20
@@ -154,10 +158,18 @@ class LocalRun:
 
     # -- admission
 
+    @property
+    def _window(self) -> int:
+        return self.limits.window or max(4096, 4 * sum(lane.budget for lane in self._lanes.values()))
+
     def _window_open(self) -> bool:
-        window = self.limits.window or max(4096, 4 * sum(lane.budget for lane in self._lanes.values()))
         live = max(self._held_rows, self._ledger.rows)
-        return not self._held or (live < window and self._held_bytes < _LIVE_BYTES)
+        return not self._held or (live < self._window and self._held_bytes < _LIVE_BYTES)
+
+    def _may_expand(self) -> bool:
+        """Whether a function may make many rows of one: below the window, or where nothing else can be done."""
+        others = (lane for lane in self._lanes.values() if lane.engine != _EXPANDING)
+        return self._ledger.rows < self._window or all(lane.idle for lane in others)
 
     def _hold(self, root: Root) -> None:
         size = sum(len(value) for row in root.rows for value in row.values.values())
@@ -197,17 +209,22 @@ class LocalRun:
 
     def _where(self, unit: Unit) -> tuple[str, int]:
         node = self.plan.nodes.get(unit.node)
-        return (node.engine, node.depth) if node is not None else (PYTHON, self.plan.forks[unit.node].depth)
+        if node is None:
+            return PYTHON, self.plan.forks[unit.node].depth
+        return _EXPANDING if node.cardinality is Cardinality.MANY else node.engine, node.depth
 
     def _lane(self, engine: str) -> Lane:
         if engine not in self._lanes:
-            self._lanes[engine] = Lane(engine, 2 * self.plan.batch_size, self.clock)
+            budget = 1 if engine == _EXPANDING else 2 * self.plan.batch_size
+            self._lanes[engine] = Lane(engine, budget, self.clock)
         return self._lanes[engine]
 
     # -- work
 
     def _dispatch(self, group: TaskGroup) -> None:
         for lane in self._lanes.values():
+            if lane.engine == _EXPANDING and not self._may_expand():
+                continue
             while (unit := lane.take()) is not None:
                 group.start_soon(self._guard, self._work, group, lane, unit)
 

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import msgspec
 from pydantic import BaseModel, ValidationError
 
 from chainette.core.apply import ApplyNode, Cardinality
@@ -81,7 +82,7 @@ class _Result:
 
     def reject(self, row: Row, node: PlanNode, reason: Reason, message: str, attempts: int = 0, raw: str | None = None) -> None:
         cut = raw[:RAW_LIMIT] if raw is not None else None
-        self.rejected.append(Rejection(row.row_id, node.id, reason, message, attempts, cut, row.line, row.key))
+        self.rejected.append(Rejection(row.row_id, node.id, reason, _utf8(message), attempts, cut, row.line, row.key))
 
 
 # -- steps
@@ -125,7 +126,7 @@ class _Asking:
         asks = self.first_asks(prompts, rows)
         while asks:
             requests = [self.request(prompts, ask) for ask in asks]
-            completions = await self.engine.generate(requests)
+            completions = [_readable(completion) for completion in await self.engine.generate(requests)]
             self.hook.on_answers(self.node.id, requests, completions)
             asks = [again for ask, completion in zip(asks, completions, strict=True) if (again := self.judge(ask, completion))]
         place = {row.row_id: index for index, row in enumerate(rows)}
@@ -206,6 +207,18 @@ class _Asking:
                 except Exception as error:  # a validator of the user's own
                     return _Bad(Reason.INVALID_OUTPUT, f"{type(error).__name__}: {error}")
                 return Output(ask.row.row_id, value, ask.number, reasoning)
+
+
+def _utf8(text: str) -> str:
+    """The text with halves of surrogate pairs, which no file can hold, as "?"."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _readable(completion: Completion) -> Completion:
+    """The answer as text that can be written: models cut by their tokenizer end in half a character."""
+    text, error = _utf8(completion.text), _utf8(completion.error)
+    reasoning = None if completion.reasoning is None else _utf8(completion.reasoning)
+    return msgspec.structs.replace(completion, text=text, error=error, reasoning=reasoning)
 
 
 def _split_reasoning(completion: Completion) -> tuple[str | None, str]:

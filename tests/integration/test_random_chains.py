@@ -108,7 +108,7 @@ class Meaning:
 
     def node(
         self, node: ApplyNode[Any, Any], rest: Sequence[Element], row_id: str, value: Item, history: dict[str, Any]
-    ) -> Any:
+    ) -> list[tuple[str, Item, dict[str, Any]]] | None:
         try:
             given = node.fn(value, history) if node.wants_history else node.fn(value)
         except Refused:

@@ -354,6 +354,32 @@ def test_a_generator_without_end_rejects_its_row(tmp_path: Path) -> None:
     assert f"{MAX_FAN_OUT:,}" in only_rejection(result)["message"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        (Completion("no \ud83d"), None),
+        (Completion('{"text": "half \ud83d"}'), "half ?"),
+        (Completion('{"text": "ok"}', reasoning="hm \ud83d"), "ok"),
+        (Completion("", Finish.ERROR, error="400 \ud83d"), None),
+    ],
+)
+def test_half_a_character_in_an_answer_costs_no_other_row(tmp_path: Path, answer: Completion, word: str | None) -> None:
+    with scripted(llm=lambda request: answer if row_of(request) == "0" else '{"text": "whole"}'):
+        step = Step(id="say", input_model=Text, output_model=Text, engine_name="llm")
+        result = Chain(name="half", steps=[step]).run([Text(text="a"), Text(text="b")], tmp_path / "run")
+    rows = {row_id: row["text"] for row_id, row in by_id(result, "say").items()}
+    assert rows == ({"1": "whole"} if word is None else {"0": word, "1": "whole"})
+    assert result.metadata["balanced"]
+
+
+def test_half_a_character_in_an_exception_costs_no_other_row(tmp_path: Path) -> None:
+    def refuse(item: Text) -> Text:
+        raise ValueError("bad \ud83d")
+
+    result = Chain(name="half", steps=[apply(refuse)]).run([Text(text="a")], tmp_path / "run")
+    assert only_rejection(result)["message"].startswith("ValueError: bad ?")
+
+
 def test_the_raw_answer_of_a_rejection_is_cut_at_64_kib(tmp_path: Path) -> None:
     result, _ = answered(tmp_path, lambda request: "x" * 100_000, max_attempts=1)
     assert len(only_rejection(result)["raw"]) == RAW_LIMIT == 65_536

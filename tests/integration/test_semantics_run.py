@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -37,7 +38,9 @@ from chainette.io.events import EngineLoaded, EngineReleased, Event, RunPaused, 
 from chainette.io.log import EventLog, read_log
 from chainette.io.replay import Status
 from chainette.io.writer import Item, RunWriter
+from chainette.ledger import Ledger
 from chainette.local import LocalRun
+from chainette.records import Effects, Unit
 from tests.support.chains import Facts, Text, Word, content, everything, finished, texts, write_inputs
 from tests.support.crash import copies
 from tests.support.scripted import row_of, scripted, user_text
@@ -750,3 +753,31 @@ def test_no_engine_is_opened_that_no_row_needs(tmp_path: Path) -> None:
     with scripted(llm=lambda request: SAME) as scripts:
         asking("llm").run([], tmp_path / "run")
     assert scripts["llm"].calls == []
+
+
+def test_memory_is_bounded_where_rows_are_expanded_faster_than_they_are_answered(tmp_path: Path) -> None:
+    """A function that makes 100 rows of one waits while the window is full; one unit of it may go beyond."""
+    with using_registry(EngineRegistry()):
+        register_engine("slow", "none", "simulated", latency=0.001, capacity=512)
+        chain = Chain(
+            name="wide",
+            batch_size=2,
+            steps=[apply(hundred), Step(id="ask", output_model=Text, engine_name="slow", user_prompt="{{ text }}")],
+        )
+    peak = 0
+
+    def watched(self: Ledger, unit: Unit, effects: Effects) -> tuple[list[Unit], bool]:
+        nonlocal peak
+        done = commit(self, unit, effects)
+        peak = max(peak, self.rows)
+        return done
+
+    commit = Ledger.commit
+    with mock.patch.object(Ledger, "commit", watched):
+        result = chain.run(texts(40), tmp_path / "run", window=300)
+    assert result.metadata["rows_finished"] == 4000
+    assert 300 < peak <= 300 + 200 + 40
+
+
+def hundred(item: Text) -> list[Text]:
+    return [Text(text=f"{item.text} {index}") for index in range(100)]

@@ -59,7 +59,7 @@ def test_rows_are_on_the_disk_before_the_log_speaks_of_them(tmp_path: Path) -> N
 
     def fsync(file: int) -> None:
         real_fsync(file)
-        synced[os.readlink(f"/proc/self/fd/{file}")] = os.fstat(file).st_size
+        synced[str(Path(f"/proc/self/fd/{file}").readlink())] = os.fstat(file).st_size
 
     def append(self: EventLog, events: Any) -> Any:
         nonlocal checked

@@ -1,0 +1,65 @@
+"""Every Redis key that Chainette uses; nothing else spells one (PROTOCOL, Redis keys).
+
+RQ's own keys keep RQ's names, so that `rq info` and dashboards read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+__all__ = ["LEASES", "RUNS", "WORKERS", "RunKeys", "held", "worker"]
+
+#: Set of run ids that are not closed.
+RUNS = "chainette:runs"
+
+#: Sorted set: worker incarnation -> when its lease ends, by the server's clock.
+LEASES = "chainette:lease"
+
+#: Set of worker incarnations that have said something about themselves.
+WORKERS = "chainette:workers"
+
+
+def held(incarnation: str) -> str:
+    """Set of job ids that a worker has claimed."""
+    return f"chainette:held:{incarnation}"
+
+
+def worker(incarnation: str) -> str:
+    """Hash of what a worker says about itself."""
+    return f"chainette:worker:{incarnation}"
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """The keys of one run in one epoch."""
+
+    run: str
+    epoch: int
+
+    @property
+    def state(self) -> str:
+        """Hash: epoch, state, owner, cursor, window, live_rows, and what workers must know."""
+        return f"chainette:run:{self.run}"
+
+    @property
+    def prefix(self) -> str:
+        return f"chainette:{self.run}:{self.epoch}:"
+
+    @property
+    def stream(self) -> str:
+        """Results, lossless; the last durable entry stays in it."""
+        return f"{self.prefix}stream"
+
+    def root(self, root: int) -> str:
+        """The root's rows as they were admitted."""
+        return f"{self.prefix}r:{root}"
+
+    def queue(self, engine: str, node: str) -> str:
+        """RQ's name of the queue of one node."""
+        return f"{engine}.{node}.{self.run}"
+
+    def job(self, node: str, root: int, part: str) -> str:
+        """RQ's id of a unit's job: letters, digits, "_" and "-" only."""
+        digest = hashlib.blake2b(f"{node}\0{part}".encode(), digest_size=8).hexdigest()
+        return f"{self.run}_{self.epoch}_{root}_{digest}"

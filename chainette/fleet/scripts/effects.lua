@@ -1,0 +1,70 @@
+-- What an admission or a commit adds to a root. Needs common.lua before it, and P (prefix), RUN and EPOCH.
+local function scope_key(root, scope) return P .. 's:' .. root .. ':' .. scope end
+local function fork_key(root, scope) return P .. 'f:' .. root .. ':' .. scope end
+local function unit_key(job) return P .. 'u:' .. job end
+
+local function check_effects(effects)
+  need(effects, 'table', 'effects')
+  for _, name in ipairs({'units', 'scopes', 'partials', 'stopped'}) do need(effects[name], 'table', name) end
+  for _, u in ipairs(effects.units) do
+    for _, name in ipairs({'job', 'scope', 'queue', 'payload', 'data', 'description', 'at'}) do need(u[name], 'string', name) end
+    need(u.rows, 'number', 'rows')
+    if redis.call('EXISTS', job_key(u.job)) == 1 then error('chainette: unit ' .. u.job .. ' exists already') end
+  end
+  for _, s in ipairs(effects.scopes) do
+    for _, name in ipairs({'scope', 'parent', 'job', 'queue', 'data', 'description', 'base', 'at'}) do need(s[name], 'string', name) end
+    need(s.rows, 'number', 'rows')
+  end
+  for _, p in ipairs(effects.partials) do need(p[1], 'string', 'partial scope'); need(p[2], 'string', 'partial') end
+  for _, p in ipairs(effects.stopped) do need(p[1], 'string', 'stopped scope'); need(p[2], 'string', 'stopped') end
+end
+
+-- Live rows of a root are what it admitted, or what is outstanding where rows were expanded.
+local function weigh(root, delta)
+  local admitted = tonumber(redis.call('HGET', P .. 'live', root) or 0)
+  local before = tonumber(redis.call('HGET', P .. 'out', root) or 0)
+  local after = redis.call('HINCRBY', P .. 'out', root, delta)
+  local change = math.max(admitted, after) - math.max(admitted, before)
+  if change ~= 0 then redis.call('HINCRBY', run_key(RUN), 'live_rows', change) end
+end
+
+local function enqueue(u, root, scope, fork)
+  redis.call('SADD', scope_key(root, scope), u.job)
+  redis.call('HSET', job_key(u.job), 'data', u.data, 'created_at', u.at, 'enqueued_at', u.at, 'origin', u.queue,
+    'description', u.description, 'status', 'queued', 'timeout', '-1', 'result_ttl', '0', 'run', RUN, 'epoch', EPOCH,
+    'root', root, 'scope', scope, 'fork', fork, 'rows', u.rows, 'strikes', '0')
+  redis.call('SADD', 'rq:queues', 'rq:queue:' .. u.queue)
+  redis.call('RPUSH', 'rq:queue:' .. u.queue, u.job)
+  weigh(root, u.rows)
+end
+
+local function add(effects, root)
+  for _, s in ipairs(effects.scopes) do
+    redis.call('SADD', scope_key(root, s.parent), 'S:' .. s.scope)
+    redis.call('HSET', fork_key(root, s.scope), 'parent', s.parent, 'job', s.job, 'queue', s.queue, 'data', s.data,
+      'description', s.description, 'rows', s.rows, 'at', s.at, 'base', s.base)
+  end
+  for _, u in ipairs(effects.units) do
+    redis.call('SET', unit_key(u.job), u.payload)
+    enqueue(u, root, u.scope, '')
+  end
+  for _, p in ipairs(effects.partials) do
+    local key = fork_key(root, p[1])
+    redis.call('HSET', key, 'p:' .. redis.call('HLEN', key), p[2])
+  end
+  for _, p in ipairs(effects.stopped) do
+    local key = fork_key(root, p[1])
+    redis.call('HSET', key, 'x:' .. redis.call('HLEN', key), p[2])
+  end
+end
+
+-- A scope lost a member: its join unit where it is an empty fork; true where it is the root and empty.
+local function settle(root, scope)
+  if redis.call('SCARD', scope_key(root, scope)) > 0 then return false end
+  if scope == '' then return true end
+  local f = redis.call('HMGET', fork_key(root, scope), 'parent', 'job', 'queue', 'data', 'description', 'rows', 'at')
+  local join = {job = f[2], queue = f[3], data = f[4], description = f[5], rows = tonumber(f[6]), at = f[7]}
+  enqueue(join, root, f[1], scope)
+  redis.call('SREM', scope_key(root, f[1]), 'S:' .. scope)
+  return false
+end

@@ -1,0 +1,16 @@
+-- A new epoch: older claims and commits are refused from here on; what is not durable will be admitted again.
+-- A: run, epoch, owner, token (of the anchor), queues, fields (of the run, for workers)
+local key = run_key(need(A.run, 'string', 'run'))
+need(A.epoch, 'number', 'epoch'); need(A.owner, 'string', 'owner'); need(A.token, 'string', 'token')
+need(A.queues, 'table', 'queues'); need(A.fields, 'table', 'fields')
+local known = tonumber(redis.call('HGET', key, 'epoch') or -1)
+if known >= A.epoch then return {'BEHIND', known} end
+for _, queue in ipairs(A.queues) do redis.call('DEL', 'rq:queue:' .. queue) end
+for name, value in pairs(A.fields) do redis.call('HSET', key, name, value) end
+redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0)
+redis.call('HSETNX', key, 'state', 'running')
+redis.call('HDEL', key, 'total')
+redis.call('SADD', 'chainette:runs', A.run)
+local stream = prefix_of(A.run, A.epoch) .. 'stream'
+redis.call('DEL', stream)
+return {'OK', redis.call('XADD', stream, '*', 't', A.token)}
