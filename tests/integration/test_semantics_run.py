@@ -758,7 +758,7 @@ def test_no_engine_is_opened_that_no_row_needs(tmp_path: Path) -> None:
 def test_memory_is_bounded_where_rows_are_expanded_faster_than_they_are_answered(tmp_path: Path) -> None:
     """A function that makes 100 rows of one waits while the window is full; one unit of it may go beyond."""
     with using_registry(EngineRegistry()):
-        register_engine("slow", "none", "simulated", latency=0.001, capacity=512)
+        register_engine("slow", "none", "simulated", latency=0.005, capacity=20)
         chain = Chain(
             name="wide",
             batch_size=2,
@@ -774,9 +774,9 @@ def test_memory_is_bounded_where_rows_are_expanded_faster_than_they_are_answered
 
     commit = Ledger.commit
     with mock.patch.object(Ledger, "commit", watched):
-        result = chain.run(texts(40), tmp_path / "run", window=300)
-    assert result.metadata["rows_finished"] == 4000
-    assert 300 < peak <= 300 + 200 + 40
+        result = chain.run(texts(20), tmp_path / "run", window=300)
+    assert result.metadata["rows_finished"] == 2000
+    assert 300 < peak <= 300 + 200 + 20
 
 
 def hundred(item: Text) -> list[Text]:
