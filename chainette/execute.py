@@ -18,7 +18,8 @@ from chainette.errors import DeclarationError, RowsRejected
 from chainette.hooks import Hook
 from chainette.io.roots import Root
 from chainette.io.writer import Commit, Committed, Item, RunWriter, Scratch, Suspended
-from chainette.local import Limits, LocalRun
+from chainette.limits import Limits
+from chainette.local import LocalRun
 from chainette.records import CHAIN_INPUT, Reason, Rejection, Row, Source, row_order
 
 __all__ = ["execute_node"]

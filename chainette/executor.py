@@ -98,7 +98,7 @@ def resume(
         ChainChanged: a step is not what it was when its rows were written.
         InputError: the input is not the one that the run began with.
     """
-    return block(launch.resume, RunDir(Path(directory).absolute()), chain, RunOptions(**options), from_step)
+    return block(launch.resume, _as_named(directory), chain, RunOptions(**options), from_step)
 
 
 def retry_rejected(
@@ -119,13 +119,18 @@ def retry_rejected(
     """
     return block(
         launch.retry,
-        RunDir(Path(directory).absolute()),
+        _as_named(directory),
         chain,
         RunOptions(**options),
         frozenset(steps),
         frozenset(reasons),
         engine,
     )
+
+
+def _as_named(directory: str | os.PathLike[str]) -> RunDir:
+    """The directory wherever the process may stand later, called what the caller calls it."""
+    return RunDir(Path(directory).absolute(), shown=directory)
 
 
 def execute(

@@ -60,14 +60,14 @@ class Lane:
         self.in_flight -= len(unit.rows)
         self.failing_since, self._failures, self.answered = None, 0, True
 
-    def fail(self, unit: Unit, depth: int) -> float:
-        """The engine did not answer: the unit goes back; returns seconds until the next try."""
+    def fail(self, unit: Unit, depth: int, silent: float = 0.0) -> float:
+        """The engine has not answered for `silent` seconds: the unit goes back; returns seconds until the next try."""
         self.in_flight -= len(unit.rows)
         self.push(unit, depth)
         if self.clock() < self._not_before:
             return self._not_before - self.clock()
         if self.failing_since is None:
-            self.failing_since = self.clock()
+            self.failing_since = self.clock() - silent
         delay: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2**self._failures) * random.uniform(0.75, 1.25)  # noqa: S311
         self._failures += 1
         self._not_before = self.clock() + delay

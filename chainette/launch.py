@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,17 @@ from chainette.io.replay import RunState, Status
 from chainette.io.result import RunResult
 from chainette.io.roots import Roots
 from chainette.io.rundir import RunDir
-from chainette.io.session import changed_nodes, claim_directory, create, git_commit, graph_of, read_state, recover, versions
+from chainette.io.session import (
+    changed_nodes,
+    claim_directory,
+    create,
+    git_commit,
+    graph_of,
+    read_state,
+    recover,
+    removed_nodes,
+    versions,
+)
 from chainette.io.spool import spool
 from chainette.io.validate import InputModel, object_names
 from chainette.io.writer import RunWriter, Scratch, tidy
@@ -40,13 +50,24 @@ from chainette.options import RunOptions
 from chainette.records import Row
 from chainette.utils.ids import new_run_id
 
-__all__ = ["Deliver", "iterate", "resume", "retry", "start"]
+__all__ = ["Deliver", "Session", "compile_plan", "iterate", "resume", "retry", "start"]
 
 #: Records of a JSONL input that are looked at for the key column.
 _KEY_SAMPLE = 100
 
 #: Takes the finished rows of one root; may wait.
 Deliver = Callable[[list[Row]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open directory whose units somebody else moves."""
+
+    plan: Plan
+    source: InputFile
+    writer: RunWriter
+    options: RunOptions
+    hook: Hook
 
 
 async def start(
@@ -57,7 +78,7 @@ async def start(
     directory = RunDir(output_dir or Path("runs") / run_id)
     if options.resume and directory.exists():
         return await resume(directory, chain, options)
-    plan = _compile(chain, options)
+    plan = compile_plan(chain, options)
     writer, source = await anyio.to_thread.run_sync(_begin, directory, run_id, plan, inputs, options)
     return await _drive(plan, source, writer, options, deliver)
 
@@ -69,14 +90,15 @@ async def iterate(
     if output_dir is not None:
         await start(chain, inputs, output_dir, options, deliver)
         return
-    plan = _compile(chain, options)
+    plan = compile_plan(chain, options)
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), options)
         async with _local(plan, source, Scratch(plan), lambda _: False, options, Hooks(options.hooks), deliver) as local:
             await local.run()
 
 
-def _compile(chain: Chain, options: RunOptions) -> Plan:
+def compile_plan(chain: Chain, options: RunOptions) -> Plan:
+    """The chain as the options say: with engines of a file, simulated, in roots of another size."""
     registry = chain.registry
     if options.engines_file:
         registry = EngineRegistry(chain.registry)
@@ -144,16 +166,12 @@ def _with_key(source: InputFile, key: str | None) -> InputFile:
 async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_step: str | None = None) -> RunResult:
     """See `executor.resume`."""
     state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
-    changed = changed_nodes(state, plan)
     if from_step is not None:
-        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_step, changed)
+        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_step)
         state, _ = await anyio.to_thread.run_sync(read_state, directory)
-    elif changed:
-        raise ChainChanged(
-            f"{directory}: the chain has changed since its rows were written: {', '.join(changed)}. "
-            f"To compute these steps and all that follow anew: `chainette resume {directory} --from {changed[0]}`"
-        )
-    elif state.status is Status.FINISHED:
+        return await _continue(directory, plan, state, options)
+    _require_unchanged(directory, state, plan)
+    if state.status is Status.FINISHED:
         await anyio.to_thread.run_sync(tidy, directory, state)
         return RunResult(directory, state, plan)
     return await _continue(directory, plan, state, options)
@@ -169,15 +187,39 @@ def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tupl
     finish_swap(directory)
     state, _ = read_state(directory)
     options = _recorded(state, options)
-    return state, _compile(chain or _load(directory, state), options), options
+    return state, compile_plan(chain or _load(directory, state), options), options
 
 
-def _fork_from(directory: RunDir, plan: Plan, state: RunState, step: str, changed: Sequence[str]) -> None:
+def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Raises ChainChanged unless every row of the directory is what the plan would make."""
+    _require_same_chain(directory, state, plan)
+    changed, removed = changed_nodes(state, plan), removed_nodes(state, plan)
+    if changed or removed:
+        found = ", ".join([*changed, *(f"{node} is gone (its rows would be dropped)" for node in removed)])
+        first = changed[0] if changed else list(plan.nodes)[-1]
+        raise ChainChanged(
+            f"{directory}: the chain has changed since its rows were written: {found}. "
+            f"To compute {first} and all that follow anew: `chainette resume {directory} --from {first}`"
+        )
+
+
+def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Raises ChainChanged where the plan has none of the nodes that the directory was made with."""
+    recorded = removed_nodes(state, plan)
+    if len(recorded) == len(state.graph["nodes"]):
+        raise ChainChanged(
+            f"{directory} is of another chain: it has rows of {state.run.chain!r} ({', '.join(recorded)}), and the chain now is "
+            f"{plan.chain!r} ({', '.join(plan.nodes)}); put the old chain back, or name another directory for a new run"
+        )
+
+
+def _fork_from(directory: RunDir, plan: Plan, state: RunState, step: str) -> None:
     """Takes back the rows of a step and of everything that depends on it."""
+    _require_same_chain(directory, state, plan)
     if step not in plan.nodes:
         raise RunDirectoryError(f"the chain has no step {step!r}; it has {', '.join(plan.nodes)}")
     affected = affected_by(plan, step)
-    missed = [node for node in changed if node not in affected]
+    missed = [node for node in changed_nodes(state, plan) if node not in affected]
     if missed:
         raise ChainChanged(
             f"{directory}: {', '.join(missed)} changed too and does not depend on {step!r}; use `--from {missed[0]}`"
@@ -196,11 +238,7 @@ async def retry(
 ) -> RunResult:
     """See `executor.retry_rejected`."""
     state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
-    changed = changed_nodes(state, plan)
-    if changed:
-        raise ChainChanged(
-            f"{directory}: the chain has changed ({', '.join(changed)}); use `chainette resume {directory} --from {changed[0]}`"
-        )
+    _require_unchanged(directory, state, plan)
 
     def matches(step: str, reason: str) -> bool:
         return (not steps or step in steps) and (not reasons or reason in reasons)
@@ -265,9 +303,12 @@ async def _drive(
     """Moves a directory's run to its end, or to a point where it can be resumed."""
     hook = Hooks(options.hooks)
     try:
-        _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
-        async with _local(plan, source, writer, writer.state.is_done, options, hook, deliver) as local:
-            await local.run()
+        if options.drive is not None:
+            await anyio.to_thread.run_sync(options.drive, Session(plan, source, writer, options, hook))
+        else:
+            _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
+            async with _local(plan, source, writer, writer.state.is_done, options, hook, deliver) as local:
+                await local.run()
         digest = await anyio.to_thread.run_sync(source.digest)
         _tell(hook, await anyio.to_thread.run_sync(writer.finish, digest))
         return RunResult(writer.directory, writer.state, plan)
@@ -320,16 +361,7 @@ async def _local(
     roots = Roots(source, InputModel(plan.input_model, options.key), plan.batch_size)
 
     def loaded(config: EngineConfig, engine: Any, seconds: float) -> None:
-        local.post(
-            EngineLoaded(
-                engine=config.name,
-                backend=config.backend,
-                model=config.model,
-                seconds=round(seconds, 3),
-                deterministic=engine.deterministic,
-                details=engine.describe(),
-            )
-        )
+        local.post(EngineLoaded.of(config, engine, seconds))
 
     def released(config: EngineConfig) -> None:
         local.post(EngineReleased(engine=config.name))

@@ -17,9 +17,8 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from chainette.core.apply import Cardinality
-from chainette.core.compile import PYTHON
 from chainette.core.flow import Durable, frontier
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import PYTHON, NodeKind, Plan
 from chainette.engine.lifecycle import Engines
 from chainette.errors import EngineRefused, EngineUnavailable, RunStopped
 from chainette.hooks import Hook
@@ -28,13 +27,11 @@ from chainette.io.roots import Root
 from chainette.io.writer import Admitted, Commit, Committed, Item, Suspended
 from chainette.lanes import Lane
 from chainette.ledger import Ledger
+from chainette.limits import Limits, RejectWatch
 from chainette.process import process
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Row, Unit, Usage
 
-__all__ = ["Limits", "LocalRun", "Writer"]
-
-#: Rows of a step before `max_reject_rate` is looked at.
-_REJECT_SAMPLE = 200
+__all__ = ["LocalRun", "Writer"]
 
 #: The lane of functions that make many rows of one; one unit at a time, and none while the window is full.
 _EXPANDING = "expanding"
@@ -48,18 +45,6 @@ class Writer(Protocol):
 
     def commit(self, group: Sequence[Item]) -> Committed: ...
     def durable(self, root: int) -> Durable | None: ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How far a run may go."""
-
-    #: Live rows; None derives it from the engines.
-    window: int | None = None
-    #: Seconds that an engine may not answer before the run gives up.
-    engine_patience: float = 600.0
-    #: Share of rejected rows of one step at which the run stops.
-    max_reject_rate: float | None = None
 
 
 @dataclass
@@ -94,11 +79,14 @@ class LocalRun:
     _held_rows: int = 0
     _held_bytes: int = 0
     _inbox: list[Item] = field(default_factory=list)
-    _counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _rejects: RejectWatch = field(init=False)
     _failure: BaseException | None = None
     _torn: bool = False
     _wake: anyio.Event = field(default_factory=anyio.Event)
     _posted: anyio.Event = field(default_factory=anyio.Event)
+
+    def __post_init__(self) -> None:
+        self._rejects = RejectWatch(self.limits.max_reject_rate)
 
     async def run(self) -> None:
         phases = _phases(self.plan)
@@ -239,6 +227,7 @@ class LocalRun:
     async def _work(self, group: TaskGroup, lane: Lane, unit: Unit) -> None:
         """One unit: its engine, process, and what follows."""
         node = self.plan.nodes.get(unit.node)
+        began = self.clock()
         try:
             engine = None
             if node is not None and node.kind is NodeKind.STEP:
@@ -246,7 +235,7 @@ class LocalRun:
                 lane.budget = max(2 * engine.capacity, 2 * self.plan.batch_size)
             outcome = await process(self.plan, unit, engine, seed=self.seed, hook=self.hook)
         except EngineUnavailable as error:
-            self._retry(group, lane, unit, error)
+            self._retry(group, lane, unit, error, began)
             return
         lane.succeed(unit)
         units, done = self._ledger.commit(unit, outcome.effects)
@@ -255,13 +244,15 @@ class LocalRun:
             self._queue(unit.root, units)
         self._dispatch(group)
 
-    def _retry(self, group: TaskGroup, lane: Lane, unit: Unit, error: EngineUnavailable) -> None:
-        delay = lane.fail(unit, self._where(unit)[1])
+    def _retry(self, group: TaskGroup, lane: Lane, unit: Unit, error: EngineUnavailable, began: float) -> None:
+        """Puts a unit back. An engine that did not open was silent meanwhile, and would be for as long again."""
+        opening = 0.0 if lane.engine in self.engines.opened else self.clock() - began
+        delay = lane.fail(unit, self._where(unit)[1], opening)
         assert lane.failing_since is not None
         waited = self.clock() - lane.failing_since
         if isinstance(error, EngineRefused) and not lane.answered:
             raise RunStopped(f"engine {lane.engine!r} refuses to answer: {error}") from error
-        if waited > self.limits.engine_patience:
+        if waited + opening > self.limits.engine_patience:
             raise RunStopped(f"engine {lane.engine!r} has not answered for {waited:.0f} s: {error}") from error
         event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=str(error), delay=round(delay, 3))
         self.post(event)
@@ -313,20 +304,9 @@ class LocalRun:
             case Commit():
                 if item.done:
                     self._let_go(item.unit.root)
-                self._watch_rejects(item)
+                self._rejects.count(item.unit.node, len(item.unit.rows), len(item.outcome.rejected))
             case _:
                 pass
-
-    def _watch_rejects(self, item: Commit) -> None:
-        limit = self.limits.max_reject_rate
-        taken, rejected = self._counts.get(item.unit.node, (0, 0))
-        taken, rejected = taken + len(item.unit.rows), rejected + len(item.outcome.rejected)
-        self._counts[item.unit.node] = (taken, rejected)
-        if limit is not None and taken >= _REJECT_SAMPLE and rejected / taken >= limit:
-            raise RunStopped(
-                f"step {item.unit.node!r} rejected {rejected} of {taken} rows, which reaches --max-reject-rate {limit:g}; "
-                "`chainette rejected DIR` shows why"
-            )
 
 
 def _phases(plan: Plan) -> list[str]:

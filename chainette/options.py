@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from chainette.errors import InputError
 from chainette.hooks import Hook
 from chainette.io.shards import Format
-from chainette.local import Limits
+from chainette.limits import Limits
 
 __all__ = ["RunOptions"]
 
@@ -48,6 +49,8 @@ class RunOptions:
     #: Goes on with a directory that holds a run.
     resume: bool = False
     hooks: tuple[Hook, ...] = ()
+    #: Moves the units of an open directory (a `launch.Session`) to their end; None: this process does.
+    drive: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("limit", "batch_size", "max_rows_per_file", "window"):

@@ -1,21 +1,33 @@
 """What `run`, `resume` and `rejected --retry` have in common: who tells the run, and how it ends.
 
-Ctrl-C, a closed pipe and every error that can be mended leave a resumable directory; the command that goes on
-with it is printed. The exit codes are those of DESIGN 8.
+Ctrl-C, SIGTERM, a closed pipe and every error that can be mended leave a resumable directory; the command that goes
+on with it is printed. The exit codes are those of DESIGN 8.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
 
-from chainette.cli.common import INTERRUPTED, REJECTED, command_line, console, is_terminal, show_error, silence_stdout
+from chainette.cli.common import (
+    INTERRUPTED,
+    REJECTED,
+    command_line,
+    console,
+    is_terminal,
+    show_error,
+    show_path,
+    silence_stdout,
+)
 from chainette.errors import DiskError, EngineError, RunStopped
 
 if TYPE_CHECKING:
@@ -102,7 +114,7 @@ def launch(directory: Path, telling: Telling, start: Callable[[tuple[Hook, ...]]
     """
     reporter = telling.reporter(directory, plan)
     try:
-        with telling.foreign_output(), reporter:
+        with telling.foreign_output(), reporter, _terminating_as_ctrl_c():
             result = start((reporter, *telling.others()))
         reporter.end(result)
     except KeyboardInterrupt:
@@ -118,8 +130,29 @@ def launch(directory: Path, telling: Telling, start: Callable[[tuple[Hook, ...]]
         if "chainette resume" not in str(error):
             _say_how_to_go_on(directory)
         raise typer.Exit(code) from None
+    if not result.metadata["records"]:
+        typer.secho(f"warning: {show_path(result.metadata['input']['path'])} holds no records", fg="yellow", err=True)
     if result.metadata["rows_rejected"]:
         raise typer.Exit(REJECTED)
+
+
+@contextlib.contextmanager
+def _terminating_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM stops a run as Ctrl-C does; where that is ignored, it ends the process as ever."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        if callable(interrupt):
+            interrupt(signal.SIGINT, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say_how_to_go_on(directory: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import Annotated
 
 import typer
 
+from chainette.cli.common import INTERRUPTED
 from chainette.cli.engines import engines
 from chainette.cli.inspect import inspect, inspect_dag
 from chainette.cli.rebuild import rebuild
@@ -68,7 +71,20 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    app(prog_name="chainette")
+    try:
+        app(prog_name="chainette")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _leave_at_once()
+        raise
+
+
+def _leave_at_once() -> None:
+    """Ends an interrupted process without waiting for a thread in which a function of the user's is at work."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

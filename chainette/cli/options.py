@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,8 @@ __all__ = [
     "RunDirectory",
     "Show",
     "Window",
+    "Workers",
+    "drive_of",
 ]
 
 
@@ -49,4 +52,40 @@ MaxRejectRate = Annotated[
 Patience = Annotated[
     float, typer.Option("--engine-patience", metavar="SECONDS", min=0, help="Give up when an engine is silent for so long.")
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N | ENGINE=N,...",
+        help="Use N worker processes per engine, with a Valkey of their own.",
+    ),
+]
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
+
+
+def drive_of(workers: str | None, *, show: bool) -> Callable[[Any], None] | None:
+    """What moves a run's units: None is this process.
+
+    Raises:
+        typer.BadParameter: neither a number nor numbers by engine, or --show, which sees this process only.
+    """
+    if workers is None:
+        return None
+    if show:
+        raise typer.BadParameter("--show sees the requests of this process only; leave out --workers, and add --limit")
+    from chainette_workers.local_fleet import LocalFleet
+
+    try:
+        if "=" not in workers:
+            return LocalFleet(_count(workers))
+        pairs = (part.partition("=") for part in workers.split(","))
+        return LocalFleet({name.strip(): _count(number) for name, _, number in pairs})
+    except ValueError:
+        raise typer.BadParameter(f"--workers {workers}: expected a number, or ENGINE=N for each engine") from None
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number

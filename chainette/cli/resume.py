@@ -8,7 +8,7 @@ import typer
 
 from chainette.cli.common import guarded
 from chainette.cli.launch import Telling, launch
-from chainette.cli.options import Debug, JsonLogs, MaxRejectRate, Patience, Quiet, RunDirectory, Show, Window
+from chainette.cli.options import Debug, JsonLogs, MaxRejectRate, Patience, Quiet, RunDirectory, Show, Window, Workers, drive_of
 
 __all__ = ["resume"]
 
@@ -30,6 +30,7 @@ def resume(
     max_reject_rate: MaxRejectRate = None,
     engine_patience: Patience = 600.0,
     window: Window = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
     show: Show = False,
@@ -41,6 +42,7 @@ def resume(
     log of DIR recorded.
     """
     _refuse(context.args)
+    drive = drive_of(workers, show=show)
     telling = Telling(quiet, json_logs, show, debug)
 
     from chainette import executor
@@ -55,6 +57,7 @@ def resume(
             engine_patience=engine_patience,
             window=window,
             hooks=hooks,
+            drive=drive,
         ),
     )
 

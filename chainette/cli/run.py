@@ -21,6 +21,8 @@ from chainette.cli.options import (
     Quiet,
     Show,
     Window,
+    Workers,
+    drive_of,
 )
 
 __all__ = ["run"]
@@ -54,6 +56,7 @@ def run(
     max_reject_rate: MaxRejectRate = None,
     engine_patience: Patience = 600.0,
     window: Window = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
     show: Show = False,
@@ -68,6 +71,7 @@ def run(
     3 done with rejected rows, 130 interrupted.
     """
     del stream_writer
+    drive = drive_of(workers, show=show)
     telling = Telling(quiet, json_logs, show, debug)
     with telling.foreign_output():
         loaded, plan = load_plan(chain, chain_root, engines, simulate=simulate, batch_size=batch_size)
@@ -102,6 +106,7 @@ def run(
             chain_ref=loaded.reference,
             chain_root=str(chain_root.resolve()),
             hooks=hooks,
+            drive=drive,
         ),
         plan,
     )

@@ -20,6 +20,7 @@ from chainette.core.check import misfits, model_problems
 from chainette.core.fingerprint import fingerprint_code, fingerprint_model
 from chainette.core.node import Node
 from chainette.core.plan import (
+    PYTHON,
     End,
     Fork,
     Join,
@@ -39,10 +40,7 @@ from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT
 from chainette.utils.ids import snake_case
 
-__all__ = ["INPUTS", "PYTHON", "RESERVED", "compile_chain"]
-
-#: The engine name of nodes that no engine answers.
-PYTHON = "python"
+__all__ = ["INPUTS", "RESERVED", "compile_chain"]
 
 #: The input of a node that is executed alone, beside the history it is given.
 INPUTS = "inputs"

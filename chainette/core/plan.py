@@ -19,6 +19,7 @@ from chainette.errors import Place, Problem
 from chainette.utils.ids import snake_case
 
 __all__ = [
+    "PYTHON",
     "End",
     "Fork",
     "Join",
@@ -33,6 +34,10 @@ __all__ = [
     "cardinality_of",
     "join_adapter",
 ]
+
+
+#: The engine name of what no engine answers.
+PYTHON = "python"
 
 
 class NodeKind(StrEnum):
@@ -186,6 +191,10 @@ class Plan:
         parts = [f"{node.id}={node.fingerprint}>{node.next}" for node in self.nodes.values()]
         parts += [f"{fork.id}={fork.joins}{fork.sides}>{fork.after}" for fork in self.forks.values()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def engine_of(self, node: str) -> str:
+        """The engine of a node; "python" for an Apply and for the join of a fork."""
+        return self.nodes[node].engine if node in self.nodes else PYTHON
 
     def adapter(self, name: str) -> TypeAdapter[Any]:
         """Validates the JSON that a row holds under a name."""

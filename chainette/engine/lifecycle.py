@@ -139,7 +139,8 @@ class Engines:
                 await engine.close()
             if isinstance(error, TimeoutError):
                 raise EngineUnavailable(
-                    f"engine {config.name!r} was not ready after {config.startup_timeout:g} s (startup_timeout)"
+                    f"engine {config.name!r} was not ready after {config.startup_timeout:g} s; "
+                    "see whether it starts at all, or give it longer: startup_timeout=..."
                 ) from error
             raise
         self._on_loaded(config, engine, time.perf_counter() - began)

@@ -43,6 +43,11 @@ class RunKeys:
         return f"chainette:run:{self.run}"
 
     @property
+    def notes(self) -> str:
+        """Side stream of things that may get lost."""
+        return f"{self.state}:notes"
+
+    @property
     def prefix(self) -> str:
         return f"chainette:{self.run}:{self.epoch}:"
 

@@ -33,7 +33,11 @@ def lines(stream: IO[bytes], max_bytes: int, first: int = 1) -> Iterator[Line]:
         number += 1
         if len(data) > max_bytes and not data.endswith(b"\n"):
             total = len(data) + _skip_line(stream)
-            yield Line(number, data[:KEPT], f"the line is {total:,} bytes long, more than the {max_bytes:,} allowed")
+            yield Line(
+                number,
+                data[:KEPT],
+                f"the line is {total:,} bytes long, more than the {max_bytes:,} allowed; split or shorten it",
+            )
         else:
             yield Line(number, data)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from chainette.engine.base import Engine
+from chainette.engine.config import EngineConfig
 from chainette.records import Usage
 
 __all__ = [
@@ -75,6 +77,8 @@ class RunStarted(Event, frozen=True, tag="run_started"):
 
     #: Records expected in the input after --limit; None where it cannot be known.
     expected: int | None = None
+    #: Where the results of this epoch begin in a fleet: (stream id, token).
+    anchor: tuple[str, str] | None = None
 
 
 class RunResumed(Event, frozen=True, tag="run_resumed"):
@@ -153,6 +157,18 @@ class EngineLoaded(Event, frozen=True, tag="engine_loaded"):
     seconds: float
     deterministic: bool = False
     details: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, config: EngineConfig, engine: Engine, seconds: float) -> EngineLoaded:
+        """The event of an engine that has just become ready."""
+        return cls(
+            engine=config.name,
+            backend=config.backend,
+            model=config.model,
+            seconds=round(seconds, 3),
+            deterministic=engine.deterministic,
+            details=engine.describe(),
+        )
 
 
 class EngineReleased(Event, frozen=True, tag="engine_released"):

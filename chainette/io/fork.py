@@ -174,16 +174,20 @@ class _Fork:
                 return
             case ShardSealed():
                 folder = event.file.rpartition("/")[0]
-                if folder not in self._rewritten and not self._is_reopened(folder):
+                if folder not in self._rewritten and self._is_kept(folder):
                     yield event
             case UnitCommitted():
-                if event.node not in self.reopen.nodes:
+                if event.node == CHAIN_INPUT or self._has(event.node):
                     yield self._keep_unit(event, reader)
             case _:
                 yield event
 
-    def _is_reopened(self, folder: str) -> bool:
-        return any(node.folder == folder and node.id in self.reopen.nodes for node in self.plan.nodes.values())
+    def _is_kept(self, folder: str) -> bool:
+        return any(node.folder == folder and self._has(node.id) for node in self.plan.nodes.values())
+
+    def _has(self, node: str) -> bool:
+        """Whether the rows of a node or a fork stay: the chain still has it, and it is not taken back."""
+        return node not in self.reopen.nodes and (node in self.plan.nodes or node in self.plan.forks)
 
     def _keep_unit(self, event: UnitCommitted, reader: ShardReader) -> UnitCommitted:
         """The unit with the spans that its rejections and its finished rows have now."""

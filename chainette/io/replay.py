@@ -113,6 +113,8 @@ class RunState:
     retries: int = 0
     finished_rows: int = 0
     records: int = 0
+    #: (stream id, token) of the last durable result of a fleet, or of the epoch's anchor.
+    position: tuple[str, str] | None = None
     #: One byte per root, 1 once it is complete.
     done: bytearray = field(default_factory=bytearray)
     done_count: int = 0
@@ -144,9 +146,9 @@ class RunState:
             case RunCreated():
                 self.created, self.graph = event, event.graph
             case RunStarted():
-                self.started_at, self.expected = event.at, event.expected
+                self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
             case RunResumed():
-                self.status, self.expected = Status.RUNNING, event.expected
+                self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
                 self.graph = event.graph or self.graph
             case UnitCommitted():
                 self._commit(event, offset)
@@ -170,6 +172,7 @@ class RunState:
                 pass
 
     def _commit(self, event: UnitCommitted, offset: int) -> None:
+        self.position = event.pos or self.position
         if event.node != CHAIN_INPUT:  # bad lines are counted when their root is complete
             self._count(event)
         for file, (_, _, size, rows) in event.off.items():

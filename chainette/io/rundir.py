@@ -17,11 +17,13 @@ __all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "write_all"]
 class RunDir:
     """The paths below one output directory."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], shown: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path)
+        self._shown = str(path if shown is None else shown)
 
     def __str__(self) -> str:
-        return str(self.path)
+        """The directory as the user named it."""
+        return self._shown
 
     @property
     def log(self) -> Path:

@@ -27,7 +27,17 @@ from chainette.io.sealing import Sealer
 from chainette.io.shards import StreamWriter
 from chainette.io.writer import RunWriter
 
-__all__ = ["changed_nodes", "claim_directory", "create", "git_commit", "graph_of", "read_state", "recover", "versions"]
+__all__ = [
+    "changed_nodes",
+    "claim_directory",
+    "create",
+    "git_commit",
+    "graph_of",
+    "read_state",
+    "recover",
+    "removed_nodes",
+    "versions",
+]
 
 
 def claim_directory(directory: RunDir) -> EventLog:
@@ -55,6 +65,7 @@ def claim_directory(directory: RunDir) -> EventLog:
 
 
 def _refuse_existing(directory: RunDir) -> None:
+    EventLog(directory.log).close()
     try:
         state = read_state(directory)[0]
         what = f"the run {state.run.run_id} of chain {state.run.chain!r} ({state.status})"
@@ -96,8 +107,10 @@ def read_state(directory: RunDir) -> tuple[RunState, int]:
     return state, end
 
 
-def recover(directory: RunDir, plan: Plan) -> RunWriter:
-    """The writer of a directory that holds a run, in a new epoch: files cut to what the log says.
+def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWriter:
+    """The writer of a directory that holds a run: files cut to what the log says.
+
+    It goes on in a new epoch; or in the last one, where what is in flight of it still counts.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -110,7 +123,7 @@ def recover(directory: RunDir, plan: Plan) -> RunWriter:
     try:
         state, end = read_state(directory)
         _ = state.run
-        log.continue_after(end, state.seq, state.epoch + 1)
+        log.continue_after(end, state.seq, state.epoch + new_epoch)
         writer = _writer(directory, plan, log, state)
     except BaseException:
         log.close()
@@ -239,3 +252,8 @@ def changed_nodes(state: RunState, plan: Plan) -> list[str]:
         or recorded[node.id]["fingerprint"] != node.fingerprint
         or recorded[node.id]["input"] != node.source
     ]
+
+
+def removed_nodes(state: RunState, plan: Plan) -> list[str]:
+    """Nodes that the directory was made with and the plan does not have."""
+    return [node["id"] for node in state.graph["nodes"] if node["id"] not in plan.nodes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from chainette.io.shape import json_fields
 
 __all__ = ["BadRecord", "InputModel", "object_names"]
 
+_log = logging.getLogger("chainette")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 #: Names of ignored columns kept for the caller; inputs may have one per row.
 _MOST_IGNORED = 100
@@ -28,7 +30,8 @@ class InputModel:
     """Validates records against a chain's input model.
 
     JSON and Parquet values are validated as they are; CSV cells by pydantic's conversions from text,
-    except that a cell for a list, dict or model is JSON. Unknown columns follow the model's `extra`.
+    except that a cell for a list, dict or model is JSON. Unknown columns follow the model's `extra`;
+    those that are ignored are said once, in the log of the process.
     """
 
     def __init__(self, model: type[BaseModel], key: str | None = None) -> None:
@@ -76,7 +79,11 @@ class InputModel:
 
     def _note_ignored(self, names: Any) -> None:
         if self._ignores and not self._known.issuperset(names) and len(self.ignored) < _MOST_IGNORED:
-            self.ignored.update(name for name in names if name not in self._known)
+            new = [name for name in names if name not in self._known and name not in self.ignored]
+            if new:
+                self.ignored.update(new)
+                said = ", ".join(map(repr, new))
+                _log.warning("the input has columns that %s does not have, they are ignored: %s", self.model.__name__, said)
 
     def _dump(self, validate: Any) -> bytes:
         try:

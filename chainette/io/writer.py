@@ -50,6 +50,10 @@ class Commit:
     unit: Unit
     outcome: Outcome
     done: bool
+    #: (stream id, token) of the result in a fleet.
+    pos: tuple[str, str] | None = None
+    #: Rows that went in, where the unit came without them.
+    taken: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,15 @@ class RunWriter:
         """How often the run was resumed."""
         return self._log.epoch
 
+    @property
+    def raised(self) -> bool:
+        """Whether this session began an epoch of its own."""
+        return self._log.epoch > self.state.epoch
+
+    def raise_epoch(self) -> None:
+        """Begins a new epoch with the next event, unless that was done already and not yet said."""
+        self._log.epoch = max(self._log.epoch, self.state.epoch + 1)
+
     # -- rows
 
     def commit(self, group: Sequence[Item]) -> Committed:
@@ -172,6 +185,7 @@ class RunWriter:
         """Appends the rows of one outcome, and of its root where that is complete."""
         unit, outcome = commit.unit, commit.outcome
         works = unit.node in self.plan.nodes  # joins and bad lines are counted with their root
+        taken = (commit.taken if commit.taken is not None else len(unit.rows)) if works else 0
         self._roots.add(commit)
         off = self._append_outputs(unit, outcome)
         if outcome.rejected:
@@ -189,14 +203,15 @@ class RunWriter:
             root=unit.root,
             unit=unit.part,
             off=off,
-            taken=len(unit.rows) if works else 0,
+            taken=taken,
             given=len(outcome.outputs),
             rejected=len(outcome.rejected),
-            added=len(outcome.outputs) + len(outcome.rejected) + len(outcome.dropped) - len(unit.rows) if works else 0,
+            added=len(outcome.outputs) + len(outcome.rejected) + len(outcome.dropped) - taken if works else 0,
             dropped=outcome.dropped,
             reasons=dict(Counter(rejection.reason for rejection in outcome.rejected)),
             usage=outcome.usage,
             root_done=root_done,
+            pos=commit.pos,
         )
 
     def _append_outputs(self, unit: Unit, outcome: Outcome) -> dict[str, Span]:

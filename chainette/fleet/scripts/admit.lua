@@ -1,5 +1,24 @@
 -- The next root: repeatable by any coordinator, since the cursor must be where the caller thinks it is.
--- A: run, epoch, k, root, rows, record, effects, entry ("" for none), token
-local RUN = need(A.run, 'string', 'run')
-local EPOCH = need(A.epoch, 'number', 'epoch')
+-- A: run, epoch, k, root, rows, record, effects, entry (bad lines; "" for none), token
+local RUN, EPOCH = need(A.run, 'string', 'run'), need(A.epoch, 'number', 'epoch')
 local P = prefix_of(RUN, EPOCH)
+--EFFECTS
+local root = need(A.root, 'number', 'root')
+need(A.k, 'number', 'k'); need(A.rows, 'number', 'rows'); need(A.record, 'string', 'record')
+need(A.entry, 'string', 'entry'); need(A.token, 'string', 'token')
+local run = redis.call('HMGET', run_key(RUN), 'epoch', 'state', 'cursor', 'live_rows', 'window')
+if tonumber(run[1] or -1) ~= EPOCH then return 'LOST' end
+if run[2] ~= 'running' then return run[2] end
+if tonumber(run[3]) ~= A.k then return 'BEHIND' end
+if redis.call('HLEN', P .. 'live') > 0 and tonumber(run[4]) >= tonumber(run[5]) then return 'FULL' end
+check_effects(A.effects)
+redis.call('HSET', P .. 'live', root, A.rows)
+redis.call('HINCRBY', run_key(RUN), 'live_rows', A.rows)
+redis.call('SET', P .. 'r:' .. root, A.record)
+add(A.effects, root)
+redis.call('HINCRBY', run_key(RUN), 'cursor', 1)
+local done = #A.effects.units == 0
+if done or A.entry ~= '' then
+  redis.call('XADD', P .. 'stream', '*', 't', A.token, 'k', 'admit', 'r', root, 'd', done and 1 or 0, 'e', A.entry)
+end
+return 'OK'

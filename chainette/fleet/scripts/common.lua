@@ -1,6 +1,16 @@
--- Shared by every script. ARGV[1] is one msgpack map; what is wrong with it is found before the first write,
--- because a script that fails half-way keeps what it wrote.
-local A = cmsgpack.unpack(ARGV[1])
+-- Shared by every script. ARGV[1] is one msgpack map, in which {blob = n} stands for ARGV[n]: cmsgpack knows no
+-- binary type. What is wrong with the map is found before the first write, because a script that fails half-way
+-- keeps what it wrote.
+local function with_blobs(value)
+  if type(value) ~= 'table' then return value end
+  if value.blob then return ARGV[value.blob] end
+  for name, part in pairs(value) do value[name] = with_blobs(part) end
+  return value
+end
+
+if #ARGV == 0 then error('chainette: no arguments') end
+local A = with_blobs(cmsgpack.unpack(ARGV[1]))
+if type(A) ~= 'table' then error('chainette: the arguments are not a map') end
 
 local function need(value, kind, name)
   if type(value) ~= kind then error('chainette: ' .. name .. ' must be a ' .. kind .. ', got ' .. type(value)) end

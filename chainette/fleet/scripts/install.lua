@@ -13,4 +13,5 @@ redis.call('HDEL', key, 'total')
 redis.call('SADD', 'chainette:runs', A.run)
 local stream = prefix_of(A.run, A.epoch) .. 'stream'
 redis.call('DEL', stream)
-return {'OK', redis.call('XADD', stream, '*', 't', A.token)}
+redis.call('XADD', stream, '0-1', 't', A.token)
+return {'OK', A.epoch}

@@ -1,0 +1,135 @@
+"""Keeps one server alive exactly as long as the process that asked for it.
+
+A script of its own (`python -I -S keeper.py`, standard library only), because a server that must die with its starter
+needs a parent that outlives the starter's kill -9 and that no other thread can end. It reads one line of JSON, starts
+the server, prints its process id (0 and the reason if it cannot be started), and ends it (SIGTERM, after the grace
+SIGKILL) when its standard input ends, when the starter is gone (a forked child may hold the pipe open), at SIGTERM, or
+when the server ends by itself. Its last words are the end of the server's log; the directory of socket and log is gone
+then. Should the keeper itself be killed, the kernel kills the server (Linux).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import IO, Any
+
+try:
+    import ctypes
+except ImportError:  # a Python built without libffi
+    ctypes = None  # type: ignore[assignment]
+
+__all__: list[str] = []
+
+#: Seconds between two looks at what sends no event here: the server's end, another parent.
+TICK = 0.25
+
+#: Bytes of the log that the starter is told at the end.
+LOG_TAIL = 4096
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    # blocked signals are inherited, and a starter that blocks SIGTERM would make the server deaf to it
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    line = sys.stdin.buffer.readline()
+    if line:
+        keep(json.loads(line))
+
+
+def keep(request: dict[str, Any]) -> None:
+    directory = request["directory"]
+    os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib doubles the start-up of this script
+    try:
+        with open(f"{directory}/log", "w+b") as log:  # noqa: PTH123
+            try:
+                server = launch(request, log)
+            except OSError as error:
+                tell(f"0\n{error}".encode())
+                return
+            try:
+                tell(b"%d\n" % server.pid)
+                send(server, request["config"].encode())
+                wait(server, request["starter"])
+            finally:
+                end(server, request["grace"])
+                tell(tail(log))
+    finally:
+        clear(directory)
+
+
+def launch(request: dict[str, Any], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603
+        [request["server"], "-"],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=request["data_dir"],
+        pass_fds=[request["lock"]],
+        preexec_fn=die_with_keeper(),
+    )
+
+
+def die_with_keeper() -> Callable[[], None] | None:
+    if sys.platform != "linux" or ctypes is None:
+        return None
+    prctl, keeper = ctypes.CDLL(None).prctl, os.getpid()
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != keeper:
+            os._exit(1)
+
+    return bind
+
+
+def send(server: subprocess.Popen[bytes], config: bytes) -> None:
+    assert server.stdin is not None
+    with contextlib.suppress(BrokenPipeError), server.stdin as pipe:
+        pipe.write(config)
+
+
+def wait(server: subprocess.Popen[bytes], starter: int) -> None:
+    """Returns when the server ended or nobody needs it any more."""
+    while server.poll() is None and os.getppid() == starter:
+        if select.select([sys.stdin], [], [], TICK)[0]:
+            return
+
+
+def end(server: subprocess.Popen[bytes], grace: float) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    server.terminate()
+    try:
+        server.wait(grace)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def tell(words: bytes) -> None:
+    """Tells the starter, who may be gone."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stdout.fileno(), words)
+
+
+def tail(log: IO[bytes]) -> bytes:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL))
+    return log.read()
+
+
+def clear(directory: str) -> None:
+    for entry in list(os.scandir(directory)):
+        os.unlink(entry.path)  # noqa: PTH108
+    os.rmdir(directory)  # noqa: PTH106
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What the fleet's processes say to each other through Redis: typed, msgpack, sizes checked before decoding."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from chainette.errors import ChainetteError
+from chainette.records import Outcome, Output, Partial, Rejection, Row, Unit, Usage
+
+__all__ = ["Admission", "BadMessage", "Result", "RootRecord", "open_message"]
+
+#: Bytes of one message that a process is willing to decode.
+MAX_BYTES = 256 << 20
+
+T = TypeVar("T")
+
+
+class BadMessage(ChainetteError):
+    """Bytes in Redis that are not what they must be; nothing of them was used."""
+
+
+class RootRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A root as it was admitted; the sink reads it when the root's first result comes."""
+
+    rows: list[Row]
+    records: int
+
+
+class Admission(msgspec.Struct, frozen=True, array_like=True):
+    """The stream entry of an admission: the bad lines of the root."""
+
+    rejected: list[Rejection]
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """The stream entry of a commit: the outcome without its successors, which are queued already."""
+
+    node: str
+    root: int
+    part: str
+    taken: int
+    outputs: list[Output]
+    rejected: list[Rejection]
+    dropped: list[str]
+    usage: Usage
+    worker: str
+
+    @classmethod
+    def of(cls, unit: Unit, outcome: Outcome, worker: str) -> Result:
+        """What the sink has to write of a unit's outcome."""
+        return cls(
+            unit.node,
+            unit.root,
+            unit.part,
+            len(unit.rows),
+            outcome.outputs,
+            outcome.rejected,
+            outcome.dropped,
+            outcome.usage,
+            worker,
+        )
+
+
+def open_message(data: Any, kind: type[T]) -> T:
+    """A message out of bytes that anybody may have written.
+
+    Raises:
+        BadMessage: not bytes, too large, or not a `kind`.
+    """
+    if not isinstance(data, bytes) or len(data) > MAX_BYTES:
+        found = f"{len(data):,} bytes" if isinstance(data, bytes) else type(data).__name__
+        raise BadMessage(f"a {kind.__name__} in Redis is {found}; at most {MAX_BYTES:,} bytes are decoded")
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise BadMessage(f"a {kind.__name__} in Redis does not decode: {error}") from error
+
+
+def open_join(node: str, root: int, part: str, scope: str, fields: dict[bytes, bytes]) -> Unit:
+    """The join unit that a fork's hash holds: base rows, partials in order, stopped ids.
+
+    Raises:
+        BadMessage: one of its parts is not what it must be.
+    """
+    partials: dict[str, list[Row]] = {}
+    stopped: list[str] = []
+    for name, blob in sorted(fields.items()):
+        if name.startswith(b"p:"):
+            partial = open_message(blob, Partial)
+            partials.setdefault(partial.branch, []).extend(partial.rows)
+        elif name.startswith(b"x:"):
+            stopped += open_message(blob, list[str])
+    return Unit(node, root, part, scope, open_message(fields.get(b"base"), list[Row]), partials, stopped)

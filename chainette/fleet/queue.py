@@ -1,0 +1,434 @@
+"""The leased queue: RQ's data model, with every transition one fenced Lua script (PROTOCOL).
+
+Each call may be repeated after a lost reply. A claim holds while its token stands in the job's hash, its epoch
+is the run's and the run was not cancelled; a commit that does not hold changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from chainette.core.plan import Plan
+from chainette.fleet.keys import RUNS, RunKeys
+from chainette.fleet.messages import Admission, BadMessage, Result, RootRecord, open_join, open_message
+from chainette.io.events import AnyEvent, Event
+from chainette.io.log import encode_line, parse_line
+from chainette.records import Effects, Outcome, Rejection, Scope, Unit, encode
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["ANCHOR", "LEASE", "Admitted", "Claim", "Entry", "FleetQueue", "Lost", "Progress", "RunInfo"]
+
+#: Seconds that a worker may be silent before its units are given to others.
+LEASE = 6.0
+
+#: Stream id of the anchor that every epoch's stream begins with.
+ANCHOR = "0-1"
+
+#: The one function that a job may name. It is never imported: workers know what a job means.
+FUNCTION = "chainette.process"
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Lost(Exception):
+    """A claim, an epoch or an owner that no longer holds: what was asked for did not happen."""
+
+
+class Admitted(StrEnum):
+    """What became of an admission."""
+
+    #: the root is in
+    OK = "OK"
+    #: no credit: the window is full
+    FULL = "FULL"
+    #: the cursor is elsewhere: another coordinator admitted, or an earlier call of this one did
+    BEHIND = "BEHIND"
+    #: the run is held
+    PAUSED = "paused"
+    #: the run was given up
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A unit in a worker's hands."""
+
+    job: str
+    token: str
+    run: str
+    epoch: int
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a run's stream."""
+
+    id: str
+    token: str
+    #: None for the anchor.
+    message: Result | Admission | None
+    root: int = -1
+    #: Whether the root is complete with it.
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run's admission is."""
+
+    #: Roots admitted in this epoch.
+    cursor: int
+    #: Roots that this epoch admits in all; None until the input is at its end.
+    total: int | None
+    state: str
+    #: Roots that are admitted and not acknowledged.
+    live: set[int]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was admitted, and made durable."""
+        return self.total is not None and self.cursor >= self.total and not self.live
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What Redis says of a run."""
+
+    run: str
+    epoch: int
+    state: str
+    fields: Mapping[str, str]
+
+
+class FleetQueue:
+    """The transitions, over one connection pool. Thread-safe.
+
+    Raises (every call):
+        redis.RedisError: Redis did not answer; the call may or may not have happened.
+    """
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._redis = connection
+        self._scripts = {name: connection.register_script(_source(name)) for name in _SCRIPTS}
+
+    # -- runs
+
+    def install(
+        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int]
+    ) -> None:
+        """Makes an epoch current; its stream begins with the anchor `(ANCHOR, token)`. Everything older is refused.
+
+        Raises:
+            Lost: Redis knows this epoch, or a later one.
+        """
+        reply = self._call("install", run=run, epoch=epoch, owner=owner, token=token, queues=list(queues), fields=dict(fields))
+        if reply[0] != b"OK":
+            raise Lost(f"run {run}: epoch {epoch} is not newer than {reply[1]}")
+
+    def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
+        """A sink takes an epoch over.
+
+        Raises:
+            Lost: the stream does not continue what is durable.
+        """
+        self._expect("attach", run=run, epoch=epoch, owner=owner, id=position[0], token=position[1])
+
+    def close(self, run: str, epoch: int, owner: str, queues: Sequence[str]) -> None:
+        """Takes a complete run out of Redis; nothing of it stays.
+
+        Raises:
+            Lost: another owner, or another epoch.
+        """
+        self._expect("close", run=run, epoch=epoch, owner=owner, queues=list(queues))
+
+    def runs(self) -> list[RunInfo]:
+        """Runs that are not closed."""
+        found = []
+        for name in cast("set[bytes]", self._redis.smembers(RUNS)):
+            fields = cast("dict[bytes, bytes]", self._redis.hgetall(RunKeys(name.decode(), 0).state))
+            plain = {key.decode(): value.decode() for key, value in fields.items()}
+            if "epoch" in plain:
+                found.append(RunInfo(name.decode(), int(plain["epoch"]), plain["state"], plain))
+        return sorted(found, key=lambda info: info.run)
+
+    # -- roots
+
+    def admit(
+        self,
+        keys: RunKeys,
+        plan: Plan,
+        k: int,
+        root: int,
+        record: RootRecord,
+        bad: list[Rejection],
+        effects: Effects,
+        token: str,
+    ) -> Admitted:
+        """Puts a root in. `k` is how many this epoch has admitted before.
+
+        Raises:
+            Lost: the epoch is over.
+        """
+        reply = self._call(
+            "admit",
+            run=keys.run,
+            epoch=keys.epoch,
+            k=k,
+            root=root,
+            rows=len(record.rows),
+            record=encode(record),
+            effects=_plain(keys, plan, root, effects),
+            entry=encode(Admission(bad)) if bad else b"",
+            token=token,
+        )
+        if reply == b"LOST":
+            raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
+        return Admitted(reply.decode())
+
+    def record(self, keys: RunKeys, root: int) -> RootRecord:
+        """The rows of a live root as they were admitted.
+
+        Raises:
+            BadMessage: they are not there, or not what they must be.
+        """
+        return open_message(self._redis.get(keys.root(root)), RootRecord)
+
+    def end_of_input(self, keys: RunKeys, total: int) -> None:
+        """Says how many roots this epoch admits in all."""
+        self._redis.hset(keys.state, "total", str(total))
+
+    def progress(self, keys: RunKeys) -> Progress:
+        """How far admission is, and which roots are live."""
+        cursor, total, state = cast("list[bytes | None]", self._redis.hmget(keys.state, ["cursor", "total", "state"]))
+        live = cast("list[bytes]", self._redis.hkeys(f"{keys.prefix}live"))
+        return Progress(int(cursor or 0), None if total is None else int(total), (state or b"").decode(), {*map(int, live)})
+
+    # -- workers
+
+    def beat(self, incarnation: str, fields: Mapping[str, str | int | float], lease: float = LEASE) -> bool:
+        """Renews a worker's lease; False where it had lost it, so that its claims are gone."""
+        return bool(self._call("beat", incarnation=incarnation, lease=lease, fields=dict(fields)) == b"OK")
+
+    def claim(self, incarnation: str, token: str, queues: Sequence[tuple[str, str]]) -> Claim | None:
+        """The next unit out of (run, queue) pairs, tried in order.
+
+        Raises:
+            Lost: the worker's lease is over.
+            BadMessage: a job that does not decode; it is in the worker's hands and must be buried.
+        """
+        reply = self._call("claim", incarnation=incarnation, token=token, queues=[list(pair) for pair in queues], at=_stamp())
+        if reply[0] == b"LOST":
+            raise Lost(f"worker {incarnation}: its lease is over")
+        if reply[0] == b"EMPTY":
+            return None
+        _, job, run, epoch, root, scope, fork, data, payload = reply
+        node, part = _identity(data)
+        if fork:
+            fields = dict(zip(payload[::2], payload[1::2], strict=True))
+            unit = open_join(node, int(root), part, scope.decode(), fields)
+        else:
+            unit = open_message(payload, Unit)
+        return Claim(job.decode(), token, run.decode(), int(epoch), unit)
+
+    def reconcile(self, incarnation: str, known: Sequence[str]) -> int:
+        """Hands back what a claim whose reply was lost had taken; returns how many units."""
+        return int(self._call("reconcile", incarnation=incarnation, known=list(known)))
+
+    def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
+        """What became of a unit; False where the claim does not hold, so that nothing happened."""
+        keys = RunKeys(claim.run, claim.epoch)
+        reply = self._call(
+            "commit",
+            job=claim.job,
+            token=claim.token,
+            incarnation=incarnation,
+            entry=encode(Result.of(claim.unit, outcome, incarnation)),
+            entry_token=token,
+            effects=_plain(keys, plan, claim.unit.root, outcome.effects),
+        )
+        return bool(reply == b"OK")
+
+    def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:
+        """Puts a unit off: its engine did not answer."""
+        words = message[:2000]
+        reply = self._call("fail", job=claim.job, token=claim.token, incarnation=incarnation, delay=delay, message=words)
+        return bool(reply == b"OK")
+
+    def release(self, claim: Claim, incarnation: str) -> bool:
+        """Hands a unit back unharmed, to the front."""
+        return bool(self._call("release", job=claim.job, token=claim.token, incarnation=incarnation) == b"OK")
+
+    def reap(self) -> list[str]:
+        """Takes units back from workers whose lease is over; returns those workers."""
+        return [name.decode() for name in self._call("reap")]
+
+    def leave(self, incarnation: str) -> bool:
+        """Signs a worker off; False while it holds units."""
+        return bool(self._call("leave", incarnation=incarnation) == b"OK")
+
+    # -- results
+
+    def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
+        """Entries behind a position, oldest first; [] where there are none yet.
+
+        Raises:
+            Lost: the entry at the position is not the one that is durable: Redis does not continue the log.
+            BadMessage: an entry does not decode.
+        """
+        raw = cast("list[Any]", self._redis.xrange(keys.stream, min=position[0], count=count + 1))
+        if not raw or _entry_id(raw[0]) != position[0] or raw[0][1][b"t"] != position[1].encode():
+            raise Lost(f"run {keys.run}: the stream of epoch {keys.epoch} does not continue at {position[0]}")
+        return [_entry(item) for item in raw[1:]]
+
+    def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
+        """Everything up to a position is durable: gives back the credit of finished roots and trims the stream.
+
+        Raises:
+            Lost: another owner, another epoch, or the position is not in the stream.
+        """
+        self._expect("ack", run=keys.run, epoch=keys.epoch, owner=owner, id=position[0], token=position[1], roots=list(roots))
+
+    # -- notes
+
+    def note(self, run: str, event: Event) -> None:
+        """Tells the run's sink something that may get lost: an engine was loaded, a unit goes round again."""
+        self._redis.xadd(RunKeys(run, 0).notes, {"kind": "event", "text": encode_line(event)}, maxlen=10_000)
+
+    def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
+        """What was noted behind a stream id, and the id to go on from. What does not read as an event is passed over."""
+        found = cast("list[Any]", self._redis.xrange(RunKeys(run, 0).notes, min=f"({after}", count=256))
+        lines = [fields[b"text"].rstrip(b"\n") for _, fields in found if fields.get(b"kind") == b"event"]
+        events = [event for line in lines if (event := parse_line(line)) is not None]
+        return (_entry_id(found[-1]) if found else after), events
+
+    # -- calling
+
+    def _call(self, name: str, **arguments: Any) -> Any:
+        blobs: list[bytes] = []
+        packed = _pack(_with_blobs(arguments, blobs))
+        return self._scripts[name](args=[packed, *blobs])
+
+    def _expect(self, name: str, **arguments: Any) -> None:
+        reply = self._call(name, **arguments)
+        if reply != b"OK":
+            raise Lost(f"{name} of run {arguments['run']}, epoch {arguments['epoch']}: {reply.decode()}")
+
+
+_SCRIPTS = (
+    "ack",
+    "admit",
+    "attach",
+    "beat",
+    "claim",
+    "close",
+    "commit",
+    "fail",
+    "install",
+    "leave",
+    "reap",
+    "reconcile",
+    "release",
+)
+
+
+def _source(name: str) -> str:
+    folder = files("chainette.fleet.scripts")
+    common, effects, body = (folder.joinpath(f"{part}.lua").read_text() for part in ("common", "effects", name))
+    return common + body.replace("--EFFECTS\n", effects)
+
+
+def _with_blobs(value: Any, blobs: list[bytes]) -> Any:
+    """The value with every `bytes` moved to `blobs` and its number in its place."""
+    if isinstance(value, bytes):
+        blobs.append(value)
+        return {"blob": len(blobs) + 1}
+    if isinstance(value, dict):
+        return {name: _with_blobs(part, blobs) for name, part in value.items()}
+    return [_with_blobs(part, blobs) for part in value] if isinstance(value, list) else value
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _plain(keys: RunKeys, plan: Plan, root: int, effects: Effects) -> dict[str, Any]:
+    """Effects as the scripts take them."""
+    at = _stamp()
+    return {
+        "units": [_unit(keys, plan, unit, at) for unit in effects.units],
+        "scopes": [_scope(keys, plan, root, scope, at) for scope in effects.scopes],
+        "partials": [[partial.scope, encode(partial)] for partial in effects.partials],
+        "stopped": [[scope, _pack(row_ids)] for scope, row_ids in effects.stopped],
+    }
+
+
+def _unit(keys: RunKeys, plan: Plan, unit: Unit, at: str) -> dict[str, Any]:
+    return {
+        **_job(keys, plan, unit.node, unit.root, unit.part, len(unit.rows), at),
+        "scope": unit.scope,
+        "payload": encode(unit),
+    }
+
+
+def _scope(keys: RunKeys, plan: Plan, root: int, scope: Scope, at: str) -> dict[str, Any]:
+    part = f"{scope.part}j"
+    return {
+        **_job(keys, plan, scope.fork, root, part, len(scope.base), at),
+        "scope": scope.scope,
+        "parent": scope.parent,
+        "base": _pack(scope.base),
+    }
+
+
+def _job(keys: RunKeys, plan: Plan, node: str, root: int, part: str, rows: int, at: str) -> dict[str, Any]:
+    """What RQ shows of a unit: identifiers only, as JSON; its rows lie beside it."""
+    arguments = [keys.run, keys.epoch, node, root, part]
+    return {
+        "job": keys.job(node, root, part),
+        "queue": keys.queue(plan.engine_of(node), node),
+        "data": json.dumps([FUNCTION, None, arguments, {}]),
+        "description": f"{node} root {root}{f' part {part}' if part else ''}",
+        "rows": rows,
+        "at": at,
+    }
+
+
+def _identity(data: bytes) -> tuple[str, str]:
+    """(node, part) out of a job's arguments.
+
+    Raises:
+        BadMessage: the job names another function, or does not decode.
+    """
+    try:
+        name, _, (_, _, node, _, part), _ = json.loads(data)
+    except (ValueError, TypeError) as error:
+        raise BadMessage(f"a job in Redis does not say which unit it is: {data[:80]!r}") from error
+    if name != FUNCTION or not isinstance(node, str) or not isinstance(part, str):
+        raise BadMessage(f"a job in Redis names the function {str(name)[:80]!r}; jobs may name {FUNCTION!r} only")
+    return node, part
+
+
+def _entry_id(item: Any) -> str:
+    return str(item[0].decode())
+
+
+def _entry(item: Any) -> Entry:
+    fields = item[1]
+    message: Result | Admission | None = None
+    match fields.get(b"k"):
+        case b"unit":
+            message = open_message(fields[b"e"], Result)
+        case b"admit":
+            message = open_message(fields[b"e"], Admission) if fields[b"e"] else Admission([])
+    return Entry(_entry_id(item), fields[b"t"].decode(), message, int(fields.get(b"r", -1)), fields.get(b"d") == b"1")

@@ -1,0 +1,1 @@
+"""The transitions of the queue, one Lua script each."""

@@ -1,0 +1,19 @@
+-- The sink has made everything up to an entry durable: finished roots go, the stream is trimmed to that entry.
+-- A: run, epoch, owner, id, token, roots
+local RUN, EPOCH = need(A.run, 'string', 'run'), need(A.epoch, 'number', 'epoch')
+local P = prefix_of(RUN, EPOCH)
+need(A.owner, 'string', 'owner'); need(A.id, 'string', 'id'); need(A.token, 'string', 'token'); need(A.roots, 'table', 'roots')
+local run = redis.call('HMGET', run_key(RUN), 'epoch', 'owner')
+if tonumber(run[1] or -1) ~= EPOCH or run[2] ~= A.owner then return 'LOST' end
+local entry = redis.call('XRANGE', P .. 'stream', A.id, A.id)[1]
+if not entry or entry[2][2] ~= A.token then return 'LOST' end
+for _, root in ipairs(A.roots) do
+  local admitted = tonumber(redis.call('HGET', P .. 'live', root) or 0)
+  local outstanding = tonumber(redis.call('HGET', P .. 'out', root) or 0)
+  redis.call('HINCRBY', run_key(RUN), 'live_rows', -math.max(admitted, outstanding))
+  redis.call('HDEL', P .. 'live', root)
+  redis.call('HDEL', P .. 'out', root)
+  redis.call('DEL', P .. 'r:' .. root, P .. 's:' .. root .. ':')
+end
+redis.call('XTRIM', P .. 'stream', 'MINID', A.id)
+return 'OK'

@@ -1,0 +1,47 @@
+"""How far a run may go before it stops itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chainette.errors import RunStopped
+
+__all__ = ["Limits", "RejectWatch"]
+
+#: Rows of a step before its rate of rejections is looked at.
+_SAMPLE = 200
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a run may go."""
+
+    #: Live rows; None derives it from the engines.
+    window: int | None = None
+    #: Seconds that an engine may not answer before the run gives up.
+    engine_patience: float = 600.0
+    #: Share of rejected rows of one step at which the run stops.
+    max_reject_rate: float | None = None
+
+
+class RejectWatch:
+    """Counts rows per step and stops a run that rejects too many."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._limit = limit
+        self._counts: dict[str, tuple[int, int]] = {}
+
+    def count(self, step: str, taken: int, rejected: int) -> None:
+        """Takes in what one unit came to.
+
+        Raises:
+            RunStopped: the step has reached the limit.
+        """
+        before = self._counts.get(step, (0, 0))
+        taken, rejected = before[0] + taken, before[1] + rejected
+        self._counts[step] = (taken, rejected)
+        if self._limit is not None and taken >= _SAMPLE and rejected / taken >= self._limit:
+            raise RunStopped(
+                f"step {step!r} rejected {rejected} of {taken} rows, which reaches --max-reject-rate {self._limit:g}; "
+                "`chainette rejected DIR` shows why"
+            )

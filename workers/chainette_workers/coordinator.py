@@ -1,0 +1,75 @@
+"""The coordinator: admits roots in order while there is credit. It holds no rows and no state of its own.
+
+Any two of them agree, since admission is one script that asks where the cursor is (PROTOCOL 6).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from chainette.core.flow import Durable, frontier
+from chainette.core.plan import Plan
+from chainette.fleet.keys import RunKeys
+from chainette.fleet.messages import RootRecord
+from chainette.fleet.queue import Admitted, FleetQueue
+from chainette.io.roots import Root
+from chainette.records import CHAIN_INPUT
+
+__all__ = ["Coordinator"]
+
+
+@dataclass
+class Coordinator:
+    """Admits the roots that were not complete when the epoch began."""
+
+    queue: FleetQueue
+    keys: RunKeys
+    plan: Plan
+    #: Those roots, from the first; called again when another coordinator went ahead.
+    pending: Callable[[], Iterator[Root]]
+    #: What was durable of a root when the epoch began.
+    durable: Callable[[int], Durable | None]
+    _cursor: int = -1
+    _roots: Iterator[Root] | None = None
+    _next: Root | None = None
+    finished: bool = False
+
+    def step(self) -> bool:
+        """Admits the next root; False where it has to wait, or is finished.
+
+        Raises:
+            Lost: the epoch is over.
+        """
+        if self.finished:
+            return False
+        if self._roots is None:
+            self._cursor = self.queue.progress(self.keys).cursor
+            self._roots = islice(self.pending(), self._cursor, None)
+        root = self._next or next(self._roots, None)
+        if root is None:
+            self.queue.end_of_input(self.keys, self._cursor)
+            self.finished = True
+            return False
+        self._next = root
+        match self._admit(root):
+            case Admitted.OK:
+                self._cursor += 1
+                self._next = None
+                return True
+            case Admitted.BEHIND:
+                self._roots = self._next = None
+                return True
+            case Admitted.FULL | Admitted.PAUSED | Admitted.CANCELLED:
+                return False
+
+    def _admit(self, root: Root) -> Admitted:
+        durable = self.durable(root.number)
+        effects = frontier(self.plan, root.number, root.rows, durable)
+        known = durable.rejected(CHAIN_INPUT) if durable is not None else ()
+        bad = [rejection for rejection in root.bad if rejection.row_id not in known]
+        record = RootRecord(root.rows, root.records)
+        token = secrets.token_hex(8)
+        return self.queue.admit(self.keys, self.plan, self._cursor, root.number, record, bad, effects, token)
