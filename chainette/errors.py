@@ -18,6 +18,7 @@
         ChainChanged        the chain is not the one the directory was made with
         DiskError           the disk is full, or a write failed
         RunStopped          a run stopped itself; the directory is resumable
+        RunCancelled        somebody gave the run up
       RowsRejected          `Node.execute` had to reject rows; carries the rejections
 
 `exit_code` is what the command line exits with (DESIGN 8).
@@ -48,6 +49,7 @@ __all__ = [
     "PlanError",
     "Problem",
     "RowsRejected",
+    "RunCancelled",
     "RunDirectoryError",
     "RunDirectoryInUse",
     "RunError",
@@ -165,6 +167,10 @@ class DiskError(RunError):
 
 class RunStopped(RunError):
     """The run stopped before its end and can be resumed."""
+
+
+class RunCancelled(RunError):
+    """The run was given up with `chainette cancel`."""
 
 
 class RowsRejected(ChainetteError):

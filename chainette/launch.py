@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from chainette.core.chain import Chain, Inputs
 from chainette.core.compile import compile_chain
 from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
-from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, using_registry
+from chainette.engine.config import EngineConfig, EngineRegistry, overlaid
 from chainette.engine.lifecycle import Engines
-from chainette.errors import ChainChanged, ChainetteError, InputError, RunDirectoryError
+from chainette.errors import ChainChanged, ChainetteError, InputError, RunCancelled, RunDirectoryError
 from chainette.hooks import Hook, Hooks
 from chainette.io.events import EngineLoaded, EngineReleased, Event, RunCreated, RunResumed, RunStarted
 from chainette.io.fork import Reopen, affected_by, finish_swap, fork
@@ -99,12 +100,11 @@ async def iterate(
 
 def compile_plan(chain: Chain, options: RunOptions) -> Plan:
     """The chain as the options say: with engines of a file, simulated, in roots of another size."""
-    registry = chain.registry
-    if options.engines_file:
-        registry = EngineRegistry(chain.registry)
-        with using_registry(registry):
-            load_engines(options.engines_file, replace=True)
-    return compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
+    return compile_chain(chain, registry=_registry(chain, options), simulate=options.simulate, batch_size=options.batch_size)
+
+
+def _registry(chain: Chain, options: RunOptions) -> EngineRegistry:
+    return overlaid(chain.registry, options.engines_file) if options.engines_file else chain.registry
 
 
 def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
@@ -179,7 +179,8 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
 
 async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
     source = await anyio.to_thread.run_sync(_same_input, directory, state, options)
-    writer = await anyio.to_thread.run_sync(recover, directory, plan)
+    attaches = options.drive is not None and options.drive.attaches
+    writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, new_epoch=not attaches))
     return await _drive(plan, source, writer, options)
 
 
@@ -208,16 +209,21 @@ def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
     recorded = removed_nodes(state, plan)
     if len(recorded) == len(state.graph["nodes"]):
         raise ChainChanged(
-            f"{directory} is of another chain: it has rows of {state.run.chain!r} ({', '.join(recorded)}), and the chain now is "
+            f"{directory} is of another chain: it has rows of {state.run.chain!r} ({', '.join(recorded)}), the chain now is "
             f"{plan.chain!r} ({', '.join(plan.nodes)}); put the old chain back, or name another directory for a new run"
         )
+
+
+def _require_nodes(plan: Plan, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in plan.nodes:
+            raise RunDirectoryError(f"the chain has no step {name!r}; it has {', '.join(plan.nodes)}")
 
 
 def _fork_from(directory: RunDir, plan: Plan, state: RunState, step: str) -> None:
     """Takes back the rows of a step and of everything that depends on it."""
     _require_same_chain(directory, state, plan)
-    if step not in plan.nodes:
-        raise RunDirectoryError(f"the chain has no step {step!r}; it has {', '.join(plan.nodes)}")
+    _require_nodes(plan, [step])
     affected = affected_by(plan, step)
     missed = [node for node in changed_nodes(state, plan) if node not in affected]
     if missed:
@@ -239,6 +245,7 @@ async def retry(
     """See `executor.retry_rejected`."""
     state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     _require_unchanged(directory, state, plan)
+    _require_nodes(plan, sorted(steps))
 
     def matches(step: str, reason: str) -> bool:
         return (not steps or step in steps) and (not reasons or reason in reasons)
@@ -248,7 +255,7 @@ async def retry(
     ):
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
-        plan = _with_engine(plan, (chain or _load(directory, state)).registry, engine, steps)
+        plan = _with_engine(plan, _registry(chain or _load(directory, state), options), engine, steps)
     _same_input(directory, state, options)
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
     state, _ = await anyio.to_thread.run_sync(read_state, directory)
@@ -314,7 +321,7 @@ async def _drive(
         return RunResult(writer.directory, writer.state, plan)
     except BaseException as error:
         with anyio.CancelScope(shield=True):
-            _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, _reason(error)))
+            _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, error))
         raise
     finally:
         writer.close()
@@ -335,9 +342,9 @@ def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
     return writer.record([RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed)])
 
 
-def _try_to_pause(writer: RunWriter, reason: str) -> list[Event]:
+def _try_to_pause(writer: RunWriter, error: BaseException) -> list[Event]:
     try:
-        return writer.pause(reason)
+        return writer.cancel() if isinstance(error, RunCancelled) else writer.pause(_reason(error))
     except ChainetteError:  # the disk that stopped the run does not take the note either
         return []
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from chainette.errors import InputError
 from chainette.hooks import Hook
 from chainette.io.shards import Format
 from chainette.limits import Limits
 
-__all__ = ["RunOptions"]
+__all__ = ["Drive", "RunOptions"]
+
+
+class Drive(Protocol):
+    """Moves the units of an open directory (a `launch.Session`) to their end."""
+
+    @property
+    def attaches(self) -> bool:
+        """Whether a later session may find this one's units where it left them, so that the epoch goes on."""
+
+    def __call__(self, session: Any) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +58,8 @@ class RunOptions:
     #: Goes on with a directory that holds a run.
     resume: bool = False
     hooks: tuple[Hook, ...] = ()
-    #: Moves the units of an open directory (a `launch.Session`) to their end; None: this process does.
-    drive: Callable[[Any], None] | None = None
+    #: Who moves the units; None: this process does.
+    drive: Drive | None = None
 
     def __post_init__(self) -> None:
         for name in ("limit", "batch_size", "max_rows_per_file", "window"):

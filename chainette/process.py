@@ -252,7 +252,7 @@ async def _call(plan: Plan, node: PlanNode, rows: Sequence[Row]) -> _Result:
         async def call(index: int) -> None:
             try:
                 returned[index] = await apply.fn(*_arguments(plan, node, rows[index]))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 returned[index] = _Raised(error)
 
         async with anyio.create_task_group() as group:

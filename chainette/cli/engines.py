@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
@@ -66,23 +65,18 @@ def _availability(backend: str) -> str:
 
 
 def _list_engines(configs: Iterable[EngineConfig], users: dict[str, list[str]]) -> None:
+    from chainette.engine.config import public_url
+
     table = new_table(("engine", "backend", "model", "endpoint", "capacity", "key from", "exclusive", "steps"))
     for config in configs:
         table.add_row(
             config.name,
             config.backend,
             config.model,
-            "\n".join(map(without_password, config.endpoint)),
+            "\n".join(map(public_url, config.endpoint)),
             str(config.capacity or "auto"),
             f"${config.api_key_env}" if config.api_key_env else "",
             "yes" if config.exclusive else "",
             ", ".join(users.get(config.name, [])) or "-",
         )
-    console().print(table)
-
-
-def without_password(url: str) -> str:
-    """The URL without user, password, query and fragment, any of which may be a secret."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    console().print(table if table.row_count else "no engines")

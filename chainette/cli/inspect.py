@@ -27,9 +27,8 @@ def inspect(chain: ChainRef, engines: EngineFile = None, chain_root: ChainRoot =
     _, plan = load_plan(chain, chain_root, engines)
     warn(plan.warnings)
     screen = console()
-    screen.print(
-        f"chain {plan.chain}: {len(plan.nodes)} nodes, input {plan.input_model.__name__}, batch size {plan.batch_size}"
-    )
+    nodes = f"{len(plan.nodes)} node{'s' * (len(plan.nodes) > 1)}"
+    screen.print(f"chain {plan.chain}: {nodes}, input {plan.input_model.__name__}, batch size {plan.batch_size}")
     screen.print()
     screen.print(_nodes_table(plan))
     screen.print()

@@ -185,10 +185,6 @@ def registry_of(chain: Chain, engines: Path | None) -> EngineRegistry:
     Raises:
         EngineConfigError: the file cannot be read as engines.
     """
-    from chainette.engine.config import EngineRegistry, load_engines, using_registry
+    from chainette.engine.config import overlaid
 
-    if engines is None:
-        return chain.registry
-    with using_registry(EngineRegistry(chain.registry)) as registry:
-        load_engines(engines, replace=True)
-    return registry
+    return chain.registry if engines is None else overlaid(chain.registry, engines)

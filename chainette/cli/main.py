@@ -17,9 +17,18 @@ from chainette.cli.rejected import rejected
 from chainette.cli.resume import resume
 from chainette.cli.rows import rows
 from chainette.cli.run import run
+from chainette.cli.runs import cancel, pause, runs, unpause
 from chainette.cli.status import status
+from chainette.cli.worker import worker
 
 __all__ = ["app", "main", "version"]
+
+#: `enqueue` is `run` with other hands: the workers that serve the Redis.
+ENQUEUE = """Run CHAIN over INPUTS through the workers that serve a Redis, into a run directory.
+
+Admits rows while there is room and writes what comes back, until the end or Ctrl-C; `chainette resume DIR --redis URL`
+goes on where it stopped, and finds what the workers did meanwhile. Flags and exit codes are those of `run`.
+"""
 
 app = typer.Typer(
     name="chainette",
@@ -31,6 +40,12 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(resume)
+app.command("enqueue", help=ENQUEUE)(run)
+app.command()(worker)
+app.command()(runs)
+app.command()(pause)
+app.command()(unpause)
+app.command()(cancel)
 app.command()(inspect)
 app.command("inspect-dag")(inspect_dag)
 app.command()(engines)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from chainette.options import Drive
 
 __all__ = [
     "ChainRef",
@@ -19,6 +21,7 @@ __all__ = [
     "MaxRejectRate",
     "Patience",
     "Quiet",
+    "RedisUrl",
     "RunDirectory",
     "Show",
     "Window",
@@ -52,6 +55,12 @@ MaxRejectRate = Annotated[
 Patience = Annotated[
     float, typer.Option("--engine-patience", metavar="SECONDS", min=0, help="Give up when an engine is silent for so long.")
 ]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis", metavar="URL", help="The fleet's Redis [default: $CHAINETTE_REDIS_URL, else redis://127.0.0.1:6379/0]."
+    ),
+]
 Workers = Annotated[
     str | None,
     typer.Option(
@@ -63,16 +72,22 @@ Workers = Annotated[
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
 
 
-def drive_of(workers: str | None, *, show: bool) -> Callable[[Any], None] | None:
-    """What moves a run's units: None is this process.
+def drive_of(workers: str | None, redis: str | None, *, enqueue: bool = False, show: bool) -> Drive | None:
+    """Who moves a run's units: None is this process.
 
     Raises:
-        typer.BadParameter: neither a number nor numbers by engine, or --show, which sees this process only.
+        typer.BadParameter: flags that exclude each other, or --workers that is neither a number nor numbers by engine.
     """
-    if workers is None:
+    if workers is not None and (redis is not None or enqueue):
+        raise typer.BadParameter("--workers starts a Redis of its own; with --redis, the workers are those that serve it")
+    if redis is None and workers is None and not enqueue:
         return None
     if show:
-        raise typer.BadParameter("--show sees the requests of this process only; leave out --workers, and add --limit")
+        raise typer.BadParameter("--show sees requests of this process only; leave out --workers and --redis, add --limit")
+    if workers is None:
+        from chainette_workers.drive import RedisFleet
+
+        return RedisFleet(redis)
     from chainette_workers.local_fleet import LocalFleet
 
     try:

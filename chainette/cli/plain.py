@@ -117,7 +117,7 @@ class Plain(Reporter):
         last = self._told.get(event.node)
         if last is None or self._clock() - last >= _EVERY:
             self._told[event.node] = self._clock()
-            self._write(f"step {event.node}: its engine does not answer, retry in {event.delay:.0f} s: {event.message}")
+            self._write(f"step {event.node}: its engine does not answer, retry in {event.delay:.1f} s: {event.message}")
 
     def _tell_progress(self) -> None:
         view = self.progress.total()

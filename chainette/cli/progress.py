@@ -143,7 +143,7 @@ class Progress:
                 self._engines[event.engine] = EngineView(event.engine, "released")
             case UnitRetried() if event.node in engine_of:
                 name = engine_of[event.node]
-                text = f"not answering, retry in {event.delay:.0f} s: {event.message}"
+                text = f"not answering, retry in {event.delay:.1f} s: {event.message}"
                 self._engines[name] = EngineView(name, text, trouble=True)
             case UnitCommitted() if event.node in engine_of:
                 name = engine_of[event.node]

@@ -8,7 +8,19 @@ import typer
 
 from chainette.cli.common import guarded
 from chainette.cli.launch import Telling, launch
-from chainette.cli.options import Debug, JsonLogs, MaxRejectRate, Patience, Quiet, RunDirectory, Show, Window, Workers, drive_of
+from chainette.cli.options import (
+    Debug,
+    JsonLogs,
+    MaxRejectRate,
+    Patience,
+    Quiet,
+    RedisUrl,
+    RunDirectory,
+    Show,
+    Window,
+    Workers,
+    drive_of,
+)
 
 __all__ = ["resume"]
 
@@ -31,6 +43,7 @@ def resume(
     engine_patience: Patience = 600.0,
     window: Window = None,
     workers: Workers = None,
+    redis: RedisUrl = None,
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
     show: Show = False,
@@ -42,7 +55,7 @@ def resume(
     log of DIR recorded.
     """
     _refuse(context.args)
-    drive = drive_of(workers, show=show)
+    drive = drive_of(workers, redis, show=show)
     telling = Telling(quiet, json_logs, show, debug)
 
     from chainette import executor

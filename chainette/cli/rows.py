@@ -32,7 +32,8 @@ def rows(
         raise typer.BadParameter(f"--step {step}: the run has no rows of that name; it has {', '.join(folders)}")
     found = read_folder(run, state, folders[step])
     shown = list(itertools.islice(found, limit))
-    _print(shown, sum(1 for _ in found))
+    written = sum(count for _, count in state.ends.get(folders[step], {}).values())
+    _print(shown, written - len(shown))
 
 
 def _print(shown: list[dict[str, Any]], more: int) -> None:

@@ -19,6 +19,7 @@ from chainette.cli.options import (
     MaxRejectRate,
     Patience,
     Quiet,
+    RedisUrl,
     Show,
     Window,
     Workers,
@@ -30,6 +31,7 @@ __all__ = ["run"]
 
 @guarded
 def run(
+    context: typer.Context,
     chain: ChainRef,
     inputs: Annotated[str, typer.Argument(metavar="INPUTS", help="JSONL, CSV or Parquet; - for standard input (JSONL).")],
     output: Annotated[
@@ -57,6 +59,7 @@ def run(
     engine_patience: Patience = 600.0,
     window: Window = None,
     workers: Workers = None,
+    redis: RedisUrl = None,
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
     show: Show = False,
@@ -71,7 +74,7 @@ def run(
     3 done with rejected rows, 130 interrupted.
     """
     del stream_writer
-    drive = drive_of(workers, show=show)
+    drive = drive_of(workers, redis, enqueue=context.info_name == "enqueue", show=show)
     telling = Telling(quiet, json_logs, show, debug)
     with telling.foreign_output():
         loaded, plan = load_plan(chain, chain_root, engines, simulate=simulate, batch_size=batch_size)

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Generic, overload
 
 from pydantic import BaseModel
@@ -50,7 +51,7 @@ class ApplyNode(Node, Generic[In, Out]):
     #: Whether the return type was declared; the check warns where it was not.
     annotated: bool = False
 
-    @property
+    @cached_property
     def wants_history(self) -> bool:
         """Whether the function takes `(item, history)`."""
         return len(_positional(self.fn)) > 1

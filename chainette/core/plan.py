@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
 from chainette.core.apply import ApplyNode, Cardinality
-from chainette.core.branch import Branch, JoinBranch
-from chainette.core.node import Node
+from chainette.core.branch import JoinBranch
 from chainette.core.step import Step
 from chainette.engine.config import EngineConfig
 from chainette.errors import Place, Problem
@@ -31,7 +30,6 @@ __all__ = [
     "ToBranchEnd",
     "ToFork",
     "ToNode",
-    "cardinality_of",
     "join_adapter",
 ]
 
@@ -180,7 +178,8 @@ class Plan:
     #: Columns groups of `flattened/`, in order: `chain_input`, node ids, aliases, ending branches.
     columns: tuple[str, ...]
     warnings: tuple[Problem, ...] = ()
-    #: What was compiled out of the plan alone: adapters, prompts. Filled on demand, by the event loop's thread.
+    #: What was compiled out of the plan alone: adapters, prompts. Filled on demand, from
+    #: any thread: two may make the same thing, and either will do.
     memo: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -204,26 +203,10 @@ class Plan:
         return adapter
 
 
-def cardinality_of(element: Node | tuple[Branch, ...] | Any) -> Cardinality:
-    """How many rows a node, or a branch as a whole, makes of one."""
-    if isinstance(element, ApplyNode):
-        return element.cardinality
-    if isinstance(element, Branch):
-        found = {cardinality_of(step) for step in element.steps if not isinstance(step, (Branch, tuple))}
-        return (
-            Cardinality.MANY
-            if Cardinality.MANY in found
-            else Cardinality.OPTIONAL
-            if Cardinality.OPTIONAL in found
-            else Cardinality.ONE
-        )
-    return Cardinality.ONE
-
-
+@lru_cache(maxsize=256)
 def join_adapter(join: JoinBranch) -> TypeAdapter[Any]:
-    """Validates the JSON that a row holds under a join's alias."""
-    model: Any = BaseModel
-    for step in join.steps:
-        if isinstance(step, (Step, ApplyNode)):
-            model = step.output_model or model
-    return TypeAdapter(list[model] if cardinality_of(join) is Cardinality.MANY else model)
+    """Validates the JSON that a row holds under a join's alias; plain data where its last node does not say a model."""
+    works = [step for step in join.steps if isinstance(step, (Step, ApplyNode))]
+    model: Any = (works[-1].output_model if works else None) or Any
+    many = any(isinstance(work, ApplyNode) and work.cardinality is Cardinality.MANY for work in works)
+    return TypeAdapter(list[model] if many else model)

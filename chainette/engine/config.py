@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -20,14 +21,22 @@ __all__ = [
     "BACKENDS",
     "EngineConfig",
     "EngineRegistry",
+    "HttpOptions",
+    "LlamaCppOptions",
+    "OllamaOptions",
+    "OpenAIOptions",
+    "SimulatedOptions",
     "current_registry",
+    "expand_secrets",
     "get_engine_config",
     "load_engines",
+    "make_config",
+    "overlaid",
+    "public_url",
     "register_engine",
     "using_registry",
 ]
 
-_PASSWORD = re.compile(r"//[^/@]*@")
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -137,7 +146,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     def describe(self) -> dict[str, Any]:
         """The configuration as plain data that may be shown: no header values, no passwords in URLs."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
-        plain["endpoint"] = [_PASSWORD.sub("//", url).partition("?")[0] for url in self.endpoint]
+        plain["endpoint"] = [public_url(url) for url in self.endpoint]
         if "headers" in plain["options"]:
             plain["options"]["headers"] = sorted(plain["options"]["headers"])
         return plain
@@ -162,9 +171,11 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
     Raises:
         EngineConfigError: an unknown backend or key (the nearest is suggested), or a wrong type.
     """
-    if not name or not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier():
         raise EngineConfigError(f"engine name {name!r} must be letters, digits and '_', starting with a letter")
-    backend = backend or _default_backend(model)
+    if not isinstance(model, str) or not model:
+        raise EngineConfigError(f"engine {name!r}: model is {model!r}; give a path, a Hugging Face id or an endpoint's name")
+    backend = str(backend or _default_backend(model))
     if backend not in BACKENDS:
         raise EngineConfigError(f"engine {name!r}: unknown backend {backend!r}{_nearest(backend, BACKENDS)}")
     own = BACKENDS[backend].__struct_fields__
@@ -312,21 +323,43 @@ def load_engines(path: str | os.PathLike[str], *, replace: bool = False) -> list
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EngineConfigError(f"{path}: cannot be read as YAML: {error}") from error
     entries = document.get("engines") if isinstance(document, dict) else None
-    if isinstance(entries, dict):
+    if isinstance(entries, dict) and all(isinstance(keys, dict | None) for keys in entries.values()):
         entries = [{"name": name} | (keys or {}) for name, keys in entries.items()]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise EngineConfigError(f"{path}: expected a list of engines under the key `engines:`")
+        raise EngineConfigError(
+            f"{path}: expected a list of engines, or a mapping of names to their settings, under the key `engines:`"
+        )
     configs = []
     for number, entry in enumerate(entries, 1):
         missing = {"name", "model"} - entry.keys()
         if missing:
             raise EngineConfigError(f"{path}: engine number {number} lacks {', '.join(sorted(missing))}")
         try:
-            configs.append(make_config(**entry))
+            configs.append(make_config(**{str(key): value for key, value in entry.items()}))
             current_registry().add(configs[-1], replace=replace)
         except EngineConfigError as error:
             raise EngineConfigError(f"{path}: {error}") from error
     return configs
+
+
+def overlaid(base: EngineRegistry, path: str | os.PathLike[str]) -> EngineRegistry:
+    """The engines of a registry, those of a YAML file in the place of the ones that they name.
+
+    Raises:
+        EngineConfigError: as `load_engines`.
+    """
+    with using_registry(EngineRegistry(base)) as registry:
+        load_engines(path, replace=True)
+    return registry
+
+
+def public_url(url: str) -> str:
+    """The URL without user, password, query and fragment, any of which may be a secret."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(not a URL)"
+    return SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "").geturl()
 
 
 def expand_secrets(text: str) -> str:

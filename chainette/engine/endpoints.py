@@ -11,10 +11,10 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from chainette.engine.breaker import Breaker, State
-from chainette.engine.config import expand_secrets
+from chainette.engine.config import expand_secrets, public_url
 from chainette.engine.timing import Policy, Timing
 from chainette.errors import EngineConfigError, EngineUnavailable
 
@@ -46,9 +46,9 @@ class Address:
 
 def shown(text: str, base_path: BasePath = str) -> str:
     """A declared URL without user, password, query; environment variables unexpanded."""
-    parts = urlsplit(text)
+    parts = urlsplit(public_url(text))
     path = parts.path if "${" in text else base_path(parts.path)
-    return SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], path.rstrip("/"), "", "").geturl()
+    return parts._replace(path=path.rstrip("/")).geturl()
 
 
 def address(engine: str, declared: str, base_path: BasePath = str) -> Address:

@@ -9,7 +9,6 @@ SHA-256, over a pipe), and is in no argv, file, log or repr; whoever passes `url
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -22,22 +21,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from chainette.errors import RunDirectoryError, RunDirectoryInUse, RunError
+from chainette.errors import RunError
+from chainette.fleet.datalock import data_lock, disown
 
 __all__ = ["EmbeddedServer", "find_server"]
 
 #: Names the server's binary; before every other.
 SERVER_VARIABLE = "CHAINETTE_VALKEY_SERVER"
-
-#: The file in the data directory that is locked while a server lives; it holds the starter's process id.
-LOCK = "server.lock"
 
 #: Seconds that an ending server has to write its file and go.
 GRACE = 10.0
@@ -225,7 +221,7 @@ class EmbeddedServer:
             words, _ = self._keeper.communicate()
         self._last_words = words.decode(errors="replace").strip()
         shutil.rmtree(self._recipe.directory, ignore_errors=True)
-        _disown(self.data_dir)
+        disown(self.data_dir)
 
     def restart(self) -> None:
         """Stops the server if it still runs and starts it on the same data, at the same `url`.
@@ -247,7 +243,7 @@ class EmbeddedServer:
 
     def _launch(self) -> None:
         self._last_words = ""
-        with _locked(self.data_dir, self._recipe.grace) as lock:
+        with data_lock(self.data_dir, self._recipe.grace) as lock:
             self._keeper = _start_keeper(lock)
         try:
             self._pid = _ask_keeper(self._keeper, self._recipe, lock)
@@ -341,67 +337,3 @@ def _ask_keeper(keeper: subprocess.Popen[bytes], recipe: _Recipe, lock: int) -> 
 
 def _closed(keeper: subprocess.Popen[bytes]) -> bool:
     return keeper.stdout is None or keeper.stdout.closed
-
-
-# -- the lock: the server and its keeper inherit it, so it is held exactly as long as one of them lives
-
-
-@contextlib.contextmanager
-def _locked(data_dir: Path, grace: float) -> Iterator[int]:
-    """The lock's descriptor, for the body to pass on. A server whose starter is gone is waited for."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{data_dir} cannot hold the server's data: {error.strerror}; name another directory"
-        ) from error
-    try:
-        deadline = time.monotonic() + grace + 2
-        while not _try_lock(lock):
-            _refuse_if_owned(data_dir, deadline)
-            time.sleep(0.02)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, b"%d" % os.getpid(), 0)
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _refuse_if_owned(data_dir: Path, deadline: float) -> None:
-    owner = _owner(data_dir)
-    if owner and _alive(owner):
-        raise RunDirectoryInUse(f"{data_dir} is in use: process {owner} runs a server on it; stop it or name another directory")
-    if time.monotonic() > deadline:
-        raise RunDirectoryInUse(f"{data_dir} is in use: a server on it does not end; kill it or name another directory")
-
-
-def _owner(data_dir: Path) -> int:
-    """The process that started the server on it; 0 if it stopped the server, or never did."""
-    text = (data_dir / LOCK).read_text()
-    return int(text) if text.isdigit() else 0
-
-
-def _disown(data_dir: Path) -> None:
-    """Says that whatever still holds the lock is on its way out."""
-    with contextlib.suppress(OSError):
-        if _owner(data_dir) == os.getpid():
-            os.truncate(data_dir / LOCK, 0)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

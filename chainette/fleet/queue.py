@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from chainette.core.plan import Plan
-from chainette.fleet.keys import RUNS, RunKeys
+from chainette.fleet.keys import RUNS, WORKERS, RunKeys, worker
 from chainette.fleet.messages import Admission, BadMessage, Result, RootRecord, open_join, open_message
 from chainette.io.events import AnyEvent, Event
 from chainette.io.log import encode_line, parse_line
@@ -135,6 +135,7 @@ class FleetQueue:
         reply = self._call("install", run=run, epoch=epoch, owner=owner, token=token, queues=list(queues), fields=dict(fields))
         if reply[0] != b"OK":
             raise Lost(f"run {run}: epoch {epoch} is not newer than {reply[1]}")
+        self._sweep(run, keep=epoch)
 
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
         """A sink takes an epoch over.
@@ -151,6 +152,33 @@ class FleetQueue:
             Lost: another owner, or another epoch.
         """
         self._expect("close", run=run, epoch=epoch, owner=owner, queues=list(queues))
+        self._sweep(run)
+
+    def _sweep(self, run: str, keep: int | None = None) -> None:
+        """Deletes what older epochs of a run left: nothing refers to it any more."""
+        for pattern, kept in ((f"chainette:{run}:*", f"chainette:{run}:{keep}:"), (f"rq:job:{run}_*", f"rq:job:{run}_{keep}_")):
+            names = [name for name in self._redis.scan_iter(pattern, count=1000) if not name.decode().startswith(kept)]
+            for start in range(0, len(names), 500):
+                self._redis.unlink(*names[start : start + 500])
+
+    def set_state(self, run: str, state: str) -> None:
+        """Pauses ("paused"), continues ("running") or gives up ("cancelled") a run.
+
+        Raises:
+            Lost: there is no such run.
+        """
+        if not self._redis.sismember(RUNS, run):
+            known = ", ".join(info.run for info in self.runs()) or "none"
+            raise Lost(f"no live run {run!r}; live runs: {known}")
+        self._redis.hset(RunKeys(run, 0).state, "state", state)
+
+    def workers(self) -> dict[str, dict[str, str]]:
+        """What live workers say about themselves."""
+        found = {}
+        for name in cast("set[bytes]", self._redis.smembers(WORKERS)):
+            fields = cast("dict[bytes, bytes]", self._redis.hgetall(worker(name.decode())))
+            found[name.decode()] = {key.decode(): value.decode() for key, value in fields.items()}
+        return found
 
     def runs(self) -> list[RunInfo]:
         """Runs that are not closed."""

@@ -34,6 +34,7 @@ __all__ = [
     "WorkerJoined",
     "WorkerLeft",
     "WorkerLost",
+    "WorkerRefused",
     "timestamp",
 ]
 
@@ -183,6 +184,13 @@ class WorkerJoined(Event, frozen=True, tag="worker_joined"):
     worker: str
 
 
+class WorkerRefused(Event, frozen=True, tag="worker_refused"):
+    """A process may not serve the run: its copy of the chain is another one."""
+
+    worker: str
+    reason: str
+
+
 class WorkerLeft(Event, frozen=True, tag="worker_left"):
     """A process ended in good order."""
 
@@ -233,6 +241,7 @@ AnyEvent = (
     | WorkerJoined
     | WorkerLeft
     | WorkerLost
+    | WorkerRefused
     | ShardSealed
     | RunPaused
     | RunCancelled

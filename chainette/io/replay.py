@@ -33,6 +33,7 @@ from chainette.io.events import (
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
+    WorkerRefused,
 )
 from chainette.records import CHAIN_INPUT, Reason, Usage
 
@@ -168,7 +169,7 @@ class RunState:
                 self.status, self.ended_at, self.input_digest = Status.FINISHED, event.at, event.input_digest
             case WorkerJoined():
                 self.workers.add(event.worker)
-            case UnitSplit() | EngineReleased() | WorkerLeft() | WorkerLost():
+            case UnitSplit() | EngineReleased() | WorkerLeft() | WorkerLost() | WorkerRefused():
                 pass
 
     def _commit(self, event: UnitCommitted, offset: int) -> None:

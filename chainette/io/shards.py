@@ -89,12 +89,13 @@ class StreamWriter:
 
     def sync(self) -> None:
         """Makes everything appended durable, and closes what is full."""
-        for journal in self._dirty:
+        while self._dirty:
+            journal = self._dirty[0]
             with disk_errors(journal.path):
                 os.fsync(journal.file)
+            del self._dirty[0]  # before the close: `let_go` closes what is left here
             if journal is not self._open:
                 os.close(journal.file)
-        self._dirty.clear()
 
     def close(self) -> list[int]:
         """Closes the open journal; returns the numbers of all journals that are not sealed yet."""

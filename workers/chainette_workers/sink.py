@@ -7,7 +7,7 @@ ends; an epoch is raised only where Redis does not continue the log (PROTOCOL 7 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chainette.core.plan import Plan
@@ -15,7 +15,7 @@ from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import Admission, Result
 from chainette.fleet.queue import ANCHOR, Entry, FleetQueue, Lost
 from chainette.hooks import Hook
-from chainette.io.events import RunResumed, RunStarted
+from chainette.io.events import Event, RunResumed, RunStarted
 from chainette.io.session import graph_of
 from chainette.io.writer import Admitted, Commit, Item, RunWriter
 from chainette.limits import RejectWatch
@@ -55,6 +55,7 @@ class Sink:
         if position is not None and not self.writer.raised:
             try:
                 self.queue.attach(self.run, self.writer.epoch, self.owner, position)
+                self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, anchor=position)])
                 self._acknowledge()
                 return
             except Lost:
@@ -71,17 +72,18 @@ class Sink:
                 self.writer.raise_epoch()
                 graph = graph_of(self.plan, keyed=self.writer.keyed)
                 changed = graph if graph != self.writer.state.graph else None
-                event = RunResumed(fingerprint=self.plan.fingerprint, expected=expected, graph=changed, anchor=anchor)
-                logged = self.writer.record([event])
+                self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, graph=changed, anchor=anchor)])
             else:
-                logged = self.writer.record([RunStarted(expected=expected, anchor=anchor)])
-            for told in logged:
-                self.hook.on_event(told)
+                self._say([RunStarted(expected=expected, anchor=anchor)])
             try:
                 self.queue.install(self.run, self.writer.epoch, self.owner, token, self.queues, self.fields)
                 return
             except Lost:
                 continue
+
+    def _say(self, events: Sequence[Event]) -> None:
+        for event in self.writer.record(events):
+            self.hook.on_event(event)
 
     def step(self) -> bool:
         """Makes what has come durable; False where nothing had.

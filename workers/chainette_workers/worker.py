@@ -15,22 +15,21 @@ from pathlib import Path
 import anyio
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from chainette.core.loading import load_chain
 from chainette.core.plan import Plan
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines
-from chainette.errors import ChainetteError
+from chainette.errors import ChainetteError, LoadError
+from chainette.fleet.connect import connect
 from chainette.fleet.queue import FleetQueue, RunInfo
-from chainette.io.events import EngineLoaded, EngineReleased, Event
+from chainette.io.events import EngineLoaded, EngineReleased, Event, WorkerRefused
 from chainette.launch import compile_plan
 from chainette.options import RunOptions
 from chainette_workers.engine import EngineWorker
 
-__all__ = ["UNUSABLE", "WorkerConfig", "main"]
+__all__ = ["UNUSABLE", "WorkerConfig", "main", "serve"]
 
 #: Exit code of a worker that can never serve what it was told to: trying again is no use.
 UNUSABLE = 78
@@ -40,12 +39,25 @@ _GRACE = 10.0
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """The one line that a worker reads."""
+    """What a worker serves: the one line that it reads."""
 
-    url: str
+    url: str | None
     engines: list[str]
     chain_root: str
     rows_in_flight: int
+    #: Whether it runs Apply functions and joins too.
+    python: bool = True
+
+
+def serve(config: WorkerConfig, stopping: threading.Event) -> None:
+    """Claims and processes units until `stopping` is set; then hands back what is unfinished.
+
+    Raises:
+        RunError: Redis does not answer at the start. Later on, it is waited for.
+        EngineConfigError: an engine can never be opened.
+    """
+    with connect(config.url, timeout=5.0) as connection:
+        anyio.run(_Server(FleetQueue(connection), config).worker.run, stopping.is_set)
 
 
 def main() -> int:
@@ -55,10 +67,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     threading.Thread(target=_watch_parent, args=(stopping,), daemon=True).start()
-    connection = redis.Redis.from_url(config.url, retry=Retry(NoBackoff(), 0), socket_timeout=5.0)
-    server = _Server(FleetQueue(connection), config)
     try:
-        anyio.run(server.worker.run, stopping.is_set)
+        serve(config, stopping)
     except ChainetteError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the process that started us shows it
         return UNUSABLE
@@ -78,14 +88,23 @@ class _Server:
         self._queue = queue
         self._config = config
         self.worker = EngineWorker(
-            queue, frozenset([*config.engines, "python"]), self._plan_of, self._engines_of, config.rows_in_flight
+            queue,
+            frozenset([*config.engines, *["python"][: config.python]]),
+            self._plan_of,
+            self._engines_of,
+            config.rows_in_flight,
         )
 
     def _plan_of(self, info: RunInfo) -> Plan | None:
         """The run's plan out of the chain on this machine's disk; None where that is another one."""
         fields = info.fields
-        loaded = load_chain(fields["chain_ref"], Path(self._config.chain_root))
+        try:
+            loaded = load_chain(fields["chain_ref"], Path(self._config.chain_root))
+        except LoadError as error:
+            self._refuse(info, f"cannot be loaded here: {error}")
+            return None
         if loaded.digest != fields["digest"]:
+            self._refuse(info, f"has digest {loaded.digest[:12]} here, and {fields['digest'][:12]} where it was enqueued")
             return None
         options = RunOptions(
             batch_size=int(fields["batch_size"]),
@@ -93,6 +112,12 @@ class _Server:
             engines_file=fields["engines_file"] or None,
         )
         return compile_plan(loaded.chain, options)
+
+    def _refuse(self, info: RunInfo, why: str) -> None:
+        """Takes nothing of the run, and goes on with others."""
+        words = f"worker {self.worker.incarnation} takes nothing of run {info.run}: {info.fields['chain_ref']} {why}"
+        print(words, file=sys.stderr, flush=True)  # noqa: T201 - a worker's log is its stderr
+        self._note(info.run, WorkerRefused(worker=self.worker.incarnation, reason=words))
 
     def _engines_of(self, info: RunInfo, plan: Plan) -> Engines:
         def loaded(config: EngineConfig, engine: Engine, seconds: float) -> None:

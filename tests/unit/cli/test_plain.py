@@ -97,7 +97,7 @@ def test_a_silent_engine_is_told_once_in_five_seconds(run: Any, plain: Plain, li
         clock.now += 1
         run.tell(UnitRetried(node="first", root=number, unit="", message="refused", delay=1))
     told = [line for line in lines if "does not answer" in line]
-    assert told == ["step first: its engine does not answer, retry in 1 s: refused"] * 3
+    assert told == ["step first: its engine does not answer, retry in 1.0 s: refused"] * 3
 
 
 def test_the_end_is_a_table_and_what_to_do_next(

@@ -1,0 +1,77 @@
+"""`chainette runs`, `pause`, `unpause`, `cancel`: runs that are live on a Redis."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from chainette.cli.common import console, guarded, new_table
+from chainette.cli.options import RedisUrl
+
+__all__ = ["cancel", "pause", "runs", "unpause"]
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `chainette runs` lists them.")]
+
+
+@guarded
+def runs(redis: RedisUrl = None) -> None:
+    """List the live runs of a Redis, and its workers. Finished runs are not there: their directories have everything."""
+    from chainette.fleet.connect import connect
+    from chainette.fleet.keys import RunKeys
+    from chainette.fleet.queue import FleetQueue
+
+    with connect(redis) as connection:
+        queue = FleetQueue(connection)
+        table = new_table(
+            ("run", "state", "chain", "epoch", "roots admitted", "live rows"), numbers=("epoch", "roots admitted", "live rows")
+        )
+        found, workers = queue.runs(), queue.workers()
+        for info in found:
+            progress = queue.progress(RunKeys(info.run, info.epoch))
+            total = f" of {progress.total}" if progress.total is not None else ""
+            table.add_row(
+                info.run,
+                info.state,
+                info.fields["chain_ref"],
+                str(info.epoch),
+                f"{progress.cursor}{total}",
+                info.fields["live_rows"],
+            )
+        screen = console()
+        screen.print(table if found else "no live runs")
+        for name, words in sorted(workers.items()):
+            screen.print(f"worker {name}: {words.get('engines')}, {words.get('rows_in_flight')} rows in flight")
+        if not workers:
+            screen.print("no live workers; start one: chainette worker --engine NAME")
+
+
+@guarded
+def pause(run: Run, redis: RedisUrl = None) -> None:
+    """Hold a run: what is in flight ends, nothing new is begun, until `chainette unpause`."""
+    _set_state(run, "paused", redis)
+
+
+@guarded
+def unpause(run: Run, redis: RedisUrl = None) -> None:
+    """Continue a run that was paused."""
+    _set_state(run, "running", redis)
+
+
+@guarded
+def cancel(run: Run, redis: RedisUrl = None) -> None:
+    """Give a run up for good; the rows that it has stay in its directory."""
+    _set_state(run, "cancelled", redis)
+
+
+def _set_state(run: str, state: str, url: str | None) -> None:
+    from chainette.errors import RunError
+    from chainette.fleet.connect import connect
+    from chainette.fleet.queue import FleetQueue, Lost
+
+    with connect(url) as connection:
+        try:
+            FleetQueue(connection).set_state(run, state)
+        except Lost as error:
+            raise RunError(str(error)) from error
+    typer.echo(f"run {run}: {state}")

@@ -1,0 +1,72 @@
+"""`chainette worker`: one process that serves engines, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chainette.cli.common import guarded
+from chainette.cli.options import ChainRoot, RedisUrl
+
+__all__ = ["worker"]
+
+
+@guarded
+def worker(
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help="An engine to serve; repeatable. `python`: functions only."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="N | N,M", help="Devices to use, counted in CUDA_VISIBLE_DEVICES where it is set."),
+    ] = None,
+    redis: RedisUrl = None,
+    chain_root: ChainRoot = Path(),
+    rows_in_flight: Annotated[
+        int,
+        typer.Option(
+            "--rows-in-flight", metavar="N", min=1, help="Rows inside the worker at once: twice the engine's capacity."
+        ),
+    ] = 128,
+    python: Annotated[bool, typer.Option("--python/--no-python", help="Also run functions (Apply) and joins.")] = True,
+) -> None:
+    """Serve engines: take units of every run on the Redis that needs them, with the chains found below --chain-root.
+
+    A chain whose files differ from those that were enqueued is not served, and the worker says so. SIGTERM and
+    Ctrl-C hand back what is unfinished.
+    """
+    if not engine:
+        raise typer.BadParameter("--engine says what to serve; name one, or `--engine python` for functions only")
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _devices(gpu, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+    import signal
+    import threading
+
+    from chainette_workers.worker import WorkerConfig, serve
+
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    names = [name for name in engine if name != "python"]
+    typer.echo(f"serving {', '.join(engine)} below {chain_root.resolve()}", err=True)
+    serve(WorkerConfig(redis, names, str(chain_root.resolve()), rows_in_flight, python or "python" in engine), stopping)
+
+
+def _devices(wanted: str, visible: str | None) -> str:
+    """The devices as CUDA counts them.
+
+    Raises:
+        typer.BadParameter: not numbers, or more than there are.
+    """
+    known = visible.split(",") if visible else None
+    try:
+        chosen = [int(part) for part in wanted.split(",")]
+        return ",".join(known[index] if known else str(index) for index in chosen)
+    except (ValueError, IndexError):
+        there = f"; CUDA_VISIBLE_DEVICES has {visible}" if visible else ""
+        raise typer.BadParameter(f"--gpu {wanted}: expected device numbers like 0 or 0,1{there}") from None

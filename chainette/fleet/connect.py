@@ -1,0 +1,47 @@
+"""Connecting to the fleet's Redis, without the retries that redis-py does by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from chainette.errors import RunError
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["DEFAULT_URL", "connect", "shown"]
+
+#: The environment variable that holds the URL, password and all.
+VARIABLE = "CHAINETTE_REDIS_URL"
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+
+
+def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
+    """A client whose commands are sent once; its callers know which ones may be repeated.
+
+    The URL comes from the argument, from CHAINETTE_REDIS_URL, or is `redis://127.0.0.1:6379/0`.
+
+    Raises:
+        RunError: the URL is none, or Redis does not answer; the message holds no password.
+    """
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    url = url or os.environ.get(VARIABLE) or DEFAULT_URL
+    try:
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout)
+        client.ping()
+    except (redis.RedisError, ValueError, OSError) as error:
+        reason = str(error).replace(url, shown(url))
+        raise RunError(
+            f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}"
+        ) from error
+    return client
+
+
+def shown(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"//[^/@]*@", "//", url)

@@ -1,0 +1,88 @@
+"""One server per data directory: a lock that the server and its keeper inherit.
+
+Guarantees: it is held exactly as long as one of them lives, whatever becomes of the process that took it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from chainette.errors import RunDirectoryError, RunDirectoryInUse
+
+__all__ = ["LOCK", "data_lock", "disown"]
+
+#: The file in the data directory that is locked while a server lives; it holds the starter's process id.
+LOCK = "server.lock"
+
+
+@contextlib.contextmanager
+def data_lock(data_dir: Path, grace: float) -> Iterator[int]:
+    """The lock's descriptor, for the body to pass on to a child; this process does not keep it.
+
+    A server whose starter is gone is on its way out, and is waited for.
+
+    Raises:
+        RunDirectoryInUse: another process runs a server on it, or one does not end in `grace` seconds.
+        RunDirectoryError: the directory cannot be made or written to.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{data_dir} cannot hold the server's data: {error.strerror}; name another directory"
+        ) from error
+    try:
+        deadline = time.monotonic() + grace + 2
+        while not _try_lock(lock):
+            _refuse_if_owned(data_dir, deadline)
+            time.sleep(0.02)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d" % os.getpid(), 0)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _refuse_if_owned(data_dir: Path, deadline: float) -> None:
+    owner = _owner(data_dir)
+    if owner and _alive(owner):
+        raise RunDirectoryInUse(f"{data_dir} is in use: process {owner} runs a server on it; stop it or name another directory")
+    if time.monotonic() > deadline:
+        raise RunDirectoryInUse(f"{data_dir} is in use: a server on it does not end; kill it or name another directory")
+
+
+def _owner(data_dir: Path) -> int:
+    """The process that started the server on it; 0 if it stopped the server, or never did."""
+    text = (data_dir / LOCK).read_text()
+    return int(text) if text.isdigit() else 0
+
+
+def disown(data_dir: Path) -> None:
+    """Says that whatever still holds the lock is on its way out."""
+    with contextlib.suppress(OSError):
+        if _owner(data_dir) == os.getpid():
+            os.truncate(data_dir / LOCK, 0)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,149 @@
+"""Driving a run over Redis: admission and durability in one loop, whoever the workers are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import anyio.from_thread
+import redis
+
+from chainette.core.loading import load_chain
+from chainette.errors import RunCancelled, RunStopped
+from chainette.fleet.connect import connect
+from chainette.fleet.queue import FleetQueue, Lost
+from chainette.io.events import UnitRetried
+from chainette.io.roots import Roots
+from chainette.io.validate import InputModel
+from chainette.launch import Session
+from chainette.limits import RejectWatch
+from chainette_workers.coordinator import Coordinator
+from chainette_workers.sink import Sink
+
+__all__ = ["Drive", "RedisFleet"]
+
+#: Live rows at most, where nobody says otherwise.
+_WINDOW = 16_384
+
+#: Seconds between two looks at what others said of the run.
+_LOOK = 0.5
+
+#: Seconds between two looks when nothing moves.
+_IDLE = 0.02
+
+
+@dataclass(frozen=True)
+class RedisFleet:
+    """Moves a session's units through workers that serve a Redis; the `drive` of RunOptions.
+
+    Raises (when called):
+        RunError: Redis does not answer at the start. Later on, it is waited for.
+    """
+
+    url: str | None = None
+    #: What is in flight survives this process, and the next one goes on with it.
+    attaches: ClassVar[bool] = True
+
+    def __call__(self, session: Session) -> None:
+        with connect(self.url) as connection:
+            Drive(session, FleetQueue(connection), session.options.window or _WINDOW).run()
+
+
+@dataclass
+class Drive:
+    """One run's coordinator and sink in one loop of plain verbs.
+
+    Raises (from `run`):
+        RunStopped: an engine does not answer for too long, or too many rows are rejected.
+        RunCancelled: somebody gave the run up.
+    """
+
+    session: Session
+    queue: FleetQueue
+    #: Live rows at most.
+    window: int
+    #: Called when something became durable (True), and when nothing moves (False).
+    tend: Callable[[bool], None] = lambda _moved: None
+    _looked_at: float = 0.0
+    _noted: str = "0-0"
+    _failing: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> None:
+        session = self.session
+        expected = session.source.count()
+        sink = self._sink(expected)
+        coordinator = self._coordinator(sink)
+        while True:
+            anyio.from_thread.check_cancelled()
+            self._stop_if_cancelled(sink)
+            try:
+                moved = coordinator.step()
+                moved |= sink.step()
+                self._hear(sink)
+                if not moved and coordinator.finished and sink.complete:
+                    sink.close()
+                    return
+            except Lost:
+                sink.raise_epoch(expected)
+                coordinator = self._coordinator(sink)
+                continue
+            except redis.exceptions.ConnectionError:
+                moved = False
+            if moved:
+                self._failing.clear()
+            else:
+                time.sleep(_IDLE)
+            self.tend(moved)
+
+    def _stop_if_cancelled(self, sink: Sink) -> None:
+        now = time.monotonic()
+        if now < self._looked_at + _LOOK:
+            return
+        self._looked_at = now
+        try:
+            if self.queue.progress(sink.keys).state != "cancelled":
+                return
+            sink.close()
+        except redis.exceptions.ConnectionError:
+            return
+        raise RunCancelled(f"run {sink.run} was cancelled; its rows so far are in {self.session.writer.directory}")
+
+    def _sink(self, expected: int | None) -> Sink:
+        session, options = self.session, self.session.options
+        fields: dict[str, str | int] = {
+            "window": self.window,
+            "seed": options.seed,
+            "chain_ref": options.chain_ref,
+            "digest": load_chain(options.chain_ref, Path(options.chain_root)).digest,
+            "batch_size": session.plan.batch_size,
+            "simulate": int(options.simulate),
+            "engines_file": options.engines_file or "",
+        }
+        run = session.writer.state.run.run_id
+        watch = RejectWatch(options.max_reject_rate)
+        sink = Sink(self.queue, session.writer, session.plan, run, fields, session.hook, watch)
+        sink.open(expected)
+        return sink
+
+    def _coordinator(self, sink: Sink) -> Coordinator:
+        session = self.session
+        roots = Roots(session.source, InputModel(session.plan.input_model, session.options.key), session.plan.batch_size)
+        writer = session.writer
+        return Coordinator(self.queue, sink.keys, session.plan, lambda: roots.pending(writer.state.is_done), writer.durable)
+
+    def _hear(self, sink: Sink) -> None:
+        """What workers noted goes to the log and to the hooks."""
+        self._noted, events = self.queue.notes(sink.run, self._noted)
+        for event in self.session.writer.record(events):
+            self.session.hook.on_event(event)
+            if isinstance(event, UnitRetried):
+                self._watch_patience(event)
+
+    def _watch_patience(self, event: UnitRetried) -> None:
+        began = self._failing.setdefault(event.node, time.monotonic())
+        waited = time.monotonic() - began
+        if waited > self.session.options.engine_patience:
+            raise RunStopped(f"the engine of {event.node!r} has not answered for {waited:.0f} s: {event.message}")
