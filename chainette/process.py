@@ -30,7 +30,7 @@ from chainette.errors import TemplateError
 from chainette.hooks import Hook
 from chainette.records import Message, Outcome, Output, Reason, Rejection, Row, Unit, Usage
 
-__all__ = ["MAX_FAN_OUT", "process", "row_seed"]
+__all__ = ["MAX_FAN_OUT", "poisoned", "process", "row_seed"]
 
 #: Rows that one row may become in one Apply.
 MAX_FAN_OUT = 100_000
@@ -65,6 +65,14 @@ async def process(plan: Plan, unit: Unit, engine: Engine | None, *, seed: int = 
 def _join(plan: Plan, fork: Fork, unit: Unit) -> Outcome:
     joined, lost = join_rows(fork, unit.rows, unit.partials, unit.stopped)
     return Outcome([], [], [], Usage(), advance(plan, unit, joined, fork.after, lost))
+
+
+def poisoned(plan: Plan, unit: Unit) -> Outcome:
+    """The outcome of a unit of one row that killed every worker that took it."""
+    [row] = unit.rows
+    message = "the processes that took this row died, also when they took nothing else"
+    rejection = Rejection(row.row_id, unit.node, Reason.POISON, message, 0, None, row.line, row.key)
+    return Outcome([], [rejection], [], Usage(), advance(plan, unit, [], plan.nodes[unit.node].next, [row.row_id]))
 
 
 def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:

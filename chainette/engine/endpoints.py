@@ -130,6 +130,10 @@ class Pool:
         """Whether any endpoint may take a request now."""
         return any(map(self._usable, self.endpoints))
 
+    def is_silent(self) -> bool:
+        """Whether every endpoint is out of use because it failed."""
+        return all(endpoint.breaker.state is not State.CLOSED for endpoint in self.endpoints)
+
     def answered(self, endpoint: Endpoint, probe: bool, words: str = "") -> None:
         """It lives: it answered the request, or said why not now."""
         endpoint.words = words

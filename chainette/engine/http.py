@@ -96,6 +96,8 @@ class Transport:
         self.capacity = config.capacity or protocol.capacity
         self.limiter = Limiter(self.capacity, timing.clock)
         self.pool = Pool(config.name, [], policy, timing)
+        #: Whether it was said that no endpoint answers.
+        self._said_silence = False
 
     @property
     def declared(self) -> tuple[str, ...]:
@@ -194,6 +196,15 @@ class Transport:
             self.pool.answered(slot.endpoint, slot.probe, failure.words)
         else:
             self.pool.failed(slot.endpoint, slot.probe, failure.words, gone=failure.fault is Fault.UNREACHABLE)
+            self._say_silence(failure)
+
+    def _say_silence(self, failure: Failure) -> None:
+        """Says once per silence that requests wait, long before the patience with it ends."""
+        if not self._said_silence and self.pool.is_silent():
+            self._said_silence = True
+            _log.warning(
+                "engine %r does not answer: %s; its requests wait and are tried again", self._config.name, failure.words
+            )
 
     def _learn_answer(self, slot: _Slot, completion: Completion) -> None:
         if completion.finish in (Finish.STOP, Finish.LENGTH):
@@ -201,6 +212,7 @@ class Transport:
             self.limiter.succeeded(slot.sent_at, completion.usage.seconds / tokens)
         self.pool.answers += 1
         self.pool.answered(slot.endpoint, slot.probe)
+        self._said_silence = False
 
     def _judge(self, reply: Reply | Failure, read: Reader, seconds: float) -> Completion | Failure:
         """What a reply means for its request.

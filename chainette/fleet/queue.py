@@ -26,7 +26,7 @@ from chainette.records import Effects, Outcome, Rejection, Scope, Unit, encode
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["ANCHOR", "LEASE", "Admitted", "Claim", "Entry", "FleetQueue", "Lost", "Progress", "RunInfo"]
+__all__ = ["ANCHOR", "LEASE", "Admitted", "Claim", "Drain", "Entry", "FleetQueue", "Lost", "Progress", "RunInfo", "Turn"]
 
 #: Seconds that a worker may be silent before its units are given to others.
 LEASE = 6.0
@@ -59,6 +59,21 @@ class Admitted(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Turn(StrEnum):
+    """How a claimed unit is to be taken."""
+
+    #: beside others
+    JOB = "JOB"
+    #: alone: workers died with it in their hands
+    SOLO = "SOLO"
+    #: not at all: it killed a worker while it ran alone, so it is cut in two, or its row rejected
+    MEND = "MEND"
+
+
+class Drain:
+    """A unit waits that must run alone: finish what is in hand, then claim again."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A unit in a worker's hands."""
@@ -68,6 +83,7 @@ class Claim:
     run: str
     epoch: int
     unit: Unit
+    turn: Turn = Turn.JOB
 
 
 @dataclass(frozen=True)
@@ -248,26 +264,30 @@ class FleetQueue:
         """Renews a worker's lease; False where it had lost it, so that its claims are gone."""
         return bool(self._call("beat", incarnation=incarnation, lease=lease, fields=dict(fields)) == b"OK")
 
-    def claim(self, incarnation: str, token: str, queues: Sequence[tuple[str, str]]) -> Claim | None:
-        """The next unit out of (run, queue) pairs, tried in order.
+    def claim(
+        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False
+    ) -> Claim | Drain | None:
+        """The next unit out of (run, queue) pairs, tried in order; `alone` says that the worker holds nothing.
 
         Raises:
             Lost: the worker's lease is over.
             BadMessage: a job that does not decode; it is in the worker's hands and must be buried.
         """
-        reply = self._call("claim", incarnation=incarnation, token=token, queues=[list(pair) for pair in queues], at=_stamp())
+        reply = self._call(
+            "claim", incarnation=incarnation, token=token, alone=alone, queues=[list(pair) for pair in queues], at=_stamp()
+        )
         if reply[0] == b"LOST":
             raise Lost(f"worker {incarnation}: its lease is over")
-        if reply[0] == b"EMPTY":
-            return None
-        _, job, run, epoch, root, scope, fork, data, payload = reply
+        if reply[0] in (b"EMPTY", b"DRAIN"):
+            return Drain() if reply[0] == b"DRAIN" else None
+        turn, job, run, epoch, root, scope, fork, data, payload = reply
         node, part = _identity(data)
         if fork:
             fields = dict(zip(payload[::2], payload[1::2], strict=True))
             unit = open_join(node, int(root), part, scope.decode(), fields)
         else:
             unit = open_message(payload, Unit)
-        return Claim(job.decode(), token, run.decode(), int(epoch), unit)
+        return Claim(job.decode(), token, run.decode(), int(epoch), unit, Turn(turn.decode()))
 
     def reconcile(self, incarnation: str, known: Sequence[str]) -> int:
         """Hands back what a claim whose reply was lost had taken; returns how many units."""
@@ -285,6 +305,15 @@ class FleetQueue:
             entry_token=token,
             effects=_plain(keys, plan, claim.unit.root, outcome.effects),
         )
+        return bool(reply == b"OK")
+
+    def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
+        """Cuts a unit in two that run alone; False where the claim does not hold."""
+        unit, half = claim.unit, len(claim.unit.rows) // 2
+        parts = (("<", unit.rows[:half]), (">", unit.rows[half:]))
+        effects = Effects([Unit(unit.node, unit.root, unit.part + mark, unit.scope, rows) for mark, rows in parts])
+        plain = _plain(RunKeys(claim.run, claim.epoch), plan, unit.root, effects)
+        reply = self._call("split", job=claim.job, token=claim.token, incarnation=incarnation, effects=plain)
         return bool(reply == b"OK")
 
     def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:
@@ -331,6 +360,8 @@ class FleetQueue:
 
     def note(self, run: str, event: Event) -> None:
         """Tells the run's sink something that may get lost: an engine was loaded, a unit goes round again."""
+        if not self._redis.sismember(RUNS, run):
+            return  # the run is closed, and nothing of it stays
         self._redis.xadd(RunKeys(run, 0).notes, {"kind": "event", "text": encode_line(event)}, maxlen=10_000)
 
     def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
@@ -367,6 +398,7 @@ _SCRIPTS = (
     "reap",
     "reconcile",
     "release",
+    "split",
 )
 
 

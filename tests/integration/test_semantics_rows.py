@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,22 @@ def test_a_function_that_raises_rejects_its_row_and_names_the_line(tmp_path: Pat
     rejection = only_rejection(result)
     assert (rejection["reason"], rejection["attempts"], rejection["raw"]) == (Reason.APPLY_ERROR, 0, None)
     assert "LookupError: not this one" in rejection["message"] and "test_semantics_rows.py:" in rejection["message"]
+
+
+def test_a_function_that_ends_the_program_rejects_its_row_only(tmp_path: Path) -> None:
+    def leave(item: Text) -> Text:
+        if item.text == "bad":
+            sys.exit(3)
+        return item
+
+    async def leave_async(item: Text) -> Text:
+        return leave(item)
+
+    for function in (leave, leave_async):
+        chain = Chain(name="leaving", steps=[apply(function)])
+        result = chain.run([Text(text="a"), Text(text="bad"), Text(text="b")], tmp_path / function.__name__)
+        assert only_rejection(result)["message"].startswith("SystemExit: 3")
+        assert [row["row_id"] for row in result.rows("flattened")] == ["0", "2"]
 
 
 @pytest.mark.parametrize("returned", [None, Text(text="one"), "text", {"text": "a"}, [1], [Price(price=1)], 7])

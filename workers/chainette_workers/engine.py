@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -22,10 +23,10 @@ from chainette.core.plan import NodeKind, Plan
 from chainette.engine.lifecycle import Engines
 from chainette.errors import EngineUnavailable
 from chainette.fleet.messages import BadMessage
-from chainette.fleet.queue import LEASE, Claim, FleetQueue, Lost, RunInfo
+from chainette.fleet.queue import LEASE, Claim, Drain, FleetQueue, Lost, RunInfo, Turn
 from chainette.hooks import Hook
 from chainette.io.events import UnitRetried
-from chainette.process import process
+from chainette.process import poisoned, process
 
 __all__ = ["EngineWorker"]
 
@@ -60,6 +61,8 @@ class EngineWorker:
     _in_flight: int = 0
     _plans: dict[tuple[str, int], Plan | None] = field(default_factory=dict)
     _engines: dict[str, Engines] = field(default_factory=dict)
+    #: Nothing else is claimed: a unit runs alone, or is about to.
+    _alone: bool = False
     _resting: dict[str, float] = field(default_factory=dict)
     _runs: list[RunInfo] = field(default_factory=list)
     _runs_at: float = 0.0
@@ -88,27 +91,32 @@ class EngineWorker:
 
     async def _step(self, group: TaskGroup) -> None:
         """Claims a unit and starts it, or waits for room, or for work."""
-        if self._in_flight >= self.budget:
+        self._alone = self._alone and bool(self._held)
+        if self._alone or self._in_flight >= self.budget:
             self._freed = anyio.Event()
             with anyio.move_on_after(1.0):
                 await self._freed.wait()
             return
         claim = await self._claim()
-        if claim is None:
+        if isinstance(claim, Claim):
+            self._held[claim.job] = claim
+            self._in_flight += len(claim.unit.rows)
+            self._alone = claim.turn is not Turn.JOB
+            group.start_soon(self._work if claim.turn is not Turn.MEND else self._mend, claim)
+        elif self._held and claim is not None:
+            self._alone = True  # a unit waits that must run alone
+        else:
             await anyio.sleep(_IDLE)
-            return
-        self._held[claim.job] = claim
-        self._in_flight += len(claim.unit.rows)
-        group.start_soon(self._work, claim)
 
-    async def _claim(self) -> Claim | None:
+    async def _claim(self) -> Claim | Drain | None:
         queues = await self._queues()
         if not queues:
             return None
         self._claims += 1
         token = f"{self.incarnation}-{self._claims}"
         try:
-            return await anyio.to_thread.run_sync(self.queue.claim, self.incarnation, token, queues)
+            call = partial(self.queue.claim, self.incarnation, token, queues, alone=not self._held)
+            return await anyio.to_thread.run_sync(call)
         except (redis.ConnectionError, redis.TimeoutError):
             await self._insist(lambda: self.queue.reconcile(self.incarnation, list(self._held)))
         except (redis.RedisError, BadMessage):
@@ -167,6 +175,21 @@ class EngineWorker:
         else:
             token = secrets.token_hex(8)
             await self._insist(lambda: self.queue.commit(claim, self.incarnation, plan, outcome, token))
+        self._let_go(claim)
+
+    async def _mend(self, claim: Claim) -> None:
+        """A unit that killed a worker while it ran alone: cut in two, or its one row rejected."""
+        info = next(info for info in self._runs if info.run == claim.run)
+        plan = self._plan(info)
+        assert plan is not None
+        if len(claim.unit.rows) > 1:
+            await self._insist(lambda: self.queue.split(claim, self.incarnation, plan))
+        else:
+            outcome, token = poisoned(plan, claim.unit), secrets.token_hex(8)
+            await self._insist(lambda: self.queue.commit(claim, self.incarnation, plan, outcome, token))
+        self._let_go(claim)
+
+    def _let_go(self, claim: Claim) -> None:
         self._held.pop(claim.job, None)
         self._in_flight -= len(claim.unit.rows)
         self._freed.set()

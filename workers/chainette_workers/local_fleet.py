@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from chainette.errors import InputError, RunStopped
 from chainette.fleet.connect import connect
 from chainette.fleet.embedded import EmbeddedServer
 from chainette.fleet.queue import FleetQueue
+from chainette.io.rundir import RunDir
 from chainette.launch import Session
 from chainette_workers.drive import Drive
 from chainette_workers.worker import UNUSABLE, WorkerConfig
@@ -44,11 +45,11 @@ class LocalFleet:
     attaches: ClassVar[bool] = False
 
     def __call__(self, session: Session) -> None:
-        with tempfile.TemporaryDirectory(prefix="chainette-") as folder, EmbeddedServer.start(Path(folder) / "data") as server:
+        with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data") as server:
             connection = connect(server.url)
             configs = self._configs(session, server.url)
             window = session.options.window or max(4096, 4 * sum(config.rows_in_flight for config in configs))
-            with connection, _children(configs, Path(folder)) as children:
+            with connection, _children(configs, folder) as children:
 
                 def tend(moved: bool) -> None:
                     if not server.running:
@@ -70,6 +71,18 @@ class LocalFleet:
             for name in engines
             for _ in range(wanted.get(name, 1))
         ]
+
+
+@contextmanager
+def _folder(directory: RunDir) -> Iterator[Path]:
+    """The fleet's own files, inside the run directory, so that a killed fleet leaves nothing elsewhere."""
+    folder = directory.path / ".fleet"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rows_in_flight(plan: Plan, engine: str) -> int:

@@ -45,10 +45,14 @@ local function holds(job, token)
   return j
 end
 
+-- Units that run alone, and units that killed a worker while they did.
+local function solo_key(j) return prefix_of(j.run, j.epoch) .. 'solo:' .. j.origin end
+local function broken_key(j) return prefix_of(j.run, j.epoch) .. 'broken:' .. j.origin end
+
 local function put_back(job, j, front)
   redis.call('HSET', job_key(job), 'status', 'queued')
   redis.call('HDEL', job_key(job), 'claim')
-  redis.call(front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. j.origin, job)
+  redis.call(front and 'LPUSH' or 'RPUSH', j.solo == '1' and solo_key(j) or 'rq:queue:' .. j.origin, job)
 end
 
 local function note(run, kind, text)

@@ -4,8 +4,23 @@ for _, me in ipairs(redis.call('ZRANGEBYSCORE', 'chainette:lease', '-inf', now()
   for _, job in ipairs(redis.call('SMEMBERS', held_key(me))) do
     local j = job_of(job)
     if j.run and j.status == 'started' then
-      redis.call('HINCRBY', job_key(job), 'strikes', 1)
-      put_back(job, j, true)
+      -- first death: again; second: alone; only a death alone says that the unit is the cause
+      if j.solo == '1' then
+        local deaths = redis.call('HINCRBY', job_key(job), 'deaths', 1)
+        if tonumber(j.rows) > 1 or deaths >= 2 then
+          redis.call('HSET', job_key(job), 'status', 'broken')
+          redis.call('HDEL', job_key(job), 'claim')
+          redis.call('RPUSH', broken_key(j), job)
+        else
+          put_back(job, j, true)
+        end
+      else
+        if redis.call('HINCRBY', job_key(job), 'strikes', 1) >= 2 then
+          redis.call('HSET', job_key(job), 'solo', '1')
+          j.solo = '1'
+        end
+        put_back(job, j, true)
+      end
       note(j.run, 'lost', me .. ' lost ' .. job)
     end
   end

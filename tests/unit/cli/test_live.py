@@ -51,7 +51,7 @@ def test_the_view_of_a_run_in_progress(progress: Progress) -> None:
         "  side   ───────────────────────        0/997k",
         "last     ───────────────────────        0/997k",
         "engine llama: ready in 1.5 s (llama_cpp)",
-        "engine judge: not answering, retry in 4.0 s: the endpoint http://127.0.0.1:8000/…",
+        "engine judge: not answering, retry in 4.0 s: the endpoint http://127.0.0.1:800…",
         "0 of 1,000,000 rows done · 0:10 · 900k tok/s · 1,234 rejected",
     ]
 

@@ -142,7 +142,7 @@ def test_an_engine_that_is_ready_says_how_long_it_took(run: Any, progress: Progr
 
 def test_an_engine_that_does_not_answer_is_in_trouble_until_it_does(run: Any, progress: Progress) -> None:
     run.tell(RunStarted(), UnitRetried(node="inner", root=0, unit="", message="connection refused", delay=3.6))
-    assert engine(progress, "llama") == ("not answering, retry in 4.0 s: connection refused", True)
+    assert engine(progress, "llama") == ("not answering, retry in 3.6 s: connection refused", True)
     run.tell(unit("split", 1))
     assert engine(progress, "llama")[1]
     run.tell(unit("first", 1))

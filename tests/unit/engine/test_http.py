@@ -84,6 +84,28 @@ def test_a_429_waits_for_retry_after_and_sends_the_same_body_again(http: Http, s
     run(main())
 
 
+def test_a_server_that_goes_away_is_said_once_per_silence(
+    http: Http, serve: Any, fake_time: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async def hang_up(asked: Any) -> web.Response:
+            if asked.number in (*range(8), *range(10, 18)):
+                asked.hang_up()
+            return http.good()
+
+        async with serve(hang_up) as server:
+            engine = http.make(server.url, time=fake_time, max_retries=20)
+            await engine.open()
+            for _ in range(4):
+                await engine.generate([http.ask()])
+            await engine.close()
+
+    run(main())
+    said = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
+    assert len(said) == 2
+    assert said[0].startswith("engine 'llama' does not answer: http://127.0.0.1:")
+
+
 def test_retry_after_reads_seconds_and_dates_and_nothing_else() -> None:
     assert retry_after("1.5", 0.0) == 1.5
     assert retry_after(formatdate(100, usegmt=True), 40.0) == 60.0

@@ -1,0 +1,21 @@
+-- A unit that killed a worker while it ran alone becomes two that run alone. A: job, token, incarnation, effects
+local job = need(A.job, 'string', 'job')
+need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
+local j = holds(job, A.token)
+if not j then redis.call('SREM', held_key(A.incarnation), job); return 'LOST' end
+local RUN, EPOCH = j.run, j.epoch
+local P = prefix_of(RUN, EPOCH)
+--EFFECTS
+check_effects(A.effects)
+add(A.effects, j.root)
+for _, u in ipairs(A.effects.units) do
+  redis.call('LREM', 'rq:queue:' .. u.queue, -1, u.job)
+  redis.call('HSET', job_key(u.job), 'solo', '1')
+  redis.call('RPUSH', solo_key(j), u.job)
+end
+redis.call('SREM', scope_key(j.root, j.scope), job)
+redis.call('SREM', held_key(A.incarnation), job)
+redis.call('DEL', unit_key(job), job_key(job))
+weigh(j.root, -tonumber(j.rows))
+note(RUN, 'split', job)
+return 'OK'

@@ -1,0 +1,180 @@
+"""`chainette enqueue` and `chainette worker` as processes of their own, over a real Valkey."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Project
+from tests.support.valkey import Database
+
+FOLDERS = ("extract", "split", "side", "grade", "rejected", "flattened")
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What the condition gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+    return found
+
+
+def lines(project: Project, directory: str) -> dict[str, list[str]]:
+    shards = {folder: sorted((project.path / directory / folder).glob("*.jsonl")) for folder in FOLDERS}
+    return {
+        folder: sorted(line for path in paths for line in path.read_text().splitlines()) for folder, paths in shards.items()
+    }
+
+
+class Site:
+    """A project, a Redis, and processes that are gone at the end."""
+
+    def __init__(self, project: Project, url: str, stack: ExitStack) -> None:
+        self.project, self.url, self._stack = project, url, stack
+
+    def start(self, *words: str, **keys: Any) -> subprocess.Popen[str]:
+        process = self.project.start(*words, "--redis", self.url, **keys)
+        self._stack.enter_context(process)
+        self._stack.callback(process.kill)
+        return process
+
+    def workers(self, number: int = 1, *words: str) -> list[subprocess.Popen[str]]:
+        return [self.start("worker", "--engine", "writer", "--engine", "judge", *words) for _ in range(number)]
+
+    def committed(self, directory: str) -> int:
+        """Lines of the log."""
+        log = self.project.path / directory / "events.jsonl"
+        return log.read_bytes().count(b"unit_committed") if log.exists() else 0
+
+    def run_id(self, directory: str) -> str:
+        return str(next(self.project.events(directory))["run_id"])
+
+
+@contextmanager
+def stopped(*processes: subprocess.Popen[str]) -> Iterator[None]:
+    """SIGTERM at the end: a worker hands back what it has, and signs off."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            assert process.wait(30) == 0
+
+
+@pytest.fixture
+def site(tmp_path: Path, database: Database) -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield Site(Project(tmp_path, rows=96, latency=0.02), database.url, stack)
+
+
+def test_a_run_through_two_workers_is_that_of_one_process(site: Site) -> None:
+    assert site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
+    with stopped(*site.workers(2)):
+        done = site.project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", site.url)
+        assert done.returncode == 0, done.stderr
+    assert "accounting: balanced" in done.stdout
+    assert lines(site.project, "fleet") == lines(site.project, "local")
+
+
+def test_two_runs_share_the_workers(site: Site) -> None:
+    with stopped(*site.workers(2)):
+        runs = [site.start("enqueue", "chain.py", "in.jsonl", "-o", name) for name in ("one", "two")]
+        assert [run.wait(90) for run in runs] == [0, 0]
+    assert lines(site.project, "one") == lines(site.project, "two")
+
+
+def test_an_enqueue_that_is_killed_is_gone_on_with_in_the_same_epoch(site: Site) -> None:
+    site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet")
+    with stopped(*site.workers(2)):
+        first = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
+        until(lambda: site.committed("fleet") > 5)
+        first.kill()
+        first.wait()
+        again = site.project.chainette("resume", "fleet", "--redis", site.url)
+        assert again.returncode == 0, again.stderr
+    assert lines(site.project, "fleet") == lines(site.project, "local")
+    assert {event.get("epoch", 0) for event in site.project.events("fleet")} == {0}
+
+
+def test_a_worker_that_is_killed_costs_nothing(site: Site, database: Database) -> None:
+    database.may_leave("chainette:lease", "chainette:worker*", "chainette:held:*")  # until somebody reaps it
+    site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet")
+    victim, other = site.workers(2)
+    with stopped(other):
+        run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
+        until(lambda: site.committed("fleet") > 5)
+        victim.kill()
+        assert run.wait(90) == 0
+    assert lines(site.project, "fleet") == lines(site.project, "local")
+
+
+def test_ctrl_c_stops_the_enqueue_and_says_how_to_go_on(site: Site) -> None:
+    with stopped(*site.workers(1)):
+        run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 2)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=60)
+        assert run.returncode == 130
+        assert "chainette resume fleet" in out + err
+        assert site.project.chainette("resume", "fleet", "--redis", site.url).returncode == 0
+
+
+def test_a_paused_run_is_held_until_it_is_continued(site: Site) -> None:
+    with stopped(*site.workers(1)):
+        run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 2)
+        name = site.run_id("fleet")
+        assert "paused" in site.project.chainette("pause", name, "--redis", site.url).stdout
+        assert "paused" in site.project.chainette("runs", "--redis", site.url).stdout
+        site.project.chainette("unpause", name, "--redis", site.url)
+        assert run.wait(90) == 0
+
+
+def test_a_cancelled_run_leaves_nothing_in_redis_and_says_so_in_its_directory(site: Site) -> None:
+    with stopped(*site.workers(1)):
+        run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 2)
+        assert site.project.chainette("cancel", site.run_id("fleet"), "--redis", site.url).returncode == 0
+        _, errors = run.communicate(timeout=60)
+        assert run.returncode == 1 and "was cancelled" in errors
+        assert [event["type"] for event in site.project.events("fleet")][-1] == "run_cancelled"
+        assert "no live runs" in site.project.chainette("runs", "--redis", site.url).stdout
+
+
+def test_a_worker_with_another_chain_takes_nothing_and_names_both_digests(site: Site, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    Project(other, latency=0.02)
+    text = (other / "chain.py").read_text()
+    (other / "chain.py").write_text(text.replace("Name in:", "Name it:"))
+    [wrong] = site.workers(1, "--chain-root", str(other))
+    with stopped(wrong):
+        run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
+        assert wrong.stderr is not None
+        said = next(line for line in wrong.stderr if "takes nothing" in line)
+        assert "has digest" in said and "where it was enqueued" in said
+        assert site.committed("fleet") == 0
+        with stopped(*site.workers(1)):
+            assert run.wait(90) == 0
+
+
+def test_a_run_id_that_is_not_live_is_said_with_those_that_are(site: Site) -> None:
+    done = site.project.chainette("pause", "nothing", "--redis", site.url)
+    assert done.returncode == 1 and "no live run 'nothing'; live runs: none" in done.stderr
+
+
+def test_a_redis_that_does_not_answer_is_named_without_its_password(site: Site) -> None:
+    done = site.project.chainette(
+        "enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", "redis://:hushhush@127.0.0.1:1/0"
+    )
+    assert done.returncode == 1
+    assert "127.0.0.1:1" in done.stderr and "hushhush" not in done.stdout + done.stderr
