@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["engines"]
 
-#: Backend -> (a module that it imports, how to get it).
-_PACKAGES = {"llama_cpp": ("xllamacpp", "chainette[llama-cpp]")}
+#: Backend -> the package that it needs beside those of the base install.
+_PACKAGES = {"llama_cpp": "xllamacpp"}
 
 
 @guarded
@@ -60,8 +60,8 @@ def _availability(backend: str) -> str:
 
     if find_spec(f"chainette.engine.{backend}") is None:
         return "not in this version"
-    module, package = _PACKAGES.get(backend, ("", ""))
-    return f"needs {package}" if module and find_spec(module) is None else "yes"
+    package = _PACKAGES.get(backend)
+    return "yes" if package is None or find_spec(package) else f"no: pip install {package}"
 
 
 def _list_engines(configs: Iterable[EngineConfig], users: dict[str, list[str]]) -> None:

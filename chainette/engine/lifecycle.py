@@ -132,7 +132,8 @@ class Engines:
         engine = self._create(config)
         began = time.perf_counter()
         try:
-            with anyio.fail_after(config.startup_timeout):
+            # a little more: an engine that watches the time itself knows why it is not ready
+            with anyio.fail_after(config.startup_timeout + min(1.0, config.startup_timeout / 4)):
                 await engine.open()
         except BaseException as error:
             with anyio.CancelScope(shield=True):

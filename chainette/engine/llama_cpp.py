@@ -139,7 +139,7 @@ class LlamaCppEngine(Engine):
             import xllamacpp
         except ImportError as error:
             raise EngineConfigError(
-                f"engine {self._config.name!r}: backend llama_cpp needs xllamacpp; pip install 'chainette[llama-cpp]'"
+                f"engine {self._config.name!r}: backend llama_cpp needs the package xllamacpp: pip install xllamacpp"
             ) from error
         params = xllamacpp.CommonParams()
         params.model.path = str(path)

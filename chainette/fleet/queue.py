@@ -196,6 +196,13 @@ class FleetQueue:
             found[name.decode()] = {key.decode(): value.decode() for key, value in fields.items()}
         return found
 
+    def waiting(self, queues: Sequence[str]) -> list[str]:
+        """Those of the queues (RQ's names) in which units wait."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.llen(f"rq:queue:{queue}")
+            return [queue for queue, length in zip(queues, pipe.execute(), strict=True) if length]
+
     def runs(self) -> list[RunInfo]:
         """Runs that are not closed."""
         found = []

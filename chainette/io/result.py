@@ -76,6 +76,6 @@ class RunResult:
         try:
             import datasets
         except ImportError as error:
-            raise RunDirectoryError("RunResult.dataset() needs the package datasets: pip install 'chainette[hf]'") from error
+            raise RunDirectoryError("RunResult.dataset() needs the package datasets: pip install datasets") from error
         names = datasets.get_dataset_config_names(str(self.dir))
         return datasets.DatasetDict({name: datasets.load_dataset(str(self.dir), name, split="train") for name in names})

@@ -16,8 +16,11 @@ import pytest
 
 from chainette.errors import DiskError
 from chainette.executor import resume
+from chainette.hooks import Hook
+from chainette.io.events import Event, UnitCommitted
+from chainette.io.replay import Status
 from chainette.io.result import RunResult
-from tests.support.chains import content, everything, write_inputs
+from tests.support.chains import content, everything, texts, write_inputs
 from tests.support.cli import Project
 
 
@@ -79,7 +82,7 @@ BAD_LINES = {
     b"[1, 2]": "a JSON object is needed, this line is of type array",
     b'{"text": ': "not JSON: it ends too early",
     b'{"text": NaN}': "NaN and Infinity are not JSON, write null",
-    b"[" * 5000: "nested too deeply",
+    b'{"text": ' + b"[" * 5000: "nested too deeply",
     b'{"text": "' + b"x" * 50_000_000 + b'"}': "50,000,012 bytes long, more than the 16,777,216 allowed; split or shorten it",
 }
 
@@ -162,7 +165,7 @@ class Fact(BaseModel):
     name: str
 
 
-register_engine("llm", "some-model", "openai", endpoint="{endpoint}", startup_timeout=0.5)
+register_engine("llm", "some-model", "openai", endpoint="{endpoint}", startup_timeout=1)
 chain = Chain(
     name="asking",
     steps=[Step(id="ask", input_model=Text, output_model=Fact, engine_name="llm", user_prompt="<{{{{ text }}}}>",
@@ -312,7 +315,7 @@ def test_a_step_that_the_chain_no_longer_has_is_named_and_its_rows_go_only_when_
     assert after[name] == before[name]
     metadata = json.loads(after["metadata.json"])
     assert metadata["balanced"] and metadata["status"] == "finished"
-    assert list(metadata["steps"]) == ["chain_input", "extract", "split", "grade", "pieces_of"]
+    assert list(metadata["steps"]) == ["chain_input", "extract", "split", "grade", "+pieces_of"]
     assert metadata["steps"]["grade"]["in"] == 20
 
 
@@ -378,14 +381,14 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 def test_a_disk_that_fills_stops_the_run_and_with_room_it_comes_to_the_same_rows(
     tmp_path: Path, disk: SmallDisk, format: str
 ) -> None:
-    """The disk grows page by page, so that it is full at shards, at the log, at sealing and at the last files."""
+    """The disk grows a little at a time, so that it is full at shards, at the log, at sealing and at the last files."""
     chain, inputs = everything(), write_inputs(tmp_path / "inputs.jsonl", 40, bad=(3, 20))
     options: dict[str, Any] = {"format": format, "max_rows_per_file": 15, "chain_ref": ""}
     whole = content(chain.run(inputs, tmp_path / "whole", **options))
     run, size = disk.path / "run", 40
     stops: list[str] = []
     result: RunResult | None = None
-    while result is None:
+    while result is None and size < 1000:
         disk.resize(size := size + 8)
         try:
             begun = (run / "events.jsonl").exists() and (run / "events.jsonl").stat().st_size > 0
@@ -393,9 +396,28 @@ def test_a_disk_that_fills_stops_the_run_and_with_room_it_comes_to_the_same_rows
         except DiskError as error:
             assert "no space left for" in str(error) and "free space, then resume" in str(error)
             stops.append(str(error).partition("no space left for ")[2].partition(" (")[0].removeprefix(f"{run}/"))
-    assert len(stops) > 5
-    assert content(result) == whole
+    assert len(stops) > 5 and {"events.jsonl", "closing"} <= {stop.removeprefix(".journal/").partition("/")[0] for stop in stops}
+    assert result is not None and content(result) == whole
     assert result.metadata["balanced"]
+
+
+def test_last_files_that_cannot_be_written_leave_a_finished_run_whose_resume_writes_them(tmp_path: Path) -> None:
+    chain = everything()
+
+    class Obstacle(Hook):
+        """Something lies where a file is made, from the middle of the run on."""
+
+        def on_event(self, event: Event) -> None:
+            if isinstance(event, UnitCommitted):
+                (tmp_path / "run/.metadata.json.tmp").mkdir(exist_ok=True)
+
+    with pytest.raises(DiskError, match=r"cannot write .*metadata\.json"):
+        chain.run(texts(12), tmp_path / "run", hooks=(Obstacle(),))
+    (tmp_path / "run/.metadata.json.tmp").rmdir()
+    result = resume(tmp_path / "run", chain)
+    assert (result.status, result.metadata["balanced"]) == (Status.FINISHED, True)
+    assert json.loads((tmp_path / "run/metadata.json").read_text())["status"] == "finished"
+    assert content(result) == content(chain.run(texts(12), tmp_path / "whole"))
 
 
 def test_the_real_command_says_that_the_disk_is_full_and_goes_on_when_it_is_not(tmp_path: Path, disk: SmallDisk) -> None:

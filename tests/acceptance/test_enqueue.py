@@ -167,6 +167,16 @@ def test_a_worker_with_another_chain_takes_nothing_and_names_both_digests(site: 
             assert run.wait(90) == 0
 
 
+def test_a_run_that_no_worker_serves_says_so_with_the_command_that_helps(site: Site) -> None:
+    with stopped(site.start("worker", "--engine", "writer")):
+        run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
+        assert run.stderr is not None
+        said = next(line for line in run.stderr if "nothing moves" in line)
+        assert "no live worker serves 'judge'; start: chainette worker --engine judge" in said
+        with stopped(site.start("worker", "--engine", "judge")):
+            assert run.wait(90) == 0
+
+
 def test_a_run_id_that_is_not_live_is_said_with_those_that_are(site: Site) -> None:
     done = site.project.chainette("pause", "nothing", "--redis", site.url)
     assert done.returncode == 1 and "no live run 'nothing'; live runs: none" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,11 +26,16 @@ from chainette_workers.sink import Sink
 
 __all__ = ["Drive", "RedisFleet"]
 
+_log = logging.getLogger("chainette")
+
 #: Live rows at most, where nobody says otherwise.
 _WINDOW = 16_384
 
 #: Seconds between two looks at what others said of the run.
 _LOOK = 0.5
+
+#: Seconds without movement before it is explained, and before that is said again.
+_STILL, _AGAIN = 3.0, 30.0
 
 #: Seconds between two looks when nothing moves.
 _IDLE = 0.02
@@ -68,6 +74,7 @@ class Drive:
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
     _looked_at: float = 0.0
+    _still_since: float = field(default_factory=time.monotonic)
     _noted: str = "0-0"
     _failing: dict[str, float] = field(default_factory=dict)
 
@@ -94,7 +101,9 @@ class Drive:
                 moved = False
             if moved:
                 self._failing.clear()
+                self._still_since = time.monotonic()
             else:
+                self._explain(sink)
                 time.sleep(_IDLE)
             self.tend(moved)
 
@@ -110,6 +119,24 @@ class Drive:
         except redis.exceptions.ConnectionError:
             return
         raise RunCancelled(f"run {sink.run} was cancelled; its rows so far are in {self.session.writer.directory}")
+
+    def _explain(self, sink: Sink) -> None:
+        """Says why nothing moves, where it can be known; again after a while."""
+        now = time.monotonic()
+        if now < self._still_since + _STILL:
+            return
+        self._still_since = now + _AGAIN
+        try:
+            state, workers = self.queue.progress(sink.keys).state, self.queue.workers()
+            waiting = {queue.partition(".")[0] for queue in self.queue.waiting(sink.queues)}
+        except redis.exceptions.ConnectionError as error:
+            _log.warning("nothing moves: Redis does not answer (%s); waiting for it", error)
+            return
+        served = {name for words in workers.values() for name in words.get("engines", "").split(",")}
+        if state == "paused":
+            _log.warning("nothing moves: run %s is paused; go on: chainette unpause %s", sink.run, sink.run)
+        for engine in sorted(waiting - served):
+            _log.warning("nothing moves: no live worker serves %r; start: chainette worker --engine %s", engine, engine)
 
     def _sink(self, expected: int | None) -> Sink:
         session, options = self.session, self.session.options
