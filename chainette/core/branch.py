@@ -9,7 +9,7 @@ from typing import Any
 from chainette.core.node import Node, caller_place, check_name
 from chainette.errors import DeclarationError, Place
 
-__all__ = ["Branch", "Element", "JoinBranch"]
+__all__ = ["Branch", "Element", "JoinBranch", "checked_elements"]
 
 #: What `steps` may hold: a node, or a list of branches that run side by side.
 Element = Node | Sequence["Branch"]
@@ -27,7 +27,7 @@ class Branch(Node):
     def __init__(self, name: str, steps: Sequence[Element], *, emoji: str = "") -> None:
         place = caller_place()
         check_name("branch name", name)
-        _set(self, id=name, name=name, emoji=emoji, place=place, steps=_elements(name, steps, place))
+        _set(self, id=name, name=name, emoji=emoji, place=place, steps=checked_elements(name, steps, place))
 
     def join(self, alias: str) -> JoinBranch:
         """The same nodes, with the final output merged back as `{{ alias }}`."""
@@ -64,7 +64,7 @@ def _set(node: Branch, **values: Any) -> None:
         object.__setattr__(node, name, value)
 
 
-def _elements(name: str, steps: Sequence[Element], place: Place) -> tuple[Element, ...]:
+def checked_elements(name: str, steps: Sequence[Element], place: Place) -> tuple[Element, ...]:
     """The steps as written, checked: nodes, and lists of branches.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from chainette.core.branch import Element, _elements
+from chainette.core.branch import Element, checked_elements
 from chainette.core.node import caller_place, check_name
 from chainette.engine.config import EngineRegistry, current_registry
 from chainette.errors import DeclarationError, Place
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from chainette.executor import RunResult
     from chainette.records import Row
 
-__all__ = ["DEFAULT_BATCH_SIZE", "Chain"]
+__all__ = ["DEFAULT_BATCH_SIZE", "Chain", "Inputs"]
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -48,7 +48,7 @@ class Chain:
         check_name("chain name", self.name)
         if self.batch_size < 1:
             raise DeclarationError(f"{self.place}: chain {self.name!r}: batch_size is {self.batch_size}, it must be 1 or more")
-        object.__setattr__(self, "steps", _elements(self.name, self.steps, self.place))
+        object.__setattr__(self, "steps", checked_elements(self.name, self.steps, self.place))
 
     def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
         """Runs every row and writes a run directory (`runs/<run id>` unless named).

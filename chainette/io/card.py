@@ -97,11 +97,13 @@ def _default(configs: Sequence[CardConfig]) -> CardConfig | None:
 
 
 def _entry(config: CardConfig, run_id: str, format: str, default: bool) -> dict[str, Any]:
-    entry = {
+    entry: dict[str, Any] = {
         "config_name": config.name,
         "data_files": f"{config.folder}/*.{format}",
         "description": f"{config.description} (run {run_id}, sha256:{config.digest})",
     }
+    if format == "csv":  # the text "None" or "NA" is an answer, not a missing one
+        entry |= {"keep_default_na": False, "na_values": [""]}
     return entry | {"default": True} if default else entry
 
 
@@ -122,10 +124,13 @@ def _loading(config: CardConfig, format: str) -> str:
     files = f"{config.folder}/*.{format}"
     polars = {"jsonl": "scan_ndjson", "parquet": "scan_parquet", "csv": "scan_csv"}[format]
     duckdb = {"jsonl": "read_json", "parquet": "read_parquet", "csv": "read_csv"}[format]
-    pandas = {"jsonl": "read_json(file, lines=True, dtype=False)", "parquet": "read_parquet(file)", "csv": "read_csv(file)"}[
+    pandas = {"jsonl": "read_json(file, lines=True, dtype=False)", "parquet": "read_parquet(file)", "csv": _PANDAS_CSV}[
         format
     ]
-    return _LOADING.format(name=config.name, files=files, polars=polars, duckdb=duckdb, pandas=pandas) + _FORMAT_NOTES[format]
+    typed = {name: hint if format == "csv" else "" for name, hint in _CSV_TYPES.items()}
+    return _LOADING.format(name=config.name, files=files, polars=polars, duckdb=duckdb, pandas=pandas, **typed) + (
+        _FORMAT_NOTES[format]
+    )
 
 
 _LOADING = """
@@ -138,10 +143,10 @@ import datasets
 rows = datasets.load_dataset(".", "{name}", split="train")
 
 import polars
-rows = polars.{polars}("{files}").collect()
+rows = polars.{polars}("{files}"{polars_types}).collect()
 
 import duckdb
-rows = duckdb.sql("SELECT * FROM {duckdb}('{files}')")
+rows = duckdb.sql("SELECT * FROM {duckdb}('{files}'{duckdb_types})")
 
 import glob, pandas
 rows = pandas.concat([pandas.{pandas} for file in sorted(glob.glob("{files}"))])
@@ -149,8 +154,16 @@ rows = pandas.concat([pandas.{pandas} for file in sorted(glob.glob("{files}"))])
 
 `row_id` joins the folders. """
 
+#: CSV has no types: "0.10", the eleventh row made of row 0, would be read as the number 0.1, and the text "None" as missing.
+_PANDAS_CSV = 'read_csv(file, dtype={"row_id": str}, keep_default_na=False, na_values=[""])'
+_CSV_TYPES = {
+    "polars_types": ', schema_overrides={"row_id": polars.String}',
+    "duckdb_types": ", types={'row_id': 'VARCHAR'}",
+}
+
 _FORMAT_NOTES = {
     "jsonl": "One JSON object per line.\n",
     "parquet": "Dates, times and decimals are text; values without a fixed shape (dicts, unions) are JSON text.\n",
-    "csv": 'Nothing between two commas is null, `""` is the empty string; lists and objects are JSON in their cell.\n',
+    "csv": 'Nothing between two commas is null, `""` is the empty string; lists and objects are JSON in their cell.\n'
+    "CSV has no types: text that looks like a number has to be named as text when it is read, as `row_id` is here.\n",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
-__all__ = ["Line", "format_cells", "lines", "records", "split_cells"]
+__all__ = ["KEPT", "Line", "format_cells", "lines", "records", "split_cells"]
 
 _SPECIAL = frozenset('",\r\n')
 #: How much of a line that is too long is kept for the rejection.

@@ -190,6 +190,8 @@ def test_sigterm_is_a_pause_and_a_finished_resume_has_every_row_once(tmp_path: P
     assert json.loads(said.stdout.splitlines()[-1])["type"] == "run_paused"
     assert project.chainette("resume", "out").returncode == 0
     assert sorted(project.ids("out", "grade"), key=int) == [str(number) for number in range(120)]
+    (resumed,) = (event for event in project.events("out") if event["type"] == "run_resumed")
+    assert "graph" not in resumed  # the chain is the one of the first line
 
 
 def test_sigterm_ends_a_process_in_which_ctrl_c_is_ignored(tmp_path: Path) -> None:

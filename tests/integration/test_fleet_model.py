@@ -9,6 +9,7 @@ import json
 import random
 import secrets
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -176,7 +177,7 @@ class Fleet:
     def empty_redis(self) -> None:
         self.redis.flushall()
 
-    async def go(self, wild: bool) -> None:
+    async def go(self, *, wild: bool = False) -> None:
         often = [self.admit, self.claim, self.claim, self.drain]
         seldom = [self.kill_worker, self.restart_sink, self.restart_coordinator] + [self.empty_redis] * wild
         async with Engines(self.plan.engines) as engines:
@@ -206,7 +207,7 @@ def test_whatever_dies_the_rows_are_those_of_a_local_run(tmp_path: Path, databas
     inputs = write_inputs(tmp_path / "inputs.jsonl", 26, bad=(3, 20))
     whole = chain.run(inputs, tmp_path / "whole", max_rows_per_file=50)
     fleet = Fleet(chain, inputs, tmp_path / "run", database.client, seed + 100 * wild)
-    anyio.run(fleet.go, wild)
+    anyio.run(partial(fleet.go, wild=wild))
     result = fleet.finish()
     assert content(result) == content(whole)
     assert result.metadata["balanced"], result._state.imbalances()
@@ -228,7 +229,7 @@ def test_a_row_that_kills_its_worker_is_found_and_rejected_and_costs_no_other(
     whole = chain.run(inputs, tmp_path / "whole", max_rows_per_file=50)
     fleet = Fleet(chain, inputs, tmp_path / "run", database.client, seed + 500)
     fleet.deadly = next(row["row_id"] for row in whole.rows("count"))
-    anyio.run(fleet.go, False)
+    anyio.run(fleet.go)
     result = fleet.finish()
     [poison] = [row for row in result.rows("rejected") if row["reason"] == "poison"]
     assert (poison["row_id"], poison["step_id"]) == (fleet.deadly, "count")

