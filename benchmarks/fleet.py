@@ -24,7 +24,7 @@ import redis
 
 from chainette.fleet.embedded import EmbeddedServer
 from chainette.fleet.keys import held
-from chainette.fleet.queue import LEASE
+from chainette.fleet.queue import LEASE, FleetQueue
 
 CHAIN = """
 from pydantic import BaseModel
@@ -133,7 +133,7 @@ def throughput(base: Path, rows: int, counts: list[int], rounds: int) -> None:
         print(f"  {name:10} {rate:8.0f} rows/s   {rate / reference:5.2f} x local")
         if middle.units:
             print(
-                f"    a unit: {middle.commands:.1f} Redis commands, scripts' own included, {middle.server_cpu:.0f} us of server CPU"
+                f"    a unit: {middle.commands:.1f} Redis commands (scripts' own too), {middle.server_cpu:.0f} us of server CPU"
             )
             print(f"    peak: enqueue {middle.driver_rss:.0f} MiB RSS, Redis {middle.redis_peak:.0f} MiB")
 
@@ -163,7 +163,7 @@ def recovery(base: Path, trials: int) -> None:
                 stderr=subprocess.DEVNULL,
             )
             time.sleep(LEASE + 1)  # nobody reaps within a lease of its own start
-            names = [str(name, "utf-8") for name in client.smembers("chainette:workers")]
+            names = list(FleetQueue(client).workers())
             while not all(client.scard(held(name)) for name in names):
                 time.sleep(0.02)
             held_by = {name: {*client.smembers(held(name))} for name in names}

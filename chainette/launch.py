@@ -21,7 +21,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineConfig, EngineRegistry, overlaid
-from chainette.engine.lifecycle import Engines
+from chainette.engine.lifecycle import Engines, create_engine
 from chainette.errors import ChainChanged, ChainetteError, InputError, RunCancelled, RunDirectoryError
 from chainette.hooks import Hook, Hooks
 from chainette.io.events import EngineLoaded, EngineReleased, Event, RunCreated, RunResumed, RunStarted
@@ -373,7 +373,8 @@ async def _local(
     def released(config: EngineConfig) -> None:
         local.post(EngineReleased(engine=config.name))
 
-    engines = Engines(plan.engines, on_loaded=loaded, on_released=released)
+    create = partial(create_engine, patience=options.engine_patience)
+    engines = Engines(plan.engines, on_loaded=loaded, on_released=released, create=create)
     local = LocalRun(plan, lambda: roots.pending(is_done), writer, engines, options.seed, options.limits, hook, deliver)
     try:
         async with engines:

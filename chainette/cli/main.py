@@ -17,7 +17,7 @@ from chainette.cli.rejected import rejected
 from chainette.cli.resume import resume
 from chainette.cli.rows import rows
 from chainette.cli.run import run
-from chainette.cli.runs import cancel, pause, runs, unpause
+from chainette.cli.runs import cancel, kill, pause, runs, unpause
 from chainette.cli.status import status
 from chainette.cli.worker import worker
 
@@ -46,6 +46,7 @@ app.command()(runs)
 app.command()(pause)
 app.command()(unpause)
 app.command()(cancel)
+app.command()(kill)
 app.command()(inspect)
 app.command("inspect-dag")(inspect_dag)
 app.command()(engines)

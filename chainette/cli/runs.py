@@ -9,7 +9,7 @@ import typer
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.options import RedisUrl
 
-__all__ = ["cancel", "pause", "runs", "unpause"]
+__all__ = ["cancel", "kill", "pause", "runs", "unpause"]
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `chainette runs` lists them.")]
 
@@ -62,6 +62,24 @@ def unpause(run: Run, redis: RedisUrl = None) -> None:
 def cancel(run: Run, redis: RedisUrl = None) -> None:
     """Give a run up for good; the rows that it has stay in its directory."""
     _set_state(run, "cancelled", redis)
+
+
+@guarded
+def kill(
+    engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="The workers of this engine.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="All workers of the Redis.")] = False,
+    redis: RedisUrl = None,
+) -> None:
+    """Ask workers to hand back what is unfinished and to end; within seconds they do."""
+    if (engine is None) is not everyone:
+        raise typer.BadParameter("say whom: --engine NAME, or --all")
+    from chainette.fleet.connect import connect
+    from chainette.fleet.queue import FleetQueue
+
+    with connect(redis) as connection:
+        asked = FleetQueue(connection).ask_to_stop(engine)
+    whom = f"of {engine!r} " if engine else ""
+    typer.echo(f"asked {len(asked)} workers {whom}to end" if asked else f"no live workers {whom}there")
 
 
 def _set_state(run: str, state: str, url: str | None) -> None:

@@ -15,9 +15,11 @@ from importlib import import_module
 from types import TracebackType
 
 import anyio
+import msgspec
 
 from chainette.engine.base import Engine
-from chainette.engine.config import EngineConfig
+from chainette.engine.config import EngineConfig, HttpOptions
+from chainette.engine.timing import Policy
 from chainette.errors import EngineConfigError, EngineUnavailable, UnknownEngine
 
 __all__ = ["Engines", "create_engine", "release_engine"]
@@ -36,8 +38,8 @@ _CLASSES: Mapping[str, tuple[str, str]] = {
 _live: weakref.WeakSet[Engines] = weakref.WeakSet()
 
 
-def create_engine(config: EngineConfig) -> Engine:
-    """The engine of a configuration, not opened.
+def create_engine(config: EngineConfig, patience: float | None = None) -> Engine:
+    """The engine of a configuration, not opened. One behind HTTP is silent for `patience` seconds at most, then says so.
 
     Raises:
         EngineConfigError: the backend is not part of this version, or its values cannot work.
@@ -49,7 +51,13 @@ def create_engine(config: EngineConfig) -> Engine:
             "(`vllm serve` answers to the backend 'openai' with endpoint=...)"
         )
     module, name = _CLASSES[config.backend]
-    engine: Engine = getattr(import_module(module), name)(config)
+    make = getattr(import_module(module), name)
+    engine: Engine
+    if patience is not None and isinstance(config.options, HttpOptions):
+        config = msgspec.structs.replace(config, startup_timeout=min(config.startup_timeout, patience))
+        engine = make(config, policy=Policy(patience=min(Policy.patience, patience)))
+    else:
+        engine = make(config)
     return engine
 
 

@@ -9,7 +9,7 @@ import msgspec
 from chainette.errors import ChainetteError
 from chainette.records import Outcome, Output, Partial, Rejection, Row, Unit, Usage
 
-__all__ = ["Admission", "BadMessage", "Result", "RootRecord", "open_message"]
+__all__ = ["MAX_BYTES", "Admission", "BadMessage", "Result", "RootRecord", "open_message"]
 
 #: Bytes of one message that a process is willing to decode.
 MAX_BYTES = 256 << 20
@@ -74,7 +74,7 @@ def open_message(data: Any, kind: type[T]) -> T:
         raise BadMessage(f"a {kind.__name__} in Redis is {found}; at most {MAX_BYTES:,} bytes are decoded")
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except ValueError as error:  # msgspec's errors, and text that is no UTF-8
         raise BadMessage(f"a {kind.__name__} in Redis does not decode: {error}") from error
 
 

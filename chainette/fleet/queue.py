@@ -7,6 +7,7 @@ is the run's and the run was not cancelled; a commit that does not hold changes 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,8 +19,8 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RUNS, WORKERS, RunKeys, worker
-from chainette.fleet.messages import Admission, BadMessage, Result, RootRecord, open_join, open_message
-from chainette.io.events import AnyEvent, Event
+from chainette.fleet.messages import MAX_BYTES, Admission, BadMessage, Result, RootRecord, open_join, open_message
+from chainette.io.events import AnyEvent, Event, WorkerRefused
 from chainette.io.log import encode_line, parse_line
 from chainette.records import Effects, Outcome, Rejection, Scope, Unit, encode
 
@@ -38,6 +39,9 @@ ANCHOR = "0-1"
 FUNCTION = "chainette.process"
 
 _pack = msgspec.msgpack.Encoder().encode
+
+#: What a job's hash says under `data`: function, no instance, (run, epoch, node, root, part), no keywords.
+_arguments = msgspec.json.Decoder(tuple[str, None, tuple[str, int, str, int, str], dict[str, None]])
 
 
 class Lost(Exception):
@@ -92,9 +96,8 @@ class Entry:
 
     id: str
     token: str
-    #: None for the anchor.
-    message: Result | Admission | None
-    root: int = -1
+    message: Result | Admission
+    root: int
     #: Whether the root is complete with it.
     done: bool = False
 
@@ -110,6 +113,10 @@ class Progress:
     state: str
     #: Roots that are admitted and not acknowledged.
     live: set[int]
+    #: The root admitted last in this epoch; -1 where there is none.
+    last: int = -1
+    #: Why the epoch cannot go on: a unit is gone, or nobody can read it. Its rows come back with the next one.
+    damaged: str = ""
 
     @property
     def complete(self) -> bool:
@@ -134,8 +141,9 @@ class FleetQueue:
         redis.RedisError: Redis did not answer; the call may or may not have happened.
     """
 
-    def __init__(self, connection: redis.Redis) -> None:
+    def __init__(self, connection: redis.Redis, *, max_bytes: int = MAX_BYTES) -> None:
         self._redis = connection
+        self._max_bytes = max_bytes
         self._scripts = {name: connection.register_script(_source(name)) for name in _SCRIPTS}
 
     # -- runs
@@ -151,7 +159,7 @@ class FleetQueue:
         reply = self._call("install", run=run, epoch=epoch, owner=owner, token=token, queues=list(queues), fields=dict(fields))
         if reply[0] != b"OK":
             raise Lost(f"run {run}: epoch {epoch} is not newer than {reply[1]}")
-        self._sweep(run, keep=epoch)
+        self._sweep(run, before=epoch)
 
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
         """A sink takes an epoch over.
@@ -162,18 +170,20 @@ class FleetQueue:
         self._expect("attach", run=run, epoch=epoch, owner=owner, id=position[0], token=position[1])
 
     def close(self, run: str, epoch: int, owner: str, queues: Sequence[str]) -> None:
-        """Takes a complete run out of Redis; nothing of it stays.
+        """Takes a complete run out of Redis; nothing of it stays. A run that is not there is closed.
 
         Raises:
             Lost: another owner, or another epoch.
         """
         self._expect("close", run=run, epoch=epoch, owner=owner, queues=list(queues))
-        self._sweep(run)
+        self._sweep(run, before=epoch + 1)
 
-    def _sweep(self, run: str, keep: int | None = None) -> None:
+    def _sweep(self, run: str, before: int) -> None:
         """Deletes what older epochs of a run left: nothing refers to it any more."""
-        for pattern, kept in ((f"chainette:{run}:*", f"chainette:{run}:{keep}:"), (f"rq:job:{run}_*", f"rq:job:{run}_{keep}_")):
-            names = [name for name in self._redis.scan_iter(pattern, count=1000) if not name.decode().startswith(kept)]
+        for pattern, end in ((f"chainette:{run}:", ":"), (f"rq:job:{run}_", "_")):
+            epoch_of = re.compile(re.escape(pattern).encode() + rb"(\d+)" + end.encode())
+            found = self._redis.scan_iter(f"{pattern}[0-9]*", count=1000)
+            names = [name for name in found if (match := epoch_of.match(name)) and int(match[1]) < before]
             for start in range(0, len(names), 500):
                 self._redis.unlink(*names[start : start + 500])
 
@@ -181,12 +191,14 @@ class FleetQueue:
         """Pauses ("paused"), continues ("running") or gives up ("cancelled") a run.
 
         Raises:
-            Lost: there is no such run.
+            Lost: there is no such run, or it was given up.
         """
-        if not self._redis.sismember(RUNS, run):
+        reply = self._call("state", run=run, state=state)
+        if reply == b"CANCELLED":
+            raise Lost(f"run {run} was cancelled, which is for good; `chainette resume DIR` goes on with its directory")
+        if reply != b"OK":
             known = ", ".join(info.run for info in self.runs()) or "none"
             raise Lost(f"no live run {run!r}; live runs: {known}")
-        self._redis.hset(RunKeys(run, 0).state, "state", state)
 
     def workers(self) -> dict[str, dict[str, str]]:
         """What live workers say about themselves."""
@@ -195,6 +207,19 @@ class FleetQueue:
             fields = cast("dict[bytes, bytes]", self._redis.hgetall(worker(name.decode())))
             found[name.decode()] = {key.decode(): value.decode() for key, value in fields.items()}
         return found
+
+    def ask_to_stop(self, engine: str | None) -> list[str]:
+        """Asks the workers of an engine, or all, to hand back what they have and end; returns whom."""
+        asked = [
+            name for name, words in self.workers().items() if engine is None or engine in words.get("engines", "").split(",")
+        ]
+        for name in asked:
+            self._redis.hset(worker(name), "stop", "1")
+        return asked
+
+    def is_asked_to_stop(self, incarnation: str) -> bool:
+        """Whether somebody asked a worker to end."""
+        return bool(self._redis.hget(worker(incarnation), "stop"))
 
     def waiting(self, queues: Sequence[str]) -> list[str]:
         """Those of the queues (RQ's names) in which units wait."""
@@ -255,20 +280,29 @@ class FleetQueue:
         """
         return open_message(self._redis.get(keys.root(root)), RootRecord)
 
-    def end_of_input(self, keys: RunKeys, total: int) -> None:
-        """Says how many roots this epoch admits in all."""
-        self._redis.hset(keys.state, "total", str(total))
+    def end_of_input(self, keys: RunKeys, total: int) -> bool:
+        """Says how many roots this epoch admits in all; False where it has admitted another number.
+
+        Raises:
+            Lost: the epoch is over.
+        """
+        reply = self._call("total", run=keys.run, epoch=keys.epoch, total=total)
+        if reply == b"LOST":
+            raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
+        return bool(reply == b"OK")
 
     def progress(self, keys: RunKeys) -> Progress:
         """How far admission is, and which roots are live."""
-        cursor, total, state = cast("list[bytes | None]", self._redis.hmget(keys.state, ["cursor", "total", "state"]))
-        live = cast("list[bytes]", self._redis.hkeys(f"{keys.prefix}live"))
-        return Progress(int(cursor or 0), None if total is None else int(total), (state or b"").decode(), {*map(int, live)})
+        names = ["cursor", "total", "state", "last", "damaged"]
+        found = cast("list[bytes | None]", self._redis.hmget(keys.state, names))
+        cursor, total, state, last, damaged = ((value or b"").decode() for value in found)
+        live = {int(root) for root in cast("list[bytes]", self._redis.hkeys(f"{keys.prefix}live"))}
+        return Progress(int(cursor or 0), int(total) if total else None, state, live, int(last or -1), damaged)
 
     # -- workers
 
     def beat(self, incarnation: str, fields: Mapping[str, str | int | float], lease: float = LEASE) -> bool:
-        """Renews a worker's lease; False where it had lost it, so that its claims are gone."""
+        """Renews a worker's lease; False where it had none: it is its first, or its claims are gone."""
         return bool(self._call("beat", incarnation=incarnation, lease=lease, fields=dict(fields)) == b"OK")
 
     def claim(
@@ -278,27 +312,35 @@ class FleetQueue:
 
         Raises:
             Lost: the worker's lease is over.
-            BadMessage: a job that does not decode; it is in the worker's hands and must be buried.
         """
-        reply = self._call(
-            "claim", incarnation=incarnation, token=token, alone=alone, queues=[list(pair) for pair in queues], at=_stamp()
-        )
-        if reply[0] == b"LOST":
-            raise Lost(f"worker {incarnation}: its lease is over")
-        if reply[0] in (b"EMPTY", b"DRAIN"):
-            return Drain() if reply[0] == b"DRAIN" else None
-        turn, job, run, epoch, root, scope, fork, data, payload = reply
-        node, part = _identity(data)
-        if fork:
-            fields = dict(zip(payload[::2], payload[1::2], strict=True))
-            unit = open_join(node, int(root), part, scope.decode(), fields)
-        else:
-            unit = open_message(payload, Unit)
-        return Claim(job.decode(), token, run.decode(), int(epoch), unit, Turn(turn.decode()))
+        pairs = [list(pair) for pair in queues]
+        while True:
+            reply = self._call(
+                "claim", incarnation=incarnation, token=token, alone=alone, queues=pairs, at=_stamp(), limit=self._max_bytes
+            )
+            if reply[0] == b"LOST":
+                raise Lost(f"worker {incarnation}: its lease is over")
+            if reply[0] in (b"EMPTY", b"DRAIN"):
+                return Drain() if reply[0] == b"DRAIN" else None
+            turn, job, run, epoch = (part.decode() for part in reply[:4])
+            try:
+                return Claim(job, token, run, int(epoch), _claimed(*reply[4:]), Turn(turn))
+            except BadMessage as error:
+                self._bury(job, token, incarnation, str(error))
 
-    def reconcile(self, incarnation: str, known: Sequence[str]) -> int:
-        """Hands back what a claim whose reply was lost had taken; returns how many units."""
-        return int(self._call("reconcile", incarnation=incarnation, known=list(known)))
+    def bury(self, claim: Claim, incarnation: str, reason: str) -> bool:
+        """Takes a unit out of the run that cannot be what it says. Where it was one of the run's, the run's sink begins
+        a new epoch, so that its rows come back. False where the claim does not hold."""
+        return self._bury(claim.job, claim.token, incarnation, reason)
+
+    def _bury(self, job: str, token: str, incarnation: str, reason: str) -> bool:
+        words = reason.encode("utf-8", "replace")[:2000]
+        return bool(self._call("bury", job=job, token=token, incarnation=incarnation, reason=words) == b"OK")
+
+    def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
+        """Hands back what the worker holds but for `known`: what a claim took whose reply was lost. Returns how many units."""
+        tokens = {claim.job: claim.token for claim in known}
+        return int(self._call("reconcile", incarnation=incarnation, known=tokens))
 
     def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
         """What became of a unit; False where the claim does not hold, so that nothing happened."""
@@ -351,7 +393,7 @@ class FleetQueue:
             BadMessage: an entry does not decode.
         """
         raw = cast("list[Any]", self._redis.xrange(keys.stream, min=position[0], count=count + 1))
-        if not raw or _entry_id(raw[0]) != position[0] or raw[0][1][b"t"] != position[1].encode():
+        if not raw or _entry_id(raw[0]) != position[0] or raw[0][1].get(b"t") != position[1].encode():
             raise Lost(f"run {keys.run}: the stream of epoch {keys.epoch} does not continue at {position[0]}")
         return [_entry(item) for item in raw[1:]]
 
@@ -369,13 +411,12 @@ class FleetQueue:
         """Tells the run's sink something that may get lost: an engine was loaded, a unit goes round again."""
         if not self._redis.sismember(RUNS, run):
             return  # the run is closed, and nothing of it stays
-        self._redis.xadd(RunKeys(run, 0).notes, {"kind": "event", "text": encode_line(event)}, maxlen=10_000)
+        self._call("note", run=run, line=encode_line(event))
 
     def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
         """What was noted behind a stream id, and the id to go on from. What does not read as an event is passed over."""
         found = cast("list[Any]", self._redis.xrange(RunKeys(run, 0).notes, min=f"({after}", count=256))
-        lines = [fields[b"text"].rstrip(b"\n") for _, fields in found if fields.get(b"kind") == b"event"]
-        events = [event for line in lines if (event := parse_line(line)) is not None]
+        events = [event for _, fields in found if (event := _noted(fields)) is not None]
         return (_entry_id(found[-1]) if found else after), events
 
     # -- calling
@@ -396,16 +437,20 @@ _SCRIPTS = (
     "admit",
     "attach",
     "beat",
+    "bury",
     "claim",
     "close",
     "commit",
     "fail",
     "install",
     "leave",
+    "note",
     "reap",
     "reconcile",
     "release",
     "split",
+    "state",
+    "total",
 )
 
 
@@ -478,12 +523,42 @@ def _identity(data: bytes) -> tuple[str, str]:
         BadMessage: the job names another function, or does not decode.
     """
     try:
-        name, _, (_, _, node, _, part), _ = json.loads(data)
-    except (ValueError, TypeError) as error:
+        name, _, (_, _, node, _, part), _ = _arguments.decode(data)
+    except ValueError as error:
         raise BadMessage(f"a job in Redis does not say which unit it is: {data[:80]!r}") from error
-    if name != FUNCTION or not isinstance(node, str) or not isinstance(part, str):
-        raise BadMessage(f"a job in Redis names the function {str(name)[:80]!r}; jobs may name {FUNCTION!r} only")
+    if name != FUNCTION:
+        raise BadMessage(f"a job in Redis names the function {name[:80]!r}; jobs may name {FUNCTION!r} only")
     return node, part
+
+
+def _claimed(root: bytes, scope: bytes, fork: bytes, data: bytes, payload: Any) -> Unit:
+    """The unit of a claimed job.
+
+    Raises:
+        BadMessage: it cannot be read, or is not the one that the job names.
+    """
+    node, part = _identity(data)
+    try:
+        number, where = int(root), scope.decode()
+    except ValueError as error:
+        raise BadMessage(f"a job in Redis has the root {root[:80]!r} and the scope {scope[:80]!r}") from error
+    if fork:
+        return open_join(node, number, part, where, dict(zip(payload[::2], payload[1::2], strict=True)))
+    unit = open_message(payload, Unit)
+    if (unit.node, unit.root, unit.part, unit.scope) != (node, number, part, where):
+        raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload is of {unit.node[:80]!r}, root {unit.root}")
+    return unit
+
+
+def _noted(fields: Mapping[bytes, bytes]) -> AnyEvent | None:
+    match fields.get(b"kind"):
+        case b"event":
+            return parse_line(fields.get(b"text", b"").rstrip(b"\n"))
+        case b"buried":
+            text = fields.get(b"text", b"").decode("utf-8", "replace")
+            return WorkerRefused(worker=text.partition(" ")[0], reason=text)
+        case _:
+            return None
 
 
 def _entry_id(item: Any) -> str:
@@ -491,11 +566,20 @@ def _entry_id(item: Any) -> str:
 
 
 def _entry(item: Any) -> Entry:
+    """An entry of a run's stream behind its anchor.
+
+    Raises:
+        BadMessage: it is none of ours.
+    """
     fields = item[1]
-    message: Result | Admission | None = None
-    match fields.get(b"k"):
-        case b"unit":
-            message = open_message(fields[b"e"], Result)
-        case b"admit":
-            message = open_message(fields[b"e"], Admission) if fields[b"e"] else Admission([])
-    return Entry(_entry_id(item), fields[b"t"].decode(), message, int(fields.get(b"r", -1)), fields.get(b"d") == b"1")
+    try:
+        kind, token, root = fields[b"k"], fields[b"t"].decode(), int(fields[b"r"])
+    except (KeyError, ValueError) as error:
+        raise BadMessage(f"entry {_entry_id(item)} of a run's stream in Redis is none of ours: {str(fields)[:80]}") from error
+    body = fields.get(b"e")
+    message: Result | Admission
+    if kind == b"unit":
+        message = open_message(body, Result)
+    else:
+        message = open_message(body, Admission) if body else Admission([])
+    return Entry(_entry_id(item), token, message, root, fields.get(b"d") == b"1")

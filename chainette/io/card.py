@@ -124,12 +124,15 @@ def _loading(config: CardConfig, format: str) -> str:
     files = f"{config.folder}/*.{format}"
     polars = {"jsonl": "scan_ndjson", "parquet": "scan_parquet", "csv": "scan_csv"}[format]
     duckdb = {"jsonl": "read_json", "parquet": "read_parquet", "csv": "read_csv"}[format]
-    pandas = {"jsonl": "read_json(file, lines=True, dtype=False)", "parquet": "read_parquet(file)", "csv": _PANDAS_CSV}[
-        format
-    ]
+    pandas = {
+        "jsonl": "read_json(file, lines=True, dtype=False, precise_float=True)",
+        "parquet": "read_parquet(file)",
+        "csv": _PANDAS_CSV,
+    }[format]
     typed = {name: hint if format == "csv" else "" for name, hint in _CSV_TYPES.items()}
-    return _LOADING.format(name=config.name, files=files, polars=polars, duckdb=duckdb, pandas=pandas, **typed) + (
-        _FORMAT_NOTES[format]
+    return (
+        _LOADING.format(name=config.name, files=files, polars=polars, duckdb=duckdb, pandas=pandas, **typed)
+        + (_FORMAT_NOTES[format])
     )
 
 

@@ -178,7 +178,7 @@ Answer = tuple[str, str]
 
 @contextmanager
 def serving(project: Project, answer: Callable[[str], Answer]) -> Iterator[list[str]]:
-    """A chain that asks a server of ours; `answer` gives (text, finish reason) for the last user message. Gives what was asked."""
+    """A chain that asks a server of ours; `answer` gives (text, finish reason) for a prompt. Gives the prompts."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -228,9 +228,7 @@ def test_an_answer_that_is_not_json_or_was_cut_rejects_its_row_and_says_what_to_
     assert (found["0"]["reason"], found["0"]["raw"], found["0"]["attempts"]) == ("not_json", "Sure! The name is Ada.", 2)
     assert "Invalid JSON" in found["0"]["message"]
     assert (found["1"]["reason"], found["1"]["raw"]) == ("truncated", '{"name": "Ada Lovela')
-    assert (
-        found["1"]["message"] == "the answer was cut at max_tokens=32; raise SamplingParams.max_tokens or ask for less"
-    )
+    assert found["1"]["message"] == "the answer was cut at max_tokens=32; raise SamplingParams.max_tokens or ask for less"
     assert project.ids("out", "ask") == ["2"]
     shown = project.chainette("rejected", "out", "--reason", "truncated").stdout
     assert "max_tokens=32" in shown and "Sure!" not in shown
@@ -410,7 +408,9 @@ def test_a_disk_that_fills_stops_the_run_and_with_room_it_comes_to_the_same_rows
         except DiskError as error:
             assert "no space left for" in str(error) and "free space, then resume" in str(error)
             stops.append(str(error).partition("no space left for ")[2].partition(" (")[0].removeprefix(f"{run}/"))
-    assert len(stops) > 5 and {"events.jsonl", "closing"} <= {stop.removeprefix(".journal/").partition("/")[0] for stop in stops}
+    assert len(stops) > 5 and {"events.jsonl", "closing"} <= {
+        stop.removeprefix(".journal/").partition("/")[0] for stop in stops
+    }
     assert result is not None and content(result) == whole
     assert result.metadata["balanced"]
 

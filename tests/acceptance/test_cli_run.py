@@ -119,7 +119,7 @@ def test_debug_tells_events_prompts_and_answers_on_stderr(project: Project) -> N
         (["chain.py", "in.jsonl", "--limit", "0"], 2, "--limit"),
         (["chain.py", "in.jsonl", "--format", "xml"], 2, "xml"),
         (["chain.py", "in.jsonl", "--quiet", "--json-logs"], 2, "exclude each other"),
-        (["chain.py", "in.jsonl", "--workers", "2"], 2, "--workers"),
+        (["chain.py", "in.jsonl", "--workers", "0"], 2, "--workers"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_message_and_leaves_nothing(

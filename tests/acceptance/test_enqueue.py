@@ -167,6 +167,17 @@ def test_a_worker_with_another_chain_takes_nothing_and_names_both_digests(site: 
             assert run.wait(90) == 0
 
 
+def test_workers_that_are_asked_to_end_do_and_hand_back_what_they_have(site: Site) -> None:
+    asked, other = site.start("worker", "--engine", "judge"), site.start("worker", "--engine", "writer")
+    run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
+    with stopped(other):
+        until(lambda: site.committed("fleet") > 5)
+        assert "asked 1 workers of 'judge'" in site.project.chainette("kill", "--engine", "judge", "--redis", site.url).stdout
+        assert asked.wait(30) == 0
+        with stopped(site.start("worker", "--engine", "judge")):
+            assert run.wait(90) == 0
+
+
 def test_a_run_that_no_worker_serves_says_so_with_the_command_that_helps(site: Site) -> None:
     with stopped(site.start("worker", "--engine", "writer")):
         run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")

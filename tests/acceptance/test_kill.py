@@ -1,4 +1,4 @@
-"""Processes that die: kill -9 at any disk step, again and again, SIGTERM, Ctrl-C twice; what is left goes on to the very rows."""
+"""Processes that die: kill -9 at any disk step, again and again, SIGTERM, Ctrl-C twice; what is left comes to the same rows."""
 
 from __future__ import annotations
 
@@ -51,23 +51,6 @@ for line in sys.stdin:
 """
 
 
-class Mortals:
-    """Runs `chainette` in processes that die at a disk step."""
-
-    def __init__(self, project: Project) -> None:
-        self._server = project.start_python(MORTALS)
-
-    def run(self, *words: str, steps: int = 0, share: float = 0.0) -> int:
-        """The exit code of a command; -9 where it died at its `steps`-th disk step. 0 steps: it lives."""
-        assert self._server.stdin is not None and self._server.stdout is not None
-        self._server.stdin.write(json.dumps([words, steps, share]) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
-
-    def close(self) -> None:
-        self._server.communicate(timeout=60)
-
-
 class Doomed(Project):
     """A project whose commands may be children of one Python process."""
 
@@ -85,6 +68,23 @@ class Doomed(Project):
     def rows(self, directory: str) -> dict[str, list[str]]:
         """Every folder's rows, sorted."""
         return {name: sorted(map(plain, shard_rows(self.path / directory / name))) for name in FOLDERS}
+
+
+class Mortals:
+    """Runs `chainette` in processes that die at a disk step."""
+
+    def __init__(self, project: Doomed) -> None:
+        self._server = project.start_python(MORTALS)
+
+    def run(self, *words: str, steps: int = 0, share: float = 0.0) -> int:
+        """The exit code of a command; -9 where it died at its `steps`-th disk step. 0 steps: it lives."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps([words, steps, share]) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def close(self) -> None:
+        self._server.communicate(timeout=60)
 
 
 def plain(row: dict[str, Any]) -> str:
@@ -252,7 +252,7 @@ def test_ctrl_c_again_does_not_wait_for_a_function_that_blocks(held: tuple[Doome
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-2:] == ["interrupted", "go on: chainette resume out"]
     assert "Traceback" not in said

@@ -81,8 +81,9 @@ class Fleet:
         keys = self.sink.keys
         at_start = self.state_at_start(keys.epoch)
 
-        def pending() -> Iterator[Root]:
-            return Roots(self.source, InputModel(self.plan.input_model), self.plan.batch_size).pending(at_start.is_done)
+        def pending(last: int) -> Iterator[Root]:
+            roots = Roots(self.source, InputModel(self.plan.input_model), self.plan.batch_size)
+            return roots.pending(lambda root: root <= last or self.sink.writer.state.is_done(root))
 
         return Coordinator(
             self.queue, keys, self.plan, pending, lambda root: rows_of_root(self.directory, self.plan, at_start, root)

@@ -16,7 +16,27 @@ PACKAGE = Path(chainette.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 #: SEMANTICS, Declaring a chain.
-PUBLIC = ["ApplyNode", "AsyncExecutor", "Branch", "Chain", "ChainetteError", "Engine", "EngineConfig", "Executor", "JoinBranch", "Node", "Row", "RunResult", "SamplingParams", "Step", "apply", "get_engine_config", "load_engines", "register_engine", "release_engine"]
+PUBLIC = [
+    "ApplyNode",
+    "AsyncExecutor",
+    "Branch",
+    "Chain",
+    "ChainetteError",
+    "Engine",
+    "EngineConfig",
+    "Executor",
+    "JoinBranch",
+    "Node",
+    "Row",
+    "RunResult",
+    "SamplingParams",
+    "Step",
+    "apply",
+    "get_engine_config",
+    "load_engines",
+    "register_engine",
+    "release_engine",
+]
 
 
 def named(path: Path) -> str:

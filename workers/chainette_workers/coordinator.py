@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from chainette.core.flow import Durable, frontier
 from chainette.core.plan import Plan
@@ -28,8 +27,8 @@ class Coordinator:
     queue: FleetQueue
     keys: RunKeys
     plan: Plan
-    #: Those roots, from the first; called again when another coordinator went ahead.
-    pending: Callable[[], Iterator[Root]]
+    #: Those of them behind a root (-1: all); called again when another coordinator went ahead.
+    pending: Callable[[int], Iterator[Root]]
     #: What was durable of a root when the epoch began.
     durable: Callable[[int], Durable | None]
     _cursor: int = -1
@@ -46,12 +45,13 @@ class Coordinator:
         if self.finished:
             return False
         if self._roots is None:
-            self._cursor = self.queue.progress(self.keys).cursor
-            self._roots = islice(self.pending(), self._cursor, None)
+            progress = self.queue.progress(self.keys)
+            self._cursor = progress.cursor
+            self._roots = self.pending(progress.last)
         root = self._next or next(self._roots, None)
         if root is None:
-            self.queue.end_of_input(self.keys, self._cursor)
-            self.finished = True
+            self.finished = self.queue.end_of_input(self.keys, self._cursor)
+            self._roots = self._roots if self.finished else None
             return False
         self._next = root
         match self._admit(root):

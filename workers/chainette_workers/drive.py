@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +17,7 @@ from chainette.errors import RunCancelled, RunStopped
 from chainette.fleet.connect import connect
 from chainette.fleet.queue import FleetQueue, Lost
 from chainette.io.events import UnitRetried
-from chainette.io.roots import Roots
+from chainette.io.roots import Root, Roots
 from chainette.io.validate import InputModel
 from chainette.launch import Session
 from chainette.limits import RejectWatch
@@ -159,7 +159,12 @@ class Drive:
         session = self.session
         roots = Roots(session.source, InputModel(session.plan.input_model, session.options.key), session.plan.batch_size)
         writer = session.writer
-        return Coordinator(self.queue, sink.keys, session.plan, lambda: roots.pending(writer.state.is_done), writer.durable)
+
+        def pending(last: int) -> Iterator[Root]:
+            # behind the last root that the epoch admitted, what is complete now was complete when the epoch began
+            return roots.pending(lambda root: root <= last or writer.state.is_done(root))
+
+        return Coordinator(self.queue, sink.keys, session.plan, pending, writer.durable)
 
     def _hear(self, sink: Sink) -> None:
         """What workers noted goes to the log and to the hooks."""

@@ -54,6 +54,8 @@ class EngineWorker:
     engines_of: Callable[[RunInfo, Plan], Engines]
     #: Rows in flight.
     budget: int
+    #: Seconds that the event loop may stand still before the worker counts as dead.
+    deadline: float = 600.0
     hook: Hook = field(default_factory=Hook)
     incarnation: str = field(default_factory=lambda: f"w-{secrets.token_hex(6)}")
     _claims: int = 0
@@ -61,6 +63,9 @@ class EngineWorker:
     _in_flight: int = 0
     _plans: dict[tuple[str, int], Plan | None] = field(default_factory=dict)
     _engines: dict[str, Engines] = field(default_factory=dict)
+    #: When the event loop last went round, and whether `chainette kill` named this worker.
+    _ticked: float = field(default_factory=time.monotonic)
+    _asked_to_stop: bool = False
     #: Nothing else is claimed: a unit runs alone, or is about to.
     _alone: bool = False
     _resting: dict[str, float] = field(default_factory=dict)
@@ -76,7 +81,8 @@ class EngineWorker:
         beats.start()
         try:
             async with anyio.create_task_group() as group:
-                while not stop():
+                while not stop() and not self._asked_to_stop:
+                    self._ticked = time.monotonic()
                     await self._step(group)
                 group.cancel_scope.cancel()
         finally:
@@ -118,7 +124,7 @@ class EngineWorker:
             call = partial(self.queue.claim, self.incarnation, token, queues, alone=not self._held)
             return await anyio.to_thread.run_sync(call)
         except (redis.ConnectionError, redis.TimeoutError):
-            await self._insist(lambda: self.queue.reconcile(self.incarnation, list(self._held)))
+            await self._insist(lambda: self.queue.reconcile(self.incarnation, list(self._held.values())))
         except (redis.RedisError, BadMessage):
             await anyio.sleep(_BACKOFF)
         except Lost:
@@ -218,7 +224,10 @@ class EngineWorker:
         quiet_until = time.monotonic() + LEASE
         while not stopped.wait(BEAT):
             try:
+                if time.monotonic() - self._ticked > self.deadline:
+                    continue  # the event loop hangs: somebody else should have its units
                 self.queue.beat(self.incarnation, self._words())
+                self._asked_to_stop = self.queue.is_asked_to_stop(self.incarnation)
                 if time.monotonic() > quiet_until:
                     self.queue.reap()
             except redis.RedisError:

@@ -7,8 +7,11 @@ ends; an epoch is raised only where Redis does not continue the log (PROTOCOL 7 
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import redis
 
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
@@ -37,7 +40,12 @@ class Sink:
     hook: Hook
     rejects: RejectWatch
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
+    #: Roots that the writer holds open.
     _open_roots: set[int] = field(default_factory=set)
+    #: Complete roots that Redis may not know of yet.
+    _done: list[int] = field(default_factory=list)
+    #: Token of the anchor of an epoch that is in the log and not yet in Redis; "" where there is none.
+    _installing: str = ""
 
     @property
     def keys(self) -> RunKeys:
@@ -56,6 +64,7 @@ class Sink:
             try:
                 self.queue.attach(self.run, self.writer.epoch, self.owner, position)
                 self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, anchor=position)])
+                self._done = [root for root in self.queue.progress(self.keys).live if self.writer.state.is_done(root)]
                 self._acknowledge()
                 return
             except Lost:
@@ -63,23 +72,34 @@ class Sink:
         self.raise_epoch(expected)
 
     def raise_epoch(self, expected: int | None) -> None:
-        """A new epoch, in the log before Redis: what is not durable will be admitted again."""
-        self._open_roots.clear()
-        token = secrets.token_hex(8)
+        """A new epoch, in the log before Redis: what is not durable will be admitted again. May be repeated where Redis
+        did not answer."""
         while True:
-            anchor = (ANCHOR, token)
-            if self.writer.state.started_at:
-                self.writer.raise_epoch()
-                graph = graph_of(self.plan, keyed=self.writer.keyed)
-                changed = graph if graph != self.writer.state.graph else None
-                self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, graph=changed, anchor=anchor)])
-            else:
-                self._say([RunStarted(expected=expected, anchor=anchor)])
+            if not self._installing:
+                self._log_epoch(expected)
             try:
-                self.queue.install(self.run, self.writer.epoch, self.owner, token, self.queues, self.fields)
+                self.queue.install(self.run, self.writer.epoch, self.owner, self._installing, self.queues, self.fields)
                 return
             except Lost:
                 continue
+            finally:
+                # an error of Redis leaves it: the same epoch is installed at the next call
+                if not isinstance(sys.exception(), redis.RedisError):
+                    self._installing = ""
+
+    def _log_epoch(self, expected: int | None) -> None:
+        self._open_roots.clear()
+        self._done.clear()
+        token = secrets.token_hex(8)
+        anchor = (ANCHOR, token)
+        if self.writer.state.started_at:
+            self.writer.raise_epoch()
+            graph = graph_of(self.plan, keyed=self.writer.keyed)
+            changed = graph if graph != self.writer.state.graph else None
+            self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, graph=changed, anchor=anchor)])
+        else:
+            self._say([RunStarted(expected=expected, anchor=anchor)])
+        self._installing = token
 
     def _say(self, events: Sequence[Event]) -> None:
         for event in self.writer.record(events):
@@ -92,39 +112,45 @@ class Sink:
             Lost: Redis does not continue the log, or another sink took over.
             DiskError: the disk refused.
         """
+        if self._done:
+            self._acknowledge()
         position = self.writer.state.position
         assert position is not None
         entries = self.queue.read(self.keys, position)
         if not entries:
             return False
-        items: list[Item] = []
-        for entry in entries:
-            if entry.root not in self._open_roots:
-                items.append(self._admitted(entry.root))
-            items.append(_commit(entry))
-            if entry.done:
-                self._open_roots.discard(entry.root)
+        items, opened = self._items(entries)
         committed = self.writer.commit(items)
-        self._acknowledge([entry.root for entry in entries if entry.done])
+        self._open_roots = opened
+        self._done += [entry.root for entry in entries if entry.done]
         for event in committed.events:
             self.hook.on_event(event)
         for entry in entries:
             if isinstance(entry.message, Result):
                 self.rejects.count(entry.message.node, entry.message.taken, len(entry.message.rejected))
+        self._acknowledge()
         return True
 
-    def _admitted(self, root: int) -> Admitted:
-        record = self.queue.record(self.keys, root)
-        self._open_roots.add(root)
-        return Admitted(root, record.rows, record.records, self.writer.durable(root))
+    def _items(self, entries: list[Entry]) -> tuple[list[Item], set[int]]:
+        """What the writer has to write, and the roots that are open then."""
+        opened = set(self._open_roots)
+        items: list[Item] = []
+        for entry in entries:
+            if entry.root not in opened:
+                record = self.queue.record(self.keys, entry.root)
+                items.append(Admitted(entry.root, record.rows, record.records, self.writer.durable(entry.root)))
+                opened.add(entry.root)
+            items.append(_commit(entry))
+            if entry.done:
+                opened.discard(entry.root)
+        return items, opened
 
-    def _acknowledge(self, roots: list[int] | None = None) -> None:
-        """Finished roots go; at an attach, all that are finished in the log and still live in Redis."""
+    def _acknowledge(self) -> None:
+        """What is durable may go; repeated until Redis has answered, or its credit would never come back."""
         position = self.writer.state.position
         assert position is not None
-        if roots is None:
-            roots = [root for root in self.queue.progress(self.keys).live if self.writer.state.is_done(root)]
-        self.queue.ack(self.keys, self.owner, position, roots)
+        self.queue.ack(self.keys, self.owner, position, self._done)
+        self._done = []
 
     @property
     def complete(self) -> bool:
@@ -146,5 +172,3 @@ def _commit(entry: Entry) -> Commit:
         case Admission(rejected=rejected):
             outcome = Outcome([], rejected, [], Usage(), Effects())
             return Commit(Unit(CHAIN_INPUT, entry.root, "", "", []), outcome, entry.done, pos, 0)
-        case None:
-            raise Lost("an anchor in the middle of a stream")

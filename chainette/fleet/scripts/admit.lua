@@ -17,6 +17,7 @@ redis.call('HINCRBY', run_key(RUN), 'live_rows', A.rows)
 redis.call('SET', P .. 'r:' .. root, A.record)
 add(A.effects, root)
 redis.call('HINCRBY', run_key(RUN), 'cursor', 1)
+redis.call('HSET', run_key(RUN), 'last', root)
 local done = #A.effects.units == 0
 if done or A.entry ~= '' then
   redis.call('XADD', P .. 'stream', '*', 't', A.token, 'k', 'admit', 'r', root, 'd', done and 1 or 0, 'e', A.entry)

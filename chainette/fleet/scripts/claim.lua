@@ -1,21 +1,50 @@
--- The next unit that this worker can serve. A: incarnation, token, alone (it holds nothing), at,
+-- The next unit that this worker can serve. A: incarnation, token, alone (it holds nothing), at, limit (bytes),
 -- queues = {{run, queue}, ...} in order. DRAIN: a unit waits that must run alone; finish what is in hand first.
 local me, token = need(A.incarnation, 'string', 'incarnation'), need(A.token, 'string', 'token')
-need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at')
+need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at'); need(A.limit, 'number', 'limit')
+for _, entry in ipairs(A.queues) do strings(entry, 'queues'); need(entry[1], 'string', 'run'); need(entry[2], 'string', 'queue') end
 if not redis.call('ZSCORE', 'chainette:lease', me) then return {'LOST'} end
 
-local function take(job, run, epoch, kind, status)
-  local j = job_of(job)
-  if j.status ~= status or j.run ~= run or j.epoch ~= epoch then return nil end
-  local P = prefix_of(run, epoch)
-  local payload
-  if j.fork == '' then payload = redis.call('GET', P .. 'u:' .. job)
-  else payload = redis.call('HGETALL', P .. 'f:' .. j.root .. ':' .. j.fork) end
-  if not payload then redis.call('DEL', job_key(job)); return nil end
+local function starts(text, head) return string.sub(text, 1, #head) == head end
+
+-- Why a queued id is no unit of this run; nil where it is one.
+local function foreign(job, j, run, queue)
+  if not string.match(job, '^[%w_-]+$') then return 'its id is none of ours' end
+  if j.run ~= run then return 'it is not of run ' .. run end
+  if j.origin ~= queue then return 'it is of another queue' end
+  if not (tonumber(j.root) and tonumber(j.rows) and j.scope and j.fork) then return 'it does not say which unit it is' end
+end
+
+local function payload_of(P, job, j)
+  if j.fork ~= '' then return redis.pcall('HGETALL', P .. 'f:' .. j.root .. ':' .. j.fork) end
+  local size = redis.pcall('STRLEN', P .. 'u:' .. job)
+  if type(size) ~= 'number' then return nil, 'its payload is no string' end
+  if size > A.limit then return nil, 'its payload has ' .. size .. ' bytes; at most ' .. A.limit .. ' are decoded' end
+  return redis.call('GET', P .. 'u:' .. job), 'its payload is gone'
+end
+
+-- A job out of a queue; nil where it is stale, or had to be buried.
+local function take(job, run, epoch, queue, kind, status)
+  local P, j = prefix_of(run, epoch), job_of(job)
+  if not j.run and redis.call('EXISTS', job_key(job)) == 0 then
+    if starts(job, run .. '_' .. epoch .. '_') then damage(run, 'unit ' .. job .. ' is gone from Redis') end
+    if not starts(job, run .. '_') then bury(job, queue, run, me, 'there is no such job') end
+    return nil
+  end
+  local why = foreign(job, j, run, queue)
+  if why then bury(job, queue, run, me, why); return nil end
+  if j.status ~= status or j.epoch ~= epoch then return nil end
+  local data = redis.call('HGET', job_key(job), 'data') or ''
+  local payload, lost = payload_of(P, job, j)
+  if payload and payload.err then payload, lost = nil, payload.err end
+  if not payload then
+    bury(job, queue, run, me, lost)
+    if redis.call('SISMEMBER', P .. 's:' .. j.root .. ':' .. j.scope, job) == 1 then damage(run, 'unit ' .. job .. ': ' .. lost) end
+    return nil
+  end
   redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at)
   redis.call('SADD', held_key(me), job)
-  local node = redis.call('HGET', job_key(job), 'data')
-  return {kind, job, run, epoch, j.root, j.scope, j.fork, node, payload}
+  return {kind, job, run, epoch, j.root, j.scope, j.fork, #data > 65536 and '' or data, payload}
 end
 
 for _, entry in ipairs(A.queues) do
@@ -29,7 +58,7 @@ for _, entry in ipairs(A.queues) do
       if j.status == 'scheduled' then put_back(job, j, true) end
     end
     local broken = redis.call('LPOP', P .. 'broken:' .. entry[2])
-    local mend = broken and take(broken, run, state[2], 'MEND', 'broken')
+    local mend = broken and take(broken, run, state[2], entry[2], 'MEND', 'broken')
     if mend then return mend end
     if redis.call('LLEN', P .. 'solo:' .. entry[2]) > 0 then
       local turn = P .. 'turn:' .. entry[2]
@@ -37,14 +66,14 @@ for _, entry in ipairs(A.queues) do
       if not holder or holder == me then
         redis.call('SET', turn, me, 'EX', 30)
         if not A.alone then return {'DRAIN'} end
-        local solo = take(redis.call('LPOP', P .. 'solo:' .. entry[2]), run, state[2], 'SOLO', 'queued')
+        local solo = take(redis.call('LPOP', P .. 'solo:' .. entry[2]), run, state[2], entry[2], 'SOLO', 'queued')
         if solo then return solo end
       end
     end
     for _ = 1, 64 do
       local job = redis.call('LPOP', queue)
       if not job then break end
-      local found = take(job, run, state[2], 'JOB', 'queued')
+      local found = take(job, run, state[2], entry[2], 'JOB', 'queued')
       if found then return found end
     end
   end

@@ -1,11 +1,12 @@
--- A run ends: nothing of it stays. A: run, epoch, owner, queues
+-- A run ends: nothing of it stays; again where it is closed already. A: run, epoch, owner, queues
 local key = run_key(need(A.run, 'string', 'run'))
-need(A.queues, 'table', 'queues')
+strings(A.queues, 'queues'); need(A.epoch, 'number', 'epoch'); need(A.owner, 'string', 'owner')
 local run = redis.call('HMGET', key, 'epoch', 'owner')
-if tonumber(run[1] or -1) ~= need(A.epoch, 'number', 'epoch') or run[2] ~= need(A.owner, 'string', 'owner') then return 'LOST' end
+if run[1] and (tonumber(run[1]) ~= A.epoch or run[2] ~= A.owner) then return 'LOST' end
 local P = prefix_of(A.run, A.epoch)
 for _, queue in ipairs(A.queues) do
-  redis.call('DEL', 'rq:queue:' .. queue)
+  for _, job in ipairs(redis.call('ZRANGE', 'rq:failed:' .. queue, 0, -1)) do redis.call('DEL', job_key(job)) end
+  redis.call('DEL', 'rq:queue:' .. queue, 'rq:failed:' .. queue)
   redis.call('SREM', 'rq:queues', 'rq:queue:' .. queue)
 end
 redis.call('DEL', key, key .. ':notes', P .. 'stream', P .. 'live', P .. 'out', P .. 'delayed')

@@ -17,6 +17,26 @@ local function need(value, kind, name)
   return value
 end
 
+local function strings(list, name)
+  for _, value in ipairs(need(list, 'table', name)) do need(value, 'string', name) end
+  return list
+end
+
+-- Values that a hash takes, by name.
+local function scalars(map, name)
+  for key, value in pairs(need(map, 'table', name)) do
+    need(key, 'string', name)
+    if type(value) ~= 'string' then need(value, 'number', name .. ' ' .. key) end
+  end
+  return map
+end
+
+-- Seconds: not NaN, not for ever.
+local function seconds(value, name)
+  if not (need(value, 'number', name) >= 0 and value < 86400) then error('chainette: ' .. name .. ' is ' .. value) end
+  return value
+end
+
 local function now()
   local t = redis.call('TIME')
   return tonumber(t[1]) + tonumber(t[2]) / 1000000
@@ -29,9 +49,10 @@ local function held_key(incarnation) return 'chainette:held:' .. incarnation end
 
 -- The fields of a job hash as a table.
 local function job_of(job)
-  local names = {'run', 'epoch', 'root', 'scope', 'fork', 'claim', 'strikes', 'rows', 'origin', 'status', 'solo'}
-  local values = redis.call('HMGET', job_key(job), unpack(names))
+  local names = {'run', 'epoch', 'root', 'scope', 'fork', 'claim', 'strikes', 'rows', 'origin', 'status', 'solo', 'worker_name'}
+  local values = redis.pcall('HMGET', job_key(job), unpack(names))
   local found = {}
+  if values.err then return found end -- no hash at all
   for i, name in ipairs(names) do found[name] = values[i] end
   return found
 end
@@ -45,6 +66,20 @@ local function holds(job, token)
   return j
 end
 
+-- A unit that a worker holds in the run's current epoch; nil where there is nothing to put back.
+local function in_hand(job, me)
+  local j = job_of(job)
+  if j.status ~= 'started' or j.worker_name ~= me or not j.run then return nil end
+  if redis.call('HGET', run_key(j.run), 'epoch') ~= j.epoch then return nil end
+  return j
+end
+
+-- A claim that is over leaves the worker's hands, unless the worker has claimed the same unit again since.
+local function let_go(job, token, me)
+  local claim = redis.call('HMGET', job_key(job), 'claim', 'worker_name')
+  if not claim[1] or claim[1] == token or claim[2] ~= me then redis.call('SREM', held_key(me), job) end
+end
+
 -- Units that run alone, and units that killed a worker while they did.
 local function solo_key(j) return prefix_of(j.run, j.epoch) .. 'solo:' .. j.origin end
 local function broken_key(j) return prefix_of(j.run, j.epoch) .. 'broken:' .. j.origin end
@@ -56,5 +91,23 @@ local function put_back(job, j, front)
 end
 
 local function note(run, kind, text)
+  if redis.call('EXISTS', run_key(run)) == 0 then return end -- it was closed; nobody would ever delete the note
   redis.call('XADD', 'chainette:run:' .. run .. ':notes', 'MAXLEN', '~', 10000, '*', 'kind', kind, 'text', text)
+end
+
+-- A job that cannot be taken goes where RQ's tools show failed ones, until the run is closed.
+local function bury(job, queue, run, me, reason)
+  local key = job_key(job)
+  if redis.call('TYPE', key).ok == 'hash' then
+    redis.call('HSET', key, 'status', 'failed', 'exc_info', reason)
+    redis.call('HDEL', key, 'claim')
+  end
+  redis.call('EXPIRE', key, 86400)
+  redis.call('ZADD', 'rq:failed:' .. queue, math.floor(now()) + 86400, job)
+  note(run, 'buried', me .. ' buried job ' .. string.sub(job, 1, 200) .. ' of queue ' .. queue .. ': ' .. reason)
+end
+
+-- A unit of the run itself is gone; its rows come back with the next epoch, which the sink begins when it sees this.
+local function damage(run, reason)
+  if redis.call('EXISTS', run_key(run)) == 1 then redis.call('HSET', run_key(run), 'damaged', reason) end
 end

@@ -6,10 +6,12 @@ local function unit_key(job) return P .. 'u:' .. job end
 local function check_effects(effects)
   need(effects, 'table', 'effects')
   for _, name in ipairs({'units', 'scopes', 'partials', 'stopped'}) do need(effects[name], 'table', name) end
+  local seen = {}
   for _, u in ipairs(effects.units) do
     for _, name in ipairs({'job', 'scope', 'queue', 'payload', 'data', 'description', 'at'}) do need(u[name], 'string', name) end
     need(u.rows, 'number', 'rows')
-    if redis.call('EXISTS', job_key(u.job)) == 1 then error('chainette: unit ' .. u.job .. ' exists already') end
+    if seen[u.job] or redis.call('EXISTS', job_key(u.job)) == 1 then error('chainette: unit ' .. u.job .. ' exists already') end
+    seen[u.job] = true
   end
   for _, s in ipairs(effects.scopes) do
     for _, name in ipairs({'scope', 'parent', 'job', 'queue', 'data', 'description', 'base', 'at'}) do need(s[name], 'string', name) end

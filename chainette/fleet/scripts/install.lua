@@ -2,16 +2,20 @@
 -- A: run, epoch, owner, token (of the anchor), queues, fields (of the run, for workers)
 local key = run_key(need(A.run, 'string', 'run'))
 need(A.epoch, 'number', 'epoch'); need(A.owner, 'string', 'owner'); need(A.token, 'string', 'token')
-need(A.queues, 'table', 'queues'); need(A.fields, 'table', 'fields')
+strings(A.queues, 'queues'); scalars(A.fields, 'fields')
+local stream = prefix_of(A.run, A.epoch) .. 'stream'
 local known = tonumber(redis.call('HGET', key, 'epoch') or -1)
+if known == A.epoch and redis.call('HGET', key, 'owner') == A.owner then
+  local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  if first and first[2][2] == A.token then return {'OK', A.epoch} end -- the same call, repeated after a lost reply
+end
 if known >= A.epoch then return {'BEHIND', known} end
 for _, queue in ipairs(A.queues) do redis.call('DEL', 'rq:queue:' .. queue) end
 for name, value in pairs(A.fields) do redis.call('HSET', key, name, value) end
 redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0)
 redis.call('HSETNX', key, 'state', 'running')
-redis.call('HDEL', key, 'total')
+redis.call('HDEL', key, 'total', 'last', 'damaged')
 redis.call('SADD', 'chainette:runs', A.run)
-local stream = prefix_of(A.run, A.epoch) .. 'stream'
 redis.call('DEL', stream)
 redis.call('XADD', stream, '0-1', 't', A.token)
 return {'OK', A.epoch}

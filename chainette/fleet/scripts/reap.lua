@@ -2,8 +2,8 @@
 local lost = {}
 for _, me in ipairs(redis.call('ZRANGEBYSCORE', 'chainette:lease', '-inf', now(), 'LIMIT', 0, 16)) do
   for _, job in ipairs(redis.call('SMEMBERS', held_key(me))) do
-    local j = job_of(job)
-    if j.run and j.status == 'started' then
+    local j = in_hand(job, me)
+    if j then
       -- first death: again; second: alone; only a death alone says that the unit is the cause
       if j.solo == '1' then
         local deaths = redis.call('HINCRBY', job_key(job), 'deaths', 1)

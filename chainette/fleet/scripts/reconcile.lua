@@ -1,14 +1,13 @@
 -- A worker says which units it knows that it holds; others were claimed in a reply that it never saw.
--- A: incarnation, known
+-- A: incarnation, known (job -> token of its claim)
 local me = need(A.incarnation, 'string', 'incarnation')
-local known = {}
-for _, job in ipairs(need(A.known, 'table', 'known')) do known[job] = true end
+scalars(A.known, 'known')
 local returned = 0
 for _, job in ipairs(redis.call('SMEMBERS', held_key(me))) do
-  if not known[job] then
-    local j = job_of(job)
+  if not A.known[job] or A.known[job] ~= redis.call('HGET', job_key(job), 'claim') then
+    local j = in_hand(job, me)
     redis.call('SREM', held_key(me), job)
-    if j.run and j.status == 'started' then put_back(job, j, true); returned = returned + 1 end
+    if j then put_back(job, j, true); returned = returned + 1 end
   end
 end
 return returned

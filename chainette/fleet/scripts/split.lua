@@ -2,7 +2,7 @@
 local job = need(A.job, 'string', 'job')
 need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
 local j = holds(job, A.token)
-if not j then redis.call('SREM', held_key(A.incarnation), job); return 'LOST' end
+if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
 local RUN, EPOCH = j.run, j.epoch
 local P = prefix_of(RUN, EPOCH)
 --EFFECTS

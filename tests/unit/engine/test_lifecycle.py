@@ -252,3 +252,15 @@ def test_release_engine_on_the_loop_of_the_run_itself_takes_effect_when_the_loop
 
 def test_release_engine_without_a_run_does_nothing() -> None:
     release_engine()
+
+
+def test_an_engine_behind_http_is_silent_for_no_longer_than_the_patience_with_it() -> None:
+    async def run() -> None:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+            engine = create_engine(make_config("a", "m", "openai", endpoint=url), patience=0.1)
+            with pytest.raises(EngineUnavailable, match="did not become ready in 0 s"):
+                await engine.open()
+
+    anyio.run(run)
