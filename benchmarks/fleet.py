@@ -182,8 +182,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory() as folder:
-        throughput(Path(folder), 2_000 if quick else 20_000, [1, 2] if quick else [1, 2, 4], 1 if quick else 3)
-        scaling(Path(folder), 256 if quick else 2_048, [1, 2] if quick else [1, 2, 4, 8])
+        throughput(Path(folder), 2_000 if quick else 10_000, [1, 2] if quick else [1, 2, 4], 1 if quick else 3)
+        scaling(Path(folder), 256 if quick else 512, [1, 2] if quick else [1, 2, 4, 8])
         recovery(Path(folder), 1 if quick else 10)
 
 

@@ -82,6 +82,8 @@ class LocalRun:
     _rejects: RejectWatch = field(init=False)
     _failure: BaseException | None = None
     _torn: bool = False
+    #: The writer waits for no function of the user's.
+    _own_thread: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
     _wake: anyio.Event = field(default_factory=anyio.Event)
     _posted: anyio.Event = field(default_factory=anyio.Event)
 
@@ -250,10 +252,11 @@ class LocalRun:
         delay = lane.fail(unit, self._where(unit)[1], opening)
         assert lane.failing_since is not None
         waited = self.clock() - lane.failing_since
+        words = str(error).removeprefix(f"engine {lane.engine!r}: ")
         if isinstance(error, EngineRefused) and not lane.answered:
-            raise RunStopped(f"engine {lane.engine!r} refuses to answer: {error}") from error
+            raise RunStopped(f"engine {lane.engine!r} refuses to answer: {words}") from error
         if waited + opening > self.limits.engine_patience:
-            raise RunStopped(f"engine {lane.engine!r} has not answered for {waited:.0f} s: {error}") from error
+            raise RunStopped(f"engine {lane.engine!r} has not answered for {waited:.0f} s: {words}") from error
         event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=str(error), delay=round(delay, 3))
         self.post(event)
         group.start_soon(self._wake_after, delay)
@@ -286,7 +289,7 @@ class LocalRun:
             return
         self._torn = True
         with anyio.CancelScope(shield=True):  # what was taken out of the inbox is written, whatever happens
-            committed = await anyio.to_thread.run_sync(self.writer.commit, group)
+            committed = await anyio.to_thread.run_sync(self.writer.commit, group, limiter=self._own_thread)
         self._torn = False
         for event in committed.events:
             self.hook.on_event(event)

@@ -202,7 +202,7 @@ class Pool:
     def _why(self) -> str:
         now = self._timing.clock()
         said = "; ".join(self._said(endpoint, now) for endpoint in self.endpoints)
-        return f"engine {self._engine!r}: no endpoint answers: {said}; it is tried again later"
+        return f"engine {self._engine!r}: no endpoint answers: {said}"
 
     def _said(self, endpoint: Endpoint, now: float) -> str:
         if endpoint.held_until > now:

@@ -11,10 +11,13 @@ from chainette.errors import RunError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["DEFAULT_URL", "connect", "shown"]
+__all__ = ["DEFAULT_URL", "connect", "is_passing", "shown"]
 
 #: The environment variable that holds the URL, password and all.
 VARIABLE = "CHAINETTE_REDIS_URL"
+#: How replies begin that say "not now", where redis-py has no class of its own for them.
+_PASSING = ("BUSY", "MASTERDOWN", "UNBLOCKED", "MISCONF", "NOREPLICAS")
+
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
 
@@ -40,6 +43,16 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
             f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}"
         ) from error
     return client
+
+
+def is_passing(error: redis.RedisError) -> bool:
+    """Whether the same call may succeed later: Redis is away, starting, full, or no longer the master."""
+    import redis
+
+    if isinstance(error, redis.AuthenticationError):
+        return False
+    away = redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError | redis.OutOfMemoryError
+    return isinstance(error, away) or str(error).startswith(_PASSING)
 
 
 def shown(url: str) -> str:

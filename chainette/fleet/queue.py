@@ -546,7 +546,7 @@ def _claimed(root: bytes, scope: bytes, fork: bytes, data: bytes, payload: Any) 
         return open_join(node, number, part, where, dict(zip(payload[::2], payload[1::2], strict=True)))
     unit = open_message(payload, Unit)
     if (unit.node, unit.root, unit.part, unit.scope) != (node, number, part, where):
-        raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload is of {unit.node[:80]!r}, root {unit.root}")
+        raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload: {unit.node[:80]!r}, root {unit.root}")
     return unit
 
 
@@ -577,9 +577,7 @@ def _entry(item: Any) -> Entry:
     except (KeyError, ValueError) as error:
         raise BadMessage(f"entry {_entry_id(item)} of a run's stream in Redis is none of ours: {str(fields)[:80]}") from error
     body = fields.get(b"e")
-    message: Result | Admission
     if kind == b"unit":
-        message = open_message(body, Result)
-    else:
-        message = open_message(body, Admission) if body else Admission([])
+        return Entry(_entry_id(item), token, open_message(body, Result), root, fields.get(b"d") == b"1")
+    message = open_message(body, Admission) if body else Admission([])
     return Entry(_entry_id(item), token, message, root, fields.get(b"d") == b"1")

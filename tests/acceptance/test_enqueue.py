@@ -44,6 +44,9 @@ class Site:
         process = self.project.start(*words, "--redis", self.url, **keys)
         self._stack.enter_context(process)
         self._stack.callback(process.kill)
+        if words[0] == "worker":
+            assert process.stderr is not None
+            assert "serving" in next(process.stderr)  # from here on SIGTERM is an order, not an accident
         return process
 
     def workers(self, number: int = 1, *words: str) -> list[subprocess.Popen[str]]:

@@ -131,7 +131,7 @@ def test_an_input_that_breaks_while_it_is_read_stops_the_run_resumably_and_keeps
     with pytest.raises(InputError, match="cannot be read on"):
         python_only(batch_size=100).run(path, tmp_path / "run")
     kept = len((tmp_path / "run" / "upper" / "0.jsonl").read_text().splitlines())
-    assert kept > 1000
+    assert kept >= 100  # at least a root; what was in flight is given up
     assert isinstance(events(tmp_path / "run")[-1], RunPaused)
 
 

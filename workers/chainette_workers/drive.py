@@ -14,7 +14,8 @@ import redis
 
 from chainette.core.loading import load_chain
 from chainette.errors import RunCancelled, RunStopped
-from chainette.fleet.connect import connect
+from chainette.fleet.connect import connect, is_passing
+from chainette.fleet.messages import BadMessage
 from chainette.fleet.queue import FleetQueue, Lost
 from chainette.io.events import UnitRetried
 from chainette.io.roots import Root, Roots
@@ -36,6 +37,9 @@ _LOOK = 0.5
 
 #: Seconds without movement before it is explained, and before that is said again.
 _STILL, _AGAIN = 3.0, 30.0
+
+#: New epochs that one session begins because data in Redis cannot be read.
+_MOST_DAMAGES = 3
 
 #: Seconds between two looks when nothing moves.
 _IDLE = 0.02
@@ -74,6 +78,7 @@ class Drive:
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
     _looked_at: float = 0.0
+    _damages: int = 0
     _still_since: float = field(default_factory=time.monotonic)
     _noted: str = "0-0"
     _failing: dict[str, float] = field(default_factory=dict)
@@ -81,12 +86,16 @@ class Drive:
     def run(self) -> None:
         session = self.session
         expected = session.source.count()
-        sink = self._sink(expected)
-        coordinator = self._coordinator(sink)
+        sink = self._sink()
+        begin = sink.open
+        coordinator: Coordinator | None = None
         while True:
             anyio.from_thread.check_cancelled()
-            self._stop_if_cancelled(sink)
             try:
+                if coordinator is None:
+                    begin(expected)
+                    coordinator = self._coordinator(sink)
+                self._look(sink)
                 moved = coordinator.step()
                 moved |= sink.step()
                 self._hear(sink)
@@ -94,10 +103,15 @@ class Drive:
                     sink.close()
                     return
             except Lost:
-                sink.raise_epoch(expected)
-                coordinator = self._coordinator(sink)
+                begin, coordinator = sink.raise_epoch, None
                 continue
-            except redis.exceptions.ConnectionError:
+            except BadMessage as error:
+                self._give_up_if_often(error)
+                begin, coordinator = sink.raise_epoch, None
+                continue
+            except redis.RedisError as error:
+                if not is_passing(error):
+                    raise RunStopped(f"Redis refuses what it is asked: {error}") from error
                 moved = False
             if moved:
                 self._failing.clear()
@@ -107,18 +121,25 @@ class Drive:
                 time.sleep(_IDLE)
             self.tend(moved)
 
-    def _stop_if_cancelled(self, sink: Sink) -> None:
+    def _look(self, sink: Sink) -> None:
+        """What others did to the run: gave it up, or found a unit that is no more."""
         now = time.monotonic()
         if now < self._looked_at + _LOOK:
             return
         self._looked_at = now
-        try:
-            if self.queue.progress(sink.keys).state != "cancelled":
-                return
+        progress = self.queue.progress(sink.keys)
+        if progress.damaged:
+            raise BadMessage(progress.damaged)
+        if progress.state == "cancelled":
             sink.close()
-        except redis.exceptions.ConnectionError:
-            return
-        raise RunCancelled(f"run {sink.run} was cancelled; its rows so far are in {self.session.writer.directory}")
+            raise RunCancelled(f"run {sink.run} was cancelled; its rows so far are in {self.session.writer.directory}")
+
+    def _give_up_if_often(self, error: BadMessage) -> None:
+        """Data in Redis that cannot be read are made anew out of what is durable; not for ever."""
+        self._damages += 1
+        if self._damages > _MOST_DAMAGES:
+            raise RunStopped(f"the run's data in Redis cannot be read, again and again: {error}")
+        _log.warning("a new epoch begins, because data in Redis cannot be read: %s", error)
 
     def _explain(self, sink: Sink) -> None:
         """Says why nothing moves, where it can be known; again after a while."""
@@ -129,7 +150,7 @@ class Drive:
         try:
             state, workers = self.queue.progress(sink.keys).state, self.queue.workers()
             waiting = {queue.partition(".")[0] for queue in self.queue.waiting(sink.queues)}
-        except redis.exceptions.ConnectionError as error:
+        except redis.RedisError as error:
             _log.warning("nothing moves: Redis does not answer (%s); waiting for it", error)
             return
         served = {name for words in workers.values() for name in words.get("engines", "").split(",")}
@@ -138,7 +159,7 @@ class Drive:
         for engine in sorted(waiting - served):
             _log.warning("nothing moves: no live worker serves %r; start: chainette worker --engine %s", engine, engine)
 
-    def _sink(self, expected: int | None) -> Sink:
+    def _sink(self) -> Sink:
         session, options = self.session, self.session.options
         fields: dict[str, str | int] = {
             "window": self.window,
@@ -151,9 +172,7 @@ class Drive:
         }
         run = session.writer.state.run.run_id
         watch = RejectWatch(options.max_reject_rate)
-        sink = Sink(self.queue, session.writer, session.plan, run, fields, session.hook, watch)
-        sink.open(expected)
-        return sink
+        return Sink(self.queue, session.writer, session.plan, run, fields, session.hook, watch)
 
     def _coordinator(self, sink: Sink) -> Coordinator:
         session = self.session

@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -21,12 +22,13 @@ from anyio.abc import TaskGroup
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.lifecycle import Engines
-from chainette.errors import EngineUnavailable
-from chainette.fleet.messages import BadMessage
+from chainette.errors import ChainetteError, EngineUnavailable
+from chainette.fleet.connect import is_passing
 from chainette.fleet.queue import LEASE, Claim, Drain, FleetQueue, Lost, RunInfo, Turn
 from chainette.hooks import Hook
 from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process
+from chainette.records import Outcome
 
 __all__ = ["EngineWorker"]
 
@@ -87,13 +89,13 @@ class EngineWorker:
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                for claim in list(self._held.values()):
-                    await anyio.to_thread.run_sync(self.queue.release, claim, self.incarnation)
+                await self._try(lambda: self.queue.reconcile(self.incarnation))
                 for engines in self._engines.values():
                     await engines.__aexit__(None, None, None)
                 beating.set()
                 await anyio.to_thread.run_sync(beats.join)
-                await anyio.to_thread.run_sync(self.queue.leave, self.incarnation)
+                await self._try(lambda: self.queue.reconcile(self.incarnation))
+                await self._try(lambda: self.queue.leave(self.incarnation))
 
     async def _step(self, group: TaskGroup) -> None:
         """Claims a unit and starts it, or waits for room, or for work."""
@@ -105,10 +107,15 @@ class EngineWorker:
             return
         claim = await self._claim()
         if isinstance(claim, Claim):
+            info = next((info for info in self._runs if (info.run, info.epoch) == (claim.run, claim.epoch)), None)
+            if info is None:  # the epoch has just risen, maybe with another chain
+                self._runs_at = 0.0
+                await self._insist(lambda: self.queue.release(claim, self.incarnation))
+                return
             self._held[claim.job] = claim
             self._in_flight += len(claim.unit.rows)
             self._alone = claim.turn is not Turn.JOB
-            group.start_soon(self._work if claim.turn is not Turn.MEND else self._mend, claim)
+            group.start_soon(self._work if claim.turn is not Turn.MEND else self._mend, info, claim)
         elif self._held and claim is not None:
             self._alone = True  # a unit waits that must run alone
         else:
@@ -123,10 +130,10 @@ class EngineWorker:
         try:
             call = partial(self.queue.claim, self.incarnation, token, queues, alone=not self._held)
             return await anyio.to_thread.run_sync(call)
-        except (redis.ConnectionError, redis.TimeoutError):
+        except redis.RedisError as error:
+            if not is_passing(error):
+                raise
             await self._insist(lambda: self.queue.reconcile(self.incarnation, list(self._held.values())))
-        except (redis.RedisError, BadMessage):
-            await anyio.sleep(_BACKOFF)
         except Lost:
             await self._insist(lambda: self.queue.beat(self.incarnation, self._words()))
         return None
@@ -160,9 +167,8 @@ class EngineWorker:
     def _rested(self, engine: str) -> bool:
         return self._resting.get(engine, 0.0) <= time.monotonic()
 
-    async def _work(self, claim: Claim) -> None:
+    async def _work(self, info: RunInfo, claim: Claim) -> None:
         """One unit: process, then commit or put off."""
-        info = next(info for info in self._runs if info.run == claim.run)
         plan = self._plan(info)
         assert plan is not None
         node = plan.nodes.get(claim.unit.node)
@@ -178,25 +184,40 @@ class EngineWorker:
             event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=1.0)
             await self._insist(lambda: self.queue.fail(claim, self.incarnation, 1.0, words))
             await self._insist(lambda: self.queue.note(claim.run, event))
+        except (ChainetteError, MemoryError):
+            raise
+        except Exception as error:  # of the unit, or of our code: the same for the next worker
+            await self._bury(claim, f"processing it failed: {type(error).__name__}: {error}")
         else:
-            token = secrets.token_hex(8)
-            await self._insist(lambda: self.queue.commit(claim, self.incarnation, plan, outcome, token))
+            await self._commit(claim, plan, outcome)
         self._let_go(claim)
 
-    async def _mend(self, claim: Claim) -> None:
+    async def _mend(self, info: RunInfo, claim: Claim) -> None:
         """A unit that killed a worker while it ran alone: cut in two, or its one row rejected."""
-        info = next(info for info in self._runs if info.run == claim.run)
         plan = self._plan(info)
         assert plan is not None
-        if len(claim.unit.rows) > 1:
+        if claim.unit.node in plan.forks:
+            await self._bury(claim, "the processes that joined it died")
+        elif len(claim.unit.rows) > 1:
             await self._insist(lambda: self.queue.split(claim, self.incarnation, plan))
         else:
-            outcome, token = poisoned(plan, claim.unit), secrets.token_hex(8)
-            await self._insist(lambda: self.queue.commit(claim, self.incarnation, plan, outcome, token))
+            await self._commit(claim, plan, poisoned(plan, claim.unit))
         self._let_go(claim)
 
+    async def _commit(self, claim: Claim, plan: Plan, outcome: Outcome) -> None:
+        token = secrets.token_hex(8)
+        try:
+            await self._insist(lambda: self.queue.commit(claim, self.incarnation, plan, outcome, token))
+        except redis.ResponseError as error:
+            await self._bury(claim, f"Redis refuses its commit: {error}")
+
+    async def _bury(self, claim: Claim, reason: str) -> None:
+        reason = f"{claim.unit.node} root {claim.unit.root}: {reason}"
+        await self._insist(lambda: self.queue.bury(claim, self.incarnation, reason))
+
     def _let_go(self, claim: Claim) -> None:
-        self._held.pop(claim.job, None)
+        if self._held.get(claim.job) is claim:
+            del self._held[claim.job]
         self._in_flight -= len(claim.unit.rows)
         self._freed.set()
 
@@ -211,9 +232,16 @@ class EngineWorker:
         while True:
             try:
                 return await anyio.to_thread.run_sync(call)
-            except redis.RedisError:
+            except redis.RedisError as error:
+                if not is_passing(error):
+                    raise
                 await anyio.sleep(delay)
                 delay = min(_BACKOFF, 2 * delay)
+
+    async def _try(self, call: Callable[[], object]) -> None:
+        """Calls Redis once, at the end: what it does not hear, the lease's end tells it."""
+        with suppress(redis.RedisError):
+            await anyio.to_thread.run_sync(call)
 
     def _words(self) -> dict[str, str | int | float]:
         """What the worker says about itself."""

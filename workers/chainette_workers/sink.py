@@ -7,11 +7,8 @@ ends; an epoch is raised only where Redis does not continue the log (PROTOCOL 7 
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-import redis
 
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
@@ -79,13 +76,11 @@ class Sink:
                 self._log_epoch(expected)
             try:
                 self.queue.install(self.run, self.writer.epoch, self.owner, self._installing, self.queues, self.fields)
-                return
             except Lost:
+                self._installing = ""  # Redis is further
                 continue
-            finally:
-                # an error of Redis leaves it: the same epoch is installed at the next call
-                if not isinstance(sys.exception(), redis.RedisError):
-                    self._installing = ""
+            self._installing = ""
+            return
 
     def _log_epoch(self, expected: int | None) -> None:
         self._open_roots.clear()

@@ -1,9 +1,9 @@
 -- The sink has made everything up to an entry durable: finished roots go, the stream is trimmed to that entry.
 -- A: run, epoch, owner, id, token, roots
-local RUN, EPOCH = need(A.run, 'string', 'run'), need(A.epoch, 'number', 'epoch')
+local RUN, EPOCH = need(A.run, 'string', 'run'), whole(A.epoch, 'epoch')
 local P = prefix_of(RUN, EPOCH)
 need(A.owner, 'string', 'owner'); need(A.id, 'string', 'id'); need(A.token, 'string', 'token'); need(A.roots, 'table', 'roots')
-for _, root in ipairs(A.roots) do need(root, 'number', 'root') end
+for _, root in ipairs(A.roots) do whole(root, 'root') end
 local run = redis.call('HMGET', run_key(RUN), 'epoch', 'owner')
 if tonumber(run[1] or -1) ~= EPOCH or run[2] ~= A.owner then return 'LOST' end
 local entry = redis.call('XRANGE', P .. 'stream', A.id, A.id)[1]

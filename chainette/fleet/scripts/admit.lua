@@ -1,10 +1,10 @@
 -- The next root: repeatable by any coordinator, since the cursor must be where the caller thinks it is.
 -- A: run, epoch, k, root, rows, record, effects, entry (bad lines; "" for none), token
-local RUN, EPOCH = need(A.run, 'string', 'run'), need(A.epoch, 'number', 'epoch')
+local RUN, EPOCH = need(A.run, 'string', 'run'), whole(A.epoch, 'epoch')
 local P = prefix_of(RUN, EPOCH)
 --EFFECTS
-local root = need(A.root, 'number', 'root')
-need(A.k, 'number', 'k'); need(A.rows, 'number', 'rows'); need(A.record, 'string', 'record')
+local root = whole(A.root, 'root')
+whole(A.k, 'k'); whole(A.rows, 'rows'); need(A.record, 'string', 'record')
 need(A.entry, 'string', 'entry'); need(A.token, 'string', 'token')
 local run = redis.call('HMGET', run_key(RUN), 'epoch', 'state', 'cursor', 'live_rows', 'window')
 if tonumber(run[1] or -1) ~= EPOCH then return 'LOST' end

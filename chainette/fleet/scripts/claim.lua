@@ -1,7 +1,7 @@
 -- The next unit that this worker can serve. A: incarnation, token, alone (it holds nothing), at, limit (bytes),
 -- queues = {{run, queue}, ...} in order. DRAIN: a unit waits that must run alone; finish what is in hand first.
 local me, token = need(A.incarnation, 'string', 'incarnation'), need(A.token, 'string', 'token')
-need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at'); need(A.limit, 'number', 'limit')
+need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at'); whole(A.limit, 'limit')
 for _, entry in ipairs(A.queues) do strings(entry, 'queues'); need(entry[1], 'string', 'run'); need(entry[2], 'string', 'queue') end
 if not redis.call('ZSCORE', 'chainette:lease', me) then return {'LOST'} end
 
@@ -63,7 +63,7 @@ for _, entry in ipairs(A.queues) do
     if redis.call('LLEN', P .. 'solo:' .. entry[2]) > 0 then
       local turn = P .. 'turn:' .. entry[2]
       local holder = redis.call('GET', turn)
-      if not holder or holder == me then
+      if not holder or holder == me or not redis.call('ZSCORE', 'chainette:lease', holder) then
         redis.call('SET', turn, me, 'EX', 30)
         if not A.alone then return {'DRAIN'} end
         local solo = take(redis.call('LPOP', P .. 'solo:' .. entry[2]), run, state[2], entry[2], 'SOLO', 'queued')

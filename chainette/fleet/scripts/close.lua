@@ -1,6 +1,6 @@
 -- A run ends: nothing of it stays; again where it is closed already. A: run, epoch, owner, queues
 local key = run_key(need(A.run, 'string', 'run'))
-strings(A.queues, 'queues'); need(A.epoch, 'number', 'epoch'); need(A.owner, 'string', 'owner')
+strings(A.queues, 'queues'); whole(A.epoch, 'epoch'); need(A.owner, 'string', 'owner')
 local run = redis.call('HMGET', key, 'epoch', 'owner')
 if run[1] and (tonumber(run[1]) ~= A.epoch or run[2] ~= A.owner) then return 'LOST' end
 local P = prefix_of(A.run, A.epoch)

@@ -31,6 +31,12 @@ local function scalars(map, name)
   return map
 end
 
+-- A whole number, in which a double is exact.
+local function whole(value, name)
+  if need(value, 'number', name) ~= math.floor(value) or math.abs(value) > 2^53 then error('chainette: ' .. name .. ' is ' .. value) end
+  return value
+end
+
 -- Seconds: not NaN, not for ever.
 local function seconds(value, name)
   if not (need(value, 'number', name) >= 0 and value < 86400) then error('chainette: ' .. name .. ' is ' .. value) end
@@ -104,7 +110,7 @@ local function bury(job, queue, run, me, reason)
   end
   redis.call('EXPIRE', key, 86400)
   redis.call('ZADD', 'rq:failed:' .. queue, math.floor(now()) + 86400, job)
-  note(run, 'buried', me .. ' buried job ' .. string.sub(job, 1, 200) .. ' of queue ' .. queue .. ': ' .. reason)
+  note(run, 'buried', me .. ' buried job ' .. string.gsub(string.sub(job, 1, 200), '[^%w%p]', '?') .. ' of queue ' .. queue .. ': ' .. reason)
 end
 
 -- A unit of the run itself is gone; its rows come back with the next epoch, which the sink begins when it sees this.

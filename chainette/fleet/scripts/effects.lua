@@ -9,13 +9,13 @@ local function check_effects(effects)
   local seen = {}
   for _, u in ipairs(effects.units) do
     for _, name in ipairs({'job', 'scope', 'queue', 'payload', 'data', 'description', 'at'}) do need(u[name], 'string', name) end
-    need(u.rows, 'number', 'rows')
+    whole(u.rows, 'rows')
     if seen[u.job] or redis.call('EXISTS', job_key(u.job)) == 1 then error('chainette: unit ' .. u.job .. ' exists already') end
     seen[u.job] = true
   end
   for _, s in ipairs(effects.scopes) do
     for _, name in ipairs({'scope', 'parent', 'job', 'queue', 'data', 'description', 'base', 'at'}) do need(s[name], 'string', name) end
-    need(s.rows, 'number', 'rows')
+    whole(s.rows, 'rows')
   end
   for _, p in ipairs(effects.partials) do need(p[1], 'string', 'partial scope'); need(p[2], 'string', 'partial') end
   for _, p in ipairs(effects.stopped) do need(p[1], 'string', 'stopped scope'); need(p[2], 'string', 'stopped') end

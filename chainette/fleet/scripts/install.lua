@@ -1,8 +1,8 @@
 -- A new epoch: older claims and commits are refused from here on; what is not durable will be admitted again.
 -- A: run, epoch, owner, token (of the anchor), queues, fields (of the run, for workers)
 local key = run_key(need(A.run, 'string', 'run'))
-need(A.epoch, 'number', 'epoch'); need(A.owner, 'string', 'owner'); need(A.token, 'string', 'token')
-strings(A.queues, 'queues'); scalars(A.fields, 'fields')
+whole(A.epoch, 'epoch'); need(A.owner, 'string', 'owner'); need(A.token, 'string', 'token')
+strings(A.queues, 'queues'); scalars(A.fields, 'fields'); whole(A.fields.window, 'window')
 local stream = prefix_of(A.run, A.epoch) .. 'stream'
 local known = tonumber(redis.call('HGET', key, 'epoch') or -1)
 if known == A.epoch and redis.call('HGET', key, 'owner') == A.owner then

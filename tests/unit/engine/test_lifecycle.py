@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from chainette.engine.base import Completion, Engine, Request
-from chainette.engine.config import EngineConfig, SimulatedOptions
+from chainette.engine.config import EngineConfig, SimulatedOptions, make_config
 from chainette.engine.lifecycle import Engines, create_engine, release_engine
 from chainette.engine.simulated import SimulatedEngine
 from chainette.errors import EngineConfigError, EngineUnavailable, UnknownEngine

@@ -268,7 +268,7 @@ def test_close_gives_the_memory_back_every_time() -> None:
     assert len(cycles) == 4
     assert all(loaded - closed > 80 for loaded, closed, _ in cycles)
     assert cycles[3][1] - cycles[1][1] < 40
-    assert cycles[3][2] == cycles[1][2] <= 6
+    assert max(threads for _, _, threads in cycles) <= 6  # one more a cycle would show
     assert done.stderr == ""
 
 

@@ -1,0 +1,257 @@
+"""A run whose Redis fails it: calls that did not arrive, lost replies, data that are gone, a server that dies.
+
+Coordinator, sink and workers are the real ones, in threads; the rows are always those of a local run.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import redis
+from chainette_workers.drive import Drive, RedisFleet
+from chainette_workers.worker import WorkerConfig, serve
+
+from chainette import Chain
+from chainette.core.loading import load_chain
+from chainette.errors import RunStopped
+from chainette.fleet.connect import connect
+from chainette.fleet.queue import FleetQueue
+from chainette.io.result import RunResult
+from chainette.launch import Session
+from tests.support.chains import content
+from tests.support.cli import Project
+from tests.support.proxy import FaultProxy
+from tests.support.valkey import Database, Server
+
+ROWS = 96
+
+
+class Site:
+    """A chain file, an input of twelve roots, and the rows that it must come to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        Project(path, rows=ROWS)
+        with (path / "in.jsonl").open("a") as file:
+            file.write("{bad\n")
+        self.chain: Chain = load_chain("chain.py", path).chain
+        self.expected = content(self.chain.run(path / "in.jsonl", path / "local"))
+
+    def run(self, drive: Any, *, resume: bool = False) -> RunResult:
+        return self.chain.run(
+            self.path / "in.jsonl",
+            self.path / "out",
+            chain_ref="chain.py",
+            chain_root=str(self.path),
+            drive=drive,
+            resume=resume,
+        )
+
+    def require_whole(self, result: RunResult) -> None:
+        assert content(result) == self.expected
+        assert result.metadata["balanced"] and result.metadata["records"] == ROWS + 1
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        lines = (self.path / "out/events.jsonl").read_text().splitlines()
+        return [event for line in lines if (event := json.loads(line))["type"] == kind]
+
+    @contextmanager
+    def worker(self, url: str) -> Iterator[None]:
+        """A worker that serves everything, until the end of the block."""
+        stopping = threading.Event()
+        config = WorkerConfig(url, ["writer", "judge"], str(self.path), 64)
+        thread = threading.Thread(target=serve, args=(config, stopping))
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+class Failing(FleetQueue):
+    """Of each call, the first does not arrive, and the second happens without a reply."""
+
+    CALLS = ("install", "attach", "admit", "end_of_input", "progress", "record", "read", "ack", "notes", "close")
+
+    def __init__(self, connection: redis.Redis) -> None:
+        super().__init__(connection)
+        self.made: Counter[str] = Counter()
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return partial(self._fail, name, found) if name in Failing.CALLS else found
+
+    def _fail(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        self.made[name] += 1
+        if self.made[name] == 1:
+            raise redis.ConnectionError(f"{name} did not arrive")
+        found = call(*arguments)
+        if self.made[name] == 2:
+            raise redis.TimeoutError(f"the reply to {name} is lost")
+        return found
+
+
+class Driven:
+    """A drive with a queue of the test's, that stops by itself after so many moves."""
+
+    attaches: ClassVar[bool] = True
+
+    def __init__(self, url: str, kind: type[FleetQueue] = FleetQueue, *, window: int = 64, moves: int | None = None) -> None:
+        self.url, self.kind, self.window, self.left = url, kind, window, moves
+        self.queue: FleetQueue | None = None
+
+    def __call__(self, session: Session) -> None:
+        with connect(self.url) as client:
+            self.queue = self.kind(client)
+            Drive(session, self.queue, self.window, self.tend).run()
+
+    def tend(self, moved: bool) -> None:
+        if self.left is not None and moved:
+            self.left -= 1
+            if self.left < 0:
+                raise RunStopped("enough for now")
+
+
+def test_calls_that_do_not_arrive_and_replies_that_are_lost_cost_nothing(site: Site, database: Database) -> None:
+    drive = Driven(database.url, Failing)
+    with site.worker(database.url):
+        result = site.run(drive)
+    site.require_whole(result)
+    assert isinstance(drive.queue, Failing)
+    assert {name for name in Failing.CALLS if drive.queue.made[name] > 2} >= set(Failing.CALLS) - {"attach", "install", "close"}
+
+
+@pytest.mark.parametrize("moves", [2, 6, 12])
+@pytest.mark.parametrize("kind", [FleetQueue, Failing])
+def test_a_driver_that_stops_anywhere_is_gone_on_with_where_it_was(
+    site: Site, database: Database, moves: int, kind: type[FleetQueue]
+) -> None:
+    with site.worker(database.url):
+        with pytest.raises(RunStopped, match="enough"):
+            site.run(Driven(database.url, window=24, moves=moves))
+        result = site.run(Driven(database.url, kind, window=24), resume=True)
+    site.require_whole(result)
+    assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}, "work was thrown away"
+
+
+def test_a_link_that_breaks_all_the_time_costs_nothing(site: Site, database: Database, proxy: FaultProxy) -> None:
+    over = threading.Event()
+    chance = random.Random(7)
+
+    def break_it() -> None:
+        while not over.wait(0.25):  # rarer than a call takes on a busy machine, or nothing would ever get through
+            if chance.random() < 0.3:
+                proxy.reset()
+            else:
+                proxy.lose_reply_to(b"EVALSHA")
+
+    thread = threading.Thread(target=break_it)
+    thread.start()
+    try:
+        with site.worker(proxy.url):
+            result = site.run(RedisFleet(proxy.url))
+            over.set()
+            thread.join()
+            proxy.heal()
+    finally:
+        over.set()
+        thread.join()
+    site.require_whole(result)
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    for _ in range(2000):
+        if found := condition():
+            return found
+        threading.Event().wait(0.01)
+    raise AssertionError("it never happened")
+
+
+class Background:
+    """A run in a thread of its own."""
+
+    def __init__(self, site: Site, drive: Any) -> None:
+        self.found: list[RunResult | BaseException] = []
+
+        def run() -> None:
+            try:
+                self.found.append(site.run(drive))
+            except Exception as error:
+                self.found.append(error)
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    def end(self) -> RunResult | BaseException:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        return self.found[0]
+
+
+@pytest.mark.parametrize("loss", ["payload", "garbage", "stream", "everything"])
+def test_data_that_are_gone_from_redis_come_again_out_of_what_is_durable(site: Site, database: Database, loss: str) -> None:
+    client = database.client
+    run = Background(site, Driven(database.url))
+    [payload] = wait_for(lambda: list(client.scan_iter("chainette:*:u:*"))[:1])
+    match loss:
+        case "payload":
+            client.delete(payload)
+        case "garbage":
+            client.set(payload, b"\xc1\xc1")
+        case "stream":
+            [stream] = client.scan_iter("chainette:*:0:stream")
+            client.xadd(stream, {"k": "unit", "t": "x", "r": "0", "e": b"\xc1"})
+        case "everything":
+            client.flushall()
+    with site.worker(database.url):
+        result = run.end()
+    assert isinstance(result, RunResult)
+    site.require_whole(result)
+    assert len(site.events("run_resumed")) == 1
+    if loss in ("payload", "garbage"):
+        [said] = site.events("worker_refused")
+        assert "buried" in said["reason"]
+
+
+def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(
+    site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chainette.fleet.messages.MAX_BYTES", 0)
+    with site.worker(database.url), pytest.raises(RunStopped, match=r"cannot be read, again and again.*at most 0 bytes"):
+        site.run(Driven(database.url))
+    monkeypatch.undo()
+    with site.worker(database.url):
+        result = site.run(Driven(database.url), resume=True)
+    site.require_whole(result)
+
+
+def test_a_server_that_is_killed_and_comes_back_costs_nothing(site: Site, server: Server) -> None:
+    run = Background(site, RedisFleet(server.url))
+    wait_for((site.path / "out/events.jsonl").exists)
+    with site.worker(server.url):
+        for _ in range(2):
+            before = len(site.events("unit_committed"))
+            wait_for(lambda before=before: len(site.events("unit_committed")) > before or run.found)  # type: ignore[misc]
+            server.kill()
+            server.start()
+        result = run.end()
+    assert isinstance(result, RunResult), result
+    site.require_whole(result)
+    assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}
+    assert server.client().keys("*") == []

@@ -1,0 +1,233 @@
+"""One run on a real Redis, a transition at a time: every call goes through `FleetQueue`, as the processes' calls do."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import anyio
+from redis import Redis
+
+from chainette import Branch, Chain, apply
+from chainette.core.compile import compile_chain
+from chainette.core.flow import frontier
+from chainette.core.plan import Plan
+from chainette.engine.config import EngineRegistry, using_registry
+from chainette.fleet.keys import RunKeys
+from chainette.fleet.messages import RootRecord
+from chainette.fleet.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue
+from chainette.process import process
+from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
+from tests.support.chains import Text, Word
+
+__all__ = ["QueueRun", "forked", "opened", "snapshot", "straight", "workers_gone"]
+
+
+def first(item: Text) -> Word:
+    return Word(word=item.text)
+
+
+def second(item: Word) -> Word:
+    return Word(word=item.word.upper())
+
+
+def letters(item: Word) -> list[Word]:
+    return [Word(word=letter) for letter in item.word]
+
+
+def no_x(item: Word) -> Word:
+    if "X" in item.word:
+        raise ValueError("no x, please")
+    return item
+
+
+def _chain(name: str, steps: list[Any]) -> Chain:
+    with using_registry(EngineRegistry()):
+        return Chain(name=name, batch_size=4, steps=steps)
+
+
+def straight() -> Plan:
+    """first -> second"""
+    return compile_chain(_chain("straight", [apply(first), apply(second)]))
+
+
+def forked() -> Plan:
+    """first -> (letters | (letters | no_x)) -> second; the inner fork is joined inside its branch."""
+    inner = [
+        Branch("deep", [apply(no_x)]).join("clean"),
+        Branch("wide", [apply(letters, id="letters_too")]).join("all"),
+    ]
+    outer = [
+        Branch("split", [apply(letters)]).join("pieces"),
+        Branch("nested", [apply(second, id="loud"), inner, apply(second, id="louder")]).join("nest"),
+    ]
+    return compile_chain(_chain("forked", [apply(first), outer, apply(second)]))
+
+
+def snapshot(client: Redis) -> dict[bytes, object]:
+    """Everything in the database but how long keys live; two are equal where nothing was written in between."""
+    found: dict[bytes, object] = {}
+    for key in client.scan_iter(count=1000):
+        found[key] = _value(client, key)
+    return found
+
+
+def _value(client: Redis, key: bytes) -> object:
+    match client.type(key):
+        case b"hash":
+            return client.hgetall(key)
+        case b"set":
+            return client.smembers(key)
+        case b"zset":
+            return client.zrange(key, 0, -1, withscores=True)
+        case b"list":
+            return client.lrange(key, 0, -1)
+        case b"stream":
+            return client.xrange(key)
+        case _:
+            return client.get(key)
+
+
+def workers_gone(queue: FleetQueue) -> None:
+    """Every worker hands back what it holds, and signs off."""
+    for name in queue.workers():
+        queue.reconcile(name)
+        assert queue.leave(name)
+
+
+class QueueRun:
+    """A run's epoch, with its coordinator, its sink and any number of workers."""
+
+    def __init__(self, client: Redis, plan: Plan, *, run: str = "run-a", window: int = 1000) -> None:
+        self.client, self.queue, self.plan = client, FleetQueue(client), plan
+        self.keys = RunKeys(run, 0)
+        self.owner = "owner-1"
+        self.anchor = (ANCHOR, "anchor-0")
+        self.position = self.anchor
+        self.window = window
+        self.entries: list[Entry] = []
+        self._claims = 0
+        self.install()
+
+    # -- the sink
+
+    @property
+    def queues(self) -> list[str]:
+        """RQ's names, deepest first."""
+        depth = {node.id: node.depth for node in self.plan.nodes.values()}
+        depth |= {fork.id: fork.depth for fork in self.plan.forks.values() if fork.joins}
+        names = sorted(depth, key=lambda name: -depth[name])
+        return [self.keys.queue(self.plan.engine_of(name), name) for name in names]
+
+    def install(self, queue: FleetQueue | None = None) -> None:
+        fields: dict[str, str | int] = {"window": self.window, "chain_ref": "none", "digest": "none"}
+        (queue or self.queue).install(self.keys.run, self.keys.epoch, self.owner, self.anchor[1], self.queues, fields)
+
+    def raise_epoch(self) -> None:
+        self.keys = RunKeys(self.keys.run, self.keys.epoch + 1)
+        self.anchor = self.position = (ANCHOR, f"anchor-{self.keys.epoch}")
+        self.entries = []
+        self.install()
+
+    def drain(self) -> list[Entry]:
+        """Reads what has come, and acknowledges it."""
+        found = self.queue.read(self.keys, self.position)
+        if found:
+            self.entries += found
+            self.position = (found[-1].id, found[-1].token)
+            self.queue.ack(self.keys, self.owner, self.position, [entry.root for entry in found if entry.done])
+        return found
+
+    def close(self) -> None:
+        self.queue.close(self.keys.run, self.keys.epoch, self.owner, self.queues)
+
+    # -- the coordinator
+
+    def admit(
+        self,
+        texts: Sequence[str] = ("a", "b", "c", "d"),
+        *,
+        root: int | None = None,
+        k: int | None = None,
+        bad: Sequence[Rejection] = (),
+        queue: FleetQueue | None = None,
+    ) -> Admitted:
+        cursor = self.queue.progress(self.keys).cursor if k is None else k
+        number = cursor if root is None else root
+        rows = [
+            Row(str(4 * number + index), {CHAIN_INPUT: json.dumps({"text": text}).encode()}, index)
+            for index, text in enumerate(texts)
+        ]
+        effects = frontier(self.plan, number, rows)
+        record = RootRecord(rows, len(rows) + len(bad))
+        token = secrets.token_hex(4)
+        return (queue or self.queue).admit(self.keys, self.plan, cursor, number, record, list(bad), effects, token)
+
+    # -- workers
+
+    def claim(self, me: str = "w1", *, token: str = "", queue: FleetQueue | None = None) -> Claim | None:
+        """The next unit; the worker's lease is renewed before."""
+        self.queue.beat(me, {}, 3600)
+        self._claims += 1
+        found = (queue or self.queue).claim(me, token or f"{me}-{self._claims}", self.pairs, alone=True)
+        assert found is None or isinstance(found, Claim)
+        return found
+
+    def take(self, me: str = "w1") -> Claim:
+        """A unit that must be there."""
+        found = self.claim(me)
+        assert found is not None
+        return found
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(self.keys.run, name) for name in self.queues]
+
+    def outcome(self, claim: Claim) -> Outcome:
+        return anyio.run(process, self.plan, claim.unit, None)
+
+    def commit(self, claim: Claim, me: str = "w1", *, token: str = "t", queue: FleetQueue | None = None) -> bool:
+        return (queue or self.queue).commit(claim, me, self.plan, self.outcome(claim), token)
+
+    def work_off(self, me: str = "w1") -> None:
+        """Claims and commits until no unit is left."""
+        while claim := self.claim(me):
+            assert self.commit(claim, me)
+
+    def lose(self, me: str) -> None:
+        """The worker's lease is over, and somebody has seen it."""
+        self.client.zadd("chainette:lease", {me: 1})
+        assert self.queue.reap() == [me]
+
+    # -- what is there
+
+    def state(self, name: str) -> str:
+        found = self.client.hget(self.keys.state, name)
+        assert found is None or isinstance(found, bytes)
+        return (found or b"").decode()
+
+    def waiting(self) -> list[str]:
+        """Job ids in the queues, deepest node first."""
+        return [
+            job.decode(errors="replace")
+            for queue in self.queues
+            for job in cast("list[bytes]", self.client.lrange(f"rq:queue:{queue}", 0, -1))
+        ]
+
+    def held(self, me: str) -> set[str]:
+        return {job.decode() for job in cast("set[bytes]", self.client.smembers(f"chainette:held:{me}"))}
+
+    def notes(self) -> str:
+        return str(self.client.xrange(self.keys.notes))
+
+
+@contextmanager
+def opened(client: Redis, plan: Plan, **keys: Any) -> Iterator[QueueRun]:
+    """A run that is closed at the end, its workers gone."""
+    run = QueueRun(client, plan, **keys)
+    yield run
+    run.queue.close(run.keys.run, int(run.state("epoch") or 0), run.state("owner"), run.queues)
+    workers_gone(run.queue)
