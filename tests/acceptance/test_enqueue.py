@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.cli import Project
+from tests.support.cli import Project, lines, until
 from tests.support.valkey import Database
-
-FOLDERS = ("extract", "split", "side", "grade", "rejected", "flattened")
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What the condition gives once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
-    return found
-
-
-def lines(project: Project, directory: str) -> dict[str, list[str]]:
-    shards = {folder: sorted((project.path / directory / folder).glob("*.jsonl")) for folder in FOLDERS}
-    return {
-        folder: sorted(line for path in paths for line in path.read_text().splitlines()) for folder, paths in shards.items()
-    }
 
 
 class Site:

@@ -155,7 +155,7 @@ def test_a_link_that_breaks_all_the_time_costs_nothing(site: Site, database: Dat
     chance = random.Random(7)
 
     def break_it() -> None:
-        while not over.wait(0.25):  # rarer than a call takes on a busy machine, or nothing would ever get through
+        while not over.wait(0.1):  # rarer than a call takes on a busy machine, or nothing would ever get through
             if chance.random() < 0.3:
                 proxy.reset()
             else:

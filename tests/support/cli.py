@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHAIN", "REPOSITORY", "Project"]
+__all__ = ["CHAIN", "REPOSITORY", "Project", "lines", "until"]
+
+FOLDERS = ("extract", "split", "side", "grade", "rejected", "flattened")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -98,3 +101,19 @@ class Project:
         """The row ids in a folder of JSONL shards, sorted."""
         files = sorted((self.path / directory / folder).glob("*.jsonl"))
         return sorted(json.loads(line)["row_id"] for file in files for line in file.read_text().splitlines())
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What the condition gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+    return found
+
+
+def lines(project: Project, directory: str) -> dict[str, list[str]]:
+    shards = {folder: sorted((project.path / directory / folder).glob("*.jsonl")) for folder in FOLDERS}
+    return {
+        folder: sorted(line for path in paths for line in path.read_text().splitlines()) for folder, paths in shards.items()
+    }

@@ -1,0 +1,90 @@
+"""`run --workers N`: the whole fleet on this machine, and nothing of it left when the run ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Project, lines, until
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = Project(tmp_path, rows=64, latency=0.02)
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
+    return project
+
+
+def processes_of(project: Project) -> dict[int, str]:
+    """Live processes that work in the project's folder, with their command lines."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").readlink().is_relative_to(project.path):
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return {pid: words for pid, words in found.items() if words}
+
+
+def committed(project: Project) -> int:
+    log = project.path / "fleet/events.jsonl"
+    return log.read_bytes().count(b"unit_committed") if log.exists() else 0
+
+
+def start(project: Project) -> subprocess.Popen[str]:
+    run = project.start("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "writer=1,judge=2")
+    until(lambda: committed(project) > 3)
+    return run
+
+
+def test_a_fleet_gives_the_rows_of_one_process_also_when_workers_are_killed(project: Project) -> None:
+    run = start(project)
+    workers = [pid for pid, words in processes_of(project).items() if "chainette_workers.worker" in words]
+    assert len(workers) == 3
+    for pid in workers[:2]:
+        os.kill(pid, signal.SIGKILL)
+    out, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert "accounting: balanced" in out
+    assert lines(project, "fleet") == lines(project, "local")
+    assert until(lambda: not processes_of(project))
+    assert not (project.path / "fleet/.fleet").exists()
+
+
+def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(project: Project) -> None:
+    run = start(project)
+    run.kill()
+    run.communicate()
+    assert until(lambda: not processes_of(project)), processes_of(project)
+    done = project.chainette("resume", "fleet", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert lines(project, "fleet") == lines(project, "local")
+
+
+def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> None:
+    run = start(project)
+    run.send_signal(signal.SIGINT)
+    out, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and "chainette resume fleet" in out + errors
+    assert until(lambda: not processes_of(project))
+    assert project.chainette("resume", "fleet").returncode == 0
+    assert lines(project, "fleet") == lines(project, "local")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--workers", "0"], "expected a number"),
+        (["--workers", "nobody=1"], "no engine 'nobody'; it has writer, judge"),
+        (["--workers", "1", "--show"], "--show sees requests of this process only"),
+        (["--workers", "1", "--redis", "redis://127.0.0.1:1"], "--workers starts a Redis of its own"),
+    ],
+)
+def test_flags_that_cannot_work_are_said(project: Project, words: list[str], said: str) -> None:
+    done = project.chainette("run", "chain.py", "in.jsonl", "-o", "fleet", *words)
+    assert done.returncode in (1, 2) and said in " ".join(done.stderr.split())
