@@ -47,7 +47,7 @@ from chainette.io.spool import spool
 from chainette.io.validate import InputModel, object_names
 from chainette.io.writer import RunWriter, Scratch, tidy
 from chainette.local import LocalRun, Writer
-from chainette.options import RunOptions
+from chainette.options import Drive, RunOptions
 from chainette.records import Row
 from chainette.utils.ids import new_run_id
 
@@ -311,7 +311,7 @@ async def _drive(
     hook = Hooks(options.hooks)
     try:
         if options.drive is not None:
-            await anyio.to_thread.run_sync(options.drive, Session(plan, source, writer, options, hook))
+            await _in_thread(options.drive, Session(plan, source, writer, options, hook))
         else:
             _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
             async with _local(plan, source, writer, writer.state.is_done, options, hook, deliver) as local:
@@ -325,6 +325,26 @@ async def _drive(
         raise
     finally:
         writer.close()
+
+
+async def _in_thread(drive: Drive, session: Session) -> None:
+    """Waits for the drive's end also where it is cancelled: it looks for that itself, and has workers to end.
+
+    Ctrl-C cancels the task and not its scope, which neither holds the wait nor reaches the thread; a task group turns
+    the one into the other.
+    """
+    failed: list[Exception] = []
+
+    async def move() -> None:
+        try:
+            await anyio.to_thread.run_sync(drive, session)
+        except Exception as error:
+            failed.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(move)
+    if failed:
+        raise failed[0]
 
 
 def _reason(error: BaseException) -> str:

@@ -83,10 +83,11 @@ class EngineWorker:
         beats.start()
         try:
             async with anyio.create_task_group() as group:
-                while not stop() and not self._asked_to_stop:
-                    self._ticked = time.monotonic()
+                group.start_soon(self._watch, stop, group.cancel_scope)
+                while True:
                     await self._step(group)
-                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
         finally:
             with anyio.CancelScope(shield=True):
                 await self._try(lambda: self.queue.reconcile(self.incarnation))
@@ -96,6 +97,13 @@ class EngineWorker:
                 await anyio.to_thread.run_sync(beats.join)
                 await self._try(lambda: self.queue.reconcile(self.incarnation))
                 await self._try(lambda: self.queue.leave(self.incarnation))
+
+    async def _watch(self, stop: Callable[[], bool], scope: anyio.CancelScope) -> None:
+        """Ends the work also while it waits for a Redis that is gone."""
+        while not stop() and not self._asked_to_stop:
+            self._ticked = time.monotonic()
+            await anyio.sleep(_IDLE)
+        scope.cancel()
 
     async def _step(self, group: TaskGroup) -> None:
         """Claims a unit and starts it, or waits for room, or for work."""
@@ -260,3 +268,11 @@ class EngineWorker:
                     self.queue.reap()
             except redis.RedisError:
                 quiet_until = time.monotonic() + LEASE
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One error of several; one that tells the user what to do comes first."""
+    found: BaseException = errors.subgroup(ChainetteError) or errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

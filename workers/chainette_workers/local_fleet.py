@@ -15,7 +15,7 @@ from typing import ClassVar
 import msgspec
 
 from chainette.core.plan import PYTHON, Plan
-from chainette.errors import InputError, RunStopped
+from chainette.errors import InputError, RunError, RunStopped
 from chainette.fleet.connect import connect
 from chainette.fleet.embedded import EmbeddedServer
 from chainette.fleet.queue import FleetQueue
@@ -25,6 +25,9 @@ from chainette_workers.drive import Drive
 from chainette_workers.worker import UNUSABLE, WorkerConfig
 
 __all__ = ["LocalFleet"]
+
+#: Tries to start a server that died.
+_STARTS = 3
 
 #: Workers that may die one after the other without anything becoming durable in between.
 _MOST_DEATHS = 6
@@ -53,7 +56,7 @@ class LocalFleet:
 
                 def tend(moved: bool) -> None:
                     if not server.running:
-                        server.restart()
+                        _revive(server)
                     _tend(children, moved)
 
                 Drive(session, FleetQueue(connection), window, tend).run()
@@ -71,6 +74,21 @@ class LocalFleet:
             for name in engines
             for _ in range(wanted.get(name, 1))
         ]
+
+
+def _revive(server: EmbeddedServer) -> None:
+    """Starts the server again, on what it had.
+
+    Raises:
+        RunStopped: it does not start.
+    """
+    for left in reversed(range(_STARTS)):
+        try:
+            server.restart()
+            return
+        except RunError as error:
+            if not left:
+                raise RunStopped(str(error)) from error
 
 
 @contextmanager

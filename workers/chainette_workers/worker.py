@@ -76,7 +76,8 @@ def main() -> int:
 
 
 def _watch_parent(stopping: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # of the descriptor: a thread inside of sys.stdin aborts the interpreter's exit
+        pass
     stopping.set()
     threading.Timer(_GRACE, os._exit, (1,)).start()
 

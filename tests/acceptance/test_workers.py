@@ -1,0 +1,208 @@
+"""`run --workers N` in trouble: its workers killed, its Valkey killed, Ctrl-C in a terminal, engines that never open.
+
+The whole fleet is processes: whatever happens to them, the rows are those of one process, or the run ends with a reason
+and a directory that can be gone on with; and no process of it is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Project, lines, until
+
+ALL = ("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "2")
+
+FUNCTIONS = """
+from pydantic import BaseModel
+
+from chainette import Chain, apply
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Half(BaseModel):
+    half: str
+
+
+@apply
+def halve(item: Text) -> list[Half]:
+    return [] if "7" in item.text else [Half(half=item.text[:3]), Half(half=item.text[3:])]
+
+
+@apply
+def shout(item: Half) -> Half:
+    return Half(half=item.half.upper())
+
+
+chain = Chain(name="functions", batch_size=7, steps=[halve, shout])
+"""
+
+
+class FleetProject(Project):
+    """A project, and who works in its folder."""
+
+    def processes(self, words: str = "") -> list[int]:
+        """Live processes that work in the folder."""
+        return [pid for pid, told, folder in every_process() if folder.is_relative_to(self.path) and words in told]
+
+    def begin(self, *words: str, **keys: Any) -> subprocess.Popen[str]:
+        """A fleet that has made something durable."""
+        run = self.start(*ALL, *words, **keys)
+        self.await_commits(run, 3)
+        return run
+
+    def await_commits(self, run: subprocess.Popen[str], number: int) -> None:
+        until(lambda: self.committed() >= number or run.poll() is not None)
+
+    def committed(self) -> int:
+        log = self.path / "fleet/events.jsonl"
+        return log.read_bytes().count(b'"unit_committed"') if log.exists() else 0
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events("fleet") if event["type"] == kind]
+
+    def change(self, old: str, new: str) -> None:
+        """Edits the chain file."""
+        chain = self.path / "chain.py"
+        text = chain.read_text()
+        assert text.count(old) == 1
+        chain.write_text(text.replace(old, new))
+
+    def assert_nothing_left(self) -> None:
+        until(lambda: not self.processes(), 20)
+        assert not (self.path / "fleet/.fleet").exists()
+
+
+def every_process() -> Iterator[tuple[int, str, Path]]:
+    """(pid, command line, folder) of every live process."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            folder = (entry / "cwd").readlink()
+        except OSError:
+            continue
+        if words:
+            yield int(entry.name), words, folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> FleetProject:
+    """96 rows, and the rows of one process in `local`."""
+    project = FleetProject(tmp_path, rows=96, latency=0.03)
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
+    return project
+
+
+def finish(run: subprocess.Popen[str]) -> None:
+    out, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, out + errors
+
+
+def test_workers_that_are_killed_again_and_again_cost_nothing(project: FleetProject) -> None:
+    run = project.begin()
+    kills = 0
+    while run.poll() is None and kills < 4:
+        for pid in project.processes("chainette_workers.worker")[:1]:
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+        project.await_commits(run, project.committed() + 2)
+    finish(run)
+    assert kills > 2
+    assert lines(project, "fleet") == lines(project, "local")
+    project.assert_nothing_left()
+
+
+def test_a_valkey_that_is_killed_is_started_again_and_costs_nothing(project: FleetProject) -> None:
+    run = project.begin()
+    kills = 0
+    while run.poll() is None and kills < 2:
+        for pid in project.processes("valkey-server"):
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+            project.await_commits(run, project.committed() + 2)
+    finish(run)
+    assert kills
+    assert lines(project, "fleet") == lines(project, "local")
+    assert {event.get("epoch", 0) for event in project.told("unit_committed")} == {0}, "work was thrown away"
+    project.assert_nothing_left()
+
+
+def test_ctrl_c_in_a_terminal_ends_every_process_and_the_run_can_be_gone_on_with(project: FleetProject) -> None:
+    run = project.begin(start_new_session=True)
+    os.killpg(run.pid, signal.SIGINT)
+    out, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and "chainette resume fleet" in out + errors
+    assert "Traceback" not in out + errors
+    project.assert_nothing_left()
+    assert project.chainette("resume", "fleet", "--workers", "2").returncode == 0
+    assert lines(project, "fleet") == lines(project, "local")
+
+
+def test_a_chain_that_has_changed_is_refused_as_one_process_refuses_it(project: FleetProject) -> None:
+    run = project.begin()
+    run.kill()
+    run.communicate()
+    until(lambda: not project.processes(), 20)
+    project.change("Name in: {{ text }}", "Whose name is in {{ text }}?")
+    alone, fleet = (project.chainette("resume", "fleet", *words) for words in ((), ("--workers", "2")))
+    assert (alone.returncode, fleet.returncode) == (1, 1)
+    assert fleet.stderr == alone.stderr and "resume fleet --from extract" in alone.stderr
+    done = project.chainette("resume", "fleet", "--workers", "2", "--from", "extract")
+    assert done.returncode == 0, done.stderr
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "anew", "--quiet").returncode == 0
+    assert lines(project, "fleet") == lines(project, "anew")
+    project.assert_nothing_left()
+
+
+def test_a_chain_of_functions_alone_runs_through_workers(tmp_path: Path) -> None:
+    project = FleetProject(tmp_path, rows=50)
+    (tmp_path / "chain.py").write_text(FUNCTIONS)
+    for words in (("-o", "local"), ("-o", "fleet", "--workers", "2")):
+        done = project.chainette("run", "chain.py", "in.jsonl", *words, "--quiet")
+        assert done.returncode == 0, done.stderr
+    assert len(project.ids("fleet", "shout")) == 2 * len([number for number in range(50) if "7" not in str(number)])
+    for folder in ("halve", "shout", "flattened"):
+        assert project.ids("fleet", folder) == project.ids("local", folder)
+    project.assert_nothing_left()
+
+
+def test_an_engine_that_can_never_open_ends_the_run_with_what_it_said(project: FleetProject) -> None:
+    judge = '"judge-model", "simulated", latency=setting("latency"), capacity=4, invalid_rate=setting("invalid")'
+    project.change(judge, '"no/such/file.gguf", "llama_cpp"')
+    alone = project.chainette("run", "chain.py", "in.jsonl", "-o", "alone", "--quiet")
+    [said] = [line for line in alone.stderr.splitlines() if "no/such/file.gguf" in line]
+    done = project.chainette(*ALL, "--quiet")
+    assert done.returncode == 1
+    assert said.removeprefix("error: ") in done.stderr and "ended with code 78" in done.stderr
+    assert "Traceback" not in done.stderr and "Fatal" not in done.stderr and "chainette resume fleet" in done.stderr
+    project.assert_nothing_left()
+
+
+def test_too_many_rejected_rows_stop_the_run(tmp_path: Path) -> None:
+    project = FleetProject(tmp_path, rows=1000, invalid=0.9, latency=0.01)
+    done = project.chainette(*ALL, "--quiet", "--max-reject-rate", "0.5")
+    assert done.returncode == 1
+    assert "'grade'" in done.stderr and "chainette resume fleet" in done.stderr
+    assert json.loads((tmp_path / "fleet/metadata.json").read_text())["status"] == "paused"
+    project.assert_nothing_left()
+
+
+def test_the_log_tells_of_engines_that_were_loaded_and_of_calls_that_did_not_get_through(project: FleetProject) -> None:
+    project.change('"writer-model", "simulated"', '"writer-model", "simulated", error_rate=0.2')
+    done = project.chainette(*ALL, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert {event["engine"] for event in project.told("engine_loaded")} == {"writer", "judge"}
+    retried = project.told("unit_retried")
+    assert retried and {event["node"] for event in retried} <= {"extract", "side"}
+    assert json.loads((project.path / "fleet/metadata.json").read_text())["balanced"]
+    project.assert_nothing_left()
