@@ -246,7 +246,7 @@ def test_a_row_that_kills_its_worker_is_found_and_rejected_and_costs_no_other(
 
 def test_every_script_refuses_malformed_arguments_before_it_writes(database: Database) -> None:
     queue = FleetQueue(database.client)
-    for name, script in queue._scripts.items():
+    for name, script in queue._scripts.by_name.items():
         for argument in (b"", b"\xc1", b"\x80", b"\x90", b"\xa3abc"):
             if name == "reap":
                 continue

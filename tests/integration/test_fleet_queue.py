@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+from chainette.fleet.calls import SCRIPTS
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import Admission, Result
 from chainette.fleet.queue import Admitted, Claim, FleetQueue, Lost, Turn
@@ -41,8 +42,8 @@ def lossy(proxy: FaultProxy) -> Iterator[FleetQueue]:
 
 def loses_its_reply(proxy: FaultProxy, queue: FleetQueue, script: str, call: Callable[[], object]) -> None:
     """Calls with the script's reply lost: it happens, and the caller does not know."""
-    queue._redis.script_load(queue._scripts[script].script)
-    proxy.lose_reply_to(str(queue._scripts[script].sha).encode())
+    queue._redis.script_load(queue._scripts.by_name[script].script)
+    proxy.lose_reply_to(str(queue._scripts.by_name[script].sha).encode())
     with pytest.raises(redis.ConnectionError):
         call()
     proxy.heal()
@@ -682,18 +683,17 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     class Spy(FleetQueue):
         def _call(self, name: str, **arguments: Any) -> Any:
             calls[name] = arguments
-            return {"claim": [b"EMPTY"], "install": [b"OK"], "reconcile": b"1"}.get(name, b"OK")
-
-        def _sweep(self, run: str, before: int) -> None:
-            return
+            return {"claim": [b"EMPTY"], "install": [b"BEHIND", 1], "reconcile": b"1", "close": b"NOT NOW"}.get(name, b"OK")
 
     spy = Spy(run.client)
-    run.install(spy)
+    with pytest.raises(Lost):
+        run.install(spy)
     calls["install"]["epoch"] = 1
     run.admit(k=1, queue=spy)
     spy.attach(run.keys.run, 0, run.owner, run.anchor)
     spy.ack(run.keys, run.owner, run.anchor, [0])
-    spy.close(run.keys.run, 0, run.owner, run.queues)
+    with pytest.raises(Lost):
+        spy.close(run.keys.run, 0, run.owner, run.queues)
     spy.set_state(run.keys.run, "paused")
     spy.end_of_input(run.keys, 1)
     spy.note(run.keys.run, EngineReleased(engine="e"))
@@ -738,7 +738,7 @@ FREE = {("claim", "alone")}
 
 def test_every_script_refuses_every_malformed_argument_before_it_writes(run: QueueRun) -> None:
     calls = valid_arguments(run)
-    assert set(calls) == set(run.queue._scripts) - {"reap"}
+    assert set(calls) == set(SCRIPTS) - {"reap"}
     tried = 0
     for name, arguments in calls.items():
         for path in places(arguments):

@@ -13,7 +13,7 @@ from chainette.core.flow import Durable, frontier
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import RootRecord
-from chainette.fleet.queue import Admitted, FleetQueue
+from chainette.fleet.queue import Admitted, LeasedQueue
 from chainette.io.roots import Root
 from chainette.records import CHAIN_INPUT
 
@@ -24,7 +24,7 @@ __all__ = ["Coordinator"]
 class Coordinator:
     """Admits the roots that were not complete when the epoch began."""
 
-    queue: FleetQueue
+    queue: LeasedQueue
     keys: RunKeys
     plan: Plan
     #: Those of them behind a root (-1: all); called again when another coordinator went ahead.

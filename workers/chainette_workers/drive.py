@@ -16,7 +16,7 @@ from chainette.core.loading import load_chain
 from chainette.errors import RunCancelled, RunStopped
 from chainette.fleet.connect import connect, is_passing
 from chainette.fleet.messages import BadMessage
-from chainette.fleet.queue import FleetQueue, Lost
+from chainette.fleet.queue import FleetQueue, LeasedQueue, Lost
 from chainette.io.events import UnitRetried
 from chainette.io.roots import Root, Roots
 from chainette.io.validate import InputModel
@@ -72,7 +72,7 @@ class Drive:
     """
 
     session: Session
-    queue: FleetQueue
+    queue: LeasedQueue
     #: Live rows at most.
     window: int
     #: Called when something became durable (True), and when nothing moves (False).

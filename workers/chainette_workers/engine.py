@@ -24,7 +24,7 @@ from chainette.core.plan import NodeKind, Plan
 from chainette.engine.lifecycle import Engines
 from chainette.errors import ChainetteError, EngineUnavailable
 from chainette.fleet.connect import is_passing
-from chainette.fleet.queue import LEASE, Claim, Drain, FleetQueue, Lost, RunInfo, Turn
+from chainette.fleet.queue import LEASE, Claim, Drain, LeasedQueue, Lost, RunInfo, Turn
 from chainette.hooks import Hook
 from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process
@@ -48,7 +48,7 @@ _BACKOFF = 1.5
 class EngineWorker:
     """One worker process's loop."""
 
-    queue: FleetQueue
+    queue: LeasedQueue
     #: The engines that it serves, by name; "python" among them for Apply and joins.
     names: frozenset[str]
     #: The plan of a run, or None where this worker may not serve it.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import Admission, Result
-from chainette.fleet.queue import ANCHOR, Entry, FleetQueue, Lost
+from chainette.fleet.queue import ANCHOR, Entry, LeasedQueue, Lost
 from chainette.hooks import Hook
 from chainette.io.events import Event, RunResumed, RunStarted
 from chainette.io.session import graph_of
@@ -28,7 +28,7 @@ __all__ = ["Sink"]
 class Sink:
     """One run's sink. `open` once, then `step` until `complete`."""
 
-    queue: FleetQueue
+    queue: LeasedQueue
     writer: RunWriter
     plan: Plan
     run: str

@@ -1,0 +1,72 @@
+"""Which runs and workers a Redis knows, and sweeping up after an epoch."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, cast
+
+from chainette.fleet.keys import RUNS, WORKERS, RunKeys, worker
+from chainette.fleet.states import Progress, RunInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import redis
+
+__all__ = ["ask_to_stop", "known_runs", "known_workers", "progress_of", "sweep", "with_units"]
+
+
+def known_runs(connection: redis.Redis) -> list[RunInfo]:
+    """Runs that are not closed, by name."""
+    found = []
+    for name in cast("set[bytes]", connection.smembers(RUNS)):
+        fields = cast("dict[bytes, bytes]", connection.hgetall(RunKeys(name.decode(), 0).state))
+        plain = {key.decode(): value.decode() for key, value in fields.items()}
+        if "epoch" in plain:
+            found.append(RunInfo(name.decode(), int(plain["epoch"]), plain["state"], plain))
+    return sorted(found, key=lambda info: info.run)
+
+
+def known_workers(connection: redis.Redis) -> dict[str, dict[str, str]]:
+    """What live workers say about themselves."""
+    found = {}
+    for name in cast("set[bytes]", connection.smembers(WORKERS)):
+        fields = cast("dict[bytes, bytes]", connection.hgetall(worker(name.decode())))
+        found[name.decode()] = {key.decode(): value.decode() for key, value in fields.items()}
+    return found
+
+
+def ask_to_stop(connection: redis.Redis, engine: str | None) -> list[str]:
+    """Leaves the wish where the workers of an engine, or all, look; returns whom."""
+    workers = known_workers(connection)
+    asked = [name for name, words in workers.items() if engine is None or engine in words.get("engines", "").split(",")]
+    for name in asked:
+        connection.hset(worker(name), "stop", "1")
+    return asked
+
+
+def with_units(connection: redis.Redis, queues: Sequence[str]) -> list[str]:
+    """Those of the queues in which units wait."""
+    with connection.pipeline(transaction=False) as pipe:
+        for queue in queues:
+            pipe.llen(f"rq:queue:{queue}")
+        return [queue for queue, length in zip(queues, pipe.execute(), strict=True) if length]
+
+
+def progress_of(connection: redis.Redis, keys: RunKeys) -> Progress:
+    """How far a run's admission is."""
+    names = ["cursor", "total", "state", "last", "damaged"]
+    found = cast("list[bytes | None]", connection.hmget(keys.state, names))
+    cursor, total, state, last, damaged = ((value or b"").decode() for value in found)
+    live = {int(root) for root in cast("list[bytes]", connection.hkeys(f"{keys.prefix}live"))}
+    return Progress(int(cursor or 0), int(total) if total else None, state, live, int(last or -1), damaged)
+
+
+def sweep(connection: redis.Redis, run: str, before: int) -> None:
+    """Deletes what older epochs of a run left: nothing refers to it any more."""
+    for pattern, end in ((f"chainette:{run}:", ":"), (f"rq:job:{run}_", "_")):
+        epoch_of = re.compile(re.escape(pattern).encode() + rb"(\d+)" + end.encode())
+        found = connection.scan_iter(f"{pattern}[0-9]*", count=1000)
+        names = [name for name in found if (match := epoch_of.match(name)) and int(match[1]) < before]
+        for start in range(0, len(names), 500):
+            connection.unlink(*names[start : start + 500])

@@ -1,0 +1,201 @@
+"""The leased queue as coordinator, sink and workers see it: transitions, each of which happens whole or not at all.
+
+Every call may be repeated, and is after a lost reply. A claim holds while its token stands at the unit, its epoch is the
+run's and the run was not cancelled; what is done with a claim that does not hold changes nothing (PROTOCOL).
+`queue.py` keeps the contract on Redis.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from chainette.core.plan import Plan
+from chainette.fleet.keys import RunKeys
+from chainette.fleet.messages import RootRecord
+from chainette.fleet.states import LEASE, Admitted, Claim, Drain, Entry, Progress, RunInfo
+from chainette.io.events import AnyEvent, Event
+from chainette.records import Effects, Outcome, Rejection
+
+__all__ = ["LeasedQueue"]
+
+
+class LeasedQueue(ABC):
+    """Runs, their roots, units and results, and the workers that hold leases on units."""
+
+    # -- runs
+
+    @abstractmethod
+    def install(
+        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int]
+    ) -> None:
+        """Makes an epoch current; its stream begins with the anchor `(ANCHOR, token)`. Everything older is refused, and
+        deleted.
+
+        Raises:
+            Lost: this epoch is known from another owner or anchor, or a later one is.
+        """
+
+    @abstractmethod
+    def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
+        """A sink takes an epoch over.
+
+        Raises:
+            Lost: the stream does not continue what is durable.
+        """
+
+    @abstractmethod
+    def close(self, run: str, epoch: int, owner: str, queues: Sequence[str]) -> None:
+        """Takes a run out; nothing of it stays. A run that is not there is closed.
+
+        Raises:
+            Lost: another owner, or another epoch.
+        """
+
+    @abstractmethod
+    def set_state(self, run: str, state: str) -> None:
+        """Pauses ("paused"), continues ("running") or gives up ("cancelled") a run.
+
+        Raises:
+            Lost: there is no such run, or it was given up.
+        """
+
+    @abstractmethod
+    def runs(self) -> list[RunInfo]:
+        """Runs that are not closed."""
+
+    @abstractmethod
+    def waiting(self, queues: Sequence[str]) -> list[str]:
+        """Those of the queues (RQ's names) in which units wait."""
+
+    # -- roots
+
+    @abstractmethod
+    def admit(
+        self,
+        keys: RunKeys,
+        plan: Plan,
+        k: int,
+        root: int,
+        record: RootRecord,
+        bad: list[Rejection],
+        effects: Effects,
+        token: str,
+    ) -> Admitted:
+        """Puts a root in: its rows, its bad lines, its first units. `k` is how many this epoch has admitted before.
+
+        Raises:
+            Lost: the epoch is over.
+        """
+
+    @abstractmethod
+    def end_of_input(self, keys: RunKeys, total: int) -> bool:
+        """Says how many roots this epoch admits in all; False where it has admitted another number.
+
+        Raises:
+            Lost: the epoch is over.
+        """
+
+    @abstractmethod
+    def record(self, keys: RunKeys, root: int) -> RootRecord:
+        """The rows of a live root as they were admitted.
+
+        Raises:
+            BadMessage: they are not there, or not what they must be.
+        """
+
+    @abstractmethod
+    def progress(self, keys: RunKeys) -> Progress:
+        """How far admission is, and which roots are live."""
+
+    # -- workers
+
+    @abstractmethod
+    def beat(self, incarnation: str, fields: Mapping[str, str | int | float], lease: float = LEASE) -> bool:
+        """Renews a worker's lease of that many seconds; False where it had none: it is its first, or its claims are gone."""
+
+    @abstractmethod
+    def leave(self, incarnation: str) -> bool:
+        """Signs a worker off; False while it holds units."""
+
+    @abstractmethod
+    def reap(self) -> list[str]:
+        """Takes units back from workers whose lease is over; returns those workers. Anybody may call it at any time."""
+
+    @abstractmethod
+    def workers(self) -> dict[str, dict[str, str]]:
+        """What live workers say about themselves."""
+
+    @abstractmethod
+    def ask_to_stop(self, engine: str | None) -> list[str]:
+        """Asks the workers of an engine, or all, to hand back what they have and end; returns whom."""
+
+    @abstractmethod
+    def is_asked_to_stop(self, incarnation: str) -> bool:
+        """Whether somebody asked a worker to end."""
+
+    # -- units
+
+    @abstractmethod
+    def claim(
+        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False
+    ) -> Claim | Drain | None:
+        """The next unit out of (run, queue) pairs, tried in order; `alone` says that the worker holds nothing.
+
+        Raises:
+            Lost: the worker's lease is over.
+        """
+
+    @abstractmethod
+    def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
+        """What became of a unit: result, successors and the step of its scope at once. False where the claim does not hold."""
+
+    @abstractmethod
+    def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
+        """Cuts a unit in two that run alone; False where the claim does not hold."""
+
+    @abstractmethod
+    def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:
+        """Puts a unit off for some seconds: its engine did not answer. False where the claim does not hold."""
+
+    @abstractmethod
+    def release(self, claim: Claim, incarnation: str) -> bool:
+        """Hands a unit back unharmed, to the front; False where the claim does not hold."""
+
+    @abstractmethod
+    def bury(self, claim: Claim, incarnation: str, reason: str) -> bool:
+        """Takes a unit out of the run that cannot be what it says. Where it was one of the run's, the run's sink begins
+        a new epoch, so that its rows come back. False where the claim does not hold."""
+
+    @abstractmethod
+    def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
+        """Hands back what the worker holds but for `known`: what a claim took whose reply was lost. Returns how many units."""
+
+    # -- results
+
+    @abstractmethod
+    def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
+        """Entries behind a position, oldest first; [] where there are none yet.
+
+        Raises:
+            Lost: the entry at the position is not the one that is durable: the queue does not continue the log.
+            BadMessage: an entry does not decode.
+        """
+
+    @abstractmethod
+    def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
+        """Everything up to a position is durable: gives back the credit of finished roots and trims the stream.
+
+        Raises:
+            Lost: another owner, another epoch, or the position is not in the stream.
+        """
+
+    # -- notes
+
+    @abstractmethod
+    def note(self, run: str, event: Event) -> None:
+        """Tells the run's sink something that may get lost: an engine was loaded, a unit goes round again."""
+
+    @abstractmethod
+    def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
+        """What was noted behind a stream id, and the id to go on from. What does not read as an event is passed over."""

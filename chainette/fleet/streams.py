@@ -1,0 +1,46 @@
+"""Entries of a run's streams as Redis gives them: results, and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chainette.fleet.messages import Admission, BadMessage, Result, open_message
+from chainette.fleet.states import Entry
+from chainette.io.events import AnyEvent, WorkerRefused
+from chainette.io.log import parse_line
+
+__all__ = ["entry_id", "noted_event", "stream_entry"]
+
+
+def noted_event(fields: Mapping[bytes, bytes]) -> AnyEvent | None:
+    match fields.get(b"kind"):
+        case b"event":
+            return parse_line(fields.get(b"text", b"").rstrip(b"\n"))
+        case b"buried":
+            text = fields.get(b"text", b"").decode("utf-8", "replace")
+            return WorkerRefused(worker=text.partition(" ")[0], reason=text)
+        case _:
+            return None
+
+
+def entry_id(item: Any) -> str:
+    return str(item[0].decode())
+
+
+def stream_entry(item: Any) -> Entry:
+    """An entry of a run's stream behind its anchor.
+
+    Raises:
+        BadMessage: it is none of ours.
+    """
+    fields = item[1]
+    try:
+        kind, token, root = fields[b"k"], fields[b"t"].decode(), int(fields[b"r"])
+    except (KeyError, ValueError) as error:
+        raise BadMessage(f"entry {entry_id(item)} of a run's stream in Redis is none of ours: {str(fields)[:80]}") from error
+    body = fields.get(b"e")
+    if kind == b"unit":
+        return Entry(entry_id(item), token, open_message(body, Result), root, fields.get(b"d") == b"1")
+    message = open_message(body, Admission) if body else Admission([])
+    return Entry(entry_id(item), token, message, root, fields.get(b"d") == b"1")
