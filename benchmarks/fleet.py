@@ -1,24 +1,29 @@
-"""What the fleet costs and how it scales: `python benchmarks/fleet.py [--quick]`. Simulated engines, one machine.
+"""What the fleet costs and how it scales: `python benchmarks/fleet.py [PART ...] [--quick]`. Simulated engines, one machine.
 
-(1) Rows/s of a 3-step chain at zero latency through 1, 2 and 4 workers, beside the local runner, interleaved; Redis commands
-and server CPU per unit; peak RSS of the enqueuing process (coordinator and sink) and of the server. (2) Rows/s of a
-latency-bound engine through 1 to 8 workers. (3) Seconds from kill -9 of a worker until another holds its units.
+throughput: rows/s of a 3-step chain at zero latency through 1, 2 and 4 workers, beside the local runner and beside a bare
+loop that moves payloads of the same size with BLMOVE and MULTI, interleaved; Redis commands, round trips and CPU per unit.
+scaling: rows/s of a latency-bound engine through 1 to 8 workers. recovery: seconds from kill -9 of a worker until another
+holds its units. memory: peak RSS of the enqueuing process (coordinator and sink) and peak memory of Redis at 100 k and 1 M
+rows. resume: seconds from `resume` to the first claimed unit of a 1 M-row run that was killed in the middle.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -50,7 +55,9 @@ class Measured:
     rows: int
     units: int = 0
     commands: float = 0.0
+    round_trips: float = 0.0
     server_cpu: float = 0.0
+    client_cpu: float = 0.0
     redis_peak: float = 0.0
     driver_rss: float = 0.0
 
@@ -83,7 +90,7 @@ def workers(folder: Path, url: str, number: int) -> Iterator[list[subprocess.Pop
     """Worker processes that have said that they live."""
     command = chainette("worker", "--engine", "sim", "--redis", url)
     started = [subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) for _ in range(number)]
-    client = redis.Redis.from_url(url)
+    client: Any = redis.Redis.from_url(url)
     while client.scard("chainette:workers") < number:
         time.sleep(0.02)
     try:
@@ -96,26 +103,61 @@ def workers(folder: Path, url: str, number: int) -> Iterator[list[subprocess.Pop
 
 
 def fleet(folder: Path, rows: int, number: int, out: str) -> Measured:
-    with EmbeddedServer.start(folder / f"data-{out}") as server, workers(folder, server.url, number):
-        client = redis.Redis.from_url(server.url)
-        client.config_resetstat()
-        before = client.info("cpu")
-        began = time.perf_counter()
-        driver = subprocess.Popen(
-            chainette("enqueue", "chain.py", "in.jsonl", "-o", out, "--quiet", "--redis", server.url),
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-        )
-        _, status, usage = os.wait4(driver.pid, 0)
-        seconds = time.perf_counter() - began
-        assert os.waitstatus_to_exitcode(status) == 0
-        after, stats, memory = client.info("cpu"), client.info("commandstats"), client.info("memory")
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with EmbeddedServer.start(folder / f"data-{out}") as server:
+        with workers(folder, server.url, number):
+            client: Any = redis.Redis.from_url(server.url)
+            client.config_resetstat()
+            before = client.info("cpu")
+            began = time.perf_counter()
+            driver = subprocess.Popen(
+                chainette("enqueue", "chain.py", "in.jsonl", "-o", out, "--quiet", "--redis", server.url),
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+            )
+            _, status, usage = os.wait4(driver.pid, 0)
+            seconds = time.perf_counter() - began
+            assert os.waitstatus_to_exitcode(status) == 0
+            after, stats = client.info("cpu"), client.info("stats")
+            commands, memory = client.info("commandstats"), client.info("memory")
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
     units = (folder / out / "events.jsonl").read_bytes().count(b'"type":"unit_committed"')
-    cpu = sum(after[name] - before[name] for name in ("used_cpu_user", "used_cpu_sys"))
-    commands = sum(entry["calls"] for entry in stats.values())
+    server_cpu = sum(after[name] - before[name] for name in ("used_cpu_user", "used_cpu_sys"))
     return Measured(
-        seconds, rows, units, commands / units, cpu / units * 1e6, memory["used_memory_peak"] / 2**20, usage.ru_maxrss / 1024
+        seconds,
+        rows,
+        units,
+        sum(entry["calls"] for entry in commands.values()) / units,
+        stats["total_reads_processed"] / units,
+        server_cpu / units * 1e6,
+        (now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime) / units * 1e6,
+        memory["used_memory_peak"] / 2**20,
+        usage.ru_maxrss / 1024,
     )
+
+
+#: Bytes that a unit of 64 rows of this chain weighs on the wire, and those of its result.
+_PAYLOAD, _RESULT = 9_600, 3_500
+
+
+def bare_loop(folder: Path, rows: int, out: str) -> Measured:
+    """Moves as many payloads through 3 queues with BLMOVE and one MULTI each; computes and writes nothing."""
+    units = -(-rows // 64)
+    with EmbeddedServer.start(folder / f"data-{out}") as server:
+        client: Any = redis.Redis.from_url(server.url)
+        began = time.perf_counter()
+        for number in range(units):
+            with client.pipeline() as pipe:
+                pipe.set(f"p:0:{number}", b"p" * _PAYLOAD).lpush("q:0", number).execute()
+            for step in range(3):
+                unit = int(client.blmove(f"q:{step}", "doing", 1) or 0)
+                payload = client.get(f"p:{step}:{unit}") or b""
+                with client.pipeline() as pipe:
+                    if step < 2:
+                        pipe.set(f"p:{step + 1}:{unit}", payload).lpush(f"q:{step + 1}", unit)
+                    pipe.xadd("results", {"e": payload[:_RESULT]}, maxlen=1000).lrem("doing", 1, str(unit))
+                    pipe.delete(f"p:{step}:{unit}").execute()
+        return Measured(time.perf_counter() - began, rows)
 
 
 def throughput(base: Path, rows: int, counts: list[int], rounds: int) -> None:
@@ -124,6 +166,7 @@ def throughput(base: Path, rows: int, counts: list[int], rounds: int) -> None:
     found: dict[str, list[Measured]] = {}
     for turn in range(rounds):
         found.setdefault("local", []).append(local(folder, rows, f"local-{turn}"))
+        found.setdefault("bare loop", []).append(bare_loop(folder, rows, f"bare-{turn}"))
         for number in counts:
             found.setdefault(f"{number} workers", []).append(fleet(folder, rows, number, f"fleet-{turn}-{number}"))
     reference = statistics.median(one.rate for one in found["local"])
@@ -132,21 +175,62 @@ def throughput(base: Path, rows: int, counts: list[int], rounds: int) -> None:
         middle = sorted(runs, key=lambda one: one.rate)[len(runs) // 2]
         print(f"  {name:10} {rate:8.0f} rows/s   {rate / reference:5.2f} x local")
         if middle.units:
+            print(f"    a unit: {middle.commands:.1f} Redis commands (scripts' own too), {middle.round_trips:.1f} round trips")
             print(
-                f"    a unit: {middle.commands:.1f} Redis commands (scripts' own too), {middle.server_cpu:.0f} us of server CPU"
+                f"    CPU a unit: server {middle.server_cpu:.0f} us; workers and enqueue {middle.client_cpu:.0f} us, "
+                f"their start-up included ({middle.client_cpu * middle.units / rows / 3:.0f} us a row and step)"
             )
-            print(f"    peak: enqueue {middle.driver_rss:.0f} MiB RSS, Redis {middle.redis_peak:.0f} MiB")
 
 
 def scaling(base: Path, rows: int, counts: list[int]) -> None:
-    """Each worker holds 16 requests of 1 s at once, so that the engine is the limit and not these two cores."""
-    folder = project(base / "scaling", rows, latency=1.0, capacity=16, batch=8)
-    print(f"\nLatency-bound engine (16 requests of 1 s a worker), {rows:,} rows, 3 steps; one round")
+    """Each worker holds 16 requests of 0.25 s at once, so that the engine is the limit and not these two cores."""
+    folder = project(base / "scaling", rows, latency=0.25, capacity=16, batch=8)
+    print(f"\nLatency-bound engine (16 requests of 0.25 s a worker), {rows:,} rows, 3 steps; one round")
     first = 0.0
     for number in counts:
         rate = fleet(folder, rows, number, f"scaling-{number}").rate
         first = first or rate / number
         print(f"  {number} workers  {rate:7.1f} rows/s   {rate / number / first * 100:5.1f} % of linear")
+
+
+def memory(base: Path, sizes: list[int]) -> None:
+    print("\nPeak memory, 3 steps, 2 workers; one run each")
+    for rows in sizes:
+        found = fleet(project(base / f"memory-{rows}", rows), rows, 2, "out")
+        print(
+            f"  {rows:9,} rows  {found.seconds:6.0f} s  enqueue (coordinator + sink) {found.driver_rss:5.0f} MiB RSS, "
+            f"Redis {found.redis_peak:5.0f} MiB"
+        )
+
+
+def resume(base: Path, rows: int, trials: int) -> None:
+    folder = project(base / "resume", rows)
+    half = subprocess.Popen(chainette("run", "chain.py", "in.jsonl", "-o", "half", "--quiet"), cwd=folder)
+    lines = 3 * rows // 64 // 2
+    while not (log := folder / "half/events.jsonl").exists() or log.read_bytes().count(b"\n") < lines:
+        time.sleep(1)
+    half.kill()
+    half.wait()
+    print(f"\n`resume` of {rows:,} rows, 3 steps, killed in the middle, until a worker holds a unit; {trials} trials")
+    seconds = [_first_claim(folder, trial) for trial in range(trials)]
+    print(f"  median {statistics.median(seconds):.1f} s   (min {min(seconds):.1f}, max {max(seconds):.1f})")
+
+
+def _first_claim(folder: Path, trial: int) -> float:
+    out = f"resumed-{trial}"
+    shutil.copytree(folder / "half", folder / out)
+    with EmbeddedServer.start(folder / f"data-{trial}") as server, workers(folder, server.url, 1):
+        client: Any = redis.Redis.from_url(server.url)
+        [name] = FleetQueue(client).workers()
+        began = time.perf_counter()
+        driver = subprocess.Popen(chainette("resume", out, "--redis", server.url, "--quiet"), cwd=folder)
+        while not client.scard(held(name)):
+            time.sleep(0.005)
+        seconds = time.perf_counter() - began
+        driver.kill()
+        driver.wait()
+    shutil.rmtree(folder / out)
+    return seconds
 
 
 def recovery(base: Path, trials: int) -> None:
@@ -155,7 +239,7 @@ def recovery(base: Path, trials: int) -> None:
     seconds = []
     for trial in range(trials):
         with EmbeddedServer.start(folder / f"data-{trial}") as server, workers(folder, server.url, 2) as started:
-            client = redis.Redis.from_url(server.url)
+            client: Any = redis.Redis.from_url(server.url)
             driver = subprocess.Popen(
                 chainette("enqueue", "chain.py", "in.jsonl", "-o", f"out-{trial}", "--quiet", "--redis", server.url),
                 cwd=folder,
@@ -178,13 +262,27 @@ def recovery(base: Path, trials: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="parts to run, of those above; all where none is named")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    quick = parser.parse_args().quick
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    million = 100_000 if quick else 1_000_000
+    parts: dict[str, Callable[[Path], None]] = {
+        "throughput": lambda base: throughput(
+            base, 2_000 if quick else 10_000, [1, 2] if quick else [1, 2, 4], 1 if quick else 3
+        ),
+        "scaling": lambda base: scaling(base, 512 if quick else 2_048, [1, 2] if quick else [1, 2, 4, 8]),
+        "recovery": lambda base: recovery(base, 1 if quick else 10),
+        "memory": lambda base: memory(base, [million // 10, million]),
+        "resume": lambda base: resume(base, million, 1 if quick else 5),
+    }
+    unknown = [name for name in arguments.parts if name not in parts]
+    if unknown:
+        parser.error(f"no part {unknown[0]!r}; there are {', '.join(parts)}")
     with tempfile.TemporaryDirectory() as folder:
-        throughput(Path(folder), 2_000 if quick else 10_000, [1, 2] if quick else [1, 2, 4], 1 if quick else 3)
-        scaling(Path(folder), 256 if quick else 512, [1, 2] if quick else [1, 2, 4, 8])
-        recovery(Path(folder), 1 if quick else 10)
+        for name in arguments.parts or parts:
+            parts[name](Path(folder))
 
 
 if __name__ == "__main__":
