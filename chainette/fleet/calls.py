@@ -29,6 +29,7 @@ SCRIPTS = (
     "reconcile",
     "release",
     "split",
+    "start",
     "state",
     "total",
 )
@@ -51,8 +52,10 @@ class Scripts:
 
 def _source(name: str) -> str:
     folder = files("chainette.fleet.scripts")
-    common, effects, body = (folder.joinpath(f"{part}.lua").read_text() for part in ("common", "effects", name))
-    return common + body.replace("--EFFECTS\n", effects)
+    common, effects, strikes, body = (
+        folder.joinpath(f"{part}.lua").read_text() for part in ("common", "effects", "strikes", name)
+    )
+    return common + body.replace("--EFFECTS\n", effects).replace("--STRIKES\n", strikes)
 
 
 def _with_blobs(value: Any, blobs: list[bytes]) -> Any:

@@ -112,7 +112,8 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def beat(self, incarnation: str, fields: Mapping[str, str | int | float], lease: float = LEASE) -> bool:
-        """Renews a worker's lease of that many seconds; False where it had none: it is its first, or its claims are gone."""
+        """Renews a worker's lease of that many seconds; False where it had none: it is its first, or its claims are gone.
+        The units that were taken from it get their strikes back: it lives."""
 
     @abstractmethod
     def leave(self, incarnation: str) -> bool:
@@ -120,7 +121,9 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def reap(self) -> list[str]:
-        """Takes units back from workers whose lease is over; returns those workers. Anybody may call it at any time."""
+        """Takes units back from workers whose lease is over; returns those workers. Anybody may call it at any time.
+
+        A unit that was begun gets a strike: after the second it runs alone, and after a death alone it is mended (`Turn`)."""
 
     @abstractmethod
     def workers(self) -> dict[str, dict[str, str]]:
@@ -138,13 +141,20 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def claim(
-        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False
+        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False, ahead: bool = False
     ) -> Claim | Drain | None:
         """The next unit out of (run, queue) pairs, tried in order; `alone` says that the worker holds nothing.
+
+        A unit that is claimed `ahead` is not worked on before `start`: until then the worker's death does not count against
+        it. Units that must run alone are never claimed ahead.
 
         Raises:
             Lost: the worker's lease is over.
         """
+
+    @abstractmethod
+    def start(self, claim: Claim, incarnation: str) -> bool:
+        """Work on a unit that was claimed ahead begins; False where the claim does not hold. Called before the work."""
 
     @abstractmethod
     def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:

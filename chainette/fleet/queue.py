@@ -144,12 +144,19 @@ class FleetQueue(LeasedQueue):
     # -- units
 
     def claim(
-        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False
+        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False, ahead: bool = False
     ) -> Claim | Drain | None:
         pairs = [list(pair) for pair in queues]
         while True:
             reply = self._call(
-                "claim", incarnation=incarnation, token=token, alone=alone, queues=pairs, at=stamp(), limit=self._max_bytes
+                "claim",
+                incarnation=incarnation,
+                token=token,
+                alone=alone,
+                ahead=ahead,
+                queues=pairs,
+                at=stamp(),
+                limit=self._max_bytes,
             )
             if reply[0] == b"LOST":
                 raise Lost(f"worker {incarnation}: its lease is over")
@@ -160,6 +167,9 @@ class FleetQueue(LeasedQueue):
                 return Claim(job, token, run, int(epoch), claimed_unit(*reply[4:]), Turn(turn))
             except BadMessage as error:
                 self._bury(job, token, incarnation, str(error))
+
+    def start(self, claim: Claim, incarnation: str) -> bool:
+        return bool(self._call("start", job=claim.job, token=claim.token, incarnation=incarnation) == b"OK")
 
     def bury(self, claim: Claim, incarnation: str, reason: str) -> bool:
         return self._bury(claim.job, claim.token, incarnation, reason)

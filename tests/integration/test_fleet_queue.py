@@ -16,7 +16,7 @@ import redis
 from chainette.fleet.calls import SCRIPTS
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import Admission, Result
-from chainette.fleet.queue import Admitted, Claim, FleetQueue, Lost, Turn
+from chainette.fleet.queue import Admitted, Claim, Drain, FleetQueue, Lost, Turn
 from chainette.io.events import EngineReleased
 from chainette.process import poisoned
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Reason, Rejection, Unit, Usage
@@ -378,13 +378,14 @@ def test_a_commit_of_a_worker_that_was_thought_dead_is_refused(run: QueueRun) ->
     assert len(run.drain()) == 1
 
 
-@pytest.mark.parametrize("late", ["commit", "fail", "release", "bury", "split"])
+@pytest.mark.parametrize("late", ["start", "commit", "fail", "release", "bury", "split"])
 def test_what_a_worker_does_late_leaves_the_unit_that_it_has_claimed_again_in_its_hands(run: QueueRun, late: str) -> None:
     zombie = run.take("w1")
     run.lose("w1")
     again = run.take("w1")
     assert again.job == zombie.job and again.token != zombie.token
     calls: dict[str, Callable[[], bool]] = {
+        "start": lambda: run.queue.start(zombie, "w1"),
         "commit": lambda: run.commit(zombie),
         "fail": lambda: run.queue.fail(zombie, "w1", 0.0, "late"),
         "release": lambda: run.queue.release(zombie, "w1"),
@@ -555,6 +556,136 @@ def test_a_row_that_kills_alone_twice_is_rejected_and_its_root_ends(database: Da
         assert [rejection.reason for rejection in entry.message.rejected] == [Reason.POISON]
 
 
+# -- which deaths count
+
+
+def strikes(run: QueueRun, job: str) -> tuple[int, int]:
+    """(strikes, deaths alone) held against a unit."""
+    found = run.client.hmget(f"rq:job:{job}", ["strikes", "deaths"])
+    assert isinstance(found, list)
+    return int(found[0] or 0), int(found[1] or 0)
+
+
+def ahead(run: QueueRun, me: str, token: str) -> Claim | Drain | None:
+    run.queue.beat(me, {}, 3600)
+    return run.queue.claim(me, token, run.pairs, ahead=True)
+
+
+def test_a_unit_that_was_claimed_ahead_and_not_begun_comes_back_in_front_without_a_strike(run: QueueRun) -> None:
+    run.admit()
+    order = run.waiting()
+    for number in range(3):
+        claim = ahead(run, f"w{number}", f"t{number}")
+        assert isinstance(claim, Claim) and claim.job == order[0]
+        run.lose(f"w{number}")
+        assert run.waiting() == order and strikes(run, claim.job) == (0, 0)
+
+
+def test_a_unit_that_was_claimed_ahead_counts_from_its_start_on(run: QueueRun, lossy: FleetQueue, proxy: FaultProxy) -> None:
+    claim = ahead(run, "w1", "t1")
+    assert isinstance(claim, Claim)
+    loses_its_reply(proxy, lossy, "start", lambda: lossy.start(claim, "w1"))
+    assert unchanged(run, lambda: run.queue.start(claim, "w1"))
+    run.lose("w1")
+    assert strikes(run, claim.job) == (1, 0)
+    assert not unchanged(run, lambda: run.queue.start(claim, "w1"))
+    again = run.take("w2")  # not ahead this time
+    run.lose("w2")
+    assert strikes(run, again.job) == (2, 0)
+
+
+@pytest.mark.parametrize("how", ["release", "fail", "reconcile"])
+def test_a_unit_that_was_handed_back_unbegun_is_no_longer_ahead(run: QueueRun, how: str) -> None:
+    claim = ahead(run, "w1", "t1")
+    assert isinstance(claim, Claim)
+    match how:
+        case "release":
+            assert run.queue.release(claim, "w1")
+        case "fail":
+            assert run.queue.fail(claim, "w1", 0.0, "away")
+        case "reconcile":
+            assert run.queue.reconcile("w1") == 1
+    run.take("w2")
+    run.lose("w2")
+    assert strikes(run, claim.job) == (1, 0)
+
+
+def test_a_unit_that_must_run_alone_is_never_claimed_ahead(run: QueueRun) -> None:
+    for me in ("d1", "d2"):
+        run.take(me)
+        run.lose(me)
+    assert isinstance(ahead(run, "w1", "t1"), Drain)
+    assert run.take("w1").turn is Turn.SOLO
+
+
+@pytest.mark.parametrize("sign", ["beat", "leave"])
+def test_a_lease_that_ended_without_its_worker_dying_is_not_held_against_units(run: QueueRun, sign: str) -> None:
+    for number in range(3):
+        claim = run.take(f"w{number}")
+        assert claim.turn is Turn.JOB
+        run.lose(f"w{number}")
+        assert strikes(run, claim.job) == (1, 0)
+        assert run.queue.beat(f"w{number}", {}, 3600) is False if sign == "beat" else run.queue.leave(f"w{number}")
+        assert strikes(run, claim.job) == (0, 0)
+        assert run.waiting() == [claim.job]
+
+
+def test_only_the_strikes_of_the_worker_that_lives_are_taken_back(run: QueueRun) -> None:
+    job = run.take("dead").job
+    run.lose("dead")
+    run.take("alive")
+    run.lose("alive")
+    assert strikes(run, job) == (2, 0) and run.waiting() == []
+    run.queue.beat("alive", {}, 3600)
+    assert strikes(run, job) == (1, 0) and run.waiting() == [job]
+    run.lose("alive")  # it held nothing: nothing is held against anything
+    assert strikes(run, job) == (1, 0)
+    assert run.take("w1").turn is Turn.JOB
+
+
+def test_a_unit_that_waits_to_be_mended_is_tried_again_where_its_worker_lives(run: QueueRun) -> None:
+    job = until_solo(run).job
+    run.lose("w1")
+    assert strikes(run, job) == (2, 1)
+    run.queue.beat("w1", {}, 3600)
+    assert strikes(run, job) == (2, 0)
+    claim = run.take("w1")  # whose turn it still is
+    assert (claim.job, claim.turn) == (job, Turn.SOLO)
+    assert run.commit(claim, "w1")
+
+
+def test_what_is_pardoned_late_leaves_the_unit_with_whom_it_is(run: QueueRun) -> None:
+    claim = until_solo(run)
+    run.queue.beat("d1", {}, 3600)
+    assert strikes(run, claim.job) == (1, 0) and run.held("w1") == {claim.job}
+    assert run.claim("w2") is None
+    assert run.commit(claim, "w1")
+
+
+def test_a_unit_that_stalls_its_workers_again_and_again_is_pardoned_a_few_times_only(run: QueueRun) -> None:
+    turns = []
+    for number in range(8):
+        turns.append(run.take(f"w{number}").turn)
+        if turns[-1] is Turn.MEND:
+            break
+        run.lose(f"w{number}")
+        run.queue.beat(f"w{number}", {}, 3600)
+    assert turns == [Turn.JOB] * 5 + [Turn.SOLO, Turn.MEND]
+
+
+def test_nothing_is_pardoned_in_another_epoch(run: QueueRun) -> None:
+    run.take("w1")
+    run.lose("w1")
+    assert list(run.client.scan_iter("*struck*"))
+    run.raise_epoch()
+    assert not list(run.client.scan_iter("*struck*"))
+    run.admit()
+    job = run.take("w2").job
+    run.lose("w2")
+    run.queue.beat("w1", {}, 3600)
+    assert strikes(run, job) == (1, 0)
+
+
 # -- ack and the window
 
 
@@ -701,6 +832,7 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.claim("w1", "t", run.pairs)
     spy.commit(claim, "w1", run.plan, outcome, "t")
     spy.split(claim, "w1", run.plan)
+    spy.start(claim, "w1")
     spy.fail(claim, "w1", 1.0, "why")
     spy.release(claim, "w1")
     spy.bury(claim, "w1", "why")
@@ -733,7 +865,7 @@ def spoiled(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
 WRONG: tuple[Any, ...] = (None, {}, [[]], True, float("nan"))
 
 #: What a script takes whatever it is: truth values, and what a worker says about itself.
-FREE = {("claim", "alone")}
+FREE = {("claim", "alone"), ("claim", "ahead")}
 
 
 def test_every_script_refuses_every_malformed_argument_before_it_writes(run: QueueRun) -> None:

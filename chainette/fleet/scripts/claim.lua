@@ -1,5 +1,6 @@
--- The next unit that this worker can serve. A: incarnation, token, alone (it holds nothing), at, limit (bytes),
--- queues = {{run, queue}, ...} in order. DRAIN: a unit waits that must run alone; finish what is in hand first.
+-- The next unit that this worker can serve. A: incarnation, token, alone (it holds nothing), ahead (work on it begins
+-- later, by start.lua), at, limit (bytes), queues = {{run, queue}, ...} in order. DRAIN: a unit waits that must run alone;
+-- finish what is in hand first.
 local me, token = need(A.incarnation, 'string', 'incarnation'), need(A.token, 'string', 'token')
 need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at'); whole(A.limit, 'limit')
 for _, entry in ipairs(A.queues) do strings(entry, 'queues'); need(entry[1], 'string', 'run'); need(entry[2], 'string', 'queue') end
@@ -43,6 +44,7 @@ local function take(job, run, epoch, queue, kind, status)
     return nil
   end
   redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at)
+  if A.ahead and kind == 'JOB' then redis.call('HSET', job_key(job), 'ahead', '1') end
   redis.call('SADD', held_key(me), job)
   return {kind, job, run, epoch, j.root, j.scope, j.fork, #data > 65536 and '' or data, payload}
 end
@@ -65,7 +67,7 @@ for _, entry in ipairs(A.queues) do
       local holder = redis.call('GET', turn)
       if not holder or holder == me or not redis.call('ZSCORE', 'chainette:lease', holder) then
         redis.call('SET', turn, me, 'EX', 30)
-        if not A.alone then return {'DRAIN'} end
+        if A.ahead or not A.alone then return {'DRAIN'} end
         local solo = take(redis.call('LPOP', P .. 'solo:' .. entry[2]), run, state[2], entry[2], 'SOLO', 'queued')
         if solo then return solo end
       end

@@ -55,7 +55,8 @@ local function held_key(incarnation) return 'chainette:held:' .. incarnation end
 
 -- The fields of a job hash as a table.
 local function job_of(job)
-  local names = {'run', 'epoch', 'root', 'scope', 'fork', 'claim', 'strikes', 'rows', 'origin', 'status', 'solo', 'worker_name'}
+  local names = {'run', 'epoch', 'root', 'scope', 'fork', 'claim', 'strikes', 'rows', 'origin', 'status', 'solo', 'worker_name',
+    'ahead', 'deaths'}
   local values = redis.pcall('HMGET', job_key(job), unpack(names))
   local found = {}
   if values.err then return found end -- no hash at all
@@ -92,7 +93,7 @@ local function broken_key(j) return prefix_of(j.run, j.epoch) .. 'broken:' .. j.
 
 local function put_back(job, j, front)
   redis.call('HSET', job_key(job), 'status', 'queued')
-  redis.call('HDEL', job_key(job), 'claim')
+  redis.call('HDEL', job_key(job), 'claim', 'ahead')
   redis.call(front and 'LPUSH' or 'RPUSH', j.solo == '1' and solo_key(j) or 'rq:queue:' .. j.origin, job)
 end
 

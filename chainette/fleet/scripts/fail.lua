@@ -6,7 +6,7 @@ local j = holds(job, A.token)
 let_go(job, A.token, A.incarnation)
 if not j then return 'LOST' end
 redis.call('HSET', job_key(job), 'status', 'scheduled')
-redis.call('HDEL', job_key(job), 'claim')
+redis.call('HDEL', job_key(job), 'claim', 'ahead')
 redis.call('ZADD', prefix_of(j.run, j.epoch) .. 'delayed', now() + A.delay, job)
 note(j.run, 'retried', A.message)
 return 'OK'
