@@ -85,12 +85,12 @@ def run_iter(
 
 
 def resume(
-    directory: str | os.PathLike[str], chain: Chain | None = None, *, from_step: str | None = None, **options: Any
+    directory: str | os.PathLike[str], chain: Chain | None = None, *, from_step: str | Sequence[str] = (), **options: Any
 ) -> RunResult:
     """Goes on with the run of a directory from what is durable; nothing durable is asked for again.
 
-    The chain is loaded as the log says unless it is given. With `from_step` that step and everything
-    that depends on it is computed anew. `options` may name hooks, window, engine_patience and
+    The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
+    everything that depends on them is computed anew. `options` may name hooks, window, engine_patience and
     max_reject_rate; the rest is fixed by the log.
 
     Raises:
@@ -98,7 +98,8 @@ def resume(
         ChainChanged: a step is not what it was when its rows were written.
         InputError: the input is not the one that the run began with.
     """
-    return block(launch.resume, _as_named(directory), chain, RunOptions(**options), from_step)
+    steps = [from_step] if isinstance(from_step, str) else from_step
+    return block(launch.resume, _as_named(directory), chain, RunOptions(**options), steps)
 
 
 def retry_rejected(

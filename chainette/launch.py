@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from chainette.engine.lifecycle import Engines, create_engine
 from chainette.errors import ChainChanged, ChainetteError, InputError, RunCancelled, RunDirectoryError
 from chainette.hooks import Hook, Hooks
 from chainette.io.events import EngineLoaded, EngineReleased, Event, RunCreated, RunResumed, RunStarted
-from chainette.io.fork import Reopen, affected_by, finish_swap, fork
+from chainette.io.fork import Reopen, affected_by, finish_swap, fork, starts_of
 from chainette.io.inputs import open_input
 from chainette.io.readers import InputFile
 from chainette.io.replay import RunState, Status
@@ -163,11 +163,11 @@ def _with_key(source: InputFile, key: str | None) -> InputFile:
     return source
 
 
-async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_step: str | None = None) -> RunResult:
+async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_steps: Sequence[str] = ()) -> RunResult:
     """See `executor.resume`."""
     state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
-    if from_step is not None:
-        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_step)
+    if from_steps:
+        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps)
         state, _ = await anyio.to_thread.run_sync(read_state, directory)
         return await _continue(directory, plan, state, options)
     _require_unchanged(directory, state, plan)
@@ -197,10 +197,10 @@ def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
     changed, removed = changed_nodes(state, plan), removed_nodes(state, plan)
     if changed or removed:
         found = ", ".join([*changed, *(f"{node} is gone (its rows would be dropped)" for node in removed)])
-        first = changed[0] if changed else list(plan.nodes)[-1]
+        starts = starts_of(plan, changed) or list(plan.nodes)[-1:]
         raise ChainChanged(
             f"{directory}: the chain has changed since its rows were written: {found}. "
-            f"To compute {first} and all that follow anew: `chainette resume {directory} --from {first}`"
+            f"To compute {' and '.join(starts)} and all that follow anew: `chainette resume {directory} {_from(starts)}`"
         )
 
 
@@ -220,15 +220,20 @@ def _require_nodes(plan: Plan, names: Iterable[str]) -> None:
             raise RunDirectoryError(f"the chain has no step {name!r}; it has {', '.join(plan.nodes)}")
 
 
-def _fork_from(directory: RunDir, plan: Plan, state: RunState, step: str) -> None:
-    """Takes back the rows of a step and of everything that depends on it."""
+def _from(steps: Iterable[str]) -> str:
+    return " ".join(f"--from {step}" for step in steps)
+
+
+def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str]) -> None:
+    """Takes back the rows of steps and of everything that depends on them."""
     _require_same_chain(directory, state, plan)
-    _require_nodes(plan, [step])
-    affected = affected_by(plan, step)
+    _require_nodes(plan, steps)
+    affected = affected_by(plan, steps)
     missed = [node for node in changed_nodes(state, plan) if node not in affected]
     if missed:
         raise ChainChanged(
-            f"{directory}: {', '.join(missed)} changed too and does not depend on {step!r}; use `--from {missed[0]}`"
+            f"{directory}: {', '.join(missed)} changed too and does not depend on {', '.join(steps)}; "
+            f"use `{_from(starts_of(plan, [*steps, *missed]))}`"
         )
     _same_input(directory, state, RunOptions(limit=state.run.settings["limit"]))
     fork(directory, plan, state, Reopen(nodes=affected))

@@ -36,8 +36,10 @@ def resume(
     context: typer.Context,
     directory: RunDirectory,
     from_step: Annotated[
-        str | None,
-        typer.Option("--from", metavar="STEP", help="Compute this step and all that follow anew, as the chain is now."),
+        list[str] | None,
+        typer.Option(
+            "--from", metavar="STEP", help="Compute this step and all that follow anew, as the chain is now; repeatable."
+        ),
     ] = None,
     max_reject_rate: MaxRejectRate = None,
     engine_patience: Patience = 600.0,
@@ -65,7 +67,7 @@ def resume(
         telling,
         lambda hooks: executor.resume(
             directory,
-            from_step=from_step,
+            from_step=from_step or (),
             max_reject_rate=max_reject_rate,
             engine_patience=engine_patience,
             window=window,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from chainette.io.rundir import RunDir, disk_errors, fsync_dir
 from chainette.io.shards import Span, StreamWriter
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["Reopen", "affected_by", "finish_swap", "fork"]
+__all__ = ["Reopen", "affected_by", "finish_swap", "fork", "starts_of"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,23 @@ class Reopen:
     rejection: Callable[[str, str], bool] = lambda _step, _reason: False
 
 
-def affected_by(plan: Plan, step: str) -> frozenset[str]:
-    """A node and everything that depends on it."""
-    affected = {step}
+def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
+    """Nodes and everything that depends on them."""
+    affected = {*steps}
     for node in plan.nodes.values():
         if any(name in affected for name in node.scope) or any(_alias_of(plan, name) & affected for name in node.scope):
             affected.add(node.id)
     return frozenset(affected)
+
+
+def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
+    """The fewest of the nodes, in the plan's order, that all of them depend on."""
+    wanted = {*nodes}
+    starts: list[str] = []
+    for node in plan.nodes:
+        if node in wanted and node not in affected_by(plan, starts):
+            starts.append(node)
+    return starts
 
 
 def _alias_of(plan: Plan, name: str) -> set[str]:

@@ -61,6 +61,7 @@ def test_a_killed_run_is_called_so_and_goes_on(project: Project) -> None:
 
 
 def test_a_run_at_work_is_running_and_a_second_process_is_refused(project: Project) -> None:
+    (project.path / "latency").write_text("30")
     process = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--json-logs")
     try:
         assert process.stdout is not None
