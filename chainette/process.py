@@ -30,10 +30,13 @@ from chainette.errors import TemplateError
 from chainette.hooks import Hook
 from chainette.records import Message, Outcome, Output, Reason, Rejection, Row, Unit, Usage
 
-__all__ = ["MAX_FAN_OUT", "poisoned", "process", "row_seed"]
+__all__ = ["MAX_FAN_OUT", "MAX_ROW_BYTES", "poisoned", "process", "row_seed", "too_large"]
 
 #: Rows that one row may become in one Apply.
 MAX_FAN_OUT = 100_000
+
+#: Bytes of all that one row becomes in one node.
+MAX_ROW_BYTES = 16 << 20
 
 #: Characters of a raw answer that a rejection keeps.
 RAW_LIMIT = 65_536
@@ -69,9 +72,17 @@ def _join(plan: Plan, fork: Fork, unit: Unit) -> Outcome:
 
 def poisoned(plan: Plan, unit: Unit) -> Outcome:
     """The outcome of a unit of one row that killed every worker that took it."""
+    return _without(plan, unit, Reason.POISON, "the processes that took this row died, also when they took nothing else")
+
+
+def too_large(plan: Plan, unit: Unit, message: str) -> Outcome:
+    """The outcome of a unit of one row whose outcome no queue takes."""
+    return _without(plan, unit, Reason.TOO_LARGE, message)
+
+
+def _without(plan: Plan, unit: Unit, reason: Reason, message: str) -> Outcome:
     [row] = unit.rows
-    message = "the processes that took this row died, also when they took nothing else"
-    rejection = Rejection(row.row_id, unit.node, Reason.POISON, message, 0, None, row.line, row.key)
+    rejection = Rejection(row.row_id, unit.node, reason, message, 0, None, row.line, row.key)
     return Outcome([], [rejection], [], Usage(), advance(plan, unit, [], plan.nodes[unit.node].next, [row.row_id]))
 
 
@@ -214,7 +225,9 @@ class _Asking:
                     return _Bad(Reason.INVALID_OUTPUT, str(error))
                 except Exception as error:  # a validator of the user's own
                     return _Bad(Reason.INVALID_OUTPUT, f"{type(error).__name__}: {error}")
-                return Output(ask.row.row_id, value, ask.number, reasoning)
+                output = Output(ask.row.row_id, value, ask.number, reasoning)
+                large = _excess([output])
+                return _Bad(Reason.TOO_LARGE, large, final=True) if large else output
 
 
 def _utf8(text: str) -> str:
@@ -316,10 +329,18 @@ def _take(result: _Result, node: PlanNode, apply: ApplyNode[Any, Any], row: Row,
     except _Unusable as error:
         result.reject(row, node, Reason.APPLY_ERROR, str(error))
         return
-    if outputs:
+    if large := _excess(outputs):
+        result.reject(row, node, Reason.TOO_LARGE, large)
+    elif outputs:
         result.outputs += [(row, output) for output in outputs]
     else:
         result.dropped.append(row.row_id)
+
+
+def _excess(outputs: Sequence[Output]) -> str:
+    """Why a row may not become these; "" where it may."""
+    found = sum(len(output.value) + len(output.reasoning or "") for output in outputs)
+    return f"the row became {found:,} bytes; at most {MAX_ROW_BYTES:,} are kept of one" if found > MAX_ROW_BYTES else ""
 
 
 class _Unusable(Exception):

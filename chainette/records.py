@@ -116,6 +116,8 @@ class Reason(StrEnum):
     ENGINE_ERROR = "engine_error"
     #: the Python function raised or returned something else than it declared
     APPLY_ERROR = "apply_error"
+    #: what became of the row is more than a unit can carry
+    TOO_LARGE = "too_large"
     #: the row killed the workers that took it
     POISON = "poison"
 

@@ -29,6 +29,7 @@ SCRIPTS = (
     "reconcile",
     "release",
     "split",
+    "stage",
     "start",
     "state",
     "total",

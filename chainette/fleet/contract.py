@@ -85,6 +85,7 @@ class LeasedQueue(ABC):
         """Puts a root in: its rows, its bad lines, its first units. `k` is how many this epoch has admitted before.
 
         Raises:
+            TooLarge: its rows have too many bytes.
             Lost: the epoch is over.
         """
 
@@ -158,7 +159,11 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
-        """What became of a unit: result, successors and the step of its scope at once. False where the claim does not hold."""
+        """What became of a unit: result, successors and the step of its scope at once. False where the claim does not hold.
+
+        Raises:
+            TooLarge: it has too many bytes; nothing happened, and the claim is as it was.
+        """
 
     @abstractmethod
     def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
@@ -185,7 +190,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
-        """Entries behind a position, oldest first; [] where there are none yet.
+        """Entries behind a position, oldest first; [] where there are none yet. Fewer than `count` where they are large.
 
         Raises:
             Lost: the entry at the position is not the one that is durable: the queue does not continue the log.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,10 +11,10 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
-from chainette.fleet.messages import BadMessage, open_join, open_message
+from chainette.fleet.messages import BadMessage, TooLarge, open_join, open_message
 from chainette.records import Effects, Scope, Unit, encode
 
-__all__ = ["claimed_unit", "halves", "stamp", "wire_effects"]
+__all__ = ["claimed_unit", "halves", "require_size", "set_apart", "stamp", "wire_effects"]
 
 #: The one function that a job may name. It is never imported: workers know what a job means.
 FUNCTION = "chainette.process"
@@ -109,3 +110,37 @@ def halves(unit: Unit) -> list[Unit]:
     middle = len(unit.rows) // 2
     parts = (("<", unit.rows[:middle]), (">", unit.rows[middle:]))
     return [Unit(unit.node, unit.root, unit.part + mark, unit.scope, rows) for mark, rows in parts]
+
+
+def require_size(what: str, most: int, first: bytes, effects: dict[str, Any]) -> None:
+    """Lets through what a queue takes at once.
+
+    Raises:
+        TooLarge: it has more bytes than `most`.
+    """
+    found = len(first) + sum(_weights(effects))
+    if found > most:
+        raise TooLarge(what, found, most)
+
+
+def _weights(value: Any) -> Iterator[int]:
+    """Lengths of all `bytes` in it."""
+    if isinstance(value, bytes):
+        yield len(value)
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _weights(part)
+
+
+def set_apart(commit: dict[str, Any], most: int) -> tuple[dict[str, Any], list[bytes]]:
+    """A commit with its large bodies replaced by their numbers, and those bodies."""
+    parts: list[bytes] = []
+
+    def light(body: bytes) -> Any:
+        if len(body) <= most:
+            return body
+        parts.append(body)
+        return {"staged": len(parts) - 1}
+
+    units = [unit | {"payload": light(unit["payload"])} for unit in commit["effects"]["units"]]
+    return {"entry": light(commit["entry"]), "effects": commit["effects"] | {"units": units}}, parts

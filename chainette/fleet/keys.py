@@ -56,6 +56,10 @@ class RunKeys:
         """Results, lossless; the last durable entry stays in it."""
         return f"{self.prefix}stream"
 
+    def body(self, token: str) -> str:
+        """The body of a stream entry that lies apart, since it is large."""
+        return f"{self.prefix}e:{token}"
+
     def root(self, root: int) -> str:
         """The root's rows as they were admitted."""
         return f"{self.prefix}r:{root}"

@@ -9,16 +9,26 @@ import msgspec
 from chainette.errors import ChainetteError
 from chainette.records import Outcome, Output, Partial, Rejection, Row, Unit, Usage
 
-__all__ = ["MAX_BYTES", "Admission", "BadMessage", "Result", "RootRecord", "open_message"]
+__all__ = ["MAX_BYTES", "MAX_COMMIT", "Admission", "BadMessage", "Result", "RootRecord", "TooLarge", "open_message"]
 
 #: Bytes of one message that a process is willing to decode.
 MAX_BYTES = 256 << 20
+
+#: Bytes that one admission or commit puts into the queue: a result and its successors.
+MAX_COMMIT = 128 << 20
 
 T = TypeVar("T")
 
 
 class BadMessage(ChainetteError):
     """Bytes in Redis that are not what they must be; nothing of them was used."""
+
+
+class TooLarge(ChainetteError):
+    """One admission or commit has more bytes than the queue takes; nothing of it happened."""
+
+    def __init__(self, what: str, found: int, most: int) -> None:
+        super().__init__(f"{what}: {found:,} bytes with what it leads to; a queue takes {most:,} at once")
 
 
 class RootRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -9,11 +9,11 @@ from chainette.core.plan import Plan
 from chainette.fleet import census
 from chainette.fleet.calls import Scripts
 from chainette.fleet.contract import LeasedQueue
-from chainette.fleet.jobs import claimed_unit, halves, stamp, wire_effects
+from chainette.fleet.jobs import claimed_unit, halves, require_size, set_apart, stamp, wire_effects
 from chainette.fleet.keys import RUNS, RunKeys, worker
-from chainette.fleet.messages import MAX_BYTES, Admission, BadMessage, Result, RootRecord, open_message
+from chainette.fleet.messages import MAX_BYTES, MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
 from chainette.fleet.states import ANCHOR, LEASE, Admitted, Claim, Drain, Entry, Lost, Progress, RunInfo, Turn
-from chainette.fleet.streams import entry_id, noted_event, stream_entry
+from chainette.fleet.streams import entry_id, lies_apart, noted_event, stream_entry
 from chainette.io.events import AnyEvent, Event
 from chainette.io.log import encode_line
 from chainette.records import Effects, Outcome, Rejection, encode
@@ -37,6 +37,13 @@ __all__ = [
 ]
 
 
+#: Bytes of one part of a commit that travels with it; larger ones are staged before.
+MAX_INLINE = 1 << 20
+
+#: Seconds that a staged part waits for its commit.
+_STAGED = 600
+
+
 class FleetQueue(LeasedQueue):
     """The transitions, over one connection pool. Thread-safe.
 
@@ -44,9 +51,16 @@ class FleetQueue(LeasedQueue):
         redis.RedisError: Redis did not answer; the call may or may not have happened.
     """
 
-    def __init__(self, connection: redis.Redis, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        connection: redis.Redis,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_commit: int = MAX_COMMIT,
+        max_inline: int = MAX_INLINE,
+    ) -> None:
         self._redis = connection
-        self._max_bytes = max_bytes
+        self._max_bytes, self._max_commit, self._max_inline = max_bytes, max_commit, max_inline
         self._scripts = Scripts(connection)
 
     # -- runs
@@ -93,6 +107,8 @@ class FleetQueue(LeasedQueue):
         effects: Effects,
         token: str,
     ) -> Admitted:
+        rows, plain = encode(record), wire_effects(keys, plan, root, effects)
+        require_size(f"root {root} of {len(record.rows)} rows", self._max_commit, rows, plain)
         reply = self._call(
             "admit",
             run=keys.run,
@@ -100,8 +116,8 @@ class FleetQueue(LeasedQueue):
             k=k,
             root=root,
             rows=len(record.rows),
-            record=encode(record),
-            effects=wire_effects(keys, plan, root, effects),
+            record=rows,
+            effects=plain,
             entry=encode(Admission(bad)) if bad else b"",
             token=token,
         )
@@ -183,17 +199,17 @@ class FleetQueue(LeasedQueue):
         return int(self._call("reconcile", incarnation=incarnation, known=tokens))
 
     def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
-        keys = RunKeys(claim.run, claim.epoch)
-        reply = self._call(
-            "commit",
-            job=claim.job,
-            token=claim.token,
-            incarnation=incarnation,
-            entry=encode(Result.of(claim.unit, outcome, incarnation)),
-            entry_token=token,
-            effects=wire_effects(keys, plan, claim.unit.root, outcome.effects),
-        )
-        return bool(reply == b"OK")
+        who = {"job": claim.job, "token": claim.token, "incarnation": incarnation}
+        entry = encode(Result.of(claim.unit, outcome, incarnation))
+        effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, outcome.effects)
+        require_size(f"{claim.unit.node}, root {claim.unit.root}", self._max_commit, entry, effects)
+        light, parts = set_apart({"entry": entry, "effects": effects}, self._max_inline)
+        while True:
+            for number, part in enumerate(parts):
+                self._call("stage", **who, number=number, seconds=_STAGED, part=part)
+            reply = self._call("commit", **who, entry_token=token, **light)
+            if reply != b"UNSTAGED":
+                return bool(reply == b"OK")
 
     def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
         effects = Effects(halves(claim.unit))
@@ -215,7 +231,15 @@ class FleetQueue(LeasedQueue):
         raw = cast("list[Any]", self._redis.xrange(keys.stream, min=position[0], count=count + 1))
         if not raw or entry_id(raw[0]) != position[0] or raw[0][1].get(b"t") != position[1].encode():
             raise Lost(f"run {keys.run}: the stream of epoch {keys.epoch} does not continue at {position[0]}")
-        return [stream_entry(item) for item in raw[1:]]
+        entries, weight = [], 0
+        for item in raw[1:]:
+            token = lies_apart(item)
+            body = item[1].get(b"e") if token is None else self._redis.get(keys.body(token))
+            entries.append(stream_entry(item, body))
+            weight += len(body or b"")
+            if weight > self._max_commit:
+                break
+        return entries
 
     def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
         self._expect("ack", run=keys.run, epoch=keys.epoch, owner=owner, id=position[0], token=position[1], roots=list(roots))

@@ -10,7 +10,7 @@ from chainette.fleet.states import Entry
 from chainette.io.events import AnyEvent, WorkerRefused
 from chainette.io.log import parse_line
 
-__all__ = ["entry_id", "noted_event", "stream_entry"]
+__all__ = ["entry_id", "lies_apart", "noted_event", "stream_entry"]
 
 
 def noted_event(fields: Mapping[bytes, bytes]) -> AnyEvent | None:
@@ -28,8 +28,13 @@ def entry_id(item: Any) -> str:
     return str(item[0].decode())
 
 
-def stream_entry(item: Any) -> Entry:
-    """An entry of a run's stream behind its anchor.
+def lies_apart(item: Any) -> str | None:
+    """The token of an entry whose body is not in the stream, since it is large."""
+    return str(item[1].get(b"t", b"").decode()) if b"b" in item[1] else None
+
+
+def stream_entry(item: Any, body: Any) -> Entry:
+    """An entry of a run's stream behind its anchor, with the body that it has.
 
     Raises:
         BadMessage: it is none of ours.
@@ -39,7 +44,6 @@ def stream_entry(item: Any) -> Entry:
         kind, token, root = fields[b"k"], fields[b"t"].decode(), int(fields[b"r"])
     except (KeyError, ValueError) as error:
         raise BadMessage(f"entry {entry_id(item)} of a run's stream in Redis is none of ours: {str(fields)[:80]}") from error
-    body = fields.get(b"e")
     if kind == b"unit":
         return Entry(entry_id(item), token, open_message(body, Result), root, fields.get(b"d") == b"1")
     message = open_message(body, Admission) if body else Admission([])

@@ -832,6 +832,8 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.claim("w1", "t", run.pairs)
     spy.commit(claim, "w1", run.plan, outcome, "t")
     spy.split(claim, "w1", run.plan)
+    calls["stage"] = {key: calls["commit"][key] for key in ("job", "token", "incarnation")}
+    calls["stage"] |= {"number": 0, "seconds": 1.0, "part": b"x"}
     spy.start(claim, "w1")
     spy.fail(claim, "w1", 1.0, "why")
     spy.release(claim, "w1")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, m
 from chainette import Branch, Chain, RunResult, SamplingParams, Step, apply, register_engine
 from chainette.engine.base import Completion, Finish, Request
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.process import MAX_FAN_OUT, RAW_LIMIT, row_seed
+from chainette.process import MAX_FAN_OUT, MAX_ROW_BYTES, RAW_LIMIT, row_seed
 from chainette.records import Message, Reason, row_order
 from tests.support.chains import content, everything, write_inputs
 from tests.support.scripted import Answering, Script, ask_of, row_of, scripted
@@ -369,6 +369,27 @@ def test_a_generator_without_end_rejects_its_row(tmp_path: Path) -> None:
 
     result = Chain(name="endless", steps=[apply(endless)]).run([Text(text="a")], tmp_path / "run")
     assert f"{MAX_FAN_OUT:,}" in only_rejection(result)["message"]
+
+
+def test_a_row_that_becomes_more_than_16_mb_is_rejected_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spread(item: Text) -> list[Text]:
+        return [item] * (100 if item.text == "1" else 1)
+
+    assert MAX_ROW_BYTES == 16 << 20
+    monkeypatch.setattr("chainette.process.MAX_ROW_BYTES", 500)
+    with scripted(llm=lambda request: json.dumps({"text": row_of(request) * (1000 if row_of(request) == "0" else 1)})):
+        step = Step(id="say", input_model=Text, output_model=Text, engine_name="llm")
+        inputs = [Text(text="a"), Text(text="b"), Text(text="c")]
+        result = Chain(name="large", steps=[step, apply(spread)]).run(inputs, tmp_path / "run")
+    found = {row["row_id"]: row for row in result.rows("rejected")}
+    assert {row_id: (row["step_id"], row["reason"]) for row_id, row in found.items()} == {
+        "0": ("say", Reason.TOO_LARGE),
+        "1": ("spread", Reason.TOO_LARGE),
+    }
+    assert found["0"]["attempts"] == 1 and "at most 500 are kept of one" in found["1"]["message"]
+    assert [row["row_id"] for row in result.rows("spread")] == ["2.0"]
 
 
 @pytest.mark.parametrize(

@@ -189,8 +189,8 @@ class QueueRun:
     def outcome(self, claim: Claim) -> Outcome:
         return anyio.run(process, self.plan, claim.unit, None)
 
-    def commit(self, claim: Claim, me: str = "w1", *, token: str = "t", queue: FleetQueue | None = None) -> bool:
-        return (queue or self.queue).commit(claim, me, self.plan, self.outcome(claim), token)
+    def commit(self, claim: Claim, me: str = "w1", *, token: str = "", queue: FleetQueue | None = None) -> bool:
+        return (queue or self.queue).commit(claim, me, self.plan, self.outcome(claim), token or secrets.token_hex(4))
 
     def work_off(self, me: str = "w1") -> None:
         """Claims and commits until no unit is left."""

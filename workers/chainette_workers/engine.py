@@ -24,10 +24,11 @@ from chainette.core.plan import NodeKind, Plan
 from chainette.engine.lifecycle import Engines
 from chainette.errors import ChainetteError, EngineUnavailable
 from chainette.fleet.connect import is_passing
+from chainette.fleet.messages import TooLarge
 from chainette.fleet.queue import LEASE, Claim, Drain, LeasedQueue, Lost, RunInfo, Turn
 from chainette.hooks import Hook
 from chainette.io.events import UnitRetried
-from chainette.process import poisoned, process
+from chainette.process import poisoned, process, too_large
 from chainette.records import Outcome
 
 __all__ = ["EngineWorker"]
@@ -216,8 +217,19 @@ class EngineWorker:
         token = secrets.token_hex(8)
         try:
             await self._insist(lambda: self.queue.commit(claim, self.incarnation, plan, outcome, token))
+        except TooLarge as error:
+            await self._shrink(claim, plan, error)
         except redis.ResponseError as error:
             await self._bury(claim, f"Redis refuses its commit: {error}")
+
+    async def _shrink(self, claim: Claim, plan: Plan, error: TooLarge) -> None:
+        """A unit whose outcome no queue takes: cut in two, or its one row rejected."""
+        if claim.unit.node in plan.forks:
+            await self._bury(claim, str(error))
+        elif len(claim.unit.rows) > 1:
+            await self._insist(lambda: self.queue.split(claim, self.incarnation, plan))
+        else:
+            await self._commit(claim, plan, too_large(plan, claim.unit, str(error)))
 
     async def _bury(self, claim: Claim, reason: str) -> None:
         reason = f"{claim.unit.node} root {claim.unit.root}: {reason}"

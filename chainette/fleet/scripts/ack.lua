@@ -16,5 +16,16 @@ for _, root in ipairs(A.roots) do
   redis.call('HDEL', P .. 'out', root)
   redis.call('DEL', P .. 'r:' .. root, P .. 's:' .. root .. ':')
 end
+-- bodies of entries that lie apart, in the order of the stream
+local function at(id) return tonumber(string.match(id, '^%d+')), tonumber(string.match(id, '-(%d+)')) end
+local ms, seq = at(A.id)
+while true do
+  local apart = redis.call('LINDEX', P .. 'apart', 0)
+  if not apart then break end
+  local its_ms, its_seq = at(apart)
+  if its_ms > ms or (its_ms == ms and its_seq > seq) then break end
+  redis.call('DEL', P .. 'e:' .. string.match(apart, ' (.*)$'))
+  redis.call('LPOP', P .. 'apart')
+end
 redis.call('XTRIM', P .. 'stream', 'MINID', A.id)
 return 'OK'

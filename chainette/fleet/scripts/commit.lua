@@ -1,14 +1,19 @@
--- What became of a unit: result entry, successors and scope step at once, or nothing.
+-- What became of a unit: result entry, successors and scope step at once, or nothing. UNSTAGED: a part that was staged is
+-- gone, since it waited too long.
 -- A: job, token, incarnation, entry, entry_token, effects
 local job = need(A.job, 'string', 'job')
 need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
-need(A.entry, 'string', 'entry'); need(A.entry_token, 'string', 'entry_token')
+need(A.entry_token, 'string', 'entry_token')
 local j = holds(job, A.token)
 if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
 local RUN, EPOCH = j.run, j.epoch
 local P = prefix_of(RUN, EPOCH)
 --EFFECTS
 check_effects(A.effects)
+body(A.entry, 'entry')
+local bodies = {A.entry}
+for _, u in ipairs(A.effects.units) do bodies[#bodies + 1] = u.payload end
+if not all_there(bodies) then return 'UNSTAGED' end
 local root = j.root
 add(A.effects, root)
 redis.call('SREM', scope_key(root, j.scope), job)
@@ -17,5 +22,11 @@ if j.fork == '' then redis.call('DEL', unit_key(job)) else redis.call('DEL', for
 redis.call('DEL', job_key(job))
 weigh(root, -tonumber(j.rows))
 local done = settle(root, j.scope)
-redis.call('XADD', P .. 'stream', '*', 't', A.entry_token, 'k', 'unit', 'r', root, 'd', done and 1 or 0, 'e', A.entry)
+local apart = type(A.entry) == 'table'
+local id = redis.call('XADD', P .. 'stream', '*', 't', A.entry_token, 'k', 'unit', 'r', root, 'd', done and 1 or 0,
+  apart and 'b' or 'e', apart and 'apart' or A.entry)
+if apart then
+  keep(P .. 'e:' .. A.entry_token, A.entry)
+  redis.call('RPUSH', P .. 'apart', id .. ' ' .. A.entry_token)
+end
 return 'OK'

@@ -51,6 +51,7 @@ end
 local function run_key(run) return 'chainette:run:' .. run end
 local function prefix_of(run, epoch) return 'chainette:' .. run .. ':' .. epoch .. ':' end
 local function job_key(job) return 'rq:job:' .. job end
+local function stage_key(j, token, number) return prefix_of(j.run, j.epoch) .. 'stage:' .. token .. ':' .. number end
 local function held_key(incarnation) return 'chainette:held:' .. incarnation end
 
 -- The fields of a job hash as a table.

@@ -3,12 +3,37 @@ local function scope_key(root, scope) return P .. 's:' .. root .. ':' .. scope e
 local function fork_key(root, scope) return P .. 'f:' .. root .. ':' .. scope end
 local function unit_key(job) return P .. 'u:' .. job end
 
+-- A string, or {staged = n}: the n-th part that was staged under the claim's token.
+local function body(value, name)
+  if type(value) == 'table' and value.staged then whole(value.staged, name) else need(value, 'string', name) end
+end
+
+-- Whether every body that was staged is still there.
+local function all_there(bodies)
+  local seen = {}
+  for _, value in ipairs(bodies) do
+    local number = type(value) == 'table' and value.staged
+    if number and seen[number] then error('chainette: part ' .. number .. ' is named twice') end
+    if number and redis.call('EXISTS', stage_key({run = RUN, epoch = EPOCH}, A.token, number)) == 0 then return false end
+    if number then seen[number] = true end
+  end
+  return true
+end
+
+-- Puts a body where it stays.
+local function keep(key, value)
+  if type(value) == 'string' then redis.call('SET', key, value); return end
+  redis.call('RENAME', stage_key({run = RUN, epoch = EPOCH}, A.token, value.staged), key)
+  redis.call('PERSIST', key)
+end
+
 local function check_effects(effects)
   need(effects, 'table', 'effects')
   for _, name in ipairs({'units', 'scopes', 'partials', 'stopped'}) do need(effects[name], 'table', name) end
   local seen = {}
   for _, u in ipairs(effects.units) do
-    for _, name in ipairs({'job', 'scope', 'queue', 'payload', 'data', 'description', 'at'}) do need(u[name], 'string', name) end
+    for _, name in ipairs({'job', 'scope', 'queue', 'data', 'description', 'at'}) do need(u[name], 'string', name) end
+    body(u.payload, 'payload')
     whole(u.rows, 'rows')
     if seen[u.job] or redis.call('EXISTS', job_key(u.job)) == 1 then error('chainette: unit ' .. u.job .. ' exists already') end
     seen[u.job] = true
@@ -47,7 +72,7 @@ local function add(effects, root)
       'description', s.description, 'rows', s.rows, 'at', s.at, 'base', s.base)
   end
   for _, u in ipairs(effects.units) do
-    redis.call('SET', unit_key(u.job), u.payload)
+    keep(unit_key(u.job), u.payload)
     enqueue(u, root, u.scope, '')
   end
   for _, p in ipairs(effects.partials) do

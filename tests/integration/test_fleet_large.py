@@ -1,0 +1,235 @@
+"""Outcomes too large to travel with their commit are staged before; what no queue takes is cut, and at last rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+import redis
+from chainette_workers.engine import EngineWorker
+
+from chainette.core.plan import Plan
+from chainette.engine.lifecycle import Engines
+from chainette.fleet.messages import BadMessage, Result, TooLarge
+from chainette.fleet.queue import Admitted, Claim, FleetQueue, RunInfo
+from chainette.records import Reason, encode
+from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
+from tests.support.proxy import FaultProxy
+from tests.support.valkey import Database, connect
+
+
+@pytest.fixture
+def run(database: Database) -> Iterator[QueueRun]:
+    """A run of two Apply nodes whose first root waits; of a commit next to nothing travels with it."""
+    with opened(database.client, straight()) as run:
+        run.queue = FleetQueue(database.client, max_inline=10)
+        run.admit()
+        yield run
+
+
+def keys_of(run: QueueRun, kind: str) -> list[bytes]:
+    return sorted(run.client.scan_iter(f"{run.keys.prefix}{kind}:*"))
+
+
+def stage_all(run: QueueRun, claim: Claim) -> dict[str, Any]:
+    """The arguments of a commit whose parts are staged."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Spy(FleetQueue):
+        def _call(self, name: str, **arguments: Any) -> Any:
+            calls.append((name, arguments))
+            return b"OK"
+
+    Spy(run.client, max_inline=10).commit(claim, "w1", run.plan, run.outcome(claim), "t")
+    *stages, (name, commit) = calls
+    assert name == "commit" and stages
+    for _, arguments in stages:
+        assert run.queue._call("stage", **arguments) == b"OK"
+    return commit
+
+
+def test_a_large_outcome_lies_beside_the_stream_until_it_is_durable(run: QueueRun) -> None:
+    keys = run.keys
+    run.work_off()
+    assert len(keys_of(run, "e")) == 2 and not keys_of(run, "stage")
+    assert run.client.ttl(keys_of(run, "e")[0]) == -1
+    assert "b'e'" not in str(run.client.xrange(keys.stream))
+    entries = run.drain()
+    results = [entry.message for entry in entries if isinstance(entry.message, Result)]
+    assert [[output.row_id for output in result.outputs] for result in results] == [["0", "1", "2", "3"]] * 2
+    assert entries[-1].done and not keys_of(run, "e") and not run.client.exists(f"{keys.prefix}apart")
+
+
+def test_an_ack_takes_away_no_body_that_is_not_yet_durable(run: QueueRun) -> None:
+    run.work_off()
+    first, second = run.queue.read(run.keys, run.position)
+    run.queue.ack(run.keys, run.owner, (first.id, first.token), [])
+    assert len(keys_of(run, "e")) == 1
+    assert run.queue.read(run.keys, (first.id, first.token)) == [second]
+    run.queue.ack(run.keys, run.owner, (first.id, first.token), [])
+    assert len(keys_of(run, "e")) == 1
+
+
+def test_a_run_comes_to_the_same_whether_its_outcomes_travel_or_are_staged(database: Database) -> None:
+    def results(most: int) -> list[tuple[str, str, bytes]]:
+        with opened(database.client, forked()) as run:
+            run.queue = FleetQueue(database.client, max_inline=most)
+            run.admit(["ab", "xy", "c", "d"])
+            run.work_off()
+            run.drain()
+            assert run.state("live_rows") == "0"
+            found = [entry.message for entry in run.entries if isinstance(entry.message, Result)]
+            return sorted((result.node, output.row_id, output.value) for result in found for output in result.outputs)
+
+    assert results(10) == results(1 << 20) != []
+
+
+def test_a_commit_whose_staged_part_is_gone_writes_nothing_and_is_staged_again(run: QueueRun) -> None:
+    claim = run.take()
+    commit = stage_all(run, claim)
+    first, *_ = keys_of(run, "stage")
+    run.client.delete(first)
+    before = snapshot(run.client)
+    assert run.queue._call("commit", **commit) == b"UNSTAGED"
+    assert snapshot(run.client) == before
+
+    class Slow(FleetQueue):
+        """Parts that it stages are gone at once, the first time."""
+
+        calls: list[str] = []
+
+        def _call(self, name: str, **arguments: Any) -> Any:
+            if name == "commit" and "commit" not in self.calls:
+                run.client.delete(*keys_of(run, "stage"))
+            self.calls.append(name)
+            return super()._call(name, **arguments)
+
+    assert Slow(run.client, max_inline=10).commit(claim, "w1", run.plan, run.outcome(claim), "t")
+    assert Slow.calls == ["stage", "stage", "commit"] * 2
+    assert not keys_of(run, "stage") and len(run.drain()) == 1
+
+
+def test_a_commit_that_names_a_part_twice_or_none_writes_nothing(run: QueueRun) -> None:
+    commit = stage_all(run, run.take())
+    for wrong in (0, -1, 0.5, None, "0"):
+        spoiled = commit | {"entry": {"staged": wrong} if wrong != 0 else commit["effects"]["units"][0]["payload"]}
+        before = snapshot(run.client)
+        if wrong == -1:
+            assert run.queue._call("commit", **spoiled) == b"UNSTAGED"
+        else:
+            with pytest.raises(redis.ResponseError):
+                run.queue._call("commit", **spoiled)
+        assert snapshot(run.client) == before
+
+
+def test_a_staged_commit_whose_reply_is_lost_has_happened_once(run: QueueRun, proxy: FaultProxy) -> None:
+    claim = run.take()
+    with connect(proxy.url) as client:
+        lossy = FleetQueue(client, max_inline=10)
+        for script in ("stage", "commit"):
+            client.script_load(lossy._scripts.by_name[script].script)
+            proxy.lose_reply_to(str(lossy._scripts.by_name[script].sha).encode())
+            with pytest.raises(redis.ConnectionError):
+                lossy.commit(claim, "w1", run.plan, run.outcome(claim), "lost")
+            proxy.heal()
+    assert not run.commit(claim, token="again")
+    assert [entry.token for entry in run.drain()] == ["lost"]
+    assert not keys_of(run, "stage") and not keys_of(run, "e")
+
+
+@pytest.mark.parametrize("end", ["close", "epoch", "cancel", "death"])
+def test_nothing_that_was_staged_outlives_its_claim(run: QueueRun, end: str) -> None:
+    claim = run.take()
+    stage_all(run, claim)
+    assert all(0 < run.client.pttl(key) <= 600_000 for key in keys_of(run, "stage"))
+    staged = keys_of(run, "stage")
+    match end:
+        case "close":
+            run.close()
+            assert not run.client.exists(*staged)
+        case "epoch":
+            run.raise_epoch()
+            assert not run.client.exists(*staged)
+        case "cancel":
+            run.queue.set_state(run.keys.run, "cancelled")
+        case "death":
+            run.lose("w1")
+    before = set(snapshot(run.client))
+    assert not run.queue.commit(claim, "w1", run.plan, run.outcome(claim), "late")
+    assert set(snapshot(run.client)) <= before, "a late worker staged something"
+
+
+def test_the_bodies_of_an_old_epoch_go_with_it(run: QueueRun) -> None:
+    run.work_off()
+    old = keys_of(run, "e")
+    run.raise_epoch()
+    assert old and not run.client.exists(*old)
+
+
+def test_a_body_that_is_gone_is_said(run: QueueRun) -> None:
+    run.work_off()
+    run.client.delete(*keys_of(run, "e"))
+    with pytest.raises(BadMessage, match="Result"):
+        run.queue.read(run.keys, run.position)
+
+
+def test_large_entries_are_read_a_few_at_a_time(run: QueueRun) -> None:
+    run.work_off()
+    few = FleetQueue(run.client, max_commit=1)
+    first = few.read(run.keys, run.position)
+    assert len(first) == 1
+    assert len(few.read(run.keys, (first[0].id, first[0].token))) == 1
+
+
+# -- what no queue takes
+
+
+def test_a_commit_beyond_the_limit_is_refused_before_anything_happens(run: QueueRun) -> None:
+    claim = run.take()
+    before = snapshot(run.client)
+    queue = FleetQueue(run.client, max_commit=100)
+    with pytest.raises(TooLarge, match=r"first, root 0: [\d,]+ bytes with what it leads to; a queue takes 100 at once"):
+        queue.commit(claim, "w1", run.plan, run.outcome(claim), "t")
+    with pytest.raises(TooLarge, match="root 1 of 4 rows"):
+        run.admit(queue=queue)
+    assert snapshot(run.client) == before
+    assert run.admit() is Admitted.OK
+
+
+def test_only_the_row_that_is_too_large_is_rejected(database: Database) -> None:
+    with opened(database.client, straight()) as run:
+        run.admit(["a", "b" * 1000, "c", "d"])
+        [unit] = [encode(claim.unit) for claim in [run.take()]]
+        run.queue.reconcile("w1")
+        work(run, FleetQueue(database.client, max_commit=len(unit)))
+        run.drain()
+        results = [entry.message for entry in run.entries if isinstance(entry.message, Result)]
+        rejected = [rejection for result in results for rejection in result.rejected]
+        assert [(found.row_id, found.step_id, found.reason) for found in rejected] == [("1", "first", Reason.TOO_LARGE)]
+        assert "a queue takes" in rejected[0].message
+        rows = sorted(output.row_id for result in results if result.node == "second" for output in result.outputs)
+        assert rows == ["0", "2", "3"]
+        assert run.queue.progress(run.keys).live == set() and not run.queue.progress(run.keys).damaged
+
+
+def work(run: QueueRun, queue: FleetQueue) -> None:
+    """A real worker takes what there is."""
+
+    def plan_of(info: RunInfo) -> Plan | None:
+        return run.plan
+
+    def engines_of(info: RunInfo, plan: Plan) -> Engines:
+        return Engines({})
+
+    worker = EngineWorker(queue, frozenset({"python"}), plan_of, engines_of, 16, incarnation="worker")
+
+    def stop() -> bool:
+        return not any(run.client.scan_iter("rq:job:*"))
+
+    async def until_idle() -> None:
+        with anyio.fail_after(20):
+            await worker.run(stop)
+
+    anyio.run(until_idle)
