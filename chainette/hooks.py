@@ -7,13 +7,30 @@ the caller's bug and stops the run; it never costs a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from chainette.core.plan import Plan
     from chainette.engine.base import Completion, Request
     from chainette.io.events import Event
 
-__all__ = ["Hook", "Hooks"]
+__all__ = ["Hook", "Hooks", "Stage"]
+
+
+class Stage(StrEnum):
+    """A part of a unit's life in the fleet."""
+
+    #: queued, in nobody's hands
+    WAIT = "wait"
+    #: prompts are made of its rows
+    RENDER = "render"
+    #: the engine answers, or the function runs
+    GENERATE = "generate"
+    #: answers are checked
+    VALIDATE = "validate"
+    #: Redis takes what became of it
+    COMMIT = "commit"
 
 
 class Hook:
@@ -24,6 +41,34 @@ class Hook:
 
     def on_answers(self, step_id: str, requests: Sequence[Request], completions: Sequence[Completion]) -> None:
         """An engine answered, in order; before the answers are validated."""
+
+    def of_run(self, run: str, plan: Plan) -> Hook:  # noqa: ARG002 - for those that tell runs apart
+        """What watches one run, from here on; again where its plan changed."""
+        return self
+
+    def forget_run(self, run: str) -> None:
+        """The run is closed, or no longer served here."""
+
+    def on_stage(self, node: str, stage: Stage, seconds: float) -> None:
+        """A unit spent so long in a stage; once per unit and stage."""
+
+    def on_generating(self, engine: str, requests: int) -> None:
+        """So many requests of one unit go into an engine."""
+
+    def on_generated(self, engine: str, requests: int) -> None:
+        """They are out of it again, also where the engine failed."""
+
+    def on_refused(self) -> None:
+        """A commit did not hold; what it brought is thrown away."""
+
+    def on_lease_lost(self) -> None:
+        """A worker found its own lease over."""
+
+    def on_workers_lost(self, workers: Sequence[str]) -> None:
+        """Workers are dead, and what they held is queued again."""
+
+    def on_flush(self, seconds: float) -> None:
+        """A group of results became durable; the disk took so long."""
 
 
 class Hooks(Hook):
@@ -39,3 +84,38 @@ class Hooks(Hook):
     def on_answers(self, step_id: str, requests: Sequence[Request], completions: Sequence[Completion]) -> None:
         for hook in self._hooks:
             hook.on_answers(step_id, requests, completions)
+
+    def of_run(self, run: str, plan: Plan) -> Hook:
+        return Hooks([hook.of_run(run, plan) for hook in self._hooks])
+
+    def forget_run(self, run: str) -> None:
+        for hook in self._hooks:
+            hook.forget_run(run)
+
+    def on_stage(self, node: str, stage: Stage, seconds: float) -> None:
+        for hook in self._hooks:
+            hook.on_stage(node, stage, seconds)
+
+    def on_generating(self, engine: str, requests: int) -> None:
+        for hook in self._hooks:
+            hook.on_generating(engine, requests)
+
+    def on_generated(self, engine: str, requests: int) -> None:
+        for hook in self._hooks:
+            hook.on_generated(engine, requests)
+
+    def on_refused(self) -> None:
+        for hook in self._hooks:
+            hook.on_refused()
+
+    def on_lease_lost(self) -> None:
+        for hook in self._hooks:
+            hook.on_lease_lost()
+
+    def on_workers_lost(self, workers: Sequence[str]) -> None:
+        for hook in self._hooks:
+            hook.on_workers_lost(workers)
+
+    def on_flush(self, seconds: float) -> None:
+        for hook in self._hooks:
+            hook.on_flush(seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-__all__ = ["LEASES", "RUNS", "WORKERS", "RunKeys", "held", "worker"]
+__all__ = ["LEASES", "RUNS", "WORKERS", "RunKeys", "held", "rq_job", "rq_queue", "worker"]
 
 #: Set of run ids that are not closed.
 RUNS = "chainette:runs"
@@ -28,6 +28,16 @@ def held(incarnation: str) -> str:
 def worker(incarnation: str) -> str:
     """Hash of what a worker says about itself."""
     return f"chainette:worker:{incarnation}"
+
+
+def rq_queue(name: str) -> str:
+    """RQ's list of the jobs that wait in a queue."""
+    return f"rq:queue:{name}"
+
+
+def rq_job(job: str) -> str:
+    """RQ's hash of a job."""
+    return f"rq:job:{job}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,20 @@ class RunKeys:
     def body(self, token: str) -> str:
         """The body of a stream entry that lies apart, since it is large."""
         return f"{self.prefix}e:{token}"
+
+    @property
+    def live(self) -> str:
+        """Hash: root -> rows that it admitted, while it is not acknowledged."""
+        return f"{self.prefix}live"
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set of jobs whose engine did not answer, by when they go round again."""
+        return f"{self.prefix}delayed"
+
+    def solo(self, queue: str) -> str:
+        """List of a queue's jobs that must run alone."""
+        return f"{self.prefix}solo:{queue}"
 
     def root(self, root: int) -> str:
         """The root's rows as they were admitted."""

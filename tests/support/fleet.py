@@ -124,6 +124,7 @@ class QueueRun:
 
     def install(self, queue: FleetQueue | None = None) -> None:
         fields: dict[str, str | int] = {"window": self.window, "chain_ref": "none", "digest": "none"}
+        fields |= {"batch_size": 4, "expected": 12, "records_before": 0}
         (queue or self.queue).install(self.keys.run, self.keys.epoch, self.owner, self.anchor[1], self.queues, fields)
 
     def raise_epoch(self) -> None:

@@ -75,12 +75,19 @@ class Sink:
             if not self._installing:
                 self._log_epoch(expected)
             try:
-                self.queue.install(self.run, self.writer.epoch, self.owner, self._installing, self.queues, self.fields)
+                self.queue.install(
+                    self.run, self.writer.epoch, self.owner, self._installing, self.queues, self._fields(expected)
+                )
             except Lost:
                 self._installing = ""  # Redis is further
                 continue
             self._installing = ""
             return
+
+    def _fields(self, expected: int | None) -> dict[str, str | int]:
+        """What Redis says of the run: what workers must know, and what its progress is counted from."""
+        known = -1 if expected is None else expected
+        return {**self.fields, "records_before": self.writer.state.records, "expected": known}
 
     def _log_epoch(self, expected: int | None) -> None:
         self._open_roots.clear()

@@ -20,6 +20,7 @@ redis.call('HINCRBY', run_key(RUN), 'cursor', 1)
 redis.call('HSET', run_key(RUN), 'last', root)
 local done = #A.effects.units == 0
 if done or A.entry ~= '' then
-  redis.call('XADD', P .. 'stream', '*', 't', A.token, 'k', 'admit', 'r', root, 'd', done and 1 or 0, 'e', A.entry)
+  local results = redis.call('HGET', run_key(RUN), 'results') or 0
+  redis.call('XADD', P .. 'stream', '*', 't', A.token, 'k', 'admit', 'r', root, 'd', done and 1 or 0, 'n', results, 'e', A.entry)
 end
 return 'OK'

@@ -22,8 +22,10 @@ if j.fork == '' then redis.call('DEL', unit_key(job)) else redis.call('DEL', for
 redis.call('DEL', job_key(job))
 weigh(root, -tonumber(j.rows))
 local done = settle(root, j.scope)
+-- rows that went into all results of the epoch: between two entries, their difference says how many rows lie
+local results = redis.call('HINCRBY', run_key(RUN), 'results', j.rows)
 local apart = type(A.entry) == 'table'
-local id = redis.call('XADD', P .. 'stream', '*', 't', A.entry_token, 'k', 'unit', 'r', root, 'd', done and 1 or 0,
+local id = redis.call('XADD', P .. 'stream', '*', 't', A.entry_token, 'k', 'unit', 'r', root, 'd', done and 1 or 0, 'n', results,
   apart and 'b' or 'e', apart and 'apart' or A.entry)
 if apart then
   keep(P .. 'e:' .. A.entry_token, A.entry)

@@ -12,7 +12,7 @@ end
 if known >= A.epoch then return {'BEHIND', known} end
 for _, queue in ipairs(A.queues) do redis.call('DEL', 'rq:queue:' .. queue) end
 for name, value in pairs(A.fields) do redis.call('HSET', key, name, value) end
-redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0)
+redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0, 'results', 0, 'queues', table.concat(A.queues, ' '))
 redis.call('HSETNX', key, 'state', 'running')
 redis.call('HDEL', key, 'total', 'last', 'damaged')
 redis.call('SADD', 'chainette:runs', A.run)

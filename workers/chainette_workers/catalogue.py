@@ -1,0 +1,121 @@
+"""Every metric of Chainette: its name, type and labels, which process has it, and what it means.
+
+`docs/metrics.md` is this table. Labels are bounded: runs that are not closed (and those closed a while ago), nodes,
+engines, reasons, stages; never a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["CATALOGUE", "Kind", "Metric", "Part"]
+
+
+class Kind(StrEnum):
+    """Types of OpenMetrics."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+    INFO = "info"
+
+
+class Part(StrEnum):
+    """Who has a metric."""
+
+    #: every process
+    ALL = "all"
+    #: processes that answer units
+    WORKER = "worker"
+    #: processes that make results durable: `enqueue`, `sink`
+    SINK = "sink"
+    #: processes that look at the whole fleet: `enqueue`, `coordinator`; where there are several, all say the same
+    FLEET = "fleet"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One line of the table."""
+
+    #: As it is exposed, but for the suffixes of a histogram.
+    name: str
+    kind: Kind
+    part: Part
+    labels: tuple[str, ...]
+    meaning: str
+    #: Upper bounds of a histogram.
+    buckets: tuple[float, ...] = ()
+
+
+_STAGE = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+_FSYNC = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+def _counter(part: Part, name: str, labels: str, meaning: str) -> Metric:
+    return Metric(name, Kind.COUNTER, part, tuple(labels.split()), meaning)
+
+
+def _gauge(part: Part, name: str, labels: str, meaning: str) -> Metric:
+    return Metric(name, Kind.GAUGE, part, tuple(labels.split()), meaning)
+
+
+_W, _S, _F = Part.WORKER, Part.SINK, Part.FLEET
+
+CATALOGUE: tuple[Metric, ...] = (
+    Metric("chainette_build_info", Kind.INFO, Part.ALL, ("version", "python"), "Versions; always 1."),
+    # -- what a run came to: counted when it is durable, so once, whatever died
+    _counter(_S, "chainette_rows_done_total", "run step", "Output rows that are on the disk; at chain_input, good records."),
+    _counter(_S, "chainette_rows_rejected_total", "run step reason", "Rejected rows, by reason."),
+    _counter(_S, "chainette_rows_dropped_total", "run step", "Rows that a function let go."),
+    _counter(_S, "chainette_rows_retried_total", "run step", "Questions asked again, because the answer was bad."),
+    _counter(_S, "chainette_rows_finished_total", "run", "Rows at the end of the chain."),
+    _counter(_S, "chainette_units_retried_total", "run step", "Units put off because their engine did not answer."),
+    _counter(_S, "chainette_prompt_tokens_total", "run step", "Tokens that went into engines."),
+    _counter(_S, "chainette_completion_tokens_total", "run step", "Tokens that engines gave."),
+    _counter(_S, "chainette_sink_written_bytes_total", "run", "Bytes of rows written to shards."),
+    Metric(
+        "chainette_sink_fsync_seconds", Kind.HISTOGRAM, _S, ("run",), "Seconds to sync a group of results to the disk.", _FSYNC
+    ),
+    # -- what a worker does
+    Metric(
+        "chainette_unit_stage_seconds",
+        Kind.HISTOGRAM,
+        _W,
+        ("run", "step", "stage"),
+        "Seconds that a unit spent in a stage: wait (queued), render, generate (or the function), validate, commit.",
+        _STAGE,
+    ),
+    _gauge(_W, "chainette_units_in_flight", "", "Units that the worker holds."),
+    _gauge(_W, "chainette_rows_in_flight", "", "Rows of those units."),
+    _gauge(_W, "chainette_rows_in_flight_max", "", "Rows that the worker may hold."),
+    _counter(_W, "chainette_engine_busy_seconds_total", "engine", "Seconds with a request inside; the rate is the busy share."),
+    _gauge(_W, "chainette_engine_requests_in_flight", "engine", "Requests inside the engine."),
+    _gauge(_W, "chainette_engine_loaded", "engine", "1 while the engine is loaded."),
+    _counter(_W, "chainette_engine_loads_total", "engine", "Times that the engine was loaded."),
+    _counter(_W, "chainette_engine_load_seconds_total", "engine", "Seconds that loading took, all loads together."),
+    _counter(_W, "chainette_engine_swaps_total", "engine", "Loads for which the worker gave up another engine."),
+    _counter(_W, "chainette_commits_refused_total", "run", "Answers thrown away, since somebody else has the unit by now."),
+    _counter(_W, "chainette_leases_lost_total", "", "Times that the worker found its own lease over."),
+    _counter(_W, "chainette_workers_lost_total", "", "Dead workers whose units this worker gave back to the queue."),
+    # -- the fleet, as Redis has it
+    _gauge(_F, "chainette_redis_up", "", "1 where Redis answers; where it does not, nothing else of the fleet is there."),
+    _gauge(_F, "chainette_redis_memory_used_bytes", "", "Memory that Redis uses."),
+    _gauge(_F, "chainette_redis_memory_max_bytes", "", "maxmemory of Redis; 0 is no limit."),
+    _gauge(_F, "chainette_runs", "", "Runs that are not closed."),
+    _gauge(_F, "chainette_workers", "engine", "Live workers that serve an engine; also 0, where a run needs it."),
+    _gauge(_F, "chainette_queue_units", "run step engine", "Units that no worker has."),
+    _gauge(_F, "chainette_queue_oldest_age_seconds", "run step engine", "How long the oldest of them has waited."),
+    _gauge(_F, "chainette_delayed_units", "run", "Units that wait for an engine that did not answer."),
+    _gauge(_F, "chainette_window_rows", "run", "Rows that may be live at once."),
+    _gauge(_F, "chainette_window_live_rows", "run", "Rows between admission and the disk."),
+    _gauge(_F, "chainette_window_credit_rows", "run", "Rows that may still be admitted; at 0 the input waits."),
+    _gauge(_F, "chainette_run_paused", "run", "1 while the run is held."),
+    _gauge(_F, "chainette_run_records", "run", "Records of the input; NaN until it is known."),
+    _gauge(_F, "chainette_run_records_done", "run", "Records with all their rows on the disk."),
+    _gauge(_F, "chainette_run_progress_ratio", "run", "Share of records done, 0 to 1."),
+    _gauge(_F, "chainette_run_eta_seconds", "run", "Seconds to the end at the speed of the last 5 minutes, or NaN."),
+    _gauge(_F, "chainette_sink_lag_units", "run", "Results that are not on the disk yet."),
+    _gauge(_F, "chainette_sink_lag_rows", "run", "Rows that went into those results."),
+    _gauge(_F, "chainette_sink_lag_seconds", "run", "Age of the oldest of those results."),
+)  # fmt: skip
