@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from chainette.cli.common import guarded
-from chainette.cli.options import ChainRoot, RedisUrl
+from chainette.cli.options import ChainRoot, EngineFile, RedisUrl
 
 __all__ = ["worker"]
 
@@ -26,18 +26,22 @@ def worker(
     ] = None,
     redis: RedisUrl = None,
     chain_root: ChainRoot = Path(),
+    engines: EngineFile = None,
     rows_in_flight: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--rows-in-flight", metavar="N", min=1, help="Rows inside the worker at once: twice the engine's capacity."
+            "--rows-in-flight",
+            metavar="N",
+            min=1,
+            help="Rows inside an engine at once [default: twice what it answers at once, and two units at least].",
         ),
-    ] = 128,
+    ] = None,
     python: Annotated[bool, typer.Option("--python/--no-python", help="Also run functions (Apply) and joins.")] = True,
 ) -> None:
     """Serve engines: take units of every run on the Redis that needs them, with the chains found below --chain-root.
 
     A chain whose files differ from those that were enqueued is not served, and the worker says so. SIGTERM and
-    Ctrl-C hand back what is unfinished.
+    Ctrl-C hand back what is unfinished; a second one ends the process at once.
     """
     if not engine:
         raise typer.BadParameter("--engine says what to serve; name one, or `--engine python` for functions only")
@@ -47,14 +51,14 @@ def worker(
     import signal
     import threading
 
+    from chainette_workers.runtime import heed_signals
     from chainette_workers.worker import WorkerConfig, serve
 
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
     names = [name for name in engine if name != "python"]
-    typer.echo(f"serving {', '.join(engine)} below {chain_root.resolve()}", err=True)
-    serve(WorkerConfig(redis, names, str(chain_root.resolve()), rows_in_flight, python or "python" in engine), stopping)
+    root, file = str(chain_root.resolve()), str(engines.resolve()) if engines else None
+    serve(WorkerConfig(redis, names, root, rows_in_flight, python or "python" in engine, file), stopping)
 
 
 def _devices(wanted: str, visible: str | None) -> str:

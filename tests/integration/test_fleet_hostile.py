@@ -11,20 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from chainette_workers.engine import EngineWorker
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from chainette.core.plan import Plan
-from chainette.engine.lifecycle import Engines
-from chainette.fleet.queue import Claim, FleetQueue, RunInfo
+from chainette.fleet.queue import Claim, FleetQueue
 from chainette.io.events import WorkerRefused
 from chainette.records import CHAIN_INPUT, Row, Unit, encode
 from tests.support.cli import REPOSITORY
-from tests.support.fleet import QueueRun, forked, opened, straight
+from tests.support.fleet import QueueRun, forked, opened, straight, work
 from tests.support.valkey import Database
 
 #: A JSON list in a list in a list: what a careless decoder recurses into.
@@ -50,25 +47,9 @@ def run(database: Database) -> Iterator[QueueRun]:
         yield run
 
 
-def work(run: QueueRun, queue: FleetQueue | None = None) -> EngineWorker:
+def work_off(run: QueueRun, queue: FleetQueue | None = None) -> EngineWorker:
     """A real worker takes what the queues hold, until they are empty."""
-
-    def plan_of(info: RunInfo) -> Plan | None:
-        return run.plan
-
-    def engines_of(info: RunInfo, plan: Plan) -> Engines:
-        return Engines({})
-
-    worker = EngineWorker(queue or run.queue, frozenset({"python"}), plan_of, engines_of, 16, incarnation="worker")
-
-    def stop() -> bool:
-        return not run.waiting() and not run.held("worker")
-
-    async def until_idle() -> None:
-        with anyio.fail_after(20):
-            await worker.run(stop)
-
-    anyio.run(until_idle)
+    worker = work(run, lambda: not run.waiting() and not run.held("worker"), queue)
     assert run.queue.workers() == {}, "the worker did not sign off"
     return worker
 
@@ -204,7 +185,7 @@ def test_a_hostile_job_is_buried_and_costs_nothing(run: QueueRun, tmp_path: Path
     victim = tmp_path / "owned"
     job = HOSTILE[name](run, f"touch {victim}")
     run.client.lpush(f"rq:queue:{run.queues[-1]}", job)
-    work(run, FleetQueue(run.client, max_bytes=100_000))
+    work_off(run, FleetQueue(run.client, max_bytes=100_000))
     assert not victim.exists()
     run.drain()
     assert sorted(node_rows(run).values()) == [[str(index) for index in range(8)]] * 2
@@ -220,7 +201,7 @@ def test_a_forged_unit_of_a_node_that_the_chain_has_not_is_buried(run: QueueRun)
     job = forged(run, "run-a_0_0_x", data=json.dumps(["chainette.process", None, ["run-a", 0, "nowhere", 0, "x"], {}]))
     run.client.set(f"{run.keys.prefix}u:{job.decode()}", encode(unit))
     run.client.lpush(f"rq:queue:{run.queues[-1]}", job)
-    work(run)
+    work_off(run)
     run.drain()
     assert run.queue.progress(run.keys).live == set()
     assert run.client.hget("rq:job:run-a_0_0_x", "exc_info") == b"nowhere root 0: processing it failed: KeyError: 'nowhere'"
@@ -231,8 +212,8 @@ def test_many_hostile_jobs_in_front_do_not_stop_a_worker_nor_another_run(run: Qu
         run.client.lpush(f"rq:queue:{run.queues[-1]}", plain_rq(run, f"evil-{number}", data=names("os.system", "true")))
     with opened(database.client, run.plan, run="run-b") as other:
         other.admit()
-        work(run)
-        work(other)
+        work_off(run)
+        work_off(other)
         run.drain()
         other.drain()
         assert not run.queue.progress(run.keys).live and not other.queue.progress(other.keys).live

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import anyio
 import pytest
 import redis
-from chainette_workers.engine import EngineWorker
 
-from chainette.core.plan import Plan
-from chainette.engine.lifecycle import Engines
 from chainette.fleet.messages import BadMessage, Result, TooLarge
-from chainette.fleet.queue import Admitted, Claim, FleetQueue, RunInfo
+from chainette.fleet.queue import Admitted, Claim, FleetQueue
 from chainette.records import Reason, encode
-from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
+from tests.support.fleet import QueueRun, forked, opened, snapshot, straight, work
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
 
@@ -203,7 +199,7 @@ def test_only_the_row_that_is_too_large_is_rejected(database: Database) -> None:
         run.admit(["a", "b" * 1000, "c", "d"])
         [unit] = [encode(claim.unit) for claim in [run.take()]]
         run.queue.reconcile("w1")
-        work(run, FleetQueue(database.client, max_commit=len(unit)))
+        work(run, lambda: not any(run.client.scan_iter("rq:job:*")), FleetQueue(database.client, max_commit=len(unit)))
         run.drain()
         results = [entry.message for entry in run.entries if isinstance(entry.message, Result)]
         rejected = [rejection for result in results for rejection in result.rejected]
@@ -212,24 +208,3 @@ def test_only_the_row_that_is_too_large_is_rejected(database: Database) -> None:
         rows = sorted(output.row_id for result in results if result.node == "second" for output in result.outputs)
         assert rows == ["0", "2", "3"]
         assert run.queue.progress(run.keys).live == set() and not run.queue.progress(run.keys).damaged
-
-
-def work(run: QueueRun, queue: FleetQueue) -> None:
-    """A real worker takes what there is."""
-
-    def plan_of(info: RunInfo) -> Plan | None:
-        return run.plan
-
-    def engines_of(info: RunInfo, plan: Plan) -> Engines:
-        return Engines({})
-
-    worker = EngineWorker(queue, frozenset({"python"}), plan_of, engines_of, 16, incarnation="worker")
-
-    def stop() -> bool:
-        return not any(run.client.scan_iter("rq:job:*"))
-
-    async def until_idle() -> None:
-        with anyio.fail_after(20):
-            await worker.run(stop)
-
-    anyio.run(until_idle)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import anyio
+from chainette_workers.engine import EngineWorker
+from chainette_workers.models import Models
+from chainette_workers.serving import Serving
 from redis import Redis
 
 from chainette import Branch, Chain, apply
@@ -18,12 +21,12 @@ from chainette.core.plan import Plan
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import RootRecord
-from chainette.fleet.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue
+from chainette.fleet.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue, RunInfo
 from chainette.process import process
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
 from tests.support.chains import Text, Word
 
-__all__ = ["QueueRun", "forked", "opened", "snapshot", "straight", "workers_gone"]
+__all__ = ["QueueRun", "forked", "opened", "snapshot", "straight", "work", "workers_gone"]
 
 
 def first(item: Text) -> Word:
@@ -96,6 +99,24 @@ def workers_gone(queue: FleetQueue) -> None:
     for name in queue.workers():
         queue.reconcile(name)
         assert queue.leave(name)
+
+
+def work(run: QueueRun, until: Callable[[], bool], queue: FleetQueue | None = None, **keys: Any) -> EngineWorker:
+    """A real worker takes what there is of the run, until something is the case."""
+    source = queue or run.queue
+
+    def plan_of(info: RunInfo) -> Plan | None:
+        return run.plan
+
+    names = {run.plan.engine_of(name) for name in run.plan.nodes} | {"python"}
+    worker = EngineWorker(source, Serving(source, names, plan_of), Models(), incarnation="worker", **keys)
+
+    async def go() -> None:
+        with anyio.fail_after(30):
+            await worker.run(until)
+
+    anyio.run(go)
+    return worker
 
 
 class QueueRun:

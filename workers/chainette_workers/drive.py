@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import anyio.from_thread
+import msgspec
 import redis
 
 from chainette.core.loading import load_chain
@@ -168,7 +169,7 @@ class Drive:
             "digest": load_chain(options.chain_ref, Path(options.chain_root)).digest,
             "batch_size": session.plan.batch_size,
             "simulate": int(options.simulate),
-            "engines_file": options.engines_file or "",
+            "engines": msgspec.json.encode({name: config.digest for name, config in session.plan.engines.items()}).decode(),
         }
         run = session.writer.state.run.run_id
         watch = RejectWatch(options.max_reject_rate)

@@ -7,279 +7,254 @@ refused by Redis, so a worker that was thought dead costs work, never rows.
 from __future__ import annotations
 
 import secrets
-import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from time import monotonic
 
 import anyio
 import anyio.to_thread
 import redis
 from anyio.abc import TaskGroup
 
-from chainette.core.plan import NodeKind, Plan
-from chainette.engine.lifecycle import Engines
+from chainette.core.plan import Plan
 from chainette.errors import ChainetteError, EngineUnavailable
 from chainette.fleet.connect import is_passing
+from chainette.fleet.contract import LeasedQueue
 from chainette.fleet.messages import TooLarge
-from chainette.fleet.queue import LEASE, Claim, Drain, LeasedQueue, Lost, RunInfo, Turn
+from chainette.fleet.states import Claim, Drain, Lost, RunInfo, Turn
 from chainette.hooks import Hook
 from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process, too_large
-from chainette.records import Outcome
+from chainette.records import Outcome, Unit
+from chainette_workers.heartbeat import Heartbeat
+from chainette_workers.lanes import Hands, Lane
+from chainette_workers.models import Models
+from chainette_workers.runtime import insist, try_once
+from chainette_workers.serving import FUNCTIONS, JOINS, Place, Serving, lane_of
 
 __all__ = ["EngineWorker"]
 
-T = TypeVar("T")
+#: Seconds between two looks at empty queues: the first after something moved, and the longest.
+_SOON, _LATE = 0.002, 0.05
 
-#: Seconds between two beats.
-BEAT = LEASE / 4
+#: Seconds between two looks at whether the worker is to end.
+_WATCH = 0.05
 
-#: Seconds between two looks at an empty queue, and at the list of runs.
-_IDLE, _RUNS = 0.05, 1.0
+#: Seconds that an engine rests which did not answer: at first, and at most.
+_FIRST_REST, _LONGEST_REST = 1.0, 30.0
 
-#: Longest wait between two tries of a call that Redis does not answer; below the lease.
-_BACKOFF = 1.5
+#: Join units that run side by side; each takes the event loop for as long as it lasts.
+_JOINS = 4
+
+
+@dataclass(frozen=True)
+class Held:
+    """A unit in hand, with what is known of it."""
+
+    info: RunInfo
+    plan: Plan
+    lane: Lane
+    claim: Claim
+    #: Whether it was claimed before there was room for it.
+    ahead: bool
 
 
 @dataclass
 class EngineWorker:
-    """One worker process's loop."""
+    """One worker process's loop: claim, process, commit."""
 
     queue: LeasedQueue
-    #: The engines that it serves, by name; "python" among them for Apply and joins.
-    names: frozenset[str]
-    #: The plan of a run, or None where this worker may not serve it.
-    plan_of: Callable[[RunInfo], Plan | None]
-    engines_of: Callable[[RunInfo, Plan], Engines]
-    #: Rows in flight.
-    budget: int
+    serving: Serving
+    models: Models
+    #: Rows in flight in each engine; None takes twice what the engine answers at once, and two units at least.
+    rows_in_flight: int | None = None
+    #: Units of functions that run side by side.
+    functions: int = 4
     #: Seconds that the event loop may stand still before the worker counts as dead.
     deadline: float = 600.0
     hook: Hook = field(default_factory=Hook)
     incarnation: str = field(default_factory=lambda: f"w-{secrets.token_hex(6)}")
+    #: Called once, when units can come.
+    ready: Callable[[], None] = lambda: None
+    hands: Hands = field(default_factory=Hands)
+    _lanes: dict[str, Lane] = field(default_factory=dict)
     _claims: int = 0
-    _held: dict[str, Claim] = field(default_factory=dict)
-    _in_flight: int = 0
-    _plans: dict[tuple[str, int], Plan | None] = field(default_factory=dict)
-    _engines: dict[str, Engines] = field(default_factory=dict)
-    #: When the event loop last went round, and whether `chainette kill` named this worker.
-    _ticked: float = field(default_factory=time.monotonic)
-    _asked_to_stop: bool = False
-    #: Nothing else is claimed: a unit runs alone, or is about to.
-    _alone: bool = False
-    _resting: dict[str, float] = field(default_factory=dict)
-    _runs: list[RunInfo] = field(default_factory=list)
-    _runs_at: float = 0.0
-    _freed: anyio.Event = field(default_factory=anyio.Event)
+    _pause: float = _SOON
 
     async def run(self, stop: Callable[[], bool]) -> None:
         """Works until `stop()`, then hands back what is unfinished."""
-        beating = threading.Event()
-        beats = threading.Thread(target=self._beat, args=(beating,), name="beat", daemon=True)
-        await self._insist(lambda: self.queue.beat(self.incarnation, self._words()))
-        beats.start()
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._watch, stop, group.cancel_scope)
-                while True:
-                    await self._step(group)
+            async with self._attached() as heartbeat, anyio.create_task_group() as group:
+                group.start_soon(self._watch, stop, heartbeat, group.cancel_scope)
+                group.start_soon(self.serving.follow)
+                await self._take_units(group)
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
+
+    @asynccontextmanager
+    async def _attached(self) -> AsyncIterator[Heartbeat]:
+        """Under a lease; at the end nothing is in the worker's hands, and the engines are closed."""
+        heartbeat = Heartbeat(self.queue, self.incarnation, self._words, self.deadline)
+        await insist(heartbeat.beat)
+        heartbeat.start()
+        self.ready()
+        try:
+            yield heartbeat
         finally:
             with anyio.CancelScope(shield=True):
-                await self._try(lambda: self.queue.reconcile(self.incarnation))
-                for engines in self._engines.values():
-                    await engines.__aexit__(None, None, None)
-                beating.set()
-                await anyio.to_thread.run_sync(beats.join)
-                await self._try(lambda: self.queue.reconcile(self.incarnation))
-                await self._try(lambda: self.queue.leave(self.incarnation))
+                await try_once(lambda: self.queue.reconcile(self.incarnation))
+                await self.models.release()
+                await anyio.to_thread.run_sync(heartbeat.stop)
+                await try_once(lambda: self.queue.reconcile(self.incarnation))
+                await try_once(lambda: self.queue.leave(self.incarnation))
 
-    async def _watch(self, stop: Callable[[], bool], scope: anyio.CancelScope) -> None:
+    async def _watch(self, stop: Callable[[], bool], heartbeat: Heartbeat, scope: anyio.CancelScope) -> None:
         """Ends the work also while it waits for a Redis that is gone."""
-        while not stop() and not self._asked_to_stop:
-            self._ticked = time.monotonic()
-            await anyio.sleep(_IDLE)
+        while not stop() and not heartbeat.asked_to_stop:
+            heartbeat.tick()
+            await anyio.sleep(_WATCH)
         scope.cancel()
 
-    async def _step(self, group: TaskGroup) -> None:
-        """Claims a unit and starts it, or waits for room, or for work."""
-        self._alone = self._alone and bool(self._held)
-        if self._alone or self._in_flight >= self.budget:
-            self._freed = anyio.Event()
-            with anyio.move_on_after(1.0):
-                await self._freed.wait()
-            return
-        claim = await self._claim()
-        if isinstance(claim, Claim):
-            info = next((info for info in self._runs if (info.run, info.epoch) == (claim.run, claim.epoch)), None)
-            if info is None:  # the epoch has just risen, maybe with another chain
-                self._runs_at = 0.0
-                await self._insist(lambda: self.queue.release(claim, self.incarnation))
-                return
-            self._held[claim.job] = claim
-            self._in_flight += len(claim.unit.rows)
-            self._alone = claim.turn is not Turn.JOB
-            group.start_soon(self._work if claim.turn is not Turn.MEND else self._mend, info, claim)
-        elif self._held and claim is not None:
-            self._alone = True  # a unit waits that must run alone
-        else:
-            await anyio.sleep(_IDLE)
+    async def _take_units(self, group: TaskGroup) -> None:
+        while True:
+            held = await self._claim()
+            if held is None:
+                await self.hands.change(self._pause)
+                self._pause = min(_LATE, 2 * self._pause)
+            else:
+                self._pause = _SOON
+                group.start_soon(self._work, held)
 
-    async def _claim(self) -> Claim | Drain | None:
-        queues = await self._queues()
-        if not queues:
+    # -- claiming
+
+    async def _claim(self) -> Held | None:
+        """A unit that can begin now; else one that may wait for its turn; else None."""
+        if self.hands.alone:
+            return None
+        places = [place for place in self.serving.places() if self._lane(place.lane).rests_until <= monotonic()]
+        now = [place for place in places if self._lane(place.lane).has_room(place.rows)]
+        later = [place for place in places if place not in now and self._lane(place.lane).takes_ahead]
+        return await self._claim_from(now, ahead=False) or await self._claim_from(later, ahead=True)
+
+    async def _claim_from(self, places: Sequence[Place], *, ahead: bool) -> Held | None:
+        if not places or self.hands.alone:
             return None
         self._claims += 1
-        token = f"{self.incarnation}-{self._claims}"
+        token, queues = f"{self.incarnation}-{self._claims}", [(place.run, place.queue) for place in places]
         try:
-            call = partial(self.queue.claim, self.incarnation, token, queues, alone=not self._held)
-            return await anyio.to_thread.run_sync(call)
+            call = partial(self.queue.claim, self.incarnation, token, queues, alone=not self.hands.claims, ahead=ahead)
+            found = await anyio.to_thread.run_sync(call)
         except redis.RedisError as error:
             if not is_passing(error):
                 raise
-            await self._insist(lambda: self.queue.reconcile(self.incarnation, list(self._held.values())))
+            await insist(lambda: self.queue.reconcile(self.incarnation, [*self.hands]))
         except Lost:
-            await self._insist(lambda: self.queue.beat(self.incarnation, self._words()))
+            await insist(lambda: self.queue.beat(self.incarnation, self._words()))
+        else:
+            self.hands.alone = isinstance(found, Drain) and bool(self.hands.claims)
+            return await self._hold(found, ahead=ahead) if isinstance(found, Claim) else None
         return None
 
-    async def _queues(self) -> Sequence[tuple[str, str]]:
-        """(run, queue) pairs of what this worker can serve: runs in rotation, deepest node first."""
-        if time.monotonic() - self._runs_at > _RUNS:
-            self._runs = await self._insist(self.queue.runs)
-            self._runs_at = time.monotonic()
-        found: list[tuple[str, str]] = []
-        runs = [info for info in self._runs if info.state == "running"]
-        turn = self._claims % len(runs) if runs else 0
-        for info in runs[turn:] + runs[:turn]:
-            plan = self._plan(info)
-            if plan is not None:
-                found += [(info.run, name) for name in self._queues_of(info, plan)]
-        return found
+    async def _hold(self, claim: Claim, *, ahead: bool) -> Held | None:
+        """Takes a claimed unit in hand."""
+        found = self.serving.plan(claim)
+        if found is None:  # the epoch has just risen, maybe with another chain
+            await insist(lambda: self.queue.release(claim, self.incarnation))
+            await self.serving.look()
+            return None
+        info, plan = found
+        held = Held(info, plan, self._lane(lane_of(plan, claim.unit.node)), claim, ahead)
+        self.hands.take(held.lane, claim)
+        return held
 
-    def _plan(self, info: RunInfo) -> Plan | None:
-        key = (info.run, info.epoch)
-        if key not in self._plans:
-            self._plans[key] = self.plan_of(info)
-        return self._plans[key]
+    def _lane(self, name: str) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            budgets = {FUNCTIONS: self.functions, JOINS: _JOINS}
+            lane = self._lanes[name] = Lane(budgets.get(name, self.rows_in_flight), by_unit=name in budgets)
+        return lane
 
-    def _queues_of(self, info: RunInfo, plan: Plan) -> list[str]:
-        depth = {node.id: node.depth for node in plan.nodes.values()}
-        depth |= {fork.id: fork.depth for fork in plan.forks.values() if fork.joins}
-        ours = [name for name in depth if plan.engine_of(name) in self.names and self._rested(plan.engine_of(name))]
-        return [f"{plan.engine_of(name)}.{name}.{info.run}" for name in sorted(ours, key=lambda name: -depth[name])]
+    # -- one unit
 
-    def _rested(self, engine: str) -> bool:
-        return self._resting.get(engine, 0.0) <= time.monotonic()
-
-    async def _work(self, info: RunInfo, claim: Claim) -> None:
+    async def _work(self, held: Held) -> None:
         """One unit: process, then commit or put off."""
-        plan = self._plan(info)
-        assert plan is not None
-        node = plan.nodes.get(claim.unit.node)
         try:
-            engine = None
-            if node is not None and node.kind is NodeKind.STEP:
-                engine = await (await self._opened(info, plan)).get(node.engine)
-            seed = int(info.fields.get("seed", 0))
-            outcome = await process(plan, claim.unit, engine, seed=seed, hook=self.hook)
+            await self._work_on(held)
+        finally:
+            self.hands.drop(held.lane, held.claim)
+
+    async def _work_on(self, held: Held) -> None:
+        if held.claim.turn is Turn.MEND:
+            await self._divide(held, poisoned, "the processes that took it died")
+            return
+        try:
+            outcome = await self._process(held)
         except EngineUnavailable as error:
-            self._resting[plan.engine_of(claim.unit.node)] = time.monotonic() + 1.0
-            words, unit = str(error), claim.unit
-            event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=1.0)
-            await self._insist(lambda: self.queue.fail(claim, self.incarnation, 1.0, words))
-            await self._insist(lambda: self.queue.note(claim.run, event))
+            await self._put_off(held, str(error))
         except (ChainetteError, MemoryError):
             raise
         except Exception as error:  # of the unit, or of our code: the same for the next worker
-            await self._bury(claim, f"processing it failed: {type(error).__name__}: {error}")
+            await self._bury(held.claim, f"processing it failed: {type(error).__name__}: {error}")
         else:
-            await self._commit(claim, plan, outcome)
-        self._let_go(claim)
+            if outcome is not None:
+                await self._commit(held, outcome)
 
-    async def _mend(self, info: RunInfo, claim: Claim) -> None:
-        """A unit that killed a worker while it ran alone: cut in two, or its one row rejected."""
-        plan = self._plan(info)
-        assert plan is not None
-        if claim.unit.node in plan.forks:
-            await self._bury(claim, "the processes that joined it died")
-        elif len(claim.unit.rows) > 1:
-            await self._insist(lambda: self.queue.split(claim, self.incarnation, plan))
-        else:
-            await self._commit(claim, plan, poisoned(plan, claim.unit))
-        self._let_go(claim)
+    async def _process(self, held: Held) -> Outcome | None:
+        """What became of the unit; None where it is no longer the worker's."""
+        plan, claim, lane = held.plan, held.claim, held.lane
+        node = plan.nodes.get(claim.unit.node)
+        config = plan.engines.get(node.engine) if node is not None else None
+        engine = await self.models.get(config) if config is not None else None
+        if engine is not None and lane.budget is None:
+            lane.budget = 2 * max(engine.capacity, plan.batch_size)
+            self.hands.tell()
+        await self.hands.begin(lane, claim)
+        if held.ahead and not await insist(lambda: self.queue.start(claim, self.incarnation)):
+            return None
+        outcome = await process(plan, claim.unit, engine, seed=int(held.info.fields.get("seed", 0)), hook=self.hook)
+        lane.failures = 0
+        return outcome
 
-    async def _commit(self, claim: Claim, plan: Plan, outcome: Outcome) -> None:
+    async def _put_off(self, held: Held, words: str) -> None:
+        """The engine did not answer: its units wait, a little longer each time."""
+        lane, claim, unit = held.lane, held.claim, held.claim.unit
+        if lane.rests_until <= monotonic():
+            lane.rests_until = monotonic() + min(_LONGEST_REST, _FIRST_REST * 2**lane.failures)
+            lane.failures += 1
+        delay = round(max(0.0, lane.rests_until - monotonic()), 3)
+        event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=delay)
+        await insist(lambda: self.queue.fail(claim, self.incarnation, delay, words))
+        await insist(lambda: self.queue.note(claim.run, event))
+
+    async def _commit(self, held: Held, outcome: Outcome) -> None:
         token = secrets.token_hex(8)
         try:
-            await self._insist(lambda: self.queue.commit(claim, self.incarnation, plan, outcome, token))
+            await insist(lambda: self.queue.commit(held.claim, self.incarnation, held.plan, outcome, token))
         except TooLarge as error:
-            await self._shrink(claim, plan, error)
+            await self._divide(held, partial(too_large, message=str(error)), str(error))
         except redis.ResponseError as error:
-            await self._bury(claim, f"Redis refuses its commit: {error}")
+            await self._bury(held.claim, f"Redis refuses its commit: {error}")
 
-    async def _shrink(self, claim: Claim, plan: Plan, error: TooLarge) -> None:
-        """A unit whose outcome no queue takes: cut in two, or its one row rejected."""
+    async def _divide(self, held: Held, reject: Callable[[Plan, Unit], Outcome], why: str) -> None:
+        """A unit that cannot be done as a whole: cut in two, or its one row rejected."""
+        plan, claim = held.plan, held.claim
         if claim.unit.node in plan.forks:
-            await self._bury(claim, str(error))
+            await self._bury(claim, why)
         elif len(claim.unit.rows) > 1:
-            await self._insist(lambda: self.queue.split(claim, self.incarnation, plan))
+            await insist(lambda: self.queue.split(claim, self.incarnation, plan))
         else:
-            await self._commit(claim, plan, too_large(plan, claim.unit, str(error)))
+            await self._commit(held, reject(plan, claim.unit))
 
     async def _bury(self, claim: Claim, reason: str) -> None:
         reason = f"{claim.unit.node} root {claim.unit.root}: {reason}"
-        await self._insist(lambda: self.queue.bury(claim, self.incarnation, reason))
-
-    def _let_go(self, claim: Claim) -> None:
-        if self._held.get(claim.job) is claim:
-            del self._held[claim.job]
-        self._in_flight -= len(claim.unit.rows)
-        self._freed.set()
-
-    async def _opened(self, info: RunInfo, plan: Plan) -> Engines:
-        if info.run not in self._engines:
-            self._engines[info.run] = await self.engines_of(info, plan).__aenter__()
-        return self._engines[info.run]
-
-    async def _insist(self, call: Callable[[], T]) -> T:
-        """Calls Redis until it answers: the loaded engine is worth more than the wait."""
-        delay = 0.05
-        while True:
-            try:
-                return await anyio.to_thread.run_sync(call)
-            except redis.RedisError as error:
-                if not is_passing(error):
-                    raise
-                await anyio.sleep(delay)
-                delay = min(_BACKOFF, 2 * delay)
-
-    async def _try(self, call: Callable[[], object]) -> None:
-        """Calls Redis once, at the end: what it does not hear, the lease's end tells it."""
-        with suppress(redis.RedisError):
-            await anyio.to_thread.run_sync(call)
+        await insist(lambda: self.queue.bury(claim, self.incarnation, reason))
 
     def _words(self) -> dict[str, str | int | float]:
         """What the worker says about itself."""
-        return {"engines": ",".join(sorted(self.names)), "rows_in_flight": self._in_flight, "units_in_flight": len(self._held)}
-
-    def _beat(self, stopped: threading.Event) -> None:
-        """Renews the lease, and takes back what dead workers held; quiet for one lease after Redis failed."""
-        quiet_until = time.monotonic() + LEASE
-        while not stopped.wait(BEAT):
-            try:
-                if time.monotonic() - self._ticked > self.deadline:
-                    continue  # the event loop hangs: somebody else should have its units
-                self.queue.beat(self.incarnation, self._words())
-                self._asked_to_stop = self.queue.is_asked_to_stop(self.incarnation)
-                if time.monotonic() > quiet_until:
-                    self.queue.reap()
-            except redis.RedisError:
-                quiet_until = time.monotonic() + LEASE
+        names = ",".join(sorted(self.serving.names))
+        return {"engines": names, "rows_in_flight": self.hands.rows, "units_in_flight": len(self.hands.claims)}
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -22,7 +22,8 @@ from chainette.fleet.queue import FleetQueue
 from chainette.io.rundir import RunDir
 from chainette.launch import Session
 from chainette_workers.drive import Drive
-from chainette_workers.worker import UNUSABLE, WorkerConfig
+from chainette_workers.runtime import UNUSABLE
+from chainette_workers.worker import WorkerConfig
 
 __all__ = ["LocalFleet"]
 
@@ -51,7 +52,8 @@ class LocalFleet:
         with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data") as server:
             connection = connect(server.url)
             configs = self._configs(session, server.url)
-            window = session.options.window or max(4096, 4 * sum(config.rows_in_flight for config in configs))
+            rows = sum(_rows_in_flight(session.plan, name) for config in configs for name in config.engines)
+            window = session.options.window or max(4096, 4 * rows)
             with connection, _children(configs, folder) as children:
 
                 def tend(moved: bool) -> None:
@@ -69,11 +71,8 @@ class LocalFleet:
             if unknown:
                 raise InputError(f"--workers: the chain has no engine {unknown[0]!r}; it has {', '.join(engines)}")
         wanted = self.workers if isinstance(self.workers, Mapping) else dict.fromkeys(engines, self.workers)
-        return [
-            WorkerConfig(url, [name], session.options.chain_root, _rows_in_flight(session.plan, name))
-            for name in engines
-            for _ in range(wanted.get(name, 1))
-        ]
+        root, file = session.options.chain_root, session.options.engines_file
+        return [WorkerConfig(url, [name], root, engines_file=file) for name in engines for _ in range(wanted.get(name, 1))]
 
 
 def _revive(server: EmbeddedServer) -> None:

@@ -6,36 +6,30 @@ outlives its fleet, however that ended, and no password stands in argv or in the
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import msgspec
 import redis
 
-from chainette.core.loading import load_chain
-from chainette.core.plan import Plan
-from chainette.engine.base import Engine
+from chainette.core.plan import PYTHON
 from chainette.engine.config import EngineConfig
-from chainette.engine.lifecycle import Engines
-from chainette.errors import ChainetteError, LoadError
-from chainette.fleet.connect import connect
+from chainette.errors import ChainetteError
+from chainette.fleet.connect import connect, shown
 from chainette.fleet.queue import FleetQueue, RunInfo
 from chainette.io.events import EngineLoaded, EngineReleased, Event, WorkerRefused
-from chainette.launch import compile_plan
-from chainette.options import RunOptions
+from chainette_workers.chains import Chains
 from chainette_workers.engine import EngineWorker
+from chainette_workers.models import Models
+from chainette_workers.runtime import UNUSABLE, heed_signals, say, watch_parent
+from chainette_workers.serving import Serving
 
-__all__ = ["UNUSABLE", "WorkerConfig", "main", "serve"]
-
-#: Exit code of a worker that can never serve what it was told to: trying again is no use.
-UNUSABLE = 78
-
-#: Seconds from the end of standard input to the end of the process.
-_GRACE = 10.0
+__all__ = ["WorkerConfig", "main", "serve"]
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -44,9 +38,17 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     url: str | None
     engines: list[str]
     chain_root: str
-    rows_in_flight: int
+    #: Rows in flight in each engine; None takes twice what the engine answers at once.
+    rows_in_flight: int | None = None
     #: Whether it runs Apply functions and joins too.
     python: bool = True
+    #: A YAML file whose engines replace those of the chains.
+    engines_file: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What it serves, functions as "python"."""
+        return [*dict.fromkeys([*self.engines, *[PYTHON][: self.python]])]
 
 
 def serve(config: WorkerConfig, stopping: threading.Event) -> None:
@@ -56,8 +58,8 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
         RunError: Redis does not answer at the start. Later on, it is waited for.
         EngineConfigError: an engine can never be opened.
     """
-    with connect(config.url, timeout=5.0) as connection:
-        anyio.run(_Server(FleetQueue(connection), config).worker.run, stopping.is_set)
+    with connect(config.url, timeout=5.0) as connection, ThreadPoolExecutor(1) as side:
+        anyio.run(_Process(FleetQueue(connection), config, side).worker.run, stopping.is_set)
 
 
 def main() -> int:
@@ -65,75 +67,50 @@ def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     stopping = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    threading.Thread(target=_watch_parent, args=(stopping,), daemon=True).start()
+    heed_signals(stopping, signal.SIGTERM)
+    watch_parent(stopping)
     try:
         serve(config, stopping)
     except ChainetteError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the process that started us shows it
+        say(str(error))
         return UNUSABLE
     return 0
 
 
-def _watch_parent(stopping: threading.Event) -> None:
-    while os.read(sys.stdin.fileno(), 4096):  # of the descriptor: a thread inside of sys.stdin aborts the interpreter's exit
-        pass
-    stopping.set()
-    threading.Timer(_GRACE, os._exit, (1,)).start()
+class _Process:
+    """One worker with its chains and engines, and what it says: to its log, and to the runs that it serves."""
 
+    def __init__(self, queue: FleetQueue, config: WorkerConfig, side: ThreadPoolExecutor) -> None:
+        self._queue, self._config, self._side = queue, config, side
+        chains = Chains(Path(config.chain_root), config.names, config.engines_file, self._refuse)
+        self._serving = Serving(queue, config.names, chains.plan_of)
+        self.worker = EngineWorker(queue, self._serving, Models(self._tell), config.rows_in_flight, ready=self._ready)
 
-class _Server:
-    """What one worker process knows: the chains of its runs, and its engines."""
-
-    def __init__(self, queue: FleetQueue, config: WorkerConfig) -> None:
-        self._queue = queue
-        self._config = config
-        self.worker = EngineWorker(
-            queue,
-            frozenset([*config.engines, *["python"][: config.python]]),
-            self._plan_of,
-            self._engines_of,
-            config.rows_in_flight,
+    def _ready(self) -> None:
+        served, where = ", ".join(self._config.names), shown(self._config.url or "")
+        say(
+            f"worker {self.worker.incarnation}: serving {served} below {self._config.chain_root}{f', at {where}' * bool(where)}"
         )
-
-    def _plan_of(self, info: RunInfo) -> Plan | None:
-        """The run's plan out of the chain on this machine's disk; None where that is another one."""
-        fields = info.fields
-        try:
-            loaded = load_chain(fields["chain_ref"], Path(self._config.chain_root))
-        except LoadError as error:
-            self._refuse(info, f"cannot be loaded here: {error}")
-            return None
-        if loaded.digest != fields["digest"]:
-            self._refuse(info, f"has digest {loaded.digest[:12]} here, and {fields['digest'][:12]} where it was enqueued")
-            return None
-        options = RunOptions(
-            batch_size=int(fields["batch_size"]),
-            simulate=fields["simulate"] == "1",
-            engines_file=fields["engines_file"] or None,
-        )
-        return compile_plan(loaded.chain, options)
 
     def _refuse(self, info: RunInfo, why: str) -> None:
         """Takes nothing of the run, and goes on with others."""
-        words = f"worker {self.worker.incarnation} takes nothing of run {info.run}: {info.fields['chain_ref']} {why}"
-        print(words, file=sys.stderr, flush=True)  # noqa: T201 - a worker's log is its stderr
+        words = f"worker {self.worker.incarnation} takes nothing of run {info.run}: {why}"
+        say(words)
         self._note(info.run, WorkerRefused(worker=self.worker.incarnation, reason=words))
 
-    def _engines_of(self, info: RunInfo, plan: Plan) -> Engines:
-        def loaded(config: EngineConfig, engine: Engine, seconds: float) -> None:
-            self._note(info.run, EngineLoaded.of(config, engine, seconds))
-
-        def released(config: EngineConfig) -> None:
-            self._note(info.run, EngineReleased(engine=config.name))
-
-        return Engines(plan.engines, on_loaded=loaded, on_released=released)
+    def _tell(self, config: EngineConfig, event: EngineLoaded | EngineReleased) -> None:
+        for info, plan in self._serving.plans():
+            if config in plan.engines.values():
+                self._note(info.run, event)
 
     def _note(self, run: str, event: Event) -> None:
-        try:
-            self._queue.note(run, event)
-        except redis.RedisError:
-            return  # a note may get lost
+        """Off the event loop; a note may get lost."""
+
+        def note() -> None:
+            with suppress(redis.RedisError):
+                self._queue.note(run, event)
+
+        self._side.submit(note)
 
 
 if __name__ == "__main__":

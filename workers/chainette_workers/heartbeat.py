@@ -1,0 +1,70 @@
+"""A worker's sign of life: one thread that renews its lease, and takes back what dead workers held."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import redis
+
+from chainette.fleet.contract import LeasedQueue
+from chainette.fleet.states import LEASE
+
+__all__ = ["Heartbeat"]
+
+#: Seconds between two beats.
+BEAT = LEASE / 4
+
+
+@dataclass
+class Heartbeat:
+    """Beats from `start` to `stop`, as long as the event loop goes round: a worker that hangs loses its lease."""
+
+    queue: LeasedQueue
+    incarnation: str
+    #: What the worker says about itself.
+    words: Callable[[], Mapping[str, str | int | float]]
+    #: Seconds that the event loop may stand still.
+    deadline: float
+    #: Whether somebody asked the worker to end.
+    asked_to_stop: bool = False
+    _ticked: float = field(default_factory=time.monotonic)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def beat(self) -> None:
+        """Renews the lease now, or begins it.
+
+        Raises:
+            redis.RedisError: Redis did not answer.
+        """
+        self.queue.beat(self.incarnation, self.words())
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the beats; none comes after it."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def tick(self) -> None:
+        """The event loop went round."""
+        self._ticked = time.monotonic()
+
+    def _run(self) -> None:
+        quiet_until = time.monotonic() + LEASE  # nobody reaps in the first lease after a start, or after Redis failed
+        while not self._over.wait(BEAT):
+            if time.monotonic() - self._ticked > self.deadline:
+                continue
+            try:
+                self.beat()
+                self.asked_to_stop = self.queue.is_asked_to_stop(self.incarnation)
+                if time.monotonic() > quiet_until:
+                    self.queue.reap()
+            except redis.RedisError:
+                quiet_until = time.monotonic() + LEASE

@@ -1,0 +1,85 @@
+"""What every long-lived process of the fleet does alike: signals, the readiness line, exit codes, patience with Redis."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+import redis
+
+from chainette.fleet.connect import is_passing
+
+__all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "watch_parent"]
+
+T = TypeVar("T")
+
+#: Exit code of a process that can never do what it was told to: starting it again is no use.
+UNUSABLE = 78
+
+#: Seconds from the end of standard input to the end of the process.
+_GRACE = 10.0
+
+#: Seconds between two tries of a call that Redis does not answer; the longest is below the lease.
+_FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.5
+
+
+def heed_signals(stopping: threading.Event, *numbers: signal.Signals) -> None:
+    """The first of these signals sets `stopping`; a second one ends the process at once, with 128 + its number.
+
+    What a process that ends at once held comes back when its lease is over.
+    """
+
+    def heed(number: int, _frame: FrameType | None) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    for number in numbers:
+        signal.signal(number, heed)
+
+
+def watch_parent(stopping: threading.Event) -> None:
+    """Sets `stopping` when standard input ends: whoever started this process is gone, however that happened."""
+
+    def watch() -> None:
+        # of the descriptor: a thread that waits inside of sys.stdin aborts the interpreter's exit
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        stopping.set()
+        last = threading.Timer(_GRACE, os._exit, (1,))
+        last.daemon = True
+        last.start()
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def say(words: str) -> None:
+    """One line of the process's log, which is its stderr."""
+    print(words, file=sys.stderr, flush=True)  # noqa: T201
+
+
+async def insist(call: Callable[[], T]) -> T:
+    """Calls Redis, off the event loop, until it answers: a loaded engine is worth more than the wait."""
+    wait = _FIRST_WAIT
+    while True:
+        try:
+            return await anyio.to_thread.run_sync(call)
+        except redis.RedisError as error:
+            if not is_passing(error):
+                raise
+            await anyio.sleep(wait)
+            wait = min(_LONGEST_WAIT, 2 * wait)
+
+
+async def try_once(call: Callable[[], object]) -> None:
+    """Calls Redis once, off the event loop: what it does not hear, the lease's end tells it."""
+    with suppress(redis.RedisError):
+        await anyio.to_thread.run_sync(call)
