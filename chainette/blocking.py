@@ -8,18 +8,23 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+from pydantic import BaseModel
 
 from chainette import launch
 from chainette.core.chain import Chain, Inputs
+from chainette.hooks import Hook
 from chainette.options import RunOptions
 from chainette.records import Row
+from chainette.streaming import StreamEvent
 
-__all__ = ["block", "iterate"]
+__all__ = ["block", "iterate", "stream"]
 
 T = TypeVar("T")
 
@@ -49,9 +54,34 @@ def iterate(
     async def deliver(rows: list[Row]) -> None:
         await anyio.to_thread.run_sync(_put, ready, rows, closed)
 
+    return _taken(ready, closed, partial(launch.iterate, chain, inputs, output_dir, options, deliver))
+
+
+def stream(chain: Chain, row: BaseModel | dict[str, Any], options: RunOptions) -> Iterator[StreamEvent]:
+    """A run of one row in a thread; what the caller has not taken yet waits in memory, the model does not."""
+    ready: queue.Queue[StreamEvent | None] = queue.Queue()
+    options = replace(options, hooks=(*options.hooks, _Told(ready)))
+    return _taken(ready, threading.Event(), partial(launch.iterate, chain, [row], None, options))
+
+
+class _Told(Hook):
+    """Puts aside what is told."""
+
+    streams = True
+
+    def __init__(self, ready: queue.Queue[StreamEvent | None]) -> None:
+        self._ready = ready
+
+    def on_stream(self, event: StreamEvent) -> None:
+        self._ready.put(event)
+
+
+def _taken(ready: queue.Queue[T | None], closed: threading.Event, run: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[T]:
+    """What a run in a thread puts into `ready`, until its end; closing the iterator cancels the run."""
+
     async def work() -> None:
         try:
-            await launch.iterate(chain, inputs, output_dir, options, deliver)
+            await run()
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(_put, ready, None, closed)
@@ -59,8 +89,8 @@ def iterate(
     with anyio.from_thread.start_blocking_portal() as portal:
         running = portal.start_task_soon(work)
         try:
-            while (rows := ready.get()) is not None:
-                yield rows
+            while (item := ready.get()) is not None:
+                yield item
             running.result()
         finally:
             closed.set()

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from chainette import launch
 from chainette.blocking import block, iterate
+from chainette.blocking import stream as streamed
 from chainette.core.chain import Chain, Inputs
 from chainette.core.node import Node
 from chainette.execute import execute_node
@@ -23,6 +24,7 @@ from chainette.io.rundir import RunDir
 from chainette.io.writer import RunWriter
 from chainette.options import RunOptions
 from chainette.records import Row
+from chainette.streaming import StreamEvent
 from chainette.utils.debug import ChainDebugger
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "retry_rejected",
     "run",
     "run_iter",
+    "stream",
 ]
 
 
@@ -82,6 +85,11 @@ def run_iter(
 ) -> Iterator[list[Row]]:
     """See `Chain.run_iter`."""
     return Executor(chain, **options).run_iter(inputs, output_dir)
+
+
+def stream(chain: Chain, row: BaseModel | dict[str, Any], **options: Any) -> Iterator[StreamEvent]:
+    """See `Chain.stream`."""
+    return streamed(chain, row, RunOptions(**options))
 
 
 def resume(

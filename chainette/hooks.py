@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from chainette.core.plan import Plan
     from chainette.engine.base import Completion, Request
     from chainette.io.events import Event
+    from chainette.streaming import StreamEvent
 
 __all__ = ["Hook", "Hooks", "Stage"]
 
@@ -35,6 +36,9 @@ class Stage(StrEnum):
 
 class Hook:
     """Watches nothing; subclasses override what they watch."""
+
+    #: Whether engines are asked for their answers token by token, and `on_stream` is called.
+    streams: bool = False
 
     def on_event(self, event: Event) -> None:
         """An event of the log, after it became durable, in order."""
@@ -70,12 +74,16 @@ class Hook:
     def on_flush(self, seconds: float) -> None:
         """A group of results became durable; the disk took so long."""
 
+    def on_stream(self, event: StreamEvent) -> None:
+        """Something happened to a row. Called on the run's event loop; must not block."""
+
 
 class Hooks(Hook):
     """Several hooks as one."""
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self._hooks = hooks
+        self.streams = any(hook.streams for hook in hooks)
 
     def on_event(self, event: Event) -> None:
         for hook in self._hooks:
@@ -119,3 +127,8 @@ class Hooks(Hook):
     def on_flush(self, seconds: float) -> None:
         for hook in self._hooks:
             hook.on_flush(seconds)
+
+    def on_stream(self, event: StreamEvent) -> None:
+        for hook in self._hooks:
+            if hook.streams:
+                hook.on_stream(event)

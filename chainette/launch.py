@@ -85,7 +85,11 @@ async def start(
 
 
 async def iterate(
-    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions, deliver: Deliver
+    chain: Chain,
+    inputs: Inputs,
+    output_dir: str | os.PathLike[str] | None,
+    options: RunOptions,
+    deliver: Deliver | None = None,
 ) -> None:
     """Delivers finished rows; writes nothing unless there is a directory."""
     if output_dir is not None:

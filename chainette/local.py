@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import anyio
@@ -30,6 +31,7 @@ from chainette.ledger import Ledger
 from chainette.limits import Limits, RejectWatch
 from chainette.process import process
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Row, Unit, Usage
+from chainette.streaming import Finished
 
 __all__ = ["LocalRun", "Writer"]
 
@@ -177,6 +179,9 @@ class LocalRun:
         effects = frontier(self.plan, root.number, root.rows, durable)
         known = durable.rejected(CHAIN_INPUT) if durable is not None else ()
         bad = [rejection for rejection in root.bad if rejection.row_id not in known]
+        if self.hook.streams:
+            for rejection in bad:
+                self.hook.on_stream(rejection)
         self._hold(root)
         self.post(Admitted(root.number, root.rows, root.records, durable))
         pending = self._ledger.admit(root.number, len(root.rows), effects)
@@ -293,6 +298,9 @@ class LocalRun:
         self._torn = False
         for event in committed.events:
             self.hook.on_event(event)
+        if self.hook.streams:
+            for row in chain.from_iterable(committed.finished):
+                self.hook.on_stream(Finished(row))
         if self.deliver is not None:
             for rows in filter(None, committed.finished):
                 await self.deliver(rows)

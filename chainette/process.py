@@ -25,21 +25,18 @@ from chainette.core.history import History, received
 from chainette.core.plan import Fork, NodeKind, Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
-from chainette.engine.base import Completion, Engine, Finish, Request
+from chainette.engine.base import Completion, Delta, Engine, Finish, Request
 from chainette.errors import TemplateError
 from chainette.hooks import Hook
 from chainette.records import Message, Outcome, Output, Reason, Rejection, Row, Unit, Usage
+from chainette.streaming import Asked, Joined, Piece, Unusable
+from chainette.tally import Tally, excess, writable
+from chainette.utils.together import together
 
-__all__ = ["MAX_FAN_OUT", "MAX_ROW_BYTES", "poisoned", "process", "row_seed", "too_large"]
+__all__ = ["MAX_FAN_OUT", "poisoned", "process", "row_seed", "too_large"]
 
 #: Rows that one row may become in one Apply.
 MAX_FAN_OUT = 100_000
-
-#: Bytes of all that one row becomes in one node.
-MAX_ROW_BYTES = 16 << 20
-
-#: Characters of a raw answer that a rejection keeps.
-RAW_LIMIT = 65_536
 
 _QUIET = Hook()
 
@@ -53,20 +50,24 @@ async def process(plan: Plan, unit: Unit, engine: Engine | None, *, seed: int = 
         EngineUnavailable: the engine does not answer; nothing is known about any row.
     """
     if unit.node in plan.forks:
-        return _join(plan, plan.forks[unit.node], unit)
+        return _join(plan, plan.forks[unit.node], unit, hook)
     node = plan.nodes[unit.node]
     if node.kind is NodeKind.STEP:
         assert engine is not None
         result = await _Asking(plan, node, engine, seed, hook).run(unit.rows)
     else:
-        result = await _call(plan, node, unit.rows)
+        result = await _call(plan, node, unit.rows, hook)
     rejected = [rejection.row_id for rejection in result.rejected]
     effects = advance(plan, unit, [row_of(node, row, output) for row, output in result.outputs], node.next, rejected)
     return Outcome([output for _, output in result.outputs], result.rejected, result.dropped, result.usage, effects)
 
 
-def _join(plan: Plan, fork: Fork, unit: Unit) -> Outcome:
+def _join(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:
     joined, lost = join_rows(fork, unit.rows, unit.partials, unit.stopped)
+    if hook.streams:
+        aliases = tuple(join.alias for join in fork.joins)
+        for row in joined:
+            hook.on_stream(Joined(aliases, row))
     return Outcome([], [], [], Usage(), advance(plan, unit, joined, fork.after, lost))
 
 
@@ -90,18 +91,6 @@ def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
     """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it."""
     text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
-
-
-@dataclass
-class _Result:
-    outputs: list[tuple[Row, Output]] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-
-    def reject(self, row: Row, node: PlanNode, reason: Reason, message: str, attempts: int = 0, raw: str | None = None) -> None:
-        cut = raw[:RAW_LIMIT] if raw is not None else None
-        self.rejected.append(Rejection(row.row_id, node.id, reason, _utf8(message), attempts, cut, row.line, row.key))
 
 
 # -- steps
@@ -138,19 +127,41 @@ class _Asking:
     engine: Engine
     seed: int
     hook: Hook
-    result: _Result = field(default_factory=_Result)
+    result: Tally = field(init=False)
 
-    async def run(self, rows: Sequence[Row]) -> _Result:
+    def __post_init__(self) -> None:
+        self.result = Tally(self.node, self.hook)
+
+    async def run(self, rows: Sequence[Row]) -> Tally:
         prompts = prompter(self.plan, self.node)
         asks = self.first_asks(prompts, rows)
         while asks:
             requests = [self.request(prompts, ask) for ask in asks]
-            completions = [_readable(completion) for completion in await self.engine.generate(requests)]
+            completions = [_readable(completion) for completion in await self.answers(asks, requests)]
             self.hook.on_answers(self.node.id, requests, completions)
             asks = [again for ask, completion in zip(asks, completions, strict=True) if (again := self.judge(ask, completion))]
         place = {row.row_id: index for index, row in enumerate(rows)}
         self.result.outputs.sort(key=lambda pair: place[pair[0].row_id])
         return self.result
+
+    async def answers(self, asks: Sequence[_Ask], requests: Sequence[Request]) -> list[Completion]:
+        if not self.hook.streams:
+            return await self.engine.generate(requests)
+        return await together([self.streamed(ask, request) for ask, request in zip(asks, requests, strict=True)])
+
+    async def streamed(self, ask: _Ask, request: Request) -> Completion:
+        """One answer, every piece of it told."""
+        step_id, row_id, number = self.node.id, ask.row.row_id, ask.number
+        asked = Asked(step_id, row_id, number, request.messages)
+
+        def tell(delta: Delta) -> None:
+            if delta.anew:
+                self.hook.on_stream(asked)
+            if delta.text or delta.reasoning:
+                self.hook.on_stream(Piece(step_id, row_id, number, delta.text, delta.reasoning))
+
+        self.hook.on_stream(asked)
+        return await self.engine.stream(request, tell)
 
     @property
     def step(self) -> Step[Any, Any]:
@@ -163,13 +174,11 @@ class _Asking:
             try:
                 asks.append(_Ask(row, prompts.messages(row)))
             except TemplateError as error:
-                self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, str(error))
+                self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:
-                self.result.reject(
-                    row, self.node, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}"
-                )
+                self.result.reject(row, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}")
             except Exception as error:  # validators of the input models are the user's code
-                self.result.reject(row, self.node, Reason.TEMPLATE_ERROR, f"{type(error).__name__}: {error}{_where(error)}")
+                self.result.reject(row, Reason.TEMPLATE_ERROR, f"{type(error).__name__}: {error}{_where(error)}")
         return asks
 
     def request(self, prompts: Prompter, ask: _Ask) -> Request:
@@ -189,11 +198,13 @@ class _Asking:
         self.result.usage += completion.usage
         verdict = self.read(completion, ask)
         if isinstance(verdict, Output):
-            self.result.outputs.append((ask.row, verdict))
+            self.result.keep(ask.row, verdict)
             return None
         if verdict.final or ask.number >= self.step.max_attempts:
-            self.result.reject(ask.row, self.node, verdict.reason, verdict.message, ask.number, completion.text)
+            self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text)
             return None
+        if self.hook.streams:
+            self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
         if verdict.reason is Reason.TRUNCATED:
             return ask.again()
         return ask.again(
@@ -226,19 +237,14 @@ class _Asking:
                 except Exception as error:  # a validator of the user's own
                     return _Bad(Reason.INVALID_OUTPUT, f"{type(error).__name__}: {error}")
                 output = Output(ask.row.row_id, value, ask.number, reasoning)
-                large = _excess([output])
+                large = excess([output])
                 return _Bad(Reason.TOO_LARGE, large, final=True) if large else output
-
-
-def _utf8(text: str) -> str:
-    """The text with halves of surrogate pairs, which no file can hold, as "?"."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _readable(completion: Completion) -> Completion:
     """The answer as text that can be written: models cut by their tokenizer end in half a character."""
-    text, error = _utf8(completion.text), _utf8(completion.error)
-    reasoning = None if completion.reasoning is None else _utf8(completion.reasoning)
+    text, error = writable(completion.text), writable(completion.error)
+    reasoning = None if completion.reasoning is None else writable(completion.reasoning)
     return msgspec.structs.replace(completion, text=text, error=error, reasoning=reasoning)
 
 
@@ -263,7 +269,7 @@ def _bad_answer(error: ValidationError) -> _Bad:
 # -- Python functions
 
 
-async def _call(plan: Plan, node: PlanNode, rows: Sequence[Row]) -> _Result:
+async def _call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook) -> Tally:
     """Runs the function for every row: coroutines side by side, others in one thread."""
     apply = node.node
     assert isinstance(apply, ApplyNode)
@@ -281,9 +287,9 @@ async def _call(plan: Plan, node: PlanNode, rows: Sequence[Row]) -> _Result:
                 group.start_soon(call, index)
     else:
         returned = await anyio.to_thread.run_sync(_call_each, apply.fn, [(plan, node, row) for row in rows])
-    result = _Result()
+    result = Tally(node, hook)
     for row, value in zip(rows, returned, strict=True):
-        _take(result, node, apply, row, value)
+        _take(result, apply, row, value)
     return result
 
 
@@ -320,27 +326,22 @@ def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
     return (item, History(plan, node, row)) if node.node.wants_history else (item,)
 
 
-def _take(result: _Result, node: PlanNode, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
+def _take(result: Tally, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
     """What the function returned for one row, as outputs, a drop or a rejection."""
     try:
         if isinstance(value, _Raised):
             raise _Unusable(f"{type(value.error).__name__}: {value.error}{_where(value.error)}")
         outputs = _outputs(apply, row, value)
     except _Unusable as error:
-        result.reject(row, node, Reason.APPLY_ERROR, str(error))
+        result.reject(row, Reason.APPLY_ERROR, str(error))
         return
-    if large := _excess(outputs):
-        result.reject(row, node, Reason.TOO_LARGE, large)
-    elif outputs:
-        result.outputs += [(row, output) for output in outputs]
-    else:
-        result.dropped.append(row.row_id)
-
-
-def _excess(outputs: Sequence[Output]) -> str:
-    """Why a row may not become these; "" where it may."""
-    found = sum(len(output.value) + len(output.reasoning or "") for output in outputs)
-    return f"the row became {found:,} bytes; at most {MAX_ROW_BYTES:,} are kept of one" if found > MAX_ROW_BYTES else ""
+    if large := excess(outputs):
+        result.reject(row, Reason.TOO_LARGE, large)
+        return
+    for output in outputs:
+        result.keep(row, output)
+    if not outputs:
+        result.drop(row)
 
 
 class _Unusable(Exception):

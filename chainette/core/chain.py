@@ -17,13 +17,14 @@ from chainette.errors import DeclarationError, Place
 if TYPE_CHECKING:
     from chainette.executor import RunResult
     from chainette.records import Row
+    from chainette.streaming import StreamEvent
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Chain", "Inputs"]
 
 DEFAULT_BATCH_SIZE = 64
 
 #: A path, or the rows themselves.
-Inputs = str | os.PathLike[str] | Iterable[BaseModel] | Iterable[dict[str, Any]]
+Inputs = str | os.PathLike[str] | Iterable[BaseModel | dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,3 +79,13 @@ class Chain:
         from chainette.executor import run_iter
 
         return run_iter(self, inputs, output_dir, **options)
+
+    def stream(self, row: BaseModel | dict[str, Any], **options: Any) -> Iterator[StreamEvent]:
+        """Yields what happens to one row while it happens: questions, answers token by token, outputs (`chainette.streaming`).
+
+        Seeds and outputs are those of `run([row])`; a row that is rejected ends with a `Rejection`. Writes nothing. Closing the
+        iterator stops the run, and the generation at its engine. Works inside a running event loop too (it blocks it).
+        """
+        from chainette.executor import stream
+
+        return stream(self, row, **options)

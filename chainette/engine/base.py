@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 from chainette.errors import DeclarationError
 from chainette.records import Message, Usage
 
-__all__ = ["Completion", "Engine", "Finish", "Request", "SamplingParams"]
+__all__ = ["Completion", "Delta", "Engine", "Finish", "Request", "SamplingParams", "Tell", "tell_whole"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -91,6 +91,19 @@ class Completion(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+class Delta(msgspec.Struct, frozen=True):
+    """A piece of an answer, as the engine gives it."""
+
+    text: str = ""
+    reasoning: str = ""
+    #: The answer is begun anew: the pieces before this one are void.
+    anew: bool = False
+
+
+#: Gets the pieces of one answer in order, on the event loop; must not block.
+Tell = Callable[[Delta], None]
+
+
 class Engine(ABC):
     """A model that is, or can be, loaded.
 
@@ -121,6 +134,18 @@ class Engine(ABC):
             EngineUnavailable: the engine does not answer; nothing is known about any request.
         """
 
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """One answer, told as it comes. The pieces of an answer that ends well, joined, are its text and its reasoning.
+
+        An engine that cannot tell pieces tells the whole at the end. Cancelling stops the generation.
+
+        Raises:
+            EngineUnavailable: as `generate`; pieces may have been told by then.
+        """
+        [completion] = await self.generate([request])
+        tell_whole(completion, tell)
+        return completion
+
     @abstractmethod
     async def close(self) -> None:
         """Frees the model, its memory, its connections and its child processes. Safe to repeat."""
@@ -128,3 +153,9 @@ class Engine(ABC):
     def describe(self) -> dict[str, Any]:
         """What metadata.json says about the engine: versions, model revision. No secrets."""
         return {}
+
+
+def tell_whole(completion: Completion, tell: Tell) -> None:
+    """Tells a whole answer as one piece."""
+    if completion.text or completion.reasoning:
+        tell(Delta(completion.text, completion.reasoning or ""))

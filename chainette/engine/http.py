@@ -7,11 +7,9 @@ server says about one request is that request's completion; what says nothing ab
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,14 +17,13 @@ from chainette.engine.aimd import Limiter
 from chainette.engine.base import Completion, Finish
 from chainette.engine.config import EngineConfig, HttpOptions
 from chainette.engine.endpoints import BasePath, Endpoint, Pool, shown
-from chainette.engine.http_client import Client, Reply
+from chainette.engine.http_client import Client, OnLine, Reply
 from chainette.engine.http_words import Failure, Fault, completion_of, fault_of, first_words
 from chainette.engine.timing import Policy, Timing, full_jitter, retry_after
 from chainette.errors import EngineRefused, EngineUnavailable
+from chainette.utils.together import together
 
-__all__ = ["Protocol", "Reader", "Transport", "together"]
-
-T = TypeVar("T")
+__all__ = ["Protocol", "Reader", "Transport"]
 
 _log = logging.getLogger("chainette")
 
@@ -40,6 +37,9 @@ _FIXED_TOKENS = 16
 #: A completion out of a body and the seconds it took.
 #: Raises msgspec.MsgspecError where the body is no answer.
 Reader = Callable[[bytes, float], Completion]
+
+#: Called before each try of a streamed answer.
+Listen = Callable[[], OnLine]
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Transport:
         """Closes the connections; safe to repeat."""
         await self._client.close()
 
-    async def ask(self, body: bytes, read: Reader) -> Completion:
-        """The completion that the server gives for a body.
+    async def ask(self, body: bytes, read: Reader, listen: Listen | None = None) -> Completion:
+        """The completion that the server gives for a body. With `listen`, each try gets a listener to its lines.
 
         Raises:
             EngineRefused: the server refuses every request.
@@ -139,7 +139,7 @@ class Transport:
         """
         tries = _Tries(self._timing.clock(), self._options.max_retries + 1)
         while True:
-            result = await self._try(body, read, tries)
+            result = await self._try(body, read, tries, listen() if listen is not None else None)
             if isinstance(result, Completion):
                 return result
             if tries.lone_timeouts >= min(_LONE_TIMEOUTS, tries.most):
@@ -156,11 +156,12 @@ class Transport:
             f"{self._protocol.refusal_hint(reply.status)}"
         )
 
-    async def _try(self, body: bytes, read: Reader, tries: _Tries) -> Completion | Failure:
+    async def _try(self, body: bytes, read: Reader, tries: _Tries, on_line: OnLine | None) -> Completion | Failure:
         slot = await self._enter(tries.asked_at)
         result: Completion | Failure | None = None
         try:
-            reply = await self._client.send(slot.endpoint, self._protocol.ask_path, body, self._options.request_timeout)
+            seconds = self._options.request_timeout
+            reply = await self._client.send(slot.endpoint, self._protocol.ask_path, body, seconds, on_line)
             result = self._judge(reply, read, self._timing.clock() - slot.sent_at)
             tries.lone_timeouts = tries.lone_timeouts + 1 if self._hung_alone(slot, result) else 0
             return result
@@ -306,15 +307,3 @@ class Transport:
 
     def _endpoints(self) -> tuple[str, ...]:
         return self._config.endpoint or (self._protocol.endpoint,)
-
-
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in order. The first error cancels the rest, waits for them and is raised itself."""
-    if len(work) == 1:
-        return [await work[0]]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -7,7 +7,7 @@ a Reply or a Failure, never as an aiohttp error; no text that leaves here holds 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,10 @@ from chainette.errors import EngineConfigError, EngineUnavailable
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Client", "Reply"]
+__all__ = ["Client", "OnLine", "Reply"]
+
+#: Gets each line of a streamed answer as it comes, without its end.
+OnLine = Callable[[bytes], None]
 
 #: Shorter values stay visible; hiding them would hide every "1" of a message.
 _SHORTEST_SECRET = 4
@@ -86,8 +89,10 @@ class Client:
             text = text.replace(secret, "***")
         return text
 
-    async def send(self, endpoint: Endpoint, path: str, body: bytes | None, seconds: float) -> Reply | Failure:
-        """POSTs a body, or GETs where there is none.
+    async def send(
+        self, endpoint: Endpoint, path: str, body: bytes | None, seconds: float, on_line: OnLine | None = None
+    ) -> Reply | Failure:
+        """POSTs a body, or GETs where there is none. The lines of a good answer go to `on_line` before it is whole.
 
         Raises:
             EngineUnavailable: the engine is not open.
@@ -107,7 +112,11 @@ class Client:
                 timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, self._connect_timeout)),
                 allow_redirects=False,
             ) as response:
-                data, headers = await response.read(), response.headers
+                if on_line is not None and response.status == 200:
+                    data = await _read_lines(response.content, on_line)
+                else:
+                    data = await response.read()
+                headers = response.headers
                 return Reply(endpoint, shown, response.status, data, headers.get("Retry-After"), headers.get("Location"))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Failure(Fault.UNREACHABLE, f"{shown} cannot be reached ({self.hide(str(error))})")
@@ -132,6 +141,20 @@ class Client:
                 f"engine {self._config.name!r}: the environment variable {name} is not set; put the endpoint's API key there"
             )
         return key
+
+
+async def _read_lines(content: aiohttp.StreamReader, on_line: OnLine) -> bytes:
+    """The whole body; its lines are passed on as they come, however long they are."""
+    parts: list[bytes] = []
+    rest = b""
+    async for part in content.iter_any():
+        parts.append(part)
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            on_line(line.rstrip(b"\r"))
+    if rest:
+        on_line(rest)
+    return b"".join(parts)
 
 
 def _longest_first(secrets: Iterable[str]) -> tuple[str, ...]:

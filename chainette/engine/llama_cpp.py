@@ -22,7 +22,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from chainette.engine.base import Completion, Engine, Finish, Request
+from chainette.engine.base import Completion, Delta, Engine, Finish, Request, Tell
 from chainette.engine.config import EngineConfig, LlamaCppOptions
 from chainette.engine.grammar import compact_grammar, grammar_holds
 from chainette.errors import EngineConfigError, EngineUnavailable
@@ -38,6 +38,8 @@ _QUIET = -1
 _PROBE = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 1, "temperature": 0.0}
 
 Body = dict[str, Any]
+#: Gets a chunk of an answer; true stops the answer.
+Receive = Callable[[Body], bool]
 
 
 def model_path(config: EngineConfig) -> Path:
@@ -122,14 +124,28 @@ class LlamaCppEngine(Engine):
         return {"xllamacpp": version("xllamacpp"), **msgspec.structs.asdict(self._options)}
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return list(await asyncio.gather(*map(self._one, requests)))
+        return list(await asyncio.gather(*[self._one(request, None) for request in requests]))
 
-    async def _one(self, request: Request) -> Completion:
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`."""
+        return await self._one(request, tell)
+
+    async def _one(self, request: Request, tell: Tell | None) -> Completion:
         if self._pool is None:
             raise EngineUnavailable(f"engine {self._config.name!r} (llama_cpp) is not open")
-        stopped = threading.Event()
+        loop, stopped = asyncio.get_running_loop(), threading.Event()
+
+        def pass_on(delta: Delta) -> None:
+            if tell is not None and not stopped.is_set():
+                tell(delta)
+
+        def receive(chunk: Body) -> bool:
+            if tell is not None:
+                loop.call_soon_threadsafe(pass_on, _delta(chunk))
+            return stopped.is_set()
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, request, stopped)
+            return await loop.run_in_executor(self._pool, self._answer, request, receive)
         except asyncio.CancelledError:
             stopped.set()
             raise
@@ -178,25 +194,25 @@ class LlamaCppEngine(Engine):
         self._server = None
         self._constraints.clear()
 
-    def _answer(self, request: Request, stopped: threading.Event) -> Completion:
+    def _answer(self, request: Request, receive: Receive) -> Completion:
         """Blocks a thread of the pool until the answer is complete."""
         began = time.perf_counter()
         try:
-            chunks = self._chat(self._body(request), stopped.is_set)
+            chunks = self._chat(self._body(request), receive)
         except Exception as error:
             return Completion("", Finish.ERROR, error=f"llama.cpp: {error}")
         return _completion(chunks, time.perf_counter() - began)
 
-    def _chat(self, body: Body, stop: Callable[[], bool]) -> list[Body]:
-        """Every chunk of one streamed answer; asks `stop` at each token."""
+    def _chat(self, body: Body, receive: Receive) -> list[Body]:
+        """Every chunk of one streamed answer; `receive` gets each as it comes, and may stop it."""
         chunks: list[Body] = []
 
-        def receive(chunk: Body) -> bool:
+        def take(chunk: Body) -> bool:
             chunks.append(chunk)
-            return stop()
+            return receive(chunk)
 
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
-        self._server.handle_chat_completions(body | streamed, receive)
+        self._server.handle_chat_completions(body | streamed, take)
         return chunks
 
     def _body(self, request: Request) -> Body:
@@ -233,7 +249,7 @@ class LlamaCppEngine(Engine):
         if not self._thinks:
             grammar = {"grammar": compact_grammar(request.schema)}
             with contextlib.suppress(Exception):
-                if grammar_holds(_completion(self._chat(_PROBE | grammar, lambda: False), 0.0).text):
+                if grammar_holds(_completion(self._chat(_PROBE | grammar, lambda _chunk: False), 0.0).text):
                     return grammar
         schema = {"name": request.schema_name, "strict": True, "schema": request.schema}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
@@ -253,8 +269,7 @@ def _chat_template(address: str, key: str) -> str:
 
 def _completion(chunks: Sequence[Body], seconds: float) -> Completion:
     """One Completion out of the chunks of a streamed answer, or out of the error in their place."""
-    text: list[str] = []
-    reasoning: list[str] = []
+    deltas: list[Delta] = []
     finish, usage = "", Body()
     for chunk in chunks:
         if "error" in chunk:
@@ -262,14 +277,20 @@ def _completion(chunks: Sequence[Body], seconds: float) -> Completion:
         usage = chunk.get("usage") or usage
         for choice in chunk.get("choices", ()):
             finish = choice.get("finish_reason") or finish
-            text.append(choice["delta"].get("content") or "")
-            reasoning.append(choice["delta"].get("reasoning_content") or "")
+        deltas.append(_delta(chunk))
     return Completion(
-        "".join(text),
+        "".join(delta.text for delta in deltas),
         Finish.LENGTH if finish == "length" else Finish.STOP,
-        "".join(reasoning) or None,
+        "".join(delta.reasoning for delta in deltas) or None,
         Usage(1, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), seconds),
     )
+
+
+def _delta(chunk: Body) -> Delta:
+    """What a chunk adds to the answer."""
+    parts = [choice["delta"] for choice in chunk.get("choices", ())]
+    text = "".join(part.get("content") or "" for part in parts)
+    return Delta(text, "".join(part.get("reasoning_content") or "" for part in parts))
 
 
 def _failure(error: Body, seconds: float) -> Completion:

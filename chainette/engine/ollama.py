@@ -11,13 +11,15 @@ from typing import Any
 
 import msgspec
 
-from chainette.engine.base import Completion, Engine, Finish, Request, SamplingParams
+from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig, OllamaOptions
-from chainette.engine.http import Protocol, Transport, together
+from chainette.engine.http import Protocol, Transport
 from chainette.engine.http_client import Reply
+from chainette.engine.lines import Lines
 from chainette.engine.timing import Policy, Timing
 from chainette.errors import EngineConfigError, EngineRefused
 from chainette.records import Usage
+from chainette.utils.together import together
 
 __all__ = ["OllamaEngine", "chat_body"]
 
@@ -32,6 +34,7 @@ class _Message(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     message: _Message
+    done: bool = True
     done_reason: str | None = None
     prompt_eval_count: int | None = None
     eval_count: int | None = None
@@ -78,7 +81,16 @@ class OllamaEngine(Engine):
         self._known = {"server_model": model.name, "digest": model.digest}
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return await together([self._transport.ask(chat_body(self._config, request), _read) for request in requests])
+        return await together(
+            [self._transport.ask(chat_body(self._config, request, stream=False), _read) for request in requests]
+        )
+
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`."""
+        lines = Lines(_delta, tell)
+        completion = await self._transport.ask(chat_body(self._config, request, stream=True), _read_lines, lines.listen)
+        lines.end(completion)
+        return completion
 
     async def close(self) -> None:
         await self._transport.close()
@@ -132,7 +144,7 @@ class OllamaEngine(Engine):
         return "the engine cannot be used until that is mended at the server or in its declaration"
 
 
-def chat_body(config: EngineConfig, request: Request) -> bytes:
+def chat_body(config: EngineConfig, request: Request, *, stream: bool) -> bytes:
     """The JSON of a chat request. A key of `extra` replaces ours, and None takes it out."""
     assert isinstance(config.options, OllamaOptions)
     extra = config.extra | request.sampling.extra
@@ -141,7 +153,7 @@ def chat_body(config: EngineConfig, request: Request) -> bytes:
     body = {
         "model": config.model,
         "messages": request.messages,
-        "stream": False,
+        "stream": stream,
         "format": request.schema,
         "options": _given(options),
         "keep_alive": config.options.keep_alive,
@@ -171,10 +183,27 @@ def _given(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(data: bytes, seconds: float) -> Completion:
-    answer = _decode_answer(data)
+    return _completion([_decode_answer(data)], seconds)
+
+
+def _read_lines(data: bytes, seconds: float) -> Completion:
+    """The answer out of the lines of a stream."""
+    return _completion([_decode_answer(line) for line in data.splitlines() if line.strip()], seconds)
+
+
+def _completion(answers: Sequence[_Answer], seconds: float) -> Completion:
+    if not answers or not answers[-1].done:
+        raise msgspec.ValidationError("it ended before the answer did")
+    last = answers[-1]
     return Completion(
-        answer.message.content or "",
-        Finish.LENGTH if answer.done_reason == "length" else Finish.STOP,
-        answer.message.thinking or None,
-        Usage(1, answer.prompt_eval_count or 0, answer.eval_count or 0, seconds),
+        "".join(answer.message.content or "" for answer in answers),
+        Finish.LENGTH if last.done_reason == "length" else Finish.STOP,
+        "".join(answer.message.thinking or "" for answer in answers) or None,
+        Usage(1, last.prompt_eval_count or 0, last.eval_count or 0, seconds),
     )
+
+
+def _delta(line: bytes) -> Delta:
+    """What a line of a streamed answer adds to it."""
+    message = _decode_answer(line).message
+    return Delta(message.content or "", message.thinking or "")

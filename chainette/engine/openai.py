@@ -7,19 +7,23 @@ have under vLLM's. How requests travel is `engine/http.py`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from chainette.engine.base import Completion, Engine, Finish, Request, SamplingParams
+from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig, OpenAIOptions
-from chainette.engine.http import Protocol, Transport, together
+from chainette.engine.http import Protocol, Transport
 from chainette.engine.http_client import Reply
+from chainette.engine.http_words import first_words
+from chainette.engine.lines import Lines
 from chainette.engine.strict_schema import strict_subset
 from chainette.engine.timing import Policy, Timing
 from chainette.errors import EngineConfigError
 from chainette.records import Usage
+from chainette.utils.together import together
 
 __all__ = ["OpenAIEngine", "base_path", "chat_body"]
 
@@ -31,9 +35,10 @@ _FORMATS = ("json_schema", "json_object", "none")
 #: OpenAI's limit.
 _LONGEST_NAME = 64
 _OPERATION = "/chat/completions"
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, frozen=True):
     content: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -56,6 +61,18 @@ class _Answer(msgspec.Struct):
     usage: _Tokens | None = None
 
 
+class _PartOfChoice(msgspec.Struct):
+    delta: _Message = _Message()
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_PartOfChoice] = []
+    model: str | None = None
+    usage: _Tokens | None = None
+    error: Any = None
+
+
 class _Model(msgspec.Struct):
     id: str
 
@@ -65,6 +82,7 @@ class _Models(msgspec.Struct):
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
 
 
@@ -101,6 +119,13 @@ class OpenAIEngine(Engine):
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return await together([self._transport.ask(self._body(request), self._read) for request in requests])
 
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`."""
+        lines = Lines(_delta, tell)
+        completion = await self._transport.ask(self._body(request, _STREAMED), self._read_stream, lines.listen)
+        lines.end(completion)
+        return completion
+
     async def close(self) -> None:
         await self._transport.close()
 
@@ -108,8 +133,8 @@ class OpenAIEngine(Engine):
         known = {"server_model": self._model} if self._model else {}
         return {"endpoints": list(self._transport.declared), **known}
 
-    def _body(self, request: Request) -> bytes:
-        return chat_body(self._config, request, self._format(request), self._official)
+    def _body(self, request: Request, asked: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        return chat_body(self._config, request, self._format(request), self._official, asked)
 
     def _read(self, data: bytes, seconds: float) -> Completion:
         answer = _decode_answer(data)
@@ -117,6 +142,14 @@ class OpenAIEngine(Engine):
         if not answer.choices:
             raise msgspec.ValidationError("no choices")
         return _completion(answer.choices[0], answer.usage or _Tokens(), seconds)
+
+    def _read_stream(self, data: bytes, seconds: float) -> Completion:
+        if data.lstrip().startswith(b"{"):  # a server that does not stream
+            return self._read(data, seconds)
+        chunks = [_decode_chunk(event) for event in _events(data)]
+        self._model = next((chunk.model for chunk in chunks if chunk.model), self._model)
+        usage = next((chunk.usage for chunk in reversed(chunks) if chunk.usage), _Tokens())
+        return _completion(_whole(chunks), usage, seconds)
 
     def _format(self, request: Request) -> msgspec.Raw | None:
         """`response_format` as JSON, made once per schema."""
@@ -179,14 +212,22 @@ def base_path(path: str) -> str:
     return path.rstrip("/").removesuffix(_OPERATION) or "/v1"
 
 
-def chat_body(config: EngineConfig, request: Request, response_format: msgspec.Raw | None, official: bool) -> bytes:
-    """The JSON of a chat request. A key of `extra` replaces ours, and None takes it out."""
+def chat_body(
+    config: EngineConfig,
+    request: Request,
+    response_format: msgspec.Raw | None,
+    official: bool,
+    asked: Mapping[str, Any] = MappingProxyType({}),
+) -> bytes:
+    """The JSON of a chat request; `asked` are keys that say how to answer. A key of `extra` replaces ours, and None takes
+    it out."""
     body = {
         "model": config.model,
         "messages": request.messages,
         "seed": request.seed,
         "response_format": response_format,
         **_sampling(request.sampling, official),
+        **asked,
         **config.extra,
         **request.sampling.extra,
     }
@@ -204,6 +245,38 @@ def _sampling(sampling: SamplingParams, official: bool) -> dict[str, Any]:
         "top_k": sampling.top_k,
         "repetition_penalty": sampling.repetition_penalty,
     }
+
+
+def _events(data: bytes) -> Iterator[bytes]:
+    """The data of server-sent events, without the one that says the end."""
+    for line in data.splitlines():
+        event = line.removeprefix(b"data:").strip()
+        if line.startswith(b"data:") and event != b"[DONE]":
+            yield event
+
+
+def _delta(line: bytes) -> Delta:
+    """What a line of a streamed answer adds to it."""
+    messages = [choice.delta for event in _events(line) for choice in _decode_chunk(event).choices]
+    text = "".join(message.content or "" for message in messages)
+    return Delta(text, "".join(message.reasoning_content or message.reasoning or "" for message in messages))
+
+
+def _whole(chunks: Sequence[_Chunk]) -> _Choice:
+    """The answer that the chunks make.
+
+    Raises:
+        msgspec.ValidationError: it broke off.
+    """
+    for chunk in chunks:
+        if chunk.error is not None:
+            raise msgspec.ValidationError(f"it ended with an error: {first_words(msgspec.json.encode(chunk.error))}")
+    parts = [choice for chunk in chunks for choice in chunk.choices]
+    finish = next((part.finish_reason for part in reversed(parts) if part.finish_reason), None)
+    if finish is None:
+        raise msgspec.ValidationError("it ended before the answer did")
+    fields = {name: "".join(getattr(part.delta, name) or "" for part in parts) for name in _Message.__struct_fields__}
+    return _Choice(_Message(**fields), finish)
 
 
 def _completion(choice: _Choice, tokens: _Tokens, seconds: float) -> Completion:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from chainette.engine.base import Completion, Engine, Finish, Request
+from chainette.engine.base import Completion, Delta, Engine, Finish, Request, Tell
 from chainette.engine.config import EngineConfig, SimulatedOptions
 from chainette.engine.draw import compile_schema
 from chainette.errors import EngineConfigError, EngineUnavailable
@@ -64,25 +64,41 @@ class SimulatedEngine(Engine):
         return {"simulated": True, **msgspec.structs.asdict(self._options)}
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        self._calls += 1
-        if requests and self._fails(requests[0].seed):
-            raise EngineUnavailable(f"engine {self._name!r} (simulated): call {self._calls} fails, as error_rate asks")
+        if requests:
+            self._count_call(requests[0].seed)
         if self._options.latency > 0:
             async with anyio.create_task_group() as group:
                 for _ in requests:
                     group.start_soon(self._wait)
         return [self._answer(request) for request in requests]
 
-    def _fails(self, seed: int) -> bool:
-        """Drawn from the seed and the number of the call, so that the same call can succeed later."""
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`. The pieces are spread over the latency."""
+        self._count_call(request.seed)
+        completion = self._answer(request)
+        pieces = [completion.text[start : start + _TOKEN] for start in range(0, len(completion.text), _TOKEN)]
+        async with self._turn():
+            for piece in pieces:
+                await anyio.sleep(self._options.latency / len(pieces))
+                tell(Delta(piece))
+        return completion
+
+    def _count_call(self, seed: int) -> None:
+        """Fails a share of the calls, drawn from the seed and the call's number: the same call can succeed later."""
+        self._calls += 1
         rate = self._options.error_rate
-        return rate > 0 and Random(seed * 1_000_003 + self._calls).random() < rate  # noqa: S311 (not a secret)
+        if rate > 0 and Random(seed * 1_000_003 + self._calls).random() < rate:  # noqa: S311 (not a secret)
+            raise EngineUnavailable(f"engine {self._name!r} (simulated): call {self._calls} fails, as error_rate asks")
 
     async def _wait(self) -> None:
+        async with self._turn():
+            await anyio.sleep(self._options.latency)
+
+    def _turn(self) -> anyio.Semaphore:
+        """One of `capacity` places."""
         if self._inside is None:
             raise EngineUnavailable(f"engine {self._name!r} (simulated) is not open")
-        async with self._inside:
-            await anyio.sleep(self._options.latency)
+        return self._inside
 
     def _answer(self, request: Request) -> Completion:
         rng = Random(request.seed)  # noqa: S311 (not a secret)

