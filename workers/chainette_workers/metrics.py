@@ -34,7 +34,7 @@ __all__ = ["Metrics"]
 _LINGER, _MOST_CLOSED = 600.0, 32
 
 _OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR}
-_OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON})
+_OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
 
 #: All names are plain ones; with other escapings the library turns the colon of vLLM's names into "_".
 _OPEN_METRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
