@@ -14,6 +14,7 @@ from chainette.cli.engines import engines
 from chainette.cli.inspect import inspect, inspect_dag
 from chainette.cli.rebuild import rebuild
 from chainette.cli.rejected import rejected
+from chainette.cli.report import report
 from chainette.cli.resume import resume
 from chainette.cli.rows import rows
 from chainette.cli.run import run
@@ -54,6 +55,7 @@ app.command()(status)
 app.command()(rows)
 app.command()(rejected)
 app.command()(rebuild)
+app.command()(report)
 
 
 def version() -> str:

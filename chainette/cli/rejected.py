@@ -11,7 +11,7 @@ import typer
 
 from chainette.cli.common import console, guarded, is_terminal, new_table
 from chainette.cli.options import Debug, JsonLogs, Quiet, RunDirectory, Show
-from chainette.cli.reading import read_folder
+from chainette.io.reading import read_folder
 
 if TYPE_CHECKING:
     from rich.table import Table

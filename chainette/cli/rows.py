@@ -9,7 +9,7 @@ import typer
 
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.options import RunDirectory
-from chainette.cli.reading import read_folder
+from chainette.io.reading import read_folder
 
 __all__ = ["rows"]
 

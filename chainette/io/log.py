@@ -53,7 +53,9 @@ def read_log(path: Path, start: int = 0) -> Iterator[tuple[int, AnyEvent]]:
         file.seek(start)
         offset = start
         for line in file:
-            event = parse_line(line[:-1]) if line.endswith(b"\n") else None
+            if not line.endswith(b"\n"):
+                return  # the end as of now; whoever writes it may be at it, so what follows is not looked at
+            event = parse_line(line[:-1])
             if event is None:
                 _refuse_unless_tail(path, offset, file)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,21 @@ def test_rows_are_on_the_disk_before_the_log_speaks_of_them(tmp_path: Path) -> N
     with mock.patch("os.fsync", fsync), mock.patch.object(EventLog, "append", append):
         everything().run(texts(20), tmp_path / "run", max_rows_per_file=7)
     assert checked > 30
+
+
+class Growing(io.BytesIO):
+    """A file that ends within a line when that is read, and has grown when it is read on."""
+
+    def __init__(self, *reads: bytes) -> None:
+        super().__init__()
+        self._reads = iter(reads)
+
+    def __next__(self) -> bytes:
+        return next(self._reads)
+
+
+def test_a_line_that_is_being_written_is_the_end_even_if_more_follows_while_it_is_read(tmp_path: Path) -> None:
+    lines = [encode_line(RunPaused(seq=number, reason="r" * 100)) for number in range(3)]
+    growing = Growing(lines[0], lines[1][:50], lines[1][50:], lines[2])
+    with mock.patch.object(Path, "open", return_value=growing):
+        assert [event.seq for _, event in read_log(tmp_path / "events.jsonl")] == [0]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from chainette.io.replay import RunState
     from chainette.io.rundir import RunDir
 
-__all__ = ["read_folder"]
+__all__ = ["read_folder", "rejection_examples"]
 
 
 def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
@@ -28,6 +28,25 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
             yield from _read_csv(shard)
         else:
             yield from read_rows(shard, 0, count)
+
+
+def rejection_examples(run: RunDir, state: RunState, each: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The first rejected rows, up to `each` per (step, reason); reads no further than it must."""
+    wanted = {
+        (step, reason): min(count, each)
+        for step, counts in state.nodes.items()
+        for reason, count in counts.reasons.items()
+        if count
+    }
+    missing = sum(wanted.values())
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rows = read_folder(run, state, "rejected")
+    while missing and (row := next(rows, None)) is not None:
+        group = found.setdefault((row["step_id"], row["reason"]), [])
+        if len(group) < wanted.get((row["step_id"], row["reason"]), 0):
+            group.append(row)
+            missing -= 1
+    return found
 
 
 def _read_csv(shard: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,138 @@
+"""Charts as SVG text without scripts, through Vega-Lite. Colours are CSS variables of the page that they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chainette.errors import RunError
+
+__all__ = ["COLOURS", "Series", "Span", "render_lines", "render_spans"]
+
+#: Series that can be told apart; the page defines `--s1` to `--s8`.
+COLOURS = 8
+
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
+_VERSION = "5.21"
+_CONFIG = {
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--quiet)",
+        "titleColor": "var(--quiet)",
+        "titleFontWeight": "normal",
+        "gridColor": "var(--line)",
+        "domainColor": "var(--line)",
+        "tickColor": "var(--line)",
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart: (seconds, value) points."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A row of a chart of spans, in seconds."""
+
+    name: str
+    middle: float
+    high: float
+    highest: float
+
+
+def render_lines(series: Sequence[Series], rules: Sequence[float], *, width: int, stacked: bool = False) -> str:
+    """Values over working time; dashed rules where the run was resumed. At most `COLOURS` series."""
+    end = max((at for line in series for at, _ in line.points), default=0.0)
+    unit, scale = next(found for found in _UNITS if end / found[1] >= 3 or found[1] == 1)
+    values = [
+        {"at": at / scale, "value": value, "name": line.name, "order": number}
+        for number, line in enumerate(series)
+        for at, value in line.points
+    ]
+    x = {"field": "at", "type": "quantitative", "title": f"{unit} of work", "axis": {"grid": False, "tickCount": width // 80}}
+    y = {"field": "value", "type": "quantitative", "title": None, "axis": {"format": "~s", "tickCount": 4, "domain": False}}
+    if stacked:
+        y["stack"] = "zero"
+    mark: dict[str, Any] = (
+        {"type": "area", "opacity": 0.85, "interpolate": "monotone"}
+        if stacked
+        else {"type": "line", "strokeWidth": 2, "interpolate": "monotone", "point": len(values) == len(series)}
+    )
+    lines = {"data": {"values": values}, "mark": mark, "encoding": {"x": x, "y": y, "color": _colour(series)}}
+    marks = {
+        "data": {"values": [{"at": at / scale} for at in rules]},
+        "mark": {"type": "rule", "strokeDash": [3, 3], "color": "var(--quiet)"},
+        "encoding": {"x": {"field": "at", "type": "quantitative"}},
+    }
+    return _svg({"width": width, "height": 200, "layer": [lines, *([marks] if rules else [])]})
+
+
+#: From the coarsest.
+_UNITS = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+
+
+def render_spans(spans: Sequence[Span], *, width: int) -> str:
+    """Per row a bar from the middle to the high value, with a dot on the middle and a tick on the highest."""
+    unit, factor = ("seconds", 1) if max(span.highest for span in spans) >= 1 else ("milliseconds", 1000)
+    values = [
+        {"name": span.name, "middle": span.middle * factor, "high": span.high * factor, "highest": span.highest * factor}
+        for span in spans
+    ]
+    scale = {"type": "log" if _is_wide(spans) else "linear", "zero": False, "nice": True, "padding": 8}
+    y = {"field": "name", "type": "nominal", "title": None, "sort": None, "axis": _NAMES}
+
+    def x(name: str) -> dict[str, Any]:
+        axis = {"tickCount": max(3, width // 110), "format": "~g", "domain": False}
+        return {"field": name, "type": "quantitative", "title": unit, "scale": scale, "axis": axis}
+
+    bar = {"mark": _BAR, "encoding": {"x": x("middle"), "x2": {"field": "high"}, "y": y}}
+    dot = {"mark": _DOT, "encoding": {"x": x("middle"), "y": y}}
+    tick = {"mark": _TICK, "encoding": {"x": x("highest"), "y": y}}
+    return _svg({"width": width, "height": {"step": 30}, "data": {"values": values}, "layer": [bar, dot, tick]})
+
+
+_NAMES = {
+    "domain": False,
+    "ticks": False,
+    "labelLimit": 110,
+    "labelFontSize": 12,
+    "labelColor": "var(--ink)",
+    "labelPadding": 8,
+}
+_BAR = {"type": "rule", "strokeWidth": 8, "color": "var(--s1)", "opacity": 0.35, "strokeCap": "round"}
+_DOT = {"type": "circle", "size": 90, "color": "var(--s1)", "opacity": 1}
+_TICK = {"type": "tick", "thickness": 2, "color": "var(--quiet)"}
+
+
+def _is_wide(spans: Sequence[Span]) -> bool:
+    lowest, highest = min(span.middle for span in spans), max(span.highest for span in spans)
+    return lowest > 0 and highest / lowest > 20
+
+
+def _colour(series: Sequence[Series]) -> dict[str, Any]:
+    scale = {"domain": [line.name for line in series], "range": [f"var(--s{number + 1})" for number in range(len(series))]}
+    return {"field": "name", "type": "nominal", "scale": scale, "legend": None}
+
+
+def _svg(chart: dict[str, Any]) -> str:
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise RunError("a report needs the package that draws its charts: pip install 'chainette[report]'") from error
+    whole = {
+        "$schema": _SCHEMA,
+        "background": None,
+        "padding": {"left": 12, "right": 4, "top": 4, "bottom": 4},
+        "config": _CONFIG,
+        **chart,
+    }
+    return vl_convert.vegalite_to_svg(whole, vl_version=_VERSION)

@@ -1,0 +1,252 @@
+"""The page: numbers in, one HTML file out. Nothing in it runs, and nothing in it is fetched.
+
+Text out of rows and models is escaped by the template; besides, the page forbids scripts and every request by its
+Content-Security-Policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from importlib.resources import files
+from typing import Any
+
+from chainette.io.figures import COMPLETION, PROMPT, Figures
+from chainette.report.charts import COLOURS, Series, Span, render_lines, render_spans
+from chainette.report.drawing import draw
+
+__all__ = ["Chart", "Price", "Rejects", "StepLine", "render_page"]
+
+#: Charts in pixels: on a desk, on a phone.
+_WIDE, _NARROW = 960, 270
+_COUNTS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
+_AMOUNTS = (*_COUNTS, "asked_again", "prompt_tokens", "answer_tokens")
+#: Characters of an answer or a message.
+_RAW, _MESSAGE = 1500, 600
+
+
+@dataclass(frozen=True)
+class Price:
+    """What an engine asks for a million tokens."""
+
+    prompt: float
+    completion: float
+
+    def of(self, usage: Mapping[str, Any]) -> float:
+        return float(usage["prompt_tokens"] * self.prompt + usage["completion_tokens"] * self.completion) / 1e6
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """A line of the table of steps."""
+
+    name: str
+    title: str
+    engine: str
+    counts: Mapping[str, Any]
+    #: By the name of the column.
+    amounts: Mapping[str, int]
+    #: Share of all seconds inside engines, 0 to 1.
+    share: float = 0.0
+    #: None where the engine has no price.
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart in two widths, as SVG text."""
+
+    title: str
+    wide: str
+    narrow: str
+    #: (colour number, name)
+    legend: list[tuple[int, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rejects:
+    """Rows that a step rejected for one reason."""
+
+    step: str
+    reason: str
+    rows: int
+    #: 0 to 1, of all rejected rows.
+    share: float
+    examples: list[dict[str, Any]]
+
+
+def render_page(
+    figures: Figures,
+    examples: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
+    prices: Mapping[str, Price],
+    *,
+    directory: str,
+    working: bool,
+    written_at: str,
+) -> str:
+    """The whole HTML. `working`: a process writes to the directory.
+
+    Raises:
+        RunError: the package that draws charts is not installed.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    loader = jinja2.PackageLoader("chainette.report", "")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"count": _count, "short": _short, "duration": _duration, "seconds": _seconds, "money": _money}
+    environment.filters |= {"percent": _percent, "when": _when}
+    metadata = figures.state.metadata()
+    steps = list(_steps(figures, metadata, prices))
+    return environment.get_template("page.html.j2").render(
+        figures=figures,
+        metadata=metadata,
+        standing=_standing(metadata["status"], working=working),
+        wide_drawing=draw(figures.state, lean=0.5),
+        narrow_drawing=draw(figures.state, lean=0),
+        steps=steps,
+        columns=_columns(steps),
+        costs=[step.cost for step in steps if step.cost is not None],
+        unpriced=sorted({step.engine for step in steps if prices and step.cost is None and step.amounts["prompt_tokens"]}),
+        slowest=max(steps, key=lambda step: step.share, default=None),
+        charts=list(_charts(figures)),
+        rejects=list(_rejects(figures, examples)),
+        directory=directory,
+        written_at=written_at,
+        style=Markup(files("chainette.report").joinpath("style.css").read_text("utf-8")),  # noqa: S704 - our own file
+        svg=Markup,
+    )
+
+
+def _standing(status: str, *, working: bool) -> str:
+    return "killed" if status == "running" and not working else status
+
+
+# -- numbers
+
+
+def _steps(figures: Figures, metadata: Mapping[str, Any], prices: Mapping[str, Price]) -> Iterator[StepLine]:
+    engines = {node["id"]: node["engine"] for node in figures.state.graph["nodes"]}
+    joins = {
+        fork["id"]: "join of " + ", ".join(join["alias"] for join in fork["joins"]) for fork in figures.state.graph["forks"]
+    }
+    whole = metadata["usage"]["seconds"] or 1.0
+    for name, counts in metadata["steps"].items():
+        engine, usage = engines.get(name, ""), counts.get("usage")
+        amounts = dict.fromkeys(_AMOUNTS, 0) | {column: counts[column] for column in _COUNTS}
+        line = StepLine(name, joins.get(name, name), engine, counts, amounts)
+        if usage is not None:
+            tokens = {"prompt_tokens": usage["prompt_tokens"], "answer_tokens": usage["completion_tokens"]}
+            cost = prices[engine].of(usage) if engine in prices else None
+            amounts |= {"asked_again": counts["asked_again"], **tokens}
+            line = replace(line, amounts=amounts, share=usage["seconds"] / whole, cost=cost)
+        yield line
+
+
+def _columns(steps: Sequence[StepLine]) -> list[str]:
+    """Columns of the table: rows in, out and rejected, and whatever else there is."""
+    always = {"in", "out", "rejected"}
+    return [name for name in _AMOUNTS if name in always or any(step.amounts[name] for step in steps)]
+
+
+def _rejects(figures: Figures, examples: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Iterator[Rejects]:
+    groups = [
+        (step, reason, rows) for step, counts in figures.state.nodes.items() for reason, rows in counts.reasons.items() if rows
+    ]
+    whole = sum(rows for _, _, rows in groups)
+    for step, reason, rows in sorted(groups, key=lambda group: (-group[2], group[0], group[1])):
+        shown = [_example(row) for row in examples.get((step, reason), ())]
+        yield Rejects(step, reason, rows, rows / whole, shown)
+
+
+def _example(row: Mapping[str, Any]) -> dict[str, Any]:
+    raw = row["raw"] or ""
+    return {
+        "row_id": row["row_id"],
+        "line": int(row["line"]),
+        "attempts": int(row["attempts"]),
+        "message": _cut(row["message"], _MESSAGE),
+        "raw": _cut(raw, _RAW),
+    }
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
+
+
+# -- charts
+
+
+def _charts(figures: Figures) -> Iterator[Chart]:
+    """Throughput per node, tokens, and how long requests take; only what there is something to say about."""
+    rules, timeline = figures.resumes(), figures.timeline
+    nodes = [node["id"] for node in figures.state.graph["nodes"] if any(node["id"] in found for found in timeline.bins)]
+    if nodes:
+        title = "Rows per second, by step"
+        if len(nodes) > COLOURS:
+            nodes, title = nodes[-COLOURS:], f"Rows per second, the last {COLOURS} steps"
+        rows = [Series(name, timeline.rates(name)) for name in nodes]
+        yield _chart(title, lambda width: render_lines(rows, rules, width=width), nodes)
+    if any(PROMPT in found or COMPLETION in found for found in timeline.bins):
+        tokens = [Series(name, timeline.rates(name)) for name in (PROMPT, COMPLETION)]
+        names = [PROMPT, COMPLETION]
+        yield _chart("Tokens per second", lambda width: render_lines(tokens, rules, width=width, stacked=True), names)
+    if figures.latencies:
+        order = [node["id"] for node in figures.state.graph["nodes"] if node["id"] in figures.latencies]
+        spans = [Span(name, found.median, found.p95, found.slowest) for name, found in _in_order(figures, order)]
+        yield _chart("Seconds per request: median, 95th percentile, slowest", lambda width: render_spans(spans, width=width))
+
+
+def _in_order(figures: Figures, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for name in names:
+        yield name, figures.latencies[name]
+
+
+def _chart(title: str, render: Callable[[int], str], names: Sequence[str] = ()) -> Chart:
+    return Chart(title, render(_WIDE), render(_NARROW), [(number + 1, name) for number, name in enumerate(names)])
+
+
+# -- words
+
+
+def _short(number: float) -> str:
+    """A number in few characters: 0.42, 994, 12.3k, 1.2M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit * 10 or (number >= limit and unit != "k"):
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:,.0f}" if number >= 100 or number == round(number) else f"{number:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    """0.4 s, 12 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _seconds(number: float) -> str:
+    return f"{number * 1000:.3g} ms" if number < 1 else f"{number:.3g} s"
+
+
+def _money(number: float) -> str:
+    return f"{number:,.2f}" if number >= 0.01 or number == 0 else f"{number:.2g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}" if share >= 0.00095 else "<0.1%"
+
+
+def _when(at: str) -> str:
+    return datetime.fromisoformat(at).strftime("%d %b %Y, %H:%M UTC") if at else ""

@@ -1,0 +1,69 @@
+"""The page as text: what is in it, and that nothing out of a row is more than text."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from chainette.errors import RunError
+from chainette.io.figures import Figures, figures
+from chainette.io.log import read_log
+from chainette.report.page import Price, render_page
+from tests.support.chains import everything, texts
+
+HOSTILE = '</pre></style><script>alert(1)</script><img src=x onerror="alert(1)">'
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    directory = tmp_path_factory.mktemp("run") / "out"
+    everything().run(texts(40), directory)
+    return figures(event for _, event in read_log(Path(directory) / "events.jsonl"))
+
+
+def page(found: Figures, prices: dict[str, Price] | None = None, raw: str = "raw", message: str = "message") -> str:
+    row = {"row_id": "7", "line": 8, "attempts": 1, "message": message, "raw": raw}
+    examples = {(step, reason): [row] for step, counts in found.state.nodes.items() for reason in counts.reasons}
+    return render_page(found, examples, prices or {}, directory="out", working=False, written_at="2026-01-01T00:00:00.000000Z")
+
+
+def test_it_is_whole_without_a_network_or_a_script(found: Figures) -> None:
+    text = page(found)
+    assert "<script" not in text
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:|#|["']?url)[\w/]""", text)
+    assert "default-src 'none'" in text
+
+
+def test_what_comes_out_of_rows_is_text(found: Figures) -> None:
+    text = page(found, raw=HOSTILE, message=HOSTILE)
+    assert HOSTILE not in text
+    assert "<img" not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2
+
+
+def test_cost_is_tokens_times_price_and_only_where_there_is_a_price(found: Figures) -> None:
+    usage = found.state.node("hidden").usage
+    expected = (usage.prompt_tokens * 2000 + usage.completion_tokens * 10_000) / 1e6
+    text = page(found, {"second": Price(2000, 10_000)})
+    costs = re.findall(r'data-step="(\w+)".*?data-name="cost">([^\s<]+)', text, re.DOTALL)
+    priced = {step: cost for step, cost in costs if cost != "·"}
+    assert priced == {"hidden": f"{expected:,.2f}"}
+    assert expected > 0.01
+    assert "without first" in text
+    assert 'data-name="cost"' not in page(found)
+
+
+def test_a_long_answer_is_cut_and_says_so(found: Figures) -> None:
+    assert "(100,000 characters)" in page(found, raw="x" * 100_000)
+
+
+def test_without_the_charts_package_it_says_what_to_install(found: Figures) -> None:
+    with (
+        mock.patch.dict(sys.modules, {"vl_convert": None}),
+        pytest.raises(RunError, match=r"pip install 'chainette\[report\]'"),
+    ):
+        page(found)
