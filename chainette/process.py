@@ -25,12 +25,12 @@ from chainette.core.history import History, received
 from chainette.core.plan import Fork, NodeKind, Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
-from chainette.engine.base import Completion, Delta, Engine, Finish, Request
+from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import TemplateError
 from chainette.hooks import Hook
 from chainette.records import Message, Outcome, Output, Reason, Rejection, Row, Unit, Usage
-from chainette.streaming import Asked, Joined, Piece, Unusable
-from chainette.tally import Tally, excess, writable
+from chainette.streaming import Asked, Joined, Unusable
+from chainette.tally import Tally, excess, streamed, writable
 from chainette.utils.together import together
 
 __all__ = ["MAX_FAN_OUT", "poisoned", "process", "row_seed", "too_large"]
@@ -147,21 +147,8 @@ class _Asking:
     async def answers(self, asks: Sequence[_Ask], requests: Sequence[Request]) -> list[Completion]:
         if not self.hook.streams:
             return await self.engine.generate(requests)
-        return await together([self.streamed(ask, request) for ask, request in zip(asks, requests, strict=True)])
-
-    async def streamed(self, ask: _Ask, request: Request) -> Completion:
-        """One answer, every piece of it told."""
-        step_id, row_id, number = self.node.id, ask.row.row_id, ask.number
-        asked = Asked(step_id, row_id, number, request.messages)
-
-        def tell(delta: Delta) -> None:
-            if delta.anew:
-                self.hook.on_stream(asked)
-            if delta.text or delta.reasoning:
-                self.hook.on_stream(Piece(step_id, row_id, number, delta.text, delta.reasoning))
-
-        self.hook.on_stream(asked)
-        return await self.engine.stream(request, tell)
+        asked = [Asked(self.node.id, ask.row.row_id, ask.number, ask.messages) for ask in asks]
+        return await together([streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)])
 
     @property
     def step(self) -> Step[Any, Any]:

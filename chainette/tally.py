@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import anyio
+
 from chainette.core.flow import row_of
 from chainette.core.plan import PlanNode
+from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
 from chainette.records import Output, Reason, Rejection, Row, Usage
-from chainette.streaming import Dropped, Passed
+from chainette.streaming import Asked, Dropped, Passed, Piece
 
-__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "writable"]
+__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "streamed", "writable"]
 
 #: Bytes of all that one row becomes in one node.
 MAX_ROW_BYTES = 16 << 20
@@ -47,6 +50,29 @@ class Tally:
         self.rejected.append(rejection)
         if self.hook.streams:
             self.hook.on_stream(rejection)
+
+
+async def streamed(engine: Engine, request: Request, asked: Asked, hook: Hook) -> Completion:
+    """One answer, its question and every piece of it told."""
+    failed: list[Exception] = []
+    completion: Completion | None = None
+
+    def tell(delta: Delta) -> None:
+        try:
+            if delta.anew:
+                hook.on_stream(asked)
+            if delta.text or delta.reasoning:
+                hook.on_stream(Piece(asked.step_id, asked.row_id, asked.ask, delta.text, delta.reasoning))
+        except Exception as error:  # must not look like the engine's
+            failed.append(error)
+            scope.cancel()
+
+    hook.on_stream(asked)
+    with anyio.CancelScope() as scope:
+        completion = await engine.stream(request, tell)
+    if completion is None or failed:
+        raise failed[0]
+    return completion
 
 
 def excess(outputs: Sequence[Output]) -> str:

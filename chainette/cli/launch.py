@@ -54,11 +54,18 @@ class Telling:
     json_logs: bool = False
     show: bool = False
     debug: bool = False
+    stream: bool = False
 
     def __post_init__(self) -> None:
-        chosen = [flag for flag, on in (("--quiet", self.quiet), ("--json-logs", self.json_logs), ("--show", self.show)) if on]
+        wishes = {"--quiet": self.quiet, "--json-logs": self.json_logs, "--show": self.show, "--stream": self.stream}
+        chosen = [flag for flag, wished in wishes.items() if wished]
         if len(chosen) > 1:
             raise typer.BadParameter(f"{' and '.join(chosen)} exclude each other; give one")
+
+    @property
+    def watching(self) -> str:
+        """The flag that shows what only the process of the engines sees; "" where none was given."""
+        return "--stream" if self.stream else "--show" if self.show else ""
 
     def reporter(self, directory: Path, plan: Plan | None) -> Reporter:
         """Tells the run on what is stdout now."""
@@ -68,6 +75,10 @@ class Telling:
             return QuietReporter(line_writer())
         if self.json_logs:
             return JsonLines(directory, line_writer())
+        if self.stream:
+            from chainette.cli.tokens import Tokens, text_writer
+
+            return Tokens(directory, text_writer())
         screen = console()
         if self.show or self.debug or not is_terminal() or screen.is_dumb_terminal:
             return Plain(directory, line_writer())

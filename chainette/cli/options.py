@@ -24,6 +24,7 @@ __all__ = [
     "RedisUrl",
     "RunDirectory",
     "Show",
+    "Stream",
     "Window",
     "Workers",
     "drive_of",
@@ -47,6 +48,7 @@ EngineFile = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the directory at the end.")]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Print the events of the run, one JSON object a line.")]
 Show = Annotated[bool, typer.Option("--show", help="Print prompts and answers side by side.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Print answers token by token as they come; with a small --limit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tell every event, prompt and answer on stderr; show tracebacks.")]
 MaxRejectRate = Annotated[
     float | None,
@@ -72,8 +74,8 @@ Workers = Annotated[
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
 
 
-def drive_of(workers: str | None, redis: str | None, *, enqueue: bool = False, show: bool) -> Drive | None:
-    """Who moves a run's units: None is this process.
+def drive_of(workers: str | None, redis: str | None, *, enqueue: bool = False, watching: str) -> Drive | None:
+    """Who moves a run's units: None is this process. `watching` is a flag that needs it to be this one, "" where none does.
 
     Raises:
         typer.BadParameter: flags that exclude each other, or --workers that is neither a number nor numbers by engine.
@@ -82,8 +84,8 @@ def drive_of(workers: str | None, redis: str | None, *, enqueue: bool = False, s
         raise typer.BadParameter("--workers starts a Redis of its own; with --redis, the workers are those that serve it")
     if redis is None and workers is None and not enqueue:
         return None
-    if show:
-        raise typer.BadParameter("--show sees requests of this process only; leave out --workers and --redis, add --limit")
+    if watching:
+        raise typer.BadParameter(f"{watching} sees requests of this process only; use `run` without --workers and --redis")
     if workers is None:
         from chainette_workers.drive import RedisFleet
 

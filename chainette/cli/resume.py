@@ -57,8 +57,8 @@ def resume(
     log of DIR recorded.
     """
     _refuse(context.args)
-    drive = drive_of(workers, redis, show=show)
     telling = Telling(quiet, json_logs, show, debug)
+    drive = drive_of(workers, redis, watching=telling.watching)
 
     from chainette import executor
 

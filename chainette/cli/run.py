@@ -21,12 +21,16 @@ from chainette.cli.options import (
     Quiet,
     RedisUrl,
     Show,
+    Stream,
     Window,
     Workers,
     drive_of,
 )
 
-__all__ = ["run"]
+__all__ = ["MOST_STREAMED", "run"]
+
+#: Rows that `--stream` shows at most.
+MOST_STREAMED = 100
 
 
 @guarded
@@ -63,6 +67,7 @@ def run(
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
     show: Show = False,
+    stream: Stream = False,
     debug: Debug = False,
     stream_writer: Annotated[
         bool, typer.Option("--stream-writer", help="Always on: rows are written as they come. Accepted for old scripts.")
@@ -74,8 +79,10 @@ def run(
     3 done with rejected rows, 130 interrupted.
     """
     del stream_writer
-    drive = drive_of(workers, redis, enqueue=context.info_name == "enqueue", show=show)
-    telling = Telling(quiet, json_logs, show, debug)
+    telling = Telling(quiet, json_logs, show, debug, stream)
+    drive = drive_of(workers, redis, enqueue=context.info_name == "enqueue", watching=telling.watching)
+    if stream and (limit is None or limit > MOST_STREAMED):
+        raise typer.BadParameter(f"--stream is for looking at a few rows; add --limit 1, or at most {MOST_STREAMED}")
     with telling.foreign_output():
         loaded, plan = load_plan(chain, chain_root, engines, simulate=simulate, batch_size=batch_size)
     if not quiet:

@@ -120,6 +120,11 @@ def test_debug_tells_events_prompts_and_answers_on_stderr(project: Project) -> N
         (["chain.py", "in.jsonl", "--format", "xml"], 2, "xml"),
         (["chain.py", "in.jsonl", "--quiet", "--json-logs"], 2, "exclude each other"),
         (["chain.py", "in.jsonl", "--workers", "0"], 2, "--workers"),
+        (["chain.py", "in.jsonl", "--stream"], 2, "--limit 1"),
+        (["chain.py", "in.jsonl", "--stream", "--limit", "101"], 2, "at most 100"),
+        (["chain.py", "in.jsonl", "--stream", "--limit", "1", "--quiet"], 2, "--quiet and --stream exclude"),
+        (["chain.py", "in.jsonl", "--stream", "--limit", "1", "--json-logs"], 2, "--json-logs and --stream exclude"),
+        (["chain.py", "in.jsonl", "--stream", "--limit", "1", "--workers", "2"], 2, "--stream sees requests of this process"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_message_and_leaves_nothing(

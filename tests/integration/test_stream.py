@@ -13,6 +13,7 @@ from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.engine.base import Completion, Engine, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import EngineUnavailable, RunStopped
+from chainette.hooks import Hook
 from chainette.records import CHAIN_INPUT, Rejection
 from chainette.streaming import Asked, Dropped, Finished, Joined, Passed, Piece, StreamEvent, Unusable
 from tests.support.chains import Text, everything, finished
@@ -159,6 +160,24 @@ def test_closing_the_iterator_stops_the_generation_at_the_engine() -> None:
         stream.close()  # type: ignore[attr-defined]
         assert stopped.is_set()
         assert scripts["llm"].calls[-1] == "close"
+
+
+class Clumsy(Hook):
+    """Fails at the first piece, with an error that looks like a connection's."""
+
+    streams = True
+
+    def on_stream(self, event: StreamEvent) -> None:
+        if isinstance(event, Piece):
+            raise BrokenPipeError("nobody reads")
+
+
+def test_an_error_of_who_listens_stops_the_run_and_is_not_taken_for_the_engines() -> None:
+    with using_registry(EngineRegistry()):
+        register_engine("llm", "none", "simulated", latency=0.05)
+        chain = only(fact_step())
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        list(chain.run_iter([{"text": "a"}], hooks=(Clumsy(),)))
 
 
 def test_a_run_that_nobody_streams_asks_whole_units(monkeypatch: pytest.MonkeyPatch) -> None:
