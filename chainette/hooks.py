@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from chainette.io.events import Event
     from chainette.streaming import StreamEvent
 
-__all__ = ["Hook", "Hooks", "Stage"]
+__all__ = ["Hook", "Hooks", "Laps", "Stage"]
 
 
 class Stage(StrEnum):
     """A part of a unit's life in the fleet."""
 
-    #: queued, in nobody's hands
+    #: from queued to begun
     WAIT = "wait"
     #: prompts are made of its rows
     RENDER = "render"
@@ -32,6 +33,24 @@ class Stage(StrEnum):
     VALIDATE = "validate"
     #: Redis takes what became of it
     COMMIT = "commit"
+
+
+class Laps:
+    """Where the seconds of one unit go; told to a hook once the unit is through."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Stage, float] = {}
+        self._at = perf_counter()
+
+    def lap(self, stage: Stage) -> None:
+        """What went by since the last lap belongs to this stage."""
+        now = perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._at
+        self._at = now
+
+    def tell(self, hook: Hook, node: str) -> None:
+        for stage, seconds in self._seconds.items():
+            hook.on_stage(node, stage, seconds)
 
 
 class Hook:

@@ -27,7 +27,7 @@ from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
 from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import TemplateError
-from chainette.hooks import Hook
+from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Outcome, Output, Reason, Rejection, Row, Unit, Usage
 from chainette.streaming import Asked, Joined, Unusable
 from chainette.tally import Tally, excess, streamed, writable
@@ -49,14 +49,24 @@ async def process(plan: Plan, unit: Unit, engine: Engine | None, *, seed: int = 
     Raises:
         EngineUnavailable: the engine does not answer; nothing is known about any row.
     """
+    laps = Laps()
+    outcome = await _outcome(plan, unit, engine, seed, hook, laps)
+    laps.tell(hook, unit.node)
+    return outcome
+
+
+async def _outcome(plan: Plan, unit: Unit, engine: Engine | None, seed: int, hook: Hook, laps: Laps) -> Outcome:
     if unit.node in plan.forks:
-        return _join(plan, plan.forks[unit.node], unit, hook)
+        joined = _join(plan, plan.forks[unit.node], unit, hook)
+        laps.lap(Stage.GENERATE)
+        return joined
     node = plan.nodes[unit.node]
     if node.kind is NodeKind.STEP:
         assert engine is not None
-        result = await _Asking(plan, node, engine, seed, hook).run(unit.rows)
+        result = await _Asking(plan, node, engine, seed, hook, laps).run(unit.rows)
     else:
         result = await _call(plan, node, unit.rows, hook)
+        laps.lap(Stage.GENERATE)
     rejected = [rejection.row_id for rejection in result.rejected]
     effects = advance(plan, unit, [row_of(node, row, output) for row, output in result.outputs], node.next, rejected)
     return Outcome([output for _, output in result.outputs], result.rejected, result.dropped, result.usage, effects)
@@ -127,6 +137,7 @@ class _Asking:
     engine: Engine
     seed: int
     hook: Hook
+    laps: Laps
     result: Tally = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,12 +148,22 @@ class _Asking:
         asks = self.first_asks(prompts, rows)
         while asks:
             requests = [self.request(prompts, ask) for ask in asks]
-            completions = [_readable(completion) for completion in await self.answers(asks, requests)]
+            self.laps.lap(Stage.RENDER)
+            completions = await self.watched(asks, requests)
+            self.laps.lap(Stage.GENERATE)
             self.hook.on_answers(self.node.id, requests, completions)
             asks = [again for ask, completion in zip(asks, completions, strict=True) if (again := self.judge(ask, completion))]
+            self.laps.lap(Stage.VALIDATE)
         place = {row.row_id: index for index, row in enumerate(rows)}
         self.result.outputs.sort(key=lambda pair: place[pair[0].row_id])
         return self.result
+
+    async def watched(self, asks: Sequence[_Ask], requests: Sequence[Request]) -> list[Completion]:
+        self.hook.on_generating(self.node.engine, len(requests))
+        try:
+            return [_readable(completion) for completion in await self.answers(asks, requests)]
+        finally:
+            self.hook.on_generated(self.node.engine, len(requests))
 
     async def answers(self, asks: Sequence[_Ask], requests: Sequence[Request]) -> list[Completion]:
         if not self.hook.streams:

@@ -19,6 +19,8 @@ __all__ = [
     "Format",
     "JsonLogs",
     "MaxRejectRate",
+    "MetricsHost",
+    "MetricsPort",
     "Patience",
     "Quiet",
     "RedisUrl",
@@ -70,6 +72,12 @@ Workers = Annotated[
         metavar="N | ENGINE=N,...",
         help="Use N worker processes per engine, with a Valkey of their own.",
     ),
+]
+MetricsHost = Annotated[
+    str, typer.Option("--metrics-host", metavar="HOST", help="The interface that answers /metrics; 0.0.0.0 for all of them.")
+]
+MetricsPort = Annotated[
+    int, typer.Option("--metrics-port", metavar="PORT", min=0, max=65535, help="The port of /metrics; 0 takes a free one.")
 ]
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
 

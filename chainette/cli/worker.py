@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from chainette.cli.common import guarded
-from chainette.cli.options import ChainRoot, EngineFile, RedisUrl
+from chainette.cli.options import ChainRoot, EngineFile, MetricsHost, MetricsPort, RedisUrl
 
 __all__ = ["worker"]
 
@@ -37,6 +37,8 @@ def worker(
         ),
     ] = None,
     python: Annotated[bool, typer.Option("--python/--no-python", help="Also run functions (Apply) and joins.")] = True,
+    metrics_host: MetricsHost = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
 ) -> None:
     """Serve engines: take units of every run on the Redis that needs them, with the chains found below --chain-root.
 
@@ -51,6 +53,7 @@ def worker(
     import signal
     import threading
 
+    from chainette_workers.endpoint import Endpoint
     from chainette_workers.runtime import heed_signals
     from chainette_workers.worker import WorkerConfig, serve
 
@@ -58,7 +61,8 @@ def worker(
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
     names = [name for name in engine if name != "python"]
     root, file = str(chain_root.resolve()), str(engines.resolve()) if engines else None
-    serve(WorkerConfig(redis, names, root, rows_in_flight, python or "python" in engine, file), stopping)
+    functions, endpoint = python or "python" in engine, Endpoint(metrics_host, metrics_port)
+    serve(WorkerConfig(redis, names, root, rows_in_flight, functions, file, endpoint), stopping)
 
 
 def _devices(wanted: str, visible: str | None) -> str:

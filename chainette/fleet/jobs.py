@@ -14,7 +14,7 @@ from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import BadMessage, TooLarge, open_join, open_message
 from chainette.records import Effects, Scope, Unit, encode
 
-__all__ = ["claimed_unit", "halves", "require_size", "set_apart", "stamp", "wire_effects"]
+__all__ = ["age", "claimed_unit", "halves", "require_size", "set_apart", "stamp", "wire_effects"]
 
 #: The one function that a job may name. It is never imported: workers know what a job means.
 FUNCTION = "chainette.process"
@@ -27,6 +27,14 @@ _arguments = msgspec.json.Decoder(tuple[str, None, tuple[str, int, str, int, str
 
 def stamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def age(since: str, now: float) -> float:
+    """Seconds from a stamp to `now`, both since 1970; 0 where it is none, or the clocks differ that much."""
+    try:
+        return max(0.0, now - datetime.fromisoformat(since).timestamp())
+    except ValueError:
+        return 0.0
 
 
 def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects) -> dict[str, Any]:

@@ -178,9 +178,9 @@ class FleetQueue(LeasedQueue):
                 raise Lost(f"worker {incarnation}: its lease is over")
             if reply[0] in (b"EMPTY", b"DRAIN"):
                 return Drain() if reply[0] == b"DRAIN" else None
-            turn, job, run, epoch = (part.decode() for part in reply[:4])
+            turn, job, run, epoch, since = (part.decode("utf-8", "replace") for part in reply[:5])
             try:
-                return Claim(job, token, run, int(epoch), claimed_unit(*reply[4:]), Turn(turn))
+                return Claim(job, token, run, int(epoch), claimed_unit(*reply[5:]), Turn(turn), since)
             except BadMessage as error:
                 self._bury(job, token, incarnation, str(error))
 

@@ -62,6 +62,8 @@ class Claim:
     epoch: int
     unit: Unit
     turn: Turn = Turn.JOB
+    #: When it was queued, by the clock of the process that did.
+    since: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from chainette.fleet.jobs import age
 from chainette.fleet.keys import LEASES, RUNS, RunKeys, rq_job, rq_queue, worker
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _run(run: str, fields: Fields, raw: _Raw, stamps: Iterator[bytes | None], no
     waiting = []
     for name, (units, jobs) in zip(_queues(fields), raw.queues, strict=True):
         engine, _, step = name.removesuffix(f".{run}").partition(".")
-        waiting.append(Waiting(step, engine, units, max((_age(next(stamps), now) for _ in jobs), default=0.0)))
+        waiting.append(Waiting(step, engine, units, max((age((next(stamps) or b"").decode(), now) for _ in jobs), default=0.0)))
     lag_rows = lag_seconds = 0.0
     if len(raw.oldest) > 1:
         durable = int(raw.oldest[0][1].get(b"n", 0))
@@ -188,14 +188,6 @@ def _run(run: str, fields: Fields, raw: _Raw, stamps: Iterator[bytes | None], no
 
 def _queues(fields: Fields) -> list[str]:
     return fields.get("queues", "").split()
-
-
-def _age(stamp: bytes | None, now: float) -> float:
-    """Seconds since a job was queued, by the clock of the process that queued it."""
-    try:
-        return max(0.0, now - datetime.fromisoformat((stamp or b"").decode()).timestamp())
-    except ValueError:  # the job is gone, or none of ours
-        return 0.0
 
 
 def _plain(fields: dict[bytes, bytes]) -> Fields:

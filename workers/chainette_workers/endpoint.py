@@ -14,7 +14,7 @@ import msgspec
 
 from chainette.errors import RunError
 
-__all__ = ["Endpoint", "Route", "serving", "targets"]
+__all__ = ["Endpoint", "Route", "Unavailable", "serving", "targets"]
 
 #: What a path answers with, given the request's Accept: content type and body.
 Route = Callable[[str], tuple[str, bytes]]
@@ -26,6 +26,10 @@ _PATIENCE = 10.0
 _LABELS = {"kind": "role", "engines": "serves", "gpu": "gpu", "host": "host"}
 
 
+class Unavailable(Exception):
+    """A route has no answer now."""
+
+
 class Endpoint(msgspec.Struct, frozen=True):
     """Where a process's metrics are to be had."""
 
@@ -35,8 +39,10 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def serving(endpoint: Endpoint, routes: Mapping[str, Route], redis_url: str | None = None) -> Iterator[str]:
+def serving(endpoint: Endpoint, routes: Mapping[str, Route], towards: tuple[str, int] = ("127.0.0.1", 9)) -> Iterator[str]:
     """Answers on the endpoint until the end; yields its address, `host:port`, as others reach it.
+
+    One that listens everywhere is known by the address from which it reaches what lies `towards`.
 
     Raises:
         RunError: the address cannot be had.
@@ -51,7 +57,7 @@ def serving(endpoint: Endpoint, routes: Mapping[str, Route], redis_url: str | No
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
     thread.start()
     try:
-        yield f"{_reachable(endpoint.host, redis_url)}:{server.server_address[1]}"
+        yield f"{_reachable(endpoint.host, towards)}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -75,7 +81,10 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
             route = routes.get(urlsplit(self.path).path)
             if route is None:
                 return self._answer(404, "text/plain; charset=utf-8", f"here: {', '.join(routes)}\n".encode())
-            return self._answer(200, *route(self.headers.get("Accept", "")))
+            try:
+                return self._answer(200, *route(self.headers.get("Accept", "")))
+            except Unavailable as error:
+                return self._answer(503, "text/plain; charset=utf-8", f"{error}\n".encode())
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response_only(status)
@@ -90,14 +99,13 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _reachable(host: str, redis_url: str | None) -> str:
-    """The host as others know it: one that listens everywhere is known by the address from which it reaches Redis."""
+def _reachable(host: str, towards: tuple[str, int]) -> str:
+    """The host as others know it."""
     if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - what the user asked for
         return host
-    url = urlsplit(redis_url or "")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((url.hostname or "127.0.0.1", url.port or 6379))  # sends nothing
+            probe.connect(towards)  # sends nothing
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()

@@ -7,11 +7,11 @@ refused by Redis, so a worker that was thought dead costs work, never rows.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 
 import anyio
 import anyio.to_thread
@@ -22,9 +22,10 @@ from chainette.core.plan import Plan
 from chainette.errors import ChainetteError, EngineUnavailable
 from chainette.fleet.connect import is_passing
 from chainette.fleet.contract import LeasedQueue
+from chainette.fleet.jobs import age
 from chainette.fleet.messages import TooLarge
 from chainette.fleet.states import Claim, Drain, Lost, RunInfo, Turn
-from chainette.hooks import Hook
+from chainette.hooks import Hook, Stage
 from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process, too_large
 from chainette.records import Outcome, Unit
@@ -55,6 +56,7 @@ class Held:
 
     info: RunInfo
     plan: Plan
+    hook: Hook
     lane: Lane
     claim: Claim
     #: Whether it was claimed before there was room for it.
@@ -75,6 +77,8 @@ class EngineWorker:
     #: Seconds that the event loop may stand still before the worker counts as dead.
     deadline: float = 600.0
     hook: Hook = field(default_factory=Hook)
+    #: What it says about itself beside how much it holds.
+    about: Mapping[str, str] = field(default_factory=dict)
     incarnation: str = field(default_factory=lambda: f"w-{secrets.token_hex(6)}")
     #: Called once, when units can come.
     ready: Callable[[], None] = lambda: None
@@ -96,7 +100,7 @@ class EngineWorker:
     @asynccontextmanager
     async def _attached(self) -> AsyncIterator[Heartbeat]:
         """Under a lease; at the end nothing is in the worker's hands, and the engines are closed."""
-        heartbeat = Heartbeat(self.queue, self.incarnation, self._words, self.deadline)
+        heartbeat = Heartbeat(self.queue, self.incarnation, self._words, self.deadline, hook=self.hook)
         await insist(heartbeat.beat)
         heartbeat.start()
         self.ready()
@@ -151,7 +155,8 @@ class EngineWorker:
                 raise
             await insist(lambda: self.queue.reconcile(self.incarnation, [*self.hands]))
         except Lost:
-            await insist(lambda: self.queue.beat(self.incarnation, self._words()))
+            if not await insist(lambda: self.queue.beat(self.incarnation, self._words())):
+                self.hook.on_lease_lost()
         else:
             self.hands.alone = isinstance(found, Drain) and bool(self.hands.claims)
             return await self._hold(found, ahead=ahead) if isinstance(found, Claim) else None
@@ -164,8 +169,8 @@ class EngineWorker:
             await insist(lambda: self.queue.release(claim, self.incarnation))
             await self.serving.look()
             return None
-        info, plan = found
-        held = Held(info, plan, self._lane(lane_of(plan, claim.unit.node)), claim, ahead)
+        info, plan, hook = found
+        held = Held(info, plan, hook, self._lane(lane_of(plan, claim.unit.node)), claim, ahead)
         self.hands.take(held.lane, claim)
         return held
 
@@ -213,7 +218,8 @@ class EngineWorker:
         await self.hands.begin(lane, claim)
         if held.ahead and not await insist(lambda: self.queue.start(claim, self.incarnation)):
             return None
-        outcome = await process(plan, claim.unit, engine, seed=int(held.info.fields.get("seed", 0)), hook=self.hook)
+        held.hook.on_stage(claim.unit.node, Stage.WAIT, age(claim.since, time()))
+        outcome = await process(plan, claim.unit, engine, seed=int(held.info.fields.get("seed", 0)), hook=held.hook)
         lane.failures = 0
         return outcome
 
@@ -229,13 +235,15 @@ class EngineWorker:
         await insist(lambda: self.queue.note(claim.run, event))
 
     async def _commit(self, held: Held, outcome: Outcome) -> None:
-        token = secrets.token_hex(8)
+        token, began = secrets.token_hex(8), monotonic()
         try:
-            await insist(lambda: self.queue.commit(held.claim, self.incarnation, held.plan, outcome, token))
+            if not await insist(lambda: self.queue.commit(held.claim, self.incarnation, held.plan, outcome, token)):
+                held.hook.on_refused()
         except TooLarge as error:
             await self._divide(held, partial(too_large, message=str(error)), str(error))
         except redis.ResponseError as error:
             await self._bury(held.claim, f"Redis refuses its commit: {error}")
+        held.hook.on_stage(held.claim.unit.node, Stage.COMMIT, monotonic() - began)
 
     async def _divide(self, held: Held, reject: Callable[[Plan, Unit], Outcome], why: str) -> None:
         """A unit that cannot be done as a whole: cut in two, or its one row rejected."""
@@ -251,10 +259,20 @@ class EngineWorker:
         reason = f"{claim.unit.node} root {claim.unit.root}: {reason}"
         await insist(lambda: self.queue.bury(claim, self.incarnation, reason))
 
+    @property
+    def rows_budget(self) -> int:
+        """Rows that may be in flight in the engines that were opened so far."""
+        return sum(lane.budget or 0 for lane in self._lanes.values() if not lane.by_unit)
+
     def _words(self) -> dict[str, str | int | float]:
         """What the worker says about itself."""
-        names = ",".join(sorted(self.serving.names))
-        return {"engines": names, "rows_in_flight": self.hands.rows, "units_in_flight": len(self.hands.claims)}
+        return {
+            **self.about,
+            "engines": ",".join(sorted(self.serving.names)),
+            "rows_in_flight": self.hands.rows,
+            "rows_budget": self.rows_budget,
+            "units_in_flight": len(self.hands.claims),
+        }
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -11,6 +11,7 @@ import redis
 
 from chainette.fleet.contract import LeasedQueue
 from chainette.fleet.states import LEASE
+from chainette.hooks import Hook
 
 __all__ = ["Heartbeat"]
 
@@ -30,6 +31,7 @@ class Heartbeat:
     deadline: float
     #: Whether somebody asked the worker to end.
     asked_to_stop: bool = False
+    hook: Hook = field(default_factory=Hook)
     _ticked: float = field(default_factory=time.monotonic)
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -62,9 +64,10 @@ class Heartbeat:
             if time.monotonic() - self._ticked > self.deadline:
                 continue
             try:
-                self.beat()
+                if not self.queue.beat(self.incarnation, self.words()):
+                    self.hook.on_lease_lost()
                 self.asked_to_stop = self.queue.is_asked_to_stop(self.incarnation)
                 if time.monotonic() > quiet_until:
-                    self.queue.reap()
+                    self.hook.on_workers_lost(self.queue.reap())
             except redis.RedisError:
                 quiet_until = time.monotonic() + LEASE

@@ -12,6 +12,7 @@ import anyio.to_thread
 from chainette.core.plan import NodeKind, Plan
 from chainette.fleet.contract import LeasedQueue
 from chainette.fleet.states import Claim, RunInfo
+from chainette.hooks import Hook
 from chainette_workers.runtime import insist
 
 __all__ = ["FUNCTIONS", "JOINS", "Place", "Serving"]
@@ -42,6 +43,8 @@ class _Known:
     info: RunInfo
     plan: Plan | None
     places: tuple[Place, ...] = ()
+    #: What watches the run here.
+    hook: Hook = field(default_factory=Hook)
     looked_at: float = field(default_factory=time.monotonic)
 
 
@@ -54,6 +57,7 @@ class Serving:
     names: Collection[str]
     #: The plan of a run, or None where this worker may not serve it. Called in a thread: it imports the user's code.
     plan_of: Callable[[RunInfo], Plan | None]
+    hook: Hook = field(default_factory=Hook)
     _known: dict[tuple[str, int], _Known] = field(default_factory=dict)
     _turn: int = 0
 
@@ -69,19 +73,23 @@ class Serving:
         for key in [*self._known]:
             if key not in infos:
                 del self._known[key]
+                if not any(run == key[0] for run, _ in infos):
+                    self.hook.forget_run(key[0])
         for key, info in infos.items():
             known = self._known.get(key)
             if known is not None and (known.plan is not None or time.monotonic() - known.looked_at < _AGAIN):
                 known.info = info
                 continue
             plan = await anyio.to_thread.run_sync(self.plan_of, info)
-            places = () if plan is None else tuple(_places(info, plan, self.names))
-            self._known[key] = _Known(info, plan, places)
+            self._known[key] = _Known(info, None) if plan is None else self._served(info, plan)
 
-    def plan(self, claim: Claim) -> tuple[RunInfo, Plan] | None:
+    def _served(self, info: RunInfo, plan: Plan) -> _Known:
+        return _Known(info, plan, tuple(_places(info, plan, self.names)), self.hook.of_run(info.run, plan))
+
+    def plan(self, claim: Claim) -> tuple[RunInfo, Plan, Hook] | None:
         """What is known of the run of a claim; None where its epoch is another one by now."""
         known = self._known.get((claim.run, claim.epoch))
-        return None if known is None or known.plan is None else (known.info, known.plan)
+        return None if known is None or known.plan is None else (known.info, known.plan, known.hook)
 
     def forget(self, claim: Claim) -> None:
         """The run of a claim is not what it was."""

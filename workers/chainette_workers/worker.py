@@ -23,11 +23,14 @@ from chainette.errors import ChainetteError
 from chainette.fleet.connect import connect, shown
 from chainette.fleet.queue import FleetQueue, RunInfo
 from chainette.io.events import EngineLoaded, EngineReleased, Event, WorkerRefused
+from chainette_workers.catalogue import Part
 from chainette_workers.chains import Chains
+from chainette_workers.endpoint import Endpoint
 from chainette_workers.engine import EngineWorker
 from chainette_workers.models import Models
 from chainette_workers.runtime import UNUSABLE, heed_signals, say, watch_parent
 from chainette_workers.serving import Serving
+from chainette_workers.watching import Watch, watching
 
 __all__ = ["WorkerConfig", "main", "serve"]
 
@@ -44,6 +47,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     python: bool = True
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None = None
+    #: Where its metrics are served; None: nowhere.
+    metrics: Endpoint | None = None
 
     @property
     def names(self) -> list[str]:
@@ -58,8 +63,12 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
         RunError: Redis does not answer at the start. Later on, it is waited for.
         EngineConfigError: an engine can never be opened.
     """
-    with connect(config.url, timeout=5.0) as connection, ThreadPoolExecutor(1) as side:
-        anyio.run(_Process(FleetQueue(connection), config, side).worker.run, stopping.is_set)
+    with (
+        connect(config.url, timeout=5.0) as connection,
+        ThreadPoolExecutor(1) as side,
+        watching(config.metrics, connection, Part.WORKER, engines=config.names) as watch,
+    ):
+        anyio.run(_Process(FleetQueue(connection), config, side, watch).worker.run, stopping.is_set)
 
 
 def main() -> int:
@@ -80,11 +89,22 @@ def main() -> int:
 class _Process:
     """One worker with its chains and engines, and what it says: to its log, and to the runs that it serves."""
 
-    def __init__(self, queue: FleetQueue, config: WorkerConfig, side: ThreadPoolExecutor) -> None:
-        self._queue, self._config, self._side = queue, config, side
+    def __init__(self, queue: FleetQueue, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
+        self._queue, self._config, self._side, self._hook = queue, config, side, watch.hook
         chains = Chains(Path(config.chain_root), config.names, config.engines_file, self._refuse)
-        self._serving = Serving(queue, config.names, chains.plan_of)
-        self.worker = EngineWorker(queue, self._serving, Models(self._tell), config.rows_in_flight, ready=self._ready)
+        self._serving = Serving(queue, config.names, chains.plan_of, watch.hook)
+        self.worker = EngineWorker(
+            queue,
+            self._serving,
+            Models(self._tell),
+            config.rows_in_flight,
+            hook=watch.hook,
+            about=watch.words,
+            ready=self._ready,
+        )
+        watch.read("chainette_rows_in_flight", lambda: self.worker.hands.rows)
+        watch.read("chainette_units_in_flight", lambda: len(self.worker.hands.claims))
+        watch.read("chainette_rows_in_flight_max", lambda: self.worker.rows_budget)
 
     def _ready(self) -> None:
         served, where = ", ".join(self._config.names), shown(self._config.url or "")
@@ -99,6 +119,7 @@ class _Process:
         self._note(info.run, WorkerRefused(worker=self.worker.incarnation, reason=words))
 
     def _tell(self, config: EngineConfig, event: EngineLoaded | EngineReleased) -> None:
+        self._hook.on_event(event)
         for info, plan in self._serving.plans():
             if config in plan.engines.values():
                 self._note(info.run, event)

@@ -46,7 +46,8 @@ local function take(job, run, epoch, queue, kind, status)
   redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at)
   if A.ahead and kind == 'JOB' then redis.call('HSET', job_key(job), 'ahead', '1') end
   redis.call('SADD', held_key(me), job)
-  return {kind, job, run, epoch, j.root, j.scope, j.fork, #data > 65536 and '' or data, payload}
+  local since = redis.call('HGET', job_key(job), 'enqueued_at') or ''
+  return {kind, job, run, epoch, since, j.root, j.scope, j.fork, #data > 65536 and '' or data, payload}
 end
 
 for _, entry in ipairs(A.queues) do

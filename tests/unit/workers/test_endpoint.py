@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from chainette_workers.endpoint import Endpoint, Route, serving, targets
+from chainette_workers.endpoint import Endpoint, Route, Unavailable, serving, targets
 
 from chainette.errors import RunError
 
@@ -31,6 +31,16 @@ def test_a_path_that_is_not_there_is_answered_with_those_that_are() -> None:
     with serving(Endpoint(), ROUTES) as address, pytest.raises(urllib.error.HTTPError) as error:
         get(address, "/")
     assert error.value.code == 404 and error.value.read() == b"here: /metrics\n"
+    error.value.close()
+
+
+def test_a_route_without_an_answer_says_so() -> None:
+    def nothing(_accept: str) -> tuple[str, bytes]:
+        raise Unavailable("Redis does not answer")
+
+    with serving(Endpoint(), {"/sd": nothing}) as address, pytest.raises(urllib.error.HTTPError) as error:
+        get(address, "/sd")
+    assert error.value.code == 503 and error.value.read() == b"Redis does not answer\n"
     error.value.close()
 
 
@@ -59,11 +69,11 @@ def test_a_client_that_says_nothing_holds_nobody_up() -> None:
 
 
 def test_one_that_listens_everywhere_is_named_as_redis_is_reached() -> None:
-    with serving(Endpoint("0.0.0.0"), ROUTES, "redis://:secret@127.0.0.1:6379/0") as address:
+    with serving(Endpoint("0.0.0.0"), ROUTES, ("127.0.0.1", 6379)) as address:
         assert address.startswith("127.0.0.1:")
         assert get(address) == b"for me"
-    with serving(Endpoint("0.0.0.0"), ROUTES, "unix:///tmp/redis.sock") as address:
-        assert get(address) == b"for me"
+    with serving(Endpoint("0.0.0.0"), ROUTES, ("nowhere.invalid", 6379)) as address:
+        assert address.startswith(f"{socket.gethostname()}:")
 
 
 def test_processes_that_have_an_endpoint_are_found_by_prometheus() -> None:
