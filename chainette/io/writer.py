@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import Plan
@@ -71,6 +72,8 @@ class Committed:
     finished: list[list[Row]]
     #: Log events in order.
     events: list[Event]
+    #: Seconds that rows and log took to be synced.
+    synced: float = 0.0
 
 
 #: What a writer takes in; an event is logged in its place.
@@ -169,9 +172,12 @@ class RunWriter:
                     events.append(self._write(item, finished))
                 case _:
                     events.append(item)
+        began = perf_counter()
         for stream in self._streams.values():
             stream.sync()
-        return Committed(finished, self.record(events) + self._seal(self._sealer.ready()))
+        logged = self.record(events)
+        synced = perf_counter() - began
+        return Committed(finished, logged + self._seal(self._sealer.ready()), synced)
 
     def _seal(self, shards: Iterable[tuple[StreamWriter, int]]) -> list[Event]:
         """Gives full shards their final form; a journal goes once the log says that its shard is sealed."""

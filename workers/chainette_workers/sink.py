@@ -123,6 +123,7 @@ class Sink:
             return False
         items, opened = self._items(entries)
         committed = self.writer.commit(items)
+        self.hook.on_flush(committed.synced)
         self._open_roots = opened
         self._done += [entry.root for entry in entries if entry.done]
         for event in committed.events:
