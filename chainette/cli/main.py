@@ -20,6 +20,7 @@ from chainette.cli.rows import rows
 from chainette.cli.run import run
 from chainette.cli.runs import cancel, kill, pause, runs, unpause
 from chainette.cli.status import status
+from chainette.cli.warmup import warmup
 from chainette.cli.worker import worker
 
 __all__ = ["app", "main", "version"]
@@ -51,6 +52,7 @@ app.command()(kill)
 app.command()(inspect)
 app.command("inspect-dag")(inspect_dag)
 app.command()(engines)
+app.command()(warmup)
 app.command()(status)
 app.command()(rows)
 app.command()(rejected)

@@ -35,7 +35,7 @@ from chainette.core.plan import (
 )
 from chainette.core.step import Step
 from chainette.core.template_check import template_problems
-from chainette.engine.config import EngineConfig, EngineRegistry, make_config
+from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT
 from chainette.utils.ids import snake_case
@@ -307,7 +307,7 @@ class _Compiler:
         except UnknownEngine as error:
             self.error(step.place, f"step {step.id!r}: {error}; register_engine(...) declares one")
             return
-        self.engines[config.name] = _simulated(config) if self.simulate else config
+        self.engines[config.name] = simulated(config) if self.simulate else config
 
     def fingerprint(self, node: Step[Any, Any] | ApplyNode[Any, Any], input_type: type[BaseModel] | None) -> str:
         parts: list[Any] = [node.id, type(node).__name__]
@@ -325,7 +325,7 @@ class _Compiler:
             config = self.registry.get(name)
         except UnknownEngine:
             return {}
-        plain = (_simulated(config) if self.simulate else config).describe()
+        plain = (simulated(config) if self.simulate else config).describe()
         plain |= plain.pop("options")
         return {key: value for key, value in plain.items() if key not in _OPERATIONAL}
 
@@ -334,10 +334,6 @@ class _Compiler:
 
     def warn(self, place: Place, message: str) -> None:
         self.problems.append(Problem(message, place, warning=True))
-
-
-def _simulated(config: EngineConfig) -> EngineConfig:
-    return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated")
 
 
 def _target(element: Element) -> Target:

@@ -34,6 +34,7 @@ __all__ = [
     "overlaid",
     "public_url",
     "register_engine",
+    "simulated",
     "using_registry",
 ]
 
@@ -194,6 +195,11 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
         return msgspec.structs.replace(common, options=msgspec.convert(options, BACKENDS[backend]))
     except msgspec.ValidationError as error:
         raise EngineConfigError(f"engine {name!r} (backend {backend!r}): {error}") from error
+
+
+def simulated(config: EngineConfig) -> EngineConfig:
+    """The simulated engine that stands in for another one."""
+    return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated")
 
 
 def _nearest(word: str, known: Any) -> str:
