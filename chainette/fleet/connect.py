@@ -11,7 +11,7 @@ from chainette.errors import RunError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["DEFAULT_URL", "connect", "is_passing", "shown"]
+__all__ = ["DEFAULT_URL", "connect", "impatient", "is_passing", "shown"]
 
 #: The environment variable that holds the URL, password and all.
 VARIABLE = "CHAINETTE_REDIS_URL"
@@ -43,6 +43,15 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
             f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}"
         ) from error
     return client
+
+
+def impatient(client: redis.Redis, timeout: float) -> redis.Redis:
+    """The same Redis through connections that wait for an answer no longer than so many seconds."""
+    import redis
+
+    pool = client.connection_pool
+    waits = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    return redis.Redis.from_pool(redis.ConnectionPool(pool.connection_class, **{**pool.connection_kwargs, **waits}))
 
 
 def is_passing(error: redis.RedisError) -> bool:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chainette.fleet.connect import impatient
 from chainette.fleet.survey import Lookout
 from chainette.hooks import Hook
 from chainette_workers.catalogue import Part
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from chainette_workers.metrics import Metrics
 
 __all__ = ["Watch", "watching"]
+
+#: Seconds that a scrape waits for Redis: less than scrapers and health checks wait for the scrape.
+_SCRAPE = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,11 @@ def watching(endpoint: Endpoint | None, connection: redis.Redis, *parts: Part, e
         return
     from chainette_workers.metrics import Metrics
 
-    lookout = Lookout(connection)
-    metrics = Metrics(*parts, engines=engines, look=lookout.look)
-    with serving(endpoint, _routes(metrics, lookout), _redis_at(connection)) as address:
-        yield Watch(metrics, {"metrics": address}, metrics.read)
+    with impatient(connection, _SCRAPE) as client:
+        lookout = Lookout(client)
+        metrics = Metrics(*parts, engines=engines, look=lookout.look)
+        with serving(endpoint, _routes(metrics, lookout), _redis_at(connection)) as address:
+            yield Watch(metrics, {"metrics": address}, metrics.read)
 
 
 def _redis_at(connection: redis.Redis) -> tuple[str, int]:

@@ -1,0 +1,56 @@
+"""A process's endpoint beside a real Redis: found by its heartbeat, there while Redis is not."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from contextlib import closing
+
+import pytest
+from chainette_workers.catalogue import Part
+from chainette_workers.endpoint import Endpoint
+from chainette_workers.watching import watching
+
+from chainette.fleet.queue import FleetQueue
+from tests.support.proxy import FaultProxy
+from tests.support.valkey import Database, connect
+
+
+def get(address: str, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as reply:
+        return bytes(reply.read())
+
+
+def test_a_process_is_found_by_what_its_heartbeat_says(database: Database) -> None:
+    queue = FleetQueue(database.client)
+    with watching(Endpoint(), database.client, Part.FLEET) as watch:
+        queue.beat("c1", {"kind": "coordinator", **watch.words})
+        found = json.loads(get(watch.words["metrics"], "/sd"))
+        assert found == [{"targets": [watch.words["metrics"]], "labels": {"worker": "c1", "role": "coordinator"}}]
+    queue.leave("c1")
+
+
+def test_a_worker_has_no_list_of_processes(database: Database) -> None:
+    with watching(Endpoint(), database.client, Part.WORKER) as watch, pytest.raises(urllib.error.HTTPError) as error:
+        get(watch.words["metrics"], "/sd")
+    assert error.value.code == 404
+    error.value.close()
+
+
+def test_while_redis_hangs_metrics_are_there_and_the_list_is_not(database: Database, proxy: FaultProxy) -> None:
+    with closing(connect(proxy.url)) as client, watching(Endpoint(), client, Part.FLEET) as watch:
+        address = watch.words["metrics"]
+        proxy.blackhole()
+        assert b"\nchainette_redis_up 0.0\n" in get(address, "/metrics")
+        with pytest.raises(urllib.error.HTTPError) as error:
+            get(address, "/sd")
+        assert error.value.code == 503
+        error.value.close()
+        proxy.heal()
+
+
+def test_a_process_without_an_endpoint_is_watched_by_nothing(database: Database) -> None:
+    with watching(None, database.client, Part.WORKER) as watch:
+        watch.read("chainette_rows_in_flight", lambda: 1)
+        assert not watch.words
