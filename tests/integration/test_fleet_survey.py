@@ -87,6 +87,15 @@ def test_progress_counts_records_that_are_acknowledged(run: QueueRun) -> None:
     assert (seen(run).done, seen(run).live_rows) == (8, 0)
 
 
+def test_the_last_root_may_be_smaller_than_the_others(run: QueueRun) -> None:
+    run.client.hset(run.keys.state, "expected", 6)
+    run.admit()
+    run.admit(("e", "f"))
+    run.work_off()
+    run.drain()
+    assert seen(run).done == 6
+
+
 def test_progress_goes_on_where_an_earlier_epoch_ended(run: QueueRun) -> None:
     run.raise_epoch()
     run.client.hset(run.keys.state, "records_before", 8)
