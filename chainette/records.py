@@ -145,6 +145,8 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     #: Seconds that requests spent inside the engine, summed over requests.
     seconds: float = 0.0
+    #: Of these, seconds before the engine began with them; 0 where it does not say.
+    queued: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -152,6 +154,7 @@ class Usage(msgspec.Struct, frozen=True):
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.seconds + other.seconds,
+            self.queued + other.queued,
         )
 
 

@@ -52,6 +52,7 @@ RESERVED = frozenset({CHAIN_INPUT, "input", "row_id", "flattened", "rejected", I
 _OPERATIONAL = frozenset(
     {"name", "endpoint", "api_key_env", "capacity", "exclusive", "lazy", "gpu_ids", "startup_timeout", "download_dir"}
     | {"latency", "error_rate", "request_timeout", "max_retries", "headers", "keep_alive", "threads", "gpu_memory_utilization"}
+    | {"max_num_seqs", "tensor_parallel_size", "enable_prefix_caching", "enforce_eager", "offline", "trust_remote_code"}
 )
 
 

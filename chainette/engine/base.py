@@ -117,6 +117,11 @@ class Engine(ABC):
     #: Whether the same request gives the same answer whatever else is in flight.
     deterministic: bool = False
 
+    @property
+    def dead(self) -> bool:
+        """Whether it can never answer again; `Engines` closes it then, and opens another."""
+        return False
+
     @abstractmethod
     async def open(self) -> None:
         """Loads the model, or checks that the endpoint answers. Called once before `generate`.

@@ -26,6 +26,7 @@ __all__ = [
     "OllamaOptions",
     "OpenAIOptions",
     "SimulatedOptions",
+    "VllmOptions",
     "current_registry",
     "expand_secrets",
     "get_engine_config",
@@ -87,17 +88,34 @@ class LlamaCppOptions(_Options, frozen=True):
 
 
 class VllmOptions(_Options, frozen=True):
+    #: "auto" is the model's own, and float32 on a CPU without AMX.
     dtype: str = "auto"
     gpu_memory_utilization: float = 0.9
+    #: Tokens of prompt and answer together; None: what the model was made for.
     max_model_len: int | None = None
+    #: Requests that are computed at once; None: `capacity`, else vLLM's own choice.
     max_num_seqs: int | None = None
-    tensor_parallel_size: int = 1
+    #: GPUs that share the model; None: as many as `gpu_ids` names.
+    tensor_parallel_size: int | None = None
     quantization: str | None = None
     enable_prefix_caching: bool = True
+    #: One of vLLM's parsers, for models that think aloud before they answer.
     reasoning_parser: str | None = None
+    #: A LoRA adapter: a folder or a Hugging Face id.
+    lora: str | None = None
+    #: Of what vLLM draws for itself; rows have seeds of their own.
+    seed: int | None = None
     trust_remote_code: bool = False
-    enforce_eager: bool = False
+    #: Never ask the Hugging Face hub; a model that is a folder never does.
+    offline: bool = False
+    #: No compilation; None: compiled on a GPU, not on a CPU.
+    enforce_eager: bool | None = None
+    #: "dummy" draws random weights, for measurements.
     load_format: str = "auto"
+    #: A Jinja template, or a file of one, in the place of the tokenizer's.
+    chat_template: str | None = None
+    #: CPU threads; None: OMP_NUM_THREADS, else all cores but one.
+    threads: int | None = None
 
 
 #: Backend name -> the keys that it adds.

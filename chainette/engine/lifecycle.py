@@ -20,7 +20,7 @@ import msgspec
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig, HttpOptions
 from chainette.engine.timing import Policy
-from chainette.errors import EngineConfigError, EngineUnavailable, UnknownEngine
+from chainette.errors import EngineUnavailable, UnknownEngine
 
 __all__ = ["Engines", "create_engine", "release_engine"]
 
@@ -28,6 +28,7 @@ OnLoaded = Callable[[EngineConfig, Engine, float], None]
 OnReleased = Callable[[EngineConfig], None]
 
 _CLASSES: Mapping[str, tuple[str, str]] = {
+    "vllm": ("chainette.engine.vllm", "VllmEngine"),
     "openai": ("chainette.engine.openai", "OpenAIEngine"),
     "ollama": ("chainette.engine.ollama", "OllamaEngine"),
     "llama_cpp": ("chainette.engine.llama_cpp", "LlamaCppEngine"),
@@ -42,14 +43,8 @@ def create_engine(config: EngineConfig, patience: float | None = None) -> Engine
     """The engine of a configuration, not opened. One behind HTTP is silent for `patience` seconds at most, then says so.
 
     Raises:
-        EngineConfigError: the backend is not part of this version, or its values cannot work.
+        EngineConfigError: its values cannot work.
     """
-    if config.backend not in _CLASSES:
-        known = ", ".join(sorted(_CLASSES))
-        raise EngineConfigError(
-            f"engine {config.name!r}: backend {config.backend!r} is not part of this version; use one of {known} "
-            "(`vllm serve` answers to the backend 'openai' with endpoint=...)"
-        )
     module, name = _CLASSES[config.backend]
     make = getattr(import_module(module), name)
     engine: Engine
@@ -99,23 +94,27 @@ class Engines:
     async def get(self, name: str) -> Engine:
         """The engine, opened. Those that share its device are released first; their callers must be done.
 
-        A failed open is forgotten: the next caller tries again.
+        A failed open is forgotten: the next caller tries again. An engine that has died is closed and opened anew.
 
         Raises:
             UnknownEngine: the run has no engine of that name.
             EngineUnavailable: it did not become ready.
             EngineConfigError: it never will.
         """
-        if name in self._engines:
+        if self._answers(name):
             return self._engines[name]
         if name not in self._configs:
             raise UnknownEngine(f"no engine {name!r} in this run; it has {', '.join(sorted(self._configs)) or 'none'}")
         config = self._configs[name]
         async with self._device if config.exclusive else self._locks[name]:
-            if name not in self._engines:
+            if not self._answers(name):
+                await self._close(name)
                 await self._make_room(config)
                 self._engines[name] = await self._open(config)
             return self._engines[name]
+
+    def _answers(self, name: str) -> bool:
+        return name in self._engines and not self._engines[name].dead
 
     async def release(self, name: str | None = None) -> None:
         """Closes one engine, or all. One that is not open is left alone.

@@ -87,7 +87,7 @@ class NodeCounts:
             counts["reasons"] = dict(sorted(self.reasons.items()))
         if self.usage.requests:
             counts |= {"asked_again": self.usage.requests - self.taken if self.usage.requests > self.taken else 0}
-            counts["usage"] = msgspec.to_builtins(self.usage) | {"seconds": round(self.usage.seconds, 3)}
+            counts["usage"] = _plain(self.usage)
         return counts
 
 
@@ -277,7 +277,7 @@ class RunState:
             "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),
             "balanced": not self.imbalances(),
             "simulated": any(engine.get("simulated") for engine in self.engines.values()),
-            "usage": msgspec.to_builtins(usage) | {"seconds": round(usage.seconds, 3)},
+            "usage": _plain(usage),
             "units_retried": self.retries,
             "engines": self.engines,
             "workers": sorted(self.workers),
@@ -291,6 +291,10 @@ def replay(events: Iterable[AnyEvent]) -> tuple[bytes, bytes]:
     for event in events:
         state.apply(event)
     return pretty(state.graph), pretty(state.metadata())
+
+
+def _plain(usage: Usage) -> dict[str, Any]:
+    return {name: round(value, 3) for name, value in msgspec.structs.asdict(usage).items()}
 
 
 def pretty(value: Any) -> bytes:

@@ -17,7 +17,7 @@ from chainette.engine.base import Completion, Engine, Request
 from chainette.engine.config import EngineConfig, SimulatedOptions, make_config
 from chainette.engine.lifecycle import Engines, create_engine, release_engine
 from chainette.engine.simulated import SimulatedEngine
-from chainette.errors import EngineConfigError, EngineUnavailable, UnknownEngine
+from chainette.errors import EngineUnavailable, UnknownEngine
 
 
 def config(name: str, **keys: Any) -> EngineConfig:
@@ -32,6 +32,8 @@ class Log:
     lines: list[str] = field(default_factory=list)
     failures: int = 0
     stuck: bool = False
+    #: Identities of engines that can never answer again.
+    dead: set[int] = field(default_factory=set)
 
     def engines(self, *configs: EngineConfig) -> Engines:
         return Engines(
@@ -47,6 +49,10 @@ class Recorded(Engine):
 
     def __init__(self, config: EngineConfig, log: Log) -> None:
         self.name, self.log = config.name, log
+
+    @property
+    def dead(self) -> bool:
+        return id(self) in self.log.dead
 
     async def open(self) -> None:
         self.log.lines.append(f"open {self.name}")
@@ -210,9 +216,19 @@ def test_a_backend_name_gives_its_class() -> None:
     assert isinstance(create_engine(config("a")), SimulatedEngine)
 
 
-def test_a_backend_without_engine_says_so() -> None:
-    with pytest.raises(EngineConfigError, match="backend 'vllm' is not part of this version; use one of llama_cpp, ollama"):
-        create_engine(config("a", backend="vllm"))
+def test_an_engine_that_died_is_closed_and_opened_anew() -> None:
+    log = Log()
+
+    async def run() -> None:
+        async with log.engines(config("a")) as engines:
+            first = await engines.get("a")
+            log.dead.add(id(first))
+            second, third = await asyncio.gather(engines.get("a"), engines.get("a"))
+            assert second is third is not first
+
+    anyio.run(run)
+    opened = ["open a", "loaded a True", "close a", "released a"]
+    assert log.lines == opened + opened
 
 
 def test_release_engine_closes_engines_of_a_run_in_another_thread() -> None:

@@ -1,0 +1,76 @@
+"""From chat messages to a model's tokens, through the chat template of a Hugging Face tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chainette.engine.base import Request
+from chainette.errors import EngineConfigError
+from chainette.records import Message
+
+__all__ = ["TEMPLATE_KEY", "ChatTokens"]
+
+#: What `SamplingParams.extra` holds under this name goes to the template: {"enable_thinking": False}.
+TEMPLATE_KEY = "chat_template_kwargs"
+
+
+class ChatTokens:
+    """Not for several threads at once: a tokenizer is not.
+
+    Raises:
+        EngineConfigError: there is no chat template.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None, engine: str) -> None:
+        self._tokenizer = tokenizer
+        self._template = _text(template)
+        if self._template is None and not getattr(tokenizer, "chat_template", True):
+            raise EngineConfigError(
+                f"engine {engine!r}: the model's tokenizer has no chat template; give one (text or file): chat_template=..."
+            )
+
+    def encode(self, requests: Sequence[Request]) -> list[list[int] | str]:
+        """The tokens of each request's messages, or why the template refuses them."""
+        return [self._encode(request) for request in requests]
+
+    def _encode(self, request: Request) -> list[int] | str:
+        arguments = request.sampling.extra.get(TEMPLATE_KEY, {})
+        try:
+            return self._tokens(request.messages, arguments)
+        except Exception as error:
+            if request.messages[0].role != "system" or len(request.messages) < 2:
+                return _refused(error)
+        try:
+            return self._tokens(_without_system(request.messages), arguments)
+        except Exception as error:
+            return _refused(error)
+
+    def _tokens(self, messages: Sequence[Message], arguments: dict[str, Any]) -> list[int]:
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        chosen = {} if self._template is None else {"chat_template": self._template}
+        tokens = self._tokenizer.apply_chat_template(
+            plain, add_generation_prompt=True, tokenize=True, return_dict=False, **chosen, **arguments
+        )
+        return list(tokens)
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """Some templates know no system message: its words begin the first message."""
+    system, first, *rest = messages
+    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
+
+
+def _refused(error: Exception) -> str:
+    return f"the chat template refuses the messages: {error}"
+
+
+def _text(template: str | None) -> str | None:
+    """A template as it stands, or out of a file."""
+    if template is None or "{" in template:
+        return template
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise EngineConfigError(f"chat_template={template!r} is neither a template nor a file: {error}") from error
