@@ -81,8 +81,8 @@ def is_alive(pid: int) -> bool:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> ModelProject:
-    """480 rows for a model that answers at random."""
-    project = ModelProject(tmp_path, rows=480)
+    """160 rows for a model that answers at random."""
+    project = ModelProject(tmp_path, rows=160)
     project.write(SCRIPT, tiny_model(tmp_path / "tiny"), load_format="dummy", max_model_len=512, max_num_seqs=16)
     return project
 
@@ -120,7 +120,7 @@ def test_a_model_that_is_killed_is_loaded_again_and_every_row_is_done_once(tiny:
         out, errors = run.communicate(timeout=200)
     assert run.returncode == 0, errors
     assert out.split("\n")[:2] == ["the script runs", "finished"] and "Traceback" not in errors
-    assert tiny.ids("out", "thing") == sorted(map(str, range(480)))
+    assert tiny.ids("out", "thing") == sorted(map(str, range(160)))
     kinds = [event["type"] for event in tiny.events("out")]
     assert kinds.count("engine_loaded") == 2 and "unit_retried" in kinds
     assert json.loads((tiny.path / "out/metadata.json").read_text())["rows_rejected"] == 0
