@@ -53,10 +53,10 @@ class Scripts:
 
 def _source(name: str) -> str:
     folder = files("chainette.fleet.scripts")
-    common, effects, strikes, body = (
-        folder.joinpath(f"{part}.lua").read_text() for part in ("common", "effects", "strikes", name)
-    )
-    return common + body.replace("--EFFECTS\n", effects).replace("--STRIKES\n", strikes)
+    source = folder.joinpath(f"{name}.lua").read_text()
+    for part in ("effects", "strikes", "workers"):
+        source = source.replace(f"--{part.upper()}\n", folder.joinpath(f"{part}.lua").read_text())
+    return folder.joinpath("common.lua").read_text() + source
 
 
 def _with_blobs(value: Any, blobs: list[bytes]) -> Any:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+import socket
+from importlib import metadata
 from typing import TYPE_CHECKING, cast
 
 from chainette.fleet.keys import RUNS, WORKERS, RunKeys, worker
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["ask_to_stop", "known_runs", "known_workers", "progress_of", "sweep", "with_units"]
+__all__ = ["ask_to_stop", "known_runs", "known_workers", "progress_of", "sweep", "this_process", "with_units"]
 
 
 def known_runs(connection: redis.Redis) -> list[RunInfo]:
@@ -34,6 +38,17 @@ def known_workers(connection: redis.Redis) -> dict[str, dict[str, str]]:
         fields = cast("dict[bytes, bytes]", connection.hgetall(worker(name.decode())))
         found[name.decode()] = {key.decode(): value.decode() for key, value in fields.items()}
     return found
+
+
+def this_process() -> dict[str, str | int]:
+    """What RQ shows of a worker."""
+    return {
+        "hostname": socket.gethostname(),
+        "pid": os.getpid(),
+        "ip_address": "",
+        "version": metadata.version("chainette"),
+        "python_version": platform.python_version(),
+    }
 
 
 def ask_to_stop(connection: redis.Redis, engine: str | None) -> list[str]:

@@ -90,7 +90,7 @@ def test_an_enqueue_that_is_killed_is_gone_on_with_in_the_same_epoch(site: Site)
 
 
 def test_a_worker_that_is_killed_costs_nothing(site: Site, database: Database) -> None:
-    database.may_leave("chainette:lease", "chainette:worker*", "chainette:held:*")  # until somebody reaps it
+    database.may_leave("chainette:lease", "chainette:worker*", "chainette:held:*", "rq:worker*")  # until somebody reaps it
     site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet")
     victim, other = site.workers(2)
     with stopped(other):

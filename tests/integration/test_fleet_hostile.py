@@ -1,26 +1,20 @@
-"""What somebody who can write to Redis puts in the way: never run, never in a loop, no row lost; and what RQ's tools see."""
+"""What somebody who can write to Redis puts in the way: never run, never in a loop, no row lost."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chainette_workers.engine import EngineWorker
-from rq import Queue
-from rq.job import Job
-from rq.serializers import JSONSerializer
 
 from chainette.fleet.queue import Claim, FleetQueue
 from chainette.io.events import WorkerRefused
 from chainette.records import CHAIN_INPUT, Row, Unit, encode
-from tests.support.cli import REPOSITORY
 from tests.support.fleet import QueueRun, forked, opened, straight, work
 from tests.support.valkey import Database
 
@@ -252,52 +246,3 @@ def test_a_join_that_nobody_can_read_is_said_and_not_waited_for(database: Databa
         while claim := run.claim():
             assert run.commit(claim)
         assert "does not decode" in run.queue.progress(run.keys).damaged
-
-
-# -- what RQ sees
-
-
-def test_rq_reads_our_queues_and_jobs(run: QueueRun) -> None:
-    claim = run.take("w1")
-    queue = Queue(run.queues[-1], connection=run.client, serializer=JSONSerializer)
-    [waiting] = run.waiting()
-    assert (queue.count, queue.job_ids) == (1, [waiting])
-    assert {found.name for found in Queue.all(connection=run.client)} == {run.queues[-1]}
-    job = Job.fetch(waiting, connection=run.client, serializer=JSONSerializer)
-    assert (job.func_name, job.args, job.kwargs) == ("chainette.process", ["run-a", 0, "first", 1, ""], {})
-    assert (job.origin, job.get_status(), job.description) == (run.queues[-1], "queued", "first root 1")
-    assert job.created_at is not None and job.enqueued_at is not None
-    started = Job.fetch(claim.job, connection=run.client, serializer=JSONSerializer)
-    assert (started.get_status(), started.worker_name) == ("started", "w1") and started.started_at is not None
-    with pytest.raises(TypeError, match="not callable"):
-        job.perform()  # RQ's own worker can do nothing with it
-
-
-def test_rq_shows_a_buried_job_with_its_reason(run: QueueRun) -> None:
-    run.client.lpush(f"rq:queue:{run.queues[-1]}", plain_rq(run, "evil", data=names("os.system", "true")))
-    run.take()
-    queue = Queue(run.queues[-1], connection=run.client, serializer=JSONSerializer)
-    assert queue.failed_job_registry.get_job_ids() == ["evil"]
-    job = Job.fetch("evil", connection=run.client, serializer=JSONSerializer)
-    assert job.get_status() == "failed" and run.client.hget("rq:job:evil", "exc_info") == b"it is not of run run-a"
-
-
-def test_rq_info_shows_what_waits(run: QueueRun) -> None:
-    code = "import sys; from rq.cli import main; sys.argv = ['rq', *sys.argv[1:]]; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "info", "--raw", "-u", run_url(run)],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"queue {run.queues[-1]} 2" in done.stdout
-    run.work_off()  # and what it cleaned up while it looked cost nothing
-    run.drain()
-    assert run.queue.progress(run.keys).live == set()
-
-
-def run_url(run: QueueRun) -> str:
-    options = run.client.connection_pool.connection_kwargs
-    return f"unix://:{options['password']}@{options['path']}?db={options.get('db', 0)}"

@@ -153,7 +153,8 @@ def test_a_closed_run_is_gone_and_may_be_closed_again(run: QueueRun) -> None:
     for epoch, owner in ((1, "owner-1"), (0, "owner-2")):
         refused(run, lambda epoch=epoch, owner=owner: run.queue.close(run.keys.run, epoch, owner, run.queues))  # type: ignore[misc]
     run.close()
-    assert set(snapshot(run.client)) <= {b"chainette:lease", b"chainette:workers", b"chainette:held:w1"}
+    theirs = {b"chainette:lease", b"chainette:workers", b"chainette:held:w1", b"rq:workers", b"rq:worker:w1"}
+    assert set(snapshot(run.client)) <= theirs
     run.close()
 
 
@@ -423,7 +424,7 @@ def test_a_unit_that_is_handed_back_comes_back_once(run: QueueRun, lossy: FleetQ
     run.raise_epoch()
     assert not unchanged_but_held(run, lambda: hand_back(run.queue, claim))
     assert run.waiting() == [] != order
-    assert old.epoch == 0 and not run.client.exists(f"{run.keys.prefix}delayed")
+    assert old.epoch == 0 and not list(run.client.scan_iter("rq:scheduled:*"))
 
 
 def test_a_released_unit_goes_to_the_front_and_costs_no_strike(run: QueueRun) -> None:
@@ -439,9 +440,10 @@ def test_a_failed_unit_waits_for_its_time_and_costs_no_strike(run: QueueRun) -> 
     claim = run.take()
     assert run.queue.fail(claim, "w1", 3600.0, "the engine is away")
     assert run.claim() is None
-    due = run.client.zscore(f"{run.keys.prefix}delayed", claim.job)
+    scheduled = f"rq:scheduled:{run.queues[-1]}"
+    due = run.client.zscore(scheduled, claim.job)
     assert isinstance(due, float) and due > server_time(run.client) + 3000
-    run.client.zadd(f"{run.keys.prefix}delayed", {claim.job: 1})
+    run.client.zadd(scheduled, {claim.job: 1})
     again = run.take()
     assert again.job == claim.job and again.turn is Turn.JOB
     assert run.client.hget(f"rq:job:{claim.job}", "strikes") == b"0"
@@ -828,8 +830,8 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.set_state(run.keys.run, "paused")
     spy.end_of_input(run.keys, 1)
     spy.note(run.keys.run, EngineReleased(engine="e"))
-    spy.beat("w1", {"engines": "e"})
     spy.claim("w1", "t", run.pairs)
+    spy.beat("w1", {"engines": "e"})
     spy.commit(claim, "w1", run.plan, outcome, "t")
     spy.split(claim, "w1", run.plan)
     calls["stage"] = {key: calls["commit"][key] for key in ("job", "token", "incarnation")}
@@ -889,11 +891,16 @@ def test_every_script_refuses_every_malformed_argument_before_it_writes(run: Que
 
 def harmless(name: str, path: tuple[Any, ...], wrong: Any) -> bool:
     """An empty list or map where one is expected, and a number that equals nothing."""
-    if len(path) > 1 and path[0] in ("fields", "known") and path[1] != "window" and (wrong is None or isinstance(wrong, float)):
+    if (
+        len(path) > 1
+        and path[0] in ("fields", "known", "about")
+        and path[1] != "window"
+        and (wrong is None or isinstance(wrong, float))
+    ):
         return True  # the name is not there, or has another value
     if wrong is None and isinstance(path[-1], int):
         return True  # a list ends there
-    container = path[-1] in ("queues", "fields", "effects", "units", "scopes", "partials", "stopped", "roots", "known")
+    container = path[-1] in ("about", "queues", "fields", "effects", "units", "scopes", "partials", "stopped", "roots", "known")
     return wrong == {} and container and path[-1] != "effects"
 
 

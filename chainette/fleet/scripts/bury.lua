@@ -3,8 +3,8 @@
 local job = need(A.job, 'string', 'job')
 need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation'); need(A.reason, 'string', 'reason')
 local j = holds(job, A.token)
-let_go(job, A.token, A.incarnation)
-if not j then return 'LOST' end
+if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
+drop(job, j, A.incarnation)
 bury(job, j.origin, j.run, A.incarnation, A.reason)
 local scope = prefix_of(j.run, j.epoch) .. 's:' .. j.root .. ':' .. j.scope
 if redis.call('SISMEMBER', scope, job) == 1 then damage(j.run, A.reason) end

@@ -3,7 +3,7 @@
 -- finish what is in hand first.
 local me, token = need(A.incarnation, 'string', 'incarnation'), need(A.token, 'string', 'token')
 need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at'); whole(A.limit, 'limit')
-for _, entry in ipairs(A.queues) do strings(entry, 'queues'); need(entry[1], 'string', 'run'); need(entry[2], 'string', 'queue') end
+pairs_of(A.queues, 'queues')
 if not redis.call('ZSCORE', 'chainette:lease', me) then return {'LOST'} end
 
 local function starts(text, head) return string.sub(text, 1, #head) == head end
@@ -43,9 +43,10 @@ local function take(job, run, epoch, queue, kind, status)
     if redis.call('SISMEMBER', P .. 's:' .. j.root .. ':' .. j.scope, job) == 1 then damage(run, 'unit ' .. job .. ': ' .. lost) end
     return nil
   end
-  redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at)
-  if A.ahead and kind == 'JOB' then redis.call('HSET', job_key(job), 'ahead', '1') end
+  redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at,
+    'ahead', A.ahead and kind == 'JOB' and '1' or '')
   redis.call('SADD', held_key(me), job)
+  redis.call('ZADD', wip_key(queue), '+inf', execution(job, token))
   local since = redis.call('HGET', job_key(job), 'enqueued_at') or ''
   return {kind, job, run, epoch, since, j.root, j.scope, j.fork, #data > 65536 and '' or data, payload}
 end
@@ -55,10 +56,10 @@ for _, entry in ipairs(A.queues) do
   local state = redis.call('HMGET', run_key(run), 'state', 'epoch')
   if state[1] == 'running' then
     local P = prefix_of(run, state[2])
-    for _, job in ipairs(redis.call('ZRANGEBYSCORE', P .. 'delayed', '-inf', now(), 'LIMIT', 0, 16)) do
-      redis.call('ZREM', P .. 'delayed', job)
+    for _, job in ipairs(redis.call('ZRANGEBYSCORE', 'rq:scheduled:' .. entry[2], '-inf', now(), 'LIMIT', 0, 16)) do
+      redis.call('ZREM', 'rq:scheduled:' .. entry[2], job)
       local j = job_of(job)
-      if j.status == 'scheduled' then put_back(job, j, true) end
+      if j.status == 'scheduled' and not foreign(job, j, run, entry[2]) and j.epoch == state[2] then put_back(job, j, true) end
     end
     local broken = redis.call('LPOP', P .. 'broken:' .. entry[2])
     local mend = broken and take(broken, run, state[2], entry[2], 'MEND', 'broken')

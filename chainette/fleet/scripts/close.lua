@@ -5,10 +5,10 @@ local run = redis.call('HMGET', key, 'epoch', 'owner')
 if run[1] and (tonumber(run[1]) ~= A.epoch or run[2] ~= A.owner) then return 'LOST' end
 local P = prefix_of(A.run, A.epoch)
 for _, queue in ipairs(A.queues) do
-  for _, job in ipairs(redis.call('ZRANGE', 'rq:failed:' .. queue, 0, -1)) do redis.call('DEL', job_key(job)) end
-  redis.call('DEL', 'rq:queue:' .. queue, 'rq:failed:' .. queue)
+  forget_queue(queue)
   redis.call('SREM', 'rq:queues', 'rq:queue:' .. queue)
+  redis.call('DEL', 'rq:workers:' .. queue)
 end
-redis.call('DEL', key, key .. ':notes', P .. 'stream', P .. 'live', P .. 'out', P .. 'delayed')
+redis.call('DEL', key, key .. ':notes', P .. 'stream', P .. 'live', P .. 'out')
 redis.call('SREM', 'chainette:runs', A.run)
 return 'OK'

@@ -17,7 +17,7 @@ if not all_there(bodies) then return 'UNSTAGED' end
 local root = j.root
 add(A.effects, root)
 redis.call('SREM', scope_key(root, j.scope), job)
-redis.call('SREM', held_key(A.incarnation), job)
+drop(job, j, A.incarnation)
 if j.fork == '' then redis.call('DEL', unit_key(job)) else redis.call('DEL', fork_key(root, j.fork)) end
 redis.call('DEL', job_key(job))
 weigh(root, -tonumber(j.rows))

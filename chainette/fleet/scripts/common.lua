@@ -22,6 +22,14 @@ local function strings(list, name)
   return list
 end
 
+-- {{run, queue}, ...}
+local function pairs_of(list, name)
+  for _, entry in ipairs(need(list, 'table', name)) do
+    strings(entry, name); need(entry[1], 'string', 'run'); need(entry[2], 'string', 'queue')
+  end
+  return list
+end
+
 -- Values that a hash takes, by name.
 local function scalars(map, name)
   for key, value in pairs(need(map, 'table', name)) do
@@ -68,7 +76,7 @@ end
 -- Whether a claim still holds: this token, this epoch, and a run that was not taken away.
 local function holds(job, token)
   local j = job_of(job)
-  if not j.run or j.claim ~= token then return nil end
+  if not j.run or token == '' or j.claim ~= token then return nil end
   local run = redis.call('HMGET', run_key(j.run), 'epoch', 'state')
   if run[1] ~= j.epoch or run[2] == 'cancelled' then return nil end
   return j
@@ -88,13 +96,22 @@ local function let_go(job, token, me)
   if not claim[1] or claim[1] == token or claim[2] ~= me then redis.call('SREM', held_key(me), job) end
 end
 
+-- What RQ shows as started: for ever, so that no cleanup of RQ's takes it for abandoned.
+local function wip_key(queue) return 'rq:wip:' .. queue end
+local function execution(job, token) return job .. ':' .. token end
+
+-- A unit whose claim holds leaves the worker's hands.
+local function drop(job, j, me)
+  redis.call('SREM', held_key(me), job)
+  redis.call('ZREM', wip_key(j.origin), execution(job, j.claim))
+end
+
 -- Units that run alone, and units that killed a worker while they did.
 local function solo_key(j) return prefix_of(j.run, j.epoch) .. 'solo:' .. j.origin end
 local function broken_key(j) return prefix_of(j.run, j.epoch) .. 'broken:' .. j.origin end
 
 local function put_back(job, j, front)
-  redis.call('HSET', job_key(job), 'status', 'queued')
-  redis.call('HDEL', job_key(job), 'claim', 'ahead')
+  redis.call('HSET', job_key(job), 'status', 'queued', 'claim', '', 'ahead', '')
   redis.call(front and 'LPUSH' or 'RPUSH', j.solo == '1' and solo_key(j) or 'rq:queue:' .. j.origin, job)
 end
 
@@ -107,8 +124,7 @@ end
 local function bury(job, queue, run, me, reason)
   local key = job_key(job)
   if redis.call('TYPE', key).ok == 'hash' then
-    redis.call('HSET', key, 'status', 'failed', 'exc_info', reason)
-    redis.call('HDEL', key, 'claim')
+    redis.call('HSET', key, 'status', 'failed', 'exc_info', reason, 'claim', '')
   end
   redis.call('EXPIRE', key, 86400)
   redis.call('ZADD', 'rq:failed:' .. queue, math.floor(now()) + 86400, job)
@@ -118,4 +134,16 @@ end
 -- A unit of the run itself is gone; its rows come back with the next epoch, which the sink begins when it sees this.
 local function damage(run, reason)
   if redis.call('EXISTS', run_key(run)) == 1 then redis.call('HSET', run_key(run), 'damaged', reason) end
+end
+
+-- What RQ keeps of a queue besides its jobs.
+local function forget_queue(queue)
+  for _, job in ipairs(redis.call('ZRANGE', 'rq:failed:' .. queue, 0, -1)) do redis.call('DEL', job_key(job)) end
+  redis.call('DEL', 'rq:queue:' .. queue, 'rq:failed:' .. queue, 'rq:scheduled:' .. queue, wip_key(queue))
+end
+
+local function split_words(text)
+  local words = {}
+  for word in string.gmatch(text or '', '[^, ]+') do words[#words + 1] = word end
+  return words
 end

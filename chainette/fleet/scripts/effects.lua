@@ -60,7 +60,6 @@ local function enqueue(u, root, scope, fork)
   redis.call('HSET', job_key(u.job), 'data', u.data, 'created_at', u.at, 'enqueued_at', u.at, 'origin', u.queue,
     'description', u.description, 'status', 'queued', 'timeout', '-1', 'result_ttl', '0', 'run', RUN, 'epoch', EPOCH,
     'root', root, 'scope', scope, 'fork', fork, 'rows', u.rows, 'strikes', '0')
-  redis.call('SADD', 'rq:queues', 'rq:queue:' .. u.queue)
   redis.call('RPUSH', 'rq:queue:' .. u.queue, u.job)
   weigh(root, u.rows)
 end

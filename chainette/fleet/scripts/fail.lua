@@ -3,10 +3,9 @@ local job = need(A.job, 'string', 'job')
 need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
 seconds(A.delay, 'delay'); need(A.message, 'string', 'message')
 local j = holds(job, A.token)
-let_go(job, A.token, A.incarnation)
-if not j then return 'LOST' end
-redis.call('HSET', job_key(job), 'status', 'scheduled')
-redis.call('HDEL', job_key(job), 'claim', 'ahead')
-redis.call('ZADD', prefix_of(j.run, j.epoch) .. 'delayed', now() + A.delay, job)
+if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
+drop(job, j, A.incarnation)
+redis.call('HSET', job_key(job), 'status', 'scheduled', 'claim', '', 'ahead', '')
+redis.call('ZADD', 'rq:scheduled:' .. j.origin, now() + A.delay, job)
 note(j.run, 'retried', A.message)
 return 'OK'

@@ -10,7 +10,14 @@ if known == A.epoch and redis.call('HGET', key, 'owner') == A.owner then
   if first and first[2][2] == A.token then return {'OK', A.epoch} end -- the same call, repeated after a lost reply
 end
 if known >= A.epoch then return {'BEHIND', known} end
-for _, queue in ipairs(A.queues) do redis.call('DEL', 'rq:queue:' .. queue) end
+for _, queue in ipairs(split_words(redis.call('HGET', key, 'queues'))) do -- of the epoch before, whose chain may have been another
+  forget_queue(queue)
+  redis.call('SREM', 'rq:queues', 'rq:queue:' .. queue)
+end
+for _, queue in ipairs(A.queues) do
+  forget_queue(queue)
+  redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
+end
 for name, value in pairs(A.fields) do redis.call('HSET', key, name, value) end
 redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0, 'results', 0, 'queues', table.concat(A.queues, ' '))
 redis.call('HSETNX', key, 'state', 'running')

@@ -1,9 +1,8 @@
 -- A worker ends in good order, with nothing left in its hands. A: incarnation
 local me = need(A.incarnation, 'string', 'incarnation')
 --STRIKES
+--WORKERS
 if redis.call('SCARD', held_key(me)) > 0 then return 'HELD' end
 pardon_all(me)
-redis.call('ZREM', 'chainette:lease', me)
-redis.call('SREM', 'chainette:workers', me)
-redis.call('DEL', held_key(me), 'chainette:worker:' .. me)
+unregister(me)
 return 'OK'

@@ -7,7 +7,7 @@ for _, job in ipairs(redis.call('SMEMBERS', held_key(me))) do
   if not A.known[job] or A.known[job] ~= redis.call('HGET', job_key(job), 'claim') then
     local j = in_hand(job, me)
     redis.call('SREM', held_key(me), job)
-    if j then put_back(job, j, true); returned = returned + 1 end
+    if j then drop(job, j, me); put_back(job, j, true); returned = returned + 1 end
   end
 end
 return returned

@@ -2,7 +2,7 @@
 local job = need(A.job, 'string', 'job')
 need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
 local j = holds(job, A.token)
-let_go(job, A.token, A.incarnation)
-if not j then return 'LOST' end
+if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
+drop(job, j, A.incarnation)
 put_back(job, j, true)
 return 'OK'

@@ -14,7 +14,7 @@ for _, u in ipairs(A.effects.units) do
   redis.call('RPUSH', solo_key(j), u.job)
 end
 redis.call('SREM', scope_key(j.root, j.scope), job)
-redis.call('SREM', held_key(A.incarnation), job)
+drop(job, j, A.incarnation)
 redis.call('DEL', unit_key(job), job_key(job))
 weigh(j.root, -tonumber(j.rows))
 note(RUN, 'split', job)

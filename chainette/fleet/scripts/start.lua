@@ -2,5 +2,5 @@
 local job = need(A.job, 'string', 'job')
 need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
 if not holds(job, A.token) then let_go(job, A.token, A.incarnation); return 'LOST' end
-redis.call('HDEL', job_key(job), 'ahead')
+redis.call('HSET', job_key(job), 'ahead', '')
 return 'OK'

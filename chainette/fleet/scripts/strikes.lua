@@ -16,8 +16,7 @@ local function strike(job, j, me)
     put_back(job, j, true)
   elseif j.solo == '1' then
     if is_broken(j, remember(job, j, me, 'deaths')) then
-      redis.call('HSET', job_key(job), 'status', 'broken')
-      redis.call('HDEL', job_key(job), 'claim')
+      redis.call('HSET', job_key(job), 'status', 'broken', 'claim', '')
       redis.call('RPUSH', broken_key(j), job)
     else
       put_back(job, j, true)
@@ -38,7 +37,7 @@ local function pardon(job, counter)
   if not j.run or tonumber(j[counter] or 0) == 0 or redis.call('HINCRBY', job_key(job), 'pardons', 1) > 3 then return end
   local left = redis.call('HINCRBY', job_key(job), counter, -1)
   if counter == 'strikes' and j.solo == '1' and left < 2 then
-    redis.call('HDEL', job_key(job), 'solo')
+    redis.call('HSET', job_key(job), 'solo', '')
     local solo = solo_key(j)
     j.solo = nil
     if redis.call('LREM', solo, 1, job) > 0 then put_back(job, j, true) end
