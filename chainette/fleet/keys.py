@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-__all__ = ["LEASES", "RUNS", "WORKERS", "RunKeys", "held", "rq_job", "rq_queue", "worker"]
+__all__ = ["LEASES", "RUNS", "WORKERS", "RunKeys", "held", "rq_job", "rq_queue", "rq_scheduled", "worker"]
 
 #: Set of run ids that are not closed.
 RUNS = "chainette:runs"
@@ -33,6 +33,11 @@ def worker(incarnation: str) -> str:
 def rq_queue(name: str) -> str:
     """RQ's list of the jobs that wait in a queue."""
     return f"rq:queue:{name}"
+
+
+def rq_scheduled(name: str) -> str:
+    """RQ's sorted set of a queue's jobs that are put off, by when they go round again."""
+    return f"rq:scheduled:{name}"
 
 
 def rq_job(job: str) -> str:
@@ -74,11 +79,6 @@ class RunKeys:
     def live(self) -> str:
         """Hash: root -> rows that it admitted, while it is not acknowledged."""
         return f"{self.prefix}live"
-
-    @property
-    def delayed(self) -> str:
-        """Sorted set of jobs whose engine did not answer, by when they go round again."""
-        return f"{self.prefix}delayed"
 
     def solo(self, queue: str) -> str:
         """List of a queue's jobs that must run alone."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chainette.fleet.jobs import age
-from chainette.fleet.keys import LEASES, RUNS, RunKeys, rq_job, rq_queue, worker
+from chainette.fleet.keys import LEASES, RUNS, RunKeys, rq_job, rq_queue, rq_scheduled, worker
 
 if TYPE_CHECKING:
     import redis
@@ -35,6 +35,8 @@ class Waiting:
     units: int
     #: Seconds that the oldest of them has waited; 0 where there is none.
     age: float
+    #: Units that wait because their engine did not answer.
+    delayed: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,6 @@ class RunSurvey:
     fields: Mapping[str, str]
     #: Every node of the run, also those that nothing has reached.
     waiting: tuple[Waiting, ...]
-    #: Units that wait for an engine that did not answer.
-    delayed: int
     #: Results that are not durable yet: entries, the rows that went into them, seconds since the oldest came.
     lag_units: int
     lag_rows: int
@@ -131,13 +131,13 @@ def _runs(connection: redis.Redis, known: Sequence[tuple[str, Fields]], now: flo
         for run, fields in known:
             keys = RunKeys(run, int(fields["epoch"]))
             pipe.hlen(keys.live)
-            pipe.zcard(keys.delayed)
             pipe.xlen(keys.stream)
             pipe.xrange(keys.stream, count=2)
             for queue in _queues(fields):
                 for name in (rq_queue(queue), keys.solo(queue)):
                     pipe.llen(name)
                     pipe.lindex(name, 0)
+                pipe.zcard(rq_scheduled(queue))
         replies = iter(pipe.execute())
         found = [_raw(fields, replies) for _, fields in known]
         for raw in found:
@@ -152,38 +152,38 @@ class _Raw:
     """A run's replies."""
 
     live: int
-    delayed: int
     entries: int
     oldest: list[Any]
-    #: Per queue: units that wait, and ids of those at its two heads.
-    queues: list[tuple[int, list[str]]]
+    #: Per queue: units that wait, ids of those at its two heads, units that are put off.
+    queues: list[tuple[int, list[str], int]]
 
     @property
     def fronts(self) -> list[str]:
-        return [job for _, jobs in self.queues for job in jobs]
+        return [job for _, jobs, _ in self.queues for job in jobs]
 
 
 def _raw(fields: Fields, replies: Iterator[Any]) -> _Raw:
-    live, delayed, entries, oldest = (next(replies) for _ in range(4))
+    live, entries, oldest = (next(replies) for _ in range(3))
     queues = []
     for _ in _queues(fields):
-        units, front, alone, alone_front = (next(replies) for _ in range(4))
-        queues.append((units + alone, [job.decode() for job in (front, alone_front) if job]))
-    return _Raw(live, delayed, entries, oldest, queues)
+        units, front, alone, alone_front, delayed = (next(replies) for _ in range(5))
+        queues.append((units + alone, [job.decode() for job in (front, alone_front) if job], delayed))
+    return _Raw(live, entries, oldest, queues)
 
 
 def _run(run: str, fields: Fields, raw: _Raw, stamps: Iterator[bytes | None], now: float) -> RunSurvey:
     waiting = []
-    for name, (units, jobs) in zip(_queues(fields), raw.queues, strict=True):
+    for name, (units, jobs, delayed) in zip(_queues(fields), raw.queues, strict=True):
         engine, _, step = name.removesuffix(f".{run}").partition(".")
-        waiting.append(Waiting(step, engine, units, max((age((next(stamps) or b"").decode(), now) for _ in jobs), default=0.0)))
+        oldest = max((age((next(stamps) or b"").decode(), now) for _ in jobs), default=0.0)
+        waiting.append(Waiting(step, engine, units, oldest, delayed))
     lag_rows = lag_seconds = 0.0
     if len(raw.oldest) > 1:
         durable = int(raw.oldest[0][1].get(b"n", 0))
         lag_rows = max(0, _whole(fields, "results") - durable)
         lag_seconds = max(0.0, now - int(raw.oldest[1][0].partition(b"-")[0]) / 1000)
     entries = max(0, raw.entries - 1)
-    return RunSurvey(run, fields["state"], fields, tuple(waiting), raw.delayed, entries, int(lag_rows), lag_seconds, raw.live)
+    return RunSurvey(run, fields["state"], fields, tuple(waiting), entries, int(lag_rows), lag_seconds, raw.live)
 
 
 def _queues(fields: Fields) -> list[str]:

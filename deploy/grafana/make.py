@@ -150,7 +150,7 @@ FLEET = Dashboard(
                 lines("Sink lag", "s", "Age of the oldest result that is not on the disk.",
                       (_of_run("sink_lag_seconds"), "{{run}}")),
                 lines("Units put off", "short", "They wait for an engine that did not answer.",
-                      (_of_run("delayed_units"), "{{run}}")),
+                      ("sum by (engine) (max by (run, step, engine) (chainette_queue_delayed_units))", "{{engine}}")),
                 now("Paused", "stat", "bool_yes_no", "Held until `chainette unpause`.", _of_run("run_paused"), "{{run}}",
                     marks=((None, "green"), (1, "yellow"))),
                 now("Redis memory", "stat", "bytes", "Used; flat over a run.",

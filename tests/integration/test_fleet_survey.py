@@ -48,6 +48,13 @@ def test_units_are_counted_where_they_wait_also_those_that_must_run_alone(run: Q
     assert units(run) == {"first": 1, "second": 1}
 
 
+def test_units_that_are_put_off_are_counted_apart(run: QueueRun) -> None:
+    run.admit()
+    run.queue.fail(run.take(), "w1", 60, "no answer")
+    assert units(run) == {"first": 0, "second": 0}
+    assert {waiting.step: waiting.delayed for waiting in seen(run).waiting} == {"first": 1, "second": 0}
+
+
 def test_a_unit_grows_old_by_the_clock_of_the_server(run: QueueRun) -> None:
     run.admit()
     run.admit()

@@ -106,7 +106,7 @@ CATALOGUE: tuple[Metric, ...] = (
     _gauge(_F, "chainette_workers", "engine", "Live workers that serve an engine; also 0, where a run needs it."),
     _gauge(_F, "chainette_queue_units", "run step engine", "Units that no worker has."),
     _gauge(_F, "chainette_queue_oldest_age_seconds", "run step engine", "How long the oldest of them has waited."),
-    _gauge(_F, "chainette_delayed_units", "run", "Units that wait for an engine that did not answer."),
+    _gauge(_F, "chainette_queue_delayed_units", "run step engine", "Units put off because the engine did not answer."),
     _gauge(_F, "chainette_window_rows", "run", "Rows that may be live at once."),
     _gauge(_F, "chainette_window_live_rows", "run", "Rows between admission and the disk."),
     _gauge(_F, "chainette_window_credit_rows", "run", "Rows that may still be admitted; at 0 the input waits."),

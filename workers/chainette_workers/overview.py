@@ -40,7 +40,6 @@ class Overview:
     def _of_run(self, run: RunSurvey) -> Iterator[tuple[str, float]]:
         forecast = self._forecasts[run.run]
         forecast.see(self._clock(), run.done)
-        yield "delayed_units", run.delayed
         yield "window_rows", run.window
         yield "window_live_rows", run.live_rows
         yield "window_credit_rows", max(0, run.window - run.live_rows)
@@ -59,3 +58,4 @@ def _queues(run: RunSurvey) -> Iterator[Value]:
         labels = [run.run, waiting.step, waiting.engine]
         yield "chainette_queue_units", labels, waiting.units
         yield "chainette_queue_oldest_age_seconds", labels, waiting.age
+        yield "chainette_queue_delayed_units", labels, waiting.delayed

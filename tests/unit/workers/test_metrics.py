@@ -56,8 +56,8 @@ FIELDS = {"window": "100", "live_rows": "40", "cursor": "3", "batch_size": "10",
 
 
 def fleet(**changes: str) -> Survey:
-    waiting = (Waiting("extract", "first", 4, 2.5), Waiting("hidden", "second", 0, 0.0))
-    run = RunSurvey("run-a", "running", FIELDS | changes, waiting, 1, 2, 7, 0.25, 1)
+    waiting = (Waiting("extract", "first", 4, 2.5, 1), Waiting("hidden", "second", 0, 0.0))
+    run = RunSurvey("run-a", "running", FIELDS | changes, waiting, 2, 7, 0.25, 1)
     processes = {"w1": {"engines": "first,python"}, "w2": {"engines": "first"}, "enqueue-run-a": {"kind": "enqueue"}}
     return Survey((run,), processes, 1000, 0)
 
@@ -360,6 +360,7 @@ def test_a_survey_becomes_numbers(clock: Clock) -> None:
     assert series(metrics, "chainette_workers") == {("first",): 2, ("second",): 0, ("python",): 1}
     assert one(metrics, "chainette_queue_units", "run-a", "extract", "first") == 4
     assert one(metrics, "chainette_queue_oldest_age_seconds", "run-a", "extract", "first") == 2.5
+    assert one(metrics, "chainette_queue_delayed_units", "run-a", "extract", "first") == 1
     assert one(metrics, "chainette_window_credit_rows", "run-a") == 60
     assert one(metrics, "chainette_run_progress_ratio", "run-a") == 0.25
     assert one(metrics, "chainette_sink_lag_rows", "run-a") == 7
