@@ -10,7 +10,7 @@ from chainette.engine.base import Request
 from chainette.errors import EngineConfigError
 from chainette.records import Message
 
-__all__ = ["TEMPLATE_KEY", "ChatTokens"]
+__all__ = ["TEMPLATE_KEY", "ChatTokens", "prefix_order"]
 
 #: What `SamplingParams.extra` holds under this name goes to the template: {"enable_thinking": False}.
 TEMPLATE_KEY = "chat_template_kwargs"
@@ -54,6 +54,12 @@ class ChatTokens:
             plain, add_generation_prompt=True, tokenize=True, return_dict=False, **chosen, **arguments
         )
         return list(tokens)
+
+
+def prefix_order(prompts: Sequence[list[int] | str]) -> list[int]:
+    """The places of the prompts, those that begin alike one after the other: what they share is computed once then, also
+    where the cache has no room for everything."""
+    return sorted(range(len(prompts)), key=lambda at: [] if isinstance(prompts[at], str) else prompts[at])
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

@@ -92,7 +92,9 @@ def _names_an_error(line: str) -> bool:
 
 
 def _attend() -> None:
-    """In a child: speak to the parent, and end with it."""
+    """In a child: speak to the parent, end with it, and with nobody else: Ctrl-C in a terminal is for the parent."""
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
     with contextlib.suppress(KeyError, OSError):
         pipe = os.open(os.environ[PIPE], os.O_WRONLY)
         os.dup2(pipe, 1)

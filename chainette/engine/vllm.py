@@ -25,11 +25,12 @@ from typing import Any
 import anyio
 import msgspec
 
-from chainette.engine.base import Completion, Engine, Finish, Request
-from chainette.engine.chat_tokens import TEMPLATE_KEY, ChatTokens
+from chainette.engine.base import Completion, Engine, Finish, Request, Tell
+from chainette.engine.chat_tokens import TEMPLATE_KEY, ChatTokens, prefix_order
 from chainette.engine.config import EngineConfig, VllmOptions
 from chainette.engine.engine_core import PIPE, ChildWords, spawned_here
 from chainette.engine.grammar_fit import fitted
+from chainette.engine.thoughts import Pieces
 from chainette.engine.vllm_arguments import SETTLED, engine_arguments, environment, in_environment, passes_on
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
@@ -77,7 +78,10 @@ class VllmEngine(Engine):
 
     @property
     def dead(self) -> bool:
-        return self._engine is not None and bool(self._engine.errored)
+        return self._engine is not None and (bool(self._engine.errored) or not self._lives())
+
+    def _lives(self) -> bool:
+        return all(child.is_alive() for child in self._children)
 
     def describe(self) -> dict[str, Any]:
         return self._details
@@ -248,50 +252,60 @@ class VllmEngine(Engine):
     # -- requests
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        prompts = await self._encoded(requests)
+        order = prefix_order(prompts) if self._options.enable_prefix_caching else range(len(prompts))
+        asked = [asyncio.ensure_future(self._one(requests[at], prompts[at])) for at in order]
+        await asyncio.gather(*asked, return_exceptions=True)  # all of a dead engine's, before the first is raised
+        answers = {at: answer.result() for at, answer in zip(order, asked, strict=True)}
+        return [answers[at] for at in range(len(requests))]
+
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`."""
+        [prompt] = await self._encoded([request])
+        return await self._one(request, prompt, tell)
+
+    async def _encoded(self, requests: Sequence[Request]) -> list[list[int] | str]:
+        """The tokens of each prompt, or why it has none; off the event loop."""
         if self._engine is None or self._tokenizing is None or self._chat is None:
             raise EngineUnavailable(f"engine {self._config.name!r} (vllm) is not open")
-        loop = asyncio.get_running_loop()
-        prompts = await loop.run_in_executor(self._tokenizing, self._chat.encode, requests)
-        order = list(range(len(requests)))
-        if self._options.enable_prefix_caching:  # prompts that begin alike go in one after the other
-            order.sort(key=lambda index: prompts[index] if isinstance(prompts[index], list) else [])
-        answers = await asyncio.gather(*(self._one(requests[at], prompts[at]) for at in order), return_exceptions=True)
-        completions = dict(zip(order, answers, strict=True))
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return [completions[at] for at in range(len(requests))]  # type: ignore[misc]
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._chat.encode, requests)
 
-    async def _one(self, request: Request, prompt: list[int] | str) -> Completion:
+    async def _one(self, request: Request, prompt: list[int] | str, tell: Tell | None = None) -> Completion:
         if isinstance(prompt, str):
             return Completion("", Finish.ERROR, error=prompt)
         if len(prompt) >= self._limit:
             counts = f"the prompt has {len(prompt)} tokens, and max_model_len={self._limit} must hold one more"
             return Completion("", Finish.TOO_LONG, error=f"{counts}; shorten it, or raise max_model_len of the engine")
-        engine, began = self._engine, time.perf_counter()
+        engine, began, pieces = self._engine, time.perf_counter(), self._pieces()
         try:
-            output = await self._asked(engine, request, prompt)
+            output = await self._asked(engine, request, prompt, pieces, tell)
         except Exception as error:
-            if engine.errored:
+            if engine.errored or not self._lives():
                 raise self._died() from error
-            cause = error.__cause__ or error
-            return Completion("", Finish.ERROR, error=f"vllm: {_first_line(cause)}")
-        return self._completion(request, output, len(prompt), time.perf_counter() - began)
+            return Completion("", Finish.ERROR, error=f"vllm: {_first_line(error.__cause__ or error)}")
+        if output.outputs[0].finish_reason == "abort":  # not by us: somebody told the child to end
+            raise self._died()
+        return self._completion(request, output, pieces, len(prompt), time.perf_counter() - began)
 
-    async def _asked(self, engine: Any, request: Request, prompt: list[int]) -> Any:
+    async def _asked(self, engine: Any, request: Request, prompt: list[int], pieces: Pieces, tell: Tell | None) -> Any:
+        """The last output, once `pieces` has the answer."""
         from vllm.inputs import tokens_input
 
         name = f"{request.label or 'request'}-{next(self._numbers)}"
-        # the last of one, since nothing is wanted before the end
-        answers = engine.generate(tokens_input(prompt), self._sampling(request), name, lora_request=self._lora)
-        return [answer async for answer in answers][-1]
+        sampling = self._sampling(request, streams=tell is not None)
+        output = None
+        async for output in engine.generate(tokens_input(prompt), sampling, name, lora_request=self._lora):
+            delta = pieces.take(output.outputs[0].text, output.outputs[0].token_ids)
+            if tell is not None and (delta.text or delta.reasoning):
+                tell(delta)
+        return output
 
     def _died(self) -> EngineUnavailable:
         said = self._words.last_error() if self._words is not None else ""
-        codes = ", ".join(f"{child.name} ended with code {child.exitcode}" for child in self._children)
+        codes = ", ".join(f"{child.name} ended with code {child.exitcode}" for child in self._children if child.exitcode)
         return EngineUnavailable(f"engine {self._config.name!r} (vllm) died: {said or codes or 'it said nothing'}")
 
-    def _sampling(self, request: Request) -> Any:
+    def _sampling(self, request: Request, *, streams: bool) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -309,7 +323,7 @@ class VllmEngine(Engine):
         return SamplingParams(
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
             **{key: value for key, value in chosen.items() if value is not None},
             **{key: value for key, value in sampling.extra.items() if key != TEMPLATE_KEY},
         )
@@ -328,13 +342,13 @@ class VllmEngine(Engine):
             _log.warning("%s: %s: %s; the rest is validated when the answer comes", request.schema_name, problem, what)
         return msgspec.json.encode(schema).decode() if schema is not None else None
 
-    def _completion(self, request: Request, output: Any, prompt_tokens: int, seconds: float) -> Completion:
-        answer, stats = output.outputs[0], output.metrics
+    def _completion(self, request: Request, output: Any, pieces: Pieces, prompt_tokens: int, seconds: float) -> Completion:
+        stats = output.metrics
         queued = max(0.0, stats.scheduled_ts - stats.queued_ts) if stats is not None else 0.0
-        usage = Usage(1, prompt_tokens, len(answer.token_ids), seconds, queued)
-        self._learn(prompt_tokens + len(answer.token_ids))
-        reasoning, text = self._split(answer.text)
-        match answer.finish_reason:
+        usage = Usage(1, prompt_tokens, pieces.tokens, seconds, queued)
+        self._learn(prompt_tokens + pieces.tokens)
+        reasoning, text = pieces.whole()
+        match output.outputs[0].finish_reason:
             case "stop":
                 return Completion(text, Finish.STOP, reasoning, usage)
             case "length":
@@ -356,21 +370,18 @@ class VllmEngine(Engine):
             f"answer fill max_model_len={self._limit}; raise it, or ask for less"
         )
 
-    def _split(self, text: str) -> tuple[str | None, str]:
-        """(reasoning, answer), by vLLM's parser for this kind of model."""
+    def _pieces(self) -> Pieces:
         if self._options.reasoning_parser is None:
-            return None, text
-        return split_reasoning(self._options.reasoning_parser, self._engine.get_tokenizer(), text)
+            return Pieces()
+        return thinking(self._options.reasoning_parser, self._engine.get_tokenizer())
 
 
-def split_reasoning(parser: str, tokenizer: Any, text: str) -> tuple[str | None, str]:
-    """(reasoning, answer) of a whole text; no answer where the model did not come to the end of its thoughts."""
+def thinking(parser: str, tokenizer: Any) -> Pieces:
+    """Pieces of a model that thinks before it answers, told apart by vLLM's parser for its kind."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.reasoning import ReasoningParserManager
 
-    reader = ReasoningParserManager.get_reasoning_parser(parser)(tokenizer)
-    reasoning, answer = reader.extract_reasoning(text, ChatCompletionRequest(messages=[], model=""))
-    return reasoning, answer or ""
+    return Pieces(ReasoningParserManager.get_reasoning_parser(parser)(tokenizer), ChatCompletionRequest(messages=[], model=""))
 
 
 def _misfit(schema: dict[str, Any]) -> str:

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeVar
 import pytest
 from pydantic import BaseModel, Field
 
-from chainette.engine.base import Completion, Finish, Request, SamplingParams
+from chainette.engine.base import Completion, Delta, Finish, Request, SamplingParams
 from chainette.engine.config import make_config
-from chainette.engine.vllm import VllmEngine, split_reasoning
+from chainette.engine.vllm import VllmEngine, thinking
 from chainette.records import Message
 from tests.support.cli import until
 from tests.support.vllm import SMOL, needs_vllm
@@ -155,13 +155,29 @@ def test_what_is_loaded_is_described(smol: Loaded) -> None:
     assert smol.engine.capacity == found["max_num_seqs"]
 
 
+def test_a_streamed_answer_is_the_one_that_comes_whole(smol: Loaded) -> None:
+    asked = request("a red ball", 3, temperature=0.9)
+    deltas: list[Delta] = []
+    streamed = smol.run(lambda engine: engine.stream(asked, deltas.append))
+    [whole] = smol.answers(asked)
+    assert "".join(delta.text for delta in deltas) == streamed.text == whole.text
+    assert len(deltas) > 3 and streamed.usage.completion_tokens == whole.usage.completion_tokens
+
+
 def test_thoughts_are_split_off_by_the_parser_of_the_model() -> None:
     class Tokenizer:
         def get_vocab(self) -> dict[str, int]:
             return {"<think>": 1, "</think>": 2}
 
-    assert split_reasoning("deepseek_r1", Tokenizer(), '<think>so what</think>{"a":1}') == ("so what", '{"a":1}')
-    assert split_reasoning("deepseek_r1", Tokenizer(), "so what, and no end") == ("so what, and no end", "")
+    def read(*pieces: tuple[str, int]) -> tuple[str | None, str]:
+        answer = thinking("deepseek_r1", Tokenizer())
+        for text, token in pieces:
+            answer.take(text, [token])
+        return answer.whole()
+
+    assert read(('<think>so what</think>{"a":1}', 1)) == ("so what", '{"a":1}')
+    assert read(("<think>", 1), ("so ", 7), ("what", 8), ("</think>", 2), ('{"a":', 9), ("1}", 6)) == ("so what", '{"a":1}')
+    assert read(("so what, and no end", 7)) == ("so what, and no end", "")
 
 
 def test_an_engine_that_is_given_up_while_it_loads_leaves_no_process() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chainette.engine.base import Request, SamplingParams
-from chainette.engine.chat_tokens import ChatTokens
+from chainette.engine.chat_tokens import ChatTokens, prefix_order
 from chainette.errors import EngineConfigError
 from chainette.records import Message
 
@@ -68,3 +68,7 @@ def test_a_model_without_a_template_is_refused() -> None:
         ChatTokens(Tokenizer(chat_template=None), None, "llama")
     with pytest.raises(EngineConfigError, match=r"neither a template nor a file"):
         ChatTokens(Tokenizer(), "/nowhere.jinja", "llama")
+
+
+def test_prompts_that_begin_alike_go_in_one_after_the_other() -> None:
+    assert prefix_order([[1, 2, 3], [9, 1], [1, 2, 4], "refused", [9, 1, 5], [1, 2]]) == [3, 5, 0, 2, 1, 4]
