@@ -11,7 +11,7 @@ demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	$(BIN)/chainette rows runs/demo
 
 test: .venv/.dev .venv/.vllm .models/smollm2  ## Every test
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: .venv/.dev  ## Format, lint, types, layers
 	$(BIN)/ruff format --check

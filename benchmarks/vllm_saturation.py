@@ -5,7 +5,7 @@ saturation: completion tokens/s of (a) one raw `LLM.generate` over all prompts, 
 around `generate`, its engine in the same process; that of (b) and (c) from the first prompt that is rendered to the last
 row that is durable. two-steps: the same with two steps that share the engine, (a) being two calls.
 release: memory and child processes before, while and after an engine is loaded. prefix: 8 long contexts, their rows
-interleaved, a KV cache that holds three of them: with rows sorted by prefix, unsorted, and without prefix caching.
+interleaved, a KV cache that holds four of them: with rows sorted by prefix, unsorted, and without prefix caching.
 
 On the CPU, one thread computes. Needs `make .venv/.vllm .models/smollm2`.
 """
@@ -227,7 +227,7 @@ def engine_config(**keys: Any) -> Any:
 
 
 def prefix(arguments: argparse.Namespace) -> None:
-    print("\n64 rows of 8 contexts of 400 tokens, units of 32, 8 tokens each; KV cache for 1,280 tokens; median of rounds")
+    print("\n64 rows of 8 contexts of 400 tokens, units of 32, 8 tokens each; KV cache for 1,760 tokens; median of rounds")
     ways = ("sorted", "unsorted", "uncached")
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(arguments.rounds):
@@ -249,7 +249,7 @@ def prefixed(way: str) -> float:
 
     if way == "unsorted":
         setattr(module, "prefix_order", lambda prompts: list(range(len(prompts))))  # noqa: B010
-    contexts = [f"Shop {number}: " + " ".join(f"{THINGS[number]} {word}" for word in range(120)) for number in range(8)]
+    contexts = [f"Shop {number}: " + " ".join(f"{THINGS[number]} {word}" for word in range(80)) for number in range(8)]
     sampling, schema = SamplingParams(max_tokens=8), Answer.model_json_schema()
     requests = [
         Request((Message("user", f"{contexts[index % 8]}\nQuestion {index}: what is there?"),), sampling, 1, schema, "answer")
@@ -262,8 +262,9 @@ def prefixed(way: str) -> float:
         await engine.open()
         await engine.generate([Request((Message("user", "hello"),), sampling, 1, schema, "answer")])
         began = time.perf_counter()
-        await asyncio.gather(engine.generate(requests[:32]), engine.generate(requests[32:]))
+        units = await asyncio.gather(engine.generate(requests[:32]), engine.generate(requests[32:]))
         seconds = time.perf_counter() - began
+        assert all(answer.usage.completion_tokens for unit in units for answer in unit)
         await engine.close()
         return seconds
 

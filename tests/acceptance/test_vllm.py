@@ -16,7 +16,7 @@ import pytest
 from tests.support.cli import Project, until
 from tests.support.vllm import SMOL, needs_vllm, tiny_model
 
-pytestmark = needs_vllm
+pytestmark = [needs_vllm, pytest.mark.xdist_group("vllm")]  # two models side by side would only wait for each other
 
 CHAIN = """
 from pydantic import BaseModel, Field
@@ -49,25 +49,30 @@ print(chain.run("in.jsonl", "out").status)
 )
 
 
+#: How the tiny model is loaded.
+TINY = {"load_format": "dummy", "max_model_len": 512, "max_num_seqs": 16}
+
+
 class ModelProject(Project):
     """A folder with a chain on vLLM."""
 
     def write(self, text: str, model: Path, **keys: Any) -> None:
         (self.path / "chain.py").write_text(text.replace("MODEL", repr(str(model))).replace("KEYS", repr(keys)))
 
-    def children(self, process: subprocess.Popen[str]) -> list[int]:
-        """Process ids of the models that it has loaded."""
-        return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if is_core_of(entry, process.pid)]
-
     def committed(self) -> int:
         log = self.path / "out/events.jsonl"
         return log.read_bytes().count(b'"unit_committed"') if log.exists() else 0
 
 
-def is_core_of(entry: Path, parent: int) -> bool:
+def children(parent: int, words: str) -> list[int]:
+    """Process ids of a process's children whose command line has these words."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _is_child(entry, parent, words)]
+
+
+def _is_child(entry: Path, parent: int, words: str) -> bool:
     try:
-        told = (entry / "cmdline").read_bytes()
-        return b"EngineCore" in told and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+        ours = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+        return ours and words.encode() in (entry / "cmdline").read_bytes()
     except OSError:
         return False
 
@@ -82,8 +87,9 @@ def is_alive(pid: int) -> bool:
 @pytest.fixture
 def tiny(tmp_path: Path) -> ModelProject:
     """160 rows for a model that answers at random."""
+    tiny_model(tmp_path / "tiny")
     project = ModelProject(tmp_path, rows=160)
-    project.write(SCRIPT, tiny_model(tmp_path / "tiny"), load_format="dummy", max_model_len=512, max_num_seqs=16)
+    project.write(CHAIN, tmp_path / "tiny", **TINY)
     return project
 
 
@@ -111,13 +117,14 @@ def test_a_chain_runs_to_its_end_and_rejects_what_does_not_fit(tmp_path: Path, m
 
 
 def test_a_model_that_is_killed_is_loaded_again_and_every_row_is_done_once(tiny: ModelProject) -> None:
+    tiny.write(SCRIPT, tiny.path / "tiny", **TINY)
     command = [sys.executable, "chain.py"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=tiny.path, env=tiny.environment, stdout=pipe, stderr=pipe, text=True) as run:
         for sent in (signal.SIGTERM, signal.SIGKILL):  # the first lets it abort what it computes
             before = tiny.committed()
             until(lambda: tiny.committed() > before or run.poll() is not None, 120)  # noqa: B023
-            [core] = tiny.children(run)
+            [core] = children(run.pid, "EngineCore")
             os.kill(core, sent)
             until(lambda: not is_alive(core), 20)  # noqa: B023
         out, errors = run.communicate(timeout=200)
@@ -129,13 +136,16 @@ def test_a_model_that_is_killed_is_loaded_again_and_every_row_is_done_once(tiny:
     assert json.loads((tiny.path / "out/metadata.json").read_text())["rows_rejected"] == 0
 
 
-def test_a_run_that_is_killed_leaves_no_model_behind(tiny: ModelProject) -> None:
-    run = tiny.start("run", "chain.py:chain", "in.jsonl", "-o", "killed")
-    with run:
-        [core] = until(lambda: tiny.children(run), 120)
-        run.kill()
-        run.communicate()
-    until(lambda: not is_alive(core), 20)
+def test_a_worker_that_is_killed_leaves_no_model_behind_and_another_goes_on(tiny: ModelProject) -> None:
+    with tiny.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1") as run:
+        until(lambda: tiny.committed() or run.poll() is not None, 120)
+        [worker] = children(run.pid, "chainette_workers.worker")
+        [core] = children(worker, "EngineCore")
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: not is_alive(core), 20)
+        _, errors = run.communicate(timeout=200)
+    assert run.returncode == 0, errors
+    assert tiny.ids("out", "thing") == sorted(map(str, range(160)))
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(tiny: ModelProject) -> None:

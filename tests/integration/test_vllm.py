@@ -19,7 +19,8 @@ from tests.support.cli import until
 from tests.support.vllm import SMOL, needs_vllm
 
 # pyzmq's own, of sockets that vLLM leaves to the collector
-pytestmark = [needs_vllm, pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")]
+quiet = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
+pytestmark = [needs_vllm, pytest.mark.xdist_group("vllm"), quiet]
 
 T = TypeVar("T")
 
