@@ -28,12 +28,12 @@ from chainette.core.step import Step
 from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import TemplateError
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Message, Outcome, Output, Reason, Rejection, Row, Unit, Usage
+from chainette.records import Message, Outcome, Output, Reason, Rejection, Row, Unit, Usage, owner_of
 from chainette.streaming import Asked, Joined, Unusable
 from chainette.tally import Tally, excess, streamed, writable
 from chainette.utils.together import together
 
-__all__ = ["MAX_FAN_OUT", "poisoned", "process", "row_seed", "too_large"]
+__all__ = ["MAX_FAN_OUT", "concluded", "poisoned", "process", "row_seed", "too_large"]
 
 #: Rows that one row may become in one Apply.
 MAX_FAN_OUT = 100_000
@@ -70,6 +70,15 @@ async def _outcome(plan: Plan, unit: Unit, engine: Engine | None, seed: int, hoo
     rejected = [rejection.row_id for rejection in result.rejected]
     effects = advance(plan, unit, [row_of(node, row, output) for row, output in result.outputs], node.next, rejected)
     return Outcome([output for _, output in result.outputs], result.rejected, result.dropped, result.usage, effects)
+
+
+def concluded(plan: Plan, unit: Unit, outputs: list[Output], rejected: list[Rejection], dropped: list[str]) -> Outcome:
+    """The outcome of a unit whose function ran elsewhere: with what follows from what its rows came to."""
+    node = plan.nodes[unit.node]
+    rows = {row.row_id: row for row in unit.rows}
+    made = [row_of(node, rows[str(owner_of(output.row_id, rows))], output) for output in outputs]
+    effects = advance(plan, unit, made, node.next, [rejection.row_id for rejection in rejected])
+    return Outcome(outputs, rejected, dropped, Usage(), effects)
 
 
 def _join(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:

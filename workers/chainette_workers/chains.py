@@ -15,7 +15,7 @@ from chainette.fleet.states import RunInfo
 from chainette.launch import compile_plan
 from chainette.options import RunOptions
 
-__all__ = ["Chains", "Reference"]
+__all__ = ["ChainDiffers", "Chains", "Reference"]
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,37 @@ class Chains:
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None
     #: Told why a run is not served, when that is another reason than before.
-    refuse: Callable[[RunInfo, str], None]
+    refuse: Callable[[RunInfo, str], None] = lambda _info, _why: None
     _plans: dict[Reference, Plan] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
 
     def plan_of(self, info: RunInfo) -> Plan | None:
         """The run's plan; None where this machine has no such chain, or another one."""
         try:
-            plan = self._plan(Reference.of(info))
+            plan = self.plan(Reference.of(info))
         except ChainetteError as error:
             why = f"cannot be loaded here: {error}"
         except (KeyError, ValueError) as error:
             why = f"cannot be known: Redis says too little of the run ({error})"
-        except _Differs as error:
+        except ChainDiffers as error:
             why = str(error)
         else:
             self._refused.pop(info.run, None)
             return plan
-        self._refuse(info, why)
+        self._tell(info, why)
         return None
 
-    def _plan(self, reference: Reference) -> Plan:
+    def forget(self, info: RunInfo) -> None:
+        """The files are looked at again when the plan is asked for."""
+        self._plans.pop(Reference.of(info), None)
+
+    def plan(self, reference: Reference) -> Plan:
+        """The plan of a reference.
+
+        Raises:
+            ChainDiffers: the files, or an engine's settings, are others here.
+            ChainetteError: they cannot be loaded.
+        """
         if reference not in self._plans:
             loaded = load_chain(reference.chain, self.root)
             _require("", loaded.digest, reference.digest, "")
@@ -81,17 +91,17 @@ class Chains:
             self._plans[reference] = plan
         return self._plans[reference]
 
-    def _refuse(self, info: RunInfo, why: str) -> None:
+    def _tell(self, info: RunInfo, why: str) -> None:
         words = f"{info.fields.get('chain_ref', 'its chain')} {why}"
         if self._refused.get(info.run) != words:
             self._refused[info.run] = words
             self.refuse(info, words)
 
 
-class _Differs(Exception):
+class ChainDiffers(Exception):
     """The files, or an engine's settings, are not those that were enqueued."""
 
 
 def _require(what: str, here: str, there: str, hint: str) -> None:
     if here != there:
-        raise _Differs(f"{what}has digest {here[:12]} here, and {there[:12]} where it was enqueued{hint}")
+        raise ChainDiffers(f"{what}has digest {here[:12]} here, and {there[:12]} where it was enqueued{hint}")

@@ -18,7 +18,8 @@ import anyio.to_thread
 import redis
 from anyio.abc import TaskGroup
 
-from chainette.core.plan import Plan
+from chainette.core.plan import NodeKind, Plan
+from chainette.engine.base import Engine
 from chainette.errors import ChainetteError, EngineUnavailable
 from chainette.fleet.connect import is_passing
 from chainette.fleet.contract import LeasedQueue
@@ -29,6 +30,8 @@ from chainette.hooks import Hook, Stage
 from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process, too_large
 from chainette.records import Outcome, Unit
+from chainette_workers.chains import ChainDiffers
+from chainette_workers.functions import Functions, InLoop
 from chainette_workers.heartbeat import Heartbeat
 from chainette_workers.lanes import Hands, Lane
 from chainette_workers.models import Models
@@ -72,8 +75,7 @@ class EngineWorker:
     models: Models
     #: Rows in flight in each engine; None takes twice what the engine answers at once, and two units at least.
     rows_in_flight: int | None = None
-    #: Units of functions that run side by side.
-    functions: int = 4
+    functions: Functions = field(default_factory=InLoop)
     #: Seconds that the event loop may stand still before the worker counts as dead.
     deadline: float = 600.0
     hook: Hook = field(default_factory=Hook)
@@ -109,6 +111,7 @@ class EngineWorker:
         finally:
             with anyio.CancelScope(shield=True):
                 await try_once(lambda: self.queue.reconcile(self.incarnation))
+                await self.functions.aclose()
                 await self.models.release()
                 await anyio.to_thread.run_sync(heartbeat.stop)
                 await try_once(lambda: self.queue.reconcile(self.incarnation))
@@ -177,7 +180,7 @@ class EngineWorker:
     def _lane(self, name: str) -> Lane:
         lane = self._lanes.get(name)
         if lane is None:
-            budgets = {FUNCTIONS: self.functions, JOINS: _JOINS}
+            budgets = {FUNCTIONS: self.functions.width, JOINS: _JOINS}
             lane = self._lanes[name] = Lane(budgets.get(name, self.rows_in_flight), by_unit=name in budgets)
         return lane
 
@@ -198,6 +201,9 @@ class EngineWorker:
             outcome = await self._process(held)
         except EngineUnavailable as error:
             await self._put_off(held, str(error))
+        except ChainDiffers:
+            await insist(lambda: self.queue.release(held.claim, self.incarnation))
+            self.serving.forget(held.claim)
         except (ChainetteError, MemoryError):
             raise
         except Exception as error:  # of the unit, or of our code: the same for the next worker
@@ -219,9 +225,19 @@ class EngineWorker:
         if held.ahead and not await insist(lambda: self.queue.start(claim, self.incarnation)):
             return None
         held.hook.on_stage(claim.unit.node, Stage.WAIT, age(claim.since, time()))
-        outcome = await process(plan, claim.unit, engine, seed=int(held.info.fields.get("seed", 0)), hook=held.hook)
+        outcome = await self._answer(held, engine)
         lane.failures = 0
         return outcome
+
+    async def _answer(self, held: Held, engine: Engine | None) -> Outcome:
+        plan, unit = held.plan, held.claim.unit
+        node = plan.nodes.get(unit.node)
+        if node is not None and node.kind is NodeKind.APPLY:
+            began = monotonic()
+            outcome = await self.functions.run(held.info, plan, unit)
+            held.hook.on_stage(unit.node, Stage.GENERATE, monotonic() - began)
+            return outcome
+        return await process(plan, unit, engine, seed=int(held.info.fields.get("seed", 0)), hook=held.hook)
 
     async def _put_off(self, held: Held, words: str) -> None:
         """The engine did not answer: its units wait, a little longer each time."""

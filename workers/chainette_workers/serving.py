@@ -57,6 +57,8 @@ class Serving:
     names: Collection[str]
     #: The plan of a run, or None where this worker may not serve it. Called in a thread: it imports the user's code.
     plan_of: Callable[[RunInfo], Plan | None]
+    #: The plan that was given is not what is on the disk any more.
+    forget_plan: Callable[[RunInfo], None] = lambda _info: None
     hook: Hook = field(default_factory=Hook)
     _known: dict[tuple[str, int], _Known] = field(default_factory=dict)
     _turn: int = 0
@@ -92,8 +94,10 @@ class Serving:
         return None if known is None or known.plan is None else (known.info, known.plan, known.hook)
 
     def forget(self, claim: Claim) -> None:
-        """The run of a claim is not what it was."""
-        self._known.pop((claim.run, claim.epoch), None)
+        """The chain of a claim's run is not what it was: nothing more of the run is claimed before it was looked at."""
+        known = self._known.pop((claim.run, claim.epoch), None)
+        if known is not None:
+            self.forget_plan(known.info)
 
     def places(self) -> Iterator[Place]:
         """Queues that units may be claimed from: runs in rotation, deepest node first."""

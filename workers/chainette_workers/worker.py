@@ -27,6 +27,7 @@ from chainette_workers.catalogue import Part
 from chainette_workers.chains import Chains
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.engine import EngineWorker
+from chainette_workers.functions import Children
 from chainette_workers.models import Models
 from chainette_workers.runtime import UNUSABLE, heed_signals, say, watch_parent
 from chainette_workers.serving import Serving
@@ -91,13 +92,15 @@ class _Process:
 
     def __init__(self, queue: FleetQueue, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
         self._queue, self._config, self._side, self._hook = queue, config, side, watch.hook
-        chains = Chains(Path(config.chain_root), config.names, config.engines_file, self._refuse)
-        self._serving = Serving(queue, config.names, chains.plan_of, watch.hook)
+        root, file = Path(config.chain_root), config.engines_file
+        chains = Chains(root, config.names, file, self._refuse)
+        self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, watch.hook)
         self.worker = EngineWorker(
             queue,
             self._serving,
             Models(self._tell),
             config.rows_in_flight,
+            Children(root, file),
             hook=watch.hook,
             about=watch.words,
             ready=self._ready,

@@ -1,0 +1,96 @@
+"""A process that runs functions (Apply) for a worker: `python -m chainette_workers.function_child PARENT ROOT [ENGINES]`.
+
+Units come through standard input and answers go through standard output, which the functions do not get: what they print
+goes to the worker's log. It loads chains by reference, from the same disk as its worker, and ends when its worker does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio
+import anyio.to_thread
+
+from chainette.errors import ChainetteError
+from chainette.process import process
+from chainette_workers.chains import ChainDiffers, Chains
+from chainette_workers.frames import HEAD, Answer, Began, Call, Differs, Failed, Reply, frame, length_of, open_call
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Answers calls until standard input ends."""
+    _, parent, root, *engines_file = sys.argv
+    _die_with(int(parent))
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the worker, which ends this process
+        signal.signal(number, signal.SIG_IGN)
+    calls, replies = _taken_pipes()
+    anyio.run(_answer_all, calls, replies, Chains(Path(root), (), engines_file[0] if engines_file else None))
+
+
+def _die_with(parent: int) -> None:
+    """On Linux the kernel ends this process with its worker, whatever a function does with the interpreter."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _taken_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """The pipes to the worker. Functions read nothing, and print to stderr."""
+    calls, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return calls, replies
+
+
+async def _answer_all(calls: BinaryIO, replies: BinaryIO, chains: Chains) -> None:
+    async with anyio.create_task_group() as group:
+        while True:
+            call = await anyio.to_thread.run_sync(_next, calls)
+            if call is None:
+                os._exit(0)  # also out of a function that goes on
+            group.start_soon(_reply, call, replies, chains)
+
+
+def _next(calls: BinaryIO) -> Call | None:
+    head = calls.read(HEAD)
+    body = calls.read(length_of(head)) if len(head) == HEAD else b""
+    return open_call(body) if body else None
+
+
+async def _reply(call: Call, replies: BinaryIO, chains: Chains) -> None:
+    await anyio.to_thread.run_sync(_send, replies, await _run(call, replies, chains))
+
+
+def _send(replies: BinaryIO, reply: Began | Reply) -> None:
+    replies.write(frame(reply))
+    replies.flush()
+
+
+async def _run(call: Call, replies: BinaryIO, chains: Chains) -> Reply:
+    try:
+        plan = chains.plan(call.chain)
+        _send(replies, Began())
+        outcome = await process(plan, call.unit, None)
+    except ChainDiffers as error:
+        return Differs(str(error))
+    except ChainetteError as error:
+        return Differs(f"cannot be loaded here: {error}")
+    except Exception as error:
+        return Failed(f"{type(error).__name__}: {error}")
+    return Answer(outcome.outputs, outcome.rejected, outcome.dropped)
+
+
+if __name__ == "__main__":
+    main()
