@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 import redis
 from chainette_workers.coordinator import Coordinator
@@ -23,7 +25,8 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.lifecycle import Engines
 from chainette.fleet.keys import RunKeys
-from chainette.fleet.queue import Claim, FleetQueue, Lost, Turn
+from chainette.fleet.memory import MemoryQueue
+from chainette.fleet.queue import Claim, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.hooks import Hook
 from chainette.io.events import RunCreated
 from chainette.io.inputs import open_input
@@ -43,13 +46,39 @@ from tests.support.valkey import Database
 SETTINGS = {"seed": 0, "limit": None, "format": "jsonl", "max_rows_per_file": 50, "flattened": True, "key": None}
 
 
+@dataclass(frozen=True)
+class Twin:
+    """A queue, and what befalls it."""
+
+    queue: LeasedQueue
+    end_lease: Callable[[str], object]
+    empty: Callable[[], object]
+
+
+def on_redis(client: redis.Redis) -> Twin:
+    return Twin(FleetQueue(client), lambda me: client.zadd("chainette:lease", {me: 1}), client.flushall)
+
+
+def in_memory() -> Twin:
+    queue = MemoryQueue()
+
+    def end_lease(me: str) -> None:
+        queue._workers[me].until = 0.0
+
+    def empty() -> None:
+        queue._runs.clear()
+        queue._workers.clear()
+
+    return Twin(queue, end_lease, empty)
+
+
 class Fleet:
     """One run with its workers, coordinator and sink, each a step at a time."""
 
-    def __init__(self, chain: Chain, inputs: Path, directory: Path, connection: redis.Redis, seed: int) -> None:
+    def __init__(self, chain: Chain, inputs: Path, directory: Path, twin: Twin, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.redis = connection
-        self.queue = FleetQueue(connection)
+        self.twin = twin
+        self.queue = twin.queue
         self.plan: Plan = compile_chain(chain)
         self.directory = RunDir(directory)
         self.source = open_input(inputs)
@@ -119,7 +148,8 @@ class Fleet:
         held = self.workers.setdefault(me, [])
         queues = [(self.run, name) for name in reversed(self.sink.queues)]
         self.claims += 1
-        claim = self.queue.claim(me, f"{me}-{self.claims}", queues, alone=not held)
+        ahead = self.rng.random() < 0.2
+        claim = self.queue.claim(me, f"{self.run}-{me}-{self.claims}", queues, alone=not held, ahead=ahead)
         if isinstance(claim, Claim):
             held.append(claim)
 
@@ -132,10 +162,16 @@ class Fleet:
         if claim.turn is Turn.MEND:
             self.mend(me, claim)
             return
-        if self.deadly in {row.row_id for row in claim.unit.rows} and claim.unit.node == "count":
+        if (
+            self.deadly
+            and self.queue.start(claim, me)
+            and self.deadly in {row.row_id for row in claim.unit.rows}
+            and claim.unit.node == "count"
+        ):
             self.kill_worker(me)
             self.workers[me] = []
             return
+        self.queue.start(claim, me)
         node = self.plan.nodes.get(claim.unit.node)
         engine = await engines.get(node.engine) if node is not None and node.kind is NodeKind.STEP else None
         outcome = await process(self.plan, claim.unit, engine)
@@ -159,9 +195,9 @@ class Fleet:
 
     def kill_worker(self, me: str | None = None) -> None:
         """The lease ends; the process may still commit."""
-        if self.workers:
-            me = me or self.rng.choice(list(self.workers))
-            self.redis.zadd("chainette:lease", {me: 1})
+        me = me or self.rng.choice([*self.workers, ""])
+        if me in self.queue.workers():  # another run's driver may have killed it already
+            self.twin.end_lease(me)
             assert me in self.queue.reap()
 
     def drain(self) -> None:
@@ -169,20 +205,32 @@ class Fleet:
             self.sink.step()
         except Lost:
             self.sink.raise_epoch(None)
+            # a coordinator that had finished asks nothing any more; who drives the run begins another
+            self.coordinators = [self.new_coordinator() if old.finished else old for old in self.coordinators]
 
     def restart_sink(self) -> None:
         self.sink.writer.close()
         self.sink = self.new_sink(recover(self.directory, self.plan, new_epoch=False))
         self.sink.open(None)
+        self.coordinators = [self.new_coordinator() if old.finished else old for old in self.coordinators]
 
     def empty_redis(self) -> None:
-        self.redis.flushall()
+        self.twin.empty()
+
+    def hold(self) -> None:
+        """Somebody pauses the run, or continues it."""
+        for info in self.queue.runs():
+            if info.run == self.run and info.state != "cancelled":
+                self.queue.set_state(self.run, "running" if info.state == "paused" else "paused")
 
     async def go(self, *, wild: bool = False) -> None:
         often = [self.admit, self.claim, self.claim, self.drain]
-        seldom = [self.kill_worker, self.restart_sink, self.restart_coordinator] + [self.empty_redis] * wild
+        seldom = [self.kill_worker, self.restart_sink, self.restart_coordinator, self.hold] + [self.empty_redis] * wild
         async with Engines(self.plan.engines) as engines:
             for turn in range(20_000):
+                await anyio.lowlevel.checkpoint()
+                if turn == 1500:
+                    self.release_hold()
                 if turn < 1500 and self.rng.random() < 0.02:
                     self.rng.choice(seldom)()
                 elif self.rng.random() < 0.4:
@@ -194,6 +242,11 @@ class Fleet:
                     break
         assert self.complete, "the run did not end"
 
+    def release_hold(self) -> None:
+        """From here on the run is left alone."""
+        if any(info.run == self.run and info.state == "paused" for info in self.queue.runs()):
+            self.queue.set_state(self.run, "running")
+
     def finish(self) -> RunResult:
         self.sink.close()
         self.sink.writer.finish("")
@@ -201,34 +254,51 @@ class Fleet:
         return RunResult(self.directory, read_state(self.directory)[0], self.plan)
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("wild", [False, True])
-def test_whatever_dies_the_rows_are_those_of_a_local_run(tmp_path: Path, database: Database, seed: int, wild: bool) -> None:
-    chain = everything()
-    inputs = write_inputs(tmp_path / "inputs.jsonl", 26, bad=(3, 20))
-    whole = chain.run(inputs, tmp_path / "whole", max_rows_per_file=50)
-    fleet = Fleet(chain, inputs, tmp_path / "run", database.client, seed + 100 * wild)
-    anyio.run(partial(fleet.go, wild=wild))
+def send_home(fleet: Fleet) -> None:
+    """Every worker hands back what it holds, and signs off."""
+    for me in list(fleet.queue.workers()):
+        fleet.queue.reconcile(me)
+        assert fleet.queue.leave(me)
+
+
+def require_whole(fleet: Fleet, whole: RunResult) -> None:
+    """The run's directory is that of the local run."""
     result = fleet.finish()
     assert content(result) == content(whole)
     assert result.metadata["balanced"], result._state.imbalances()
-    assert {name: counts["in"] for name, counts in result.counts.items()} == {
-        name: counts["in"] for name, counts in whole.counts.items()
-    }
-    for me in list(fleet.workers):
-        for claim in fleet.workers[me]:
-            fleet.queue.release(claim, me)
-        fleet.queue.leave(me)
+    taken = {name: counts["in"] for name, counts in result.counts.items()}
+    assert taken == {name: counts["in"] for name, counts in whole.counts.items()}
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_row_that_kills_its_worker_is_found_and_rejected_and_costs_no_other(
-    tmp_path: Path, database: Database, seed: int
-) -> None:
+def survive(tmp_path: Path, twin: Twin, seed: int, *, wild: bool) -> None:
+    chain = everything()
+    inputs = write_inputs(tmp_path / "inputs.jsonl", 26, bad=(3, 20))
+    whole = chain.run(inputs, tmp_path / "whole", max_rows_per_file=50)
+    fleet = Fleet(chain, inputs, tmp_path / "run", twin, seed)
+    anyio.run(partial(fleet.go, wild=wild))
+    require_whole(fleet, whole)
+    send_home(fleet)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("wild", [False, True])
+def test_whatever_dies_the_rows_are_those_of_a_local_run(tmp_path: Path, database: Database, seed: int, wild: bool) -> None:
+    survive(tmp_path, on_redis(database.client), seed + 100 * wild, wild=wild)
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 5))
+@pytest.mark.parametrize("wild", [False, True])
+def test_whatever_dies_the_rows_are_those_of_a_local_run_also_in_memory(tmp_path: Path, seed: int, wild: bool) -> None:
+    for number in range(seed, seed + 5):
+        (tmp_path / str(number)).mkdir()
+        survive(tmp_path / str(number), in_memory(), number + 1000 + 100 * wild, wild=wild)
+
+
+def find_poison(tmp_path: Path, twin: Twin, seed: int) -> None:
     chain = everything()
     inputs = write_inputs(tmp_path / "inputs.jsonl", 26)
     whole = chain.run(inputs, tmp_path / "whole", max_rows_per_file=50)
-    fleet = Fleet(chain, inputs, tmp_path / "run", database.client, seed + 500)
+    fleet = Fleet(chain, inputs, tmp_path / "run", twin, seed)
     fleet.deadly = next(row["row_id"] for row in whole.rows("count"))
     anyio.run(fleet.go)
     result = fleet.finish()
@@ -238,10 +308,49 @@ def test_a_row_that_kills_its_worker_is_found_and_rejected_and_costs_no_other(
     assert after["extract"] == before["extract"]
     assert [line for line in before["count"] if json.loads(line)["row_id"] != fleet.deadly] == after["count"]
     assert result.metadata["balanced"]
-    for me in list(fleet.workers):
-        for claim in fleet.workers[me]:
-            fleet.queue.release(claim, me)
-        fleet.queue.leave(me)
+    send_home(fleet)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_row_that_kills_its_worker_is_found_and_rejected_and_costs_no_other(
+    tmp_path: Path, database: Database, seed: int
+) -> None:
+    find_poison(tmp_path, on_redis(database.client), seed + 500)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_row_that_kills_its_worker_is_found_also_in_memory(tmp_path: Path, seed: int) -> None:
+    find_poison(tmp_path, in_memory(), seed + 1500)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["redis", "memory"])
+def test_two_runs_share_workers_and_one_that_is_given_up_costs_the_other_nothing(
+    tmp_path: Path, database: Database, kind: str, seed: int
+) -> None:
+    twin = on_redis(database.client) if kind == "redis" else in_memory()
+    chain = everything()
+    inputs = write_inputs(tmp_path / "inputs.jsonl", 26, bad=(3, 20))
+    whole = chain.run(inputs, tmp_path / "whole", max_rows_per_file=50)
+    one, two, given_up = (Fleet(chain, inputs, tmp_path / name, twin, 10 * seed + n) for n, name in enumerate("abc", 2000))
+
+    async def both() -> None:
+        async with anyio.create_task_group() as group, Engines(given_up.plan.engines) as engines:
+            group.start_soon(one.go)
+            group.start_soon(two.go)
+            for _ in range(150):
+                await anyio.lowlevel.checkpoint()
+                for step in (given_up.admit, given_up.claim, given_up.drain):
+                    step()
+                await given_up.work(engines)
+            twin.queue.set_state(given_up.run, "cancelled")
+            given_up.sink.close()
+
+    anyio.run(both)
+    require_whole(one, whole)
+    require_whole(two, whole)
+    given_up.sink.writer.close()
+    send_home(one)
 
 
 def test_every_script_refuses_malformed_arguments_before_it_writes(database: Database) -> None:

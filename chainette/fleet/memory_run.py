@@ -1,0 +1,139 @@
+"""A run of the in-memory queue: its units, scopes and stream in one epoch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainette.fleet.messages import Admission, Result
+from chainette.io.events import Event
+
+__all__ = ["Job", "RunInMemory", "Stored"]
+
+
+@dataclass
+class Job:
+    """A unit: what RQ's hash says of it, and where it is."""
+
+    told: Mapping[str, Any]
+    run: str
+    root: int
+    scope: str
+    #: Of a join: the scope that it ends. Of another unit: "".
+    fork: str
+    token: str = ""
+    holder: str = ""
+    ahead: bool = False
+    solo: bool = False
+    broken: bool = False
+    #: When it may be claimed again; None where it waits for nothing.
+    due: float | None = None
+    strikes: int = 0
+    deaths: int = 0
+    pardons: int = 0
+
+    @property
+    def is_broken(self) -> bool:
+        return self.deaths >= 2 or (self.deaths >= 1 and self.told["rows"] > 1)
+
+
+@dataclass
+class Stored:
+    """An entry of the stream; its body is bytes."""
+
+    id: str
+    token: str
+    kind: type[Result | Admission] | None = None
+    root: int = 0
+    done: bool = False
+    body: bytes = b""
+
+
+@dataclass
+class RunInMemory:
+    """One run in its current epoch."""
+
+    epoch: int
+    owner: str
+    fields: dict[str, str]
+    stream: list[Stored]
+    state: str = "running"
+    cursor: int = 0
+    total: int | None = None
+    last: int = -1
+    damaged: str = ""
+    added: int = 0
+    #: Root -> rows admitted, rows outstanding, record.
+    live: dict[int, int] = field(default_factory=dict)
+    out: dict[int, int] = field(default_factory=dict)
+    records: dict[int, bytes] = field(default_factory=dict)
+    #: (root, scope) -> outstanding members; the parts of its join; what the scope was opened with.
+    members: dict[tuple[int, str], set[str]] = field(default_factory=dict)
+    parts: dict[tuple[int, str], dict[bytes, bytes]] = field(default_factory=dict)
+    opened: dict[tuple[int, str], Mapping[str, Any]] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    #: Per queue: units in order, units that run alone, units to mend, and whose turn it is to run one alone.
+    queues: dict[str, deque[str]] = field(default_factory=dict)
+    solo: dict[str, deque[str]] = field(default_factory=dict)
+    broken: dict[str, deque[str]] = field(default_factory=dict)
+    turns: dict[str, str] = field(default_factory=dict)
+    #: Worker -> what its lost leases have cost.
+    struck: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    noted: list[Event] = field(default_factory=list)
+
+    @property
+    def live_rows(self) -> int:
+        return sum(max(rows, self.out.get(root, 0)) for root, rows in self.live.items())
+
+    def add(self, effects: Mapping[str, Any], run: str, root: int) -> None:
+        for opened in effects["scopes"]:
+            where = (root, opened["scope"])
+            self.members.setdefault((root, opened["parent"]), set()).add(f"S:{opened['scope']}")
+            self.opened[where], self.parts[where] = opened, {b"base": opened["base"]}
+        for told in effects["units"]:
+            self.enqueue(told["job"], Job(told, run, root, told["scope"], ""))
+        for kind in ("partials", "stopped"):
+            for scope, blob in effects[kind]:
+                parts = self.parts[root, scope]
+                parts[f"{'p' if kind == 'partials' else 'x'}:{len(parts)}".encode()] = blob
+
+    def enqueue(self, name: str, job: Job) -> None:
+        self.jobs[name] = job
+        self.members.setdefault((job.root, job.scope), set()).add(name)
+        self.queues.setdefault(job.told["queue"], deque()).append(name)
+        self.out[job.root] = self.out.get(job.root, 0) + job.told["rows"]
+
+    def put_back(self, name: str) -> None:
+        job = self.jobs[name]
+        job.token, job.holder, job.ahead, job.broken, job.due = "", "", False, False, None
+        (self.solo if job.solo else self.queues).setdefault(job.told["queue"], deque()).appendleft(name)
+
+    def promote(self, queue: str, now: float) -> None:
+        """Units that were put off until now."""
+        for name, job in self.jobs.items():
+            if job.told["queue"] == queue and job.due is not None and job.due <= now:
+                self.put_back(name)
+
+    def finish(self, name: str) -> bool:
+        """Takes a unit out of its scope; whether its root is done."""
+        job = self.jobs.pop(name)
+        if job.fork:
+            del self.parts[job.root, job.fork], self.opened[job.root, job.fork]
+        self.out[job.root] -= job.told["rows"]
+        members = self.members[job.root, job.scope]
+        members.discard(name)
+        if members:
+            return False
+        del self.members[job.root, job.scope]
+        if not job.scope:
+            return True
+        told = self.opened[job.root, job.scope]
+        self.enqueue(told["job"], Job(told, job.run, job.root, told["parent"], job.scope))
+        self.members[job.root, told["parent"]].discard(f"S:{job.scope}")
+        return False
+
+    def say(self, token: str, kind: type[Result | Admission], root: int, done: bool, body: bytes) -> None:
+        self.added += 1
+        self.stream.append(Stored(f"1-{self.added}", token, kind, root, done, body))

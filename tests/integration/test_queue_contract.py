@@ -1,0 +1,408 @@
+"""What the contract of the leased queue promises, kept alike by the one on Redis and the one in memory.
+
+Each transition once more, late (the lease is lost), in an old epoch, and by another owner.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+
+import anyio
+import pytest
+
+from chainette.core.flow import frontier
+from chainette.core.plan import Plan
+from chainette.fleet.keys import RunKeys
+from chainette.fleet.memory import MemoryQueue
+from chainette.fleet.messages import BadMessage, Result, RootRecord
+from chainette.fleet.queue import ANCHOR, Admitted, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
+from chainette.io.events import EngineReleased, UnitRetried
+from chainette.process import poisoned, process
+from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row
+from tests.support.fleet import forked, straight
+from tests.support.valkey import Database
+
+OWNER = "owner-1"
+
+
+class Site:
+    """One run in a queue; its workers' leases end when the test says so."""
+
+    def __init__(self, queue: LeasedQueue, end_lease: Callable[[str], None], plan: Plan, window: int = 1000) -> None:
+        self.queue, self.end_lease, self.plan, self.window = queue, end_lease, plan, window
+        self.keys = RunKeys("run-a", 0)
+        self.position = (ANCHOR, "anchor-0")
+        self.results: list[Result] = []
+        self._claims = 0
+        self.install()
+
+    @property
+    def queues(self) -> list[str]:
+        depth = {node.id: node.depth for node in self.plan.nodes.values()}
+        depth |= {fork.id: fork.depth for fork in self.plan.forks.values() if fork.joins}
+        return [self.keys.queue(self.plan.engine_of(name), name) for name in sorted(depth, key=lambda name: -depth[name])]
+
+    def install(self, owner: str = OWNER) -> None:
+        token = f"anchor-{self.keys.epoch}"
+        self.queue.install(self.keys.run, self.keys.epoch, owner, token, self.queues, {"window": self.window, "seed": 7})
+
+    def raise_epoch(self) -> None:
+        self.keys = RunKeys(self.keys.run, self.keys.epoch + 1)
+        self.position = (ANCHOR, f"anchor-{self.keys.epoch}")
+        self.results = []
+        self.install()
+
+    def admit(self, texts: Sequence[str] = ("a", "b", "c", "d"), *, k: int | None = None, bad: int = 0) -> Admitted:
+        number = self.queue.progress(self.keys).cursor if k is None else k
+        rows = [
+            Row(str(4 * number + index), {CHAIN_INPUT: json.dumps({"text": text}).encode()}) for index, text in enumerate(texts)
+        ]
+        rejected = [Rejection(f"{number}.{index}", CHAIN_INPUT, Reason.INVALID_INPUT, "bad", 0, "{", 1) for index in range(bad)]
+        record, effects = RootRecord(rows, len(rows) + bad), frontier(self.plan, number, rows)
+        return self.queue.admit(self.keys, self.plan, number, number, record, rejected, effects, secrets.token_hex(4))
+
+    def claim(self, me: str = "w1", *, alone: bool = True, ahead: bool = False) -> Claim | Drain | None:
+        self.queue.beat(me, {}, 3600)
+        self._claims += 1
+        pairs = [(self.keys.run, name) for name in self.queues]
+        return self.queue.claim(me, f"{me}-{self._claims}", pairs, alone=alone, ahead=ahead)
+
+    def take(self, me: str = "w1", *, ahead: bool = False) -> Claim:
+        found = self.claim(me, ahead=ahead)
+        assert isinstance(found, Claim)
+        return found
+
+    def commit(self, claim: Claim, me: str = "w1") -> bool:
+        outcome: Outcome = anyio.run(process, self.plan, claim.unit, None)
+        return self.queue.commit(claim, me, self.plan, outcome, secrets.token_hex(4))
+
+    def lose(self, me: str) -> None:
+        self.end_lease(me)
+        assert self.queue.reap() == [me]
+
+    def work_off(self, me: str = "w1") -> None:
+        while isinstance(claim := self.claim(me), Claim):
+            assert self.commit(claim, me)
+
+    def drain(self) -> list[int]:
+        """Reads what has come, and acknowledges it; the roots that are done with it."""
+        entries = self.queue.read(self.keys, self.position)
+        self.results += [entry.message for entry in entries if isinstance(entry.message, Result)]
+        done = [entry.root for entry in entries if entry.done]
+        if entries:
+            self.position = (entries[-1].id, entries[-1].token)
+            self.queue.ack(self.keys, OWNER, self.position, done)
+        return done
+
+    def rows(self, node: str) -> list[str]:
+        return sorted(output.row_id for result in self.results if result.node == node for output in result.outputs)
+
+
+@pytest.fixture(params=["redis", "memory"])
+def open_site(request: pytest.FixtureRequest, database: Database) -> Iterator[Callable[..., Site]]:
+    """Opens sites on either twin; they are closed at the end, their workers gone."""
+    opened: list[Site] = []
+
+    def build(plan: Plan | None = None, window: int = 1000) -> Site:
+        queue: LeasedQueue
+        if request.param == "redis":
+            client, queue = database.client, FleetQueue(database.client)
+
+            def end_lease(me: str) -> None:
+                client.zadd("chainette:lease", {me: 1})
+        else:
+            memory = queue = MemoryQueue()
+
+            def end_lease(me: str) -> None:
+                memory._workers[me].until = 0.0
+
+        opened.append(Site(queue, end_lease, plan or straight(), window))
+        return opened[-1]
+
+    yield build
+    for site in opened:
+        epochs = {info.run: info.epoch for info in site.queue.runs()}
+        site.queue.close(site.keys.run, epochs.get(site.keys.run, 0), OWNER, site.queues)
+        for name in site.queue.workers():
+            site.queue.reconcile(name)
+            assert site.queue.leave(name)
+        assert site.queue.runs() == [] and site.queue.waiting(site.queues) == []
+
+
+@pytest.fixture
+def site(open_site: Callable[..., Site]) -> Site:
+    """A run of two Apply nodes whose first root waits."""
+    site = open_site()
+    assert site.admit() is Admitted.OK
+    return site
+
+
+def refused(call: Callable[[], object]) -> None:
+    with pytest.raises(Lost):
+        call()
+
+
+# -- the run
+
+
+def test_an_epoch_is_installed_once_and_only_a_later_one_replaces_it(site: Site) -> None:
+    site.install()
+    refused(lambda: site.install("owner-2"))
+    assert [(info.run, info.epoch, info.state) for info in site.queue.runs()] == [("run-a", 0, "running")]
+    claim = site.take()
+    old = site.keys
+    site.raise_epoch()
+    assert not site.commit(claim)
+    refused(lambda: site.queue.read(old, (ANCHOR, "anchor-0")))
+    refused(lambda: site.queue.end_of_input(old, 1))
+    refused(lambda: site.queue.ack(old, OWNER, (ANCHOR, "anchor-0"), []))
+    progress = site.queue.progress(site.keys)
+    assert (progress.cursor, progress.live, progress.total) == (0, set(), None)
+    assert site.claim() is None
+
+
+def test_a_sink_attaches_where_the_stream_continues_and_the_other_is_refused(site: Site) -> None:
+    for epoch, position in ((0, (ANCHOR, "wrong")), (0, ("7-1", "anchor-0")), (1, (ANCHOR, "anchor-0"))):
+        refused(lambda e=epoch, p=position: site.queue.attach("run-a", e, "owner-2", p))  # type: ignore[misc]
+    site.queue.attach("run-a", 0, "owner-2", (ANCHOR, "anchor-0"))
+    site.queue.attach("run-a", 0, "owner-2", (ANCHOR, "anchor-0"))
+    refused(lambda: site.queue.ack(site.keys, OWNER, (ANCHOR, "anchor-0"), []))
+    refused(lambda: site.queue.close("run-a", 0, OWNER, site.queues))
+    site.queue.attach("run-a", 0, OWNER, (ANCHOR, "anchor-0"))
+
+
+def test_a_closed_run_may_be_closed_again_and_nothing_comes_back_of_it(site: Site) -> None:
+    claim = site.take()
+    refused(lambda: site.queue.close("run-a", 1, OWNER, site.queues))
+    for _ in range(2):
+        site.queue.close("run-a", 0, OWNER, site.queues)
+    assert not site.commit(claim) and not site.queue.release(claim, "w1") and not site.queue.fail(claim, "w1", 0.0, "late")
+    site.lose("w1")
+    assert site.claim("w2") is None and site.queue.runs() == []
+
+
+def test_a_held_run_gives_no_units_and_takes_commits_and_a_given_up_one_neither(site: Site) -> None:
+    site.admit()
+    one, other = site.take(), site.take()
+    site.queue.set_state("run-a", "paused")
+    assert site.claim() is None and site.admit() is Admitted.PAUSED
+    assert site.commit(one)
+    site.queue.set_state("run-a", "cancelled")
+    assert not site.commit(other) and site.claim() is None and site.admit() is Admitted.CANCELLED
+    refused(lambda: site.queue.set_state("run-a", "running"))
+    site.raise_epoch()
+    assert site.queue.progress(site.keys).state == "cancelled"
+    refused(lambda: site.queue.set_state("nowhere", "paused"))
+
+
+# -- roots
+
+
+def test_a_root_is_admitted_once_while_there_is_credit(open_site: Callable[..., Site]) -> None:
+    site = open_site(window=8)
+    assert [site.admit(), site.admit(k=0), site.admit(k=5), site.admit(), site.admit()] == [
+        Admitted.OK,
+        Admitted.BEHIND,
+        Admitted.BEHIND,
+        Admitted.OK,
+        Admitted.FULL,
+    ]
+    assert len(site.queue.record(site.keys, 1).rows) == 4
+    site.work_off()
+    assert site.admit() is Admitted.FULL  # done is not durable yet
+    assert sorted(site.drain()) == [0, 1]
+    with pytest.raises(BadMessage):
+        site.queue.record(site.keys, 1)
+    assert site.admit() is Admitted.OK
+    assert not site.queue.end_of_input(site.keys, 2)
+    assert site.queue.end_of_input(site.keys, 3) and site.queue.end_of_input(site.keys, 3)
+    assert not site.queue.progress(site.keys).complete
+    site.work_off()
+    site.drain()
+    assert site.queue.progress(site.keys).complete
+
+
+def test_bad_lines_come_with_the_admission_and_a_root_of_them_alone_is_done(site: Site) -> None:
+    assert site.admit([], bad=2) is Admitted.OK and site.admit([]) is Admitted.OK
+    entries = site.queue.read(site.keys, site.position)
+    assert [(entry.root, entry.done, len(entry.message.rejected)) for entry in entries] == [(1, True, 2), (2, True, 0)]
+
+
+# -- units
+
+
+def test_units_come_deepest_first_and_what_they_lead_to_is_read_in_order(site: Site) -> None:
+    site.admit()
+    assert site.commit(site.take())
+    assert [(claim.unit.node, claim.unit.root) for claim in (site.take(), site.take())] == [("second", 0), ("first", 1)]
+    assert site.claim() is None
+    assert site.queue.reconcile("w1") == 2
+    site.work_off()
+    assert sorted(site.drain()) == [0, 1]
+    assert site.rows("first") == site.rows("second") == [str(number) for number in range(8)]
+
+
+def test_a_worker_without_a_lease_claims_nothing(site: Site) -> None:
+    refused(lambda: site.queue.claim("nobody", "t", [("run-a", name) for name in site.queues]))
+
+
+@pytest.mark.parametrize("how", ["commit", "release", "fail", "split", "bury", "start"])
+def test_a_transition_happens_once_and_never_with_a_claim_that_does_not_hold(site: Site, how: str) -> None:
+    calls: dict[str, Callable[[Claim], bool]] = {
+        "commit": site.commit,
+        "release": lambda claim: site.queue.release(claim, "w1"),
+        "fail": lambda claim: site.queue.fail(claim, "w1", 0.0, "away"),
+        "split": lambda claim: site.queue.split(claim, "w1", site.plan),
+        "bury": lambda claim: site.queue.bury(claim, "w1", "bad"),
+        "start": lambda claim: site.queue.start(claim, "w1"),
+    }
+    late = site.take()
+    site.lose("w1")
+    assert not calls[how](late)
+    again = site.take()
+    assert again.job == late.job and again.token != late.token
+    assert not calls[how](late)
+    assert calls[how](again)
+    assert calls[how](again) is (how == "start")
+    site.raise_epoch()
+    assert not calls[how](again)
+    assert site.claim() is None
+
+
+def test_the_halves_of_a_unit_run_alone_and_lose_no_row(site: Site) -> None:
+    assert site.queue.split(site.take(), "w1", site.plan)
+    halves = [site.take(), site.take()]
+    assert [claim.turn for claim in halves] == [Turn.SOLO] * 2
+    assert [[row.row_id for row in claim.unit.rows] for claim in halves] == [["0", "1"], ["2", "3"]]
+    for claim in halves:
+        assert site.commit(claim)
+    site.work_off()
+    assert site.drain() == [0] and site.rows("second") == ["0", "1", "2", "3"]
+
+
+def test_a_unit_that_was_put_off_comes_when_it_is_due(site: Site) -> None:
+    assert site.queue.fail(site.take(), "w1", 3600.0, "away")
+    assert site.claim() is None
+    site.admit()
+    assert site.queue.fail(site.take(), "w1", 0.0, "away")
+    assert site.take().unit.root == 1
+
+
+def test_a_buried_unit_damages_the_run_until_the_next_epoch(site: Site) -> None:
+    assert site.queue.bury(site.take(), "w1", "nobody can read it")
+    assert site.queue.progress(site.keys).damaged == "nobody can read it"
+    refused(lambda: site.queue.attach("run-a", 0, OWNER, (ANCHOR, "anchor-0")))
+    site.raise_epoch()
+    assert site.queue.progress(site.keys).damaged == ""
+
+
+def test_units_of_a_lost_reply_are_handed_back_in_front_and_no_others(site: Site) -> None:
+    site.admit()
+    known = site.take()
+    unseen = site.take()
+    assert site.queue.reconcile("w1", [known]) == 1
+    assert site.queue.reconcile("w1", [known]) == 0
+    assert site.take("w2").job == unseen.job
+    assert site.commit(known)
+
+
+def test_nested_forks_join_once_with_all_that_their_branches_gave(open_site: Callable[..., Site]) -> None:
+    site = open_site(forked())
+    site.admit(["ab", "xy", "c", "d"])
+    joins = []
+    while isinstance(claim := site.claim(), Claim):
+        if claim.unit.node in site.plan.forks:
+            joins.append(claim.unit)
+        assert site.commit(claim)
+    inner, outer = joins
+    assert (set(inner.partials), set(outer.partials)) == ({"deep", "wide"}, {"split", "nested"})
+    assert inner.stopped == ["1"] == outer.stopped
+    letters = ["0.0", "0.1", "1.0", "1.1", "2.0", "3.0"]
+    assert sorted(row.row_id for row in outer.partials["split"]) == letters
+    assert site.drain() == [0]
+
+
+# -- workers, and which deaths count
+
+
+def test_a_worker_beats_hears_that_it_is_asked_to_stop_and_leaves_with_empty_hands(site: Site) -> None:
+    assert not site.queue.beat("w1", {"engines": "a,b", "rows": 3}, 3600)
+    assert site.queue.beat("w1", {"rows": 4}, 3600)
+    assert site.queue.workers()["w1"]["engines"] == "a,b" and site.queue.workers()["w1"]["rows"] == "4"
+    assert site.queue.ask_to_stop("c") == [] and not site.queue.is_asked_to_stop("w1")
+    assert site.queue.ask_to_stop("b") == ["w1"] and site.queue.is_asked_to_stop("w1")
+    claim = site.take()
+    assert not site.queue.leave("w1")
+    assert site.queue.release(claim, "w1")
+    assert site.queue.leave("w1") and site.queue.leave("w1")
+    assert site.queue.workers() == {} and site.queue.reap() == []
+
+
+def turns(site: Site, deaths: int, *, ahead: bool = False, lives: bool = False) -> list[Turn]:
+    """How a unit is given out, one worker after the other losing its lease with it."""
+    found = []
+    for number in range(deaths):
+        claim = site.take(f"w{number}", ahead=ahead)
+        found.append(claim.turn)
+        site.lose(f"w{number}")
+        if lives:
+            assert site.queue.beat(f"w{number}", {}, 3600) is False
+    return found
+
+
+def test_a_unit_runs_again_then_alone_then_is_mended(site: Site) -> None:
+    assert turns(site, 4) == [Turn.JOB, Turn.JOB, Turn.SOLO, Turn.MEND]
+
+
+def test_a_row_that_kills_alone_twice_is_mended_and_rejected(open_site: Callable[..., Site]) -> None:
+    site = open_site()
+    site.admit(["deadly"])
+    assert turns(site, 4) == [Turn.JOB, Turn.JOB, Turn.SOLO, Turn.SOLO]
+    claim = site.take()
+    assert claim.turn is Turn.MEND
+    assert site.queue.commit(claim, "w1", site.plan, poisoned(site.plan, claim.unit), "t")
+    assert site.drain() == [0]
+    assert [rejection.reason for result in site.results for rejection in result.rejected] == [Reason.POISON]
+
+
+def test_one_worker_at_a_time_drains_for_a_unit_that_runs_alone(site: Site) -> None:
+    site.admit()
+    turns(site, 2)
+    site.queue.beat("w8", {}, 3600)
+    assert isinstance(site.claim("w9", alone=False), Drain)
+    other = site.claim("w8")
+    assert isinstance(other, Claim) and other.turn is Turn.JOB and other.unit.root == 1
+    assert site.take("w9").turn is Turn.SOLO
+
+
+def test_units_that_were_claimed_ahead_and_not_begun_get_no_strike(site: Site) -> None:
+    assert turns(site, 5, ahead=True) == [Turn.JOB] * 5
+    begun = site.take("w8", ahead=True)
+    assert site.queue.start(begun, "w8") and site.queue.start(begun, "w8")
+    site.lose("w8")
+    assert turns(site, 2) == [Turn.JOB, Turn.SOLO]
+
+
+def test_a_unit_that_must_run_alone_is_never_claimed_ahead(site: Site) -> None:
+    turns(site, 2)
+    assert isinstance(site.claim("w9", ahead=True), Drain)
+    assert site.take("w9").turn is Turn.SOLO
+
+
+def test_a_worker_that_lives_costs_no_strike_but_for_a_unit_that_stalls_it_again_and_again(site: Site) -> None:
+    assert turns(site, 7, lives=True) == [Turn.JOB] * 5 + [Turn.SOLO, Turn.MEND]
+
+
+# -- notes
+
+
+def test_notes_are_read_in_order_and_once(site: Site) -> None:
+    first = UnitRetried(node="first", root=0, unit="", message="away", delay=1.0)
+    site.queue.note("run-a", EngineReleased(engine="a"))
+    site.queue.note("run-a", first)
+    site.queue.note("nowhere", EngineReleased(engine="b"))
+    after, events = site.queue.notes("run-a", "0-0")
+    assert events == [EngineReleased(engine="a"), first]
+    assert site.queue.notes("run-a", after) == (after, [])
