@@ -241,7 +241,7 @@ def rss():
 
 async def main():
     config = EngineConfig(name="smol", model=sys.argv[1], backend="llama_cpp", options=LlamaCppOptions(n_ctx=256))
-    for _ in range(4):
+    for _ in range(8):
         engine = LlamaCppEngine(config)
         await engine.open()
         loaded = rss()
@@ -258,9 +258,9 @@ asyncio.run(main())
 def test_close_gives_the_memory_back_every_time() -> None:
     done = subprocess.run([sys.executable, "-c", _CYCLES, SMOL], capture_output=True, text=True, check=True, env=os.environ)
     cycles = [[int(number) for number in line.split()] for line in done.stdout.splitlines()]
-    assert len(cycles) == 4
+    assert len(cycles) == 8
     assert all(loaded - closed > 80 for loaded, closed, _ in cycles)
-    assert cycles[3][1] - cycles[1][1] < 40
+    assert cycles[7][1] - cycles[4][1] < 40  # the allocator takes a few cycles to have its arenas
     assert max(threads for _, _, threads in cycles) <= 6  # one more a cycle would show
     assert done.stderr == ""
 
