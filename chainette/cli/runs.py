@@ -69,17 +69,46 @@ def kill(
     engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="The workers of this engine.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="All workers of the Redis.")] = False,
     redis: RedisUrl = None,
+    grace: Annotated[
+        float,
+        typer.Option("--grace", metavar="SECONDS", min=0, help="How long workers of this machine have before they are killed."),
+    ] = 30.0,
 ) -> None:
-    """Ask workers to hand back what is unfinished and to end; within seconds they do."""
+    """Ask workers to hand back what is unfinished and to end; within seconds they do.
+
+    Workers that run on this machine as the same user are waited for, and killed where they hang; so they are if Redis is away.
+    """
     if (engine is None) is not everyone:
         raise typer.BadParameter("say whom: --engine NAME, or --all")
+    from chainette.fleet.connect import chosen_url, shown
+    from chainette.fleet.processes import end, recorded
+
+    here = recorded(shown(chosen_url(redis)), engine)
+    whom = f"of {engine!r} " if engine else ""
+    asked = _ask_to_stop(engine, redis, instead=len(here))
+    typer.echo(f"asked {asked} workers {whom}to end" if asked else f"no live workers {whom}there")
+    for worker in end(here, grace):
+        typer.echo(f"worker {worker.name} (process {worker.pid}) did not end in {grace:g} s and was killed")
+
+
+def _ask_to_stop(engine: str | None, url: str | None, *, instead: int) -> int:
+    """How many workers were asked: through Redis, or those `instead` that are known without it.
+
+    Raises:
+        RunError: Redis does not answer, and none is known without it.
+    """
+    from chainette.errors import RunError
     from chainette.fleet.connect import connect
     from chainette.fleet.queue import FleetQueue
 
-    with connect(redis) as connection:
-        asked = FleetQueue(connection).ask_to_stop(engine)
-    whom = f"of {engine!r} " if engine else ""
-    typer.echo(f"asked {len(asked)} workers {whom}to end" if asked else f"no live workers {whom}there")
+    try:
+        with connect(url) as connection:
+            return max(instead, len(FleetQueue(connection).ask_to_stop(engine)))
+    except RunError as error:
+        if not instead:
+            raise
+        typer.secho(f"warning: {error}; only workers of this machine are ended", fg="yellow", err=True)
+        return instead
 
 
 def _set_state(run: str, state: str, url: str | None) -> None:

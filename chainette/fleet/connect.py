@@ -11,7 +11,7 @@ from chainette.errors import RunError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["DEFAULT_URL", "connect", "impatient", "is_passing", "shown"]
+__all__ = ["DEFAULT_URL", "chosen_url", "connect", "impatient", "is_passing", "shown"]
 
 #: The environment variable that holds the URL, password and all.
 VARIABLE = "CHAINETTE_REDIS_URL"
@@ -33,7 +33,7 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    url = url or os.environ.get(VARIABLE) or DEFAULT_URL
+    url = chosen_url(url)
     try:
         client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout)
         client.ping()
@@ -43,6 +43,11 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
             f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}"
         ) from error
     return client
+
+
+def chosen_url(url: str | None) -> str:
+    """The URL that was given, else that of the environment, else the default."""
+    return url or os.environ.get(VARIABLE) or DEFAULT_URL
 
 
 def impatient(client: redis.Redis, timeout: float) -> redis.Redis:

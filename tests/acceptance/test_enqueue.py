@@ -162,6 +162,21 @@ def test_workers_that_are_asked_to_end_do_and_hand_back_what_they_have(site: Sit
             assert run.wait(90) == 0
 
 
+def test_a_worker_that_hangs_is_killed_and_its_units_run_elsewhere(site: Site) -> None:
+    hung, other = site.start("worker", "--engine", "judge"), site.start("worker", "--engine", "writer")
+    run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
+    with stopped(other):
+        until(lambda: site.committed("fleet") > 5)
+        hung.send_signal(signal.SIGSTOP)
+        done = site.project.chainette("kill", "--engine", "judge", "--grace", "1", "--redis", site.url)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"(process {hung.pid}) did not end in 1 s and was killed" in done.stdout
+        assert hung.wait(30) == -signal.SIGKILL
+        assert other.poll() is None
+        with stopped(site.start("worker", "--engine", "judge")):
+            assert run.wait(90) == 0
+
+
 def test_a_run_that_no_worker_serves_says_so_with_the_command_that_helps(site: Site) -> None:
     with stopped(site.start("worker", "--engine", "writer")):
         run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")

@@ -148,6 +148,22 @@ def test_a_cancelled_request_is_aborted(smol: Loaded) -> None:
     smol.run(cancel)
 
 
+def test_a_cancelled_stream_is_aborted(smol: Loaded) -> None:
+    schema = {"type": "object", "properties": {"text": {"type": "string", "minLength": 3000}}, "required": ["text"]}
+
+    async def cancel(engine: VllmEngine) -> None:
+        begun = asyncio.Event()
+        story = request("Tell a story", schema=schema, max_tokens=200)
+        task = asyncio.create_task(engine.stream(story, lambda _: begun.set()))
+        await begun.wait()
+        assert engine._engine.get_num_unfinished_requests()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert not engine._engine.get_num_unfinished_requests()
+
+    smol.run(cancel)
+
+
 def test_what_is_loaded_is_described(smol: Loaded) -> None:
     found = smol.engine.describe()
     expected = {"platform": "cpu", "dtype": "float32", "max_model_len": 256, "prefix_caching": True}

@@ -20,7 +20,8 @@ import redis
 from chainette.core.plan import PYTHON
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError
-from chainette.fleet.connect import connect, shown
+from chainette.fleet.connect import chosen_url, connect, shown
+from chainette.fleet.processes import on_record
 from chainette.fleet.queue import FleetQueue, RunInfo
 from chainette.io.events import EngineLoaded, EngineReleased, Event, WorkerRefused
 from chainette_workers.catalogue import Part
@@ -69,7 +70,9 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
         ThreadPoolExecutor(1) as side,
         watching(config.metrics, connection, Part.WORKER, engines=config.names) as watch,
     ):
-        anyio.run(_Process(FleetQueue(connection), config, side, watch).worker.run, stopping.is_set)
+        worker = _Process(FleetQueue(connection), config, side, watch).worker
+        with on_record(worker.incarnation, config.names, shown(chosen_url(config.url))):
+            anyio.run(worker.run, stopping.is_set)
 
 
 def main() -> int:
