@@ -1,4 +1,4 @@
-"""From chat messages to a model's tokens, through the chat template of a Hugging Face tokenizer."""
+"""From chat messages to a model's tokens, through the chat template of a Hugging Face tokenizer; and when they are too many."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from chainette.engine.base import Request
 from chainette.errors import EngineConfigError
-from chainette.records import Message
+from chainette.records import Message, Usage
 
-__all__ = ["TEMPLATE_KEY", "ChatTokens", "prefix_order"]
+__all__ = ["TEMPLATE_KEY", "ChatTokens", "cut", "prefix_order", "too_long"]
 
 #: What `SamplingParams.extra` holds under this name goes to the template: {"enable_thinking": False}.
 TEMPLATE_KEY = "chat_template_kwargs"
@@ -60,6 +60,22 @@ def prefix_order(prompts: Sequence[list[int] | str]) -> list[int]:
     """The places of the prompts, those that begin alike one after the other: what they share is computed once then, also
     where the cache has no room for everything."""
     return sorted(range(len(prompts)), key=lambda at: [] if isinstance(prompts[at], str) else prompts[at])
+
+
+def too_long(tokens: int, limit: int) -> str:
+    """Why a prompt cannot be answered."""
+    return (
+        f"the prompt has {tokens} tokens, and max_model_len={limit} must hold one more; "
+        "shorten it, or raise max_model_len of the engine"
+    )
+
+
+def cut(usage: Usage, limit: int) -> str:
+    """Where an answer ended that its own max_tokens did not cut."""
+    return (
+        f"the answer was cut after {usage.completion_tokens} tokens, because prompt ({usage.prompt_tokens} tokens) and "
+        f"answer fill max_model_len={limit}; raise it, or ask for less"
+    )
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

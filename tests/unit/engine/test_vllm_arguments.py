@@ -111,6 +111,8 @@ def test_the_hub_is_not_asked_for_a_folder_nor_when_told_so(tmp_path: Path) -> N
     assert environ(str(tmp_path))["HF_HUB_OFFLINE"] == "1"
     assert environ(offline=True)["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in environ()
+    assert "HF_HUB_OFFLINE" not in environ(str(tmp_path), lora="org/adapter")
+    assert "HF_HUB_OFFLINE" not in environ(str(tmp_path), tokenizer="org/tokenizer")
 
 
 def test_gpu_ids_count_in_what_is_visible() -> None:
