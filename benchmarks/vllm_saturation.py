@@ -109,6 +109,7 @@ def raw(number: int, tasks: int) -> tuple[int, float]:
         max_model_len=MAX_MODEL_LEN,
         max_num_seqs=MAX_NUM_SEQS,
         kv_cache_memory_bytes=1 << 30,
+        enable_chunked_prefill=False,
         structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         disable_log_stats=True,
     )

@@ -35,7 +35,9 @@ class Loaded:
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
-        self.engine = VllmEngine(make_config("smol", str(SMOL), "vllm", max_model_len=256, threads=1))
+        # few tokens at once, so that prompts side by side do not fit into one step
+        extra = {"max_num_batched_tokens": 256}
+        self.engine = VllmEngine(make_config("smol", str(SMOL), "vllm", max_model_len=256, threads=1, extra=extra))
         self.runner.run(self.engine.open())
 
     def run(self, work: Callable[[VllmEngine], Awaitable[T]]) -> T:

@@ -12,7 +12,16 @@ from chainette.engine.config import VllmOptions, make_config
 from chainette.engine.vllm_arguments import engine_arguments, environment
 from chainette.errors import EngineConfigError
 
-KNOWN = ["model", "block_size", "max_num_batched_tokens", "kv_cache_memory_bytes", "hf_token", "_api_process_count", "seed"]
+KNOWN = [
+    "model",
+    "enable_chunked_prefill",
+    "block_size",
+    "max_num_batched_tokens",
+    "kv_cache_memory_bytes",
+    "hf_token",
+    "_api_process_count",
+    "seed",
+]
 
 
 def arguments(model: str = "org/model", *, cpu: bool = False, amx: bool = False, **keys: Any) -> dict[str, Any]:
@@ -98,6 +107,12 @@ def test_a_cpu_is_not_filled_with_cache_and_needs_no_compiler(monkeypatch: pytes
 def test_a_key_in_extra_that_cannot_be_set_is_refused_by_name(key: str, message: str) -> None:
     with pytest.raises(EngineConfigError, match=message):
         arguments(extra={key: 1})
+
+
+def test_a_cpu_computes_prompts_whole_since_seeds_allow_no_parts() -> None:
+    assert arguments(cpu=True)["enable_chunked_prefill"] is False
+    assert arguments(cpu=True, extra={"enable_chunked_prefill": True})["enable_chunked_prefill"] is True
+    assert "enable_chunked_prefill" not in arguments()
 
 
 def test_a_lora_adapter_makes_room_for_its_rank(tmp_path: Path) -> None:
