@@ -11,6 +11,7 @@ import typer
 from chainette.cli.common import console, guarded, new_table, warn
 from chainette.cli.launch import load_plan
 from chainette.cli.options import ChainRef, ChainRoot, EngineFile
+from chainette.errors import Problem
 
 if TYPE_CHECKING:
     from chainette.core.plan import Plan
@@ -22,18 +23,27 @@ __all__ = ["draw", "inspect", "inspect_dag"]
 def inspect(chain: ChainRef, engines: EngineFile = None, chain_root: ChainRoot = Path()) -> None:
     """Check CHAIN without running it; list its nodes.
 
-    Every problem is named with its file and line, and the exit code is 2. No engine is opened.
+    Every problem is named with its file and line, and the exit code is 2. No engine is opened; what would keep one from
+    opening on this machine, as a missing model file, is a warning.
     """
     _, plan = load_plan(chain, chain_root, engines)
-    warn(plan.warnings)
+    warnings = [*plan.warnings, *_foreseen(plan)]
+    warn(warnings)
     screen = console()
     nodes = f"{len(plan.nodes)} node{'s' * (len(plan.nodes) > 1)}"
     screen.print(f"chain {plan.chain}: {nodes}, input {plan.input_model.__name__}, batch size {plan.batch_size}")
     screen.print()
     screen.print(_nodes_table(plan))
     screen.print()
-    count = len(plan.warnings)
+    count = len(warnings)
     screen.print("no problems" + (f", {count} warning{'s' * (count > 1)}" if count else ""))
+
+
+def _foreseen(plan: Plan) -> list[Problem]:
+    """What would keep the engines from opening here."""
+    from chainette.engine.preflight import foreseen
+
+    return [Problem(said, None, warning=True) for config in plan.engines.values() for said in foreseen(config)]
 
 
 def _nodes_table(plan: Plan) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,22 @@ def test_an_unknown_command_is_a_usage_error(project: Project) -> None:
     done = project.chainette("fly")
     assert done.returncode == 2
     assert "fly" in done.stderr
+
+
+def test_what_would_keep_an_engine_from_opening_here_is_a_warning(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    (tmp_path / "engines.yml").write_text(
+        "engines:\n  writer: {model: /nowhere/x.gguf}\n  judge: {model: m, backend: openai, api_key_env: NO_SUCH_KEY}\n"
+    )
+    done = project.chainette("inspect", "chain.py", "--engines", "engines.yml")
+    assert done.returncode == 0
+    assert "warning: engine 'writer': there is no model file /nowhere/x.gguf" in done.stderr
+    assert "warning: engine 'judge': the environment variable NO_SUCH_KEY is not set here" in done.stderr
+    assert "no problems, 2 warnings" in done.stdout
+
+
+def test_python_m_chainette_is_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "chainette", "inspect", "chain.py"]
+    done = subprocess.run(command, cwd=Project(tmp_path).path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no problems" in done.stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import REPOSITORY, Project
+from tests.support.models import needs_model
 
 EXAMPLES = REPOSITORY / "examples"
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
@@ -22,6 +23,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "03_translate_join_grade": {"to_french": 24, "to_german": 24, "grade": 24, "flattened": 24},
     "04_pure_python": {"split_lines": 36, "keep_valid": 32, "invoice": 31, "flattened": 31, "rejected": 2},
     "05_rag": {"passages": 40, "read": 40, "findings": None, "flattened": None},
+    "06_two_models": {"read": 24, "judge": 24, "flattened": 24},
 }
 
 
@@ -105,3 +107,17 @@ def test_the_extraction_example_answers_with_the_real_model(project: Project) ->
     metadata = json.loads((project.path / "out/metadata.json").read_text())
     assert (metadata["simulated"], metadata["engines"]["smol"]["backend"]) == (False, "llama_cpp")
     assert metadata["usage"]["completion_tokens"] > 10
+
+
+@needs_model
+def test_the_two_models_are_warmed_up_and_watched_as_their_readme_says(project: Project) -> None:
+    chain, inputs = paths("06_two_models")
+    engines = ("--engines", str(EXAMPLES / "06_two_models/engines.yml"))
+    for engine in ("reader", "judge"):
+        done = project.chainette("warmup", chain, "--engine", engine, *engines)
+        assert done.returncode == 0, done.stderr
+        assert 'text: {"answer":' in done.stdout
+    done = project.chainette("run", chain, inputs, *engines, "--limit", "1", "--stream", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert "\nread, row 0\n" in done.stdout and "\njudge, row 0\n" in done.stdout
+    assert done.stdout.count("\nvalidated\n") == 2
