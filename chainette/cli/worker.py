@@ -13,6 +13,9 @@ from chainette.cli.options import ChainRoot, EngineFile, MetricsHost, MetricsPor
 
 __all__ = ["worker"]
 
+#: Which GPUs a process sees.
+_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
 
 @guarded
 def worker(
@@ -22,7 +25,11 @@ def worker(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option("--gpu", metavar="N | N,M", help="Devices to use, counted in CUDA_VISIBLE_DEVICES where it is set."),
+        typer.Option(
+            "--gpu",
+            metavar="N | N,M | all",
+            help="GPUs to use, counted in CUDA_VISIBLE_DEVICES where it is set; `all`: one worker for each.",
+        ),
     ] = None,
     redis: RedisUrl = None,
     chain_root: ChainRoot = Path(),
@@ -37,6 +44,12 @@ def worker(
         ),
     ] = None,
     python: Annotated[bool, typer.Option("--python/--no-python", help="Also run functions (Apply) and joins.")] = True,
+    drain_after: Annotated[
+        float | None,
+        typer.Option(
+            "--drain-after", metavar="SECONDS", min=0, help="Take nothing more after so long, finish what is in hand, and end."
+        ),
+    ] = None,
     metrics_host: MetricsHost = "127.0.0.1",
     metrics_port: MetricsPort = 0,
 ) -> None:
@@ -47,14 +60,12 @@ def worker(
     """
     if not engine:
         raise typer.BadParameter("--engine says what to serve; name one, or `--engine python` for functions only")
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _devices(gpu, os.environ.get("CUDA_VISIBLE_DEVICES"))
-
     import signal
     import threading
 
     from chainette_workers.endpoint import Endpoint
     from chainette_workers.runtime import heed_signals
+    from chainette_workers.supervise import Child, supervise
     from chainette_workers.worker import WorkerConfig, serve
 
     stopping = threading.Event()
@@ -62,19 +73,24 @@ def worker(
     names = [name for name in engine if name != "python"]
     root, file = str(chain_root.resolve()), str(engines.resolve()) if engines else None
     functions, endpoint = python or "python" in engine, Endpoint(metrics_host, metrics_port)
-    serve(WorkerConfig(redis, names, root, rows_in_flight, functions, file, endpoint), stopping)
+    config = WorkerConfig(redis, names, root, rows_in_flight, functions, file, drain_after, endpoint)
+    gpus = [] if gpu is None else _gpus(gpu)
+    if gpu == "all":
+        supervise([Child(config, environment={_VARIABLE: name}) for name in gpus], stopping)
+        return
+    if gpus:
+        os.environ[_VARIABLE] = ",".join(gpus)  # before anything imports torch
+    serve(config, stopping)
 
 
-def _devices(wanted: str, visible: str | None) -> str:
-    """The devices as CUDA counts them.
-
-    Raises:
-        typer.BadParameter: not numbers, or more than there are.
+def _gpus(wanted: str) -> list[str]:
+    """Raises:
+    typer.BadParameter: neither numbers nor "all".
+    RunError: there are none, or not so many.
     """
-    known = visible.split(",") if visible else None
+    from chainette_workers.gpus import chosen
+
     try:
-        chosen = [int(part) for part in wanted.split(",")]
-        return ",".join(known[index] if known else str(index) for index in chosen)
-    except (ValueError, IndexError):
-        there = f"; CUDA_VISIBLE_DEVICES has {visible}" if visible else ""
-        raise typer.BadParameter(f"--gpu {wanted}: expected device numbers like 0 or 0,1{there}") from None
+        return chosen(wanted, os.environ.get(_VARIABLE))
+    except ValueError:
+        raise typer.BadParameter(f"--gpu {wanted}: expected numbers like 0 or 0,1, or all") from None

@@ -60,12 +60,12 @@ def ask_to_stop(connection: redis.Redis, engine: str | None) -> list[str]:
     return asked
 
 
-def with_units(connection: redis.Redis, queues: Sequence[str]) -> list[str]:
-    """Those of the queues in which units wait."""
+def with_units(connection: redis.Redis, queues: Sequence[str]) -> dict[str, int]:
+    """Those of the queues in which units wait, and how many."""
     with connection.pipeline(transaction=False) as pipe:
         for queue in queues:
             pipe.llen(f"rq:queue:{queue}")
-        return [queue for queue, length in zip(queues, pipe.execute(), strict=True) if length]
+        return {queue: length for queue, length in zip(queues, pipe.execute(), strict=True) if length}
 
 
 def progress_of(connection: redis.Redis, keys: RunKeys) -> Progress:

@@ -65,8 +65,8 @@ class LeasedQueue(ABC):
         """Runs that are not closed."""
 
     @abstractmethod
-    def waiting(self, queues: Sequence[str]) -> list[str]:
-        """Those of the queues (RQ's names) in which units wait."""
+    def waiting(self, queues: Sequence[str]) -> dict[str, int]:
+        """Those of the queues (RQ's names) in which units wait, and how many."""
 
     # -- roots
 

@@ -94,7 +94,7 @@ class FleetQueue(LeasedQueue):
     def runs(self) -> list[RunInfo]:
         return census.known_runs(self._redis)
 
-    def waiting(self, queues: Sequence[str]) -> list[str]:
+    def waiting(self, queues: Sequence[str]) -> dict[str, int]:
         return census.with_units(self._redis, queues)
 
     # -- roots

@@ -7,10 +7,12 @@ refused by Redis, so a worker that was thought dead costs work, never rows.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from time import monotonic, time
 
 import anyio
@@ -20,6 +22,7 @@ from anyio.abc import TaskGroup
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.base import Engine
+from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, EngineUnavailable
 from chainette.fleet.connect import is_passing
 from chainette.fleet.contract import LeasedQueue
@@ -31,6 +34,7 @@ from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process, too_large
 from chainette.records import Outcome, Unit
 from chainette_workers.chains import ChainDiffers
+from chainette_workers.device import Device, exclude
 from chainette_workers.functions import Functions, InLoop
 from chainette_workers.heartbeat import Heartbeat
 from chainette_workers.lanes import Hands, Lane
@@ -48,6 +52,9 @@ _WATCH = 0.05
 
 #: Seconds that an engine rests which did not answer: at first, and at most.
 _FIRST_REST, _LONGEST_REST = 1.0, 30.0
+
+#: Seconds between two looks at which engine is to be served, where some exclude each other.
+_CHOICE = 0.25
 
 #: Join units that run side by side; each takes the event loop for as long as it lasts.
 _JOINS = 4
@@ -76,6 +83,8 @@ class EngineWorker:
     #: Rows in flight in each engine; None takes twice what the engine answers at once, and two units at least.
     rows_in_flight: int | None = None
     functions: Functions = field(default_factory=InLoop)
+    #: Seconds until nothing more is claimed; what is in hand is finished, and the worker ends.
+    drain_after: float | None = None
     #: Seconds that the event loop may stand still before the worker counts as dead.
     deadline: float = 600.0
     hook: Hook = field(default_factory=Hook)
@@ -85,17 +94,22 @@ class EngineWorker:
     #: Called once, when units can come.
     ready: Callable[[], None] = lambda: None
     hands: Hands = field(default_factory=Hands)
+    device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)
     _claims: int = 0
     _pause: float = _SOON
 
     async def run(self, stop: Callable[[], bool]) -> None:
-        """Works until `stop()`, then hands back what is unfinished."""
+        """Works until `stop()`, then hands back what is unfinished; or until it has drained."""
         try:
             async with self._attached() as heartbeat, anyio.create_task_group() as group:
                 group.start_soon(self._watch, stop, heartbeat, group.cancel_scope)
                 group.start_soon(self.serving.follow)
+                group.start_soon(self._choose)
                 await self._take_units(group)
+                while self.hands.claims:
+                    await self.hands.change()
+                group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
 
@@ -124,8 +138,26 @@ class EngineWorker:
             await anyio.sleep(_WATCH)
         scope.cancel()
 
-    async def _take_units(self, group: TaskGroup) -> None:
+    async def _choose(self) -> None:
+        """Looks which engine is to be served, where some exclude each other."""
         while True:
+            self.device.know(config for _, plan in self.serving.plans() for config in self._own(plan))
+            if self.device.contended:
+                lanes = {place.queue: place.lane for place in self.serving.places()}
+                depths = await insist(lambda: self.queue.waiting([*lanes]))  # noqa: B023
+                waiting: Counter[str] = Counter()
+                for queue, depth in depths.items():
+                    waiting[lanes[queue]] += depth
+                self.device.choose(waiting, lambda digest: not self._lane(digest).idle)
+            await anyio.sleep(_CHOICE)
+
+    def _own(self, plan: Plan) -> list[EngineConfig]:
+        """The engines of a plan that this worker serves."""
+        return [config for name, config in plan.engines.items() if name in self.serving.names]
+
+    async def _take_units(self, group: TaskGroup) -> None:
+        end = inf if self.drain_after is None else monotonic() + self.drain_after
+        while monotonic() < end:
             held = await self._claim()
             if held is None:
                 await self.hands.change(self._pause)
@@ -140,10 +172,13 @@ class EngineWorker:
         """A unit that can begin now; else one that may wait for its turn; else None."""
         if self.hands.alone:
             return None
-        places = [place for place in self.serving.places() if self._lane(place.lane).rests_until <= monotonic()]
+        places = [place for place in self.serving.places() if self._may_serve(place.lane)]
         now = [place for place in places if self._lane(place.lane).has_room(place.rows)]
         later = [place for place in places if place not in now and self._lane(place.lane).takes_ahead]
         return await self._claim_from(now, ahead=False) or await self._claim_from(later, ahead=True)
+
+    def _may_serve(self, lane: str) -> bool:
+        return self._lane(lane).rests_until <= monotonic() and (lane in (FUNCTIONS, JOINS) or self.device.may_serve(lane))
 
     async def _claim_from(self, places: Sequence[Place], *, ahead: bool) -> Held | None:
         if not places or self.hands.alone:
@@ -217,7 +252,7 @@ class EngineWorker:
         plan, claim, lane = held.plan, held.claim, held.lane
         node = plan.nodes.get(claim.unit.node)
         config = plan.engines.get(node.engine) if node is not None else None
-        engine = await self.models.get(config) if config is not None else None
+        engine = await self._opened(config) if config is not None else None
         if engine is not None and lane.budget is None:
             lane.budget = 2 * max(engine.capacity, plan.batch_size)
             self.hands.tell()
@@ -228,6 +263,19 @@ class EngineWorker:
         outcome = await self._answer(held, engine)
         lane.failures = 0
         return outcome
+
+    async def _opened(self, config: EngineConfig) -> Engine:
+        """The engine, once nothing is asked any more of those that it excludes."""
+        while any(exclude(config, other) and not self._lane(other.digest).idle for other in self.models.occupying(config)):
+            await self.hands.change()
+        swaps = self.models.swaps
+        try:
+            engine = await self.models.get(config)
+        finally:
+            self.hands.tell()
+        if self.models.swaps > swaps:
+            self.device.settled(self.models.swap_seconds)
+        return engine
 
     async def _answer(self, held: Held, engine: Engine | None) -> Outcome:
         plan, unit = held.plan, held.claim.unit

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-import msgspec
 
 from chainette.core.plan import PYTHON, Plan
 from chainette.errors import InputError, RunError, RunStopped
@@ -23,6 +18,7 @@ from chainette.io.rundir import RunDir
 from chainette.launch import Session
 from chainette_workers.drive import Drive
 from chainette_workers.runtime import UNUSABLE
+from chainette_workers.supervise import Child, running
 from chainette_workers.worker import WorkerConfig
 
 __all__ = ["LocalFleet"]
@@ -54,7 +50,8 @@ class LocalFleet:
             configs = self._configs(session, server.url)
             rows = sum(_rows_in_flight(session.plan, name) for config in configs for name in config.engines)
             window = session.options.window or max(4096, 4 * rows)
-            with connection, _children(configs, folder) as children:
+            children = [Child(config, folder / f"worker-{number}.log") for number, config in enumerate(configs)]
+            with connection, running(children):
 
                 def tend(moved: bool) -> None:
                     if not server.running:
@@ -108,54 +105,7 @@ def _rows_in_flight(plan: Plan, engine: str) -> int:
     return 2 * max((config.capacity if config is not None else None) or 64, plan.batch_size)
 
 
-@dataclass
-class _Child:
-    config: WorkerConfig
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    restart_at: float = 0.0
-    deaths: int = 0
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "chainette_workers.worker"], stdin=subprocess.PIPE, stdout=log, stderr=log
-            )
-        assert self.process.stdin is not None
-        self.process.stdin.write(msgspec.json.encode(self.config) + b"\n")
-        self.process.stdin.flush()
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-
-    @property
-    def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()[-5:] if self.log.exists() else []
-        return "\n".join(lines) or "(it said nothing)"
-
-
-@contextmanager
-def _children(configs: list[WorkerConfig], folder: Path) -> Iterator[list[_Child]]:
-    """The workers; on the way out all are gone."""
-    children = [_Child(config, folder / f"worker-{number}.log") for number, config in enumerate(configs)]
-    try:
-        for child in children:
-            child.start()
-        yield children
-    finally:
-        for child in children:
-            child.stop()
-        for child in children:
-            if child.process is not None:
-                try:
-                    child.process.wait(15)
-                except subprocess.TimeoutExpired:
-                    child.process.kill()
-                    child.process.wait()
-
-
-def _tend(children: list[_Child], moved: bool) -> None:
+def _tend(children: list[Child], moved: bool) -> None:
     """Restarts workers that died, a little later each time, as long as something becomes durable in between.
 
     Raises:
@@ -164,13 +114,9 @@ def _tend(children: list[_Child], moved: bool) -> None:
     for child in children:
         if moved:
             child.deaths = 0
-        code = child.process.poll() if child.process is not None else None
+        code = child.code
         if code is None:
             continue
         if code == UNUSABLE or child.deaths >= _MOST_DEATHS:
             raise RunStopped(f"a worker for {', '.join(child.config.engines)} ended with code {code}:\n{child.last_words}")
-        if not child.restart_at:
-            child.restart_at = time.monotonic() + 0.2 * 2**child.deaths
-        elif time.monotonic() > child.restart_at:
-            child.deaths, child.restart_at = child.deaths + 1, 0.0
-            child.start()
+        child.revive()

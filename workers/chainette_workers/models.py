@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.io.events import EngineLoaded, EngineReleased
+from chainette_workers.device import exclude
 
 __all__ = ["Models"]
 
@@ -23,22 +26,45 @@ class Models:
     ) -> None:
         self._tell = tell
         self._configs: dict[str, EngineConfig] = {}
+        self._opening: Counter[str] = Counter()
+        #: Times that an engine was given up for another, and the seconds that the last time took: release and load.
+        self.swaps = 0
+        self.swap_seconds = 0.0
         self._engines = Engines(self._configs, on_loaded=self._loaded, on_released=self._released, create=create)
 
     async def get(self, config: EngineConfig) -> Engine:
-        """The engine, opened. Those that share its device are released first; their callers must be done.
+        """The engine, opened. Those that it excludes are released first; their callers must be done.
 
         Raises:
             EngineUnavailable: it did not become ready.
             EngineConfigError: it never will.
         """
         self._configs.setdefault(config.digest, config)
-        return await self._engines.get(config.digest)
+        if config.digest in self._engines.opened:
+            return await self._engines.get(config.digest)
+        began, excluded = monotonic(), [other for other in self.loaded if exclude(config, other)]
+        self._opening[config.digest] += 1
+        try:
+            for other in excluded:
+                await self.release(other)
+            engine = await self._engines.get(config.digest)
+        finally:
+            self._opening[config.digest] -= 1
+        if excluded:
+            self.swaps, self.swap_seconds = self.swaps + 1, monotonic() - began
+        return engine
 
     @property
     def loaded(self) -> list[EngineConfig]:
         """Those that are open now."""
         return [self._configs[digest] for digest in self._engines.opened]
+
+    def occupying(self, config: EngineConfig) -> list[EngineConfig]:
+        """Those that stand in the way of one that is not open itself: they are open, or about to be."""
+        if config.digest in self._engines.opened:
+            return []
+        opening = [self._configs[digest] for digest, number in self._opening.items() if number]
+        return [other for other in [*self.loaded, *opening] if other.digest != config.digest]
 
     async def release(self, config: EngineConfig | None = None) -> None:
         """Closes one, or all."""

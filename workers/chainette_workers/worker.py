@@ -49,6 +49,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     python: bool = True
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None = None
+    #: Seconds until nothing more is claimed; what is in hand is finished, and the worker ends.
+    drain_after: float | None = None
     #: Where its metrics are served; None: nowhere.
     metrics: Endpoint | None = None
 
@@ -104,6 +106,7 @@ class _Process:
             Models(self._tell),
             config.rows_in_flight,
             Children(root, file),
+            drain_after=config.drain_after,
             hook=watch.hook,
             about=watch.words,
             ready=self._ready,

@@ -1,0 +1,145 @@
+"""Two engines on one device, or of one name with other settings: one worker, one of them open at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from chainette_workers.device import Device
+from chainette_workers.drive import RedisFleet
+from chainette_workers.models import Models
+from chainette_workers.worker import WorkerConfig, serve
+
+from chainette.core.loading import load_chain
+from chainette.engine.base import Engine
+from chainette.engine.config import EngineConfig, make_config
+from chainette.engine.lifecycle import create_engine
+from chainette.io.result import RunResult
+from tests.integration.test_fleet_trouble import Background, Site, wait_for
+from tests.support.chains import content
+from tests.support.valkey import Database
+
+BOTH = ('"writer-model", "simulated"', '"judge-model", "simulated"')
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """The project's chain with both of its engines on one device."""
+    site = Site(tmp_path)
+    text = (tmp_path / "chain.py").read_text()
+    for engine in BOTH:
+        text = text.replace(engine, f"{engine}, exclusive=True")
+    (tmp_path / "chain.py").write_text(text)
+    site.chain = load_chain("chain.py", tmp_path).chain
+    return site
+
+
+@contextmanager
+def worker(site: Site, url: str, rows: int | None = None) -> Iterator[None]:
+    stopping = threading.Event()
+    config = WorkerConfig(url, ["writer", "judge"], str(site.path), rows)
+    thread = threading.Thread(target=serve, args=(config, stopping))
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(30)
+
+
+def opened(site: Site) -> list[str]:
+    """Names of engines in the order in which they were opened; fails where two were open together."""
+    order: list[str] = []
+    open_now = ""
+    lines = [event for kind in ("engine_loaded", "engine_released") for event in site.events(kind)]
+    for event in sorted(lines, key=lambda event: event["seq"]):
+        if event["type"] == "engine_loaded":
+            assert not open_now, f"{event['engine']} was opened beside {open_now}"
+            open_now = event["engine"]
+            order.append(open_now)
+        else:
+            assert open_now == event["engine"]
+            open_now = ""
+    return order
+
+
+def test_a_chain_with_two_models_finishes_on_one_device_and_swaps_a_few_times(site: Site, database: Database) -> None:
+    run = Background(site, RedisFleet(database.url))
+    wait_for(lambda: len(database.client.keys("rq:job:*")) == 12)
+    with worker(site, database.url):
+        result = run.end()
+    assert isinstance(result, RunResult), result
+    assert content(result) == site.expected
+    order = opened(site)
+    assert order[:2] == ["writer", "judge"] and len(order) <= 5, order
+
+
+def test_an_engine_that_is_given_up_has_answered_what_it_was_asked_before() -> None:
+    asked: list[str] = []
+    a, b = (make_config(name, "model", "simulated", exclusive=True) for name in "ab")
+
+    def create(config: EngineConfig) -> Engine:
+        engine = create_engine(config)
+        asked.append(config.name)
+        return engine
+
+    async def swap() -> Models:
+        models = Models(create=create)
+        await models.get(a)
+        assert models.occupying(b) == [a] and models.occupying(a) == []
+        await models.get(b)
+        assert [config.name for config in models.loaded] == ["b"]
+        await models.release()
+        return models
+
+    models = anyio.run(swap)
+    assert asked == ["a", "b"] and models.swaps == 1 and models.swap_seconds > 0
+
+
+def test_runs_whose_engine_has_other_settings_take_turns_on_one_worker(site: Site, tmp_path: Path, database: Database) -> None:
+    text = (site.path / "chain.py").read_text().replace(", exclusive=True", "")
+    (site.path / "chain.py").write_text(text)
+    other_path = tmp_path / "other"
+    other_path.mkdir()
+    other = Site(other_path)
+    for name, model in (("chain.py", "writer-model"), ("other/chain.py", "another-model")):
+        (site.path / name).write_text(text.replace("writer-model", model))
+    runs = []
+    for one, reference in ((site, "chain.py"), (other, "other/chain.py")):
+        runs.append(Elsewhere(one, reference, site.path, database.url))
+    with worker(site, database.url):
+        results = [run.end() for run in runs]
+    for result, one in zip(results, (site, other), strict=True):
+        assert isinstance(result, RunResult), result
+        assert content(result) == one.expected
+
+
+class Elsewhere(Background):
+    """A run whose chain lies below another folder."""
+
+    def __init__(self, site: Site, reference: str, root: Path, url: str) -> None:
+        class There(Site):
+            def __init__(self) -> None:
+                self.path, self.expected = site.path, site.expected
+                self.chain = load_chain(reference, root).chain
+
+            def run(self, drive: Any, *, resume: bool = False) -> RunResult:
+                return self.chain.run(
+                    self.path / "in.jsonl",
+                    self.path / "out",
+                    chain_ref=reference,
+                    chain_root=str(root),
+                    drive=drive,
+                    resume=resume,
+                )
+
+        super().__init__(There(), RedisFleet(url))
+
+
+def test_a_device_starts_with_nothing_to_choose() -> None:
+    assert not Device().contended and Device().may_serve("anything")

@@ -1,0 +1,87 @@
+"""A worker dies, or is told to end, at every point of a unit's life: no row is lost, and none is there twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+from chainette_workers.drive import RedisFleet
+from chainette_workers.worker import WorkerConfig
+
+from chainette.io.result import RunResult
+from tests.integration.test_fleet_trouble import Background, Site
+from tests.support.cli import REPOSITORY
+from tests.support.doomed import POINTS
+from tests.support.fleet import QueueRun, forked, opened, work
+from tests.support.valkey import Database
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    (tmp_path / "latency").write_text("0.01")
+    return Site(tmp_path)
+
+
+@contextmanager
+def doomed(site: Site, url: str, point: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker that dies at the point. Its budget is one unit, so that others are claimed ahead."""
+    config = WorkerConfig(url, ["writer", "judge"], str(site.path), 8)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.doomed", point],
+        stdin=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])},
+        cwd=site.path,
+    )
+    assert process.stdin is not None
+    with process:
+        process.stdin.write(msgspec.json.encode(config) + b"\n")
+        process.stdin.flush()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_worker_that_dies_anywhere_costs_no_row(site: Site, database: Database, point: str) -> None:
+    database.may_leave("chainette:lease", "chainette:worker*", "rq:worker*")  # until somebody reaps it
+    run = Background(site, RedisFleet(database.url))
+    with doomed(site, database.url, point) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    with site.worker(database.url):
+        result = run.end()
+    assert isinstance(result, RunResult), result
+    site.require_whole(result)
+    assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}
+
+
+def places(run: QueueRun) -> dict[str, int]:
+    """In how many queues each unit of the run is that is not done."""
+    waiting = run.waiting()
+    jobs = {key.decode().removeprefix("rq:job:") for key in cast("list[bytes]", run.client.keys("rq:job:*"))}
+    return {job: waiting.count(job) for job in jobs | {*waiting}}
+
+
+def test_a_worker_that_is_stopped_at_any_moment_leaves_every_unit_in_exactly_one_queue(database: Database) -> None:
+    chance = random.Random(3)
+    for trial in range(20):
+        with opened(database.client, forked(), run=f"run-{trial}") as run:
+            for _ in range(4):
+                run.admit(["ab", "cX", "d", "ef"])
+            enough = chance.randrange(1, 30)
+            work(run, lambda: database.client.xlen(run.keys.stream) > enough)  # noqa: B023
+            assert run.queue.workers() == {} and not run.held("worker")
+            found = places(run)
+            assert set(found.values()) <= {1}, found
+            work(run, lambda: not run.queue.progress(run.keys).live or not places(run))
+            run.drain()
+            assert run.queue.progress(run.keys).live == set() and not run.queue.progress(run.keys).damaged
