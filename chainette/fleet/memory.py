@@ -77,8 +77,9 @@ class MemoryQueue(LeasedQueue):
     def runs(self) -> list[RunInfo]:
         return [RunInfo(name, run.epoch, run.state, run.fields) for name, run in sorted(self._runs.items())]
 
-    def waiting(self, queues: Sequence[str]) -> list[str]:
-        return [name for name in queues if any(run.queues.get(name) for run in self._runs.values())]
+    def waiting(self, queues: Sequence[str]) -> dict[str, int]:
+        depths = {name: sum(len(run.queues.get(name, ())) for run in self._runs.values()) for name in queues}
+        return {name: depth for name, depth in depths.items() if depth}
 
     def _epoch(self, run: str, epoch: int) -> RunInMemory:
         found = self._runs.get(run)

@@ -128,7 +128,7 @@ def open_site(request: pytest.FixtureRequest, database: Database) -> Iterator[Ca
         for name in site.queue.workers():
             site.queue.reconcile(name)
             assert site.queue.leave(name)
-        assert site.queue.runs() == [] and site.queue.waiting(site.queues) == []
+        assert site.queue.runs() == [] and site.queue.waiting(site.queues) == {}
 
 
 @pytest.fixture
