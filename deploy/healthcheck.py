@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Whether the process beside it serves its metrics: `chainette-healthcheck PORT`; exit code 0 or 1.
+
+A worker that waits for Redis is well: ending it would throw its loaded engine away. What is wrong with the fleet, alerts say.
+"""
+
+import sys
+import urllib.request
+
+try:
+    with urllib.request.urlopen(f"http://127.0.0.1:{int(sys.argv[1])}/metrics", timeout=4) as answer:
+        well = b"chainette_build_info" in answer.read()
+except OSError as error:
+    sys.exit(f"no metrics: {error}")
+sys.exit(None if well else "what answers there is not Chainette")
