@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["ask_to_stop", "known_runs", "known_workers", "progress_of", "sweep", "this_process", "with_units"]
+__all__ = ["ask_to_stop", "give_up", "known_runs", "known_workers", "progress_of", "sweep", "this_process", "with_units"]
+
+
+#: Seconds that a cancelled run is remembered where its sink does not come back.
+_WEEK = 7 * 86400
 
 
 def known_runs(connection: redis.Redis) -> list[RunInfo]:
@@ -28,6 +32,8 @@ def known_runs(connection: redis.Redis) -> list[RunInfo]:
         plain = {key.decode(): value.decode() for key, value in fields.items()}
         if "epoch" in plain:
             found.append(RunInfo(name.decode(), int(plain["epoch"]), plain["state"], plain))
+        elif not fields:
+            connection.srem(RUNS, name)  # cancelled, and its week is over
     return sorted(found, key=lambda info: info.run)
 
 
@@ -75,6 +81,18 @@ def progress_of(connection: redis.Redis, keys: RunKeys) -> Progress:
     cursor, total, state, last, damaged = ((value or b"").decode() for value in found)
     live = {int(root) for root in cast("list[bytes]", connection.hkeys(f"{keys.prefix}live"))}
     return Progress(int(cursor or 0), int(total) if total else None, state, live, int(last or -1), damaged)
+
+
+def give_up(connection: redis.Redis, run: str) -> None:
+    """Deletes the units of a run that was cancelled. What its sink may still read goes by itself, within a week."""
+    for name in connection.scan_iter(f"rq:job:{run}_[0-9]*", count=1000):
+        connection.unlink(name)
+    kept = re.compile(rf"chainette:{re.escape(run)}:\d+:(stream|live|out|r:|e:|apart)".encode())
+    for name in connection.scan_iter(f"chainette:{run}:[0-9]*", count=1000):
+        if kept.match(name):
+            connection.expire(name, _WEEK)
+        else:
+            connection.unlink(name)
 
 
 def sweep(connection: redis.Redis, run: str, before: int) -> None:

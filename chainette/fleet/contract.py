@@ -54,7 +54,8 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def set_state(self, run: str, state: str) -> None:
-        """Pauses ("paused"), continues ("running") or gives up ("cancelled") a run.
+        """Pauses ("paused"), continues ("running") or gives up ("cancelled") a run. Giving up is for good: its units are
+        deleted, and a sink that comes back within a week learns of it.
 
         Raises:
             Lost: there is no such run, or it was given up.

@@ -90,6 +90,8 @@ class FleetQueue(LeasedQueue):
         if reply != b"OK":
             known = ", ".join(info.run for info in self.runs()) or "none"
             raise Lost(f"no live run {run!r}; live runs: {known}")
+        if state == "cancelled":
+            census.give_up(self._redis, run)
 
     def runs(self) -> list[RunInfo]:
         return census.known_runs(self._redis)

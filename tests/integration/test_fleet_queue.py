@@ -131,6 +131,27 @@ def test_a_run_that_was_given_up_stays_given_up_in_a_new_epoch_and_when_somebody
     assert run.state("state") == "cancelled"
 
 
+def test_of_a_run_that_was_given_up_stays_for_a_week_what_its_sink_may_still_read(run: QueueRun) -> None:
+    run.admit()
+    assert run.commit(run.take("w1"))
+    run.queue.fail(run.take("w1"), "w1", 3600.0, "away")
+    run.take("w1")
+    with opened(run.client, run.plan, run="run-a2") as other:
+        other.admit()
+        theirs = {key: value for key, value in snapshot(run.client).items() if b"run-a2" in key}
+        run.queue.set_state(run.keys.run, "cancelled")
+        assert {key: value for key, value in snapshot(run.client).items() if b"run-a2" in key} == theirs
+    ours = {key for key in run.client.scan_iter("*run-a*") if b"rq:workers:" not in key}
+    prefix = run.keys.prefix.encode()
+    kept = {prefix + name for name in (b"stream", b"live", b"out", b"r:0", b"r:1")}
+    assert ours == kept | {run.keys.state.encode(), run.keys.notes.encode()}
+    assert all(0 < run.client.ttl(key) <= 7 * 86400 for key in ours)
+    assert len(run.drain()) == 1
+    run.client.delete(run.keys.state)  # as after that week
+    assert run.queue.runs() == [] and not run.client.exists("chainette:runs")
+    run.install()
+
+
 def test_no_state_is_written_for_a_run_that_is_not_there(run: QueueRun) -> None:
     refused(run, lambda: run.queue.set_state("no-such-run", "paused"))
     with pytest.raises(redis.ResponseError, match="no such state"):
@@ -291,10 +312,10 @@ def test_a_held_or_given_up_run_gives_no_units_and_another_run_does(run: QueueRu
         for state in ("paused", "cancelled"):
             run.queue.set_state(run.keys.run, state)
             assert run.claim("w1") is None
+            assert len(run.waiting()) == (1 if state == "paused" else 0)
         run.queue.beat("w1", {}, 3600)
         claim = run.queue.claim("w1", "t", [*run.pairs, *other.pairs])
         assert isinstance(claim, Claim) and claim.run == "run-b"
-    assert len(run.waiting()) == 1
 
 
 def test_a_held_run_still_takes_commits_and_a_given_up_one_does_not(run: QueueRun) -> None:
