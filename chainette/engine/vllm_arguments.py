@@ -48,7 +48,8 @@ def engine_arguments(
     """Fields of AsyncEngineArgs (`known` are their names); `extra` has the last word.
 
     Raises:
-        EngineConfigError: an unknown key in `extra`, with the nearest known one, or one that cannot be set there.
+        EngineConfigError: an unknown key in `extra`, with the nearest known one, or one that cannot be set there; a model
+            that is a path to nothing.
     """
     _check_extra(config, known)
     chosen = {
@@ -61,7 +62,7 @@ def engine_arguments(
         "seed": options.seed,
     }
     arguments: dict[str, Any] = {
-        "model": str(Path(config.model).expanduser()) if is_local(config.model) else config.model,
+        "model": _model(config),
         "dtype": options.dtype,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel_size or max(1, len(config.gpu_ids)),
@@ -77,6 +78,17 @@ def engine_arguments(
     if cpu:
         arguments |= _on_cpu(options, amx)
     return arguments | config.extra
+
+
+def _model(config: EngineConfig) -> str:
+    path = Path(config.model).expanduser()
+    if path.exists():
+        return str(path)
+    if config.model.startswith(("/", ".", "~")):
+        raise EngineConfigError(
+            f"engine {config.name!r}: there is no model at {path}; `model` is a folder or a Hugging Face id"
+        )
+    return config.model
 
 
 def _structured_outputs(options: VllmOptions) -> dict[str, Any]:

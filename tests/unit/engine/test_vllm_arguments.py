@@ -66,6 +66,12 @@ def test_remote_code_is_off_and_the_rest_is_left_to_vllm_unless_asked() -> None:
     assert not found.keys() & {"max_model_len", "max_num_seqs", "quantization", "revision", "seed", "kv_cache_memory_bytes"}
 
 
+def test_a_path_to_nothing_is_not_taken_for_a_name_on_the_hub(tmp_path: Path) -> None:
+    assert arguments(str(tmp_path))["model"] == str(tmp_path)
+    with pytest.raises(EngineConfigError, match=r"there is no model at .*/none; `model` is a folder or a Hugging Face id"):
+        arguments(str(tmp_path / "none"))
+
+
 def test_capacity_bounds_what_is_computed_at_once() -> None:
     assert arguments(capacity=8)["max_num_seqs"] == 8
     assert arguments(capacity=8, max_num_seqs=4)["max_num_seqs"] == 4
