@@ -51,7 +51,7 @@ from chainette.options import Drive, RunOptions
 from chainette.records import Row
 from chainette.utils.ids import new_run_id
 
-__all__ = ["Deliver", "Session", "compile_plan", "iterate", "resume", "retry", "start"]
+__all__ = ["Deliver", "Observed", "Session", "compile_plan", "iterate", "observe", "resume", "retry", "start"]
 
 #: Records of a JSONL input that are looked at for the key column.
 _KEY_SAMPLE = 100
@@ -69,6 +69,21 @@ class Session:
     writer: RunWriter
     options: RunOptions
     hook: Hook
+
+    def finish(self) -> None:
+        """Says in the log that every row is in its place; once, however often it is called."""
+        if self.writer.state.status is not Status.FINISHED:
+            _tell(self.hook, self.writer.finish(self.source.digest()))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A directory as it is at one moment, in other hands."""
+
+    plan: Plan
+    source: InputFile
+    state: RunState
+    options: RunOptions
 
 
 async def start(
@@ -296,14 +311,29 @@ def _load(directory: RunDir, state: RunState) -> Chain:
     return load_chain(run.chain_ref, Path(run.chain_root)).chain
 
 
-def _same_input(directory: RunDir, state: RunState, options: RunOptions) -> InputFile:
-    """The input of the run.
+def observe(directory: RunDir, chain: Chain, inputs: Path) -> Observed:
+    """What is needed to admit the rows of a run whose directory somebody else writes. Reads only.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        ChainChanged: the chain is not the one that the directory is written with.
+        InputError: the input is gone, or it is not the one that the run began with.
+    """
+    state, _ = read_state(directory)
+    options = _recorded(state, RunOptions())
+    plan = compile_plan(chain, options)
+    _require_unchanged(directory, state, plan)
+    return Observed(plan, _same_input(directory, state, options, inputs), state, options)
+
+
+def _same_input(directory: RunDir, state: RunState, options: RunOptions, path: Path | None = None) -> InputFile:
+    """The input of the run, at its path or at another one.
 
     Raises:
         InputError: it is gone, or it has changed.
     """
     recorded = state.run.input
-    source = open_input(Path(recorded["path"]), limit=options.limit)
+    source = open_input(path or Path(recorded["path"]), limit=options.limit)
     found = source.identity()
     if found["size"] != recorded["size"] or found["sample"] != recorded["sample"]:
         raise InputError(
@@ -318,15 +348,15 @@ async def _drive(
 ) -> RunResult:
     """Moves a directory's run to its end, or to a point where it can be resumed."""
     hook = Hooks(options.hooks)
+    session = Session(plan, source, writer, options, hook)
     try:
         if options.drive is not None:
-            await _in_thread(options.drive, Session(plan, source, writer, options, hook))
+            await _in_thread(options.drive, session)
         else:
             _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
             async with _local(plan, source, writer, writer.state.is_done, options, hook, deliver) as local:
                 await local.run()
-        digest = await anyio.to_thread.run_sync(source.digest)
-        _tell(hook, await anyio.to_thread.run_sync(writer.finish, digest))
+        await anyio.to_thread.run_sync(session.finish)
         return RunResult(writer.directory, writer.state, plan)
     except BaseException as error:
         with anyio.CancelScope(shield=True):

@@ -19,6 +19,7 @@ from chainette.cli.resume import resume
 from chainette.cli.rows import rows
 from chainette.cli.run import run
 from chainette.cli.runs import cancel, kill, pause, runs, unpause
+from chainette.cli.services import coordinator, sink
 from chainette.cli.status import status
 from chainette.cli.warmup import warmup
 from chainette.cli.worker import worker
@@ -44,6 +45,8 @@ app.command()(run)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(resume)
 app.command("enqueue", help=ENQUEUE)(run)
 app.command()(worker)
+app.command()(coordinator)
+app.command()(sink)
 app.command()(runs)
 app.command()(pause)
 app.command()(unpause)

@@ -17,6 +17,7 @@ __all__ = [
     "Debug",
     "EngineFile",
     "Format",
+    "InputsRoot",
     "JsonLogs",
     "MaxRejectRate",
     "MetricsHost",
@@ -25,6 +26,7 @@ __all__ = [
     "Quiet",
     "RedisUrl",
     "RunDirectory",
+    "RunsRoot",
     "Show",
     "Stream",
     "Window",
@@ -44,6 +46,8 @@ class Format(StrEnum):
 ChainRef = Annotated[str, typer.Argument(metavar="CHAIN", help="chain.py, chain.py:name or package.module:name.")]
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 ChainRoot = Annotated[Path, typer.Option("--chain-root", metavar="DIR", help="The folder below which chains are found.")]
+InputsRoot = Annotated[Path, typer.Option("--inputs-root", metavar="DIR", help="The folder below which inputs are found.")]
+RunsRoot = Annotated[Path, typer.Option("--runs-root", metavar="DIR", help="The folder below which run directories lie.")]
 EngineFile = Annotated[
     Path | None, typer.Option("--engines", metavar="FILE", help="A YAML file whose engines replace those of the chain.")
 ]

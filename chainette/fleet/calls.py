@@ -15,12 +15,15 @@ __all__ = ["SCRIPTS", "Scripts"]
 SCRIPTS = (
     "ack",
     "admit",
+    "ask",
     "attach",
+    "attend",
     "beat",
     "bury",
     "claim",
     "close",
     "commit",
+    "drop",
     "fail",
     "install",
     "leave",
@@ -28,10 +31,12 @@ SCRIPTS = (
     "reap",
     "reconcile",
     "release",
+    "say",
     "split",
     "stage",
     "start",
     "state",
+    "take",
     "total",
 )
 

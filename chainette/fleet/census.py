@@ -9,7 +9,7 @@ import socket
 from importlib import metadata
 from typing import TYPE_CHECKING, cast
 
-from chainette.fleet.keys import RUNS, WORKERS, RunKeys, worker
+from chainette.fleet.keys import LEASES, RUNS, RunKeys, worker
 from chainette.fleet.states import Progress, RunInfo
 
 if TYPE_CHECKING:
@@ -17,33 +17,65 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["ask_to_stop", "give_up", "known_runs", "known_workers", "progress_of", "sweep", "this_process", "with_units"]
-
+__all__ = [
+    "all_runs",
+    "ask_to_stop",
+    "give_up",
+    "known_runs",
+    "known_workers",
+    "members",
+    "progress_of",
+    "run_info",
+    "sweep",
+    "this_process",
+    "with_units",
+]
 
 #: Seconds that a cancelled run is remembered where its sink does not come back.
 _WEEK = 7 * 86400
 
+#: What a worker is called among those that hold leases.
+WORKER = "worker"
+
 
 def known_runs(connection: redis.Redis) -> list[RunInfo]:
-    """Runs that are not closed, by name."""
-    found = []
-    for name in cast("set[bytes]", connection.smembers(RUNS)):
-        fields = cast("dict[bytes, bytes]", connection.hgetall(RunKeys(name.decode(), 0).state))
-        plain = {key.decode(): value.decode() for key, value in fields.items()}
-        if "epoch" in plain:
-            found.append(RunInfo(name.decode(), int(plain["epoch"]), plain["state"], plain))
-        elif not fields:
-            connection.srem(RUNS, name)  # cancelled, and its week is over
-    return sorted(found, key=lambda info: info.run)
+    """Runs that a sink has begun and that are not closed, by name."""
+    return [info for info in all_runs(connection) if info.epoch >= 0]
+
+
+def all_runs(connection: redis.Redis) -> list[RunInfo]:
+    """Runs that are not closed, by name, those among them that no sink has begun."""
+    names = sorted(name.decode() for name in cast("set[bytes]", connection.smembers(RUNS)))
+    return [info for name in names if (info := run_info(connection, name)) is not None]
+
+
+def run_info(connection: redis.Redis, run: str) -> RunInfo | None:
+    """What Redis says of a run; None where it is closed."""
+    fields = cast("dict[bytes, bytes]", connection.hgetall(RunKeys(run, 0).state))
+    plain = _words(fields)
+    if "state" not in plain:
+        return None
+    return RunInfo(run, int(plain.get("epoch", -1)), plain["state"], plain)
+
+
+def members(connection: redis.Redis) -> dict[str, dict[str, str]]:
+    """What everybody says about itself whose lease holds: workers, and services."""
+    seconds, micros = connection.time()
+    names = cast("list[bytes]", connection.zrangebyscore(LEASES, seconds + micros / 1e6, "+inf"))
+    with connection.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.hgetall(worker(name.decode()))
+        found = zip(names, pipe.execute(), strict=True)
+    return {name.decode(): _words(said) for name, said in found}
+
+
+def _words(said: dict[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode("utf-8", "replace") for key, value in said.items()}
 
 
 def known_workers(connection: redis.Redis) -> dict[str, dict[str, str]]:
     """What live workers say about themselves."""
-    found = {}
-    for name in cast("set[bytes]", connection.smembers(WORKERS)):
-        fields = cast("dict[bytes, bytes]", connection.hgetall(worker(name.decode())))
-        found[name.decode()] = {key.decode(): value.decode() for key, value in fields.items()}
-    return found
+    return {name: words for name, words in members(connection).items() if words.get("kind", WORKER) == WORKER}
 
 
 def this_process() -> dict[str, str | int]:

@@ -34,6 +34,7 @@ class LeasedQueue(ABC):
 
         Raises:
             Lost: this epoch is known from another owner or anchor, or a later one is.
+            Cancelled: the run was given up meanwhile.
         """
 
     @abstractmethod
@@ -53,9 +54,9 @@ class LeasedQueue(ABC):
         """
 
     @abstractmethod
-    def set_state(self, run: str, state: str) -> None:
-        """Pauses ("paused"), continues ("running") or gives up ("cancelled") a run. Giving up is for good: its units are
-        deleted, and a sink that comes back within a week learns of it.
+    def set_state(self, run: str, state: str, reason: str = "") -> None:
+        """Pauses ("paused"), continues ("running") or gives up ("cancelled") a run, and keeps why. Giving up is for good: its
+        units are deleted, and a sink that comes back within a week learns of it.
 
         Raises:
             Lost: there is no such run, or it was given up.

@@ -12,7 +12,7 @@ from chainette.fleet.contract import LeasedQueue
 from chainette.fleet.jobs import claimed_unit, halves, require_size, set_apart, stamp, wire_effects
 from chainette.fleet.keys import RUNS, RunKeys, worker
 from chainette.fleet.messages import MAX_BYTES, MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
-from chainette.fleet.states import ANCHOR, LEASE, Admitted, Claim, Drain, Entry, Lost, Progress, RunInfo, Turn
+from chainette.fleet.states import ANCHOR, LEASE, Admitted, Cancelled, Claim, Drain, Entry, Lost, Progress, RunInfo, Turn
 from chainette.fleet.streams import entry_id, lies_apart, noted_event, stream_entry
 from chainette.io.events import AnyEvent, Event
 from chainette.io.log import encode_line
@@ -25,6 +25,7 @@ __all__ = [
     "ANCHOR",
     "LEASE",
     "Admitted",
+    "Cancelled",
     "Claim",
     "Drain",
     "Entry",
@@ -72,6 +73,8 @@ class FleetQueue(LeasedQueue):
         self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int]
     ) -> None:
         reply = self._call("install", run=run, epoch=epoch, owner=owner, token=token, queues=list(queues), fields=dict(fields))
+        if reply[0] == b"CANCELLED":
+            raise Cancelled(f"run {run} was cancelled")
         if reply[0] != b"OK":
             raise Lost(f"run {run}: epoch {epoch} is not newer than {reply[1]}")
         census.sweep(self._redis, run, before=epoch)
@@ -83,8 +86,8 @@ class FleetQueue(LeasedQueue):
         self._expect("close", run=run, epoch=epoch, owner=owner, queues=list(queues))
         census.sweep(self._redis, run, before=epoch + 1)
 
-    def set_state(self, run: str, state: str) -> None:
-        reply = self._call("state", run=run, state=state)
+    def set_state(self, run: str, state: str, reason: str = "") -> None:
+        reply = self._call("state", run=run, state=state, reason=reason)
         if reply == b"CANCELLED":
             raise Lost(f"run {run} was cancelled, which is for good; `chainette resume DIR` goes on with its directory")
         if reply != b"OK":

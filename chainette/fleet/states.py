@@ -9,7 +9,7 @@ from enum import StrEnum
 from chainette.fleet.messages import Admission, Result
 from chainette.records import Unit
 
-__all__ = ["ANCHOR", "LEASE", "Admitted", "Claim", "Drain", "Entry", "Lost", "Progress", "RunInfo", "Turn"]
+__all__ = ["ANCHOR", "LEASE", "Admitted", "Cancelled", "Claim", "Drain", "Entry", "Lost", "Progress", "RunInfo", "Turn"]
 
 #: Seconds that a worker may be silent before its units are given to others.
 LEASE = 6.0
@@ -20,6 +20,10 @@ ANCHOR = "0-1"
 
 class Lost(Exception):
     """A claim, an epoch or an owner that no longer holds: what was asked for did not happen."""
+
+
+class Cancelled(Exception):
+    """Somebody gave the run up."""
 
 
 class Admitted(StrEnum):
@@ -105,6 +109,7 @@ class RunInfo:
     """What Redis says of a run."""
 
     run: str
+    #: -1 where it was handed over and no sink has begun it yet.
     epoch: int
     state: str
     fields: Mapping[str, str]

@@ -17,7 +17,7 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.errors import RunDirectoryError
-from chainette.io.events import AnyEvent, RunFinished, RunPaused, ShardSealed, UnitCommitted
+from chainette.io.events import AnyEvent, RunFinished, RunPaused, RunResumed, RunStarted, ShardSealed, UnitCommitted
 from chainette.io.log import EventLog, encode_line, read_log
 from chainette.io.readback import ShardReader
 from chainette.io.replay import RunState, Status
@@ -182,6 +182,8 @@ class _Fork:
         match event:
             case RunPaused() | RunFinished():
                 return
+            case RunStarted() | RunResumed():
+                yield msgspec.structs.replace(event, anchor=None)  # what a queue holds does not continue this log
             case ShardSealed():
                 folder = event.file.rpartition("/")[0]
                 if folder not in self._rewritten and self._is_kept(folder):
@@ -223,6 +225,7 @@ class _Fork:
             rejected=len(kept),
             reasons={reason: count for reason, count in reasons.items() if count},
             root_done=None if is_open else event.root_done,
+            pos=None,
         )
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import redis
 
-from chainette.fleet.calls import SCRIPTS
+from chainette.fleet.board import Board, Order, Role
+from chainette.fleet.calls import SCRIPTS, Scripts
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import Admission, Result
-from chainette.fleet.queue import Admitted, Claim, Drain, FleetQueue, Lost, Turn
+from chainette.fleet.queue import Admitted, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
 from chainette.io.events import EngineReleased
 from chainette.process import poisoned
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Reason, Rejection, Unit, Usage
@@ -123,12 +125,20 @@ def unchanged_but_held(run: QueueRun, call: Callable[[], object]) -> object:
     return found
 
 
-def test_a_run_that_was_given_up_stays_given_up_in_a_new_epoch_and_when_somebody_continues_it(run: QueueRun) -> None:
+def test_a_run_that_was_given_up_leaves_a_tombstone_that_no_sink_and_no_command_brings_back(run: QueueRun) -> None:
+    run.admit()
+    run.take()
     run.queue.set_state(run.keys.run, "cancelled")
     run.queue.set_state(run.keys.run, "cancelled")
     refused(run, lambda: run.queue.set_state(run.keys.run, "running"))
-    run.raise_epoch()
-    assert run.state("state") == "cancelled"
+    refused(run, lambda: run.queue.attach(run.keys.run, 0, "owner-2", run.anchor))
+    before = snapshot(run.client)
+    with pytest.raises(Cancelled):
+        run.queue.install(run.keys.run, 1, "owner-2", "anchor-1", run.queues, {"window": 1})
+    assert snapshot(run.client) == before
+    left = {key.decode() for key in before if run.keys.run.encode() in key}
+    assert left == {run.keys.state}
+    assert 604_000 < run.client.ttl(run.keys.state) <= 604_800
 
 
 def test_of_a_run_that_was_given_up_stays_for_a_week_what_its_sink_may_still_read(run: QueueRun) -> None:
@@ -863,6 +873,13 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.bury(claim, "w1", "why")
     spy.reconcile("w1", [claim])
     spy.leave("w1")
+    board = Board(run.client)
+    board._scripts = cast("Scripts", SimpleNamespace(call=spy._call))
+    board.ask("run-c", Order(chain_ref="c", digest="d", inputs="i", directory="o"))
+    board.beat("s1", {"kind": "sink"})
+    board.take(run.keys.run, Role.SINK, "s1")
+    board.drop(run.keys.run, Role.SINK, run.owner)
+    board.say(run.keys.run, {"counts": "1"})
     return calls
 
 

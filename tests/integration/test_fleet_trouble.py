@@ -23,6 +23,7 @@ from chainette_workers.worker import WorkerConfig, serve
 from chainette import Chain
 from chainette.core.loading import load_chain
 from chainette.errors import RunStopped
+from chainette.fleet.board import Board
 from chainette.fleet.connect import connect
 from chainette.fleet.queue import FleetQueue
 from chainette.io.result import RunResult
@@ -119,7 +120,7 @@ class Driven:
     def __call__(self, session: Session) -> None:
         with connect(self.url) as client:
             self.queue = self.kind(client)
-            Drive(session, self.queue, self.window, self.tend).run()
+            Drive(session, self.queue, Board(client), {}, self.window, tend=self.tend).run()
 
     def tend(self, moved: bool) -> None:
         if self.left is not None and moved:

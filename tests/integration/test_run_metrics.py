@@ -23,6 +23,7 @@ from chainette import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.loading import load_chain
 from chainette.errors import RunStopped
+from chainette.fleet.board import Board
 from chainette.fleet.connect import connect
 from chainette.fleet.queue import FleetQueue
 from chainette.fleet.survey import survey
@@ -44,7 +45,7 @@ class Driven:
 
     def __call__(self, session: Session) -> None:
         with connect(self.url) as client:
-            Drive(session, FleetQueue(client), 24, self.tend).run()
+            Drive(session, FleetQueue(client), Board(client), {}, 24, tend=self.tend).run()
 
     def tend(self, moved: bool) -> None:
         if self.left is not None and moved:

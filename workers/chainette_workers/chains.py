@@ -47,7 +47,7 @@ class Chains:
     names: Container[str]
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None
-    #: Told why a run is not served, when that is another reason than before.
+    #: Told why a run is not served, when that is another reason than before; "" where it is served after all.
     refuse: Callable[[RunInfo, str], None] = lambda _info, _why: None
     _plans: dict[Reference, Plan] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
@@ -63,7 +63,8 @@ class Chains:
         except ChainDiffers as error:
             why = str(error)
         else:
-            self._refused.pop(info.run, None)
+            if self._refused.pop(info.run, ""):
+                self.refuse(info, "")
             return plan
         self._tell(info, why)
         return None

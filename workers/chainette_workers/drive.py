@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import anyio.from_thread
 import msgspec
@@ -15,23 +17,27 @@ import redis
 
 from chainette.core.loading import load_chain
 from chainette.errors import RunCancelled, RunStopped
+from chainette.fleet.board import Board, Role
 from chainette.fleet.connect import connect, is_passing
 from chainette.fleet.messages import BadMessage
-from chainette.fleet.queue import FleetQueue, LeasedQueue, Lost
+from chainette.fleet.queue import Cancelled, FleetQueue, LeasedQueue, Lost
+from chainette.fleet.reasons import reasons
 from chainette.io.events import UnitRetried
 from chainette.io.roots import Root, Roots
 from chainette.io.validate import InputModel
 from chainette.launch import Session
 from chainette.limits import RejectWatch
 from chainette_workers.coordinator import Coordinator
+from chainette_workers.figures import counts_of, outline_of
+from chainette_workers.presence import Presence
 from chainette_workers.sink import Sink
 
-__all__ = ["Drive", "RedisFleet"]
+__all__ = ["Admitting", "Drive", "RedisFleet", "coordinated_here", "window_for"]
 
 _log = logging.getLogger("chainette")
 
-#: Live rows at most, where nobody says otherwise.
-_WINDOW = 16_384
+#: Live rows at least, where nobody says otherwise; and per row that the workers take at once.
+_WINDOW, _PER_ROW = 4096, 4
 
 #: Seconds between two looks at what others said of the run.
 _LOOK = 0.5
@@ -42,8 +48,17 @@ _STILL, _AGAIN = 3.0, 30.0
 #: New epochs that one session begins because data in Redis cannot be read.
 _MOST_DAMAGES = 3
 
-#: Seconds between two looks when nothing moves.
-_IDLE = 0.02
+#: Seconds between two looks when nothing moves: at first, and later.
+_IDLE, _LAZY = 0.02, 0.2
+
+
+class Admitting(Protocol):
+    """Who admits a run's roots."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    def step(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,28 @@ class RedisFleet:
 
     def __call__(self, session: Session) -> None:
         with connect(self.url) as connection:
-            Drive(session, FleetQueue(connection), session.options.window or _WINDOW).run()
+            board, me = Board(connection), f"enqueue-{secrets.token_hex(6)}"
+            with Presence(board, me, "enqueue") as presence:
+                roles = {Role.SINK.value: me, Role.COORDINATOR.value: me}
+                Drive(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
+
+
+def window_for(board: Board) -> int:
+    """Live rows that keep the workers that live now at work."""
+    budgets = [int(words.get("rows_budget", 0)) for words in board.members().values()]
+    return max(_WINDOW, _PER_ROW * sum(budgets))
+
+
+def coordinated_here(session: Session, sink: Sink) -> Admitting:
+    """Admits the session's own input."""
+    roots = Roots(session.source, InputModel(session.plan.input_model, session.options.key), session.plan.batch_size)
+    writer = session.writer
+
+    def pending(last: int) -> Iterator[Root]:
+        # behind the last root that the epoch admitted, what is complete now was complete when the epoch began
+        return roots.pending(lambda root: root <= last or writer.state.is_done(root))
+
+    return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable)
 
 
 @dataclass
@@ -74,13 +110,18 @@ class Drive:
 
     session: Session
     queue: LeasedQueue
-    #: Live rows at most.
-    window: int
+    board: Board
+    #: Who serves the run, and what else others must know of it.
+    fields: Mapping[str, str]
+    #: Live rows at most; None: as the workers need.
+    window: int | None = None
+    coordinated: Callable[[Session, Sink], Admitting] = coordinated_here
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
     _looked_at: float = 0.0
     _damages: int = 0
-    _still_since: float = field(default_factory=time.monotonic)
+    _moved_at: float = field(default_factory=time.monotonic)
+    _explained_at: float = -_AGAIN
     _noted: str = "0-0"
     _failing: dict[str, float] = field(default_factory=dict)
 
@@ -89,20 +130,24 @@ class Drive:
         expected = session.source.count()
         sink = self._sink()
         begin = sink.open
-        coordinator: Coordinator | None = None
+        coordinator: Admitting | None = None
         while True:
             anyio.from_thread.check_cancelled()
             try:
                 if coordinator is None:
                     begin(expected)
-                    coordinator = self._coordinator(sink)
+                    self.board.say(sink.run, {**self.fields, "window": sink.fields["window"]})
+                    coordinator = self.coordinated(session, sink)
                 self._look(sink)
                 moved = coordinator.step()
                 moved |= sink.step()
                 self._hear(sink)
                 if not moved and coordinator.finished and sink.complete:
-                    sink.close()
+                    session.finish()
+                    self._close(sink)
                     return
+            except Cancelled as error:
+                raise self._cancelled(sink) from error
             except Lost:
                 begin, coordinator = sink.raise_epoch, None
                 continue
@@ -116,14 +161,14 @@ class Drive:
                 moved = False
             if moved:
                 self._failing.clear()
-                self._still_since = time.monotonic()
+                self._moved_at = time.monotonic()
             else:
                 self._explain(sink)
-                time.sleep(_IDLE)
+                time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
             self.tend(moved)
 
     def _look(self, sink: Sink) -> None:
-        """What others did to the run: gave it up, or found a unit that is no more."""
+        """What others did to the run: gave it up, or found a unit that is no more. Others see how far it is."""
         now = time.monotonic()
         if now < self._looked_at + _LOOK:
             return
@@ -132,8 +177,31 @@ class Drive:
         if progress.damaged:
             raise BadMessage(progress.damaged)
         if progress.state == "cancelled":
+            raise Cancelled
+        if self._window() != sink.fields["window"]:
+            sink.fields = {**sink.fields, "window": self._window()}
+        self.board.say(sink.run, {"counts": counts_of(self.session.writer.state), "window": sink.fields["window"]})
+
+    def _cancelled(self, sink: Sink) -> RunCancelled:
+        with suppress(redis.RedisError, Lost):
             sink.close()
-            raise RunCancelled(f"run {sink.run} was cancelled; its rows so far are in {self.session.writer.directory}")
+        return RunCancelled(f"run {sink.run} was cancelled; its rows so far are in {self.session.writer.directory}")
+
+    def _close(self, sink: Sink) -> None:
+        """Takes the finished run out of Redis, as soon as that answers."""
+        closed = False
+        while not closed:
+            anyio.from_thread.check_cancelled()
+            try:
+                sink.close()
+                closed = True
+            except Lost:
+                closed = True  # somebody else's, or not there
+            except redis.RedisError as error:
+                if not is_passing(error):
+                    raise
+                time.sleep(_LOOK)
+            self.tend(closed)
 
     def _give_up_if_often(self, error: BadMessage) -> None:
         """Data in Redis that cannot be read are made anew out of what is durable; not for ever."""
@@ -145,46 +213,36 @@ class Drive:
     def _explain(self, sink: Sink) -> None:
         """Says why nothing moves, where it can be known; again after a while."""
         now = time.monotonic()
-        if now < self._still_since + _STILL:
+        if now < max(self._moved_at + _STILL, self._explained_at + _AGAIN):
             return
-        self._still_since = now + _AGAIN
+        self._explained_at = now
         try:
-            state, workers = self.queue.progress(sink.keys).state, self.queue.workers()
-            waiting = {queue.partition(".")[0] for queue in self.queue.waiting(sink.queues)}
+            snapshot = self.board.snapshot(sink.run)
         except redis.RedisError as error:
             _log.warning("nothing moves: Redis does not answer (%s); waiting for it", error)
             return
-        served = {name for words in workers.values() for name in words.get("engines", "").split(",")}
-        if state == "paused":
-            _log.warning("nothing moves: run %s is paused; go on: chainette unpause %s", sink.run, sink.run)
-        for engine in sorted(waiting - served):
-            _log.warning("nothing moves: no live worker serves %r; start: chainette worker --engine %s", engine, engine)
+        for reason in reasons(snapshot) if snapshot is not None else ():
+            _log.warning("nothing moves: %s", reason)
+
+    def _window(self) -> int:
+        return self.window or self.session.options.window or window_for(self.board)
 
     def _sink(self) -> Sink:
         session, options = self.session, self.session.options
+        state = session.writer.state
         fields: dict[str, str | int] = {
-            "window": self.window,
+            **self.fields,
+            "window": self.window or options.window or _WINDOW,
             "seed": options.seed,
             "chain_ref": options.chain_ref,
             "digest": load_chain(options.chain_ref, Path(options.chain_root)).digest,
             "batch_size": session.plan.batch_size,
             "simulate": int(options.simulate),
             "engines": msgspec.json.encode({name: config.digest for name, config in session.plan.engines.items()}).decode(),
+            "outline": outline_of(session.plan),
         }
-        run = session.writer.state.run.run_id
         watch = RejectWatch(options.max_reject_rate)
-        return Sink(self.queue, session.writer, session.plan, run, fields, session.hook, watch)
-
-    def _coordinator(self, sink: Sink) -> Coordinator:
-        session = self.session
-        roots = Roots(session.source, InputModel(session.plan.input_model, session.options.key), session.plan.batch_size)
-        writer = session.writer
-
-        def pending(last: int) -> Iterator[Root]:
-            # behind the last root that the epoch admitted, what is complete now was complete when the epoch began
-            return roots.pending(lambda root: root <= last or writer.state.is_done(root))
-
-        return Coordinator(self.queue, sink.keys, session.plan, pending, writer.durable)
+        return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch)
 
     def _hear(self, sink: Sink) -> None:
         """What workers noted goes to the log and to the hooks."""

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from chainette.core.plan import PYTHON, Plan
 from chainette.errors import InputError, RunError, RunStopped
+from chainette.fleet.board import Board
 from chainette.fleet.connect import connect
 from chainette.fleet.embedded import EmbeddedServer
 from chainette.fleet.queue import FleetQueue
@@ -58,7 +59,7 @@ class LocalFleet:
                         _revive(server)
                     _tend(children, moved)
 
-                Drive(session, FleetQueue(connection), window, tend).run()
+                Drive(session, FleetQueue(connection), Board(connection), {}, window, tend=tend).run()
 
     def _configs(self, session: Session, url: str) -> list[WorkerConfig]:
         """One entry per process."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ import redis
 from chainette.core.plan import PYTHON
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError
+from chainette.fleet.board import Board
 from chainette.fleet.connect import chosen_url, connect, shown
 from chainette.fleet.processes import on_record
 from chainette.fleet.queue import FleetQueue, RunInfo
@@ -72,7 +74,7 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
         ThreadPoolExecutor(1) as side,
         watching(config.metrics, connection, Part.WORKER, engines=config.names) as watch,
     ):
-        worker = _Process(FleetQueue(connection), config, side, watch).worker
+        worker = _Process(FleetQueue(connection), Board(connection), config, side, watch).worker
         with on_record(worker.incarnation, config.names, shown(chosen_url(config.url))):
             anyio.run(worker.run, stopping.is_set)
 
@@ -95,8 +97,10 @@ def main() -> int:
 class _Process:
     """One worker with its chains and engines, and what it says: to its log, and to the runs that it serves."""
 
-    def __init__(self, queue: FleetQueue, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
-        self._queue, self._config, self._side, self._hook = queue, config, side, watch.hook
+    def __init__(
+        self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch
+    ) -> None:
+        self._queue, self._board, self._config, self._side, self._hook = queue, config, side, watch.hook
         root, file = Path(config.chain_root), config.engines_file
         chains = Chains(root, config.names, file, self._refuse)
         self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, watch.hook)
@@ -122,10 +126,13 @@ class _Process:
         )
 
     def _refuse(self, info: RunInfo, why: str) -> None:
-        """Takes nothing of the run, and goes on with others."""
-        words = f"worker {self.worker.incarnation} takes nothing of run {info.run}: {why}"
-        say(words)
-        self._note(info.run, WorkerRefused(worker=self.worker.incarnation, reason=words))
+        """Takes nothing of the run, and goes on with others; or takes it after all, where there is no reason."""
+        me = self.worker.incarnation
+        words = f"worker {me} takes nothing of run {info.run}: {why}" if why else ""
+        self._send(lambda: self._board.refuse(info.run, me, words))
+        if words:
+            say(words)
+            self._note(info.run, WorkerRefused(worker=me, reason=words))
 
     def _tell(self, config: EngineConfig, event: EngineLoaded | EngineReleased) -> None:
         self._hook.on_event(event)
@@ -134,13 +141,16 @@ class _Process:
                 self._note(info.run, event)
 
     def _note(self, run: str, event: Event) -> None:
-        """Off the event loop; a note may get lost."""
+        self._send(lambda: self._queue.note(run, event))
 
-        def note() -> None:
+    def _send(self, words: Callable[[], None]) -> None:
+        """Off the event loop; what is said may get lost."""
+
+        def send() -> None:
             with suppress(redis.RedisError):
-                self._queue.note(run, event)
+                words()
 
-        self._side.submit(note)
+        self._side.submit(send)
 
 
 if __name__ == "__main__":

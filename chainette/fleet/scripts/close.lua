@@ -1,8 +1,8 @@
 -- A run ends: nothing of it stays; again where it is closed already. A: run, epoch, owner, queues
 local key = run_key(need(A.run, 'string', 'run'))
 strings(A.queues, 'queues'); whole(A.epoch, 'epoch'); need(A.owner, 'string', 'owner')
-local run = redis.call('HMGET', key, 'epoch', 'owner')
-if run[1] and (tonumber(run[1]) ~= A.epoch or run[2] ~= A.owner) then return 'LOST' end
+local run = redis.call('HMGET', key, 'epoch', 'owner', 'state')
+if run[1] and run[3] ~= 'cancelled' and (tonumber(run[1]) ~= A.epoch or run[2] ~= A.owner) then return 'LOST' end
 local P = prefix_of(A.run, A.epoch)
 for _, queue in ipairs(A.queues) do
   forget_queue(queue)

@@ -116,7 +116,8 @@ local function put_back(job, j, front)
 end
 
 local function note(run, kind, text)
-  if redis.call('EXISTS', run_key(run)) == 0 then return end -- it was closed; nobody would ever delete the note
+  local state = redis.call('HGET', run_key(run), 'state')
+  if not state or state == 'cancelled' then return end -- it was closed; nobody would ever delete the note
   redis.call('XADD', 'chainette:run:' .. run .. ':notes', 'MAXLEN', '~', 10000, '*', 'kind', kind, 'text', text)
 end
 

@@ -5,7 +5,7 @@ seconds(A.delay, 'delay'); need(A.message, 'string', 'message')
 local j = holds(job, A.token)
 if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
 drop(job, j, A.incarnation)
-redis.call('HSET', job_key(job), 'status', 'scheduled', 'claim', '', 'ahead', '')
+redis.call('HSET', job_key(job), 'status', 'scheduled', 'exc_info', A.message, 'claim', '', 'ahead', '')
 redis.call('ZADD', 'rq:scheduled:' .. j.origin, now() + A.delay, job)
 note(j.run, 'retried', A.message)
 return 'OK'

@@ -9,6 +9,7 @@ if known == A.epoch and redis.call('HGET', key, 'owner') == A.owner then
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if first and first[2][2] == A.token then return {'OK', A.epoch} end -- the same call, repeated after a lost reply
 end
+if redis.call('HGET', key, 'state') == 'cancelled' then return {'CANCELLED'} end
 if known >= A.epoch then return {'BEHIND', known} end
 for _, queue in ipairs(split_words(redis.call('HGET', key, 'queues'))) do -- of the epoch before, whose chain may have been another
   forget_queue(queue)
@@ -20,7 +21,7 @@ for _, queue in ipairs(A.queues) do
 end
 for name, value in pairs(A.fields) do redis.call('HSET', key, name, value) end
 redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0, 'results', 0, 'queues', table.concat(A.queues, ' '))
-redis.call('HSETNX', key, 'state', 'running')
+if redis.call('HGET', key, 'state') ~= 'paused' then redis.call('HSET', key, 'state', 'running') end
 redis.call('HDEL', key, 'total', 'last', 'damaged')
 redis.call('SADD', 'chainette:runs', A.run)
 redis.call('DEL', stream)

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError, field_serializer, field_validator
 
@@ -107,6 +107,7 @@ def test_a_models_own_code_cannot_slip_a_change_or_an_exception_through(make: Ca
         dump_model(make())
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Thing, nom=st.text(), note=st.none() | st.floats(), count=st.integers(), by_name=st.dictionaries(st.text(), st.floats())

@@ -1,0 +1,65 @@
+"""`chainette coordinator` and `chainette sink`: the two halves of `enqueue` as services for many runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainette.cli.common import guarded
+from chainette.cli.options import ChainRoot, InputsRoot, RedisUrl, RunsRoot
+
+if TYPE_CHECKING:
+    from chainette_workers.service import Duty
+
+__all__ = ["coordinator", "sink"]
+
+
+@guarded
+def coordinator(
+    redis: RedisUrl = None,
+    chain_root: ChainRoot = Path(),
+    inputs_root: InputsRoot = Path(),
+    runs_root: RunsRoot = Path(),
+) -> None:
+    """Admit the rows of runs that were handed over (`enqueue --detach`), as a service.
+
+    Reads inputs below --inputs-root, and what the sink wrote below --runs-root, which both must see. Killed at any
+    point, the next one goes on; two of them share the runs. SIGTERM and Ctrl-C end it; a second one at once.
+    """
+    from chainette_workers.coordinator_service import CoordinatorDuty
+    from chainette_workers.service import Places
+
+    _serve(redis, CoordinatorDuty(Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())))
+
+
+@guarded
+def sink(
+    redis: RedisUrl = None,
+    chain_root: ChainRoot = Path(),
+    inputs_root: InputsRoot = Path(),
+    runs_root: RunsRoot = Path(),
+) -> None:
+    """Write the directories of runs that were handed over (`enqueue --detach`), as a service.
+
+    They lie below --runs-root. Killed at any point, the next one goes on where their logs end. A run that cannot go on
+    (its disk is full, its chain gone) is held, with the reason in `chainette status`. SIGTERM and Ctrl-C end it; a
+    second one at once.
+    """
+    from chainette_workers.service import Places
+    from chainette_workers.sink_service import SinkDuty
+
+    _serve(redis, SinkDuty(Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())))
+
+
+def _serve(redis: str | None, duty: Duty) -> None:
+    import logging
+    import signal
+    import threading
+
+    from chainette_workers.runtime import heed_signals
+    from chainette_workers.service import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    stopping = threading.Event()
+    heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
+    serve(redis, duty, stopping)

@@ -1,0 +1,115 @@
+"""The sink as a service: writes the directories of runs that were handed over, below its own root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import msgspec
+
+from chainette import executor
+from chainette.errors import RunDirectoryError
+from chainette.fleet.board import Board, Order, Role
+from chainette.fleet.queue import FleetQueue
+from chainette.io.replay import RunState, Status
+from chainette.io.rundir import RunDir
+from chainette.io.session import read_state
+from chainette.launch import Session
+from chainette_workers.drive import Admitting, Drive
+from chainette_workers.service import Elsewhere, Handed, Places, Stopping, same_chain
+from chainette_workers.sink import Sink
+
+__all__ = ["SinkDuty"]
+
+
+@dataclass(frozen=True)
+class SinkDuty:
+    """Writes one run: a fresh directory, or one that a sink before it left."""
+
+    places: Places
+    role: ClassVar[Role] = Role.SINK
+
+    def wants(self, handed: Handed) -> bool:
+        info = handed.info
+        directory = self._directory(handed)
+        if info.epoch >= 0 and not directory.exists():
+            raise Elsewhere(f"there is no run in {handed.order.directory} below {self.places.runs}")
+        return not (info.state == "paused" and info.fields.get("reason"))
+
+    def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
+        info, order = handed.info, handed.order
+        directory = self._directory(handed)
+        state = self._state(handed, directory)
+        if (state is None and info.state == "cancelled") or (state is not None and _is_closed(state, order)):
+            queue.close(info.run, info.epoch, info.fields.get("owner", ""), info.fields.get("queues", "").split())
+            return
+        chain = same_chain(order, self.places.chains)
+        drive = _Served(handed, queue, board)
+        options = msgspec.structs.asdict(order.options)
+        if state is None:
+            executor.run(
+                chain.chain,
+                self.places.input(order),
+                directory.path,
+                run_id=info.run,
+                chain_ref=chain.reference,
+                chain_root=str(self.places.chains.resolve()),
+                drive=drive,
+                **options,
+            )
+        else:
+            free = {name: options[name] for name in ("window", "engine_patience", "max_reject_rate")}
+            executor.resume(directory.path, chain.chain, from_step=order.from_steps, drive=drive, **free)
+
+    def _directory(self, handed: Handed) -> RunDir:
+        return RunDir(self.places.directory(handed.order))
+
+    def _state(self, handed: Handed, directory: RunDir) -> RunState | None:
+        """Where the directory stands; None where it holds nothing.
+
+        Raises:
+            RunDirectoryError: it holds another run.
+        """
+        if not directory.exists() or not directory.log.stat().st_size:
+            return None
+        state, _ = read_state(directory)
+        if state.run.run_id != handed.info.run:
+            raise RunDirectoryError(f"{handed.order.directory} holds run {state.run.run_id}; name another directory")
+        return state
+
+
+def _is_closed(state: RunState, order: Order) -> bool:
+    """Whether the log says that there is nothing left to do."""
+    return state.status is Status.CANCELLED or (state.status is Status.FINISHED and not order.from_steps)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """Moves a session's results, until the service lets go of it; the `drive` of RunOptions."""
+
+    handed: Handed
+    queue: FleetQueue
+    board: Board
+    attaches: ClassVar[bool] = True
+
+    def __call__(self, session: Session) -> None:
+        order = msgspec.structs.replace(self.handed.order, from_steps=())  # that is done with
+        fields = {**order.fields, Role.SINK.value: self.handed.me}
+        Drive(session, self.queue, self.board, fields, coordinated=_elsewhere, tend=self._tend).run()
+
+    def _tend(self, _moved: bool) -> None:
+        if self.handed.stop.is_set():
+            raise Stopping("the sink ends, or begins it anew")
+
+
+class _Admitted:
+    """A coordinator of its own admits the rows."""
+
+    finished = True
+
+    def step(self) -> bool:
+        return False
+
+
+def _elsewhere(_session: Session, _sink: Sink) -> Admitting:
+    return _Admitted()
