@@ -11,6 +11,7 @@ import typer
 
 from chainette.cli.common import INTERRUPTED
 from chainette.cli.engines import engines
+from chainette.cli.enqueue import enqueue
 from chainette.cli.inspect import inspect, inspect_dag
 from chainette.cli.rebuild import rebuild
 from chainette.cli.rejected import rejected
@@ -26,13 +27,6 @@ from chainette.cli.worker import worker
 
 __all__ = ["app", "main", "version"]
 
-#: `enqueue` is `run` with other hands: the workers that serve the Redis.
-ENQUEUE = """Run CHAIN over INPUTS through the workers that serve a Redis, into a run directory.
-
-Admits rows while there is room and writes what comes back, until the end or Ctrl-C; `chainette resume DIR --redis URL`
-goes on where it stopped, and finds what the workers did meanwhile. Flags and exit codes are those of `run`.
-"""
-
 app = typer.Typer(
     name="chainette",
     help="Typed LLM pipelines over millions of rows, on your own GPUs, exactly once.",
@@ -43,7 +37,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(resume)
-app.command("enqueue", help=ENQUEUE)(run)
+app.command()(enqueue)
 app.command()(worker)
 app.command()(coordinator)
 app.command()(sink)

@@ -134,6 +134,13 @@ class Progress:
         if isinstance(event, RunStarted | RunResumed | EngineLoaded):
             self.total()  # speeds are measured from here
 
+    def look(self, state: RunState, engines: Mapping[str, EngineView]) -> None:
+        """Takes in where the run stands, where others say so."""
+        if state.graph != self._flow.graph:
+            self._flow = _Flow(state.graph)
+        self.state = state
+        self._engines |= engines
+
     def _follow_engine(self, event: Event) -> None:
         engine_of = self._flow.engines
         match event:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chainette.cli.common import guarded
+from chainette.cli.common import command_line, guarded
 from chainette.cli.launch import Telling, launch
 from chainette.cli.options import (
     Debug,
@@ -21,6 +23,10 @@ from chainette.cli.options import (
     Workers,
     drive_of,
 )
+
+if TYPE_CHECKING:
+    from chainette.fleet.board import Order
+    from chainette.io.events import RunCreated
 
 __all__ = ["resume"]
 
@@ -54,9 +60,11 @@ def resume(
     """Go on with the run in DIR, the way it was started.
 
     What is durable is not asked for again. The chain, the input, the engines and the settings are those that the
-    log of DIR recorded.
+    log of DIR recorded. Where a `chainette sink` that lives serves the run, it is asked to go on.
     """
     _refuse(context.args)
+    if workers is None and _asks_a_sink(directory, redis, from_step or ()):
+        return
     telling = Telling(quiet, json_logs, show, debug)
     drive = drive_of(workers, redis, watching=telling.watching)
 
@@ -75,6 +83,53 @@ def resume(
             drive=drive,
         ),
     )
+
+
+def _asks_a_sink(directory: Path, redis: str | None, from_steps: Sequence[str]) -> bool:
+    """Has the run's sink go on, where a service that lives has it; False where none has."""
+    from chainette.cli.status import is_working
+
+    if redis is None and not is_working(directory):
+        return False
+
+    from chainette.errors import RunError
+    from chainette.fleet.board import Board, Order, Role
+    from chainette.fleet.connect import connect
+    from chainette.fleet.queue import FleetQueue
+    from chainette.io.rundir import RunDir
+    from chainette.io.session import read_state
+
+    run = read_state(RunDir(directory))[0].run
+    try:
+        connection = connect(redis)
+    except RunError:
+        if redis is not None:
+            raise
+        return False  # whoever has the directory is told about by its lock
+    with connection:
+        board = Board(connection)
+        info = board.run(run.run_id)
+        order = None if info is None else Order.of(info)
+        sinks = board.services(Role.SINK)
+        if order is None or not sinks:
+            return False
+        if from_steps:
+            board.say(run.run_id, _anew(order, run, from_steps).fields)
+        FleetQueue(connection).set_state(run.run_id, "running")
+    hosts = ", ".join(sorted({words.get("host", "?") for words in sinks.values()}))
+    typer.echo(f"run {run.run_id}: asked the sink on {hosts} to go on")
+    typer.echo(f"watch: {command_line('status', run.run_id, '--watch')}")
+    return True
+
+
+def _anew(order: Order, run: RunCreated, from_steps: Sequence[str]) -> Order:
+    """The order with the chain as it is now."""
+    import msgspec
+
+    from chainette.core.loading import load_chain
+
+    digest = load_chain(run.chain_ref, Path(run.chain_root)).digest
+    return msgspec.structs.replace(order, digest=digest, from_steps=tuple(from_steps))
 
 
 def _refuse(words: list[str]) -> None:

@@ -17,33 +17,34 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `chainette ru
 @guarded
 def runs(redis: RedisUrl = None) -> None:
     """List the live runs of a Redis, and its workers. Finished runs are not there: their directories have everything."""
+    from chainette.fleet.board import Board
     from chainette.fleet.connect import connect
-    from chainette.fleet.keys import RunKeys
-    from chainette.fleet.queue import FleetQueue
+    from chainette.fleet.reasons import reasons
 
+    columns = ("run", "state", "chain", "epoch", "roots admitted", "live rows")
+    table, why = new_table(columns, numbers=columns[3:]), []
     with connect(redis) as connection:
-        queue = FleetQueue(connection)
-        table = new_table(
-            ("run", "state", "chain", "epoch", "roots admitted", "live rows"), numbers=("epoch", "roots admitted", "live rows")
-        )
-        found, workers = queue.runs(), queue.workers()
+        board = Board(connection)
+        found, members = board.runs(), board.members()
         for info in found:
-            progress = queue.progress(RunKeys(info.run, info.epoch))
-            total = f" of {progress.total}" if progress.total is not None else ""
-            table.add_row(
-                info.run,
-                info.state,
-                info.fields["chain_ref"],
-                str(info.epoch),
-                f"{progress.cursor}{total}",
-                info.fields["live_rows"],
-            )
-        screen = console()
-        screen.print(table if found else "no live runs")
-        for name, words in sorted(workers.items()):
-            screen.print(f"worker {name}: {words.get('engines')}, {words.get('rows_in_flight')} rows in flight")
-        if not workers:
-            screen.print("no live workers; start one: chainette worker --engine NAME")
+            fields = info.fields
+            total = f" of {fields['total']}" if "total" in fields else ""
+            epoch, admitted = str(info.epoch) if info.epoch >= 0 else "-", f"{fields.get('cursor', 0)}{total}"
+            table.add_row(info.run, info.state, fields.get("chain_ref", ""), epoch, admitted, fields.get("live_rows", "0"))
+            snapshot = board.snapshot(info.run)
+            why += [f"{info.run}: {reason}" for reason in (reasons(snapshot) if snapshot is not None else ())]
+    screen = console()
+    screen.print(table if found else "no live runs")
+    for line in why:
+        screen.print(line, soft_wrap=True)
+    workers = {name: words for name, words in members.items() if words.get("kind", "worker") == "worker"}
+    for name, words in sorted(members.items()):
+        if name in workers:
+            screen.print(f"worker {name}: {words.get('engines')}, {words.get('rows_in_flight')} rows in flight", soft_wrap=True)
+        else:
+            screen.print(f"{words.get('kind')} {name}: pid {words.get('pid')} on {words.get('host')}", soft_wrap=True)
+    if not workers:
+        screen.print("no live workers; start one: chainette worker --engine NAME")
 
 
 @guarded

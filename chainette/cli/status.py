@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from chainette.cli.common import console, guarded
-from chainette.cli.options import RunDirectory
+from chainette.cli.options import RedisUrl
 
 if TYPE_CHECKING:
     from chainette.io.replay import RunState
@@ -17,15 +19,51 @@ __all__ = ["can_go_on", "is_working", "status"]
 
 
 @guarded
-def status(directory: RunDirectory) -> None:
-    """Show where the run in DIR stands.
+def status(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[DIR | RUN]", help="A run directory, or the id of a live run [default: the fleet].")
+    ] = None,
+    watching: Annotated[bool, typer.Option("--watch", help="Look again every second, until the end or Ctrl-C.")] = False,
+    redis: RedisUrl = None,
+) -> None:
+    """Show where a run stands, or who serves a Redis and which runs are live there.
 
-    Rows per step, tokens, engines, and what to do next.
+    Of a directory: rows per step, tokens, engines, and what to do next. Of a live run: how far each step is, what waits
+    and what is at work, and why nothing moves where nothing does. A path wins over a run id.
     """
+    if what is not None and (Path(what).exists() or "/" in what):
+        _show_directory(Path(what), watching=watching)
+    else:
+        _show_live(what, redis, watching=watching)
+
+
+def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:
+    from chainette.cli.fleet_view import FleetView, RunView, watch
+    from chainette.errors import RunError
+    from chainette.fleet.board import Board
+    from chainette.fleet.connect import connect
+
+    with connect(redis) as connection:
+        board, screen = Board(connection), console()
+        view = FleetView(board) if run is None else RunView(board, run)
+        lines = view.draw(screen.width, max(screen.height, 24))
+        if lines is None:
+            known = ", ".join(info.run for info in board.runs()) or "none"
+            raise RunError(f"no directory and no live run {run!r}; live runs: {known}")
+        if watching:
+            watch(screen, view.draw)
+            return
+        for line in lines:
+            screen.print(line, soft_wrap=not screen.is_terminal)
+
+
+def _show_directory(directory: Path, *, watching: bool) -> None:
     from chainette.cli.summary import counts_table
     from chainette.io.rundir import RunDir
     from chainette.io.session import read_state
 
+    if watching and is_working(directory):
+        _watch_directory(directory)
     state, _ = read_state(RunDir(directory))
     metadata = state.metadata()
     working = is_working(directory)
@@ -37,6 +75,29 @@ def status(directory: RunDirectory) -> None:
     screen.print()
     for line in _tail(metadata, directory, working=working):
         screen.print(line, soft_wrap=True)
+
+
+def _watch_directory(directory: Path) -> None:
+    """Follows the log of a directory as long as somebody works on it."""
+    from rich.text import Text
+
+    from chainette.cli.fleet_view import watch
+    from chainette.cli.live import view_lines
+    from chainette.cli.progress import Progress
+    from chainette.io.log import read_log
+    from chainette.io.rundir import RunDir
+
+    progress, log, read = Progress(directory), RunDir(directory).log, 0
+
+    def draw(width: int, height: int) -> list[Text] | None:
+        nonlocal read
+        for offset, event in read_log(log, read):
+            if event.seq > progress.state.seq:
+                progress.apply(event)
+                read = offset
+        return view_lines(progress, width, height) if is_working(directory) else None
+
+    watch(console(), draw)
 
 
 def _head(state: RunState, metadata: dict[str, Any], *, working: bool) -> Iterator[str]:
@@ -74,6 +135,8 @@ def is_working(directory: Path) -> bool:
     """Whether a process holds the lock of a run directory."""
     from chainette.io.rundir import RunDir
 
+    if not RunDir(directory).exists():
+        return False
     with RunDir(directory).log.open("rb") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)

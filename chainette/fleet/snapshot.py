@@ -42,6 +42,12 @@ class Snapshot:
     trouble: str = ""
 
     @property
+    def loads(self) -> dict[str, Load]:
+        """By node."""
+        end = f".{self.info.run}"
+        return {name.removesuffix(end).partition(".")[2]: load for name, load in self.queues.items()}
+
+    @property
     def live_rows(self) -> int:
         return int(self.info.fields.get("live_rows", 0))
 

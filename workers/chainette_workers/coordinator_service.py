@@ -40,8 +40,8 @@ class CoordinatorDuty:
 
     def wants(self, handed: Handed) -> bool:
         info = handed.info
-        if info.epoch < 0 or info.state == "cancelled" or "total" in info.fields:
-            return False
+        if info.epoch < 0 or info.state == "cancelled" or "total" in info.fields or handed.order.from_steps:
+            return False  # nothing to admit, or not before the sink has begun another epoch
         if not self._directory(handed).exists():
             raise Elsewhere(f"there is no run in {handed.order.directory} below {self.places.runs}")
         return not (info.state == "paused" and info.fields.get("reason"))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import redis
 
 from chainette.core.loading import LoadedChain, load_chain
@@ -152,7 +153,8 @@ class _Turn:
 
     def mind(self, info: RunInfo) -> None:
         """Ends where the run was handed over again, in another way."""
-        if info.fields.get("order") != self.handed.info.fields.get("order"):
+        done_with = msgspec.structs.replace(self.handed.order, from_steps=())
+        if Order.of(info) not in (self.handed.order, done_with):
             self.handed.stop.set()
 
 

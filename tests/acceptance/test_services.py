@@ -1,0 +1,223 @@
+"""`chainette coordinator` and `chainette sink` as processes, over a real Valkey, with runs that are handed over to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from chainette.fleet.board import Board
+from tests.support.cli import Project, lines, until
+from tests.support.valkey import Database, Server, assert_no_keys_left, connect
+
+#: What stays of processes that were killed, until somebody reaps them.
+LEASES = ("chainette:lease", "chainette:worker*", "chainette:held:*", "rq:worker*")
+
+
+class Site:
+    """A project, a Redis, and a fleet that is gone at the end."""
+
+    def __init__(self, project: Project, url: str, stack: ExitStack) -> None:
+        self.project, self.url, self._stack = project, url, stack
+        self.client = stack.enter_context(connect(url))
+        self.board = Board(self.client)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """A process that serves, from the moment when it says so."""
+        process = self.project.start(*words, "--redis", self.url)
+        self._stack.callback(process.communicate)
+        self._stack.callback(process.kill)
+        assert process.stderr is not None
+        assert "serving" in next(process.stderr)
+        return process
+
+    @contextmanager
+    def fleet(self, *services: str) -> Iterator[list[subprocess.Popen[str]]]:
+        """Services and a worker; SIGTERM at the end."""
+        words = [(service,) for service in services] + [("worker", "--engine", "writer", "--engine", "judge")]
+        processes = [self.start(*each) for each in words]
+        yield processes
+        for process in processes:
+            process.terminate()
+        assert {process.wait(30) for process in processes if process.poll() in (None, 0)} <= {0}
+
+    def detach(self, directory: str, *words: str) -> str:
+        """Hands a run over; its id."""
+        call = ("enqueue", "chain.py", "in.jsonl", "-o", directory, "--detach", "--quiet", *words, "--redis", self.url)
+        done = self.project.chainette(*call)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    def committed(self, directory: str) -> int:
+        log = self.project.path / directory / "events.jsonl"
+        return log.read_bytes().count(b"unit_committed") if log.exists() else 0
+
+    def finished(self, run: str) -> None:
+        """Waits until a run is out of Redis."""
+        until(lambda: self.board.run(run) is None)
+
+    def local(self) -> dict[str, list[str]]:
+        assert self.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
+        return lines(self.project, "local")
+
+    def epochs(self, directory: str) -> set[int]:
+        return {event.get("epoch", 0) for event in self.project.events(directory)}
+
+    def why(self, run: str) -> str:
+        return self.project.chainette("status", run, "--redis", self.url).stdout
+
+
+@pytest.fixture
+def site(tmp_path: Path, database: Database) -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield Site(Project(tmp_path, rows=96, latency=0.1), database.url, stack)
+
+
+def test_runs_that_are_handed_over_are_those_of_one_process_and_leave_nothing(site: Site) -> None:
+    expected = site.local()
+    with site.fleet("coordinator", "sink"):
+        runs = [site.detach(name) for name in ("one", "runs/two")]
+        for run in runs:
+            site.finished(run)
+    assert lines(site.project, "one") == lines(site.project, "runs/two") == expected
+    assert "run_finished" in (site.project.path / "one" / "events.jsonl").read_text()
+
+
+def test_without_a_live_service_nothing_is_handed_over_and_the_command_that_helps_is_said(site: Site) -> None:
+    call = ("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--detach", "--redis", site.url)
+    done = site.project.chainette(*call)
+    assert done.returncode == 1
+    assert "`chainette coordinator` and `chainette sink`" in done.stderr
+    assert site.board.runs() == []
+
+
+def test_a_path_that_leads_elsewhere_is_not_handed_over(site: Site) -> None:
+    with site.fleet("coordinator", "sink"):
+        for words in (("/etc/passwd", "-o", "fleet"), ("in.jsonl", "-o", "../fleet"), ("-", "-o", "fleet")):
+            done = site.project.chainette("enqueue", "chain.py", *words, "--detach", "--redis", site.url)
+            assert done.returncode == 1 and "services take relative paths below their roots only" in done.stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "sink"])
+def test_a_service_that_is_killed_is_replaced_in_the_same_epoch(site: Site, database: Database, victim: int) -> None:
+    database.may_leave(*LEASES)
+    expected = site.local()
+    with site.fleet("coordinator", "sink") as fleet:
+        run = site.detach("fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 5)
+        fleet[victim].kill()
+        fleet[victim].wait()
+        next_one = site.start(("coordinator", "sink")[victim])
+        site.finished(run)
+        next_one.terminate()
+        assert next_one.wait(30) == 0
+    assert lines(site.project, "fleet") == expected
+    assert site.epochs("fleet") == {0}
+
+
+def test_two_coordinators_admit_every_row_once_and_the_one_that_lives_goes_on(site: Site, database: Database) -> None:
+    database.may_leave(*LEASES)
+    expected = site.local()
+    with site.fleet("coordinator", "coordinator", "sink") as fleet:
+        run = site.detach("fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 5)
+        info = site.board.run(run)
+        assert info is not None
+        words = site.board.members()[info.fields["coordinator"]]
+        os.kill(int(words["pid"]), signal.SIGKILL)
+        site.finished(run)
+        assert sum(process.poll() is None for process in fleet) == 3
+    assert lines(site.project, "fleet") == expected
+    assert site.epochs("fleet") == {0}
+
+
+def test_a_run_that_cannot_go_on_says_why_and_costs_another_nothing(site: Site) -> None:
+    (site.project.path / "other.jsonl").write_text('{"text": "x"}\n')
+    with site.fleet("coordinator", "sink"):
+        call = ("enqueue", "chain.py", "gone.jsonl", "-o", "bad", "--detach", "--quiet", "--redis", site.url)
+        bad = site.project.chainette(*call).stdout.splitlines()[-1]
+        site.finished(site.detach("good"))
+        until(lambda: "no such file" in site.why(bad))
+        said = site.why(bad)
+        assert "is paused: sink on" in said and f"chainette unpause {bad}" in said
+        (site.project.path / "gone.jsonl").write_text('{"text": "x"}\n')
+        assert site.project.chainette("unpause", bad, "--redis", site.url).returncode == 0
+        site.finished(bad)
+
+
+def test_a_service_with_another_chain_names_both_digests(site: Site, tmp_path: Path) -> None:
+    with site.fleet("coordinator", "sink"):
+        chain = site.project.path / "chain.py"
+        text = chain.read_text()
+        run = site.detach("fleet", "--window", "16")
+        chain.write_text(text.replace("Name in:", "Name it:"))
+        other = site.detach("other")
+        chain.write_text(text)
+        until(lambda: "below" in site.why(other) and "where it was enqueued" in site.why(other))
+        assert site.project.chainette("cancel", other, "--redis", site.url).returncode == 0
+        for each in (run, other):
+            site.finished(each)
+
+
+def test_a_cancelled_run_is_not_begun_again_by_a_sink_that_comes_back(site: Site, database: Database) -> None:
+    database.may_leave(*LEASES)
+    with site.fleet("coordinator", "sink") as fleet:
+        run = site.detach("fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 2)
+        fleet[1].kill()
+        fleet[1].wait()
+        assert site.project.chainette("cancel", run, "--redis", site.url).returncode == 0
+        sink = site.start("sink")
+        site.finished(run)
+        until(lambda: [event["type"] for event in site.project.events("fleet")][-1] == "run_cancelled")
+        sink.terminate()
+        assert sink.wait(30) == 0
+
+
+def test_a_redis_that_comes_back_empty_costs_a_handed_over_run_an_epoch_and_no_row(tmp_path: Path, server: Server) -> None:
+    with ExitStack() as stack:
+        site = Site(Project(tmp_path, rows=96, latency=0.1), server.url, stack)
+        expected = site.local()
+        with site.fleet("coordinator", "sink"):
+            run = site.detach("fleet", "--window", "16")
+            until(lambda: site.committed("fleet") > 5)
+            server.restart_empty()
+            site.finished(until(lambda: run if site.board.run(run) else ""))
+        assert_no_keys_left(site.client)
+    assert lines(site.project, "fleet") == expected
+    assert site.epochs("fleet") == {0, 1}
+
+
+def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before_them_is_kept(site: Site) -> None:
+    with site.fleet("coordinator", "sink"):
+        run = site.detach("fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 12)
+        before = set(lines(site.project, "fleet")["extract"])
+        chain = site.project.path / "chain.py"
+        chain.write_text(chain.read_text().replace('user_prompt="{{ pieces }}"', 'user_prompt="Grade: {{ pieces }}"'))
+        done = site.project.chainette("resume", "fleet", "--from", "grade", "--redis", site.url)
+        assert done.returncode == 0 and "asked the sink" in done.stdout, done.stderr
+        site.finished(run)
+    events = [*site.project.events("fleet")]
+    assert events[-1]["type"] == "run_finished" and {event.get("epoch", 0) for event in events} == {0, 1}
+    assert {event.get("epoch", 0) for event in events if event.get("node") == "grade"} == {1}
+    assert before <= set(lines(site.project, "fleet")["extract"])
+    assert site.project.ids("fleet", "grade") == sorted(str(number) for number in range(96))
+
+
+def test_a_held_run_is_gone_on_with_by_its_sink_when_its_directory_is_resumed(site: Site) -> None:
+    with site.fleet("coordinator", "sink"):
+        run = site.detach("fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 2)
+        assert site.project.chainette("pause", run, "--redis", site.url).returncode == 0
+        assert f"run {run} is paused; go on: chainette unpause {run}" in site.why(run)
+        assert "is paused" in site.project.chainette("runs", "--redis", site.url).stdout
+        assert "sink sink-" in site.project.chainette("status", "--redis", site.url).stdout
+        done = site.project.chainette("resume", "fleet", "--redis", site.url)
+        assert done.returncode == 0 and "asked the sink" in done.stdout, done.stderr
+        site.finished(run)
