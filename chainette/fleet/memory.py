@@ -17,7 +17,7 @@ from chainette.fleet.jobs import claimed_unit, halves, require_size, wire_effect
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.memory_run import Job, RunInMemory, Stored
 from chainette.fleet.messages import MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
-from chainette.fleet.states import ANCHOR, LEASE, Admitted, Claim, Drain, Entry, Lost, Progress, RunInfo, Turn
+from chainette.fleet.states import ANCHOR, LEASE, Admitted, Cancelled, Claim, Drain, Entry, Lost, Progress, RunInfo, Turn
 from chainette.io.events import AnyEvent, Event
 from chainette.records import Effects, Outcome, Rejection, encode
 
@@ -49,6 +49,8 @@ class MemoryQueue(LeasedQueue):
         self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int]
     ) -> None:
         known = self._runs.get(run)
+        if known and known.state == "cancelled":
+            raise Cancelled(f"run {run} was cancelled")
         if known and (known.epoch, known.owner, known.stream[0].token) == (epoch, owner, token):
             return
         if known and known.epoch >= epoch:
@@ -65,14 +67,19 @@ class MemoryQueue(LeasedQueue):
         found.owner = owner
 
     def close(self, run: str, epoch: int, owner: str, queues: Sequence[str]) -> None:
-        if run in self._runs and self._epoch(run, epoch).owner != owner:
+        known = self._runs.get(run)
+        if known and known.state != "cancelled" and self._epoch(run, epoch).owner != owner:
             raise Lost(f"close of run {run}, epoch {epoch}")
         self._runs.pop(run, None)
 
-    def set_state(self, run: str, state: str) -> None:
-        if run not in self._runs or (self._runs[run].state == "cancelled" and state != "cancelled"):
+    def set_state(self, run: str, state: str, reason: str = "") -> None:
+        known = self._runs.get(run)
+        if known is None or (known.state == "cancelled" and state != "cancelled"):
             raise Lost(f"no live run {run!r}")
-        self._runs[run].state = state
+        known.state = state
+        known.fields = {**known.fields, "reason": reason}
+        if state == "cancelled":
+            self._runs[run] = RunInMemory(known.epoch, known.owner, known.fields, [], state)
 
     def runs(self) -> list[RunInfo]:
         return [RunInfo(name, run.epoch, run.state, run.fields) for name, run in sorted(self._runs.items())]

@@ -17,7 +17,7 @@ from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.memory import MemoryQueue
 from chainette.fleet.messages import BadMessage, Result, RootRecord
-from chainette.fleet.queue import ANCHOR, Admitted, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
+from chainette.fleet.queue import ANCHOR, Admitted, Cancelled, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.io.events import EngineReleased, UnitRetried
 from chainette.process import poisoned, process
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row
@@ -192,8 +192,12 @@ def test_a_held_run_gives_no_units_and_takes_commits_and_a_given_up_one_neither(
     site.queue.set_state("run-a", "cancelled")
     assert not site.commit(other) and site.claim() is None and site.admit() is Admitted.CANCELLED
     refused(lambda: site.queue.set_state("run-a", "running"))
-    site.raise_epoch()
-    assert site.queue.progress(site.keys).state == "cancelled"
+    refused(lambda: site.queue.attach("run-a", 0, OWNER, (ANCHOR, "anchor-0")))
+    with pytest.raises(Cancelled):
+        site.raise_epoch()
+    assert site.queue.runs()[0].state == "cancelled"
+    site.queue.close("run-a", 1, "another", site.queues)
+    assert site.queue.runs() == []
     refused(lambda: site.queue.set_state("nowhere", "paused"))
 
 

@@ -97,10 +97,8 @@ def main() -> int:
 class _Process:
     """One worker with its chains and engines, and what it says: to its log, and to the runs that it serves."""
 
-    def __init__(
-        self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch
-    ) -> None:
-        self._queue, self._board, self._config, self._side, self._hook = queue, config, side, watch.hook
+    def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
+        self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, watch.hook
         root, file = Path(config.chain_root), config.engines_file
         chains = Chains(root, config.names, file, self._refuse)
         self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, watch.hook)
