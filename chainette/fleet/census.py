@@ -45,8 +45,14 @@ def known_runs(connection: redis.Redis) -> list[RunInfo]:
 
 def all_runs(connection: redis.Redis) -> list[RunInfo]:
     """Runs that are not closed, by name, those among them that no sink has begun."""
-    names = sorted(name.decode() for name in cast("set[bytes]", connection.smembers(RUNS)))
-    return [info for name in names if (info := run_info(connection, name)) is not None]
+    found = []
+    for name in sorted(name.decode() for name in cast("set[bytes]", connection.smembers(RUNS))):
+        info = run_info(connection, name)
+        if info is not None:
+            found.append(info)
+        else:
+            connection.srem(RUNS, name)  # cancelled, and its week is over
+    return found
 
 
 def run_info(connection: redis.Redis, run: str) -> RunInfo | None:

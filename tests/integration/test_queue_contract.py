@@ -192,7 +192,6 @@ def test_a_held_run_gives_no_units_and_takes_commits_and_a_given_up_one_neither(
     site.queue.set_state("run-a", "cancelled")
     assert not site.commit(other) and site.claim() is None and site.admit() is Admitted.CANCELLED
     refused(lambda: site.queue.set_state("run-a", "running"))
-    refused(lambda: site.queue.attach("run-a", 0, OWNER, (ANCHOR, "anchor-0")))
     with pytest.raises(Cancelled):
         site.raise_epoch()
     assert site.queue.runs()[0].state == "cancelled"
