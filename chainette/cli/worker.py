@@ -13,9 +13,6 @@ from chainette.cli.options import ChainRoot, EngineFile, MetricsHost, MetricsPor
 
 __all__ = ["worker"]
 
-#: Which GPUs a process sees.
-_VARIABLE = "CUDA_VISIBLE_DEVICES"
-
 
 @guarded
 def worker(
@@ -28,7 +25,7 @@ def worker(
         typer.Option(
             "--gpu",
             metavar="N | N,M | all",
-            help="GPUs to use, counted in CUDA_VISIBLE_DEVICES where it is set; `all`: one worker for each.",
+            help="GPUs to use, counted in CUDA_VISIBLE_DEVICES where set; `0,1`: both for one model; `all`: a worker for each.",
         ),
     ] = None,
     redis: RedisUrl = None,
@@ -64,6 +61,7 @@ def worker(
     import threading
 
     from chainette_workers.endpoint import Endpoint
+    from chainette_workers.gpus import CUDA_DEVICES
     from chainette_workers.runtime import heed_signals
     from chainette_workers.supervise import Child, supervise
     from chainette_workers.worker import WorkerConfig, serve
@@ -73,13 +71,24 @@ def worker(
     names = [name for name in engine if name != "python"]
     root, file = str(chain_root.resolve()), str(engines.resolve()) if engines else None
     functions, endpoint = python or "python" in engine, Endpoint(metrics_host, metrics_port)
-    config = WorkerConfig(redis, names, root, rows_in_flight, functions, file, drain_after, endpoint)
     gpus = [] if gpu is None else _gpus(gpu)
+    together = 1 if gpu == "all" else max(1, len(gpus))
+    config = WorkerConfig(
+        redis,
+        names,
+        root,
+        rows_in_flight,
+        functions,
+        gpus=together,
+        engines_file=file,
+        drain_after=drain_after,
+        metrics=endpoint,
+    )
     if gpu == "all":
-        supervise([Child(config, environment={_VARIABLE: name}) for name in gpus], stopping)
+        supervise([Child(config, environment={CUDA_DEVICES: name}) for name in gpus], stopping)
         return
     if gpus:
-        os.environ[_VARIABLE] = ",".join(gpus)  # before anything imports torch
+        os.environ[CUDA_DEVICES] = ",".join(gpus)  # before anything imports torch
     serve(config, stopping)
 
 
@@ -88,9 +97,9 @@ def _gpus(wanted: str) -> list[str]:
     typer.BadParameter: neither numbers nor "all".
     RunError: there are none, or not so many.
     """
-    from chainette_workers.gpus import chosen
+    from chainette_workers.gpus import CUDA_DEVICES, chosen
 
     try:
-        return chosen(wanted, os.environ.get(_VARIABLE))
+        return chosen(wanted, os.environ.get(CUDA_DEVICES))
     except ValueError:
         raise typer.BadParameter(f"--gpu {wanted}: expected numbers like 0 or 0,1, or all") from None

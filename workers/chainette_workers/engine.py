@@ -336,6 +336,8 @@ class EngineWorker:
             "rows_in_flight": self.hands.rows,
             "rows_budget": self.rows_budget,
             "units_in_flight": len(self.hands.claims),
+            "swaps": self.models.swaps,
+            "swap_seconds": round(self.models.swap_seconds, 1),
         }
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from chainette.errors import RunError
 
-__all__ = ["chosen", "visible"]
+__all__ = ["CUDA_DEVICES", "chosen", "visible"]
+
+#: The variable that says which GPUs a process sees.
+CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 _ASK = ["--query-gpu=index", "--format=csv,noheader"]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
 from chainette.core.plan import PYTHON, Plan
+from chainette.engine.config import EngineConfig, VllmOptions
 from chainette.errors import InputError, RunError, RunStopped
 from chainette.fleet.board import Board
 from chainette.fleet.connect import connect
@@ -18,11 +21,12 @@ from chainette.fleet.queue import FleetQueue
 from chainette.io.rundir import RunDir
 from chainette.launch import Session
 from chainette_workers.drive import Drive
+from chainette_workers.gpus import CUDA_DEVICES, visible
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.supervise import Child, running
 from chainette_workers.worker import WorkerConfig
 
-__all__ = ["LocalFleet"]
+__all__ = ["LocalFleet", "devices"]
 
 #: Tries to start a server that died.
 _STARTS = 3
@@ -37,7 +41,7 @@ class LocalFleet:
 
     Raises (when called):
         RunStopped: a worker can never serve, workers keep dying, an engine does not answer, too many rejects.
-        InputError: the chain has no such engine.
+        InputError: the chain has no such engine, or vLLM's workers are more than the GPUs of this machine.
     """
 
     #: Processes per engine: one number for all, or by engine.
@@ -51,7 +55,11 @@ class LocalFleet:
             configs = self._configs(session, server.url)
             rows = sum(_rows_in_flight(session.plan, name) for config in configs for name in config.engines)
             window = session.options.window or max(4096, 4 * rows)
-            children = [Child(config, folder / f"worker-{number}.log") for number, config in enumerate(configs)]
+            environments = devices(session.plan, [config.engines[0] for config in configs])
+            children = [
+                Child(config, folder / f"worker-{number}.log", environment)
+                for number, (config, environment) in enumerate(zip(configs, environments, strict=True))
+            ]
             with connection, running(children):
 
                 def tend(moved: bool) -> None:
@@ -71,6 +79,32 @@ class LocalFleet:
         wanted = self.workers if isinstance(self.workers, Mapping) else dict.fromkeys(engines, self.workers)
         root, file = session.options.chain_root, session.options.engines_file
         return [WorkerConfig(url, [name], root, engines_file=file) for name in engines for _ in range(wanted.get(name, 1))]
+
+
+def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:
+    """What the environment of each worker says of GPUs: vLLM's get their own, in order; where there are none, vLLM is for
+    the CPU.
+
+    Raises:
+        InputError: there are fewer than they need.
+    """
+    there = visible(os.environ.get(CUDA_DEVICES))
+    needed = [_gpus_of(plan.engines.get(engine)) for engine in engines]
+    if there and sum(needed) > len(there):
+        raise InputError(
+            f"--workers: vLLM's workers need {sum(needed)} GPUs of their own, and there are {len(there)} "
+            f"({', '.join(there)}); start fewer, or leave --workers out: engines then take turns"
+        )
+    free = iter(there)
+    taken = [list(islice(free, number)) for number in needed]
+    return [{CUDA_DEVICES: ",".join(names)} if names else {} for names in taken]
+
+
+def _gpus_of(config: EngineConfig | None) -> int:
+    """GPUs that an engine must have for itself; one that names its own is left alone."""
+    if config is None or not isinstance(config.options, VllmOptions) or config.gpu_ids:
+        return 0
+    return config.options.tensor_parallel_size or 1
 
 
 def _revive(server: EmbeddedServer) -> None:

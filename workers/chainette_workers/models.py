@@ -6,16 +6,26 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
+import msgspec
+
 from chainette.engine.base import Engine
-from chainette.engine.config import EngineConfig
+from chainette.engine.config import EngineConfig, VllmOptions
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.io.events import EngineLoaded, EngineReleased
 from chainette_workers.device import exclude
 
-__all__ = ["Models"]
+__all__ = ["Models", "spread"]
 
 #: Tells the runs that need an engine of that configuration what became of it.
 Tell = Callable[[EngineConfig, EngineLoaded | EngineReleased], None]
+
+
+def spread(gpus: int, config: EngineConfig) -> Engine:
+    """The engine; over all of a worker's GPUs, where it says nothing of them itself."""
+    options = config.options
+    if gpus > 1 and isinstance(options, VllmOptions) and options.tensor_parallel_size is None and not config.gpu_ids:
+        options = msgspec.structs.replace(options, tensor_parallel_size=gpus)
+    return create_engine(msgspec.structs.replace(config, options=options))
 
 
 class Models:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -31,7 +32,7 @@ from chainette_workers.chains import Chains
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.engine import EngineWorker
 from chainette_workers.functions import Children
-from chainette_workers.models import Models
+from chainette_workers.models import Models, spread
 from chainette_workers.runtime import UNUSABLE, heed_signals, say, watch_parent
 from chainette_workers.serving import Serving
 from chainette_workers.watching import Watch, watching
@@ -49,6 +50,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     rows_in_flight: int | None = None
     #: Whether it runs Apply functions and joins too.
     python: bool = True
+    #: GPUs that it sees, and that an engine which names none spreads over.
+    gpus: int = 1
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None = None
     #: Seconds until nothing more is claimed; what is in hand is finished, and the worker ends.
@@ -105,7 +108,7 @@ class _Process:
         self.worker = EngineWorker(
             queue,
             self._serving,
-            Models(self._tell),
+            Models(self._tell, partial(spread, config.gpus)),
             config.rows_in_flight,
             Children(root, file),
             drain_after=config.drain_after,
