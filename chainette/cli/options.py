@@ -78,15 +78,21 @@ Workers = Annotated[
     ),
 ]
 MetricsHost = Annotated[
-    str, typer.Option("--metrics-host", metavar="HOST", help="The interface that answers /metrics; 0.0.0.0 for all of them.")
+    str,
+    typer.Option("--metrics-host", metavar="HOST", help="Over a Redis: the interface that answers /metrics; 0.0.0.0 for all."),
 ]
 MetricsPort = Annotated[
-    int, typer.Option("--metrics-port", metavar="PORT", min=0, max=65535, help="The port of /metrics; 0 takes a free one.")
+    int,
+    typer.Option(
+        "--metrics-port", metavar="PORT", min=0, max=65535, help="Over a Redis: the port of /metrics; 0 takes a free one."
+    ),
 ]
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
 
 
-def drive_of(workers: str | None, redis: str | None, *, enqueue: bool = False, watching: str) -> Drive | None:
+def drive_of(
+    workers: str | None, redis: str | None, metrics: tuple[str, int], *, enqueue: bool = False, watching: str
+) -> Drive | None:
     """Who moves a run's units: None is this process. `watching` is a flag that needs it to be this one, "" where none does.
 
     Raises:
@@ -100,8 +106,9 @@ def drive_of(workers: str | None, redis: str | None, *, enqueue: bool = False, w
         raise typer.BadParameter(f"{watching} sees requests of this process only; use `run` without --workers and --redis")
     if workers is None:
         from chainette_workers.drive import RedisFleet
+        from chainette_workers.endpoint import Endpoint
 
-        return RedisFleet(redis)
+        return RedisFleet(redis, Endpoint(*metrics))
     from chainette_workers.local_fleet import LocalFleet
 
     try:

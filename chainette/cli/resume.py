@@ -14,6 +14,8 @@ from chainette.cli.options import (
     Debug,
     JsonLogs,
     MaxRejectRate,
+    MetricsHost,
+    MetricsPort,
     Patience,
     Quiet,
     RedisUrl,
@@ -52,6 +54,8 @@ def resume(
     window: Window = None,
     workers: Workers = None,
     redis: RedisUrl = None,
+    metrics_host: MetricsHost = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
     show: Show = False,
@@ -66,7 +70,7 @@ def resume(
     if workers is None and _asks_a_sink(directory, redis, from_step or ()):
         return
     telling = Telling(quiet, json_logs, show, debug)
-    drive = drive_of(workers, redis, watching=telling.watching)
+    drive = drive_of(workers, redis, (metrics_host, metrics_port), watching=telling.watching)
 
     from chainette import executor
 

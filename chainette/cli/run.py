@@ -17,6 +17,8 @@ from chainette.cli.options import (
     Format,
     JsonLogs,
     MaxRejectRate,
+    MetricsHost,
+    MetricsPort,
     Patience,
     Quiet,
     RedisUrl,
@@ -64,6 +66,8 @@ def run(
     window: Window = None,
     workers: Workers = None,
     redis: RedisUrl = None,
+    metrics_host: MetricsHost = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
     show: Show = False,
@@ -80,7 +84,8 @@ def run(
     """
     del stream_writer
     telling = Telling(quiet, json_logs, show, debug, stream)
-    drive = drive_of(workers, redis, enqueue=context.info_name == "enqueue", watching=telling.watching)
+    enqueue, metrics = context.info_name == "enqueue", (metrics_host, metrics_port)
+    drive = drive_of(workers, redis, metrics, enqueue=enqueue, watching=telling.watching)
     if stream and (limit is None or limit > MOST_STREAMED):
         raise typer.BadParameter(f"--stream is for looking at a few rows; add --limit 1, or at most {MOST_STREAMED}")
     with telling.foreign_output():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainette.cli.common import guarded
-from chainette.cli.options import ChainRoot, InputsRoot, RedisUrl, RunsRoot
+from chainette.cli.options import ChainRoot, InputsRoot, MetricsHost, MetricsPort, RedisUrl, RunsRoot
 
 if TYPE_CHECKING:
     from chainette_workers.service import Duty
@@ -20,6 +20,8 @@ def coordinator(
     chain_root: ChainRoot = Path(),
     inputs_root: InputsRoot = Path(),
     runs_root: RunsRoot = Path(),
+    metrics_host: MetricsHost = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
 ) -> None:
     """Admit the rows of runs that were handed over (`enqueue --detach`), as a service.
 
@@ -29,7 +31,8 @@ def coordinator(
     from chainette_workers.coordinator_service import CoordinatorDuty
     from chainette_workers.service import Places
 
-    _serve(redis, CoordinatorDuty(Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())))
+    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())
+    _serve(redis, CoordinatorDuty(places), metrics_host, metrics_port)
 
 
 @guarded
@@ -38,6 +41,8 @@ def sink(
     chain_root: ChainRoot = Path(),
     inputs_root: InputsRoot = Path(),
     runs_root: RunsRoot = Path(),
+    metrics_host: MetricsHost = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
 ) -> None:
     """Write the directories of runs that were handed over (`enqueue --detach`), as a service.
 
@@ -48,18 +53,20 @@ def sink(
     from chainette_workers.service import Places
     from chainette_workers.sink_service import SinkDuty
 
-    _serve(redis, SinkDuty(Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())))
+    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())
+    _serve(redis, SinkDuty(places), metrics_host, metrics_port)
 
 
-def _serve(redis: str | None, duty: Duty) -> None:
+def _serve(redis: str | None, duty: Duty, metrics_host: str, metrics_port: int) -> None:
     import logging
     import signal
     import threading
 
+    from chainette_workers.endpoint import Endpoint
     from chainette_workers.runtime import heed_signals
     from chainette_workers.service import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     stopping = threading.Event()
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
-    serve(redis, duty, stopping)
+    serve(redis, duty, stopping, metrics=Endpoint(metrics_host, metrics_port))

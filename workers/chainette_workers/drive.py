@@ -27,10 +27,13 @@ from chainette.io.roots import Root, Roots
 from chainette.io.validate import InputModel
 from chainette.launch import Session
 from chainette.limits import RejectWatch
+from chainette_workers.catalogue import Part
 from chainette_workers.coordinator import Coordinator
+from chainette_workers.endpoint import Endpoint
 from chainette_workers.figures import counts_of, outline_of
 from chainette_workers.presence import Presence
 from chainette_workers.sink import Sink
+from chainette_workers.watching import watching
 
 __all__ = ["Admitting", "Drive", "RedisFleet", "coordinated_here", "window_for"]
 
@@ -70,14 +73,17 @@ class RedisFleet:
     """
 
     url: str | None = None
+    #: Where its metrics are served; None: nowhere.
+    metrics: Endpoint | None = None
     #: What is in flight survives this process, and the next one goes on with it.
     attaches: ClassVar[bool] = True
 
     def __call__(self, session: Session) -> None:
-        with connect(self.url) as connection:
-            board, me = Board(connection), f"enqueue-{secrets.token_hex(6)}"
-            with Presence(board, me, "enqueue") as presence:
-                roles = {Role.SINK.value: me, Role.COORDINATOR.value: me}
+        me = f"enqueue-{secrets.token_hex(6)}"
+        roles = {Role.SINK.value: me, Role.COORDINATOR.value: me}
+        with connect(self.url) as connection, watching(self.metrics, connection, Part.SINK, Part.FLEET) as watch:
+            board, session = Board(connection), watch.over(session)
+            with Presence(board, me, "enqueue", watch.words) as presence:
                 Drive(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
 
 

@@ -23,7 +23,7 @@ Route = Callable[[str], tuple[str, bytes]]
 _PATIENCE = 10.0
 
 #: What processes say about themselves that a scraper wants as labels; none is a label of a metric of ours.
-_LABELS = {"kind": "role", "engines": "serves", "gpu": "gpu", "host": "host"}
+_LABELS = {"engines": "serves", "gpu": "gpu", "host": "host"}
 
 
 class Unavailable(Exception):
@@ -117,7 +117,11 @@ def targets(processes: Mapping[str, Mapping[str, str]]) -> bytes:
         [
             {
                 "targets": [words["metrics"]],
-                "labels": {"worker": name, **{label: words[word] for word, label in _LABELS.items() if words.get(word)}},
+                "labels": {
+                    "worker": name,
+                    "role": words.get("kind", "worker"),
+                    **{label: words[word] for word, label in _LABELS.items() if words.get(word)},
+                },
             }
             for name, words in sorted(processes.items())
             if words.get("metrics")

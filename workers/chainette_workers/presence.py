@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ class Presence:
     board: Board
     me: str
     kind: str
+    #: What it says beside who and where it is.
+    about: Mapping[str, str] = field(default_factory=dict)
     _renewed_at: float = field(default=-LEASE)
 
     def __enter__(self) -> Self:
@@ -34,6 +37,7 @@ class Presence:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **self.about,
         }
         self.renew()
         return self

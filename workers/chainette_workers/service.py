@@ -27,8 +27,11 @@ from chainette.fleet.board import Board, Order, Role, inside
 from chainette.fleet.connect import connect, is_passing
 from chainette.fleet.queue import FleetQueue
 from chainette.fleet.states import LEASE, RunInfo
+from chainette_workers.catalogue import Part
+from chainette_workers.endpoint import Endpoint
 from chainette_workers.presence import Presence
 from chainette_workers.runtime import say
+from chainette_workers.watching import Watch, watching
 
 __all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same_chain", "serve"]
 
@@ -90,6 +93,7 @@ class Handed:
     me: str
     #: Whether the service has to let go of it.
     stop: threading.Event
+    watch: Watch = field(default_factory=Watch)
 
 
 class Duty(Protocol):
@@ -136,14 +140,17 @@ def same_chain(order: Order, root: Path) -> LoadedChain:
     return loaded
 
 
-def serve(url: str | None, duty: Duty, stopping: threading.Event, only: str | None = None) -> None:
+def serve(
+    url: str | None, duty: Duty, stopping: threading.Event, only: str | None = None, metrics: Endpoint | None = None
+) -> None:
     """Serves every run that is handed over on a Redis, or one of them, until `stopping`.
 
     Raises:
         RunError: Redis does not answer at the start. Later on, it is waited for.
     """
-    with connect(url, timeout=5.0) as connection:
-        Service(Board(connection), FleetQueue(connection), duty, only).run(stopping)
+    part = Part.SINK if duty.role is Role.SINK else Part.FLEET
+    with connect(url, timeout=5.0) as connection, watching(metrics, connection, part) as watch:
+        Service(Board(connection), FleetQueue(connection), duty, only, watch=watch).run(stopping)
 
 
 @dataclass
@@ -168,6 +175,7 @@ class Service:
     #: The one run that it serves; None: all of them.
     only: str | None = None
     me: str = ""
+    watch: Watch = field(default_factory=Watch)
     _turns: dict[str, _Turn] = field(default_factory=dict)
     #: Run -> when it may be looked at again.
     _resting: dict[str, float] = field(default_factory=dict)
@@ -178,7 +186,7 @@ class Service:
         self.me = self.me or f"{self.duty.role}-{secrets.token_hex(6)}"
 
     def run(self, stopping: threading.Event) -> None:
-        with Presence(self.board, self.me, self.duty.role) as presence:
+        with Presence(self.board, self.me, self.duty.role, self.watch.words) as presence:
             say(f"{self.me}: serving {self.duty.places}")
             while not stopping.is_set():
                 presence.renew()
@@ -208,7 +216,7 @@ class Service:
         order = Order.of(info)
         if order is None:
             return
-        handed = Handed(info, order, self.me, threading.Event())
+        handed = Handed(info, order, self.me, threading.Event(), self.watch)
         if self.duty.wants(handed) and self.board.take(info.run, self.duty.role, self.me):
             thread = threading.Thread(target=self._serve, args=(handed,), name=info.run, daemon=True)
             self._turns[info.run] = _Turn(thread, handed)
@@ -218,6 +226,7 @@ class Service:
         run = handed.info.run
         _log.info("run %s: taken on", run)
         self._guarded(handed.info, lambda: self._do(handed))
+        self.watch.hook.forget_run(run)
         with suppress(redis.RedisError):
             self.board.drop(run, self.duty.role, self.me)
 

@@ -95,7 +95,7 @@ class _Served:
     def __call__(self, session: Session) -> None:
         order = msgspec.structs.replace(self.handed.order, from_steps=())  # that is done with
         fields = {**order.fields, Role.SINK.value: self.handed.me}
-        Drive(session, self.queue, self.board, fields, coordinated=_elsewhere, tend=self._tend).run()
+        Drive(self.handed.watch.over(session), self.queue, self.board, fields, coordinated=_elsewhere, tend=self._tend).run()
 
     def _tend(self, _moved: bool) -> None:
         if self.handed.stop.is_set():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from chainette.fleet.connect import impatient
 from chainette.fleet.survey import Lookout
-from chainette.hooks import Hook
+from chainette.hooks import Hook, Hooks
+from chainette.launch import Session
 from chainette_workers.catalogue import Part
 from chainette_workers.endpoint import Endpoint, Route, Unavailable, serving, targets
 
@@ -33,6 +34,11 @@ class Watch:
     words: Mapping[str, str] = field(default_factory=dict)
     #: Has a gauge asked of its owner, by name.
     read: Callable[[str, Callable[[], float]], None] = lambda _name, _value: None
+
+    def over(self, session: Session) -> Session:
+        """The session with its run watched as well."""
+        of_run = self.hook.of_run(session.writer.state.run.run_id, session.plan)
+        return replace(session, hook=Hooks([session.hook, of_run]))
 
 
 @contextmanager

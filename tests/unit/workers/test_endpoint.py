@@ -80,7 +80,7 @@ def test_processes_that_have_an_endpoint_are_found_by_prometheus() -> None:
     found = json.loads(
         targets(
             {
-                "w1": {"kind": "worker", "engines": "llama,python", "metrics": "10.0.0.1:9100", "gpu": "0", "stop": "1"},
+                "w1": {"engines": "llama,python", "metrics": "10.0.0.1:9100", "gpu": "0", "stop": "1"},
                 "w2": {"engines": "llama"},
                 "c1": {"kind": "coordinator", "metrics": "10.0.0.2:9100"},
             }
