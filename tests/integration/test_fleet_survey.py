@@ -126,6 +126,7 @@ def test_only_processes_whose_lease_holds_are_alive(run: QueueRun) -> None:
     run.queue.beat("w2", {"engines": "python"})
     run.client.zadd("chainette:lease", {"w2": 1})
     assert survey(run.client).processes == {"w1": {"engines": "python", "metrics": "127.0.0.1:1"}}
+    assert run.queue.reap() == ["w2"]
 
 
 def test_a_closed_run_is_not_there(run: QueueRun) -> None:
