@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chainette.cli.common import command_line, guarded, warn
+from chainette.cli.common import INTERRUPTED, REJECTED, command_line, console, guarded, warn
 from chainette.cli.launch import load_plan
 from chainette.cli.run import run
 
 if TYPE_CHECKING:
     from chainette.core.loading import LoadedChain
-    from chainette.fleet.board import Board, Order
+    from chainette.fleet.board import Board, Order, Role
 
 __all__ = ["enqueue"]
 
@@ -25,6 +25,10 @@ _HERE = ("workers", "json_logs", "show", "stream")
 Detach = Annotated[
     bool,
     typer.Option("--detach", help="Hand the run to a live `chainette coordinator` and `chainette sink`, and return at once."),
+]
+NoSink = Annotated[
+    bool,
+    typer.Option("--no-sink", help="Admit the rows in this process, and leave the writing to a live `chainette sink`."),
 ]
 
 
@@ -42,29 +46,34 @@ def _with_flags_of_run(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @_with_flags_of_run
-def enqueue(*, detach: Detach = False, **flags: Any) -> None:
+def enqueue(*, detach: Detach = False, no_sink: NoSink = False, **flags: Any) -> None:
     """Run CHAIN over INPUTS through the workers that serve a Redis, into a run directory.
 
     Admits rows while there is room and writes what comes back, until the end or Ctrl-C; `chainette resume DIR --redis URL`
     goes on where it stopped, and finds what the workers did meanwhile. Flags and exit codes are those of `run`.
 
     With --detach services do that, also after this command has ended: INPUTS lies below the coordinator's --inputs-root,
-    the run directory below the sink's --runs-root, and CHAIN below the --chain-root of both.
+    the run directory below the sink's --runs-root, and CHAIN below the --chain-root of both. With --no-sink this process
+    is the run's coordinator, until the end or Ctrl-C, and the current folder must be the sink's --runs-root.
     """
-    if detach:
-        _hand_over(flags, debug=flags["debug"])
+    if detach and no_sink:
+        raise typer.BadParameter("--detach leaves both halves to services, --no-sink one of them; give one")
+    if detach or no_sink:
+        _hand_over(flags, here=no_sink, debug=flags["debug"])
     else:
         run(**flags)
 
 
 @guarded
-def _hand_over(flags: dict[str, Any], *, debug: bool) -> None:
+def _hand_over(flags: dict[str, Any], *, here: bool, debug: bool) -> None:
+    """To services; `here` says that this process admits the rows."""
     del debug  # of `guarded`
     for flag in _HERE:
         if flags[flag]:
-            raise typer.BadParameter(f"--{flag.replace('_', '-')} needs the run in this process; leave out --detach")
+            way = "--no-sink" if here else "--detach"
+            raise typer.BadParameter(f"--{flag.replace('_', '-')} needs the run in this process; leave out {way}")
 
-    from chainette.fleet.board import Board
+    from chainette.fleet.board import Board, Role
     from chainette.fleet.connect import connect
     from chainette.utils.ids import new_run_id
 
@@ -76,8 +85,12 @@ def _hand_over(flags: dict[str, Any], *, debug: bool) -> None:
     order = _order(loaded, flags, flags["output"] or Path("runs") / run_id)
     with connect(flags["redis"]) as connection:
         board = Board(connection)
-        hosts = _require_services(board)
+        hosts = _require_services(board, [Role.SINK] if here else [*Role])
         board.ask(run_id, order)
+        if here:
+            _admit(board, run_id, flags["redis"], chain_root, quiet=flags["quiet"])
+            _tell_end(Path(order.directory), quiet=flags["quiet"])
+            return
     if flags["quiet"]:
         typer.echo(run_id)
         return
@@ -85,7 +98,84 @@ def _hand_over(flags: dict[str, Any], *, debug: bool) -> None:
     typer.echo(f"watch: {command_line('status', run_id, '--watch')}")
 
 
-def _require_services(board: Board) -> str:
+def _admit(board: Board, run_id: str, redis: str | None, chain_root: Path, *, quiet: bool) -> None:
+    """Is the run's coordinator until the run is out of Redis, and shows it meanwhile.
+
+    Raises:
+        typer.Exit: Ctrl-C.
+    """
+    import threading
+
+    from chainette_workers.coordinator_service import CoordinatorDuty
+    from chainette_workers.service import Places, serve
+
+    stopping = threading.Event()
+    duty = CoordinatorDuty(Places(chain_root.resolve(), Path.cwd(), Path.cwd()))
+    thread = threading.Thread(target=serve, args=(redis, duty, stopping, run_id), name="coordinator")
+    thread.start()
+    try:
+        _watch(board, run_id, quiet=quiet)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; what was admitted goes on", fg="red", err=True)
+        typer.secho(f"admit the rest: chainette coordinator; give it up: {command_line('cancel', run_id)}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
+    """Looks at a run until it is out of Redis; a Redis that is away is waited for."""
+    import redis
+    from rich.text import Text
+
+    from chainette.cli.fleet_view import RunView, watch
+    from chainette.fleet.connect import is_passing
+
+    view = RunView(board, run_id)
+
+    def draw(width: int, height: int) -> list[Text] | None:
+        try:
+            lines = view.draw(width, height)
+        except redis.RedisError as error:
+            if not is_passing(error):
+                raise
+            lines = [Text("nothing moves: Redis does not answer; waiting for it")]
+        return lines if lines is None or not quiet else []
+
+    watch(console(), draw)
+
+
+def _tell_end(directory: Path, *, quiet: bool) -> None:
+    """What the sink wrote, where this process sees it.
+
+    Raises:
+        typer.Exit: not every row got through.
+    """
+    from chainette.cli.summary import counts_table, summary_lines
+    from chainette.io.replay import Status
+    from chainette.io.rundir import RunDir
+    from chainette.io.session import read_state
+
+    found = RunDir(directory)
+    if not found.exists():
+        typer.echo(f"the run is over; its rows are in {directory} below the sink's --runs-root")
+        return
+    state, _ = read_state(found)
+    metadata = state.metadata()
+    if not quiet:
+        console().print(counts_table(metadata))
+        for line in summary_lines(metadata, directory):
+            console().print(line, soft_wrap=True)
+    else:
+        typer.echo(str(directory))
+    if state.status is not Status.FINISHED:
+        raise typer.Exit(1)
+    if metadata["rows_rejected"]:
+        raise typer.Exit(REJECTED)
+
+
+def _require_services(board: Board, roles: Sequence[Role]) -> str:
     """Where live sinks are.
 
     Raises:
@@ -94,11 +184,12 @@ def _require_services(board: Board) -> str:
     from chainette.errors import RunError
     from chainette.fleet.board import Role
 
-    missing = [role for role in Role if not board.services(role)]
+    missing = [role for role in roles if not board.services(role)]
     if missing:
         commands = " and ".join(f"`chainette {role}`" for role in missing)
+        way = "--detach" if Role.COORDINATOR in roles else "--no-sink"
         raise RunError(
-            f"no live {' and no live '.join(missing)} serves this Redis; start {commands}, or leave out --detach to do it here"
+            f"no live {' and no live '.join(missing)} serves this Redis; start {commands}, or leave out {way} to do it here"
         )
     return ", ".join(sorted({words.get("host", "?") for words in board.services(Role.SINK).values()}))
 

@@ -88,6 +88,18 @@ def test_runs_that_are_handed_over_are_those_of_one_process_and_leave_nothing(si
     assert "run_finished" in (site.project.path / "one" / "events.jsonl").read_text()
 
 
+def test_rows_may_be_admitted_here_and_written_by_a_sink(site: Site) -> None:
+    expected = site.local()
+    call = ("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--no-sink", "--redis", site.url)
+    alone = site.project.chainette(*call)
+    assert alone.returncode == 1 and "start `chainette sink`, or leave out --no-sink" in alone.stderr
+    with site.fleet("sink"):
+        done = site.project.chainette(*call)
+    assert done.returncode == 0, done.stderr
+    assert "accounting: balanced" in done.stdout, done.stdout
+    assert lines(site.project, "fleet") == expected
+
+
 def test_without_a_live_service_nothing_is_handed_over_and_the_command_that_helps_is_said(site: Site) -> None:
     call = ("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--detach", "--redis", site.url)
     done = site.project.chainette(*call)
