@@ -54,7 +54,7 @@ class RunKeys:
 
     @property
     def state(self) -> str:
-        """Hash: epoch, state, owner, cursor, window, live_rows, and what workers must know."""
+        """Hash: epoch, state, owner, cursor, window, live_rows, live_bytes, and what workers must know."""
         return f"chainette:run:{self.run}"
 
     @property

@@ -118,7 +118,7 @@ class MemoryQueue(LeasedQueue):
             return Admitted(run.state)
         if run.cursor != k:
             return Admitted.BEHIND
-        if run.live and run.live_rows >= int(run.fields["window"]):
+        if run.live and run.is_full:
             return Admitted.FULL
         run.live[root], run.records[root], run.last = len(record.rows), rows, root
         run.cursor += 1

@@ -87,6 +87,12 @@ class RunInMemory:
     def live_rows(self) -> int:
         return sum(max(rows, self.out.get(root, 0)) for root, rows in self.live.items())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many rows or bytes are live as may be."""
+        size = sum(map(len, self.records.values()))
+        return self.live_rows >= int(self.fields["window"]) or size >= int(self.fields.get("window_bytes", size + 1))
+
     def add(self, effects: Mapping[str, Any], run: str, root: int) -> None:
         for opened in effects["scopes"]:
             where = (root, opened["scope"])

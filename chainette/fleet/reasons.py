@@ -78,3 +78,5 @@ def _full(snapshot: Snapshot) -> Iterator[str]:
         yield f"the sink is behind: {snapshot.results:,} results wait to be written"
     elif snapshot.window and snapshot.live_rows >= snapshot.window:
         yield f"the window is full: {snapshot.live_rows:,} rows are between admission and the disk, of {snapshot.window:,}"
+    elif snapshot.window_bytes and snapshot.live_bytes >= snapshot.window_bytes:
+        yield f"the window is full: rows of {snapshot.live_bytes >> 20:,} MiB are between admission and the disk"

@@ -55,6 +55,14 @@ class Snapshot:
     def window(self) -> int:
         return int(self.info.fields.get("window", 0))
 
+    @property
+    def live_bytes(self) -> int:
+        return int(self.info.fields.get("live_bytes", 0))
+
+    @property
+    def window_bytes(self) -> int:
+        return int(self.info.fields.get("window_bytes", 0))
+
 
 def take_snapshot(connection: redis.Redis, info: RunInfo, members: Mapping[str, Mapping[str, str]] | None = None) -> Snapshot:
     """The run as it is now; not atomic, which people do not mind."""

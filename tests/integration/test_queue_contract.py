@@ -30,8 +30,11 @@ OWNER = "owner-1"
 class Site:
     """One run in a queue; its workers' leases end when the test says so."""
 
-    def __init__(self, queue: LeasedQueue, end_lease: Callable[[str], None], plan: Plan, window: int = 1000) -> None:
-        self.queue, self.end_lease, self.plan, self.window = queue, end_lease, plan, window
+    def __init__(
+        self, queue: LeasedQueue, end_lease: Callable[[str], None], plan: Plan, window: int = 1000, **more: int
+    ) -> None:
+        self.queue, self.end_lease, self.plan = queue, end_lease, plan
+        self.fields: dict[str, str | int] = {"window": window, "seed": 7, **more}
         self.keys = RunKeys("run-a", 0)
         self.position = (ANCHOR, "anchor-0")
         self.results: list[Result] = []
@@ -46,7 +49,7 @@ class Site:
 
     def install(self, owner: str = OWNER) -> None:
         token = f"anchor-{self.keys.epoch}"
-        self.queue.install(self.keys.run, self.keys.epoch, owner, token, self.queues, {"window": self.window, "seed": 7})
+        self.queue.install(self.keys.run, self.keys.epoch, owner, token, self.queues, self.fields)
 
     def raise_epoch(self) -> None:
         self.keys = RunKeys(self.keys.run, self.keys.epoch + 1)
@@ -105,7 +108,7 @@ def open_site(request: pytest.FixtureRequest, database: Database) -> Iterator[Ca
     """Opens sites on either twin; they are closed at the end, their workers gone."""
     opened: list[Site] = []
 
-    def build(plan: Plan | None = None, window: int = 1000) -> Site:
+    def build(plan: Plan | None = None, window: int = 1000, **more: int) -> Site:
         queue: LeasedQueue
         if request.param == "redis":
             client, queue = database.client, FleetQueue(database.client)
@@ -118,7 +121,7 @@ def open_site(request: pytest.FixtureRequest, database: Database) -> Iterator[Ca
             def end_lease(me: str) -> None:
                 memory._workers[me].until = 0.0
 
-        opened.append(Site(queue, end_lease, plan or straight(), window))
+        opened.append(Site(queue, end_lease, plan or straight(), window, **more))
         return opened[-1]
 
     yield build
@@ -201,6 +204,19 @@ def test_a_held_run_gives_no_units_and_takes_commits_and_a_given_up_one_neither(
 
 
 # -- roots
+
+
+def test_bytes_are_bounded_as_rows_are_and_one_root_is_always_admitted(open_site: Callable[..., Site]) -> None:
+    site = open_site(window_bytes=1000)
+    assert site.admit(["a"]) is Admitted.OK
+    assert site.admit(["b" * 2000]) is Admitted.OK
+    assert site.admit(["c"]) is Admitted.FULL
+    site.work_off()
+    site.drain()
+    assert site.admit(["c" * 2000]) is Admitted.OK
+    assert site.admit(["d"]) is Admitted.FULL
+    site.raise_epoch()
+    assert [site.admit(["a"]), site.admit(["b"])] == [Admitted.OK, Admitted.OK]
 
 
 def test_a_root_is_admitted_once_while_there_is_credit(open_site: Callable[..., Site]) -> None:

@@ -42,6 +42,9 @@ _log = logging.getLogger("chainette")
 #: Live rows at least, where nobody says otherwise; and per row that the workers take at once.
 _WINDOW, _PER_ROW = 4096, 4
 
+#: Bytes of admitted rows that may be live.
+_WINDOW_BYTES = 128 << 20
+
 #: Seconds between two looks at what others said of the run.
 _LOOK = 0.5
 
@@ -239,6 +242,7 @@ class Drive:
         fields: dict[str, str | int] = {
             **self.fields,
             "window": self.window or options.window or _WINDOW,
+            "window_bytes": _WINDOW_BYTES,
             "seed": options.seed,
             "chain_ref": options.chain_ref,
             "digest": load_chain(options.chain_ref, Path(options.chain_root)).digest,

@@ -12,6 +12,7 @@ for _, root in ipairs(A.roots) do
   local admitted = tonumber(redis.call('HGET', P .. 'live', root) or 0)
   local outstanding = tonumber(redis.call('HGET', P .. 'out', root) or 0)
   redis.call('HINCRBY', run_key(RUN), 'live_rows', -math.max(admitted, outstanding))
+  redis.call('HINCRBY', run_key(RUN), 'live_bytes', -redis.call('STRLEN', P .. 'r:' .. root))
   redis.call('HDEL', P .. 'live', root)
   redis.call('HDEL', P .. 'out', root)
   redis.call('DEL', P .. 'r:' .. root, P .. 's:' .. root .. ':')

@@ -6,14 +6,16 @@ local P = prefix_of(RUN, EPOCH)
 local root = whole(A.root, 'root')
 whole(A.k, 'k'); whole(A.rows, 'rows'); need(A.record, 'string', 'record')
 need(A.entry, 'string', 'entry'); need(A.token, 'string', 'token')
-local run = redis.call('HMGET', run_key(RUN), 'epoch', 'state', 'cursor', 'live_rows', 'window')
+local run = redis.call('HMGET', run_key(RUN), 'epoch', 'state', 'cursor', 'live_rows', 'window', 'live_bytes', 'window_bytes')
 if tonumber(run[1] or -1) ~= EPOCH then return 'LOST' end
 if run[2] ~= 'running' then return run[2] end
 if tonumber(run[3]) ~= A.k then return 'BEHIND' end
-if redis.call('HLEN', P .. 'live') > 0 and tonumber(run[4]) >= tonumber(run[5]) then return 'FULL' end
+local full = tonumber(run[4]) >= tonumber(run[5]) or (run[7] and tonumber(run[6]) >= tonumber(run[7]))
+if full and redis.call('HLEN', P .. 'live') > 0 then return 'FULL' end
 check_effects(A.effects)
 redis.call('HSET', P .. 'live', root, A.rows)
 redis.call('HINCRBY', run_key(RUN), 'live_rows', A.rows)
+redis.call('HINCRBY', run_key(RUN), 'live_bytes', #A.record)
 redis.call('SET', P .. 'r:' .. root, A.record)
 add(A.effects, root)
 redis.call('HINCRBY', run_key(RUN), 'cursor', 1)

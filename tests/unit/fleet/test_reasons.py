@@ -81,3 +81,5 @@ def test_an_engine_that_keeps_failing_says_what_it_said() -> None:
 def test_a_sink_that_is_behind_is_told_from_a_window_that_is_full() -> None:
     assert said(results=1000, fields={"live_rows": "100"}) == ["the sink is behind: 1,000 results wait to be written"]
     assert said(fields={"live_rows": "100"}) == ["the window is full: 100 rows are between admission and the disk, of 100"]
+    many = {"live_bytes": str(200 << 20), "window_bytes": str(128 << 20)}
+    assert said(fields=many) == ["the window is full: rows of 200 MiB are between admission and the disk"]
