@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Project, lines, until
-from tests.support.valkey import Database
+from tests.support.valkey import LEASES, Database
 
 
 class Site:
@@ -163,7 +163,8 @@ def test_workers_that_are_asked_to_end_do_and_hand_back_what_they_have(site: Sit
             assert run.wait(90) == 0
 
 
-def test_a_worker_that_hangs_is_killed_and_its_units_run_elsewhere(site: Site) -> None:
+def test_a_worker_that_hangs_is_killed_and_its_units_run_elsewhere(site: Site, database: Database) -> None:
+    database.may_leave(*LEASES)
     hung, other = site.start("worker", "--engine", "judge"), site.start("worker", "--engine", "writer")
     run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
     with stopped(other):

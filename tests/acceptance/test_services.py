@@ -13,10 +13,7 @@ import pytest
 
 from chainette.fleet.board import Board
 from tests.support.cli import Project, lines, until
-from tests.support.valkey import Database, Server, assert_no_keys_left, connect
-
-#: What stays of processes that were killed, until somebody reaps them.
-LEASES = ("chainette:lease", "chainette:worker*", "chainette:held:*", "rq:worker*")
+from tests.support.valkey import LEASES, Database, Server, assert_no_keys_left, connect
 
 
 class Site:

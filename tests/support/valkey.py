@@ -22,6 +22,7 @@ from chainette.fleet.embedded import EmbeddedServer
 from tests.support.proxy import FaultProxy
 
 __all__ = [
+    "LEASES",
     "Database",
     "Server",
     "assert_no_keys_left",
@@ -31,6 +32,9 @@ __all__ = [
     "server",
     "shared_server",
 ]
+
+#: What stays of processes that were killed, until somebody reaps them.
+LEASES = ("chainette:lease", "chainette:worker*", "chainette:held:*", "rq:worker*")
 
 
 def connect(url: str, *, socket_timeout: float | None = 10.0) -> Redis:
