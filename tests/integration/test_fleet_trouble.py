@@ -258,3 +258,25 @@ def test_a_server_that_is_killed_and_comes_back_costs_nothing(site: Site, server
     site.require_whole(result)
     assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}
     assert server.client().keys("*") == []
+
+
+def test_a_server_that_is_no_longer_the_master_is_waited_for(site: Site, server: Server) -> None:
+    """As in a failover: it serves what it has, refuses every write, and is the master again later."""
+    client = server.client()
+
+    def refused() -> int:
+        return int(client.info("errorstats").get("errorstat_READONLY", {}).get("count", 0))
+
+    run = Background(site, RedisFleet(server.url))
+    wait_for((site.path / "out/events.jsonl").exists)
+    with site.worker(server.url):
+        wait_for(lambda: site.events("unit_committed"))
+        client.replicaof("127.0.0.1", "1")
+        wait_for(lambda: refused() > 5)
+        client.replicaof("NO", "ONE")
+        client.client_pause(700)  # and slow, for a while
+        result = run.end()
+    assert isinstance(result, RunResult), result
+    site.require_whole(result)
+    assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}, "work was thrown away"
+    assert client.keys("*") == []
