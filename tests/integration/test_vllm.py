@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 import pytest
+from chainette_workers.catalogue import Part
+from chainette_workers.metrics import Metrics
 from pydantic import BaseModel, Field
 
 from chainette.engine.base import Completion, Delta, Finish, Request, SamplingParams
@@ -172,6 +175,13 @@ def test_what_is_loaded_is_described(smol: Loaded) -> None:
     assert found.items() >= expected.items()
     assert found["vllm"][0].isdigit() and found["kv_cache_tokens"] > 10_000
     assert smol.engine.capacity == found["max_num_seqs"]
+
+
+def test_what_vllm_counts_stands_among_the_metrics_of_its_worker(smol: Loaded) -> None:
+    smol.answers(request("a red ball"))
+    text = Metrics(Part.WORKER).text("text/plain")[1].decode()
+    [counted] = re.findall(r"^vllm:generation_tokens_total{.*} (\S+)$", text, re.MULTILINE)
+    assert float(counted) > 0
 
 
 def test_a_streamed_answer_is_the_one_that_comes_whole(smol: Loaded) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from chainette_workers.catalogue import CATALOGUE, Kind, Part
 from chainette_workers.metrics import Metrics
-from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from chainette.core.compile import compile_chain
@@ -393,15 +393,14 @@ def test_an_input_of_unknown_length_has_no_end_yet(clock: Clock) -> None:
 
 
 @pytest.fixture
-def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """What vLLM does to a process: its metrics are in the library's own registry."""
-    running = Gauge("vllm:num_requests_running", "Running.", ["model_name"])
-    running.labels("m").set(3)
-    tokens = Counter("vllm:prompt_tokens", "Prompt tokens.")
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    Gauge("vllm:num_requests_running", "Running.", ["model_name"], registry=registry).labels("m").set(3)
+    Counter("vllm:prompt_tokens", "Prompt tokens.", registry=registry)
+    monkeypatch.setattr("chainette_workers.metrics.REGISTRY", registry)
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    yield
-    REGISTRY.unregister(running)
-    REGISTRY.unregister(tokens)
 
 
 def test_what_vllm_counts_passes_through_under_its_own_names(vllm: None, clock: Clock) -> None:
@@ -414,6 +413,7 @@ def test_what_vllm_counts_passes_through_under_its_own_names(vllm: None, clock: 
         assert text.count(b"# TYPE process_resident_memory_bytes ") == 1
 
 
-def test_a_process_without_vllm_shows_its_own_metrics_only(clock: Clock) -> None:
+def test_a_process_without_vllm_shows_its_own_metrics_only(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
     assert b"vllm:" not in Metrics(Part.WORKER, clock=clock).text(OPEN_METRICS)[1]
     assert b"python_gc" not in Metrics(Part.WORKER, clock=clock).text(OPEN_METRICS)[1]
