@@ -183,12 +183,13 @@ def throughput(base: Path, rows: int, counts: list[int], rounds: int) -> None:
 
 
 def scaling(base: Path, rows: int, counts: list[int]) -> None:
-    """Each worker holds 16 requests of 0.25 s at once, so that the engine is the limit and not these two cores."""
-    folder = project(base / "scaling", rows, latency=0.25, capacity=16, batch=8)
-    print(f"\nLatency-bound engine (16 requests of 0.25 s a worker), {rows:,} rows, 3 steps; one round")
+    """Each worker holds 16 requests of 0.25 s at once, so that the engine is the limit and not these two cores; rows grow
+    with the workers, so that start-up and tail weigh the same."""
+    print(f"\nLatency-bound engine (16 requests of 0.25 s a worker), {rows:,} rows a worker, 3 steps; one round")
     first = 0.0
     for number in counts:
-        rate = fleet(folder, rows, number, f"scaling-{number}").rate
+        folder = project(base / f"scaling-{number}", rows * number, latency=0.25, capacity=16, batch=8)
+        rate = fleet(folder, rows * number, number, "out").rate
         first = first or rate / number
         print(f"  {number} workers  {rate:7.1f} rows/s   {rate / number / first * 100:5.1f} % of linear")
 
@@ -272,7 +273,7 @@ def main() -> None:
         "throughput": lambda base: throughput(
             base, 2_000 if quick else 10_000, [1, 2] if quick else [1, 2, 4], 1 if quick else 3
         ),
-        "scaling": lambda base: scaling(base, 512 if quick else 2_048, [1, 2] if quick else [1, 2, 4, 8]),
+        "scaling": lambda base: scaling(base, 256 if quick else 1_024, [1, 2] if quick else [1, 2, 4, 8]),
         "recovery": lambda base: recovery(base, 1 if quick else 10),
         "memory": lambda base: memory(base, [million // 10, million]),
         "resume": lambda base: resume(base, million, 1 if quick else 5),
