@@ -86,11 +86,17 @@ class FleetView:
         lines = [_census_line(members), *(_member_line(name, words) for name, words in sorted(members.items()))]
         if not any(words.get("kind", "worker") == "worker" for words in members.values()):
             lines.append(Text("no live workers; start one: chainette worker --engine NAME", style="yellow"))
-        runs = [line for snapshot in snapshots for line in self._run_lines(snapshot)] or [Text("no live runs", style="dim")]
+        runs = [line for snapshot in snapshots for line in self._lines_of(snapshot, width)]
+        runs = runs or [Text("no live runs", style="dim")]
         room = max(4, height - 1 - len(runs))
         if len(lines) > room:
             lines = [*lines[: room - 1], Text(f"+{len(lines) - room + 1} more", style="dim")]
         return [*_fitting(lines, width), *runs]
+
+    def _lines_of(self, snapshot: Snapshot, width: int) -> list[Text]:
+        """A run, and behind it why it does not move; the reasons may take more than a line."""
+        why = [Text(f"  why: {reason}", style="yellow") for reason in reasons(snapshot)]
+        return [*_fitting(list(self._run_lines(snapshot)), width), *why]
 
     def _run_lines(self, snapshot: Snapshot) -> Iterator[Text]:
         info = snapshot.info
@@ -111,8 +117,6 @@ class FleetView:
         share = total.done / total.total if total.total else 0.0
         full = round(20 * min(1.0, share))
         yield Text.assemble("  ", ("━" * full, "cyan"), ("─" * (20 - full), "dim"), f" {chain}")
-        for reason in reasons(snapshot):
-            yield Text(f"  why: {reason}", style="yellow")
 
 
 # -- out of Redis
@@ -175,7 +179,9 @@ def _census_line(members: Mapping[str, Mapping[str, str]]) -> Text:
 def _member_line(name: str, words: Mapping[str, str]) -> Text:
     if words.get("kind", "worker") == "worker":
         units, rows = words.get("units_in_flight", "0"), words.get("rows_in_flight", "0")
-        return Text(f"worker {name}: {words.get('engines')}, {rows} rows in flight in {units} units")
+        swaps = int(words.get("swaps", 0))
+        turns = f"; {swaps} swaps, the last took {words.get('swap_seconds')} s" if swaps else ""
+        return Text(f"worker {name}: {words.get('engines')}, {rows} rows in flight in {units} units{turns}")
     return Text(f"{words.get('kind')} {name}: pid {words.get('pid')} on {words.get('host')}, since {words.get('started')}")
 
 
