@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 import redis
 from chainette_workers.drive import Drive, RedisFleet
-from chainette_workers.worker import WorkerConfig, serve
+from chainette_workers.worker import WorkerConfig
 
 from chainette import Chain
 from chainette.core.loading import load_chain
@@ -31,6 +31,7 @@ from chainette.launch import Session
 from tests.support.chains import content
 from tests.support.cli import Project
 from tests.support.proxy import FaultProxy
+from tests.support.serving import serving
 from tests.support.valkey import Database, Server
 
 ROWS = 96
@@ -68,16 +69,9 @@ class Site:
     @contextmanager
     def worker(self, url: str) -> Iterator[None]:
         """A worker that serves everything, until the end of the block."""
-        stopping = threading.Event()
         config = WorkerConfig(url, ["writer", "judge"], str(self.path), 64)
-        thread = threading.Thread(target=serve, args=(config, stopping))
-        thread.start()
-        try:
+        with serving(config):
             yield
-        finally:
-            stopping.set()
-            thread.join(30)
-            assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from chainette_workers.catalogue import Part
 from chainette_workers.drive import Drive
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.metrics import Metrics
-from chainette_workers.worker import WorkerConfig, serve
+from chainette_workers.worker import WorkerConfig
 from prometheus_client.parser import text_string_to_metric_families
 
 from chainette import Chain
@@ -32,6 +31,7 @@ from chainette.io.result import RunResult
 from chainette.launch import Session
 from chainette.records import CHAIN_INPUT
 from tests.support.cli import Project, until
+from tests.support.serving import serving
 from tests.support.valkey import Database
 
 
@@ -81,16 +81,9 @@ class Site:
 
     @contextmanager
     def worker(self) -> Iterator[None]:
-        stopping = threading.Event()
         config = WorkerConfig(self.url, ["writer", "judge"], str(self.path), 64, metrics=Endpoint())
-        thread = threading.Thread(target=serve, args=(config, stopping))
-        thread.start()
-        try:
+        with serving(config):
             yield
-        finally:
-            stopping.set()
-            thread.join(30)
-            assert not thread.is_alive()
 
 
 @pytest.fixture

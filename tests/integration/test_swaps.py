@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from chainette_workers.device import Device
 from chainette_workers.drive import RedisFleet
 from chainette_workers.models import Models
-from chainette_workers.worker import WorkerConfig, serve
+from chainette_workers.worker import WorkerConfig
 
 from chainette.core.loading import load_chain
 from chainette.engine.base import Engine
@@ -22,6 +21,7 @@ from chainette.engine.lifecycle import create_engine
 from chainette.io.result import RunResult
 from tests.integration.test_fleet_trouble import Background, Site, wait_for
 from tests.support.chains import content
+from tests.support.serving import serving
 from tests.support.valkey import Database
 
 BOTH = ('"writer-model", "simulated"', '"judge-model", "simulated"')
@@ -41,15 +41,8 @@ def site(tmp_path: Path) -> Site:
 
 @contextmanager
 def worker(site: Site, url: str, rows: int | None = None) -> Iterator[None]:
-    stopping = threading.Event()
-    config = WorkerConfig(url, ["writer", "judge"], str(site.path), rows)
-    thread = threading.Thread(target=serve, args=(config, stopping))
-    thread.start()
-    try:
+    with serving(WorkerConfig(url, ["writer", "judge"], str(site.path), rows)):
         yield
-    finally:
-        stopping.set()
-        thread.join(30)
 
 
 def opened(site: Site) -> list[str]:
