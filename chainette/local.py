@@ -93,7 +93,7 @@ class LocalRun:
         self._rejects = RejectWatch(self.limits.max_reject_rate)
 
     async def run(self) -> None:
-        phases = _phases(self.plan)
+        phases = self.plan.phases
         for config in self.plan.engines.values():
             if not config.lazy and config.name not in phases:
                 with suppress(EngineUnavailable):  # its first unit tries again, and is patient
@@ -318,14 +318,3 @@ class LocalRun:
                 self._rejects.count(item.unit.node, len(item.unit.rows), len(item.outcome.rejected))
             case _:
                 pass
-
-
-def _phases(plan: Plan) -> list[str]:
-    """Engines that share a device, in the order in which rows need them; [] or one of them: no phases."""
-    configs = list(plan.engines.values())
-    contended = {a.name for a in configs for b in configs if a.name != b.name and a.shares_device_with(b)}
-    order: list[str] = []
-    for node in plan.nodes.values():
-        if node.engine in contended and order[-1:] != [node.engine]:
-            order.append(node.engine)
-    return order

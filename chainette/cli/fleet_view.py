@@ -162,6 +162,8 @@ def _queue_lines(snapshot: Snapshot) -> Iterator[Text]:
     busy = [f"{node} {_load(load)}" for node, load in snapshot.loads.items() if load != Load()]
     if busy:
         yield Text(f"queues: {', '.join(busy)}", style="dim")
+    if snapshot.barred:
+        yield Text(f"phases: rows for {', '.join(snapshot.barred)} wait in the shards for a later one", style="dim")
 
 
 def _load(load: Load) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -190,6 +191,14 @@ class Plan:
         parts = [f"{node.id}={node.fingerprint}>{node.next}" for node in self.nodes.values()]
         parts += [f"{fork.id}={fork.joins}{fork.sides}>{fork.after}" for fork in self.forks.values()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def phases(self) -> tuple[str, ...]:
+        """Engines that share a device, in the order in which rows need them; one that is needed again comes again."""
+        configs = self.engines.values()
+        contended = {a.name for a in configs for b in configs if a.name != b.name and a.shares_device_with(b)}
+        needed = [node.engine for node in self.nodes.values() if node.engine in contended]
+        return tuple(name for name, _ in groupby(needed))
 
     def engine_of(self, node: str) -> str:
         """The engine of a node; "python" for an Apply and for the join of a fork."""

@@ -53,6 +53,8 @@ class SimulatedOptions(_Options, frozen=True):
     invalid_rate: float = 0.0
     #: Share of calls that raise EngineUnavailable, drawn from the request's seed.
     error_rate: float = 0.0
+    #: Seconds that loading takes.
+    load: float = 0.0
 
 
 class HttpOptions(_Options, frozen=True):

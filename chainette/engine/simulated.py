@@ -31,13 +31,13 @@ Draw = Callable[[Random], Any]
 
 
 class SimulatedEngine(Engine):
-    """Draws answers; `latency`, `capacity`, `invalid_rate` and `error_rate` shape how badly it behaves.
+    """Draws answers; `latency`, `capacity`, `load`, `invalid_rate` and `error_rate` shape how badly it behaves.
 
     With a latency at most `capacity` requests are inside at once and the others wait. Without one,
     `generate` answers at once and never yields to the event loop.
 
     Raises:
-        EngineConfigError: a rate outside 0 to 1, or a negative latency.
+        EngineConfigError: a rate outside 0 to 1, or negative seconds.
     """
 
     deterministic = True
@@ -55,6 +55,7 @@ class SimulatedEngine(Engine):
         self._inside: anyio.Semaphore | None = None
 
     async def open(self) -> None:
+        await anyio.sleep(self._options.load)
         self._inside = anyio.Semaphore(self.capacity)
 
     async def close(self) -> None:
@@ -127,8 +128,9 @@ def _check(name: str, options: SimulatedOptions) -> None:
     for key in ("invalid_rate", "error_rate"):
         if not 0 <= getattr(options, key) <= 1:
             raise EngineConfigError(f"engine {name!r}: {key} is {getattr(options, key)!r}; it must be between 0 and 1")
-    if options.latency < 0:
-        raise EngineConfigError(f"engine {name!r}: latency is {options.latency!r}; it must be 0 seconds or more")
+    for key in ("latency", "load"):
+        if getattr(options, key) < 0:
+            raise EngineConfigError(f"engine {name!r}: {key} is {getattr(options, key)!r}; it must be 0 seconds or more")
 
 
 def _json(value: Any) -> str:

@@ -18,6 +18,7 @@ SCRIPTS = (
     "ask",
     "attach",
     "attend",
+    "bar",
     "beat",
     "bury",
     "claim",

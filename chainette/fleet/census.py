@@ -114,18 +114,18 @@ def with_units(connection: redis.Redis, queues: Sequence[str]) -> dict[str, int]
 
 def progress_of(connection: redis.Redis, keys: RunKeys) -> Progress:
     """How far a run's admission is."""
-    names = ["cursor", "total", "state", "last", "damaged"]
+    names = ["cursor", "total", "state", "last", "damaged", "suspended"]
     found = cast("list[bytes | None]", connection.hmget(keys.state, names))
-    cursor, total, state, last, damaged = ((value or b"").decode() for value in found)
+    cursor, total, state, last, damaged, suspended = ((value or b"").decode() for value in found)
     live = {int(root) for root in cast("list[bytes]", connection.hkeys(f"{keys.prefix}live"))}
-    return Progress(int(cursor or 0), int(total) if total else None, state, live, int(last or -1), damaged)
+    return Progress(int(cursor or 0), int(total) if total else None, state, live, int(last or -1), damaged, int(suspended or 0))
 
 
 def give_up(connection: redis.Redis, run: str) -> None:
     """Deletes the units of a run that was cancelled. What its sink may still read goes by itself, within a week."""
     for name in connection.scan_iter(f"rq:job:{run}_[0-9]*", count=1000):
         connection.unlink(name)
-    kept = re.compile(rf"chainette:{re.escape(run)}:\d+:(stream|live|out|r:|e:|apart)".encode())
+    kept = re.compile(rf"chainette:{re.escape(run)}:\d+:(stream|live|out|r:|e:|apart|parked)".encode())
     for name in connection.scan_iter(f"chainette:{run}:[0-9]*", count=1000):
         if kept.match(name):
             connection.expire(name, _WEEK)

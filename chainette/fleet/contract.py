@@ -63,6 +63,17 @@ class LeasedQueue(ABC):
         """
 
     @abstractmethod
+    def bar(self, keys: RunKeys, owner: str, queues: Sequence[str]) -> None:
+        """Units that come for these queues (RQ's names) wait for a later phase from now on; those in them already do not.
+
+        They are not kept: their rows come back when an epoch admits what is durable by then. A root that has none but such
+        units is suspended, which its last entry says; it leaves the window once that is acknowledged.
+
+        Raises:
+            Lost: another owner, or another epoch.
+        """
+
+    @abstractmethod
     def runs(self) -> list[RunInfo]:
         """Runs that are not closed."""
 

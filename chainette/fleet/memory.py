@@ -58,7 +58,8 @@ class MemoryQueue(LeasedQueue):
         state = known.state if known else "running"
         words = {name: str(value) for name, value in fields.items()}
         noted = known.noted if known else []
-        self._runs[run] = RunInMemory(epoch, owner, words, [Stored(ANCHOR, token)], state, noted=noted)
+        barred = frozenset(words.get("barred", "").split())
+        self._runs[run] = RunInMemory(epoch, owner, words, [Stored(ANCHOR, token)], state, noted=noted, barred=barred)
 
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
         found = self._epoch(run, epoch)
@@ -80,6 +81,12 @@ class MemoryQueue(LeasedQueue):
         known.fields = {**known.fields, "reason": reason}
         if state == "cancelled":
             self._runs[run] = RunInMemory(known.epoch, known.owner, known.fields, [], state)
+
+    def bar(self, keys: RunKeys, owner: str, queues: Sequence[str]) -> None:
+        run = self._epoch(keys.run, keys.epoch)
+        if run.owner != owner:
+            raise Lost(f"bar of run {keys.run}, epoch {keys.epoch}")
+        run.barred = frozenset(queues)
 
     def runs(self) -> list[RunInfo]:
         return [RunInfo(name, run.epoch, run.state, run.fields) for name, run in sorted(self._runs.items())]
@@ -122,8 +129,8 @@ class MemoryQueue(LeasedQueue):
             return Admitted.FULL
         run.live[root], run.records[root], run.last = len(record.rows), rows, root
         run.cursor += 1
-        run.add(plain, keys.run, root)
-        if bad or not plain["units"]:
+        run.add(plain, keys.run, root, run.barred)
+        if bad or not run.out.get(root):
             run.say(token, Admission, root, not plain["units"], encode(Admission(bad)))
         return Admitted.OK
 
@@ -142,7 +149,7 @@ class MemoryQueue(LeasedQueue):
         if run is None:
             return Progress(0, None, "", set())
         live = set(run.live) if run.epoch == keys.epoch else set()
-        return Progress(run.cursor, run.total, run.state, live, run.last, run.damaged)
+        return Progress(run.cursor, run.total, run.state, live, run.last, run.damaged, run.suspended)
 
     # -- workers
 
@@ -295,7 +302,7 @@ class MemoryQueue(LeasedQueue):
         run = self._drop(claim, incarnation)
         if run is None:
             return False
-        run.add(effects, claim.run, root)
+        run.add(effects, claim.run, root, run.barred)
         run.say(token, Result, root, run.finish(claim.job), entry)
         return True
 
@@ -363,9 +370,10 @@ class MemoryQueue(LeasedQueue):
         place = self._place(run, position)
         if run.owner != owner or place is None:
             raise Lost(f"ack of run {keys.run}, epoch {keys.epoch}")
-        for root in roots:
-            for kept in (run.live, run.out, run.records):
-                kept.pop(root, None)
+        durable = {entry.root for entry in run.stream[: place + 1] if entry.suspended}
+        for root in [*roots, *durable & run.parked]:
+            run.forget(root)
+        run.parked -= durable
         del run.stream[:place]
 
     # -- notes
@@ -387,4 +395,4 @@ def _opened(entry: Stored) -> Entry:
     """
     if entry.kind is None:
         raise BadMessage("the anchor of a stream is no entry of it")
-    return Entry(entry.id, entry.token, open_message(entry.body, entry.kind), entry.root, entry.done)
+    return Entry(entry.id, entry.token, open_message(entry.body, entry.kind), entry.root, entry.done, entry.suspended)

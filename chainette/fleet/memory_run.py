@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ class Stored:
     kind: type[Result | Admission] | None = None
     root: int = 0
     done: bool = False
+    suspended: bool = False
     body: bytes = b""
 
 
@@ -65,6 +66,10 @@ class RunInMemory:
     last: int = -1
     damaged: str = ""
     added: int = 0
+    #: Queues whose units wait for a later phase; roots that left with such units; those whose last entry is not acknowledged.
+    barred: frozenset[str] = frozenset()
+    suspended: int = 0
+    parked: set[int] = field(default_factory=set)
     #: Root -> rows admitted, rows outstanding, record.
     live: dict[int, int] = field(default_factory=dict)
     out: dict[int, int] = field(default_factory=dict)
@@ -93,13 +98,16 @@ class RunInMemory:
         size = sum(map(len, self.records.values()))
         return self.live_rows >= int(self.fields["window"]) or size >= int(self.fields.get("window_bytes", size + 1))
 
-    def add(self, effects: Mapping[str, Any], run: str, root: int) -> None:
+    def add(self, effects: Mapping[str, Any], run: str, root: int, barred: Container[str] = ()) -> None:
         for opened in effects["scopes"]:
             where = (root, opened["scope"])
             self.members.setdefault((root, opened["parent"]), set()).add(f"S:{opened['scope']}")
             self.opened[where], self.parts[where] = opened, {b"base": opened["base"]}
         for told in effects["units"]:
-            self.enqueue(told["job"], Job(told, run, root, told["scope"], ""))
+            if told["queue"] in barred:
+                self.members.setdefault((root, told["scope"]), set()).add(f"P:{told['job']}")
+            else:
+                self.enqueue(told["job"], Job(told, run, root, told["scope"], ""))
         for kind in ("partials", "stopped"):
             for scope, blob in effects[kind]:
                 parts = self.parts[root, scope]
@@ -142,4 +150,16 @@ class RunInMemory:
 
     def say(self, token: str, kind: type[Result | Admission], root: int, done: bool, body: bytes) -> None:
         self.added += 1
-        self.stream.append(Stored(f"1-{self.added}", token, kind, root, done, body))
+        suspended = not done and not self.out.get(root)
+        self.stream.append(Stored(f"1-{self.added}", token, kind, root, done, suspended, body))
+        if suspended:
+            self.suspended += 1
+            self.parked.add(root)
+
+    def forget(self, root: int) -> None:
+        """Nothing stays of a root."""
+        for kept in (self.live, self.out, self.records):
+            kept.pop(root, None)
+        for scopes in (self.members, self.parts, self.opened):
+            for where in [where for where in scopes if where[0] == root]:
+                del scopes[where]

@@ -96,6 +96,9 @@ class FleetQueue(LeasedQueue):
         if state == "cancelled":
             census.give_up(self._redis, run)
 
+    def bar(self, keys: RunKeys, owner: str, queues: Sequence[str]) -> None:
+        self._expect("bar", run=keys.run, epoch=keys.epoch, owner=owner, queues=list(queues))
+
     def runs(self) -> list[RunInfo]:
         return census.known_runs(self._redis)
 

@@ -48,6 +48,11 @@ class Snapshot:
         return {name.removesuffix(end).partition(".")[2]: load for name, load in self.queues.items()}
 
     @property
+    def barred(self) -> list[str]:
+        """Engines whose units wait for a later phase."""
+        return sorted({name.partition(".")[0] for name in self.info.fields.get("barred", "").split()})
+
+    @property
     def live_rows(self) -> int:
         return int(self.info.fields.get("live_rows", 0))
 

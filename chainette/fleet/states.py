@@ -80,6 +80,8 @@ class Entry:
     root: int
     #: Whether the root is complete with it.
     done: bool = False
+    #: Whether nothing is left of the root but units that wait for a later phase.
+    suspended: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,12 @@ class Progress:
     last: int = -1
     #: Why the epoch cannot go on: a unit is gone, or nobody can read it. Its rows come back with the next one.
     damaged: str = ""
+    #: Roots that left this epoch with units for a later phase.
+    suspended: int = 0
 
     @property
     def complete(self) -> bool:
-        """Whether everything was admitted, and made durable."""
+        """Whether everything was admitted, and made durable as far as this epoch brings it."""
         return self.total is not None and self.cursor >= self.total and not self.live
 
 

@@ -44,7 +44,10 @@ def stream_entry(item: Any, body: Any) -> Entry:
         kind, token, root = fields[b"k"], fields[b"t"].decode(), int(fields[b"r"])
     except (KeyError, ValueError) as error:
         raise BadMessage(f"entry {entry_id(item)} of a run's stream in Redis is none of ours: {str(fields)[:80]}") from error
+    message: Result | Admission = Admission([])
     if kind == b"unit":
-        return Entry(entry_id(item), token, open_message(body, Result), root, fields.get(b"d") == b"1")
-    message = open_message(body, Admission) if body else Admission([])
-    return Entry(entry_id(item), token, message, root, fields.get(b"d") == b"1")
+        message = open_message(body, Result)
+    elif body:
+        message = open_message(body, Admission)
+    stage = fields.get(b"d")
+    return Entry(entry_id(item), token, message, root, done=stage == b"1", suspended=stage == b"2")

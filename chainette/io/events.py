@@ -90,6 +90,8 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     #: Set where the chain changed on purpose (`--from`).
     graph: dict[str, Any] | None = None
     anchor: tuple[str, str] | None = None
+    #: Of a fleet's run that goes in phases, one engine after the other: how many were gone through.
+    phase: int = 0
 
 
 class RootDone(msgspec.Struct, frozen=True):

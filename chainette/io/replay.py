@@ -103,6 +103,8 @@ class RunState:
     graph: dict[str, Any] = field(default_factory=dict)
     expected: int | None = None
     started_at: str = ""
+    #: Phases that a fleet has gone through.
+    phase: int = 0
     ended_at: str = ""
     input_digest: str = ""
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
@@ -150,7 +152,7 @@ class RunState:
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
             case RunResumed():
                 self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
-                self.graph = event.graph or self.graph
+                self.graph, self.phase = event.graph or self.graph, event.phase
             case UnitCommitted():
                 self._commit(event, offset)
             case UnitRetried():

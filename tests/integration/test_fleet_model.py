@@ -9,6 +9,7 @@ import json
 import random
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,7 @@ class Fleet:
         self.workers: dict[str, list[Claim]] = {}
         self.claims = 0
         self.complete = False
+        self.phases = 0
         #: A row that kills whoever takes it, at `count`.
         self.deadly: str | None = None
 
@@ -223,9 +225,23 @@ class Fleet:
             if info.run == self.run and info.state != "cancelled":
                 self.queue.set_state(self.run, "running" if info.state == "paused" else "paused")
 
+    def bar(self, engines: frozenset[str] | None = None) -> None:
+        """The run goes in phases, or in others, or in none."""
+        every = sorted({self.plan.engine_of(name) for name in self.plan.nodes})
+        chosen = frozenset(name for name in every if self.rng.random() < 0.5) if engines is None else engines
+        with suppress(Lost):  # the sink will find out
+            self.sink.bar(chosen)
+
+    def enter_next_phase(self) -> None:
+        self.phases += 1
+        self.sink.phase, self.sink.barred = self.phases, frozenset()
+        self.sink.raise_epoch(None)
+        self.coordinators = [self.new_coordinator(), self.new_coordinator()]
+
     async def go(self, *, wild: bool = False) -> None:
         often = [self.admit, self.claim, self.claim, self.drain]
-        seldom = [self.kill_worker, self.restart_sink, self.restart_coordinator, self.hold] + [self.empty_redis] * wild
+        seldom = [self.kill_worker, self.restart_sink, self.restart_coordinator, self.hold, self.bar]
+        seldom += [self.empty_redis] * wild
         async with Engines(self.plan.engines) as engines:
             for turn in range(20_000):
                 await anyio.lowlevel.checkpoint()
@@ -237,13 +253,16 @@ class Fleet:
                     await self.work(engines)
                 else:
                     self.rng.choice(often)()
-                if turn % 50 == 0 and self.sink.complete:
-                    self.complete = True
-                    break
+                if turn % 50 == 0 and (progress := self.sink.progress).complete:
+                    if not progress.suspended:
+                        self.complete = True
+                        break
+                    self.enter_next_phase()
         assert self.complete, "the run did not end"
 
     def release_hold(self) -> None:
         """From here on the run is left alone."""
+        self.bar(frozenset())
         if any(info.run == self.run and info.state == "paused" for info in self.queue.runs()):
             self.queue.set_state(self.run, "running")
 

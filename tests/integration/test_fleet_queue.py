@@ -856,6 +856,7 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     with pytest.raises(Lost):
         spy.close(run.keys.run, 0, run.owner, run.queues)
     spy.set_state(run.keys.run, "paused")
+    spy.bar(run.keys, run.owner, run.queues)
     spy.end_of_input(run.keys, 1)
     spy.note(run.keys.run, EngineReleased(engine="e"))
     spy.claim("w1", "t", run.pairs)

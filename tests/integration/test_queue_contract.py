@@ -31,7 +31,7 @@ class Site:
     """One run in a queue; its workers' leases end when the test says so."""
 
     def __init__(
-        self, queue: LeasedQueue, end_lease: Callable[[str], None], plan: Plan, window: int = 1000, **more: int
+        self, queue: LeasedQueue, end_lease: Callable[[str], None], plan: Plan, window: int = 1000, **more: int | str
     ) -> None:
         self.queue, self.end_lease, self.plan = queue, end_lease, plan
         self.fields: dict[str, str | int] = {"window": window, "seed": 7, **more}
@@ -108,7 +108,7 @@ def open_site(request: pytest.FixtureRequest, database: Database) -> Iterator[Ca
     """Opens sites on either twin; they are closed at the end, their workers gone."""
     opened: list[Site] = []
 
-    def build(plan: Plan | None = None, window: int = 1000, **more: int) -> Site:
+    def build(plan: Plan | None = None, window: int = 1000, **more: int | str) -> Site:
         queue: LeasedQueue
         if request.param == "redis":
             client, queue = database.client, FleetQueue(database.client)
@@ -247,6 +247,80 @@ def test_bad_lines_come_with_the_admission_and_a_root_of_them_alone_is_done(site
     assert site.admit([], bad=2) is Admitted.OK and site.admit([]) is Admitted.OK
     entries = site.queue.read(site.keys, site.position)
     assert [(entry.root, entry.done, len(entry.message.rejected)) for entry in entries] == [(1, True, 2), (2, True, 0)]
+
+
+# -- phases
+
+
+def test_units_of_a_barred_queue_wait_for_another_epoch_and_their_root_leaves_the_window(
+    open_site: Callable[..., Site],
+) -> None:
+    site = open_site(window=4)
+    second = site.keys.queue("python", "second")
+    for owner, keys in (("another", site.keys), (OWNER, RunKeys("run-a", 1))):
+        refused(lambda o=owner, k=keys: site.queue.bar(k, o, [second]))  # type: ignore[misc]
+    site.queue.bar(site.keys, OWNER, [second])
+    assert [site.admit(), site.admit()] == [Admitted.OK, Admitted.FULL]
+    assert site.commit(site.take()) and site.claim() is None
+    [entry] = site.queue.read(site.keys, site.position)
+    assert entry.suspended and not entry.done
+    assert site.admit() is Admitted.FULL and site.queue.progress(site.keys).live == {0}  # not durable yet
+    assert site.drain() == []
+    progress = site.queue.progress(site.keys)
+    assert (progress.live, progress.suspended) == (set(), 1)
+    site.queue.bar(site.keys, OWNER, [])
+    assert site.admit() is Admitted.OK
+    site.work_off()
+    assert site.drain() == [1] and site.rows("second") == ["4", "5", "6", "7"]
+    assert site.queue.end_of_input(site.keys, 2) and site.queue.progress(site.keys).complete
+    site.raise_epoch()
+    assert site.queue.progress(site.keys).suspended == 0
+
+
+def test_a_root_with_units_of_a_later_phase_only_is_suspended_as_it_is_admitted(open_site: Callable[..., Site]) -> None:
+    site = open_site(barred="python.first.run-a python.second.run-a")
+    assert site.admit(bad=1) is Admitted.OK
+    [entry] = site.queue.read(site.keys, site.position)
+    assert entry.suspended and len(entry.message.rejected) == 1
+    assert site.claim() is None and site.drain() == [] and site.queue.progress(site.keys).live == set()
+
+
+@pytest.mark.parametrize("barred", ["louder", "no_x", "loud", "second"])
+def test_branches_go_as_far_as_a_phase_lets_them_and_no_join_is_cut_short(open_site: Callable[..., Site], barred: str) -> None:
+    site = open_site(forked())
+    site.queue.bar(site.keys, OWNER, [site.keys.queue("python", barred)])
+    site.admit(["ab", "x", "", "c"])
+    site.admit(["d"])
+    site.work_off()
+    entries = site.queue.read(site.keys, site.position)
+    assert [entry.root for entry in entries if entry.suspended] == [0, 1] and not any(entry.done for entry in entries)
+    assert site.drain() == []
+    depth = {node.id: node.depth for node in site.plan.nodes.values()}
+    done = {result.node for result in site.results}
+    assert {name for name in depth if depth[name] < depth[barred]} <= done and barred not in done
+    assert (site.queue.progress(site.keys).live, site.queue.progress(site.keys).suspended) == (set(), 2)
+
+
+def test_a_unit_that_lay_in_a_queue_before_it_was_barred_is_worked_on_also_cut_in_two(site: Site) -> None:
+    site.queue.bar(site.keys, OWNER, [site.keys.queue("python", "first")])
+    assert site.queue.split(site.take(), "w1", site.plan)
+    site.work_off()
+    assert site.drain() == [0]
+
+
+def test_a_sink_that_comes_back_lets_go_of_what_is_suspended_and_durable_and_of_nothing_else(site: Site) -> None:
+    site.admit()
+    site.queue.bar(site.keys, OWNER, [site.keys.queue("python", "second")])
+    site.work_off()
+    first, other = site.queue.read(site.keys, site.position)
+    assert first.suspended and other.suspended
+    site.queue.attach("run-a", 0, "owner-2", (first.id, first.token))
+    site.queue.ack(site.keys, "owner-2", (first.id, first.token), [])
+    assert site.queue.progress(site.keys).live == {other.root}
+    assert len(site.queue.record(site.keys, other.root).rows) == 4
+    site.queue.attach("run-a", 0, OWNER, (first.id, first.token))
+    site.position = first.id, first.token
+    assert site.drain() == [] and site.queue.progress(site.keys).live == set()
 
 
 # -- units

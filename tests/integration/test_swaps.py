@@ -19,7 +19,7 @@ from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.lifecycle import create_engine
 from chainette.io.result import RunResult
-from tests.integration.test_fleet_trouble import Background, Site, wait_for
+from tests.integration.test_fleet_trouble import Background, Driven, Site, wait_for
 from tests.support.chains import content
 from tests.support.serving import serving
 from tests.support.valkey import Database
@@ -29,13 +29,17 @@ BOTH = ('"writer-model", "simulated"', '"judge-model", "simulated"')
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
+    return on_one_device(tmp_path)
+
+
+def on_one_device(path: Path, keys: str = "") -> Site:
     """The project's chain with both of its engines on one device."""
-    site = Site(tmp_path)
-    text = (tmp_path / "chain.py").read_text()
+    site = Site(path)
+    text = (path / "chain.py").read_text()
     for engine in BOTH:
-        text = text.replace(engine, f"{engine}, exclusive=True")
-    (tmp_path / "chain.py").write_text(text)
-    site.chain = load_chain("chain.py", tmp_path).chain
+        text = text.replace(engine, f"{engine}, exclusive=True{keys}")
+    (path / "chain.py").write_text(text)
+    site.chain = load_chain("chain.py", path).chain
     return site
 
 
@@ -70,6 +74,17 @@ def test_a_chain_with_two_models_finishes_on_one_device_and_swaps_a_few_times(si
     assert content(result) == site.expected
     order = opened(site)
     assert order[:2] == ["writer", "judge"] and len(order) <= 5, order
+
+
+def test_a_run_whose_engines_would_be_swapped_too_often_goes_in_phases(tmp_path: Path, database: Database) -> None:
+    site = on_one_device(tmp_path, ", load=0.4")
+    run = Background(site, Driven(database.url, window=8))
+    with worker(site, database.url):
+        result = run.end()
+    assert isinstance(result, RunResult), result
+    site.require_whole(result)
+    assert [event.get("phase", 0) for event in site.events("run_resumed")] == [1]
+    assert len(opened(site)) <= 8, opened(site)  # one by one it would be two for each of twelve roots
 
 
 def test_an_engine_that_is_given_up_has_answered_what_it_was_asked_before() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from chainette_workers.catalogue import Part
 from chainette_workers.coordinator import Coordinator
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.figures import counts_of, outline_of
+from chainette_workers.phases import Phases
 from chainette_workers.presence import Presence
 from chainette_workers.sink import Sink
 from chainette_workers.watching import watching
@@ -90,10 +91,9 @@ class RedisFleet:
                 Drive(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
 
 
-def window_for(board: Board) -> int:
-    """Live rows that keep the workers that live now at work."""
-    budgets = [int(words.get("rows_budget", 0)) for words in board.members().values()]
-    return max(_WINDOW, _PER_ROW * sum(budgets))
+def window_for(workers: Iterable[Mapping[str, str]]) -> int:
+    """Live rows that keep the workers at work that say these things."""
+    return max(_WINDOW, _PER_ROW * sum(int(words.get("rows_budget", 0)) for words in workers))
 
 
 def coordinated_here(session: Session, sink: Sink) -> Admitting:
@@ -127,12 +127,17 @@ class Drive:
     coordinated: Callable[[Session, Sink], Admitting] = coordinated_here
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
+    _phases: Phases = field(init=False)
     _looked_at: float = 0.0
     _damages: int = 0
     _moved_at: float = field(default_factory=time.monotonic)
     _explained_at: float = -_AGAIN
     _noted: str = "0-0"
     _failing: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        number = self.session.writer.state.phase
+        self._phases = Phases(self.session.plan, number, begun=number > 0)
 
     def run(self) -> None:
         session = self.session
@@ -145,16 +150,20 @@ class Drive:
             try:
                 if coordinator is None:
                     begin(expected)
+                    self._phases.begun |= self._goes_in_phases(sink)
                     self.board.say(sink.run, {**self.fields, "window": sink.fields["window"]})
                     coordinator = self.coordinated(session, sink)
                 self._look(sink)
                 moved = coordinator.step()
                 moved |= sink.step()
                 self._hear(sink)
-                if not moved and coordinator.finished and sink.complete:
-                    session.finish()
-                    self._close(sink)
-                    return
+                if not moved and coordinator.finished and (progress := sink.progress).complete:
+                    if not progress.suspended:
+                        session.finish()
+                        self._close(sink)
+                        return
+                    self._enter_next_phase(sink)
+                    begin, coordinator = sink.raise_epoch, None
             except Cancelled as error:
                 raise self._cancelled(sink) from error
             except Lost:
@@ -187,9 +196,22 @@ class Drive:
             raise BadMessage(progress.damaged)
         if progress.state == "cancelled":
             raise Cancelled
-        if self._window() != sink.fields["window"]:
-            sink.fields = {**sink.fields, "window": self._window()}
+        workers = list(self.board.members().values())
+        sink.fields = {**sink.fields, "window": self._window(workers)}
+        begun = self._phases.begun
+        sink.bar(self._phases.barred(workers))
+        if self._phases.begun and not begun:
+            _log.warning("%s", self._phases.words)
         self.board.say(sink.run, {"counts": counts_of(self.session.writer.state), "window": sink.fields["window"]})
+
+    def _goes_in_phases(self, sink: Sink) -> bool:
+        """Whether the sink before this one had the run go in phases."""
+        info = self.board.run(sink.run)
+        return info is not None and bool(info.fields.get("barred"))
+
+    def _enter_next_phase(self, sink: Sink) -> None:
+        self._phases.go_on()
+        sink.phase, sink.barred = self._phases.number, self._phases.barred(self.board.members().values())
 
     def _cancelled(self, sink: Sink) -> RunCancelled:
         with suppress(redis.RedisError, Lost):
@@ -233,8 +255,8 @@ class Drive:
         for reason in reasons(snapshot) if snapshot is not None else ():
             _log.warning("nothing moves: %s", reason)
 
-    def _window(self) -> int:
-        return self.window or self.session.options.window or window_for(self.board)
+    def _window(self, workers: Iterable[Mapping[str, str]]) -> int:
+        return self.window or self.session.options.window or window_for(workers)
 
     def _sink(self) -> Sink:
         session, options = self.session, self.session.options
@@ -252,7 +274,7 @@ class Drive:
             "outline": outline_of(session.plan),
         }
         watch = RejectWatch(options.max_reject_rate)
-        return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch)
+        return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch, state.phase)
 
     def _hear(self, sink: Sink) -> None:
         """What workers noted goes to the log and to the hooks."""

@@ -338,6 +338,7 @@ class EngineWorker:
             "units_in_flight": len(self.hands.claims),
             "swaps": self.models.swaps,
             "swap_seconds": round(self.models.swap_seconds, 1),
+            "swapping": round(self.models.swapping, 3),
         }
 
 

@@ -40,6 +40,8 @@ class Models:
         #: Times that an engine was given up for another, and the seconds that the last time took: release and load.
         self.swaps = 0
         self.swap_seconds = 0.0
+        self._swapping = 0.0
+        self._began: float | None = None
         self._engines = Engines(self._configs, on_loaded=self._loaded, on_released=self._released, create=create)
 
     async def get(self, config: EngineConfig) -> Engine:
@@ -60,9 +62,17 @@ class Models:
             engine = await self._engines.get(config.digest)
         finally:
             self._opening[config.digest] -= 1
+        if self._began is None:
+            self._began = monotonic()
         if excluded:
             self.swaps, self.swap_seconds = self.swaps + 1, monotonic() - began
+            self._swapping += self.swap_seconds
         return engine
+
+    @property
+    def swapping(self) -> float:
+        """The share of the time since the first engine was loaded that went into swaps."""
+        return self._swapping / (monotonic() - self._began) if self._began is not None and self._swapping else 0.0
 
     @property
     def loaded(self) -> list[EngineConfig]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import Admission, Result
-from chainette.fleet.queue import ANCHOR, Entry, LeasedQueue, Lost
+from chainette.fleet.queue import ANCHOR, Entry, LeasedQueue, Lost, Progress
 from chainette.hooks import Hook
 from chainette.io.events import Event, RunResumed, RunStarted
 from chainette.io.session import graph_of
-from chainette.io.writer import Admitted, Commit, Item, RunWriter
+from chainette.io.writer import Admitted, Commit, Item, RunWriter, Suspended
 from chainette.limits import RejectWatch
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage
 
@@ -36,6 +36,10 @@ class Sink:
     fields: Mapping[str, str | int]
     hook: Hook
     rejects: RejectWatch
+    #: Phases that the run has gone through.
+    phase: int = 0
+    #: Engines whose units wait for a later one; None where Redis is to be told.
+    barred: frozenset[str] | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
     #: Roots that the writer holds open.
     _open_roots: set[int] = field(default_factory=set)
@@ -51,8 +55,17 @@ class Sink:
     @property
     def queues(self) -> list[str]:
         """RQ's names of the run's queues."""
+        return [self.keys.queue(engine, name) for engine, name in self._places]
+
+    @property
+    def _barred_queues(self) -> list[str]:
+        return [self.keys.queue(engine, name) for engine, name in self._places if engine in (self.barred or ())]
+
+    @property
+    def _places(self) -> list[tuple[str, str]]:
+        """(engine, node) of everything that has a queue."""
         names = [*self.plan.nodes, *(fork.id for fork in self.plan.forks.values() if fork.joins)]
-        return [self.keys.queue(self.plan.engine_of(name), name) for name in names]
+        return [(self.plan.engine_of(name), name) for name in names]
 
     def open(self, expected: int | None) -> None:
         """Attaches to the epoch of the log where Redis continues it, else raises the epoch."""
@@ -60,7 +73,7 @@ class Sink:
         if position is not None and not self.writer.raised:
             try:
                 self.queue.attach(self.run, self.writer.epoch, self.owner, position)
-                self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, anchor=position)])
+                self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, anchor=position, phase=self.phase)])
                 self._done = [root for root in self.queue.progress(self.keys).live if self.writer.state.is_done(root)]
                 self._acknowledge()
                 return
@@ -87,7 +100,8 @@ class Sink:
     def _fields(self, expected: int | None) -> dict[str, str | int]:
         """What Redis says of the run: what workers must know, and what its progress is counted from."""
         known = -1 if expected is None else expected
-        return {**self.fields, "records_before": self.writer.state.records, "expected": known}
+        barred = " ".join(self._barred_queues)
+        return {**self.fields, "records_before": self.writer.state.records, "expected": known, "barred": barred}
 
     def _log_epoch(self, expected: int | None) -> None:
         self._open_roots.clear()
@@ -98,7 +112,10 @@ class Sink:
             self.writer.raise_epoch()
             graph = graph_of(self.plan, keyed=self.writer.keyed)
             changed = graph if graph != self.writer.state.graph else None
-            self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, graph=changed, anchor=anchor)])
+            resumed = RunResumed(
+                fingerprint=self.plan.fingerprint, expected=expected, graph=changed, anchor=anchor, phase=self.phase
+            )
+            self._say([resumed])
         else:
             self._say([RunStarted(expected=expected, anchor=anchor)])
         self._installing = token
@@ -144,7 +161,9 @@ class Sink:
                 items.append(Admitted(entry.root, record.rows, record.records, self.writer.durable(entry.root)))
                 opened.add(entry.root)
             items.append(_commit(entry))
-            if entry.done:
+            if entry.suspended:
+                items.append(Suspended(entry.root))
+            if entry.done or entry.suspended:
                 opened.discard(entry.root)
         return items, opened
 
@@ -155,10 +174,20 @@ class Sink:
         self.queue.ack(self.keys, self.owner, position, self._done)
         self._done = []
 
+    def bar(self, engines: frozenset[str]) -> None:
+        """Units of these engines, and of no others, wait for a later phase.
+
+        Raises:
+            Lost: another sink took over, or the epoch is gone.
+        """
+        if engines != self.barred:
+            self.barred = engines
+            self.queue.bar(self.keys, self.owner, self._barred_queues)
+
     @property
-    def complete(self) -> bool:
-        """Whether every root of the run is durable."""
-        return self.queue.progress(self.keys).complete
+    def progress(self) -> Progress:
+        """How far this epoch is."""
+        return self.queue.progress(self.keys)
 
     def close(self) -> None:
         """Takes the complete run out of Redis."""

@@ -1,7 +1,7 @@
 -- The next root: repeatable by any coordinator, since the cursor must be where the caller thinks it is.
 -- A: run, epoch, k, root, rows, record, effects, entry (bad lines; "" for none), token
 local RUN, EPOCH = need(A.run, 'string', 'run'), whole(A.epoch, 'epoch')
-local P = prefix_of(RUN, EPOCH)
+local P, BARRED = prefix_of(RUN, EPOCH), redis.call('HGET', run_key(RUN), 'barred') or ''
 --EFFECTS
 local root = whole(A.root, 'root')
 whole(A.k, 'k'); whole(A.rows, 'rows'); need(A.record, 'string', 'record')
@@ -20,9 +20,10 @@ redis.call('SET', P .. 'r:' .. root, A.record)
 add(A.effects, root)
 redis.call('HINCRBY', run_key(RUN), 'cursor', 1)
 redis.call('HSET', run_key(RUN), 'last', root)
-local done = #A.effects.units == 0
-if done or A.entry ~= '' then
+local stage = stage_of(#A.effects.units == 0)
+if stage > 0 or A.entry ~= '' then
   local results = redis.call('HGET', run_key(RUN), 'results') or 0
-  redis.call('XADD', P .. 'stream', '*', 't', A.token, 'k', 'admit', 'r', root, 'd', done and 1 or 0, 'n', results, 'e', A.entry)
+  local id = redis.call('XADD', P .. 'stream', '*', 't', A.token, 'k', 'admit', 'r', root, 'd', stage, 'n', results, 'e', A.entry)
+  if stage == 2 then suspend(root, id) end
 end
 return 'OK'

@@ -7,7 +7,7 @@ need(A.entry_token, 'string', 'entry_token')
 local j = holds(job, A.token)
 if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
 local RUN, EPOCH = j.run, j.epoch
-local P = prefix_of(RUN, EPOCH)
+local P, BARRED = prefix_of(RUN, EPOCH), j.barred
 --EFFECTS
 check_effects(A.effects)
 body(A.entry, 'entry')
@@ -21,12 +21,13 @@ drop(job, j, A.incarnation)
 if j.fork == '' then redis.call('DEL', unit_key(job)) else redis.call('DEL', fork_key(root, j.fork)) end
 redis.call('DEL', job_key(job))
 weigh(root, -tonumber(j.rows))
-local done = settle(root, j.scope)
+local stage = stage_of(settle(root, j.scope))
 -- rows that went into all results of the epoch: between two entries, their difference says how many rows lie
 local results = redis.call('HINCRBY', run_key(RUN), 'results', j.rows)
 local apart = type(A.entry) == 'table'
-local id = redis.call('XADD', P .. 'stream', '*', 't', A.entry_token, 'k', 'unit', 'r', root, 'd', done and 1 or 0, 'n', results,
+local id = redis.call('XADD', P .. 'stream', '*', 't', A.entry_token, 'k', 'unit', 'r', root, 'd', stage, 'n', results,
   apart and 'b' or 'e', apart and 'apart' or A.entry)
+if stage == 2 then suspend(root, id) end
 if apart then
   keep(P .. 'e:' .. A.entry_token, A.entry)
   redis.call('RPUSH', P .. 'apart', id .. ' ' .. A.entry_token)

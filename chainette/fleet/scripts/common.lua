@@ -77,8 +77,9 @@ end
 local function holds(job, token)
   local j = job_of(job)
   if not j.run or token == '' or j.claim ~= token then return nil end
-  local run = redis.call('HMGET', run_key(j.run), 'epoch', 'state')
+  local run = redis.call('HMGET', run_key(j.run), 'epoch', 'state', 'barred')
   if run[1] ~= j.epoch or run[2] == 'cancelled' then return nil end
+  j.barred = run[3] or ''
   return j
 end
 

@@ -1,4 +1,5 @@
--- What an admission or a commit adds to a root. Needs common.lua before it, and P (prefix), RUN and EPOCH.
+-- What an admission or a commit adds to a root. Needs common.lua before it, and P (prefix), RUN and EPOCH, and BARRED:
+-- queues whose units wait for a later phase, with spaces between.
 local function scope_key(root, scope) return P .. 's:' .. root .. ':' .. scope end
 local function fork_key(root, scope) return P .. 'f:' .. root .. ':' .. scope end
 local function unit_key(job) return P .. 'u:' .. job end
@@ -46,12 +47,16 @@ local function check_effects(effects)
   for _, p in ipairs(effects.stopped) do need(p[1], 'string', 'stopped scope'); need(p[2], 'string', 'stopped') end
 end
 
+-- Rows of the root that were outstanding when that was changed last; units that wait for a later phase are not among them.
+local outstanding = 0
+
 -- Live rows of a root are what it admitted, or what is outstanding where rows were expanded.
 local function weigh(root, delta)
   local admitted = tonumber(redis.call('HGET', P .. 'live', root) or 0)
   local before = tonumber(redis.call('HGET', P .. 'out', root) or 0)
   local after = redis.call('HINCRBY', P .. 'out', root, delta)
   local change = math.max(admitted, after) - math.max(admitted, before)
+  outstanding = after
   if change ~= 0 then redis.call('HINCRBY', run_key(RUN), 'live_rows', change) end
 end
 
@@ -64,6 +69,12 @@ local function enqueue(u, root, scope, fork)
   weigh(root, u.rows)
 end
 
+-- A unit of a later phase is a member of its scope and nothing else: its rows come back out of what is durable.
+local function park(u, root)
+  redis.call('SADD', scope_key(root, u.scope), 'P:' .. u.job)
+  if type(u.payload) == 'table' then redis.call('DEL', stage_key({run = RUN, epoch = EPOCH}, A.token, u.payload.staged)) end
+end
+
 local function add(effects, root)
   for _, s in ipairs(effects.scopes) do
     redis.call('SADD', scope_key(root, s.parent), 'S:' .. s.scope)
@@ -71,8 +82,12 @@ local function add(effects, root)
       'description', s.description, 'rows', s.rows, 'at', s.at, 'base', s.base)
   end
   for _, u in ipairs(effects.units) do
-    keep(unit_key(u.job), u.payload)
-    enqueue(u, root, u.scope, '')
+    if string.find(' ' .. BARRED .. ' ', ' ' .. u.queue .. ' ', 1, true) then
+      park(u, root)
+    else
+      keep(unit_key(u.job), u.payload)
+      enqueue(u, root, u.scope, '')
+    end
   end
   for _, p in ipairs(effects.partials) do
     local key = fork_key(root, p[1])
@@ -93,4 +108,16 @@ local function settle(root, scope)
   enqueue(join, root, f[1], scope)
   redis.call('SREM', scope_key(root, f[1]), 'S:' .. scope)
   return false
+end
+
+-- How far a root is: 0 has units, 1 is done, 2 has none but those of a later phase.
+local function stage_of(done)
+  if done then return 1 end
+  return outstanding > 0 and 0 or 2
+end
+
+-- A root that has none but units of a later phase goes when the sink has made its last entry durable.
+local function suspend(root, entry)
+  redis.call('RPUSH', P .. 'parked', entry .. ' ' .. root)
+  redis.call('HINCRBY', run_key(RUN), 'suspended', 1)
 end

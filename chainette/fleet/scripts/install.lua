@@ -19,10 +19,10 @@ for _, queue in ipairs(A.queues) do
   forget_queue(queue)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
 end
+redis.call('HDEL', key, 'total', 'last', 'damaged', 'barred', 'suspended')
 for name, value in pairs(A.fields) do redis.call('HSET', key, name, value) end
 redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0, 'live_bytes', 0, 'results', 0, 'queues', table.concat(A.queues, ' '))
 if redis.call('HGET', key, 'state') ~= 'paused' then redis.call('HSET', key, 'state', 'running') end
-redis.call('HDEL', key, 'total', 'last', 'damaged')
 redis.call('SADD', 'chainette:runs', A.run)
 redis.call('DEL', stream)
 redis.call('XADD', stream, '0-1', 't', A.token)

@@ -4,7 +4,7 @@ need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
 local j = holds(job, A.token)
 if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
 local RUN, EPOCH = j.run, j.epoch
-local P = prefix_of(RUN, EPOCH)
+local P, BARRED = prefix_of(RUN, EPOCH), ''
 --EFFECTS
 check_effects(A.effects)
 add(A.effects, j.root)
