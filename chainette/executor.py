@@ -1,6 +1,6 @@
 """Running a chain on this machine: `run`, `resume`, `run_iter`, and the seed's Executor and AsyncExecutor.
 
-All of them are one path (`launch.py`): compile, open a directory or none, move units with `local.LocalRun`, close.
+All of them are one path (`launch.py`, `reopen.py`): compile, open a directory or none, move units with `local.LocalRun`, close.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from chainette import launch
+from chainette import launch, reopen
 from chainette.blocking import block, iterate
 from chainette.blocking import stream as streamed
 from chainette.core.chain import Chain, Inputs
@@ -107,7 +107,7 @@ def resume(
         InputError: the input is not the one that the run began with.
     """
     steps = [from_step] if isinstance(from_step, str) else from_step
-    return block(launch.resume, _as_named(directory), chain, RunOptions(**options), steps)
+    return block(reopen.resume, _as_named(directory), chain, RunOptions(**options), steps)
 
 
 def retry_rejected(
@@ -127,7 +127,7 @@ def retry_rejected(
         RunDirectoryError: nothing matches, or rows that are needed again were not kept.
     """
     return block(
-        launch.retry,
+        reopen.retry,
         _as_named(directory),
         chain,
         RunOptions(**options),

@@ -40,6 +40,8 @@ class RunOptions:
     flattened: bool = True
     #: An input column that every shard carries as `_key`.
     key: str | None = None
+    #: Whether rows say what their answers took: `_prompt_tokens`, `_completion_tokens`, `_queued` and `_seconds` (s).
+    usage: bool = False
     #: Share of rejected rows of a step at which the run stops (looked at after 200 rows).
     max_reject_rate: float | None = None
     #: Live rows; None derives it from the engines.
@@ -74,7 +76,7 @@ class RunOptions:
     @property
     def settings(self) -> dict[str, Any]:
         """What the log fixes for every later session of the directory."""
-        names = ("seed", "limit", "format", "max_rows_per_file", "flattened", "key", "simulate", "engines_file")
+        names = ("seed", "limit", "format", "max_rows_per_file", "flattened", "key", "usage", "simulate", "engines_file")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -122,23 +122,8 @@ class Reason(StrEnum):
     POISON = "poison"
 
 
-class Rejection(msgspec.Struct, frozen=True):
-    """One line of `rejected/`. A row is in there once, at the node that rejected it."""
-
-    row_id: str
-    step_id: str
-    reason: str
-    message: str
-    #: Answers asked for before giving up; 0 where no engine was involved.
-    attempts: int
-    #: The last answer, or the bad input line; cut at 64 KiB.
-    raw: str | None
-    line: int
-    key: bytes | None = None
-
-
 class Usage(msgspec.Struct, frozen=True):
-    """What a unit asked of its engine."""
+    """What was asked of an engine, for a row or for a unit."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -158,6 +143,23 @@ class Usage(msgspec.Struct, frozen=True):
         )
 
 
+class Rejection(msgspec.Struct, frozen=True):
+    """One line of `rejected/`. A row is in there once, at the node that rejected it."""
+
+    row_id: str
+    step_id: str
+    reason: str
+    message: str
+    #: Answers asked for before giving up; 0 where no engine was involved.
+    attempts: int
+    #: The last answer, or the bad input line; cut at 64 KiB.
+    raw: str | None
+    line: int
+    key: bytes | None = None
+    #: What those answers took.
+    usage: Usage = Usage()
+
+
 class Message(msgspec.Struct, frozen=True):
     """One chat message."""
 
@@ -174,6 +176,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     #: Answers asked for, the good one included; 0 for Apply.
     attempts: int = 0
     reasoning: str | None = None
+    #: What those answers took.
+    usage: Usage = Usage()
 
 
 class Partial(msgspec.Struct, frozen=True, array_like=True):

@@ -14,13 +14,15 @@ from chainette.hooks import Hook
 from chainette.records import Output, Reason, Rejection, Row, Usage
 from chainette.streaming import Asked, Dropped, Passed, Piece
 
-__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "streamed", "writable"]
+__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "raised_at", "streamed", "writable"]
 
 #: Bytes of all that one row becomes in one node.
 MAX_ROW_BYTES = 16 << 20
 
 #: Characters of a raw answer that a rejection keeps.
 RAW_LIMIT = 65_536
+
+_NOTHING = Usage()
 
 
 @dataclass
@@ -44,9 +46,11 @@ class Tally:
         if self.hook.streams:
             self.hook.on_stream(Dropped(self.node.id, row.row_id))
 
-    def reject(self, row: Row, reason: Reason, message: str, attempts: int = 0, raw: str | None = None) -> None:
+    def reject(
+        self, row: Row, reason: Reason, message: str, attempts: int = 0, raw: str | None = None, usage: Usage = _NOTHING
+    ) -> None:
         cut = raw[:RAW_LIMIT] if raw is not None else None
-        rejection = Rejection(row.row_id, self.node.id, reason, writable(message), attempts, cut, row.line, row.key)
+        rejection = Rejection(row.row_id, self.node.id, reason, writable(message), attempts, cut, row.line, row.key, usage)
         self.rejected.append(rejection)
         if self.hook.streams:
             self.hook.on_stream(rejection)
@@ -84,3 +88,11 @@ def excess(outputs: Sequence[Output]) -> str:
 def writable(text: str) -> str:
     """The text with halves of surrogate pairs, which no file can hold, as "?"."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def raised_at(error: BaseException) -> str:
+    """The user's line that raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""

@@ -47,7 +47,7 @@ def engines(
 
 
 def _list_backends() -> None:
-    from chainette.engine.config import BACKENDS
+    from chainette.engine.backends import BACKENDS
 
     table = new_table(("backend", "here", "keys of its own"))
     for name, options in BACKENDS.items():

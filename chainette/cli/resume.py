@@ -34,7 +34,17 @@ __all__ = ["resume"]
 
 #: Flags of `run` that the first line of the log answers for.
 _FIXED = frozenset(
-    {"--limit", "--batch-size", "--seed", "--format", "--max-rows-per-file", "--flattened", "--no-flattened", "--key"}
+    {
+        "--limit",
+        "--batch-size",
+        "--seed",
+        "--format",
+        "--max-rows-per-file",
+        "--flattened",
+        "--no-flattened",
+        "--key",
+        "--usage",
+    }
     | {"--engines", "--simulate", "--chain-root", "-o", "--output"}
 )
 

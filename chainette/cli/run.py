@@ -58,6 +58,9 @@ def run(
     key: Annotated[
         str | None, typer.Option("--key", metavar="FIELD", help="Copy this input column into every shard, as _key.")
     ] = None,
+    usage: Annotated[
+        bool, typer.Option("--usage", help="Also write what each row's answers took: tokens, seconds queued, seconds in all.")
+    ] = False,
     engines: EngineFile = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Answers drawn from the schemas; no model is asked.")] = False,
     chain_root: ChainRoot = Path(),
@@ -113,6 +116,7 @@ def run(
             max_rows_per_file=max_rows_per_file,
             flattened=flattened,
             key=key,
+            usage=usage,
             engines_file=str(engines.resolve()) if engines else None,
             simulate=simulate,
             max_reject_rate=max_reject_rate,

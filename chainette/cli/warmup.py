@@ -82,7 +82,7 @@ def _chosen(registry: EngineRegistry, name: str | None) -> EngineConfig:
 
 def warmth_lines(config: EngineConfig, warmth: Warmth) -> Iterator[str]:
     """What the user reads."""
-    from chainette.engine.config import HttpOptions
+    from chainette.engine.backends import HttpOptions
 
     usage, seconds = warmth.completion.usage, warmth.answer_seconds
     rate = f", {usage.completion_tokens / seconds:.1f} tokens/s" if seconds else ""

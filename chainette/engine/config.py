@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,18 +15,12 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
+from chainette.engine.backends import BACKENDS, Options, SimulatedOptions
 from chainette.errors import EngineConfigError, UnknownEngine
 
 __all__ = [
-    "BACKENDS",
     "EngineConfig",
     "EngineRegistry",
-    "HttpOptions",
-    "LlamaCppOptions",
-    "OllamaOptions",
-    "OpenAIOptions",
-    "SimulatedOptions",
-    "VllmOptions",
     "current_registry",
     "expand_secrets",
     "get_engine_config",
@@ -40,94 +34,6 @@ __all__ = [
 ]
 
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys that only one backend knows."""
-
-
-class SimulatedOptions(_Options, frozen=True):
-    #: Seconds per request.
-    latency: float = 0.0
-    #: Share of answers that do not validate, drawn from the request's seed.
-    invalid_rate: float = 0.0
-    #: Share of calls that raise EngineUnavailable, drawn from the request's seed.
-    error_rate: float = 0.0
-    #: Seconds that loading takes.
-    load: float = 0.0
-
-
-class HttpOptions(_Options, frozen=True):
-    #: Seconds a request may take before it is tried again.
-    request_timeout: float = 600.0
-    #: Tries of one request after 429, 5xx, a broken connection or a timeout.
-    max_retries: int = 6
-    #: Extra HTTP headers; `${NAME}` is read from the environment where the engine opens.
-    headers: dict[str, str] = {}
-
-
-class OpenAIOptions(HttpOptions, frozen=True):
-    #: "json_schema", "json_object" (the schema is in the prompt only) or "none".
-    response_format: str = "json_schema"
-    #: OpenAI's strict dialect of JSON Schema; what it cannot say is left to validation.
-    strict: bool | None = None
-
-
-class OllamaOptions(HttpOptions, frozen=True):
-    #: How long Ollama keeps the model loaded after a request, in its own notation.
-    keep_alive: str | None = None
-    #: Context length.
-    num_ctx: int | None = None
-
-
-class LlamaCppOptions(_Options, frozen=True):
-    #: CPU threads.
-    threads: int = 1
-    #: Tokens of context for each slot.
-    n_ctx: int = 2048
-    #: Model layers put on the GPU.
-    n_gpu_layers: int = 0
-
-
-class VllmOptions(_Options, frozen=True):
-    #: "auto" is the model's own, and float32 on a CPU without AMX.
-    dtype: str = "auto"
-    gpu_memory_utilization: float = 0.9
-    #: Tokens of prompt and answer together; None: what the model was made for.
-    max_model_len: int | None = None
-    #: Requests that are computed at once; None: `capacity`, else vLLM's own choice.
-    max_num_seqs: int | None = None
-    #: GPUs that share the model; None: as many as `gpu_ids` names.
-    tensor_parallel_size: int | None = None
-    quantization: str | None = None
-    enable_prefix_caching: bool = True
-    #: One of vLLM's parsers, for models that think aloud before they answer.
-    reasoning_parser: str | None = None
-    #: A LoRA adapter: a folder or a Hugging Face id.
-    lora: str | None = None
-    #: Of what vLLM draws for itself; rows have seeds of their own.
-    seed: int | None = None
-    trust_remote_code: bool = False
-    #: Never ask the Hugging Face hub; a model that is a folder never does.
-    offline: bool = False
-    #: No compilation; None: compiled on a GPU, not on a CPU.
-    enforce_eager: bool | None = None
-    #: "dummy" draws random weights, for measurements.
-    load_format: str = "auto"
-    #: A Jinja template, or a file of one, in the place of the tokenizer's.
-    chat_template: str | None = None
-    #: CPU threads; None: OMP_NUM_THREADS, else all cores but one.
-    threads: int | None = None
-
-
-#: Backend name -> the keys that it adds.
-BACKENDS: Mapping[str, type[_Options]] = {
-    "vllm": VllmOptions,
-    "openai": OpenAIOptions,
-    "ollama": OllamaOptions,
-    "llama_cpp": LlamaCppOptions,
-    "simulated": SimulatedOptions,
-}
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +60,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: str | None = None
     download_dir: str | None = None
     #: The backend's own keys, validated.
-    options: _Options = SimulatedOptions()
+    options: Options = SimulatedOptions()
     #: Handed to the backend as they are.
     extra: dict[str, Any] = {}
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from chainette.engine.aimd import Limiter
+from chainette.engine.backends import HttpOptions
 from chainette.engine.base import Completion, Finish
-from chainette.engine.config import EngineConfig, HttpOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.endpoints import BasePath, Endpoint, Pool, shown
 from chainette.engine.http_client import Client, OnLine, Reply
 from chainette.engine.http_words import Failure, Fault, completion_of, fault_of, first_words

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chainette.engine.config import EngineConfig, HttpOptions, expand_secrets
+from chainette.engine.backends import HttpOptions
+from chainette.engine.config import EngineConfig, expand_secrets
 from chainette.engine.endpoints import Address, BasePath, Endpoint, address
 from chainette.engine.http_words import Failure, Fault
 from chainette.errors import EngineConfigError, EngineUnavailable

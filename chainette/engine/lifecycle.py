@@ -17,8 +17,9 @@ from types import TracebackType
 import anyio
 import msgspec
 
+from chainette.engine.backends import HttpOptions
 from chainette.engine.base import Engine
-from chainette.engine.config import EngineConfig, HttpOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.timing import Policy
 from chainette.errors import EngineUnavailable, UnknownEngine
 

@@ -22,8 +22,9 @@ from typing import Any
 import anyio
 import msgspec
 
+from chainette.engine.backends import LlamaCppOptions
 from chainette.engine.base import Completion, Delta, Engine, Finish, Request, Tell
-from chainette.engine.config import EngineConfig, LlamaCppOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.grammar import compact_grammar, grammar_holds
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage

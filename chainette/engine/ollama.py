@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from chainette.engine.backends import OllamaOptions
 from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams, Tell
-from chainette.engine.config import EngineConfig, OllamaOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.http import Protocol, Transport
 from chainette.engine.http_client import Reply
 from chainette.engine.lines import Lines

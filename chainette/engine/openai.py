@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
+from chainette.engine.backends import OpenAIOptions
 from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams, Tell
-from chainette.engine.config import EngineConfig, OpenAIOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.http import Protocol, Transport
 from chainette.engine.http_client import Reply
 from chainette.engine.http_words import first_words

@@ -13,8 +13,9 @@ from typing import Any
 import anyio
 import msgspec
 
+from chainette.engine.backends import SimulatedOptions
 from chainette.engine.base import Completion, Delta, Engine, Finish, Request, Tell
-from chainette.engine.config import EngineConfig, SimulatedOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.draw import compile_schema
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage

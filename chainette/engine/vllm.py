@@ -25,9 +25,10 @@ from typing import Any
 import anyio
 import msgspec
 
+from chainette.engine.backends import VllmOptions
 from chainette.engine.base import Completion, Engine, Finish, Request, Tell
 from chainette.engine.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, too_long
-from chainette.engine.config import EngineConfig, VllmOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.engine_core import PIPE, ChildWords, spawned_here
 from chainette.engine.grammar_fit import fitted
 from chainette.engine.thoughts import Pieces

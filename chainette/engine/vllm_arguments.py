@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from chainette.engine.config import EngineConfig, VllmOptions
+from chainette.engine.backends import VllmOptions
+from chainette.engine.config import EngineConfig
 from chainette.errors import EngineConfigError
 
 __all__ = ["SETTLED", "engine_arguments", "environment", "in_environment", "is_local", "passes_on"]

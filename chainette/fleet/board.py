@@ -40,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_rows_per_file: int = 100_000
     flattened: bool = True
     key: str | None = None
+    usage: bool = False
     simulate: bool = False
     engines_file: str | None = None
     max_reject_rate: float | None = None

@@ -9,7 +9,8 @@ import msgspec
 from pydantic import BaseModel
 
 from chainette.core.plan import Plan, PlanNode
-from chainette.records import Output, Rejection, Row
+from chainette.io.schemas import Added
+from chainette.records import Output, Rejection, Row, Usage
 
 __all__ = ["flattened_line", "output_line", "parse_output", "rejection_line"]
 
@@ -18,27 +19,40 @@ _fields = msgspec.json.Decoder(_Fields)
 _encode = msgspec.json.Encoder().encode
 
 
-def output_line(node: PlanNode, output: Output, key: bytes | None, keyed: bool) -> bytes:
+def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added) -> bytes:
     """One output row: `{"row_id": "17", ...model fields..., "_attempts": 1, "_reasoning": null}`."""
     head = b'{"row_id":"%b"' % output.row_id.encode()
     fields = b"," + output.value[1:-1] if len(output.value) > 2 else b""
-    tail = b',"_key":%b' % (key or b"null") if keyed else b""
+    tail = b',"_key":%b' % (key or b"null") if added.key else b""
     if node.kind == "step":
         tail += b',"_attempts":%d,"_reasoning":%b' % (output.attempts, _encode(output.reasoning))
+        if added.usage:
+            tail += b",%b" % _encode(_usage(output.usage))[1:-1]
     return b"%b%b%b}" % (head, fields, tail)
 
 
 def parse_output(line: bytes) -> Output:
-    """The output row that `output_line` wrote."""
+    """The output row that `output_line` wrote; what it took is not read back."""
     fields = _fields.decode(line)
     row_id: str = msgspec.json.decode(fields.pop("row_id"))
     fields.pop("_key", None)
     attempts: int = msgspec.json.decode(fields.pop("_attempts", b"0"))
     reasoning: str | None = msgspec.json.decode(fields.pop("_reasoning", b"null"))
+    for name in _usage(Usage()):
+        fields.pop(name, None)
     return Output(row_id, _encode(fields), attempts, reasoning)
 
 
-def rejection_line(rejection: Rejection, keyed: bool) -> bytes:
+def _usage(usage: Usage) -> dict[str, float]:
+    return {
+        "_prompt_tokens": usage.prompt_tokens,
+        "_completion_tokens": usage.completion_tokens,
+        "_queued": round(usage.queued, 6),
+        "_seconds": round(usage.seconds, 6),
+    }
+
+
+def rejection_line(rejection: Rejection, added: Added) -> bytes:
     """One line of `rejected/`."""
     plain: dict[str, Any] = {
         "row_id": rejection.row_id,
@@ -49,12 +63,14 @@ def rejection_line(rejection: Rejection, keyed: bool) -> bytes:
         "raw": rejection.raw,
         "line": rejection.line,
     }
-    if keyed:
+    if added.key:
         plain["_key"] = msgspec.Raw(rejection.key or b"null")
+    if added.usage:
+        plain |= _usage(rejection.usage)
     return _encode(plain)
 
 
-def flattened_line(plan: Plan, row: Row, keyed: bool) -> bytes:
+def flattened_line(plan: Plan, row: Row, added: Added) -> bytes:
     """One finished row across all nodes: `{"row_id": "17", "chain_input.text": ..., "extract.name": ...}`."""
     flat: _Fields = {"row_id": msgspec.Raw(_encode(row.row_id))}
     for column in plan.columns:
@@ -65,7 +81,7 @@ def flattened_line(plan: Plan, row: Row, keyed: bool) -> bytes:
             flat |= {f"{column}.{name}": msgspec.Raw(b"null") for name in _spread(plan)[column]}
         else:
             flat[column] = msgspec.Raw(value)
-    if keyed:
+    if added.key:
         flat["_key"] = msgspec.Raw(row.key or b"null")
     return _encode(flat)
 

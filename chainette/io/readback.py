@@ -14,7 +14,7 @@ from chainette.io.lines import parse_output
 from chainette.io.log import read_log
 from chainette.io.replay import RunState
 from chainette.io.rundir import RunDir
-from chainette.io.schemas import ShardSchemas
+from chainette.io.schemas import Added, ShardSchemas
 from chainette.io.shards import Span
 
 __all__ = ["ShardReader", "lines_of_root", "rows_of_root"]
@@ -52,7 +52,7 @@ class ShardReader:
         settings = state.run.settings
         self._directory = directory
         self._format = settings["format"]
-        self._schemas = ShardSchemas(plan, keyed=bool(settings.get("key")))
+        self._schemas = ShardSchemas(plan, Added.of(settings))
 
     def rejected(self, off: Mapping[str, Span]) -> Iterable[dict[str, Any]]:
         """The rejections of one outcome."""

@@ -10,7 +10,7 @@ from chainette.core.plan import Plan
 from chainette.errors import RunDirectoryError
 from chainette.io.replay import RunState, Status
 from chainette.io.rundir import RunDir
-from chainette.io.schemas import ShardSchemas
+from chainette.io.schemas import Added, ShardSchemas
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -61,7 +61,7 @@ class RunResult:
             raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")
         folder = folders[step]
         suffix = self._state.run.settings["format"]
-        schemas = ShardSchemas(self._plan, keyed=bool(self._state.run.settings.get("key")))
+        schemas = ShardSchemas(self._plan, Added.of(self._state.run.settings))
         for number in sorted(self._state.ends.get(folder, {})):
             path = self.dir / folder / f"{number}.{suffix}"
             if path.exists():

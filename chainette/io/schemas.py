@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.io.columns import Columns, arrow_schema, flattened_columns, step_columns
 
-__all__ = ["ShardSchemas"]
+__all__ = ["Added", "ShardSchemas"]
+
+_USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", float), ("_seconds", float))
 
 _REJECTED = (
     ("row_id", str),
@@ -21,13 +24,29 @@ _REJECTED = (
 )
 
 
+@dataclass(frozen=True)
+class Added:
+    """Columns that a run adds to shards because it was asked to."""
+
+    #: `_key`: the column of the input that was named.
+    key: bool = False
+    #: What the answers for a row took, to steps and rejected rows: tokens, seconds until the engine began, seconds in all.
+    usage: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Added:
+        """By the settings that the log fixes."""
+        return cls(bool(settings.get("key")), bool(settings.get("usage")))
+
+
 class ShardSchemas(Mapping[str, Any]):
     """Folder -> `pyarrow.Schema`. Hidden folders have none: they are never sealed."""
 
-    def __init__(self, plan: Plan, *, keyed: bool) -> None:
+    def __init__(self, plan: Plan, added: Added) -> None:
         self._plan = plan
         self._nodes = {node.folder: node for node in plan.nodes.values() if not node.hidden}
-        self._tail = [("_key", Any)] if keyed else []
+        self._tail = [("_key", Any)] if added.key else []
+        self._usage = _USAGE if added.usage else ()
         self._made: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -47,10 +66,10 @@ class ShardSchemas(Mapping[str, Any]):
     def columns(self, folder: str) -> Columns:
         """The columns of a folder."""
         if folder == "rejected":
-            return step_columns(None, [*_REJECTED, *self._tail])
+            return step_columns(None, [*_REJECTED, *self._tail, *self._usage])
         if folder == "flattened":
             groups = {name: self._plan.types[name] for name in self._plan.columns}
             return flattened_columns(groups, [("row_id", str), *self._tail])
         node = self._nodes[folder]
-        asked = [("_attempts", int), ("_reasoning", str)] if node.kind is NodeKind.STEP else []
+        asked = [("_attempts", int), ("_reasoning", str), *self._usage] if node.kind is NodeKind.STEP else []
         return step_columns(node.output_model, [("row_id", str), *self._tail, *asked])

@@ -22,7 +22,7 @@ from chainette.io.publish import publish_metadata
 from chainette.io.readback import lines_of_root
 from chainette.io.replay import RunState
 from chainette.io.rundir import RunDir
-from chainette.io.schemas import ShardSchemas
+from chainette.io.schemas import Added, ShardSchemas
 from chainette.io.sealing import Sealer
 from chainette.io.shards import StreamWriter
 from chainette.io.writer import RunWriter
@@ -134,7 +134,7 @@ def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWrit
 def _writer(directory: RunDir, plan: Plan, log: EventLog, state: RunState) -> RunWriter:
     settings = state.run.settings
     streams = dict(_streams(directory, plan, settings["format"], settings["max_rows_per_file"]))
-    sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, keyed=bool(settings.get("key"))))
+    sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, Added.of(settings)))
     sealer.delete_unsealed(state.sealed)
     for stream in streams.values():
         stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
@@ -157,13 +157,15 @@ def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Itera
 
 # -- what the first line says
 
+_NOTHING = Added()
 
-def graph_of(plan: Plan, *, keyed: bool = False) -> dict[str, Any]:
+
+def graph_of(plan: Plan, added: Added = _NOTHING) -> dict[str, Any]:
     """graph.json: nodes, edges, models as JSON Schema, prompts, sampling, engines, fingerprints, columns.
 
     It equals what is read back of it: lists for tuples, text for enums.
     """
-    schemas = ShardSchemas(plan, keyed=keyed)
+    schemas = ShardSchemas(plan, added)
     graph = {
         "chain": plan.chain,
         "emoji": plan.emoji,

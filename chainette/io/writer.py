@@ -22,6 +22,7 @@ from chainette.io.publish import publish_metadata
 from chainette.io.readback import rows_of_root
 from chainette.io.replay import RunState, Status
 from chainette.io.rundir import RunDir
+from chainette.io.schemas import Added
 from chainette.io.sealing import Sealer
 from chainette.io.shards import Span, StreamWriter
 from chainette.records import Outcome, Row, Unit
@@ -134,8 +135,7 @@ class RunWriter:
         self._streams = streams
         self._sealer = sealer
         self._roots = LiveRoots(plan)
-        #: Whether shards carry `_key`.
-        self.keyed = bool(state.run.settings.get("key"))
+        self.added = Added.of(state.run.settings)
         self._flattened = bool(state.run.settings.get("flattened", True))
 
     @property
@@ -195,14 +195,14 @@ class RunWriter:
         self._roots.add(commit)
         off = self._append_outputs(unit, outcome)
         if outcome.rejected:
-            lines = [rejection_line(rejection, self.keyed) for rejection in outcome.rejected]
+            lines = [rejection_line(rejection, self.added) for rejection in outcome.rejected]
             off |= self._streams["rejected"].append(lines)
         root_done = None
         if commit.done:
             rows, root_done = self._roots.close(unit.root)
             finished.append(rows)
             if self._flattened and rows:
-                off |= self._streams["flattened"].append([flattened_line(self.plan, row, self.keyed) for row in rows])
+                off |= self._streams["flattened"].append([flattened_line(self.plan, row, self.added) for row in rows])
         self._sealer.note(unit.root, off, done=commit.done)
         return UnitCommitted(
             node=unit.node,
@@ -225,7 +225,7 @@ class RunWriter:
         if node is None or not outcome.outputs:
             return {}
         lines = [
-            output_line(node, output, self._roots.key(unit.root, output.row_id) if self.keyed else None, self.keyed)
+            output_line(node, output, self._roots.key(unit.root, output.row_id) if self.added.key else None, self.added)
             for output in outcome.outputs
         ]
         return self._streams[node.id].append(lines)

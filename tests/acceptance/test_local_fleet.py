@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -54,6 +55,17 @@ def test_a_fleet_gives_the_rows_of_one_process_also_when_workers_are_killed(proj
     assert lines(project, "fleet") == lines(project, "local")
     assert until(lambda: not processes_of(project))
     assert not (project.path / "fleet/.fleet").exists()
+
+
+def test_a_fleet_tells_what_the_answers_of_each_row_took(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=24, latency=0.02, invalid=0.5)
+    done = project.chainette("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "1", "--usage")
+    assert done.returncode == 3, done.stderr
+    rows = [json.loads(line) for folder in ("grade", "rejected") for line in lines(project, "fleet")[folder]]
+    assert len(rows) == 24 and {row["_seconds"] for row in rows} == {0.02}
+    counted = json.loads((tmp_path / "fleet/metadata.json").read_text())["steps"]["grade"]["usage"]
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert sum(row[f"_{name}"] for row in rows) == counted[name]
 
 
 def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(project: Project) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,18 @@ def test_a_worker_that_is_killed_leaves_no_model_behind_and_another_goes_on(tiny
         _, errors = run.communicate(timeout=200)
     assert run.returncode == 0, errors
     assert tiny.ids("out", "thing") == sorted(map(str, range(160)))
+
+
+@pytest.mark.parametrize("words", [(), ("--workers", "1")])
+def test_the_next_rows_wait_inside_the_model_ready_to_be_computed(tiny: ModelProject, words: tuple[str, ...]) -> None:
+    done = tiny.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--usage", *words)
+    assert done.returncode in (0, 3), done.stderr
+    files = [tiny.path / "out" / folder / "0.jsonl" for folder in ("thing", "rejected")]
+    rows = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+    assert len(rows) == 160 and all(row["_completion_tokens"] > 0 and row["_prompt_tokens"] > 0 for row in rows)
+    # a row that was rendered only when there is room for it would be computed at once
+    waited = [row["_queued"] / (row["_seconds"] - row["_queued"]) for row in rows]
+    assert statistics.median(waited) > 0.2, sorted(waited)
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(tiny: ModelProject) -> None:

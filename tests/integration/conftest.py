@@ -1,5 +1,5 @@
 """Fixtures of the tests that need a real Valkey."""
 
-from tests.support.valkey import database, proxy, server, shared_server
+from tests.support.valkey import database, proxy, redis_database, redis_server, server, shared_server
 
-__all__ = ["database", "proxy", "server", "shared_server"]
+__all__ = ["database", "proxy", "redis_database", "redis_server", "server", "shared_server"]

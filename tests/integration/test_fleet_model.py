@@ -305,6 +305,13 @@ def test_whatever_dies_the_rows_are_those_of_a_local_run(tmp_path: Path, databas
     survive(tmp_path, on_redis(database.client), seed + 100 * wild, wild=wild)
 
 
+@pytest.mark.parametrize("wild", [False, True])
+def test_whatever_dies_the_rows_are_those_of_a_local_run_also_on_redis(
+    tmp_path: Path, redis_database: Database, wild: bool
+) -> None:
+    survive(tmp_path, on_redis(redis_database.client), 300, wild=wild)
+
+
 @pytest.mark.parametrize("seed", range(0, 40, 5))
 @pytest.mark.parametrize("wild", [False, True])
 def test_whatever_dies_the_rows_are_those_of_a_local_run_also_in_memory(tmp_path: Path, seed: int, wild: bool) -> None:

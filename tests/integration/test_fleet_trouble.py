@@ -27,7 +27,7 @@ from chainette.fleet.board import Board
 from chainette.fleet.connect import connect
 from chainette.fleet.queue import FleetQueue
 from chainette.io.result import RunResult
-from chainette.launch import Session
+from chainette.session import Session
 from tests.support.chains import content
 from tests.support.cli import Project
 from tests.support.proxy import FaultProxy

@@ -103,14 +103,15 @@ class Site:
         return sorted(output.row_id for result in self.results if result.node == node for output in result.outputs)
 
 
-@pytest.fixture(params=["redis", "memory"])
-def open_site(request: pytest.FixtureRequest, database: Database) -> Iterator[Callable[..., Site]]:
-    """Opens sites on either twin; they are closed at the end, their workers gone."""
+@pytest.fixture(params=["database", "redis_database", "memory"])
+def open_site(request: pytest.FixtureRequest) -> Iterator[Callable[..., Site]]:
+    """Opens sites on Valkey, Redis, and the twin in memory; they are closed at the end, their workers gone."""
     opened: list[Site] = []
+    database = None if request.param == "memory" else request.getfixturevalue(request.param)
 
     def build(plan: Plan | None = None, window: int = 1000, **more: int | str) -> Site:
         queue: LeasedQueue
-        if request.param == "redis":
+        if isinstance(database, Database):
             client, queue = database.client, FleetQueue(database.client)
 
             def end_lease(me: str) -> None:

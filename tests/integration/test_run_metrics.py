@@ -28,8 +28,8 @@ from chainette.fleet.queue import FleetQueue
 from chainette.fleet.survey import survey
 from chainette.hooks import Stage
 from chainette.io.result import RunResult
-from chainette.launch import Session
 from chainette.records import CHAIN_INPUT
+from chainette.session import Session
 from tests.support.cli import Project, until
 from tests.support.serving import serving
 from tests.support.valkey import Database

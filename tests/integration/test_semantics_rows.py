@@ -13,10 +13,12 @@ import pytest
 from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, model_validator
 
 from chainette import Branch, Chain, RunResult, SamplingParams, Step, apply, register_engine
+from chainette.asking import row_seed
+from chainette.calling import MAX_FAN_OUT
 from chainette.engine.base import Completion, Finish, Request
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.process import MAX_FAN_OUT, row_seed
-from chainette.records import Message, Reason, row_order
+from chainette.io.shards import Format
+from chainette.records import Message, Reason, Usage, row_order
 from chainette.tally import MAX_ROW_BYTES, RAW_LIMIT
 from tests.support.chains import content, everything, write_inputs
 from tests.support.scripted import Answering, Script, ask_of, row_of, scripted
@@ -116,6 +118,32 @@ def test_key_copies_an_input_column_into_every_shard(tmp_path: Path) -> None:
     }
     assert keys["split"] == keys["flattened"] == {"0.0": "A-1", "0.1": "A-1", "1.0": None, "1.1": None}
     assert keys["rejected"]["2"] == 7
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+def test_usage_says_what_each_row_took_over_all_its_asks(tmp_path: Path, format: Format) -> None:
+    def answer(request: Request) -> Completion:
+        asked, number = row_of(request), ask_of(request)
+        text = '{"price": 1}' if (asked, number) in {("0", 1), ("1", 2)} else '{"price": -1}'
+        return Completion(text, usage=Usage(1, 10, number, 0.5, 0.25))
+
+    with scripted(llm=answer):
+        chain, rows = Chain(name="rows", steps=[ask()]), [Text(text=text) for text in "abc"]
+        plain = chain.run(rows, tmp_path / "plain", format=format)
+        result = chain.run(rows, tmp_path / "run", format=format, usage=True)
+    names = ("_prompt_tokens", "_completion_tokens", "_queued", "_seconds")
+    found = {
+        row_id: tuple(row[name] for name in names)
+        for folder in ("ask", "rejected")
+        for row_id, row in by_id(result, folder).items()
+    }
+    assert found == {"0": (10, 1, 0.25, 0.5), "1": (20, 3, 0.5, 1.0), "2": (30, 6, 0.75, 1.5)}
+    usage = result.metadata["usage"]
+    assert [sum(row[at] for row in found.values()) for at in range(4)] == [
+        usage[name] for name in ("prompt_tokens", "completion_tokens", "queued", "seconds")
+    ]
+    assert not {*names} & {*next(plain.rows("ask"))} and not {*names} & {*next(plain.rows("rejected"))}
+    assert "_seconds" in result.dataset()["ask"].column_names
 
 
 def test_unknown_columns_follow_the_models_extra(tmp_path: Path) -> None:

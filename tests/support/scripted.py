@@ -21,10 +21,10 @@ from unittest import mock
 from pydantic import BaseModel
 
 from chainette import register_engine
-from chainette.engine import config as engine_config
-from chainette.engine import lifecycle
+from chainette.engine import backends, lifecycle
+from chainette.engine.backends import SimulatedOptions
 from chainette.engine.base import Completion, Engine, Request
-from chainette.engine.config import EngineConfig, EngineRegistry, SimulatedOptions, using_registry
+from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
 from chainette.records import Usage
 
 Answer = Completion | str | BaseModel
@@ -87,7 +87,7 @@ def scripted(settings: dict[str, Any] | None = None, /, **answers: Answering) ->
     scripts = {name: Script(answer) for name, answer in answers.items()}
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(lifecycle._CLASSES, {"scripted": (__name__, "ScriptedEngine")}))
-        stack.enter_context(mock.patch.dict(engine_config.BACKENDS, {"scripted": SimulatedOptions}))
+        stack.enter_context(mock.patch.dict(backends.BACKENDS, {"scripted": SimulatedOptions}))
         stack.enter_context(using_registry(EngineRegistry()))
         for name, script in scripts.items():
             model = f"script-{next(_numbers)}"

@@ -18,8 +18,9 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from chainette.fleet.embedded import EmbeddedServer
+from chainette.fleet.embedded import SERVER_VARIABLE, EmbeddedServer
 from tests.support.proxy import FaultProxy
+from tests.support.tools import program
 
 __all__ = [
     "LEASES",
@@ -29,6 +30,8 @@ __all__ = [
     "connect",
     "database",
     "proxy",
+    "redis_database",
+    "redis_server",
     "server",
     "shared_server",
 ]
@@ -79,13 +82,32 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 @pytest.fixture
 def database(shared_server: EmbeddedServer) -> Iterator[Database]:
     """A database that is empty at the start, and must be at the end but for what the test says by `may_leave`."""
-    if not shared_server.running:
-        shared_server.restart()
-    with closing(connect(shared_server.url)) as client:
+    yield from _emptied(shared_server)
+
+
+def _emptied(server: EmbeddedServer) -> Iterator[Database]:
+    if not server.running:
+        server.restart()
+    with closing(connect(server.url)) as client:
         client.flushall()
-        database = Database(shared_server.url, client)
+        database = Database(server.url, client)
         yield database
         assert_no_keys_left(client, database.allowed)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SERVER_VARIABLE, program("redis-server", "apt-get install redis-server"))
+        server = EmbeddedServer.start(tmp_path_factory.mktemp("redis"))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def redis_database(redis_server: EmbeddedServer) -> Iterator[Database]:
+    """As `database`, on the Redis of the system: another program than Valkey, and an older one."""
+    yield from _emptied(redis_server)
 
 
 @pytest.fixture

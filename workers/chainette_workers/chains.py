@@ -12,8 +12,8 @@ from chainette.core.loading import load_chain
 from chainette.core.plan import Plan
 from chainette.errors import ChainetteError
 from chainette.fleet.states import RunInfo
-from chainette.launch import compile_plan
 from chainette.options import RunOptions
+from chainette.session import compile_plan
 
 __all__ = ["ChainDiffers", "Chains", "Reference"]
 

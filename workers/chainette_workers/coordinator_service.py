@@ -21,7 +21,7 @@ from chainette.io.readback import rows_of_root
 from chainette.io.roots import Root, Roots
 from chainette.io.rundir import RunDir
 from chainette.io.validate import InputModel
-from chainette.launch import Observed, observe
+from chainette.reopen import Observed, observe
 from chainette_workers.coordinator import Coordinator
 from chainette_workers.service import Elsewhere, Handed, Places, same_chain
 

@@ -25,8 +25,8 @@ from chainette.fleet.reasons import reasons
 from chainette.io.events import UnitRetried
 from chainette.io.roots import Root, Roots
 from chainette.io.validate import InputModel
-from chainette.launch import Session
 from chainette.limits import RejectWatch
+from chainette.session import Session
 from chainette_workers.catalogue import Part
 from chainette_workers.coordinator import Coordinator
 from chainette_workers.endpoint import Endpoint
@@ -210,8 +210,9 @@ class Drive:
         return info is not None and bool(info.fields.get("barred"))
 
     def _enter_next_phase(self, sink: Sink) -> None:
+        workers = self.board.members().values()
         self._phases.go_on()
-        sink.phase, sink.barred = self._phases.number, self._phases.barred(self.board.members().values())
+        sink.phase, sink.barred = self._phases.number, self._phases.barred(workers)
 
     def _cancelled(self, sink: Sink) -> RunCancelled:
         with suppress(redis.RedisError, Lost):

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from chainette.core.plan import PYTHON, Plan
-from chainette.engine.config import EngineConfig, VllmOptions
+from chainette.engine.backends import VllmOptions
+from chainette.engine.config import EngineConfig
 from chainette.errors import InputError, RunError, RunStopped
 from chainette.fleet.board import Board
 from chainette.fleet.connect import connect
 from chainette.fleet.embedded import EmbeddedServer
 from chainette.fleet.queue import FleetQueue
 from chainette.io.rundir import RunDir
-from chainette.launch import Session
+from chainette.session import Session
 from chainette_workers.drive import Drive
 from chainette_workers.gpus import CUDA_DEVICES, visible
 from chainette_workers.runtime import UNUSABLE

@@ -8,8 +8,9 @@ from time import monotonic
 
 import msgspec
 
+from chainette.engine.backends import VllmOptions
 from chainette.engine.base import Engine
-from chainette.engine.config import EngineConfig, VllmOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.io.events import EngineLoaded, EngineReleased
 from chainette_workers.device import exclude

@@ -110,7 +110,7 @@ class Sink:
         anchor = (ANCHOR, token)
         if self.writer.state.started_at:
             self.writer.raise_epoch()
-            graph = graph_of(self.plan, keyed=self.writer.keyed)
+            graph = graph_of(self.plan, self.writer.added)
             changed = graph if graph != self.writer.state.graph else None
             resumed = RunResumed(
                 fingerprint=self.plan.fingerprint, expected=expected, graph=changed, anchor=anchor, phase=self.phase

@@ -14,7 +14,7 @@ from chainette.fleet.queue import FleetQueue
 from chainette.io.replay import RunState, Status
 from chainette.io.rundir import RunDir
 from chainette.io.session import read_state
-from chainette.launch import Session
+from chainette.session import Session
 from chainette_workers.drive import Admitting, Drive
 from chainette_workers.service import Elsewhere, Handed, Places, Stopping, same_chain
 from chainette_workers.sink import Sink

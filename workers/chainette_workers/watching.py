@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from chainette.fleet.connect import impatient
 from chainette.fleet.survey import Lookout
 from chainette.hooks import Hook, Hooks
-from chainette.launch import Session
+from chainette.session import Session
 from chainette_workers.catalogue import Part
 from chainette_workers.endpoint import Endpoint, Route, Unavailable, serving, targets
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 import pytest
 from pydantic import BaseModel, Field
 
+from chainette.engine.backends import LlamaCppOptions
 from chainette.engine.base import Completion, Finish, Request, SamplingParams
-from chainette.engine.config import EngineConfig, LlamaCppOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.grammar import compact_grammar, grammar_holds
 from chainette.engine.llama_cpp import LlamaCppEngine, model_path
 from chainette.errors import EngineConfigError, EngineUnavailable
@@ -233,7 +234,8 @@ def test_a_cancelled_request_stops_long_before_its_last_token() -> None:
 
 _CYCLES = """
 import asyncio, os, sys
-from chainette.engine.config import EngineConfig, LlamaCppOptions
+from chainette.engine.backends import LlamaCppOptions
+from chainette.engine.config import EngineConfig
 from chainette.engine.llama_cpp import LlamaCppEngine
 
 def rss():

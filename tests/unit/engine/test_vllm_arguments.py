@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from chainette.engine.config import VllmOptions, make_config
+from chainette.engine.backends import VllmOptions
+from chainette.engine.config import make_config
 from chainette.engine.vllm_arguments import engine_arguments, environment
 from chainette.errors import EngineConfigError
 

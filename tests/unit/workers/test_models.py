@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from chainette_workers import models
 
+from chainette.engine.backends import VllmOptions
 from chainette.engine.base import Engine
-from chainette.engine.config import EngineConfig, VllmOptions, make_config
+from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.simulated import SimulatedEngine
 
 

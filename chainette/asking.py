@@ -1,0 +1,208 @@
+"""Steps: a unit's rows become questions, answers are judged, and bad ones asked again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+
+from chainette.core.dump import NotRoundTrip, dump_row, explain
+from chainette.core.plan import Plan, PlanNode
+from chainette.core.prompt import Prompter, prompter
+from chainette.core.step import Step
+from chainette.engine.base import Completion, Engine, Finish, Request
+from chainette.errors import TemplateError
+from chainette.hooks import Hook, Laps, Stage
+from chainette.records import Message, Output, Reason, Row, Usage
+from chainette.streaming import Asked, Unusable
+from chainette.tally import Tally, excess, raised_at, streamed, writable
+from chainette.utils.together import together
+
+__all__ = ["Asking", "row_seed"]
+
+_NOTHING = Usage()
+
+
+def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
+    """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it."""
+    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One row's question, and how often it was asked."""
+
+    row: Row
+    messages: tuple[Message, ...]
+    number: int = 1
+    #: What the answers so far took.
+    usage: Usage = _NOTHING
+
+    def answered(self, usage: Usage) -> _Ask:
+        return _Ask(self.row, self.messages, self.number, self.usage + usage)
+
+    def again(self, *appended: Message) -> _Ask:
+        return _Ask(self.row, self.messages + appended, self.number + 1, self.usage)
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """An answer that is not an output."""
+
+    reason: Reason
+    message: str
+    #: Whether another ask may do better.
+    final: bool = False
+
+
+@dataclass
+class Asking:
+    """Asks, judges, asks again: the life of one unit of a step."""
+
+    plan: Plan
+    node: PlanNode
+    engine: Engine
+    seed: int
+    hook: Hook
+    laps: Laps
+    result: Tally = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.result = Tally(self.node, self.hook)
+
+    async def run(self, rows: Sequence[Row]) -> Tally:
+        prompts = prompter(self.plan, self.node)
+        asks = self.first_asks(prompts, rows)
+        while asks:
+            requests = [self.request(prompts, ask) for ask in asks]
+            self.laps.lap(Stage.RENDER)
+            completions = await self.watched(asks, requests)
+            self.laps.lap(Stage.GENERATE)
+            self.hook.on_answers(self.node.id, requests, completions)
+            asks = [again for ask, completion in zip(asks, completions, strict=True) if (again := self.judge(ask, completion))]
+            self.laps.lap(Stage.VALIDATE)
+        place = {row.row_id: index for index, row in enumerate(rows)}
+        self.result.outputs.sort(key=lambda pair: place[pair[0].row_id])
+        return self.result
+
+    async def watched(self, asks: Sequence[_Ask], requests: Sequence[Request]) -> list[Completion]:
+        self.hook.on_generating(self.node.engine, len(requests))
+        try:
+            return [_readable(completion) for completion in await self.answers(asks, requests)]
+        finally:
+            self.hook.on_generated(self.node.engine, len(requests))
+
+    async def answers(self, asks: Sequence[_Ask], requests: Sequence[Request]) -> list[Completion]:
+        if not self.hook.streams:
+            return await self.engine.generate(requests)
+        asked = [Asked(self.node.id, ask.row.row_id, ask.number, ask.messages) for ask in asks]
+        return await together([streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)])
+
+    @property
+    def step(self) -> Step[Any, Any]:
+        assert isinstance(self.node.node, Step)
+        return self.node.node
+
+    def first_asks(self, prompts: Prompter, rows: Sequence[Row]) -> list[_Ask]:
+        asks = []
+        for row in rows:
+            try:
+                asks.append(_Ask(row, prompts.messages(row)))
+            except TemplateError as error:
+                self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
+            except ValidationError as error:
+                self.result.reject(row, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}")
+            except Exception as error:  # validators of the input models are the user's code
+                self.result.reject(row, Reason.TEMPLATE_ERROR, f"{type(error).__name__}: {error}{raised_at(error)}")
+        return asks
+
+    def request(self, prompts: Prompter, ask: _Ask) -> Request:
+        sampling = self.step.sampling
+        base = self.seed if sampling.seed is None else sampling.seed
+        return Request(
+            messages=ask.messages,
+            sampling=sampling,
+            seed=row_seed(base, self.node.id, ask.row.row_id, ask.number),
+            schema=prompts.schema,
+            schema_name=self.node.id,
+            label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",
+        )
+
+    def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:
+        """Takes an answer in, or gives the next ask."""
+        self.result.usage += completion.usage
+        ask = ask.answered(completion.usage)
+        verdict = self.read(completion, ask)
+        if isinstance(verdict, Output):
+            self.result.keep(ask.row, verdict)
+            return None
+        if verdict.final or ask.number >= self.step.max_attempts:
+            self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, ask.usage)
+            return None
+        if self.hook.streams:
+            self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
+        if verdict.reason is Reason.TRUNCATED:
+            return ask.again()
+        return ask.again(
+            Message("assistant", completion.text),
+            Message("user", f"That answer cannot be used: {verdict.message}\nAnswer again, with the JSON object only."),
+        )
+
+    def read(self, completion: Completion, ask: _Ask) -> Output | _Bad:
+        match completion.finish:
+            case Finish.REFUSED:
+                return _Bad(Reason.REFUSED, completion.error or "the model declined to answer", final=True)
+            case Finish.TOO_LONG:
+                return _Bad(Reason.PROMPT_TOO_LONG, completion.error, final=True)
+            case Finish.ERROR:
+                return _Bad(Reason.ENGINE_ERROR, completion.error, final=True)
+            case Finish.LENGTH:
+                limit = self.step.sampling.max_tokens
+                return _Bad(
+                    Reason.TRUNCATED,
+                    completion.error
+                    or f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens or ask for less",
+                )
+            case Finish.STOP:
+                reasoning, text = _split_reasoning(completion)
+                try:
+                    value = dump_row(self.step.output_model.model_validate_json(text))
+                except ValidationError as error:
+                    return _bad_answer(error)
+                except NotRoundTrip as error:
+                    return _Bad(Reason.INVALID_OUTPUT, str(error))
+                except Exception as error:  # a validator of the user's own
+                    return _Bad(Reason.INVALID_OUTPUT, f"{type(error).__name__}: {error}")
+                output = Output(ask.row.row_id, value, ask.number, reasoning, ask.usage)
+                large = excess([output])
+                return _Bad(Reason.TOO_LARGE, large, final=True) if large else output
+
+
+def _readable(completion: Completion) -> Completion:
+    """The answer as text that can be written: models cut by their tokenizer end in half a character."""
+    text, error = writable(completion.text), writable(completion.error)
+    reasoning = None if completion.reasoning is None else writable(completion.reasoning)
+    return msgspec.structs.replace(completion, text=text, error=error, reasoning=reasoning)
+
+
+def _split_reasoning(completion: Completion) -> tuple[str | None, str]:
+    """(reasoning, answer): strips `<think>` blocks and a fence around the JSON."""
+    reasoning, text = completion.reasoning, completion.text.strip()
+    if text.startswith("<think>") and "</think>" in text:
+        thought, _, text = text.removeprefix("<think>").partition("</think>")
+        reasoning, text = reasoning or thought.strip(), text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text.removeprefix("```json").strip("`").strip()
+    return reasoning, text
+
+
+def _bad_answer(error: ValidationError) -> _Bad:
+    problems = error.errors(include_url=False)
+    if problems[0]["type"] == "json_invalid":
+        return _Bad(Reason.NOT_JSON, f"not JSON: {problems[0]['msg']}")
+    return _Bad(Reason.INVALID_OUTPUT, explain(error))

@@ -1,0 +1,146 @@
+"""Functions: called for every row of a unit, in this process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+from pydantic import BaseModel, ValidationError
+
+from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain
+from chainette.core.history import History, received
+from chainette.core.plan import Plan, PlanNode
+from chainette.hooks import Hook
+from chainette.records import Output, Reason, Row
+from chainette.tally import Tally, excess, raised_at
+
+__all__ = ["MAX_FAN_OUT", "call"]
+
+#: Rows that one row may become in one Apply.
+MAX_FAN_OUT = 100_000
+
+
+async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook) -> Tally:
+    """Runs the function for every row: coroutines side by side, others in one thread."""
+    apply = node.node
+    assert isinstance(apply, ApplyNode)
+    returned: list[Any] = [None] * len(rows)
+    if _is_async(apply.fn):
+
+        async def call_one(index: int) -> None:
+            try:
+                returned[index] = await apply.fn(*_arguments(plan, node, rows[index]))
+            except (Exception, SystemExit) as error:
+                returned[index] = _Raised(error)
+
+        async with anyio.create_task_group() as group:
+            for index in range(len(rows)):
+                group.start_soon(call_one, index)
+    else:
+        returned = await anyio.to_thread.run_sync(_call_each, apply.fn, [(plan, node, row) for row in rows])
+    result = Tally(node, hook)
+    for row, value in zip(rows, returned, strict=True):
+        _take(result, apply, row, value)
+    return result
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine; objects with an `async def __call__` count."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
+
+
+def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) -> list[Any]:
+    returned: list[Any] = []
+    for plan, node, row in calls:
+        anyio.from_thread.check_cancelled()  # an interrupt waits for one row, not for the whole unit
+        try:
+            value = fn(*_arguments(plan, node, row))
+            returned.append(_at_most(value) if isinstance(value, Iterator) else value)
+        except (Exception, SystemExit) as error:
+            returned.append(_Raised(error))
+    return returned
+
+
+def _at_most(items: Iterator[Any]) -> list[Any]:
+    """The items of a generator, cut just above the limit: it may have no end."""
+    return list(islice(items, MAX_FAN_OUT + 1))
+
+
+def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
+    assert isinstance(node.node, ApplyNode)
+    item = received(node, row)
+    return (item, History(plan, node, row)) if node.node.wants_history else (item,)
+
+
+def _take(result: Tally, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
+    """What the function returned for one row, as outputs, a drop or a rejection."""
+    try:
+        if isinstance(value, _Raised):
+            raise _Unusable(f"{type(value.error).__name__}: {value.error}{raised_at(value.error)}")
+        outputs = _outputs(apply, row, value)
+    except _Unusable as error:
+        result.reject(row, Reason.APPLY_ERROR, str(error))
+        return
+    if large := excess(outputs):
+        result.reject(row, Reason.TOO_LARGE, large)
+        return
+    for output in outputs:
+        result.keep(row, output)
+    if not outputs:
+        result.drop(row)
+
+
+class _Unusable(Exception):
+    """What a function gave cannot become rows."""
+
+
+def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
+    if apply.cardinality is not Cardinality.MANY:
+        if value is None and apply.cardinality is Cardinality.OPTIONAL:
+            return []
+        return [Output(row.row_id, _dump(apply, value))]
+    if not apply.annotated and (value is None or isinstance(value, BaseModel)):
+        value = [] if value is None else [value]
+    if isinstance(value, BaseModel | dict | str | bytes) or not hasattr(value, "__iter__"):
+        raise _Unusable(f"{apply.id!r} must return a list of rows, it returned {_short(value)}")
+    try:
+        items = _at_most(iter(value))
+    except Exception as error:  # a generator of the user's own
+        raise _Unusable(f"{type(error).__name__}: {error}{raised_at(error)}") from error
+    if len(items) > MAX_FAN_OUT:
+        raise _Unusable(f"{apply.id!r} made more than {MAX_FAN_OUT:,} rows of one, which is the limit")
+    return [Output(f"{row.row_id}.{index}", _dump(apply, item)) for index, item in enumerate(items)]
+
+
+def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
+    model = apply.output_model
+    try:
+        if isinstance(item, dict) and model is not None:
+            item = model.model_validate(item)
+        if not isinstance(item, model or BaseModel):
+            wanted = model.__name__ if model is not None else "a pydantic model"
+            raise _Unusable(f"{apply.id!r} returned {_short(item)}, not {wanted}")
+        if model is not None and type(item) is not model:  # a subclass: its own fields have no column
+            item = model.model_validate_json(dump_model(item))
+        return dump_row(item)
+    except ValidationError as error:
+        raise _Unusable(explain(error)) from error
+    except NotRoundTrip as error:
+        raise _Unusable(str(error)) from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:80]}..." if len(text) > 80 else text

@@ -1,0 +1,199 @@
+"""A run directory that is there already: going on with it, computing some of it anew, looking at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+
+from chainette.core.chain import Chain
+from chainette.core.loading import load_chain
+from chainette.core.plan import NodeKind, Plan
+from chainette.engine.config import EngineRegistry
+from chainette.errors import ChainChanged, InputError, RunDirectoryError
+from chainette.io.fork import Reopen, affected_by, finish_swap, fork, starts_of
+from chainette.io.inputs import open_input
+from chainette.io.readers import InputFile
+from chainette.io.replay import RunState, Status
+from chainette.io.result import RunResult
+from chainette.io.rundir import RunDir
+from chainette.io.session import changed_nodes, read_state, recover, removed_nodes
+from chainette.io.writer import tidy
+from chainette.options import RunOptions
+from chainette.session import compile_plan, finish_run, registry_of
+
+__all__ = ["Observed", "observe", "resume", "retry"]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A directory as it is at one moment, in other hands."""
+
+    plan: Plan
+    source: InputFile
+    state: RunState
+    options: RunOptions
+
+
+async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_steps: Sequence[str] = ()) -> RunResult:
+    """See `executor.resume`."""
+    state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    if from_steps:
+        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps)
+        state, _ = await anyio.to_thread.run_sync(read_state, directory)
+        return await _continue(directory, plan, state, options)
+    _require_unchanged(directory, state, plan)
+    if state.status is Status.FINISHED:
+        await anyio.to_thread.run_sync(tidy, directory, state)
+        return RunResult(directory, state, plan)
+    return await _continue(directory, plan, state, options)
+
+
+async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
+    source = await anyio.to_thread.run_sync(_same_input, directory, state, options)
+    attaches = options.drive is not None and options.drive.attaches
+    writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, new_epoch=not attaches))
+    return await finish_run(plan, source, writer, options)
+
+
+def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions]:
+    finish_swap(directory)
+    state, _ = read_state(directory)
+    options = _recorded(state, options)
+    return state, compile_plan(chain or _load(directory, state), options), options
+
+
+def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Raises ChainChanged unless every row of the directory is what the plan would make."""
+    _require_same_chain(directory, state, plan)
+    changed, removed = changed_nodes(state, plan), removed_nodes(state, plan)
+    if changed or removed:
+        found = ", ".join([*changed, *(f"{node} is gone (its rows would be dropped)" for node in removed)])
+        starts = starts_of(plan, changed) or list(plan.nodes)[-1:]
+        raise ChainChanged(
+            f"{directory}: the chain has changed since its rows were written: {found}. "
+            f"To compute {' and '.join(starts)} and all that follow anew: `chainette resume {directory} {_from(starts)}`"
+        )
+
+
+def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Raises ChainChanged where the plan has none of the nodes that the directory was made with."""
+    recorded = removed_nodes(state, plan)
+    if len(recorded) == len(state.graph["nodes"]):
+        raise ChainChanged(
+            f"{directory} is of another chain: it has rows of {state.run.chain!r} ({', '.join(recorded)}), the chain now is "
+            f"{plan.chain!r} ({', '.join(plan.nodes)}); put the old chain back, or name another directory for a new run"
+        )
+
+
+def _require_nodes(plan: Plan, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in plan.nodes:
+            raise RunDirectoryError(f"the chain has no step {name!r}; it has {', '.join(plan.nodes)}")
+
+
+def _from(steps: Iterable[str]) -> str:
+    return " ".join(f"--from {step}" for step in steps)
+
+
+def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str]) -> None:
+    """Takes back the rows of steps and of everything that depends on them."""
+    _require_same_chain(directory, state, plan)
+    _require_nodes(plan, steps)
+    affected = affected_by(plan, steps)
+    missed = [node for node in changed_nodes(state, plan) if node not in affected]
+    if missed:
+        raise ChainChanged(
+            f"{directory}: {', '.join(missed)} changed too and does not depend on {', '.join(steps)}; "
+            f"use `{_from(starts_of(plan, [*steps, *missed]))}`"
+        )
+    _same_input(directory, state, RunOptions(limit=state.run.settings["limit"]))
+    fork(directory, plan, state, Reopen(nodes=affected))
+
+
+async def retry(
+    directory: RunDir,
+    chain: Chain | None,
+    options: RunOptions,
+    steps: frozenset[str],
+    reasons: frozenset[str],
+    engine: str | None,
+) -> RunResult:
+    """See `executor.retry_rejected`."""
+    state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    _require_unchanged(directory, state, plan)
+    _require_nodes(plan, sorted(steps))
+
+    def matches(step: str, reason: str) -> bool:
+        return (not steps or step in steps) and (not reasons or reason in reasons)
+
+    if not any(
+        matches(step, reason) for step, counts in state.nodes.items() if step in plan.nodes for reason in counts.reasons
+    ):
+        raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
+    if engine is not None:
+        plan = _with_engine(plan, registry_of(chain or _load(directory, state), options), engine, steps)
+    _same_input(directory, state, options)
+    await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
+    state, _ = await anyio.to_thread.run_sync(read_state, directory)
+    return await _continue(directory, plan, state, options)
+
+
+def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:
+    """The plan with another engine behind its steps, for one session."""
+    nodes = {
+        node.id: replace(node, engine=engine) if node.kind is NodeKind.STEP and (not steps or node.id in steps) else node
+        for node in plan.nodes.values()
+    }
+    return replace(plan, nodes=nodes, engines={**plan.engines, engine: registry.get(engine)})
+
+
+def _recorded(state: RunState, options: RunOptions) -> RunOptions:
+    """The options of this session with everything that the log fixes."""
+    fields = RunOptions.__dataclass_fields__
+    fixed = {name: value for name, value in state.run.settings.items() if name in fields}
+    return replace(options, **fixed, chain_ref=state.run.chain_ref, chain_root=state.run.chain_root)
+
+
+def _load(directory: RunDir, state: RunState) -> Chain:
+    run = state.run
+    if not run.chain_ref:
+        raise RunDirectoryError(
+            f"{directory} comes from a chain built in Python; resume there: chain.run(inputs, {str(directory)!r}, resume=True)"
+        )
+    return load_chain(run.chain_ref, Path(run.chain_root)).chain
+
+
+def observe(directory: RunDir, chain: Chain, inputs: Path) -> Observed:
+    """What is needed to admit the rows of a run whose directory somebody else writes. Reads only.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        ChainChanged: the chain is not the one that the directory is written with.
+        InputError: the input is gone, or it is not the one that the run began with.
+    """
+    state, _ = read_state(directory)
+    options = _recorded(state, RunOptions())
+    plan = compile_plan(chain, options)
+    _require_unchanged(directory, state, plan)
+    return Observed(plan, _same_input(directory, state, options, inputs), state, options)
+
+
+def _same_input(directory: RunDir, state: RunState, options: RunOptions, path: Path | None = None) -> InputFile:
+    """The input of the run, at its path or at another one.
+
+    Raises:
+        InputError: it is gone, or it has changed.
+    """
+    recorded = state.run.input
+    source = open_input(path or Path(recorded["path"]), limit=options.limit)
+    found = source.identity()
+    if found["size"] != recorded["size"] or found["sample"] != recorded["sample"]:
+        raise InputError(
+            f"{recorded['path']} has changed since the run in {directory} began "
+            f"({recorded['size']:,} bytes then, {found['size']:,} now); put the old file back, or begin a new run"
+        )
+    return source

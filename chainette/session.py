@@ -1,0 +1,164 @@
+"""An open run directory, and who moves its units to the end: this process, or a `Drive`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from chainette.core.chain import Chain
+from chainette.core.compile import compile_chain
+from chainette.core.plan import Plan
+from chainette.engine.config import EngineConfig, EngineRegistry, overlaid
+from chainette.engine.lifecycle import Engines, create_engine
+from chainette.errors import ChainetteError, RunCancelled
+from chainette.hooks import Hook, Hooks
+from chainette.io.events import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
+from chainette.io.readers import InputFile
+from chainette.io.replay import Status
+from chainette.io.result import RunResult
+from chainette.io.roots import Roots
+from chainette.io.session import graph_of
+from chainette.io.validate import InputModel
+from chainette.io.writer import RunWriter
+from chainette.local import LocalRun, Writer
+from chainette.options import Drive, RunOptions
+from chainette.records import Row
+
+__all__ = ["Deliver", "Session", "compile_plan", "finish_run", "local_run", "registry_of"]
+
+#: Takes the finished rows of one root; may wait.
+Deliver = Callable[[list[Row]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open directory whose units somebody else moves."""
+
+    plan: Plan
+    source: InputFile
+    writer: RunWriter
+    options: RunOptions
+    hook: Hook
+
+    def finish(self) -> None:
+        """Says in the log that every row is in its place; once, however often it is called."""
+        if self.writer.state.status is not Status.FINISHED:
+            _tell(self.hook, self.writer.finish(self.source.digest()))
+
+
+def compile_plan(chain: Chain, options: RunOptions) -> Plan:
+    """The chain as the options say: with engines of a file, simulated, in roots of another size."""
+    return compile_chain(chain, registry=registry_of(chain, options), simulate=options.simulate, batch_size=options.batch_size)
+
+
+def registry_of(chain: Chain, options: RunOptions) -> EngineRegistry:
+    """The chain's engines, with those of a file in their place."""
+    return overlaid(chain.registry, options.engines_file) if options.engines_file else chain.registry
+
+
+async def finish_run(
+    plan: Plan, source: InputFile, writer: RunWriter, options: RunOptions, deliver: Deliver | None = None
+) -> RunResult:
+    """Moves a directory's run to its end, or to a point where it can be resumed."""
+    hook = Hooks(options.hooks)
+    session = Session(plan, source, writer, options, hook)
+    try:
+        if options.drive is not None:
+            await _in_thread(options.drive, session)
+        else:
+            _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
+            async with local_run(plan, source, writer, writer.state.is_done, options, hook, deliver) as local:
+                await local.run()
+        await anyio.to_thread.run_sync(session.finish)
+        return RunResult(writer.directory, writer.state, plan)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, error))
+        raise
+    finally:
+        writer.close()
+
+
+async def _in_thread(drive: Drive, session: Session) -> None:
+    """Waits for the drive's end also where it is cancelled: it looks for that itself, and has workers to end.
+
+    Ctrl-C cancels the task and not its scope, which neither holds the wait nor reaches the thread; a task group turns
+    the one into the other.
+    """
+    failed: list[Exception] = []
+
+    async def move() -> None:
+        try:
+            await anyio.to_thread.run_sync(drive, session)
+        except Exception as error:
+            failed.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(move)
+    if failed:
+        raise failed[0]
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ChainetteError):
+        return str(error)
+    return f"failed: {type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
+
+
+def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
+    expected = source.count()
+    if writer.epoch == 0:
+        return writer.record([RunStarted(expected=expected)])
+    graph = graph_of(plan, writer.added)
+    changed = graph if graph != writer.state.graph else None
+    return writer.record([RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed)])
+
+
+def _try_to_pause(writer: RunWriter, error: BaseException) -> list[Event]:
+    try:
+        return writer.cancel() if isinstance(error, RunCancelled) else writer.pause(_reason(error))
+    except ChainetteError:  # the disk that stopped the run does not take the note either
+        return []
+
+
+def _tell(hook: Hook, events: Iterable[Event]) -> None:
+    for event in events:
+        hook.on_event(event)
+
+
+@asynccontextmanager
+async def local_run(
+    plan: Plan,
+    source: InputFile,
+    writer: Writer,
+    is_done: Callable[[int], bool],
+    options: RunOptions,
+    hook: Hook,
+    deliver: Deliver | None,
+) -> AsyncIterator[LocalRun]:
+    """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
+    roots = Roots(source, InputModel(plan.input_model, options.key), plan.batch_size)
+
+    def loaded(config: EngineConfig, engine: Any, seconds: float) -> None:
+        local.post(EngineLoaded.of(config, engine, seconds))
+
+    def released(config: EngineConfig) -> None:
+        local.post(EngineReleased(engine=config.name))
+
+    create = partial(create_engine, patience=options.engine_patience)
+    engines = Engines(plan.engines, on_loaded=loaded, on_released=released, create=create)
+    local = LocalRun(plan, lambda: roots.pending(is_done), writer, engines, options.seed, options.limits, hook, deliver)
+    try:
+        async with engines:
+            yield local
+    finally:
+        with anyio.CancelScope(shield=True):
+            rest = local.take_inbox()
+            if rest and not local.torn:
+                _tell(hook, (await anyio.to_thread.run_sync(writer.commit, rest)).events)
