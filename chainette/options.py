@@ -14,7 +14,7 @@ __all__ = ["Drive", "RunOptions"]
 
 
 class Drive(Protocol):
-    """Moves the units of an open directory (a `launch.Session`) to their end."""
+    """Moves the units of an open directory (a `session.Session`) to their end."""
 
     @property
     def attaches(self) -> bool:

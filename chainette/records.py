@@ -25,6 +25,7 @@ __all__ = [
     "Row",
     "Scope",
     "Source",
+    "Spent",
     "Unit",
     "Usage",
     "decode",
@@ -122,8 +123,26 @@ class Reason(StrEnum):
     POISON = "poison"
 
 
+class Spent(msgspec.Struct, frozen=True, array_like=True):
+    """What all answers for one row took; seconds as in `Usage`."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queued: float = 0.0
+    seconds: float = 0.0
+
+    def plus(self, usage: Usage) -> Spent:
+        """With one answer more."""
+        return Spent(
+            self.prompt_tokens + usage.prompt_tokens,
+            self.completion_tokens + usage.completion_tokens,
+            self.queued + usage.queued,
+            self.seconds + usage.seconds,
+        )
+
+
 class Usage(msgspec.Struct, frozen=True):
-    """What was asked of an engine, for a row or for a unit."""
+    """What a unit asked of its engine."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -157,7 +176,7 @@ class Rejection(msgspec.Struct, frozen=True):
     line: int
     key: bytes | None = None
     #: What those answers took.
-    usage: Usage = Usage()
+    spent: Spent = Spent()
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -177,7 +196,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     attempts: int = 0
     reasoning: str | None = None
     #: What those answers took.
-    usage: Usage = Usage()
+    spent: Spent = Spent()
 
 
 class Partial(msgspec.Struct, frozen=True, array_like=True):

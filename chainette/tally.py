@@ -11,7 +11,7 @@ from chainette.core.flow import row_of
 from chainette.core.plan import PlanNode
 from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
-from chainette.records import Output, Reason, Rejection, Row, Usage
+from chainette.records import Output, Reason, Rejection, Row, Spent, Usage
 from chainette.streaming import Asked, Dropped, Passed, Piece
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "raised_at", "streamed", "writable"]
@@ -22,7 +22,7 @@ MAX_ROW_BYTES = 16 << 20
 #: Characters of a raw answer that a rejection keeps.
 RAW_LIMIT = 65_536
 
-_NOTHING = Usage()
+_NOTHING = Spent()
 
 
 @dataclass
@@ -47,10 +47,10 @@ class Tally:
             self.hook.on_stream(Dropped(self.node.id, row.row_id))
 
     def reject(
-        self, row: Row, reason: Reason, message: str, attempts: int = 0, raw: str | None = None, usage: Usage = _NOTHING
+        self, row: Row, reason: Reason, message: str, attempts: int = 0, raw: str | None = None, spent: Spent = _NOTHING
     ) -> None:
         cut = raw[:RAW_LIMIT] if raw is not None else None
-        rejection = Rejection(row.row_id, self.node.id, reason, writable(message), attempts, cut, row.line, row.key, usage)
+        rejection = Rejection(row.row_id, self.node.id, reason, writable(message), attempts, cut, row.line, row.key, spent)
         self.rejected.append(rejection)
         if self.hook.streams:
             self.hook.on_stream(rejection)

@@ -207,7 +207,7 @@ def register_engine(
     """Declares an engine for the steps that name it. Nothing is loaded.
 
     The backend defaults to `vllm`, or to `llama_cpp` for a model path that ends in `.gguf`. The
-    backend's own keys (`engine/config.py` lists them) are given flat; `extra` goes through unchecked.
+    backend's own keys (`engine/backends.py` lists them) are given flat; `extra` goes through unchecked.
 
     Raises:
         EngineConfigError: an unknown backend or key, a wrong type, or a name that is taken.

@@ -212,7 +212,8 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
-        """Everything up to a position is durable: gives back the credit of finished roots and trims the stream.
+        """Everything up to a position is durable: gives back the credit of finished roots, and of those that are
+        suspended by then, and trims the stream.
 
         Raises:
             Lost: another owner, another epoch, or the position is not in the stream.

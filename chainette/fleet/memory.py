@@ -87,6 +87,7 @@ class MemoryQueue(LeasedQueue):
         if run.owner != owner:
             raise Lost(f"bar of run {keys.run}, epoch {keys.epoch}")
         run.barred = frozenset(queues)
+        run.fields = {**run.fields, "barred": " ".join(queues)}
 
     def runs(self) -> list[RunInfo]:
         return [RunInfo(name, run.epoch, run.state, run.fields) for name, run in sorted(self._runs.items())]

@@ -76,7 +76,8 @@ class RunSurvey:
     @property
     def done(self) -> int:
         """Records whose root is durable and acknowledged, those of earlier epochs included."""
-        done = self._before + max(0, _whole(self.fields, "cursor") - self.live_roots) * self._batch
+        left = self.live_roots + _whole(self.fields, "suspended")
+        done = self._before + max(0, _whole(self.fields, "cursor") - left) * self._batch
         return done if self.expected is None else min(done, self.expected)
 
     @property

@@ -50,7 +50,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_de
     #: Position in the log, from 0, without gaps.
     seq: int = -1
     at: str = ""
-    #: Rises each time a run is resumed.
+    #: Rises each time a run is resumed, and with each phase of a fleet's.
     epoch: int = 0
 
 

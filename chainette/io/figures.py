@@ -31,7 +31,7 @@ _REFUSALS = 20
 
 @dataclass(frozen=True)
 class Stretch:
-    """One epoch: from its start or resume to the last that is heard of it."""
+    """One epoch: from its start, its resume or its phase's to the last that is heard of it."""
 
     epoch: int
     began: str
@@ -150,7 +150,7 @@ class Figures:
         return max(0, self.state.expected - self.state.records) / self.rows_per_second
 
     def resumes(self) -> list[float]:
-        """Seconds of working time at which the run was resumed."""
+        """Seconds of working time at which the run was resumed, or went on in another phase."""
         found, at = [], 0.0
         for stretch in self.stretches[:-1]:
             at += stretch.seconds

@@ -183,7 +183,9 @@ class _Fork:
             case RunPaused() | RunFinished():
                 return
             case RunStarted() | RunResumed():
-                yield msgspec.structs.replace(event, anchor=None)  # what a queue holds does not continue this log
+                # what a queue holds does not continue this log, and rows come back that need earlier phases
+                phase = {"phase": 0} if isinstance(event, RunResumed) else {}
+                yield msgspec.structs.replace(event, anchor=None, **phase)
             case ShardSealed():
                 folder = event.file.rpartition("/")[0]
                 if folder not in self._rewritten and self._is_kept(folder):

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from chainette.core.plan import Plan, PlanNode
 from chainette.io.schemas import Added
-from chainette.records import Output, Rejection, Row, Usage
+from chainette.records import Output, Rejection, Row, Spent
 
 __all__ = ["flattened_line", "output_line", "parse_output", "rejection_line"]
 
@@ -27,7 +27,7 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
     if node.kind == "step":
         tail += b',"_attempts":%d,"_reasoning":%b' % (output.attempts, _encode(output.reasoning))
         if added.usage:
-            tail += b",%b" % _encode(_usage(output.usage))[1:-1]
+            tail += b",%b" % _encode(_usage(output.spent))[1:-1]
     return b"%b%b%b}" % (head, fields, tail)
 
 
@@ -38,17 +38,17 @@ def parse_output(line: bytes) -> Output:
     fields.pop("_key", None)
     attempts: int = msgspec.json.decode(fields.pop("_attempts", b"0"))
     reasoning: str | None = msgspec.json.decode(fields.pop("_reasoning", b"null"))
-    for name in _usage(Usage()):
+    for name in _usage(Spent()):
         fields.pop(name, None)
     return Output(row_id, _encode(fields), attempts, reasoning)
 
 
-def _usage(usage: Usage) -> dict[str, float]:
+def _usage(spent: Spent) -> dict[str, float]:
     return {
-        "_prompt_tokens": usage.prompt_tokens,
-        "_completion_tokens": usage.completion_tokens,
-        "_queued": round(usage.queued, 6),
-        "_seconds": round(usage.seconds, 6),
+        "_prompt_tokens": spent.prompt_tokens,
+        "_completion_tokens": spent.completion_tokens,
+        "_queued": round(spent.queued, 6),
+        "_seconds": round(spent.seconds, 6),
     }
 
 
@@ -66,7 +66,7 @@ def rejection_line(rejection: Rejection, added: Added) -> bytes:
     if added.key:
         plain["_key"] = msgspec.Raw(rejection.key or b"null")
     if added.usage:
-        plain |= _usage(rejection.usage)
+        plain |= _usage(rejection.spent)
     return _encode(plain)
 
 

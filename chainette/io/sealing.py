@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,26 +30,28 @@ class Sealer:
         self._streams = streams
         #: Folder -> what the format's writer needs to know of its columns.
         self._schemas = schemas
-        self._open_roots: dict[str, set[int]] = {}
-        self._files: dict[int, set[str]] = {}
+        #: Journal -> roots with rows in it that are not complete.
+        self._open: Counter[str] = Counter()
+        #: Root that is not complete -> journals with its rows. In phases that may be every root of the run.
+        self._files: dict[int, tuple[str, ...]] = {}
 
     def note(self, root: int, files: Iterable[str], *, done: bool) -> None:
         """Rows of a root went to these journals; `done` where the root is complete."""
         if self._format == "jsonl":
             return
-        mine = self._files.setdefault(root, set())
-        mine.update(files)
-        for file in mine:
-            self._open_roots.setdefault(file, set()).add(root)
+        before = self._files.pop(root, ())
+        new = tuple(sys.intern(file) for file in files if file not in before)
         if done:
-            for file in self._files.pop(root):
-                self._open_roots[file].discard(root)
+            self._open.subtract(before)
+        else:
+            self._open.update(new)
+            self._files[root] = before + new
 
     def ready(self) -> Iterator[tuple[StreamWriter, int]]:
         """Full journals that can be sealed now."""
         for stream in self._sealable():
             for number in list(stream.full):
-                if not self._open_roots.get(stream.file(number)):
+                if not self._open[stream.file(number)]:
                     stream.full.remove(number)
                     yield stream, number
 
@@ -68,7 +72,7 @@ class Sealer:
             DiskError: the disk refused; the journal is untouched.
         """
         journal = stream.journal(number)
-        self._open_roots.pop(stream.file(number), None)
+        del self._open[stream.file(number)]
         rows = stream.rows(number)
         if self._format == "jsonl":
             return ShardSealed(file=stream.file(number), rows=rows, bytes=journal.stat().st_size)

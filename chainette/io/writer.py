@@ -140,7 +140,7 @@ class RunWriter:
 
     @property
     def epoch(self) -> int:
-        """How often the run was resumed."""
+        """How often the run was resumed, or went on in another phase."""
         return self._log.epoch
 
     @property

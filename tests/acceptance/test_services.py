@@ -129,6 +129,27 @@ def test_a_service_that_is_killed_is_replaced_in_the_same_epoch(site: Site, data
     assert site.epochs("fleet") == {0}
 
 
+@pytest.mark.parametrize("victim", [None, 0, 1], ids=["none", "coordinator", "sink"])
+def test_a_run_in_phases_goes_on_whichever_service_is_killed_when_one_begins(
+    site: Site, database: Database, victim: int | None
+) -> None:
+    database.may_leave(*LEASES)
+    chain = site.project.path / "chain.py"
+    chain.write_text(chain.read_text().replace('"simulated"', '"simulated", exclusive=True, load=0.5'))
+    expected = site.local()
+    with site.fleet("coordinator", "sink") as fleet:
+        run = site.detach("fleet", "--window", "16")
+        until(lambda: site.committed("fleet") and 1 in site.epochs("fleet"))
+        if victim is not None:
+            fleet[victim].kill()
+            fleet[victim].wait()
+            fleet.append(site.start(("coordinator", "sink")[victim]))
+        site.finished(run)
+    assert lines(site.project, "fleet") == expected
+    phases = [event.get("phase", 0) for event in site.project.events("fleet") if event["type"] == "run_resumed"]
+    assert phases[0] == phases[-1] == 1
+
+
 def test_two_coordinators_admit_every_row_once_and_the_one_that_lives_goes_on(site: Site, database: Database) -> None:
     database.may_leave(*LEASES)
     expected = site.local()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from chainette.fleet.survey import Lookout, RunSurvey, survey
-from tests.support.fleet import QueueRun, opened, straight
+from tests.support.fleet import QueueRun, opened, straight, work
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
 
@@ -165,3 +165,13 @@ def test_a_survey_is_good_for_a_second(run: QueueRun) -> None:
     after = lookout.look()
     assert after is not None and before is not None
     assert dataclasses.asdict(after) != dataclasses.asdict(before)
+
+
+def test_records_that_wait_for_a_later_phase_are_not_done(run: QueueRun) -> None:
+    run.queue.bar(run.keys, run.owner, [run.keys.queue("python", "second")])
+    run.admit()
+    run.admit()
+    work(run, until=lambda: run.queue.progress(run.keys).suspended == 2)
+    run.drain()
+    found = seen(run)
+    assert (found.live_roots, found.live_rows, found.done) == (0, 0, 0)

@@ -82,7 +82,7 @@ def site(tmp_path: Path) -> Site:
 class Failing(FleetQueue):
     """Of each call, the first does not arrive, and the second happens without a reply."""
 
-    CALLS = ("install", "attach", "admit", "end_of_input", "progress", "record", "read", "ack", "notes", "close")
+    CALLS = ("install", "attach", "admit", "end_of_input", "progress", "record", "read", "ack", "bar", "notes", "close")
 
     def __init__(self, connection: redis.Redis) -> None:
         super().__init__(connection)
@@ -129,7 +129,39 @@ def test_calls_that_do_not_arrive_and_replies_that_are_lost_cost_nothing(site: S
         result = site.run(drive)
     site.require_whole(result)
     assert isinstance(drive.queue, Failing)
-    assert {name for name in Failing.CALLS if drive.queue.made[name] > 2} >= set(Failing.CALLS) - {"attach", "install", "close"}
+    assert {name for name in Failing.CALLS if drive.queue.made[name] > 2} >= set(Failing.CALLS) - {
+        "attach",
+        "install",
+        "close",
+        "bar",
+    }
+
+
+class Forgetful(FleetQueue):
+    """A Redis that dies after an acknowledgement and comes back without it, as one that syncs once a second may."""
+
+    acks = 0
+
+    def ack(self, *arguments: Any) -> None:
+        self.acks += 1
+        if self.acks != 3:
+            super().ack(*arguments)
+
+    def notes(self, *arguments: Any) -> Any:
+        if self.acks == 3:
+            self.acks += 1
+            raise redis.ConnectionError("it was away for a moment")
+        return super().notes(*arguments)
+
+
+def test_a_redis_that_comes_back_without_the_last_acknowledgement_gives_the_credit_back_all_the_same(
+    site: Site, database: Database
+) -> None:
+    drive = Driven(database.url, Forgetful, window=16)
+    with site.worker(database.url):
+        result = site.run(drive)
+    site.require_whole(result)
+    assert isinstance(drive.queue, Forgetful) and drive.queue.acks > 4
 
 
 @pytest.mark.parametrize("moves", [2, 6, 12])

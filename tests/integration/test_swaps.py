@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+import redis
 from chainette_workers.device import Device
 from chainette_workers.drive import RedisFleet
 from chainette_workers.models import Models
@@ -18,9 +20,15 @@ from chainette.core.loading import load_chain
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.lifecycle import create_engine
+from chainette.errors import RunStopped
+from chainette.executor import resume
+from chainette.fleet.board import Board
+from chainette.fleet.queue import FleetQueue
 from chainette.io.result import RunResult
-from tests.integration.test_fleet_trouble import Background, Driven, Site, wait_for
+from chainette.io.shards import Format
+from tests.integration.test_fleet_trouble import Background, Driven, Failing, Site, wait_for
 from tests.support.chains import content
+from tests.support.cli import FOLDERS
 from tests.support.serving import serving
 from tests.support.valkey import Database
 
@@ -76,6 +84,10 @@ def test_a_chain_with_two_models_finishes_on_one_device_and_swaps_a_few_times(si
     assert order[:2] == ["writer", "judge"] and len(order) <= 5, order
 
 
+def phases(site: Site) -> list[int]:
+    return [event.get("phase", 0) for event in site.events("run_resumed")]
+
+
 def test_a_run_whose_engines_would_be_swapped_too_often_goes_in_phases(tmp_path: Path, database: Database) -> None:
     site = on_one_device(tmp_path, ", load=0.4")
     run = Background(site, Driven(database.url, window=8))
@@ -83,8 +95,83 @@ def test_a_run_whose_engines_would_be_swapped_too_often_goes_in_phases(tmp_path:
         result = run.end()
     assert isinstance(result, RunResult), result
     site.require_whole(result)
-    assert [event.get("phase", 0) for event in site.events("run_resumed")] == [1]
+    assert phases(site) == [1]
     assert len(opened(site)) <= 8, opened(site)  # one by one it would be two for each of twelve roots
+
+
+@pytest.fixture
+def thrashing(site: Site, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A worker that says that it swaps all the time, so that runs go in phases from their first root on."""
+    monkeypatch.setattr(Models, "swapping", 0.9)
+    with worker(site, database.url):
+        wait_for(lambda: Board(database.client).members())
+        yield site
+
+
+class Halting(FleetQueue):
+    """Of the acknowledgements every other does not arrive."""
+
+    acks = 0
+
+    def ack(self, *arguments: Any) -> None:
+        self.acks += 1
+        if self.acks % 2:
+            raise redis.ConnectionError("ack did not arrive")
+        super().ack(*arguments)
+
+
+@pytest.mark.parametrize("kind", [FleetQueue, Failing, Halting])
+def test_a_phase_takes_every_row_as_far_as_one_engine_brings_it(
+    thrashing: Site, database: Database, kind: type[FleetQueue]
+) -> None:
+    drive = Driven(database.url, kind, window=8)
+    result = thrashing.run(drive)
+    thrashing.require_whole(result)
+    assert [phase for phase in phases(thrashing) if phase] == [1] and opened(thrashing) == ["writer", "judge"]
+    if isinstance(drive.queue, Failing):
+        assert drive.queue.made["bar"] >= 2 and drive.queue.made["ack"] > 2
+    ends = [event for event in thrashing.events("unit_committed") if "root_done" in event]
+    assert {event["epoch"] for event in ends if event["root_done"]["finished"]} == {1}
+
+
+@pytest.mark.parametrize("moves", [2, 9, 20])
+def test_a_run_that_stops_in_any_phase_goes_on_in_it_and_asks_nothing_again(
+    thrashing: Site, database: Database, moves: int
+) -> None:
+    local = json.loads((thrashing.path / "local/metadata.json").read_text())
+    with pytest.raises(RunStopped, match="enough"):
+        thrashing.run(Driven(database.url, window=8, moves=moves))
+    before = phases(thrashing)
+    result = thrashing.run(Driven(database.url, window=8), resume=True)
+    thrashing.require_whole(result)
+    assert phases(thrashing)[: len(before)] == before and sorted(phases(thrashing)) == phases(thrashing)
+    assert phases(thrashing)[-1] == 1 and len(phases(thrashing)) == 2
+    assert result.metadata["usage"]["requests"] == local["usage"]["requests"]
+
+
+def test_steps_that_are_computed_anew_begin_with_the_first_phase(thrashing: Site, database: Database) -> None:
+    thrashing.run(Driven(database.url, window=8))
+    drive = Driven(database.url, window=8)
+    result = resume(thrashing.path / "out", thrashing.chain, from_step="extract", drive=drive)
+    thrashing.require_whole(result)
+    assert phases(thrashing) == [0, 0, 1]
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv"])
+def test_shards_that_are_sealed_in_another_phase_than_they_were_begun_hold_every_row(
+    thrashing: Site, database: Database, format: Format
+) -> None:
+    path = thrashing.path
+    keys: dict[str, Any] = {"chain_ref": "chain.py", "chain_root": str(path), "format": format, "max_rows_per_file": 10}
+    local = thrashing.chain.run(path / "in.jsonl", path / "whole", **keys)
+    result = thrashing.chain.run(path / "in.jsonl", path / "out", drive=Driven(database.url, window=8), **keys)
+    assert phases(thrashing) == [1]
+    for folder in FOLDERS:
+        assert by_id(result, folder) == by_id(local, folder) != {}
+
+
+def by_id(result: RunResult, folder: str) -> dict[str, dict[str, Any]]:
+    return {row["row_id"]: row for row in result.rows(folder)}
 
 
 def test_an_engine_that_is_given_up_has_answered_what_it_was_asked_before() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHAIN", "REPOSITORY", "Project", "lines", "until"]
+__all__ = ["CHAIN", "FOLDERS", "REPOSITORY", "Project", "lines", "until"]
 
 FOLDERS = ("extract", "split", "side", "grade", "rejected", "flattened")
 

@@ -143,14 +143,16 @@ class Drive:
         session = self.session
         expected = session.source.count()
         sink = self._sink()
-        begin = sink.open
+        begin: Callable[[int | None], None] | None = sink.open
         coordinator: Admitting | None = None
         while True:
             anyio.from_thread.check_cancelled()
             try:
-                if coordinator is None:
+                if begin is not None:
+                    self._phases.begun |= self._went_in_phases(sink)
                     begin(expected)
-                    self._phases.begun |= self._goes_in_phases(sink)
+                    begin = coordinator = None
+                if coordinator is None:
                     self.board.say(sink.run, {**self.fields, "window": sink.fields["window"]})
                     coordinator = self.coordinated(session, sink)
                 self._look(sink)
@@ -163,19 +165,20 @@ class Drive:
                         self._close(sink)
                         return
                     self._enter_next_phase(sink)
-                    begin, coordinator = sink.raise_epoch, None
+                    begin = sink.raise_epoch
             except Cancelled as error:
                 raise self._cancelled(sink) from error
             except Lost:
-                begin, coordinator = sink.raise_epoch, None
+                begin = sink.raise_epoch
                 continue
             except BadMessage as error:
                 self._give_up_if_often(error)
-                begin, coordinator = sink.raise_epoch, None
+                begin = sink.raise_epoch
                 continue
             except redis.RedisError as error:
                 if not is_passing(error):
                     raise RunStopped(f"Redis refuses what it is asked: {error}") from error
+                sink.doubt()
                 moved = False
             if moved:
                 self._failing.clear()
@@ -199,20 +202,21 @@ class Drive:
         workers = list(self.board.members().values())
         sink.fields = {**sink.fields, "window": self._window(workers)}
         begun = self._phases.begun
-        sink.bar(self._phases.barred(workers))
+        self._phases.look(workers)
         if self._phases.begun and not begun:
             _log.warning("%s", self._phases.words)
+        sink.bar(self._phases.barred)
         self.board.say(sink.run, {"counts": counts_of(self.session.writer.state), "window": sink.fields["window"]})
 
-    def _goes_in_phases(self, sink: Sink) -> bool:
-        """Whether the sink before this one had the run go in phases."""
+    def _went_in_phases(self, sink: Sink) -> bool:
+        """Whether an earlier sink, or this one in the epoch before, had the run go in phases."""
         info = self.board.run(sink.run)
         return info is not None and bool(info.fields.get("barred"))
 
     def _enter_next_phase(self, sink: Sink) -> None:
-        workers = self.board.members().values()
+        self._phases.look(self.board.members().values())
         self._phases.go_on()
-        sink.phase, sink.barred = self._phases.number, self._phases.barred(workers)
+        sink.phase, sink.barred = self._phases.number, self._phases.barred
 
     def _cancelled(self, sink: Sink) -> RunCancelled:
         with suppress(redis.RedisError, Lost):

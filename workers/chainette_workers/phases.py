@@ -8,7 +8,7 @@ made anew at any moment, by what the workers say of themselves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chainette.core.plan import Plan
 
@@ -25,34 +25,31 @@ class Phases:
     plan: Plan
     #: How many were gone through, over all sessions.
     number: int = 0
-    #: Whether the run goes in phases; once it does, it does so to its end, or until every engine has workers of its own.
+    #: Whether the run goes in phases; once it does, it does so to its end.
     begun: bool = False
+    #: Of each worker with several: its engines that none has for itself, in the order in which rows need them.
+    _turns: list[list[str]] = field(default_factory=list)
+
+    def look(self, workers: Iterable[Mapping[str, str]]) -> None:
+        """Looks again at what the workers that live say."""
+        served = [(words, {*words.get("engines", "").split(",")} & {*self.plan.phases}) for words in workers]
+        own = {name for _, names in served if len(names) == 1 for name in names}
+        shared = [(words, names - own) for words, names in served if len(names) > 1]
+        self.begun = self.begun or any(float(words.get("swapping", 0)) > _MOST_SWAPPING for words, _ in shared)
+        self._turns = [[name for name in self.plan.phases if name in names] for _, names in shared if names]
+
+    @property
+    def barred(self) -> frozenset[str]:
+        """Engines whose units wait for a later phase; never all of a worker's."""
+        turns = self._turns if self.begun else []
+        every = {name for names in turns for name in names}
+        return frozenset(every - {names[self.number % len(names)] for names in turns})
 
     @property
     def words(self) -> str:
         """That the run goes in phases, and why."""
         order = " and ".join(dict.fromkeys(self.plan.phases))
         return f"{order} share workers, which swap them too often: the run goes in phases, one engine after the other"
-
-    def barred(self, workers: Iterable[Mapping[str, str]]) -> frozenset[str]:
-        """Engines whose units wait for a later phase. `workers` is what those that live say."""
-        order = self.plan.phases
-        if len(order) < 2:
-            return frozenset()
-        contended, shared, own = frozenset(order), set[str](), set[str]()
-        for words in workers:
-            served = contended & {*words.get("engines", "").split(",")}
-            if len(served) > 1:
-                shared |= served
-                self.begun = self.begun or float(words.get("swapping", 0)) > _MOST_SWAPPING
-            else:
-                own |= served
-        return frozenset(shared - own - {self.engine}) if self.begun else frozenset()
-
-    @property
-    def engine(self) -> str:
-        """Whose phase it is."""
-        return self.plan.phases[self.number % len(self.plan.phases)]
 
     def go_on(self) -> None:
         """The next phase, with every row that waits for one."""

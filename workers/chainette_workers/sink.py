@@ -7,7 +7,7 @@ ends; an epoch is raised only where Redis does not continue the log (PROTOCOL 7 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chainette.core.plan import Plan
@@ -45,6 +45,8 @@ class Sink:
     _open_roots: set[int] = field(default_factory=set)
     #: Complete roots that Redis may not know of yet.
     _done: list[int] = field(default_factory=list)
+    #: Whether Redis may not know how far this is durable.
+    _doubted: bool = False
     #: Token of the anchor of an epoch that is in the log and not yet in Redis; "" where there is none.
     _installing: str = ""
 
@@ -57,9 +59,8 @@ class Sink:
         """RQ's names of the run's queues."""
         return [self.keys.queue(engine, name) for engine, name in self._places]
 
-    @property
-    def _barred_queues(self) -> list[str]:
-        return [self.keys.queue(engine, name) for engine, name in self._places if engine in (self.barred or ())]
+    def _queues_of(self, engines: Collection[str]) -> list[str]:
+        return [self.keys.queue(engine, name) for engine, name in self._places if engine in engines]
 
     @property
     def _places(self) -> list[tuple[str, str]]:
@@ -73,9 +74,8 @@ class Sink:
         if position is not None and not self.writer.raised:
             try:
                 self.queue.attach(self.run, self.writer.epoch, self.owner, position)
+                self._settle()
                 self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, anchor=position, phase=self.phase)])
-                self._done = [root for root in self.queue.progress(self.keys).live if self.writer.state.is_done(root)]
-                self._acknowledge()
                 return
             except Lost:
                 pass
@@ -100,7 +100,7 @@ class Sink:
     def _fields(self, expected: int | None) -> dict[str, str | int]:
         """What Redis says of the run: what workers must know, and what its progress is counted from."""
         known = -1 if expected is None else expected
-        barred = " ".join(self._barred_queues)
+        barred = " ".join(self._queues_of(self.barred or ()))
         return {**self.fields, "records_before": self.writer.state.records, "expected": known, "barred": barred}
 
     def _log_epoch(self, expected: int | None) -> None:
@@ -131,14 +131,15 @@ class Sink:
             Lost: Redis does not continue the log, or another sink took over.
             DiskError: the disk refused.
         """
-        if self._done:
-            self._acknowledge()
+        if self._doubted:
+            self._settle()
         position = self.writer.state.position
         assert position is not None
         entries = self.queue.read(self.keys, position)
         if not entries:
             return False
         items, opened = self._items(entries)
+        self._doubted = True
         committed = self.writer.commit(items)
         self.hook.on_flush(committed.synced)
         self._open_roots = opened
@@ -172,7 +173,16 @@ class Sink:
         position = self.writer.state.position
         assert position is not None
         self.queue.ack(self.keys, self.owner, position, self._done)
-        self._done = []
+        self._done, self._doubted = [], False
+
+    def _settle(self) -> None:
+        """Acknowledges all that is durable and that Redis still counts as live."""
+        self._done = [root for root in self.queue.progress(self.keys).live if self.writer.state.is_done(root)]
+        self._acknowledge()
+
+    def doubt(self) -> None:
+        """Redis failed: it may have lost the reply to an acknowledgement, or the last second of its own."""
+        self._doubted = True
 
     def bar(self, engines: frozenset[str]) -> None:
         """Units of these engines, and of no others, wait for a later phase.
@@ -181,8 +191,8 @@ class Sink:
             Lost: another sink took over, or the epoch is gone.
         """
         if engines != self.barred:
+            self.queue.bar(self.keys, self.owner, self._queues_of(engines))
             self.barred = engines
-            self.queue.bar(self.keys, self.owner, self._barred_queues)
 
     @property
     def progress(self) -> Progress:
