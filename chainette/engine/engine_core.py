@@ -52,8 +52,9 @@ class ChildWords:
     """What the children of one engine print: the last lines are kept to say why one died; `echo` gets every line."""
 
     def __init__(self, echo: TextIO | None) -> None:
-        self._folder = tempfile.mkdtemp(prefix="chainette-")
-        self.path = str(Path(self._folder, "words"))
+        #: For whatever the children need in the file system, until `close`.
+        self.folder = tempfile.mkdtemp(prefix="chainette-")
+        self.path = str(Path(self.folder, "words"))
         os.mkfifo(self.path, 0o600)
         # our own writing end keeps the pipe open until the first child has come, and is what ends it otherwise
         self._reader, self._writer = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), os.open(self.path, os.O_WRONLY)
@@ -70,11 +71,15 @@ class ChildWords:
                     echo.write(line)
 
     def connected(self) -> None:
-        """Every child has opened the pipe: it ends with the last of them, and nothing of it stays on the disk."""
+        """Every child has opened the pipe: it ends with the last of them."""
         writer, self._writer = self._writer, -1
         if writer >= 0:
             os.close(writer)
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """No child lives, or none came: nothing stays on the disk."""
+        self.connected()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def last_error(self, seconds: float = 2.0) -> str:
         """The last line that names an error, "" where there is none; waits for the children's end."""

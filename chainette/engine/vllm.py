@@ -123,12 +123,16 @@ class VllmEngine(Engine):
             lora = self._lora_request()
             self._words = ChildWords(sys.stderr if passes_on() else None)
             before = set(_cores(()))
-            environ = environment(self._config, self._options, os.environ, cpu=cpu) | {PIPE: self._words.path}
+            # its sockets, which vLLM leaves where they are
+            ours = {PIPE: self._words.path, "VLLM_RPC_BASE_PATH": self._words.folder}
+            environ = environment(self._config, self._options, os.environ, cpu=cpu) | ours
             try:
                 with in_environment(environ), spawned_here():
                     self._engine = self._started(arguments, before)
-            finally:
-                self._words.connected()
+            except BaseException:
+                self._words.close()
+                raise
+            self._words.connected()
         self._settle(vllm, current_platform, lora)
 
     def _imported(self) -> Any:
@@ -240,6 +244,8 @@ class VllmEngine(Engine):
         self._kill_children()
         for child in self._children:
             child.join(10)
+        if self._words is not None:
+            self._words.close()
         del engine
         gc.collect()
         torch = sys.modules.get("torch")

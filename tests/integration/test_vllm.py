@@ -6,7 +6,9 @@ import asyncio
 import logging
 import multiprocessing
 import re
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
@@ -54,13 +56,23 @@ class Loaded:
 
 
 @pytest.fixture(scope="module")
-def smol() -> Iterator[Loaded]:
+def folder() -> Iterator[Path]:
+    """Where temporary files go meanwhile; nothing of them may stay."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", name)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def smol(folder: Path) -> Iterator[Loaded]:
     loaded = Loaded()
+    assert [*folder.rglob("*")]
     yield loaded
     assert cores()
     loaded.runner.run(loaded.engine.close())
     loaded.runner.run(loaded.engine.close())
     assert not cores()
+    assert not [path for path in folder.rglob("*") if path.is_socket() or path.is_fifo()]
     loaded.runner.close()
 
 
