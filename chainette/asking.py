@@ -17,14 +17,14 @@ from chainette.core.step import Step
 from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import TemplateError
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Message, Output, Reason, Row, Spent, Usage
+from chainette.records import Message, Output, Reason, Row, Usage
 from chainette.streaming import Asked, Unusable
 from chainette.tally import Tally, excess, raised_at, streamed, writable
 from chainette.utils.together import together
 
 __all__ = ["Asking", "row_seed"]
 
-_NOTHING = Spent()
+_NOTHING = Usage()
 
 
 def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
@@ -41,13 +41,13 @@ class _Ask:
     messages: tuple[Message, ...]
     number: int = 1
     #: What the answers so far took.
-    spent: Spent = _NOTHING
+    usage: Usage = _NOTHING
 
     def answered(self, usage: Usage) -> _Ask:
-        return _Ask(self.row, self.messages, self.number, self.spent.plus(usage))
+        return _Ask(self.row, self.messages, self.number, self.usage + usage)
 
     def again(self, *appended: Message) -> _Ask:
-        return _Ask(self.row, self.messages + appended, self.number + 1, self.spent)
+        return _Ask(self.row, self.messages + appended, self.number + 1, self.usage)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Asking:
             self.result.keep(ask.row, verdict)
             return None
         if verdict.final or ask.number >= self.step.max_attempts:
-            self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, ask.spent)
+            self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, ask.usage.spent)
             return None
         if self.hook.streams:
             self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
@@ -178,7 +178,7 @@ class Asking:
                     return _Bad(Reason.INVALID_OUTPUT, str(error))
                 except Exception as error:  # a validator of the user's own
                     return _Bad(Reason.INVALID_OUTPUT, f"{type(error).__name__}: {error}")
-                output = Output(ask.row.row_id, value, ask.number, reasoning, ask.spent)
+                output = Output(ask.row.row_id, value, ask.number, reasoning, ask.usage.spent)
                 large = excess([output])
                 return _Bad(Reason.TOO_LARGE, large, final=True) if large else output
 

@@ -131,15 +131,6 @@ class Spent(msgspec.Struct, frozen=True, array_like=True):
     queued: float = 0.0
     seconds: float = 0.0
 
-    def plus(self, usage: Usage) -> Spent:
-        """With one answer more."""
-        return Spent(
-            self.prompt_tokens + usage.prompt_tokens,
-            self.completion_tokens + usage.completion_tokens,
-            self.queued + usage.queued,
-            self.seconds + usage.seconds,
-        )
-
 
 class Usage(msgspec.Struct, frozen=True):
     """What a unit asked of its engine."""
@@ -160,6 +151,11 @@ class Usage(msgspec.Struct, frozen=True):
             self.seconds + other.seconds,
             self.queued + other.queued,
         )
+
+    @property
+    def spent(self) -> Spent:
+        """The part of it that rows keep."""
+        return Spent(self.prompt_tokens, self.completion_tokens, self.queued, self.seconds)
 
 
 class Rejection(msgspec.Struct, frozen=True):
