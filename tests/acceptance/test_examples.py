@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.cli import REPOSITORY, Project
 from tests.support.models import needs_model
+from tests.support.valkey import Database
 
 EXAMPLES = REPOSITORY / "examples"
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
@@ -24,6 +25,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "04_pure_python": {"split_lines": 36, "keep_valid": 32, "invoice": 31, "flattened": 31, "rejected": 2},
     "05_rag": {"passages": 40, "read": 40, "findings": None, "flattened": None},
     "06_two_models": {"read": 24, "judge": 24, "flattened": 24},
+    "07_one_device": {"reply": 60, "grade": 60, "flattened": 60},
 }
 
 
@@ -121,3 +123,21 @@ def test_the_two_models_are_warmed_up_and_watched_as_their_readme_says(project: 
     assert done.returncode == 0, done.stderr
     assert "\nread, row 0\n" in done.stdout and "\njudge, row 0\n" in done.stdout
     assert done.stdout.count("\nvalidated\n") == 2
+
+
+def test_one_device_goes_in_phases_also_on_a_fleet_as_its_readme_says(project: Project, database: Database) -> None:
+    call = (*paths("07_one_device"), "--engines", str(EXAMPLES / "07_one_device/engines.yml"), "--chain-root", str(EXAMPLES))
+    assert project.chainette("run", *call, "-o", "local").returncode == 0
+    shared = ("--redis", database.url, *call[2:])
+    with project.start("worker", "--engine", "writer", "--engine", "judge", *shared) as worker:
+        done = project.chainette("enqueue", *call[:2], *shared, "--window", "16", "--usage", "-o", "fleet")
+        worker.terminate()
+        _, errors = worker.communicate()
+    assert (done.returncode, worker.returncode) == (0, 0), done.stderr + errors
+    assert "the run goes in phases, one engine after the other" in done.stderr
+    phases = [event.get("phase", 0) for event in project.events("fleet") if event["type"] == "run_resumed"]
+    assert phases == [1]
+    for folder in ("reply", "grade", "flattened"):
+        assert project.ids("fleet", folder) == project.ids("local", folder)
+    row = json.loads((project.path / "fleet/grade/0.jsonl").read_text().splitlines()[0])
+    assert row["_completion_tokens"] > 0 and row["_seconds"] >= 0.05
