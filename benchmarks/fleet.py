@@ -5,6 +5,7 @@ loop that moves payloads of the same size with BLMOVE and MULTI, interleaved; Re
 scaling: rows/s of a latency-bound engine through 1 to 8 workers. recovery: seconds from kill -9 of a worker until another
 holds its units. memory: peak RSS of the enqueuing process (coordinator and sink) and peak memory of Redis at 100 k and 1 M
 rows. resume: seconds from `resume` to the first claimed unit of a 1 M-row run that was killed in the middle.
+swaps: two engines that take turns on one worker, 2 s to load each, swapped by what waits and in phases.
 """
 
 from __future__ import annotations
@@ -49,6 +50,17 @@ chain = Chain(name="bench", batch_size={batch}, steps=steps)
 """
 
 
+TURNS = """
+register_engine("other", "none", "simulated", latency={latency}, capacity={capacity}, exclusive=True, load={load})
+register_engine("sim", "none", "simulated", latency={latency}, capacity={capacity}, exclusive=True, load={load})
+steps = [
+    Step(id="one", input_model=Text, output_model=Facts, engine_name="sim", user_prompt="{{{{ text }}}}"),
+    Step(id="two", output_model=Facts, engine_name="other", user_prompt="{{{{ input.name }}}}"),
+]
+chain = Chain(name="bench", batch_size={batch}, steps=steps)
+"""
+
+
 @dataclass
 class Measured:
     seconds: float
@@ -86,9 +98,9 @@ def local(folder: Path, rows: int, out: str) -> Measured:
 
 
 @contextmanager
-def workers(folder: Path, url: str, number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+def workers(folder: Path, url: str, number: int, *words: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Worker processes that have said that they live."""
-    command = chainette("worker", "--engine", "sim", "--redis", url)
+    command = chainette("worker", "--engine", "sim", "--redis", url, *words)
     started = [subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) for _ in range(number)]
     client: Any = redis.Redis.from_url(url)
     while client.scard("chainette:workers") < number:
@@ -262,6 +274,32 @@ def recovery(base: Path, trials: int) -> None:
     print(f"  median {statistics.median(seconds):.1f} s   (min {min(seconds):.1f}, max {max(seconds):.1f})")
 
 
+def swaps(base: Path, rows: int, rounds: int) -> None:
+    folder = project(base / "swaps", rows)
+    keys = {"latency": 0.2, "capacity": 64, "batch": 32, "load": 2.0}
+    (folder / "chain.py").write_text(CHAIN.partition("register_engine(")[0] + TURNS.format(**keys))
+    least = 2 * rows / keys["capacity"] * keys["latency"]
+    print(f"\nTwo engines on one worker, 2 s to load one, {rows:,} rows, window 512, {rounds} interleaved rounds")
+    print(f"  requests alone take {least:.0f} s")
+    ways = {"swapped by what waits": "phases._MOST_SWAPPING = 9; ", "in phases": ""}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds):
+        for number, (way, patch) in enumerate(ways.items()):
+            out = f"{turn}-{number}"
+            code = f"from chainette_workers import phases; {patch}from chainette.cli.main import main; main()"
+            call = ["enqueue", "chain.py", "in.jsonl", "-o", out, "--quiet", "--window", "512"]
+            with EmbeddedServer.start(folder / f"data-{out}") as server, workers(folder, server.url, 1, "--engine", "other"):
+                began = time.perf_counter()
+                subprocess.run(
+                    [sys.executable, "-c", code, *call, "--redis", server.url], cwd=folder, check=True, capture_output=True
+                )
+                seconds[way].append(time.perf_counter() - began)
+            loads = (folder / out / "events.jsonl").read_bytes().count(b'"type":"engine_loaded"')
+            print(f"    {way:22} {seconds[way][-1]:6.1f} s, {loads} loads", flush=True)
+    for way, found in seconds.items():
+        print(f"  {way:22} median {statistics.median(found):6.1f} s   {statistics.median(found) / least:.2f} x the requests")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="parts to run, of those above; all where none is named")
@@ -277,6 +315,7 @@ def main() -> None:
         "recovery": lambda base: recovery(base, 1 if quick else 10),
         "memory": lambda base: memory(base, [million // 10, million]),
         "resume": lambda base: resume(base, million, 1 if quick else 5),
+        "swaps": lambda base: swaps(base, 1_500 if quick else 6_000, 1 if quick else 3),
     }
     unknown = [name for name in arguments.parts if name not in parts]
     if unknown:
