@@ -250,7 +250,7 @@ class MemoryQueue(LeasedQueue):
             if run.solo.get(queue) and self._has_turn(run, queue, incarnation):
                 run.turns[queue] = incarnation
                 if ahead or not alone:
-                    return Drain()
+                    return Drain(queue)
                 return self._hand_out(name, run.solo[queue].popleft(), incarnation, token, Turn.SOLO)
             if run.queues.get(queue):
                 return self._hand_out(name, run.queues[queue].popleft(), incarnation, token, Turn.JOB, ahead)

@@ -200,7 +200,7 @@ class FleetQueue(LeasedQueue):
             if reply[0] == b"LOST":
                 raise Lost(f"worker {incarnation}: its lease is over")
             if reply[0] in (b"EMPTY", b"DRAIN"):
-                return Drain() if reply[0] == b"DRAIN" else None
+                return Drain(reply[1].decode()) if reply[0] == b"DRAIN" else None
             turn, job, run, epoch, since = (part.decode("utf-8", "replace") for part in reply[:5])
             try:
                 return Claim(job, token, run, int(epoch), claimed_unit(*reply[5:]), Turn(turn), since)

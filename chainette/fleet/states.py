@@ -52,8 +52,12 @@ class Turn(StrEnum):
     MEND = "MEND"
 
 
+@dataclass(frozen=True)
 class Drain:
-    """A unit waits that must run alone: finish what is in hand, then claim again."""
+    """A unit waits that must run alone: finish what is in hand, then claim again, and not ahead."""
+
+    #: Where it waits.
+    queue: str
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,32 @@ def test_a_fleet_tells_what_the_answers_of_each_row_took(tmp_path: Path) -> None
         assert sum(row[f"_{name}"] for row in rows) == counted[name]
 
 
+DEADLY = """
+    @model_validator(mode="after")
+    def end(self):
+        deadly = Path(__file__).with_name("deadly")
+        if deadly.exists() and self.name == deadly.read_text():
+            os._exit(9)
+        return self
+"""
+
+
+def test_a_row_whose_answer_ends_its_worker_is_found_and_rejected_and_costs_no_other(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=2)
+    text = (tmp_path / "chain.py").read_text().replace("    name: str\n", "    name: str\n" + DEADLY)
+    (tmp_path / "chain.py").write_text(f"import os\nfrom pydantic import model_validator\n{text}")
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
+    rows = {row["row_id"]: row for row in map(json.loads, lines(project, "local")["extract"])}
+    (tmp_path / "deadly").write_text(rows["1"]["name"])
+    done = project.chainette("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "1")
+    assert done.returncode == 3, done.stderr
+    [poison] = map(json.loads, lines(project, "fleet")["rejected"])
+    assert (poison["row_id"], poison["step_id"], poison["reason"]) == ("1", "extract", "poison")
+    left = [line for line in lines(project, "local")["extract"] if json.loads(line)["row_id"] != "1"]
+    assert lines(project, "fleet")["extract"] == left
+    assert until(lambda: not processes_of(project))
+
+
 def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(project: Project) -> None:
     run = start(project)
     run.kill()

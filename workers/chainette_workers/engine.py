@@ -196,9 +196,24 @@ class EngineWorker:
             if not await insist(lambda: self.queue.beat(self.incarnation, self._words())):
                 self.hook.on_lease_lost()
         else:
+            if isinstance(found, Claim):
+                return await self._hold(found, ahead=ahead)
             self.hands.alone = isinstance(found, Drain) and bool(self.hands.claims)
-            return await self._hold(found, ahead=ahead) if isinstance(found, Claim) else None
+            if isinstance(found, Drain) and ahead and not self.hands.claims:
+                await self._make_room(next(place for place in places if place.queue == found.queue))
         return None
+
+    async def _make_room(self, place: Place) -> None:
+        """Opens the engine of a unit that must run alone, so that it can be claimed to begin at once: a worker that dies
+        while it loads is not held against it."""
+        for info, plan in self.serving.plans():
+            for config in plan.engines.values():
+                if (info.run, config.digest) == (place.run, place.lane):
+                    try:
+                        await self._ready(config, plan)
+                    except EngineUnavailable:
+                        self._rest(self._lane(place.lane))
+                    return
 
     async def _hold(self, claim: Claim, *, ahead: bool) -> Held | None:
         """Takes a claimed unit in hand."""
@@ -252,10 +267,7 @@ class EngineWorker:
         plan, claim, lane = held.plan, held.claim, held.lane
         node = plan.nodes.get(claim.unit.node)
         config = plan.engines.get(node.engine) if node is not None else None
-        engine = await self._opened(config) if config is not None else None
-        if engine is not None and lane.budget is None:
-            lane.budget = 2 * max(engine.capacity, plan.batch_size)
-            self.hands.tell()
+        engine = await self._ready(config, plan) if config is not None else None
         await self.hands.begin(lane, claim)
         if held.ahead and not await insist(lambda: self.queue.start(claim, self.incarnation)):
             return None
@@ -263,6 +275,14 @@ class EngineWorker:
         outcome = await self._answer(held, engine)
         lane.failures = 0
         return outcome
+
+    async def _ready(self, config: EngineConfig, plan: Plan) -> Engine:
+        """The engine, opened, with what it takes at once known."""
+        engine, lane = await self._opened(config), self._lane(config.digest)
+        if lane.budget is None:
+            lane.budget = 2 * max(engine.capacity, plan.batch_size)
+            self.hands.tell()
+        return engine
 
     async def _opened(self, config: EngineConfig) -> Engine:
         """The engine, once nothing is asked any more of those that it excludes."""
@@ -290,13 +310,17 @@ class EngineWorker:
     async def _put_off(self, held: Held, words: str) -> None:
         """The engine did not answer: its units wait, a little longer each time."""
         lane, claim, unit = held.lane, held.claim, held.claim.unit
-        if lane.rests_until <= monotonic():
-            lane.rests_until = monotonic() + min(_LONGEST_REST, _FIRST_REST * 2**lane.failures)
-            lane.failures += 1
+        self._rest(lane)
         delay = round(max(0.0, lane.rests_until - monotonic()), 3)
         event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=delay)
         await insist(lambda: self.queue.fail(claim, self.incarnation, delay, words))
         await insist(lambda: self.queue.note(claim.run, event))
+
+    def _rest(self, lane: Lane) -> None:
+        """Nothing is claimed for a while of an engine that does not answer."""
+        if lane.rests_until <= monotonic():
+            lane.rests_until = monotonic() + min(_LONGEST_REST, _FIRST_REST * 2**lane.failures)
+            lane.failures += 1
 
     async def _commit(self, held: Held, outcome: Outcome) -> None:
         token, began = secrets.token_hex(8), monotonic()

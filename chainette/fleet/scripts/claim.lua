@@ -1,6 +1,6 @@
 -- The next unit that this worker can serve. A: incarnation, token, alone (it holds nothing), ahead (work on it begins
--- later, by start.lua), at, limit (bytes), queues = {{run, queue}, ...} in order. DRAIN: a unit waits that must run alone;
--- finish what is in hand first.
+-- later, by start.lua), at, limit (bytes), queues = {{run, queue}, ...} in order. DRAIN, queue: a unit waits there that must run
+-- alone; finish what is in hand first.
 local me, token = need(A.incarnation, 'string', 'incarnation'), need(A.token, 'string', 'token')
 need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at'); whole(A.limit, 'limit')
 pairs_of(A.queues, 'queues')
@@ -69,7 +69,7 @@ for _, entry in ipairs(A.queues) do
       local holder = redis.call('GET', turn)
       if not holder or holder == me or not redis.call('ZSCORE', 'chainette:lease', holder) then
         redis.call('SET', turn, me, 'EX', 30)
-        if A.ahead or not A.alone then return {'DRAIN'} end
+        if A.ahead or not A.alone then return {'DRAIN', entry[2]} end
         local solo = take(redis.call('LPOP', P .. 'solo:' .. entry[2]), run, state[2], entry[2], 'SOLO', 'queued')
         if solo then return solo end
       end
