@@ -22,6 +22,9 @@ class Drive(Protocol):
 
     def __call__(self, session: Any) -> None: ...
 
+    def clean(self, run: str) -> None:
+        """Takes away what may be left of a run whose directory says that it is finished."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:

@@ -48,6 +48,8 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
     _require_unchanged(directory, state, plan)
     if state.status is Status.FINISHED:
         await anyio.to_thread.run_sync(tidy, directory, state)
+        if options.drive is not None:
+            await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
         return RunResult(directory, state, plan)
     return await _continue(directory, plan, state, options)
 

@@ -116,6 +116,9 @@ class Driven:
             self.queue = self.kind(client)
             Drive(session, self.queue, Board(client), {}, self.window, tend=self.tend).run()
 
+    def clean(self, run: str) -> None:
+        raise AssertionError(f"nothing is left of {run}")
+
     def tend(self, moved: bool) -> None:
         if self.left is not None and moved:
             self.left -= 1
@@ -256,6 +259,23 @@ def test_data_that_are_gone_from_redis_come_again_out_of_what_is_durable(site: S
     if loss in ("payload", "garbage"):
         [said] = site.events("worker_refused")
         assert "buried" in said["reason"]
+
+
+class Dying(FleetQueue):
+    """Its process dies before the run is taken out of Redis."""
+
+    def close(self, *arguments: Any) -> None:
+        raise RuntimeError("killed")
+
+
+def test_a_finished_run_whose_sink_died_before_it_was_out_of_redis_is_taken_out_when_it_is_resumed(
+    site: Site, database: Database
+) -> None:
+    with site.worker(database.url), pytest.raises(RuntimeError, match="killed"):
+        site.run(Driven(database.url, Dying))
+    assert Board(database.client).runs() != [] and site.events("run_finished")
+    site.require_whole(site.run(RedisFleet(database.url), resume=True))
+    assert Board(database.client).runs() == []
 
 
 def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(

@@ -47,6 +47,9 @@ class Driven:
         with connect(self.url) as client:
             Drive(session, FleetQueue(client), Board(client), {}, 24, tend=self.tend).run()
 
+    def clean(self, run: str) -> None:
+        raise AssertionError(f"nothing is left of {run}")
+
     def tend(self, moved: bool) -> None:
         if self.left is not None and moved:
             self.left -= 1

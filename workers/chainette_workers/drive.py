@@ -16,7 +16,7 @@ import msgspec
 import redis
 
 from chainette.core.loading import load_chain
-from chainette.errors import RunCancelled, RunStopped
+from chainette.errors import RunCancelled, RunError, RunStopped
 from chainette.fleet.board import Board, Role
 from chainette.fleet.connect import connect, is_passing
 from chainette.fleet.messages import BadMessage
@@ -89,6 +89,17 @@ class RedisFleet:
             board, session = Board(connection), watch.over(session)
             with Presence(board, me, "enqueue", watch.words) as presence:
                 Drive(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
+
+    def clean(self, run: str) -> None:
+        """See `options.Drive`: its sink died after the log's last line."""
+        try:
+            with connect(self.url) as connection:
+                info = Board(connection).run(run)
+                if info is not None and info.epoch >= 0:
+                    queues = info.fields.get("queues", "").split()
+                    FleetQueue(connection).close(run, info.epoch, info.fields.get("owner", ""), queues)
+        except (RunError, redis.RedisError, Lost) as error:
+            _log.warning("what Redis may still have of run %s stays there: %s", run, error)
 
 
 def window_for(workers: Iterable[Mapping[str, str]]) -> int:

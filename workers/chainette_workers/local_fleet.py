@@ -70,6 +70,9 @@ class LocalFleet:
 
                 Drive(session, FleetQueue(connection), Board(connection), {}, window, tend=tend).run()
 
+    def clean(self, run: str) -> None:
+        """See `options.Drive`: its Valkey went with it."""
+
     def _configs(self, session: Session, url: str) -> list[WorkerConfig]:
         """One entry per process."""
         engines = list(session.plan.engines) or [PYTHON]

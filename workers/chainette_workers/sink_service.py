@@ -97,6 +97,9 @@ class _Served:
         fields = {**order.fields, Role.SINK.value: self.handed.me}
         Drive(self.handed.watch.over(session), self.queue, self.board, fields, coordinated=_elsewhere, tend=self._tend).run()
 
+    def clean(self, run: str) -> None:
+        """See `options.Drive`: the service closes runs that are over itself."""
+
     def _tend(self, _moved: bool) -> None:
         if self.handed.stop.is_set():
             raise Stopping("the sink ends, or begins it anew")
