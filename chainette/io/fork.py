@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from chainette.core.plan import Plan
-from chainette.errors import RunDirectoryError
+from chainette.errors import RunDirectoryError, RunDirectoryInUse
 from chainette.io.events import AnyEvent, RunFinished, RunPaused, RunResumed, RunStarted, ShardSealed, UnitCommitted
 from chainette.io.log import EventLog, encode_line, read_log
 from chainette.io.readback import ShardReader
@@ -115,13 +116,16 @@ def _swap(path: Path) -> None:
 
 
 def finish_swap(directory: RunDir) -> None:
-    """Ends a swap that a crash cut in two; called before a directory is read."""
+    """Ends a swap that a crash cut in two, or removes what did not come to one; called before a directory is read."""
     path = directory.path
     if not path.exists() and _old(path).exists() and _aside(path).exists():
         _aside(path).rename(path)
         fsync_dir(path.parent)
     if path.exists() and _old(path).exists():
         shutil.rmtree(_old(path), ignore_errors=True)
+    if path.exists() and _aside(path).exists():
+        with suppress(RunDirectoryInUse), closing(EventLog(directory.log)):  # else somebody builds it
+            shutil.rmtree(_aside(path), ignore_errors=True)
 
 
 @dataclass

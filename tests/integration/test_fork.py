@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, RunDirectoryError
 from chainette.executor import resume, retry_rejected
 from chainette.io.fork import finish_swap
-from chainette.io.log import read_log
+from chainette.io.log import EventLog, read_log
 from chainette.io.replay import replay
 from chainette.io.result import RunResult
 from chainette.io.rundir import RunDir
@@ -134,6 +135,19 @@ def test_a_swap_that_a_crash_cut_in_two_is_ended(tmp_path: Path, inputs: Path) -
     finish_swap(RunDir(tmp_path / "run"))
     assert content(resume(tmp_path / "run", three_steps())) == expected
     assert not (tmp_path / ".run.old").exists()
+
+
+def test_a_fork_that_a_crash_left_unfinished_goes_with_the_next_resume_unless_somebody_builds_it(
+    tmp_path: Path, inputs: Path
+) -> None:
+    run = three_steps().run(inputs, tmp_path / "run")
+    aside = tmp_path / ".run.fork"
+    shutil.copytree(tmp_path / "run", aside)
+    with closing(EventLog(RunDir(run.dir).log)):
+        finish_swap(RunDir(run.dir))
+        assert aside.exists()
+    assert content(resume(run.dir, three_steps())) == content(run)
+    assert not aside.exists()
 
 
 def test_rows_of_a_hidden_step_that_are_gone_are_named(tmp_path: Path, inputs: Path) -> None:
