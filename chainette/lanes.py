@@ -64,10 +64,10 @@ class Lane:
         """The engine has not answered for `silent` seconds: the unit goes back; returns seconds until the next try."""
         self.in_flight -= len(unit.rows)
         self.push(unit, depth)
-        if self.clock() < self._not_before:
-            return self._not_before - self.clock()
         if self.failing_since is None:
             self.failing_since = self.clock() - silent
+        if self.clock() < self._not_before:
+            return self._not_before - self.clock()
         delay: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2**self._failures) * random.uniform(0.75, 1.25)  # noqa: S311
         self._failures += 1
         self._not_before = self.clock() + delay
