@@ -261,6 +261,23 @@ def test_data_that_are_gone_from_redis_come_again_out_of_what_is_durable(site: S
         assert "buried" in said["reason"]
 
 
+def test_a_run_knows_its_workers_and_engines_also_where_those_were_loaded_for_another(site: Site, database: Database) -> None:
+    with site.worker(database.url):
+        site.run(RedisFleet(database.url))
+        again = site.chain.run(
+            site.path / "in.jsonl",
+            site.path / "again",
+            chain_ref="chain.py",
+            chain_root=str(site.path),
+            drive=RedisFleet(database.url),
+        )
+    site.require_whole(again)
+    assert again.metadata["simulated"] and set(again.metadata["engines"]) == {"writer", "judge"}
+    assert all(engine["deterministic"] for engine in again.metadata["engines"].values())
+    [worker] = again.metadata["workers"]
+    assert worker.startswith("w-")
+
+
 class Dying(FleetQueue):
     """Its process dies before the run is taken out of Redis."""
 

@@ -62,6 +62,10 @@ def test_a_worker_that_dies_anywhere_costs_no_row(site: Site, database: Database
     assert isinstance(result, RunResult), result
     site.require_whole(result)
     assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}
+    lost = {event["worker"] for event in site.events("worker_lost")}
+    assert lost <= set(result.metadata["workers"])
+    if point != "while handing back":  # the run may be over before anybody misses that one
+        assert len(result.metadata["workers"]) == len(lost) + 1
 
 
 def places(run: QueueRun) -> dict[str, int]:

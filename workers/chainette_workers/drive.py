@@ -22,7 +22,7 @@ from chainette.fleet.connect import connect, is_passing
 from chainette.fleet.messages import BadMessage
 from chainette.fleet.queue import Cancelled, FleetQueue, LeasedQueue, Lost
 from chainette.fleet.reasons import reasons
-from chainette.io.events import UnitRetried
+from chainette.io.events import UnitRetried, WorkerLost
 from chainette.io.roots import Root, Roots
 from chainette.io.validate import InputModel
 from chainette.limits import RejectWatch
@@ -295,7 +295,9 @@ class Drive:
     def _hear(self, sink: Sink) -> None:
         """What workers noted goes to the log and to the hooks."""
         self._noted, events = self.queue.notes(sink.run, self._noted)
-        for event in self.session.writer.record(events):
+        known = self.session.writer.state.workers
+        ours = [event for event in events if not isinstance(event, WorkerLost) or event.worker in known]
+        for event in self.session.writer.record(ours):
             self.session.hook.on_event(event)
             if isinstance(event, UnitRetried):
                 self._watch_patience(event)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,6 +60,10 @@ _CHOICE = 0.25
 _JOINS = 4
 
 
+async def _no_announcement(_info: RunInfo, _config: EngineConfig | None) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Held:
     """A unit in hand, with what is known of it."""
@@ -93,6 +97,8 @@ class EngineWorker:
     incarnation: str = field(default_factory=lambda: f"w-{secrets.token_hex(6)}")
     #: Called once, when units can come.
     ready: Callable[[], None] = lambda: None
+    #: Called before a unit of a run is worked on, with the engine that it needs; the unit waits for it.
+    announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
     hands: Hands = field(default_factory=Hands)
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)
@@ -269,6 +275,7 @@ class EngineWorker:
         config = plan.engines.get(node.engine) if node is not None else None
         engine = await self._ready(config, plan) if config is not None else None
         await self.hands.begin(lane, claim)
+        await self.announce(held.info, config)
         if held.ahead and not await insist(lambda: self.queue.start(claim, self.incarnation)):
             return None
         held.hook.on_stage(claim.unit.node, Stage.WAIT, age(claim.since, time()))

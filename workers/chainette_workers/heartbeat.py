@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import redis
@@ -12,6 +12,7 @@ import redis
 from chainette.fleet.contract import LeasedQueue
 from chainette.fleet.states import LEASE
 from chainette.hooks import Hook
+from chainette.io.events import WorkerLost
 
 __all__ = ["Heartbeat"]
 
@@ -58,6 +59,13 @@ class Heartbeat:
         """The event loop went round."""
         self._ticked = time.monotonic()
 
+    def _mourn(self, lost: Sequence[str]) -> None:
+        """Runs that they worked for know it."""
+        self.hook.on_workers_lost(lost)
+        for info in self.queue.runs() if lost else ():
+            for name in lost:
+                self.queue.note(info.run, WorkerLost(worker=name))
+
     def _run(self) -> None:
         quiet_until = time.monotonic() + LEASE  # nobody reaps in the first lease after a start, or after Redis failed
         while not self._over.wait(BEAT):
@@ -68,6 +76,6 @@ class Heartbeat:
                     self.hook.on_lease_lost()
                 self.asked_to_stop = self.queue.is_asked_to_stop(self.incarnation)
                 if time.monotonic() > quiet_until:
-                    self.hook.on_workers_lost(self.queue.reap())
+                    self._mourn(self.queue.reap())
             except redis.RedisError:
                 quiet_until = time.monotonic() + LEASE

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from chainette.fleet.board import Board
 from chainette.fleet.connect import chosen_url, connect, shown
 from chainette.fleet.processes import on_record
 from chainette.fleet.queue import FleetQueue, RunInfo
-from chainette.io.events import EngineLoaded, EngineReleased, Event, WorkerRefused
+from chainette.io.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerRefused
 from chainette_workers.catalogue import Part
 from chainette_workers.chains import Chains
 from chainette_workers.endpoint import Endpoint
@@ -115,7 +115,12 @@ class _Process:
             hook=watch.hook,
             about=watch.words,
             ready=self._ready,
+            announce=self._announce,
         )
+        #: Runs that know of this worker; engines that are loaded now; and which runs know of which of them.
+        self._joined: set[str] = set()
+        self._loaded: dict[str, EngineLoaded] = {}
+        self._known: set[tuple[str, str]] = set()
         watch.read("chainette_rows_in_flight", lambda: self.worker.hands.rows)
         watch.read("chainette_units_in_flight", lambda: len(self.worker.hands.claims))
         watch.read("chainette_rows_in_flight_max", lambda: self.worker.rows_budget)
@@ -137,21 +142,38 @@ class _Process:
 
     def _tell(self, config: EngineConfig, event: EngineLoaded | EngineReleased) -> None:
         self._hook.on_event(event)
-        for info, plan in self._serving.plans():
-            if config in plan.engines.values():
-                self._note(info.run, event)
+        runs = [run for run, digest in self._known if digest == config.digest]
+        self._known -= {(run, config.digest) for run in runs}
+        if isinstance(event, EngineLoaded):
+            self._loaded[config.digest] = event
+        else:
+            for run in runs:
+                self._note(run, event)
 
-    def _note(self, run: str, event: Event) -> None:
-        self._send(lambda: self._queue.note(run, event))
+    async def _announce(self, info: RunInfo, config: EngineConfig | None) -> None:
+        """Tells a run who works for it, and with what, before there is anything to show for it."""
+        events: list[Event] = []
+        if info.run not in self._joined:
+            self._joined.add(info.run)
+            events.append(WorkerJoined(worker=self.worker.incarnation))
+        if config is not None and (info.run, config.digest) not in self._known and config.digest in self._loaded:
+            self._known.add((info.run, config.digest))
+            events.append(self._loaded[config.digest])
+        if events:
+            sent = [self._note(info.run, event) for event in events]
+            await anyio.to_thread.run_sync(wait, sent, abandon_on_cancel=True)
 
-    def _send(self, words: Callable[[], None]) -> None:
+    def _note(self, run: str, event: Event) -> Future[None]:
+        return self._send(lambda: self._queue.note(run, event))
+
+    def _send(self, words: Callable[[], None]) -> Future[None]:
         """Off the event loop; what is said may get lost."""
 
         def send() -> None:
             with suppress(redis.RedisError):
                 words()
 
-        self._side.submit(send)
+        return self._side.submit(send)
 
 
 if __name__ == "__main__":
