@@ -21,6 +21,7 @@ from chainette.io.replay import RunState, Status
 from chainette.io.result import RunResult
 from chainette.io.rundir import RunDir
 from chainette.io.session import changed_nodes, read_state, recover, removed_nodes
+from chainette.io.shards import require_size
 from chainette.io.writer import tidy
 from chainette.options import RunOptions
 from chainette.session import compile_plan, finish_run, registry_of
@@ -47,6 +48,7 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
         return await _continue(directory, plan, state, options)
     _require_unchanged(directory, state, plan)
     if state.status is Status.FINISHED:
+        await anyio.to_thread.run_sync(_require_shards, directory, state)
         await anyio.to_thread.run_sync(tidy, directory, state)
         if options.drive is not None:
             await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
@@ -66,6 +68,13 @@ def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tupl
     state, _ = read_state(directory)
     options = _recorded(state, options)
     return state, compile_plan(chain or _load(directory, state), options), options
+
+
+def _require_shards(directory: RunDir, state: RunState) -> None:
+    """Raises DamagedRun where a shard is not there, or is shorter than the log says."""
+    for folder, numbers in state.sealed.items():
+        for number, size in numbers.items():
+            require_size(directory.path / folder / f"{number}.{state.run.settings['format']}", size)
 
 
 def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:

@@ -158,6 +158,6 @@ def new_table(columns: Sequence[str], *, numbers: Iterable[str] = (), cut: Itera
             column,
             justify="right" if column in numbers else "left",
             no_wrap=column in cut or column in numbers,
-            overflow="ellipsis" if column in cut else "fold",
+            overflow="ellipsis" if column in cut or column in numbers else "fold",
         )
     return table

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["engines"]
 
 #: Backend -> the package that it needs beside those of the base install.
-_PACKAGES = {"llama_cpp": "xllamacpp"}
+_PACKAGES = {"llama_cpp": "xllamacpp", "vllm": "vllm"}
 
 
 @guarded

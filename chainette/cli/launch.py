@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -55,6 +55,8 @@ class Telling:
     show: bool = False
     debug: bool = False
     stream: bool = False
+    #: What `resume` needs to be told to go on in the same way.
+    again: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         wishes = {"--quiet": self.quiet, "--json-logs": self.json_logs, "--show": self.show, "--stream": self.stream}
@@ -130,16 +132,16 @@ def launch(directory: Path, telling: Telling, start: Callable[[tuple[Hook, ...]]
         reporter.end(result)
     except KeyboardInterrupt:
         typer.secho("interrupted", fg="red", err=True)
-        _say_how_to_go_on(directory)
+        _say_how_to_go_on(directory, telling.again)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         silence_stdout()
-        _say_how_to_go_on(directory)
+        _say_how_to_go_on(directory, telling.again)
         raise typer.Exit(INTERRUPTED) from None
     except (RunStopped, DiskError, EngineError) as error:
         code = show_error(error, debug=telling.debug)
         if "chainette resume" not in str(error):
-            _say_how_to_go_on(directory)
+            _say_how_to_go_on(directory, telling.again)
         raise typer.Exit(code) from None
     if not result.metadata["records"]:
         typer.secho(f"warning: {show_path(result.metadata['input']['path'])} holds no records", fg="yellow", err=True)
@@ -166,11 +168,11 @@ def _terminating_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say_how_to_go_on(directory: Path) -> None:
+def _say_how_to_go_on(directory: Path, again: Sequence[str]) -> None:
     from chainette.cli.status import can_go_on
 
     if can_go_on(directory):
-        typer.secho(f"go on: {command_line('resume', directory)}", err=True)
+        typer.secho(f"go on: {command_line('resume', directory, *again)}", err=True)
 
 
 def load_plan(

@@ -22,6 +22,7 @@ __all__ = [
     "MaxRejectRate",
     "MetricsHost",
     "MetricsPort",
+    "OverRedis",
     "Patience",
     "Quiet",
     "RedisUrl",
@@ -32,6 +33,7 @@ __all__ = [
     "Window",
     "Workers",
     "drive_of",
+    "way_of",
 ]
 
 
@@ -69,6 +71,15 @@ RedisUrl = Annotated[
         "--redis", metavar="URL", help="The fleet's Redis [default: $CHAINETTE_REDIS_URL, else redis://127.0.0.1:6379/0]."
     ),
 ]
+OverRedis = Annotated[
+    str | None,
+    typer.Option(
+        "--redis",
+        metavar="URL",
+        help="Use the workers that serve this Redis. Without it this process does the work; `enqueue` takes "
+        "$CHAINETTE_REDIS_URL, else redis://127.0.0.1:6379/0.",
+    ),
+]
 Workers = Annotated[
     str | None,
     typer.Option(
@@ -88,6 +99,17 @@ MetricsPort = Annotated[
     ),
 ]
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
+
+
+def way_of(workers: str | None, redis: str | None, *, enqueue: bool = False) -> tuple[str, ...]:
+    """The flags that tell `resume` to move a run's units in the way of these."""
+    if workers is not None:
+        return ("--workers", workers)
+    if redis is None and not enqueue:
+        return ()
+    from chainette.fleet.connect import chosen_url, shown
+
+    return ("--redis", shown(chosen_url(redis)))
 
 
 def drive_of(

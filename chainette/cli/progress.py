@@ -134,6 +134,11 @@ class Progress:
         if isinstance(event, RunStarted | RunResumed | EngineLoaded):
             self.total()  # speeds are measured from here
 
+    def begin(self) -> None:
+        """Speeds are measured from here: what was taken in before went at its own."""
+        self._meters.clear()
+        self.total()
+
     def look(self, state: RunState, engines: Mapping[str, EngineView]) -> None:
         """Takes in where the run stands, where others say so."""
         if state.graph != self._flow.graph:

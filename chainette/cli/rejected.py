@@ -138,7 +138,9 @@ def _cut(raw: str | None) -> str:
     return text if len(text) <= _RAW else f"{text[: _RAW - 3]}..."
 
 
-def _retry(directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: tuple[bool, ...]) -> None:
+def _retry(
+    directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: tuple[bool, bool, bool, bool]
+) -> None:
     from chainette import executor
     from chainette.cli.launch import Telling, launch
 

@@ -16,14 +16,15 @@ from chainette.cli.options import (
     MaxRejectRate,
     MetricsHost,
     MetricsPort,
+    OverRedis,
     Patience,
     Quiet,
-    RedisUrl,
     RunDirectory,
     Show,
     Window,
     Workers,
     drive_of,
+    way_of,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def resume(
     engine_patience: Patience = 600.0,
     window: Window = None,
     workers: Workers = None,
-    redis: RedisUrl = None,
+    redis: OverRedis = None,
     metrics_host: MetricsHost = "127.0.0.1",
     metrics_port: MetricsPort = 0,
     quiet: Quiet = False,
@@ -79,7 +80,7 @@ def resume(
     _refuse(context.args)
     if workers is None and _asks_a_sink(directory, redis, from_step or ()):
         return
-    telling = Telling(quiet, json_logs, show, debug)
+    telling = Telling(quiet, json_logs, show, debug, again=way_of(workers, redis))
     drive = drive_of(workers, redis, (metrics_host, metrics_port), watching=telling.watching)
 
     from chainette import executor

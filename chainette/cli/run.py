@@ -19,14 +19,15 @@ from chainette.cli.options import (
     MaxRejectRate,
     MetricsHost,
     MetricsPort,
+    OverRedis,
     Patience,
     Quiet,
-    RedisUrl,
     Show,
     Stream,
     Window,
     Workers,
     drive_of,
+    way_of,
 )
 
 __all__ = ["MOST_STREAMED", "run"]
@@ -68,7 +69,7 @@ def run(
     engine_patience: Patience = 600.0,
     window: Window = None,
     workers: Workers = None,
-    redis: RedisUrl = None,
+    redis: OverRedis = None,
     metrics_host: MetricsHost = "127.0.0.1",
     metrics_port: MetricsPort = 0,
     quiet: Quiet = False,
@@ -86,8 +87,8 @@ def run(
     3 done with rejected rows, 130 interrupted.
     """
     del stream_writer
-    telling = Telling(quiet, json_logs, show, debug, stream)
     enqueue, metrics = context.info_name == "enqueue", (metrics_host, metrics_port)
+    telling = Telling(quiet, json_logs, show, debug, stream, way_of(workers, redis, enqueue=enqueue))
     drive = drive_of(workers, redis, metrics, enqueue=enqueue, watching=telling.watching)
     if stream and (limit is None or limit > MOST_STREAMED):
         raise typer.BadParameter(f"--stream is for looking at a few rows; add --limit 1, or at most {MOST_STREAMED}")

@@ -91,10 +91,13 @@ def _watch_directory(directory: Path) -> None:
 
     def draw(width: int, height: int) -> list[Text] | None:
         nonlocal read
+        first = not read
         for offset, event in read_log(log, read):
             if event.seq > progress.state.seq:
                 progress.apply(event)
                 read = offset
+        if first:
+            progress.begin()
         return view_lines(progress, width, height) if is_working(directory) else None
 
     watch(console(), draw)

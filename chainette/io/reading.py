@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chainette.errors import DamagedRun
+
 if TYPE_CHECKING:
     from chainette.io.replay import RunState
     from chainette.io.rundir import RunDir
@@ -24,6 +26,8 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
         shard, journal = run.path / f"{folder}/{number}.{suffix}", run.journals / f"{folder}/{number}.jsonl"
         if journal.exists():
             yield from read_rows(journal, 0, count)
+        elif not shard.exists():
+            raise DamagedRun(f"{shard} is not there, but the log knows {count:,} rows of it. Restore the file from a backup")
         elif suffix == "csv":
             yield from _read_csv(shard)
         else:

@@ -166,7 +166,8 @@ def require_size(path: Path, size: int) -> None:
     """
     found = path.stat().st_size if path.exists() else 0
     if found < size:
-        raise DamagedRun(f"{path}: {found} bytes, but the log says {size}; rows were lost. Restore the file from a backup")
+        there = f"{found} bytes" if path.exists() else "is not there"
+        raise DamagedRun(f"{path}: {there}, but the log says {size} bytes; rows were lost. Restore the file from a backup")
 
 
 def _truncate(path: Path, size: int) -> None:

@@ -119,3 +119,19 @@ def test_a_folder_without_a_run_is_an_error(project: Project) -> None:
         done = project.chainette(command, "empty")
         assert done.returncode == 1
         assert "holds no run" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_finished_run_whose_shard_is_gone_or_cut_is_not_called_whole(project: Project, damage: str) -> None:
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet").returncode == 0
+    shard = project.path / "out/grade/0.jsonl"
+    if damage == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-5])
+    done = project.chainette("resume", "out")
+    assert done.returncode == 1 and "rows were lost. Restore the file from a backup" in done.stderr, done.stderr
+    assert "out/grade/0.jsonl" in done.stderr
+    if damage == "gone":
+        rows = project.chainette("rows", "out", "--step", "grade")
+        assert rows.returncode == 1 and "grade/0.jsonl is not there" in rows.stderr, rows.stderr

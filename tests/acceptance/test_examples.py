@@ -88,6 +88,8 @@ def test_the_flattened_rows_of_the_branches_have_the_columns_that_their_readme_n
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_inspect_finds_nothing_wrong_with_an_example(project: Project, name: str) -> None:
+    if name == "07_one_device" and importlib.util.find_spec("vllm") is None:
+        pytest.skip("inspect says that vllm is not installed")
     done = project.chainette("inspect", paths(name)[0])
     assert (done.returncode, done.stderr) == (0, "")
 

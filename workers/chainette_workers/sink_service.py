@@ -74,6 +74,8 @@ class SinkDuty:
             return None
         state, _ = read_state(directory)
         if state.run.run_id != handed.info.run:
+            if handed.info.state == "cancelled":
+                return None  # it never began
             raise RunDirectoryError(f"{handed.order.directory} holds run {state.run.run_id}; name another directory")
         return state
 
