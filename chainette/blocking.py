@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -28,13 +30,18 @@ __all__ = ["block", "iterate", "stream"]
 
 T = TypeVar("T")
 
+_default = signal.default_int_handler
+
+#: Seconds in which another Ctrl-C is the same one: a wrapper passes it on beside the terminal.
+_ECHO = 0.2
+
 
 def block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
     """Runs a coroutine to its end, in a thread of its own where this one has an event loop already."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return anyio.run(call, *arguments)
+        return _run(call, *arguments)
     with anyio.from_thread.start_blocking_portal() as portal:
         future: Future[T] = portal.start_task_soon(call, *arguments)
         try:
@@ -42,6 +49,43 @@ def block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         except BaseException:  # Ctrl-C reaches this thread only
             future.cancel()
             raise
+
+
+def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+    """Runs a coroutine; Ctrl-C cancels it, and ends the process's own way out only when it comes again later."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _default:
+        return anyio.run(call, *arguments)
+    asked_at: float | None = None
+    cancel: Callable[[], object] | None = None
+
+    async def run() -> T:
+        nonlocal cancel
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        cancel = partial(loop.call_soon_threadsafe, task.cancel)
+        try:
+            return await call(*arguments)
+        finally:
+            cancel = None
+
+    def interrupted(_number: int, _frame: object) -> None:
+        nonlocal asked_at
+        if asked_at is not None and time.monotonic() - asked_at < _ECHO:
+            return
+        if asked_at is not None or cancel is None:
+            raise KeyboardInterrupt
+        asked_at = time.monotonic()
+        cancel()
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        return anyio.run(run)
+    except asyncio.CancelledError:
+        if asked_at is None:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, _default)
 
 
 def iterate(

@@ -7,13 +7,15 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Project
+from tests.support.cli import Project, until
 
 
 @pytest.fixture
@@ -210,3 +212,17 @@ def _in_terminal(project: Project, *words: str) -> str:
             parts.append(part)
     os.close(ours)
     return b"".join(parts).decode()
+
+
+@pytest.mark.parametrize("gap", [0, 0.002, 0.01])
+def test_ctrl_c_that_a_wrapper_passes_on_once_more_is_one(tmp_path: Path, gap: float) -> None:
+    project = Project(tmp_path, rows=200, latency=0.05)
+    with project.start("run", "chain.py", "in.jsonl", "-o", "out", "--json-logs") as process:
+        assert process.stdout is not None
+        until(lambda: '"unit_committed"' in process.stdout.readline())  # type: ignore[union-attr]
+        process.send_signal(signal.SIGINT)
+        time.sleep(gap)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert said.endswith("interrupted\ngo on: chainette resume out\n")
