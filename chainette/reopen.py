@@ -24,6 +24,7 @@ from chainette.io.session import changed_nodes, read_state, recover, removed_nod
 from chainette.io.shards import require_size
 from chainette.io.writer import tidy
 from chainette.options import RunOptions
+from chainette.records import CHAIN_INPUT
 from chainette.session import compile_plan, finish_run, registry_of
 
 __all__ = ["Observed", "observe", "resume", "retry"]
@@ -144,6 +145,11 @@ async def retry(
     if not any(
         matches(step, reason) for step, counts in state.nodes.items() if step in plan.nodes for reason in counts.reasons
     ):
+        if (
+            not any(counts.reasons for step, counts in state.nodes.items() if step in plan.nodes)
+            and state.node(CHAIN_INPUT).rejected
+        ):
+            raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
         plan = _with_engine(plan, registry_of(chain or _load(directory, state), options), engine, steps)

@@ -142,8 +142,8 @@ _LOADING = """
 From this directory:
 
 ```python
-import datasets
-rows = datasets.load_dataset(".", "{name}", split="train")
+import os, datasets
+rows = datasets.load_dataset(os.getcwd(), "{name}", split="train")
 
 import polars
 rows = polars.{polars}("{files}"{polars_types}).collect()

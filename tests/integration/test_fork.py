@@ -122,7 +122,7 @@ def test_retry_by_reason_leaves_the_others_rejected(tmp_path: Path, inputs: Path
 def test_retry_without_a_match_says_so_and_changes_nothing(tmp_path: Path, inputs: Path) -> None:
     run = three_steps(invalid=0.0).run(inputs, tmp_path / "run")
     before = (run.dir / "events.jsonl").read_bytes()
-    with pytest.raises(RunDirectoryError, match="no rejected rows that match"):
+    with pytest.raises(RunDirectoryError, match="only lines of the input were rejected; mend them there"):
         retry_rejected(run.dir, three_steps(invalid=0.0))
     assert (run.dir / "events.jsonl").read_bytes() == before
 

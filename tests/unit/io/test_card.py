@@ -189,7 +189,7 @@ def test_a_title_that_yaml_could_misread_stays_a_title() -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("tool", ["polars", "duckdb", "pandas"])
+@pytest.mark.parametrize("tool", ["datasets", "polars", "duckdb", "pandas"])
 def test_the_loading_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, tool: str) -> None:
     run = _run(tmp_path / "run", ["a", "b"], format)
     monkeypatch.chdir(run)
@@ -200,4 +200,4 @@ def test_the_loading_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.M
     rows = scope["rows"]
     found = rows.fetchall() if tool == "duckdb" else rows
     assert len(found) == 2
-    assert "extract.name" in rows.columns
+    assert "extract.name" in (rows.column_names if tool == "datasets" else rows.columns)
