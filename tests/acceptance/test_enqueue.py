@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -109,8 +110,20 @@ def test_ctrl_c_stops_the_enqueue_and_says_how_to_go_on(site: Site) -> None:
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=60)
         assert run.returncode == 130
-        assert "chainette resume fleet" in out + err
+        assert "chainette resume fleet --redis " in out + err
         assert site.project.chainette("resume", "fleet", "--redis", site.url).returncode == 0
+
+
+def test_a_directory_that_a_crash_left_between_two_names_is_gone_on_with_over_a_redis_too(site: Site) -> None:
+    project = site.project
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet").returncode == 0
+    expected = lines(project, "out")
+    (project.path / "out").rename(project.path / ".out.old")  # as `--from` does, one step before its end
+    shutil.copytree(project.path / ".out.old", project.path / ".out.fork")
+    done = project.chainette("resume", "out", "--redis", site.url)
+    assert done.returncode == 0, done.stderr
+    assert lines(project, "out") == expected
+    assert not (project.path / ".out.old").exists() and not (project.path / ".out.fork").exists()
 
 
 def test_a_paused_run_is_held_until_it_is_continued(site: Site) -> None:
