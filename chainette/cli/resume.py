@@ -72,7 +72,7 @@ def resume(
     show: Show = False,
     debug: Debug = False,
 ) -> None:
-    """Go on with the run in DIR, the way it was started.
+    """Go on with the run in DIR: in this process, or as --workers or --redis say.
 
     What is durable is not asked for again. The chain, the input, the engines and the settings are those that the
     log of DIR recorded. Where a `chainette sink` that lives serves the run, it is asked to go on.

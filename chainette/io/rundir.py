@@ -52,6 +52,11 @@ class RunDir:
         return self.path / ".journal"
 
     @property
+    def fleet(self) -> Path:
+        """What a fleet of this machine keeps as long as it lives."""
+        return self.path / ".fleet"
+
+    @property
     def held(self) -> Path:
         """Rows of steps with `yield_output=False`, until the run is finished."""
         return self.path / ".held"

@@ -124,6 +124,7 @@ def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWrit
         state, end = read_state(directory)
         _ = state.run
         log.continue_after(end, state.seq, state.epoch + new_epoch)
+        shutil.rmtree(directory.fleet, ignore_errors=True)  # of one that was killed
         writer = _writer(directory, plan, log, state)
     except BaseException:
         log.close()

@@ -114,6 +114,16 @@ def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> No
     assert lines(project, "fleet") == lines(project, "local")
 
 
+def test_nothing_of_a_fleet_that_was_killed_stays_when_one_process_goes_on(project: Project) -> None:
+    run = start(project)
+    run.kill()
+    run.communicate()
+    assert until(lambda: not processes_of(project)) and (project.path / "fleet/.fleet").exists()
+    assert project.chainette("resume", "fleet").returncode == 0
+    assert lines(project, "fleet") == lines(project, "local")
+    assert not (project.path / "fleet/.fleet").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -129,7 +129,7 @@ def _revive(server: EmbeddedServer) -> None:
 @contextmanager
 def _folder(directory: RunDir) -> Iterator[Path]:
     """The fleet's own files, inside the run directory, so that a killed fleet leaves nothing elsewhere."""
-    folder = directory.path / ".fleet"
+    folder = directory.fleet
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
