@@ -200,6 +200,12 @@ class Plan:
         needed = [node.engine for node in self.nodes.values() if node.engine in contended]
         return tuple(name for name, _ in groupby(needed))
 
+    @cached_property
+    def depths(self) -> Mapping[str, int]:
+        """How deep everything lies that units travel to: nodes, and forks that are joined."""
+        forks = {fork.id: fork.depth for fork in self.forks.values() if fork.joins}
+        return {node.id: node.depth for node in self.nodes.values()} | forks
+
     def engine_of(self, node: str) -> str:
         """The engine of a node; "python" for an Apply and for the join of a fork."""
         return self.nodes[node].engine if node in self.nodes else PYTHON

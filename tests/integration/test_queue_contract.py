@@ -43,8 +43,7 @@ class Site:
 
     @property
     def queues(self) -> list[str]:
-        depth = {node.id: node.depth for node in self.plan.nodes.values()}
-        depth |= {fork.id: fork.depth for fork in self.plan.forks.values() if fork.joins}
+        depth = self.plan.depths
         return [self.keys.queue(self.plan.engine_of(name), name) for name in sorted(depth, key=lambda name: -depth[name])]
 
     def install(self, owner: str = OWNER) -> None:

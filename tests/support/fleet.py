@@ -138,8 +138,7 @@ class QueueRun:
     @property
     def queues(self) -> list[str]:
         """RQ's names, deepest first."""
-        depth = {node.id: node.depth for node in self.plan.nodes.values()}
-        depth |= {fork.id: fork.depth for fork in self.plan.forks.values() if fork.joins}
+        depth = self.plan.depths
         names = sorted(depth, key=lambda name: -depth[name])
         return [self.keys.queue(self.plan.engine_of(name), name) for name in names]
 

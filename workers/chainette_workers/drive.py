@@ -205,7 +205,7 @@ class Drive:
         if now < self._looked_at + _LOOK:
             return
         self._looked_at = now
-        progress = self.queue.progress(sink.keys)
+        progress = sink.progress
         if progress.damaged:
             raise BadMessage(progress.damaged)
         if progress.state == "cancelled":

@@ -113,9 +113,7 @@ class Serving:
 
 
 def _places(info: RunInfo, plan: Plan, names: Container[str]) -> Iterator[Place]:
-    depth = {node.id: node.depth for node in plan.nodes.values()}
-    depth |= {fork.id: fork.depth for fork in plan.forks.values() if fork.joins}
-    for name in sorted(depth, key=lambda name: -depth[name]):
+    for name in sorted(plan.depths, key=lambda name: -plan.depths[name]):
         engine = plan.engine_of(name)
         if engine in names:
             yield Place(info.run, f"{engine}.{name}.{info.run}", lane_of(plan, name), plan.batch_size)

@@ -43,8 +43,6 @@ class Sink:
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
     #: Roots that the writer holds open.
     _open_roots: set[int] = field(default_factory=set)
-    #: Complete roots that Redis may not know of yet.
-    _done: list[int] = field(default_factory=list)
     #: Whether Redis may not know how far this is durable.
     _doubted: bool = False
     #: Token of the anchor of an epoch that is in the log and not yet in Redis; "" where there is none.
@@ -65,8 +63,7 @@ class Sink:
     @property
     def _places(self) -> list[tuple[str, str]]:
         """(engine, node) of everything that has a queue."""
-        names = [*self.plan.nodes, *(fork.id for fork in self.plan.forks.values() if fork.joins)]
-        return [(self.plan.engine_of(name), name) for name in names]
+        return [(self.plan.engine_of(name), name) for name in self.plan.depths]
 
     def open(self, expected: int | None) -> None:
         """Attaches to the epoch of the log where Redis continues it, else raises the epoch."""
@@ -105,7 +102,7 @@ class Sink:
 
     def _log_epoch(self, expected: int | None) -> None:
         self._open_roots.clear()
-        self._done.clear()
+        self._doubted = False
         token = secrets.token_hex(8)
         anchor = (ANCHOR, token)
         if self.writer.state.started_at:
@@ -143,13 +140,12 @@ class Sink:
         committed = self.writer.commit(items)
         self.hook.on_flush(committed.synced)
         self._open_roots = opened
-        self._done += [entry.root for entry in entries if entry.done]
         for event in committed.events:
             self.hook.on_event(event)
         for entry in entries:
             if isinstance(entry.message, Result):
                 self.rejects.count(entry.message.node, entry.message.taken, len(entry.message.rejected))
-        self._acknowledge()
+        self._acknowledge([entry.root for entry in entries if entry.done])
         return True
 
     def _items(self, entries: list[Entry]) -> tuple[list[Item], set[int]]:
@@ -168,17 +164,16 @@ class Sink:
                 opened.discard(entry.root)
         return items, opened
 
-    def _acknowledge(self) -> None:
-        """What is durable may go; repeated until Redis has answered, or its credit would never come back."""
+    def _acknowledge(self, done: list[int]) -> None:
+        """What is durable may go, these roots with it; until Redis has answered it is in doubt."""
         position = self.writer.state.position
         assert position is not None
-        self.queue.ack(self.keys, self.owner, position, self._done)
-        self._done, self._doubted = [], False
+        self.queue.ack(self.keys, self.owner, position, done)
+        self._doubted = False
 
     def _settle(self) -> None:
         """Acknowledges all that is durable and that Redis still counts as live."""
-        self._done = [root for root in self.queue.progress(self.keys).live if self.writer.state.is_done(root)]
-        self._acknowledge()
+        self._acknowledge([root for root in self.progress.live if self.writer.state.is_done(root)])
 
     def doubt(self) -> None:
         """Redis failed: it may have lost the reply to an acknowledgement, or the last second of its own."""
