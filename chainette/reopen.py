@@ -14,7 +14,7 @@ from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
 from chainette.errors import ChainChanged, InputError, RunDirectoryError
-from chainette.io.fork import Reopen, affected_by, finish_swap, fork, starts_of
+from chainette.io.fork import Reopen, affected_by, fork, starts_of
 from chainette.io.inputs import open_input
 from chainette.io.readers import InputFile
 from chainette.io.replay import RunState, Status
@@ -65,7 +65,6 @@ async def _continue(directory: RunDir, plan: Plan, state: RunState, options: Run
 
 
 def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions]:
-    finish_swap(directory)
     state, _ = read_state(directory)
     options = _recorded(state, options)
     return state, compile_plan(chain or _load(directory, state), options), options

@@ -111,11 +111,9 @@ def _asks_a_sink(directory: Path, redis: str | None, from_steps: Sequence[str]) 
     from chainette.fleet.board import Board, Order, Role
     from chainette.fleet.connect import connect
     from chainette.fleet.queue import FleetQueue
-    from chainette.io.fork import finish_swap
     from chainette.io.rundir import RunDir
     from chainette.io.session import read_state
 
-    finish_swap(RunDir(directory))
     run = read_state(RunDir(directory))[0].run
     try:
         connection = connect(redis)

@@ -116,11 +116,16 @@ def _swap(path: Path) -> None:
 
 
 def finish_swap(directory: RunDir) -> None:
-    """Ends a swap that a crash cut in two, or removes what did not come to one; called before a directory is read."""
+    """Ends a swap that a crash cut in two, or removes what did not come to one; called before a directory is read or taken.
+
+    Raises:
+        RunDirectoryInUse: it is being swapped now.
+    """
     path = directory.path
     if not path.exists() and _old(path).exists() and _aside(path).exists():
-        _aside(path).rename(path)
-        fsync_dir(path.parent)
+        with closing(EventLog(RunDir(_old(path)).log)):
+            _aside(path).rename(path)
+            fsync_dir(path.parent)
     if path.exists() and _old(path).exists():
         shutil.rmtree(_old(path), ignore_errors=True)
     if path.exists() and _aside(path).exists():

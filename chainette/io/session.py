@@ -17,6 +17,7 @@ from chainette.core.plan import Plan, PlanNode
 from chainette.errors import DamagedRun, RunDirectoryError
 from chainette.io.card import dataset_features
 from chainette.io.events import RunCreated
+from chainette.io.fork import finish_swap
 from chainette.io.log import EventLog, read_log
 from chainette.io.publish import publish_metadata
 from chainette.io.readback import lines_of_root
@@ -47,6 +48,7 @@ def claim_directory(directory: RunDir) -> EventLog:
         RunDirectoryError: it holds a run, or files of something else.
         RunDirectoryInUse: another process writes to it.
     """
+    finish_swap(directory)
     path = directory.path
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file; name a directory for the run")
@@ -87,12 +89,14 @@ def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) ->
 
 
 def read_state(directory: RunDir) -> tuple[RunState, int]:
-    """Where the run of a directory stands, and where its intact log ends. Reads only.
+    """Where the run of a directory stands, and where its intact log ends. Reads only, but for what `finish_swap` does.
 
     Raises:
         RunDirectoryError: there is no run.
+        RunDirectoryInUse: another process swaps it for one in which rows are pending again.
         DamagedRun: the log is damaged.
     """
+    finish_swap(directory)
     if not directory.exists():
         raise RunDirectoryError(
             f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one"

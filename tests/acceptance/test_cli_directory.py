@@ -133,3 +133,28 @@ def test_a_reader_that_goes_away_ends_a_list_quietly(finished: Project) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "./jsonl"),
+        ("rejected", "jsonl"),
+        ("rebuild", "jsonl"),
+        ("rows", "jsonl"),
+        ("run", "chain.py", "in.jsonl", "-o", "jsonl"),
+    ],
+)
+def test_a_directory_that_a_crash_left_between_two_names_is_found_by_every_command(
+    project: Project, words: tuple[str, ...]
+) -> None:
+    before = (project.path / "jsonl/events.jsonl").read_bytes()
+    (project.path / "jsonl").rename(project.path / ".jsonl.old")  # as `--from` does, one step before its end
+    shutil.copytree(project.path / ".jsonl.old", project.path / ".jsonl.fork")
+    done = project.chainette(*words)
+    if words[0] == "run":
+        assert done.returncode == 1 and "already; go on with it: `chainette resume jsonl`" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+    assert (project.path / "jsonl/events.jsonl").read_bytes() == before
+    assert not (project.path / ".jsonl.old").exists() and not (project.path / ".jsonl.fork").exists()

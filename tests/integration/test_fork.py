@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.errors import ChainChanged, RunDirectoryError
+from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse
 from chainette.executor import resume, retry_rejected
 from chainette.io.fork import finish_swap
 from chainette.io.log import EventLog, read_log
@@ -132,6 +132,8 @@ def test_a_swap_that_a_crash_cut_in_two_is_ended(tmp_path: Path, inputs: Path) -
     expected = content(run)
     (tmp_path / "run").rename(tmp_path / ".run.old")
     shutil.copytree(tmp_path / ".run.old", tmp_path / ".run.fork")
+    with closing(EventLog(RunDir(tmp_path / ".run.old").log)), pytest.raises(RunDirectoryInUse):
+        finish_swap(RunDir(tmp_path / "run"))  # somebody is about to
     finish_swap(RunDir(tmp_path / "run"))
     assert content(resume(tmp_path / "run", three_steps())) == expected
     assert not (tmp_path / ".run.old").exists()
