@@ -75,7 +75,7 @@ def take_snapshot(connection: redis.Redis, info: RunInfo, members: Mapping[str, 
     if info.epoch < 0:
         return Snapshot(info, members)
     keys = RunKeys(info.run, info.epoch)
-    names = info.fields.get("queues", "").split()
+    names = info.queues
     with connection.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.llen(f"rq:queue:{name}")

@@ -121,3 +121,8 @@ class RunInfo:
     epoch: int
     state: str
     fields: Mapping[str, str]
+
+    @property
+    def queues(self) -> list[str]:
+        """RQ's names of its queues."""
+        return self.fields.get("queues", "").split()

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from chainette_workers.catalogue import Part
-from chainette_workers.drive import Drive
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.metrics import Metrics
 from chainette_workers.worker import WorkerConfig
@@ -22,40 +21,14 @@ from chainette import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.loading import load_chain
 from chainette.errors import RunStopped
-from chainette.fleet.board import Board
-from chainette.fleet.connect import connect
-from chainette.fleet.queue import FleetQueue
 from chainette.fleet.survey import survey
 from chainette.hooks import Stage
 from chainette.io.result import RunResult
 from chainette.records import CHAIN_INPUT
-from chainette.session import Session
+from tests.integration.test_fleet_trouble import Driven
 from tests.support.cli import Project, until
 from tests.support.serving import serving
 from tests.support.valkey import Database
-
-
-class Driven:
-    """A drive that stops by itself after so many moves."""
-
-    attaches: ClassVar[bool] = True
-
-    def __init__(self, url: str, moves: int | None) -> None:
-        self.url, self.left = url, moves
-
-    def __call__(self, session: Session) -> None:
-        with connect(self.url) as client:
-            Drive(session, FleetQueue(client), Board(client), {}, 24, tend=self.tend).run()
-
-    def clean(self, run: str) -> None:
-        raise AssertionError(f"nothing is left of {run}")
-
-    def tend(self, moved: bool) -> None:
-        if self.left is not None and moved:
-            self.left -= 1
-            if self.left < 0:
-                raise RunStopped("enough for now")
-
 
 Numbers = Counter[tuple[str, ...]]
 
@@ -77,7 +50,7 @@ class Site:
             self.path / "out",
             chain_ref="chain.py",
             chain_root=str(self.path),
-            drive=Driven(self.url, moves),
+            drive=Driven(self.url, window=24, moves=moves),
             resume=resume,
             hooks=[hook],
         )

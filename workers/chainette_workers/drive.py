@@ -20,7 +20,7 @@ from chainette.errors import RunCancelled, RunError, RunStopped
 from chainette.fleet.board import Board, Role
 from chainette.fleet.connect import connect, is_passing
 from chainette.fleet.messages import BadMessage
-from chainette.fleet.queue import Cancelled, FleetQueue, LeasedQueue, Lost
+from chainette.fleet.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunInfo
 from chainette.fleet.reasons import reasons
 from chainette.io.events import UnitRetried, WorkerLost
 from chainette.io.roots import Root, Roots
@@ -36,7 +36,7 @@ from chainette_workers.presence import Presence
 from chainette_workers.sink import Sink
 from chainette_workers.watching import watching
 
-__all__ = ["Admitting", "Drive", "RedisFleet", "coordinated_here", "window_for"]
+__all__ = ["Admitting", "Drive", "RedisFleet", "coordinated_here", "take_out", "window_for"]
 
 _log = logging.getLogger("chainette")
 
@@ -96,10 +96,18 @@ class RedisFleet:
             with connect(self.url) as connection:
                 info = Board(connection).run(run)
                 if info is not None and info.epoch >= 0:
-                    queues = info.fields.get("queues", "").split()
-                    FleetQueue(connection).close(run, info.epoch, info.fields.get("owner", ""), queues)
+                    take_out(FleetQueue(connection), info)
         except (RunError, redis.RedisError, Lost) as error:
             _log.warning("what Redis may still have of run %s stays there: %s", run, error)
+
+
+def take_out(queue: LeasedQueue, info: RunInfo) -> None:
+    """Closes a run in the place of the sink that has it, which is not going to.
+
+    Raises:
+        Lost: another sink has taken it meanwhile.
+    """
+    queue.close(info.run, info.epoch, info.fields.get("owner", ""), info.queues)
 
 
 def window_for(workers: Iterable[Mapping[str, str]]) -> int:

@@ -15,7 +15,7 @@ from chainette.io.replay import RunState, Status
 from chainette.io.rundir import RunDir
 from chainette.io.session import read_state
 from chainette.session import Session
-from chainette_workers.drive import Admitting, Drive
+from chainette_workers.drive import Admitting, Drive, take_out
 from chainette_workers.service import Elsewhere, Handed, Places, Stopping, same_chain
 from chainette_workers.sink import Sink
 
@@ -41,7 +41,7 @@ class SinkDuty:
         directory = self._directory(handed)
         state = self._state(handed, directory)
         if (state is None and info.state == "cancelled") or (state is not None and _is_closed(state, order)):
-            queue.close(info.run, info.epoch, info.fields.get("owner", ""), info.fields.get("queues", "").split())
+            take_out(queue, info)
             return
         chain = same_chain(order, self.places.chains)
         drive = _Served(handed, queue, board)
