@@ -14,6 +14,7 @@ from chainette.core.dump import NotRoundTrip, dump_row, explain
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
+from chainette.core.user_code import RAISED
 from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import TemplateError
 from chainette.hooks import Hook, Laps, Stage
@@ -117,7 +118,7 @@ class Asking:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}")
-            except Exception as error:  # validators of the input models are the user's code
+            except RAISED as error:  # validators of the input models are the user's code
                 self.result.reject(row, Reason.TEMPLATE_ERROR, f"{type(error).__name__}: {error}{raised_at(error)}")
         return asks
 
@@ -176,7 +177,7 @@ class Asking:
                     return _bad_answer(error)
                 except NotRoundTrip as error:
                     return _Bad(Reason.INVALID_OUTPUT, str(error))
-                except Exception as error:  # a validator of the user's own
+                except RAISED as error:  # a validator of the user's own
                     return _Bad(Reason.INVALID_OUTPUT, f"{type(error).__name__}: {error}")
                 output = Output(ask.row.row_id, value, ask.number, reasoning, ask.usage.spent)
                 large = excess([output])

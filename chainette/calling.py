@@ -17,6 +17,7 @@ from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
+from chainette.core.user_code import RAISED
 from chainette.hooks import Hook
 from chainette.records import Output, Reason, Row
 from chainette.tally import Tally, excess, raised_at
@@ -37,7 +38,7 @@ async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook) -> T
         async def call_one(index: int) -> None:
             try:
                 returned[index] = await apply.fn(*_arguments(plan, node, rows[index]))
-            except (Exception, SystemExit) as error:
+            except RAISED as error:
                 returned[index] = _Raised(error)
 
         async with anyio.create_task_group() as group:
@@ -68,7 +69,7 @@ def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) 
         try:
             value = fn(*_arguments(plan, node, row))
             returned.append(_at_most(value) if isinstance(value, Iterator) else value)
-        except (Exception, SystemExit) as error:
+        except RAISED as error:
             returned.append(_Raised(error))
     return returned
 
@@ -117,7 +118,7 @@ def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
         raise _Unusable(f"{apply.id!r} must return a list of rows, it returned {_short(value)}")
     try:
         items = _at_most(iter(value))
-    except Exception as error:  # a generator of the user's own
+    except RAISED as error:  # a generator of the user's own
         raise _Unusable(f"{type(error).__name__}: {error}{raised_at(error)}") from error
     if len(items) > MAX_FAN_OUT:
         raise _Unusable(f"{apply.id!r} made more than {MAX_FAN_OUT:,} rows of one, which is the limit")

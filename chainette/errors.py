@@ -17,6 +17,7 @@
         DamagedRun          the log or a shard does not say what it must
         ChainChanged        the chain is not the one the directory was made with
         DiskError           the disk is full, or a write failed
+        RedisUnavailable    Redis does not answer now
         RunStopped          a run stopped itself; the directory is resumable
         RunCancelled        somebody gave the run up
       RowsRejected          `Node.execute` had to reject rows; carries the rejections
@@ -48,6 +49,7 @@ __all__ = [
     "Place",
     "PlanError",
     "Problem",
+    "RedisUnavailable",
     "RowsRejected",
     "RunCancelled",
     "RunDirectoryError",
@@ -163,6 +165,10 @@ class ChainChanged(RunError):
 
 class DiskError(RunError):
     pass
+
+
+class RedisUnavailable(RunError):
+    """Redis does not answer, and may later."""
 
 
 class RunStopped(RunError):

@@ -66,6 +66,8 @@ def worker(
     from chainette_workers.supervise import Child, supervise
     from chainette_workers.worker import WorkerConfig, serve
 
+    from chainette.fleet.connect import connect
+
     stopping = threading.Event()
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
     names = [name for name in engine if name != "python"]
@@ -85,6 +87,7 @@ def worker(
         metrics=endpoint,
     )
     if gpu == "all":
+        connect(redis).close()  # children that cannot reach it would be started again and again
         supervise([Child(config, environment={CUDA_DEVICES: name}) for name in gpus], stopping)
         return
     if gpus:

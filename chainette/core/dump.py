@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ValidationError
 
+from chainette.core.user_code import RAISED
+
 __all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain"]
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
@@ -38,7 +40,7 @@ def dump_model(instance: BaseModel) -> bytes:
         back = model.__pydantic_validator__.validate_json(dump)
     except ValidationError as error:
         raise NotRoundTrip(f"the dump of {model.__name__} does not validate back: {explain(error)}") from error
-    except Exception as error:  # validators and serializers are the user's code
+    except RAISED as error:  # validators and serializers are the user's code
         raise NotRoundTrip(f"{model.__name__} cannot be dumped as JSON: {error}") from error
     if back != instance:
         _require_same(instance, back, dump)
@@ -80,7 +82,7 @@ def _finding(finding: dict[str, Any]) -> str:
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except Exception as error:  # a user's __repr__ must not hide what was wrong
+    except RAISED as error:  # a user's __repr__ must not hide what was wrong
         text = f"<{type(value).__name__}: {error}>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from chainette.core.chain import Chain
 from chainette.core.private_import import PrivateImporter, public_name
-from chainette.core.user_code import is_library
+from chainette.core.user_code import RAISED, is_library
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainetteError, LoadError, Place
 
@@ -160,7 +160,7 @@ def _executed(source: _Source) -> tuple[ModuleType, set[str]]:
     try:
         with using_registry(EngineRegistry()), _watching() as opened:
             return source.run(), opened
-    except (Exception, SystemExit) as error:
+    except RAISED as error:
         source.importer.forget()
         raise LoadError(_explained(error, source)) from error
     except BaseException:

@@ -9,6 +9,7 @@ from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.step import Step
 from chainette.core.template_types import has_member
+from chainette.core.user_code import RAISED
 from chainette.errors import TemplateError
 from chainette.records import Message, Row
 from chainette.utils.json_schema import generate_json_output_prompt
@@ -85,7 +86,7 @@ class Prompter:
         assert builder is not None
         try:
             messages = tuple(builder(self._step, received(self._node, row), History(self._plan, self._node, row)))
-        except Exception as error:
+        except RAISED as error:
             raise TemplateError(f"prompt_builder of step {self._node.id!r} raised {type(error).__name__}: {error}") from error
         if not messages or not all(isinstance(message, Message) for message in messages):
             raise TemplateError(

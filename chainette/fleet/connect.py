@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from chainette.errors import RunError
+from chainette.errors import RedisUnavailable, RunError
 
 if TYPE_CHECKING:
     import redis
@@ -27,7 +27,8 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
     The URL comes from the argument, from CHAINETTE_REDIS_URL, or is `redis://127.0.0.1:6379/0`.
 
     Raises:
-        RunError: the URL is none, or Redis does not answer; the message holds no password.
+        RedisUnavailable: it does not answer; the message holds no password.
+        RunError: the URL is none, or Redis does not let us in.
     """
     import redis
     from redis.backoff import NoBackoff
@@ -39,9 +40,8 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
         client.ping()
     except (redis.RedisError, ValueError, OSError) as error:
         reason = str(error).replace(url, shown(url))
-        raise RunError(
-            f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}"
-        ) from error
+        kind = RedisUnavailable if isinstance(error, redis.RedisError) and is_passing(error) else RunError
+        raise kind(f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}") from error
     return client
 
 

@@ -197,7 +197,8 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
-        """Hands back what the worker holds but for `known`: what a claim took whose reply was lost. Returns how many units."""
+        """Hands back what the worker holds but for `known`: what a claim took whose reply was lost, and commits that a
+        Redis which went back does not know of. Returns how many units."""
 
     # -- results
 

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from chainette.core.dump import NotRoundTrip, dump_model, explain
+from chainette.core.user_code import RAISED
 from chainette.io.readers import Record
 from chainette.io.shape import json_fields
 
@@ -92,7 +93,7 @@ class InputModel:
             raise BadRecord(explain(error)) from error
         except NotRoundTrip as error:
             raise BadRecord(str(error)) from error
-        except Exception as error:  # a validator is the user's code
+        except RAISED as error:  # a validator is the user's code
             raise BadRecord(f"a validator of {self.model.__name__} raised {type(error).__name__}: {error}") from error
 
 

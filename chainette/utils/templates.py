@@ -49,7 +49,7 @@ class Template:
         """
         try:
             return "".join(self._compiled.root_render_func(self._compiled.new_context(context)))  # type: ignore[arg-type]
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a user's code may call sys.exit
             raise TemplateError(f"{self.label}, line {self._line(error.__traceback__)}: {_what(error)}") from error
 
     def _line(self, traceback: TracebackType | None) -> int:
@@ -62,7 +62,7 @@ class Template:
         return line
 
 
-def _what(error: Exception) -> str:
+def _what(error: BaseException) -> str:
     from jinja2 import TemplateError as JinjaError
 
     return str(error) if isinstance(error, JinjaError) else f"{type(error).__name__}: {error}"

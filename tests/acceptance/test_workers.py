@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from chainette_workers.runtime import UNUSABLE
+from chainette_workers.worker import WorkerConfig
 
 from tests.support.cli import Project, lines, until
+from tests.support.valkey import Database
 
 ALL = ("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "2")
 
@@ -135,6 +141,41 @@ def test_a_valkey_that_is_killed_is_started_again_and_costs_nothing(project: Fle
     assert lines(project, "fleet") == lines(project, "local")
     assert {event.get("epoch", 0) for event in project.told("unit_committed")} == {0}, "work was thrown away"
     project.assert_nothing_left()
+
+
+def test_a_valkey_that_is_killed_while_the_workers_start_costs_nothing(project: FleetProject) -> None:
+    run = project.start(*ALL)
+    until(lambda: project.processes("chainette_workers.worker"))
+    [valkey] = project.processes("valkey-server")
+    os.kill(valkey, signal.SIGKILL)
+    finish(run)
+    assert lines(project, "fleet") == lines(project, "local")
+    project.assert_nothing_left()
+
+
+def test_a_worker_that_finds_no_redis_may_find_one_later_and_one_that_may_not_enter_never_will(
+    tmp_path: Path, database: Database
+) -> None:
+    """What a supervisor needs to know of a worker that ended: whether to start it again."""
+    urls = {f"unix://{tmp_path}/nobody": 1, re.sub(r"://[^@/]*@", "://:wrong@", database.url): UNUSABLE, "gopher://x": UNUSABLE}
+    for url, code in urls.items():
+        command = [sys.executable, "-m", "chainette_workers.worker"]
+        told = msgspec.json.encode(WorkerConfig(url, ["judge"], str(tmp_path))).decode() + "\n"
+        done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, "Redis at" in done.stderr, "wrong" in done.stderr) == (code, True, False), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_users_files_take_no_modules_place_in_worker_processes(tmp_path: Path) -> None:
+    project = FleetProject(tmp_path, rows=50)
+    (tmp_path / "chain.py").write_text(FUNCTIONS)
+    for name in ("secrets", "chainette", "redis"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the wrong {name}')\n")
+    # as the console script: without the current folder
+    run = [sys.executable, "-P", "-m", "chainette.cli.main", "run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "1"]
+    done = subprocess.run(run, cwd=tmp_path, env=project.environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "the wrong" not in done.stderr, done.stderr
+    assert project.ids("fleet", "shout")
 
 
 def test_ctrl_c_in_a_terminal_ends_every_process_and_the_run_can_be_gone_on_with(project: FleetProject) -> None:

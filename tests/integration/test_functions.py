@@ -57,6 +57,8 @@ def letters(item: Text) -> list[Text]:
         os.kill(os.getpid(), signal.SIGSEGV)
     if text.startswith("exit"):
         os._exit(3)
+    if text.startswith("interrupt"):
+        raise KeyboardInterrupt
     if text.startswith("once") and not (HERE / "died").exists():
         (HERE / "died").touch()
         os._exit(3)
@@ -160,7 +162,10 @@ def test_what_a_function_prints_and_reads_is_not_the_workers_talk(site: Site, ca
     assert "noise from a function" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "how"), [("segv", "signal SIGSEGV"), ("exit", "exit code 3"), ("fork", "exit code 4")])
+@pytest.mark.parametrize(
+    ("text", "how"),
+    [("segv", "signal SIGSEGV"), ("exit", "exit code 3"), ("fork", "exit code 4"), ("interrupt", "exit code 1")],
+)
 def test_a_row_that_ends_its_process_twice_is_rejected_and_its_neighbours_finish(site: Site, text: str, how: str) -> None:
     outcome = site.outcome("ab", text, "cd")
     assert rejections(outcome) == [("1", Reason.POISON)] and how in outcome.rejected[0].message

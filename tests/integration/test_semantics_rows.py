@@ -334,6 +334,60 @@ def test_a_function_that_ends_the_program_rejects_its_row_only(tmp_path: Path) -
         assert [row["row_id"] for row in result.rows("flattened")] == ["0", "2"]
 
 
+class Leaving(BaseModel):
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def leave(cls, value: str) -> str:
+        return sys.exit(3) if value == "bad" else value
+
+
+class Property(BaseModel):
+    text: str
+
+    @property
+    def shout(self) -> str:
+        return sys.exit(3) if self.text == "bad" else self.text
+
+
+class Unwritable(BaseModel):
+    text: str
+
+    @model_serializer
+    def write(self) -> dict[str, str]:
+        return sys.exit(3) if self.text == "bad" else {"text": self.text}
+
+
+def build(step: Any, row: Any, history: Any) -> list[Message]:
+    return [Message("user", Property(text=row.text).shout)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        pytest.param({"input_model": Leaving}, Reason.INVALID_INPUT, id="validator of the input"),
+        pytest.param({"output_model": Leaving}, Reason.INVALID_OUTPUT, id="validator of an answer"),
+        pytest.param({"output_model": Unwritable}, Reason.INVALID_OUTPUT, id="serializer of an answer"),
+        pytest.param({"input_model": Property, "user_prompt": "{{ input.shout }}"}, Reason.TEMPLATE_ERROR, id="template"),
+        pytest.param({"prompt_builder": build}, Reason.TEMPLATE_ERROR, id="prompt builder"),
+    ],
+)
+def test_a_users_code_that_ends_the_program_costs_its_row_only(tmp_path: Path, keys: dict[str, Any], reason: Reason) -> None:
+    def answer(request: Request) -> str:
+        return json.dumps({"text": {"0": "a", "1": "bad", "2": "b"}[row_of(request)]})
+
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "bad"}\n{"text": "b"}\n')
+    with scripted(llm=answer):
+        models: dict[str, Any] = {"input_model": Text, "output_model": Text} | keys
+        step = Step(id="ask", engine_name="llm", **models)
+        result = Chain(name="leaving", steps=[step]).run(path, tmp_path / "run")
+    rejection = only_rejection(result)
+    assert (rejection["row_id"], rejection["reason"]) == ("1", reason)
+    assert [row["row_id"] for row in result.rows("flattened")] == ["0", "2"]
+
+
 @pytest.mark.parametrize("returned", [None, Text(text="one"), "text", {"text": "a"}, [1], [Price(price=1)], 7])
 def test_a_function_that_returns_something_else_than_it_declared_rejects_its_row(tmp_path: Path, returned: Any) -> None:
     def wrong(item: Text) -> list[Text]:

@@ -10,18 +10,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
 from chainette_workers.drive import RedisFleet
 from chainette_workers.worker import WorkerConfig
+from redis import Redis
 
+from chainette.fleet.queue import FleetQueue
+from chainette.fleet.states import Claim
 from chainette.io.result import RunResult
 from tests.integration.test_fleet_trouble import Background, Site
 from tests.support.cli import REPOSITORY
 from tests.support.doomed import POINTS
-from tests.support.fleet import QueueRun, forked, opened, work
+from tests.support.fleet import QueueRun, forked, opened, straight, work
 from tests.support.valkey import Database
 
 
@@ -66,6 +69,31 @@ def test_a_worker_that_dies_anywhere_costs_no_row(site: Site, database: Database
     assert lost <= set(result.metadata["workers"])
     if point != "while handing back":  # the run may be over before anybody misses that one
         assert len(result.metadata["workers"]) == len(lost) + 1
+
+
+class Forgetful(FleetQueue):
+    """Redis goes back to before the first commit, while nobody talks to it."""
+
+    def __init__(self, connection: Redis) -> None:
+        super().__init__(connection)
+        self.forgotten: Claim | None = None
+
+    def commit(self, claim: Claim, *arguments: Any) -> bool:
+        if self.forgotten is None:
+            self.forgotten = claim
+            return True
+        return super().commit(claim, *arguments)
+
+
+def test_a_unit_whose_commit_redis_forgot_is_done_again_by_the_worker_that_lives(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chainette_workers.engine._AGREEMENT", 0.05)
+    queue = Forgetful(database.client)
+    with opened(database.client, straight()) as run:
+        run.admit()
+        work(run, lambda: bool(queue.forgotten) and not places(run), queue)
+        assert [entry.root for entry in run.drain() if entry.done] == [0]
 
 
 def places(run: QueueRun) -> dict[str, int]:

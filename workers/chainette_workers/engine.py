@@ -28,7 +28,7 @@ from chainette.fleet.connect import is_passing
 from chainette.fleet.contract import LeasedQueue
 from chainette.fleet.jobs import age
 from chainette.fleet.messages import TooLarge
-from chainette.fleet.states import Claim, Drain, Lost, RunInfo, Turn
+from chainette.fleet.states import LEASE, Claim, Drain, Lost, RunInfo, Turn
 from chainette.hooks import Hook, Stage
 from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process, too_large
@@ -55,6 +55,9 @@ _FIRST_REST, _LONGEST_REST = 1.0, 30.0
 
 #: Seconds between two looks at which engine is to be served, where some exclude each other.
 _CHOICE = 0.25
+
+#: Seconds between two times that Redis is told what is in hand: it may have gone back to before a commit.
+_AGREEMENT = LEASE
 
 #: Join units that run side by side; each takes the event loop for as long as it lasts.
 _JOINS = 4
@@ -163,7 +166,11 @@ class EngineWorker:
 
     async def _take_units(self, group: TaskGroup) -> None:
         end = inf if self.drain_after is None else monotonic() + self.drain_after
+        agreed = monotonic()
         while monotonic() < end:
+            if monotonic() - agreed > _AGREEMENT:
+                await self._agree()
+                agreed = monotonic()
             held = await self._claim()
             if held is None:
                 await self.hands.change(self._pause)
@@ -171,6 +178,10 @@ class EngineWorker:
             else:
                 self._pause = _SOON
                 group.start_soon(self._work, held)
+
+    async def _agree(self) -> None:
+        """Units that Redis takes for this worker's, and that it does not hold, go back into their queues."""
+        await insist(lambda: self.queue.reconcile(self.incarnation, [*self.hands]))
 
     # -- claiming
 
@@ -197,7 +208,7 @@ class EngineWorker:
         except redis.RedisError as error:
             if not is_passing(error):
                 raise
-            await insist(lambda: self.queue.reconcile(self.incarnation, [*self.hands]))
+            await self._agree()
         except Lost:
             if not await insist(lambda: self.queue.beat(self.incarnation, self._words())):
                 self.hook.on_lease_lost()

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +34,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the worker, which ends this process
         signal.signal(number, signal.SIG_IGN)
     calls, replies = _taken_pipes()
-    anyio.run(_answer_all, calls, replies, Chains(Path(root), (), engines_file[0] if engines_file else None))
+    try:
+        anyio.run(_answer_all, calls, replies, Chains(Path(root), (), engines_file[0] if engines_file else None))
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)  # also out of what still runs in threads
 
 
 def _die_with(parent: int) -> None:
@@ -57,7 +62,7 @@ def _taken_pipes() -> tuple[BinaryIO, BinaryIO]:
 async def _answer_all(calls: BinaryIO, replies: BinaryIO, chains: Chains) -> None:
     async with anyio.create_task_group() as group:
         while True:
-            call = await anyio.to_thread.run_sync(_next, calls)
+            call = await anyio.to_thread.run_sync(_next, calls, abandon_on_cancel=True)
             if call is None:
                 os._exit(0)  # also out of a function that goes on
             group.start_soon(_reply, call, replies, chains)
@@ -66,7 +71,7 @@ async def _answer_all(calls: BinaryIO, replies: BinaryIO, chains: Chains) -> Non
 def _next(calls: BinaryIO) -> Call | None:
     head = calls.read(HEAD)
     body = calls.read(length_of(head)) if len(head) == HEAD else b""
-    return open_call(body) if body else None
+    return open_call(body) if body and len(body) == length_of(head) else None  # a worker that died wrote half of one
 
 
 async def _reply(call: Call, replies: BinaryIO, chains: Chains) -> None:

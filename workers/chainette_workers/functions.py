@@ -201,7 +201,7 @@ class Children:
             self._idle.append(child)
 
     async def _start(self) -> _Child:
-        command = [sys.executable, "-m", "chainette_workers.function_child", str(os.getpid()), str(self.root)]
+        command = [sys.executable, "-P", "-m", "chainette_workers.function_child", str(os.getpid()), str(self.root)]
         command += [self.engines_file] if self.engines_file else []
         process = await anyio.open_process(command, stderr=None)
         assert process.stdout is not None

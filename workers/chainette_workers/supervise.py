@@ -50,7 +50,7 @@ class Child:
     def start(self) -> None:
         with ExitStack() as stack:
             log = stack.enter_context(self.log.open("ab")) if self.log is not None else None
-            command = [sys.executable, "-m", "chainette_workers.worker"]
+            command = [sys.executable, "-P", "-m", "chainette_workers.worker"]  # -P: nothing of the current folder
             environment = os.environ | self.environment
             self.process = subprocess.Popen(  # noqa: S603
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment

@@ -21,7 +21,7 @@ import redis
 
 from chainette.core.plan import PYTHON
 from chainette.engine.config import EngineConfig
-from chainette.errors import ChainetteError
+from chainette.errors import ChainetteError, RedisUnavailable
 from chainette.fleet.board import Board
 from chainette.fleet.connect import chosen_url, connect, shown
 from chainette.fleet.processes import on_record
@@ -69,7 +69,8 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
     """Claims and processes units until `stopping` is set; then hands back what is unfinished.
 
     Raises:
-        RunError: Redis does not answer at the start. Later on, it is waited for.
+        RedisUnavailable: Redis does not answer at the start. Later on, it is waited for.
+        RunError: it does not let us in.
         EngineConfigError: an engine can never be opened.
     """
     with (
@@ -83,7 +84,7 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
 
 
 def main() -> int:
-    """Serves until standard input ends; returns the exit code."""
+    """Serves until standard input ends; returns the exit code: UNUSABLE where another try cannot do better."""
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     stopping = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
@@ -93,7 +94,7 @@ def main() -> int:
         serve(config, stopping)
     except ChainetteError as error:
         say(str(error))
-        return UNUSABLE
+        return 1 if isinstance(error, RedisUnavailable) else UNUSABLE
     return 0
 
 

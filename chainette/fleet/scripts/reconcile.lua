@@ -1,4 +1,5 @@
--- A worker says which units it knows that it holds; others were claimed in a reply that it never saw.
+-- A worker says which units it knows that it holds; others were claimed in a reply that it never saw, or committed
+-- before Redis went back.
 -- A: incarnation, known (job -> token of its claim)
 local me = need(A.incarnation, 'string', 'incarnation')
 scalars(A.known, 'known')
