@@ -20,6 +20,10 @@ class Drive(Protocol):
     def attaches(self) -> bool:
         """Whether a later session may find this one's units where it left them, so that the epoch goes on."""
 
+    @property
+    def way(self) -> dict[str, str]:
+        """How `resume` is told to move a run in this way: values of its flags, by name."""
+
     def __call__(self, session: Any) -> None: ...
 
     def clean(self, run: str) -> None:

@@ -49,7 +49,7 @@ def _with_flags_of_run(command: Callable[..., None]) -> Callable[..., None]:
 def enqueue(*, detach: Detach = False, no_sink: NoSink = False, **flags: Any) -> None:
     """Run CHAIN over INPUTS through the workers that serve a Redis, into a run directory.
 
-    Admits rows while there is room and writes what comes back, until the end or Ctrl-C; `chainette resume DIR --redis URL`
+    Admits rows while there is room and writes what comes back, until the end or Ctrl-C; `chainette resume DIR`
     goes on where it stopped, and finds what the workers did meanwhile. Flags and exit codes are those of `run`.
 
     With --detach services do that, also after this command has ended: INPUTS lies below the coordinator's --inputs-root,

@@ -33,7 +33,6 @@ __all__ = [
     "Window",
     "Workers",
     "drive_of",
-    "way_of",
 ]
 
 
@@ -101,17 +100,6 @@ MetricsPort = Annotated[
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
 
 
-def way_of(workers: str | None, redis: str | None, *, enqueue: bool = False) -> tuple[str, ...]:
-    """The flags that tell `resume` to move a run's units in the way of these."""
-    if workers is not None:
-        return ("--workers", workers)
-    if redis is None and not enqueue:
-        return ()
-    from chainette.fleet.connect import chosen_url, shown
-
-    return ("--redis", shown(chosen_url(redis)))
-
-
 def drive_of(
     workers: str | None, redis: str | None, metrics: tuple[str, int], *, enqueue: bool = False, watching: str
 ) -> Drive | None:
@@ -125,7 +113,9 @@ def drive_of(
     if redis is None and workers is None and not enqueue:
         return None
     if watching:
-        raise typer.BadParameter(f"{watching} sees requests of this process only; use `run` without --workers and --redis")
+        raise typer.BadParameter(
+            f"{watching} sees requests of this process only; use `run` without --workers and --redis, or `resume --local`"
+        )
     if workers is None:
         from chainette_workers.drive import RedisFleet
         from chainette_workers.endpoint import Endpoint

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -24,12 +25,13 @@ from chainette.cli.options import (
     Window,
     Workers,
     drive_of,
-    way_of,
 )
 
 if TYPE_CHECKING:
     from chainette.fleet.board import Order
+    from chainette.hooks import Hook
     from chainette.io.events import RunCreated
+    from chainette.io.result import RunResult
 
 __all__ = ["resume"]
 
@@ -65,6 +67,7 @@ def resume(
     window: Window = None,
     workers: Workers = None,
     redis: OverRedis = None,
+    local: Annotated[bool, typer.Option("--local", help="Do the work in this process, however the run was started.")] = False,
     metrics_host: MetricsHost = "127.0.0.1",
     metrics_port: MetricsPort = 0,
     quiet: Quiet = False,
@@ -72,23 +75,29 @@ def resume(
     show: Show = False,
     debug: Debug = False,
 ) -> None:
-    """Go on with the run in DIR: in this process, or as --workers or --redis say.
+    """Go on with the run in DIR, the way it was started, or as --local, --workers or --redis say.
 
     What is durable is not asked for again. The chain, the input, the engines and the settings are those that the
     log of DIR recorded. Where a `chainette sink` that lives serves the run, it is asked to go on.
     """
     _refuse(context.args)
-    if workers is None and _asks_a_sink(directory, redis, from_step or ()):
-        return
-    telling = Telling(quiet, json_logs, show, debug, again=way_of(workers, redis))
-    drive = drive_of(workers, redis, (metrics_host, metrics_port), watching=telling.watching)
+    wanted = _Way(local, workers, redis)
+    telling = Telling(quiet, json_logs, show, debug, again=wanted.flags)
 
     from chainette import executor
+    from chainette.errors import RedisUnavailable, RunError
+    from chainette.io.rundir import RunDir
+    from chainette.io.session import read_created
 
-    launch(
-        directory,
-        telling,
-        lambda hooks: executor.resume(
+    begun = read_created(RunDir(directory))
+    recorded = _Way.recorded(begun)
+    way = wanted if wanted.flags else recorded
+    if not (way.local or way.workers) and _asks_a_sink(directory, begun, way.redis, from_step or (), named=bool(redis)):
+        return
+    drive = drive_of(way.workers, way.redis, (metrics_host, metrics_port), watching=telling.watching)
+
+    def start(hooks: tuple[Hook, ...]) -> RunResult:
+        result = executor.resume(
             directory,
             from_step=from_step or (),
             max_reject_rate=max_reject_rate,
@@ -96,12 +105,61 @@ def resume(
             window=window,
             hooks=hooks,
             drive=drive,
-        ),
-    )
+        )
+        if drive is None and recorded.redis:  # nobody waits for it there any more
+            from chainette_workers.drive import RedisFleet
+
+            RedisFleet(recorded.redis).clean(begun.run_id)
+        return result
+
+    try:
+        launch(directory, telling, start)
+    except RedisUnavailable as error:
+        raise RunError(f"{error}; or do the work in this process: {command_line('resume', directory, '--local')}") from error
 
 
-def _asks_a_sink(directory: Path, redis: str | None, from_steps: Sequence[str]) -> bool:
-    """Has the run's sink go on, where a service that lives has it; False where none has."""
+@dataclass(frozen=True)
+class _Way:
+    """Who moves the units: this process, workers of its own, or those that serve a Redis.
+
+    Raises:
+        typer.BadParameter: more than one of them was named.
+    """
+
+    local: bool = False
+    workers: str | None = None
+    redis: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.local and (self.workers or self.redis):
+            raise typer.BadParameter("--local does the work in this process; leave out --workers and --redis")
+
+    @classmethod
+    def recorded(cls, begun: RunCreated) -> Self:
+        """How a run was started. A Redis comes with its password where the environment knows that."""
+        from chainette.fleet.connect import chosen_url, shown
+
+        redis, known = begun.way.get("redis"), chosen_url(None)
+        return cls(workers=begun.way.get("workers"), redis=known if redis == shown(known) else redis)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """How to say it again."""
+        from chainette.fleet.connect import shown
+
+        if self.workers is not None:
+            return ("--workers", self.workers)
+        if self.redis is not None:
+            return ("--redis", shown(self.redis))
+        return ("--local",) if self.local else ()
+
+
+def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps: Sequence[str], *, named: bool) -> bool:
+    """Has the run's sink go on, where a service that lives has it; False where none has.
+
+    Raises:
+        RunError: the Redis does not answer that the user named.
+    """
     from chainette.cli.status import is_working
 
     if redis is None and not is_working(directory):
@@ -111,14 +169,11 @@ def _asks_a_sink(directory: Path, redis: str | None, from_steps: Sequence[str]) 
     from chainette.fleet.board import Board, Order, Role
     from chainette.fleet.connect import connect
     from chainette.fleet.queue import FleetQueue
-    from chainette.io.rundir import RunDir
-    from chainette.io.session import read_state
 
-    run = read_state(RunDir(directory))[0].run
     try:
         connection = connect(redis)
     except RunError:
-        if redis is not None:
+        if named:
             raise
         return False  # whoever has the directory is told about by its lock
     with connection:

@@ -27,7 +27,6 @@ from chainette.cli.options import (
     Window,
     Workers,
     drive_of,
-    way_of,
 )
 
 __all__ = ["MOST_STREAMED", "run"]
@@ -88,7 +87,7 @@ def run(
     """
     del stream_writer
     enqueue, metrics = context.info_name == "enqueue", (metrics_host, metrics_port)
-    telling = Telling(quiet, json_logs, show, debug, stream, way_of(workers, redis, enqueue=enqueue))
+    telling = Telling(quiet, json_logs, show, debug, stream)
     drive = drive_of(workers, redis, metrics, enqueue=enqueue, watching=telling.watching)
     if stream and (limit is None or limit > MOST_STREAMED):
         raise typer.BadParameter(f"--stream is for looking at a few rows; add --limit 1, or at most {MOST_STREAMED}")

@@ -53,8 +53,10 @@ def sink(
     from chainette_workers.service import Places
     from chainette_workers.sink_service import SinkDuty
 
+    from chainette.fleet.connect import chosen_url, shown
+
     places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())
-    _serve(redis, SinkDuty(places), metrics_host, metrics_port)
+    _serve(redis, SinkDuty(places, shown(chosen_url(redis))), metrics_host, metrics_port)
 
 
 def _serve(redis: str | None, duty: Duty, metrics_host: str, metrics_port: int) -> None:

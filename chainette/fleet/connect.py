@@ -71,4 +71,4 @@ def is_passing(error: redis.RedisError) -> bool:
 
 def shown(url: str) -> str:
     """The URL without its password."""
-    return re.sub(r"//[^/@]*@", "//", url)
+    return re.sub(r"(?<=[?&])password=[^&]*&?", "", re.sub(r"//[^/@]*@", "//", url))

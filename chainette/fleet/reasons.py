@@ -45,7 +45,7 @@ def _unattended(snapshot: Snapshot) -> Iterator[str]:
             if role not in kinds:
                 yield f"no live {role}; start: chainette {role}"
     elif missing and fields.get(Role.SINK):
-        yield "the process that enqueued it is gone; go on: chainette resume DIR --redis URL"
+        yield "the process that enqueued it is gone; go on: chainette resume DIR"
 
 
 def _is_over(snapshot: Snapshot, role: Role) -> bool:

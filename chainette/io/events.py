@@ -71,6 +71,8 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     #: python, chainette, pydantic, ...; git commit of the chain root; platform.
     versions: dict[str, str]
     git: str | None = None
+    #: Who moved its units, as flags of the command line: {"workers": "2"}, {"redis": URL without password}; {}: the process.
+    way: dict[str, str] = {}
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):

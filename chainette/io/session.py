@@ -34,6 +34,7 @@ __all__ = [
     "create",
     "git_commit",
     "graph_of",
+    "read_created",
     "read_state",
     "recover",
     "removed_nodes",
@@ -96,11 +97,7 @@ def read_state(directory: RunDir) -> tuple[RunState, int]:
         RunDirectoryInUse: another process swaps it for one in which rows are pending again.
         DamagedRun: the log is damaged.
     """
-    finish_swap(directory)
-    if not directory.exists():
-        raise RunDirectoryError(
-            f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one"
-        )
+    _require_run(directory)
     state, end = RunState(), 0
     for offset, event in read_log(directory.log):
         state.apply(event, offset)
@@ -109,6 +106,24 @@ def read_state(directory: RunDir) -> tuple[RunState, int]:
         file.seek(end)
         end += len(file.readline()) if state.seq >= 0 else 0
     return state, end
+
+
+def read_created(directory: RunDir) -> RunCreated:
+    """How the run of a directory began; raises as `read_state` does."""
+    _require_run(directory)
+    state = RunState()
+    for offset, event in read_log(directory.log):
+        state.apply(event, offset)
+        break
+    return state.run
+
+
+def _require_run(directory: RunDir) -> None:
+    finish_swap(directory)
+    if not directory.exists():
+        raise RunDirectoryError(
+            f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one"
+        )
 
 
 def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWriter:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Project, lines, until
-from tests.support.valkey import LEASES, Database
+from tests.support.valkey import LEASES, Database, Server, assert_no_keys_left
 
 
 class Site:
@@ -103,15 +103,48 @@ def test_a_worker_that_is_killed_costs_nothing(site: Site, database: Database) -
     assert lines(site.project, "fleet") == lines(site.project, "local")
 
 
-def test_ctrl_c_stops_the_enqueue_and_says_how_to_go_on(site: Site) -> None:
+def interrupted(site: Site) -> str:
+    """What an enqueue says that is ended by Ctrl-C half-way."""
+    run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
+    until(lambda: site.committed("fleet") > 2)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    return str(out + err)
+
+
+def test_ctrl_c_stops_the_enqueue_and_a_plain_resume_goes_on_over_the_same_redis(site: Site) -> None:
     with stopped(*site.workers(1)):
-        run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
-        until(lambda: site.committed("fleet") > 2)
-        run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=60)
-        assert run.returncode == 130
-        assert "chainette resume fleet --redis " in out + err
-        assert site.project.chainette("resume", "fleet", "--redis", site.url).returncode == 0
+        assert "go on: chainette resume fleet\n" in interrupted(site)
+        assert site.url.partition("://:")[2].partition("@")[0] not in (site.project.path / "fleet/events.jsonl").read_text()
+        refused = site.project.chainette("resume", "fleet")
+        assert refused.returncode == 1 and "CHAINETTE_REDIS_URL" in refused.stderr and "Traceback" not in refused.stderr
+        assert "go on: chainette resume fleet" not in refused.stdout
+        assert site.project.chainette("resume", "fleet", CHAINETTE_REDIS_URL=site.url).returncode == 0
+    assert {event.get("epoch", 0) for event in site.project.events("fleet")} == {0}
+
+
+def test_resume_local_does_the_work_here_and_takes_the_run_out_of_redis(site: Site, database: Database) -> None:
+    with stopped(*site.workers(1)):
+        interrupted(site)
+    assert any(database.client.scan_iter("chainette:run:*"))
+    both = site.project.chainette("resume", "fleet", "--local", "--workers", "2")
+    assert both.returncode == 2 and "leave out --workers" in both.stderr
+    done = site.project.chainette("resume", "fleet", "--local", CHAINETTE_REDIS_URL=site.url)
+    assert done.returncode == 0, done.stderr
+    assert_no_keys_left(database.client)
+
+
+def test_a_plain_resume_whose_redis_is_gone_says_how_to_do_without(tmp_path: Path, server: Server) -> None:
+    with ExitStack() as stack:
+        site = Site(Project(tmp_path, rows=96, latency=0.1), server.url, stack)
+        with stopped(*site.workers(1)):
+            interrupted(site)
+        server.stop()
+        refused = site.project.chainette("resume", "fleet", CHAINETTE_REDIS_URL=server.url)
+        assert refused.returncode == 1 and "chainette resume fleet --local" in refused.stderr, refused.stderr
+        done = site.project.chainette("resume", "fleet", "--local", CHAINETTE_REDIS_URL=server.url)
+        assert done.returncode == 0 and "stays there" in done.stderr, done.stderr
 
 
 def test_a_directory_that_a_crash_left_between_two_names_is_gone_on_with_over_a_redis_too(site: Site) -> None:

@@ -99,9 +99,11 @@ def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(proj
     run.kill()
     run.communicate()
     assert until(lambda: not processes_of(project)), processes_of(project)
-    done = project.chainette("resume", "fleet", "--workers", "2")
+    before = [event["type"] for event in project.events("fleet")].count("worker_joined")
+    done = project.chainette("resume", "fleet")  # as it was started
     assert done.returncode == 0, done.stderr
     assert lines(project, "fleet") == lines(project, "local")
+    assert [event["type"] for event in project.events("fleet")].count("worker_joined") > before
 
 
 def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> None:
@@ -110,7 +112,7 @@ def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> No
     out, errors = run.communicate(timeout=60)
     assert run.returncode == 130 and "chainette resume fleet" in out + errors
     assert until(lambda: not processes_of(project))
-    assert project.chainette("resume", "fleet").returncode == 0
+    assert project.chainette("resume", "fleet", "--local").returncode == 0
     assert lines(project, "fleet") == lines(project, "local")
 
 
@@ -119,7 +121,7 @@ def test_nothing_of_a_fleet_that_was_killed_stays_when_one_process_goes_on(proje
     run.kill()
     run.communicate()
     assert until(lambda: not processes_of(project)) and (project.path / "fleet/.fleet").exists()
-    assert project.chainette("resume", "fleet").returncode == 0
+    assert project.chainette("resume", "fleet", "--local").returncode == 0
     assert lines(project, "fleet") == lines(project, "local")
     assert not (project.path / "fleet/.fleet").exists()
 

@@ -185,7 +185,7 @@ def test_ctrl_c_in_a_terminal_ends_every_process_and_the_run_can_be_gone_on_with
     assert run.returncode == 130 and "chainette resume fleet" in out + errors
     assert "Traceback" not in out + errors
     project.assert_nothing_left()
-    assert project.chainette("resume", "fleet", "--workers", "2").returncode == 0
+    assert project.chainette("resume", "fleet").returncode == 0
     assert lines(project, "fleet") == lines(project, "local")
 
 
@@ -195,7 +195,7 @@ def test_a_chain_that_has_changed_is_refused_as_one_process_refuses_it(project: 
     run.communicate()
     until(lambda: not project.processes(), 20)
     project.change("Name in: {{ text }}", "Whose name is in {{ text }}?")
-    alone, fleet = (project.chainette("resume", "fleet", *words) for words in ((), ("--workers", "2")))
+    alone, fleet = (project.chainette("resume", "fleet", *words) for words in (("--local",), ()))
     assert (alone.returncode, fleet.returncode) == (1, 1)
     assert fleet.stderr == alone.stderr and "resume fleet --from extract" in alone.stderr
     done = project.chainette("resume", "fleet", "--workers", "2", "--from", "extract")

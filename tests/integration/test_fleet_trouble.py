@@ -106,6 +106,7 @@ class Driven:
     """A drive with a queue of the test's, that stops by itself after so many moves."""
 
     attaches: ClassVar[bool] = True
+    way: ClassVar[dict[str, str]] = {}
 
     def __init__(self, url: str, kind: type[FleetQueue] = FleetQueue, *, window: int = 64, moves: int | None = None) -> None:
         self.url, self.kind, self.window, self.left = url, kind, window, moves

@@ -74,10 +74,16 @@ class Project:
         for name, value in settings.items():
             (path / name).write_text(str(value))
 
-    def chainette(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Runs `chainette WORDS` to its end."""
+    def chainette(self, *words: str, stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs `chainette WORDS` to its end, with these variables in its environment."""
         return subprocess.run(
-            self._command(words), cwd=self.path, env=self.environment, input=stdin, capture_output=True, text=True, timeout=120
+            self._command(words),
+            cwd=self.path,
+            env=self.environment | variables,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
     def start(self, *words: str, **keys: Any) -> subprocess.Popen[str]:

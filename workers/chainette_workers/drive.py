@@ -18,7 +18,7 @@ import redis
 from chainette.core.loading import load_chain
 from chainette.errors import RunCancelled, RunError, RunStopped
 from chainette.fleet.board import Board, Role
-from chainette.fleet.connect import connect, is_passing
+from chainette.fleet.connect import chosen_url, connect, is_passing, shown
 from chainette.fleet.messages import BadMessage
 from chainette.fleet.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunInfo
 from chainette.fleet.reasons import reasons
@@ -81,6 +81,10 @@ class RedisFleet:
     metrics: Endpoint | None = None
     #: What is in flight survives this process, and the next one goes on with it.
     attaches: ClassVar[bool] = True
+
+    @property
+    def way(self) -> dict[str, str]:
+        return {"redis": shown(chosen_url(self.url))}
 
     def __call__(self, session: Session) -> None:
         me = f"enqueue-{secrets.token_hex(6)}"

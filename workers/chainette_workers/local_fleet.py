@@ -50,6 +50,12 @@ class LocalFleet:
     #: Its Valkey is gone with the session, so that a later one begins an epoch of its own.
     attaches: ClassVar[bool] = False
 
+    @property
+    def way(self) -> dict[str, str]:
+        if isinstance(self.workers, int):
+            return {"workers": str(self.workers)}
+        return {"workers": ",".join(f"{name}={number}" for name, number in self.workers.items())}
+
     def __call__(self, session: Session) -> None:
         with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data") as server:
             connection = connect(server.url)

@@ -27,6 +27,8 @@ class SinkDuty:
     """Writes one run: a fresh directory, or one that a sink before it left."""
 
     places: Places
+    #: The Redis that it serves, without its password: where a resume by hand looks for the run.
+    redis: str = ""
     role: ClassVar[Role] = Role.SINK
 
     def wants(self, handed: Handed) -> bool:
@@ -44,7 +46,7 @@ class SinkDuty:
             take_out(queue, info)
             return
         chain = same_chain(order, self.places.chains)
-        drive = _Served(handed, queue, board)
+        drive = _Served(handed, queue, board, {"redis": self.redis} if self.redis else {})
         options = msgspec.structs.asdict(order.options)
         if state is None:
             executor.run(
@@ -92,6 +94,7 @@ class _Served:
     handed: Handed
     queue: FleetQueue
     board: Board
+    way: dict[str, str]
     attaches: ClassVar[bool] = True
 
     def __call__(self, session: Session) -> None:

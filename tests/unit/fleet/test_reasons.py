@@ -63,7 +63,7 @@ def test_a_role_that_a_live_service_is_about_to_take_is_not_missed() -> None:
 def test_a_process_that_enqueued_and_is_gone_is_missed_by_its_run() -> None:
     fields = {"sink": "enqueue-1", "coordinator": "enqueue-1"}
     info = RunInfo("r1", 0, "running", fields)
-    assert reasons(Snapshot(info, WORKER)) == ["the process that enqueued it is gone; go on: chainette resume DIR --redis URL"]
+    assert reasons(Snapshot(info, WORKER)) == ["the process that enqueued it is gone; go on: chainette resume DIR"]
     assert reasons(Snapshot(info, WORKER | {"enqueue-1": {"kind": "enqueue"}})) == []
 
 
