@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from chainette.cli.common import INTERRUPTED, REJECTED, command_line, console, guarded, warn
 from chainette.cli.launch import load_plan
+from chainette.cli.options import RedisUrl
 from chainette.cli.run import run
 
 if TYPE_CHECKING:
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["enqueue"]
 
+#: What needs the engines in this process.
+_REFUSED = ("workers", "show", "stream")
+
 #: What only a process that writes the run itself can do.
-_HERE = ("workers", "json_logs", "show", "stream")
+_HERE = (*_REFUSED, "json_logs")
 
 Detach = Annotated[
     bool,
@@ -34,7 +39,7 @@ NoSink = Annotated[
 
 def _with_flags_of_run(command: Callable[..., None]) -> Callable[..., None]:
     """The command as Typer sees it: the parameters of `run`, then its own."""
-    theirs = inspect.signature(run, eval_str=True).parameters.values()
+    theirs = [_as_here(parameter) for parameter in inspect.signature(run, eval_str=True).parameters.values()]
     own = [
         parameter
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
@@ -43,6 +48,18 @@ def _with_flags_of_run(command: Callable[..., None]) -> Callable[..., None]:
     kept = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*theirs, *own]]
     command.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
     return command
+
+
+def _as_here(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A flag of `run` as `enqueue` has it: what it refuses is in no help, and it is always over a Redis."""
+    if parameter.name == "redis":
+        return parameter.replace(annotation=RedisUrl)
+    if parameter.name not in _REFUSED:
+        return parameter
+    kind, option = get_args(parameter.annotation)
+    option = copy.copy(option)
+    option.hidden = True
+    return parameter.replace(annotation=Annotated[kind, option])
 
 
 @_with_flags_of_run

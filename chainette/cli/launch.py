@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from chainette.cli.common import (
     show_path,
     silence_stdout,
 )
-from chainette.errors import DiskError, EngineError, RunStopped
+from chainette.errors import DiskError, EngineError, Problem, RunStopped
 
 if TYPE_CHECKING:
     from chainette.cli.plain import Reporter
@@ -189,7 +189,19 @@ def load_plan(
 
     loaded = load_chain(reference, chain_root)
     registry = registry_of(loaded.chain, engines)
-    return loaded, compile_chain(loaded.chain, registry=registry, simulate=simulate, batch_size=batch_size)
+    plan = compile_chain(loaded.chain, registry=registry, simulate=simulate, batch_size=batch_size)
+    return loaded, replace(plan, warnings=(*plan.warnings, *_unused(plan, engines)))
+
+
+def _unused(plan: Plan, engines: Path | None) -> Iterator[Problem]:
+    """An engine file that changes nothing: a name in it is mistyped, or it is another chain's."""
+    from chainette.engine.config import EngineRegistry, overlaid
+
+    if engines is not None and plan.engines:
+        named = [config.name for config in overlaid(EngineRegistry(), engines)]
+        if not plan.engines.keys() & named:
+            found, wanted = ", ".join(named) or "none", ", ".join(plan.engines)
+            yield Problem(f"{engines} has no engine of the chain: it has {found}, the chain uses {wanted}", None, warning=True)
 
 
 def registry_of(chain: Chain, engines: Path | None) -> EngineRegistry:

@@ -46,11 +46,25 @@ class Format(StrEnum):
 
 ChainRef = Annotated[str, typer.Argument(metavar="CHAIN", help="chain.py, chain.py:name or package.module:name.")]
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
-ChainRoot = Annotated[Path, typer.Option("--chain-root", metavar="DIR", help="The folder below which chains are found.")]
-InputsRoot = Annotated[Path, typer.Option("--inputs-root", metavar="DIR", help="The folder below which inputs are found.")]
-RunsRoot = Annotated[Path, typer.Option("--runs-root", metavar="DIR", help="The folder below which run directories lie.")]
+ChainRoot = Annotated[
+    Path,
+    typer.Option("--chain-root", metavar="DIR", exists=True, file_okay=False, help="The folder below which chains are found."),
+]
+InputsRoot = Annotated[
+    Path,
+    typer.Option("--inputs-root", metavar="DIR", exists=True, file_okay=False, help="The folder below which inputs are found."),
+]
+RunsRoot = Annotated[
+    Path,
+    typer.Option(
+        "--runs-root", metavar="DIR", exists=True, file_okay=False, help="The folder below which run directories lie."
+    ),
+]
 EngineFile = Annotated[
-    Path | None, typer.Option("--engines", metavar="FILE", help="A YAML file whose engines replace those of the chain.")
+    Path | None,
+    typer.Option(
+        "--engines", metavar="FILE", exists=True, dir_okay=False, help="A YAML file whose engines replace those of the chain."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the directory at the end.")]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Print the events of the run, one JSON object a line.")]

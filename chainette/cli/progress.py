@@ -118,6 +118,8 @@ class Progress:
         self._began = clock()
         self._flow = _Flow({})
         self._engines: dict[str, EngineView] = {}
+        #: Engines that have memory now.
+        self._loaded: set[str] = set()
         #: Engine -> since when rows wait for it to load.
         self._waiting: dict[str, float] = {}
         self._meters: dict[str, _Meter] = {}
@@ -150,8 +152,10 @@ class Progress:
         engine_of = self._flow.engines
         match event:
             case EngineLoaded():
+                self._loaded.add(event.engine)
                 self._engines[event.engine] = EngineView(event.engine, f"ready in {event.seconds:.1f} s ({event.backend})")
             case EngineReleased():
+                self._loaded.discard(event.engine)
                 self._engines[event.engine] = EngineView(event.engine, "released")
             case UnitRetried() if event.node in engine_of:
                 name = engine_of[event.node]
@@ -210,8 +214,18 @@ class Progress:
             return known
         if not any(self._has_rows(node) for node, engine in self._flow.engines.items() if engine == name):
             return EngineView(name, "not needed yet")
+        if self._waits_for_its_turn(name):
+            return EngineView(name, "waits for its turn")
         since = self._waiting.setdefault(name, self._clock())
         return EngineView(name, f"loading, {self._clock() - since:.0f} s")
+
+    def _waits_for_its_turn(self, name: str) -> bool:
+        """Whether this process has another engine on the same device; workers have devices of their own."""
+        engines = self.state.graph["engines"]
+        exclusive = engines[name]["exclusive"] and any(
+            engines[other]["exclusive"] for other in self._loaded if other in engines
+        )
+        return exclusive and not self.state.workers
 
     def _has_rows(self, node: str) -> bool:
         source = self._flow.source(node)

@@ -45,7 +45,7 @@ class ShardSchemas(Mapping[str, Any]):
     def __init__(self, plan: Plan, added: Added) -> None:
         self._plan = plan
         self._nodes = {node.folder: node for node in plan.nodes.values() if not node.hidden}
-        self._tail = [("_key", Any)] if added.key else []
+        self._tail = [("_key", str)] if added.key else []  # what is no text becomes its JSON
         self._usage = _USAGE if added.usage else ()
         self._made: dict[str, Any] = {}
 

@@ -99,6 +99,38 @@ def test_engines_of_a_chain_tells_who_uses_them_and_no_secret(project: Project) 
     assert "hunter2" not in done.stdout + done.stderr + alone.stdout + alone.stderr
 
 
+def test_a_file_whose_engines_the_chain_does_not_have_is_a_warning(project: Project) -> None:
+    (project.path / "engines.yml").write_text("engines: {judges: {model: m, backend: simulated}}\n")
+    done = project.chainette("inspect", "chain.py", "--engines", "engines.yml")
+    assert done.returncode == 0
+    assert "warning: engines.yml has no engine of the chain: it has judges, the chain uses writer, judge" in done.stderr
+    (project.path / "engines.yml").write_text("engines: {judge: {model: m, backend: simulated}, other: {model: m}}\n")
+    assert "no engine of the chain" not in project.chainette("inspect", "chain.py", "--engines", "engines.yml").stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["worker", "--engine", "judge", "--chain-root", "nowhere"],
+        ["worker", "--engine", "judge", "--engines", "nowhere"],
+        ["coordinator", "--inputs-root", "nowhere"],
+        ["sink", "--runs-root", "nowhere"],
+        ["run", "chain.py", "in.jsonl", "--engines", "nowhere"],
+    ],
+)
+def test_a_path_that_is_not_there_is_said_at_once(project: Project, words: list[str]) -> None:
+    done = project.chainette(*words)
+    assert done.returncode == 2 and f"'{words[-2]}'" in done.stderr and "'nowhere' does not exist" in done.stderr
+
+
+def test_the_help_of_enqueue_has_the_flags_that_it_takes(project: Project) -> None:
+    text = project.chainette("enqueue", "--help").stdout
+    assert [flag for flag in ("--workers", "--show ", "--stream ") if flag in text] == []
+    assert [flag for flag in ("--redis", "--detach", "--json-logs", "--usage") if flag not in text] == []
+    refused = project.chainette("enqueue", "chain.py", "in.jsonl", "--workers", "2")
+    assert refused.returncode == 2 and "starts a Redis of its own" in refused.stderr
+
+
 def test_help_and_version_answer(project: Project) -> None:
     done = project.chainette("--help")
     assert done.returncode == 0

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, model_validator
 
@@ -103,21 +104,30 @@ def test_a_rejection_names_the_line_that_its_row_came_from(tmp_path: Path) -> No
     assert only_rejection(result)["line"] == 2
 
 
-def test_key_copies_an_input_column_into_every_shard(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("format", "plain"), [("jsonl", [7, True, [1]]), ("parquet", ["7", "true", "[1]"]), ("csv", ["7", "true", "[1]"])]
+)
+def test_key_copies_an_input_column_into_every_shard(tmp_path: Path, format: Format, plain: list[Any]) -> None:
     def split(item: Text) -> list[Text]:
         if item.text == "bad":
             raise ValueError("bad")
         return [item, item]
 
     path = tmp_path / "in.jsonl"
-    path.write_text('{"text": "a", "sku": "A-1"}\n{"text": "b"}\n{"text": "bad", "sku": 7}\n{"sku": "C"}\n')
-    result = Chain(name="keyed", steps=[apply(split)]).run(path, tmp_path / "run", key="sku")
+    path.write_text(
+        '{"text": "a", "sku": "A-1"}\n{"text": "b"}\n{"text": "bad", "sku": 7}\n{"sku": "C"}\n'
+        '{"text": "bad", "sku": true}\n{"text": "bad", "sku": [1]}\n{"text": "bad", "sku": "7"}\n'
+    )
+    result = Chain(name="keyed", steps=[apply(split)]).run(path, tmp_path / "run", key="sku", format=format)
     keys = {
         folder: {row_id: row["_key"] for row_id, row in by_id(result, folder).items()}
         for folder in ("split", "flattened", "rejected")
     }
     assert keys["split"] == keys["flattened"] == {"0.0": "A-1", "0.1": "A-1", "1.0": None, "1.1": None}
-    assert keys["rejected"]["2"] == 7
+    assert [keys["rejected"][row_id] for row_id in ("2", "4", "5", "6")] == [*plain, "7"]
+    if format == "parquet":
+        table = pyarrow.parquet.read_table(tmp_path / "run/split/0.parquet")
+        assert table["_key"].to_pylist() == ["A-1", "A-1", None, None]
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])

@@ -133,6 +133,16 @@ def test_an_engine_loads_when_rows_wait_for_it(run: Any, progress: Progress, clo
     assert engine(progress, "judge") == ("not needed yet", False)
 
 
+def test_an_engine_whose_device_is_anothers_waits_for_its_turn(run: Any, progress: Progress) -> None:
+    run.tell(RunStarted(), EngineLoaded(engine="judge", backend="vllm", model="m", seconds=1))
+    assert engine(progress, "llama")[0].startswith("loading")
+    for config in progress.state.graph["engines"].values():
+        config["exclusive"] = True
+    assert engine(progress, "llama") == ("waits for its turn", False)
+    run.tell(EngineReleased(engine="judge"))
+    assert engine(progress, "llama")[0].startswith("loading")
+
+
 def test_an_engine_that_is_ready_says_how_long_it_took(run: Any, progress: Progress) -> None:
     run.tell(RunStarted(), EngineLoaded(engine="llama", backend="llama_cpp", model="m", seconds=2.14))
     assert engine(progress, "llama") == ("ready in 2.1 s (llama_cpp)", False)
