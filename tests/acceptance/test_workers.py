@@ -153,6 +153,15 @@ def test_a_valkey_that_is_killed_while_the_workers_start_costs_nothing(project: 
     project.assert_nothing_left()
 
 
+def test_a_validator_that_interrupts_its_worker_ends_the_run_with_the_reason(project: FleetProject) -> None:
+    project.change(
+        "    score: int\n", "    score: int\n\n    def model_post_init(self, context):\n        raise KeyboardInterrupt\n"
+    )
+    done = project.chainette(*ALL, "--quiet")
+    assert done.returncode == 1 and "processing it failed: KeyboardInterrupt" in done.stderr, done.stderr
+    project.assert_nothing_left()
+
+
 def test_a_worker_that_finds_no_redis_may_find_one_later_and_one_that_may_not_enter_never_will(
     tmp_path: Path, database: Database
 ) -> None:

@@ -273,7 +273,7 @@ class EngineWorker:
             self.serving.forget(held.claim)
         except (ChainetteError, MemoryError):
             raise
-        except Exception as error:  # of the unit, or of our code: the same for the next worker
+        except (Exception, KeyboardInterrupt) as error:  # of the unit, or of our code: the same for the next worker
             await self._bury(held.claim, f"processing it failed: {type(error).__name__}: {error}")
         else:
             if outcome is not None:
