@@ -14,9 +14,8 @@ from chainette.core.dump import NotRoundTrip, dump_row, explain
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
-from chainette.core.user_code import RAISED
 from chainette.engine.base import Completion, Engine, Finish, Request
-from chainette.errors import TemplateError
+from chainette.errors import RAISED, TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Usage
 from chainette.streaming import Asked, Unusable

@@ -14,10 +14,10 @@ import anyio.to_thread
 from pydantic import BaseModel, ValidationError
 
 from chainette.core.apply import ApplyNode, Cardinality
-from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain
+from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, short
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
-from chainette.core.user_code import RAISED
+from chainette.errors import RAISED
 from chainette.hooks import Hook
 from chainette.records import Output, Reason, Row
 from chainette.tally import Tally, excess, raised_at
@@ -115,7 +115,7 @@ def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
     if not apply.annotated and (value is None or isinstance(value, BaseModel)):
         value = [] if value is None else [value]
     if isinstance(value, BaseModel | dict | str | bytes) or not hasattr(value, "__iter__"):
-        raise _Unusable(f"{apply.id!r} must return a list of rows, it returned {_short(value)}")
+        raise _Unusable(f"{apply.id!r} must return a list of rows, it returned {short(value)}")
     try:
         items = _at_most(iter(value))
     except RAISED as error:  # a generator of the user's own
@@ -132,16 +132,13 @@ def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
             item = model.model_validate(item)
         if not isinstance(item, model or BaseModel):
             wanted = model.__name__ if model is not None else "a pydantic model"
-            raise _Unusable(f"{apply.id!r} returned {_short(item)}, not {wanted}")
+            raise _Unusable(f"{apply.id!r} returned {short(item)}, not {wanted}")
         if model is not None and type(item) is not model:  # a subclass: its own fields have no column
             item = model.model_validate_json(dump_model(item))
         return dump_row(item)
     except ValidationError as error:
         raise _Unusable(explain(error)) from error
-    except NotRoundTrip as error:
+    except (NotRoundTrip, _Unusable) as error:
         raise _Unusable(str(error)) from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:80]}..." if len(text) > 80 else text
+    except RAISED as error:  # a validator of the user's own
+        raise _Unusable(f"{type(error).__name__}: {error}{raised_at(error)}") from error

@@ -23,6 +23,7 @@ from chainette.io.events import (
     RunStarted,
     UnitCommitted,
     UnitRetried,
+    WorkerJoined,
 )
 from chainette.io.log import read_log
 from chainette.io.replay import RunState, Status
@@ -118,6 +119,8 @@ class Progress:
         self._began = clock()
         self._flow = _Flow({})
         self._engines: dict[str, EngineView] = {}
+        #: Whether workers move the units in this session.
+        self._workers = False
         #: Engines that have memory now.
         self._loaded: set[str] = set()
         #: Engine -> since when rows wait for it to load.
@@ -154,6 +157,8 @@ class Progress:
             case EngineLoaded():
                 self._loaded.add(event.engine)
                 self._engines[event.engine] = EngineView(event.engine, f"ready in {event.seconds:.1f} s ({event.backend})")
+            case WorkerJoined():
+                self._workers = True
             case EngineReleased():
                 self._loaded.discard(event.engine)
                 self._engines[event.engine] = EngineView(event.engine, "released")
@@ -222,10 +227,7 @@ class Progress:
     def _waits_for_its_turn(self, name: str) -> bool:
         """Whether this process has another engine on the same device; workers have devices of their own."""
         engines = self.state.graph["engines"]
-        exclusive = engines[name]["exclusive"] and any(
-            engines[other]["exclusive"] for other in self._loaded if other in engines
-        )
-        return exclusive and not self.state.workers
+        return not self._workers and any(_exclude(engines[name], engines[other]) for other in self._loaded if other in engines)
 
     def _has_rows(self, node: str) -> bool:
         source = self._flow.source(node)
@@ -245,6 +247,13 @@ class Progress:
             tokens=sum(node.tokens for node in nodes),
             left=None if None in lefts or not nodes else max((left for left in lefts if left is not None), default=0.0),
         )
+
+
+def _exclude(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """`EngineConfig.shares_device_with`, out of graph.json."""
+    if not (one["exclusive"] and other["exclusive"]):
+        return False
+    return not one["gpu_ids"] or not other["gpu_ids"] or bool({*one["gpu_ids"]} & {*other["gpu_ids"]})
 
 
 class _Flow:

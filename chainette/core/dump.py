@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from chainette.core.user_code import RAISED
+from chainette.errors import RAISED
 
-__all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain"]
+__all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain", "short"]
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _SHOWN_ERRORS = 3
@@ -57,7 +57,7 @@ def dump_row(instance: BaseModel) -> bytes:
     """
     dump = dump_model(instance)
     if not dump.startswith(b"{"):
-        raise NotRoundTrip(f"{type(instance).__name__} is written as {_short(dump.decode())}; a row must be a JSON object")
+        raise NotRoundTrip(f"{type(instance).__name__} is written as {short(dump.decode())}; a row must be a JSON object")
     if b'"row_id"' in dump or b'"_' in dump:
         own = [name for name in msgspec.json.decode(dump) if name == "row_id" or name.startswith("_")]
         if own:
@@ -76,10 +76,11 @@ def explain(error: ValidationError) -> str:
 def _finding(finding: dict[str, Any]) -> str:
     where = ".".join(map(str, finding["loc"]))
     message = f"{where}: {finding['msg']}" if where else str(finding["msg"])
-    return message if finding["type"] in ("missing", "json_invalid") else f"{message}, got {_short(finding['input'])}"
+    return message if finding["type"] in ("missing", "json_invalid") else f"{message}, got {short(finding['input'])}"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """How a value looks, for a message."""
     try:
         text = repr(value)
     except RAISED as error:  # a user's __repr__ must not hide what was wrong
@@ -108,7 +109,7 @@ def _difference(one: Any, two: Any, path: str) -> str:
             return next(filter(None, found), "")
     elif one == two and not isinstance(one, BaseModel):
         return ""
-    return f"{path}: {_short(one)} comes back from JSON as {_short(two)}"
+    return f"{path}: {short(one)} comes back from JSON as {short(two)}"
 
 
 def _own_methods(kind: type) -> set[str]:
@@ -141,5 +142,5 @@ def _require_64_bits(dump: bytes) -> None:
     while pending:
         value = pending.pop()
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise NotRoundTrip(f"the integer {_short(value)} does not fit 64 bits; use a str field for such numbers")
+            raise NotRoundTrip(f"the integer {short(value)} does not fit 64 bits; use a str field for such numbers")
         pending.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())

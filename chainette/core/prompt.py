@@ -9,8 +9,7 @@ from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.step import Step
 from chainette.core.template_types import has_member
-from chainette.core.user_code import RAISED
-from chainette.errors import TemplateError
+from chainette.errors import RAISED, TemplateError
 from chainette.records import Message, Row
 from chainette.utils.json_schema import generate_json_output_prompt
 from chainette.utils.templates import Template

@@ -1,4 +1,4 @@
-"""Whose code a file is, the source that a function was made from, and what a user's code may raise."""
+"""Whose code a file is, and the source that a function was made from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RAISED", "is_library", "source_tree"]
-
-#: What the code of a user raises about one row: one that calls `sys.exit` must not end the others.
-RAISED = (Exception, SystemExit)
+__all__ = ["is_library", "source_tree"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

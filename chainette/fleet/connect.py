@@ -70,5 +70,8 @@ def is_passing(error: redis.RedisError) -> bool:
 
 
 def shown(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(?<=[?&])password=[^&]*&?", "", re.sub(r"//[^/@]*@", "//", url))
+    """The URL without user, password and options, but for the database; what is no URL loses more, never less."""
+    bare = re.sub(r"^(unix:)//(?!/).*@(?=/)|^((?!unix:)\w*:?)//.*@", r"\1\2//", url)
+    address, _, query = bare.partition("?")
+    database = re.search(r"(?:^|&)(db=\d+)(?=&|$)", query)
+    return f"{address}?{database[1]}" if database else address

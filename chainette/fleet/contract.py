@@ -125,9 +125,17 @@ class LeasedQueue(ABC):
     # -- workers
 
     @abstractmethod
-    def beat(self, incarnation: str, fields: Mapping[str, str | int | float], lease: float = LEASE) -> bool:
+    def beat(
+        self,
+        incarnation: str,
+        fields: Mapping[str, str | int | float],
+        lease: float = LEASE,
+        *,
+        queues: Sequence[tuple[str, str]] = (),
+    ) -> bool:
         """Renews a worker's lease of that many seconds; False where it had none: it is its first, or its claims are gone.
-        The units that were taken from it get their strikes back: it lives."""
+        The units that were taken from it get their strikes back: it lives. RQ's tools show it at
+        `queues`, each with its run."""
 
     @abstractmethod
     def leave(self, incarnation: str) -> bool:

@@ -154,7 +154,14 @@ class MemoryQueue(LeasedQueue):
 
     # -- workers
 
-    def beat(self, incarnation: str, fields: Mapping[str, str | int | float], lease: float = LEASE) -> bool:
+    def beat(
+        self,
+        incarnation: str,
+        fields: Mapping[str, str | int | float],
+        lease: float = LEASE,
+        *,
+        queues: Sequence[tuple[str, str]] = (),
+    ) -> bool:
         new = incarnation not in self._workers
         worker = self._workers.setdefault(incarnation, _Worker(0.0))
         worker.until = self._clock() + lease

@@ -63,9 +63,8 @@ class FleetQueue(LeasedQueue):
         self._redis = connection
         self._max_bytes, self._max_commit, self._max_inline = max_bytes, max_commit, max_inline
         self._scripts = Scripts(connection)
-        #: What RQ shows of the workers in this process, and the queues that each asked last.
+        #: What RQ shows of the workers in this process.
         self._about = census.this_process()
-        self._served: dict[str, list[list[str]]] = {}
 
     # -- runs
 
@@ -150,23 +149,27 @@ class FleetQueue(LeasedQueue):
 
     # -- workers
 
-    def beat(self, incarnation: str, fields: Mapping[str, str | int | float], lease: float = LEASE) -> bool:
+    def beat(
+        self,
+        incarnation: str,
+        fields: Mapping[str, str | int | float],
+        lease: float = LEASE,
+        *,
+        queues: Sequence[tuple[str, str]] = (),
+    ) -> bool:
         reply = self._call(
             "beat",
             incarnation=incarnation,
             lease=lease,
             fields=dict(fields),
             about=self._about,
-            queues=self._served.get(incarnation, []),
+            queues=[list(pair) for pair in queues],
             at=stamp(),
         )
         return bool(reply == b"OK")
 
     def leave(self, incarnation: str) -> bool:
-        left = bool(self._call("leave", incarnation=incarnation) == b"OK")
-        if left:
-            self._served.pop(incarnation, None)
-        return left
+        return bool(self._call("leave", incarnation=incarnation) == b"OK")
 
     def reap(self) -> list[str]:
         return [name.decode() for name in self._call("reap")]
@@ -185,7 +188,7 @@ class FleetQueue(LeasedQueue):
     def claim(
         self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False, ahead: bool = False
     ) -> Claim | Drain | None:
-        self._served[incarnation] = pairs = [list(pair) for pair in queues]
+        pairs = [list(pair) for pair in queues]
         while True:
             reply = self._call(
                 "claim",

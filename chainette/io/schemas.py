@@ -8,8 +8,12 @@ from typing import Any
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.io.columns import Columns, arrow_schema, flattened_columns, step_columns
+from chainette.io.shape import Kind, Shape
 
 __all__ = ["Added", "ShardSchemas"]
+
+#: In a column that has one type it is text: what is none becomes its JSON.
+_KEY, _TEXT = "_key", Shape(Kind.STRING)
 
 _USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", float), ("_seconds", float))
 
@@ -45,7 +49,7 @@ class ShardSchemas(Mapping[str, Any]):
     def __init__(self, plan: Plan, added: Added) -> None:
         self._plan = plan
         self._nodes = {node.folder: node for node in plan.nodes.values() if not node.hidden}
-        self._tail = [("_key", str)] if added.key else []  # what is no text becomes its JSON
+        self._tail = [(_KEY, Any)] if added.key else []
         self._usage = _USAGE if added.usage else ()
         self._made: dict[str, Any] = {}
 
@@ -60,7 +64,8 @@ class ShardSchemas(Mapping[str, Any]):
 
     def __getitem__(self, folder: str) -> Any:
         if folder not in self._made:
-            self._made[folder] = arrow_schema(self.columns(folder))
+            columns = self.columns(folder)
+            self._made[folder] = arrow_schema(tuple((name, _TEXT if name == _KEY else shape) for name, shape in columns))
         return self._made[folder]
 
     def columns(self, folder: str) -> Columns:

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from chainette.core.dump import NotRoundTrip, dump_model, explain
-from chainette.core.user_code import RAISED
+from chainette.errors import RAISED
 from chainette.io.readers import Record
 from chainette.io.shape import json_fields
 

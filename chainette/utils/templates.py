@@ -11,7 +11,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
-from chainette.errors import TemplateError
+from chainette.errors import RAISED, TemplateError
 
 __all__ = ["Template", "render"]
 
@@ -49,7 +49,7 @@ class Template:
         """
         try:
             return "".join(self._compiled.root_render_func(self._compiled.new_context(context)))  # type: ignore[arg-type]
-        except (Exception, SystemExit) as error:  # a user's code may call sys.exit
+        except RAISED as error:
             raise TemplateError(f"{self.label}, line {self._line(error.__traceback__)}: {_what(error)}") from error
 
     def _line(self, traceback: TracebackType | None) -> int:

@@ -119,7 +119,6 @@ def test_ctrl_c_stops_the_enqueue_and_a_plain_resume_goes_on_over_the_same_redis
         assert site.url.partition("://:")[2].partition("@")[0] not in (site.project.path / "fleet/events.jsonl").read_text()
         refused = site.project.chainette("resume", "fleet")
         assert refused.returncode == 1 and "CHAINETTE_REDIS_URL" in refused.stderr and "Traceback" not in refused.stderr
-        assert "go on: chainette resume fleet" not in refused.stdout
         assert site.project.chainette("resume", "fleet", CHAINETTE_REDIS_URL=site.url).returncode == 0
     assert {event.get("epoch", 0) for event in site.project.events("fleet")} == {0}
 

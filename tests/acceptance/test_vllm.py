@@ -60,9 +60,13 @@ class ModelProject(Project):
     def write(self, text: str, model: Path, **keys: Any) -> None:
         (self.path / "chain.py").write_text(text.replace("MODEL", repr(str(model))).replace("KEYS", repr(keys)))
 
-    def committed(self) -> int:
+    def told(self, kind: str) -> int:
+        """How many lines of a kind the log has."""
         log = self.path / "out/events.jsonl"
-        return log.read_bytes().count(b'"unit_committed"') if log.exists() else 0
+        return log.read_bytes().count(f'"{kind}"'.encode()) if log.exists() else 0
+
+    def committed(self) -> int:
+        return self.told("unit_committed")
 
 
 def children(parent: int, words: str) -> list[int]:
@@ -122,7 +126,8 @@ def test_a_model_that_is_killed_is_loaded_again_and_every_row_is_done_once(tiny:
     command = [sys.executable, "chain.py"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=tiny.path, env=tiny.environment, stdout=pipe, stderr=pipe, text=True) as run:
-        for sent in (signal.SIGTERM, signal.SIGKILL):  # the first lets it abort what it computes
+        for loads, sent in enumerate((signal.SIGTERM, signal.SIGKILL), 1):  # the first lets it abort what it computes
+            until(lambda: tiny.told("engine_loaded") == loads or run.poll() is not None, 120)  # noqa: B023
             before = tiny.committed()
             until(lambda: tiny.committed() > before or run.poll() is not None, 120)  # noqa: B023
             [core] = children(run.pid, "EngineCore")

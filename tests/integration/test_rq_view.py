@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
-from chainette.fleet.queue import Claim, FleetQueue
+from chainette.fleet.queue import Claim
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
 from tests.support.valkey import Database
 
@@ -114,7 +114,7 @@ def test_rq_shows_workers_with_what_they_serve_and_do(run: QueueRun) -> None:
     assert (worker.name, worker.pid, worker.hostname) == ("w1", os.getpid(), socket.gethostname())
     assert (worker.get_state(), worker.queue_names()) == ("idle", [])
     claim = run.take("w1")
-    run.queue.beat("w1", {}, 3600)
+    run.queue.beat("w1", {}, 3600, queues=run.pairs)
     worker = workers_of(run)["w1"]
     assert worker.get_state() == "busy" and worker.queue_names() == run.queues
     assert worker.birth_date is not None and worker.last_heartbeat is not None
@@ -123,7 +123,7 @@ def test_rq_shows_workers_with_what_they_serve_and_do(run: QueueRun) -> None:
     assert set(workers_of(run, queue_of(run))) == {"w1"} and Worker.count(queue=queue_of(run)) == 1
     assert 60 < run.client.ttl("rq:worker:w1") <= 480
     run.commit(claim)
-    run.queue.beat("w1", {}, 3600)
+    run.queue.beat("w1", {}, 3600, queues=run.pairs)
     assert workers_of(run)["w1"].get_state() == "idle"
     assert workers_of(run)["w1"].birth_date == worker.birth_date
 
@@ -131,7 +131,7 @@ def test_rq_shows_workers_with_what_they_serve_and_do(run: QueueRun) -> None:
 @pytest.mark.parametrize("end", ["leave", "death"])
 def test_a_worker_that_is_gone_is_gone_for_rq_too(run: QueueRun, end: str) -> None:
     claim = run.take("w1")
-    run.queue.beat("w1", {}, 3600)
+    run.queue.beat("w1", {}, 3600, queues=run.pairs)
     if end == "death":
         run.lose("w1")
     else:
@@ -143,25 +143,19 @@ def test_a_worker_that_is_gone_is_gone_for_rq_too(run: QueueRun, end: str) -> No
 
 def test_a_worker_is_shown_at_the_queues_of_live_runs_only(run: QueueRun) -> None:
     with opened(run.client, forked(), run="run-b") as other:
-        run.queue.beat("w1", {}, 3600)
-        run.queue.claim("w1", "t1", [*run.pairs, *other.pairs])
-        run.queue.beat("w1", {}, 3600)
+        run.queue.beat("w1", {}, 3600, queues=[*run.pairs, *other.pairs])
         assert workers_of(run)["w1"].queue_names() == [*run.queues, *other.queues]
-        run.queue.reconcile("w1")
-        run.queue.claim("w1", "t2", other.pairs)
-        run.queue.beat("w1", {}, 3600)
+        run.queue.beat("w1", {}, 3600, queues=other.pairs)
         assert workers_of(run)["w1"].queue_names() == other.queues and Worker.count(queue=queue_of(run)) == 0
-        run.queue.reconcile("w1")
-    again = FleetQueue(run.client)
-    again.beat("w1", {}, 3600)
+    run.queue.beat("w1", {}, 3600)
     assert list(run.client.scan_iter("rq:workers:*")) == []
 
 
 def test_a_closed_run_leaves_no_queue_of_rq_behind_while_its_workers_beat_on(run: QueueRun) -> None:
     run.take("w1")
-    run.queue.beat("w1", {}, 3600)
+    run.queue.beat("w1", {}, 3600, queues=run.pairs)
     run.close()
-    run.queue.beat("w1", {}, 3600)  # it has not seen yet that the run is gone
+    run.queue.beat("w1", {}, 3600, queues=run.pairs)  # it has not seen yet that the run is gone
     left = set(run.client.scan_iter("rq:*"))
     assert left == {b"rq:workers", b"rq:worker:w1"}
     assert workers_of(run)["w1"].queue_names() == []

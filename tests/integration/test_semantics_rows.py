@@ -125,6 +125,10 @@ def test_key_copies_an_input_column_into_every_shard(tmp_path: Path, format: For
     }
     assert keys["split"] == keys["flattened"] == {"0.0": "A-1", "0.1": "A-1", "1.0": None, "1.1": None}
     assert [keys["rejected"][row_id] for row_id in ("2", "4", "5", "6")] == [*plain, "7"]
+    [feature] = [
+        one for one in json.loads((tmp_path / "run/graph.json").read_text())["features"]["split"] if one["name"] == "_key"
+    ]
+    assert feature["dtype"] == "json"  # JSON Lines keep each as it is
     if format == "parquet":
         table = pyarrow.parquet.read_table(tmp_path / "run/split/0.parquet")
         assert table["_key"].to_pylist() == ["A-1", "A-1", None, None]
@@ -341,6 +345,38 @@ def test_a_function_that_ends_the_program_rejects_its_row_only(tmp_path: Path) -
         chain = Chain(name="leaving", steps=[apply(function)])
         result = chain.run([Text(text="a"), Text(text="bad"), Text(text="b")], tmp_path / function.__name__)
         assert only_rejection(result)["message"].startswith("SystemExit: 3")
+        assert [row["row_id"] for row in result.rows("flattened")] == ["0", "2"]
+
+
+@pytest.mark.parametrize("raised", ["SystemExit: 3", "LookupError: bad"])
+def test_a_model_of_a_functions_that_raises_rejects_its_row_only(tmp_path: Path, raised: str) -> None:
+    def stop(value: str) -> str:
+        if value == "bad":
+            raise SystemExit(3) if "3" in raised else LookupError(value)
+        return value
+
+    class Careful(BaseModel):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def check(cls, value: str) -> str:
+            return stop(value)
+
+        def __repr__(self) -> str:
+            return stop(self.text)
+
+    def careful(item: Text) -> Careful:
+        return {"text": item.text}  # type: ignore[return-value]
+
+    def wrong(item: Text) -> Text:
+        return Careful.model_construct(text=item.text) if item.text == "bad" else item  # type: ignore[return-value]
+
+    for function, said in ((careful, raised), (wrong, "returned <Careful:")):
+        chain = Chain(name="careful", steps=[apply(function)])
+        result = chain.run([Text(text="a"), Text(text="bad"), Text(text="b")], tmp_path / function.__name__)
+        rejection = only_rejection(result)
+        assert rejection["reason"] == Reason.APPLY_ERROR and said in rejection["message"]
         assert [row["row_id"] for row in result.rows("flattened")] == ["0", "2"]
 
 

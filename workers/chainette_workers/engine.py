@@ -125,7 +125,9 @@ class EngineWorker:
     @asynccontextmanager
     async def _attached(self) -> AsyncIterator[Heartbeat]:
         """Under a lease; at the end nothing is in the worker's hands, and the engines are closed."""
-        heartbeat = Heartbeat(self.queue, self.incarnation, self._words, self.deadline, hook=self.hook)
+        heartbeat = Heartbeat(
+            self.queue, self.incarnation, self._words, self.deadline, lambda: self.serving.queues, hook=self.hook
+        )
         await insist(heartbeat.beat)
         heartbeat.start()
         self.ready()
@@ -210,7 +212,7 @@ class EngineWorker:
                 raise
             await self._agree()
         except Lost:
-            if not await insist(lambda: self.queue.beat(self.incarnation, self._words())):
+            if not await insist(lambda: self.queue.beat(self.incarnation, self._words(), queues=self.serving.queues)):
                 self.hook.on_lease_lost()
         else:
             if isinstance(found, Claim):

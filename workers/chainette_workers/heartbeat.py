@@ -30,6 +30,8 @@ class Heartbeat:
     words: Callable[[], Mapping[str, str | int | float]]
     #: Seconds that the event loop may stand still.
     deadline: float
+    #: (run, queue) of what it takes units from.
+    queues: Callable[[], Sequence[tuple[str, str]]] = tuple
     #: Whether somebody asked the worker to end.
     asked_to_stop: bool = False
     hook: Hook = field(default_factory=Hook)
@@ -37,13 +39,13 @@ class Heartbeat:
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def beat(self) -> None:
-        """Renews the lease now, or begins it.
+    def beat(self) -> bool:
+        """Renews the lease now, or begins it; False where there was none.
 
         Raises:
             redis.RedisError: Redis did not answer.
         """
-        self.queue.beat(self.incarnation, self.words())
+        return self.queue.beat(self.incarnation, self.words(), queues=self.queues())
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
@@ -72,7 +74,7 @@ class Heartbeat:
             if time.monotonic() - self._ticked > self.deadline:
                 continue
             try:
-                if not self.queue.beat(self.incarnation, self.words()):
+                if not self.beat():
                     self.hook.on_lease_lost()
                 self.asked_to_stop = self.queue.is_asked_to_stop(self.incarnation)
                 if time.monotonic() > quiet_until:

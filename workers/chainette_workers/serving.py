@@ -107,6 +107,11 @@ class Serving:
         for known in running[turn:] + running[:turn]:
             yield from known.places
 
+    @property
+    def queues(self) -> list[tuple[str, str]]:
+        """(run, queue) of all that is served; any thread may ask."""
+        return [(place.run, place.queue) for known in [*self._known.values()] for place in known.places]
+
     def plans(self) -> Iterable[tuple[RunInfo, Plan]]:
         """Every run that is served."""
         return [(known.info, known.plan) for known in self._known.values() if known.plan is not None]

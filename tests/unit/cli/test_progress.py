@@ -17,6 +17,7 @@ from chainette.io.events import (
     RunStarted,
     UnitCommitted,
     UnitRetried,
+    WorkerJoined,
 )
 from chainette.records import Usage
 
@@ -139,7 +140,14 @@ def test_an_engine_whose_device_is_anothers_waits_for_its_turn(run: Any, progres
     for config in progress.state.graph["engines"].values():
         config["exclusive"] = True
     assert engine(progress, "llama") == ("waits for its turn", False)
+    for number, config in enumerate(progress.state.graph["engines"].values()):
+        config["gpu_ids"] = [number]
+    assert engine(progress, "llama")[0].startswith("loading")
+    for config in progress.state.graph["engines"].values():
+        config["gpu_ids"] = []
     run.tell(EngineReleased(engine="judge"))
+    assert engine(progress, "llama")[0].startswith("loading")
+    run.tell(EngineLoaded(engine="judge", backend="vllm", model="m", seconds=1), WorkerJoined(worker="w-1"))
     assert engine(progress, "llama")[0].startswith("loading")
 
 
