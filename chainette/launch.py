@@ -16,6 +16,7 @@ from chainette.core.plan import Plan
 from chainette.errors import InputError
 from chainette.hooks import Hooks
 from chainette.io.events import RunCreated
+from chainette.io.fork import finish_swap
 from chainette.io.inputs import open_input
 from chainette.io.readers import InputFile
 from chainette.io.result import RunResult
@@ -27,7 +28,7 @@ from chainette.io.validate import object_names
 from chainette.io.writer import RunWriter, Scratch
 from chainette.options import RunOptions
 from chainette.reopen import resume
-from chainette.session import Deliver, compile_plan, finish_run, local_run
+from chainette.session import Deliver, check_drive, compile_plan, finish_run, local_run
 from chainette.utils.ids import new_run_id
 
 __all__ = ["iterate", "start"]
@@ -42,9 +43,12 @@ async def start(
     """Runs a chain into a directory of its own, or goes on with it where `options.resume` says so."""
     run_id = options.run_id or new_run_id()
     directory = RunDir(output_dir or Path("runs") / run_id)
+    if options.resume:
+        await anyio.to_thread.run_sync(finish_swap, directory)
     if options.resume and directory.exists():
         return await resume(directory, chain, options)
     plan = compile_plan(chain, options)
+    await check_drive(plan, options)
     writer, source = await anyio.to_thread.run_sync(_begin, directory, run_id, plan, inputs, options)
     return await finish_run(plan, source, writer, options, deliver)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from chainette.core.plan import Plan
 from chainette.errors import InputError
 from chainette.hooks import Hook
 from chainette.io.shards import Format
@@ -23,6 +24,9 @@ class Drive(Protocol):
     @property
     def way(self) -> dict[str, str]:
         """How `resume` is told to move a run in this way: values of its flags, by name."""
+
+    def check(self, plan: Plan, /) -> None:
+        """Raises what keeps it from moving the units of a plan; called before anything is written or taken back."""
 
     def __call__(self, session: Any) -> None: ...
 

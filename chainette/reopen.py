@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from chainette.core.chain import Chain
 from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
-from chainette.errors import ChainChanged, InputError, RunDirectoryError
-from chainette.io.fork import Reopen, affected_by, fork, starts_of
+from chainette.errors import ChainChanged, InputError, RunDirectoryError, RunDirectoryInUse
+from chainette.io.fork import Reopen, affected_by, fork, remove_leftovers, starts_of
 from chainette.io.inputs import open_input
+from chainette.io.log import EventLog
 from chainette.io.readers import InputFile
 from chainette.io.replay import RunState, Status
 from chainette.io.result import RunResult
@@ -25,7 +27,7 @@ from chainette.io.shards import require_size
 from chainette.io.writer import tidy
 from chainette.options import RunOptions
 from chainette.records import CHAIN_INPUT
-from chainette.session import compile_plan, finish_run, registry_of
+from chainette.session import check_drive, compile_plan, finish_run, registry_of
 
 __all__ = ["Observed", "observe", "resume", "retry"]
 
@@ -44,16 +46,18 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
     """See `executor.resume`."""
     state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     if from_steps:
+        await check_drive(plan, options)
         await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps)
         state, _ = await anyio.to_thread.run_sync(read_state, directory)
         return await _continue(directory, plan, state, options)
     _require_unchanged(directory, state, plan)
     if state.status is Status.FINISHED:
         await anyio.to_thread.run_sync(_require_shards, directory, state)
-        await anyio.to_thread.run_sync(tidy, directory, state)
+        await anyio.to_thread.run_sync(_tidy, directory, state)
         if options.drive is not None:
             await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
         return RunResult(directory, state, plan)
+    await check_drive(plan, options)
     return await _continue(directory, plan, state, options)
 
 
@@ -68,6 +72,12 @@ def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tupl
     state, _ = read_state(directory)
     options = _recorded(state, options)
     return state, compile_plan(chain or _load(directory, state), options), options
+
+
+def _tidy(directory: RunDir, state: RunState) -> None:
+    with suppress(RunDirectoryInUse), closing(EventLog(directory.log)):  # else somebody forks it now
+        remove_leftovers(directory)
+    tidy(directory, state)
 
 
 def _require_shards(directory: RunDir, state: RunState) -> None:
@@ -184,7 +194,7 @@ def _load(directory: RunDir, state: RunState) -> Chain:
 
 
 def observe(directory: RunDir, chain: Chain, inputs: Path) -> Observed:
-    """What is needed to admit the rows of a run whose directory somebody else writes. Reads only.
+    """What is needed to admit the rows of a run whose directory somebody else writes.
 
     Raises:
         RunDirectoryError: there is no run.

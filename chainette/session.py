@@ -30,7 +30,7 @@ from chainette.local import LocalRun, Writer
 from chainette.options import Drive, RunOptions
 from chainette.records import Row
 
-__all__ = ["Deliver", "Session", "compile_plan", "finish_run", "local_run", "registry_of"]
+__all__ = ["Deliver", "Session", "check_drive", "compile_plan", "finish_run", "local_run", "registry_of"]
 
 #: Takes the finished rows of one root; may wait.
 Deliver = Callable[[list[Row]], Awaitable[None]]
@@ -50,6 +50,12 @@ class Session:
         """Says in the log that every row is in its place; once, however often it is called."""
         if self.writer.state.status is not Status.FINISHED:
             _tell(self.hook, self.writer.finish(self.source.digest()))
+
+
+async def check_drive(plan: Plan, options: RunOptions) -> None:
+    """See `Drive.check`."""
+    if options.drive is not None:
+        await anyio.to_thread.run_sync(options.drive.check, plan)
 
 
 def compile_plan(chain: Chain, options: RunOptions) -> Plan:

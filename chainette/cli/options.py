@@ -84,15 +84,7 @@ RedisUrl = Annotated[
         "--redis", metavar="URL", help="The fleet's Redis [default: $CHAINETTE_REDIS_URL, else redis://127.0.0.1:6379/0]."
     ),
 ]
-OverRedis = Annotated[
-    str | None,
-    typer.Option(
-        "--redis",
-        metavar="URL",
-        help="Use the workers that serve this Redis. Without it this process does the work; `enqueue` takes "
-        "$CHAINETTE_REDIS_URL, else redis://127.0.0.1:6379/0.",
-    ),
-]
+OverRedis = Annotated[str | None, typer.Option("--redis", metavar="URL", help="Use the workers that serve this Redis.")]
 Workers = Annotated[
     str | None,
     typer.Option(

@@ -146,6 +146,6 @@ def _retry(
 
     launch(
         directory,
-        Telling(*telling),
+        Telling(*telling, again=("--local",)),
         lambda hooks: executor.retry_rejected(directory, steps=steps, reasons=reasons, engine=engine, hooks=hooks),
     )

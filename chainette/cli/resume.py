@@ -92,8 +92,6 @@ def resume(
     begun = read_created(RunDir(directory))
     recorded = _Way.recorded(begun)
     way = wanted if wanted.flags else recorded
-    if not (way.local or way.workers) and _asks_a_sink(directory, begun, way.redis, from_step or (), named=bool(redis)):
-        return
     drive = drive_of(way.workers, way.redis, (metrics_host, metrics_port), watching=telling.watching)
 
     def start(hooks: tuple[Hook, ...]) -> RunResult:
@@ -106,16 +104,19 @@ def resume(
             hooks=hooks,
             drive=drive,
         )
-        if drive is None and recorded.redis:  # nobody waits for it there any more
+        if recorded.redis not in (None, way.redis):  # nobody waits for it there any more
             from chainette_workers.drive import RedisFleet
 
             RedisFleet(recorded.redis).clean(begun.run_id)
         return result
 
     try:
-        launch(directory, telling, start)
+        if (way.local or way.workers) or not _asks_a_sink(directory, begun, way.redis, from_step or ()):
+            launch(directory, telling, start)
     except RedisUnavailable as error:
-        raise RunError(f"{error}; or do the work in this process: {command_line('resume', directory, '--local')}") from error
+        words = [word for step in from_step or () for word in ("--from", step)]
+        here = command_line("resume", directory, *words, "--local")
+        raise RunError(f"{error}; or do the work in this process: {here}") from error
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class _Way:
     """Who moves the units: this process, workers of its own, or those that serve a Redis.
 
     Raises:
-        typer.BadParameter: more than one of them was named.
+        typer.BadParameter: --local beside one of the others.
     """
 
     local: bool = False
@@ -154,13 +155,13 @@ class _Way:
         return ("--local",) if self.local else ()
 
 
-def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps: Sequence[str], *, named: bool) -> bool:
+def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps: Sequence[str]) -> bool:
     """Has the run's sink go on, where a service that lives has it; False where none has.
 
     Raises:
-        RunError: the Redis does not answer that the user named.
+        RunError: Redis does not answer, and the run needs it.
     """
-    from chainette.cli.status import is_working
+    from chainette.cli.status import can_go_on, is_working
 
     if redis is None and not is_working(directory):
         return False
@@ -173,9 +174,9 @@ def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps
     try:
         connection = connect(redis)
     except RunError:
-        if named:
-            raise
-        return False  # whoever has the directory is told about by its lock
+        if redis is None or not can_go_on(directory):
+            return False  # whoever has the directory is told about by its lock, and a finished run needs nobody
+        raise
     with connection:
         board = Board(connection)
         info = board.run(run.run_id)

@@ -31,10 +31,18 @@ def status(
     Of a directory: rows per step, tokens, engines, and what to do next. Of a live run: how far each step is, what waits
     and what is at work, and why nothing moves where nothing does. A path wins over a run id.
     """
-    if what is not None and (Path(what).exists() or "/" in what):
+    if what is not None and (_is_there(Path(what)) or "/" in what):
         _show_directory(Path(what), watching=watching)
     else:
         _show_live(what, redis, watching=watching)
+
+
+def _is_there(path: Path) -> bool:
+    from chainette.io.fork import finish_swap
+    from chainette.io.rundir import RunDir
+
+    finish_swap(RunDir(path))
+    return path.exists()
 
 
 def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:

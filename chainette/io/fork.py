@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from chainette.core.plan import Plan
-from chainette.errors import RunDirectoryError, RunDirectoryInUse
+from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
 from chainette.io.events import AnyEvent, RunFinished, RunPaused, RunResumed, RunStarted, ShardSealed, UnitCommitted
 from chainette.io.log import EventLog, encode_line, read_log
 from chainette.io.readback import ShardReader
@@ -26,7 +26,7 @@ from chainette.io.rundir import RunDir, disk_errors, fsync_dir
 from chainette.io.shards import Span, StreamWriter
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["Reopen", "affected_by", "finish_swap", "fork", "starts_of"]
+__all__ = ["Reopen", "affected_by", "finish_swap", "fork", "remove_leftovers", "starts_of"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
     lock = EventLog(directory.log)
     try:
         aside = RunDir(_aside(directory.path))
-        shutil.rmtree(aside.path, ignore_errors=True)
+        remove_leftovers(directory)
         forking = _Fork(directory, aside, plan, state, reopen)
         with disk_errors(aside.path):
             forking.build()
@@ -116,21 +116,32 @@ def _swap(path: Path) -> None:
 
 
 def finish_swap(directory: RunDir) -> None:
-    """Ends a swap that a crash cut in two, or removes what did not come to one; called before a directory is read or taken.
+    """Ends a swap that a crash cut in two; called before anybody asks what a directory holds.
 
     Raises:
         RunDirectoryInUse: it is being swapped now.
     """
     path = directory.path
-    if not path.exists() and _old(path).exists() and _aside(path).exists():
+    if not _is_cut_in_two(path):
+        return
+    try:
         with closing(EventLog(RunDir(_old(path)).log)):
-            _aside(path).rename(path)
-            fsync_dir(path.parent)
-    if path.exists() and _old(path).exists():
-        shutil.rmtree(_old(path), ignore_errors=True)
-    if path.exists() and _aside(path).exists():
-        with suppress(RunDirectoryInUse), closing(EventLog(directory.log)):  # else somebody builds it
-            shutil.rmtree(_aside(path), ignore_errors=True)
+            if _is_cut_in_two(path):
+                _aside(path).rename(path)
+                fsync_dir(path.parent)
+    except (DiskError, RunDirectoryInUse):
+        if _is_cut_in_two(path):  # else somebody else has ended it meanwhile
+            raise
+
+
+def _is_cut_in_two(path: Path) -> bool:
+    return not path.exists() and _old(path).exists() and _aside(path).exists()
+
+
+def remove_leftovers(directory: RunDir) -> None:
+    """Removes what a fork that a crash ended left beside a directory; called under its lock."""
+    for left in (_old(directory.path), _aside(directory.path)):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from chainette.core.plan import Plan, PlanNode
 from chainette.errors import DamagedRun, RunDirectoryError
 from chainette.io.card import dataset_features
 from chainette.io.events import RunCreated
-from chainette.io.fork import finish_swap
+from chainette.io.fork import finish_swap, remove_leftovers
 from chainette.io.log import EventLog, read_log
 from chainette.io.publish import publish_metadata
 from chainette.io.readback import lines_of_root
@@ -64,7 +64,9 @@ def claim_directory(directory: RunDir) -> EventLog:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"cannot create {path}: {error.strerror}") from error
-    return EventLog(directory.log)
+    log = EventLog(directory.log)
+    remove_leftovers(directory)
+    return log
 
 
 def _refuse_existing(directory: RunDir) -> None:
@@ -144,6 +146,7 @@ def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWrit
         _ = state.run
         log.continue_after(end, state.seq, state.epoch + new_epoch)
         shutil.rmtree(directory.fleet, ignore_errors=True)  # of one that was killed
+        remove_leftovers(directory)
         writer = _writer(directory, plan, log, state)
     except BaseException:
         log.close()

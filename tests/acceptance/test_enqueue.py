@@ -134,14 +134,45 @@ def test_resume_local_does_the_work_here_and_takes_the_run_out_of_redis(site: Si
     assert_no_keys_left(database.client)
 
 
+def test_a_run_that_goes_on_elsewhere_is_taken_out_of_the_redis_that_it_was_begun_with(site: Site, database: Database) -> None:
+    with stopped(*site.workers(1)):
+        interrupted(site)
+    done = site.project.chainette("resume", "fleet", "--workers", "1", CHAINETTE_REDIS_URL=site.url)
+    assert done.returncode == 0, done.stderr
+    assert_no_keys_left(database.client)
+
+
+def test_two_that_write_the_same_run_do_not_take_it_from_each_other_again_and_again(site: Site, database: Database) -> None:
+    database.may_leave(*LEASES)
+    assert site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
+    with stopped(*site.workers(1)):
+        first = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 2)
+        shutil.copytree(site.project.path / "fleet", site.project.path / "copy")
+        second = site.start("resume", "copy")
+        ends = {name: process.communicate(timeout=120)[1] for name, process in (("fleet", first), ("copy", second))}
+    for name, process in (("fleet", first), ("copy", second)):
+        if process.returncode:
+            assert "another process writes run" in ends[name] and f"chainette resume {name}" in ends[name]
+        else:
+            assert lines(site.project, name) == lines(site.project, "local")
+    assert 0 in (first.returncode, second.returncode)
+    epochs = {event.get("epoch", 0) for name in ends for event in site.project.events(name)}
+    assert len(epochs) < 8, epochs
+
+
 def test_a_plain_resume_whose_redis_is_gone_says_how_to_do_without(tmp_path: Path, server: Server) -> None:
     with ExitStack() as stack:
         site = Site(Project(tmp_path, rows=96, latency=0.1), server.url, stack)
         with stopped(*site.workers(1)):
             interrupted(site)
         server.stop()
-        refused = site.project.chainette("resume", "fleet", CHAINETTE_REDIS_URL=server.url)
-        assert refused.returncode == 1 and "chainette resume fleet --local" in refused.stderr, refused.stderr
+        durable = lines(site.project, "fleet")
+        for words in ((), ("--from", "grade")):
+            refused = site.project.chainette("resume", "fleet", *words, CHAINETTE_REDIS_URL=server.url)
+            hint = f"chainette {' '.join(['resume', 'fleet', *words, '--local'])}"
+            assert refused.returncode == 1 and refused.stderr.rstrip().endswith(hint), refused.stderr
+            assert lines(site.project, "fleet") == durable
         done = site.project.chainette("resume", "fleet", "--local", CHAINETTE_REDIS_URL=server.url)
         assert done.returncode == 0 and "stays there" in done.stderr, done.stderr
 

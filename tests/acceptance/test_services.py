@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from chainette.fleet.board import Board
+from chainette.fleet.connect import shown
 from tests.support.cli import Project, lines, until
 from tests.support.valkey import LEASES, Database, Server, assert_no_keys_left, connect
 
@@ -248,6 +249,7 @@ def test_a_held_run_is_gone_on_with_by_its_sink_when_its_directory_is_resumed(si
         assert f"run {run} is paused; go on: chainette unpause {run}" in site.why(run)
         assert "is paused" in site.project.chainette("runs", "--redis", site.url).stdout
         assert "sink sink-" in site.project.chainette("status", "--redis", site.url).stdout
-        done = site.project.chainette("resume", "fleet", "--redis", site.url)
+        assert next(site.project.events("fleet"))["way"] == {"redis": shown(site.url)}
+        done = site.project.chainette("resume", "fleet", CHAINETTE_REDIS_URL=site.url)
         assert done.returncode == 0 and "asked the sink" in done.stdout, done.stderr
         site.finished(run)

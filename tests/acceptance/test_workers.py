@@ -153,6 +153,21 @@ def test_a_valkey_that_is_killed_while_the_workers_start_costs_nothing(project: 
     project.assert_nothing_left()
 
 
+def test_a_way_that_the_chain_as_it_is_now_cannot_go_takes_no_row_away(project: FleetProject) -> None:
+    run = project.start("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "writer=1,judge=1")
+    finish(run)
+    assert next(project.events("fleet"))["way"] == {"workers": "writer=1,judge=1"}
+    chain = project.path / "chain.py"
+    chain.write_text(chain.read_text().replace('"judge"', '"critic"'))
+    durable = lines(project, "fleet")
+    refused = project.chainette("resume", "fleet", "--from", "grade")
+    assert refused.returncode == 1 and "--workers writer=1,judge=1: the chain has no engine 'judge'" in refused.stderr
+    assert lines(project, "fleet") == durable
+    done = project.chainette("resume", "fleet", "--from", "grade", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert lines(project, "fleet") == durable
+
+
 def test_a_validator_that_interrupts_its_worker_ends_the_run_with_the_reason(project: FleetProject) -> None:
     project.change(
         "    score: int\n", "    score: int\n\n    def model_post_init(self, context):\n        raise KeyboardInterrupt\n"

@@ -22,7 +22,8 @@ from chainette_workers.worker import WorkerConfig
 
 from chainette import Chain
 from chainette.core.loading import load_chain
-from chainette.errors import RunStopped
+from chainette.core.plan import Plan
+from chainette.errors import RunDirectoryInUse, RunStopped
 from chainette.fleet.board import Board
 from chainette.fleet.connect import connect
 from chainette.fleet.queue import FleetQueue
@@ -107,6 +108,9 @@ class Driven:
 
     attaches: ClassVar[bool] = True
     way: ClassVar[dict[str, str]] = {}
+
+    def check(self, _plan: Plan, /) -> None:
+        """Nothing keeps it."""
 
     def __init__(self, url: str, kind: type[FleetQueue] = FleetQueue, *, window: int = 64, moves: int | None = None) -> None:
         self.url, self.kind, self.window, self.left = url, kind, window, moves
@@ -279,6 +283,23 @@ def test_a_run_knows_its_workers_and_engines_also_where_those_were_loaded_for_an
     assert worker.startswith("w-")
 
 
+def test_a_run_that_another_process_has_taken_is_left_to_it_as_long_as_that_lives(
+    site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chainette_workers.drive.LEASE", 0.2)
+    board, client = Board(database.client), database.client
+    run = Background(site, RedisFleet(database.url))
+    [info] = wait_for(lambda: [info for info in board.runs() if info.fields.get("sink")])
+    board.beat("enqueue-other", {"kind": "enqueue"})
+    client.hset(f"chainette:run:{info.run}", mapping={"owner": "other", "sink": "enqueue-other"})
+    with site.worker(database.url):
+        stopped = run.end()
+        assert isinstance(stopped, RunDirectoryInUse) and "another process writes run" in str(stopped), stopped
+        board.leave("enqueue-other")
+        result = site.run(RedisFleet(database.url), resume=True)
+    site.require_whole(result)
+
+
 class Dying(FleetQueue):
     """Its process dies before the run is taken out of Redis."""
 
@@ -300,7 +321,7 @@ def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chainette.fleet.messages.MAX_BYTES", 0)
-    with site.worker(database.url), pytest.raises(RunStopped, match=r"cannot be read, again and again.*at most 0 bytes"):
+    with site.worker(database.url), pytest.raises(RunStopped, match=r"given up after 3 new epochs.*at most 0 bytes"):
         site.run(Driven(database.url))
     monkeypatch.undo()
     with site.worker(database.url):

@@ -15,9 +15,10 @@ from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse
 from chainette.executor import resume, retry_rejected
 from chainette.io.fork import finish_swap
 from chainette.io.log import EventLog, read_log
-from chainette.io.replay import replay
+from chainette.io.replay import Status, replay
 from chainette.io.result import RunResult
 from chainette.io.rundir import RunDir
+from chainette.io.session import read_state
 from tests.support.chains import Facts, Text, Word, content, everything, write_inputs
 
 
@@ -139,15 +140,52 @@ def test_a_swap_that_a_crash_cut_in_two_is_ended(tmp_path: Path, inputs: Path) -
     assert not (tmp_path / ".run.old").exists()
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_swap_that_another_process_ends_meanwhile_is_ended_once(
+    tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    run = three_steps().run(inputs, tmp_path / "run")
+    expected = content(run)
+    old, aside = tmp_path / ".run.old", tmp_path / ".run.fork"
+    (tmp_path / "run").rename(old)
+    shutil.copytree(old, aside)
+
+    def lock(path: Path) -> EventLog:
+        aside.rename(tmp_path / "run")
+        if gone:
+            shutil.rmtree(old)
+        return EventLog(path)
+
+    monkeypatch.setattr("chainette.io.fork.EventLog", lock)
+    finish_swap(RunDir(tmp_path / "run"))
+    monkeypatch.undo()
+    assert content(resume(tmp_path / "run", three_steps())) == expected and not old.exists()
+
+
+def test_a_directory_is_read_by_those_who_may_not_write_beside_it(tmp_path: Path, inputs: Path) -> None:
+    run = three_steps().run(inputs, tmp_path / "run")
+    (tmp_path / ".run.fork").mkdir()
+    for path in (tmp_path, tmp_path / "run", tmp_path / "run/events.jsonl"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        state, _ = read_state(RunDir(run.dir))
+    finally:
+        for path in (tmp_path, tmp_path / "run", tmp_path / "run/events.jsonl"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert state.status is Status.FINISHED and (tmp_path / ".run.fork").exists()
+
+
 def test_a_fork_that_a_crash_left_unfinished_goes_with_the_next_resume_unless_somebody_builds_it(
     tmp_path: Path, inputs: Path
 ) -> None:
     run = three_steps().run(inputs, tmp_path / "run")
     aside = tmp_path / ".run.fork"
     shutil.copytree(tmp_path / "run", aside)
+    with closing(EventLog(RunDir(run.dir).log)), pytest.raises(RunDirectoryInUse):
+        resume(run.dir, three_steps(), from_step="word")
     with closing(EventLog(RunDir(run.dir).log)):
-        finish_swap(RunDir(run.dir))
-        assert aside.exists()
+        resume(run.dir, three_steps())  # there is nothing to do
+    assert aside.exists()
     assert content(resume(run.dir, three_steps())) == content(run)
     assert not aside.exists()
 

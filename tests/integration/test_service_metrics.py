@@ -37,7 +37,7 @@ def fleet(url: str, folder: Path) -> Iterator[None]:
     config = WorkerConfig(url, ["writer", "judge"], str(folder), 64, metrics=Endpoint())
     calls = [
         partial(serve, url, CoordinatorDuty(places), stopping, metrics=Endpoint()),
-        partial(serve, url, SinkDuty(places), stopping, metrics=Endpoint()),
+        partial(serve, url, SinkDuty(places, url), stopping, metrics=Endpoint()),
         partial(work, config, stopping),
     ]
     with ThreadPoolExecutor(len(calls)) as side:

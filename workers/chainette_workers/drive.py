@@ -16,12 +16,14 @@ import msgspec
 import redis
 
 from chainette.core.loading import load_chain
-from chainette.errors import RunCancelled, RunError, RunStopped
+from chainette.core.plan import Plan
+from chainette.errors import RunCancelled, RunDirectoryInUse, RunError, RunStopped
 from chainette.fleet.board import Board, Role
 from chainette.fleet.connect import chosen_url, connect, is_passing, shown
 from chainette.fleet.messages import BadMessage
 from chainette.fleet.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunInfo
 from chainette.fleet.reasons import reasons
+from chainette.fleet.states import LEASE
 from chainette.io.events import UnitRetried, WorkerLost
 from chainette.io.roots import Root, Roots
 from chainette.io.validate import InputModel
@@ -52,7 +54,7 @@ _LOOK = 0.5
 #: Seconds without movement before it is explained, and before that is said again.
 _STILL, _AGAIN = 3.0, 30.0
 
-#: New epochs that one session begins because data in Redis cannot be read.
+#: New epochs that one session begins because of data in Redis, or of units that nobody can process.
 _MOST_DAMAGES = 3
 
 #: Seconds between two looks when nothing moves: at first, and later.
@@ -72,8 +74,9 @@ class Admitting(Protocol):
 class RedisFleet:
     """Moves a session's units through workers that serve a Redis; the `drive` of RunOptions.
 
-    Raises (when called):
-        RunError: Redis does not answer at the start. Later on, it is waited for.
+    Raises (`check`, and when called):
+        RedisUnavailable: Redis does not answer at the start. Later on, it is waited for.
+        RunError: it does not let us in.
     """
 
     url: str | None = None
@@ -85,6 +88,9 @@ class RedisFleet:
     @property
     def way(self) -> dict[str, str]:
         return {"redis": shown(chosen_url(self.url))}
+
+    def check(self, _plan: Plan, /) -> None:
+        connect(self.url).close()
 
     def __call__(self, session: Session) -> None:
         me = f"enqueue-{secrets.token_hex(6)}"
@@ -138,6 +144,7 @@ class Drive:
     Raises (from `run`):
         RunStopped: an engine does not answer for too long, or too many rows are rejected.
         RunCancelled: somebody gave the run up.
+        RunDirectoryInUse: another process has taken the run over.
     """
 
     session: Session
@@ -192,6 +199,7 @@ class Drive:
             except Cancelled as error:
                 raise self._cancelled(sink) from error
             except Lost:
+                self._yield_to_another(sink)
                 begin = sink.raise_epoch
                 continue
             except BadMessage as error:
@@ -244,7 +252,38 @@ class Drive:
     def _cancelled(self, sink: Sink) -> RunCancelled:
         with suppress(redis.RedisError, Lost):
             sink.close()
-        return RunCancelled(f"run {sink.run} was cancelled; its rows so far are in {self.session.writer.directory}")
+        directory = self.session.writer.directory
+        return RunCancelled(
+            f"run {sink.run} was cancelled; its rows so far are in {directory}; to go on all the same: "
+            f"`chainette resume {directory}`"
+        )
+
+    def _yield_to_another(self, sink: Sink) -> None:
+        """Two that write one run, as of a copied directory, must not take it from each other again and again: the one that
+        it was taken from ends, unless the other has died.
+
+        Raises:
+            RunDirectoryInUse: the other lives.
+        """
+        end, moved = time.monotonic() + 1.5 * LEASE, False
+        while other := self._other_sink(sink):
+            anyio.from_thread.check_cancelled()
+            if time.monotonic() > end:
+                raise RunDirectoryInUse(
+                    f"another process writes run {sink.run} now ({other}), maybe into a copy of this directory; what is here "
+                    f"stays as it is: `chainette resume {self.session.writer.directory}` goes on with it when the other is done"
+                )
+            time.sleep(_LOOK)
+            self.tend(moved)
+
+    def _other_sink(self, sink: Sink) -> str:
+        """Who lives and has the run in this one's place; "" where nobody does, or Redis does not say."""
+        try:
+            info, members = self.board.run(sink.run), self.board.members()
+        except redis.RedisError:
+            return ""
+        found = info.fields.get(Role.SINK, "") if info is not None else ""
+        return found if found != self.fields.get(Role.SINK, "") and found in members else ""
 
     def _close(self, sink: Sink) -> None:
         """Takes the finished run out of Redis, as soon as that answers."""
@@ -263,11 +302,11 @@ class Drive:
             self.tend(closed)
 
     def _give_up_if_often(self, error: BadMessage) -> None:
-        """Data in Redis that cannot be read are made anew out of what is durable; not for ever."""
+        """What cannot be read, or processed, is made anew out of what is durable; not for ever."""
         self._damages += 1
         if self._damages > _MOST_DAMAGES:
-            raise RunStopped(f"the run's data in Redis cannot be read, again and again: {error}")
-        _log.warning("a new epoch begins, because data in Redis cannot be read: %s", error)
+            raise RunStopped(f"given up after {_MOST_DAMAGES} new epochs: {error}")
+        _log.warning("a new epoch begins: %s", error)
 
     def _explain(self, sink: Sink) -> None:
         """Says why nothing moves, where it can be known; again after a while."""

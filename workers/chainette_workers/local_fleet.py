@@ -40,9 +40,11 @@ _MOST_DEATHS = 6
 class LocalFleet:
     """Moves a session's units with worker processes; the `drive` of RunOptions.
 
+    Raises (`check`):
+        InputError: the chain has no such engine, or vLLM's workers are more than the GPUs of this machine.
+
     Raises (when called):
         RunStopped: a worker can never serve, workers keep dying, an engine does not answer, too many rejects.
-        InputError: the chain has no such engine, or vLLM's workers are more than the GPUs of this machine.
     """
 
     #: Processes per engine: one number for all, or by engine.
@@ -56,10 +58,14 @@ class LocalFleet:
             return {"workers": str(self.workers)}
         return {"workers": ",".join(f"{name}={number}" for name, number in self.workers.items())}
 
+    def check(self, plan: Plan, /) -> None:
+        devices(plan, self._engines(plan))
+
     def __call__(self, session: Session) -> None:
         with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data") as server:
             connection = connect(server.url)
-            configs = self._configs(session, server.url)
+            root, file = session.options.chain_root, session.options.engines_file
+            configs = [WorkerConfig(server.url, [name], root, engines_file=file) for name in self._engines(session.plan)]
             rows = sum(_rows_in_flight(session.plan, name) for config in configs for name in config.engines)
             window = session.options.window or max(4096, 4 * rows)
             environments = devices(session.plan, [config.engines[0] for config in configs])
@@ -79,16 +85,15 @@ class LocalFleet:
     def clean(self, run: str) -> None:
         """See `options.Drive`: its Valkey went with it."""
 
-    def _configs(self, session: Session, url: str) -> list[WorkerConfig]:
-        """One entry per process."""
-        engines = list(session.plan.engines) or [PYTHON]
-        if isinstance(self.workers, Mapping):
-            unknown = [name for name in self.workers if name not in engines]
-            if unknown:
-                raise InputError(f"--workers: the chain has no engine {unknown[0]!r}; it has {', '.join(engines)}")
+    def _engines(self, plan: Plan) -> list[str]:
+        """The engine of each process."""
+        engines = list(plan.engines) or [PYTHON]
         wanted = self.workers if isinstance(self.workers, Mapping) else dict.fromkeys(engines, self.workers)
-        root, file = session.options.chain_root, session.options.engines_file
-        return [WorkerConfig(url, [name], root, engines_file=file) for name in engines for _ in range(wanted.get(name, 1))]
+        unknown = [name for name in wanted if name not in engines]
+        if unknown:
+            said = f"--workers {self.way['workers']}: the chain has no engine {unknown[0]!r}; it has {', '.join(engines)}"
+            raise InputError(f"{said}; name those, or give one number for all")
+        return [name for name in engines for _ in range(wanted.get(name, 1))]
 
 
 def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:
@@ -102,8 +107,8 @@ def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:
     needed = [_gpus_of(plan.engines.get(engine)) for engine in engines]
     if there and sum(needed) > len(there):
         raise InputError(
-            f"--workers: vLLM's workers need {sum(needed)} GPUs of their own, and there are {len(there)} "
-            f"({', '.join(there)}); start fewer, or leave --workers out: engines then take turns"
+            f"--workers: vLLM's workers need {sum(needed)} GPUs of their own, and there are {len(there)} ({', '.join(there)}); "
+            "start fewer, or have engines take turns in one process: `run` without --workers, `resume --local`"
         )
     free = iter(there)
     taken = [list(islice(free, number)) for number in needed]

@@ -8,9 +8,11 @@ from typing import ClassVar
 import msgspec
 
 from chainette import executor
+from chainette.core.plan import Plan
 from chainette.errors import RunDirectoryError
 from chainette.fleet.board import Board, Order, Role
 from chainette.fleet.queue import FleetQueue
+from chainette.io.fork import finish_swap
 from chainette.io.replay import RunState, Status
 from chainette.io.rundir import RunDir
 from chainette.io.session import read_state
@@ -28,7 +30,7 @@ class SinkDuty:
 
     places: Places
     #: The Redis that it serves, without its password: where a resume by hand looks for the run.
-    redis: str = ""
+    redis: str
     role: ClassVar[Role] = Role.SINK
 
     def wants(self, handed: Handed) -> bool:
@@ -46,7 +48,7 @@ class SinkDuty:
             take_out(queue, info)
             return
         chain = same_chain(order, self.places.chains)
-        drive = _Served(handed, queue, board, {"redis": self.redis} if self.redis else {})
+        drive = _Served(handed, queue, board, {"redis": self.redis})
         options = msgspec.structs.asdict(order.options)
         if state is None:
             executor.run(
@@ -64,7 +66,9 @@ class SinkDuty:
             executor.resume(directory.path, chain.chain, from_step=order.from_steps, drive=drive, **free)
 
     def _directory(self, handed: Handed) -> RunDir:
-        return RunDir(self.places.directory(handed.order))
+        directory = RunDir(self.places.directory(handed.order))
+        finish_swap(directory)
+        return directory
 
     def _state(self, handed: Handed, directory: RunDir) -> RunState | None:
         """Where the directory stands; None where it holds nothing.
@@ -96,6 +100,9 @@ class _Served:
     board: Board
     way: dict[str, str]
     attaches: ClassVar[bool] = True
+
+    def check(self, _plan: Plan, /) -> None:
+        """Its Redis has just answered."""
 
     def __call__(self, session: Session) -> None:
         order = msgspec.structs.replace(self.handed.order, from_steps=())  # that is done with
