@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["enqueue"]
 
-#: What needs the engines in this process.
+#: Flags of `run` for engines in this process, or in workers of its own.
 _REFUSED = ("workers", "show", "stream")
 
 #: What only a process that writes the run itself can do.
