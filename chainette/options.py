@@ -31,7 +31,11 @@ class Drive(Protocol):
     def __call__(self, session: Any) -> None: ...
 
     def clean(self, run: str) -> None:
-        """Takes away what may be left of a run whose directory says that it is finished."""
+        """Takes away what may be left of a run whose directory says that it is finished.
+
+        Raises:
+            RunError: it stays where it is.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from chainette.core.chain import Chain
 from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
-from chainette.errors import ChainChanged, InputError, RunDirectoryError, RunDirectoryInUse
+from chainette.errors import ChainChanged, InputError, RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.io.fork import Reopen, affected_by, fork, remove_leftovers, starts_of
 from chainette.io.inputs import open_input
 from chainette.io.log import EventLog
@@ -55,7 +55,8 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
         await anyio.to_thread.run_sync(_require_shards, directory, state)
         await anyio.to_thread.run_sync(_tidy, directory, state)
         if options.drive is not None:
-            await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
+            with suppress(RunError):  # a finished run needs nobody
+                await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
         return RunResult(directory, state, plan)
     await check_drive(plan, options)
     return await _continue(directory, plan, state, options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from chainette.cli.common import command_line, guarded
+from chainette.cli.common import command_line, guarded, warn
 from chainette.cli.launch import Telling, launch
 from chainette.cli.options import (
     Debug,
@@ -85,7 +85,7 @@ def resume(
     telling = Telling(quiet, json_logs, show, debug, again=wanted.flags)
 
     from chainette import executor
-    from chainette.errors import RedisUnavailable, RunError
+    from chainette.errors import Problem, RedisUnavailable, RunError
     from chainette.io.rundir import RunDir
     from chainette.io.session import read_created
 
@@ -107,7 +107,10 @@ def resume(
         if recorded.redis not in (None, way.redis):  # nobody waits for it there any more
             from chainette_workers.drive import RedisFleet
 
-            RedisFleet(recorded.redis).clean(begun.run_id)
+            try:
+                RedisFleet(recorded.redis).clean(begun.run_id)
+            except RunError as error:
+                warn([Problem(str(error), None, warning=True)])
         return result
 
     try:

@@ -175,6 +175,8 @@ def test_a_plain_resume_whose_redis_is_gone_says_how_to_do_without(tmp_path: Pat
             assert lines(site.project, "fleet") == durable
         done = site.project.chainette("resume", "fleet", "--local", CHAINETTE_REDIS_URL=server.url)
         assert done.returncode == 0 and "stays there" in done.stderr, done.stderr
+        again = site.project.chainette("resume", "fleet", CHAINETTE_REDIS_URL=server.url)
+        assert again.returncode == 0 and again.stderr == ""  # a finished run needs nobody
 
 
 def test_a_directory_that_a_crash_left_between_two_names_is_gone_on_with_over_a_redis_too(site: Site) -> None:

@@ -108,7 +108,7 @@ class RedisFleet:
                 if info is not None and info.epoch >= 0:
                     take_out(FleetQueue(connection), info)
         except (RunError, redis.RedisError, Lost) as error:
-            _log.warning("what Redis may still have of run %s stays there: %s", run, error)
+            raise RunError(f"what Redis may still have of run {run} stays there: {error}") from error
 
 
 def take_out(queue: LeasedQueue, info: RunInfo) -> None:
