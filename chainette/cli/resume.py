@@ -85,7 +85,7 @@ def resume(
     telling = Telling(quiet, json_logs, show, debug, again=wanted.flags)
 
     from chainette import executor
-    from chainette.errors import Problem, RedisUnavailable, RunError
+    from chainette.errors import RedisUnavailable, RunError
     from chainette.io.rundir import RunDir
     from chainette.io.session import read_created
 
@@ -104,13 +104,8 @@ def resume(
             hooks=hooks,
             drive=drive,
         )
-        if recorded.redis not in (None, way.redis):  # nobody waits for it there any more
-            from chainette_workers.drive import RedisFleet
-
-            try:
-                RedisFleet(recorded.redis).clean(begun.run_id)
-            except RunError as error:
-                warn([Problem(str(error), None, warning=True)])
+        if recorded.redis and recorded.flags != way.flags:  # nobody waits for it there any more
+            _take_out(recorded.redis, begun.run_id)
         return result
 
     try:
@@ -120,6 +115,18 @@ def resume(
         words = [word for step in from_step or () for word in ("--from", step)]
         here = command_line("resume", directory, *words, "--local")
         raise RunError(f"{error}; or do the work in this process: {here}") from error
+
+
+def _take_out(redis: str, run: str) -> None:
+    """What a Redis has of a run that went on elsewhere goes; a warning where it cannot be reached."""
+    from chainette_workers.drive import RedisFleet
+
+    from chainette.errors import Problem, RunError
+
+    try:
+        RedisFleet(redis).clean(run)
+    except RunError as error:
+        warn([Problem(str(error), None, warning=True)])
 
 
 @dataclass(frozen=True)
