@@ -101,7 +101,7 @@ class Plain(Reporter):
             case RunStarted() | RunResumed():
                 self._write(self._start())
             case EngineLoaded():
-                self._write(f"engine {event.engine}: ready in {event.seconds:.1f} s ({event.backend}, {event.model})")
+                self._tell_ready(f"engine {event.engine}: ready in {event.seconds:.1f} s ({event.backend}, {event.model})")
             case UnitRetried():
                 self._tell_silence(event)
             case _:
@@ -112,6 +112,9 @@ class Plain(Reporter):
         rows = f"{state.expected:,} rows" if state.expected is not None else "rows of unknown number"
         verb = f"goes on in phase {state.phase + 1}" if state.phase else "resumed" if state.epoch else "started"
         return f"run {state.run.run_id}: chain {state.run.chain} {verb}, {rows}, into {self._directory}"
+
+    def _tell_ready(self, line: str) -> None:
+        self._write(line)
 
     def _tell_silence(self, event: UnitRetried) -> None:
         last = self._told.get(event.node)

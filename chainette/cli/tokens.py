@@ -70,6 +70,15 @@ class Turns:
         self.finish_line()
         self._put(f"{line}\n")
 
+    def between(self, line: str) -> None:
+        """Writes a line of somebody else's that can wait until no text is in the middle of its own."""
+        if not self._open:
+            self.interrupt(line)
+            return
+        key = object()
+        self.add(key, f"{line}\n\n")
+        self._ended.add(key)
+
     def finish_line(self) -> None:
         """Leaves the next writer the start of a line."""
         if not self._at_line_start:
@@ -144,6 +153,9 @@ class Tokens(Plain):
     def _style(self, text: str, *, fg: str | None = None, bold: bool | None = None, dim: bool | None = None) -> str:
         text = text.translate(_CONTROL)
         return typer.style(text, fg=fg, bold=bold, dim=dim) if self._colored and text else text
+
+    def _tell_ready(self, line: str) -> None:
+        self._turns.between(line)  # it is told when that is in the log, and answers may have begun
 
     def _tell_progress(self) -> None:
         """The answers themselves show it."""

@@ -20,7 +20,7 @@ def test_every_answer_is_printed_with_what_became_of_it(tmp_path: Path) -> None:
     [fact] = [json.loads(line) for line in (tmp_path / "out/extract/0.jsonl").read_text().splitlines()]
     [grade] = [json.loads(line) for line in (tmp_path / "out/grade/0.jsonl").read_text().splitlines()]
     blocks = done.stdout.split("\n\n")
-    assert any(block.endswith(f'extract, row 0\n{{"name":"{fact["name"]}"}}\nvalidated') for block in blocks)
+    assert any(block.endswith(f'extract, row 0\n{{"name":"{fact["name"]}"}}\nvalidated') for block in blocks), done.stdout
     assert f'grade, row 0\n{{"score":{grade["score"]}}}\nvalidated' in blocks
     assert f'split, row 0.1\n{{"name":"{fact["name"]}"}}' in blocks
     assert "pieces, row 0\njoined" in blocks

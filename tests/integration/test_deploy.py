@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -273,4 +274,5 @@ def test_every_command_line_is_one_that_chainette_takes(services: dict[str, Any]
         command = commands[words[0]]
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, where
-        command.make_context(words[0], list(words[1:])).close()
+        here = [str(tmp_path) if flag.endswith("-root") else word for flag, word in pairwise(words)]  # folders of the container
+        command.make_context(words[0], here).close()

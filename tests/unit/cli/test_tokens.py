@@ -35,6 +35,19 @@ def test_a_line_of_somebody_else_has_a_line_of_its_own() -> None:
     assert "".join(written) == "first\ntext\nsecond\n"
 
 
+def test_a_line_that_can_wait_cuts_no_text_in_two() -> None:
+    written: list[str] = []
+    turns = Turns(written.append)
+    turns.between("first")
+    turns.add("a", "te")
+    turns.between("second")
+    turns.add("b", "other")
+    turns.add("a", "xt")
+    turns.end("a", "A end")
+    turns.end("b", "B end")
+    assert "".join(written) == "first\ntext\nA end\n\nsecond\n\nother\nB end\n\n"
+
+
 def told(*events: object) -> str:
     written: list[str] = []
     tokens = Tokens(Path("out"), written.append)
