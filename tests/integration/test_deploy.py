@@ -274,5 +274,6 @@ def test_every_command_line_is_one_that_chainette_takes(services: dict[str, Any]
         command = commands[words[0]]
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, where
-        here = [str(tmp_path) if flag.endswith("-root") else word for flag, word in pairwise(words)]  # folders of the container
+        split = [part for word in words for part in word.split("=", 1 if word.startswith("--") else 0)]
+        here = [str(tmp_path) if flag.endswith("-root") else word for flag, word in pairwise(split)]  # folders of the container
         command.make_context(words[0], here).close()
