@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,12 @@ class LlamaCppEngine(Engine):
             raise EngineConfigError(
                 f"engine {self._config.name!r}: llama.cpp cannot load {params.model.path}: {error}"
             ) from error
-        self._thinks = "</think>" in _chat_template(self._server.listening_address, params.api_keys[0])
+        ask = partial(_ask, self._server.listening_address, params.api_keys[0])
+        # Its loop runs once it has answered this. One that is destroyed before does not hear of it, and is waited for, for
+        # ever (xllamacpp 2026.10, one of some hundred loads that were closed at once).
+        ask("/slots")
+        # as llama.cpp uses it: it may come from the file or from `extra`
+        self._thinks = "</think>" in str((ask("/props") or {}).get("chat_template", ""))
 
     def _unload(self) -> None:
         self._server = None
@@ -256,16 +262,16 @@ class LlamaCppEngine(Engine):
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
-def _chat_template(address: str, key: str) -> str:
-    """The template as llama.cpp uses it, which may come from the file or from `extra`."""
-    request = urllib.request.Request(f"{address}/props", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 (our own loopback port)
+def _ask(address: str, key: str, path: str) -> Any:
+    """What the library's own server says; None where it does not."""
+    request = urllib.request.Request(f"{address}{path}", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 (our own loopback port)
     # A proxy from the environment must not see, or swallow, a request to ourselves.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=10) as response:
-            return str(msgspec.json.decode(response.read()).get("chat_template", ""))
+            return msgspec.json.decode(response.read())
     except (OSError, msgspec.DecodeError):
-        return ""
+        return None
 
 
 def _completion(chunks: Sequence[Body], seconds: float) -> Completion:
