@@ -15,11 +15,12 @@ from chainette.core.plan import Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
 from chainette.engine.base import Completion, Engine, Finish, Request
-from chainette.errors import RAISED, TemplateError
+from chainette.errors import TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Usage
 from chainette.streaming import Asked, Unusable
 from chainette.tally import Tally, excess, raised_at, streamed, writable
+from chainette.utils.foreign import RAISED, told
 from chainette.utils.together import together
 
 __all__ = ["Asking", "row_seed"]
@@ -118,7 +119,7 @@ class Asking:
             except ValidationError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}")
             except RAISED as error:  # validators of the input models are the user's code
-                self.result.reject(row, Reason.TEMPLATE_ERROR, f"{type(error).__name__}: {error}{raised_at(error)}")
+                self.result.reject(row, Reason.TEMPLATE_ERROR, f"{told(error)}{raised_at(error)}")
         return asks
 
     def request(self, prompts: Prompter, ask: _Ask) -> Request:
@@ -177,7 +178,7 @@ class Asking:
                 except NotRoundTrip as error:
                     return _Bad(Reason.INVALID_OUTPUT, str(error))
                 except RAISED as error:  # a validator of the user's own
-                    return _Bad(Reason.INVALID_OUTPUT, f"{type(error).__name__}: {error}")
+                    return _Bad(Reason.INVALID_OUTPUT, told(error))
                 output = Output(ask.row.row_id, value, ask.number, reasoning, ask.usage.spent)
                 large = excess([output])
                 return _Bad(Reason.TOO_LARGE, large, final=True) if large else output

@@ -17,10 +17,10 @@ from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, short
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
-from chainette.errors import RAISED
 from chainette.hooks import Hook
 from chainette.records import Output, Reason, Row
 from chainette.tally import Tally, excess, raised_at
+from chainette.utils.foreign import RAISED, is_stray, told
 
 __all__ = ["MAX_FAN_OUT", "call"]
 
@@ -39,6 +39,8 @@ async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook) -> T
             try:
                 returned[index] = await apply.fn(*_arguments(plan, node, rows[index]))
             except RAISED as error:
+                if not is_stray(error):
+                    raise
                 returned[index] = _Raised(error)
 
         async with anyio.create_task_group() as group:
@@ -69,7 +71,7 @@ def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) 
         try:
             value = fn(*_arguments(plan, node, row))
             returned.append(_at_most(value) if isinstance(value, Iterator) else value)
-        except RAISED as error:
+        except BaseException as error:  # no signal is raised in a thread
             returned.append(_Raised(error))
     return returned
 
@@ -89,7 +91,7 @@ def _take(result: Tally, apply: ApplyNode[Any, Any], row: Row, value: Any) -> No
     """What the function returned for one row, as outputs, a drop or a rejection."""
     try:
         if isinstance(value, _Raised):
-            raise _Unusable(f"{type(value.error).__name__}: {value.error}{raised_at(value.error)}")
+            raise _Unusable(f"{told(value.error)}{raised_at(value.error)}")
         outputs = _outputs(apply, row, value)
     except _Unusable as error:
         result.reject(row, Reason.APPLY_ERROR, str(error))
@@ -119,7 +121,7 @@ def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
     try:
         items = _at_most(iter(value))
     except RAISED as error:  # a generator of the user's own
-        raise _Unusable(f"{type(error).__name__}: {error}{raised_at(error)}") from error
+        raise _Unusable(f"{told(error)}{raised_at(error)}") from error
     if len(items) > MAX_FAN_OUT:
         raise _Unusable(f"{apply.id!r} made more than {MAX_FAN_OUT:,} rows of one, which is the limit")
     return [Output(f"{row.row_id}.{index}", _dump(apply, item)) for index, item in enumerate(items)]
@@ -141,4 +143,4 @@ def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
     except (NotRoundTrip, _Unusable) as error:
         raise _Unusable(str(error)) from error
     except RAISED as error:  # a validator of the user's own
-        raise _Unusable(f"{type(error).__name__}: {error}{raised_at(error)}") from error
+        raise _Unusable(f"{told(error)}{raised_at(error)}") from error

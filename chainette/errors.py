@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from chainette.records import Rejection
 
 __all__ = [
-    "RAISED",
     "ChainChanged",
     "ChainetteError",
     "DamagedRun",
@@ -60,10 +59,6 @@ __all__ = [
     "TemplateError",
     "UnknownEngine",
 ]
-
-
-#: What the code of a user may raise about a row: one that calls `sys.exit` must not end the others.
-RAISED = (Exception, SystemExit)
 
 
 @dataclass(frozen=True)

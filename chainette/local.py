@@ -32,6 +32,8 @@ from chainette.limits import Limits, RejectWatch
 from chainette.process import process
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Row, Unit, Usage
 from chainette.streaming import Finished
+from chainette.tally import raised_at
+from chainette.utils.foreign import is_stray, told
 
 __all__ = ["LocalRun", "Writer"]
 
@@ -82,7 +84,7 @@ class LocalRun:
     _held_bytes: int = 0
     _inbox: list[Item] = field(default_factory=list)
     _rejects: RejectWatch = field(init=False)
-    _failure: BaseException | None = None
+    _failure: Exception | None = None
     _torn: bool = False
     #: The writer waits for no function of the user's.
     _own_thread: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
@@ -227,8 +229,11 @@ class LocalRun:
         """Runs a task; its failure becomes the run's, and ends it."""
         try:
             await work(*arguments)
-        except Exception as error:
-            self._failure = self._failure or error
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or not is_stray(error):
+                raise
+            own = error if isinstance(error, Exception) else RunStopped(f"{told(error)}{raised_at(error)}")
+            self._failure = self._failure or own
             self._wake.set()
 
     async def _work(self, group: TaskGroup, lane: Lane, unit: Unit) -> None:

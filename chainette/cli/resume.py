@@ -192,7 +192,7 @@ def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps
         info = board.run(run.run_id)
         order = None if info is None else Order.of(info)
         sinks = board.services(Role.SINK)
-        if order is None or not sinks:
+        if order is None or not sinks or info is None or info.state == "cancelled":
             return False
         if from_steps:
             board.say(run.run_id, _anew(order, run, from_steps).fields)

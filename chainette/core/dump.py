@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from chainette.errors import RAISED
+from chainette.utils.foreign import RAISED, told
 
 __all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain", "short"]
 
@@ -41,7 +41,7 @@ def dump_model(instance: BaseModel) -> bytes:
     except ValidationError as error:
         raise NotRoundTrip(f"the dump of {model.__name__} does not validate back: {explain(error)}") from error
     except RAISED as error:  # validators and serializers are the user's code
-        raise NotRoundTrip(f"{model.__name__} cannot be dumped as JSON: {error}") from error
+        raise NotRoundTrip(f"{model.__name__} cannot be dumped as JSON: {told(error)}") from error
     if back != instance:
         _require_same(instance, back, dump)
     if _LONG_NUMBER.search(dump) and _has_integers(model):
@@ -84,7 +84,7 @@ def short(value: object) -> str:
     try:
         text = repr(value)
     except RAISED as error:  # a user's __repr__ must not hide what was wrong
-        text = f"<{type(value).__name__}: {error}>"
+        text = f"<{type(value).__name__}: {told(error)}>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 

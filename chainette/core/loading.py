@@ -26,7 +26,8 @@ from chainette.core.chain import Chain
 from chainette.core.private_import import PrivateImporter, public_name
 from chainette.core.user_code import is_library
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.errors import RAISED, ChainetteError, LoadError, Place
+from chainette.errors import ChainetteError, LoadError, Place
+from chainette.utils.foreign import RAISED
 
 __all__ = ["LoadedChain", "load_chain"]
 

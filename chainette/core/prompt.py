@@ -9,8 +9,9 @@ from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.step import Step
 from chainette.core.template_types import has_member
-from chainette.errors import RAISED, TemplateError
+from chainette.errors import TemplateError
 from chainette.records import Message, Row
+from chainette.utils.foreign import RAISED, told
 from chainette.utils.json_schema import generate_json_output_prompt
 from chainette.utils.templates import Template
 
@@ -86,7 +87,7 @@ class Prompter:
         try:
             messages = tuple(builder(self._step, received(self._node, row), History(self._plan, self._node, row)))
         except RAISED as error:
-            raise TemplateError(f"prompt_builder of step {self._node.id!r} raised {type(error).__name__}: {error}") from error
+            raise TemplateError(f"prompt_builder of step {self._node.id!r} raised {told(error)}") from error
         if not messages or not all(isinstance(message, Message) for message in messages):
             raise TemplateError(
                 f"prompt_builder of step {self._node.id!r} must return a list of Message, it returned {messages!r}"

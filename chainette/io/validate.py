@@ -11,9 +11,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from chainette.core.dump import NotRoundTrip, dump_model, explain
-from chainette.errors import RAISED
 from chainette.io.readers import Record
 from chainette.io.shape import json_fields
+from chainette.utils.foreign import RAISED, told
 
 __all__ = ["BadRecord", "InputModel", "object_names"]
 
@@ -94,7 +94,7 @@ class InputModel:
         except NotRoundTrip as error:
             raise BadRecord(str(error)) from error
         except RAISED as error:  # a validator is the user's code
-            raise BadRecord(f"a validator of {self.model.__name__} raised {type(error).__name__}: {error}") from error
+            raise BadRecord(f"a validator of {self.model.__name__} raised {told(error)}") from error
 
 
 def object_names(data: bytes) -> set[str]:

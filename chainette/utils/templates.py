@@ -11,7 +11,8 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
-from chainette.errors import RAISED, TemplateError
+from chainette.errors import TemplateError
+from chainette.utils.foreign import RAISED, told
 
 __all__ = ["Template", "render"]
 
@@ -65,7 +66,7 @@ class Template:
 def _what(error: BaseException) -> str:
     from jinja2 import TemplateError as JinjaError
 
-    return str(error) if isinstance(error, JinjaError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, JinjaError) else told(error)
 
 
 @lru_cache(maxsize=256)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from chainette.asking import row_seed
 from chainette.calling import MAX_FAN_OUT
 from chainette.engine.base import Completion, Finish, Request
 from chainette.engine.config import EngineRegistry, using_registry
+from chainette.errors import RunStopped
+from chainette.hooks import Hook
 from chainette.io.shards import Format
 from chainette.records import Message, Reason, Usage, row_order
 from chainette.tally import MAX_ROW_BYTES, RAW_LIMIT
@@ -348,12 +351,63 @@ def test_a_function_that_ends_the_program_rejects_its_row_only(tmp_path: Path) -
         assert [row["row_id"] for row in result.rows("flattened")] == ["0", "2"]
 
 
-@pytest.mark.parametrize("raised", ["SystemExit: 3", "LookupError: bad"])
-def test_a_model_of_a_functions_that_raises_rejects_its_row_only(tmp_path: Path, raised: str) -> None:
-    def stop(value: str) -> str:
-        if value == "bad":
-            raise SystemExit(3) if "3" in raised else LookupError(value)
-        return value
+class Mute(Exception):
+    """Cannot say what is wrong."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+#: What code of the user's may raise about a row. Whoever looks for its own end in it must not take these for that.
+RAISABLE = [
+    SystemExit(3),
+    LookupError("bad"),
+    asyncio.CancelledError(),
+    GeneratorExit(),
+    BaseExceptionGroup("two", [SystemExit()]),
+    Mute(),
+]
+
+
+def stop(value: str, error: BaseException) -> str:
+    if value == "bad":
+        raise error
+    return value
+
+
+@pytest.mark.parametrize("error", RAISABLE, ids=lambda error: type(error).__name__)
+def test_a_function_that_raises_whatever_it_is_rejects_its_row_only(tmp_path: Path, error: BaseException) -> None:
+    def plain(item: Text) -> Text:
+        return Text(text=stop(item.text, error))
+
+    async def slow(item: Text) -> Text:
+        return Text(text=stop(item.text, error))
+
+    def many(item: Text) -> Iterator[Text]:
+        yield Text(text=stop(item.text, error))
+
+    many.__annotations__["return"] = list[Text]
+    for function in (plain, slow, many):
+        chain = Chain(name="raising", steps=[apply(function)])
+        result = chain.run([Text(text="a"), Text(text="bad"), Text(text="b")], tmp_path / function.__name__)
+        rejection = only_rejection(result)
+        assert (rejection["row_id"], rejection["reason"]) == ("1", Reason.APPLY_ERROR)
+        assert type(error).__name__ in rejection["message"]
+        assert result.metadata["records"] == 3 and len([*result.rows("flattened")]) == 2
+
+
+def test_a_hook_that_raises_what_looks_like_a_cancellation_stops_the_run(tmp_path: Path) -> None:
+    class Cancelling(Hook):
+        def on_answers(self, *_arguments: Any) -> None:
+            raise asyncio.CancelledError
+
+    with scripted(llm=lambda _request: '{"price": 1}'), pytest.raises(RunStopped, match="CancelledError"):
+        Chain(name="rows", steps=[ask()]).run([Text(text="a")], tmp_path / "run", hooks=(Cancelling(),))
+
+
+@pytest.mark.parametrize("error", RAISABLE, ids=lambda error: type(error).__name__)
+def test_a_model_of_a_functions_that_raises_rejects_its_row_only(tmp_path: Path, error: BaseException) -> None:
+    raised = type(error).__name__
 
     class Careful(BaseModel):
         text: str
@@ -361,10 +415,10 @@ def test_a_model_of_a_functions_that_raises_rejects_its_row_only(tmp_path: Path,
         @field_validator("text")
         @classmethod
         def check(cls, value: str) -> str:
-            return stop(value)
+            return stop(value, error)
 
         def __repr__(self) -> str:
-            return stop(self.text)
+            return stop(self.text, error)
 
     def careful(item: Text) -> Careful:
         return {"text": item.text}  # type: ignore[return-value]
@@ -380,13 +434,17 @@ def test_a_model_of_a_functions_that_raises_rejects_its_row_only(tmp_path: Path,
         assert [row["row_id"] for row in result.rows("flattened")] == ["0", "2"]
 
 
+#: What the models below raise.
+raising: BaseException = SystemExit(3)
+
+
 class Leaving(BaseModel):
     text: str
 
     @field_validator("text")
     @classmethod
     def leave(cls, value: str) -> str:
-        return sys.exit(3) if value == "bad" else value
+        return stop(value, raising)
 
 
 class Property(BaseModel):
@@ -394,7 +452,7 @@ class Property(BaseModel):
 
     @property
     def shout(self) -> str:
-        return sys.exit(3) if self.text == "bad" else self.text
+        return stop(self.text, raising)
 
 
 class Unwritable(BaseModel):
@@ -402,7 +460,7 @@ class Unwritable(BaseModel):
 
     @model_serializer
     def write(self) -> dict[str, str]:
-        return sys.exit(3) if self.text == "bad" else {"text": self.text}
+        return {"text": stop(self.text, raising)}
 
 
 def build(step: Any, row: Any, history: Any) -> list[Message]:
@@ -419,7 +477,12 @@ def build(step: Any, row: Any, history: Any) -> list[Message]:
         pytest.param({"prompt_builder": build}, Reason.TEMPLATE_ERROR, id="prompt builder"),
     ],
 )
-def test_a_users_code_that_ends_the_program_costs_its_row_only(tmp_path: Path, keys: dict[str, Any], reason: Reason) -> None:
+@pytest.mark.parametrize("error", RAISABLE, ids=lambda error: type(error).__name__)
+def test_a_users_code_that_ends_the_program_costs_its_row_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], reason: Reason, error: BaseException
+) -> None:
+    monkeypatch.setattr(f"{__name__}.raising", error)
+
     def answer(request: Request) -> str:
         return json.dumps({"text": {"0": "a", "1": "bad", "2": "b"}[row_of(request)]})
 

@@ -33,6 +33,7 @@ from chainette.hooks import Hook, Stage
 from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process, too_large
 from chainette.records import Outcome, Unit
+from chainette.utils.foreign import is_stray, told
 from chainette_workers.chains import ChainDiffers
 from chainette_workers.device import Device, exclude
 from chainette_workers.functions import Functions, InLoop
@@ -275,8 +276,10 @@ class EngineWorker:
             self.serving.forget(held.claim)
         except (ChainetteError, MemoryError):
             raise
-        except (Exception, KeyboardInterrupt) as error:  # of the unit, or of our code: the same for the next worker
-            await self._bury(held.claim, f"processing it failed: {type(error).__name__}: {error}")
+        except BaseException as error:  # of the unit, or of our code: the same for the next worker
+            if not is_stray(error):
+                raise
+            await self._bury(held.claim, f"processing it failed: {told(error)}")
         else:
             if outcome is not None:
                 await self._commit(held, outcome)

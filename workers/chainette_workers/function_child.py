@@ -19,6 +19,7 @@ import anyio.to_thread
 
 from chainette.errors import ChainetteError
 from chainette.process import process
+from chainette.utils.foreign import told
 from chainette_workers.chains import ChainDiffers, Chains
 from chainette_workers.frames import HEAD, Answer, Began, Call, Differs, Failed, Reply, frame, length_of, open_call
 
@@ -93,7 +94,7 @@ async def _run(call: Call, replies: BinaryIO, chains: Chains) -> Reply:
     except ChainetteError as error:
         return Differs(f"cannot be loaded here: {error}")
     except Exception as error:
-        return Failed(f"{type(error).__name__}: {error}")
+        return Failed(told(error))
     return Answer(outcome.outputs, outcome.rejected, outcome.dropped)
 
 
