@@ -90,6 +90,8 @@ async def slowly(item: Text) -> Text | None:
     await asyncio.sleep(0.001)
     if item.text == "die":
         os._exit(5)
+    if item.text == "interrupt":
+        raise KeyboardInterrupt
     same = loop is None or loop is asyncio.get_running_loop()
     loop = asyncio.get_running_loop()
     return Text(text=f"{item.text} {same} {helper.WORD}") if item.text != "drop" else None
@@ -162,10 +164,7 @@ def test_what_a_function_prints_and_reads_is_not_the_workers_talk(site: Site, ca
     assert "noise from a function" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("text", "how"),
-    [("segv", "signal SIGSEGV"), ("exit", "exit code 3"), ("fork", "exit code 4"), ("interrupt", "exit code 1")],
-)
+@pytest.mark.parametrize(("text", "how"), [("segv", "signal SIGSEGV"), ("exit", "exit code 3"), ("fork", "exit code 4")])
 def test_a_row_that_ends_its_process_twice_is_rejected_and_its_neighbours_finish(site: Site, text: str, how: str) -> None:
     outcome = site.outcome("ab", text, "cd")
     assert rejections(outcome) == [("1", Reason.POISON)] and how in outcome.rejected[0].message
@@ -173,8 +172,13 @@ def test_a_row_that_ends_its_process_twice_is_rejected_and_its_neighbours_finish
     assert [row.row_id for unit in outcome.effects.units for row in unit.rows] == ["0.0", "0.1", "2.0", "2.1"]
 
 
-def test_a_coroutine_that_ends_its_process_is_found_too(site: Site) -> None:
-    assert rejections(site.outcome("ab", "die", "cd", node="slowly")) == [("1", Reason.POISON)]
+@pytest.mark.parametrize("text", ["die", "interrupt"])
+def test_a_coroutine_that_ends_its_process_is_found_too(site: Site, text: str) -> None:
+    assert rejections(site.outcome("ab", text, "cd", node="slowly")) == [("1", Reason.POISON)]
+
+
+def test_a_function_that_interrupts_itself_costs_its_row_only(site: Site) -> None:
+    assert rejections(site.outcome("ab", "interrupt", "cd")) == [("1", Reason.APPLY_ERROR)]
 
 
 def test_one_death_costs_no_row(site: Site) -> None:

@@ -177,6 +177,7 @@ class Drive:
         coordinator: Admitting | None = None
         while True:
             anyio.from_thread.check_cancelled()
+            trouble: redis.RedisError | None = None
             try:
                 if begin is not None:
                     self._phases.begun |= self._went_in_phases(sink)
@@ -210,12 +211,12 @@ class Drive:
                 if not is_passing(error):
                     raise RunStopped(f"Redis refuses what it is asked: {error}") from error
                 sink.doubt()
-                moved = False
+                moved, trouble = False, error
             if moved:
                 self._failing.clear()
                 self._moved_at = time.monotonic()
             else:
-                self._explain(sink)
+                self._explain(sink, trouble)
                 time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
             self.tend(moved)
 
@@ -308,19 +309,24 @@ class Drive:
             raise RunStopped(f"given up after {_MOST_DAMAGES} new epochs: {error}")
         _log.warning("a new epoch begins: %s", error)
 
-    def _explain(self, sink: Sink) -> None:
+    def _explain(self, sink: Sink, trouble: redis.RedisError | None) -> None:
         """Says why nothing moves, where it can be known; again after a while."""
         now = time.monotonic()
         if now < max(self._moved_at + _STILL, self._explained_at + _AGAIN):
             return
-        self._explained_at = now
-        try:
-            snapshot = self.board.snapshot(sink.run)
-        except redis.RedisError as error:
-            _log.warning("nothing moves: Redis does not answer (%s); waiting for it", error)
-            return
-        for reason in reasons(snapshot) if snapshot is not None else ():
+        said = self._reasons(sink, trouble)
+        self._explained_at = now if said else now + _STILL - _AGAIN
+        for reason in said:
             _log.warning("nothing moves: %s", reason)
+
+    def _reasons(self, sink: Sink, trouble: redis.RedisError | None) -> list[str]:
+        try:
+            snapshot = self.board.snapshot(sink.run) if trouble is None else None
+        except redis.RedisError as error:
+            trouble, snapshot = error, None
+        if trouble is not None:
+            return [f"Redis does not do what it is asked ({trouble}); waiting for it"]
+        return reasons(snapshot) if snapshot is not None else []
 
     def _window(self, workers: Iterable[Mapping[str, str]]) -> int:
         return self.window or self.session.options.window or window_for(workers)

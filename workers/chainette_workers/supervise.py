@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -92,9 +93,11 @@ class Child:
 
     @property
     def last_words(self) -> str:
-        known = self.log is not None and self.log.exists()
-        lines = self.log.read_text(errors="replace").strip().splitlines()[-5:] if known and self.log else []
-        return "\n".join(lines) or "(it said nothing)"
+        if self.log is None or not self.log.exists():
+            return "(it said nothing)"
+        lines = self.log.read_text(errors="replace").strip().splitlines()[-5:]
+        free = shutil.disk_usage(self.log.parent).free >> 20
+        return "\n".join(lines) or f"(it said nothing; the disk of {self.log.parent} has {free:,} MiB free)"
 
 
 @contextmanager
