@@ -104,8 +104,9 @@ def resume(
             hooks=hooks,
             drive=drive,
         )
-        if recorded.redis and recorded.flags != way.flags:  # nobody waits for it there any more
-            _take_out(recorded.redis, begun.run_id)
+        for redis in result.redis:
+            if ("--redis", redis) != way.flags:  # nobody waits for it there any more
+                _take_out(redis, begun.run_id)
         return result
 
     try:
@@ -124,9 +125,17 @@ def _take_out(redis: str, run: str) -> None:
     from chainette.errors import Problem, RunError
 
     try:
-        RedisFleet(redis).clean(run)
+        RedisFleet(_reached(redis)).clean(run)
     except RunError as error:
         warn([Problem(str(error), None, warning=True)])
+
+
+def _reached(redis: str) -> str:
+    """The address with its password, where the environment knows that."""
+    from chainette.fleet.connect import chosen_url, shown
+
+    known = chosen_url(None)
+    return known if redis == shown(known) else redis
 
 
 @dataclass(frozen=True)
@@ -148,10 +157,8 @@ class _Way:
     @classmethod
     def recorded(cls, begun: RunCreated) -> Self:
         """How a run was started. A Redis comes with its password where the environment knows that."""
-        from chainette.fleet.connect import chosen_url, shown
-
-        redis, known = begun.way.get("redis"), chosen_url(None)
-        return cls(workers=begun.way.get("workers"), redis=known if redis == shown(known) else redis)
+        redis = begun.way.get("redis")
+        return cls(workers=begun.way.get("workers"), redis=redis and _reached(redis))
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -94,6 +94,8 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     anchor: tuple[str, str] | None = None
     #: Of a fleet's run that goes in phases, one engine after the other: how many were gone through.
     phase: int = 0
+    #: The Redis over which, without its password; "" where there is none that outlives the session.
+    redis: str = ""
 
 
 class RootDone(msgspec.Struct, frozen=True):

@@ -113,6 +113,8 @@ class RunState:
     sealed: dict[str, dict[int, int]] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     workers: set[str] = field(default_factory=set)
+    #: Every Redis that moved the run's units, without passwords.
+    redis: set[str] = field(default_factory=set)
     retries: int = 0
     finished_rows: int = 0
     records: int = 0
@@ -148,11 +150,13 @@ class RunState:
         match event:
             case RunCreated():
                 self.created, self.graph = event, event.graph
+                self.redis |= {*filter(None, [event.way.get("redis")])}
             case RunStarted():
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
             case RunResumed():
                 self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
                 self.graph, self.phase = event.graph or self.graph, event.phase
+                self.redis |= {*filter(None, [event.redis])}
             case UnitCommitted():
                 self._commit(event, offset)
             case UnitRetried():

@@ -42,6 +42,11 @@ class RunResult:
         return self._state.metadata()
 
     @property
+    def redis(self) -> list[str]:
+        """The address, without its password, of every Redis that moved the run's units."""
+        return sorted(self._state.redis)
+
+    @property
     def counts(self) -> dict[str, dict[str, Any]]:
         """Per step: in, out, rejected, dropped, stopped, expanded, balanced."""
         steps: dict[str, dict[str, Any]] = self.metadata["steps"]

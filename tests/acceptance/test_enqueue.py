@@ -142,6 +142,24 @@ def test_a_run_that_goes_on_elsewhere_is_taken_out_of_the_redis_that_it_was_begu
     assert_no_keys_left(database.client)
 
 
+def test_a_run_is_taken_out_of_every_redis_that_it_was_resumed_over(site: Site, database: Database) -> None:
+    database.may_leave(*LEASES)
+    with site.project.start("run", "chain.py", "in.jsonl", "-o", "fleet") as run:
+        until(lambda: site.committed("fleet") > 2)
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=60)
+    assert run.returncode == 130
+    with stopped(*site.workers(1)):
+        over = site.start("resume", "fleet", "--window", "16")
+        before = site.committed("fleet")
+        until(lambda: site.committed("fleet") > before)
+        over.kill()
+        over.wait()
+    done = site.project.chainette("resume", "fleet", CHAINETTE_REDIS_URL=site.url)  # as it was begun: in one process
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert not [*database.client.scan_iter("chainette:run*"), *database.client.scan_iter("rq:queue*")]
+
+
 def test_two_that_write_the_same_run_do_not_take_it_from_each_other_again_and_again(site: Site, database: Database) -> None:
     database.may_leave(*LEASES)
     assert site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
@@ -38,6 +39,8 @@ class Sink:
     rejects: RejectWatch
     #: Phases that the run has gone through.
     phase: int = 0
+    #: The address of the Redis, where it outlives the session; without its password.
+    redis: str = ""
     #: Engines whose units wait for a later one; None where Redis is to be told.
     barred: frozenset[str] | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -72,7 +75,7 @@ class Sink:
             try:
                 self.queue.attach(self.run, self.writer.epoch, self.owner, position)
                 self._settle()
-                self._say([RunResumed(fingerprint=self.plan.fingerprint, expected=expected, anchor=position, phase=self.phase)])
+                self._say([self._resumed(expected, position)])
                 return
             except Lost:
                 pass
@@ -109,13 +112,16 @@ class Sink:
             self.writer.raise_epoch()
             graph = graph_of(self.plan, self.writer.added)
             changed = graph if graph != self.writer.state.graph else None
-            resumed = RunResumed(
-                fingerprint=self.plan.fingerprint, expected=expected, graph=changed, anchor=anchor, phase=self.phase
-            )
-            self._say([resumed])
+            self._say([self._resumed(expected, anchor, changed)])
         else:
             self._say([RunStarted(expected=expected, anchor=anchor)])
         self._installing = token
+
+    def _resumed(self, expected: int | None, anchor: tuple[str, str], graph: dict[str, Any] | None = None) -> RunResumed:
+        fingerprint = self.plan.fingerprint
+        return RunResumed(
+            fingerprint=fingerprint, expected=expected, graph=graph, anchor=anchor, phase=self.phase, redis=self.redis
+        )
 
     def _say(self, events: Sequence[Event]) -> None:
         for event in self.writer.record(events):
