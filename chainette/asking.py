@@ -19,7 +19,7 @@ from chainette.errors import TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Usage
 from chainette.streaming import Asked, Unusable
-from chainette.tally import Tally, excess, raised_at, streamed, writable
+from chainette.tally import Tally, excess, raised, streamed, writable
 from chainette.utils.foreign import RAISED, told
 from chainette.utils.together import together
 
@@ -119,7 +119,7 @@ class Asking:
             except ValidationError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}")
             except RAISED as error:  # validators of the input models are the user's code
-                self.result.reject(row, Reason.TEMPLATE_ERROR, f"{told(error)}{raised_at(error)}")
+                self.result.reject(row, Reason.TEMPLATE_ERROR, raised(error))
         return asks
 
     def request(self, prompts: Prompter, ask: _Ask) -> Request:

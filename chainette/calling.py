@@ -19,8 +19,8 @@ from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
 from chainette.hooks import Hook
 from chainette.records import Output, Reason, Row
-from chainette.tally import Tally, excess, raised_at
-from chainette.utils.foreign import RAISED, is_stray, told
+from chainette.tally import Tally, excess, raised
+from chainette.utils.foreign import RAISED, is_stray
 
 __all__ = ["MAX_FAN_OUT", "call"]
 
@@ -91,7 +91,7 @@ def _take(result: Tally, apply: ApplyNode[Any, Any], row: Row, value: Any) -> No
     """What the function returned for one row, as outputs, a drop or a rejection."""
     try:
         if isinstance(value, _Raised):
-            raise _Unusable(f"{told(value.error)}{raised_at(value.error)}")
+            raise _Unusable(raised(value.error))
         outputs = _outputs(apply, row, value)
     except _Unusable as error:
         result.reject(row, Reason.APPLY_ERROR, str(error))
@@ -121,7 +121,7 @@ def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
     try:
         items = _at_most(iter(value))
     except RAISED as error:  # a generator of the user's own
-        raise _Unusable(f"{told(error)}{raised_at(error)}") from error
+        raise _Unusable(raised(error)) from error
     if len(items) > MAX_FAN_OUT:
         raise _Unusable(f"{apply.id!r} made more than {MAX_FAN_OUT:,} rows of one, which is the limit")
     return [Output(f"{row.row_id}.{index}", _dump(apply, item)) for index, item in enumerate(items)]
@@ -143,4 +143,4 @@ def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
     except (NotRoundTrip, _Unusable) as error:
         raise _Unusable(str(error)) from error
     except RAISED as error:  # a validator of the user's own
-        raise _Unusable(f"{told(error)}{raised_at(error)}") from error
+        raise _Unusable(raised(error)) from error

@@ -87,7 +87,7 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
             input=source.identity(),
             versions=versions(),
             git=git_commit(Path(options.chain_root or ".")),
-            way=options.drive.way if options.drive is not None else {},
+            way=options.way,
         )
         return create(directory, log, plan, created), source
     except BaseException:

@@ -32,8 +32,8 @@ from chainette.limits import Limits, RejectWatch
 from chainette.process import process
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Row, Unit, Usage
 from chainette.streaming import Finished
-from chainette.tally import raised_at
-from chainette.utils.foreign import is_stray, told
+from chainette.tally import raised
+from chainette.utils.foreign import is_stray
 
 __all__ = ["LocalRun", "Writer"]
 
@@ -232,7 +232,7 @@ class LocalRun:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or not is_stray(error):
                 raise
-            own = error if isinstance(error, Exception) else RunStopped(f"{told(error)}{raised_at(error)}")
+            own = error if isinstance(error, Exception) else RunStopped(raised(error))
             self._failure = self._failure or own
             self._wake.set()
 

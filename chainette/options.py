@@ -95,5 +95,10 @@ class RunOptions:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def way(self) -> dict[str, str]:
+        """See `Drive.way`; {} where this process moves the units."""
+        return self.drive.way if self.drive is not None else {}
+
+    @property
     def limits(self) -> Limits:
         return Limits(self.window, self.engine_patience, self.max_reject_rate)

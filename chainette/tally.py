@@ -13,8 +13,9 @@ from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
 from chainette.records import Output, Reason, Rejection, Row, Spent, Usage
 from chainette.streaming import Asked, Dropped, Passed, Piece
+from chainette.utils.foreign import told
 
-__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "raised_at", "streamed", "writable"]
+__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "raised", "streamed", "writable"]
 
 #: Bytes of all that one row becomes in one node.
 MAX_ROW_BYTES = 16 << 20
@@ -90,9 +91,10 @@ def writable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def raised_at(error: BaseException) -> str:
-    """The user's line that raised."""
+def raised(error: BaseException) -> str:
+    """What was raised, and by which line of the user's: `LookupError: not this one (chain.py:7)`."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+    place = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+    return told(error) + place

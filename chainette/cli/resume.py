@@ -197,9 +197,10 @@ def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps
     with connection:
         board = Board(connection)
         info = board.run(run.run_id)
-        order = None if info is None else Order.of(info)
-        sinks = board.services(Role.SINK)
-        if order is None or not sinks or info is None or info.state == "cancelled":
+        if info is None or info.state == "cancelled":
+            return False
+        order, sinks = Order.of(info), board.services(Role.SINK)
+        if order is None or not sinks:
             return False
         if from_steps:
             board.say(run.run_id, _anew(order, run, from_steps).fields)

@@ -150,13 +150,13 @@ class RunState:
         match event:
             case RunCreated():
                 self.created, self.graph = event, event.graph
-                self.redis |= {*filter(None, [event.way.get("redis")])}
+                self._note_redis(event.way.get("redis", ""))
             case RunStarted():
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
             case RunResumed():
                 self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
                 self.graph, self.phase = event.graph or self.graph, event.phase
-                self.redis |= {*filter(None, [event.redis])}
+                self._note_redis(event.redis)
             case UnitCommitted():
                 self._commit(event, offset)
             case UnitRetried():
@@ -177,6 +177,10 @@ class RunState:
                 self.workers.add(event.worker)
             case UnitSplit() | EngineReleased() | WorkerLeft() | WorkerLost() | WorkerRefused():
                 pass
+
+    def _note_redis(self, address: str) -> None:
+        if address:
+            self.redis.add(address)
 
     def _commit(self, event: UnitCommitted, offset: int) -> None:
         self.position = event.pos or self.position

@@ -347,7 +347,7 @@ class Drive:
             "outline": outline_of(session.plan),
         }
         watch = RejectWatch(options.max_reject_rate)
-        redis = options.drive.way.get("redis", "") if options.drive is not None else ""
+        redis = options.way.get("redis", "")
         return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch, state.phase, redis)
 
     def _hear(self, sink: Sink) -> None:

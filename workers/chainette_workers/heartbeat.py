@@ -31,7 +31,7 @@ class Heartbeat:
     #: Seconds that the event loop may stand still.
     deadline: float
     #: (run, queue) of what it takes units from.
-    queues: Callable[[], Sequence[tuple[str, str]]] = tuple
+    queues: Callable[[], Sequence[tuple[str, str]]]
     #: Whether somebody asked the worker to end.
     asked_to_stop: bool = False
     hook: Hook = field(default_factory=Hook)
