@@ -116,7 +116,7 @@ def apply(fn: Callable[..., Any] | None = None, **keys: Any) -> Any:
     hints = _hints(fn, caller_frame().f_locals)
     cardinality, returned = _cardinality(hints.get("return", inspect.Parameter.empty))
     keys.setdefault("id", None)
-    keys["id"] = keys["id"] or snake_case(_name(fn))
+    keys["id"] = keys["id"] or _id(fn)
     keys.setdefault("input_model", None)
     keys["input_model"] = keys["input_model"] or _model(hints.get(parameters[0]))
     keys.setdefault("output_model", None)
@@ -126,6 +126,12 @@ def apply(fn: Callable[..., Any] | None = None, **keys: Any) -> Any:
 
 def _name(fn: Callable[..., Any]) -> str:
     return getattr(fn, "__name__", type(fn).__name__)
+
+
+def _id(fn: Callable[..., Any]) -> str:
+    """The id that a function's name makes; a name without letters stays as it is and is refused as an id."""
+    name = _name(fn)
+    return snake_case(name) if any(map(str.isalnum, name)) else name
 
 
 def _positional(fn: Callable[..., Any]) -> list[str]:

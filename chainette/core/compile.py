@@ -38,7 +38,7 @@ from chainette.core.template_check import template_problems
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT
-from chainette.utils.ids import snake_case
+from chainette.utils.ids import folder_key, snake_case
 
 __all__ = ["INPUTS", "RESERVED", "compile_chain"]
 
@@ -106,7 +106,7 @@ class _Compiler:
     forks: dict[str, Fork] = field(default_factory=dict)
     types: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, EngineConfig] = field(default_factory=dict)
-    #: Folder -> the name that takes it.
+    #: `folder_key` of a folder -> the name that takes it.
     folders: dict[str, str] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -234,14 +234,15 @@ class _Compiler:
         if name in RESERVED:
             self.error(place, f"{name!r} is a name that Chainette uses itself; choose another")
         folder = snake_case(name)
-        if folder in RESERVED and name not in RESERVED:
+        key = folder_key(folder)
+        if key in RESERVED and name not in RESERVED:
             self.error(place, f"{name!r} would be written to the folder {folder!r}, which Chainette uses itself")
-        taken = self.folders.get(folder)
+        taken = self.folders.get(key)
         if taken == name:
             self.error(place, f"the name {name!r} is used twice in this chain; ids, branch names and aliases must differ")
         elif taken is not None:
-            self.error(place, f"{name!r} and {taken!r} would share the folder {folder!r}; rename one")
-        self.folders[folder] = name
+            self.error(place, f"{name!r} and {taken!r} would share the folder {folder!r}{_alike(taken, folder)}; rename one")
+        self.folders[key] = name
 
     def check_reasoning_name(self, node: PlanNode) -> None:
         """Rows keep a step's reasoning under a name of its own."""
@@ -355,6 +356,11 @@ def _first_nodes(elements: Sequence[Element]) -> Iterator[Step[Any, Any] | Apply
         assert not isinstance(element, Node)
         for branch in element:
             yield from _first_nodes(branch.steps)
+
+
+def _alike(taken: str, folder: str) -> str:
+    """Why two names share a folder although they are written differently."""
+    return "" if snake_case(taken) == folder else " on file systems that ignore case or Unicode variants"
 
 
 def _kind(node: Node) -> str:

@@ -245,10 +245,11 @@ class _Chart:
         engine = ", ".join(filter(None, [node.engine, describe_rows(node)]))
         label = f"{_quoted(node.id)}<br/>{_quoted(f'{taken} → {given}')}<br/>{_quoted(engine)}"
         opening, closing = ("[", "]") if node.kind is NodeKind.STEP else ("[[", "]]")
-        self.line(f'n_{node.id}{opening}"{label}"{closing}')
+        name = _mermaid_id("n", node.id)
+        self.line(f'{name}{opening}"{label}"{closing}')
         for source in sources:
-            self.arrow(source, f"n_{node.id}")
-        return [(f"n_{node.id}", "")]
+            self.arrow(source, name)
+        return [(name, "")]
 
     def fork(self, fork: Fork, sources: list[_Source]) -> list[_Source]:
         shown, folded = _branches(self.plan, fork, self.most)
@@ -262,7 +263,7 @@ class _Chart:
         return joined or sources
 
     def branch(self, branch: Join | Side, sources: list[_Source]) -> list[_Source]:
-        self.line(f'subgraph b_{branch.branch}["{_quoted(branch.branch)}"]')
+        self.line(f'subgraph {_mermaid_id("b", branch.branch)}["{_quoted(branch.branch)}"]')
         self.indent += 1
         ends = self.sequence(branch.first, sources)
         self.indent -= 1
@@ -270,12 +271,17 @@ class _Chart:
         return ends
 
     def more(self, folded: Sequence[Join | Side], sources: list[_Source]) -> list[_Source]:
-        name = f"more_{folded[0].branch}"
+        name = _mermaid_id("more", folded[0].branch)
         self.line(f'{name}["+{len(folded)} more"]')
         for source in sources:
             self.arrow(source, name)
         aliases = [branch.alias for branch in folded if isinstance(branch, Join)]
         return [(name, ", ".join(aliases))] if aliases else []
+
+
+def _mermaid_id(prefix: str, name: str) -> str:
+    """An identifier in ASCII: Mermaid's grammar has letters of other scripts, but not their accents and vowel signs."""
+    return f"{prefix}_{name}" if name.isascii() else f"{prefix}u_{name.encode().hex()}"
 
 
 def _quoted(text: str) -> str:

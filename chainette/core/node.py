@@ -46,7 +46,7 @@ def check_name(kind: str, name: object) -> str:
         DeclarationError: it is not an identifier; a usable one is suggested.
     """
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
-        hint = snake_case(name) if isinstance(name, str) else ""
+        hint = snake_case(name) if isinstance(name, str) and any(map(str.isalnum, name)) else ""
         suggestion = f"; {hint!r} would do" if hint.isidentifier() and not keyword.iskeyword(hint) else ""
         raise DeclarationError(
             f"{caller_place()}: {kind} {name!r} must be letters, digits and '_' so that templates can say it{suggestion}"

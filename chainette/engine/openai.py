@@ -6,7 +6,9 @@ have under vLLM's. How requests travel is `engine/http.py`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +37,7 @@ _KEY = "OPENAI_API_KEY"
 _FORMATS = ("json_schema", "json_object", "none")
 #: OpenAI's limit.
 _LONGEST_NAME = 64
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 _OPERATION = "/chat/completions"
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -168,8 +171,8 @@ class OpenAIEngine(Engine):
         wanted = self._official if self._options.strict is None else self._options.strict
         schema = self._strict(request) if wanted else None
         strict = schema is not None
-        name = request.schema_name[:_LONGEST_NAME]
-        return {"type": "json_schema", "json_schema": {"name": name, "strict": strict, "schema": schema or request.schema}}
+        made = {"name": _schema_name(request.schema_name), "strict": strict, "schema": schema or request.schema}
+        return {"type": "json_schema", "json_schema": made}
 
     def _strict(self, request: Request) -> dict[str, Any] | None:
         """The schema in the strict dialect, None where it has no words for it; says what is lost."""
@@ -233,6 +236,15 @@ def chat_body(
         **request.sampling.extra,
     }
     return msgspec.json.encode({key: value for key, value in body.items() if value is not None})
+
+
+def _schema_name(name: str) -> str:
+    """The name in the characters and the length that OpenAI takes; a changed name ends in a digest, to stay distinct."""
+    plain = _NOT_IN_NAMES.sub("_", name)
+    if plain == name and 0 < len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain.strip('_')[: _LONGEST_NAME - 9] or 'schema'}_{digest}"
 
 
 def _sampling(sampling: SamplingParams, official: bool) -> dict[str, Any]:

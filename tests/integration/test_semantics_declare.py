@@ -222,6 +222,33 @@ def test_two_ids_with_one_folder_are_refused() -> None:
     assert "would be written to the folder 'flattened'" in problems([apply(touch, id="Flattened")])
 
 
+@pytest.mark.parametrize(("one", "other"), [("Straße", "strasse"), ("ﬁeld", "field"), ("résumé", "re\u0301sume\u0301")])
+def test_two_ids_whose_folders_some_file_system_takes_for_one_are_refused(one: str, other: str) -> None:
+    assert "would share the folder" in problems([apply(touch, id=one), apply(touch, id=other)])
+    assert "which Chainette uses itself" in problems([apply(touch, id="ｆlattened")])
+
+
+def test_a_step_whose_id_has_no_latin_letter_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    ids = ["步骤", "Ответ", "ответ2", "हिन्दी", "résumé", "con"]
+    with using_registry(EngineRegistry()):
+        register_engine("llm", "none", "simulated")
+        steps = [step(name, input_model=None, output_model=Text) for name in ids[:-1]]
+        last = step(ids[-1], input_model=None, user_prompt="{{ 步骤.text }} {{ हिन्दी.text }} {{ résumé_reasoning }}")
+        result = Chain(name="declared", steps=[*steps, last], input_model=Text).run([{"text": "a"}], tmp_path / "run")
+    folders = {path.parent.name for path in (tmp_path / "run").glob("*/*.jsonl")} - {"inputs"}
+    assert folders == {"步骤", "ответ", "ответ2", "हिन्दी", "résumé", "con_", "flattened"}
+    assert all(len(list(result.rows(name))) == 1 for name in ids)
+
+
+def test_a_function_without_letters_in_its_name_must_be_given_an_id() -> None:
+    def _(item: Text) -> Text:
+        return item
+
+    with pytest.raises(DeclarationError, match="id '_' must be letters"):
+        apply(_)
+    assert apply(_, id="named").id == "named"
+
+
 def test_an_id_must_not_be_the_name_of_another_steps_reasoning() -> None:
     found = problems([step("ask"), step("ask_reasoning", input_model=Word)])
     assert "'ask_reasoning' holds the reasoning of step 'ask'" in found

@@ -170,3 +170,12 @@ def test_models_and_row_changes_have_words(plan: Plan) -> None:
 def test_an_apply_that_does_not_say_its_model_gets_a_question_mark() -> None:
     node = apply(lambda item: [item], id="raw", input_model=Fact)
     assert describe_models(plan_of(node).nodes["raw"]) == ("Fact", "list[?]")
+
+
+def test_mermaid_ids_are_ascii_and_distinct_whatever_the_script() -> None:
+    branches = [Branch("ветвь", [step("हिन्दी")]).join("итог"), Branch("side", [step("हिन्दि")])]
+    chart = render_mermaid(plan_of(step("步骤", takes=Text), branches))
+    assert all(label in chart for label in ("步骤<br/>", "हिन्दी<br/>", "हिन्दि<br/>", '["ветвь"]', '"итог"'))
+    bare = re.sub(r'"[^"]*"', "", chart)
+    assert bare.isascii()
+    assert len(set(re.findall(r"\bnu_[0-9a-f]+", bare))) == 3

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -73,6 +75,16 @@ def test_a_request_carries_messages_schema_seed_and_sampling(serve: Any) -> None
         "max_tokens": 1024,
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": False, "schema": SCHEMA}},
     }
+
+
+def test_the_name_of_a_schema_has_the_letters_and_the_length_that_openai_takes() -> None:
+    asked = ["answer", "résumé", "resume", "rèsumè", "步骤", "ответ", "__", "", "x" * 64, "x" * 65, "x" * 66, "a b"]
+    engine = OpenAIEngine(make_config("llama", "m", "openai"))
+    formats = [engine._format(msgspec.structs.replace(ask(), schema_name=name)) for name in asked]
+    names = [json.loads(bytes(made))["json_schema"]["name"] for made in formats if made is not None]
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,64}", name) for name in names)
+    assert len(set(names)) == len(asked)
+    assert [name for name in asked if name in names] == ["answer", "resume", "__", "x" * 64]
 
 
 def test_sampling_goes_under_the_servers_names_and_extra_replaces_or_removes_keys() -> None:
