@@ -18,7 +18,7 @@ from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, sho
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
 from chainette.hooks import Hook
-from chainette.records import Output, Reason, Row
+from chainette.records import Output, Reason, Row, child_id
 from chainette.tally import Tally, excess, raised
 from chainette.utils.foreign import RAISED, is_stray
 
@@ -124,7 +124,7 @@ def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
         raise _Unusable(raised(error)) from error
     if len(items) > MAX_FAN_OUT:
         raise _Unusable(f"{apply.id!r} made more than {MAX_FAN_OUT:,} rows of one, which is the limit")
-    return [Output(f"{row.row_id}.{index}", _dump(apply, item)) for index, item in enumerate(items)]
+    return [Output(child_id(row.row_id, index), _dump(apply, item)) for index, item in enumerate(items)]
 
 
 def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:

@@ -20,7 +20,7 @@ from chainette.io.roots import Root
 from chainette.io.writer import Commit, Committed, Item, RunWriter, Scratch, Suspended
 from chainette.limits import Limits
 from chainette.local import LocalRun
-from chainette.records import CHAIN_INPUT, Reason, Rejection, Row, Source, row_order
+from chainette.records import CHAIN_INPUT, Reason, Rejection, Row, Source, owner_of, row_order
 
 __all__ = ["execute_node"]
 
@@ -76,9 +76,10 @@ def _roots(rows: list[Row], size: int) -> list[Root]:
 
 def _missing(node: Branch, rows: list[Row], finished: list[Row], rejected: list[Rejection]) -> Iterator[Rejection]:
     """A branch keeps the length of its inputs: a row that it dropped is no output."""
-    known = {row.row_id for row in finished} | {rejection.row_id for rejection in rejected}
+    ids = {row.row_id for row in rows}
+    known = {owner_of(row_id, ids) for row_id in [*(row.row_id for row in finished), *(bad.row_id for bad in rejected)]}
     for row in rows:
-        if row.row_id not in known and not any(other.startswith(f"{row.row_id}.") for other in known):
+        if row.row_id not in known:
             yield Rejection(row.row_id, node.id, Reason.APPLY_ERROR, "the branch dropped the row", 0, None, row.line)
 
 

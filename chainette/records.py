@@ -28,14 +28,21 @@ __all__ = [
     "Spent",
     "Unit",
     "Usage",
+    "child_id",
     "decode",
     "encode",
     "owner_of",
+    "parent_of",
+    "record_of",
     "row_order",
 ]
 
 #: The id under which a row keeps the record it came from.
 CHAIN_INPUT = "chain_input"
+
+#: Stands between a row's id and the number of its child. With "." the ids "0.1" and "0.10" would be the same
+#: number to pandas, polars, duckdb and datasets.
+_CHILD = "~"
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -55,7 +62,7 @@ class Source(Protocol[T_co]):
 class Row(msgspec.Struct, frozen=True, array_like=True):
     """One item with its history."""
 
-    #: "17"; after an expanding Apply "17.0", "17.1", ...
+    #: "17"; after an expanding Apply "17~0", "17~1", ...
     row_id: str
     #: JSON per name: `chain_input`, node ids, joined aliases, `<id>_reasoning`.
     values: dict[str, bytes]
@@ -83,16 +90,31 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
         return Row(row_id, {**self.values, **values}, self.line, self.key)
 
 
+def child_id(row_id: str, index: int) -> str:
+    """The id of a row that was made from another one."""
+    return f"{row_id}{_CHILD}{index}"
+
+
+def parent_of(row_id: str) -> str:
+    """The id of the row that this one was made from; "" for a record of the input."""
+    return row_id.rpartition(_CHILD)[0]
+
+
+def record_of(row_id: str) -> str:
+    """The id of the record of the input that the row descends from."""
+    return row_id.partition(_CHILD)[0]
+
+
 def row_order(row_id: str) -> tuple[int, ...]:
-    """The sort key of row ids: by number along the path, so "2" < "10" and "10" < "10.0"."""
-    return tuple(map(int, row_id.split(".")))
+    """The sort key of row ids: by number along the path, so "2" < "10" and "10" < "10~0"."""
+    return tuple(map(int, row_id.split(_CHILD)))
 
 
 def owner_of(row_id: str, ids: Container[str]) -> str | None:
     """The id in `ids` that the row is or descends from; None where there is none."""
     candidate = row_id
     while candidate and candidate not in ids:
-        candidate = candidate.rpartition(".")[0]
+        candidate = parent_of(candidate)
     return candidate or None
 
 

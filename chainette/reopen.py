@@ -18,6 +18,7 @@ from chainette.errors import ChainChanged, InputError, RunDirectoryError, RunDir
 from chainette.io.fork import Reopen, affected_by, fork, remove_leftovers, starts_of
 from chainette.io.inputs import open_input
 from chainette.io.log import EventLog
+from chainette.io.readback import ShardReader
 from chainette.io.readers import InputFile
 from chainette.io.replay import RunState, Status
 from chainette.io.result import RunResult
@@ -72,7 +73,19 @@ async def _continue(directory: RunDir, plan: Plan, state: RunState, options: Run
 def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions]:
     state, _ = read_state(directory)
     options = _recorded(state, options)
-    return state, compile_plan(chain or _load(directory, state), options), options
+    plan = compile_plan(chain or _load(directory, state), options)
+    _refuse_old_ids(directory, plan, state)
+    return state, plan, options
+
+
+def _refuse_old_ids(directory: RunDir, plan: Plan, state: RunState) -> None:
+    """Raises RunDirectoryError if expanded rows are named `7.0`: their children would be named otherwise."""
+    old = next((row_id for row_id in ShardReader(directory, plan, state).first_ids() if "." in row_id), None)
+    if old is not None:
+        raise RunDirectoryError(
+            f"{directory} was written by an older Chainette: it names rows like {old}, which is now {old.replace('.', '~')}. "
+            f"Its files can still be read, but it cannot be resumed; begin a new run in another directory"
+        )
 
 
 def _tidy(directory: RunDir, state: RunState) -> None:

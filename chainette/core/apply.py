@@ -31,7 +31,7 @@ class Cardinality(StrEnum):
     ONE = "one"
     #: one or none; the row keeps its id or is dropped
     OPTIONAL = "optional"
-    #: a list; rows become `<id>.<i>`, also where the list has one item
+    #: a list; rows become `<id>~<i>`, also where the list has one item
     MANY = "many"
 
 
@@ -39,7 +39,7 @@ class Cardinality(StrEnum):
 class ApplyNode(Node, Generic[In, Out]):
     """`fn(item)` or `fn(item, history)` for every row, off the event loop unless it is `async def`.
 
-    The declared return type says what becomes of a row: `-> list[OUT]` expands it to `<id>.<i>`,
+    The declared return type says what becomes of a row: `-> list[OUT]` expands it to `<id>~<i>`,
     `-> OUT` keeps it, `-> OUT | None` keeps or drops it. Without annotation it counts as a list. An
     exception rejects the row. The function may run twice for a row after a crash; its outputs count once.
     """

@@ -271,7 +271,7 @@ class _Compiler:
             )
         if isinstance(node, ApplyNode) and not node.annotated:
             self.warn(
-                node.place, f"apply {node.id!r} has no return annotation and counts as `-> list[...]`: rows become <id>.<i>"
+                node.place, f"apply {node.id!r} has no return annotation and counts as `-> list[...]`: rows become <id>~<i>"
             )
 
     def check_model(self, model: type[BaseModel], place: Place, label: str, *, output: bool = False) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from chainette.core.apply import Cardinality
 from chainette.core.plan import End, Fork, Join, NodeKind, Plan, PlanNode, Side, Target, ToBranchEnd, ToFork, ToNode
-from chainette.records import Effects, Output, Partial, Row, Scope, Unit, owner_of, row_order
+from chainette.records import Effects, Output, Partial, Row, Scope, Unit, owner_of, parent_of, row_order
 
 __all__ = ["ROOT", "Durable", "Settled", "advance", "frontier", "join_rows", "row_of", "settle"]
 
@@ -35,7 +35,7 @@ class Durable:
         children = self._outputs.setdefault(node.id, {})
         many = node.cardinality is Cardinality.MANY
         for output in outputs:
-            parent = output.row_id.rpartition(".")[0] if many else output.row_id
+            parent = parent_of(output.row_id) if many else output.row_id
             children.setdefault(parent, []).append(output)
         self._rejected.setdefault(node.id, set()).update(rejected)
         self._dropped.setdefault(node.id, set()).update(dropped)

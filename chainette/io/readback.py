@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -51,6 +52,7 @@ class ShardReader:
     def __init__(self, directory: RunDir, plan: Plan, state: RunState) -> None:
         settings = state.run.settings
         self._directory = directory
+        self._ends = state.ends
         self._format = settings["format"]
         self._schemas = ShardSchemas(plan, Added.of(settings))
 
@@ -64,10 +66,29 @@ class ShardReader:
             if file.rpartition("/")[0] == folder:
                 yield from self._lines(folder, file, span)
 
+    def first_ids(self) -> Iterator[str]:
+        """The id of the first row of every folder that has rows."""
+        for folder, numbers in self._ends.items():
+            number = next(iter(numbers))
+            if folder in self._schemas or folder.startswith(".held/"):
+                yield from (row["row_id"] for row in self._first(folder, f"{folder}/{number}"))
+
+    def _first(self, folder: str, file: str) -> Iterable[dict[str, Any]]:
+        """The first row of a journal or shard; nothing if the file is gone."""
+        from chainette.io.arrow import read_rows
+
+        journal, shard = self._journal(folder, file), self._directory.path / f"{file}.{self._format}"
+        if journal.exists():
+            return read_rows(journal, 0, 1)
+        return read_rows(shard, 0, 1, self._schemas[folder]) if shard.exists() else ()
+
+    def _journal(self, folder: str, file: str) -> Path:
+        in_place = self._format == "jsonl" or folder.startswith(".held/")
+        return (self._directory.path if in_place else self._directory.journals) / f"{file}.jsonl"
+
     def _lines(self, folder: str, file: str, span: Span) -> Iterable[bytes]:
         start, first, end, last = span
-        in_place = self._format == "jsonl" or folder.startswith(".held/")
-        journal = (self._directory.path if in_place else self._directory.journals) / f"{file}.jsonl"
+        journal = self._journal(folder, file)
         if journal.exists():
             with journal.open("rb") as lines:
                 lines.seek(start)

@@ -25,7 +25,7 @@ from chainette.io.rundir import RunDir
 from chainette.io.schemas import Added
 from chainette.io.sealing import Sealer
 from chainette.io.shards import Span, StreamWriter
-from chainette.records import Outcome, Row, Unit
+from chainette.records import Outcome, Row, Unit, record_of
 
 __all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "RunWriter", "Scratch", "Suspended", "tidy"]
 
@@ -108,7 +108,7 @@ class LiveRoots:
 
     def key(self, root: int, row_id: str) -> bytes | None:
         """The `--key` value of a row, or of the row it descends from."""
-        return self._live[root].keys.get(row_id.partition(".")[0])
+        return self._live[root].keys.get(record_of(row_id))
 
     def close(self, root: int) -> tuple[list[Row], RootDone]:
         """Finished rows of a complete root, and what its log line says."""

@@ -22,7 +22,7 @@ def test_every_answer_is_printed_with_what_became_of_it(tmp_path: Path) -> None:
     blocks = done.stdout.split("\n\n")
     assert any(block.endswith(f'extract, row 0\n{{"name":"{fact["name"]}"}}\nvalidated') for block in blocks), done.stdout
     assert f'grade, row 0\n{{"score":{grade["score"]}}}\nvalidated' in blocks
-    assert f'split, row 0.1\n{{"name":"{fact["name"]}"}}' in blocks
+    assert f'split, row 0~1\n{{"name":"{fact["name"]}"}}' in blocks
     assert "pieces, row 0\njoined" in blocks
     assert "accounting: balanced" in done.stdout
     assert "\x1b" not in done.stdout

@@ -178,7 +178,7 @@ def test_kill_9_of_the_real_command_costs_no_row(tmp_path: Path, format: str) ->
     every = [str(number) for number in range(200)]
     for folder in ("extract", "side", "grade", "flattened"):
         assert sorted(rows[folder], key=int) == every, folder
-    assert sorted(rows["split"]) == sorted(f"{number}.{part}" for number in every for part in "01")
+    assert sorted(rows["split"]) == sorted(f"{number}~{part}" for number in every for part in "01")
     assert rows["rejected"] == []
 
 

@@ -226,7 +226,7 @@ def twelve(item: Text) -> list[Part]:
     return [Part(code="007") for _ in range(12)]
 
 
-EXPANDED = sorted(f"{row}.{part}" for row in range(2) for part in range(12))
+EXPANDED = sorted(f"{row}~{part}" for row in range(2) for part in range(12))
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -789,7 +789,7 @@ def test_nested_forks_come_together_in_one_join_each_with_all_that_their_branche
         inner, outer = joins
         assert (set(inner.partials), set(outer.partials)) == ({"deep", "wide"}, {"split", "nested"})
         assert inner.stopped == ["1"] == outer.stopped
-        letters = ["0.0", "0.1", "1.0", "1.1", "2.0", "3.0"]
+        letters = ["0~0", "0~1", "1~0", "1~1", "2~0", "3~0"]
         assert sorted(row.row_id for row in outer.partials["split"]) == letters
         assert sorted(row.row_id for row in inner.partials["wide"]) == letters
         assert (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from pydantic import BaseModel
 
 from chainette import Branch, Chain, Step, apply, register_engine
@@ -197,3 +199,31 @@ def test_rows_of_a_hidden_step_that_are_gone_are_named(tmp_path: Path, inputs: P
         resume(run.dir, chain, from_step="count")
     again = resume(run.dir, chain, from_step="hidden")
     assert content(again) == content(everything().run(inputs, tmp_path / "fresh"))
+
+
+def double(text: Text) -> list[Text]:
+    return [text, text]
+
+
+def with_dots(run: Path, format: str) -> None:
+    """Names expanded rows as an older Chainette did: `7.0`."""
+    for shard in run.glob(f"double/*.{format}"):
+        if format == "parquet":
+            table = parquet.read_table(shard)
+            ids = [row_id.replace("~", ".") for row_id in table["row_id"].to_pylist()]
+            parquet.write_table(table.set_column(0, table.schema.field(0), [ids]), shard)
+        else:
+            shard.write_text(shard.read_text().replace("~", "."))
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+def test_a_directory_with_ids_like_7_0_is_refused_by_name_and_left_as_it_is(tmp_path: Path, inputs: Path, format: str) -> None:
+    chain = Chain(name="old", steps=[apply(double)])
+    run = chain.run(inputs, tmp_path / "run", format=format)
+    assert resume(run.dir, chain).status is Status.FINISHED
+    with_dots(run.dir, format)
+    before = {path: path.read_bytes() for path in run.dir.rglob("*") if path.is_file()}
+    for go_on in (resume, retry_rejected, partial(resume, from_step="double")):
+        with pytest.raises(RunDirectoryError, match=r"run .* names rows like 0\.0, which is now 0~0"):
+            go_on(run.dir, chain)
+    assert {path: path.read_bytes() for path in run.dir.rglob("*") if path.is_file()} == before

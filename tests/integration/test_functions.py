@@ -160,7 +160,7 @@ def test_a_unit_comes_to_the_same_as_in_the_process_itself(site: Site, node: str
 
 def test_what_a_function_prints_and_reads_is_not_the_workers_talk(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     outcome = site.outcome("print", "ab")
-    assert [output.row_id for output in outcome.outputs] == ["0.0", "0.1", "1.0", "1.1"]
+    assert [output.row_id for output in outcome.outputs] == ["0~0", "0~1", "1~0", "1~1"]
     assert "noise from a function" in capfd.readouterr().err
 
 
@@ -168,8 +168,8 @@ def test_what_a_function_prints_and_reads_is_not_the_workers_talk(site: Site, ca
 def test_a_row_that_ends_its_process_twice_is_rejected_and_its_neighbours_finish(site: Site, text: str, how: str) -> None:
     outcome = site.outcome("ab", text, "cd")
     assert rejections(outcome) == [("1", Reason.POISON)] and how in outcome.rejected[0].message
-    assert [output.row_id for output in outcome.outputs] == ["0.0", "0.1", "2.0", "2.1"]
-    assert [row.row_id for unit in outcome.effects.units for row in unit.rows] == ["0.0", "0.1", "2.0", "2.1"]
+    assert [output.row_id for output in outcome.outputs] == ["0~0", "0~1", "2~0", "2~1"]
+    assert [row.row_id for unit in outcome.effects.units for row in unit.rows] == ["0~0", "0~1", "2~0", "2~1"]
 
 
 @pytest.mark.parametrize("text", ["die", "interrupt"])

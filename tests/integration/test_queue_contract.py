@@ -61,7 +61,7 @@ class Site:
         rows = [
             Row(str(4 * number + index), {CHAIN_INPUT: json.dumps({"text": text}).encode()}) for index, text in enumerate(texts)
         ]
-        rejected = [Rejection(f"{number}.{index}", CHAIN_INPUT, Reason.INVALID_INPUT, "bad", 0, "{", 1) for index in range(bad)]
+        rejected = [Rejection(f"{number}~{index}", CHAIN_INPUT, Reason.INVALID_INPUT, "bad", 0, "{", 1) for index in range(bad)]
         record, effects = RootRecord(rows, len(rows) + bad), frontier(self.plan, number, rows)
         return self.queue.admit(self.keys, self.plan, number, number, record, rejected, effects, secrets.token_hex(4))
 
@@ -412,7 +412,7 @@ def test_nested_forks_join_once_with_all_that_their_branches_gave(open_site: Cal
     inner, outer = joins
     assert (set(inner.partials), set(outer.partials)) == ({"deep", "wide"}, {"split", "nested"})
     assert inner.stopped == ["1"] == outer.stopped
-    letters = ["0.0", "0.1", "1.0", "1.1", "2.0", "3.0"]
+    letters = ["0~0", "0~1", "1~0", "1~1", "2~0", "3~0"]
     assert sorted(row.row_id for row in outer.partials["split"]) == letters
     assert site.drain() == [0]
 

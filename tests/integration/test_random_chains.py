@@ -115,7 +115,7 @@ class Meaning:
             self.rejected.append((node.id, row_id))
             return None
         many = node.cardinality == "many"
-        rows = [(f"{row_id}.{index}", item) for index, item in enumerate(given)] if many else [(row_id, given)] if given else []
+        rows = [(f"{row_id}~{index}", item) for index, item in enumerate(given)] if many else [(row_id, given)] if given else []
         ends: list[Any] = []
         whole = True
         for child, item in rows:

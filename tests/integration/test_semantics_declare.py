@@ -386,7 +386,7 @@ def test_a_step_executed_alone_keeps_the_length() -> None:
 def test_an_apply_executed_alone_may_expand_and_contract() -> None:
     outputs, histories = apply(split).execute([Text(text="a b"), Text(text=""), Text(text="c")])
     assert outputs == [Word(word="a"), Word(word="b"), Word(word="c")]
-    assert [history.row_id for history in histories] == ["0.0", "0.1", "2.0"]
+    assert [history.row_id for history in histories] == ["0~0", "0~1", "2~0"]
 
 
 def test_a_branch_executed_alone_keeps_the_length_and_the_histories() -> None:

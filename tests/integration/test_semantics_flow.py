@@ -148,8 +148,8 @@ def test_forks_may_be_nested_three_deep_and_expand_at_each_level(tmp_path: Path)
     result = run(tmp_path, [first], [0, 4])
     assert [item["n"] for item in column(result, "first")["1"]] == [0, 1, 2, 3]
     assert column(result, "first")["0"] == []
-    assert ids(result, "t2") == ["1.1.0", "1.2.0", "1.2.1", "1.3.0", "1.3.1", "1.3.2"]
-    assert {row["row_id"]: row["n"] for row in result.rows("t2")}["1.3.2"] == 2
+    assert ids(result, "t2") == ["1~1~0", "1~2~0", "1~2~1", "1~3~0", "1~3~1", "1~3~2"]
+    assert {row["row_id"]: row["n"] for row in result.rows("t2")}["1~3~2"] == 2
 
 
 def test_a_branch_that_expands_joins_as_a_list_in_id_order_also_of_one_and_of_none(tmp_path: Path) -> None:
@@ -168,14 +168,14 @@ def test_an_expanding_branch_whose_rows_are_all_dropped_joins_as_an_empty_list(t
 
 def test_rows_become_numbered_children_even_where_there_is_one(tmp_path: Path) -> None:
     result = run(tmp_path, [node(up_to, "parts"), node(up_to, "again")], [1, 0, 3])
-    assert ids(result, "parts") == ["0.0", "2.0", "2.1", "2.2"]
-    assert ids(result, "again") == ["2.1.0", "2.2.0", "2.2.1"]
+    assert ids(result, "parts") == ["0~0", "2~0", "2~1", "2~2"]
+    assert ids(result, "again") == ["2~1~0", "2~2~0", "2~2~1"]
 
 
 def test_descendants_repeat_their_parents_columns(tmp_path: Path) -> None:
     result = run(tmp_path, [node(double, "d"), node(up_to, "parts")], [1, 2])
-    assert column(result, "d.n") == {"0.0": 2, "0.1": 2, "1.0": 4, "1.1": 4, "1.2": 4, "1.3": 4}
-    assert column(result, "chain_input.n")["1.3"] == 2
+    assert column(result, "d.n") == {"0~0": 2, "0~1": 2, "1~0": 4, "1~1": 4, "1~2": 4, "1~3": 4}
+    assert column(result, "chain_input.n")["1~3"] == 2
 
 
 def test_an_optional_apply_drops_rows_and_keeps_ids(tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_one_rejected_child_of_an_expanded_joined_branch_stops_its_parent(tmp_pa
     branch = Branch("b", [node(up_to, "parts"), node(refuse_two, "r")]).join("all")
     result = run(tmp_path, [branch, node(same, "after")], [2, 3, 5])
     assert ids(result, "after") == ["0"]
-    assert ids(result, "rejected") == ["1.2", "2.2"]
-    assert ids(result, "r") == ["0.0", "0.1", "1.0", "1.1", "2.0", "2.1", "2.3", "2.4"]
+    assert ids(result, "rejected") == ["1~2", "2~2"]
+    assert ids(result, "r") == ["0~0", "0~1", "1~0", "1~1", "2~0", "2~1", "2~3", "2~4"]
     assert result.counts["+b"]["stopped"] == 2
 
 
@@ -239,7 +239,7 @@ def test_a_rejection_in_a_nested_joined_branch_reaches_every_join_above(tmp_path
     outer = Branch("outer", [node(up_to, "parts"), inner]).join("all")
     result = run(tmp_path, [outer, node(same, "after")], [2, 3, 1])
     assert ids(result, "after") == ["0", "2"]
-    assert ids(result, "rejected") == ["1.2"]
+    assert ids(result, "rejected") == ["1~2"]
     assert (result.counts["+inner"]["stopped"], result.counts["+outer"]["stopped"]) == (1, 1)
 
 
@@ -297,14 +297,14 @@ def test_the_main_flow_may_expand_before_it_forks(tmp_path: Path) -> None:
         return N(n=sum(part.n for part in history["all"]))
 
     result = run(tmp_path, [node(up_to, "rows"), Branch("b", [node(up_to, "parts")]).join("all"), node(total, "total")], [4])
-    assert column(result, "total.n") == {"0.0": 0, "0.1": 0, "0.2": 1, "0.3": 3}
+    assert column(result, "total.n") == {"0~0": 0, "0~1": 0, "0~2": 1, "0~3": 3}
 
 
 def test_flattened_is_in_id_order_within_a_root_and_by_number(tmp_path: Path) -> None:
     chain = Chain(name="order", steps=[node(up_to, "rows")], batch_size=64, input_model=N)
     result = chain.run([N(n=12)] + [N(n=1)] * 11, tmp_path / "run")
     found = [row["row_id"] for row in result.rows("flattened")]
-    assert found == [f"0.{index}" for index in range(12)] + [f"{index}.0" for index in range(1, 12)]
+    assert found == [f"0~{index}" for index in range(12)] + [f"{index}~0" for index in range(1, 12)]
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
@@ -331,7 +331,7 @@ def test_steps_and_functions_may_follow_each_other_in_any_order(tmp_path: Path) 
         )
         branch = Branch("b", [node(up_to, "parts"), say]).join("told")
         result = Chain(name="mix", steps=[branch], batch_size=2, input_model=N).run([N(n=2), N(n=1)], tmp_path / "run")
-        assert column(result, "told")["0"] == [{"text": "ROW 0.0 OF 2: 0"}, {"text": "ROW 0.1 OF 2: 1"}]
+        assert column(result, "told")["0"] == [{"text": "ROW 0~0 OF 2: 0"}, {"text": "ROW 0~1 OF 2: 1"}]
         assert len(scripts["llm"].requests) == 3
 
 

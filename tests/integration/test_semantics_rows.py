@@ -126,7 +126,7 @@ def test_key_copies_an_input_column_into_every_shard(tmp_path: Path, format: For
         folder: {row_id: row["_key"] for row_id, row in by_id(result, folder).items()}
         for folder in ("split", "flattened", "rejected")
     }
-    assert keys["split"] == keys["flattened"] == {"0.0": "A-1", "0.1": "A-1", "1.0": None, "1.1": None}
+    assert keys["split"] == keys["flattened"] == {"0~0": "A-1", "0~1": "A-1", "1~0": None, "1~1": None}
     assert [keys["rejected"][row_id] for row_id in ("2", "4", "5", "6")] == [*plain, "7"]
     [feature] = [
         one for one in json.loads((tmp_path / "run/graph.json").read_text())["features"]["split"] if one["name"] == "_key"
@@ -581,7 +581,7 @@ def test_a_row_that_becomes_more_than_16_mb_is_rejected_and_costs_no_other(
         "1": ("spread", Reason.TOO_LARGE),
     }
     assert found["0"]["attempts"] == 1 and "at most 500 are kept of one" in found["1"]["message"]
-    assert [row["row_id"] for row in result.rows("spread")] == ["2.0"]
+    assert [row["row_id"] for row in result.rows("spread")] == ["2~0"]
 
 
 @pytest.mark.parametrize(

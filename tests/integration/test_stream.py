@@ -83,8 +83,8 @@ def test_the_order_is_question_pieces_output_and_the_joined_row_has_its_aliases(
     assert isinstance(fact, Passed) and fact.row["fact"]["name"] in "".join(piece.text for piece in pieces)
     assert {(event.node_id, event.row.row_id) for event in events if isinstance(event, Passed)} == {
         ("fact", "0"),
-        ("double", "0.0"),
-        ("double", "0.1"),
+        ("double", "0~0"),
+        ("double", "0~1"),
     }
     assert [event for event in events if isinstance(event, Dropped)] == [Dropped("nothing", "0")]
     [joined] = [event for event in events if isinstance(event, Joined)]

@@ -31,9 +31,9 @@ def rows(*row_ids: str) -> list[Row]:
 def test_a_list_join_is_in_the_order_of_row_ids_however_its_rows_came() -> None:
     plan = plan_of([Branch("b", [apply(words)]).join("all")], apply(same))
     [fork] = plan.forks.values()
-    parts = [Row(row_id, {"words": f'{{"word":"{row_id}"}}'.encode()}) for row_id in ("7.10", "7.2", "8.0", "7.0")]
+    parts = [Row(row_id, {"words": f'{{"word":"{row_id}"}}'.encode()}) for row_id in ("7~10", "7~2", "8~0", "7~0")]
     joined, lost = join_rows(fork, rows("7", "8", "9"), {"b": parts}, [])
-    assert [row["all"] for row in joined] == [[{"word": "7.0"}, {"word": "7.2"}, {"word": "7.10"}], [{"word": "8.0"}], []]
+    assert [row["all"] for row in joined] == [[{"word": "7~0"}, {"word": "7~2"}, {"word": "7~10"}], [{"word": "8~0"}], []]
     assert lost == []
 
 
@@ -61,7 +61,7 @@ def test_the_same_arguments_give_the_same_units() -> None:
 def test_rows_above_the_batch_size_are_cut_into_parts_of_it() -> None:
     plan = plan_of(apply(words), apply(lambda w: [w], id="again", input_model=Word, output_model=Word), batch_size=2)
     unit = Unit("words", 0, "", "", rows("0"))
-    outputs = [Row(f"0.{index}", {"words": b'{"word":"w"}'}) for index in range(5)]
+    outputs = [Row(f"0~{index}", {"words": b'{"word":"w"}'}) for index in range(5)]
     effects = advance(plan, unit, outputs, plan.nodes["words"].next, [])
     assert [(len(part.rows), part.part) for part in effects.units] == [(2, "/0"), (2, "/1"), (1, "/2")]
 
