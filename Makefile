@@ -3,15 +3,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
 BIN := .venv/bin
 
-.PHONY: demo test check fix lint clean
+.PHONY: demo test test-vllm check fix lint clean
 
 demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	rm -rf runs/demo
 	$(BIN)/chainette run examples/02_extraction/chain.py examples/02_extraction/inputs.jsonl -o runs/demo
 	$(BIN)/chainette rows runs/demo
 
-test: .venv/.dev .venv/.vllm .models/smollm2  ## Every test
-	$(BIN)/pytest -n 2 --dist loadgroup
+test: .venv/.dev  ## Every test but vLLM's; a closing line says what was skipped for want of a program, and how to get it
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not vllm"
+
+test-vllm: .venv/.vllm .models/smollm2  ## vLLM for the CPU with a small real model: 3 GB once
+	$(BIN)/pytest -m vllm
 
 lint: .venv/.dev  ## Format, lint, types, layers
 	$(BIN)/ruff format --check
@@ -19,7 +22,7 @@ lint: .venv/.dev  ## Format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test  ## What CI runs
+check: lint test  ## What CI runs, but for vLLM's tests
 
 fix: .venv/.dev  ## Formats and mends what can be mended
 	$(BIN)/ruff format

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from chainette.records import Unit
+from chainette.utils.backoff import backoff
 
 __all__ = ["Lane"]
 
@@ -68,7 +69,7 @@ class Lane:
             self.failing_since = self.clock() - silent
         if self.clock() < self._not_before:
             return self._not_before - self.clock()
-        delay: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2**self._failures) * random.uniform(0.75, 1.25)  # noqa: S311
+        delay = backoff(self._failures, _FIRST_DELAY, _LONGEST_DELAY) * random.uniform(0.75, 1.25)  # noqa: S311
         self._failures += 1
         self._not_before = self.clock() + delay
         return delay

@@ -9,6 +9,7 @@ from collections import deque
 from enum import StrEnum
 
 from chainette.engine.timing import Policy, Timing
+from chainette.utils.backoff import backoff
 
 __all__ = ["Breaker", "State"]
 
@@ -77,7 +78,7 @@ class Breaker:
 
     def trip(self) -> None:
         """Opens, for longer each time until a probe succeeds."""
-        rest = min(self._policy.cooldown_cap, self._policy.cooldown * 2.0 ** min(self._trips, 32))
+        rest = backoff(self._trips, self._policy.cooldown, self._policy.cooldown_cap)
         self.probe_at = self._timing.clock() + rest * (0.5 + self._timing.random() / 2)
         self.state = State.OPEN
         self._trips += 1

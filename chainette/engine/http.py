@@ -22,6 +22,7 @@ from chainette.engine.http_client import Client, OnLine, Reply
 from chainette.engine.http_words import Failure, Fault, completion_of, fault_of, first_words
 from chainette.engine.timing import Policy, Timing, full_jitter, retry_after
 from chainette.errors import EngineRefused, EngineUnavailable
+from chainette.utils.backoff import backoff
 from chainette.utils.together import together
 
 __all__ = ["Protocol", "Reader", "Transport"]
@@ -30,6 +31,8 @@ _log = logging.getLogger("chainette")
 
 #: Failed readiness checks, some seconds, after which the wait is said.
 _TRIES_BEFORE_WARNING = 5
+#: Seconds between readiness checks: the first pause, and the longest.
+_CHECK_PAUSE = 0.2, 5.0
 #: Timeouts in a row, while other requests are answered, that make them the request's own.
 _LONE_TIMEOUTS = 2
 #: What a request costs before its first token, in tokens, so that short answers compare with long ones.
@@ -274,7 +277,7 @@ class Transport:
                 return self._first_of(ready)
             if attempt == _TRIES_BEFORE_WARNING:
                 _log.warning("engine %r is not ready: %s; trying for up to %g s", self._config.name, self._said(checks), limit)
-            pause = min(5.0, 0.2 * 2.0 ** min(attempt, 16))
+            pause = backoff(attempt, *_CHECK_PAUSE)
             if self._timing.clock() - started + pause > limit:
                 raise self._never_ready(checks, self._timing.clock() - started, attempt)
             await self._timing.sleep(pause)

@@ -7,7 +7,7 @@ from typing import Any
 
 from chainette.engine.base import Delta
 
-__all__ = ["Pieces"]
+__all__ = ["Pieces", "thinking"]
 
 
 class Pieces:
@@ -42,3 +42,11 @@ class Pieces:
             return self._told.reasoning or None, self._told.text
         reasoning, answer = self._parser.extract_reasoning(self._raw, self._chat)
         return reasoning, answer or ""
+
+
+def thinking(parser: str, tokenizer: Any) -> Pieces:
+    """An answer of a model that thinks first, told apart by vLLM's parser for its kind."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.reasoning import ReasoningParserManager
+
+    return Pieces(ReasoningParserManager.get_reasoning_parser(parser)(tokenizer), ChatCompletionRequest(messages=[], model=""))

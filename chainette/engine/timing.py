@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
+from chainette.utils.backoff import backoff
+
 __all__ = ["Policy", "Timing", "full_jitter", "retry_after"]
 
 
@@ -54,7 +56,7 @@ def full_jitter(chance: float, attempt: int, base: float, cap: float) -> float:
 
     "Full jitter" of Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
-    return chance * min(cap, base * 2.0 ** min(attempt - 1, 32))
+    return chance * backoff(attempt - 1, base, cap)
 
 
 def retry_after(header: str | None, wall: float) -> float | None:

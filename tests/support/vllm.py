@@ -16,10 +16,14 @@ __all__ = ["SMOL", "needs_vllm", "tiny_model"]
 #: SmolLM2-135M-Instruct as `make .models/smollm2` leaves it.
 SMOL = REPOSITORY / ".models/smollm2"
 
-needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None or not SMOL.is_dir(),
-    reason="needs vLLM and a model: make .venv/.vllm .models/smollm2",
-)
+needs_vllm = [
+    pytest.mark.vllm,
+    pytest.mark.xdist_group("vllm"),  # two models side by side would only wait for each other
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None or not SMOL.is_dir(),
+        reason="vLLM or its model is missing (make .venv/.vllm .models/smollm2)",
+    ),
+]
 
 
 def tiny_model(folder: Path) -> Path:

@@ -50,3 +50,14 @@ def test_the_deepest_unit_comes_first_and_a_unit_above_the_budget_comes_alone() 
     assert taken(lane) == unit(1) and lane.take() is None
     lane.succeed(unit(1))
     assert taken(lane) == large and lane.take() is None
+
+
+def test_an_engine_that_has_failed_thousands_of_times_is_still_tried_again() -> None:
+    clock = Clock()
+    lane = Lane("engine", 8, clock)
+    lane.push(unit(0), 1)
+    for _ in range(3000):
+        delay = lane.fail(taken(lane), 1)
+        clock.now += delay
+    assert 22.5 <= delay <= 37.5
+    assert taken(lane) == unit(0)

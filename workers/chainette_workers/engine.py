@@ -33,6 +33,7 @@ from chainette.hooks import Hook, Stage
 from chainette.io.events import UnitRetried
 from chainette.process import poisoned, process, too_large
 from chainette.records import Outcome, Unit
+from chainette.utils.backoff import backoff
 from chainette.utils.foreign import is_stray, told
 from chainette_workers.chains import ChainDiffers
 from chainette_workers.device import Device, exclude
@@ -342,7 +343,7 @@ class EngineWorker:
     def _rest(self, lane: Lane) -> None:
         """Nothing is claimed for a while of an engine that does not answer."""
         if lane.rests_until <= monotonic():
-            lane.rests_until = monotonic() + min(_LONGEST_REST, _FIRST_REST * 2**lane.failures)
+            lane.rests_until = monotonic() + backoff(lane.failures, _FIRST_REST, _LONGEST_REST)
             lane.failures += 1
 
     async def _commit(self, held: Held, outcome: Outcome) -> None:

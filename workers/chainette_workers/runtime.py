@@ -16,6 +16,7 @@ import anyio.to_thread
 import redis
 
 from chainette.fleet.connect import is_passing
+from chainette.utils.backoff import backoff
 
 __all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "watch_parent"]
 
@@ -68,15 +69,15 @@ def say(words: str) -> None:
 
 async def insist(call: Callable[[], T]) -> T:
     """Calls Redis, off the event loop, until it answers: a loaded engine is worth more than the wait."""
-    wait = _FIRST_WAIT
+    failures = 0
     while True:
         try:
             return await anyio.to_thread.run_sync(call)
         except redis.RedisError as error:
             if not is_passing(error):
                 raise
-            await anyio.sleep(wait)
-            wait = min(_LONGEST_WAIT, 2 * wait)
+            await anyio.sleep(backoff(failures, _FIRST_WAIT, _LONGEST_WAIT))
+            failures += 1
 
 
 async def try_once(call: Callable[[], object]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from chainette.errors import RunError
+from chainette.utils.backoff import backoff
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.worker import WorkerConfig
 
@@ -72,7 +73,7 @@ class Child:
         now = time.monotonic()
         if not self._restart_at:
             self.deaths = 0 if now - self._started_at > _HEALTHY else self.deaths
-            self._restart_at = now + min(_LONGEST_WAIT, _FIRST_WAIT * 2**self.deaths)
+            self._restart_at = now + backoff(self.deaths, _FIRST_WAIT, _LONGEST_WAIT)
         elif now > self._restart_at:
             self.deaths, self._restart_at = self.deaths + 1, 0.0
             self.start()

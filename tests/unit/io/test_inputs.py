@@ -6,7 +6,9 @@ import datetime as dt
 import gzip
 import hashlib
 import os
+import tempfile
 import tracemalloc
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -276,11 +278,22 @@ def test_folders_without_parquet_and_streams_are_input_errors(tmp_path: Path) ->
         open_input(tmp_path / "pipe")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read_is_an_input_error(tmp_path: Path) -> None:
-    _write(tmp_path / "a.jsonl", "{}").chmod(0)
-    with pytest.raises(InputError, match="Permission denied"):
-        open_input(tmp_path / "a.jsonl")
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """Nobody in particular: root may read every file."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
+
+
+@pytest.mark.usefixtures("ordinary_user")
+def test_a_file_that_may_not_be_read_is_an_input_error() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder) / "a.jsonl", "{}").chmod(0)
+        with pytest.raises(InputError, match="Permission denied"):
+            open_input(Path(folder) / "a.jsonl")
 
 
 @pytest.mark.parametrize(
