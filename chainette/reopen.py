@@ -15,7 +15,8 @@ from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
 from chainette.errors import ChainChanged, InputError, RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.io.fork import Reopen, affected_by, fork, remove_leftovers, starts_of
+from chainette.io.changes import FLATTENED, changes_between
+from chainette.io.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.inputs import open_input
 from chainette.io.log import EventLog
 from chainette.io.readback import ShardReader
@@ -23,7 +24,7 @@ from chainette.io.readers import InputFile
 from chainette.io.replay import RunState, Status
 from chainette.io.result import RunResult
 from chainette.io.rundir import RunDir
-from chainette.io.session import changed_nodes, read_state, recover, removed_nodes
+from chainette.io.session import graph_of, read_state, recover
 from chainette.io.shards import require_size
 from chainette.io.writer import tidy
 from chainette.options import RunOptions
@@ -102,31 +103,39 @@ def _require_shards(directory: RunDir, state: RunState) -> None:
 
 
 def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
-    """Raises ChainChanged unless every row of the directory is what the plan would make."""
+    """Raises ChainChanged unless every row and file of the directory is what the plan would make."""
     _require_same_chain(directory, state, plan)
-    changed, removed = changed_nodes(state, plan), removed_nodes(state, plan)
-    if changed or removed:
-        found = ", ".join([*changed, *(f"{node} is gone (its rows would be dropped)" for node in removed)])
-        starts = starts_of(plan, changed) or list(plan.nodes)[-1:]
-        raise ChainChanged(
-            f"{directory}: the chain has changed since its rows were written: {found}. "
-            f"To compute {' and '.join(starts)} and all that follow anew: `chainette resume {directory} {_from(starts)}`"
-        )
+    changes = changes_between(state.graph, graph_of(plan))
+    if changes is None:
+        return
+    starts = starts_of(plan, [*changes.stale, *lost_nodes(plan, state)])
+    raise ChainChanged(
+        f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
+        f"{_what_is_done(starts)}: `chainette resume {directory} {_from(starts)}`"
+    )
+
+
+def _what_is_done(starts: Sequence[str]) -> str:
+    if starts == [CHAIN_INPUT]:
+        return "To read the input and compute every row anew"
+    if starts == [FLATTENED]:
+        return "To keep every row, and put flattened together as the chain is now"
+    return f"To compute {' and '.join(starts)} and all that follow anew"
 
 
 def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
     """Raises ChainChanged where the plan has none of the nodes that the directory was made with."""
-    recorded = removed_nodes(state, plan)
-    if len(recorded) == len(state.graph["nodes"]):
+    recorded = [node["id"] for node in state.graph["nodes"]]
+    if not plan.nodes.keys() & {*recorded}:
         raise ChainChanged(
             f"{directory} is of another chain: it has rows of {state.run.chain!r} ({', '.join(recorded)}), the chain now is "
             f"{plan.chain!r} ({', '.join(plan.nodes)}); put the old chain back, or name another directory for a new run"
         )
 
 
-def _require_nodes(plan: Plan, names: Iterable[str]) -> None:
+def _require_nodes(plan: Plan, names: Iterable[str], others: Sequence[str] = ()) -> None:
     for name in names:
-        if name not in plan.nodes:
+        if name not in plan.nodes and name not in others:
             raise RunDirectoryError(f"the chain has no step {name!r}; it has {', '.join(plan.nodes)}")
 
 
@@ -137,13 +146,14 @@ def _from(steps: Iterable[str]) -> str:
 def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str]) -> None:
     """Takes back the rows of steps and of everything that depends on them."""
     _require_same_chain(directory, state, plan)
-    _require_nodes(plan, steps)
+    _require_nodes(plan, steps, (CHAIN_INPUT, FLATTENED))
     affected = affected_by(plan, steps)
-    missed = [node for node in changed_nodes(state, plan) if node not in affected]
+    changes = changes_between(state.graph, graph_of(plan))
+    missed = [node for node in (changes.stale if changes else ()) if node not in affected and node != FLATTENED]
     if missed:
         raise ChainChanged(
             f"{directory}: {', '.join(missed)} changed too and does not depend on {', '.join(steps)}; "
-            f"use `{_from(starts_of(plan, [*steps, *missed]))}`"
+            f"use `{_from(starts_of(plan, [*steps, *missed, *lost_nodes(plan, state)]))}`"
         )
     _same_input(directory, state, RunOptions(limit=state.run.settings["limit"]))
     fork(directory, plan, state, Reopen(nodes=affected))

@@ -59,7 +59,10 @@ def resume(
     from_step: Annotated[
         list[str] | None,
         typer.Option(
-            "--from", metavar="STEP", help="Compute this step and all that follow anew, as the chain is now; repeatable."
+            "--from",
+            metavar="STEP",
+            help="Compute this step and all that follow anew, as the chain is now; repeatable. "
+            "`flattened` keeps every row and only names and joins them anew; `chain_input` computes everything anew.",
         ),
     ] = None,
     max_reject_rate: MaxRejectRate = None,

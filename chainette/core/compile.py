@@ -129,6 +129,7 @@ class _Compiler:
             emoji=self.chain.emoji,
             batch_size=batch_size,
             input_model=model,
+            input_fingerprint=fingerprint_model(model),
             first=_target(self.chain.steps[0]),
             nodes=self.nodes,
             forks=self.forks,

@@ -168,6 +168,8 @@ class Plan:
     emoji: str
     batch_size: int
     input_model: type[BaseModel]
+    #: Changes when the records are read as other rows: another model of the input.
+    input_fingerprint: str
     first: Target
     #: In topological order: a node comes after everything whose rows it receives.
     nodes: Mapping[str, PlanNode]
@@ -185,11 +187,12 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when any node's does, or the order of nodes."""
+        """Changes with everything that decides rows or files: nodes, their order and nesting, names, joins, columns."""
         import hashlib
 
-        parts = [f"{node.id}={node.fingerprint}>{node.next}" for node in self.nodes.values()]
-        parts += [f"{fork.id}={fork.joins}{fork.sides}>{fork.after}" for fork in self.forks.values()]
+        parts = [self.input_fingerprint, f"{self.first} {self.columns}"]
+        parts += [f"{node.id}={node.fingerprint} {node.hidden} {node.path}>{node.next}" for node in self.nodes.values()]
+        parts += [f"{fork}" for fork in self.forks.values()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @cached_property

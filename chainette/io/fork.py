@@ -18,7 +18,18 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
-from chainette.io.events import AnyEvent, RunFinished, RunPaused, RunResumed, RunStarted, ShardSealed, UnitCommitted
+from chainette.io.changes import FLATTENED
+from chainette.io.events import (
+    AnyEvent,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    ShardSealed,
+    UnitCommitted,
+    UnitRetried,
+    UnitSplit,
+)
 from chainette.io.log import EventLog, encode_line, read_log
 from chainette.io.readback import ShardReader
 from chainette.io.replay import RunState, Status
@@ -26,14 +37,14 @@ from chainette.io.rundir import RunDir, disk_errors, fsync_dir
 from chainette.io.shards import Span, StreamWriter
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["Reopen", "affected_by", "finish_swap", "fork", "remove_leftovers", "starts_of"]
+__all__ = ["Reopen", "affected_by", "finish_swap", "fork", "lost_nodes", "remove_leftovers", "starts_of"]
 
 
 @dataclass(frozen=True)
 class Reopen:
     """What a fork takes back."""
 
-    #: Nodes all of whose rows are computed anew.
+    #: Nodes all of whose rows are computed anew; `chain_input` reads the input anew, `flattened` computes no row.
     nodes: frozenset[str] = frozenset()
     #: Whether a rejection (step id, reason) is taken back.
     rejection: Callable[[str, str], bool] = lambda _step, _reason: False
@@ -49,13 +60,18 @@ def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
 
 
 def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
-    """The fewest of the nodes, in the plan's order, that all of them depend on."""
+    """The fewest of the nodes, in the plan's order, that all of them depend on; `flattened` if there is no other."""
     wanted = {*nodes}
     starts: list[str] = []
-    for node in plan.nodes:
+    for node in (CHAIN_INPUT, *plan.nodes):
         if node in wanted and node not in affected_by(plan, starts):
             starts.append(node)
-    return starts
+    return starts or [FLATTENED]
+
+
+def lost_nodes(plan: Plan, state: RunState) -> list[str]:
+    """Nodes whose rows (`yield_output=False`) were deleted when the run finished."""
+    return [node.id for node in plan.nodes.values() if node.hidden and state.status is Status.FINISHED]
 
 
 def _alias_of(plan: Plan, name: str) -> set[str]:
@@ -72,11 +88,7 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
         RunDirectoryError: rows that are needed again were not kept.
         DiskError: the disk refused; the directory is as it was.
     """
-    lost = [
-        node.id
-        for node in plan.nodes.values()
-        if node.hidden and state.status is Status.FINISHED and node.id not in reopen.nodes
-    ]
+    lost = [node for node in lost_nodes(plan, state) if node not in reopen.nodes]
     if lost:
         raise RunDirectoryError(
             f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
@@ -211,8 +223,11 @@ class _Fork:
                 if folder not in self._rewritten and self._is_kept(folder):
                     yield event
             case UnitCommitted():
-                if event.node == CHAIN_INPUT or self._has(event.node):
+                if self._has(event.node):
                     yield self._keep_unit(event, reader)
+            case UnitRetried() | UnitSplit():
+                if self._has(event.node):
+                    yield event
             case _:
                 yield event
 
@@ -221,7 +236,9 @@ class _Fork:
 
     def _has(self, node: str) -> bool:
         """Whether the rows of a node or a fork stay: the chain still has it, and it is not taken back."""
-        return node not in self.reopen.nodes and (node in self.plan.nodes or node in self.plan.forks)
+        joins = node in self.plan.forks and bool(self.plan.forks[node].joins)
+        known = node == CHAIN_INPUT or node in self.plan.nodes or joins
+        return known and node not in self.reopen.nodes
 
     def _keep_unit(self, event: UnitCommitted, reader: ShardReader) -> UnitCommitted:
         """The unit with the spans that its rejections and its finished rows have now."""

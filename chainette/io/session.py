@@ -29,7 +29,6 @@ from chainette.io.shards import StreamWriter
 from chainette.io.writer import RunWriter
 
 __all__ = [
-    "changed_nodes",
     "claim_directory",
     "create",
     "git_commit",
@@ -37,7 +36,6 @@ __all__ = [
     "read_created",
     "read_state",
     "recover",
-    "removed_nodes",
     "versions",
 ]
 
@@ -195,6 +193,7 @@ def graph_of(plan: Plan, added: Added = _NOTHING) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "batch_size": plan.batch_size,
         "input_model": plan.input_model.model_json_schema(),
+        "input_fingerprint": plan.input_fingerprint,
         "columns": list(plan.columns),
         "first": _plain(plan.first),
         "nodes": [_describe(plan, node) for node in plan.nodes.values()],
@@ -270,20 +269,3 @@ def git_commit(root: Path) -> str | None:
 
     commit = ask("rev-parse", "HEAD")
     return commit and commit + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def changed_nodes(state: RunState, plan: Plan) -> list[str]:
-    """Nodes of the plan that are not what the directory was made with, in plan order."""
-    recorded = {node["id"]: node for node in state.graph["nodes"]}
-    return [
-        node.id
-        for node in plan.nodes.values()
-        if node.id not in recorded
-        or recorded[node.id]["fingerprint"] != node.fingerprint
-        or recorded[node.id]["input"] != node.source
-    ]
-
-
-def removed_nodes(state: RunState, plan: Plan) -> list[str]:
-    """Nodes that the directory was made with and the plan does not have."""
-    return [node["id"] for node in state.graph["nodes"] if node["id"] not in plan.nodes]

@@ -304,10 +304,10 @@ def test_a_step_that_the_chain_no_longer_has_is_named_and_its_rows_go_only_when_
     (tmp_path / "chain.py").write_text(chain.replace(', Branch("aside", [side])', ""))
     message = refused(project, "resume", "out", code=1)
     assert "the chain has changed since its rows were written" in message
-    assert "side is gone (its rows would be dropped)" in message and "chainette resume out --from grade" in message
+    assert "side is gone (its rows would be dropped)" in message and "chainette resume out --from flattened" in message
     assert files_of(tmp_path / "out") == before
 
-    assert project.chainette("resume", "out", "--from", "grade").returncode == 3
+    assert project.chainette("resume", "out", "--from", "flattened").returncode == 3
     after = files_of(tmp_path / "out")
     assert not [name for name in after if name.startswith("side/")]
     name = f"extract/0.{format}"

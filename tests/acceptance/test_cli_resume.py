@@ -97,6 +97,38 @@ def test_a_changed_prompt_is_refused_with_the_from_that_takes_it(project: Projec
     assert "grade" in nodes and "extract" not in nodes
 
 
+def test_a_step_hidden_after_a_kill_is_refused_and_computed_anew_as_told(project: Project) -> None:
+    assert stop_in_the_middle(project, signal.SIGKILL).returncode == -9
+    chain = project.path / "chain.py"
+    text = chain.read_text()
+    chain.write_text(text.replace('{{ text }}"', '{{ text }}", yield_output=False'))
+    log = (project.path / "out/events.jsonl").read_bytes()
+    refused = project.chainette("resume", "out")
+    assert refused.returncode == 1
+    assert "extract has yield_output=False now" in refused.stderr and "chainette resume out --from extract" in refused.stderr
+    assert (project.path / "out/events.jsonl").read_bytes() == log
+    resumed = project.chainette("resume", "out", "--from", "extract")
+    assert resumed.returncode == 0, resumed.stderr
+    assert not (project.path / "out/extract").exists()
+    assert project.ids("out", "grade") == EVERY_ROW == project.ids("out", "flattened")
+
+
+@pytest.mark.parametrize("way", [(), ("--workers", "1")])
+def test_a_renamed_branch_costs_no_question(tmp_path: Path, way: tuple[str, ...]) -> None:
+    project = Project(tmp_path, rows=20)
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", *way).returncode == 0
+    chain = project.path / "chain.py"
+    chain.write_text(chain.read_text().replace('"pieces_of"', '"parts_of"'))
+    refused = project.chainette("resume", "out")
+    assert "branch pieces_of is called parts_of now" in refused.stderr and "--from flattened" in refused.stderr
+    before = json.loads((tmp_path / "out/metadata.json").read_text())
+    resumed = project.chainette("resume", "out", "--from", "flattened")
+    assert resumed.returncode == 0, resumed.stderr
+    after = json.loads((tmp_path / "out/metadata.json").read_text())
+    assert after["balanced"] and after["usage"] == before["usage"]
+    assert after["steps"].keys() == before["steps"].keys() - {"pieces_of+aside"} | {"parts_of+aside"}
+
+
 @pytest.mark.parametrize("flag", ["--seed=3", "--limit", "--format", "--simulate", "--engines", "-o"])
 def test_resume_refuses_what_the_log_fixes(project: Project, flag: str) -> None:
     done = project.chainette("resume", "out", flag)

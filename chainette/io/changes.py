@@ -1,0 +1,252 @@
+"""What changed between the chain that a directory was written with and the chain as it is now.
+
+Both are compared as graphs (graph.json), because that is all a log keeps of the old chain. A row depends on
+everything that its node receives: a change at one node makes the rows of all later nodes stale, and a change of
+names or joins alone makes only `flattened/` and the counts stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from chainette.records import CHAIN_INPUT
+
+__all__ = ["FLATTENED", "Changes", "changes_between", "shape_of_graph"]
+
+#: Stands for `flattened/` and the counts where no node is stale.
+FLATTENED = "flattened"
+
+Graph = Mapping[str, Any]
+
+#: What a sentence calls the parts of a step that graph.json shows.
+_PARTS = {
+    "input_model": "input model",
+    "output_schema": "output model",
+    "system_prompt": "system prompt",
+    "user_prompt": "prompt",
+    "output_format_instruction": "output instruction",
+    "sampling": "sampling",
+    "engine": "engine",
+    "cardinality": "return annotation",
+}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Differences, each as a sentence, and the nodes that must be computed anew."""
+
+    sentences: tuple[str, ...]
+    #: Nodes whose rows the chain would not make now, in its order; `chain_input` and `flattened` count as nodes.
+    stale: tuple[str, ...]
+
+
+def changes_between(old: Graph, new: Graph) -> Changes | None:
+    """What changed; None if every row and every file of the old chain is one of the new chain too."""
+    stale = [*_stale(old, new)]
+    sentences = [*_sentences(old, new)]
+    if not stale and not sentences and shape_of_graph(old) == shape_of_graph(new):
+        return None
+    return Changes(tuple(sentences or ["the columns of flattened are others now"]), tuple(stale or [FLATTENED]))
+
+
+def shape_of_graph(graph: Graph) -> dict[str, Any]:
+    """Everything of a graph that decides rows or files, apart from the nodes' own fingerprints."""
+    parts = ("id", "path", "next", "hidden")
+    return {
+        "first": graph["first"],
+        "nodes": [[node[part] for part in parts] for node in graph["nodes"]],
+        "forks": [{key: value for key, value in fork.items() if key != "depth"} for fork in graph["forks"]],
+        "columns": graph["columns"],
+    }
+
+
+def _stale(old: Graph, new: Graph) -> Iterator[str]:
+    if old.get("input_fingerprint") != new.get("input_fingerprint"):
+        yield CHAIN_INPUT
+    before, now = _lineages(old), _lineages(new)
+    hidden = {node["id"]: node["hidden"] for node in old["nodes"]}
+    for node in new["nodes"]:
+        name = node["id"]
+        if before.get(name) != now[name] or hidden[name] != node["hidden"]:
+            yield name
+
+
+def _lineages(graph: Graph) -> dict[str, str]:
+    """Node -> a digest of everything that decides its rows: its own fingerprint, and what its input comes through."""
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    forks = {fork["id"]: fork for fork in graph["forks"]}
+    found: dict[str, str] = {}
+
+    def follow(target: Mapping[str, Any], came: str) -> str:
+        while True:
+            match target["to"]:
+                case "ToNode":
+                    node = nodes[target["node"]]
+                    came = found[node["id"]] = _digest(came, node["id"], node["fingerprint"])
+                    target = node["next"]
+                case "ToFork":
+                    fork = forks[target["fork"]]
+                    for side in fork["sides"]:
+                        follow(side["first"], came)
+                    joined = [(join["alias"], follow(join["first"], came)) for join in fork["joins"]]
+                    came, target = _digest(came, joined) if joined else came, fork["after"]
+                case _:
+                    return came
+
+    follow(graph["first"], "")
+    return found
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+# -- in words
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A branch as its chain declares it."""
+
+    #: The branch that it is inside of; "" for the main flow.
+    inside: str
+    alias: str | None
+    nodes: tuple[str, ...]
+
+
+def _sentences(old: Graph, new: Graph) -> Iterator[str]:
+    if old.get("input_fingerprint") != new.get("input_fingerprint"):
+        yield "the input model changed"
+    before, now = ({node["id"]: node for node in graph["nodes"]} for graph in (old, new))
+    renamed = _renamed_branches(old, new)
+    for name, node in now.items():
+        if name not in before:
+            yield f"{name} is new"
+        else:
+            yield from _node_sentences(before[name], node, renamed)
+    for name in (name for name in before if name not in now):
+        yield f"{name} is gone (its rows would be dropped)"
+    yield from _branch_sentences(old, new, renamed)
+    yield from _order_sentences(old, new, renamed)
+
+
+def _node_sentences(old: Mapping[str, Any], new: Mapping[str, Any], renamed: Mapping[str, str]) -> Iterator[str]:
+    name = new["id"]
+    if old["fingerprint"] != new["fingerprint"]:
+        parts = [words for part, words in _PARTS.items() if old.get(part) != new.get(part)]
+        yield f"{name} has another {' and another '.join(parts)}" if parts else f"{name} has other code or settings"
+    if old["hidden"] != new["hidden"]:
+        yield f"{name} has yield_output={not new['hidden']} now"
+    inside = [renamed.get(branch, branch) for branch in old["path"]][-1:]
+    if inside != new["path"][-1:]:
+        yield f"{name} moved from {_line(''.join(old['path'][-1:]))} to {_line(''.join(new['path'][-1:]))}"
+
+
+def _line(branch: str) -> str:
+    return f"branch {branch}" if branch else "the main flow"
+
+
+def _branches(graph: Graph) -> dict[str, _Branch]:
+    found = {}
+    for fork in graph["forks"]:
+        for branch in (*fork["joins"], *fork["sides"]):
+            name = branch["branch"]
+            nodes = tuple(node["id"] for node in graph["nodes"] if name in node["path"])
+            found[name] = _Branch("".join(fork["path"][-1:]), branch.get("alias"), nodes)
+    return found
+
+
+def _renamed_branches(old: Graph, new: Graph) -> dict[str, str]:
+    """Old name -> new name of branches that hold the same nodes under another name."""
+    before, now = _branches(old), _branches(new)
+    return {
+        name: other
+        for name, branch in before.items()
+        for other, candidate in now.items()
+        if name not in now and other not in before and branch.nodes == candidate.nodes
+    }
+
+
+def _branch_sentences(old: Graph, new: Graph, renamed: Mapping[str, str]) -> Iterator[str]:
+    before, now = _branches(old), _branches(new)
+    for name, branch in before.items():
+        found = now.get(renamed.get(name, name))
+        if found is None:
+            yield f"branch {name} is gone"
+            continue
+        if name in renamed:
+            yield f"branch {name} is called {renamed[name]} now"
+        if found.alias != branch.alias:
+            yield f"branch {renamed.get(name, name)} is {_joined(found.alias)} now (was {_joined(branch.alias)})"
+        if found.inside != renamed.get(branch.inside, branch.inside):
+            yield f"branch {renamed.get(name, name)} moved from {_line(branch.inside)} to {_line(found.inside)}"
+    for name in (name for name in now if name not in before and name not in renamed.values()):
+        yield f"branch {name} is new"
+
+
+def _joined(alias: str | None) -> str:
+    return "not joined" if alias is None else f"joined as {alias}"
+
+
+def _order_sentences(old: Graph, new: Graph, renamed: Mapping[str, str]) -> Iterator[str]:
+    """Elements that both chains have, in another order or in other lists of branches."""
+    before, now = _lines(old, renamed), _lines(new, {})
+    for line in (line for line in now if line in before):
+        common = {*_flat(before[line])} & {*_flat(now[line])}
+        was, found = (_written(elements, common) for elements in (before[line], now[line]))
+        if was != found:
+            yield f"the order on {_line(line)} is {found} now (was {was})"
+
+
+Elements = list[tuple[str, ...]]
+
+
+def _lines(graph: Graph, renamed: Mapping[str, str]) -> dict[str, Elements]:
+    """The elements of the main flow ("") and of every branch: a node is (id,), a list of branches ("", names...)."""
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    forks = {fork["id"]: fork for fork in graph["forks"]}
+    found: dict[str, Elements] = {}
+
+    def follow(line: str, target: Mapping[str, Any]) -> None:
+        elements = found[renamed.get(line, line)] = []
+        while target["to"] in ("ToNode", "ToFork"):
+            if target["to"] == "ToNode":
+                elements.append((target["node"],))
+                target = nodes[target["node"]]["next"]
+                continue
+            fork = forks[target["fork"]]
+            branches = _in_written_order(fork)
+            elements.append(("", *(renamed.get(branch["branch"], branch["branch"]) for branch in branches)))
+            for branch in branches:
+                follow(branch["branch"], branch["first"])
+            target = fork["after"]
+
+    follow("", graph["first"])
+    return found
+
+
+def _in_written_order(fork: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The branches of a fork as the chain lists them: its id names them in that order."""
+    order = fork["id"].removeprefix("+").split("+")
+    return sorted((*fork["joins"], *fork["sides"]), key=lambda branch: order.index(branch["branch"]))
+
+
+def _flat(elements: Elements) -> Iterator[str]:
+    return (name for element in elements for name in element if name)
+
+
+def _written(elements: Elements, common: Iterable[str]) -> str:
+    """The elements as a chain writes them, names that only one chain has left out."""
+    words = []
+    for first, *names in elements:
+        kept = [name for name in names if name in common]
+        if first in common:
+            words.append(first)
+        elif kept:
+            words.append(f"[{', '.join(kept)}]")
+    return ", ".join(words)
