@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Generator
 
 import pytest
 
-CI = "CI" in os.environ
+from tests.support.tools import CI
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ from chainette.io.rundir import RunDir
 from chainette.io.session import read_state
 from tests.support.chains import content, everything, write_inputs
 from tests.support.crash import copies
+from tests.support.tools import CI, some
 
 ROWS = 26
 
@@ -39,7 +40,7 @@ def test_a_crash_at_any_disk_step_costs_nothing(tmp_path: Path, inputs: Path, fo
         chain.run(inputs, tmp_path / "run", **options)
     assert len(taken) > 10
     resumed = 0
-    for copy in taken:
+    for copy in some(taken, 3):
         try:
             result = resume(copy, chain)
         except (RunDirectoryError, DamagedRun):
@@ -49,7 +50,7 @@ def test_a_crash_at_any_disk_step_costs_nothing(tmp_path: Path, inputs: Path, fo
         assert content(result) == whole, copy.name
         assert result.metadata["balanced"], copy.name
         assert derived_files_agree(result), copy.name
-    assert resumed > 10
+    assert resumed > len(taken) // 4
 
 
 def test_a_log_cut_at_any_byte_resumes_to_the_same_rows(tmp_path: Path, inputs: Path) -> None:
@@ -65,7 +66,7 @@ def test_a_log_cut_at_any_byte_resumes_to_the_same_rows(tmp_path: Path, inputs: 
         chain.run(inputs, tmp_path / "run", max_rows_per_file=10)
     before_end = next(copy for copy in reversed(taken) if "run_finished" not in (copy / "events.jsonl").read_text())
     log = (before_end / "events.jsonl").read_bytes()
-    for number, size in enumerate(range(first, len(log), max(1, (len(log) - first) // 40))):
+    for number, size in enumerate(range(first, len(log), max(1, (len(log) - first) // (40 if CI else 12)))):
         cut = tmp_path / f"cut-{number}"
         shutil.copytree(before_end, cut)
         (cut / "events.jsonl").write_bytes(log[:size])
@@ -81,7 +82,7 @@ def test_a_second_crash_during_the_resume_costs_nothing(tmp_path: Path, inputs: 
     with copies(middle, tmp_path / "again", every=9) as again:
         resume(middle, chain)
     assert again
-    for copy in again:
+    for copy in some(again):
         assert content(resume(copy, chain)) == whole, copy.name
 
 

@@ -1,14 +1,26 @@
-"""Programs that tests drive and that pip does not bring; `.ci/run` installs them."""
+"""What differs between a developer's machine and CI: programs that are there, and how much of a matrix is run."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-__all__ = ["program"]
+__all__ = ["CI", "program", "some"]
+
+T = TypeVar("T")
+
+CI = "CI" in os.environ
+
+
+def some(cases: Sequence[T], share: int = 4) -> Sequence[T]:
+    """All cases in CI; elsewhere every fourth, or every `share`-th, of a matrix whose cases find the same faults."""
+    return cases if CI else cases[::share]
 
 
 def program(name: str, package: str) -> str:
