@@ -226,15 +226,18 @@ def test_a_redis_that_comes_back_empty_costs_a_handed_over_run_an_epoch_and_no_r
 
 
 def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before_them_is_kept(site: Site) -> None:
-    with site.fleet("coordinator", "sink"):
+    with site.fleet("coordinator", "sink") as [*_, worker]:
         run = site.detach("fleet", "--window", "16")
         until(lambda: site.committed("fleet") > 12)
+        worker.terminate()  # so that the run cannot end before the command below is read
+        assert worker.wait(30) == 0
         before = set(lines(site.project, "fleet")["extract"])
         chain = site.project.path / "chain.py"
         chain.write_text(chain.read_text().replace('user_prompt="{{ pieces }}"', 'user_prompt="Grade: {{ pieces }}"'))
         done = site.project.chainette("resume", "fleet", "--from", "grade", "--redis", site.url)
         assert done.returncode == 0 and "asked the sink" in done.stdout, done.stderr
-        site.finished(run)
+        with site.fleet():
+            site.finished(run)
     events = [*site.project.events("fleet")]
     assert events[-1]["type"] == "run_finished" and {event.get("epoch", 0) for event in events} == {0, 1}
     assert {event.get("epoch", 0) for event in events if event.get("node") == "grade"} == {1}
