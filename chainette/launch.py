@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio.to_thread
 
@@ -73,7 +74,7 @@ async def iterate(
 
 def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
     """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
-    source = _open_file(inputs, options)
+    source = _open_files(inputs, options)
     log = claim_directory(directory)
     try:
         source = source or _open_or_spool(inputs, directory.inputs, options)
@@ -95,16 +96,33 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
         raise
 
 
-def _open_file(inputs: Inputs, options: RunOptions) -> InputFile | None:
-    """The input where it is a file of the user's."""
-    if not isinstance(inputs, str | os.PathLike) or inputs == "-":
+def _open_files(inputs: Inputs, options: RunOptions) -> InputFile | None:
+    """The input if it lies in files of the user's."""
+    paths = _paths(inputs)
+    return None if paths is None else _with_key(open_input(paths, limit=options.limit), options.key)
+
+
+def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None:
+    """The paths that `inputs` is made of; None if it holds rows.
+
+    Raises:
+        InputError: standard input among files.
+    """
+    if inputs == "-":
         return None
-    return _with_key(open_input(Path(inputs), limit=options.limit), options.key)
+    if isinstance(inputs, str | os.PathLike):
+        return inputs
+    if not isinstance(inputs, Sequence) or not inputs or not all(isinstance(item, str | os.PathLike) for item in inputs):
+        return None
+    paths = cast("Sequence[str | os.PathLike[str]]", inputs)
+    if "-" in paths:
+        raise InputError("- (standard input) cannot be read together with files; pipe them in too, or write it to a file first")
+    return paths
 
 
 def _open_or_spool(inputs: Inputs, folder: Path, options: RunOptions) -> InputFile:
     """The input; standard input and rows of Python's go to a file in `folder` first."""
-    found = _open_file(inputs, options)
+    found = _open_files(inputs, options)
     if found is not None:
         return found
     rows: Any = sys.stdin.buffer if inputs == "-" else inputs

@@ -217,7 +217,7 @@ def _load(directory: RunDir, state: RunState) -> Chain:
     return load_chain(run.chain_ref, Path(run.chain_root)).chain
 
 
-def observe(directory: RunDir, chain: Chain, inputs: Path) -> Observed:
+def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path]) -> Observed:
     """What is needed to admit the rows of a run whose directory somebody else writes.
 
     Raises:
@@ -232,14 +232,16 @@ def observe(directory: RunDir, chain: Chain, inputs: Path) -> Observed:
     return Observed(plan, _same_input(directory, state, options, inputs), state, options)
 
 
-def _same_input(directory: RunDir, state: RunState, options: RunOptions, path: Path | None = None) -> InputFile:
+def _same_input(
+    directory: RunDir, state: RunState, options: RunOptions, path: Path | Sequence[Path] | None = None
+) -> InputFile:
     """The input of the run, at its path or at another one.
 
     Raises:
         InputError: it is gone, or it has changed.
     """
     recorded = state.run.input
-    source = open_input(path or Path(recorded["path"]), limit=options.limit)
+    source = open_input(path or recorded.get("sources") or recorded["path"], limit=options.limit)
     found = source.identity()
     if found["size"] != recorded["size"] or found["sample"] != recorded["sample"]:
         raise InputError(

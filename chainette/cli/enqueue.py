@@ -226,7 +226,7 @@ def _order(loaded: LoadedChain, flags: dict[str, Any], directory: Path) -> Order
     return Order(
         chain_ref=inside(loaded.reference, "the chain"),
         digest=loaded.digest,
-        inputs=inside(flags["inputs"] if flags["inputs"] != "-" else "/dev/stdin", "the input"),
+        inputs=tuple(inside(path if path != "-" else "/dev/stdin", "the input") for path in flags["inputs"]),
         directory=inside(str(directory), "the run directory"),
         options=Options(
             **{name: flags[name] for name in same},

@@ -39,7 +39,13 @@ MOST_STREAMED = 100
 def run(
     context: typer.Context,
     chain: ChainRef,
-    inputs: Annotated[str, typer.Argument(metavar="INPUTS", help="JSONL, CSV or Parquet; - for standard input (JSONL).")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS...",
+            help="JSONL, CSV, TSV or Parquet: files, folders or 'patterns*', read one after another; - for standard input.",
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run directory [default: runs/<run id>].")
     ] = None,
@@ -106,7 +112,7 @@ def run(
         telling,
         lambda hooks: executor.run(
             loaded.chain,
-            inputs,
+            inputs[0] if len(inputs) == 1 else inputs,
             directory,
             run_id=run_id,
             limit=limit,

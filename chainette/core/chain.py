@@ -23,8 +23,8 @@ __all__ = ["DEFAULT_BATCH_SIZE", "Chain", "Inputs"]
 
 DEFAULT_BATCH_SIZE = 64
 
-#: A path, or the rows themselves.
-Inputs = str | os.PathLike[str] | Iterable[BaseModel | dict[str, Any]]
+#: The path of a file, a folder or a pattern; several paths; or the rows themselves.
+Inputs = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Iterable[BaseModel | dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -54,8 +54,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     chain_ref: str
     #: What the chain's files must be.
     digest: str
-    #: Below the sink's and the coordinator's --inputs-root.
-    inputs: str
+    #: Files, folders and patterns below the sink's and the coordinator's --inputs-root.
+    inputs: tuple[str, ...]
     #: Below their --runs-root.
     directory: str
     options: Options = Options()

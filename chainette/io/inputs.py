@@ -1,7 +1,7 @@
 """Inputs: what a path holds, and the reader for it.
 
-JSONL, CSV, TSV (each also as .gz), a Parquet file or a folder of them. The kind is taken from the
-extension, else from the content. An input that cannot be read as a whole is an `InputError` before
+JSONL, CSV, TSV (each also as .gz) or Parquet: a file, a folder, a pattern, or several of these. The kind is taken from
+the extension, else from the content. An input that cannot be read as a whole is an `InputError` before
 anything runs; a bad record never is one. An empty file is an input of no records.
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 import difflib
 import gzip
 import os
-import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from chainette.errors import InputError
-from chainette.io.parquet import ParquetFiles
+from chainette.io.parquet import ParquetFile
 from chainette.io.readers import DelimitedFile, InputFile, JsonLinesFile, Record
+from chainette.io.several import KINDS, SeveralFiles, expand
 from chainette.io.spool import spool
 from chainette.io.validate import BadRecord, InputModel
 
@@ -25,7 +26,9 @@ __all__ = ["MAX_LINE_BYTES", "BadRecord", "InputFile", "InputModel", "Record", "
 #: The longest line or CSV record that is read; a longer one is a bad record.
 MAX_LINE_BYTES = 16 << 20
 
-_KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+_KINDS = KINDS | {".json": "json"}
+#: A file, a folder or a pattern.
+Source = str | os.PathLike[str]
 _HEAD = 1 << 16
 #: What a file starts with -> what it is and what to do.
 _FOREIGN = {
@@ -45,19 +48,29 @@ _BOMS = {
 }
 
 
-def open_input(source: str | os.PathLike[str], *, limit: int | None = None, max_line_bytes: int = MAX_LINE_BYTES) -> InputFile:
-    """The reader for a path, cut at `limit` records.
+def open_input(
+    source: Source | Sequence[Source], *, limit: int | None = None, max_line_bytes: int = MAX_LINE_BYTES
+) -> InputFile:
+    """The reader for a file, a folder, a pattern, or several of them in the order given; cut at `limit` records.
 
     Raises:
         InputError: there is nothing that can be read; the message says what was found and what to do.
     """
-    path = Path(source)
-    if path.is_dir():
-        return ParquetFiles(path, limit, _parquet_files(path))
+    sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(item) for item in source]
+    files = [file for path in sources for file in expand(path)]
+    if files == sources and len(files) == 1:
+        return _open_file(files[0], limit, max_line_bytes)
+    _require_once(files)
+    parts = [_open_file(file, None, max_line_bytes) for file in files]
+    _require_one_kind(parts)
+    return SeveralFiles(sources, parts, limit)
+
+
+def _open_file(path: Path, limit: int | None, max_line_bytes: int) -> InputFile:
     head = _head(path)
     kind = _kind(path, head)
     if kind == "parquet":
-        return ParquetFiles(path, limit, [path])
+        return ParquetFile(path, limit)
     _require_text(path, head)
     if kind in ("csv", "tsv"):
         return DelimitedFile(path, limit, max_line_bytes, kind)
@@ -65,26 +78,22 @@ def open_input(source: str | os.PathLike[str], *, limit: int | None = None, max_
     return JsonLinesFile(path, limit, max_line_bytes)
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    files = [file for file in _list(folder) if file.suffix == ".parquet" and not file.name.startswith((".", "_"))]
-    if not files:
-        found = ", ".join(file.name for file in _list(folder)[:3]) or "nothing"
-        raise InputError(
-            f"{folder}: a folder without .parquet files (found: {found}); give a file, or a folder of Parquet files"
-        )
-    return sorted(files, key=_by_number)
+def _require_once(files: list[Path]) -> None:
+    seen: dict[Path, Path] = {}
+    for file in files:
+        first = seen.setdefault(file.resolve(), file)
+        if first is not file:
+            raise InputError(f"{file}: given twice" + ("" if first == file else f", also as {first}"))
 
 
-def _list(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
-
-
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """Sorts 2.parquet before 10.parquet."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
+def _require_one_kind(parts: list[InputFile]) -> None:
+    first = parts[0]
+    for part in parts:
+        if part.kind.replace("tsv", "csv") != first.kind.replace("tsv", "csv"):
+            raise InputError(
+                f"{first.path} is {first.kind}, {part.path} is {part.kind}; give files of one format, "
+                f"for instance '{first.path.parent}/*{first.path.suffix}'"
+            )
 
 
 def _head(path: Path) -> bytes:

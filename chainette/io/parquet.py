@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,55 +12,46 @@ from chainette.io.readers import InputFile, Record
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-__all__ = ["ParquetFiles"]
+__all__ = ["ParquetFile"]
 
 
-class ParquetFiles(InputFile):
-    """A Parquet file, or those of a folder in order."""
+class ParquetFile(InputFile):
+    """One Parquet file."""
 
     kind = "parquet"
 
-    def __init__(self, path: Path, limit: int | None, files: list[Path]) -> None:
+    def __init__(self, path: Path, limit: int | None) -> None:
         super().__init__(path, limit)
-        self._files = files
-        self._sizes = [self._metadata(file).num_rows for file in files]
-
-    def files(self) -> list[Path]:
-        return list(self._files)
+        with self._open() as file:
+            self._size: int = file.metadata.num_rows
+            self._columns: list[str] = list(file.schema_arrow.names)
 
     def columns(self) -> list[str]:
-        with self._open(self._files[0]) as file:
-            return list(file.schema_arrow.names)
+        return list(self._columns)
 
     def _count(self) -> int:
-        return sum(self._sizes)
+        return self._size
 
-    def _open(self, path: Path) -> pq.ParquetFile:
+    def _open(self) -> pq.ParquetFile:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(path)
+            return pq.ParquetFile(self.path)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+            raise InputError(f"{self.path}: cannot be read as Parquet: {error}") from error
 
-    def _metadata(self, path: Path) -> Any:
-        with self._open(path) as file:
-            return file.metadata
+    def _records(self, start: int, first: int) -> Generator[Record, None, int]:
+        if start < first + self._size:
+            for number, row in self._rows(max(0, start - first)):
+                yield Record(first + number, number + 1, row, file=self.path)
+        return first + self._size
 
-    def _records(self, start: int) -> Iterator[Record]:
-        first = 0
-        for path, size in zip(self._files, self._sizes, strict=True):
-            if start < first + size:
-                for index, row in self._rows(path, max(0, start - first)):
-                    yield Record(first + index, first + index + 1, row)
-            first += size
-
-    def _rows(self, path: Path, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number in the file, row) from row `start` on; row groups before it are not touched."""
         import pyarrow as pa
 
-        with self._open(path) as file:
+        with self._open() as file:
             groups: list[int] = []
             index = 0
             for group in range(file.metadata.num_row_groups):
@@ -76,7 +67,7 @@ class ParquetFiles(InputFile):
                         yield from enumerate(_plain_rows(batch.slice(skip)), index + skip)
                     index += batch.num_rows
             except pa.ArrowException as error:
-                raise InputError(f"{path}: cannot be read after row {index}: {error}") from error
+                raise InputError(f"{self.path}: cannot be read after row {index}: {error}") from error
 
 
 def _plain_rows(batch: Any) -> list[dict[str, Any]]:

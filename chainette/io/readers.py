@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -37,13 +37,15 @@ class Record(msgspec.Struct, frozen=True):
 
     #: 0-based; bad records count, blank lines do not.
     index: int
-    #: The 1-based line where it starts; in Parquet the record's number from 1.
+    #: The 1-based line of its file where it starts; in Parquet the record's number in its file, from 1.
     line: int
     #: JSON of a JSONL line; cells by column for CSV (empty ones left out) and Parquet; where `error` is
     #: set, the beginning of the bytes that could not be read.
     data: bytes | dict[str, Any]
     #: Why the record cannot be read at all.
     error: str | None = None
+    #: The file that holds it.
+    file: Path | None = None
 
     @property
     def raw(self) -> str:
@@ -64,7 +66,8 @@ class InputFile(ABC):
         self.limit = limit
 
     @abstractmethod
-    def _records(self, start: int) -> Iterator[Record]: ...
+    def _records(self, start: int, first: int) -> Generator[Record, None, int]:
+        """See `read`."""
 
     @abstractmethod
     def _count(self) -> int | None: ...
@@ -84,8 +87,16 @@ class InputFile(ABC):
             InputError: the file went away or broke while it was read.
         """
         stop = None if self.limit is None else max(0, self.limit - start)
+        yield from islice(self.read(start), stop)
+
+    def read(self, start: int, first: int = 0) -> Generator[Record, None, int]:
+        """Yields the records from index `start` on, numbered from `first`; returns the index after the last one.
+
+        Raises:
+            InputError: the file went away or broke while it was read.
+        """
         try:
-            yield from islice(self._records(start), stop)
+            return (yield from self._records(start, first))
         except _BROKEN as error:
             raise InputError(f"{self.path}: cannot be read on: {error}") from error
 
@@ -152,6 +163,18 @@ class _TextFile(InputFile):
     def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
         """The stream as one `Line` per record, blank ones included."""
 
+    @abstractmethod
+    def _record(self, index: int, line: Line) -> Record: ...
+
+    def _records(self, start: int, first: int) -> Generator[Record, None, int]:
+        index = first
+        with open_bytes(self.path) as stream:
+            for line in self._lines(stream):
+                if index >= start:
+                    yield self._record(index, line)
+                index += 1
+        return index
+
     def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
         return (line for line in self._cut(stream) if line.error or not line.data.isspace())
 
@@ -191,11 +214,9 @@ class JsonLinesFile(_TextFile):
     def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
         return lines(stream, self._max_line_bytes)
 
-    def _records(self, start: int) -> Iterator[Record]:
-        with open_bytes(self.path) as stream:
-            for index, line in islice(enumerate(self._lines(stream)), start, None):
-                data = line.data.rstrip(b"\r\n")
-                yield Record(index, line.number, data, line.error or _utf8_problem(data))
+    def _record(self, index: int, line: Line) -> Record:
+        data = line.data.rstrip(b"\r\n")
+        return Record(index, line.number, data, line.error or _utf8_problem(data), self.path)
 
 
 def _utf8_problem(data: bytes) -> str | None:
@@ -235,20 +256,16 @@ class DelimitedFile(_TextFile):
     def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
         return islice(super()._lines(stream), 1, None)
 
-    def _records(self, start: int) -> Iterator[Record]:
-        with open_bytes(self.path) as stream:
-            for index, line in islice(enumerate(self._lines(stream)), start, None):
-                yield self._record(index, line)
-
     def _record(self, index: int, line: Line) -> Record:
         error = line.error or _utf8_problem(line.data)
         if error:
-            return Record(index, line.number, line.data[:KEPT], error)
+            return Record(index, line.number, line.data[:KEPT], error, self.path)
         cells = split_cells(line.data.decode(), self._separator)
         if len(cells) > len(self._columns) and any(cells[len(self._columns) :]):
             error = f"{len(cells)} cells where the header has {len(self._columns)}; quote cells that hold {self._separator!r}"
-            return Record(index, line.number, line.data[:KEPT], error)
-        return Record(index, line.number, {name: cell for name, cell in zip(self._columns, cells, strict=False) if cell})
+            return Record(index, line.number, line.data[:KEPT], error, self.path)
+        found = {name: cell for name, cell in zip(self._columns, cells, strict=False) if cell}
+        return Record(index, line.number, found, file=self.path)
 
 
 def _column_names(path: Path, header: Line, separator: str) -> list[str]:

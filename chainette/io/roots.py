@@ -30,6 +30,7 @@ class Roots:
         self._source = source
         self._model = model
         self._size = batch_size
+        self._several = len(source.files()) > 1
 
     def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
         """Roots that are not done, in order; done ones are passed over without decoding them."""
@@ -49,7 +50,8 @@ class Roots:
             try:
                 value, key = self._model.validate(record)
             except BadRecord as error:
-                bad.append(Rejection(row_id, CHAIN_INPUT, Reason.INVALID_INPUT, str(error), 0, record.raw, record.line))
+                said = f"{record.file}:{record.line}: {error}" if self._several else str(error)
+                bad.append(Rejection(row_id, CHAIN_INPUT, Reason.INVALID_INPUT, said, 0, record.raw, record.line))
             else:
                 rows.append(Row(row_id, {CHAIN_INPUT: value}, record.line, key))
         return Root(number, rows, bad, len(batch))

@@ -57,7 +57,7 @@ def _blocks(stream: IO[Any]) -> Iterator[bytes]:
 def _dumps(items: Iterable[Any]) -> Iterator[bytes]:
     for index, item in enumerate(items):
         if not isinstance(item, (BaseModel, Mapping)):
-            raise InputError(f"item {index} of the input is {type(item).__name__}; give pydantic models or dicts")
+            raise InputError(f"item {index} of the input is {type(item).__name__}; give models, dicts, or a list of paths")
         try:
             yield _dump(item) + b"\n"
         except PydanticSerializationError as error:

@@ -35,6 +35,14 @@ def test_a_clean_run_exits_with_0_and_says_what_it_did(project: Project) -> None
     assert project.ids("out", "grade") == sorted(map(str, range(40)))
 
 
+def test_several_inputs_are_read_one_after_another_and_a_bad_line_is_named_with_its_file(project: Project) -> None:
+    (project.path / "more.jsonl").write_text('{"text": "more"}\n{bad\n')
+    done = project.chainette("run", "chain.py", "in.jsonl", "more.jsonl", "-o", "out")
+    assert done.returncode == 3, done.stderr
+    assert project.ids("out", "grade") == sorted(map(str, range(41)))
+    assert "more.jsonl:2: not JSON" in project.chainette("rejected", "out").stdout
+
+
 def test_rejected_rows_exit_with_3_and_point_to_them(project: Project) -> None:
     with (project.path / "in.jsonl").open("a") as file:
         file.write("{bad\n")

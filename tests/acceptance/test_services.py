@@ -87,6 +87,34 @@ def test_runs_that_are_handed_over_are_those_of_one_process_and_leave_nothing(si
     assert "run_finished" in (site.project.path / "one" / "events.jsonl").read_text()
 
 
+def test_several_inputs_are_handed_over_as_one_run(site: Site) -> None:
+    whole = (site.project.path / "in.jsonl").read_text().splitlines(keepends=True)
+    (site.project.path / "shards").mkdir()
+    for number in (9, 10):
+        (site.project.path / f"shards/{number}.jsonl").write_text("".join(whole[32 * (number - 9) :][:32]))
+    (site.project.path / "rest.jsonl").write_text("".join(whole[64:]))
+    with site.fleet("coordinator", "sink"):
+        call = ("enqueue", "chain.py", "shards", "rest.jsonl", "-o", "out", "--detach", "--quiet", "--redis", site.url)
+        done = site.project.chainette(*call)
+        assert done.returncode == 0, done.stderr
+        site.finished(done.stdout.splitlines()[-1])
+    assert lines(site.project, "out") == site.local()
+
+
+def test_a_link_out_of_the_inputs_root_is_not_read(site: Site, tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.jsonl"
+    outside.write_text('{"text": "secret"}\n')
+    (site.project.path / "shards").mkdir()
+    (site.project.path / "shards/0.jsonl").symlink_to(outside)
+    with site.fleet("coordinator", "sink"):
+        call = ("enqueue", "chain.py", "shards", "-o", "out", "--detach", "--quiet", "--redis", site.url)
+        run = site.project.chainette(*call).stdout.splitlines()[-1]
+        until(lambda: "leads out of" in str(site.board.run(run)))
+        site.project.chainette("cancel", run, "--redis", site.url)
+        site.finished(run)
+    assert not (site.project.path / "out").exists()
+
+
 def test_rows_may_be_admitted_here_and_written_by_a_sink(site: Site) -> None:
     expected = site.local()
     call = ("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--no-sink", "--redis", site.url)

@@ -873,7 +873,7 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.leave("w1")
     board = Board(run.client)
     board._scripts = cast("Scripts", SimpleNamespace(call=spy._call))
-    board.ask("run-c", Order(chain_ref="c", digest="d", inputs="i", directory="o"))
+    board.ask("run-c", Order(chain_ref="c", digest="d", inputs=("i",), directory="o"))
     board.beat("s1", {"kind": "sink"})
     board.take(run.keys.run, Role.SINK, "s1")
     board.drop(run.keys.run, Role.SINK, run.owner)

@@ -75,7 +75,7 @@ def handed_over(project: Project, database: Database, run: str) -> dict[str, Any
     """What became of a run of the project."""
     board = Board(database.client)
     digest = load_chain("chain.py", project.path).digest
-    board.ask(run, Order(chain_ref="chain.py", digest=digest, inputs="in.jsonl", directory=run))
+    board.ask(run, Order(chain_ref="chain.py", digest=digest, inputs=("in.jsonl",), directory=run))
     until(lambda: board.run(run) is None)
     found = json.loads((project.path / run / "metadata.json").read_text())
     assert found["status"] == "finished"

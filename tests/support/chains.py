@@ -109,6 +109,7 @@ def write_inputs(path: Path, number: int, bad: tuple[int, ...] = ()) -> Path:
     lines = [
         b'{"txt": 1}' if index in bad else msgspec.json.encode({"text": f"text number {index}"}) for index in range(number)
     ]
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
 

@@ -27,6 +27,7 @@ from chainette.fleet.board import Board, Order, Role, inside
 from chainette.fleet.connect import connect, is_passing
 from chainette.fleet.queue import FleetQueue
 from chainette.fleet.states import LEASE, RunInfo
+from chainette.io.several import expand
 from chainette_workers.catalogue import Part
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.presence import Presence
@@ -60,13 +61,15 @@ class Places:
     def __str__(self) -> str:
         return f"chains below {self.chains}, inputs below {self.inputs}, runs below {self.runs}"
 
-    def input(self, order: Order) -> Path:
-        """The input of a run.
+    def input(self, order: Order) -> list[Path]:
+        """The input files of a run.
 
         Raises:
-            Elsewhere: its path leads out of the root.
+            Elsewhere: a path leads out of the root.
+            InputError: a folder or a pattern holds no files.
         """
-        return self._below(self.inputs, order.inputs, "input")
+        files = [file for source in order.inputs for file in expand(self._below(self.inputs, source, "input"))]
+        return [self._below(self.inputs, str(file.relative_to(self.inputs.resolve())), "input") for file in files]
 
     def directory(self, order: Order) -> Path:
         """The directory of a run.
