@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from chainette.core.plan import Plan
 from chainette.io.events import UnitCommitted
 from chainette.io.lines import parse_output
 from chainette.io.log import read_log
+from chainette.io.reading import cells_of
 from chainette.io.replay import RunState
 from chainette.io.rundir import RunDir
 from chainette.io.schemas import Added, ShardSchemas
@@ -69,18 +71,18 @@ class ShardReader:
     def first_ids(self) -> Iterator[str]:
         """The id of the first row of every folder that has rows."""
         for folder, numbers in self._ends.items():
-            number = next(iter(numbers))
-            if folder in self._schemas or folder.startswith(".held/"):
-                yield from (row["row_id"] for row in self._first(folder, f"{folder}/{number}"))
+            yield from (row["row_id"] for row in self._first(folder, f"{folder}/{next(iter(numbers))}"))
 
     def _first(self, folder: str, file: str) -> Iterable[dict[str, Any]]:
-        """The first row of a journal or shard; nothing if the file is gone."""
+        """The first row of a journal or shard, whatever its columns are; nothing if the file is gone."""
         from chainette.io.arrow import read_rows
 
         journal, shard = self._journal(folder, file), self._directory.path / f"{file}.{self._format}"
         if journal.exists():
             return read_rows(journal, 0, 1)
-        return read_rows(shard, 0, 1, self._schemas[folder]) if shard.exists() else ()
+        if not shard.exists():
+            return ()
+        return islice(cells_of(shard), 1) if shard.suffix == ".csv" else read_rows(shard, 0, 1)
 
     def _journal(self, folder: str, file: str) -> Path:
         in_place = self._format == "jsonl" or folder.startswith(".held/")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from chainette.io.replay import RunState
     from chainette.io.rundir import RunDir
 
-__all__ = ["read_folder", "rejection_examples"]
+__all__ = ["cells_of", "read_folder", "rejection_examples"]
 
 
 def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
@@ -29,7 +29,7 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
         elif not shard.exists():
             raise DamagedRun(f"{shard} is not there, but the log knows {count:,} rows of it. Restore the file from a backup")
         elif suffix == "csv":
-            yield from _read_csv(shard)
+            yield from cells_of(shard)
         else:
             yield from read_rows(shard, 0, count)
 
@@ -53,7 +53,8 @@ def rejection_examples(run: RunDir, state: RunState, each: int) -> dict[tuple[st
     return found
 
 
-def _read_csv(shard: Path) -> Iterator[dict[str, Any]]:
+def cells_of(shard: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV shard as text, by the names in its header."""
     csv.field_size_limit(sys.maxsize)
     with shard.open(encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
