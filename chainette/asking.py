@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from chainette.core.step import Step
 from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import TemplateError
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Message, Output, Reason, Row, Usage
+from chainette.records import Earlier, Message, Output, Reason, Row, Spent
 from chainette.streaming import Asked, Unusable
 from chainette.tally import Tally, excess, raised, streamed, writable
 from chainette.utils.foreign import RAISED, told
@@ -25,7 +25,7 @@ from chainette.utils.together import together
 
 __all__ = ["Asking", "row_seed"]
 
-_NOTHING = Usage()
+_NONE = Earlier(0)
 
 
 def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
@@ -40,15 +40,31 @@ class _Ask:
 
     row: Row
     messages: tuple[Message, ...]
-    number: int = 1
+    number: int
     #: What the answers so far took.
-    usage: Usage = _NOTHING
+    spent: Spent
 
-    def answered(self, usage: Usage) -> _Ask:
-        return _Ask(self.row, self.messages, self.number, self.usage + usage)
+    @classmethod
+    def first(cls, row: Row, messages: tuple[Message, ...]) -> _Ask:
+        """The first ask for a row, or the next one if `--retry` opened it again."""
+        earlier = row.earlier or _NONE
+        return cls(row, messages, earlier.asks + 1, earlier.spent)
 
-    def again(self, *appended: Message) -> _Ask:
-        return _Ask(self.row, self.messages + appended, self.number + 1, self.usage)
+    @property
+    def attempt(self) -> int:
+        """The number of this ask among those since the row was opened."""
+        return self.number - (self.row.earlier or _NONE).asks
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the messages end in a bad answer and a complaint about it."""
+        return self.attempt > 1 and len(self.messages) > 2 and self.messages[-2].role == "assistant"
+
+    def answered(self, spent: Spent) -> _Ask:
+        return replace(self, spent=self.spent + spent)
+
+    def again(self, messages: tuple[Message, ...]) -> _Ask:
+        return replace(self, messages=messages, number=self.number + 1)
 
 
 @dataclass(frozen=True)
@@ -57,8 +73,6 @@ class _Bad:
 
     reason: Reason
     message: str
-    #: Whether another ask may do better.
-    final: bool = False
 
 
 @dataclass
@@ -113,7 +127,7 @@ class Asking:
         asks = []
         for row in rows:
             try:
-                asks.append(_Ask(row, prompts.messages(row)))
+                asks.append(_Ask.first(row, prompts.messages(row)))
             except TemplateError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:
@@ -137,51 +151,74 @@ class Asking:
     def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:
         """Takes an answer in, or gives the next ask."""
         self.result.usage += completion.usage
-        ask = ask.answered(completion.usage)
+        ask = ask.answered(completion.usage.spent)
         verdict = self.read(completion, ask)
         if isinstance(verdict, Output):
             self.result.keep(ask.row, verdict)
             return None
-        if verdict.final or ask.number >= self.step.max_attempts:
-            self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, ask.usage.spent)
+        messages = self.next_messages(ask, completion, verdict) if ask.attempt < self.step.max_attempts else None
+        if messages is None:
+            self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, ask.spent)
             return None
         if self.hook.streams:
             self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
-        if verdict.reason is Reason.TRUNCATED:
-            return ask.again()
-        return ask.again(
-            Message("assistant", completion.text),
-            Message("user", f"That answer cannot be used: {verdict.message}\nAnswer again, with the JSON object only."),
-        )
+        return ask.again(messages)
+
+    def next_messages(self, ask: _Ask, completion: Completion, verdict: _Bad) -> tuple[Message, ...] | None:
+        """The messages of the next ask; None if asking again cannot give another answer."""
+        match verdict.reason:
+            case Reason.NOT_JSON | Reason.INVALID_OUTPUT:
+                complaint = f"That answer cannot be used: {verdict.message}\nAnswer again, with the JSON object only."
+                return _corrected(ask.messages, self.kept(completion, complaint), complaint)
+            case Reason.TRUNCATED:  # only the seed differs, which does nothing at temperature 0
+                return ask.messages if self.step.sampling.temperature > 0 else None
+            case Reason.PROMPT_TOO_LONG if ask.corrects:
+                *messages, _, complained = ask.messages
+                return _corrected(tuple(messages), "", complained.content)
+            case _:
+                return None
+
+    def kept(self, bad: Completion, complaint: str) -> str:
+        """A bad answer, cut to the room that the context leaves beside the prompt and the next answer."""
+        if self.engine.context is None or not bad.usage.completion_tokens:
+            return bad.text
+        per_token = len(bad.text) / bad.usage.completion_tokens
+        tokens = self.engine.context - bad.usage.prompt_tokens - self.step.sampling.max_tokens
+        return bad.text[: max(0, int(tokens * per_token) - len(complaint))]
 
     def read(self, completion: Completion, ask: _Ask) -> Output | _Bad:
         match completion.finish:
             case Finish.REFUSED:
-                return _Bad(Reason.REFUSED, completion.error or "the model declined to answer", final=True)
+                return _Bad(Reason.REFUSED, completion.error or "the model declined to answer")
             case Finish.TOO_LONG:
-                return _Bad(Reason.PROMPT_TOO_LONG, completion.error, final=True)
+                return _Bad(Reason.PROMPT_TOO_LONG, completion.error)
             case Finish.ERROR:
-                return _Bad(Reason.ENGINE_ERROR, completion.error, final=True)
+                return _Bad(Reason.ENGINE_ERROR, completion.error)
             case Finish.LENGTH:
-                limit = self.step.sampling.max_tokens
-                return _Bad(
-                    Reason.TRUNCATED,
-                    completion.error
-                    or f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens or ask for less",
-                )
+                whole = self.read_whole(completion, ask)
+                return whole if isinstance(whole, Output) else self.truncated(completion)
             case Finish.STOP:
-                reasoning, text = _split_reasoning(completion)
-                try:
-                    value = dump_row(self.step.output_model.model_validate_json(text))
-                except ValidationError as error:
-                    return _bad_answer(error)
-                except NotRoundTrip as error:
-                    return _Bad(Reason.INVALID_OUTPUT, str(error))
-                except RAISED as error:  # a validator of the user's own
-                    return _Bad(Reason.INVALID_OUTPUT, told(error))
-                output = Output(ask.row.row_id, value, ask.number, reasoning, ask.usage.spent)
-                large = excess([output])
-                return _Bad(Reason.TOO_LARGE, large, final=True) if large else output
+                return self.read_whole(completion, ask)
+
+    def read_whole(self, completion: Completion, ask: _Ask) -> Output | _Bad:
+        reasoning, text = _split_reasoning(completion)
+        try:
+            value = dump_row(self.step.output_model.model_validate_json(text))
+        except ValidationError as error:
+            return _bad_answer(error)
+        except NotRoundTrip as error:
+            return _Bad(Reason.INVALID_OUTPUT, str(error))
+        except RAISED as error:  # a validator of the user's own
+            return _Bad(Reason.INVALID_OUTPUT, told(error))
+        output = Output(ask.row.row_id, value, ask.number, reasoning, ask.spent)
+        large = excess([output])
+        return _Bad(Reason.TOO_LARGE, large) if large else output
+
+    def truncated(self, completion: Completion) -> _Bad:
+        limit = self.step.sampling.max_tokens
+        cut = completion.error or f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens"
+        bound = f"Field(max_length=...) on the strings and lists of {self.step.output_model.__name__}"
+        return _Bad(Reason.TRUNCATED, f"{cut}, or bound the answer: {bound}")
 
 
 def _readable(completion: Completion) -> Completion:
@@ -200,6 +237,19 @@ def _split_reasoning(completion: Completion) -> tuple[str | None, str]:
     if text.startswith("```") and text.endswith("```"):
         text = text.removeprefix("```json").strip("`").strip()
     return reasoning, text
+
+
+def _corrected(messages: tuple[Message, ...], bad: str, complaint: str) -> tuple[Message, ...]:
+    """The messages with a bad answer and a complaint about it.
+
+    Without the answer, the complaint joins the last user message: many chat templates refuse two in a row.
+    """
+    if bad.strip():
+        return *messages, Message("assistant", bad), Message("user", complaint)
+    *before, last = messages
+    if last.role != "user":
+        return *messages, Message("user", complaint)
+    return *before, Message("user", f"{last.content}\n\n{complaint}")
 
 
 def _bad_answer(error: ValidationError) -> _Bad:

@@ -15,6 +15,7 @@ import msgspec
 
 __all__ = [
     "CHAIN_INPUT",
+    "Earlier",
     "Effects",
     "Message",
     "Outcome",
@@ -59,6 +60,30 @@ class Source(Protocol[T_co]):
         """The value of this node out of its JSON."""
 
 
+class Spent(msgspec.Struct, frozen=True, array_like=True):
+    """What all answers for one row took; seconds as in `Usage`."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queued: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.queued + other.queued,
+            self.seconds + other.seconds,
+        )
+
+
+class Earlier(msgspec.Struct, frozen=True, array_like=True):
+    """The asks for a row before `--retry` opened it again; the next ask continues their numbering."""
+
+    asks: int
+    spent: Spent = Spent()
+
+
 class Row(msgspec.Struct, frozen=True, array_like=True):
     """One item with its history."""
 
@@ -70,6 +95,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     line: int = 0
     #: JSON of the column named by `--key`, carried into every shard as `_key`.
     key: bytes | None = None
+    #: Set only while the row waits at the node that rejected it before.
+    earlier: Earlier | None = None
 
     @overload
     def __getitem__(self, node: Source[T]) -> T: ...
@@ -127,7 +154,7 @@ class Reason(StrEnum):
     TEMPLATE_ERROR = "template_error"
     #: the prompt does not fit the model's context
     PROMPT_TOO_LONG = "prompt_too_long"
-    #: every answer was cut by max_tokens
+    #: the last answer was cut by max_tokens
     TRUNCATED = "truncated"
     #: the last answer is not JSON
     NOT_JSON = "not_json"
@@ -143,15 +170,6 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     #: the row killed the workers that took it
     POISON = "poison"
-
-
-class Spent(msgspec.Struct, frozen=True, array_like=True):
-    """What all answers for one row took; seconds as in `Usage`."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    queued: float = 0.0
-    seconds: float = 0.0
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -187,7 +205,7 @@ class Rejection(msgspec.Struct, frozen=True):
     step_id: str
     reason: str
     message: str
-    #: Answers asked for before giving up; 0 where no engine was involved.
+    #: Answers asked for before giving up, those before a `--retry` included; 0 if no engine was involved.
     attempts: int
     #: The last answer, or the bad input line; cut at 64 KiB.
     raw: str | None
@@ -210,7 +228,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
 
     row_id: str
     value: bytes
-    #: Answers asked for, the good one included; 0 for Apply.
+    #: Answers asked for, the good one and those before a `--retry` included; 0 for Apply.
     attempts: int = 0
     reasoning: str | None = None
     #: What those answers took.

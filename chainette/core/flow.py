@@ -14,7 +14,7 @@ import msgspec
 
 from chainette.core.apply import Cardinality
 from chainette.core.plan import End, Fork, Join, NodeKind, Plan, PlanNode, Side, Target, ToBranchEnd, ToFork, ToNode
-from chainette.records import Effects, Output, Partial, Row, Scope, Unit, owner_of, parent_of, row_order
+from chainette.records import Earlier, Effects, Output, Partial, Row, Scope, Unit, owner_of, parent_of, row_order
 
 __all__ = ["ROOT", "Durable", "Settled", "advance", "frontier", "join_rows", "row_of", "settle"]
 
@@ -29,6 +29,7 @@ class Durable:
         self._outputs: dict[str, dict[str, list[Output]]] = {}
         self._rejected: dict[str, set[str]] = {}
         self._dropped: dict[str, set[str]] = {}
+        self._earlier: dict[str, dict[str, Earlier]] = {}
 
     def add(self, node: PlanNode, outputs: Iterable[Output], rejected: Iterable[str], dropped: Iterable[str]) -> None:
         """Takes in what one unit, or one line of the log, says."""
@@ -44,8 +45,17 @@ class Durable:
         """Rejections alone: bad lines of the input."""
         self._rejected.setdefault(step_id, set()).update(row_ids)
 
+    def add_earlier(self, node: str, asks: Mapping[str, Earlier]) -> None:
+        """The asks for rows that `--retry` opened again; a later retry of a row knows more of them."""
+        self._earlier.setdefault(node, {}).update(asks)
+
     def rejected(self, node: str) -> set[str]:
         return self._rejected.get(node, set())
+
+    def reopened(self, node: str, row: Row) -> Row:
+        """A pending row with the asks that it had before it was opened again."""
+        earlier = self._earlier.get(node, {}).get(row.row_id)
+        return row if earlier is None else msgspec.structs.replace(row, earlier=earlier)
 
     def outputs(self, node: str, row_id: str) -> list[Output] | None:
         """The outputs of a row in id order, [] where it was dropped, None where it is pending."""
@@ -97,7 +107,7 @@ class _Walk:
                 continue
             outputs = self.durable.outputs(node.id, row.row_id)
             if outputs is None:
-                pending.append(row)
+                pending.append(self.durable.reopened(node.id, row))
             else:
                 passed += [row_of(node, row, output) for output in outputs]
         self.queue(node.id, pending, scope)

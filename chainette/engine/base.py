@@ -114,6 +114,9 @@ class Engine(ABC):
     #: Requests that the engine answers at once; callers keep at least this many in flight.
     capacity: int
 
+    #: Tokens that a prompt and its answer may have together; None if the engine does not know.
+    context: int | None = None
+
     #: Whether the same request gives the same answer whatever else is in flight.
     deterministic: bool = False
 

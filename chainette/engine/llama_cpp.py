@@ -93,6 +93,7 @@ class LlamaCppEngine(Engine):
         self.capacity = config.capacity or _DEFAULT_CAPACITY
         self._config = config
         self._options: LlamaCppOptions = config.options
+        self.context = self._options.n_ctx
         self._server: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._thinks = False

@@ -220,7 +220,7 @@ class VllmEngine(Engine):
         model, cache = config.model_config, config.cache_config
         dtype = str(model.dtype).removeprefix("torch.")
         self._lora = lora
-        self._limit = int(model.max_model_len)
+        self.context = self._limit = int(model.max_model_len)
         self._kv_tokens = int(getattr(cache, "kv_cache_size_tokens", 0) or (cache.num_gpu_blocks or 0) * cache.block_size)
         self._seats = self.capacity = self._config.capacity or int(config.scheduler_config.max_num_seqs)
         self.deterministic = platform.is_cpu() and dtype == "float32"

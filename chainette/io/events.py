@@ -13,7 +13,7 @@ import msgspec
 
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
-from chainette.records import Usage
+from chainette.records import Earlier, Usage
 
 __all__ = [
     "AnyEvent",
@@ -129,6 +129,8 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     dropped: list[str] = []
     #: Rejections by reason.
     reasons: dict[str, int] = {}
+    #: Rejections that `--retry` took back, by row id: the asks that they had.
+    earlier: dict[str, Earlier] = {}
     usage: Usage = Usage()
     root_done: RootDone | None = None
     #: Stream position (id, token) in a fleet.

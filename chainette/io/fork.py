@@ -30,6 +30,7 @@ from chainette.io.events import (
     UnitRetried,
     UnitSplit,
 )
+from chainette.io.lines import parse_earlier
 from chainette.io.log import EventLog, encode_line, read_log
 from chainette.io.readback import ShardReader
 from chainette.io.replay import RunState, Status
@@ -253,16 +254,19 @@ class _Fork:
         is_open = event.root in self._open_roots
         if not is_open:
             off |= self._rewritten["flattened"].append(list(reader.read("flattened", event.off)))
-        reasons = dict(event.reasons)
+        reasons, earlier = dict(event.reasons), dict(event.earlier)
         for _, rejection in lines:
             if self._reopens(rejection):
                 reasons[rejection["reason"]] -= 1
+                if rejection["attempts"]:
+                    earlier[rejection["row_id"]] = parse_earlier(rejection)
         return msgspec.structs.replace(
             event,
             off=off,
             taken=event.taken - gone,
             rejected=len(kept),
             reasons={reason: count for reason, count in reasons.items() if count},
+            earlier=earlier,
             root_done=None if is_open else event.root_done,
             pos=None,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from chainette.core.plan import Plan, PlanNode
 from chainette.io.schemas import Added
-from chainette.records import Output, Rejection, Row, Spent
+from chainette.records import Earlier, Output, Rejection, Row, Spent
 
-__all__ = ["flattened_line", "output_line", "parse_output", "rejection_line"]
+__all__ = ["flattened_line", "output_line", "parse_earlier", "parse_output", "rejection_line"]
 
 _Fields = dict[str, msgspec.Raw]
 _fields = msgspec.json.Decoder(_Fields)
@@ -50,6 +50,11 @@ def _usage(spent: Spent) -> dict[str, float]:
         "_queued": round(spent.queued, 6),
         "_seconds": round(spent.seconds, 6),
     }
+
+
+def parse_earlier(rejection: Mapping[str, Any]) -> Earlier:
+    """The asks of a rejection that `rejection_line` wrote, with what they took if the run keeps that."""
+    return Earlier(rejection["attempts"], Spent(*(rejection.get(name, zero) for name, zero in _usage(Spent()).items())))
 
 
 def rejection_line(rejection: Rejection, added: Added) -> bytes:

@@ -37,6 +37,7 @@ def rows_of_root(directory: RunDir, plan: Plan, state: RunState, root: int) -> D
         else:
             folder = f".held/{node.folder}" if node.hidden else node.folder
             durable.add(node, map(parse_output, reader.read(folder, event.off)), rejected, event.dropped)
+            durable.add_earlier(node.id, event.earlier)
     return durable
 
 

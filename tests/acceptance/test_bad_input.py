@@ -224,12 +224,15 @@ def test_an_answer_that_is_not_json_or_was_cut_rejects_its_row_and_says_what_to_
     with serving(project, answer) as asked:
         done = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet")
     assert done.returncode == 3, done.stderr
-    assert sorted(asked) == ["<row 0>", "<row 0>", "<row 1>", "<row 1>", "<row 2>"]
+    assert sorted(asked) == ["<row 0>", "<row 0>", "<row 1>", "<row 2>"]
     found = rejections(project, "out")
     assert (found["0"]["reason"], found["0"]["raw"], found["0"]["attempts"]) == ("not_json", "Sure! The name is Ada.", 2)
     assert "Invalid JSON" in found["0"]["message"]
     assert (found["1"]["reason"], found["1"]["raw"]) == ("truncated", '{"name": "Ada Lovela')
-    assert found["1"]["message"] == "the answer was cut at max_tokens=32; raise SamplingParams.max_tokens or ask for less"
+    assert found["1"]["message"] == (
+        "the answer was cut at max_tokens=32; raise SamplingParams.max_tokens, "
+        "or bound the answer: Field(max_length=...) on the strings and lists of Fact"
+    )
     assert project.ids("out", "ask") == ["2"]
     shown = project.chainette("rejected", "out", "--reason", "truncated").stdout
     assert "max_tokens=32" in shown and "Sure!" not in shown

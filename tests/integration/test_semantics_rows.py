@@ -25,7 +25,7 @@ from chainette.io.shards import Format
 from chainette.records import Message, Reason, Usage, row_order
 from chainette.tally import MAX_ROW_BYTES, RAW_LIMIT
 from tests.support.chains import content, everything, write_inputs
-from tests.support.scripted import Answering, Script, ask_of, row_of, scripted
+from tests.support.scripted import Answering, Script, ScriptedEngine, ask_of, row_of, scripted
 
 
 class Text(BaseModel):
@@ -226,11 +226,59 @@ def test_a_bad_answer_is_sent_back_with_what_was_wrong_as_two_messages(tmp_path:
     assert by_id(result, "ask")["0"]["_attempts"] == 2
 
 
-def test_a_truncated_answer_is_asked_for_again_without_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_answer_is_not_sent_back(tmp_path: Path, text: str) -> None:
+    result, script = answered(tmp_path, lambda request: text if ask_of(request) == 1 else '{"price": 3}')
+    (first, second) = (texts(request.messages) for request in script.requests)
+    assert [role for role, _ in second] == [role for role, _ in first] == ["system", "user"]
+    assert second[1][1].startswith(first[1][1]) and "That answer cannot be used" in second[1][1]
+    assert by_id(result, "ask")["0"]["_attempts"] == 2
+
+
+def test_a_bad_answer_is_cut_to_the_room_that_the_context_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedEngine, "context", 400)
+    bad = "x" * 600  # 3 characters a token; 400 - 100 - 100 tokens are left
+
+    def answer(request: Request) -> Completion:
+        text = bad if ask_of(request) == 1 else '{"price": 3}'
+        return Completion(text, usage=Usage(1, 100, len(text) // 3))
+
+    _, script = answered(tmp_path, answer, sampling=SamplingParams(max_tokens=100))
+    *_, kept, complaint = script.requests[1].messages
+    assert bad.startswith(kept.content) and len(kept.content) + len(complaint.content) == 600
+
+
+def test_a_bad_answer_that_makes_the_prompt_too_long_is_left_out(tmp_path: Path) -> None:
+    def answer(request: Request) -> Completion:
+        sent_back = any(message.role == "assistant" for message in request.messages)
+        if sent_back:
+            return Completion("", Finish.TOO_LONG, error="500 of 400 tokens")
+        return Completion('{"price": "x"}' if ask_of(request) == 1 else '{"price": 3}')
+
+    result, script = answered(tmp_path, answer)
+    assert len(script.requests) == 3 and "'x'" in script.requests[2].messages[-1].content
+    assert by_id(result, "ask")["0"]["_attempts"] == 3
+
+
+def test_a_truncated_answer_is_not_asked_for_again_at_temperature_0(tmp_path: Path) -> None:
+    result, script = answered(tmp_path, lambda request: Completion('{"pri', Finish.LENGTH), max_attempts=5)
+    assert len(script.requests) == 1
+    rejection = only_rejection(result)
+    assert (rejection["reason"], rejection["attempts"]) == (Reason.TRUNCATED, 1)
+    assert "max_tokens=1024" in rejection["message"] and "Field(max_length=...)" in rejection["message"]
+
+
+@pytest.mark.parametrize("text", ['{"price": 3}', '```json\n{"price": 3}\n```', '{"price": 3}\n\n\n'])
+def test_a_complete_answer_is_kept_although_it_counts_as_truncated(tmp_path: Path, text: str) -> None:
+    result, script = answered(tmp_path, lambda request: Completion(text, Finish.LENGTH))
+    assert len(script.requests) == 1 and by_id(result, "ask")["0"]["price"] == 3
+
+
+def test_a_truncated_answer_is_asked_for_again_without_it_if_its_seed_matters(tmp_path: Path) -> None:
     def answer(request: Request) -> Completion:
         return Completion('{"pri', Finish.LENGTH) if ask_of(request) == 1 else Completion('{"price": 3}')
 
-    result, script = answered(tmp_path, answer)
+    result, script = answered(tmp_path, answer, sampling=SamplingParams(temperature=0.5))
     assert script.requests[0].messages == script.requests[1].messages
     assert script.requests[0].seed != script.requests[1].seed
     assert by_id(result, "ask")["0"]["price"] == 3
@@ -271,7 +319,7 @@ def test_reasoning_is_kept_beside_the_row_and_visible_to_later_prompts(tmp_path:
         (Completion("Sure! Here it is."), Reason.NOT_JSON, 3, "not JSON"),
         (Completion('{"price": -1}'), Reason.INVALID_OUTPUT, 3, "a price is not negative"),
         (Completion('{"cost": 1}'), Reason.INVALID_OUTPUT, 3, "price"),
-        (Completion('{"pri', Finish.LENGTH), Reason.TRUNCATED, 3, "max_tokens=1024"),
+        (Completion('{"pri', Finish.LENGTH), Reason.TRUNCATED, 1, "max_tokens=1024"),
         (Completion("", Finish.REFUSED, error="I cannot help"), Reason.REFUSED, 1, "I cannot help"),
         (Completion("", Finish.TOO_LONG, error="9000 of 4096 tokens"), Reason.PROMPT_TOO_LONG, 1, "9000 of 4096"),
         (Completion("", Finish.ERROR, error="400: bad schema"), Reason.ENGINE_ERROR, 1, "400: bad schema"),
