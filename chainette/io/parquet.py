@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainette.errors import InputError
-from chainette.io.readers import InputFile, Record
+from chainette.io.cells import cells
+from chainette.io.readers import InputFile, Record, require_distinct
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ class ParquetFile(InputFile):
         with self._open() as file:
             self._size: int = file.metadata.num_rows
             self._columns: list[str] = list(file.schema_arrow.names)
+        require_distinct(self._columns, f"{path}")
 
     def columns(self) -> list[str]:
         return list(self._columns)
@@ -43,14 +45,15 @@ class ParquetFile(InputFile):
 
     def _records(self, start: int, first: int) -> Generator[Record, None, int]:
         if start < first + self._size:
-            for number, row in self._rows(max(0, start - first)):
-                yield Record(first + number, number + 1, row, file=self.path)
+            for number, (row, unreadable) in self._rows(max(0, start - first)):
+                yield Record(first + number, number + 1, row, file=self.path, unreadable=unreadable)
         return first + self._size
 
-    def _rows(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number in the file, row) from row `start` on; row groups before it are not touched."""
+    def _rows(self, start: int) -> Iterator[tuple[int, tuple[dict[str, Any], dict[str, str]]]]:
+        """(number in the file, row and what of it cannot be read) from row `start` on; row groups before it are not touched."""
         import pyarrow as pa
 
+        wanted = [name for name in self._columns if name not in self._left_out] or None
         with self._open() as file:
             groups: list[int] = []
             index = 0
@@ -61,33 +64,19 @@ class ParquetFile(InputFile):
                 else:
                     index += size
             try:
-                for batch in file.iter_batches(256, row_groups=groups, use_threads=False):
+                for batch in file.iter_batches(256, row_groups=groups, columns=wanted, use_threads=False):
                     if index + batch.num_rows > start:
                         skip = max(0, start - index)
-                        yield from enumerate(_plain_rows(batch.slice(skip)), index + skip)
+                        yield from enumerate(_rows_of(batch.slice(skip)), index + skip)
                     index += batch.num_rows
             except pa.ArrowException as error:
                 raise InputError(f"{self.path}: cannot be read after row {index}: {error}") from error
 
 
-def _plain_rows(batch: Any) -> list[dict[str, Any]]:
-    """Rows as Python objects: nanoseconds are cut to microseconds, maps become dicts."""
-    import pyarrow as pa
-
-    rows: list[dict[str, Any]] = batch.cast(
-        pa.schema([_without_nanoseconds(field) for field in batch.schema]), safe=False
-    ).to_pylist()
-    maps = [field.name for field in batch.schema if pa.types.is_map(field.type)]
-    for row in rows:
-        row.update({name: dict(row[name]) for name in maps if row[name] is not None})
-    return rows
-
-
-def _without_nanoseconds(field: Any) -> Any:
-    import pyarrow as pa
-
-    if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
-        return field.with_type(pa.timestamp("us", field.type.tz))
-    if pa.types.is_duration(field.type) and field.type.unit == "ns":
-        return field.with_type(pa.duration("us"))
-    return field
+def _rows_of(batch: Any) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """Rows as Python objects, and per row why some of its cells cannot be read."""
+    names = batch.schema.names
+    columns = [cells(batch.column(index)) for index in range(len(names))]
+    for index, row in enumerate(zip(*(values for values, _ in columns), strict=True)):
+        found = {name: problems[index] for name, (_, problems) in zip(names, columns, strict=True) if index in problems}
+        yield dict(zip(names, row, strict=True)), found

@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -22,7 +22,7 @@ import msgspec
 from chainette.errors import InputError
 from chainette.io.delimited import KEPT, Line, lines, records, split_cells
 
-__all__ = ["DelimitedFile", "InputFile", "JsonLinesFile", "Record", "open_bytes"]
+__all__ = ["DelimitedFile", "InputFile", "JsonLinesFile", "Record", "open_bytes", "require_distinct"]
 
 _BOM = b"\xef\xbb\xbf"
 _SAMPLE = 1 << 20
@@ -46,6 +46,8 @@ class Record(msgspec.Struct, frozen=True):
     error: str | None = None
     #: The file that holds it.
     file: Path | None = None
+    #: Column -> why its cell cannot be read; `data` has None there.
+    unreadable: dict[str, str] = {}
 
     @property
     def raw(self) -> str:
@@ -64,6 +66,7 @@ class InputFile(ABC):
     def __init__(self, path: Path, limit: int | None) -> None:
         self.path = path
         self.limit = limit
+        self._left_out: frozenset[str] = frozenset()
 
     @abstractmethod
     def _records(self, start: int, first: int) -> Generator[Record, None, int]:
@@ -75,6 +78,10 @@ class InputFile(ABC):
     @abstractmethod
     def columns(self) -> list[str] | None:
         """The columns every record has; None where each record names its own."""
+
+    def leave_out(self, columns: Collection[str]) -> None:
+        """Says which columns nobody needs; a reader that can skip them does."""
+        self._left_out = frozenset(columns)
 
     def files(self) -> list[Path]:
         """The files it is made of, in reading order."""
@@ -273,9 +280,12 @@ def _column_names(path: Path, header: Line, separator: str) -> list[str]:
     if problem:
         raise InputError(f"{path}:{header.number}: the header cannot be read: {problem}")
     names = [(name or "").strip() for name in split_cells(header.data.decode(), separator)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(
-            f"{path}:{header.number}: the header names {', '.join(map(repr, twice))} more than once; rename the columns"
-        )
+    require_distinct(names, f"{path}:{header.number}")
     return names
+
+
+def require_distinct(columns: list[str], place: str) -> None:
+    """Raises InputError if a name stands for more than one column."""
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise InputError(f"{place}: more than one column is named {', '.join(map(repr, twice))}; rename them")

@@ -31,6 +31,7 @@ class Roots:
         self._model = model
         self._size = batch_size
         self._several = len(source.files()) > 1
+        source.leave_out(model.unused(source.columns() or ()))
 
     def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
         """Roots that are not done, in order; done ones are passed over without decoding them."""

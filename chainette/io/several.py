@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class SeveralFiles(InputFile):
         found = [part.columns() for part in self._parts]
         known = [columns for columns in found if columns is not None]
         return list(dict.fromkeys(name for columns in known for name in columns)) if len(known) == len(found) else None
+
+    def leave_out(self, columns: Collection[str]) -> None:
+        for part in self._parts:
+            part.leave_out(columns)
 
     def identity(self) -> dict[str, Any]:
         """As of one file, with `sources` if the user named several."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
-from chainette.core.dump import NotRoundTrip, dump_model, explain
+from chainette.core.dump import NotRoundTrip, dump_model, explain, short
 from chainette.io.readers import Record
 from chainette.io.shape import json_fields
 from chainette.utils.foreign import RAISED, told
@@ -30,7 +31,7 @@ class BadRecord(ValueError):
 class InputModel:
     """Validates records against a chain's input model.
 
-    JSON and Parquet values are validated as they are; CSV cells by pydantic's conversions from text,
+    Values of JSON and Parquet are validated as JSON (a date is its ISO text); CSV cells by pydantic's conversions from text,
     except that a cell for a list, dict or model is JSON. Unknown columns follow the model's `extra`;
     those that are ignored are said once, in the log of the process.
     """
@@ -42,6 +43,15 @@ class InputModel:
         self.ignored: set[str] = set()
         self._known = _known_columns(model)
         self._ignores = model.model_config.get("extra") in (None, "ignore") and not issubclass(model, RootModel)
+        validators = model.__pydantic_decorators__.model_validators.values()
+        #: A validator that sees the record first may use columns that no field names.
+        self._sees_all = any(validator.info.mode != "after" for validator in validators)
+
+    def unused(self, columns: Iterable[str]) -> list[str]:
+        """Those of an input's columns that no row needs; they are said once."""
+        columns = list(columns)
+        self._note_ignored(columns)
+        return [column for column in columns if column != self.key and not self._uses(column)]
 
     def validate(self, record: Record) -> tuple[bytes, bytes | None]:
         """The row's JSON dump, and the JSON of its key column (None where it has none).
@@ -53,7 +63,7 @@ class InputModel:
             raise BadRecord(record.error)
         if isinstance(record.data, bytes):
             return self._from_json(record.data)
-        return self._from_cells(record.data)
+        return self._from_cells(record, record.data)
 
     def _from_json(self, data: bytes) -> tuple[bytes, bytes | None]:
         fields = _decode_object(data)
@@ -62,13 +72,28 @@ class InputModel:
         key = bytes(fields[self.key]) if self.key in fields else b"null"
         return dump, None if key == b"null" else key
 
-    def _from_cells(self, cells: dict[str, Any]) -> tuple[bytes, bytes | None]:
+    def _from_cells(self, record: Record, cells: dict[str, Any]) -> tuple[bytes, bytes | None]:
         self._note_ignored(cells.keys())
-        values = self._parse_cells(cells)
-        strict = False if all(isinstance(cell, str) for cell in cells.values()) else None
-        dump = self._dump(lambda: self.model.__pydantic_validator__.validate_python(values, strict=strict))
+        for column, reason in record.unreadable.items():
+            if column == self.key or self._uses(column):
+                raise BadRecord(f"{column}: {reason}")
+        values = self._parse_cells({name: cell for name, cell in cells.items() if self._uses(name)})
+        if all(isinstance(cell, str) for cell in cells.values()):
+            dump = self._dump(lambda: self.model.__pydantic_validator__.validate_python(values, strict=False))
+        else:
+            data = self._as_json(values)
+            dump = self._dump(lambda: self.model.__pydantic_validator__.validate_json(data))
         key = None if self.key is None else cells.get(self.key)
         return dump, None if key is None else _key_json(key)
+
+    def _uses(self, column: str) -> bool:
+        return not self._ignores or self._sees_all or column in self._known
+
+    def _as_json(self, values: dict[str, Any]) -> bytes:
+        try:
+            return to_json(values, bytes_mode=self.model.model_config.get("val_json_bytes", "utf8"), inf_nan_mode="constants")
+        except ValueError as error:
+            raise BadRecord(_not_json(values, error)) from error
 
     def _parse_cells(self, cells: dict[str, Any]) -> dict[str, Any]:
         parsed = dict(cells)
@@ -127,6 +152,19 @@ def _parse_cell(name: str, cell: str, takes_text: bool) -> Any:
         if takes_text:
             return cell
         raise BadRecord(f"{name}: the cell must hold JSON, got {cell[:60]!r}") from error
+
+
+def _not_json(values: dict[str, Any], error: ValueError) -> str:
+    for name, value in values.items():
+        try:
+            to_json(value, inf_nan_mode="constants")
+        except ValueError as found:
+            why = str(found).removeprefix("Error serializing to JSON: ")
+            hint = (
+                "; set val_json_bytes and ser_json_bytes to 'base64' in the model's config" if isinstance(value, bytes) else ""
+            )
+            return f"{name}: {short(value)} cannot be written as JSON: {why}{hint}"
+    return str(error)
 
 
 def _key_json(value: Any) -> bytes:

@@ -247,7 +247,7 @@ def test_a_parquet_file_that_breaks_while_it_is_read_is_an_input_error(tmp_path:
         ("a.json", b'[{"name":"a"}]', "jq -c '.[]' a.json > a.jsonl"),
         ("a.jsonl", b'[\n{"name":"a"}\n]', "one JSON array"),
         ("a.json", b'{\n"name":"a"\n}', "jq -c . a.json > a.jsonl"),
-        ("a.csv", b"name,price,name\n", "names 'name' more than once"),
+        ("a.csv", b"name,price,name\n", "a.csv:1: more than one column is named 'name'; rename them"),
         ("a.csv", b"nam\xe9,price\n", ":1: the header cannot be read: not UTF-8"),
         ("a.txt", b"hello\n", "name it .jsonl, .csv, .tsv or .parquet"),
     ],
