@@ -15,6 +15,7 @@ import msgspec
 
 __all__ = [
     "CHAIN_INPUT",
+    "PYTHON",
     "Earlier",
     "Effects",
     "Message",
@@ -44,6 +45,9 @@ CHAIN_INPUT = "chain_input"
 #: Stands between a row's id and the number of its child. With "." the ids "0.1" and "0.10" would be the same
 #: number to pandas, polars, duckdb and datasets.
 _CHILD = "~"
+
+#: The engine name of what no engine answers: functions and joins.
+PYTHON = "python"
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -16,6 +16,7 @@ from chainette.cli.live import view_lines
 from chainette.cli.progress import EngineView, Progress
 from chainette.cli.summary import clock, short
 from chainette.fleet.board import Board
+from chainette.fleet.keys import served
 from chainette.fleet.reasons import reasons
 from chainette.fleet.snapshot import Load, Snapshot
 from chainette.io.replay import NodeCounts, RunState
@@ -141,7 +142,7 @@ def engines_of(snapshot: Snapshot) -> dict[str, EngineView]:
 
 
 def _engine(name: str, members: Mapping[str, Mapping[str, str]]) -> EngineView:
-    serving = [words for words in members.values() if name in words.get("engines", "").split(",")]
+    serving = [words for words in members.values() if name in served(words)]
     if not serving:
         return EngineView(name, "no live worker", trouble=True)
     rows = sum(int(words.get("rows_in_flight", 0)) for words in serving)

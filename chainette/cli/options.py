@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +44,10 @@ class Format(StrEnum):
     PARQUET = "parquet"
     CSV = "csv"
 
+
+#: `ENGINE=N,...`; the name of an engine may hold commas and equals signs too.
+_ONE_ENGINE = re.compile(r"(.+?)=\s*(\d+)\s*(?:,|$)")
+_BY_ENGINE = re.compile(rf"(?:{_ONE_ENGINE.pattern})+")
 
 ChainRef = Annotated[str, typer.Argument(metavar="CHAIN", help="chain.py, chain.py:name or package.module:name.")]
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
@@ -132,8 +137,9 @@ def drive_of(
     try:
         if "=" not in workers:
             return LocalFleet(_count(workers))
-        pairs = (part.partition("=") for part in workers.split(","))
-        return LocalFleet({name.strip(): _count(number) for name, _, number in pairs})
+        if not _BY_ENGINE.fullmatch(workers):
+            raise ValueError(workers)
+        return LocalFleet({name.strip(): _count(number) for name, number in _ONE_ENGINE.findall(workers)})
     except ValueError:
         raise typer.BadParameter(f"--workers {workers}: expected a number, or ENGINE=N for each engine") from None
 

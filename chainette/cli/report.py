@@ -75,7 +75,7 @@ def _prices(given: list[str], found: Figures) -> Mapping[str, Price]:
 
     prices, known = {}, sorted(found.state.graph["engines"])
     for text in given:
-        engine, _, numbers = text.partition("=")
+        engine, _, numbers = text.rpartition("=")
         try:
             prompt, completion = (float(number) for number in numbers.split(","))
         except ValueError:

@@ -8,6 +8,7 @@ import typer
 
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.options import RedisUrl
+from chainette.fleet.keys import served
 
 __all__ = ["cancel", "kill", "pause", "runs", "unpause"]
 
@@ -40,7 +41,9 @@ def runs(redis: RedisUrl = None) -> None:
     workers = {name: words for name, words in members.items() if words.get("kind", "worker") == "worker"}
     for name, words in sorted(members.items()):
         if name in workers:
-            screen.print(f"worker {name}: {words.get('engines')}, {words.get('rows_in_flight')} rows in flight", soft_wrap=True)
+            screen.print(
+                f"worker {name}: {', '.join(served(words))}, {words.get('rows_in_flight')} rows in flight", soft_wrap=True
+            )
         else:
             screen.print(f"{words.get('kind')} {name}: pid {words.get('pid')} on {words.get('host')}", soft_wrap=True)
     if not workers:

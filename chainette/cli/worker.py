@@ -10,6 +10,7 @@ import typer
 
 from chainette.cli.common import guarded
 from chainette.cli.options import ChainRoot, EngineFile, MetricsHost, MetricsPort, RedisUrl
+from chainette.utils.ids import name_problem
 
 __all__ = ["worker"]
 
@@ -57,6 +58,9 @@ def worker(
     """
     if not engine:
         raise typer.BadParameter("--engine says what to serve; name one, or `--engine python` for functions only")
+    for name in engine:
+        if problem := name_problem(name):
+            raise typer.BadParameter(f"--engine {name!r} {problem}")
     import signal
     import threading
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from chainette.core.branch import Element, checked_elements
-from chainette.core.node import caller_place, check_name
+from chainette.core.node import caller_place
 from chainette.engine.config import EngineRegistry, current_registry
 from chainette.errors import DeclarationError, Place
+from chainette.utils.ids import name_problem
 
 if TYPE_CHECKING:
     from chainette.executor import RunResult
@@ -46,7 +47,8 @@ class Chain:
     registry: EngineRegistry = field(default_factory=current_registry, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_name("chain name", self.name)
+        if problem := name_problem(self.name):
+            raise DeclarationError(f"{self.place}: chain name {self.name!r} {problem}")
         if self.batch_size < 1:
             raise DeclarationError(f"{self.place}: chain {self.name!r}: batch_size is {self.batch_size}, it must be 1 or more")
         object.__setattr__(self, "steps", checked_elements(self.name, self.steps, self.place))

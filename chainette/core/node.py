@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from chainette.errors import DeclarationError, Place
-from chainette.utils.ids import snake_case
+from chainette.utils.ids import name_problem, snake_case
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,6 +68,8 @@ class Node(ABC):
         check_name("id", self.id)
         if not self.name:
             object.__setattr__(self, "name", self.id)
+        if problem := name_problem(self.name):
+            raise DeclarationError(f"{self.place}: {self.id!r}: name {self.name!r} {problem}")
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ from chainette.core.branch import JoinBranch
 from chainette.core.step import Step
 from chainette.engine.config import EngineConfig
 from chainette.errors import Place, Problem
+from chainette.records import PYTHON
 from chainette.utils.ids import snake_case
 
 __all__ = [
@@ -33,10 +34,6 @@ __all__ = [
     "ToNode",
     "join_adapter",
 ]
-
-
-#: The engine name of what no engine answers.
-PYTHON = "python"
 
 
 class NodeKind(StrEnum):

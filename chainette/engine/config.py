@@ -17,6 +17,8 @@ import msgspec
 
 from chainette.engine.backends import BACKENDS, Options, SimulatedOptions
 from chainette.errors import EngineConfigError, UnknownEngine
+from chainette.records import PYTHON
+from chainette.utils.ids import name_problem
 
 __all__ = [
     "EngineConfig",
@@ -98,8 +100,10 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
     Raises:
         EngineConfigError: an unknown backend or key (the nearest is suggested), or a wrong type.
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise EngineConfigError(f"engine name {name!r} must be letters, digits and '_', starting with a letter")
+    if problem := name_problem(name):
+        raise EngineConfigError(f"engine name {name!r} {problem}")
+    if name == PYTHON:
+        raise EngineConfigError(f"engine name {name!r} stands for functions (apply); choose another")
     if not isinstance(model, str) or not model:
         raise EngineConfigError(f"engine {name!r}: model is {model!r}; give a path, a Hugging Face id or an endpoint's name")
     backend = str(backend or _default_backend(model))

@@ -9,7 +9,7 @@ import socket
 from importlib import metadata
 from typing import TYPE_CHECKING, cast
 
-from chainette.fleet.keys import LEASES, RUNS, RunKeys, worker
+from chainette.fleet.keys import LEASES, RUNS, RunKeys, served, worker
 from chainette.fleet.states import Progress, RunInfo
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def this_process() -> dict[str, str | int]:
 def ask_to_stop(connection: redis.Redis, engine: str | None) -> list[str]:
     """Leaves the wish where the workers of an engine, or all, look; returns whom."""
     workers = known_workers(connection)
-    asked = [name for name, words in workers.items() if engine is None or engine in words.get("engines", "").split(",")]
+    asked = [name for name, words in workers.items() if engine is None or engine in served(words)]
     for name in asked:
         connection.hset(worker(name), "stop", "1")
     return asked

@@ -6,9 +6,25 @@ RQ's own keys keep RQ's names, so that `rq info` and dashboards read them.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote
 
-__all__ = ["LEASES", "RUNS", "WORKERS", "RunKeys", "held", "rq_job", "rq_queue", "rq_scheduled", "worker"]
+__all__ = [
+    "LEASES",
+    "RUNS",
+    "WORKERS",
+    "RunKeys",
+    "engine_of",
+    "held",
+    "listed",
+    "rq_job",
+    "rq_queue",
+    "rq_scheduled",
+    "served",
+    "worker",
+]
 
 #: Set of run ids that are not closed.
 RUNS = "chainette:runs"
@@ -43,6 +59,26 @@ def rq_scheduled(name: str) -> str:
 def rq_job(job: str) -> str:
     """RQ's hash of a job."""
     return f"rq:job:{job}"
+
+
+def _word(engine: str) -> str:
+    """The name of an engine, which may be any text, as one word: all but letters, digits, "_" and "-" is percent-encoded."""
+    return re.sub(r"[^\w-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), engine)
+
+
+def engine_of(queue: str) -> str:
+    """The engine of a queue that `RunKeys.queue` named."""
+    return unquote(queue.partition(".")[0])
+
+
+def listed(engines: Iterable[str]) -> str:
+    """The engines that a worker serves, as it says them: words with commas between."""
+    return ",".join(map(_word, sorted(engines)))
+
+
+def served(words: Mapping[str, str]) -> list[str]:
+    """The engines that a worker says it serves."""
+    return [unquote(word) for word in words.get("engines", "").split(",") if word]
 
 
 @dataclass(frozen=True)
@@ -89,8 +125,8 @@ class RunKeys:
         return f"{self.prefix}r:{root}"
 
     def queue(self, engine: str, node: str) -> str:
-        """RQ's name of the queue of one node."""
-        return f"{engine}.{node}.{self.run}"
+        """RQ's name of the queue of one node: three words with dots between."""
+        return f"{_word(engine)}.{node}.{self.run}"
 
     def job(self, node: str, root: int, part: str) -> str:
         """RQ's id of a unit's job: letters, digits, "_" and "-" only."""

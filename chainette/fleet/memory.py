@@ -14,7 +14,7 @@ from typing import Any
 from chainette.core.plan import Plan
 from chainette.fleet.contract import LeasedQueue
 from chainette.fleet.jobs import claimed_unit, halves, require_size, wire_effects
-from chainette.fleet.keys import RunKeys
+from chainette.fleet.keys import RunKeys, served
 from chainette.fleet.memory_run import Job, RunInMemory, Stored
 from chainette.fleet.messages import MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
 from chainette.fleet.states import ANCHOR, LEASE, Admitted, Cancelled, Claim, Drain, Entry, Lost, Progress, RunInfo, Turn
@@ -189,11 +189,7 @@ class MemoryQueue(LeasedQueue):
         return {name: dict(worker.words) for name, worker in self._workers.items()}
 
     def ask_to_stop(self, engine: str | None) -> list[str]:
-        asked = [
-            name
-            for name, worker in self._workers.items()
-            if engine is None or engine in worker.words.get("engines", "").split(",")
-        ]
+        asked = [name for name, worker in self._workers.items() if engine is None or engine in served(worker.words)]
         for name in asked:
             self._workers[name].words["stop"] = "1"
         return asked

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from chainette.fleet.board import Role
+from chainette.fleet.keys import engine_of, served
 from chainette.fleet.snapshot import Snapshot
 
 __all__ = ["reasons"]
@@ -61,10 +63,10 @@ def _refused(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _unserved(snapshot: Snapshot) -> Iterator[str]:
-    served = {engine for words in snapshot.members.values() for engine in words.get("engines", "").split(",")}
-    waiting = {name.partition(".")[0] for name, load in snapshot.queues.items() if load.waiting}
-    for engine in sorted(waiting - served):
-        yield f"no live worker serves {engine!r}; start: chainette worker --engine {engine}"
+    known = {engine for words in snapshot.members.values() for engine in served(words)}
+    waiting = {engine_of(name) for name, load in snapshot.queues.items() if load.waiting}
+    for engine in sorted(waiting - known):
+        yield f"no live worker serves {engine!r}; start: chainette worker --engine {shlex.quote(engine)}"
 
 
 def _failing(snapshot: Snapshot) -> Iterator[str]:

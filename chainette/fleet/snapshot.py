@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from chainette.fleet import census
-from chainette.fleet.keys import RunKeys, held
+from chainette.fleet.keys import RunKeys, engine_of, held
 from chainette.fleet.states import RunInfo
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Snapshot:
     @property
     def barred(self) -> list[str]:
         """Engines whose units wait for a later phase."""
-        return sorted({name.partition(".")[0] for name in self.info.fields.get("barred", "").split()})
+        return sorted({engine_of(name) for name in self.info.fields.get("barred", "").split()})
 
     @property
     def live_rows(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chainette.fleet.jobs import age
-from chainette.fleet.keys import LEASES, RUNS, RunKeys, rq_job, rq_queue, rq_scheduled, worker
+from chainette.fleet.keys import LEASES, RUNS, RunKeys, engine_of, rq_job, rq_queue, rq_scheduled, worker
 
 if TYPE_CHECKING:
     import redis
@@ -175,9 +175,9 @@ def _raw(fields: Fields, replies: Iterator[Any]) -> _Raw:
 def _run(run: str, fields: Fields, raw: _Raw, stamps: Iterator[bytes | None], now: float) -> RunSurvey:
     waiting = []
     for name, (units, jobs, delayed) in zip(_queues(fields), raw.queues, strict=True):
-        engine, _, step = name.removesuffix(f".{run}").partition(".")
+        step = name.removesuffix(f".{run}").partition(".")[2]
         oldest = max((age((next(stamps) or b"").decode(), now) for _ in jobs), default=0.0)
-        waiting.append(Waiting(step, engine, units, oldest, delayed))
+        waiting.append(Waiting(step, engine_of(name), units, oldest, delayed))
     lag_rows = lag_seconds = 0.0
     if len(raw.oldest) > 1:
         durable = int(raw.oldest[0][1].get(b"n", 0))

@@ -8,7 +8,7 @@ import secrets
 import unicodedata
 from datetime import UTC, datetime
 
-__all__ = ["folder_key", "new_run_id", "snake_case"]
+__all__ = ["folder_key", "name_problem", "new_run_id", "snake_case"]
 
 #: Windows opens a device under these names, whatever the folder.
 _DEVICE = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
@@ -32,6 +32,20 @@ def snake_case(name: str) -> str:
 def folder_key(folder: str) -> str:
     """Equal for folders that some file system (macOS, Windows) takes for the same one."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folder).casefold())
+
+
+def name_problem(name: object) -> str:
+    """Why a name that only people read (of a chain, an engine) cannot be used; "" when it can.
+
+    Any text will do: whatever turns it into a queue, a label or a command escapes it.
+    """
+    if not isinstance(name, str):
+        return f"is {type(name).__name__}, not text; put it in quotes"
+    if not name.strip():
+        return "is empty"
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+        return "contains control characters"
+    return ""
 
 
 def _starts_word(text: str, index: int) -> bool:

@@ -178,6 +178,23 @@ def test_an_id_that_templates_could_not_say_is_refused(id: str) -> None:
         step(id)
 
 
+@pytest.mark.parametrize("name", ["RAG Demo", "gpt-4.1", "问答", "class", "_", "a/b: c"])
+def test_the_name_of_a_chain_is_any_text(name: str) -> None:
+    assert plan([apply(touch)]).chain == "declared"
+    assert Chain(name=name, steps=[apply(touch)]).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("", "is empty"), ("\t", "is empty"), ("a\x07", "control characters"), (3, "put it in quotes")]
+)
+def test_a_name_that_nobody_could_read_is_refused(name: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=rf"test_semantics_declare\.py:\d+: chain name .*{words}"):
+        Chain(name=name, steps=[apply(touch)])
+    if name:
+        with pytest.raises(DeclarationError, match=words):
+            apply(touch, name=name)
+
+
 def test_a_better_id_is_suggested() -> None:
     with pytest.raises(DeclarationError, match="'my_step' would do"):
         step("My Step")

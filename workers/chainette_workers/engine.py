@@ -27,6 +27,7 @@ from chainette.errors import ChainetteError, EngineUnavailable
 from chainette.fleet.connect import is_passing
 from chainette.fleet.contract import LeasedQueue
 from chainette.fleet.jobs import age
+from chainette.fleet.keys import listed
 from chainette.fleet.messages import TooLarge
 from chainette.fleet.states import LEASE, Claim, Drain, Lost, RunInfo, Turn
 from chainette.hooks import Hook, Stage
@@ -380,7 +381,7 @@ class EngineWorker:
         """What the worker says about itself."""
         return {
             **self.about,
-            "engines": ",".join(sorted(self.serving.names)),
+            "engines": listed(self.serving.names),
             "rows_in_flight": self.hands.rows,
             "rows_budget": self.rows_budget,
             "units_in_flight": len(self.hands.claims),

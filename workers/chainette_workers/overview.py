@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from chainette.fleet.keys import served
 from chainette.fleet.survey import RunSurvey, Survey
 from chainette_workers.forecast import Forecast
 
@@ -28,7 +29,7 @@ class Overview:
         yield "chainette_redis_memory_max_bytes", [], seen.memory_max
         yield "chainette_runs", [], len(seen.runs)
         needed = {waiting.engine for run in seen.runs for waiting in run.waiting}
-        serving = Counter(name for words in seen.processes.values() for name in words.get("engines", "").split(",") if name)
+        serving = Counter(name for words in seen.processes.values() for name in served(words))
         for engine in sorted(needed | set(serving)):
             yield "chainette_workers", [engine], serving[engine]
         self._forecasts = {run.run: self._forecasts.get(run.run) or Forecast() for run in seen.runs}

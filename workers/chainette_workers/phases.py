@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from chainette.core.plan import Plan
+from chainette.fleet.keys import served
 
 __all__ = ["Phases"]
 
@@ -32,9 +33,9 @@ class Phases:
 
     def look(self, workers: Iterable[Mapping[str, str]]) -> None:
         """Looks again at what the workers that live say."""
-        served = [(words, {*words.get("engines", "").split(",")} & {*self.plan.phases}) for words in workers]
-        own = {name for _, names in served if len(names) == 1 for name in names}
-        shared = [(words, names - own) for words, names in served if len(names) > 1]
+        serving = [(words, {*served(words)} & {*self.plan.phases}) for words in workers]
+        own = {name for _, names in serving if len(names) == 1 for name in names}
+        shared = [(words, names - own) for words, names in serving if len(names) > 1]
         self.begun = self.begun or any(float(words.get("swapping", 0)) > _MOST_SWAPPING for words, _ in shared)
         self._turns = [[name for name in self.plan.phases if name in names] for _, names in shared if names]
 

@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.fleet.contract import LeasedQueue
+from chainette.fleet.keys import RunKeys
 from chainette.fleet.states import Claim, RunInfo
 from chainette.hooks import Hook
 from chainette_workers.runtime import insist
@@ -121,7 +122,7 @@ def _places(info: RunInfo, plan: Plan, names: Container[str]) -> Iterator[Place]
     for name in sorted(plan.depths, key=lambda name: -plan.depths[name]):
         engine = plan.engine_of(name)
         if engine in names:
-            yield Place(info.run, f"{engine}.{name}.{info.run}", lane_of(plan, name), plan.batch_size)
+            yield Place(info.run, RunKeys(info.run, info.epoch).queue(engine, name), lane_of(plan, name), plan.batch_size)
 
 
 def lane_of(plan: Plan, name: str) -> str:

@@ -29,7 +29,7 @@ def test_secrets_in_urls_are_left_out(url: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("engines:\n  - name: 12\n    model: m\n", "engine name 12 must be letters"),
+        ("engines:\n  - name: 12\n    model: m\n", "engine name 12 is int, not text; put it in quotes"),
         ("engines:\n  a: [1]\n", "expected a list of engines, or a mapping of names to their settings"),
         ("engines:\n  a: {model: 3}\n", "engine 'a': model is 3"),
         ("engines:\n  a: {model: m, backend: openai, 5: 3}\n", "unknown key '5'"),
