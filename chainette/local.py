@@ -185,7 +185,7 @@ class LocalRun:
             for rejection in bad:
                 self.hook.on_stream(rejection)
         self._hold(root)
-        self.post(Admitted(root.number, root.rows, root.records, durable))
+        self.post(Admitted(root.number, root.rows, root.records, durable, root.read))
         pending = self._ledger.admit(root.number, len(root.rows), effects)
         if bad or not pending:
             unit = Unit(CHAIN_INPUT, root.number, "", "", [])

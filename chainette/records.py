@@ -22,6 +22,7 @@ __all__ = [
     "Outcome",
     "Output",
     "Partial",
+    "Read",
     "Reason",
     "Rejection",
     "Row",
@@ -86,6 +87,15 @@ class Earlier(msgspec.Struct, frozen=True, array_like=True):
 
     asks: int
     spent: Spent = Spent()
+
+
+class Read(msgspec.Struct, frozen=True, array_like=True):
+    """How far an input was read, and what was found there."""
+
+    #: Bytes, over all files in reading order.
+    upto: int
+    #: sha256 of them.
+    digest: str
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

@@ -14,9 +14,10 @@ from chainette.core.chain import Chain
 from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
-from chainette.errors import ChainChanged, InputError, RunDirectoryError, RunDirectoryInUse, RunError
+from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.io.changes import FLATTENED, changes_between
 from chainette.io.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
+from chainette.io.identity import require_same_input
 from chainette.io.inputs import open_input
 from chainette.io.log import EventLog
 from chainette.io.readback import ShardReader
@@ -28,7 +29,7 @@ from chainette.io.session import graph_of, read_state, recover
 from chainette.io.shards import require_size
 from chainette.io.writer import tidy
 from chainette.options import RunOptions
-from chainette.records import CHAIN_INPUT
+from chainette.records import CHAIN_INPUT, Read
 from chainette.session import check_drive, compile_plan, finish_run, registry_of
 
 __all__ = ["Observed", "observe", "resume", "retry"]
@@ -65,8 +66,9 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
 
 
 async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
-    source = await anyio.to_thread.run_sync(_same_input, directory, state, options)
-    attaches = options.drive is not None and options.drive.attaches
+    source, equal = await anyio.to_thread.run_sync(_same_input, directory, state, options)
+    # what a queue holds of a file that was touched is of what it was then
+    attaches = options.drive is not None and options.drive.attaches and equal
     writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, new_epoch=not attaches))
     return await finish_run(plan, source, writer, options)
 
@@ -217,8 +219,9 @@ def _load(directory: RunDir, state: RunState) -> Chain:
     return load_chain(run.chain_ref, Path(run.chain_root)).chain
 
 
-def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path]) -> Observed:
-    """What is needed to admit the rows of a run whose directory somebody else writes.
+def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read: Read | None = None) -> Observed:
+    """What is needed to admit the rows of a run whose directory somebody else writes. `read` is how far the input was
+    read for roots that may not be durable yet.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -229,23 +232,20 @@ def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path]) -> O
     options = _recorded(state, RunOptions())
     plan = compile_plan(chain, options)
     _require_unchanged(directory, state, plan)
-    return Observed(plan, _same_input(directory, state, options, inputs), state, options)
+    if read is not None:
+        state.apply_read(read)
+    source, _ = _same_input(directory, state, options, inputs)
+    return Observed(plan, source, state, options)
 
 
 def _same_input(
     directory: RunDir, state: RunState, options: RunOptions, path: Path | Sequence[Path] | None = None
-) -> InputFile:
-    """The input of the run, at its path or at another one.
+) -> tuple[InputFile, bool]:
+    """The input of the run, at its path or at another one, and whether its sizes and times are those recorded.
 
     Raises:
         InputError: it is gone, or it has changed.
     """
     recorded = state.run.input
     source = open_input(path or recorded.get("sources") or recorded["path"], limit=options.limit)
-    found = source.identity()
-    if found["size"] != recorded["size"] or found["sample"] != recorded["sample"]:
-        raise InputError(
-            f"{recorded['path']} has changed since the run in {directory} began "
-            f"({recorded['size']:,} bytes then, {found['size']:,} now); put the old file back, or begin a new run"
-        )
-    return source
+    return source, require_same_input(source, recorded, state.read, str(directory))

@@ -49,7 +49,7 @@ class Session:
     def finish(self) -> None:
         """Says in the log that every row is in its place; once, however often it is called."""
         if self.writer.state.status is not Status.FINISHED:
-            _tell(self.hook, self.writer.finish(self.source.digest()))
+            _tell(self.hook, self.writer.finish(self.source.digest(self.writer.state.read)))
 
 
 async def check_drive(plan: Plan, options: RunOptions) -> None:

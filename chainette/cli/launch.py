@@ -28,7 +28,7 @@ from chainette.cli.common import (
     show_path,
     silence_stdout,
 )
-from chainette.errors import DiskError, EngineError, Problem, RunStopped
+from chainette.errors import DiskError, EngineError, InputError, Problem, RunStopped
 
 if TYPE_CHECKING:
     from chainette.cli.plain import Reporter
@@ -138,7 +138,7 @@ def launch(directory: Path, telling: Telling, start: Callable[[tuple[Hook, ...]]
         silence_stdout()
         _say_how_to_go_on(directory, telling.again)
         raise typer.Exit(INTERRUPTED) from None
-    except (RunStopped, DiskError, EngineError) as error:
+    except (RunStopped, DiskError, EngineError, InputError) as error:
         code = show_error(error, debug=telling.debug)
         if "chainette resume" not in str(error):
             _say_how_to_go_on(directory, telling.again)

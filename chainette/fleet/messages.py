@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from chainette.errors import ChainetteError
-from chainette.records import Outcome, Output, Partial, Rejection, Row, Unit, Usage
+from chainette.records import Outcome, Output, Partial, Read, Rejection, Row, Unit, Usage
 
 __all__ = ["MAX_BYTES", "MAX_COMMIT", "Admission", "BadMessage", "Result", "RootRecord", "TooLarge", "open_message"]
 
@@ -36,6 +36,8 @@ class RootRecord(msgspec.Struct, frozen=True, array_like=True):
 
     rows: list[Row]
     records: int
+    #: How far the input was read for it.
+    read: Read | None = None
 
 
 class Admission(msgspec.Struct, frozen=True, array_like=True):

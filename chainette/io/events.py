@@ -20,6 +20,7 @@ __all__ = [
     "EngineLoaded",
     "EngineReleased",
     "Event",
+    "InputRead",
     "RootDone",
     "RunCancelled",
     "RunCreated",
@@ -66,7 +67,7 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     graph: dict[str, Any]
     #: Settings that the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
     settings: dict[str, Any]
-    #: path, kind, size, mtime_ns, sample digest.
+    #: path, kind, size, mtime_ns, sample digest; sizes and times of its files.
     input: dict[str, Any]
     #: python, chainette, pydantic, ...; git commit of the chain root; platform.
     versions: dict[str, str]
@@ -96,6 +97,15 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     phase: int = 0
     #: The Redis over which, without its password; "" where there is none that outlives the session.
     redis: str = ""
+
+
+class InputRead(Event, frozen=True, tag="input_read"):
+    """The input was read this far by the time of the units that follow."""
+
+    #: Bytes, over all files in reading order.
+    upto: int
+    #: sha256 of them.
+    digest: str
 
 
 class RootDone(msgspec.Struct, frozen=True):
@@ -241,6 +251,7 @@ AnyEvent = (
     RunCreated
     | RunStarted
     | RunResumed
+    | InputRead
     | UnitCommitted
     | UnitRetried
     | UnitSplit

@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,6 +21,8 @@ import msgspec
 
 from chainette.errors import InputError
 from chainette.io.delimited import KEPT, Line, lines, records, split_cells
+from chainette.io.trail import Stamp, Trail, digest_of, stamp_of
+from chainette.records import Read
 
 __all__ = ["DelimitedFile", "InputFile", "JsonLinesFile", "Record", "open_bytes", "require_distinct"]
 
@@ -63,13 +65,15 @@ class InputFile(ABC):
     #: "jsonl", "csv", "tsv" or "parquet"
     kind: str
 
-    def __init__(self, path: Path, limit: int | None) -> None:
-        self.path = path
+    def __init__(self, path: Path, limit: int | None, stamps: Sequence[Stamp] = ()) -> None:
+        self.path = path.absolute()
         self.limit = limit
+        #: Sizes and times of the files when the input was opened.
+        self.stamps = tuple(stamps) or (stamp_of(self.path),)
         self._left_out: frozenset[str] = frozenset()
 
     @abstractmethod
-    def _records(self, start: int, first: int) -> Generator[Record, None, int]:
+    def _records(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
         """See `read`."""
 
     @abstractmethod
@@ -87,24 +91,34 @@ class InputFile(ABC):
         """The files it is made of, in reading order."""
         return [self.path]
 
-    def records(self, start: int = 0) -> Iterator[Record]:
-        """The records from index `start` up to the limit.
+    def trail(self) -> Trail:
+        """Follows one pass over the files, as they were when the input was opened."""
+        return Trail(self.files(), self.stamps)
+
+    def records(self, start: int = 0, trail: Trail | None = None) -> Iterator[Record]:
+        """The records from index `start` up to the limit. `trail` tells how far the files were read for them.
 
         Raises:
-            InputError: the file went away or broke while it was read.
+            InputError: a file went away, broke, or changed while it was read.
         """
+        trail = trail or self.trail()
         stop = None if self.limit is None else max(0, self.limit - start)
-        yield from islice(self.read(start), stop)
+        yield from islice(self.read(start, 0, trail), stop)
+        trail.end()
 
-    def read(self, start: int, first: int = 0) -> Generator[Record, None, int]:
+    def read(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
         """Yields the records from index `start` on, numbered from `first`; returns the index after the last one.
 
         Raises:
-            InputError: the file went away or broke while it was read.
+            InputError: the file went away, broke, or changed while it was read.
         """
         try:
-            return (yield from self._records(start, first))
+            return (yield from self._records(start, first, trail))
+        except InputError:
+            trail.mark()  # a change is the better explanation
+            raise
         except _BROKEN as error:
+            trail.mark()
             raise InputError(f"{self.path}: cannot be read on: {error}") from error
 
     def count(self) -> int | None:
@@ -117,24 +131,34 @@ class InputFile(ABC):
         return found if found is None or self.limit is None else min(found, self.limit)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this input from another: size, time, and a digest of its first and last MiB."""
-        stats = [file.stat() for file in self.files()]
+        """What tells this input from another: sizes, times, and a digest of its first and last MiB."""
         return {
-            "path": str(self.path.absolute()),
+            "path": str(self.path),
             "kind": self.kind,
-            "size": sum(stat.st_size for stat in stats),
-            "mtime_ns": max(stat.st_mtime_ns for stat in stats),
+            "size": self.size,
+            "mtime_ns": max(stamp.mtime_ns for stamp in self.stamps),
             "sample": _sample_digest(self.files()),
+            "files": [list(stamp) for stamp in self.stamps],
         }
 
-    def digest(self) -> str:
-        """sha256 of the whole input as it lies on disk; of a folder, of its files in order."""
-        total = hashlib.sha256()
-        for file in self.files():
-            with file.open("rb") as stream:
-                while block := stream.read(_SAMPLE):
-                    total.update(block)
-        return total.hexdigest()
+    @property
+    def size(self) -> int:
+        """Bytes of all files, when the input was opened."""
+        return sum(stamp.size for stamp in self.stamps)
+
+    def digest(self, read: Read | None = None) -> str:
+        """sha256 of the whole input as it lies on disk, over its files in order. `read` may say it already.
+
+        "" if the files are no longer those that were opened.
+        """
+        if read is not None and read.upto == self.size:
+            return read.digest
+        try:
+            found = digest_of(self.files())
+            same = all(stamp_of(file)[:2] == stamp[:2] for file, stamp in zip(self.files(), self.stamps, strict=True))
+        except InputError:
+            return ""
+        return found if same else ""
 
 
 def _sample_digest(files: list[Path]) -> str:
@@ -149,11 +173,16 @@ def _sample_digest(files: list[Path]) -> str:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The text of a file behind gzip and a UTF-8 byte-order mark, if it has those."""
-    stream: IO[bytes] = path.open("rb")
-    if stream.read(2) == b"\x1f\x8b":
-        stream.close()
-        stream = cast("IO[bytes]", gzip.open(path))  # noqa: SIM115
+    return _text_of(path.open("rb"))
+
+
+def _text_of(stream: IO[bytes]) -> IO[bytes]:
+    packed = stream.read(2) == b"\x1f\x8b"
     stream.seek(0)
+    if packed:
+        unpacked = gzip.GzipFile(fileobj=stream)
+        unpacked.myfileobj = cast("Any", stream)  # closed with it
+        stream = cast("IO[bytes]", unpacked)
     if stream.read(3) != _BOM:
         stream.seek(0)
     return stream
@@ -173,9 +202,9 @@ class _TextFile(InputFile):
     @abstractmethod
     def _record(self, index: int, line: Line) -> Record: ...
 
-    def _records(self, start: int, first: int) -> Generator[Record, None, int]:
+    def _records(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
         index = first
-        with open_bytes(self.path) as stream:
+        with _text_of(trail.open(self.path)) as stream:
             for line in self._lines(stream):
                 if index >= start:
                     yield self._record(index, line)

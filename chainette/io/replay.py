@@ -19,6 +19,7 @@ from chainette.io.events import (
     EngineLoaded,
     EngineReleased,
     Event,
+    InputRead,
     RootDone,
     RunCancelled,
     RunCreated,
@@ -35,7 +36,7 @@ from chainette.io.events import (
     WorkerLost,
     WorkerRefused,
 )
-from chainette.records import CHAIN_INPUT, Reason, Usage
+from chainette.records import CHAIN_INPUT, Read, Reason, Usage
 
 __all__ = ["NodeCounts", "RunState", "Status", "pretty", "replay"]
 
@@ -107,6 +108,8 @@ class RunState:
     phase: int = 0
     ended_at: str = ""
     input_digest: str = ""
+    #: How far the input was read for everything that is durable.
+    read: Read | None = None
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
     #: Folder -> journal number -> (bytes, rows).
     ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
@@ -157,6 +160,8 @@ class RunState:
                 self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
                 self.graph, self.phase = event.graph or self.graph, event.phase
                 self._note_redis(event.redis)
+            case InputRead():
+                self.apply_read(Read(event.upto, event.digest))
             case UnitCommitted():
                 self._commit(event, offset)
             case UnitRetried():
@@ -177,6 +182,11 @@ class RunState:
                 self.workers.add(event.worker)
             case UnitSplit() | EngineReleased() | WorkerLeft() | WorkerLost() | WorkerRefused():
                 pass
+
+    def apply_read(self, read: Read) -> None:
+        """The input was read this far, for rows that may be durable."""
+        if self.read is None or read.upto > self.read.upto:
+            self.read = read
 
     def _note_redis(self, address: str) -> None:
         if address:

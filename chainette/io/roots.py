@@ -8,7 +8,7 @@ from itertools import islice
 
 from chainette.io.readers import InputFile, Record
 from chainette.io.validate import BadRecord, InputModel
-from chainette.records import CHAIN_INPUT, Reason, Rejection, Row
+from chainette.records import CHAIN_INPUT, Read, Reason, Rejection, Row
 
 __all__ = ["Root", "Roots"]
 
@@ -21,6 +21,8 @@ class Root:
     rows: list[Row]
     bad: list[Rejection]
     records: int
+    #: How far the input was read for it.
+    read: Read | None = None
 
 
 class Roots:
@@ -34,17 +36,23 @@ class Roots:
         source.leave_out(model.unused(source.columns() or ()))
 
     def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
-        """Roots that are not done, in order; done ones are passed over without decoding them."""
+        """Roots that are not done, in order; done ones are passed over without decoding them.
+
+        Raises:
+            InputError: the input changed, or cannot be read on.
+        """
         number = 0
         while is_done(number):
             number += 1
-        records = self._source.records(number * self._size)
+        trail = self._source.trail()
+        records = self._source.records(number * self._size, trail)
         while batch := list(islice(records, self._size)):
+            read = trail.mark()
             if not is_done(number):
-                yield self._root(number, batch)
+                yield self._root(number, batch, read)
             number += 1
 
-    def _root(self, number: int, batch: list[Record]) -> Root:
+    def _root(self, number: int, batch: list[Record], read: Read) -> Root:
         rows, bad = [], []
         for record in batch:
             row_id = str(record.index)
@@ -55,4 +63,4 @@ class Roots:
                 bad.append(Rejection(row_id, CHAIN_INPUT, Reason.INVALID_INPUT, said, 0, record.raw, record.line))
             else:
                 rows.append(Row(row_id, {CHAIN_INPUT: value}, record.line, key))
-        return Root(number, rows, bad, len(batch))
+        return Root(number, rows, bad, len(batch), read)

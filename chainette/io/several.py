@@ -11,6 +11,7 @@ from typing import Any
 
 from chainette.errors import InputError
 from chainette.io.readers import InputFile, Record
+from chainette.io.trail import Trail
 
 __all__ = ["KINDS", "SeveralFiles", "expand"]
 
@@ -28,7 +29,7 @@ class SeveralFiles(InputFile):
     """Files read in the order given; the first record of a file follows the last record of the file before it."""
 
     def __init__(self, sources: Sequence[Path], parts: Sequence[InputFile], limit: int | None) -> None:
-        super().__init__(sources[0], limit)
+        super().__init__(sources[0], limit, [stamp for part in parts for stamp in part.stamps])
         self.kind = parts[0].kind
         self._sources = sources
         self._parts = parts
@@ -51,9 +52,9 @@ class SeveralFiles(InputFile):
         found = super().identity()
         return found if len(self._sources) == 1 else found | {"sources": [str(path.absolute()) for path in self._sources]}
 
-    def _records(self, start: int, first: int) -> Generator[Record, None, int]:
+    def _records(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
         for part in self._parts:
-            first = yield from part.read(start, first)
+            first = yield from part.read(start, first, trail)
         return first
 
     def _count(self) -> int | None:

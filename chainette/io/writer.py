@@ -15,7 +15,7 @@ from time import perf_counter
 
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import Plan
-from chainette.io.events import Event, RootDone, RunCancelled, RunFinished, RunPaused, UnitCommitted
+from chainette.io.events import Event, InputRead, RootDone, RunCancelled, RunFinished, RunPaused, UnitCommitted
 from chainette.io.lines import flattened_line, output_line, rejection_line
 from chainette.io.log import EventLog
 from chainette.io.publish import publish_metadata
@@ -25,7 +25,7 @@ from chainette.io.rundir import RunDir
 from chainette.io.schemas import Added
 from chainette.io.sealing import Sealer
 from chainette.io.shards import Span, StreamWriter
-from chainette.records import Outcome, Row, Unit, record_of
+from chainette.records import Outcome, Read, Row, Unit, record_of
 
 __all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "RunWriter", "Scratch", "Suspended", "tidy"]
 
@@ -39,6 +39,8 @@ class Admitted:
     records: int
     #: What an earlier session made durable of it.
     durable: Durable | None = None
+    #: How far the input was read for it.
+    read: Read | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class RunWriter:
         self._streams = streams
         self._sealer = sealer
         self._roots = LiveRoots(plan)
+        #: How far the input was read, where the log does not say so yet.
+        self._read: Read | None = None
         self.added = Added.of(state.run.settings)
         self._flattened = bool(state.run.settings.get("flattened", True))
 
@@ -166,9 +170,11 @@ class RunWriter:
             match item:
                 case Admitted():
                     self._roots.open(item)
+                    self._note_read(item.read)
                 case Suspended():
                     self._roots.suspend(item.root)
                 case Commit():
+                    events += self._unlogged_read()
                     events.append(self._write(item, finished))
                 case _:
                     events.append(item)
@@ -219,6 +225,16 @@ class RunWriter:
             root_done=root_done,
             pos=commit.pos,
         )
+
+    def _note_read(self, read: Read | None) -> None:
+        known = self._read or self.state.read
+        if read is not None and (known is None or read.upto > known.upto):
+            self._read = read
+
+    def _unlogged_read(self) -> list[Event]:
+        """How far the input was read, in front of the first unit whose rows come from there."""
+        read, self._read = self._read, None
+        return [] if read is None else [InputRead(upto=read.upto, digest=read.digest)]
 
     def _append_outputs(self, unit: Unit, outcome: Outcome) -> dict[str, Span]:
         node = self.plan.nodes.get(unit.node)

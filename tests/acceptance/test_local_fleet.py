@@ -138,3 +138,22 @@ def test_nothing_of_a_fleet_that_was_killed_stays_when_one_process_goes_on(proje
 def test_flags_that_cannot_work_are_said(project: Project, words: list[str], said: str) -> None:
     done = project.chainette("run", "chain.py", "in.jsonl", "-o", "fleet", *words)
     assert done.returncode in (1, 2) and said in " ".join(done.stderr.split())
+
+
+def test_an_input_that_changes_while_a_fleet_reads_it_stops_the_run_and_the_old_file_ends_it(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=160, latency=0.02)
+    path = tmp_path / "in.jsonl"
+    old = path.read_bytes()
+    run = project.start("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "1", "--window", "16", "--quiet")
+    until(lambda: committed(project) > 3)
+    path.write_bytes(old.replace(b"row", b"new"))
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 1 and "in.jsonl changed while the run was reading it" in errors, errors
+    assert "go on: chainette resume fleet" in errors
+    refused = project.chainette("resume", "fleet", "--quiet")
+    assert refused.returncode == 1 and "in.jsonl has changed since the run in fleet began" in refused.stderr
+    path.write_bytes(old)
+    done = project.chainette("resume", "fleet", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
+    assert lines(project, "fleet") == lines(project, "local")

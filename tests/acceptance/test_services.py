@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -285,3 +286,40 @@ def test_a_held_run_is_gone_on_with_by_its_sink_when_its_directory_is_resumed(si
         done = site.project.chainette("resume", "fleet", CHAINETTE_REDIS_URL=site.url)
         assert done.returncode == 0 and "asked the sink" in done.stdout, done.stderr
         site.finished(run)
+
+
+def test_an_input_that_changes_while_a_coordinator_reads_it_holds_the_run_until_the_old_file_is_back(site: Site) -> None:
+    expected, path = site.local(), site.project.path / "in.jsonl"
+    old = path.read_bytes()
+    with site.fleet("coordinator", "sink"):
+        run = site.detach("fleet", "--window", "8")
+        until(lambda: site.committed("fleet") > 3)
+        path.write_bytes(old.replace(b"row", b"new"))
+        until(lambda: "in.jsonl changed while the run was reading it" in site.why(run))
+        assert site.project.chainette("resume", "fleet", "--redis", site.url).returncode == 0
+        until(lambda: "has changed since the run in" in site.why(run))
+        path.write_bytes(old)
+        assert site.project.chainette("resume", "fleet", "--redis", site.url).returncode == 0
+        site.finished(run)
+    assert lines(site.project, "fleet") == expected
+
+
+def test_rows_that_wait_in_redis_are_not_mixed_with_those_of_a_file_that_changed_meanwhile(
+    site: Site, database: Database
+) -> None:
+    database.may_leave(*LEASES)
+    path = site.project.path / "in.jsonl"
+    rows = [f"row {number} " + "x" * 100_000 for number in range(40)]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    call = ("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16", "--quiet", "--redis", site.url)
+    first = site.project.start(*call)
+    until(lambda: any(info.epoch >= 0 and info.fields.get("cursor") == "2" for info in site.board.runs()))
+    first.kill()
+    first.communicate()
+    path.write_bytes(path.read_bytes().replace(b"row 14 ", b"new 14 "))  # behind the first MiB
+    with site.fleet():
+        done = site.project.chainette("resume", "fleet", "--quiet", "--redis", site.url)
+        assert done.returncode == 0, done.stderr
+    found = lines(site.project, "fleet")
+    assert found == site.local()  # nothing of the old file was durable
+    assert any("new 14 " in line for line in found["flattened"])

@@ -12,12 +12,28 @@ from dataclasses import dataclass
 from chainette.core.flow import Durable, frontier
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
-from chainette.fleet.messages import RootRecord
+from chainette.fleet.messages import BadMessage, RootRecord
 from chainette.fleet.queue import Admitted, LeasedQueue
 from chainette.io.roots import Root
-from chainette.records import CHAIN_INPUT
+from chainette.records import CHAIN_INPUT, Read
 
-__all__ = ["Coordinator"]
+__all__ = ["Coordinator", "read_for_live_roots"]
+
+
+def read_for_live_roots(queue: LeasedQueue, keys: RunKeys) -> Read | None:
+    """How far the input was read for roots that were admitted and may not be in the log yet.
+
+    Raises:
+        Lost: the epoch is over.
+        BadMessage: the rows of a live root are not what they must be.
+    """
+    while live := queue.progress(keys).live:
+        try:
+            return queue.record(keys, max(live)).read
+        except BadMessage:
+            if max(live) in queue.progress(keys).live:  # else it has just become durable
+                raise
+    return None
 
 
 @dataclass
@@ -70,6 +86,6 @@ class Coordinator:
         effects = frontier(self.plan, root.number, root.rows, durable)
         known = durable.rejected(CHAIN_INPUT) if durable is not None else ()
         bad = [rejection for rejection in root.bad if rejection.row_id not in known]
-        record = RootRecord(root.rows, root.records)
+        record = RootRecord(root.rows, root.records, root.read)
         token = secrets.token_hex(8)
         return self.queue.admit(self.keys, self.plan, self._cursor, root.number, record, bad, effects, token)

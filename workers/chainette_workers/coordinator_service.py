@@ -16,13 +16,14 @@ import redis
 from chainette.fleet.board import Board, Role
 from chainette.fleet.connect import is_passing
 from chainette.fleet.keys import RunKeys
+from chainette.fleet.messages import BadMessage
 from chainette.fleet.queue import FleetQueue, Lost
 from chainette.io.readback import rows_of_root
 from chainette.io.roots import Root, Roots
 from chainette.io.rundir import RunDir
 from chainette.io.validate import InputModel
 from chainette.reopen import Observed, observe
-from chainette_workers.coordinator import Coordinator
+from chainette_workers.coordinator import Coordinator, read_for_live_roots
 from chainette_workers.service import Elsewhere, Handed, Places, same_chain
 
 __all__ = ["CoordinatorDuty"]
@@ -50,7 +51,11 @@ class CoordinatorDuty:
         info, order = handed.info, handed.order
         directory = self._directory(handed)
         chain = same_chain(order, self.places.chains).chain
-        observed = observe(directory, chain, self.places.input(order))
+        try:
+            read = read_for_live_roots(queue, RunKeys(info.run, info.epoch))  # before the log is read, which goes on
+        except (Lost, BadMessage):
+            return  # a new epoch, now or soon
+        observed = observe(directory, chain, self.places.input(order), read)
         if observed.state.run.run_id != info.run or observed.state.epoch < info.epoch:
             raise Elsewhere(f"the log in {order.directory} is not that of run {info.run}, epoch {info.epoch}")
         coordinator = _coordinator(queue, RunKeys(info.run, info.epoch), directory, observed)

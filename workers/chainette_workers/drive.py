@@ -25,12 +25,13 @@ from chainette.fleet.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunI
 from chainette.fleet.reasons import reasons
 from chainette.fleet.states import LEASE
 from chainette.io.events import UnitRetried, WorkerLost
+from chainette.io.identity import require_same_input
 from chainette.io.roots import Root, Roots
 from chainette.io.validate import InputModel
 from chainette.limits import RejectWatch
 from chainette.session import Session
 from chainette_workers.catalogue import Part
-from chainette_workers.coordinator import Coordinator
+from chainette_workers.coordinator import Coordinator, read_for_live_roots
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.figures import counts_of, outline_of
 from chainette_workers.phases import Phases
@@ -126,7 +127,14 @@ def window_for(workers: Iterable[Mapping[str, str]]) -> int:
 
 
 def coordinated_here(session: Session, sink: Sink) -> Admitting:
-    """Admits the session's own input."""
+    """Admits the session's own input.
+
+    Raises:
+        InputError: what is admitted already was read from other bytes.
+    """
+    if (read := read_for_live_roots(sink.queue, sink.keys)) is not None:
+        state, directory = session.writer.state, str(session.writer.directory)
+        require_same_input(session.source, state.run.input, read, directory)
     roots = Roots(session.source, InputModel(session.plan.input_model, session.options.key), session.plan.batch_size)
     writer = session.writer
 

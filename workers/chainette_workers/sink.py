@@ -161,7 +161,7 @@ class Sink:
         for entry in entries:
             if entry.root not in opened:
                 record = self.queue.record(self.keys, entry.root)
-                items.append(Admitted(entry.root, record.rows, record.records, self.writer.durable(entry.root)))
+                items.append(Admitted(entry.root, record.rows, record.records, self.writer.durable(entry.root), record.read))
                 opened.add(entry.root)
             items.append(_commit(entry))
             if entry.suspended:

@@ -1,0 +1,201 @@
+"""The trail of an input: which of its bytes were read, and whether they are still there.
+
+One sha256 runs over the files of an input in reading order. The log keeps it as reading goes on, so that a later session
+can check every byte that rows were made of. Sizes and times of the files tell whether that check needs to read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from chainette.errors import InputError
+from chainette.records import Read
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+__all__ = ["Stamp", "Trail", "digest_of", "stamp_of"]
+
+#: Bytes that are read at once.
+_BLOCK = 1 << 18
+#: A write this soon (ns) after another may leave a file with the same time: where times have fractions of a second, and
+#: where they do not.
+_TICK, _COARSE_TICK = 100_000_000, 2_100_000_000
+
+
+class Stamp(NamedTuple):
+    """What tells a file from a changed one without reading it."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    #: Whether any later change shows in the times; not if the file is so new that two writes may bear the same time.
+    settled: bool = True
+
+
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a file as it is now.
+
+    Raises:
+        InputError: it is gone, or cannot be looked at.
+    """
+    now = time.time_ns()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read any more: {error.strerror}") from error
+    tick = _TICK if stat.st_mtime_ns % 1_000_000_000 else _COARSE_TICK
+    settled = max(stat.st_mtime_ns, stat.st_ctime_ns) + tick < now
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, settled)
+
+
+class Trail:
+    """One pass over the files of an input, from the first byte on.
+
+    Files are opened through it in order; it hears what is read of them. Readers that jump call `catch_up`.
+    """
+
+    def __init__(self, files: Sequence[Path], stamps: Sequence[Stamp]) -> None:
+        self._files = tuple(files)
+        self._stamps = list(stamps)
+        self._starts = [0, *accumulate(stamp.size for stamp in stamps)]
+        self._start = dict(zip(self._files, self._starts, strict=False))
+        self._hash = hashlib.sha256()
+        self._upto = 0
+        self._checked = 0
+
+    def open(self, file: Path) -> IO[bytes]:
+        """A file of the input, to be read from its start; what is left of the files before it is read first."""
+        self.catch_up(0, file)
+        return io.BufferedReader(_Heard(file, self, self._start[file]), _BLOCK)
+
+    def catch_up(self, upto: int, file: Path) -> None:
+        """Reads on to byte `upto` of a file, where a reader took what it needed by another way."""
+        missing = self._start[file] + upto - self._upto
+        if missing > 0:
+            for block in _blocks(self._files, self._starts, self._upto, missing):
+                self.hear(self._upto, block)
+
+    def hear(self, at: int, data: memoryview | bytes) -> None:
+        """Takes note of bytes that were read at this place, counted from the start of the first file."""
+        known = self._upto - at
+        if 0 <= known < len(data):
+            self._hash.update(data[known:])
+            self._upto = at + len(data)
+
+    def mark(self) -> Read:
+        """How far the input was read, by files that have not changed since the input was opened.
+
+        Raises:
+            InputError: one of them has.
+        """
+        current = next(index for index, end in enumerate([*self._starts[1:-1], self._upto]) if self._upto <= end)
+        for index in range(self._checked, current + 1):
+            self._require_unchanged(index)
+        self._checked = current
+        return Read(self._upto, self._hash.hexdigest())
+
+    def end(self) -> None:
+        """Says that the reader has all that it wants.
+
+        Raises:
+            InputError: a file has changed, even at a moment that its times do not tell apart.
+        """
+        self.mark()
+        if not all(stamp.settled for stamp in self._stamps[: self._checked + 1]):
+            self._require_same_bytes(self._checked)
+
+    def _require_unchanged(self, index: int) -> None:
+        path, known = self._files[index], self._stamps[index]
+        found = stamp_of(path)
+        if found[:2] != known[:2]:
+            raise InputError(f"{path} changed while the run was reading it: {_difference(known, found)}; {_GO_ON}")
+        if found.ctime_ns != known.ctime_ns:  # renamed, linked, another mode; or changed by something that sets times
+            self._require_same_bytes(index)
+            self._stamps[index] = found
+
+    def _require_same_bytes(self, index: int) -> None:
+        if digest_of(self._files, self._upto) != self._hash.hexdigest():
+            raise InputError(f"{self._files[index]} changed while the run was reading it: its bytes are others now; {_GO_ON}")
+
+
+_GO_ON = (
+    "every row so far is of the file as it was. Put the old file back and resume, or begin a new run "
+    "(a resume checks every byte that was read)"
+)
+
+
+def _difference(known: Stamp, found: Stamp) -> str:
+    if found.size != known.size:
+        return f"it had {known.size:,} bytes, now it has {found.size:,}"
+    return f"it was written to at {datetime.fromtimestamp(found.mtime_ns / 1e9).isoformat(' ', 'seconds')}"
+
+
+class _Heard(io.RawIOBase):
+    """A file whose bytes the trail hears as they are read, whichever way they are."""
+
+    def __init__(self, path: Path, trail: Trail, start: int) -> None:
+        self._file = io.FileIO(path)
+        self._trail = trail
+        self._start = start
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        at = self._file.tell()
+        count = self._file.readinto(buffer) or 0
+        if count:
+            self._trail.hear(self._start + at, memoryview(buffer)[:count])
+        return count
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def digest_of(files: Sequence[Path], upto: int | None = None) -> str:
+    """sha256 of files in order, or of their first `upto` bytes. Where there are fewer, of those there are.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    sizes = [stamp_of(file).size for file in files]
+    total = hashlib.sha256()
+    for block in _blocks(files, [0, *accumulate(sizes)], 0, sum(sizes) if upto is None else upto):
+        total.update(block)
+    return total.hexdigest()
+
+
+def _blocks(files: Sequence[Path], starts: Sequence[int], at: int, missing: int) -> Iterator[bytes]:
+    """The bytes from place `at` of the first file on."""
+    for path, start, end in zip(files, starts, starts[1:], strict=False):
+        first = max(0, at - start)
+        left = min(missing, end - start - first)
+        if left <= 0:
+            continue
+        missing -= left
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(first)
+                while left > 0 and (block := file.read(min(_BLOCK, left))):
+                    left -= len(block)
+                    yield block
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read on: {error.strerror}") from error
