@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from chainette.core.plan import (
     ToFork,
     ToNode,
 )
+from chainette.core.settings import SETTINGS
 from chainette.core.step import Step
 from chainette.core.template_check import template_problems
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
@@ -47,13 +48,6 @@ INPUTS = "inputs"
 
 #: Names that the run directory or the templates use themselves.
 RESERVED = frozenset({CHAIN_INPUT, "input", "row_id", "flattened", "rejected", INPUTS, PYTHON})
-
-#: Engine settings that do not change an answer.
-_OPERATIONAL = frozenset(
-    {"name", "endpoint", "api_key_env", "capacity", "exclusive", "lazy", "gpu_ids", "startup_timeout", "download_dir"}
-    | {"latency", "error_rate", "request_timeout", "max_retries", "headers", "keep_alive", "threads", "gpu_memory_utilization"}
-    | {"max_num_seqs", "tensor_parallel_size", "enable_prefix_caching", "enforce_eager", "offline", "trust_remote_code"}
-)
 
 
 def compile_chain(
@@ -188,6 +182,7 @@ class _Compiler:
             input_type=input_type,
             output_model=node.output_model,
             fingerprint=self.fingerprint(node, input_type),
+            rescue=self.rescue(node),
         )
         self.nodes.setdefault(node.id, planned)
         self.types[node.id] = node.output_model or Any
@@ -320,23 +315,39 @@ class _Compiler:
         else:
             builder = fingerprint_code(node.prompt_builder) if node.prompt_builder else None
             parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
-            parts += [node.sampling, node.max_attempts, self.engine_identity(node.engine_name)]
+            parts += [_deciding("SamplingParams", msgspec.to_builtins(node.sampling))]
+            parts += [_deciding("engine", self.engine_settings(node.engine_name))]
         return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
-    def engine_identity(self, name: str) -> dict[str, Any]:
+    def rescue(self, node: Step[Any, Any] | ApplyNode[Any, Any]) -> dict[str, Any]:
+        """The settings of a node that can only rescue rejected rows."""
+        if isinstance(node, ApplyNode):
+            return {}
+        declared = {
+            "Step": vars(node),
+            "SamplingParams": msgspec.structs.asdict(node.sampling),
+            "engine": self.engine_settings(node.engine_name),
+        }
+        return {name: found[name] for of, found in declared.items() for name in SETTINGS[of].rescue if name in found}
+
+    def engine_settings(self, name: str) -> dict[str, Any]:
         try:
             config = self.registry.get(name)
         except UnknownEngine:
             return {}
         plain = (simulated(config) if self.simulate else config).describe()
-        plain |= plain.pop("options")
-        return {key: value for key, value in plain.items() if key not in _OPERATIONAL}
+        options: dict[str, Any] = plain.pop("options")
+        return plain | options
 
     def error(self, place: Place, message: str) -> None:
         self.problems.append(Problem(message, place))
 
     def warn(self, place: Place, message: str) -> None:
         self.problems.append(Problem(message, place, warning=True))
+
+
+def _deciding(of: str, declared: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in declared.items() if name in SETTINGS[of].decide}
 
 
 def _target(element: Element) -> Target:

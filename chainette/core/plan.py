@@ -99,6 +99,8 @@ class PlanNode:
     output_model: type[BaseModel] | None
     #: Changes when what the node computes changes: prompts, models, sampling, engine, code.
     fingerprint: str
+    #: Settings outside the fingerprint that can only rescue rejected rows (`core.settings`).
+    rescue: Mapping[str, Any]
 
     @property
     def folder(self) -> str:

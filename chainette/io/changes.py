@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from chainette.core.settings import SETTINGS
 from chainette.records import CHAIN_INPUT
 
 __all__ = ["FLATTENED", "Changes", "changes_between", "shape_of_graph"]
@@ -30,7 +31,6 @@ _PARTS = {
     "system_prompt": "system prompt",
     "user_prompt": "prompt",
     "output_format_instruction": "output instruction",
-    "sampling": "sampling",
     "engine": "engine",
     "cardinality": "return annotation",
 }
@@ -69,10 +69,19 @@ def _stale(old: Graph, new: Graph) -> Iterator[str]:
     if old.get("input_fingerprint") != new.get("input_fingerprint"):
         yield CHAIN_INPUT
     before, now = _lineages(old), _lineages(new)
-    hidden = {node["id"]: node["hidden"] for node in old["nodes"]}
+    recorded = {node["id"]: node for node in old["nodes"]}
     for node in new["nodes"]:
         name = node["id"]
-        if before.get(name) != now[name] or hidden[name] != node["hidden"]:
+        if before.get(name) != now[name] or recorded[name]["hidden"] != node["hidden"] or [*_worse(recorded[name], node)]:
+            yield name
+
+
+def _worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of a node that could reject rows which were accepted: those that rescue rows, changed the other way."""
+    rescues = {name: rescues for settings in SETTINGS.values() for name, rescues in settings.rescue.items()}
+    known = old.get("rescue", {})
+    for name, value in new["rescue"].items():
+        if name in known and not rescues[name](known[name], value):
             yield name
 
 
@@ -139,12 +148,20 @@ def _node_sentences(old: Mapping[str, Any], new: Mapping[str, Any], renamed: Map
     name = new["id"]
     if old["fingerprint"] != new["fingerprint"]:
         parts = [words for part, words in _PARTS.items() if old.get(part) != new.get(part)]
+        parts += ["sampling"] if _without_rescue(old) != _without_rescue(new) else []
         yield f"{name} has another {' and another '.join(parts)}" if parts else f"{name} has other code or settings"
+    for setting in _worse(old, new):
+        was, found = old["rescue"][setting], new["rescue"][setting]
+        yield f"{name} has {setting}={found} now (was {was}, with which rows were accepted)"
     if old["hidden"] != new["hidden"]:
         yield f"{name} has yield_output={not new['hidden']} now"
     inside = [renamed.get(branch, branch) for branch in old["path"]][-1:]
     if inside != new["path"][-1:]:
         yield f"{name} moved from {_line(''.join(old['path'][-1:]))} to {_line(''.join(new['path'][-1:]))}"
+
+
+def _without_rescue(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in node.get("sampling", {}).items() if name not in node.get("rescue", {})}
 
 
 def _line(branch: str) -> str:

@@ -223,6 +223,7 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
         "input_model": node.input_type.__name__ if node.input_type else None,
         "output_schema": node.output_model.model_json_schema() if node.output_model else None,
         "fingerprint": node.fingerprint,
+        "rescue": dict(node.rescue),
     }
     if isinstance(node.node, Step):
         described |= {

@@ -185,6 +185,20 @@ def test_a_driver_that_stops_anywhere_is_gone_on_with_where_it_was(
     assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}, "work was thrown away"
 
 
+def test_a_raised_setting_begins_an_epoch_of_the_fleet(site: Site, database: Database) -> None:
+    with site.worker(database.url), pytest.raises(RunStopped, match="enough"):
+        site.run(Driven(database.url, window=24, moves=6))
+    file = site.path / "chain.py"
+    file.write_text(file.read_text().replace("max_attempts=1", "max_attempts=2"))
+    site.chain = load_chain("chain.py", site.path).chain
+    with site.worker(database.url):
+        result = site.run(Driven(database.url, window=24), resume=True)
+    site.require_whole(result)
+    [resumed] = site.events("run_resumed")
+    assert resumed["epoch"] == 1
+    assert resumed["graph"]["nodes"][-1]["rescue"] == {"max_attempts": 2, "max_tokens": 1024}
+
+
 def test_a_link_that_breaks_all_the_time_costs_nothing(site: Site, database: Database, proxy: FaultProxy) -> None:
     over = threading.Event()
     chance = random.Random(7)

@@ -69,9 +69,12 @@ class Sink:
         return [(self.plan.engine_of(name), name) for name in self.plan.depths]
 
     def open(self, expected: int | None) -> None:
-        """Attaches to the epoch of the log where Redis continues it, else raises the epoch."""
+        """Attaches to the epoch of the log where Redis continues it, else raises the epoch.
+
+        A chain with other settings begins an epoch, so that the log has them and workers are told of its files.
+        """
         position = self.writer.state.position
-        if position is not None and not self.writer.raised:
+        if position is not None and not self.writer.raised and self._changed_graph() is None:
             try:
                 self.queue.attach(self.run, self.writer.epoch, self.owner, position)
                 self._settle()
@@ -110,12 +113,15 @@ class Sink:
         anchor = (ANCHOR, token)
         if self.writer.state.started_at:
             self.writer.raise_epoch()
-            graph = graph_of(self.plan, self.writer.added)
-            changed = graph if graph != self.writer.state.graph else None
-            self._say([self._resumed(expected, anchor, changed)])
+            self._say([self._resumed(expected, anchor, self._changed_graph())])
         else:
             self._say([RunStarted(expected=expected, anchor=anchor)])
         self._installing = token
+
+    def _changed_graph(self) -> dict[str, Any] | None:
+        """The plan as graph.json; None if the log has it already."""
+        graph = graph_of(self.plan, self.writer.added)
+        return graph if graph != self.writer.state.graph else None
 
     def _resumed(self, expected: int | None, anchor: tuple[str, str], graph: dict[str, Any] | None = None) -> RunResumed:
         fingerprint = self.plan.fingerprint

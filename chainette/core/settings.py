@@ -1,0 +1,72 @@
+"""What a change of each setting means for a run that has rows already; docs/semantics.md shows the same table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["SETTINGS", "Settings", "lowered", "raised"]
+
+#: Whether a change from the first value to the second can only turn rejected rows into good ones.
+Rescues = Callable[[Any, Any], bool]
+
+
+def raised(old: Any, new: Any) -> bool:
+    """Whether a number is at least what it was."""
+    return bool(new >= old)
+
+
+def lowered(old: Any, new: Any) -> bool:
+    """Whether a number is at most what it was."""
+    return bool(new <= old)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one thing that a user declares, in three classes."""
+
+    #: They decide accepted rows, or files: `resume` refuses another value, and names the `--from` that takes it.
+    decide: frozenset[str] = frozenset()
+    #: They can only rescue rejected rows if they change in this direction: `resume` and `rejected --retry` accept that.
+    rescue: Mapping[str, Rescues] = field(default_factory=dict)
+    #: Operational: free to change.
+    free: frozenset[str] = frozenset()
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Every setting that a user can declare, by what it belongs to. An engine's own keys count whichever backend has them.
+SETTINGS: Mapping[str, Settings] = {
+    "Chain": Settings(decide=_words("steps input_model"), free=_words("name emoji batch_size")),
+    "Step": Settings(
+        decide=_words("id input_model output_model engine_name sampling system_prompt user_prompt")
+        | _words("output_format_instruction prompt_builder yield_output"),
+        rescue={"max_attempts": raised},
+        free=_words("name emoji"),
+    ),
+    "SamplingParams": Settings(
+        decide=_words("temperature top_p top_k stop seed presence_penalty frequency_penalty repetition_penalty extra"),
+        rescue={"max_tokens": raised},
+    ),
+    "ApplyNode": Settings(
+        decide=_words("id fn input_model output_model cardinality"),
+        free=_words("name emoji"),
+    ),
+    "Branch": Settings(decide=_words("id name steps alias"), free=_words("emoji")),
+    "engine": Settings(
+        decide=_words("model backend revision tokenizer extra")
+        | _words("invalid_rate response_format strict num_ctx n_ctx dtype max_model_len quantization reasoning_parser lora")
+        | _words("seed load_format chat_template"),
+        rescue={"request_timeout": raised},
+        free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir")
+        | _words("latency error_rate load max_retries headers keep_alive threads n_gpu_layers gpu_memory_utilization")
+        | _words("max_num_seqs tensor_parallel_size enable_prefix_caching enforce_eager offline trust_remote_code"),
+    ),
+    "run": Settings(
+        decide=_words("seed limit batch_size format max_rows_per_file flattened key usage simulate engines_file"),
+        free=_words("max_reject_rate window engine_patience"),
+    ),
+}

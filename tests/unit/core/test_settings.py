@@ -1,0 +1,168 @@
+"""Every setting is in the table once, and a change of it means what the table says."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from pydantic import BaseModel
+
+from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step, register_engine
+from chainette.core.compile import compile_chain
+from chainette.core.settings import SETTINGS, lowered, raised
+from chainette.engine.backends import BACKENDS
+from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
+from chainette.io.changes import Changes, changes_between
+from chainette.io.session import graph_of
+from chainette.options import RunOptions
+
+PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
+
+#: What a declaration holds beside the user's settings.
+OURS = {"place", "registry", "annotated", "options"}
+
+#: What says how a process runs or finds a chain, and is no setting of the run.
+SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "params"}
+
+
+class Item(BaseModel):
+    text: str
+
+
+def declared(of: str) -> set[str]:
+    if of == "engine":
+        options = {key for backend in BACKENDS.values() for key in backend.__struct_fields__}
+        return {*EngineConfig.__struct_fields__, *options} - OURS
+    if of == "SamplingParams":
+        return {*SamplingParams.__struct_fields__}
+    kinds: dict[str, tuple[Any, ...]] = {
+        "Chain": (Chain,),
+        "Step": (Step,),
+        "ApplyNode": (ApplyNode,),
+        "Branch": (Branch, JoinBranch),
+        "run": (RunOptions,),
+    }
+    return {field.name for kind in kinds[of] for field in dataclasses.fields(kind)} - OURS - SESSION
+
+
+@pytest.mark.parametrize("of", SETTINGS)
+def test_every_setting_is_in_one_class(of: str) -> None:
+    classes = (SETTINGS[of].decide, SETTINGS[of].rescue.keys(), SETTINGS[of].free)
+    assert set().union(*classes) == declared(of)
+    assert sum(map(len, classes)) == len(declared(of))
+
+
+def test_a_setting_that_rescues_has_one_meaning() -> None:
+    names = [name for settings in SETTINGS.values() for name in settings.rescue]
+    assert len(names) == len(set(names))
+
+
+def test_the_page_shows_the_table() -> None:
+    directions: dict[Any, str] = {raised: "raised", lowered: "lowered"}
+    for of, settings in SETTINGS.items():
+        rescue = ", ".join(f"`{name}` {directions[rescues]}" for name, rescues in settings.rescue.items())
+        cells = [f"`{of}`" if of[0].isupper() else of, code(settings.decide), rescue, code(settings.free)]
+        assert f"| {' | '.join(cells)} |" in PAGE.read_text().splitlines(), f"| {' | '.join(cells)} |"
+
+
+def code(names: frozenset[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+# -- what a change means
+
+
+def changes(step: dict[str, Any], engine: dict[str, Any]) -> Changes | None:
+    """What a step and its engine that were declared like this differ in from those without any key."""
+    backend = engine.pop("backend", "simulated")
+    graphs = []
+    for keys, own in (({}, {}), (step, engine)):
+        with using_registry(EngineRegistry()) as registry:
+            register_engine("e", "model", backend, **own)
+            node = Step(id="s", input_model=Item, output_model=Item, engine_name="e", **keys)
+            graphs.append(graph_of(compile_chain(Chain(name="c", steps=[node]), registry=registry)))
+    return changes_between(*graphs)
+
+
+def backend_of(key: str) -> str:
+    """A backend that knows a key."""
+    return next((name for name, options in BACKENDS.items() if key in options.__struct_fields__), "openai")
+
+
+def another(value: Any, key: str) -> Any:
+    """A valid value that differs from a default."""
+    special: dict[str, Any] = {"endpoint": ["http://other/v1"], "gpu_ids": (1,), "response_format": "none", "extra": {"a": 1}}
+    if key in special:
+        return special[key]
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case {}:
+            return {"x": "y"}
+        case None if key in NUMBERS:
+            return 3
+        case None if key in ("strict", "enforce_eager", "exclusive"):
+            return True
+        case _:
+            return "other"
+
+
+NUMBERS = {"capacity", "num_ctx", "max_model_len", "max_num_seqs", "tensor_parallel_size", "seed", "threads"}
+COMMON = {name: parameter.default for name, parameter in inspect.signature(register_engine).parameters.items()}
+
+
+def engine_keys(names: Any) -> list[str]:
+    return sorted({*names} - {"name", "model", "backend"})
+
+
+def changed_engine(key: str) -> Changes | None:
+    backend = backend_of(key)
+    options = BACKENDS[backend]()
+    default = getattr(options, key) if hasattr(options, key) else COMMON[key]
+    return changes({}, {"backend": backend, key: another(default, key)})
+
+
+@pytest.mark.parametrize("key", engine_keys(SETTINGS["engine"].free))
+def test_an_operational_setting_of_an_engine_is_free(key: str) -> None:
+    assert changed_engine(key) is None
+
+
+@pytest.mark.parametrize("key", engine_keys(SETTINGS["engine"].decide))
+def test_a_deciding_setting_of_an_engine_makes_its_rows_stale(key: str) -> None:
+    found = changed_engine(key)
+    assert found is not None and found.stale == ("s",)
+
+
+@pytest.mark.parametrize("key", sorted(SETTINGS["SamplingParams"].decide))
+def test_a_deciding_setting_of_the_sampling_makes_rows_stale(key: str) -> None:
+    values: dict[str, Any] = {"stop": ("end",), "extra": {"a": 1}, "top_k": 3, "seed": 3}
+    found = changes({"sampling": msgspec.convert({key: values.get(key, 0.5)}, SamplingParams)}, {})
+    assert found is not None and found.stale == ("s",)
+    assert found.sentences == ("s has another sampling",)
+
+
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [
+        ({"max_attempts": 4}, {"max_attempts": 2}),
+        ({"sampling": SamplingParams(max_tokens=2048)}, {"sampling": SamplingParams(max_tokens=512)}),
+    ],
+)
+def test_a_setting_that_rescues_rows_is_free_one_way_and_refused_the_other(more: dict[str, Any], less: dict[str, Any]) -> None:
+    assert changes(more, {}) is None
+    found = changes(less, {})
+    assert found is not None and found.stale == ("s",)
+    assert "with which rows were accepted)" in found.sentences[0]
+
+
+def test_a_longer_timeout_is_free_and_a_shorter_one_refused() -> None:
+    assert changes({}, {"backend": "openai", "request_timeout": 900.0}) is None
+    found = changes({}, {"backend": "openai", "request_timeout": 60.0})
+    assert found is not None
+    assert found.sentences == ("s has request_timeout=60.0 now (was 600.0, with which rows were accepted)",)
