@@ -8,6 +8,7 @@
       TemplateError         a template cannot be compiled or rendered
       EngineError
         EngineConfigError   an engine was declared or loaded with values that cannot work
+        EnginesCannotOpen   engines of a run lack something on this machine; carries all obstacles
         UnknownEngine       no engine is registered under that name
         EngineUnavailable   the engine does not answer now; the unit is tried again
         EngineRefused       the engine answers, and will refuse every request (401, 404)
@@ -44,6 +45,7 @@ __all__ = [
     "EngineError",
     "EngineRefused",
     "EngineUnavailable",
+    "EnginesCannotOpen",
     "InputError",
     "LoadError",
     "Place",
@@ -128,6 +130,15 @@ class EngineError(ChainetteError):
 
 class EngineConfigError(EngineError):
     exit_code = 2
+
+
+class EnginesCannotOpen(EngineError):
+    """Raised with every obstacle at once, before a run begins or goes on."""
+
+    def __init__(self, obstacles: Sequence[str]) -> None:
+        self.obstacles = tuple(obstacles)
+        lines = "\n".join(f"  {words}" for words in self.obstacles)
+        super().__init__(f"the run cannot start: engines it needs cannot open here\n{lines}")
 
 
 class UnknownEngine(EngineError):

@@ -66,6 +66,7 @@ async def iterate(
         await start(chain, inputs, output_dir, options, deliver)
         return
     plan = compile_plan(chain, options)
+    await check_drive(plan, options)
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), options)
         async with local_run(plan, source, Scratch(plan), lambda _: False, options, Hooks(options.hooks), deliver) as local:

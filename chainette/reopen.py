@@ -49,7 +49,8 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
     """See `executor.resume`."""
     state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     if from_steps:
-        await check_drive(plan, options)
+        if state.status is not Status.FINISHED or {*from_steps} != {FLATTENED}:  # else nothing is asked
+            await check_drive(plan, options)
         await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps)
         state, _ = await anyio.to_thread.run_sync(read_state, directory)
         return await _continue(directory, plan, state, options)
@@ -188,6 +189,7 @@ async def retry(
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
         plan = _with_engine(plan, registry_of(chain or _load(directory, state), options), engine, steps)
+    await check_drive(plan, options)
     _same_input(directory, state, options)
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
     state, _ = await anyio.to_thread.run_sync(read_state, directory)

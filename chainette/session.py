@@ -16,6 +16,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine.config import EngineConfig, EngineRegistry, overlaid
 from chainette.engine.lifecycle import Engines, create_engine
+from chainette.engine.preflight import require_openable
 from chainette.errors import ChainetteError, RunCancelled
 from chainette.hooks import Hook, Hooks
 from chainette.io.events import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
@@ -30,7 +31,16 @@ from chainette.local import LocalRun, Writer
 from chainette.options import Drive, RunOptions
 from chainette.records import Row
 
-__all__ = ["Deliver", "Session", "check_drive", "compile_plan", "finish_run", "local_run", "registry_of"]
+__all__ = [
+    "Deliver",
+    "Session",
+    "check_drive",
+    "compile_plan",
+    "finish_run",
+    "local_run",
+    "registry_of",
+    "require_engines",
+]
 
 #: Takes the finished rows of one root; may wait.
 Deliver = Callable[[list[Row]], Awaitable[None]]
@@ -53,9 +63,18 @@ class Session:
 
 
 async def check_drive(plan: Plan, options: RunOptions) -> None:
-    """See `Drive.check`."""
-    if options.drive is not None:
-        await anyio.to_thread.run_sync(options.drive.check, plan)
+    """Checks who moves the units before anything is written or taken back: the drive, or the engines of this process.
+
+    Raises:
+        EnginesCannotOpen: an engine lacks something on this machine.
+    """
+    await anyio.to_thread.run_sync(options.drive.check if options.drive is not None else require_engines, plan)
+
+
+def require_engines(plan: Plan) -> None:
+    """Checks every engine that a node of the plan asks; see `require_openable`."""
+    asked = {node.engine for node in plan.nodes.values()}
+    require_openable(config for name, config in plan.engines.items() if name in asked)
 
 
 def compile_plan(chain: Chain, options: RunOptions) -> Plan:

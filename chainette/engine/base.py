@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -124,6 +124,10 @@ class Engine(ABC):
     def dead(self) -> bool:
         """Whether it can never answer again; `Engines` closes it then, and opens another."""
         return False
+
+    def obstacles(self) -> Iterator[str]:
+        """The reasons why it cannot open on this machine, as far as they show without opening it."""
+        return iter(())
 
     @abstractmethod
     async def open(self) -> None:

@@ -25,7 +25,7 @@ class ChatTokens:
 
     def __init__(self, tokenizer: Any, template: str | None, engine: str) -> None:
         self._tokenizer = tokenizer
-        self._template = _text(template)
+        self._template = template_text(template)
         if self._template is None and not getattr(tokenizer, "chat_template", True):
             raise EngineConfigError(
                 f"engine {engine!r}: the model's tokenizer has no chat template; give one (text or file): chat_template=..."
@@ -88,7 +88,7 @@ def _refused(error: Exception) -> str:
     return f"the chat template refuses the messages: {error}"
 
 
-def _text(template: str | None) -> str | None:
+def template_text(template: str | None) -> str | None:
     """A template as it stands, or out of a file."""
     if template is None or "{" in template:
         return template

@@ -8,7 +8,7 @@ server says about one request is that request's completion; what says nothing ab
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -112,6 +112,10 @@ class Transport:
     def hosts(self) -> frozenset[str]:
         """The hosts of the endpoints; none before `open`."""
         return frozenset(endpoint.address.url.host or "" for endpoint in self.pool.endpoints)
+
+    def obstacles(self) -> Iterator[str]:
+        """See `Engine.obstacles`."""
+        return self._client.obstacles(self._endpoints(), self._protocol.base_path, self._protocol.default_keys)
 
     async def open(self) -> Reply:
         """Waits until an endpoint answers; gives what it says to the readiness request.

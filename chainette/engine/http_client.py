@@ -7,7 +7,7 @@ a Reply or a Failure, never as an aiohttp error; no text that leaves here holds 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,24 @@ class Client:
         )
         return addresses
 
+    def obstacles(self, declared: Iterable[str], base_path: BasePath, default_keys: Mapping[str, str]) -> Iterator[str]:
+        """What `connect` would raise, all of it."""
+        addresses = []
+        for text in declared:
+            try:
+                addresses.append(address(self._config.name, text, base_path))
+            except EngineConfigError as error:
+                yield str(error)
+        for value in self._headers.values():
+            try:
+                expand_secrets(value)
+            except EngineConfigError as error:
+                yield str(error)
+        try:
+            self._key(addresses, default_keys)
+        except EngineConfigError as error:
+            yield str(error)
+
     async def close(self) -> None:
         """Closes the connections; safe to repeat."""
         session, self._session = self._session, None
@@ -139,7 +157,7 @@ class Client:
         key = os.environ.get(name, "").strip()
         if not key:
             raise EngineConfigError(
-                f"engine {self._config.name!r}: the environment variable {name} is not set; put the endpoint's API key there"
+                f"engine {self._config.name!r}: the environment variable {name} is not set here; it must hold the API key"
             )
         return key
 

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,8 @@ PACKAGE_PREFIX = "package:"
 _DEFAULT_CAPACITY = 8
 _QUIET = -1
 _PROBE = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 1, "temperature": 0.0}
+
+_MISSING = "backend llama_cpp needs the package xllamacpp: pip install xllamacpp"
 
 Body = dict[str, Any]
 #: Gets a chunk of an answer; true stops the answer.
@@ -100,6 +102,14 @@ class LlamaCppEngine(Engine):
         self._constraints: dict[bytes, Body] = {}
         self._probing = threading.Lock()
 
+    def obstacles(self) -> Iterator[str]:
+        if importlib.util.find_spec("xllamacpp") is None:
+            yield _MISSING
+        try:
+            model_path(self._config)
+        except EngineConfigError as error:
+            yield str(error)
+
     async def open(self) -> None:
         params = self._params(model_path(self._config))
         pool = ThreadPoolExecutor(self.capacity, thread_name_prefix=f"llama_cpp-{self._config.name}")
@@ -157,9 +167,7 @@ class LlamaCppEngine(Engine):
         try:
             import xllamacpp
         except ImportError as error:
-            raise EngineConfigError(
-                f"engine {self._config.name!r}: backend llama_cpp needs the package xllamacpp: pip install xllamacpp"
-            ) from error
+            raise EngineConfigError(f"engine {self._config.name!r}: {_MISSING}") from error
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.verbosity = _QUIET

