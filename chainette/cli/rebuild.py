@@ -1,4 +1,4 @@
-"""`chainette rebuild`: writes what follows from a run's log: graph.json, metadata.json, README.md."""
+"""`chainette rebuild`: writes what follows from a run's log: graph.json, metadata.json, README.md, .schema/."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["rebuild"]
 def rebuild(directory: RunDirectory) -> None:
     """Write the derived files of DIR again.
 
-    graph.json, metadata.json and README.md follow from events.jsonl alone.
+    graph.json, metadata.json, README.md and .schema/ follow from events.jsonl alone.
     """
     from chainette.io.log import EventLog
     from chainette.io.publish import render_files

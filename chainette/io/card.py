@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chainette.io.columns import EXTRA_COLUMN, Columns
-from chainette.io.shape import Kind, Shape
+from chainette.io.features import columns_of, is_loose, is_open
+from chainette.io.recipes import recipes
 
-__all__ = ["CardConfig", "dataset_features", "render_card"]
+__all__ = ["CardConfig", "render_card"]
 
 
 @dataclass(frozen=True)
@@ -31,40 +31,8 @@ class CardConfig:
     digest: str
     #: What a row is, for people.
     description: str
-    #: `dataset_features` of its columns, for JSONL.
+    #: `dataset_features` of its columns.
     features: Sequence[Any] | None = None
-
-
-def dataset_features(columns: Columns) -> list[Any] | None:
-    """The columns of JSONL shards as `datasets` writes them in YAML.
-
-    None for a model with unknown fields, whose columns are not known. Parquet has its own in the file, and
-    `datasets` cannot read nulls into declared numbers of a CSV file, so they are for JSONL only.
-    """
-    if any(name == EXTRA_COLUMN for name, _ in columns):
-        return None
-    return [_feature(name, shape) for name, shape in columns]
-
-
-def _feature(name: str, shape: Shape) -> dict[str, Any]:
-    return {"name": name, **_described(shape)}
-
-
-def _described(shape: Shape) -> dict[str, Any]:
-    match shape.kind:
-        case Kind.LIST:
-            item = _described(shape.item or Shape(Kind.JSON))
-            return {"list": item.get("dtype") or item.get("struct") or item}
-        case Kind.STRUCT:
-            return {"struct": [_feature(name, field) for name, field in shape.fields]}
-        case Kind.INTEGER:
-            return {"dtype": "int64"}
-        case Kind.NUMBER:
-            return {"dtype": "float64"}
-        case Kind.BOOLEAN:
-            return {"dtype": "bool"}
-        case Kind.STRING | Kind.JSON:
-            return {"dtype": shape.kind.value}
 
 
 def render_card(title: str, run_id: str, status: str, format: str, configs: Sequence[CardConfig]) -> str:
@@ -82,12 +50,18 @@ def render_card(title: str, run_id: str, status: str, format: str, configs: Sequ
 def _front_matter(title: str, run_id: str, format: str, configs: Sequence[CardConfig]) -> dict[str, Any]:
     default = _default(configs)
     entries = [_entry(config, run_id, format, config is default) for config in configs]
-    typed = [{"config_name": config.name, "features": list(config.features)} for config in configs if config.features]
+    typed = [{"config_name": config.name, "features": list(config.features or ())} for config in configs if _is_typed(config)]
     return (
         {"pretty_name": title, "tags": ["chainette"]}
         | ({"configs": entries} if entries else {})
-        | ({"dataset_info": typed} if typed else {})
+        | ({"dataset_info": typed} if typed and format == "jsonl" else {})
     )
+
+
+def _is_typed(config: CardConfig) -> bool:
+    """Whether all columns are known. The front matter of JSONL says them; Parquet has them in the file, and
+    `datasets` cannot read nulls into declared numbers of a CSV file."""
+    return bool(config.features) and not is_open(columns_of(config.features or ()))
 
 
 def _default(configs: Sequence[CardConfig]) -> CardConfig | None:
@@ -113,60 +87,39 @@ def _body(
     table = "\n".join(f"| `{config.name}` | {config.rows:,} | {_cell(config.description)} |" for config in configs)
     page = f"# {title}\n\nRun `{run_id}` of Chainette, {status}.\n\n| config | rows | what a row is |\n|---|--:|---|\n{table}\n"
     shown = _default(loadable)
-    return page + (_loading(shown, format) if shown else "\nThere are no rows yet.\n")
+    return page + (_loading(shown, format, loadable) if shown else "\nThere are no rows yet.\n")
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _loading(config: CardConfig, format: str) -> str:
-    files = f"{config.folder}/*.{format}"
-    polars = {"jsonl": "scan_ndjson", "parquet": "scan_parquet", "csv": "scan_csv"}[format]
-    duckdb = {"jsonl": "read_json", "parquet": "read_parquet", "csv": "read_csv"}[format]
-    pandas = {
-        "jsonl": "read_json(file, lines=True, dtype=False, precise_float=True)",
-        "parquet": "read_parquet(file)",
-        "csv": _PANDAS_CSV,
-    }[format]
-    typed = {name: hint if format == "csv" else "" for name, hint in _CSV_TYPES.items()}
-    return (
-        _LOADING.format(name=config.name, files=files, polars=polars, duckdb=duckdb, pandas=pandas, **typed)
-        + (_FORMAT_NOTES[format])
-    )
+def _loading(config: CardConfig, format: str, configs: Sequence[CardConfig]) -> str:
+    columns = tuple(column for each in configs for column in columns_of(each.features or ()))
+    code = recipes(config.folder, format, loose=is_loose(columns), open=is_open(columns))
+    return _LOADING.format(code=code) + _NOTES[format] + (_OPEN if is_open(columns) else "")
 
 
 _LOADING = """
 ## Loading
 
-From this directory:
+Run one of these in this directory; put the name of another folder in its place to read that one.
 
 ```python
-import os, datasets
-rows = datasets.load_dataset(os.getcwd(), "{name}", split="train")
-
-import polars
-rows = polars.{polars}("{files}"{polars_types}).collect()
-
-import duckdb
-rows = duckdb.sql("SELECT * FROM {duckdb}('{files}'{duckdb_types})")
-
-import glob, pandas
-rows = pandas.concat([pandas.{pandas} for file in sorted(glob.glob("{files}"))])
+{code}
 ```
 
-`row_id` joins the folders. """
+`row_id` joins the folders. Dates, times and decimals are text. """
 
-#: CSV has no types: "0.10", the eleventh row made of row 0, would be read as the number 0.1, and the text "None" as missing.
-_PANDAS_CSV = 'read_csv(file, dtype={"row_id": str}, keep_default_na=False, na_values=[""])'
-_CSV_TYPES = {
-    "polars_types": ', schema_overrides={"row_id": polars.String}',
-    "duckdb_types": ", types={'row_id': 'VARCHAR'}",
-}
-
-_FORMAT_NOTES = {
-    "jsonl": "One JSON object per line.\n",
-    "parquet": "Dates, times and decimals are text; values without a fixed shape (dicts, unions) are JSON text.\n",
+_NOTES = {
+    "jsonl": "One JSON object per line. `.schema/` holds the columns of each folder, since readers guess types otherwise.\n"
+    "Values without a fixed shape (dicts, unions) are Python values in pandas; elsewhere what is no text is JSON text.\n",
+    "parquet": "Values without a fixed shape (dicts, unions) are JSON text.\n",
     "csv": 'Nothing between two commas is null, `""` is the empty string; lists and objects are JSON in their cell.\n'
-    "CSV has no types: text that looks like a number has to be named as text when it is read, as `row_id` is here.\n",
+    "CSV has no types: `.schema/` holds the columns of each folder, since readers guess types otherwise.\n",
 }
+
+_OPEN = (
+    "Fields that a model allows without listing them are JSON text in the column `_extra`, "
+    "except that pandas gives those of JSON Lines a column each.\n"
+)

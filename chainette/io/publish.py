@@ -1,10 +1,12 @@
-"""The files that follow from the log: graph.json, metadata.json and the dataset card."""
+"""The files that follow from the log: graph.json, metadata.json, the dataset card and the columns of its folders."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from chainette.io.card import CardConfig, render_card
+from chainette.io.features import columns_of, schema_file
 from chainette.io.replay import RunState, pretty
 from chainette.io.rundir import RunDir, publish
 
@@ -26,7 +28,19 @@ def render_files(state: RunState) -> dict[str, bytes]:
     run = state.run
     configs = [_config(state, folder, description) for folder, description in _folders(state)]
     card = render_card(title=run.chain, run_id=run.run_id, status=state.status, format=run.settings["format"], configs=configs)
-    return {"graph.json": pretty(state.graph), "metadata.json": pretty(state.metadata()), "README.md": card.encode()}
+    files = {"graph.json": pretty(state.graph), "metadata.json": pretty(state.metadata()), "README.md": card.encode()}
+    return files | _schemas(configs, run.settings["format"])
+
+
+def _schemas(configs: Iterable[CardConfig], format: str) -> dict[str, bytes]:
+    """The columns of every folder that has rows, for readers of formats without types."""
+    if format == "parquet":
+        return {}
+    return {
+        f".schema/{config.folder}.parquet": schema_file(columns_of(config.features), format)
+        for config in configs
+        if config.rows and config.features
+    }
 
 
 def _folders(state: RunState) -> list[tuple[str, str]]:
@@ -43,7 +57,6 @@ def _config(state: RunState, folder: str, description: str) -> CardConfig:
     ends = state.ends.get(folder, {})
     features = state.graph["features"].get(folder)
     if state.run.settings["format"] != "jsonl":
-        features = None
         ends = {number: end for number, end in ends.items() if number in state.sealed.get(folder, {})}
     content = f"{state.run.run_id} {folder} {sorted(ends.items())}"
     digest = hashlib.sha256(content.encode()).hexdigest()

@@ -85,6 +85,8 @@ def write_all(file: int, data: bytes) -> None:
 def publish(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: aside, fsync, rename, fsync of the directory."""
     aside = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
     with disk_errors(path), aside.open("wb") as file:
         file.write(data)
         file.flush()

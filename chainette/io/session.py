@@ -15,8 +15,8 @@ import msgspec
 
 from chainette.core.plan import Plan, PlanNode
 from chainette.errors import DamagedRun, RunDirectoryError
-from chainette.io.card import dataset_features
 from chainette.io.events import RunCreated
+from chainette.io.features import dataset_features
 from chainette.io.fork import finish_swap, remove_leftovers
 from chainette.io.log import EventLog, read_log
 from chainette.io.publish import publish_metadata

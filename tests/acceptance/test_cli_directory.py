@@ -115,14 +115,15 @@ def test_retry_without_anything_to_retry_is_an_error(project: Project) -> None:
 
 
 def test_rebuild_writes_the_same_files_out_of_the_log(project: Project) -> None:
-    names = ("graph.json", "metadata.json", "README.md")
+    schemas = [f".schema/{path.name}" for path in (project.path / "jsonl/.schema").iterdir()]
+    names = ("graph.json", "metadata.json", "README.md", *schemas)
     before = {name: (project.path / "jsonl" / name).read_bytes() for name in names}
     (project.path / "jsonl/graph.json").unlink()
     (project.path / "jsonl/metadata.json").write_text("{}")
     done = project.chainette("rebuild", "jsonl")
     assert done.returncode == 0, done.stderr
     verdicts = [line.rpartition(", ")[2] for line in done.stdout.splitlines()]
-    assert verdicts == ["new)", "changed)", "unchanged)"]
+    assert verdicts == ["new)", "changed)", "unchanged)"] + ["unchanged)"] * len(schemas)
     assert "wrote jsonl/graph.json" in done.stdout
     assert {name: (project.path / "jsonl" / name).read_bytes() for name in names} == before
 

@@ -11,8 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from chainette.io.arrow import seal_csv, seal_parquet
-from chainette.io.card import CardConfig, dataset_features, render_card
+from chainette.io.card import CardConfig, render_card
 from chainette.io.columns import arrow_schema, flattened_columns, step_columns
+from chainette.io.features import dataset_features
 
 FORMATS = ["jsonl", "parquet", "csv"]
 
@@ -82,11 +83,7 @@ def _publish(path: Path, format: str, run_id: str = "r1") -> None:
         content = b"".join(file.read_bytes() for file in sorted((path / name).glob("*")))
         rows = len(content.splitlines())
         digest = hashlib.sha256(content).hexdigest()
-        configs.append(
-            CardConfig(
-                name, name, rows, digest, f"rows | of {name}", dataset_features(COLUMNS[name]) if format == "jsonl" else None
-            )
-        )
+        configs.append(CardConfig(name, name, rows, digest, f"rows | of {name}", dataset_features(COLUMNS[name])))
     (path / "README.md").write_text(render_card("products: one", run_id, "finished", format, configs))
 
 
@@ -186,18 +183,3 @@ def test_a_title_that_yaml_could_misread_stays_a_title() -> None:
 
     card = render_card("yes: {a} # 'b'\n", "r", "finished", "jsonl", [])
     assert yaml.safe_load(card.split("---\n")[1])["pretty_name"] == "yes: {a} # 'b'\n"
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("tool", ["datasets", "polars", "duckdb", "pandas"])
-def test_the_loading_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, tool: str) -> None:
-    run = _run(tmp_path / "run", ["a", "b"], format)
-    monkeypatch.chdir(run)
-    code = (run / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    block = next(block for block in code.split("\n\n") if tool in block)
-    scope: dict[str, Any] = {}
-    exec(block, scope)
-    rows = scope["rows"]
-    found = rows.fetchall() if tool == "duckdb" else rows
-    assert len(found) == 2
-    assert "extract.name" in (rows.column_names if tool == "datasets" else rows.columns)

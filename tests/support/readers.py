@@ -1,0 +1,56 @@
+"""Reads the folders of a run as its own card says."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["TOOLS", "read", "recipe"]
+
+#: In the order of the card.
+TOOLS = ["pyarrow", "polars", "duckdb", "pandas", "datasets"]
+
+
+def recipe(run: Path, tool: str, folder: str) -> str:
+    """The part of the card's code that is about a tool, for a folder."""
+    code = (run / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    parts = code.strip().split("\n\n")
+    shown = re.search(r'load_dataset\(os.getcwd\(\), "(\w+)"', code)
+    assert len(parts) == len(TOOLS) and shown is not None
+    return parts[TOOLS.index(tool)].replace(shown[1], folder)
+
+
+def read(run: Path, tool: str, folder: str) -> list[dict[str, Any]]:
+    """The rows of a folder, by the code that the run's card gives for a tool."""
+    names: dict[str, Any] = {}
+    with contextlib.chdir(run), _offline(run.parent / "cache"):
+        exec(recipe(run, tool, folder), names)
+        rows = names["rows"]
+        match tool:
+            case "pyarrow":
+                found = rows.to_pylist()
+            case "polars":
+                found = rows.to_dicts()
+            case "duckdb":
+                found = [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
+            case "pandas":
+                found = rows.to_dict("records")
+            case _:
+                found = [dict(row) for row in rows]
+    return list(found)
+
+
+@contextlib.contextmanager
+def _offline(cache: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        import datasets
+
+        datasets.disable_progress_bars()
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
+        yield
