@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -29,25 +30,17 @@ MAX_FAN_OUT = 100_000
 
 
 async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook) -> Tally:
-    """Runs the function for every row: coroutines side by side, others in one thread."""
+    """Runs the function for every row: async ones side by side, others in one thread."""
     apply = node.node
     assert isinstance(apply, ApplyNode)
     returned: list[Any] = [None] * len(rows)
     if _is_async(apply.fn):
-
-        async def call_one(index: int) -> None:
-            try:
-                returned[index] = await apply.fn(*_arguments(plan, node, rows[index]))
-            except RAISED as error:
-                if not is_stray(error):
-                    raise
-                returned[index] = _Raised(error)
-
-        async with anyio.create_task_group() as group:
-            for index in range(len(rows)):
-                group.start_soon(call_one, index)
+        pending = {index: partial(_call_here, apply.fn, plan, node, row) for index, row in enumerate(rows)}
     else:
         returned = await anyio.to_thread.run_sync(_call_each, apply.fn, [(plan, node, row) for row in rows])
+        # a lambda around an async function, say
+        pending = {index: partial(_awaited, value) for index, value in enumerate(returned) if _is_pending(value)}
+    await _settle(returned, pending)
     result = Tally(node, hook)
     for row, value in zip(rows, returned, strict=True):
         _take(result, apply, row, value)
@@ -55,8 +48,51 @@ async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook) -> T
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine; objects with an `async def __call__` count."""
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+    """Whether calling it gives a coroutine or an async generator; objects with an `async def __call__` count."""
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    return any(kind(called) for kind in kinds for called in (fn, getattr(fn, "__call__", None)))  # noqa: B004
+
+
+async def _call_here(fn: Callable[..., Any], plan: Plan, node: PlanNode, row: Row) -> Any:
+    return await _awaited(fn(*_arguments(plan, node, row)))
+
+
+def _is_pending(value: Any) -> bool:
+    return inspect.isawaitable(value) or isinstance(value, AsyncIterable)
+
+
+async def _settle(returned: list[Any], pending: Mapping[int, Callable[[], Awaitable[Any]]]) -> None:
+    """Awaits side by side what is pending, and puts the results in their places."""
+
+    async def settle(index: int, finish: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            returned[index] = await finish()
+        except RAISED as error:
+            if not is_stray(error):
+                raise
+            returned[index] = _Raised(error)
+
+    async with anyio.create_task_group() as group:
+        for index, finish in pending.items():
+            group.start_soon(settle, index, finish)
+
+
+async def _awaited(value: Any) -> Any:
+    """The result of a coroutine, the items of an async generator, cut just above the limit; others as they are."""
+    if inspect.isawaitable(value):
+        value = await value
+    if not isinstance(value, AsyncIterable):
+        return value
+    items: list[Any] = []
+    iterator = aiter(value)
+    try:
+        while len(items) <= MAX_FAN_OUT:
+            items.append(await anext(iterator))
+    except StopAsyncIteration:
+        return items
+    if isinstance(iterator, AsyncGenerator):
+        await iterator.aclose()
+    return items
 
 
 @dataclass(frozen=True)

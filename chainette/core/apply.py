@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -15,7 +17,7 @@ from pydantic import BaseModel
 from typing_extensions import TypeVar
 
 from chainette.core.node import Node, caller_frame, caller_place
-from chainette.errors import DeclarationError
+from chainette.errors import DeclarationError, Place
 from chainette.utils.ids import snake_case
 
 __all__ = ["ApplyNode", "Cardinality", "apply"]
@@ -35,21 +37,60 @@ class Cardinality(StrEnum):
     MANY = "many"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ApplyNode(Node, Generic[In, Out]):
-    """`fn(item)` or `fn(item, history)` for every row, off the event loop unless it is `async def`.
+    """`fn(item)` or `fn(item, history)` for every row, off the event loop unless it is async.
 
-    The declared return type says what becomes of a row: `-> list[OUT]` expands it to `<id>~<i>`,
-    `-> OUT` keeps it, `-> OUT | None` keeps or drops it. Without annotation it counts as a list. An
-    exception rejects the row. The function may run twice for a row after a crash; its outputs count once.
+    The declared return type says what becomes of a row: `-> list[OUT]` expands it to `<id>~<i>`, as does a function
+    that yields (`-> Iterator[OUT]`, `-> AsyncIterator[OUT]`); `-> OUT` keeps it; `-> OUT | None` keeps or drops it.
+    Without annotation it counts as a list. The annotations also say the models, unless they are given. An exception
+    rejects the row. The function may run twice for a row after a crash; its outputs count once.
+
+    Raises:
+        DeclarationError: the function takes no item, its id cannot be a name (a lambda needs `id=`), or it yields
+            although it declares one row.
     """
 
     fn: Callable[..., Any]
-    input_model: type[In] | None = None
-    output_model: type[Out] | None = None
-    cardinality: Cardinality = Cardinality.MANY
-    #: Whether the return type was declared; the check warns where it was not.
-    annotated: bool = False
+    input_model: type[In] | None
+    output_model: type[Out] | None
+    cardinality: Cardinality
+    #: Whether the return type was declared; the check warns if it was not.
+    annotated: bool
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        id: str | None = None,
+        name: str = "",
+        emoji: str = "",
+        input_model: type[In] | None = None,
+        output_model: type[Out] | None = None,
+    ) -> None:
+        place = caller_place()
+        if not callable(fn):
+            raise DeclarationError(f"{place}: fn is {fn!r}, not a function")
+        item = _item(fn, place)
+        hints = _hints(fn, caller_frame().f_locals)
+        cardinality, returned = _cardinality(hints.get("return", inspect.Parameter.empty))
+        if _yields(fn) and cardinality is not Cardinality.MANY:
+            wanted = f"{'AsyncIterator' if inspect.isasyncgenfunction(fn) else 'Iterator'}[{_model_name(returned)}]"
+            raise DeclarationError(f"{place}: {_name(fn)} yields rows; declare it `-> {wanted}`, or return the one row")
+        values = {
+            "id": _id(fn) if id is None else id,
+            "name": name,
+            "emoji": emoji,
+            "place": place,
+            "fn": fn,
+            "input_model": _checked(input_model, "input_model", place) or _model(hints.get(item)),
+            "output_model": _checked(output_model, "output_model", place) or _model(returned),
+            "cardinality": cardinality,
+            "annotated": "return" in hints,
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+        self.__post_init__()
 
     @cached_property
     def wants_history(self) -> bool:
@@ -75,7 +116,37 @@ def apply(
 ) -> ApplyNode[In, Out]: ...
 @overload
 def apply(
-    fn: Callable[[In], Awaitable[list[Out]]],
+    fn: Callable[[In], Awaitable[list[Out]]] | Callable[[In, Any], Awaitable[list[Out]]],
+    *,
+    id: str | None = ...,
+    name: str = ...,
+    emoji: str = ...,
+    input_model: type[In] | None = ...,
+    output_model: type[Out] | None = ...,
+) -> ApplyNode[In, Out]: ...
+@overload
+def apply(
+    fn: Callable[[In], Iterator[Out]] | Callable[[In, Any], Iterator[Out]],
+    *,
+    id: str | None = ...,
+    name: str = ...,
+    emoji: str = ...,
+    input_model: type[In] | None = ...,
+    output_model: type[Out] | None = ...,
+) -> ApplyNode[In, Out]: ...
+@overload
+def apply(
+    fn: Callable[[In], AsyncIterator[Out]] | Callable[[In, Any], AsyncIterator[Out]],
+    *,
+    id: str | None = ...,
+    name: str = ...,
+    emoji: str = ...,
+    input_model: type[In] | None = ...,
+    output_model: type[Out] | None = ...,
+) -> ApplyNode[In, Out]: ...
+@overload
+def apply(
+    fn: Callable[[In], Awaitable[Out | None]] | Callable[[In, Any], Awaitable[Out | None]],
     *,
     id: str | None = ...,
     name: str = ...,
@@ -100,31 +171,16 @@ def apply(fn: None = None, **keys: Any) -> Callable[[Callable[..., Any]], ApplyN
 def apply(fn: Callable[..., Any] | None = None, **keys: Any) -> Any:
     """An ApplyNode from a function; `@apply`, `@apply(id=...)` and `apply(fn, ...)` all work.
 
-    `input_model` and `output_model` are read from the annotations where they are not given.
-
     Raises:
-        DeclarationError: the function takes no item, or its id cannot be a name (a lambda needs `id=`).
+        DeclarationError: as `ApplyNode`.
     """
     if fn is None:
-        return lambda function: apply(function, **keys)
-    place = caller_place()
-    parameters = _positional(fn)
-    if not 1 <= len(parameters) <= 2:
-        raise DeclarationError(
-            f"{place}: {_name(fn)} must take (item) or (item, history), it takes {len(parameters)} parameters"
-        )
-    hints = _hints(fn, caller_frame().f_locals)
-    cardinality, returned = _cardinality(hints.get("return", inspect.Parameter.empty))
-    keys.setdefault("id", None)
-    keys["id"] = keys["id"] or _id(fn)
-    keys.setdefault("input_model", None)
-    keys["input_model"] = keys["input_model"] or _model(hints.get(parameters[0]))
-    keys.setdefault("output_model", None)
-    keys["output_model"] = keys["output_model"] or _model(returned)
-    return ApplyNode(fn=fn, cardinality=cardinality, annotated="return" in hints, **keys)
+        return lambda function: ApplyNode(function, **keys)
+    return ApplyNode(fn, **keys)
 
 
 def _name(fn: Callable[..., Any]) -> str:
+    fn = fn.func if isinstance(fn, functools.partial) else fn
     return getattr(fn, "__name__", type(fn).__name__)
 
 
@@ -134,28 +190,63 @@ def _id(fn: Callable[..., Any]) -> str:
     return snake_case(name) if any(map(str.isalnum, name)) else name
 
 
+def _item(fn: Callable[..., Any], place: Place) -> str:
+    """The name of the parameter that gets the item."""
+    parameters = _positional(fn)
+    if not 1 <= len(parameters) <= 2:
+        raise DeclarationError(
+            f"{place}: {_name(fn)} must take (item) or (item, history), it takes {len(parameters)} parameters"
+        )
+    return parameters[0]
+
+
 def _positional(fn: Callable[..., Any]) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds and p.default is p.empty]
 
 
+def _function(fn: Callable[..., Any]) -> Any:
+    """The function below a partial, or that an object is called through."""
+    fn = fn.func if isinstance(fn, functools.partial) else fn
+    return fn if inspect.isfunction(fn) or inspect.ismethod(fn) else type(fn).__call__
+
+
+def _yields(fn: Callable[..., Any]) -> bool:
+    function = _function(fn)
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
 def _hints(fn: Callable[..., Any], local: Mapping[str, Any]) -> dict[str, Any]:
     """The annotations that resolve, also to models of the calling function; one that does not counts as none."""
-    target = fn if inspect.isfunction(fn) or inspect.ismethod(fn) else type(fn).__call__
-    try:
-        return typing.get_type_hints(target, localns={**local, **getattr(target, "__globals__", {})})
-    except (NameError, TypeError):
-        return {}
+    function = _function(fn)
+    names = {**local, **getattr(function, "__globals__", {})}
+    found: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        with contextlib.suppress(NameError, TypeError, AttributeError, SyntaxError):
+            found |= typing.get_type_hints(types.SimpleNamespace(__annotations__={name: annotation}), names)
+    return found
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
+def _model_name(annotation: Any) -> str:
+    return str(getattr(annotation, "__name__", annotation))
+
+
+def _checked(model: Any, label: str, place: Place) -> Any:
+    if model is not None and _model(model) is None:
+        raise DeclarationError(f"{place}: {label} is {model!r}, not a pydantic model")
+    return model
+
+
 def _cardinality(annotation: Any) -> tuple[Cardinality, Any]:
-    """(cardinality, type of one row) out of a return annotation."""
+    """(cardinality, type of one row) of a return annotation."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(origin, type) and issubclass(origin, Sequence):
+    if origin in (Awaitable, Coroutine):
+        return _cardinality(arguments[-1])
+    if isinstance(origin, type) and issubclass(origin, (Iterable, AsyncIterable)) and not issubclass(origin, Mapping):
         return Cardinality.MANY, arguments[0]
     if origin in (typing.Union, types.UnionType) and type(None) in arguments:
         rest = [argument for argument in arguments if argument is not type(None)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_a_name_defaults_to_the_id() -> None:
     assert step(name="Ask it").name == "Ask it"
 
 
-@pytest.mark.parametrize("kind", [Step, ApplyNode, Chain])
+@pytest.mark.parametrize("kind", [Step, Chain])
 def test_nodes_and_chains_take_keywords_only(kind: Any) -> None:
     with pytest.raises(TypeError, match="positional"):
         kind("ask")
@@ -130,6 +131,40 @@ def test_a_function_without_annotations_counts_as_a_list_with_a_warning() -> Non
     made = plan([apply(lambda item: [item], id="loose")], input_model=Text)
     assert made.nodes["loose"].cardinality is Cardinality.MANY
     assert any("no return annotation" in problem.message for problem in made.warnings)
+
+
+def test_an_apply_node_reads_the_annotations_of_its_function_as_apply_does() -> None:
+    forms: list[ApplyNode[Any, Any]] = [ApplyNode(split), ApplyNode(fn=split), ApplyNode(split, id="split"), apply(split)]
+    for made in forms:
+        assert (made.id, made.name, made.cardinality, made.annotated) == ("split", "split", Cardinality.MANY, True)
+        assert (made.input_model, made.output_model) == (Text, Word)
+    named = ApplyNode(lambda item: [item], id="loose", name="Loose", input_model=Text, output_model=Word)
+    assert (named.name, named.input_model, named.output_model, named.annotated) == ("Loose", Text, Word, False)
+    partly = apply(functools.partial(lambda by, item: [item], 1), id="partly")
+    assert partly.input_model is None and not partly.annotated
+
+
+def test_one_annotation_that_does_not_resolve_leaves_the_others() -> None:
+    def hidden(item: "Elsewhere", history: "Any") -> "list[Word]":  # type: ignore[name-defined]  # noqa: F821, UP037
+        return []
+
+    made = apply(hidden)
+    assert (made.input_model, made.output_model, made.annotated) == (None, Word, True)
+
+
+def test_a_function_that_yields_although_it_declares_one_row_is_refused() -> None:
+    def one(item: Text) -> Word:  # type: ignore[misc]
+        yield Word(word="a")
+
+    async def maybe(item: Text) -> Word | None:  # type: ignore[misc]
+        yield Word(word="a")
+
+    with pytest.raises(
+        DeclarationError, match=r"declare\.py:\d+: one yields rows; declare it `-> Iterator\[Word\]`, or return"
+    ):
+        apply(one)
+    with pytest.raises(DeclarationError, match=r"maybe yields rows; declare it `-> AsyncIterator\[Word\]`"):
+        ApplyNode(maybe)
 
 
 def test_models_of_the_calling_function_are_found_in_annotations() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from chainette import ApplyNode, Branch, Chain, RunResult, Step, apply
+from chainette.core.apply import Cardinality
 from chainette.core.branch import Element
 from chainette.io.replay import Status
 from chainette.records import row_order
@@ -333,6 +335,69 @@ def test_steps_and_functions_may_follow_each_other_in_any_order(tmp_path: Path) 
         result = Chain(name="mix", steps=[branch], batch_size=2, input_model=N).run([N(n=2), N(n=1)], tmp_path / "run")
         assert column(result, "told")["0"] == [{"text": "ROW 0~0 OF 2: 0"}, {"text": "ROW 0~1 OF 2: 1"}]
         assert len(scripts["llm"].requests) == 3
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_function_that_yields_expands_as_a_list_does(
+    tmp_path: Path, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def listed(item: N) -> list[N]:  # type: ignore[misc]
+        yield N(n=item.n + 1)
+        yield N(n=item.n + 2)
+
+    async def streamed(item: N) -> AsyncIterator[N]:
+        for number in count(1) if limit else (1, 2):
+            yield N(n=item.n + number)
+
+    async def generated(item: N, history: Any) -> AsyncGenerator[N, None]:
+        yield N(n=history["chain_input"].n + 1)
+        yield N(n=item.n + 2)
+
+    def plain(item: N) -> Iterator[N]:
+        yield from (N(n=item.n + number) for number in (1, 2))
+
+    def generator(item: N) -> Generator[N, None, None]:
+        yield N(n=item.n + 1)
+        yield N(n=item.n + 2)
+
+    def iterable(item: N) -> Iterable[N]:
+        return (N(n=item.n + number) for number in (1, 2))
+
+    def wrapped(item: N) -> AsyncIterator[N]:
+        return streamed(item)
+
+    if limit:
+        monkeypatch.setattr("chainette.calling.MAX_FAN_OUT", limit)
+    for index, fn in enumerate((listed, streamed, generated, plain, generator, iterable, wrapped)):
+        made = node(fn, "made")
+        assert (made.cardinality, made.output_model, made.annotated) == (Cardinality.MANY, N, True)
+        rows = column(run(tmp_path / str(index), [made], [0]), "made.n")
+        endless = limit is not None and fn in (streamed, wrapped)
+        assert rows == ({} if endless else {"0~0": 1, "0~1": 2})
+
+
+def test_a_function_that_yields_may_yield_nothing_or_raise(tmp_path: Path) -> None:
+    async def some(item: N) -> AsyncIterator[N]:
+        if item.n == 1:
+            return
+        yield item
+        if item.n == 2:
+            raise ValueError("no more")
+
+    result = run(tmp_path, [node(some, "some")], [0, 1, 2])
+    assert ids(result, "flattened") == ["0~0"]
+    [rejection] = result.rows("rejected")
+    assert rejection["row_id"] == "2" and "no more" in rejection["message"]
+
+
+def test_a_plain_function_may_return_a_coroutine(tmp_path: Path) -> None:
+    async def add(item: N) -> N:
+        return N(n=item.n + 1)
+
+    def around(item: N) -> Awaitable[N]:
+        return add(item)
+
+    assert column(run(tmp_path, [node(around, "around")], [0, 1]), "around.n") == {"0": 1, "1": 2}
 
 
 def test_an_apply_may_be_a_coroutine_a_method_or_an_object(tmp_path: Path) -> None:
