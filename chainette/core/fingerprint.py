@@ -1,8 +1,9 @@
 """Fingerprints of the user's code: equal where it computes the same, different where it was changed.
 
 A fingerprint is a hash of syntax trees without positions, comments, docstrings and file names, of everything that
-the code refers to by global name, and of the values of the constants among it. It is the same in every process. Not
-followed: imports inside functions, attributes looked up by string, and the insides of installed packages.
+the code refers to by global name, and of the data among it (`core.data_text`), also if an import read them from a file.
+It is the same in every process. Not followed: imports inside functions, attributes looked up by string, and the insides
+of installed packages.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import functools
 import hashlib
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from enum import Enum
@@ -22,12 +22,20 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from chainette.core.data_text import (
+    attributes_at_first,
+    differs_by_process,
+    from_a_set,
+    global_at_first,
+    is_constant,
+    text_at_first,
+    types_within,
+)
 from chainette.core.private_import import public_name
 from chainette.core.user_code import is_library, source_tree
 
 __all__ = ["fingerprint_code", "fingerprint_model"]
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -63,6 +71,8 @@ class _Trace:
         self._lines: list[str] = []
         self._seen: dict[int, Any] = {}
         self._assigned: set[str] = set()
+        #: (module, node): attributes of modules that were followed for a node.
+        self._modules: set[tuple[int, ast.AST]] = set()
         package = _module_name(root).partition(".")[0]
         #: The top package of the root: its own code is user code, wherever it is installed.
         self._package = "" if package in sys.stdlib_module_names or package == "chainette" else package
@@ -75,9 +85,11 @@ class _Trace:
 
     def add(self, value: Any) -> None:
         """Takes in a value and what it refers to."""
-        plain = _canonical(value)
-        if plain is not None:
-            self.note("value", plain)
+        text = text_at_first(value)
+        if text is not None:
+            self.note("value", text)
+            for kind in types_within(value):
+                self.add(kind)
         elif id(value) not in self._seen:
             self._seen[id(value)] = value
             self._add_object(value)
@@ -144,43 +156,60 @@ class _Trace:
         else:
             self.note(cls.__name__, _dump(node))
             self._follow({name.id for name in ast.walk(node) if isinstance(name, ast.Name)}, node, module)
+            self._add_class_data(cls, node)
+        if issubclass(cls, Enum):
+            self._add_all("members", cls)
         for base in cls.__bases__:
             self.add(base)
         for nested in _models_inside(cls):
             self.add(nested)
 
+    def _add_class_data(self, cls: type, node: ast.ClassDef) -> None:
+        """Data that the body of a class sets: `labels = json.loads(...)`."""
+        for statement in node.body:
+            for name in sorted(_targets(statement) & vars(cls).keys()):
+                text = None if differs_by_process([statement]) else text_at_first(vars(cls)[name])
+                if text is not None:
+                    self.note(name, text)
+
     def _add_instance(self, value: Any) -> None:
         """An object: its class, and what it was set up with."""
         self.add(type(value))
-        if isinstance(value, BaseModel):
-            self.note("model", _model_text(value))
-        elif self._is_users(type(value)):
-            for name, attribute in sorted(getattr(value, "__dict__", {}).items()):
+        if self._is_users(type(value)):
+            for name, attribute in attributes_at_first(value):
                 self.note("attribute", name)
                 self.add(attribute)
 
     def _follow(self, names: Set[str], node: ast.AST, module: Mapping[str, Any]) -> None:
-        """The globals behind names, where they are user code or constants."""
+        """The globals behind names, if they are user code or data."""
         for name in sorted(names & module.keys()):
             value = module[name]
             if isinstance(value, ModuleType):
                 self._follow_module(name, value, node)
             elif not name.startswith("__"):
                 self.note("name", name)
-                if not self._changes_at_run_time(value) or not self._add_assignment(name, module):
-                    self.add(value)
+                self._add_global(name, value, module)
 
-    def _changes_at_run_time(self, value: Any) -> bool:
-        """Whether a global may hold state, so that what the source says counts instead of its value now."""
-        if isinstance(value, (list, dict, set)):
-            return True
-        code = isinstance(value, type) or inspect.isroutine(value)
-        return not code and _canonical(value) is None and not type(value).__module__.startswith("chainette.")
-
-    def _add_assignment(self, name: str, module: Mapping[str, Any]) -> bool:
-        """The statements at the top of a module that set a name; False where there are none."""
-        tree = source_tree(str(module.get("__file__", "")), module)
+    def _add_global(self, name: str, value: Any, module: Mapping[str, Any]) -> None:
+        """Data count by their value after the import, objects without a canonical form by their source: they may hold state."""
+        if isinstance(value, type) or inspect.isroutine(value) or type(value).__module__.startswith("chainette."):
+            self.add(value)
+            return
+        file = str(module.get("__file__", ""))
+        tree = source_tree(file, module)
+        if tree is not None and name in _rebound(tree):
+            value = global_at_first(module, name)
         statements = _assignments(tree, name) if tree is not None else []
+        if not differs_by_process(statements):
+            text = text_at_first(value, ordered=not from_a_set(statements), file=file)
+            self.note("value", text or "")
+            if text is not None and is_constant(value):
+                return
+        if not self._add_assignments(statements, module):
+            self.add(value)
+
+    def _add_assignments(self, statements: Iterable[ast.AST], module: Mapping[str, Any]) -> bool:
+        """The statements at the top of a module that set a name; False if there are none."""
         for statement in statements:
             text = _dump(statement)
             if text not in self._assigned:
@@ -191,20 +220,15 @@ class _Trace:
 
     def _follow_module(self, name: str, module: ModuleType, node: ast.AST) -> None:
         """`helpers.f`: what the code takes from a module of the user's."""
-        if not self._is_users(module):
+        if not self._is_users(module) or (id(module), node) in self._modules:
             return
+        self._modules.add((id(module), node))
         used = {
             part.attr
             for part in ast.walk(node)
-            if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == name
+            if isinstance(part, ast.Attribute) and name in (getattr(part.value, "id", None), getattr(part.value, "attr", None))
         }
-        for attribute in sorted(used):
-            value = getattr(module, attribute, None)
-            self.note("attribute", attribute)
-            if isinstance(value, ModuleType):
-                self._follow_module(attribute, value, node)
-            else:
-                self.add(value)
+        self._follow(used, node, vars(module))
 
     def _is_users(self, thing: Any) -> bool:
         name = _module_name(thing)
@@ -224,13 +248,6 @@ def _module_name(thing: Any) -> str:
 
 def _qualified(thing: Any) -> str:
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
-
-
-def _model_text(model: BaseModel) -> str:
-    try:
-        return model.model_dump_json()
-    except ValueError:
-        return type(model).__qualname__
 
 
 def _globals_of(cls: type) -> Mapping[str, Any]:
@@ -261,33 +278,6 @@ def _classes_in(annotation: Any) -> Iterator[type]:
         yield annotation
     for argument in get_args(annotation):
         yield from _classes_in(argument)
-
-
-def _canonical(value: Any) -> str | None:
-    """Constants as text that is the same in every process; None for everything else."""
-    if isinstance(value, Enum):
-        return f"{type(value).__name__}.{value.name}={value.value!r}"
-    if isinstance(value, re.Pattern):
-        return f"re {value.pattern!r} {value.flags}"
-    if type(value) in _PLAIN:
-        return repr(value)
-    if type(value) in (list, tuple):
-        return _all_canonical(value, "[]", ordered=True)
-    if type(value) in (set, frozenset):
-        return _all_canonical(value, "{}", ordered=False)
-    if type(value) is dict:
-        return _all_canonical([part for item in value.items() for part in item], "{:}", ordered=True)
-    return None
-
-
-def _all_canonical(values: Iterable[Any], brackets: str, *, ordered: bool) -> str | None:
-    parts: list[str] = []
-    for value in values:
-        part = _canonical(value)
-        if part is None:
-            return None
-        parts.append(part)
-    return brackets + ",".join(parts if ordered else sorted(parts))
 
 
 # -- syntax trees
@@ -343,16 +333,21 @@ def _class_node(tree: ast.AST, qualname: str) -> ast.ClassDef | None:
 
 
 def _assignments(tree: ast.Module, name: str) -> list[ast.AST]:
-    return [
-        node
-        for node in _statements(tree)
-        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign))
-        and any(
-            isinstance(part, ast.Name) and part.id == name
-            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-            for part in ast.walk(target)
-        )
-    ]
+    return [node for node in _statements(tree) if name in _targets(node)]
+
+
+def _targets(statement: ast.AST) -> set[str]:
+    """The names that an assignment sets."""
+    if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        return set()
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+
+
+@functools.lru_cache(maxsize=64)
+def _rebound(tree: ast.Module) -> frozenset[str]:
+    """Globals that functions set anew."""
+    return frozenset(name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names)
 
 
 def _global_names(code: CodeType) -> set[str]:

@@ -8,7 +8,7 @@ names or joins alone makes only `flattened/` and the counts stale.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,6 @@ _PARTS = {
     "system_prompt": "system prompt",
     "user_prompt": "prompt",
     "output_format_instruction": "output instruction",
-    "engine": "engine",
     "cardinality": "return annotation",
 }
 
@@ -137,19 +136,35 @@ def _sentences(old: Graph, new: Graph) -> Iterator[str]:
         if name not in before:
             yield f"{name} is new"
         else:
-            yield from _node_sentences(before[name], node, renamed)
+            yield from _node_sentences(before[name], node, renamed, _engine_words(old, new, name))
     for name in (name for name in before if name not in now):
         yield f"{name} is gone (its rows would be dropped)"
     yield from _branch_sentences(old, new, renamed)
     yield from _order_sentences(old, new, renamed)
 
 
-def _node_sentences(old: Mapping[str, Any], new: Mapping[str, Any], renamed: Mapping[str, str]) -> Iterator[str]:
+def _engine_words(old: Graph, new: Graph, name: str) -> list[str]:
+    """Deciding settings in which the engine of a step is another one."""
+    before, now = (_engine_settings(graph, name) for graph in (old, new))
+    return [f"{key} of its engine" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+
+
+def _engine_settings(graph: Graph, name: str) -> dict[str, Any]:
+    engines = {node["id"]: node["engine"] for node in graph["nodes"]}
+    config = graph["engines"].get(engines[name], {})
+    found = config | config.get("options", {})
+    return {key: value for key, value in found.items() if key in SETTINGS["engine"].decide}
+
+
+def _node_sentences(
+    old: Mapping[str, Any], new: Mapping[str, Any], renamed: Mapping[str, str], engine: Sequence[str]
+) -> Iterator[str]:
     name = new["id"]
     if old["fingerprint"] != new["fingerprint"]:
         parts = [words for part, words in _PARTS.items() if old.get(part) != new.get(part)]
         parts += ["sampling"] if _without_rescue(old) != _without_rescue(new) else []
-        yield f"{name} has another {' and another '.join(parts)}" if parts else f"{name} has other code or settings"
+        parts += engine
+        yield f"{name} has another {' and another '.join(parts)}" if parts else f"{name} has other code, or uses other data"
     for setting in _worse(old, new):
         was, found = old["rescue"][setting], new["rescue"][setting]
         yield f"{name} has {setting}={found} now (was {was}, with which rows were accepted)"

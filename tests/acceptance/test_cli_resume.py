@@ -113,6 +113,27 @@ def test_a_step_hidden_after_a_kill_is_refused_and_computed_anew_as_told(project
     assert project.ids("out", "grade") == EVERY_ROW == project.ids("out", "flattened")
 
 
+def test_a_label_list_in_a_file_and_a_variable_of_the_environment_are_noticed(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=16)
+    chain = tmp_path / "chain.py"
+    text = chain.read_text().replace("return [item, item]", "return [Fact(name=LABELS[0])]")
+    text = text.replace('"Name in: {{ text }}"', 'os.environ["TONE"] + " name in: {{ text }}"')
+    chain.write_text(
+        "import json, os\n" + text.replace("@apply\n", 'LABELS = json.loads(Path("labels.json").read_text())\n\n\n@apply\n')
+    )
+    (tmp_path / "labels.json").write_text('["old"]')
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", TONE="kind").returncode == 0
+    assert project.chainette("resume", "out", TONE="kind").returncode == 0
+    (tmp_path / "labels.json").write_text('["new"]')
+    refused = project.chainette("resume", "out", TONE="kind")
+    assert "split has other code, or uses other data" in refused.stderr and "--from split" in refused.stderr
+    refused = project.chainette("resume", "out", TONE="stern")
+    assert "extract has another prompt" in refused.stderr and "--from extract" in refused.stderr
+    assert project.chainette("resume", "out", "--from", "extract", TONE="stern").returncode == 0
+    assert '"stern name in' in (tmp_path / "out/graph.json").read_text()
+    assert '"old"' not in (tmp_path / "out/split/0.jsonl").read_text()
+
+
 @pytest.mark.parametrize("way", [(), ("--workers", "1")])
 def test_a_renamed_branch_costs_no_question(tmp_path: Path, way: tuple[str, ...]) -> None:
     project = Project(tmp_path, rows=20)

@@ -135,8 +135,7 @@ def test_an_operational_setting_of_an_engine_is_free(key: str) -> None:
 
 @pytest.mark.parametrize("key", engine_keys(SETTINGS["engine"].decide))
 def test_a_deciding_setting_of_an_engine_makes_its_rows_stale(key: str) -> None:
-    found = changed_engine(key)
-    assert found is not None and found.stale == ("s",)
+    assert changed_engine(key) == Changes((f"s has another {key} of its engine",), ("s",))
 
 
 @pytest.mark.parametrize("key", sorted(SETTINGS["SamplingParams"].decide))

@@ -1,0 +1,177 @@
+"""Data of the user's code as text that is the same in every process.
+
+Data count as they are when they are first asked for: a chain is compiled before its first row, so that is their value
+after the import, and a cache or a counter that fills up later changes nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import datetime
+import hashlib
+import re
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel
+
+__all__ = [
+    "attributes_at_first",
+    "differs_by_process",
+    "from_a_set",
+    "global_at_first",
+    "is_constant",
+    "text_at_first",
+    "types_within",
+]
+
+_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, range, Decimal, Fraction, uuid.UUID)
+_TIMES = (datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo)
+
+#: Calls whose value says when, where or as which process a module was imported.
+_OF_A_PROCESS = frozenset(
+    {"now", "utcnow", "today", "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "uuid1"}
+    | {"uuid4", "getpid", "getppid", "get_ident", "gethostname", "mkdtemp", "mkstemp", "gettempdir", "cpu_count"}
+    | {"TemporaryDirectory", "NamedTemporaryFile"}
+)
+
+
+class _Held:
+    """A value as the key of a cache: equal to itself alone, and kept alive."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.value is other.value
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value says everything itself, and cannot change."""
+    return isinstance(value, (Enum, re.Pattern)) or type(value) in _CONSTANTS
+
+
+def text_at_first(value: Any, *, ordered: bool = True, file: str = "") -> str | None:
+    """Data as text: constants as they are, the rest as they were when this was first asked; None for anything else.
+
+    Folders above `file` are named relative to it, so that a project that moved is the same.
+    """
+    if is_constant(value):
+        text = _canonical(value)
+        return text and _without_places(text, file)
+    return _digest_at_first(_Held(value), ordered, file)
+
+
+@lru_cache(maxsize=4096)
+def _digest_at_first(held: _Held, ordered: bool, file: str) -> str | None:
+    try:
+        text = _canonical(held.value, ordered=ordered)
+    except RecursionError:
+        return None
+    return text and hashlib.sha256(_without_places(text, file).encode(errors="surrogatepass")).hexdigest()
+
+
+def _without_places(text: str, file: str) -> str:
+    above = "."
+    for folder in Path(file).absolute().parents[:-1] if file else ():
+        text, above = text.replace(str(folder), above), f"{above}."
+    return text
+
+
+@lru_cache(maxsize=1024)
+def _global_at_first(module: _Held, name: str) -> Any:
+    return module.value[name]
+
+
+def global_at_first(module: Mapping[str, Any], name: str) -> Any:
+    """What a global was when this was first asked, for names that functions set anew."""
+    return _global_at_first(_Held(module), name)
+
+
+def attributes_at_first(value: Any) -> tuple[tuple[str, Any], ...]:
+    """An object's attributes, by name, as they were when this was first asked."""
+    return _attributes_at_first(_Held(value))
+
+
+@lru_cache(maxsize=1024)
+def _attributes_at_first(held: _Held) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(getattr(held.value, "__dict__", {}).items()))
+
+
+def types_within(value: Any) -> Iterator[type]:
+    """The classes of the models and dataclasses among data, each once."""
+    found: dict[type, None] = {}
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, BaseModel) or dataclasses.is_dataclass(part):
+            found[type(part)] = None
+        elif isinstance(part, (dict, MappingProxyType)):
+            pending += part.values()
+        elif isinstance(part, (list, tuple, set, frozenset, deque)):
+            pending += part
+    return iter(sorted(found, key=lambda kind: kind.__qualname__))
+
+
+def differs_by_process(statements: Iterable[ast.AST]) -> bool:
+    """Whether assignments take a value from the clock or from the process, which is another one at every resume."""
+    calls = (part.func for statement in statements for part in ast.walk(statement) if isinstance(part, ast.Call))
+    return any(getattr(call, "attr", getattr(call, "id", "")) in _OF_A_PROCESS for call in calls)
+
+
+def from_a_set(statements: Iterable[ast.AST]) -> bool:
+    """Whether assignments go through a set, whose order is another one in every process."""
+    parts = (part for statement in statements for part in ast.walk(statement))
+    return any(
+        isinstance(part, (ast.Set, ast.SetComp)) or (isinstance(part, ast.Name) and part.id in ("set", "frozenset"))
+        for part in parts
+    )
+
+
+def _canonical(value: Any, *, ordered: bool = True) -> str | None:
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}={value.value!r}"
+    if isinstance(value, re.Pattern):
+        return f"re {value.pattern!r} {value.flags}"
+    if type(value) in _CONSTANTS or isinstance(value, _TIMES):
+        return repr(value)
+    if isinstance(value, (set, frozenset)):
+        return _all_canonical("{}", value, ordered=False)
+    if isinstance(value, (list, tuple, deque)):
+        return _all_canonical("[]", value, ordered)
+    if isinstance(value, (dict, MappingProxyType)):
+        return _all_canonical("{:}", value.items(), ordered)
+    if isinstance(value, BaseModel):
+        return _model_text(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _all_canonical(type(value).__qualname__, [getattr(value, field.name) for field in dataclasses.fields(value)])
+    return None
+
+
+def _all_canonical(kind: str, values: Iterable[Any], ordered: bool = True) -> str | None:
+    parts: list[str] = []
+    for value in values:
+        part = _canonical(value)
+        if part is None:
+            return None
+        parts.append(part)
+    return f"{kind}({','.join(parts if ordered else sorted(parts))})"
+
+
+def _model_text(model: BaseModel) -> str | None:
+    try:
+        return f"{type(model).__qualname__} {model.model_dump_json()}"
+    except ValueError:
+        return None

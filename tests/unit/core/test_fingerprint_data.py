@@ -1,0 +1,201 @@
+"""Data that code uses count as they were after the import, wherever they came from; what a run leaves behind does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chainette.core.fingerprint import fingerprint_code, fingerprint_model
+from chainette.core.private_import import PrivateImporter
+
+HEAD = """
+import collections, dataclasses, functools, json, os, random, tempfile, time, types
+from enum import Enum
+from pathlib import Path
+from typing import Literal, NamedTuple
+from pydantic import BaseModel, field_validator
+
+HERE = Path(__file__).parent
+
+def read():
+    return json.loads((HERE / "labels.json").read_text())
+"""
+
+HELPERS = HEAD + "\nLABELS = read()\n"
+
+#: How a module gets its labels from a file, and a function or a model that uses them.
+READING = {
+    "a list": "LABELS = read()\ndef f(x): return x in LABELS",
+    "a list read below the function": "def f(x): return x in LABELS\nLABELS = read()",
+    "a tuple": "LABELS = tuple(read())\ndef f(x): return x in LABELS",
+    "a set": "LABELS = set(read())\ndef f(x): return x in LABELS",
+    "a dict": "LABELS = {name: 1 for name in read()}\ndef f(x): return LABELS[x]",
+    "a dict of lists": "LABELS = {'a': [read()]}\ndef f(x): return LABELS[x]",
+    "a default dict": "LABELS = collections.defaultdict(int, {n: 1 for n in read()})\ndef f(x): return LABELS[x]",
+    "a counter": "LABELS = collections.Counter(read())\ndef f(x): return LABELS[x]",
+    "a deque": "LABELS = collections.deque(read())\ndef f(x): return x in LABELS",
+    "a mapping proxy": "LABELS = types.MappingProxyType({n: 1 for n in read()})\ndef f(x): return x in LABELS",
+    "a text": "LABELS = ' '.join(read())\ndef f(x): return x in LABELS",
+    "a number": "LABELS = len(read()[0])\ndef f(x): return x + LABELS",
+    "a list that a loop fills": "LABELS = []\nfor name in read():\n    LABELS.append(name)\ndef f(x): return x in LABELS",
+    "a list that a function fills": (
+        "LABELS = []\ndef fill():\n    LABELS.extend(read())\nfill()\ndef f(x): return x in LABELS"
+    ),
+    "a global that a function sets": (
+        "LABELS = None\ndef fill():\n    global LABELS\n    LABELS = read()\nfill()\ndef f(x): return x in LABELS"
+    ),
+    "models": (
+        "class Shot(BaseModel):\n    text: str\nLABELS = [Shot(text=name) for name in read()]\ndef f(x): return x in LABELS"
+    ),
+    "a dataclass": (
+        "@dataclasses.dataclass\nclass Shot:\n    text: str\nLABELS = Shot(read()[0])\ndef f(x): return x == LABELS.text"
+    ),
+    "named tuples": (
+        "class Shot(NamedTuple):\n    text: str\nLABELS = [Shot(name) for name in read()]\ndef f(x): return x in LABELS"
+    ),
+    "an imported name": "from helpers import LABELS\ndef f(x): return x in LABELS",
+    "a name of an imported module": "import helpers\ndef f(x): return x in helpers.LABELS",
+    "a name of a module in a package": "import package.helpers\ndef f(x): return x in package.helpers.LABELS",
+    "a class attribute": "class Labels:\n    all = read()\ndef f(x): return x in Labels.all",
+    "a default": "def f(x, labels=read()): return x in labels",
+    "a keyword default": "def f(x, *, labels=read()): return x in labels",
+    "a closure": "def make(labels):\n    def g(x): return x in labels\n    return g\nf = make(read())",
+    "a partial": "def g(labels, x): return x in labels\nf = functools.partial(g, read())",
+    "an object": (
+        "class Finder:\n    def __init__(self, labels):\n        self.labels = labels\n"
+        "    def __call__(self, x): return x in self.labels\nf = Finder(read())"
+    ),
+    "an enum": "Label = Enum('Label', {name: name for name in read()})\ndef f(x): return [*Label]",
+    "a used function's": "LABELS = read()\ndef g(x): return x in LABELS\ndef f(x): return g(x)",
+    "a drawn sample with a seed": "LABELS = random.Random(3).sample(read(), 1)\ndef f(x): return x in LABELS",
+    "a validator's": (
+        "LABELS = read()\nclass Model(BaseModel):\n    text: str\n    @field_validator('text')\n    @classmethod\n"
+        "    def known(cls, value):\n        assert value in LABELS\n        return value"
+    ),
+    "a literal's": "class Model(BaseModel):\n    text: Literal[tuple(read())]",
+}
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Any]:
+    """Imports a module with its labels in a file beside it."""
+
+    def loader(code: str, labels: list[str], folder: str = "project") -> Any:
+        root = tmp_path / folder
+        (root / "package").mkdir(parents=True, exist_ok=True)
+        for place in (root, root / "package"):
+            (place / "labels.json").write_text(json.dumps(labels))
+            (place / "helpers.py").write_text(HELPERS)
+        (root / "package/__init__.py").write_text("")
+        (root / "chain.py").write_text(HEAD + code)
+        return PrivateImporter("chain", [root]).run_file(root / "chain.py")
+
+    return loader
+
+
+def fingerprint(module: Any) -> str:
+    return fingerprint_code(module.f) if hasattr(module, "f") else fingerprint_model(module.Model)
+
+
+@pytest.mark.parametrize("kind", READING)
+def test_data_that_an_import_reads_from_a_file_count(load: Callable[..., Any], kind: str) -> None:
+    before, same, after = (load(READING[kind], labels) for labels in (["old"], ["old"], ["other"]))
+    assert fingerprint(before) == fingerprint(same) != fingerprint(after)
+
+
+#: State that a function leaves behind: the module, and what two calls do.
+STATE = {
+    "a cache": "cache = {}\ndef f(x):\n    cache[x] = 1\n    return x",
+    "a list": "seen = []\ndef f(x):\n    seen.append(x)\n    return x",
+    "a counter": "count = 0\ndef f(x):\n    global count\n    count += 1\n    return x",
+    "a global that is made at the first call": "model = None\ndef f(x):\n    global model\n    model = [x]\n    return x",
+    "counts by name": "seen = collections.Counter()\ndef f(x):\n    seen[x] += 1\n    return x",
+    "lists by name": "seen = collections.defaultdict(list)\ndef f(x):\n    seen[x].append(x)\n    return x",
+    "a remembered result": "@functools.lru_cache\ndef f(x): return x",
+    "a default": "def f(x, cache={}):\n    cache[x] = 1\n    return x",
+    "a closure": (
+        "def make():\n    seen = set()\n    def g(x):\n        seen.add(x)\n        return x\n    return g\nf = make()"
+    ),
+    "an object": (
+        "class F:\n    def __init__(self):\n        self.n = 0\n        self.cache = {}\n"
+        "    def __call__(self, x):\n        self.n += 1\n        self.cache[x] = self.late = 1\n        return x\nf = F()"
+    ),
+    "a class attribute": "class F:\n    cache = {}\ndef f(x):\n    F.cache[x] = 1\n    return x",
+    "a random generator": "rng = random.Random()\ndef f(x):\n    rng.random()\n    return x",
+    "data that are read and then changed": "data = read()\ndef f(x):\n    data.append(x)\n    return x",
+}
+
+
+@pytest.mark.parametrize("kind", STATE)
+def test_state_that_calls_leave_behind_does_not_count(load: Callable[..., Any], kind: str) -> None:
+    module = load(STATE[kind], ["old"])
+    before = fingerprint(module)
+    module.f("a")
+    module.f("b")
+    assert fingerprint(module) == before == fingerprint(load(STATE[kind], ["old"]))
+
+
+#: What is another value in every process, and changes no row by itself.
+PER_PROCESS = {
+    "a time": "began = time.time()\ndef f(x): return time.time() - began",
+    "a dict with a time": "stats = {'began': time.time(), 'rows': 0}\ndef f(x): return stats",
+    "a process id": "pid = os.getpid()\ndef f(x): return pid",
+    "a temporary folder": "scratch = tempfile.mkdtemp()\ndef f(x): return scratch",
+    "the order of a set": "words = list({'a', 'b', 'c', 'd', 'e', 'f'})\ndef f(x): return x in words",
+    "a dict out of a set": "words = {w: 1 for w in set('abcdefgh')}\ndef f(x): return x in words",
+    "an object": "class A: pass\na = [A()]\ndef f(x): return a",
+}
+
+
+@pytest.mark.parametrize("kind", PER_PROCESS)
+def test_the_fingerprint_is_the_same_in_every_process(load: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    load(PER_PROCESS[kind], ["old"])
+    code = (
+        "import sys; from pathlib import Path; from chainette.core.private_import import PrivateImporter as P;"
+        "from chainette.core.fingerprint import fingerprint_code; root = Path(sys.argv[1]);"
+        "print(fingerprint_code(P('chain', [root]).run_file(root / 'chain.py').f))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "project")],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "ROOT = str(HERE)\ndef f(x): return ROOT",
+        "DATA = str(HERE.parent / 'data.db')\ndef f(x): return DATA",
+        "FILES = [str(file) for file in sorted(HERE.glob('*.json'))]\ndef f(x): return FILES",
+    ],
+)
+def test_a_project_that_moved_keeps_its_fingerprints(load: Callable[..., Any], tmp_path: Path, code: str) -> None:
+    before = fingerprint(load(code, ["old"], "a/project"))
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert fingerprint(load(code, ["old"], "b/project")) == before
+
+
+def test_data_are_told_apart_by_how_they_are_nested(load: Callable[..., Any]) -> None:
+    code = "DATA = read()\ndef f(x): return DATA"
+    nested: list[Any] = [[["a"], ["b"]], [["a", ["b"]]], [["a", "b"]], ["a", "b"], ["a,b"], []]
+    assert len({fingerprint(load(code, data)) for data in nested}) == len(nested)
+
+
+def test_data_that_hold_themselves_count_by_their_source(load: Callable[..., Any]) -> None:
+    code = "DATA = []\nDATA.append(DATA)\ndef f(x): return DATA"
+    assert fingerprint(load(code, [])) == fingerprint(load(code, ["a"]))
