@@ -6,6 +6,7 @@ Only what is certain is reported: custom serializers, `before` validators and un
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -26,8 +27,9 @@ from chainette.core.annotations import (
     tuple_types,
     type_name,
 )
+from chainette.core.dump import schema_nodes
 
-__all__ = ["misfits", "model_problems"]
+__all__ = ["json_kind", "misfits", "model_problems"]
 
 _SCALARS = (str, int, float, bool)
 #: (given, wanted) that pydantic accepts although the types differ.
@@ -235,11 +237,33 @@ def model_problems(model: type[BaseModel]) -> list[str]:
         for name, field in owner.model_fields.items():
             found += [f"field {prefix + name!r} {problem}" for problem in _field_problems(owner, name, field)]
         found += _shared_keys(owner, prefix)
+    if _writes_constants(model):
+        found.append(
+            "it writes infinity and NaN as the constants Infinity and NaN, which are not JSON and which few readers take; "
+            "set ser_json_inf_nan='strings' in its model_config"
+        )
     try:
         model.model_json_schema()
     except Exception as error:  # pydantic and the user's own types raise what they like
         found.append(f"it has no JSON Schema: {_first_line(error)}")
     return found
+
+
+def json_kind(model: type[BaseModel]) -> str:
+    """The JSON type that a model reads and writes: "object" unless one of the two is certain to be another."""
+    for mode in ("validation", "serialization"):
+        with contextlib.suppress(Exception):  # serializers of the user's have no schema, or raise in making one
+            kind = str(model.model_json_schema(mode=mode).get("type", "object"))
+            if kind != "object":
+                return kind
+    return "object"
+
+
+def _writes_constants(model: type[BaseModel]) -> bool:
+    """Whether a float, or what may be one, is dumped with `ser_json_inf_nan="constants"`."""
+    nodes = list(schema_nodes(model))
+    constants = any((node.get("config") or {}).get("ser_json_inf_nan") == "constants" for node in nodes)
+    return constants and any(node.get("type") in ("float", "any") for node in nodes)
 
 
 def _unresolved(model: type[BaseModel]) -> str | None:

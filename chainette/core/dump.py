@@ -1,15 +1,17 @@
 """The one form of a value outside a node: its JSON dump (SEMANTICS, Rows; PROTOCOL 20).
 
 A dump that does not validate back to the value it came from is refused here, before it can reach a
-queue, a shard or another node. So are NaN and the infinities, which JSON does not have, and
-integers beyond 64 bits, which no Parquet column and few readers of JSON hold.
+queue, a shard or another node. So are NaN and the infinities, which JSON does not have, unless the
+model writes them as text, and integers beyond 64 bits, which no Parquet column and few readers of JSON hold.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from functools import lru_cache
+from math import isnan
 from typing import Any
 
 import msgspec
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from chainette.utils.foreign import RAISED, told
 
-__all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain", "short"]
+__all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain", "schema_nodes", "short"]
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _SHOWN_ERRORS = 3
@@ -36,14 +38,18 @@ def dump_model(instance: BaseModel) -> bytes:
     """
     model = type(instance)
     try:
-        dump: bytes = model.__pydantic_serializer__.to_json(instance, by_alias=True, round_trip=True, warnings=False)
+        dump: bytes = model.__pydantic_serializer__.to_json(
+            instance, by_alias=True, round_trip=True, warnings="error" if _declares_dumps(model) else False
+        )
         back = model.__pydantic_validator__.validate_json(dump)
     except ValidationError as error:
         raise NotRoundTrip(f"the dump of {model.__name__} does not validate back: {explain(error)}") from error
     except RAISED as error:  # validators and serializers are the user's code
-        raise NotRoundTrip(f"{model.__name__} cannot be dumped as JSON: {told(error)}") from error
+        raise NotRoundTrip(f"{model.__name__} cannot be dumped as JSON: {' '.join(told(error).split())}") from error
     if back != instance:
         _require_same(instance, back, dump)
+    if b"Infinity" in dump or b"NaN" in dump:
+        _require_json(dump, model)
     if _LONG_NUMBER.search(dump) and _has_integers(model):
         _require_64_bits(dump)
     return dump
@@ -104,6 +110,8 @@ def _difference(one: Any, two: Any, path: str) -> str:
         if one == two or "__eq__" not in _own_methods(type(one)):
             return ""
         pairs = _parts(one, two)
+        if isinstance(one, (float, Decimal)) and isnan(one) and isnan(two):
+            return ""
         if pairs is not None:
             found = (_difference(left, right, f"{path}.{name}") for name, left, right in pairs)
             return next(filter(None, found), "")
@@ -127,6 +135,31 @@ def _parts(one: Any, two: Any) -> list[tuple[object, Any, Any]] | None:
     if isinstance(one, (list, tuple)) and len(one) == len(two):
         return [(index, *pair) for index, pair in enumerate(zip(one, two, strict=True))]
     return None
+
+
+def _require_json(dump: bytes, model: type[BaseModel]) -> None:
+    try:
+        msgspec.json.decode(dump)
+    except msgspec.DecodeError as error:
+        raise NotRoundTrip(f"{model.__name__} is written with Infinity or NaN, which are not JSON") from error
+
+
+def schema_nodes(model: type[BaseModel]) -> Iterator[Mapping[str, Any]]:
+    """Every part of a model's pydantic-core schema."""
+    pending: list[Any] = [model.__pydantic_core_schema__]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Mapping):
+            yield part
+            pending += [value for key, value in part.items() if key != "metadata"]
+        elif isinstance(part, (list, tuple)):
+            pending += part
+
+
+@lru_cache(maxsize=256)
+def _declares_dumps(model: type[BaseModel]) -> bool:
+    """Whether a serializer of the model says what it gives: then it must, since columns are made from that."""
+    return any("return_schema" in node for node in schema_nodes(model) if str(node.get("type", "")).startswith("function-"))
 
 
 @lru_cache(maxsize=256)

@@ -34,12 +34,18 @@ Columns = tuple[tuple[str, Shape], ...]
 
 def step_columns(model: type[BaseModel] | None, extra: Sequence[tuple[str, Any]] = ()) -> Columns:
     """The columns of a step's shards: `extra` ones, then the model's, then the `extra` ones that start with `_`."""
-    shape = shape_of(model) if model is not None else Shape(Kind.STRUCT)
+    shape = _row_shape(model) if model is not None else Shape(Kind.STRUCT)
     return _with_extra(_columns("", shape), extra, shape.open)
 
 
+def _row_shape(model: type[BaseModel]) -> Shape:
+    """The shape of a row. One that a serializer or a RootModel makes may have any fields."""
+    shape = shape_of(model)
+    return shape if shape.kind is Kind.STRUCT else Shape(Kind.STRUCT, open=True)
+
+
 def flattened_columns(groups: Mapping[str, Any], extra: Sequence[tuple[str, Any]] = ()) -> Columns:
-    """The columns of `flattened/`: `<name>.<field>` for a model, one column `<name>` for anything else (a list join)."""
+    """The columns of `flattened/`: `<name>.<field>` for a model, one column `<name>` for anything else: a list join, a dict."""
     shapes = {name: shape_of(annotation) for name, annotation in groups.items()}
     columns = [column for name, shape in shapes.items() for column in _columns(name, shape)]
     return _with_extra(columns, extra, any(shape.open for shape in shapes.values()))

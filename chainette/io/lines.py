@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel
 
 from chainette.core.plan import Plan, PlanNode
 from chainette.io.schemas import Added
+from chainette.io.shape import Kind, shape_of
 from chainette.records import Earlier, Output, Rejection, Row, Spent
 
 __all__ = ["flattened_line", "output_line", "parse_earlier", "parse_output", "rejection_line"]
@@ -101,6 +101,6 @@ def _spread(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def _models(plan: Plan) -> Iterable[tuple[str, tuple[str, ...]]]:
     for column in plan.columns:
-        kind = plan.types[column]
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield column, tuple(info.serialization_alias or name for name, info in kind.model_fields.items())
+        shape = shape_of(plan.types[column])
+        if shape.kind is Kind.STRUCT:
+            yield column, tuple(name for name, _ in shape.fields)

@@ -2,7 +2,8 @@
 
 Read off pydantic's JSON Schema of the dump (aliases, custom serializers and round trip included),
 so that a shape never promises more than the dump keeps. What has no fixed shape - dicts, unions of
-different things, Any, recursive models, models that allow unknown fields - is `JSON`.
+different things, Any, recursive models, models that allow unknown fields, floats whose infinities are
+dumped as text - is `JSON`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ class _DumpSchema(GenerateJsonSchema):
 
     def computed_field_schema(self, schema: core_schema.ComputedField) -> JsonSchemaValue:  # noqa: ARG002
         return {_COMPUTED: True}
+
+    def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
+        finite = not schema.get("allow_inf_nan", self._config.allow_inf_nan)
+        return super().float_schema(schema) if finite or self._config.ser_json_inf_nan != "strings" else {}
 
     def json_schema(self, schema: core_schema.JsonSchema) -> JsonSchemaValue:  # noqa: ARG002
         return {"type": "string"}
