@@ -2,6 +2,7 @@
 
     ChainetteError
       DeclarationError      a node or a chain was declared with values that cannot work
+        WrongArguments      ... or with arguments that do not exist; a TypeError too
       PlanError             the static check found problems; carries all of them
       LoadError             a chain reference or a chain file could not be loaded
       InputError            the input as a whole cannot be read (one bad line is a rejected row)
@@ -60,6 +61,7 @@ __all__ = [
     "RunStopped",
     "TemplateError",
     "UnknownEngine",
+    "WrongArguments",
 ]
 
 
@@ -97,6 +99,10 @@ class ChainetteError(Exception):
 
 class DeclarationError(ChainetteError):
     exit_code = 2
+
+
+class WrongArguments(DeclarationError, TypeError):
+    pass
 
 
 class PlanError(ChainetteError):

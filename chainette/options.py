@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chainette.core.plan import Plan
+from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
 from chainette.hooks import Hook
 from chainette.io.shards import Format
 from chainette.limits import Limits
+from chainette.utils.mistakes import explained
 
 __all__ = ["Drive", "RunOptions"]
 
@@ -38,6 +40,24 @@ class Drive(Protocol):
         """
 
 
+_HINTS = dict.fromkeys(SamplingParams.__struct_fields__, "sampling=SamplingParams({given}) in each Step") | {
+    "debug": "hooks=(ChainDebugger(print),) of chainette.utils.debug, or run the chain with `chainette run --debug`",
+    "directory": "output_dir={value}",
+    "engines": "engines_file={value}",
+    "fmt": "format={value}",
+    "generate_flattened_output": "flattened={value}",
+    "max_lines_per_file": "max_rows_per_file={value}",
+    "max_rows": "limit={value}",
+    "output": "output_dir={value}",
+    "output_path": "output_dir={value}",
+    "redis": "drive=RedisFleet({value}) of chainette_workers.drive, or run the chain with `chainette run --redis URL`",
+    "workers": "drive=LocalFleet({value}) of chainette_workers.local_fleet, or run the chain with `chainette run --workers N`",
+    "writer": "output_dir=..., the run's directory",
+}
+del _HINTS["seed"]
+
+
+@explained(_HINTS, called="run options")
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How to run; the command line's flags have the same names."""

@@ -16,9 +16,11 @@ from typing import Any, Generic, overload
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from chainette.core.node import Node, caller_frame, caller_place
+from chainette.core.node import Node
 from chainette.errors import DeclarationError, Place
+from chainette.utils.callers import caller_frame, caller_place
 from chainette.utils.ids import snake_case
+from chainette.utils.mistakes import explained
 
 __all__ = ["ApplyNode", "Cardinality", "apply"]
 
@@ -37,6 +39,17 @@ class Cardinality(StrEnum):
     MANY = "many"
 
 
+_HINTS = {
+    "callable": "fn={value}",
+    "func": "fn={value}",
+    "function": "fn={value}",
+    "batch_size": "Chain(batch_size={value}, ...)",
+    "input": "input_model={value}",
+    "output": "output_model={value}",
+}
+
+
+@explained(_HINTS)
 @dataclass(frozen=True, eq=False, init=False)
 class ApplyNode(Node, Generic[In, Out]):
     """`fn(item)` or `fn(item, history)` for every row, off the event loop unless it is async.
@@ -168,6 +181,7 @@ def apply(
 def apply(fn: Callable[..., Any], **keys: Any) -> ApplyNode[Any, Any]: ...
 @overload
 def apply(fn: None = None, **keys: Any) -> Callable[[Callable[..., Any]], ApplyNode[Any, Any]]: ...
+@explained()
 def apply(fn: Callable[..., Any] | None = None, **keys: Any) -> Any:
     """An ApplyNode from a function; `@apply`, `@apply(id=...)` and `apply(fn, ...)` all work.
 

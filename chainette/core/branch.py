@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
-from chainette.core.node import Node, caller_place, check_name
+from chainette.core.node import Node, check_name
 from chainette.errors import DeclarationError, Place
+from chainette.utils.callers import caller_place
+from chainette.utils.mistakes import explained
 
 __all__ = ["Branch", "Element", "JoinBranch", "checked_elements"]
 
@@ -15,6 +17,10 @@ __all__ = ["Branch", "Element", "JoinBranch", "checked_elements"]
 Element = Node | Sequence["Branch"]
 
 
+_HINTS = {"id": "name={value}", "nodes": "steps={value}", "chain": "steps={value}"}
+
+
+@explained(_HINTS | dict.fromkeys(("alias", "as_", "join"), "Branch(...).join({value})"))
 @dataclass(frozen=True, eq=False, init=False)
 class Branch(Node):
     """A named sequence of nodes on a copy of each row; its outputs are written, not merged.
@@ -34,17 +40,24 @@ class Branch(Node):
         return JoinBranch(self.name, self.steps, alias, emoji=self.emoji)
 
 
+@explained(_HINTS | {"as_": "alias={value}", "join": "alias={value}"})
 @dataclass(frozen=True, eq=False, init=False)
 class JoinBranch(Branch):
     """A branch whose final output is `{{ alias }}` in every later node of the main flow.
 
     A branch that expands gives a list, one that drops everything an empty list. A row rejected in it
-    leaves the main flow.
+    leaves the main flow. `JoinBranch(alias, name, steps)`, the order of the original, works too.
     """
 
     alias: str
 
-    def __init__(self, name: str, steps: Sequence[Element], alias: str, *, emoji: str = "") -> None:
+    @overload
+    def __init__(self, name: str, steps: Sequence[Element], alias: str, *, emoji: str = "") -> None: ...
+    @overload
+    def __init__(self, name: str, steps: str, alias: Sequence[Element], *, emoji: str = "") -> None: ...
+    def __init__(self, name: str, steps: Any, alias: Any, *, emoji: str = "") -> None:
+        if isinstance(steps, str):
+            alias, name, steps = name, steps, alias
         super().__init__(name, steps, emoji=emoji)
         _set(self, alias=check_name("alias", alias))
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from chainette.core.branch import Element, checked_elements
-from chainette.core.node import caller_place
 from chainette.engine.config import EngineRegistry, current_registry
 from chainette.errors import DeclarationError, Place
+from chainette.utils.callers import caller_place
 from chainette.utils.ids import name_problem
+from chainette.utils.mistakes import explained
 
 if TYPE_CHECKING:
     from chainette.executor import RunResult
@@ -28,6 +29,17 @@ DEFAULT_BATCH_SIZE = 64
 Inputs = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Iterable[BaseModel | dict[str, Any]]
 
 
+_OF_RUN = ("seed", "limit", "format", "output_dir", "resume", "key", "max_reject_rate", "simulate", "window")
+_HINTS = dict.fromkeys(_OF_RUN, "chain.run(inputs, {given})") | {
+    "id": "name={value}",
+    "input": "input_model={value}",
+    "nodes": "steps={value}",
+    "engine": "engine_name={value} in each Step",
+    "engine_name": "engine_name={value} in each Step",
+}
+
+
+@explained(_HINTS)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Chain:
     """Nodes in order; a list of branches is one stage.
@@ -49,8 +61,10 @@ class Chain:
     def __post_init__(self) -> None:
         if problem := name_problem(self.name):
             raise DeclarationError(f"{self.place}: chain name {self.name!r} {problem}")
-        if self.batch_size < 1:
-            raise DeclarationError(f"{self.place}: chain {self.name!r}: batch_size is {self.batch_size}, it must be 1 or more")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise DeclarationError(
+                f"{self.place}: chain {self.name!r}: batch_size is {self.batch_size!r}, it must be 1 or more"
+            )
         object.__setattr__(self, "steps", checked_elements(self.name, self.steps, self.place))
 
     def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import keyword
-import sys
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from chainette.errors import DeclarationError, Place
+from chainette.utils.callers import caller_place
 from chainette.utils.ids import name_problem, snake_case
 
 if TYPE_CHECKING:
@@ -20,23 +18,7 @@ if TYPE_CHECKING:
     from chainette.io.writer import RunWriter
     from chainette.records import Row
 
-__all__ = ["Node", "caller_frame", "caller_place", "check_name"]
-
-_PACKAGE = str(Path(__file__).resolve().parents[1])
-
-
-def caller_frame() -> FrameType:
-    """The nearest frame outside this package (and the stdlib's dataclasses) on the stack."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<")):
-        frame = frame.f_back
-    return frame
-
-
-def caller_place() -> Place:
-    """The line where that frame is."""
-    frame = caller_frame()
-    return Place(frame.f_code.co_filename, frame.f_lineno)
+__all__ = ["Node", "check_name"]
 
 
 def check_name(kind: str, name: object) -> str:

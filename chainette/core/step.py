@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic
 
 from pydantic import BaseModel
@@ -11,8 +13,9 @@ from typing_extensions import TypeVar
 
 from chainette.core.node import Node
 from chainette.engine.base import SamplingParams
-from chainette.errors import DeclarationError
+from chainette.errors import DeclarationError, Place
 from chainette.records import Message
+from chainette.utils.mistakes import explained
 
 __all__ = ["DEFAULT_USER_PROMPT", "PromptBuilder", "Step"]
 
@@ -24,9 +27,69 @@ DEFAULT_USER_PROMPT = "{{ input }}"
 
 _DEFAULT_SAMPLING = SamplingParams()
 
+_SAMPLING = "sampling=SamplingParams({given})"
+_HINTS = dict.fromkeys(SamplingParams.__struct_fields__, _SAMPLING) | {
+    "batch_size": "Chain(batch_size={value}, ...)",
+    "engine": "engine_name={value}",
+    "input": "input_model={value}",
+    "instructions": "system_prompt={value}",
+    "max_completion_tokens": "sampling=SamplingParams(max_tokens={value})",
+    "max_new_tokens": "sampling=SamplingParams(max_tokens={value})",
+    "max_retries": "max_attempts={value}",
+    "messages": "prompt_builder=..., a function (step, row, history) that returns the messages",
+    "model": "output_model=... for the answer's model; the language model goes into register_engine(name, model=...)",
+    "output": "output_model={value}",
+    "output_schema": "output_model={value}",
+    "output_type": "output_model={value}",
+    "prompt": "user_prompt={value}",
+    "response_format": "output_model={value}",
+    "response_model": "output_model={value}",
+    "retries": "max_attempts={value}",
+    "sampling_params": "sampling={value}",
+    "schema": "output_model={value}",
+    "system": "system_prompt={value}",
+    "template": "user_prompt={value}",
+    "user": "user_prompt={value}",
+}
+
 PromptBuilder = Callable[["Step[Any, Any]", Any, Mapping[str, Any]], Sequence[Message]]
 
 
+class _Prompt:
+    """A field for text that may be given as a file (`Path`): it is read when the step is declared."""
+
+    def __init__(self, default: str) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, step: Any, owner: type | None = None) -> str:
+        if step is None:  # dataclass asks the class for the default
+            return self._default
+        text: str = step.__dict__[self._name]
+        return text
+
+    def __set__(self, step: Any, value: str | os.PathLike[str]) -> None:
+        step.__dict__[self._name] = _text(value, self._name, f"{step.place}: step {step.id!r}", step.place)
+
+
+def _text(value: object, name: str, where: str, place: Place) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, os.PathLike):
+        hint = "; a function goes into prompt_builder" if callable(value) else "; leave it out" if value is None else ""
+        raise DeclarationError(f"{where}: {name} is {value!r}, neither text nor a Path{hint}")
+    path = Path(place.file).parent / value
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise DeclarationError(f"{where}: {name}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DeclarationError(f"{where}: {name}: {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+@explained(_HINTS)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step(Node, Generic[In, Out]):
     """Asks an engine once per row for an `output_model` and validates the answer.
@@ -44,8 +107,10 @@ class Step(Node, Generic[In, Out]):
     #: Left out, it is the output model of the node before.
     input_model: type[In] | None = None
     sampling: SamplingParams = _DEFAULT_SAMPLING
-    system_prompt: str = ""
-    user_prompt: str = DEFAULT_USER_PROMPT
+    #: Text, or a Path relative to the file that declares the step.
+    system_prompt: _Prompt = _Prompt("")
+    #: As system_prompt.
+    user_prompt: _Prompt = _Prompt(DEFAULT_USER_PROMPT)
     output_format_instruction: str | None = None
     #: False keeps the rows out of the outputs; later nodes still see them.
     yield_output: bool = True
@@ -57,11 +122,18 @@ class Step(Node, Generic[In, Out]):
         super().__post_init__()
         for label, model in (("output_model", self.output_model), ("input_model", self.input_model)):
             if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
-                raise DeclarationError(f"{self.place}: step {self.id!r}: {label} is {model!r}, not a pydantic model")
-        if self.max_attempts < 1:
-            raise DeclarationError(f"{self.place}: step {self.id!r}: max_attempts is {self.max_attempts}, it must be 1 or more")
+                raise self._wrong(f"{label} is {model!r}, not a pydantic model")
+        if not isinstance(self.max_attempts, int) or self.max_attempts < 1:
+            raise self._wrong(f"max_attempts is {self.max_attempts!r}, it must be 1 or more")
         if isinstance(self.sampling, dict):
-            raise DeclarationError(f"{self.place}: step {self.id!r}: sampling is a dict; write SamplingParams(...)")
+            raise self._wrong("sampling is a dict; write SamplingParams(...)")
+        if not isinstance(self.engine_name, str):
+            name = getattr(self.engine_name, "name", None)
+            wanted = f"write engine_name={name!r}" if name else "give the name of a registered engine"
+            raise self._wrong(f"engine_name is no text but {type(self.engine_name).__name__}; {wanted}")
+
+    def _wrong(self, said: str) -> DeclarationError:
+        return DeclarationError(f"{self.place}: step {self.id!r}: {said}")
 
     def decode(self, value: bytes) -> Out:
         """The validated output out of a row's JSON."""

@@ -8,6 +8,7 @@ import msgspec
 
 __all__ = [
     "BACKENDS",
+    "BACKEND_HINTS",
     "HttpOptions",
     "LlamaCppOptions",
     "OllamaOptions",
@@ -95,6 +96,34 @@ class VllmOptions(Options, frozen=True):
     #: CPU threads; None: OMP_NUM_THREADS, else all cores but one.
     threads: int | None = None
 
+
+_SERVER = "backend 'openai' with the endpoint of the server"
+_IN_PROCESS = "backend 'vllm' for a model in this process, or 'openai' with the endpoint of a server (`vllm serve`)"
+
+#: What people call a backend elsewhere -> what to write here. Spelled in lower case with "_".
+BACKEND_HINTS: Mapping[str, str] = (
+    dict.fromkeys(("vllm_api", "vllm_server", "vllm_openai", "vllm_serve", "vllm_local", "vllm_offline"), _IN_PROCESS)
+    | dict.fromkeys(("hf", "huggingface", "hugging_face", "transformers", "torch", "pytorch", "local"), _IN_PROCESS)
+    | dict.fromkeys(("llamacpp", "gguf", "llama_cpp_python", "ggml"), "backend 'llama_cpp' with the path of the .gguf file")
+    | dict.fromkeys(("llama_server", "llama_cpp_server", "lmstudio", "lm_studio", "llamafile", "localai"), _SERVER)
+    | dict.fromkeys(("tgi", "sglang", "sgl", "mlx", "mlx_lm", "litellm", "trtllm", "tensorrt_llm", "nim", "lmdeploy"), _SERVER)
+    | dict.fromkeys(("openai_api", "openai_compatible", "openai_like", "chatgpt", "gpt", "api", "http", "server"), _SERVER)
+    | dict.fromkeys(("mistral", "deepseek", "fireworks", "xai", "cohere", "perplexity", "bedrock", "databricks"), _SERVER)
+    | dict.fromkeys(("ollama_api", "ollama_chat"), "backend 'ollama'")
+    | dict.fromkeys(("fake", "mock", "dummy", "test", "stub", "simulate", "simulation"), "backend 'simulated'")
+    | {
+        name: f"backend 'openai' with endpoint={url!r}"
+        for names, url in (
+            (("azure", "azure_openai"), "https://RESOURCE.openai.azure.com/openai/v1"),
+            (("anthropic", "claude"), "https://api.anthropic.com/v1"),
+            (("gemini", "google", "vertex", "vertexai"), "https://generativelanguage.googleapis.com/v1beta/openai"),
+            (("openrouter",), "https://openrouter.ai/api/v1"),
+            (("together", "togetherai", "together_ai"), "https://api.together.xyz/v1"),
+            (("groq",), "https://api.groq.com/openai/v1"),
+        )
+        for name in names
+    }
+)
 
 #: Backend name -> the keys that it adds.
 BACKENDS: Mapping[str, type[Options]] = {

@@ -9,13 +9,43 @@ from typing import Any
 
 import msgspec
 
-from chainette.errors import DeclarationError
+from chainette.errors import DeclarationError, WrongArguments
 from chainette.records import Message, Usage
+from chainette.utils.callers import caller_place
+from chainette.utils.mistakes import advice
 
 __all__ = ["Completion", "Delta", "Engine", "Finish", "Request", "SamplingParams", "Tell", "tell_whole"]
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+_PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+_NUMBERS = ("temperature", "top_p", "top_k", "max_tokens", "seed", *_PENALTIES)
+
+_HINTS = {
+    "max_new_tokens": "max_tokens={value}",
+    "max_completion_tokens": "max_tokens={value}",
+    "stop_sequences": "stop={value}",
+    "guided_decoding": "nothing: each answer follows its step's output_model",
+    "structured_outputs": "nothing: each answer follows its step's output_model",
+    "response_format": "nothing: each answer follows its step's output_model",
+}
+
+
+class _Explained(msgspec.StructMeta):
+    """Construction that says what to write in the place of an unknown parameter."""
+
+    def __call__(cls, *arguments: Any, **keys: Any) -> Any:
+        fields = cls.__struct_fields__
+        unknown = {key: value for key, value in keys.items() if key not in fields}
+        if arguments or unknown:
+            form = f"it takes no positional arguments; write {cls.__name__}({fields[0]}=...)"
+            said = form if arguments else advice(unknown, fields, _HINTS)
+            raise WrongArguments(f"{caller_place()}: {cls.__name__}: {said}")
+        return super().__call__(**keys)
+
+
+class SamplingParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, metaclass=_Explained
+):
     """How an answer is drawn. Each backend maps it to its own names; None leaves the backend's default.
 
     Raises:
@@ -37,6 +67,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     extra: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number and (value is not None or name in ("temperature", "max_tokens")):
+                raise _wrong(name, value, "it must be a number")
         checks = (
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -45,9 +80,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         )
         for name, good, wanted in checks:
             if not good:
-                raise DeclarationError(f"SamplingParams.{name} is {getattr(self, name)!r}; it must be {wanted}")
+                raise _wrong(name, getattr(self, name), f"it must be {wanted}")
         if isinstance(self.stop, str):
-            raise DeclarationError(f"SamplingParams.stop is the string {self.stop!r}; give a list of strings")
+            raise _wrong("stop", self.stop, "give a list of strings")
+
+
+def _wrong(name: str, value: object, wanted: str) -> DeclarationError:
+    return DeclarationError(f"{caller_place()}: SamplingParams.{name} is {value!r}; {wanted}")
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -15,10 +14,13 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from chainette.engine.backends import BACKENDS, Options, SimulatedOptions
+from chainette.engine.backends import BACKEND_HINTS, BACKENDS, Options, SimulatedOptions
+from chainette.engine.base import SamplingParams
 from chainette.errors import EngineConfigError, UnknownEngine
 from chainette.records import PYTHON
+from chainette.utils.callers import caller_place
 from chainette.utils.ids import name_problem
+from chainette.utils.mistakes import advice, explained, nearest
 
 __all__ = [
     "EngineConfig",
@@ -87,6 +89,27 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         return not self.gpu_ids or not other.gpu_ids or bool({*self.gpu_ids} & {*other.gpu_ids})
 
 
+_HINTS = dict.fromkeys(SamplingParams.__struct_fields__, "sampling=SamplingParams({given}) in each Step") | {
+    "api_base": "endpoint={value}",
+    "api_key": 'api_key_env="NAME", the environment variable that holds the key',
+    "base_url": "endpoint={value}",
+    "concurrency": "capacity={value}",
+    "device": "gpu_ids=[...]",
+    "devices": "gpu_ids=[...]",
+    "enable_reasoning": "nothing, reasoning_parser=... says it",
+    "extra_serve_flags": "extra={{...}}",
+    "gpu": "gpu_ids=[...]",
+    "gpus": "gpu_ids=[...]",
+    "host": "endpoint='http://HOST:PORT/v1'",
+    "key": 'api_key_env="NAME", the environment variable that holds the key',
+    "max_concurrency": "capacity={value}",
+    "port": "endpoint='http://127.0.0.1:{value}/v1'",
+    "timeout": "request_timeout={value} (one request) or startup_timeout={value} (until the engine is ready)",
+    "token": 'api_key_env="NAME", the environment variable that holds the key',
+    "tp": "tensor_parallel_size={value}",
+    "url": "endpoint={value}",
+}
+
 _COMMON = frozenset(EngineConfig.__struct_fields__) - {"options"}
 
 
@@ -108,14 +131,14 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
         raise EngineConfigError(f"engine {name!r}: model is {model!r}; give a path, a Hugging Face id or an endpoint's name")
     backend = str(backend or _default_backend(model))
     if backend not in BACKENDS:
-        raise EngineConfigError(f"engine {name!r}: unknown backend {backend!r}{_nearest(backend, BACKENDS)}")
+        raise EngineConfigError(f"engine {name!r}: unknown backend {backend!r}{_backend_advice(backend)}")
     own = BACKENDS[backend].__struct_fields__
-    for key in keys:
-        if key not in _COMMON and key not in own:
-            raise EngineConfigError(
-                f"engine {name!r} (backend {backend!r}): unknown key {key!r}{_nearest(key, [*_COMMON, *own])}; "
-                "what the backend itself should get unchecked goes into extra={...}"
-            )
+    if unknown := {key: value for key, value in keys.items() if key not in _COMMON and key not in own}:
+        hints = dict(_HINTS) | {key: _of_other_backends(key) for key in unknown if _of_other_backends(key)}
+        raise EngineConfigError(
+            f"engine {name!r} (backend {backend!r}): {advice(unknown, [*_COMMON, *own], hints, kind='unknown key')}; "
+            "keys that the backend should get unchecked go into extra={...}"
+        )
     if isinstance(keys.get("endpoint"), str):
         keys["endpoint"] = (keys["endpoint"],)
     options = {key: keys.pop(key) for key in own if key in keys}
@@ -132,9 +155,15 @@ def simulated(config: EngineConfig) -> EngineConfig:
     return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated")
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+def _backend_advice(backend: str) -> str:
+    hint = BACKEND_HINTS.get(re.sub(r"[^a-z0-9]+", "_", backend.lower()))
+    return f"; write {hint}" if hint else nearest(backend, BACKENDS)
+
+
+def _of_other_backends(key: str) -> str:
+    """What to do about a key that only other backends have; "" if none has it."""
+    owners = [backend for backend, options in BACKENDS.items() if key in options.__struct_fields__]
+    return f"none: it is a key of backend {' and '.join(map(repr, owners))}" if owners else ""
 
 
 class EngineRegistry:
@@ -166,9 +195,14 @@ class EngineRegistry:
             UnknownEngine: there is none of that name; the nearest is suggested.
         """
         if name not in self._configs:
-            hint = _nearest(name, self._configs) if self._configs else "; no engine is registered"
-            raise UnknownEngine(f"no engine {name!r}{hint}")
+            raise UnknownEngine(f"no engine {name!r}{self._advice(name)}")
         return self._configs[name]
+
+    def _advice(self, name: str) -> str:
+        if not self._configs:
+            return "; no engine is registered"
+        of_model = [config.name for config in self if config.model == name]
+        return f"; that is the model of engine {of_model[0]!r}" if of_model else nearest(name, self._configs)
 
 
 _default = EngineRegistry()
@@ -190,6 +224,7 @@ def using_registry(registry: EngineRegistry) -> Iterator[EngineRegistry]:
         _current.reset(token)
 
 
+@explained()
 def register_engine(
     name: str,
     model: str,
@@ -230,8 +265,11 @@ def register_engine(
     }
     if exclusive is not None:
         keys["exclusive"] = exclusive
-    config = make_config(name, model, backend, **keys)
-    current_registry().add(config)
+    try:
+        config = make_config(name, model, backend, **keys)
+        current_registry().add(config)
+    except EngineConfigError as error:
+        raise EngineConfigError(f"{caller_place()}: {error}") from error
     return config
 
 

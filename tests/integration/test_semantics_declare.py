@@ -19,7 +19,7 @@ from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step
 from chainette.core.apply import Cardinality
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
-from chainette.engine.config import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, make_config, using_registry
 from chainette.errors import ChainetteError, DeclarationError, PlanError, RowsRejected
 from chainette.executor import RunOptions
 from chainette.records import Row
@@ -99,6 +99,47 @@ def test_a_branch_takes_its_name_and_steps_by_position() -> None:
     assert Branch(name="b", steps=[apply(split)]).id == "b"
     joined = branch.join("words")
     assert isinstance(joined, JoinBranch) and (joined.id, joined.alias, joined.steps) == ("b", "words", branch.steps)
+
+
+def test_a_join_branch_takes_the_positions_of_the_original_too() -> None:
+    ours, original = JoinBranch("b", [apply(split)], "words"), JoinBranch("words", "b", [apply(split)])
+    for joined in (ours, original, JoinBranch(name="b", steps=[apply(split)], alias="words")):
+        assert (joined.id, joined.alias, len(joined.steps)) == ("b", "words", 1)
+
+
+def test_a_prompt_may_be_a_file_beside_the_one_that_declares_it(tmp_path: Path) -> None:
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "ask.txt").write_text("\ufeffFrage: {{ text }} \u2013 \u6b65", encoding="utf-8")
+    (tmp_path / "chain.py").write_text(
+        "from pathlib import Path\n"
+        "from chainette import Step\n"
+        "from tests.support.chains import Text, Word\n"
+        "ask = Step(id='ask', input_model=Text, output_model=Word, engine_name='llm',\n"
+        "           user_prompt=Path('prompts/ask.txt'), system_prompt=Path(__file__).parent / 'prompts' / 'ask.txt')\n"
+    )
+    names: dict[str, Any] = {"__file__": str(tmp_path / "chain.py")}
+    exec(compile((tmp_path / "chain.py").read_text(), tmp_path / "chain.py", "exec"), names)
+    assert names["ask"].user_prompt == names["ask"].system_prompt == "Frage: {{ text }} \u2013 \u6b65"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (Path("absent.txt"), r"user_prompt: .*integration/absent\.txt cannot be read: No such file"),
+        (Path(), r"cannot be read: Is a directory"),
+        (None, "user_prompt is None, neither text nor a Path; leave it out"),
+        (split, "a function goes into prompt_builder"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_refused_where_it_is_declared(prompt: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=rf"test_semantics_declare\.py:\d+: step 'ask': .*{words}"):
+        step(user_prompt=prompt)
+
+
+def test_a_prompt_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("résumé".encode("latin-1"))
+    with pytest.raises(DeclarationError, match=r"latin\.txt is not UTF-8: .* at byte 1"):
+        step(system_prompt=tmp_path / "latin.txt")
 
 
 def test_nodes_are_frozen() -> None:
@@ -240,6 +281,9 @@ def test_a_better_id_is_suggested() -> None:
     [
         ({"output_model": dict}, "not a pydantic model"),
         ({"max_attempts": 0}, "max_attempts is 0"),
+        ({"max_attempts": "3"}, "max_attempts is '3'"),
+        ({"engine_name": 3}, "engine_name is no text but int"),
+        ({"engine_name": make_config("llm", "m", "simulated")}, "write engine_name='llm'"),
         ({"sampling": {"temperature": 1}}, r"write SamplingParams\(\.\.\.\)"),
     ],
 )

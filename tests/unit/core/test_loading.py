@@ -287,6 +287,20 @@ def test_the_digest_covers_what_the_chain_reads_while_it_loads(tmp_path: Path, n
     assert tmp_path / name in after.files
 
 
+def test_a_prompt_file_is_part_of_the_code(tmp_path: Path) -> None:
+    project(tmp_path)
+    chain = tmp_path / "chain.py"
+    step = "Step(id='ask', output_model=Item, engine_name='engine', user_prompt=Path('prompts/ask.txt'))"
+    head = "from pathlib import Path\nfrom chainette import Step\n"
+    chain.write_text(head + chain.read_text().replace("[work]", f"[work, {step}]"))
+    write(tmp_path, {"prompts/ask.txt": "Name in: {{ text }}"})
+    before = load_chain("chain.py", tmp_path)
+    assert before.chain.steps[1].user_prompt == "Name in: {{ text }}"  # type: ignore[union-attr]
+    assert tmp_path / "prompts" / "ask.txt" in before.files
+    write(tmp_path, {"prompts/ask.txt": "Names in: {{ text }}"})
+    assert load_chain("chain.py", tmp_path).digest != before.digest
+
+
 def test_hidden_files_and_files_outside_of_the_root_are_not_covered(tmp_path: Path) -> None:
     root = project(tmp_path / "root")
     write(tmp_path, {"root/.env": "A=1", "outside.txt": "x"})

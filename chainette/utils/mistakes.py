@@ -1,0 +1,107 @@
+"""Arguments that a call does not take: what to write in their place."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from chainette.errors import WrongArguments
+from chainette.utils.callers import caller_place
+
+__all__ = ["advice", "explained", "nearest"]
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the known words if none is like it."""
+    words = sorted(set(known))
+    folded = {each.lower(): each for each in reversed(words)}
+    close = difflib.get_close_matches(word.lower(), list(folded), n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else f"; known: {', '.join(words)}"
+
+
+def advice(unknown: Mapping[str, Any], known: Iterable[str], hints: Mapping[str, str], *, kind: str = "no parameter") -> str:
+    """What to write in the place of unknown arguments.
+
+    A hint may use `{value}`, and `{given}` for all arguments that share it: `sampling=SamplingParams({given})` makes one
+    piece of `temperature=0.2` and `top_p=0.9`.
+    """
+    said, shared = [], dict[str, list[str]]()
+    for key in unknown:
+        if key in hints:
+            shared.setdefault(hints[key], []).append(key)
+        else:
+            said.append(f"{kind} {key!r}{nearest(key, known)}")
+    for hint, keys in shared.items():
+        given = ", ".join(f"{key}={_shown(unknown[key])}" for key in keys)
+        written = hint.format(given=given, value=_shown(unknown[keys[0]]))
+        said.append(f"{kind} {' and '.join(map(repr, keys))}; write {written}")
+    return ", and ".join(said)
+
+
+def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Callable[[T], T]:
+    """Makes a class or a function refuse wrong arguments with the caller's line and with what to write.
+
+    `hints` says it for names that people bring along from elsewhere; other names get the nearest. `called` is what the
+    user knows it as.
+    """
+
+    def wrap(target: T) -> T:
+        is_class = isinstance(target, type)
+        wrapped: Any = target.__init__ if is_class else target
+        signature = inspect.signature(wrapped)
+
+        @functools.wraps(wrapped)
+        def checked(*arguments: Any, **keys: Any) -> Any:
+            try:
+                signature.bind(*arguments, **keys)
+            except TypeError as error:
+                given = arguments[1:] if is_class else arguments
+                raise _refusal(called or target.__name__, signature, given, keys, hints or {}, error) from None
+            return wrapped(*arguments, **keys)
+
+        if not is_class:
+            return checked  # type: ignore[return-value]
+        target.__init__ = checked  # type: ignore[method-assign]
+        return target
+
+    return wrap
+
+
+def _refusal(
+    name: str,
+    signature: inspect.Signature,
+    arguments: tuple[Any, ...],
+    keys: Mapping[str, Any],
+    hints: Mapping[str, str],
+    error: TypeError,
+) -> WrongArguments:
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+    known = [parameter.name for parameter in parameters if parameter.kind in _KEYWORD]
+    places = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    required = [each.name for each in parameters if each.kind in _KEYWORD and each.default is each.empty]
+    unknown = {key: value for key, value in keys.items() if key not in known}
+    if len(arguments) > len(places):
+        form = ", ".join([*places, *(f"{each}=..." for each in required if each not in places)])
+        taken = f"{len(places)} positional argument{'s' * (len(places) > 1)}" if places else "no positional arguments"
+        said = f"it takes {taken}; write {name}({form})"
+    elif unknown:
+        said = advice(unknown, known, hints)
+    else:
+        missing = [each for each in required if each not in keys and each not in places[: len(arguments)]]
+        said = f"{' and '.join(map(repr, missing))} must be given" if missing else str(error)
+    return WrongArguments(f"{caller_place()}: {name}: {said}")
+
+
+def _shown(value: Any) -> str:
+    """The value as one would write it, if it is short."""
+    if isinstance(value, type):
+        return value.__name__
+    text = repr(value) if isinstance(value, str | int | float) or value is None else "..."
+    return text if len(text) <= 60 else "..."
