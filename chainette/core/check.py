@@ -29,7 +29,7 @@ from chainette.core.annotations import (
 )
 from chainette.core.dump import schema_nodes
 
-__all__ = ["json_kind", "misfits", "model_problems"]
+__all__ = ["json_kind", "misfits", "model_problems", "same_but_for_case"]
 
 _SCALARS = (str, int, float, bool)
 #: (given, wanted) that pydantic accepts although the types differ.
@@ -300,6 +300,18 @@ def _shared_keys(model: type[BaseModel], prefix: str) -> list[str]:
         for key, same in names.items()
         if len(same) > 1
     ]
+
+
+def same_but_for_case(model: type[BaseModel]) -> list[tuple[str, str]]:
+    """Columns of a row, `row_id` included, that differ in case only."""
+    seen = {"row_id": "row_id"}
+    found = []
+    for name, field in model.model_fields.items():
+        key = field.serialization_alias or name
+        first = seen.setdefault(key.lower(), key)
+        if first != key:
+            found.append((first, key))
+    return found
 
 
 def _models(model: type[BaseModel]) -> list[tuple[type[BaseModel], str]]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import Chain
-from chainette.core.check import json_kind, misfits, model_problems
+from chainette.core.check import json_kind, misfits, model_problems, same_but_for_case
 from chainette.core.fingerprint import fingerprint_code, fingerprint_model
 from chainette.core.node import Node
 from chainette.core.plan import (
@@ -276,6 +276,11 @@ class _Compiler:
             self.error(place, f"{label}: {problem}")
         if output and not found and (kind := json_kind(model)) != "object":
             self.error(place, f"{label} is a JSON {kind}, and a row is an object; put it into a field of a model")
+        if output:
+            for one, other in same_but_for_case(model):
+                self.warn(
+                    place, f"{label}: {one!r} and {other!r} differ in case only; duckdb calls the second {other + '_1'!r}"
+                )
         if output and "row_id" in {info.alias or name for name, info in model.model_fields.items()}:
             self.error(place, f"{label} has a field 'row_id', which every output row has already; rename it")
 

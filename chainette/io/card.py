@@ -96,8 +96,14 @@ def _cell(text: str) -> str:
 
 def _loading(config: CardConfig, format: str, configs: Sequence[CardConfig]) -> str:
     columns = tuple(column for each in configs for column in columns_of(each.features or ()))
-    code = recipes(config.folder, format, loose=is_loose(columns), open=is_open(columns))
+    code = recipes(config.folder, format, loose=is_loose(columns), open=is_open(columns) or any(map(_clash, configs)))
     return _LOADING.format(code=code) + _NOTES[format] + (_OPEN if is_open(columns) else "")
+
+
+def _clash(config: CardConfig) -> bool:
+    """Whether columns differ in case only."""
+    names = [feature["name"] for feature in config.features or ()]
+    return len({name.lower() for name in names}) < len(names)
 
 
 _LOADING = """

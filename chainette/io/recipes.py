@@ -39,7 +39,7 @@ _CSV = (
     _CSV_TABLE,
     """import polars  # without the schema, text like 007 becomes a number
 schema = polars.read_parquet_schema(".schema/flattened.parquet")
-rows = polars.scan_csv("flattened/*.csv", schema=schema).collect()""",
+rows = polars.scan_csv("flattened/*.csv", schema=schema, has_header=False, skip_rows=1).collect()""",
     """import duckdb  # without the columns, text like 007 or 2024-01-09 becomes a number or a date
 columns = {name: kind for name, kind, *_ in duckdb.sql("DESCRIBE FROM '.schema/flattened.parquet'").fetchall()}
 how = {"header": True, "sep": ",", "quotechar": '"', "escapechar": '"', "max_line_size": 1 << 26}
@@ -106,7 +106,7 @@ for line in lines:  # fields that the model does not list go to the column _extr
     extra = {{name: line.pop(name) for name in list(line) if name not in schema.names}}
     line |= {{"_extra": extra}} if extra else {{}}{_FITTED}"""
 
-#: For runs with fields that no column is named after.
+#: For runs with fields that no column is named after, or that differ in case only, one of which duckdb leaves out.
 _OPEN_JSONL = (
     _OPEN_TABLE,
     f"{_OPEN_TABLE}\nimport polars\nrows = polars.from_arrow(rows)",
@@ -121,7 +121,8 @@ rows = datasets.Dataset(rows)""",
 def recipes(folder: str, format: str, *, loose: bool, open: bool) -> str:
     """The Python code that reads a folder with each tool, with a blank line between the tools.
 
-    `loose`: some column of the run holds JSON. `open`: some model of it allows unknown fields.
+    `loose`: some column of the run holds JSON. `open`: some model of it allows unknown fields, or has fields that
+    differ in case only.
     """
     return "\n\n".join(_chosen(format, loose, open)).replace("flattened", folder)
 

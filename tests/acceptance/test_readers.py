@@ -78,6 +78,11 @@ class Open(BaseModel):
     name: str
 
 
+class Cases(BaseModel):
+    t: int
+    T: str
+
+
 #: Rows without any value come first, so that nothing can be told from the beginning of the first file.
 EMPTY = 130
 
@@ -118,10 +123,15 @@ def opened(item: Index) -> Open:
     return Open(name="007", **more)
 
 
+def cased(item: Index) -> Cases:
+    return Cases(t=item.at, T=f"2024-01-0{item.at + 1}")
+
+
 CHAINS: dict[str, tuple[Callable[[Index], Any], int]] = {
     "value": (value, EMPTY + len(TEXTS)),
     "free": (free, 24),
     "opened": (opened, 24),
+    "cased": (cased, 3),
 }
 
 
@@ -181,3 +191,10 @@ def test_fields_that_a_model_does_not_list_come_back(runs: dict[str, RunResult],
     run = runs["opened"]
     found = [row | json.loads(row.get("_extra") or "{}") for row in read(run.dir, tool, "opened")]
     assert differences(found, list(run.rows("opened"))) == []
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_fields_that_differ_in_case_only_come_back(runs: dict[str, RunResult], tool: str) -> None:
+    rows = read(runs["cased"].dir, tool, "cased")
+    second = "T_1" if tool == "duckdb" else "T"
+    assert sorted((row["t"], row[second]) for row in rows) == [(0, "2024-01-01"), (1, "2024-01-02"), (2, "2024-01-03")]

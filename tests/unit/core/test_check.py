@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from chainette.core.check import misfits, model_problems
+from chainette.core.check import misfits, model_problems, same_but_for_case
 
 T = TypeVar("T")
 Age = NewType("Age", int)
@@ -341,3 +341,13 @@ def test_an_annotation_that_does_not_resolve_is_a_problem() -> None:
     (problem,) = model_problems(model)
     assert problem.startswith("its annotations cannot be resolved: ")
     assert "NoSuchName" in problem
+
+
+def test_columns_that_differ_in_case_only_are_found() -> None:
+    class Cases(BaseModel):
+        t: int
+        T: str
+        other: int = Field(alias="Row_ID")
+
+    assert same_but_for_case(Cases) == [("t", "T"), ("row_id", "Row_ID")]
+    assert same_but_for_case(Address) == []
