@@ -14,8 +14,9 @@ from chainette.core.chain import Chain
 from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
+from chainette.engine.model_files import files_of
 from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.io.changes import FLATTENED, changes_between
+from chainette.io.changes import FLATTENED, Changes, changes_between, different_models
 from chainette.io.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.identity import require_same_input
 from chainette.io.inputs import open_input
@@ -108,7 +109,7 @@ def _require_shards(directory: RunDir, state: RunState) -> None:
 def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
     """Raises ChainChanged unless every row and file of the directory is what the plan would make."""
     _require_same_chain(directory, state, plan)
-    changes = changes_between(state.graph, graph_of(plan))
+    changes = _changes(state, plan)
     if changes is None:
         return
     starts = starts_of(plan, [*changes.stale, *lost_nodes(plan, state)])
@@ -116,6 +117,12 @@ def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
         f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
         f"{_what_is_done(starts)}: `chainette resume {directory} {_from(starts)}`"
     )
+
+
+def _changes(state: RunState, plan: Plan) -> Changes | None:
+    """What changed since the rows of a directory were written: the chain, or files of its engines."""
+    found = {name: different_models(name, state.loaded_from(name), files_of(config)) for name, config in plan.engines.items()}
+    return changes_between(state.graph, graph_of(plan), {name: words for name, words in found.items() if words})
 
 
 def _what_is_done(starts: Sequence[str]) -> str:
@@ -151,7 +158,7 @@ def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[s
     _require_same_chain(directory, state, plan)
     _require_nodes(plan, steps, (CHAIN_INPUT, FLATTENED))
     affected = affected_by(plan, steps)
-    changes = changes_between(state.graph, graph_of(plan))
+    changes = _changes(state, plan)
     missed = [node for node in (changes.stale if changes else ()) if node not in affected and node != FLATTENED]
     if missed:
         raise ChainChanged(

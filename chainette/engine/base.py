@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -159,6 +160,9 @@ class Engine(ABC):
     #: Whether the same request gives the same answer whatever else is in flight.
     deterministic: bool = False
 
+    #: What it was loaded from, by setting: digest of a local file, revision of a hub, digest of a server. Known once open.
+    identity: Mapping[str, str] = MappingProxyType({})
+
     @property
     def dead(self) -> bool:
         """Whether it can never answer again; `Engines` closes it then, and opens another."""
@@ -200,6 +204,10 @@ class Engine(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Frees the model, its memory, its connections and its child processes. Safe to repeat."""
+
+    def revisions(self) -> dict[str, str]:
+        """The part of the identity that only an open engine knows: which revision a hub or a server gave it."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """What metadata.json says about the engine: versions, model revision. No secrets."""

@@ -15,11 +15,13 @@ from importlib import import_module
 from types import TracebackType
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from chainette.engine.backends import HttpOptions
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
+from chainette.engine.model_files import files_of
 from chainette.engine.timing import Policy
 from chainette.errors import EngineUnavailable, UnknownEngine
 
@@ -138,6 +140,7 @@ class Engines:
 
     async def _open(self, config: EngineConfig) -> Engine:
         engine = self._create(config)
+        files = await anyio.to_thread.run_sync(files_of, config)  # before it reads them: they may change meanwhile
         began = time.perf_counter()
         try:
             # a little more: an engine that watches the time itself knows why it is not ready
@@ -152,6 +155,7 @@ class Engines:
                     "see whether it starts at all, or give it longer: startup_timeout=..."
                 ) from error
             raise
+        engine.identity = engine.revisions() | files
         self._on_loaded(config, engine, time.perf_counter() - began)
         return engine
 

@@ -99,6 +99,10 @@ class OllamaEngine(Engine):
     async def close(self) -> None:
         await self._transport.close()
 
+    def revisions(self) -> dict[str, str]:
+        """The digest of what the server has under the model's name."""
+        return {"model": str(self._known["digest"])} if self._known.get("digest") else {}
+
     def describe(self) -> dict[str, Any]:
         return {"endpoints": list(self._transport.declared), **self._known}
 

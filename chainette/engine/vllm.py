@@ -87,6 +87,10 @@ class VllmEngine(Engine):
     def _lives(self) -> bool:
         return all(child.is_alive() for child in self._children)
 
+    def revisions(self) -> dict[str, str]:
+        """The commit that a hub gave; a local folder has none."""
+        return {"model": str(self._details["commit"])} if self._details.get("commit") else {}
+
     def describe(self) -> dict[str, Any]:
         return self._details
 

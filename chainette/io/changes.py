@@ -8,8 +8,9 @@ names or joins alone makes only `flattened/` and the counts stale.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -17,12 +18,14 @@ import msgspec
 from chainette.core.settings import SETTINGS
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["FLATTENED", "Changes", "changes_between", "shape_of_graph"]
+__all__ = ["FLATTENED", "Changes", "changes_between", "different_models", "shape_of_graph"]
 
 #: Stands for `flattened/` and the counts where no node is stale.
 FLATTENED = "flattened"
 
 Graph = Mapping[str, Any]
+
+_SAME: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 #: What a sentence calls the parts of a step that graph.json shows.
 _PARTS = {
@@ -44,10 +47,18 @@ class Changes:
     stale: tuple[str, ...]
 
 
-def changes_between(old: Graph, new: Graph) -> Changes | None:
-    """What changed; None if every row and every file of the old chain is one of the new chain too."""
-    stale = [*_stale(old, new)]
-    sentences = [*_sentences(old, new)]
+def different_models(engine: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Files and revisions that an engine has now instead of others, in words; unknown ones count as the same."""
+    return [f"the {part} of engine {engine} changed" for part in sorted(old.keys() & new.keys()) if old[part] != new[part]]
+
+
+def changes_between(old: Graph, new: Graph, models: Mapping[str, Sequence[str]] = _SAME) -> Changes | None:
+    """What changed; None if every row and every file of the old chain is one of the new chain too.
+
+    `models`: sentences about engines whose model is another one behind the same settings.
+    """
+    stale = [*_stale(old, new, models)]
+    sentences = [*_sentences(old, new), *(words for found in models.values() for words in found)]
     if not stale and not sentences and shape_of_graph(old) == shape_of_graph(new):
         return None
     return Changes(tuple(sentences or ["the columns of flattened are others now"]), tuple(stale or [FLATTENED]))
@@ -64,14 +75,19 @@ def shape_of_graph(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _stale(old: Graph, new: Graph) -> Iterator[str]:
+def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
     if old.get("input_fingerprint") != new.get("input_fingerprint"):
         yield CHAIN_INPUT
     before, now = _lineages(old), _lineages(new)
     recorded = {node["id"]: node for node in old["nodes"]}
     for node in new["nodes"]:
         name = node["id"]
-        if before.get(name) != now[name] or recorded[name]["hidden"] != node["hidden"] or [*_worse(recorded[name], node)]:
+        if (
+            node["engine"] in models
+            or before.get(name) != now[name]
+            or recorded[name]["hidden"] != node["hidden"]
+            or [*_worse(recorded[name], node)]
+        ):
             yield name
 
 

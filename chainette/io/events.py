@@ -176,6 +176,8 @@ class EngineLoaded(Event, frozen=True, tag="engine_loaded"):
     seconds: float
     deterministic: bool = False
     details: dict[str, Any] = {}
+    #: What it was loaded from (`Engine.identity`).
+    identity: dict[str, str] = {}
 
     @classmethod
     def of(cls, config: EngineConfig, engine: Engine, seconds: float) -> EngineLoaded:
@@ -187,6 +189,7 @@ class EngineLoaded(Event, frozen=True, tag="engine_loaded"):
             seconds=round(seconds, 3),
             deterministic=engine.deterministic,
             details=engine.describe(),
+            identity=dict(engine.identity),
         )
 
 

@@ -21,6 +21,7 @@ from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
 from chainette.io.changes import FLATTENED
 from chainette.io.events import (
     AnyEvent,
+    EngineLoaded,
     RunFinished,
     RunPaused,
     RunResumed,
@@ -226,11 +227,17 @@ class _Fork:
             case UnitCommitted():
                 if self._has(event.node):
                     yield self._keep_unit(event, reader)
+            case EngineLoaded():
+                yield msgspec.structs.replace(event, identity=event.identity if self._answered(event.engine) else {})
             case UnitRetried() | UnitSplit():
                 if self._has(event.node):
                     yield event
             case _:
                 yield event
+
+    def _answered(self, engine: str) -> bool:
+        """Whether rows that an engine answered are kept, so that it must be loaded from the same again."""
+        return any(node.engine == engine and node.id not in self.reopen.nodes for node in self.plan.nodes.values())
 
     def _is_kept(self, folder: str) -> bool:
         return any(node.folder == folder and self._has(node.id) for node in self.plan.nodes.values())

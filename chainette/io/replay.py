@@ -6,7 +6,7 @@ a whole log. Neither looks at anything but events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -237,8 +237,14 @@ class RunState:
     def _load(self, event: EngineLoaded) -> None:
         known = self.engines.setdefault(event.engine, {"loads": 0, "load_seconds": 0.0})
         known |= {"backend": event.backend, "model": event.model, "deterministic": event.deterministic, **event.details}
+        known["identity"] = event.identity or known.get("identity", {})
         known["loads"] += 1
         known["load_seconds"] = round(known["load_seconds"] + event.seconds, 3)
+
+    def loaded_from(self, engine: str) -> Mapping[str, str]:
+        """What the engine was loaded from when it answered the rows that are there; {} if that is not known."""
+        identity: dict[str, str] = self.engines.get(engine, {}).get("identity", {})
+        return identity
 
     def imbalances(self) -> list[str]:
         """What does not add up, in words; [] where every row is accounted for.

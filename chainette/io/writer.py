@@ -15,7 +15,10 @@ from time import perf_counter
 
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import Plan
-from chainette.io.events import Event, InputRead, RootDone, RunCancelled, RunFinished, RunPaused, UnitCommitted
+from chainette.errors import RunStopped
+from chainette.io.changes import different_models
+from chainette.io.events import EngineLoaded, Event, InputRead, RootDone, RunCancelled, RunFinished, RunPaused, UnitCommitted
+from chainette.io.fork import starts_of
 from chainette.io.lines import flattened_line, output_line, rejection_line
 from chainette.io.log import EventLog
 from chainette.io.publish import publish_metadata
@@ -176,6 +179,9 @@ class RunWriter:
                 case Commit():
                     events += self._unlogged_read()
                     events.append(self._write(item, finished))
+                case EngineLoaded():
+                    self._require_same_model(item)
+                    events.append(item)
                 case _:
                     events.append(item)
         began = perf_counter()
@@ -184,6 +190,17 @@ class RunWriter:
         logged = self.record(events)
         synced = perf_counter() - began
         return Committed(finished, logged + self._seal(self._sealer.ready()), synced)
+
+    def _require_same_model(self, event: EngineLoaded) -> None:
+        """Raises RunStopped if an engine was loaded from something else than the one that answered earlier rows."""
+        found = different_models(event.engine, self.state.loaded_from(event.engine), event.identity)
+        if found:
+            answered = [node.id for node in self.plan.nodes.values() if node.engine == event.engine]
+            steps = " ".join(f"--from {step}" for step in starts_of(self.plan, answered))
+            raise RunStopped(
+                f"{' and '.join(found)} since it answered rows of this run. Put the old one back and resume, "
+                f"or compute its rows anew: `chainette resume {self.directory} {steps}`"
+            )
 
     def _seal(self, shards: Iterable[tuple[StreamWriter, int]]) -> list[Event]:
         """Gives full shards their final form; a journal goes once the log says that its shard is sealed."""
