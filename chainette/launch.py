@@ -25,7 +25,7 @@ from chainette.io.rundir import RunDir
 from chainette.io.schemas import Added
 from chainette.io.session import claim_directory, create, git_commit, graph_of, versions
 from chainette.io.spool import spool
-from chainette.io.validate import object_names
+from chainette.io.validate import InputModel, object_names
 from chainette.io.writer import RunWriter, Scratch
 from chainette.options import RunOptions
 from chainette.reopen import resume
@@ -68,17 +68,17 @@ async def iterate(
     plan = compile_plan(chain, options)
     await check_drive(plan, options)
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
-        source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), options)
+        source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
         async with local_run(plan, source, Scratch(plan), lambda _: False, options, Hooks(options.hooks), deliver) as local:
             await local.run()
 
 
 def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
     """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
-    source = _open_files(inputs, options)
+    source = _open_files(inputs, plan, options)
     log = claim_directory(directory)
     try:
-        source = source or _open_or_spool(inputs, directory.inputs, options)
+        source = source or _open_or_spool(inputs, directory.inputs, plan, options)
         created = RunCreated(
             run_id=run_id,
             chain=plan.chain,
@@ -97,10 +97,10 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
         raise
 
 
-def _open_files(inputs: Inputs, options: RunOptions) -> InputFile | None:
+def _open_files(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile | None:
     """The input if it lies in files of the user's."""
     paths = _paths(inputs)
-    return None if paths is None else _with_key(open_input(paths, limit=options.limit), options.key)
+    return None if paths is None else _checked(open_input(paths, limit=options.limit), plan, options)
 
 
 def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None:
@@ -121,13 +121,24 @@ def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLik
     return paths
 
 
-def _open_or_spool(inputs: Inputs, folder: Path, options: RunOptions) -> InputFile:
+def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
     """The input; standard input and rows of Python's go to a file in `folder` first."""
-    found = _open_files(inputs, options)
+    found = _open_files(inputs, plan, options)
     if found is not None:
         return found
-    rows: Any = sys.stdin.buffer if inputs == "-" else inputs
-    return _with_key(open_input(spool(rows, folder / "0"), limit=options.limit), options.key)
+    rows: Any = inputs
+    path = spool(sys.stdin.buffer, folder / "0") if inputs == "-" else spool(rows, folder / "0.jsonl")
+    return _checked(open_input(path, limit=options.limit), plan, options)
+
+
+def _checked(source: InputFile, plan: Plan, options: RunOptions) -> InputFile:
+    """The input, if it has the columns that the run needs.
+
+    Raises:
+        InputError: it has not.
+    """
+    InputModel(plan.input_model).require_columns(source)
+    return _with_key(source, options.key)
 
 
 def _with_key(source: InputFile, key: str | None) -> InputFile:

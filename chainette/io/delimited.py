@@ -8,13 +8,16 @@ where a record starts, and never holds more than `max_bytes` of a record.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
-__all__ = ["KEPT", "Line", "format_cells", "lines", "records", "split_cells"]
+__all__ = ["BOM", "KEPT", "AnyLineEnd", "Line", "format_cells", "lines", "records", "split_cells", "without_mark"]
 
 _SPECIAL = frozenset('",\r\n')
 #: How much of a line that is too long is kept for the rejection.
 KEPT = 65536
+_BLOCK = 1 << 16
+#: UTF-8's byte-order mark.
+BOM = b"\xef\xbb\xbf"
 
 
 class Line(NamedTuple):
@@ -26,13 +29,45 @@ class Line(NamedTuple):
     error: str = ""
 
 
-def lines(stream: IO[bytes], max_bytes: int, first: int = 1) -> Iterator[Line]:
+class _Lines(Protocol):
+    def readline(self, size: int, /) -> bytes: ...
+
+
+class AnyLineEnd:
+    """A stream by lines that end in CR, LF or both, as CSV files of different systems do."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        #: Lines that were read along with one before them, the next one last.
+        self._read: list[bytes] = []
+
+    def readline(self, size: int, /) -> bytes:
+        """The next line; of one over `size` bytes a part that is as long at least."""
+        line = b""
+        while self._fill():
+            line += self._read.pop()
+            if line.endswith(b"\n") or len(line) >= size:
+                break
+            if line.endswith(b"\r"):
+                if self._fill() and self._read[-1] == b"\n":  # the block ended between the two
+                    line += self._read.pop()
+                break
+        return line
+
+    def _fill(self) -> bool:
+        if not self._read:
+            self._read = self._stream.readline(_BLOCK).splitlines(keepends=True)[::-1]
+        return bool(self._read)
+
+
+def lines(stream: _Lines, max_bytes: int, first: int = 1) -> Iterator[Line]:
     """The lines of a stream; of one over `max_bytes` only the beginning is ever held."""
+    ends = (b"\n", b"\r") if isinstance(stream, AnyLineEnd) else (b"\n",)
     number = first - 1
     while data := stream.readline(max_bytes + 1):
         number += 1
-        if len(data) > max_bytes and not data.endswith(b"\n"):
-            total = len(data) + _skip_line(stream)
+        if len(data) > max_bytes and not data.endswith(ends):
+            total = len(data) + _skip_line(stream, ends)
             yield Line(
                 number,
                 data[:KEPT],
@@ -42,19 +77,24 @@ def lines(stream: IO[bytes], max_bytes: int, first: int = 1) -> Iterator[Line]:
             yield Line(number, data)
 
 
-def _skip_line(stream: IO[bytes]) -> int:
+def without_mark(line: Line) -> Line:
+    """The line without a byte-order mark at its beginning, left there when files were put one behind another."""
+    return line._replace(data=line.data[len(BOM) :]) if line.data.startswith(BOM) else line
+
+
+def _skip_line(stream: _Lines, ends: tuple[bytes, ...]) -> int:
     skipped = 0
     while data := stream.readline(1 << 20):
         skipped += len(data)
-        if data.endswith(b"\n"):
+        if data.endswith(ends):
             break
     return skipped
 
 
-def records(stream: IO[bytes], separator: bytes, max_bytes: int, first: int = 1) -> Iterator[Line]:
+def records(stream: _Lines, separator: bytes, max_bytes: int, first: int = 1) -> Iterator[Line]:
     """The records of a CSV stream: lines, joined where a quoted cell holds a line end."""
     source = lines(stream, max_bytes, first)
-    for line in source:
+    for line in map(without_mark, source):
         if not line.error and b'"' in line.data and _is_open(line.data, separator, inside=False):
             yield _join_record(line, source, separator, max_bytes)
         else:

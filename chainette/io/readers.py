@@ -20,14 +20,14 @@ from typing import IO, Any, cast
 import msgspec
 
 from chainette.errors import InputError
-from chainette.io.delimited import KEPT, Line, lines, records, split_cells
+from chainette.io.delimited import BOM, KEPT, AnyLineEnd, Line, lines, without_mark
 from chainette.io.trail import Stamp, Trail, digest_of, stamp_of
 from chainette.records import Read
 
-__all__ = ["DelimitedFile", "InputFile", "JsonLinesFile", "Record", "open_bytes", "require_distinct"]
+__all__ = ["InputFile", "JsonLinesFile", "Record", "TextFile", "not_utf8", "open_bytes", "require_distinct"]
 
-_BOM = b"\xef\xbb\xbf"
 _SAMPLE = 1 << 20
+_HEAD = 1 << 16
 #: What a file raises that went away, or a compressed one that is cut or damaged.
 _BROKEN = (OSError, EOFError, zlib.error)
 #: Inputs up to this size are counted, larger ones estimated.
@@ -87,9 +87,13 @@ class InputFile(ABC):
         """Says which columns nobody needs; a reader that can skip them does."""
         self._left_out = frozenset(columns)
 
+    def parts(self) -> Sequence[InputFile]:
+        """Its files as inputs of their own, in reading order."""
+        return [self]
+
     def files(self) -> list[Path]:
         """The files it is made of, in reading order."""
-        return [self.path]
+        return [part.path for part in self.parts()]
 
     def trail(self) -> Trail:
         """Follows one pass over the files, as they were when the input was opened."""
@@ -183,12 +187,12 @@ def _text_of(stream: IO[bytes]) -> IO[bytes]:
         unpacked = gzip.GzipFile(fileobj=stream)
         unpacked.myfileobj = cast("Any", stream)  # closed with it
         stream = cast("IO[bytes]", unpacked)
-    if stream.read(3) != _BOM:
+    if stream.read(3) != BOM:
         stream.seek(0)
     return stream
 
 
-class _TextFile(InputFile):
+class TextFile(InputFile):
     """What JSONL and CSV share: text, cut into lines or records."""
 
     def __init__(self, path: Path, limit: int | None, max_line_bytes: int) -> None:
@@ -212,7 +216,7 @@ class _TextFile(InputFile):
         return index
 
     def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
-        return (line for line in self._cut(stream) if line.error or not line.data.isspace())
+        return (line for line in self._cut(stream) if line.error or line.data.strip())
 
     def _count(self) -> int | None:
         size = self.path.stat().st_size
@@ -227,7 +231,7 @@ class _TextFile(InputFile):
         sampled = 0
         for part in range(8):
             stream.seek(size // 8 * part)
-            sampled += stream.read(_SAMPLE).count(b"\n")
+            sampled += _line_ends(stream.read(_SAMPLE))
         stream.seek(0)
         head = stream.read(_SAMPLE)
         return round(size / (8 * _SAMPLE) * sampled * self._records_per_line(head))
@@ -236,81 +240,48 @@ class _TextFile(InputFile):
         import io
 
         found = sum(1 for _ in self._lines(io.BytesIO(head)))
-        return found / max(1, head.count(b"\n"))
+        return found / max(1, _line_ends(head))
 
 
-class JsonLinesFile(_TextFile):
+def _line_ends(block: bytes) -> int:
+    return block.count(b"\n") or block.count(b"\r")
+
+
+class JsonLinesFile(TextFile):
     """One JSON object per line."""
 
     kind = "jsonl"
+
+    def __init__(self, path: Path, limit: int | None, max_line_bytes: int) -> None:
+        super().__init__(path, limit, max_line_bytes)
+        with open_bytes(path) as stream:
+            head = stream.read(_HEAD)
+        #: Whether lines end in a lone carriage return, which JSON otherwise takes for a blank.
+        self._cr = b"\r" in head.replace(b"\r\n", b"")
 
     def columns(self) -> None:
         return None
 
     def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
-        return lines(stream, self._max_line_bytes)
+        return map(without_mark, lines(AnyLineEnd(stream) if self._cr else stream, self._max_line_bytes))
 
     def _record(self, index: int, line: Line) -> Record:
         data = line.data.rstrip(b"\r\n")
-        return Record(index, line.number, data, line.error or _utf8_problem(data), self.path)
+        return Record(index, line.number, data, line.error or not_utf8(data), self.path)
 
 
-def _utf8_problem(data: bytes) -> str | None:
+def not_utf8(data: bytes) -> str | None:
+    """Why a record cannot be decoded; None if it can."""
     if data.isascii():
         return None
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        return f"not UTF-8: byte {error.start} of the record is 0x{data[error.start]:02x}; convert the file to UTF-8"
+        byte = data[error.start : error.start + 1]
+        western = byte.decode("cp1252", errors="ignore")
+        hint = f" (iconv -f WINDOWS-1252 -t UTF-8, if that byte stands for {western!r})" if western else ""
+        return f"not UTF-8: byte {error.start} of the record is 0x{byte.hex()}; convert the file to UTF-8{hint}"
     return None
-
-
-class DelimitedFile(_TextFile):
-    """CSV or TSV with a header. An empty cell is missing, and so are cells that a short record lacks."""
-
-    def __init__(self, path: Path, limit: int | None, max_line_bytes: int, kind: str) -> None:
-        super().__init__(path, limit, max_line_bytes)
-        self.kind = kind
-        self._separator = "\t" if kind == "tsv" else ","
-        self._columns = self._read_header()
-
-    def columns(self) -> list[str]:
-        return list(self._columns)
-
-    def _read_header(self) -> list[str]:
-        with open_bytes(self.path) as stream:
-            first = next((line.data for line in lines(stream, self._max_line_bytes) if not line.data.isspace()), b"")
-        if self.kind == "csv" and b"," not in first and b";" in first:
-            self._separator = ";"
-        with open_bytes(self.path) as stream:
-            header = next(super()._lines(stream), None)
-        return _column_names(self.path, header, self._separator) if header else []
-
-    def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
-        return records(stream, self._separator.encode(), self._max_line_bytes)
-
-    def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
-        return islice(super()._lines(stream), 1, None)
-
-    def _record(self, index: int, line: Line) -> Record:
-        error = line.error or _utf8_problem(line.data)
-        if error:
-            return Record(index, line.number, line.data[:KEPT], error, self.path)
-        cells = split_cells(line.data.decode(), self._separator)
-        if len(cells) > len(self._columns) and any(cells[len(self._columns) :]):
-            error = f"{len(cells)} cells where the header has {len(self._columns)}; quote cells that hold {self._separator!r}"
-            return Record(index, line.number, line.data[:KEPT], error, self.path)
-        found = {name: cell for name, cell in zip(self._columns, cells, strict=False) if cell}
-        return Record(index, line.number, found, file=self.path)
-
-
-def _column_names(path: Path, header: Line, separator: str) -> list[str]:
-    problem = header.error or _utf8_problem(header.data)
-    if problem:
-        raise InputError(f"{path}:{header.number}: the header cannot be read: {problem}")
-    names = [(name or "").strip() for name in split_cells(header.data.decode(), separator)]
-    require_distinct(names, f"{path}:{header.number}")
-    return names
 
 
 def require_distinct(columns: list[str], place: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from chainette.io.readers import InputFile, Record
 from chainette.io.validate import BadRecord, InputModel
@@ -32,7 +34,9 @@ class Roots:
         self._source = source
         self._model = model
         self._size = batch_size
-        self._several = len(source.files()) > 1
+        files = source.files()
+        #: What the names of several files have in common, which no message needs; None for one file.
+        self._folder = Path(os.path.commonpath([file.parent for file in files])) if len(files) > 1 else None
         source.leave_out(model.unused(source.columns() or ()))
 
     def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
@@ -59,8 +63,13 @@ class Roots:
             try:
                 value, key = self._model.validate(record)
             except BadRecord as error:
-                said = f"{record.file}:{record.line}: {error}" if self._several else str(error)
+                said = f"{self._place(record)}{error}"
                 bad.append(Rejection(row_id, CHAIN_INPUT, Reason.INVALID_INPUT, said, 0, record.raw, record.line))
             else:
                 rows.append(Row(row_id, {CHAIN_INPUT: value}, record.line, key))
         return Root(number, rows, bad, len(batch), read)
+
+    def _place(self, record: Record) -> str:
+        if self._folder is None or record.file is None:
+            return ""
+        return f"{record.file.relative_to(self._folder)}:{record.line}: "

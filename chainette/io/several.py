@@ -11,14 +11,13 @@ from typing import Any
 
 from chainette.errors import InputError
 from chainette.io.readers import InputFile, Record
+from chainette.io.sniff import KINDS
 from chainette.io.trail import Trail
 
-__all__ = ["KINDS", "SeveralFiles", "expand"]
+__all__ = ["SeveralFiles", "expand"]
 
 _log = logging.getLogger("chainette")
 
-#: Extension -> kind; each may be followed by .gz.
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 #: Files whose counts stand for all of a large input.
 _COUNTED = 8
 #: An input up to this size is counted file by file.
@@ -34,8 +33,8 @@ class SeveralFiles(InputFile):
         self._sources = sources
         self._parts = parts
 
-    def files(self) -> list[Path]:
-        return [part.path for part in self._parts]
+    def parts(self) -> Sequence[InputFile]:
+        return self._parts
 
     def columns(self) -> list[str] | None:
         """The columns of all files, those of the first file first."""

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from chainette.core.dump import NotRoundTrip, dump_model, explain, short
-from chainette.io.readers import Record
+from chainette.errors import InputError
+from chainette.io.readers import InputFile, Record
 from chainette.io.shape import json_fields
 from chainette.utils.foreign import RAISED, told
 
@@ -52,6 +53,23 @@ class InputModel:
         columns = list(columns)
         self._note_ignored(columns)
         return [column for column in columns if column != self.key and not self._uses(column)]
+
+    def require_columns(self, source: InputFile) -> None:
+        """Checks that the columns of every file are not all unknown, as they are when a header is missing.
+
+        Raises:
+            InputError: a file has none of the model's columns.
+        """
+        if not self._known or self._uses(""):
+            return
+        for part in source.parts():
+            columns = part.columns()
+            if columns and self._known.isdisjoint(columns):
+                hint = "; is the first line its header?" if part.kind in ("csv", "tsv") else ""
+                raise InputError(
+                    f"{part.path}: none of its columns is one of {self.model.__name__} "
+                    f"({_listed(sorted(self._known))}): it has {_listed(columns)}{hint}"
+                )
 
     def validate(self, record: Record) -> tuple[bytes, bytes | None]:
         """The row's JSON dump, and the JSON of its key column (None where it has none).
@@ -120,6 +138,10 @@ class InputModel:
             raise BadRecord(str(error)) from error
         except RAISED as error:  # a validator is the user's code
             raise BadRecord(f"a validator of {self.model.__name__} raised {told(error)}") from error
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def object_names(data: bytes) -> set[str]:

@@ -95,6 +95,15 @@ def test_flags_reach_the_run(project: Project) -> None:
     assert "other-model" in (project.path / "out/graph.json").read_text()
 
 
+@pytest.mark.parametrize("text", ["text\na\nb\n", "text,n\na,1\nb,2\n", '[{"text": "a"},\n {"text": "b"}]'])
+def test_a_csv_of_one_column_is_read_from_standard_input(project: Project, text: str) -> None:
+    done = project.chainette("run", "chain.py", "-", "-o", "out", "--quiet", stdin=text)
+    assert done.returncode == 0, done.stderr
+    assert project.ids("out", "grade") == ["0", "1"]
+    plain = project.chainette("run", "chain.py", "-", "-o", "plain", "--quiet", stdin="a\nb\n")
+    assert plain.returncode == 1 and "none of its columns is one of Text ('text'): it has 'a'" in plain.stderr
+
+
 def test_standard_input_is_an_input(project: Project) -> None:
     done = project.chainette("run", "chain.py", "-", "-o", "out", stdin='{"text": "a"}\n{"text": "b"}\n')
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ def test_several_inputs_are_one_run_whose_row_ids_number_on(tmp_path: Path) -> N
     result = CHAIN.run(paths, tmp_path / "run")
     assert [row_id for row_id, _ in read(result)] == ["0", "1", "2", "3", "4", "6"]
     (bad,) = result.rows("rejected")
-    assert (bad["row_id"], bad["line"], bad["message"]) == ("5", 2, f"{tmp_path}/a.jsonl:2: text: Field required")
+    assert (bad["row_id"], bad["line"], bad["message"]) == ("5", 2, "a.jsonl:2: text: Field required")
     assert result.metadata["records"] == 7 and result.metadata["balanced"]
 
 
@@ -74,3 +74,15 @@ def test_standard_input_among_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"- \(standard input\) cannot be read together with files"):
         CHAIN.run([str(path), "-"], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_without_a_header_is_refused_and_leaves_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("hello,1\nworld,2\n")
+    with pytest.raises(InputError, match=r"none of its columns is one of Text \('text'\): it has 'hello', '1'; is the first"):
+        CHAIN.run(tmp_path / "in.csv", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_of_python_are_json_whatever_they_hold(tmp_path: Path) -> None:
+    rows = [{"text": "a;b\tc|d"}, {"text": "\r\n\x00\ufeff"}, {"text": "sep=;"}]
+    assert [text for _, text in read(CHAIN.run(rows, tmp_path / "run"))] == [row["text"].upper() for row in rows]

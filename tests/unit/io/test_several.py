@@ -107,7 +107,7 @@ def test_a_bad_record_is_named_with_its_file_and_line(tmp_path: Path, suffix: st
     (root,) = Roots(open_input(tmp_path), InputModel(Number), 10).pending(lambda _: False)
     (bad,) = root.bad
     line = 3 if suffix == ".csv" else 2
-    assert bad.message.startswith(f"{tmp_path / f'2{suffix}'}:{line}: text: Input should be a valid integer")
+    assert bad.message.startswith(f"2{suffix}:{line}: text: Input should be a valid integer")
     assert (bad.row_id, bad.line) == ("3", line)
     assert [(row.row_id, row.line) for row in root.rows] == [("0", line - 1), ("1", line), ("2", line - 1)]
 
