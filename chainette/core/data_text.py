@@ -13,7 +13,7 @@ import hashlib
 import re
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -28,8 +28,8 @@ __all__ = [
     "attributes_at_first",
     "differs_by_process",
     "from_a_set",
-    "global_at_first",
     "is_constant",
+    "names_of_state",
     "text_at_first",
     "types_within",
 ]
@@ -42,6 +42,12 @@ _OF_A_PROCESS = frozenset(
     {"now", "utcnow", "today", "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "uuid1"}
     | {"uuid4", "getpid", "getppid", "get_ident", "gethostname", "mkdtemp", "mkstemp", "gettempdir", "cpu_count"}
     | {"TemporaryDirectory", "NamedTemporaryFile"}
+)
+
+#: Methods that change what they are called on.
+_CHANGING = frozenset(
+    {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear"}
+    | {"appendleft", "extendleft", "popleft", "subtract"}
 )
 
 
@@ -90,16 +96,6 @@ def _without_places(text: str, file: str) -> str:
     return text
 
 
-@lru_cache(maxsize=1024)
-def _global_at_first(module: _Held, name: str) -> Any:
-    return module.value[name]
-
-
-def global_at_first(module: Mapping[str, Any], name: str) -> Any:
-    """What a global was when this was first asked, for names that functions set anew."""
-    return _global_at_first(_Held(module), name)
-
-
 def attributes_at_first(value: Any) -> tuple[tuple[str, Any], ...]:
     """An object's attributes, by name, as they were when this was first asked."""
     return _attributes_at_first(_Held(value))
@@ -138,6 +134,52 @@ def from_a_set(statements: Iterable[ast.AST]) -> bool:
         isinstance(part, (ast.Set, ast.SetComp)) or (isinstance(part, ast.Name) and part.id in ("set", "frozenset"))
         for part in parts
     )
+
+
+@lru_cache(maxsize=64)
+def names_of_state(tree: ast.Module) -> frozenset[str]:
+    """Globals that functions change while rows are computed: caches and counters.
+
+    Functions that run at the import, because the top of the module calls them, fill data and hold no state.
+    """
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    inside = {part for function in functions for part in ast.walk(function)}
+    at_import = _called(part for part in ast.walk(tree) if part not in inside)
+    calls = {function.name: _called(ast.walk(function)) for function in functions}
+    while (more := at_import.union(*(calls[name] for name in at_import & calls.keys()))) != at_import:
+        at_import = more
+    return frozenset(name for function in functions if function.name not in at_import for name in _changed_by(function))
+
+
+def _called(parts: Iterable[ast.AST]) -> set[str]:
+    calls = (part.func for part in parts if isinstance(part, ast.Call))
+    return {call.id for call in calls if isinstance(call, ast.Name)}
+
+
+def _changed_by(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """The globals that a function sets anew or changes in place."""
+    parts = [*ast.walk(function)]
+    declared = {name for part in parts if isinstance(part, ast.Global) for name in part.names}
+    own = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    own |= {part.arg for part in parts if isinstance(part, ast.arg)}
+    changed = {_base(part) for part in parts if isinstance(part, (ast.Subscript, ast.Attribute)) and _is_changed(part)}
+    changed |= {
+        _base(part.func.value)
+        for part in parts
+        if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.func.attr in _CHANGING
+    }
+    return declared | (changed - own)
+
+
+def _is_changed(part: ast.Subscript | ast.Attribute) -> bool:
+    return isinstance(part.ctx, (ast.Store, ast.Del))
+
+
+def _base(node: ast.expr) -> str:
+    """The name that an expression like `cache[key].items` begins with."""
+    while isinstance(node, (ast.Subscript, ast.Attribute)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _canonical(value: Any, *, ordered: bool = True) -> str | None:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from enum import Enum
@@ -26,8 +27,8 @@ from chainette.core.data_text import (
     attributes_at_first,
     differs_by_process,
     from_a_set,
-    global_at_first,
     is_constant,
+    names_of_state,
     text_at_first,
     types_within,
 )
@@ -107,6 +108,8 @@ class _Trace:
             self._add_function(value)
         elif isinstance(value, type):
             self._add_class(value)
+        elif value is os.environ:
+            self.note("library", "os.environ")
         elif isinstance(value, (list, tuple)):
             self._add_all("items", value)
         elif isinstance(value, Set):
@@ -191,16 +194,15 @@ class _Trace:
                 self._add_global(name, value, module)
 
     def _add_global(self, name: str, value: Any, module: Mapping[str, Any]) -> None:
-        """Data count by their value after the import, objects without a canonical form by their source: they may hold state."""
+        """Data count by their value after the import; state, and objects that may hold some, by their source."""
         if isinstance(value, type) or inspect.isroutine(value) or type(value).__module__.startswith("chainette."):
             self.add(value)
             return
         file = str(module.get("__file__", ""))
         tree = source_tree(file, module)
-        if tree is not None and name in _rebound(tree):
-            value = global_at_first(module, name)
         statements = _assignments(tree, name) if tree is not None else []
-        if not differs_by_process(statements):
+        is_state = tree is not None and name in names_of_state(tree)
+        if not is_state and not differs_by_process(statements):
             text = text_at_first(value, ordered=not from_a_set(statements), file=file)
             self.note("value", text or "")
             if text is not None and is_constant(value):
@@ -342,12 +344,6 @@ def _targets(statement: ast.AST) -> set[str]:
         return set()
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-
-
-@functools.lru_cache(maxsize=64)
-def _rebound(tree: ast.Module) -> frozenset[str]:
-    """Globals that functions set anew."""
-    return frozenset(name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names)
 
 
 def _global_names(code: CodeType) -> set[str]:

@@ -49,6 +49,9 @@ READING = {
     "a list that a function fills": (
         "LABELS = []\ndef fill():\n    LABELS.extend(read())\nfill()\ndef f(x): return x in LABELS"
     ),
+    "a list that a function fills for another": (
+        "LABELS = []\ndef fill():\n    LABELS.extend(read())\ndef setup():\n    fill()\nsetup()\ndef f(x): return x in LABELS"
+    ),
     "a global that a function sets": (
         "LABELS = None\ndef fill():\n    global LABELS\n    LABELS = read()\nfill()\ndef f(x): return x in LABELS"
     ),
@@ -143,6 +146,33 @@ def test_state_that_calls_leave_behind_does_not_count(load: Callable[..., Any], 
     assert fingerprint(module) == before == fingerprint(load(STATE[kind], ["old"]))
 
 
+#: Functions that keep their state in a file, which the next process reads at its import.
+KEPT = {
+    "a list": "kept = read()\ndef f(x): kept.append(x)",
+    "an item": "kept = {'names': read()}\ndef f(x): kept[x] = 1",
+    "an inner item": "kept = {'names': read()}\ndef f(x): kept['names'].append(x)",
+    "an update": "kept = {'names': read()}\nasync def f(x): kept.update(x=1)",
+    "a deleted item": "kept = read()\ndef f(x): del kept[0]",
+    "an attribute": "class S(BaseModel):\n    names: list[str]\nkept = S(names=read())\ndef f(x): kept.names = [x]",
+    "a name set anew": "kept = read()\ndef f(x):\n    global kept\n    kept = [*kept, x]",
+    "a used function's": "kept = read()\ndef g(x): kept.append(x)\ndef f(x): return g(x) or kept",
+    "a method's": "kept = read()\nclass F:\n    def __call__(self, x): kept.append(x)\nf = F()",
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_state_that_a_file_keeps_between_processes_does_not_count(load: Callable[..., Any], kind: str) -> None:
+    assert fingerprint(load(KEPT[kind], ["old"])) == fingerprint(load(KEPT[kind], ["old", "new"]))
+
+
+@pytest.mark.parametrize(
+    "code", ["def f(x):\n    words = []\n    words.append(x)\n    return words", "def f(words): words.append(1)"]
+)
+def test_a_functions_own_name_makes_no_state_of_a_global(load: Callable[..., Any], code: str) -> None:
+    code = f"words = read()\ndef g(x): return x in words\n{code}"
+    assert fingerprint_code(load(code, ["old"]).g) != fingerprint_code(load(code, ["new"]).g)
+
+
 #: What is another value in every process, and changes no row by itself.
 PER_PROCESS = {
     "a time": "began = time.time()\ndef f(x): return time.time() - began",
@@ -151,6 +181,7 @@ PER_PROCESS = {
     "a temporary folder": "scratch = tempfile.mkdtemp()\ndef f(x): return scratch",
     "the order of a set": "words = list({'a', 'b', 'c', 'd', 'e', 'f'})\ndef f(x): return x in words",
     "a dict out of a set": "words = {w: 1 for w in set('abcdefgh')}\ndef f(x): return x in words",
+    "the environment": "from os import environ\ndef f(x): return environ['PYTHONHASHSEED']",
     "an object": "class A: pass\na = [A()]\ndef f(x): return a",
 }
 
