@@ -17,6 +17,7 @@ from chainette.cli.rebuild import rebuild
 from chainette.cli.rejected import rejected
 from chainette.cli.report import report
 from chainette.cli.resume import resume
+from chainette.cli.rollback import rollback
 from chainette.cli.rows import rows
 from chainette.cli.run import run
 from chainette.cli.runs import cancel, kill, pause, runs, unpause
@@ -53,6 +54,7 @@ app.command()(warmup)
 app.command()(status)
 app.command()(rows)
 app.command()(rejected)
+app.command()(rollback)
 app.command()(rebuild)
 app.command()(report)
 

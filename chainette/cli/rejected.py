@@ -34,7 +34,9 @@ def rejected(
         int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 50; --json: all].")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, whole.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Ask for these rows again.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Ask for these rows again; `chainette rollback DIR` undoes that.")
+    ] = False,
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help="With --retry: the engine that answers this time.")
     ] = None,

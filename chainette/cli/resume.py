@@ -62,7 +62,8 @@ def resume(
             "--from",
             metavar="STEP",
             help="Compute this step and all that follow anew, as the chain is now; repeatable. "
-            "`flattened` keeps every row and only names and joins them anew; `chain_input` computes everything anew.",
+            "`flattened` keeps every row and only names and joins them anew; `chain_input` computes everything anew. "
+            "`chainette rollback DIR` brings the old rows back.",
         ),
     ] = None,
     max_reject_rate: MaxRejectRate = None,

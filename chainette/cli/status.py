@@ -15,7 +15,7 @@ from chainette.cli.options import RedisUrl
 if TYPE_CHECKING:
     from chainette.io.replay import RunState
 
-__all__ = ["can_go_on", "is_working", "status"]
+__all__ = ["can_go_on", "is_working", "standing", "status"]
 
 
 @guarded
@@ -112,14 +112,15 @@ def _watch_directory(directory: Path) -> None:
 
 
 def _head(state: RunState, metadata: dict[str, Any], *, working: bool) -> Iterator[str]:
-    yield f"run {metadata['run_id']} of chain {metadata['chain']}: {_standing(metadata, working=working)}"
+    yield f"run {metadata['run_id']} of chain {metadata['chain']}: {standing(metadata, working=working)}"
     total = f" of {state.expected:,}" if state.expected is not None else ""
     yield f"input: {metadata['input'].get('path', '?')}, {metadata['records']:,}{total} records done"
     if metadata["units_retried"]:
         yield f"units tried again because an engine did not answer: {metadata['units_retried']:,}"
 
 
-def _standing(metadata: dict[str, Any], *, working: bool) -> str:
+def standing(metadata: dict[str, Any], *, working: bool) -> str:
+    """The state of a run in one word, with the reason of a pause."""
     from chainette.io.replay import Status
 
     match Status(metadata["status"]):
@@ -134,12 +135,14 @@ def _standing(metadata: dict[str, Any], *, working: bool) -> str:
 
 
 def _tail(metadata: dict[str, Any], directory: Path, *, working: bool) -> Iterator[str]:
+    from chainette.cli.rollback import version_lines
     from chainette.cli.summary import accounting_line, engine_lines, next_lines, token_line
 
     yield accounting_line(metadata)
     yield from token_line(metadata)
     yield from engine_lines(metadata)
     yield from next_lines(metadata, directory, working=working)
+    yield from version_lines(directory)
 
 
 def is_working(directory: Path) -> bool:

@@ -1,14 +1,15 @@
 """Forking inside a directory: `--from` and `--retry` reopen rows of a run (PROTOCOL 18).
 
-A directory is built aside out of what is kept - shards hard-linked, log lines copied, `rejected/` and
-`flattened/` rewritten - and swapped in by rename. After that it is an ordinary directory to resume.
+A directory is built aside out of what is kept - sealed shards hard-linked, open ones and log lines copied, `rejected/`
+and `flattened/` rewritten - and swapped in by rename, with the directory that it replaces as its newest version. After
+that it is an ordinary directory to resume.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,9 +38,20 @@ from chainette.io.readback import ShardReader
 from chainette.io.replay import RunState, Status
 from chainette.io.rundir import RunDir, disk_errors, fsync_dir
 from chainette.io.shards import Span, StreamWriter
+from chainette.io.versions import copy, keep_versions, link, version_numbers
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["Reopen", "affected_by", "finish_swap", "fork", "lost_nodes", "remove_leftovers", "starts_of"]
+__all__ = [
+    "Reopen",
+    "affected_by",
+    "aside_of",
+    "finish_swap",
+    "fork",
+    "lost_nodes",
+    "remove_leftovers",
+    "starts_of",
+    "swap",
+]
 
 
 @dataclass(frozen=True)
@@ -98,18 +110,20 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
         )
     lock = EventLog(directory.log)
     try:
-        aside = RunDir(_aside(directory.path))
+        aside = RunDir(aside_of(directory.path))
         remove_leftovers(directory)
         forking = _Fork(directory, aside, plan, state, reopen)
         with disk_errors(aside.path):
             forking.build()
-            _swap(directory.path)
+            keep_versions(directory, aside, version_numbers(directory))
+            swap(directory.path)
         return forking.taken_back
     finally:
         lock.close()
 
 
-def _aside(path: Path) -> Path:
+def aside_of(path: Path) -> Path:
+    """Where the directory that replaces another one is built."""
     return _beside(path, "fork")
 
 
@@ -122,9 +136,10 @@ def _beside(path: Path, suffix: str) -> Path:
     return whole.with_name(f".{whole.name}.{suffix}")
 
 
-def _swap(path: Path) -> None:
+def swap(path: Path) -> None:
+    """Puts the directory that was built aside in the place of the one that is there; called under its lock."""
     path.rename(_old(path))
-    _aside(path).rename(path)
+    aside_of(path).rename(path)
     fsync_dir(path.parent)
     shutil.rmtree(_old(path), ignore_errors=True)
 
@@ -141,7 +156,7 @@ def finish_swap(directory: RunDir) -> None:
     try:
         with closing(EventLog(RunDir(_old(path)).log)):
             if _is_cut_in_two(path):
-                _aside(path).rename(path)
+                aside_of(path).rename(path)
                 fsync_dir(path.parent)
     except (DiskError, RunDirectoryInUse):
         if _is_cut_in_two(path):  # else somebody else has ended it meanwhile
@@ -149,12 +164,12 @@ def finish_swap(directory: RunDir) -> None:
 
 
 def _is_cut_in_two(path: Path) -> bool:
-    return not path.exists() and _old(path).exists() and _aside(path).exists()
+    return not path.exists() and _old(path).exists() and aside_of(path).exists()
 
 
 def remove_leftovers(directory: RunDir) -> None:
     """Removes what a fork that a crash ended left beside a directory; called under its lock."""
-    for left in (_old(directory.path), _aside(directory.path)):
+    for left in (_old(directory.path), aside_of(directory.path)):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -202,14 +217,23 @@ class _Fork:
         return rejection["step_id"] != CHAIN_INPUT and self.reopen.rejection(rejection["step_id"], rejection["reason"])
 
     def _link_shards(self) -> None:
-        """Hard links of everything that is kept as it is; copies where the file system has none."""
+        """Everything that is kept as it is. What is still written to is copied: the replaced directory keeps its own."""
         folders = [node.folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
-        places = [f"{prefix}{folder}" for folder in folders for prefix in ("", ".journal/", ".held/")]
-        for place in [*places, self.source.inputs.name]:
-            for path in sorted((self.source.path / place).glob("*")):
-                target = self.target.path / place / path.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _link(path, target)
+        for folder in folders:
+            self._take(folder, {str(number) for number in self.state.sealed.get(folder, ())})
+            self._take(f"{self.source.journals.name}/{folder}")
+            self._take(f"{self.source.held.name}/{folder}")
+        self._take(self.source.inputs.name, {path.stem for path in self.source.inputs.glob("*")})
+
+    def _take(self, place: str, final: Container[str] = ()) -> None:
+        """The files of one folder: links of those that nobody writes to any more, copies of the others."""
+        paths = sorted((self.source.path / place).glob("*"))
+        if paths:
+            (folder := self.target.path / place).mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                (link if path.stem in final else copy)(path, folder / path.name)
+            fsync_dir(folder)
+            fsync_dir(folder.parent)
 
     def _keep(self, event: AnyEvent, reader: ShardReader) -> Iterator[AnyEvent]:
         """The event as the fork's log has it; nothing where it no longer holds."""
@@ -277,10 +301,3 @@ class _Fork:
             root_done=None if is_open else event.root_done,
             pos=None,
         )
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -61,6 +61,11 @@ class RunDir:
         """Rows of steps with `yield_output=False`, until the run is finished."""
         return self.path / ".held"
 
+    @property
+    def versions(self) -> Path:
+        """Earlier states of the directory; see `io/versions.py`."""
+        return self.path / ".versions"
+
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return self.log.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Project
+from tests.support.cli import Project, lines
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,27 @@ def test_retry_without_anything_to_retry_is_an_error(project: Project) -> None:
     done = project.chainette("rejected", "jsonl", "--retry", "--step", "side")
     assert done.returncode == 1
     assert "no rejected rows that match" in done.stderr
+
+
+def test_rollback_undoes_a_retry_and_status_says_which_versions_there_are(project: Project) -> None:
+    before = lines(project, "jsonl")
+    refused = project.chainette("rollback", "jsonl")
+    assert refused.returncode == 1 and "jsonl has no earlier version to go back to" in refused.stderr
+    assert "version " not in project.chainette("status", "jsonl").stdout
+    project.chainette("rejected", "jsonl", "--retry", "--step", "grade", "--engine", "writer", "--quiet")
+    after = lines(project, "jsonl")
+    done = project.chainette("status", "jsonl")
+    finished = f"finished, {len(before['flattened'])} rows finished, {len(before['rejected'])} rejected"
+    assert done.stdout.splitlines()[-1] == (
+        f"version 1 (jsonl/.versions/1): {finished}; bring it back: chainette rollback jsonl"
+    )
+    done = project.chainette("rollback", "jsonl")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"jsonl is as it was before: {finished}"
+    assert "version 2 (jsonl/.versions/2): finished, 40 rows finished, 1 rejected" in done.stdout
+    assert lines(project, "jsonl") == before
+    assert project.chainette("rollback", "jsonl").returncode == 0
+    assert lines(project, "jsonl") == after
 
 
 def test_rebuild_writes_the_same_files_out_of_the_log(project: Project) -> None:

@@ -134,7 +134,7 @@ def test_the_help_of_enqueue_has_the_flags_that_it_takes(project: Project) -> No
 def test_help_and_version_answer(project: Project) -> None:
     done = project.chainette("--help")
     assert done.returncode == 0
-    commands = ("run", "resume", "inspect", "inspect-dag", "engines", "status", "rejected", "rebuild")
+    commands = ("run", "resume", "inspect", "inspect-dag", "engines", "status", "rejected", "rollback", "rebuild")
     assert [name for name in commands if f"\n  {name} " not in done.stdout] == []
     assert "--stream-writer" in (text := project.chainette("run", "--help").stdout)
     assert "always on" in text.lower()

@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from chainette.io.fork import finish_swap
+from chainette.io.rundir import RunDir
 from tests.support.cli import Project
+from tests.support.tools import CI
 
 ROWS = 60
 FOLDERS = ("extract", "split", "side", "grade", "flattened", "rejected")
@@ -162,6 +165,53 @@ def test_killed_while_rejected_rows_are_taken_back_a_run_comes_to_the_same_rows(
     assert sorted(ids, key=int) == [str(number) for number in range(ROWS + 1)]
     assert rows["extract"] == doomed.rows("whole")["extract"]
     assert json.loads((doomed.path / "out/metadata.json").read_text())["balanced"]
+
+
+#: Every disk step, or in a quick run of the tests every fifth.
+STRIDE = 1 if CI else 5
+
+
+def test_killed_at_any_disk_step_of_a_recomputation_the_old_rows_are_in_place_or_one_rollback_away(
+    doomed: Doomed, mortals: Mortals
+) -> None:
+    assert mortals.run("run", "chain.py", "in.jsonl", "-o", "out", "--quiet") == 3
+    out, whole, deaths = doomed.path / "out", doomed.rows("out"), 0
+    while not (out / ".versions").exists():
+        deaths += STRIDE
+        code = mortals.run("resume", "out", "--from", "grade", "--quiet", steps=deaths)
+        finish_swap(RunDir(out))
+        rows = doomed.rows("out")
+        assert rows == whole or (rows["grade"] == [] and rows["extract"] == whole["extract"])
+    assert code == -signal.SIGKILL and deaths > 10
+    assert mortals.run("rollback", "out") == 0
+    assert doomed.rows("out") == whole
+    assert json.loads((out / "metadata.json").read_text())["status"] == "finished"
+    assert mortals.run("rollback", "out") == 0
+    assert mortals.run("resume", "out", "--quiet") == 3
+    assert doomed.rows("out") == whole
+
+
+def test_killed_at_any_disk_step_of_a_rollback_a_directory_is_wholly_the_one_or_the_other(
+    doomed: Doomed, mortals: Mortals
+) -> None:
+    assert mortals.run("run", "chain.py", "in.jsonl", "-o", "out", "--quiet") == 3
+    before = doomed.rows("out")
+    assert mortals.run("rejected", "out", "--retry", "--engine", "writer", "--step", "grade", "--quiet") == 3
+    now, other = doomed.rows("out"), before
+    assert now != other
+    steps, code = 1, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        code = mortals.run("rollback", "out", steps=steps)
+        steps += STRIDE
+        finish_swap(RunDir(doomed.path / "out"))
+        found = doomed.rows("out")
+        assert found in (now, other)
+        if found == other:
+            now, other = other, now
+    assert code == 0 and found == now and steps > 10
+    assert mortals.run("rollback", "out") == 0 and doomed.rows("out") == other
+    assert [path.name for path in doomed.path.glob(".out.*")] == []
+    assert len([*(doomed.path / "out/.versions").iterdir()]) == 1
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
