@@ -10,7 +10,7 @@ A row that is sealed reads back equal as JSON; a column that a row lacks reads b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from chainette.io.rundir import disk_errors
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["read_rows", "seal_csv", "seal_parquet"]
+__all__ = ["read_rows", "seal_csv", "seal_parquet", "table_of"]
 
 _BATCH_ROWS = 5_000
 _BATCH_BYTES = 32 << 20
@@ -72,6 +72,19 @@ def seal_csv(journal: Path, target: Path, schema: pa.Schema) -> tuple[int, int]:
             file.write("".join([format_cells([_cell(row.get(name)) for name in names]) for row in encoded]).encode())
             rows += len(batch)
         return rows, _sync(file)
+
+
+def table_of(rows: Iterable[Row], schema: pa.Schema) -> pa.Table:
+    """Rows as one Arrow table, with the columns that `seal_parquet` writes."""
+    import pyarrow as pa
+
+    encode, nowhere = _row_encoder(schema, nested_as_text=False), Path("rows")
+    batches, pending, first = [], iter(rows), 1
+    while batch := list(islice(pending, _BATCH_ROWS)):
+        encoded = [encode(row, nowhere, first + at) for at, row in enumerate(batch)]
+        batches.append(pa.RecordBatch.from_arrays(_arrays(encoded, schema, nowhere, first), schema=schema))
+        first += len(batch)
+    return pa.Table.from_batches(batches, schema=schema)
 
 
 def _cell(value: Any) -> str | None:

@@ -58,22 +58,29 @@ class RunResult:
         Raises:
             RunDirectoryError: no folder of that name was written.
         """
-        from chainette.io.arrow import read_rows
-
         folders = {node["id"]: node["folder"] for node in self._state.graph["nodes"] if not node["hidden"]}
         folders |= {"rejected": "rejected", "flattened": "flattened"}
         if step not in folders:
             raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")
-        folder = folders[step]
+        return self._read(folders[step])
+
+    def _read(self, folder: str) -> Iterator[dict[str, Any]]:
+        from chainette.io.arrow import read_rows
+
         suffix = self._state.run.settings["format"]
-        schemas = ShardSchemas(self._plan, Added.of(self._state.run.settings))
+        schemas = self._schemas()
         for number in sorted(self._state.ends.get(folder, {})):
             path = self.dir / folder / f"{number}.{suffix}"
             if path.exists():
                 yield from read_rows(path, schema=schemas[folder] if suffix == "csv" else None)
 
+    def _schemas(self) -> ShardSchemas:
+        return ShardSchemas(self._plan, Added.of(self._state.run.settings))
+
     def dataset(self) -> DatasetDict:
-        """The run as a Hugging Face DatasetDict, one split per folder.
+        """The run as a Hugging Face DatasetDict, one split per folder: in memory, unless its files are Parquet.
+
+        Its columns are those of Parquet, whatever the format: `datasets` would guess others.
 
         Raises:
             RunDirectoryError: the package `datasets` is not installed.
@@ -82,5 +89,10 @@ class RunResult:
             import datasets
         except ImportError as error:
             raise RunDirectoryError("RunResult.dataset() needs the package datasets: pip install datasets") from error
+        from chainette.io.arrow import table_of
+
         names = datasets.get_dataset_config_names(str(self.dir))
-        return datasets.DatasetDict({name: datasets.load_dataset(str(self.dir), name, split="train") for name in names})
+        if self._state.run.settings["format"] == "parquet":
+            return datasets.DatasetDict({name: datasets.load_dataset(str(self.dir), name, split="train") for name in names})
+        schemas = self._schemas()
+        return datasets.DatasetDict({name: datasets.Dataset(table_of(self._read(name), schemas[name])) for name in names})

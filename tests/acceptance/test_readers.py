@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chainette import Chain, apply
 from chainette.io.result import RunResult
-from tests.support.readers import TOOLS, read
+from tests.support.readers import TOOLS, offline, read
 
 FORMATS = ["jsonl", "parquet", "csv"]
 
@@ -83,8 +83,8 @@ class Cases(BaseModel):
     T: str
 
 
-#: Rows without any value come first, so that nothing can be told from the beginning of the first file.
-EMPTY = 130
+#: Rows without any value come first, so that nothing can be told from the first file, nor from the first 1,000 rows.
+EMPTY = 1_100
 
 
 def value(item: Index) -> list[Value]:
@@ -198,3 +198,11 @@ def test_fields_that_differ_in_case_only_come_back(runs: dict[str, RunResult], t
     rows = read(runs["cased"].dir, tool, "cased")
     second = "T_1" if tool == "duckdb" else "T"
     assert sorted((row["t"], row[second]) for row in rows) == [(0, "2024-01-01"), (1, "2024-01-02"), (2, "2024-01-03")]
+
+
+def test_the_dataset_of_a_result_holds_the_same_values(runs: dict[str, RunResult]) -> None:
+    run = runs["value"]
+    with offline(run.dir.parent / "cache"):
+        found = run.dataset()
+    for folder in ("value", "flattened"):
+        assert differences([dict(row) for row in found[folder]], list(run.rows(folder))) == []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["TOOLS", "read", "recipe"]
+__all__ = ["TOOLS", "offline", "read", "recipe"]
 
 #: In the order of the card.
 TOOLS = ["pyarrow", "polars", "duckdb", "pandas", "datasets"]
@@ -28,7 +28,7 @@ def recipe(run: Path, tool: str, folder: str) -> str:
 def read(run: Path, tool: str, folder: str) -> list[dict[str, Any]]:
     """The rows of a folder, by the code that the run's card gives for a tool."""
     names: dict[str, Any] = {}
-    with contextlib.chdir(run), _offline(run.parent / "cache"):
+    with contextlib.chdir(run), offline(run.parent / "cache"):
         exec(recipe(run, tool, folder), names)
         rows = names["rows"]
         match tool:
@@ -46,7 +46,8 @@ def read(run: Path, tool: str, folder: str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _offline(cache: Path) -> Iterator[None]:
+def offline(cache: Path) -> Iterator[None]:
+    """`datasets` without its hub, with a cache of the test's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         import datasets
