@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
 from chainette.engine.model_files import files_of
 from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.io.changes import FLATTENED, Changes, changes_between, different_models
+from chainette.io.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
 from chainette.io.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.identity import require_same_input
 from chainette.io.inputs import open_input
@@ -34,6 +35,8 @@ from chainette.records import CHAIN_INPUT, Read
 from chainette.session import check_drive, compile_plan, finish_run, registry_of
 
 __all__ = ["Observed", "observe", "resume", "retry"]
+
+_log = logging.getLogger("chainette")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
         state, _ = await anyio.to_thread.run_sync(read_state, directory)
         return await _continue(directory, plan, state, options)
     _require_unchanged(directory, state, plan)
+    _tell_rescues(directory, state, plan)
     if state.status is Status.FINISHED:
         await anyio.to_thread.run_sync(_require_shards, directory, state)
         await anyio.to_thread.run_sync(_tidy, directory, state)
@@ -123,6 +127,14 @@ def _changes(state: RunState, plan: Plan) -> Changes | None:
     """What changed since the rows of a directory were written: the chain, or files of its engines."""
     found = {name: different_models(name, state.loaded_from(name), files_of(config)) for name, config in plan.engines.items()}
     return changes_between(state.graph, graph_of(plan), {name: words for name, words in found.items() if words})
+
+
+def _tell_rescues(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Says which rows a raised setting concerns."""
+    for node, words in rescues_between(state.graph, graph_of(plan)):
+        rejected = state.nodes[node].rejected if node in state.nodes else 0
+        waiting = f"; {rejected:,} rejected rows wait for `chainette rejected {directory} --retry`" if rejected else ""
+        _log.warning("%s: rows still to be asked use it%s", words, waiting)
 
 
 def _what_is_done(starts: Sequence[str]) -> str:

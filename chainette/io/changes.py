@@ -18,7 +18,7 @@ import msgspec
 from chainette.core.settings import SETTINGS
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["FLATTENED", "Changes", "changes_between", "different_models", "shape_of_graph"]
+__all__ = ["FLATTENED", "Changes", "changes_between", "different_models", "rescues_between", "shape_of_graph"]
 
 #: Stands for `flattened/` and the counts where no node is stale.
 FLATTENED = "flattened"
@@ -98,6 +98,16 @@ def _worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name, value in new["rescue"].items():
         if name in known and not rescues[name](known[name], value):
             yield name
+
+
+def rescues_between(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
+    """(node, sentence) for every setting that was changed so that it can rescue rejected rows."""
+    recorded = {node["id"]: node.get("rescue", {}) for node in old["nodes"]}
+    for node in new["nodes"]:
+        known = recorded.get(node["id"], {})
+        for name, value in node["rescue"].items():
+            if name in known and known[name] != value:
+                yield node["id"], f"{node['id']} has {name}={value} now (was {known[name]})"
 
 
 def _lineages(graph: Graph) -> dict[str, str]:

@@ -99,7 +99,7 @@ def ids(result: RunResult, folder: str) -> set[str]:
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
 def test_a_raised_setting_keeps_every_accepted_row_and_rejections_wait_for_retry(
-    tmp_path: Path, script: Script, case: Case, format: str
+    tmp_path: Path, script: Script, case: Case, format: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun(case, tmp_path / "run", format)
     asked = {row_of(request) for request in script.requests}
@@ -110,6 +110,9 @@ def test_a_raised_setting_keeps_every_accepted_row_and_rejections_wait_for_retry
     assert ids(done, "rejected") == asked & HARD
     assert ids(done, "flattened") == ALL - (asked & HARD)
     assert done.metadata["balanced"]
+    rejected = len(asked & HARD)
+    told = f"rows still to be asked use it; {rejected} rejected rows wait for `chainette rejected {tmp_path / 'run'} --retry`"
+    assert told in caplog.text and f"hard has {case.setting}=" in caplog.text
     resumed = [event for _, event in read_log(tmp_path / "run/events.jsonl") if isinstance(event, RunResumed)]
     assert resumed[-1].graph is not None
     assert resumed[-1].graph["nodes"][0]["rescue"][case.setting] == {"max_tokens": 200, "max_attempts": 2}[case.setting]
