@@ -21,6 +21,7 @@
         DiskError           the disk is full, or a write failed
         RedisUnavailable    Redis does not answer now
         RunStopped          a run stopped itself; the directory is resumable
+          NotFinished       its log does not have every record of the input; carries the gaps
         RunCancelled        somebody gave the run up
       RowsRejected          `Node.execute` had to reject rows; carries the rejections
 
@@ -49,6 +50,7 @@ __all__ = [
     "EnginesCannotOpen",
     "InputError",
     "LoadError",
+    "NotFinished",
     "Place",
     "PlanError",
     "Problem",
@@ -190,6 +192,16 @@ class RedisUnavailable(RunError):
 
 class RunStopped(RunError):
     """The run stopped before its end and can be resumed."""
+
+
+class NotFinished(RunStopped):
+    """By its log, the run is not finished: rows are missing, or a step does not balance."""
+
+    def __init__(self, directory: object, gaps: Sequence[str]) -> None:
+        self.gaps = tuple(gaps)
+        super().__init__(
+            f"{directory} is not finished: {'; '.join(gaps)}. `chainette resume {directory}` computes the rows that are missing"
+        )
 
 
 class RunCancelled(RunError):

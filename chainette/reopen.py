@@ -16,7 +16,7 @@ from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
 from chainette.engine.model_files import files_of
-from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse, RunError
+from chainette.errors import ChainChanged, DamagedRun, RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.io.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
 from chainette.io.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.identity import require_same_input
@@ -27,8 +27,7 @@ from chainette.io.readers import InputFile
 from chainette.io.replay import RunState, Status
 from chainette.io.result import RunResult
 from chainette.io.rundir import RunDir
-from chainette.io.session import graph_of, read_state, recover
-from chainette.io.shards import require_size
+from chainette.io.session import graph_of, read_state, recover, require_shards
 from chainette.io.writer import tidy
 from chainette.options import RunOptions
 from chainette.records import CHAIN_INPUT, Read
@@ -61,14 +60,33 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
     _require_unchanged(directory, state, plan)
     _tell_rescues(directory, state, plan)
     if state.status is Status.FINISHED:
-        await anyio.to_thread.run_sync(_require_shards, directory, state)
+        await anyio.to_thread.run_sync(require_shards, directory, state)
         await anyio.to_thread.run_sync(_tidy, directory, state)
         if options.drive is not None:
             with suppress(RunError):  # a finished run needs nobody
                 await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
         return RunResult(directory, state, plan)
     await check_drive(plan, options)
+    if state.ended or state.broken or state.holes:
+        state = await anyio.to_thread.run_sync(_mend, directory, plan, state)
     return await _continue(directory, plan, state, options)
+
+
+def _mend(directory: RunDir, plan: Plan, state: RunState) -> RunState:
+    """Makes roots pending again whose rows do not add up, in a run that called itself finished too early.
+
+    Raises:
+        DamagedRun: rows are on the disk that the log does not speak of.
+        RunDirectoryError: rows that are needed again were deleted when it did.
+    """
+    folders = {file.rpartition("/")[0].removeprefix(".held/") for file in state.holes}
+    if doubtful := [node.id for node in plan.nodes.values() if node.folder in folders]:
+        raise DamagedRun(
+            f"{directory}: lines of the log are missing: {'; '.join(state.holes.values())}. "
+            f"{_what_is_done(starts_of(plan, doubtful))}: `chainette resume {directory} {_from(starts_of(plan, doubtful))}`"
+        )
+    fork(directory, plan, state, Reopen(roots=frozenset(state.broken)))
+    return read_state(directory)[0]
 
 
 async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
@@ -101,13 +119,6 @@ def _tidy(directory: RunDir, state: RunState) -> None:
     with suppress(RunDirectoryInUse), closing(EventLog(directory.log)):  # else somebody forks it now
         remove_leftovers(directory)
     tidy(directory, state)
-
-
-def _require_shards(directory: RunDir, state: RunState) -> None:
-    """Raises DamagedRun where a shard is not there, or is shorter than the log says."""
-    for folder, numbers in state.sealed.items():
-        for number, size in numbers.items():
-            require_size(directory.path / folder / f"{number}.{state.run.settings['format']}", size)
 
 
 def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:

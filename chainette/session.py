@@ -57,9 +57,15 @@ class Session:
     hook: Hook
 
     def finish(self) -> None:
-        """Says in the log that every row is in its place; once, however often it is called."""
-        if self.writer.state.status is not Status.FINISHED:
-            _tell(self.hook, self.writer.finish(self.source.digest(self.writer.state.read)))
+        """Says in the log that every row is in its place; once, however often it is called.
+
+        Raises:
+            NotFinished: by the log, rows are missing.
+        """
+        state = self.writer.state
+        if state.status is not Status.FINISHED:
+            records = self.source.total()
+            _tell(self.hook, self.writer.finish(self.source.digest(state.read), records))
 
 
 async def check_drive(plan: Plan, options: RunOptions) -> None:

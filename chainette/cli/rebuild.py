@@ -19,11 +19,11 @@ def rebuild(directory: RunDirectory) -> None:
     from chainette.io.log import EventLog
     from chainette.io.publish import render_files
     from chainette.io.rundir import RunDir, publish
-    from chainette.io.session import read_state
+    from chainette.io.session import read_state, require_shards
 
     run = RunDir(directory)
     state, _ = read_state(run)
-    _ = state.run
+    require_shards(run, state)
     log = EventLog(run.log)
     try:
         for name, data in render_files(state).items():

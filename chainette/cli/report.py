@@ -45,13 +45,14 @@ def report(
     from chainette.io.log import read_log
     from chainette.io.reading import rejection_examples
     from chainette.io.rundir import RunDir, publish
-    from chainette.io.session import read_state
+    from chainette.io.session import read_state, require_shards
     from chainette.report.page import render_page
 
     run = RunDir(directory)
     if not run.exists():
         read_state(run)  # says what is missing
     found = figures(event for _, event in read_log(run.log))
+    require_shards(run, found.state)
     page = render_page(
         found,
         rejection_examples(run, found.state, _EXAMPLES),

@@ -68,7 +68,7 @@ def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:
 def _show_directory(directory: Path, *, watching: bool) -> None:
     from chainette.cli.summary import counts_table
     from chainette.io.rundir import RunDir
-    from chainette.io.session import read_state
+    from chainette.io.session import read_state, require_shards
 
     if watching and is_working(directory):
         _watch_directory(directory)
@@ -83,6 +83,7 @@ def _show_directory(directory: Path, *, watching: bool) -> None:
     screen.print()
     for line in _tail(metadata, directory, working=working):
         screen.print(line, soft_wrap=True)
+    require_shards(RunDir(directory), state)
 
 
 def _watch_directory(directory: Path) -> None:

@@ -49,9 +49,9 @@ def counts_table(metadata: Mapping[str, Any]) -> Table:
 
 
 def accounting_line(metadata: Mapping[str, Any]) -> str:
-    """Whether in = out + rejected + dropped + stopped - expanded holds at every step."""
-    wrong = [step for step, counts in metadata["steps"].items() if not counts["balanced"]]
-    return f"accounting: NOT balanced at {', '.join(wrong)}" if wrong else "accounting: balanced"
+    """Whether in = out + rejected + dropped + stopped - expanded holds at every step, and down the plan's edges."""
+    wrong = "; ".join(metadata.get("imbalances", ()))
+    return "accounting: balanced" if metadata["balanced"] else f"accounting: NOT balanced: {wrong}"
 
 
 def engine_lines(metadata: Mapping[str, Any]) -> Iterator[str]:

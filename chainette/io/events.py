@@ -248,6 +248,8 @@ class RunFinished(Event, frozen=True, tag="run_finished"):
 
     #: sha256 of the whole input.
     input_digest: str = ""
+    #: Records of the whole input; None in logs of older versions.
+    records: int | None = None
 
 
 AnyEvent = (

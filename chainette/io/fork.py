@@ -35,7 +35,7 @@ from chainette.io.events import (
 from chainette.io.lines import parse_earlier
 from chainette.io.log import EventLog, encode_line, read_log
 from chainette.io.readback import ShardReader
-from chainette.io.replay import RunState, Status
+from chainette.io.replay import RunState
 from chainette.io.rundir import RunDir, disk_errors, fsync_dir
 from chainette.io.shards import Span, StreamWriter
 from chainette.io.versions import copy, keep_versions, link, version_numbers
@@ -62,6 +62,8 @@ class Reopen:
     nodes: frozenset[str] = frozenset()
     #: Whether a rejection (step id, reason) is taken back.
     rejection: Callable[[str, str], bool] = lambda _step, _reason: False
+    #: Roots whose rows do not add up: every row that is there stays, and is counted again.
+    roots: frozenset[int] = frozenset()
 
 
 def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
@@ -85,7 +87,7 @@ def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
 
 def lost_nodes(plan: Plan, state: RunState) -> list[str]:
     """Nodes whose rows (`yield_output=False`) were deleted when the run finished."""
-    return [node.id for node in plan.nodes.values() if node.hidden and state.status is Status.FINISHED]
+    return [node.id for node in plan.nodes.values() if node.hidden and state.ended]
 
 
 def _alias_of(plan: Plan, name: str) -> set[str]:
@@ -211,7 +213,9 @@ class _Fork:
                 yield event.root
 
     def _is_open(self, event: UnitCommitted, reader: ShardReader) -> bool:
-        return bool(self.reopen.nodes) or any(self._reopens(line) for line in reader.rejected(event.off))
+        if self.reopen.nodes or event.root in self.reopen.roots:
+            return True
+        return any(self._reopens(line) for line in reader.rejected(event.off))
 
     def _reopens(self, rejection: dict[str, Any]) -> bool:
         return rejection["step_id"] != CHAIN_INPUT and self.reopen.rejection(rejection["step_id"], rejection["reason"])
@@ -283,7 +287,7 @@ class _Fork:
         self.taken_back += gone
         off |= self._rewritten["rejected"].append([line for line, _ in kept])
         is_open = event.root in self._open_roots
-        if not is_open:
+        if event.root_done is not None and not is_open:
             off |= self._rewritten["flattened"].append(list(reader.read("flattened", event.off)))
         reasons, earlier = dict(event.reasons), dict(event.earlier)
         for _, rejection in lines:
@@ -291,6 +295,8 @@ class _Fork:
                 reasons[rejection["reason"]] -= 1
                 if rejection["attempts"]:
                     earlier[rejection["row_id"]] = parse_earlier(rejection)
+        if event.root in self.reopen.roots:
+            event = _recounted(event)
         return msgspec.structs.replace(
             event,
             off=off,
@@ -301,3 +307,15 @@ class _Fork:
             root_done=None if is_open else event.root_done,
             pos=None,
         )
+
+
+def _recounted(event: UnitCommitted) -> UnitCommitted:
+    """A unit with the counts that its spans in the shards have."""
+    rows = {"rejected": 0, "flattened": 0, "given": 0}
+    for file, (_, first, _, last) in event.off.items():
+        folder = file.rpartition("/")[0]
+        rows[folder if folder in rows else "given"] += last - first
+    if event.node == CHAIN_INPUT or not (event.taken or rows["given"]):
+        return event
+    taken = rows["given"] + rows["rejected"] + len(event.dropped) - event.added
+    return msgspec.structs.replace(event, taken=taken, given=rows["given"], rejected=rows["rejected"])

@@ -13,7 +13,6 @@ import hashlib
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -71,6 +70,8 @@ class InputFile(ABC):
         #: Sizes and times of the files when the input was opened.
         self.stamps = tuple(stamps) or (stamp_of(self.path),)
         self._left_out: frozenset[str] = frozenset()
+        #: Records up to the limit, once a pass has come to its end.
+        self._total: int | None = None
 
     @abstractmethod
     def _records(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
@@ -106,9 +107,28 @@ class InputFile(ABC):
             InputError: a file went away, broke, or changed while it was read.
         """
         trail = trail or self.trail()
-        stop = None if self.limit is None else max(0, self.limit - start)
-        yield from islice(self.read(start, 0, trail), stop)
+        reading = self.read(start, 0, trail)
+        at = start
+        while self.limit is None or at < self.limit:
+            try:
+                record = next(reading)
+            except StopIteration as end:
+                self._total = int(end.value)
+                break
+            yield record
+            at = record.index + 1
         trail.end()
+
+    def total(self) -> int:
+        """How many records `records()` yields: known once they were read to the end, else counted by reading them.
+
+        Raises:
+            InputError: a file went away, broke, or changed while it was read.
+        """
+        if self._total is None:
+            self._total = self.count() if self.kind == "parquet" else sum(1 for _ in self.records())
+        assert self._total is not None
+        return self._total
 
     def read(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
         """Yields the records from index `start` on, numbered from `first`; returns the index after the last one.

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from chainette.errors import DamagedRun
+from chainette.io.accounting import Passed, imbalance, ranges
 from chainette.io.events import (
     AnyEvent,
     EngineLoaded,
@@ -40,6 +41,12 @@ from chainette.records import CHAIN_INPUT, Read, Reason, Usage
 
 __all__ = ["NodeCounts", "RunState", "Status", "pretty", "replay"]
 
+#: Inputs up to this size, and Parquet, were counted exactly by versions that did not log the number of records at the end.
+_COUNTED_BYTES = 8 << 20
+
+#: Roots that do not add up and are named.
+_SHOWN = 5
+
 
 class Status(StrEnum):
     """Where a run stands."""
@@ -50,7 +57,7 @@ class Status(StrEnum):
     PAUSED = "paused"
     #: it was given up
     CANCELLED = "cancelled"
-    #: every row is in its place
+    #: every record of the input is in a complete root, and every step balances
     FINISHED = "finished"
 
 
@@ -128,6 +135,18 @@ class RunState:
     done_count: int = 0
     #: Root -> log offsets of its lines, while it is not complete.
     lines: dict[int, list[int]] = field(default_factory=dict)
+    #: Root -> node -> its rows there, while it is not complete.
+    passed: dict[int, dict[str, Passed]] = field(default_factory=dict)
+    #: Complete root -> where its rows do not add up, in words.
+    broken: dict[int, str] = field(default_factory=dict)
+    #: Journal -> what of its rows no line of the log speaks of, in words.
+    holes: dict[str, str] = field(default_factory=dict)
+    #: Records that the whole input had at the end; None before, and in logs of older versions.
+    total: int | None = None
+    #: Whether a `run_finished` is in the log: rows that are kept for resuming only are gone.
+    ended: bool = False
+    #: Roots that were complete when the current epoch began.
+    done_before: int = 0
 
     @property
     def run(self) -> RunCreated:
@@ -149,6 +168,8 @@ class RunState:
 
     def apply(self, event: AnyEvent | Event, offset: int = 0) -> None:
         """Takes in the next event, which stands at `offset` in the log."""
+        if event.epoch != self.epoch:
+            self.done_before = self.done_count
         self.seq, self.epoch = event.seq, event.epoch
         match event:
             case RunCreated():
@@ -172,16 +193,26 @@ class RunState:
             case ShardSealed():
                 folder, _, number = event.file.rpartition("/")
                 self.sealed.setdefault(folder, {})[int(number)] = event.bytes
+                _, known = self.ends.get(folder, {}).get(int(number), (0, 0))
+                if event.rows != known:
+                    self.holes[event.file] = f"{event.file} has {event.rows:,} rows, and the log speaks of {known:,}"
             case RunPaused():
                 self.status, self.reason, self.ended_at = Status.PAUSED, event.reason, event.at
             case RunCancelled():
                 self.status, self.ended_at = Status.CANCELLED, event.at
             case RunFinished():
-                self.status, self.ended_at, self.input_digest = Status.FINISHED, event.at, event.input_digest
+                self._finish(event)
             case WorkerJoined():
                 self.workers.add(event.worker)
             case UnitSplit() | EngineReleased() | WorkerLeft() | WorkerLost() | WorkerRefused():
                 pass
+
+    def _finish(self, event: RunFinished) -> None:
+        """Believes that the run is finished only if the rest of the log bears it out."""
+        self.ended_at, self.input_digest, self.total, self.ended = event.at, event.input_digest, event.records, True
+        gaps = self.gaps()
+        self.status = Status.PAUSED if gaps else Status.FINISHED
+        self.reason = f"not finished, although its log says so: {'; '.join(gaps)}" if gaps else ""
 
     def apply_read(self, read: Read) -> None:
         """The input was read this far, for rows that may be durable."""
@@ -196,13 +227,22 @@ class RunState:
         self.position = event.pos or self.position
         if event.node != CHAIN_INPUT:  # bad lines are counted when their root is complete
             self._count(event)
-        for file, (_, _, size, rows) in event.off.items():
+            self.passed.setdefault(event.root, {}).setdefault(event.node, Passed()).add(event)
+        for file, (_, first, size, rows) in event.off.items():
             folder, _, number = file.rpartition("/")
-            self.ends.setdefault(folder, {})[int(number)] = (size, rows)
+            ends = self.ends.setdefault(folder, {})
+            _, known = ends.get(int(number), (0, 0))
+            if first != known:
+                self.holes[file] = f"the log does not speak of rows {known:,} to {first - 1:,} of {file}"
+            ends[int(number)] = (size, rows)
         if event.root_done is None:
             self.lines.setdefault(event.root, []).append(offset)
             return
         self.lines.pop(event.root, None)
+        if self.is_done(event.root):
+            self.broken[event.root] = "it was completed twice"
+        elif words := imbalance(self.graph, self.passed.pop(event.root, {}), event.root_done):
+            self.broken[event.root] = words
         self._finish_root(event.root, event.root_done)
 
     def _count(self, event: UnitCommitted) -> None:
@@ -247,34 +287,35 @@ class RunState:
         return identity
 
     def imbalances(self) -> list[str]:
-        """What does not add up, in words; [] where every row is accounted for.
-
-        Each node must give back what it took, and take what the node before it gave.
-        """
+        """What does not add up, in words; [] if every row of every complete root is accounted for."""
         found = [f"{node}: {counts.plain()}" for node, counts in self.nodes.items() if not counts.balanced]
-        if self.status is not Status.FINISHED:
-            return found
-        nodes = {node["id"]: node for node in self.graph["nodes"]}
-        forks = {fork["id"]: fork for fork in self.graph["forks"]}
-        arriving = [(self.graph["first"], self.node(CHAIN_INPUT).given)]
-        while arriving:
-            target, rows = arriving.pop()
-            match target["to"]:
-                case "ToNode":
-                    counts, name = self.node(target["node"]), target["node"]
-                    arriving.append((nodes[name]["next"], counts.given))
-                case "ToFork":
-                    fork, name = forks[target["fork"]], target["fork"]
-                    counts = self.node(name) if fork["joins"] else NodeCounts(taken=rows, given=rows)
-                    arriving += [(branch["first"], rows) for branch in (*fork["joins"], *fork["sides"])]
-                    arriving.append((fork["after"], counts.given))
-                case "End":
-                    counts, name = NodeCounts(taken=self.finished_rows), "the end of the chain"
-                case _:
-                    continue
-            if counts.taken != rows:
-                found.append(f"{name} took {counts.taken} rows, but {rows} came")
-        return found
+        late = {root: "rows came after it was complete" for root in self.lines if self.is_done(root)}
+        return found + [f"root {root:,}: {words}" for root, words in sorted((self.broken | late).items())[:_SHOWN]]
+
+    def gaps(self, records: int | None = None) -> list[str]:
+        """Why the run is not finished, in words; [] if it is. `records`: how many the whole input has.
+
+        The only place that decides it: every record is in a root that is complete in the log, and every step balances.
+        """
+        records = self._known_records() if records is None else records
+        size = self.run.settings["batch_size"]
+        count = max([-(-(records or 0) // size), len(self.done), *(root + 1 for root in self.lines)])
+        missing = [root for root in range(count) if not self.is_done(root)]
+        found = []
+        if missing:
+            roots = f"root{'s' * (len(missing) > 1)} {ranges(missing)}"
+            found.append(f"{roots} of {count:,} (each of {size:,} records) not complete")
+        elif records is not None and self.records != records:
+            found.append(f"its roots have {self.records:,} records, and the input {records:,}")
+        return found + [*self.holes.values()][:_SHOWN] + self.imbalances()
+
+    def _known_records(self) -> int | None:
+        """How many records the input had; None if neither the log's end nor its beginning says so exactly."""
+        if self.total is not None:
+            return self.total
+        read = self.run.input
+        exact = read.get("kind") == "parquet" or read.get("size", _COUNTED_BYTES + 1) <= _COUNTED_BYTES
+        return self.expected if exact else None
 
     def metadata(self) -> dict[str, Any]:
         """metadata.json."""
@@ -282,6 +323,7 @@ class RunState:
         order = [CHAIN_INPUT, *(node["id"] for node in self.graph["nodes"])]
         order += [node for node in self.nodes if node not in order]
         usage = sum((counts.usage for counts in self.nodes.values()), Usage())
+        imbalances = self.imbalances()
         return {
             "run_id": run.run_id,
             "chain": run.chain,
@@ -301,7 +343,8 @@ class RunState:
             "records": self.records,
             "rows_finished": self.finished_rows,
             "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),
-            "balanced": not self.imbalances(),
+            "balanced": not imbalances,
+            **({"imbalances": imbalances} if imbalances else {}),
             "simulated": any(engine.get("simulated") for engine in self.engines.values()),
             "usage": _plain(usage),
             "units_retried": self.retries,

@@ -21,11 +21,11 @@ from chainette.io.fork import finish_swap, remove_leftovers
 from chainette.io.log import EventLog, read_log
 from chainette.io.publish import publish_metadata
 from chainette.io.readback import lines_of_root
-from chainette.io.replay import RunState
+from chainette.io.replay import RunState, Status
 from chainette.io.rundir import RunDir
 from chainette.io.schemas import Added, ShardSchemas
 from chainette.io.sealing import Sealer
-from chainette.io.shards import StreamWriter
+from chainette.io.shards import StreamWriter, require_size
 from chainette.io.writer import RunWriter
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "read_created",
     "read_state",
     "recover",
+    "require_shards",
     "versions",
 ]
 
@@ -124,6 +125,19 @@ def _require_run(directory: RunDir) -> None:
         raise RunDirectoryError(
             f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one"
         )
+
+
+def require_shards(directory: RunDir, state: RunState) -> None:
+    """Checks that every shard of a finished run is there, and as long as the log says.
+
+    Raises:
+        DamagedRun: one is not.
+    """
+    if state.status is not Status.FINISHED:
+        return  # its journals are checked when it is resumed
+    for folder, numbers in state.sealed.items():
+        for number, size in numbers.items():
+            require_size(directory.path / folder / f"{number}.{state.run.settings['format']}", size)
 
 
 def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWriter:

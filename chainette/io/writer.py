@@ -15,7 +15,7 @@ from time import perf_counter
 
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import Plan
-from chainette.errors import RunStopped
+from chainette.errors import NotFinished, RunStopped
 from chainette.io.changes import different_models
 from chainette.io.events import EngineLoaded, Event, InputRead, RootDone, RunCancelled, RunFinished, RunPaused, UnitCommitted
 from chainette.io.fork import starts_of
@@ -280,9 +280,16 @@ class RunWriter:
             logged.append(event)
         return logged
 
-    def finish(self, input_digest: str) -> list[Event]:
-        """Seals every shard, closes the log with run_finished, and writes what follows from it."""
-        logged = self._seal(self._sealer.rest()) + self.record([RunFinished(input_digest=input_digest)])
+    def finish(self, input_digest: str, records: int) -> list[Event]:
+        """Seals every shard, closes the log with run_finished, and writes what follows from it.
+
+        Raises:
+            NotFinished: by the log, some of the input's `records` are missing, or a step does not balance.
+        """
+        if gaps := self.state.gaps(records):
+            raise NotFinished(self.directory, gaps)
+        finished = RunFinished(input_digest=input_digest, records=records)
+        logged = self._seal(self._sealer.rest()) + self.record([finished])
         tidy(self.directory, self.state)
         return logged
 

@@ -269,7 +269,7 @@ class Fleet:
 
     def finish(self) -> RunResult:
         self.sink.close()
-        self.sink.writer.finish("")
+        self.sink.writer.finish("", self.source.total())
         self.sink.writer.close()
         return RunResult(self.directory, read_state(self.directory)[0], self.plan)
 

@@ -17,7 +17,7 @@ import redis
 
 from chainette.core.loading import load_chain
 from chainette.core.plan import Plan
-from chainette.errors import RunCancelled, RunDirectoryInUse, RunError, RunStopped
+from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunError, RunStopped
 from chainette.fleet.board import Board, Role
 from chainette.fleet.connect import chosen_url, connect, is_passing, shown
 from chainette.fleet.messages import BadMessage
@@ -211,7 +211,7 @@ class Drive:
                 self._yield_to_another(sink)
                 begin = sink.raise_epoch
                 continue
-            except BadMessage as error:
+            except (BadMessage, NotFinished) as error:
                 self._give_up_if_often(error)
                 begin = sink.raise_epoch
                 continue
@@ -310,7 +310,7 @@ class Drive:
                 time.sleep(_LOOK)
             self.tend(closed)
 
-    def _give_up_if_often(self, error: BadMessage) -> None:
+    def _give_up_if_often(self, error: ChainetteError) -> None:
         """What cannot be read, or processed, is made anew out of what is durable; not for ever."""
         self._damages += 1
         if self._damages > _MOST_DAMAGES:

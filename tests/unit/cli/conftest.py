@@ -15,7 +15,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.core.step import Step
 from chainette.engine.config import EngineRegistry, make_config
-from chainette.io.events import Event, RunCreated
+from chainette.io.events import Event, RootDone, RunCreated, RunFinished, UnitCommitted
 from chainette.io.log import EventLog
 from chainette.io.session import graph_of
 
@@ -43,7 +43,7 @@ class Run:
 
     def __init__(self, path: Path, plan: Plan) -> None:
         path.mkdir()
-        self.path = path
+        self.path, self.plan = path, plan
         self._log = EventLog(path / "events.jsonl")
         self.hear: Callable[[Event], None] = lambda _event: None
         self.tell(
@@ -53,10 +53,24 @@ class Run:
                 chain_ref="chain.py",
                 chain_root=".",
                 graph=graph_of(plan),
-                settings={"seed": 0, "format": "jsonl"},
+                settings={"seed": 0, "format": "jsonl", "batch_size": 8},
                 input={"path": "in.jsonl"},
                 versions={},
             )
+        )
+
+    def tell_root(self, records: int, rejected: int = 0) -> None:
+        """A whole root of the plan below, of which the first step rejected some rows; and the end of the run."""
+        passed = records - rejected
+        reasons = {"not_json": rejected} if rejected else {}
+        done = RootDone(records=records, bad=0, finished=passed, forks={next(iter(self.plan.forks)): (passed, 0)})
+        self.tell(
+            UnitCommitted(node="first", root=0, taken=records, given=passed, rejected=rejected, reasons=reasons),
+            UnitCommitted(node="split", root=0, taken=passed, given=2 * passed, added=passed),
+            UnitCommitted(node="inner", root=0, taken=2 * passed, given=2 * passed),
+            UnitCommitted(node="side", root=0, taken=passed, given=passed),
+            UnitCommitted(node="last", root=0, taken=passed, given=passed, root_done=done),
+            RunFinished(input_digest="d", records=records),
         )
 
     def tell(self, *events: Event) -> None:

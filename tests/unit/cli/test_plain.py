@@ -13,7 +13,6 @@ from chainette.core.plan import Plan
 from chainette.io.events import (
     EngineLoaded,
     RootDone,
-    RunFinished,
     RunPaused,
     RunResumed,
     RunStarted,
@@ -103,9 +102,8 @@ def test_a_silent_engine_is_told_once_in_five_seconds(run: Any, plain: Plain, li
 def test_the_end_is_a_table_and_what_to_do_next(
     run: Any, plain: Plain, plan: Plan, lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.tell(
-        RunStarted(expected=4), UnitCommitted(node="first", root=0, taken=3, given=2, rejected=1), root(0, 4), RunFinished()
-    )
+    run.tell(RunStarted(expected=3))
+    run.tell_root(3, rejected=1)
     plain.end(result_of(run, plan))
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["step", "in", "out", "rejected", "dropped", "stopped", "expanded", "tokens"]
@@ -117,7 +115,7 @@ def test_the_end_is_a_table_and_what_to_do_next(
 def test_json_lines_are_the_events_of_the_log_without_the_checksum(run: Any, lines: list[str]) -> None:
     run.hear = JsonLines(run.path, lines.append).on_event
     run.tell(RunStarted(expected=1))
-    run.tell(root(0, 1), RunFinished(input_digest="d"))
+    run.tell_root(1)
     logged = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     for event in logged:
         del event["crc"]
@@ -136,7 +134,8 @@ def test_json_lines_of_a_resumed_run_begin_with_its_session(run: Any, lines: lis
 def test_a_quiet_run_says_its_directory_at_the_end(run: Any, plan: Plan, lines: list[str]) -> None:
     quiet = QuietReporter(lines.append)
     run.hear = quiet.on_event
-    run.tell(RunStarted(expected=1), root(0, 1), RunFinished())
+    run.tell(RunStarted(expected=1))
+    run.tell_root(1)
     assert lines == []
     quiet.end(result_of(run, plan))
     assert lines == [str(run.path)]

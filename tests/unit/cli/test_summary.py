@@ -18,6 +18,7 @@ def metadata(**keys: Any) -> dict[str, Any]:
         "started_at": "2026-01-01T00:00:00.000000Z",
         "ended_at": "2026-01-01T00:01:05.000000Z",
         "rows_rejected": 0,
+        "balanced": True,
         "simulated": False,
         "usage": {"requests": 3, "prompt_tokens": 4567, "completion_tokens": 89},
         "engines": {"llama": {"backend": "llama_cpp", "model": "m.gguf", "loads": 2, "load_seconds": 3.25}},
@@ -66,8 +67,8 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_accounting_names_the_steps_that_do_not_balance() -> None:
     assert accounting_line(metadata()) == "accounting: balanced"
-    steps = {"first": {"balanced": False}, "last": {"balanced": True}}
-    assert accounting_line(metadata(steps=steps)) == "accounting: NOT balanced at first"
+    unbalanced = metadata(balanced=False, imbalances=["root 3: 'first' took 4 rows, but 5 came"])
+    assert accounting_line(unbalanced) == "accounting: NOT balanced: root 3: 'first' took 4 rows, but 5 came"
 
 
 def test_the_summary_of_a_clean_run() -> None:

@@ -37,9 +37,18 @@ def at(seconds: float) -> str:
 
 
 def created() -> RunCreated:
-    graph = {"nodes": [{"id": "step"}], "forks": [], "first": {"to": "ToNode", "node": "step"}, "fingerprint": "f"}
+    step = {"id": "step", "next": {"to": "End"}}
+    graph = {"nodes": [step], "forks": [], "first": {"to": "ToNode", "node": "step"}, "fingerprint": "f"}
     return RunCreated(
-        at=at(0), run_id="r", chain="c", chain_ref="c.py", chain_root=".", graph=graph, settings={}, input={}, versions={}
+        at=at(0),
+        run_id="r",
+        chain="c",
+        chain_ref="c.py",
+        chain_root=".",
+        graph=graph,
+        settings={"batch_size": 10},
+        input={},
+        versions={},
     )
 
 
@@ -73,7 +82,9 @@ def test_time_in_which_nobody_worked_is_left_out() -> None:
 
 
 def test_a_finished_run_has_no_time_left() -> None:
-    assert figures([created(), RunStarted(at=at(0), expected=10), unit(5), RunFinished(at=at(6))]).seconds_left is None
+    assert (
+        figures([created(), RunStarted(at=at(0), expected=10), unit(5), RunFinished(at=at(6), records=10)]).seconds_left is None
+    )
 
 
 def test_a_timeline_loses_nothing_when_its_bins_become_wider() -> None:
