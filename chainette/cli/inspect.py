@@ -26,8 +26,10 @@ def inspect(chain: ChainRef, engines: EngineFile = None, chain_root: ChainRoot =
     Every problem is named with its file and line, and the exit code is 2. No engine is opened; what would keep one from
     opening on this machine, as a missing model file, is a warning.
     """
+    from chainette.core.bounds import unbounded_outputs
+
     _, plan = load_plan(chain, chain_root, engines)
-    warnings = [*plan.warnings, *_foreseen(plan)]
+    warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
     warn(warnings)
     screen = console()
     nodes = f"{len(plan.nodes)} node{'s' * (len(plan.nodes) > 1)}"

@@ -33,6 +33,7 @@ from chainette.core.plan import (
     ToFork,
     ToNode,
 )
+from chainette.core.prompt_check import prompt_warnings
 from chainette.core.settings import SETTINGS
 from chainette.core.step import Step
 from chainette.core.template_check import template_problems
@@ -291,12 +292,19 @@ class _Compiler:
             return
         scope = {name: self.types[name] for name in node.scope} | {"row_id": str, "input": node.input_type}
         elsewhere = {other.id: self.out_of_reach(node, other) for other in self.nodes.values() if other.id not in node.scope}
-        for label in ("system_prompt", "user_prompt"):
-            for finding in template_problems(getattr(step, label), scope, node.input_type, elsewhere):
+        prompts = {"system_prompt": step.system_prompt, "user_prompt": step.user_prompt}
+        wrong = False
+        for label, source in prompts.items():
+            for finding in template_problems(source, scope, node.input_type, elsewhere):
                 line = f" line {finding.line}" if finding.line > 1 else ""
                 self.problems.append(
                     Problem(f"step {step.id!r}, {label}{line}: {finding.message}", step.place, finding.warning)
                 )
+                wrong |= not finding.warning
+        if not wrong:
+            fields = node.input_type.model_fields if node.input_type is not None else {}
+            for said in prompt_warnings(prompts, {*scope, *fields}, constant_is_fine=not fields):
+                self.warn(step.place, f"step {step.id!r}: {said}")
 
     def out_of_reach(self, node: PlanNode, other: PlanNode) -> str:
         if other.depth >= node.depth:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from chainette.core.annotations import NONE, list_of, mapping_types, members, tuple_of, tuple_types, union_of
+from chainette.core.prompt_check import tag_hint
 from chainette.core.template_filters import filtered
 from chainette.core.template_paths import names_set_in, paths_in, root_of, text_of
 from chainette.core.template_types import (
@@ -67,7 +68,8 @@ def template_problems(
     try:
         sandbox.compile_tree(sandbox.parse(source))
     except TemplateSyntaxError as error:
-        return [TemplateFinding(str(error.message), error.lineno)]
+        known = {*scope, *(bare.model_fields if bare is not None else ())}
+        return [TemplateFinding(f"{error.message}{tag_hint(str(error.message), known)}", error.lineno)]
     checker = _Checker(scope, bare, elsewhere or {}, sandbox.environment().globals)
     tree = sandbox.parse(source)
     checker.assigned = names_set_in(tree)

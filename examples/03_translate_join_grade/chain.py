@@ -13,7 +13,7 @@ class Sentence(BaseModel):
 
 
 class Translation(BaseModel):
-    translation: str = Field(min_length=1)
+    translation: str = Field(min_length=1, max_length=600)
 
 
 class Grade(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,15 @@ import pytest
 
 from tests.support.cli import CHAIN, Project
 
+#: Without a warning of its own.
+BOUNDED = CHAIN.replace("import BaseModel", "import BaseModel, Field").replace("name: str", "name: str = Field(max_length=9)")
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
+    made = Project(tmp_path)
+    (tmp_path / "chain.py").write_text(BOUNDED)
+    return made
 
 
 def test_inspect_lists_nodes_with_models_and_engines(project: Project) -> None:
@@ -45,6 +51,21 @@ def test_warnings_go_to_stderr_and_do_not_fail(project: Project) -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("warning: chain.py:")
     assert "warning" in done.stdout.splitlines()[-1]
+
+
+def test_only_inspect_warns_of_output_fields_without_a_limit(project: Project) -> None:
+    (project.path / "chain.py").write_text(CHAIN)
+    [warning] = project.chainette("inspect", "chain.py").stderr.splitlines()
+    assert re.match(r"warning: chain\.py:\d+: step 'extract': Fact has no limit on name; ", warning)
+    assert "no limit" not in project.chainette("run", "chain.py", "in.jsonl", "--limit", "1").stderr
+
+
+def test_a_prompt_without_a_value_is_a_warning_wherever_the_chain_is_checked(project: Project) -> None:
+    (project.path / "chain.py").write_text(BOUNDED.replace("{{ text }}", "{text}"))
+    for words in (["inspect", "chain.py"], ["run", "chain.py", "in.jsonl", "--limit", "1"]):
+        done = project.chainette(*words)
+        assert done.returncode == 0
+        assert "user_prompt: {text} is sent as it stands; write {{ text }} for the value" in done.stderr
 
 
 def test_a_chain_file_that_raises_is_said_with_its_line(project: Project) -> None:
@@ -147,9 +168,8 @@ def test_an_unknown_command_is_a_usage_error(project: Project) -> None:
     assert "fly" in done.stderr
 
 
-def test_what_would_keep_an_engine_from_opening_here_is_a_warning(tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    (tmp_path / "engines.yml").write_text(
+def test_what_would_keep_an_engine_from_opening_here_is_a_warning(project: Project) -> None:
+    (project.path / "engines.yml").write_text(
         "engines:\n  writer: {model: /nowhere/x.gguf}\n  judge: {model: m, backend: openai, api_key_env: NO_SUCH_KEY}\n"
     )
     done = project.chainette("inspect", "chain.py", "--engines", "engines.yml")
@@ -159,8 +179,8 @@ def test_what_would_keep_an_engine_from_opening_here_is_a_warning(tmp_path: Path
     assert "no problems, 2 warnings" in done.stdout
 
 
-def test_python_m_chainette_is_the_command(tmp_path: Path) -> None:
+def test_python_m_chainette_is_the_command(project: Project) -> None:
     command = [sys.executable, "-m", "chainette", "inspect", "chain.py"]
-    done = subprocess.run(command, cwd=Project(tmp_path).path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "no problems" in done.stdout

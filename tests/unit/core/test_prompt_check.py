@@ -1,0 +1,120 @@
+"""Prompts that hold no value of their row, although they look as if they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from chainette import Chain, Step, apply, register_engine
+from chainette.core.compile import compile_chain
+from chainette.engine.config import EngineRegistry, using_registry
+from chainette.errors import PlanError
+from chainette.records import Message
+
+
+class Text(BaseModel):
+    text: str
+    title: str = ""
+
+
+class Nothing(BaseModel):
+    pass
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+def warnings(user: str = "", system: str = "", **keys: Any) -> list[str]:
+    values: dict[str, Any] = {"input_model": Text, "output_model": Text, "user_prompt": user, "system_prompt": system} | keys
+    with using_registry(EngineRegistry()):
+        register_engine("llm", "m", "simulated")
+        first = apply(lambda item: [item], id="first", input_model=values["input_model"], output_model=values["input_model"])
+        plan = compile_chain(Chain(name="c", steps=[first, Step(id="ask", engine_name="llm", **values)]))
+    return [problem.message for problem in plan.warnings if problem.message.startswith("step ")]
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "{{ text }}",
+        "{{ input }}",
+        "{{ first.text }}",
+        "{{ chain_input.text }}",
+        "{{ row_id }}",
+        "{% for word in text.split() %}{{ word }}{% endfor %}",
+        "{% if title %}x{% endif %}",
+        'Answer as {"text": "..."} for {{ text }}',
+        "Use ${text} and {} and {other} for {{ text }}",
+        "{% raw %}{text}{% endraw %} {{ text }}",
+    ],
+)
+def test_a_prompt_that_mentions_a_value_is_left_alone(user: str) -> None:
+    assert warnings(user) == []
+    assert warnings("Go on", system=user) == []
+
+
+@pytest.mark.parametrize("user", ["", "Write a poem", "{# {{ text }} #}", "{}", "{{ range(3) | join }}"])
+def test_a_prompt_that_mentions_no_value_is_named(user: str) -> None:
+    assert warnings(user, system="Be brief") == [
+        "step 'ask': the prompts mention no value of their row, so all rows ask the same; write a value like {{ text }}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [
+        ("Sum up: {text}", "{text} is sent as it stands; write {{ text }}"),
+        ("Sum up: { text }", "{ text } is sent as it stands; write {{ text }}"),
+        ("Sum up: {first.text}", "{first.text} is sent as it stands; write {{ first.text }}"),
+        ("{text} of {{ title }}", "{text} is sent as it stands; write {{ text }}"),
+        ("{text}, {title}, {text}", "{text}, {title} is sent as it stands; write {{ text }}, {{ title }}"),
+        ("{ {text} }", "{text} is sent as it stands; write {{ text }}"),
+    ],
+)
+def test_a_name_in_single_braces_is_taken_for_a_value(user: str, said: str) -> None:
+    assert warnings(user) == [f"step 'ask': user_prompt: {said} for the value (in an f-string, with four braces)"]
+
+
+def test_the_name_of_a_file_is_no_prompt() -> None:
+    assert "write user_prompt=Path('prompts/ask.txt') for the text of a file" in warnings("prompts/ask.txt")[0]
+
+
+@pytest.mark.parametrize("model", [Nothing])
+def test_a_row_without_fields_has_no_value_to_mention(model: type[BaseModel]) -> None:
+    assert warnings("Write a poem", input_model=model) == []
+
+
+def test_a_row_with_open_fields_is_silent() -> None:
+    assert warnings("Write a poem", input_model=Open) == []
+
+
+def test_a_prompt_builder_is_left_alone() -> None:
+    def build(step: Any, row: Any, history: Any) -> list[Message]:
+        return [Message("user", "hello")]
+
+    assert warnings("Write a poem", prompt_builder=build) == []
+
+
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [
+        ("{% text %}", "Encountered unknown tag 'text'.; write {{ text }} for the value"),
+        ("{% first %}", "write {{ first }} for the value"),
+        ("{% iff text %}{% endif %}", "Encountered unknown tag 'iff'."),
+    ],
+)
+def test_a_tag_that_is_the_name_of_a_value_is_explained(user: str, said: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        warnings(user)
+    [problem] = caught.value.problems
+    assert said in problem.message
+
+
+def test_a_mistake_in_a_prompt_is_not_reported_twice(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        warnings("{{ txet }} {text}")
+    assert len(caught.value.problems) == 1
