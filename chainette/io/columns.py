@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from chainette.io.shape import Kind, Shape, shape_of
 
 if TYPE_CHECKING:
@@ -32,14 +30,17 @@ Convert = Callable[[Any], Any]
 Columns = tuple[tuple[str, Shape], ...]
 
 
-def step_columns(model: type[BaseModel] | None, extra: Sequence[tuple[str, Any]] = ()) -> Columns:
-    """The columns of a step's shards: `extra` ones, then the model's, then the `extra` ones that start with `_`."""
+def step_columns(model: Any, extra: Sequence[tuple[str, Any]] = ()) -> Columns:
+    """The columns of a step's shards: `extra` ones, then the model's, then the `extra` ones that start with `_`.
+
+    No model means no other columns, `Any` one that is not known.
+    """
     shape = _row_shape(model) if model is not None else Shape(Kind.STRUCT)
     return _with_extra(_columns("", shape), extra, shape.open)
 
 
-def _row_shape(model: type[BaseModel]) -> Shape:
-    """The shape of a row. One that a serializer or a RootModel makes may have any fields."""
+def _row_shape(model: Any) -> Shape:
+    """The shape of a row. One that a serializer, a RootModel or an unknown model makes may have any fields."""
     shape = shape_of(model)
     return shape if shape.kind is Kind.STRUCT else Shape(Kind.STRUCT, open=True)
 

@@ -77,4 +77,4 @@ class ShardSchemas(Mapping[str, Any]):
             return flattened_columns(groups, [("row_id", str), *self._tail])
         node = self._nodes[folder]
         asked = [("_attempts", int), ("_reasoning", str), *self._usage] if node.kind is NodeKind.STEP else []
-        return step_columns(node.output_model, [("row_id", str), *self._tail, *asked])
+        return step_columns(node.output_model or Any, [("row_id", str), *self._tail, *asked])

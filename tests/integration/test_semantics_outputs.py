@@ -125,6 +125,19 @@ def test_what_serializers_write_comes_back_equal_in_every_format(tmp_path: Path,
     assert kept == dumps
 
 
+def of_any_model(item):  # type: ignore[no-untyped-def]
+    return [Cat(lives=item.at), Dog(born="2024-01-09")]
+
+
+@FORMATS
+def test_rows_of_a_function_without_annotations_come_back_equal(tmp_path: Path, format: str) -> None:
+    chain = Chain(name="any", steps=[apply(of_any_model, input_model=Index)])
+    result = chain.run([Index(at=9)], tmp_path / "run", format=format)
+    cat, dog = {"kind": "cat", "lives": 9}, {"kind": "dog", "born": "2024-01-09"}
+    assert list(result.rows("of_any_model")) == [{"row_id": "0~0"} | cat, {"row_id": "0~1"} | dog]
+    assert [row["of_any_model"] for row in result.rows("flattened")] == [cat, dog]
+
+
 class Constants(BaseModel):
     model_config = ConfigDict(ser_json_inf_nan="constants")
     score: float
