@@ -7,6 +7,7 @@ where a record starts, and never holds more than `max_bytes` of a record.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -117,7 +118,20 @@ def _join_record(start: Line, source: Iterable[Line], separator: bytes, max_byte
             break
     else:
         error = f"a quoted cell in it is never closed; the {last - start.number:,} lines after it were read as part of it"
-    return Line(start.number, b"".join(parts), error)
+    data = b"".join(parts)
+    if not error and not _is_well_quoted(data, separator):
+        error = (
+            f"a quote in it stands in the middle of a cell, so that lines {start.number} to {last} were read as one record; "
+            "is a quote too many, or not doubled?"
+        )
+    return Line(start.number, data, error)
+
+
+def _is_well_quoted(record: bytes, separator: bytes) -> bool:
+    """Whether every quoted cell ends at a separator or at the end; if not, lines may have been joined by a stray quote."""
+    between = re.escape(separator)
+    cell = rb'(?:"(?:[^"]++|"")*+"|[^"%b\r\n][^%b\r\n]*+)?+' % (between, between)
+    return re.fullmatch(rb"%b(?:%b%b)*+[\r\n]*" % (cell, between, cell), record) is not None
 
 
 def _is_open(data: bytes, separator: bytes, *, inside: bool) -> bool:

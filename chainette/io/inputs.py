@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from chainette.core.dump import short
 from chainette.errors import InputError
 from chainette.io.delimited_file import DelimitedFile
 from chainette.io.json_values import JsonFile
@@ -42,13 +43,20 @@ def open_input(
         InputError: there is nothing that can be read; the message says what was found and what to do.
     """
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(item) for item in source]
-    files = [file for path in sources for file in expand(path)]
+    files = [file for path in sources for file in _files(path)]
     if files == sources and len(files) == 1:
         return _open_file(files[0], limit, max_line_bytes)
     _require_once(files)
     parts = [_open_file(file, None, max_line_bytes) for file in files]
     _require_one_kind(parts)
     return SeveralFiles(sources, parts, limit)
+
+
+def _files(path: Path) -> list[Path]:
+    try:
+        return expand(path)
+    except OSError as error:  # as of a text that somebody took for a row
+        raise InputError(f"{short(str(path))}: cannot be read: {error.strerror}; a row is a model or a dict") from error
 
 
 def _open_file(path: Path, limit: int | None, max_line_bytes: int) -> InputFile:

@@ -87,6 +87,20 @@ def test_excels_line_about_the_separator_is_obeyed(tmp_path: Path, first: str) -
     assert [record.line for record in open_input(path).records()] == [3]
 
 
+@pytest.mark.parametrize("middle", ['1,"hello\n2,world\n3,"fine"\n', '1,"a\nb" c\n', '1,"a\nb""\n"x\n'])
+def test_lines_that_a_stray_quote_joins_are_rejected_and_never_taken_for_a_row(tmp_path: Path, middle: str) -> None:
+    path = _write(tmp_path / "a.csv", f"n,text\n{middle}4,last\n")
+    bad, last = _read(path)
+    lines = middle.count("\n")
+    assert str(bad).startswith(f"a quote in it stands in the middle of a cell, so that lines 2 to {lines + 1} were read as one")
+    assert last == {"n": "4", "text": "last"}
+
+
+def test_well_quoted_cells_of_several_lines_are_kept(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.csv", 'n,text,more\n1,"a ""b""\n\n,c","""d\n"""\n,"e\n",\n')
+    assert _read(path) == [{"n": "1", "text": 'a "b"\n\n,c', "more": '"d\n"'}, {"text": "e\n"}]
+
+
 def test_byte_order_marks_are_skipped_at_the_start_and_where_files_were_joined(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", '\ufefftext,n\na,1\n\ufeff"b",2\n')
     assert _read(path) == _ROWS

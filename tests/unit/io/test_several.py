@@ -177,3 +177,10 @@ def test_many_large_files_are_counted_by_some_of_them(tmp_path: Path, monkeypatc
     monkeypatch.setattr("chainette.io.several._COUNTED_BYTES", 1000)
     assert open_input(tmp_path).count() == pytest.approx(4000, rel=0.01)
     assert len(counted) == 8
+
+
+def test_texts_that_are_no_paths_are_refused_in_words() -> None:
+    with pytest.raises(InputError, match="hello: no such file"):
+        open_input(["hello", "world"])
+    with pytest.raises(InputError, match="File name too long; a row is a model or a dict"):
+        open_input(["hello " * 1000])
