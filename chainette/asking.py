@@ -17,15 +17,13 @@ from chainette.core.step import Step
 from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import TemplateError
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Earlier, Message, Output, Reason, Row, Spent
+from chainette.records import Message, Output, Reason, Row, Spent
 from chainette.streaming import Asked, Unusable
 from chainette.tally import Tally, excess, raised, streamed, writable
 from chainette.utils.foreign import RAISED, told
 from chainette.utils.together import together
 
 __all__ = ["Asking", "row_seed"]
-
-_NONE = Earlier(0)
 
 
 def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
@@ -47,13 +45,12 @@ class _Ask:
     @classmethod
     def first(cls, row: Row, messages: tuple[Message, ...]) -> _Ask:
         """The first ask for a row, or the next one if `--retry` opened it again."""
-        earlier = row.earlier or _NONE
-        return cls(row, messages, earlier.asks + 1, earlier.spent)
+        return cls(row, messages, row.asks + 1, row.earlier.spent if row.earlier else Spent())
 
     @property
     def attempt(self) -> int:
         """The number of this ask among those since the row was opened."""
-        return self.number - (self.row.earlier or _NONE).asks
+        return self.number - self.row.asks
 
     @property
     def corrects(self) -> bool:

@@ -20,6 +20,7 @@ from chainette.core.chain import Chain, Inputs
 from chainette.core.node import Node
 from chainette.execute import execute_node
 from chainette.io.result import RunResult
+from chainette.io.rollback import rollback as go_back
 from chainette.io.rundir import RunDir
 from chainette.io.writer import RunWriter
 from chainette.options import RunOptions
@@ -36,6 +37,7 @@ __all__ = [
     "execute",
     "resume",
     "retry_rejected",
+    "rollback",
     "run",
     "run_iter",
     "stream",
@@ -135,6 +137,16 @@ def retry_rejected(
         frozenset(reasons),
         engine,
     )
+
+
+def rollback(directory: str | os.PathLike[str]) -> None:
+    """Brings back the rows that a directory had before the last `from_step` or `retry_rejected`; once more undoes that.
+
+    Raises:
+        RunDirectoryInUse: a process works on the run.
+        RunDirectoryError: there is no run, or no earlier version of it.
+    """
+    go_back(_as_named(directory))
 
 
 def _as_named(directory: str | os.PathLike[str]) -> RunDir:

@@ -80,5 +80,5 @@ def too_large(plan: Plan, unit: Unit, message: str) -> Outcome:
 
 def _without(plan: Plan, unit: Unit, reason: Reason, message: str) -> Outcome:
     [row] = unit.rows
-    rejection = Rejection(row.row_id, unit.node, reason, message, 0, None, row.line, row.key)
+    rejection = Rejection(row.row_id, unit.node, reason, message, row.asks, None, row.line, row.key)
     return Outcome([], [rejection], [], Usage(), advance(plan, unit, [], plan.nodes[unit.node].next, [row.row_id]))

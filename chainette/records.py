@@ -126,6 +126,11 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
             return msgspec.json.decode(self.values[node])
         return node.decode(self.values[node.key])
 
+    @property
+    def asks(self) -> int:
+        """Asks for it before `--retry` opened it again."""
+        return 0 if self.earlier is None else self.earlier.asks
+
     def with_values(self, row_id: str, values: dict[str, bytes]) -> Row:
         """The row one node later."""
         return Row(row_id, {**self.values, **values}, self.line, self.key)

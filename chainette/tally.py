@@ -51,7 +51,8 @@ class Tally:
         self, row: Row, reason: Reason, message: str, attempts: int = 0, raw: str | None = None, spent: Spent = _NOTHING
     ) -> None:
         cut = raw[:RAW_LIMIT] if raw is not None else None
-        rejection = Rejection(row.row_id, self.node.id, reason, writable(message), attempts, cut, row.line, row.key, spent)
+        words, asks = writable(message), attempts or row.asks
+        rejection = Rejection(row.row_id, self.node.id, reason, words, asks, cut, row.line, row.key, spent)
         self.rejected.append(rejection)
         if self.hook.streams:
             self.hook.on_stream(rejection)

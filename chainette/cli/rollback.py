@@ -19,10 +19,9 @@ def rollback(directory: RunDirectory) -> None:
 
     DIR becomes the newest version itself, so that a second rollback undoes the first. No process may work on the run.
     """
-    from chainette.io.rollback import rollback as go_back
-    from chainette.io.rundir import RunDir
+    from chainette import executor
 
-    go_back(RunDir(directory))
+    executor.rollback(directory)
     typer.echo(f"{directory} is as it was before: {_summary(directory)}")
     for line in version_lines(directory):
         typer.echo(line)

@@ -134,12 +134,13 @@ def _old(path: Path) -> Path:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    whole = path.absolute()  # "." has no name
+    whole = path.resolve()  # "." has no name, and beside a link hard links may be impossible
     return whole.with_name(f".{whole.name}.{suffix}")
 
 
 def swap(path: Path) -> None:
     """Puts the directory that was built aside in the place of the one that is there; called under its lock."""
+    path = path.resolve()
     path.rename(_old(path))
     aside_of(path).rename(path)
     fsync_dir(path.parent)
@@ -152,7 +153,7 @@ def finish_swap(directory: RunDir) -> None:
     Raises:
         RunDirectoryInUse: it is being swapped now.
     """
-    path = directory.path
+    path = directory.path.resolve()
     if not _is_cut_in_two(path):
         return
     try:

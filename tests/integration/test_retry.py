@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, Field, field_validator
 
-from chainette import Branch, Chain, SamplingParams, Step, apply
+from chainette import Branch, Chain, SamplingParams, Step, apply, register_engine
 from chainette.asking import row_seed
 from chainette.core.loading import load_chain
 from chainette.engine.base import Completion, Request
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import EngineUnavailable, RunStopped
 from chainette.executor import resume, retry_rejected
 from chainette.io.fork import Reopen, fork
@@ -19,10 +21,11 @@ from chainette.io.rundir import RunDir
 from chainette.io.session import read_state
 from chainette.io.shards import Format
 from chainette.options import RunOptions
-from chainette.records import Usage
+from chainette.records import Message, Usage
 from chainette.session import compile_plan
 from tests.support.chains import Text, Word, texts
 from tests.support.cli import Project, lines
+from tests.support.models import SMOL, needs_model
 from tests.support.scripted import Script, ask_of, row_of, scripted
 
 FORMATS = pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
@@ -135,6 +138,51 @@ def test_rows_below_an_expansion_and_in_a_branch_go_on_with_their_numbers(tmp_pa
     for child in children:
         assert seeds(scripts["llm"], child) == expected_seeds(child, 4)
     assert len([*again.rows("flattened")]) == 4
+
+
+def test_a_retried_row_that_fails_before_it_is_asked_keeps_its_asks(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+
+    def build(step: object, row: object, history: object) -> list[Message]:
+        if broken.exists():
+            raise ValueError("no prompt today")
+        return [Message("user", "say yes")]
+
+    def chain() -> Chain:
+        step = Step(id="ask", input_model=Text, output_model=Word, engine_name="llm", prompt_builder=build)
+        return Chain(name="asking", steps=[step])
+
+    with scripted(llm=good_from(5)) as scripts:
+        run = chain().run(texts(1), tmp_path / "run")
+        broken.touch()
+        (row,) = retry_rejected(run.dir, chain()).rows("rejected")
+        assert (row["reason"], row["attempts"]) == ("template_error", 3)
+        broken.unlink()
+        retry_rejected(run.dir, chain())
+    assert seeds(scripts["llm"], "0") == expected_seeds("0", 5)
+
+
+class Impossible(BaseModel):
+    word: str = Field(max_length=12)
+
+    @field_validator("word")
+    @classmethod
+    def never(cls, word: str) -> str:
+        raise ValueError("not this one")
+
+
+@needs_model
+def test_a_retry_gets_other_answers_from_a_real_model(tmp_path: Path) -> None:
+    with using_registry(EngineRegistry()):
+        register_engine("smol", SMOL, capacity=1)
+        sampling = SamplingParams(temperature=1.5, max_tokens=40)
+        step = Step(id="ask", input_model=Text, output_model=Impossible, engine_name="smol", sampling=sampling, max_attempts=1)
+        chain = Chain(name="real", steps=[step])
+        run = chain.run([Text(text="any word")] * 4, tmp_path / "run")
+        before = {row["row_id"]: row["raw"] for row in run.rows("rejected")}
+        again = {row["row_id"]: (row["raw"], row["attempts"]) for row in retry_rejected(run.dir, chain).rows("rejected")}
+    assert len(before) == len(again) == 4 and {attempts for _, attempts in again.values()} == {2}
+    assert any(again[row_id][0] != raw for row_id, raw in before.items())
 
 
 def rescued(directory: Path) -> None:

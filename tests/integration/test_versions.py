@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,10 +13,9 @@ import pytest
 from chainette import Chain, SamplingParams, Step, apply
 from chainette.engine.base import Completion, Request
 from chainette.errors import EngineUnavailable, RunDirectoryError, RunDirectoryInUse, RunStopped
-from chainette.executor import resume, retry_rejected
+from chainette.executor import resume, retry_rejected, rollback
 from chainette.io.log import EventLog
 from chainette.io.result import RunResult
-from chainette.io.rollback import rollback
 from chainette.io.rundir import RunDir
 from chainette.io.session import read_state
 from chainette.io.shards import Format
@@ -82,7 +82,7 @@ def test_rollback_brings_back_every_byte_and_once_more_swaps_again(
     after = files(run.dir)
     assert after != before and files(run.dir / ".versions/1") == before
     for expected, other, number in ((before, after, 2), (after, before, 3)):
-        rollback(RunDir(run.dir))
+        rollback(run.dir)
         assert files(run.dir) == expected and numbers(run.dir) == [number]
         assert files(run.dir / f".versions/{number}") == other
     assert content(resume(run.dir, chain())) == content(again)
@@ -111,7 +111,7 @@ def test_shards_that_are_open_when_they_are_replaced_stay_as_they_were(
     again = retry_rejected(tmp_path / "run", chain(hidden))
     assert again.status == "finished" and len([*again.rows("first")]) == ROWS
     assert files(tmp_path / "run/.versions/1") == before
-    rollback(RunDir(tmp_path / "run"))
+    rollback(tmp_path / "run")
     assert files(tmp_path / "run") == before
     script.answer = answer
     finished = resume(tmp_path / "run", chain(hidden))
@@ -129,7 +129,7 @@ def test_the_last_two_versions_are_kept(tmp_path: Path, script: Script) -> None:
         assert numbers(run.dir) == [number for number in (count - 1, count) if number]
         for number in numbers(run.dir):
             assert files(run.dir / f".versions/{number}") == states[number - 1]
-    rollback(RunDir(run.dir))
+    rollback(run.dir)
     assert numbers(run.dir) == [3, 5] and files(run.dir) == states[3] and files(run.dir / ".versions/5") == states[4]
 
 
@@ -146,9 +146,9 @@ def test_a_recomputation_that_is_interrupted_costs_no_old_row(tmp_path: Path, sc
     with pytest.raises(RunStopped):
         resume(run.dir, chain(), from_step="first", engine_patience=0)
     assert files(run.dir / ".versions/1") == before
-    rollback(RunDir(run.dir))
+    rollback(run.dir)
     assert files(run.dir) == before and content(resume(run.dir, chain())) == rows
-    rollback(RunDir(run.dir))
+    rollback(run.dir)
     script.answer = answers_all
     assert {row["word"] for row in resume(run.dir, chain()).rows("first")} == {"new", "now"}
 
@@ -170,7 +170,7 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, script: Sc
     before = files(run.dir)
     monkeypatch.setattr(os, "link", refuse)
     resume(run.dir, chain(), from_step="second")
-    rollback(RunDir(run.dir))
+    rollback(run.dir)
     assert files(run.dir) == before
 
 
@@ -178,18 +178,35 @@ def test_rollback_without_a_version_or_beside_a_process_at_work_changes_nothing(
     run = begun(tmp_path)
     before = files(run.dir)
     with pytest.raises(RunDirectoryError, match="has no earlier version to go back to"):
-        rollback(RunDir(run.dir))
+        rollback(run.dir)
     with pytest.raises(RunDirectoryError, match="nowhere holds no run"):
-        rollback(RunDir(tmp_path / "nowhere"))
+        rollback(tmp_path / "nowhere")
     assert files(run.dir) == before and not (tmp_path / "nowhere").exists()
     resume(run.dir, chain(), from_step="second")
     after = files(run.dir)
     with closing(EventLog(RunDir(run.dir).log)), pytest.raises(RunDirectoryInUse):
-        rollback(RunDir(run.dir))
+        rollback(run.dir)
     (run.dir / ".versions/1/events.jsonl").unlink()
     with pytest.raises(RunDirectoryError, match=r"\.versions/1 holds no run"):
-        rollback(RunDir(run.dir))
+        rollback(run.dir)
     assert files(run.dir) == after and numbers(run.dir) == [1] and not (tmp_path / ".run.fork").exists()
+
+
+def test_a_link_to_a_directory_stays_one(tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path / "disk")
+    before = files(run.dir)
+    (tmp_path / "out").symlink_to(run.dir)
+    for _ in range(2):
+        resume(tmp_path / "out", chain(), from_step="second")
+    run.dir.rename(tmp_path / "disk/.run.old")  # as kill -9 in the middle of a swap would leave it
+    shutil.copytree(tmp_path / "disk/.run.old", tmp_path / "disk/.run.fork")
+    for _ in range(2):
+        rollback(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+    assert files(run.dir / ".versions/1") == before
+    monkeypatch.chdir(run.dir)
+    rollback(".")
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["run"]
 
 
 def test_derived_files_that_a_killed_run_left_behind_are_written_again(tmp_path: Path, script: Script) -> None:
@@ -197,7 +214,7 @@ def test_derived_files_that_a_killed_run_left_behind_are_written_again(tmp_path:
     metadata = (run.dir / "metadata.json").read_bytes()
     resume(run.dir, chain(), from_step="second")
     (run.dir / ".versions/1/metadata.json").unlink()
-    rollback(RunDir(run.dir))
+    rollback(run.dir)
     assert (run.dir / "metadata.json").read_bytes() == metadata
 
 
