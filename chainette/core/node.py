@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Node", "check_name"]
 
 
+#: What templates read as something else.
+_TAKEN = frozenset({"true", "false", "none", "self"})
+
+
 def check_name(kind: str, name: object) -> str:
     """The name, if templates and column names can use it.
 
@@ -33,6 +37,8 @@ def check_name(kind: str, name: object) -> str:
         raise DeclarationError(
             f"{caller_place()}: {kind} {name!r} must be letters, digits and '_' so that templates can say it{suggestion}"
         )
+    if name in _TAKEN:
+        raise DeclarationError(f"{caller_place()}: {kind} {name!r} means something else in templates; choose another")
     return name
 
 

@@ -144,8 +144,9 @@ def parse(source: str) -> nodes.Template:
 
 
 def names_of(tree: nodes.Template) -> frozenset[str]:
-    """The names that a template takes from its context."""
-    return frozenset(meta.find_undeclared_variables(tree))
+    """The names that a template takes from its context; also those of jinja2's own globals, which a field may be called."""
+    loaded = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
+    return frozenset(meta.find_undeclared_variables(tree) | (loaded & environment().globals.keys()))
 
 
 def compile_tree(tree: nodes.Template) -> JinjaTemplate:

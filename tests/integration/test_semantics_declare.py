@@ -248,10 +248,18 @@ def test_empty_steps_are_refused(steps: Any) -> None:
         Chain(name="c", steps=steps)
 
 
-@pytest.mark.parametrize("id", ["my step", "2nd", "class", "_hidden", "a-b", ""])
+@pytest.mark.parametrize("id", ["my step", "2nd", "class", "_hidden", "a-b", "", "_", "__", "🙂", "a🙂", "·"])
 def test_an_id_that_templates_could_not_say_is_refused(id: str) -> None:
     with pytest.raises(DeclarationError, match="must be letters, digits and '_'"):
         step(id)
+
+
+@pytest.mark.parametrize("id", ["true", "false", "none", "self"])
+def test_an_id_that_means_something_else_in_templates_is_refused(id: str) -> None:
+    with pytest.raises(DeclarationError, match="means something else in templates"):
+        step(id)
+    with pytest.raises(DeclarationError, match="means something else in templates"):
+        Branch("b", [apply(touch)]).join(id)
 
 
 @pytest.mark.parametrize("name", ["RAG Demo", "gpt-4.1", "问答", "class", "_", "a/b: c"])

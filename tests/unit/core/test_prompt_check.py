@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict
 
 from chainette import Chain, Step, apply, register_engine
 from chainette.core.compile import compile_chain
+from chainette.core.prompt import prompter
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import PlanError
-from chainette.records import Message
+from chainette.records import Message, Row
 
 
 class Text(BaseModel):
@@ -118,3 +119,19 @@ def test_a_mistake_in_a_prompt_is_not_reported_twice(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         warnings("{{ txet }} {text}")
     assert len(caught.value.problems) == 1
+
+
+def test_an_id_or_a_field_may_be_called_as_a_function_of_jinja() -> None:
+    class Car(BaseModel):
+        range: int
+        cycler: str
+
+    with using_registry(EngineRegistry()):
+        register_engine("llm", "m", "simulated")
+        first = apply(lambda item: [item], id="dict", input_model=Car, output_model=Car)
+        prompt = "{{ dict.range }} {{ range }} {{ cycler }} {{ input.range }}"
+        step: Step[Any, Any] = Step(id="ask", output_model=Text, engine_name="llm", user_prompt=prompt)
+        plan = compile_chain(Chain(name="c", steps=[first, step]))
+    car = b'{"range": 300, "cycler": "Eddy"}'
+    messages = prompter(plan, plan.nodes["ask"]).messages(Row("0~0", {"chain_input": car, "dict": car}))
+    assert messages[-1].content == "300 300 Eddy 300"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chainette.fleet.keys import RunKeys, listed
 from chainette.fleet.reasons import reasons
 from chainette.fleet.snapshot import Load, Snapshot
 from chainette.fleet.states import RunInfo
@@ -43,6 +44,17 @@ def test_a_cancelled_run_waits_for_its_sink_to_hear_of_it() -> None:
 def test_an_engine_that_no_live_worker_serves_comes_with_the_command_that_starts_one() -> None:
     queues = {"writer.extract.r1": Load(waiting=1), "judge.grade.r1": Load(waiting=2), "other.idle.r1": Load(units=1)}
     assert said(queues=queues) == ["no live worker serves 'judge'; start: chainette worker --engine judge"]
+
+
+def test_the_name_of_an_engine_is_quoted_in_the_command_and_read_back_from_queue_and_worker() -> None:
+    keys = RunKeys("r1", 0)
+    queues = {keys.queue("gpt-4.1", "a"): Load(waiting=1), keys.queue("meta/llama 3, v1", "b"): Load(waiting=1)}
+    assert said(queues=queues) == [
+        "no live worker serves 'gpt-4.1'; start: chainette worker --engine gpt-4.1",
+        "no live worker serves 'meta/llama 3, v1'; start: chainette worker --engine 'meta/llama 3, v1'",
+    ]
+    serving = {"w-1": {"kind": "worker", "engines": listed(["gpt-4.1", "meta/llama 3, v1"])}}
+    assert said(serving | SERVICES, queues=queues) == []
 
 
 def test_a_service_that_is_missing_comes_with_the_command_that_starts_it() -> None:
