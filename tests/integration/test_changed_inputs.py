@@ -288,7 +288,7 @@ def test_other_times_cost_a_resume_the_reading_only(half: tuple[Path, Path]) -> 
 def test_rows_of_python_and_standard_input_are_read_from_a_copy_that_is_watched_alike(tmp_path: Path) -> None:
     out, rows = tmp_path / "out", [{"text": text} for text in texts("OLD")]
     with pytest.raises(InputError, match="changed while the run was reading it"):
-        CHAIN.run(rows, out, window=64, hooks=(After(WHEN, lambda: edit(out / "inputs/0", 100)),))
+        CHAIN.run(rows, out, window=64, hooks=(After(WHEN, lambda: edit(out / "inputs/0.jsonl", 100)),))
     assert {text[:3] for text in kept(out)} == {"OLD"}
 
 
