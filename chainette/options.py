@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,6 +40,9 @@ class Drive(Protocol):
             RunError: it stays where it is.
         """
 
+
+#: A run's id becomes a folder, and part of keys, queues and job ids.
+_RUN_ID = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, "sampling=SamplingParams({given}) in each Step") | {
     "debug": "hooks=(ChainDebugger(print),) of chainette.utils.debug, or run the chain with `chainette run --debug`",
@@ -103,6 +107,8 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be 1 or more")
+        if self.run_id and not _RUN_ID.fullmatch(self.run_id):
+            raise InputError(f"run_id is {self.run_id!r}; it may hold letters of English, digits, '_' and '-' only, 64 at most")
         if self.format not in ("jsonl", "parquet", "csv"):
             raise InputError(f"format is {self.format!r}; it must be jsonl, parquet or csv")
         if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Generic, overload
+from typing import Any, Concatenate, Generic, overload
 
 from pydantic import BaseModel
 from typing_extensions import TypeVar
@@ -119,7 +119,7 @@ class ApplyNode(Node, Generic[In, Out]):
 
 @overload
 def apply(
-    fn: Callable[[In], list[Out]] | Callable[[In, Any], list[Out]],
+    fn: Callable[Concatenate[In, ...], list[Out]],
     *,
     id: str | None = ...,
     name: str = ...,
@@ -129,7 +129,7 @@ def apply(
 ) -> ApplyNode[In, Out]: ...
 @overload
 def apply(
-    fn: Callable[[In], Awaitable[list[Out]]] | Callable[[In, Any], Awaitable[list[Out]]],
+    fn: Callable[Concatenate[In, ...], Awaitable[list[Out]]],
     *,
     id: str | None = ...,
     name: str = ...,
@@ -139,7 +139,7 @@ def apply(
 ) -> ApplyNode[In, Out]: ...
 @overload
 def apply(
-    fn: Callable[[In], Iterator[Out]] | Callable[[In, Any], Iterator[Out]],
+    fn: Callable[Concatenate[In, ...], Iterator[Out]],
     *,
     id: str | None = ...,
     name: str = ...,
@@ -149,7 +149,7 @@ def apply(
 ) -> ApplyNode[In, Out]: ...
 @overload
 def apply(
-    fn: Callable[[In], AsyncIterator[Out]] | Callable[[In, Any], AsyncIterator[Out]],
+    fn: Callable[Concatenate[In, ...], AsyncIterator[Out]],
     *,
     id: str | None = ...,
     name: str = ...,
@@ -159,7 +159,7 @@ def apply(
 ) -> ApplyNode[In, Out]: ...
 @overload
 def apply(
-    fn: Callable[[In], Awaitable[Out | None]] | Callable[[In, Any], Awaitable[Out | None]],
+    fn: Callable[Concatenate[In, ...], Awaitable[Out | None]],
     *,
     id: str | None = ...,
     name: str = ...,
@@ -169,7 +169,7 @@ def apply(
 ) -> ApplyNode[In, Out]: ...
 @overload
 def apply(
-    fn: Callable[[In], Out | None] | Callable[[In, Any], Out | None],
+    fn: Callable[Concatenate[In, ...], Out | None],
     *,
     id: str | None = ...,
     name: str = ...,

@@ -92,7 +92,16 @@ def checked_elements(name: str, steps: Sequence[Element], place: Place) -> tuple
         elif isinstance(step, Sequence) and step and all(isinstance(branch, Branch) for branch in step):
             checked.append(tuple(step))
         else:
-            hint = "; wrap a function in apply(...)" if callable(step) else ""
-            inner = "a list inside steps may hold branches only" if isinstance(step, Sequence) else "not a node"
-            raise DeclarationError(f"{place}: {name!r}: {step!r} is {inner}{hint}")
+            raise DeclarationError(f"{place}: {name!r}: {_wrong_element(step)}")
     return tuple(checked)
+
+
+def _wrong_element(step: Any) -> str:
+    if isinstance(step, Sequence) and not isinstance(step, str):
+        hint = "; write Branch('name', [...]) around each sequence" if any(isinstance(each, Node) for each in step) else ""
+        return f"a list inside steps may hold branches only{hint}"
+    if isinstance(step, type):
+        return f"the class {step.__name__} is not a node; give an instance"
+    if isinstance(getattr(step, "steps", None), Sequence):  # a Chain
+        return f"a {type(step).__name__} is not a node; write *chain.steps to put its nodes here"
+    return f"{step!r} is not a node" + ("; wrap a function in apply(...)" if callable(step) else "")

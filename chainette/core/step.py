@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, get_origin
 
 from pydantic import BaseModel
 from typing_extensions import TypeVar
@@ -89,6 +89,12 @@ def _text(value: object, name: str, where: str, place: Place) -> str:
         raise DeclarationError(f"{where}: {name}: {path} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
+def _model_hint(value: object) -> str:
+    if isinstance(value, BaseModel):
+        return f"; give the class {type(value).__name__}"
+    return "; put it into a field of a BaseModel" if isinstance(value, type) or get_origin(value) is not None else ""
+
+
 @explained(_HINTS)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step(Node, Generic[In, Out]):
@@ -122,7 +128,7 @@ class Step(Node, Generic[In, Out]):
         super().__post_init__()
         for label, model in (("output_model", self.output_model), ("input_model", self.input_model)):
             if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
-                raise self._wrong(f"{label} is {model!r}, not a pydantic model")
+                raise self._wrong(f"{label} is {model!r}, not a pydantic model{_model_hint(model)}")
         if not isinstance(self.max_attempts, int) or self.max_attempts < 1:
             raise self._wrong(f"max_attempts is {self.max_attempts!r}, it must be 1 or more")
         if isinstance(self.sampling, dict):

@@ -242,6 +242,27 @@ def test_a_function_in_steps_is_refused_with_what_to_write() -> None:
         Chain(name="c", steps=[split])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([[apply(split), apply(touch)]], r"write Branch\('name', \[\.\.\.\]\) around each sequence"),
+        ([Chain(name="inner", steps=[apply(split)])], r"a Chain is not a node; write \*chain\.steps"),
+        ([Step], "the class Step is not a node; give an instance"),
+        (["split"], "'split' is not a node"),
+    ],
+)
+def test_what_is_no_node_is_refused_with_what_to_write(steps: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=rf"test_semantics_declare\.py:\d+: 'c': .*{words}"):
+        Chain(name="c", steps=steps)
+
+
+@pytest.mark.parametrize("run_id", ["../up", "a/b", "a.b", "a b", "步骤", "-a", "x" * 65])
+def test_a_run_id_that_no_queue_could_hold_is_refused(run_id: str, tmp_path: Path) -> None:
+    with pytest.raises(ChainetteError, match="run_id is "):
+        Chain(name="c", steps=[apply(touch)]).run([{"text": "a"}], tmp_path / "run", run_id=run_id)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("steps", [[], [[]], "text", None])
 def test_empty_steps_are_refused(steps: Any) -> None:
     with pytest.raises(DeclarationError, match=r"test_semantics_declare\.py:\d+"):
@@ -287,7 +308,9 @@ def test_a_better_id_is_suggested() -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"output_model": dict}, "not a pydantic model"),
+        ({"output_model": dict}, "not a pydantic model; put it into a field of a BaseModel"),
+        ({"output_model": list[Word]}, "not a pydantic model; put it into a field of a BaseModel"),
+        ({"output_model": Word(word="a")}, "not a pydantic model; give the class Word"),
         ({"max_attempts": 0}, "max_attempts is 0"),
         ({"max_attempts": "3"}, "max_attempts is '3'"),
         ({"engine_name": 3}, "engine_name is no text but int"),

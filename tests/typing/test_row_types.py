@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
 
 from pydantic import BaseModel
@@ -27,6 +28,19 @@ def split(product: Product) -> list[Word]:
 
 def keep(product: Product) -> Product | None:
     return product if product.name else None
+
+
+def parts(product: Product) -> Iterator[Word]:
+    yield from split(product)
+
+
+async def stream(product: Product, history: Row) -> AsyncIterator[Word]:
+    for word in split(product):
+        yield word
+
+
+async def fetch(product: Product) -> Product | None:
+    return product
 
 
 extract = Step(id="extract", input_model=Text, output_model=Product, engine_name="llm")
@@ -58,3 +72,7 @@ def test_a_row_gives_plain_data_by_name() -> None:
 def test_a_function_keeps_its_types_as_a_node() -> None:
     assert_type(words, ApplyNode[Product, Word])
     assert_type(kept, ApplyNode[Product, Product])
+    assert_type(apply(parts), ApplyNode[Product, Word])
+    assert_type(apply(stream), ApplyNode[Product, Word])
+    assert_type(apply(fetch), ApplyNode[Product, Product])
+    assert_type(ApplyNode(split, input_model=Product, output_model=Word), ApplyNode[Product, Word])
