@@ -8,7 +8,7 @@ import inspect
 import types
 import typing
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Concatenate, Generic, overload
@@ -67,9 +67,9 @@ class ApplyNode(Node, Generic[In, Out]):
     fn: Callable[..., Any]
     input_model: type[In] | None
     output_model: type[Out] | None
-    cardinality: Cardinality
+    cardinality: Cardinality = field(init=False)
     #: Whether the return type was declared; the check warns if it was not.
-    annotated: bool
+    annotated: bool = field(init=False)
 
     def __init__(
         self,

@@ -185,6 +185,14 @@ def test_an_apply_node_reads_the_annotations_of_its_function_as_apply_does() -> 
     assert partly.input_model is None and not partly.annotated
 
 
+def test_a_node_can_be_copied_with_another_id(tmp_path: Path) -> None:
+    (tmp_path / "ask.txt").write_text("{{ text }}")
+    ask = dataclasses.replace(step(user_prompt=tmp_path / "ask.txt"), id="again")
+    cut = dataclasses.replace(apply(split), id="again")
+    assert (ask.id, ask.user_prompt, ask.system_prompt) == ("again", "{{ text }}", "")
+    assert (cut.id, cut.fn, cut.cardinality, cut.output_model) == ("again", split, Cardinality.MANY, Word)
+
+
 def test_one_annotation_that_does_not_resolve_leaves_the_others() -> None:
     def hidden(item: "Elsewhere", history: "Any") -> "list[Word]":  # type: ignore[name-defined]  # noqa: F821, UP037
         return []

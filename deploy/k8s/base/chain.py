@@ -1,6 +1,8 @@
 """The chain of this cluster; put your own here."""
 
-from pydantic import BaseModel
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from chainette import Chain, Step, register_engine
 
@@ -9,9 +11,12 @@ class Review(BaseModel):
     text: str
 
 
+Short = Annotated[str, Field(max_length=200)]
+
+
 class Facts(BaseModel):
-    product: str
-    complaints: list[str]
+    product: Short
+    complaints: list[Short] = Field(max_length=10)
 
 
 register_engine("llama", model="meta-llama/Llama-3.1-8B-Instruct", backend="vllm")
