@@ -303,14 +303,15 @@ def _shared_keys(model: type[BaseModel], prefix: str) -> list[str]:
 
 
 def same_but_for_case(model: type[BaseModel]) -> list[tuple[str, str]]:
-    """Columns of a row, `row_id` included, that differ in case only."""
-    seen = {"row_id": "row_id"}
+    """Names beside each other in a row that differ in case only; its column `row_id` is one of them."""
     found = []
-    for name, field in model.model_fields.items():
-        key = field.serialization_alias or name
-        first = seen.setdefault(key.lower(), key)
-        if first != key:
-            found.append((first, key))
+    for owner, prefix in _models(model):
+        seen = {} if prefix else {"row_id": "row_id"}
+        for name, field in owner.model_fields.items():
+            key = field.serialization_alias or name
+            first = seen.setdefault(key.lower(), key)
+            if first != key:
+                found.append((prefix + first, prefix + key))
     return found
 
 

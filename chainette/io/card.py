@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chainette.io.features import columns_of, is_loose, is_open
+from chainette.io.features import columns_of, differ_in_case, is_loose, is_open
 from chainette.io.recipes import recipes
 
 __all__ = ["CardConfig", "render_card"]
@@ -95,15 +95,10 @@ def _cell(text: str) -> str:
 
 
 def _loading(config: CardConfig, format: str, configs: Sequence[CardConfig]) -> str:
-    columns = tuple(column for each in configs for column in columns_of(each.features or ()))
-    code = recipes(config.folder, format, loose=is_loose(columns), open=is_open(columns) or any(map(_clash, configs)))
+    folders = [columns_of(each.features or ()) for each in configs]
+    columns = tuple(column for folder in folders for column in folder)
+    code = recipes(config.folder, format, loose=is_loose(columns), open=is_open(columns) or any(map(differ_in_case, folders)))
     return _LOADING.format(code=code) + _NOTES[format] + (_OPEN if is_open(columns) else "")
-
-
-def _clash(config: CardConfig) -> bool:
-    """Whether columns differ in case only."""
-    names = [feature["name"] for feature in config.features or ()]
-    return len({name.lower() for name in names}) < len(names)
 
 
 _LOADING = """
@@ -126,6 +121,6 @@ _NOTES = {
 }
 
 _OPEN = (
-    "Fields that a model allows without listing them are JSON text in the column `_extra`, "
+    "Fields that a model does not list, or may leave out, are JSON text in the column `_extra`, "
     "except that pandas gives those of JSON Lines a column each.\n"
 )

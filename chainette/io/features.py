@@ -9,7 +9,7 @@ from typing import Any
 from chainette.io.columns import EXTRA_COLUMN, Columns, arrow_schema
 from chainette.io.shape import Kind, Shape
 
-__all__ = ["columns_of", "dataset_features", "is_loose", "is_open", "schema_file"]
+__all__ = ["columns_of", "dataset_features", "differ_in_case", "is_loose", "is_open", "schema_file"]
 
 _DTYPES = {
     Kind.STRING: "string",
@@ -70,6 +70,15 @@ def is_loose(columns: Columns) -> bool:
 def _holds_json(shape: Shape) -> bool:
     inner = [field for _, field in shape.fields] + ([shape.item] if shape.item else [])
     return shape.kind is Kind.JSON or any(map(_holds_json, inner))
+
+
+def differ_in_case(columns: Columns) -> bool:
+    """Whether two names differ in case only, beside each other at any depth."""
+    return len({name.lower() for name, _ in columns}) < len(columns) or any(_clash_in(shape) for _, shape in columns)
+
+
+def _clash_in(shape: Shape) -> bool:
+    return differ_in_case(shape.fields) or (shape.item is not None and _clash_in(shape.item))
 
 
 def schema_file(columns: Columns, format: str) -> bytes:

@@ -152,8 +152,8 @@ class _Reader:
 
     def struct(self, schema: dict[str, Any], above: frozenset[str]) -> Shape:
         fields = {name: field for name, field in schema.get("properties", {}).items() if not _is_computed(field)}
-        shapes = tuple((name, self.shape(field, above)) for name, field in fields.items())
-        optional = fields.keys() - set(schema.get("required", []))
+        optional = fields.keys() - set(schema.get("required", []))  # a column would make null of a field that is left out
+        shapes = tuple((name, self.shape(field, above)) for name, field in fields.items() if name not in optional)
         return Shape(Kind.STRUCT, fields=shapes, open=bool(schema.get("additionalProperties")) or bool(optional))
 
     def _array(self, schema: dict[str, Any], above: frozenset[str]) -> Shape:

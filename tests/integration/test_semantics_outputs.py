@@ -88,6 +88,11 @@ class Renamed(RootModel[Cat]):
     pass
 
 
+class Short(BaseModel):
+    size: int = Field(1, exclude_if=lambda size: size == 1)
+    name: str
+
+
 class Written(BaseModel):
     text: int
     free: int
@@ -110,6 +115,7 @@ DUMPED: dict[str, Sequence[BaseModel]] = {
     "a root of models": [Pet(Cat(lives=9)), Pet(Dog(born="2024-01-09"))],
     "a root of a dict": [Dict({"a": [1]}), Dict({}), Dict({"b": {"c": None}})],
     "a root of a model": [Renamed(Cat(lives=9)), Renamed(Cat(lives=7))],
+    "fields that are left out": [Short(name="a"), Short(name="b", size=2)],
     "field serializers": [Written(text=7, free=1), Written(text=8, free=2)],
 }
 

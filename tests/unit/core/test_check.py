@@ -349,5 +349,9 @@ def test_columns_that_differ_in_case_only_are_found() -> None:
         T: str
         other: int = Field(alias="Row_ID")
 
+    class Around(BaseModel):
+        inner: list[Cases]
+
+    assert same_but_for_case(Around) == [("inner.t", "inner.T")]
     assert same_but_for_case(Cases) == [("t", "T"), ("row_id", "Row_ID")]
     assert same_but_for_case(Address) == []
