@@ -92,12 +92,13 @@ _FITTED = "\nrows = pyarrow.Table.from_pylist([fit(line, pyarrow.struct(list(sch
 
 _LOOSE_TABLE = _FIT + _FITTED
 
-#: For runs in which some column holds JSON. `datasets` has a type for it, but takes the text "1" for a number there.
+#: For runs in which some column holds JSON. `datasets` has a type for it, which takes the text "1" for a number and
+#: rounds floats.
 _LOOSE_JSONL = (
     _LOOSE_TABLE,
     *_JSONL[1:4],
     f"""{_LOOSE_TABLE}
-import datasets  # load_dataset(os.getcwd(), "flattened") guesses types
+import datasets  # load_dataset(os.getcwd(), "flattened") rounds floats of unknown shape, and takes text for dates
 rows = datasets.Dataset(rows)""",
 )
 
