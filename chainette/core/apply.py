@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import keyword
 import types
 import typing
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -91,7 +92,7 @@ class ApplyNode(Node, Generic[In, Out]):
             wanted = f"{'AsyncIterator' if inspect.isasyncgenfunction(fn) else 'Iterator'}[{_model_name(returned)}]"
             raise DeclarationError(f"{place}: {_name(fn)} yields rows; declare it `-> {wanted}`, or return the one row")
         values = {
-            "id": _id(fn) if id is None else id,
+            "id": _id(fn, place) if id is None else id,
             "name": name,
             "emoji": emoji,
             "place": place,
@@ -198,10 +199,18 @@ def _name(fn: Callable[..., Any]) -> str:
     return getattr(fn, "__name__", type(fn).__name__)
 
 
-def _id(fn: Callable[..., Any]) -> str:
-    """The id that a function's name makes; a name without letters stays as it is and is refused as an id."""
+def _id(fn: Callable[..., Any], place: Place) -> str:
+    """The id that a function's name makes; `import_` stays as it is, since `import` cannot be an id.
+
+    Raises:
+        DeclarationError: the name has no letters, or the function has none.
+    """
     name = _name(fn)
-    return snake_case(name) if any(map(str.isalnum, name)) else name
+    if name == "<lambda>" or not any(map(str.isalnum, name)):
+        called = "a lambda has no name" if name == "<lambda>" else f"the function's name {name!r} cannot be an id"
+        raise DeclarationError(f"{place}: {called}; give the node an id: apply(..., id='...')")
+    short = snake_case(name)
+    return name if keyword.iskeyword(short) else short
 
 
 def _item(fn: Callable[..., Any], place: Place) -> str:

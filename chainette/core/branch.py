@@ -84,7 +84,8 @@ def checked_elements(name: str, steps: Sequence[Element], place: Place) -> tuple
         DeclarationError: anything else.
     """
     if isinstance(steps, Node) or not isinstance(steps, Sequence) or not steps:
-        raise DeclarationError(f"{place}: {name!r}: steps must be a non-empty list of nodes, found {steps!r}")
+        found = f"one {type(steps).__name__}; write [...] around it" if isinstance(steps, Node) else repr(steps)
+        raise DeclarationError(f"{place}: {name!r}: steps must be a non-empty list of nodes, found {found}")
     checked: list[Element] = []
     for step in steps:
         if isinstance(step, Node):

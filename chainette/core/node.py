@@ -56,8 +56,9 @@ class Node(ABC):
         check_name("id", self.id)
         if not self.name:
             object.__setattr__(self, "name", self.id)
-        if problem := name_problem(self.name):
-            raise DeclarationError(f"{self.place}: {self.id!r}: name {self.name!r} {problem}")
+        for label, text in (("name", self.name), ("emoji", self.emoji or "-")):
+            if problem := name_problem(text):
+                raise DeclarationError(f"{self.place}: {self.id!r}: {label} {text!r} {problem}")
 
     @property
     def key(self) -> str:

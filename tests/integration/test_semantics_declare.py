@@ -257,6 +257,7 @@ def test_a_function_in_steps_is_refused_with_what_to_write() -> None:
         ([Chain(name="inner", steps=[apply(split)])], r"a Chain is not a node; write \*chain\.steps"),
         ([Step], "the class Step is not a node; give an instance"),
         (["split"], "'split' is not a node"),
+        (apply(split), r"found one ApplyNode; write \[\.\.\.\] around it"),
     ],
 )
 def test_what_is_no_node_is_refused_with_what_to_write(steps: Any, words: str) -> None:
@@ -304,8 +305,9 @@ def test_a_name_that_nobody_could_read_is_refused(name: Any, words: str) -> None
     with pytest.raises(DeclarationError, match=rf"test_semantics_declare\.py:\d+: chain name .*{words}"):
         Chain(name=name, steps=[apply(touch)])
     if name:
-        with pytest.raises(DeclarationError, match=words):
-            apply(touch, name=name)
+        for keys in ({"name": name}, {"emoji": name}):
+            with pytest.raises(DeclarationError, match=words):
+                apply(touch, **keys)
 
 
 def test_a_better_id_is_suggested() -> None:
@@ -379,9 +381,17 @@ def test_a_function_without_letters_in_its_name_must_be_given_an_id() -> None:
     def _(item: Text) -> Text:
         return item
 
-    with pytest.raises(DeclarationError, match="id '_' must be letters"):
+    def import_(item: Text) -> Text:
+        return item
+
+    with pytest.raises(
+        DeclarationError, match=r"declare\.py:\d+: the function's name '_' cannot be an id; give the node an id"
+    ):
         apply(_)
+    with pytest.raises(DeclarationError, match=r"declare\.py:\d+: a lambda has no name; give the node an id"):
+        apply(lambda item: [item])
     assert apply(_, id="named").id == "named"
+    assert apply(import_).id == "import_"
 
 
 def test_an_id_must_not_be_the_name_of_another_steps_reasoning() -> None:
