@@ -43,9 +43,22 @@ def _shown(cell: pa.Array) -> str:
 
 
 def _values(column: pa.Array) -> list[Any]:
+    _require_times_of_day(column)
     wanted = _plain_type(column.type)
     values: list[Any] = (column if wanted.equals(column.type) else column.cast(wanted, safe=False)).to_pylist()
     return [_with_dicts(value, wanted) for value in values] if _has_map(wanted) else values
+
+
+def _require_times_of_day(column: pa.Array) -> None:
+    """Raises ValueError if a time is not within a day, which pyarrow would turn into another time without a word."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_time(column.type):
+        day = 86_400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
+        found = pc.min_max(column.cast(pa.int32() if pa.types.is_time32(column.type) else pa.int64()))
+        if found["min"].is_valid and not 0 <= found["min"].as_py() <= found["max"].as_py() < day:
+            raise ValueError("not within a day")
 
 
 def _plain_type(kind: Any) -> Any:

@@ -130,8 +130,8 @@ def _join_record(start: Line, source: Iterable[Line], separator: bytes, max_byte
 def _is_well_quoted(record: bytes, separator: bytes) -> bool:
     """Whether every quoted cell ends at a separator or at the end; if not, lines may have been joined by a stray quote."""
     between = re.escape(separator)
-    cell = rb'(?:"(?:[^"]++|"")*+"|[^"%b\r\n][^%b\r\n]*+)?+' % (between, between)
-    return re.fullmatch(rb"%b(?:%b%b)*+[\r\n]*" % (cell, between, cell), record) is not None
+    cell = rb'(?:"(?:[^"]++|"")*+"|[^"%b][^%b]*+)?+' % (between, between)
+    return re.fullmatch(rb"%b(?:%b%b)*+" % (cell, between, cell), record.rstrip(b"\r\n")) is not None
 
 
 def _is_open(data: bytes, separator: bytes, *, inside: bool) -> bool:

@@ -27,7 +27,8 @@ class DelimitedFile(TextFile):
 
     def __init__(self, path: Path, limit: int | None, max_line_bytes: int, kind: str) -> None:
         super().__init__(path, limit, max_line_bytes)
-        self._separator, self._before = _dialect(path, max_line_bytes, "\t" if kind == "tsv" else ",")
+        self._header: list[str] = []
+        self._separator, self._before, self._cr = _dialect(path, max_line_bytes, "\t" if kind == "tsv" else ",")
         self.kind = "tsv" if self._separator == "\t" else "csv"
         with open_bytes(path) as stream:
             header = next(islice(super()._lines(stream), self._before, None), None)
@@ -40,7 +41,26 @@ class DelimitedFile(TextFile):
         return list(self._columns)
 
     def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
-        return records(AnyLineEnd(stream), self._separator.encode(), self._max_line_bytes)
+        found = records(AnyLineEnd(stream) if self._cr else stream, self._separator.encode(), self._max_line_bytes)
+        return found if self._cr else self._split_at_cr(found)
+
+    def _split_at_cr(self, found: Iterator[Line]) -> Iterator[Line]:
+        """Takes a lone CR for the end of a record if the pieces are records like any other, else for a part of its cell.
+
+        Files of two systems that were put one behind the other have such ends; Python and pandas write such cells.
+        """
+        more = 0
+        for line in found:
+            line = line._replace(number=line.number + more)
+            pieces = [line] if line.error or b"\r" not in line.data[:-2] else self._pieces(line)
+            more += len(pieces) - 1
+            yield from pieces
+
+    def _pieces(self, line: Line) -> list[Line]:
+        cut = records(AnyLineEnd(io.BytesIO(line.data)), self._separator.encode(), self._max_line_bytes, line.number)
+        pieces = list(cut)
+        wide = len(self._header) > 1
+        return pieces if wide and all(_width(piece.data, self._separator) == len(self._header) for piece in pieces) else [line]
 
     def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
         return islice(super()._lines(stream), self._before + 1, None)
@@ -62,25 +82,29 @@ class DelimitedFile(TextFile):
         return None
 
 
-def _dialect(path: Path, max_bytes: int, usual: str) -> tuple[str, int]:
-    """The separator, and how many records stand before the header."""
+def _dialect(path: Path, max_bytes: int, usual: str) -> tuple[str, int, bool]:
+    """The separator, how many records stand before the header, and whether a lone CR ends a line, as it ends the first."""
     with open_bytes(path) as stream:
         head = stream.read(_HEAD)
     source = (line.data for line in lines(AnyLineEnd(io.BytesIO(head)), max_bytes) if not line.data.isspace())
     first = next(source, b"")
+    cr = first.endswith(b"\r")
     named = _SEP_LINE.fullmatch(first)
     if named:
-        return named[1].decode(), 1
+        return named[1].decode(), 1, cr
     found = {separator: _fit(head, separator, max_bytes) for separator in _SEPARATORS if separator.encode() in first}
-    return max(found, key=lambda separator: (*found[separator], separator == usual), default=usual), 0
+    return max(found, key=lambda separator: (*found[separator], separator == usual), default=usual), 0, cr
 
 
 def _fit(head: bytes, separator: str, max_bytes: int) -> tuple[int, int]:
     """How many of the first records have as many cells as the header, and how many those are (0 if there is no record)."""
     cut = records(AnyLineEnd(io.BytesIO(head)), separator.encode(), max_bytes)
-    rows = (split_cells(line.data.decode(errors="replace"), separator) for line in cut if not line.data.isspace())
-    counts = [len(row) for row in islice(rows, _SAMPLE + 1)]
+    counts = list(islice((_width(line.data, separator) for line in cut if not line.data.isspace()), _SAMPLE + 1))
     return sum(count == counts[0] for count in counts[1:]), counts[0] if len(counts) > 1 else 0
+
+
+def _width(record: bytes, separator: str) -> int:
+    return len(split_cells(record.decode(errors="replace"), separator))
 
 
 def _not_text(data: bytes) -> str | None:

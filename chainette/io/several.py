@@ -79,7 +79,7 @@ def expand(source: Path) -> list[Path]:
     if source.exists() or not glob.has_magic(str(source)):
         return [source]
     found = [Path(name) for name in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - leaves hidden files out
-    files = sorted((path for path in found if path.is_file()), key=_by_number)
+    files = sorted((path for path in found if not path.is_dir()), key=_by_number)
     if not files:
         raise InputError(f"{source}: no file matches this pattern (the current folder is {Path.cwd()})")
     return files
@@ -93,7 +93,7 @@ def _files_of(folder: Path) -> list[Path]:
     if "events.jsonl" in (entry.name for entry in entries):
         steps = [str(entry) for entry in entries if entry.is_dir() and entry.name not in ("rejected", "inputs")]
         raise InputError(f"{folder}: a run directory; give the rows of one step: {', '.join(steps) or 'it has none yet'}")
-    files = [entry for entry in entries if entry.is_file() and _has_kind(entry)]
+    files = [entry for entry in entries if not entry.is_dir() and _has_kind(entry)]
     others = [entry for entry in entries if entry not in files]
     if not files:
         deeper = next((entry for entry in others if entry.is_dir()), None)

@@ -109,7 +109,9 @@ def _is_spread(text: bytes, whole: bool) -> bool:
     if isinstance(_decoded(first), dict) or not (others or whole):
         return False
     value = next(_values(text), b"")
-    return first == b"{" or first.endswith(_GOES_ON) if not value else b"\n" in value and isinstance(_decoded(value), dict)
+    if not value:
+        return first == b"{" or first.endswith(_GOES_ON)
+    return isinstance(_decoded(value), dict) and (b"\n" in value or not any(line.strip() for line in others))
 
 
 def _values(text: bytes) -> Any:

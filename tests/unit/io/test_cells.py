@@ -144,6 +144,13 @@ _ODD: dict[str, tuple[pa.Array, Any, list[Any], str]] = {
         ["PT0.001S", "PT0.002S"],
         "value: this duration[ms] cannot be read (4611686018427387904): ",
     ),
+    "time of more than a day": (
+        pa.array([1_000_000, 48 * 3600 * 1_000_000, 0], pa.time64("us")),
+        dt.time,
+        ["00:00:01", "00:00:00"],
+        "value: this time64[us] cannot be read",
+    ),
+    "negative time": (pa.array([1, -1, 0], pa.time32("ms")), dt.time, ["00:00:00.001000", "00:00:00"], "not within a day"),
     "map with a key twice": (
         _map([[("a", 1)], [("a", 1), ("a", 2)], []], pa.int64()),
         dict[str, int],

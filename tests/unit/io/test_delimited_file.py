@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import random
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,13 @@ def test_line_ends_are_found_wherever_a_block_ends(tmp_path: Path, monkeypatch: 
         records = list(open_input(path).records())
         assert [record.data for record in records] == [{"text": str(n), "n": str(n)} for n in range(60)]
         assert [record.line for record in records] == list(range(2, 62))
+
+
+def test_a_lone_cr_in_a_cell_stays_in_it_if_the_lines_end_otherwise(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.csv", "text,n\na\rb,1\nc,2\n\r,3\n")
+    assert _read(path) == [{"text": "a\rb", "n": "1"}, {"text": "c", "n": "2"}, {"text": "\r", "n": "3"}]
+    assert [record.line for record in open_input(path).records()] == [2, 3, 4]
+    assert _read(_write(tmp_path / "b.csv", "text\na\rb\n")) == [{"text": "a\rb"}]
 
 
 def test_line_ends_in_quotes_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -141,7 +151,7 @@ def test_columns_without_a_name_are_called_by_their_position(tmp_path: Path) -> 
 
 
 def test_a_very_long_cell_is_read_and_a_longer_one_costs_its_record(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.csv", f"text,n\n{'x' * 300_000},1\n{'y' * 600_000},2\rb,2\n")
+    path = _write(tmp_path / "a.csv", f"text,n\n{'x' * 300_000},1\n{'y' * 600_000},2\nb,2\n")
     long, longer, last = [record.error or record.data for record in open_input(path, max_line_bytes=500_000).records()]
     assert isinstance(long, dict) and long["text"] == "x" * 300_000
     assert longer == "the line is 600,003 bytes long, more than the 500,000 allowed; split or shorten it"
@@ -176,3 +186,18 @@ def test_each_file_of_several_needs_its_header(tmp_path: Path) -> None:
     _write(tmp_path / "1.csv", "b,2\nc,3\n")  # as `split` cuts a file
     with pytest.raises(InputError, match=r"1\.csv: none of its columns"):
         InputModel(Text).require_columns(open_input(tmp_path))
+
+
+def test_what_pythons_csv_writes_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(10)
+    alphabet = ["a", "b", '"', ",", "\n", "\r", "\r\n", " ", "é", ";"]
+    for _ in range(500):
+        end = chance.choice(["\n", "\r\n", "\r"])
+        rows = [["".join(chance.choices(alphabet, k=chance.randint(0, 5))) for _ in range(3)] for _ in range(4)]
+        rows = [[one, two, three.rstrip("\r")] for one, two, three in rows]  # Python does not quote it, and no reader sees it
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator=end, quoting=csv.QUOTE_MINIMAL if end == "\n" else csv.QUOTE_ALL)
+        writer.writerows([["x", "y", "z"], *rows])
+        monkeypatch.setattr("chainette.io.delimited._BLOCK", chance.choice([1, 2, 7, 1 << 16]))
+        expected = [{name: cell for name, cell in zip("xyz", row, strict=True) if cell} for row in rows]
+        assert _read(_write(tmp_path / "a.csv", text.getvalue())) == expected, text.getvalue()

@@ -120,6 +120,31 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
         list(open_input(tmp_path).records())
 
 
+def test_a_link_whose_file_is_gone_is_missing_and_not_left_out(tmp_path: Path) -> None:
+    _shard(tmp_path / "1.jsonl", ["a"])
+    (tmp_path / "2.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    for source in (tmp_path, tmp_path / "*.jsonl"):
+        with pytest.raises(InputError, match=r"2\.jsonl: no such file"):
+            open_input(source)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".jsonl.gz"])
+def test_an_empty_file_among_others_is_fine(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"1{suffix}").touch()
+    _shard(tmp_path / f"2{suffix}", ["a"])
+    (tmp_path / f"3{suffix}").touch()
+    source = open_input(tmp_path)
+    assert _texts(source) == [(0, "a")]
+    InputModel(Text).require_columns(source)
+
+
+def test_a_folder_of_json_documents_is_one_record_each(tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text('{\n  "text": "a"\n}\n')
+    (tmp_path / "2.json").write_text('{"text": "b"}')
+    (tmp_path / "3.jsonl").write_text('{"text": "c"}\n{"text": "d"}\n')
+    assert _texts(open_input(tmp_path)) == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
+
+
 def test_mixed_formats_are_refused_by_name(tmp_path: Path) -> None:
     _shard(tmp_path / "a.csv", ["a"])
     _shard(tmp_path / "b.jsonl", ["a"])
