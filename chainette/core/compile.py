@@ -40,7 +40,7 @@ from chainette.core.template_check import template_problems
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT
-from chainette.utils.ids import folder_key, snake_case
+from chainette.utils.ids import folder_key, has_path, snake_case
 
 __all__ = ["INPUTS", "RESERVED", "compile_chain"]
 
@@ -232,6 +232,10 @@ class _Compiler:
             self.error(place, f"{name!r} is a name that Chainette uses itself; choose another")
         folder = snake_case(name)
         key = folder_key(folder)
+        if not has_path(folder):
+            self.error(
+                place, f"this process cannot name the folder {folder!r}; set PYTHONUTF8=1 or a UTF-8 locale (LC_ALL=C.UTF-8)"
+            )
         if key in RESERVED and name not in RESERVED:
             self.error(place, f"{name!r} would be written to the folder {folder!r}, which Chainette uses itself")
         taken = self.folders.get(key)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 import unicodedata
 from datetime import UTC, datetime
 
-__all__ = ["folder_key", "name_problem", "new_run_id", "snake_case"]
+__all__ = ["folder_key", "has_path", "name_problem", "new_run_id", "snake_case"]
 
 #: Windows opens a device under these names, whatever the folder.
 _DEVICE = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
@@ -32,6 +33,15 @@ def snake_case(name: str) -> str:
 def folder_key(folder: str) -> str:
     """Equal for folders that some file system (macOS, Windows) takes for the same one."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folder).casefold())
+
+
+def has_path(folder: str) -> bool:
+    """Whether paths of this process can spell the name: not with an ASCII locale and UTF-8 mode switched off."""
+    try:
+        os.fsencode(folder)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def name_problem(name: object) -> str:

@@ -66,6 +66,13 @@ def test_names_of_any_script_and_any_text_work_in_every_command(project: Project
     assert rows(project, "here") == before
 
 
+def test_a_process_whose_locale_cannot_name_the_folder_says_so_before_it_begins(project: Project) -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = project.chainette("run", "chain.py", "in.jsonl", "-o", "here", **ascii_only)
+    assert done.returncode == 2 and "set PYTHONUTF8=1" in done.stderr
+    assert not (project.path / "here").exists()
+
+
 def test_an_engine_of_any_name_is_served_by_workers(project: Project) -> None:
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "here").returncode == 0
     done = project.chainette("run", "chain.py", "in.jsonl", "-o", "there", "--workers", f"{ENGINE}=1,gpt-4.1=1")
