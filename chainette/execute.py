@@ -9,8 +9,9 @@ from pydantic import BaseModel
 
 from chainette.core.branch import Branch, JoinBranch
 from chainette.core.chain import DEFAULT_BATCH_SIZE, Chain
-from chainette.core.compile import INPUTS, compile_chain
+from chainette.core.compile import compile_chain
 from chainette.core.dump import dump_model
+from chainette.core.names import INPUTS
 from chainette.core.node import Node
 from chainette.core.plan import Plan
 from chainette.engine.lifecycle import Engines

@@ -18,6 +18,7 @@ from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import Chain
 from chainette.core.check import json_kind, misfits, model_problems, same_but_for_case
 from chainette.core.fingerprint import fingerprint_code, fingerprint_model
+from chainette.core.names import INPUTS, Names
 from chainette.core.node import Node
 from chainette.core.plan import (
     PYTHON,
@@ -40,15 +41,8 @@ from chainette.core.template_check import template_problems
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT
-from chainette.utils.ids import folder_key, has_path, snake_case
 
-__all__ = ["INPUTS", "RESERVED", "compile_chain"]
-
-#: The input of a node that is executed alone, beside the history it is given.
-INPUTS = "inputs"
-
-#: Names that the run directory or the templates use themselves.
-RESERVED = frozenset({CHAIN_INPUT, "input", "row_id", "flattened", "rejected", INPUTS, PYTHON})
+__all__ = ["compile_chain"]
 
 
 def compile_chain(
@@ -101,8 +95,7 @@ class _Compiler:
     forks: dict[str, Fork] = field(default_factory=dict)
     types: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, EngineConfig] = field(default_factory=dict)
-    #: `folder_key` of a folder -> the name that takes it.
-    folders: dict[str, str] = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
     columns: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     depth: int = 0
@@ -228,26 +221,12 @@ class _Compiler:
 
     def claim(self, name: str, place: Place) -> None:
         """Takes a name for a node, a branch or an alias."""
-        if name in RESERVED:
-            self.error(place, f"{name!r} is a name that Chainette uses itself; choose another")
-        folder = snake_case(name)
-        key = folder_key(folder)
-        if not has_path(folder):
-            self.error(
-                place, f"this process cannot name the folder {folder!r}; set PYTHONUTF8=1 or a UTF-8 locale (LC_ALL=C.UTF-8)"
-            )
-        if key in RESERVED and name not in RESERVED:
-            self.error(place, f"{name!r} would be written to the folder {folder!r}, which Chainette uses itself")
-        taken = self.folders.get(key)
-        if taken == name:
-            self.error(place, f"the name {name!r} is used twice in this chain; ids, branch names and aliases must differ")
-        elif taken is not None:
-            self.error(place, f"{name!r} and {taken!r} would share the folder {folder!r}{_alike(taken, folder)}; rename one")
-        self.folders[key] = name
+        for problem in self.names.take(name):
+            self.error(place, problem)
 
     def check_reasoning_name(self, node: PlanNode) -> None:
         """Rows keep a step's reasoning under a name of its own."""
-        if node.kind is NodeKind.STEP and node.reasoning_key in self.folders.values():
+        if node.kind is NodeKind.STEP and node.reasoning_key in self.names:
             key = node.reasoning_key
             self.error(node.place, f"{key!r} holds the reasoning of step {node.id!r}; choose another name for one of them")
 
@@ -385,11 +364,6 @@ def _first_nodes(elements: Sequence[Element]) -> Iterator[Step[Any, Any] | Apply
         assert not isinstance(element, Node)
         for branch in element:
             yield from _first_nodes(branch.steps)
-
-
-def _alike(taken: str, folder: str) -> str:
-    """Why two names share a folder although they are written differently."""
-    return "" if snake_case(taken) == folder else " on file systems that ignore case or Unicode variants"
 
 
 def _kind(node: Node) -> str:
