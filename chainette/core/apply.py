@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from typing_extensions import TypeVar
 
 from chainette.core.node import Node
-from chainette.errors import DeclarationError, Place
+from chainette.errors import DeclarationError, Place, WrongArguments
 from chainette.utils.callers import caller_frame, caller_place
 from chainette.utils.ids import snake_case
 from chainette.utils.mistakes import explained
@@ -84,7 +84,8 @@ class ApplyNode(Node, Generic[In, Out]):
     ) -> None:
         place = caller_place()
         if not callable(fn):
-            raise DeclarationError(f"{place}: fn is {fn!r}, not a function")
+            hint = f"; write ApplyNode(fn, id={fn!r})" if isinstance(fn, str) else ""
+            raise WrongArguments(f"{place}: ApplyNode: its only positional argument is the function, found {fn!r}{hint}")
         item = _item(fn, place)
         hints = _hints(fn, caller_frame().f_locals)
         cardinality, returned = _cardinality(hints.get("return", inspect.Parameter.empty))

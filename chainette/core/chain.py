@@ -67,6 +67,7 @@ class Chain:
             )
         object.__setattr__(self, "steps", checked_elements(self.name, self.steps, self.place))
 
+    @explained()
     def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
         """Runs every row and writes a run directory (`runs/<run id>` unless named).
 
@@ -87,6 +88,7 @@ class Chain:
 
         return await arun(self, inputs, output_dir, **options)
 
+    @explained()
     def run_iter(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> Iterator[list[Row]]:
         """Yields the finished rows of one root after another and keeps none.
 
@@ -96,6 +98,7 @@ class Chain:
 
         return run_iter(self, inputs, output_dir, **options)
 
+    @explained()
     def stream(self, row: BaseModel | dict[str, Any], **options: Any) -> Iterator[StreamEvent]:
         """Yields what happens to one row while it happens: questions, answers token by token, outputs (`chainette.streaming`).
 

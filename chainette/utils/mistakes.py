@@ -62,7 +62,7 @@ def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Ca
             try:
                 signature.bind(*arguments, **keys)
             except TypeError as error:
-                given = arguments[1:] if is_class else arguments
+                given = arguments[1:] if "self" in signature.parameters else arguments
                 raise _refusal(called or target.__name__, signature, given, keys, hints or {}, error) from None
             return wrapped(*arguments, **keys)
 
@@ -86,7 +86,8 @@ def _refusal(
     known = [parameter.name for parameter in parameters if parameter.kind in _KEYWORD]
     places = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     required = [each.name for each in parameters if each.kind in _KEYWORD and each.default is each.empty]
-    unknown = {key: value for key, value in keys.items() if key not in known}
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    unknown = {} if takes_any else {key: value for key, value in keys.items() if key not in known}
     if len(arguments) > len(places):
         form = ", ".join([*places, *(f"{each}=..." for each in required if each not in places)])
         taken = f"{len(places)} positional argument{'s' * (len(places) > 1)}" if places else "no positional arguments"

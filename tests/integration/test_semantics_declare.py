@@ -87,7 +87,7 @@ def test_a_name_defaults_to_the_id() -> None:
     assert step(name="Ask it").name == "Ask it"
 
 
-@pytest.mark.parametrize("kind", [Step, Chain])
+@pytest.mark.parametrize("kind", [Step, ApplyNode, Chain])
 def test_nodes_and_chains_take_keywords_only(kind: Any) -> None:
     with pytest.raises(TypeError, match="positional"):
         kind("ask")

@@ -74,6 +74,14 @@ def test_what_is_missing_is_named() -> None:
     assert refused(ApplyNode) == "ApplyNode: 'fn' must be given"
 
 
+def test_the_inputs_of_a_run_are_asked_for_by_name() -> None:
+    chain = Chain(name="c", steps=[NODE])
+    assert refused(chain.run, input="rows.jsonl") == "run: 'inputs' must be given"
+    assert refused(chain.run_iter, data=[]) == "run_iter: 'inputs' must be given"
+    assert refused(chain.run, "rows.jsonl", "out", "csv").startswith("run: it takes 2 positional arguments; write run(inputs,")
+    assert refused(register_engine, "llm", temperature=0.2) == "register_engine: 'model' must be given"
+
+
 def test_positions_that_do_not_exist_are_answered_with_the_keywords() -> None:
     positional = "it takes no positional arguments; write"
     assert refused(Step, "ask") == f"Step: {positional} Step(id=..., output_model=..., engine_name=...)"
