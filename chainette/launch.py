@@ -6,7 +6,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from chainette.io.rundir import RunDir
 from chainette.io.schemas import Added
 from chainette.io.session import claim_directory, create, git_commit, graph_of, versions
 from chainette.io.spool import spool
-from chainette.io.validate import InputModel, object_names
+from chainette.io.validate import InputModel, columns_of
 from chainette.io.writer import RunWriter, Scratch
 from chainette.options import RunOptions
 from chainette.reopen import resume
@@ -33,9 +32,6 @@ from chainette.session import Deliver, check_drive, compile_plan, finish_run, lo
 from chainette.utils.ids import new_run_id
 
 __all__ = ["iterate", "start"]
-
-#: Records of a JSONL input that are looked at for the key column.
-_KEY_SAMPLE = 100
 
 
 async def start(
@@ -149,10 +145,7 @@ def _with_key(source: InputFile, key: str | None) -> InputFile:
     """
     if key is None:
         return source
-    columns = source.columns()
-    if columns is None:
-        records = [record.data for record in islice(source.records(), _KEY_SAMPLE) if isinstance(record.data, bytes)]
-        columns = sorted({name for data in records for name in object_names(data)})
+    columns = columns_of(source)
     if columns and key not in columns:
         raise InputError(f"--key {key!r}: the input has no such column; it has {', '.join(columns)}")
     return source

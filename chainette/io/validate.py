@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,12 +18,14 @@ from chainette.io.readers import InputFile, Record
 from chainette.io.shape import json_fields
 from chainette.utils.foreign import RAISED, told
 
-__all__ = ["BadRecord", "InputModel", "object_names"]
+__all__ = ["BadRecord", "InputModel", "columns_of"]
 
 _log = logging.getLogger("chainette")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 #: Names of ignored columns kept for the caller; inputs may have one per row.
 _MOST_IGNORED = 100
+#: Records of JSON that are looked at for their columns.
+_SAMPLE = 100
 
 
 class BadRecord(ValueError):
@@ -57,13 +60,16 @@ class InputModel:
     def require_columns(self, source: InputFile) -> None:
         """Checks that the columns of every file are not all unknown, as they are when a header is missing.
 
+        JSON is looked into if the model needs no field: every record would be a row of defaults, else each is rejected.
+
         Raises:
             InputError: a file has none of the model's columns.
         """
         if not self._known or self._uses(""):
             return
+        needs = any(field.is_required() for field in self.model.model_fields.values())
         for part in source.parts():
-            columns = part.columns()
+            columns = part.columns() if needs else columns_of(part)
             if columns and self._known.isdisjoint(columns):
                 hint = "; is the first line its header?" if part.kind in ("csv", "tsv") else ""
                 raise InputError(
@@ -144,8 +150,17 @@ def _listed(names: list[str]) -> str:
     return ", ".join(repr(name[:40]) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def object_names(data: bytes) -> set[str]:
-    """The names of a JSON object's members; none where it is not one."""
+def columns_of(source: InputFile) -> list[str]:
+    """The columns of an input; of JSON those of its first records."""
+    columns = source.columns()
+    if columns is not None:
+        return columns
+    found = (record.data for record in islice(source.records(), _SAMPLE) if isinstance(record.data, bytes))
+    return sorted({name for data in found for name in _object_names(data)})
+
+
+def _object_names(data: bytes) -> set[str]:
+    """The names of a JSON object's members; none if it is not one."""
     try:
         return set(_decode_object(data))
     except BadRecord:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from chainette.errors import InputError
 from chainette.io.inputs import BadRecord, InputModel, open_input
 from chainette.io.json_values import values
 
@@ -67,6 +68,17 @@ def test_json_is_read_however_it_is_laid_out_and_named(tmp_path: Path, name: str
     assert _read(path) == _EXPECTED
     assert open_input(path).count() == 4
     assert [record.index for record in open_input(path).records(2)] == [2, 3]
+
+
+@pytest.mark.parametrize("text", ['{"data": [{"text": "a"}]}', '{"txt": "a"}\n{"txt": "b"}\n', '[{"txt": "a"}]'])
+def test_json_that_would_be_rows_of_defaults_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(
+        InputError, match=r"a\.json: none of its columns is one of Text \('more', 'text'\): it has '(data|txt)'"
+    ):
+        InputModel(Text).require_columns(open_input(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text("{}\n{}\n")
+    InputModel(Text).require_columns(open_input(tmp_path / "a.json"))
 
 
 @pytest.mark.parametrize("text", ["[]", "[\n]\n", " [ ] "])
