@@ -84,7 +84,7 @@ def text_at_first(value: Any, *, ordered: bool = True, file: str = "") -> str | 
 def _digest_at_first(held: _Held, ordered: bool, file: str) -> str | None:
     try:
         text = _canonical(held.value, ordered=ordered)
-    except RecursionError:
+    except Exception:  # containers of the user's may raise anything, and may hold themselves
         return None
     return text and hashlib.sha256(_without_places(text, file).encode(errors="surrogatepass")).hexdigest()
 

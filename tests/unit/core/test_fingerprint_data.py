@@ -230,3 +230,8 @@ def test_data_are_told_apart_by_how_they_are_nested(load: Callable[..., Any]) ->
 def test_data_that_hold_themselves_count_by_their_source(load: Callable[..., Any]) -> None:
     code = "DATA = []\nDATA.append(DATA)\ndef f(x): return DATA"
     assert fingerprint(load(code, [])) == fingerprint(load(code, ["a"]))
+
+
+def test_a_container_that_raises_counts_by_its_source(load: Callable[..., Any]) -> None:
+    code = "class L(list):\n    def __iter__(self): raise KeyError('no')\nDATA = L(read())\ndef f(x): return DATA"
+    assert fingerprint(load(code, ["a"])) == fingerprint(load(code, ["b"]))
