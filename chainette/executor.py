@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -95,21 +94,27 @@ def stream(chain: Chain, row: BaseModel | dict[str, Any], **options: Any) -> Ite
 
 
 def resume(
-    directory: str | os.PathLike[str], chain: Chain | None = None, *, from_step: str | Sequence[str] = (), **options: Any
+    directory: str | os.PathLike[str],
+    chain: Chain | None = None,
+    *,
+    from_step: str | Sequence[str] = (),
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    **options: Any,
 ) -> RunResult:
     """Goes on with the run of a directory from what is durable; nothing durable is asked for again.
 
     The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
-    everything that depends on them is computed anew. `options` may name hooks, window, engine_patience and
-    max_reject_rate; the rest is fixed by the log.
+    everything that depends on them is computed anew. `inputs` says where the input lies now, if it has moved.
+    `options` may name hooks, window, engine_patience, max_reject_rate and a higher limit; the rest is fixed by the log.
 
     Raises:
-        RunDirectoryError: there is no run, or it was made by a chain that lives in Python only.
+        RunDirectoryError: there is no run, it was made by a chain that lives in Python only, or the limit is lower.
         ChainChanged: a step is not what it was when its rows were written.
         InputError: the input is not the one that the run began with.
     """
     steps = [from_step] if isinstance(from_step, str) else from_step
-    return block(reopen.resume, _as_named(directory), chain, RunOptions(**options), steps)
+    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    return block(reopen.resume, RunDir(directory), chain, RunOptions(inputs=paths, **options), steps)
 
 
 def retry_rejected(
@@ -130,7 +135,7 @@ def retry_rejected(
     """
     return block(
         reopen.retry,
-        _as_named(directory),
+        RunDir(directory),
         chain,
         RunOptions(**options),
         frozenset(steps),
@@ -146,12 +151,7 @@ def rollback(directory: str | os.PathLike[str]) -> None:
         RunDirectoryInUse: a process works on the run.
         RunDirectoryError: there is no run, or no earlier version of it.
     """
-    go_back(_as_named(directory))
-
-
-def _as_named(directory: str | os.PathLike[str]) -> RunDir:
-    """The directory wherever the process may stand later, called what the caller calls it."""
-    return RunDir(Path(directory).absolute(), shown=directory)
+    go_back(RunDir(directory))
 
 
 def execute(

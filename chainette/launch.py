@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from chainette.hooks import Hooks
 from chainette.io.events import RunCreated
 from chainette.io.fork import finish_swap
 from chainette.io.inputs import open_input
+from chainette.io.places import placed_below, placed_input, way_to
 from chainette.io.readers import InputFile
 from chainette.io.result import RunResult
 from chainette.io.rundir import RunDir
@@ -28,7 +30,7 @@ from chainette.io.validate import InputModel, columns_of
 from chainette.io.writer import RunWriter, Scratch
 from chainette.options import RunOptions
 from chainette.reopen import resume
-from chainette.session import Deliver, check_drive, compile_plan, finish_run, local_run
+from chainette.session import Deliver, check_drive, compile_plan, finish_run, local_run, roots_of
 from chainette.utils.ids import new_run_id
 
 __all__ = ["iterate", "start"]
@@ -43,7 +45,9 @@ async def start(
     if options.resume:
         await anyio.to_thread.run_sync(finish_swap, directory)
     if options.resume and directory.exists():
-        return await resume(directory, chain, options)
+        paths = _paths(inputs)
+        given = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
+        return await resume(directory, chain, replace(options, inputs=given))
     plan = compile_plan(chain, options)
     await check_drive(plan, options)
     writer, source = await anyio.to_thread.run_sync(_begin, directory, run_id, plan, inputs, options)
@@ -65,7 +69,8 @@ async def iterate(
     await check_drive(plan, options)
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
-        async with local_run(plan, source, Scratch(plan), lambda _: False, options, Hooks(options.hooks), deliver) as local:
+        roots = roots_of(plan, source, options)
+        async with local_run(plan, roots, Scratch(plan), lambda _: False, options, Hooks(options.hooks), deliver) as local:
             await local.run()
 
 
@@ -81,16 +86,24 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
             chain_ref=options.chain_ref,
             chain_root=options.chain_root,
             graph=graph_of(plan, Added.of(options.settings)),
-            settings=options.settings | {"batch_size": plan.batch_size},
-            input=source.identity(),
+            settings=_recorded_settings(options) | {"batch_size": plan.batch_size},
+            input=placed_input(source.identity(), directory, options.chain_root),
             versions=versions(),
             git=git_commit(Path(options.chain_root or ".")),
+            way_to_chain=way_to(options.chain_root, directory),
             way=options.way,
         )
         return create(directory, log, plan, created), source
     except BaseException:
         log.close()
         raise
+
+
+def _recorded_settings(options: RunOptions) -> dict[str, Any]:
+    """The settings, with the engine file as it is found again in a project that moved."""
+    settings, file = options.settings, options.engines_file
+    below = placed_below(file, options.chain_root) if file and options.chain_root else None
+    return settings | {"engines_file": below} if below else settings
 
 
 def _open_files(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile | None:

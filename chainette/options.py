@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,7 +70,7 @@ class RunOptions:
 
     #: Every ask's sampling seed is derived from it.
     seed: int = 0
-    #: Records to take from the start of the input.
+    #: Records to take from the start of the input; a resume may raise it.
     limit: int | None = None
     #: Rows per root; None takes the chain's.
     batch_size: int | None = None
@@ -98,6 +100,8 @@ class RunOptions:
     chain_root: str = ""
     #: Goes on with a directory that holds a run.
     resume: bool = False
+    #: Where the input of a run that is resumed lies now; (): where it was.
+    inputs: Sequence[str | os.PathLike[str]] = ()
     hooks: tuple[Hook, ...] = ()
     #: Who moves the units; None: this process does.
     drive: Drive | None = None

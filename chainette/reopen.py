@@ -16,24 +16,25 @@ from chainette.core.loading import load_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
 from chainette.engine.model_files import files_of
-from chainette.errors import ChainChanged, DamagedRun, RunDirectoryError, RunDirectoryInUse, RunError
+from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.io.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
 from chainette.io.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.identity import require_same_input
 from chainette.io.inputs import open_input
 from chainette.io.log import EventLog
+from chainette.io.places import chain_root_of, input_paths, placed_input
 from chainette.io.readback import ShardReader
 from chainette.io.readers import InputFile
 from chainette.io.replay import RunState, Status
 from chainette.io.result import RunResult
 from chainette.io.rundir import RunDir
 from chainette.io.session import graph_of, read_state, recover, require_shards
-from chainette.io.writer import tidy
+from chainette.io.writer import Reopened, tidy
 from chainette.options import RunOptions
 from chainette.records import CHAIN_INPUT, Read
 from chainette.session import check_drive, compile_plan, finish_run, registry_of
 
-__all__ = ["Observed", "observe", "resume", "retry"]
+__all__ = ["Observed", "observe", "require_limit", "resume", "retry"]
 
 _log = logging.getLogger("chainette")
 
@@ -54,12 +55,12 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
     if from_steps:
         if state.status is not Status.FINISHED or {*from_steps} != {FLATTENED}:  # else nothing is asked
             await check_drive(plan, options)
-        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps)
+        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps, options)
         state, _ = await anyio.to_thread.run_sync(read_state, directory)
         return await _continue(directory, plan, state, options)
     _require_unchanged(directory, state, plan)
     _tell_rescues(directory, state, plan)
-    if state.status is Status.FINISHED:
+    if state.status is Status.FINISHED and options.limit == state.limit:
         await anyio.to_thread.run_sync(require_shards, directory, state)
         await anyio.to_thread.run_sync(_tidy, directory, state)
         if options.drive is not None:
@@ -67,7 +68,7 @@ async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, fr
                 await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
         return RunResult(directory, state, plan)
     await check_drive(plan, options)
-    if state.ended or state.broken or state.holes:
+    if state.status is not Status.FINISHED and (state.ended or state.broken or state.holes):
         state = await anyio.to_thread.run_sync(_mend, directory, plan, state)
     return await _continue(directory, plan, state, options)
 
@@ -91,16 +92,19 @@ def _mend(directory: RunDir, plan: Plan, state: RunState) -> RunState:
 
 async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
     source, equal = await anyio.to_thread.run_sync(_same_input, directory, state, options)
-    # what a queue holds of a file that was touched is of what it was then
-    attaches = options.drive is not None and options.drive.attaches and equal
+    limit = options.limit if options.limit != state.limit else None
+    # what a queue holds of a file that was touched is of what it was then, and its end is that of the old limit
+    attaches = options.drive is not None and options.drive.attaches and equal and limit is None
     writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, new_epoch=not attaches))
+    identity = placed_input(source.identity(), directory, options.chain_root)
+    writer.reopened = Reopened(identity if identity != state.input else None, limit)
     return await finish_run(plan, source, writer, options)
 
 
 def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions]:
     state, _ = read_state(directory)
-    options = _recorded(state, options)
-    plan = compile_plan(chain or _load(directory, state), options)
+    options = _recorded(directory, state, options)
+    plan = compile_plan(chain or _load(directory, state, options), options)
     _refuse_old_ids(directory, plan, state)
     return state, plan, options
 
@@ -176,7 +180,7 @@ def _from(steps: Iterable[str]) -> str:
     return " ".join(f"--from {step}" for step in steps)
 
 
-def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str]) -> None:
+def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str], options: RunOptions) -> None:
     """Takes back the rows of steps and of everything that depends on them."""
     _require_same_chain(directory, state, plan)
     _require_nodes(plan, steps, (CHAIN_INPUT, FLATTENED))
@@ -188,7 +192,7 @@ def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[s
             f"{directory}: {', '.join(missed)} changed too and does not depend on {', '.join(steps)}; "
             f"use `{_from(starts_of(plan, [*steps, *missed, *lost_nodes(plan, state)]))}`"
         )
-    _same_input(directory, state, RunOptions(limit=state.run.settings["limit"]))
+    _same_input(directory, state, options)
     fork(directory, plan, state, Reopen(nodes=affected))
 
 
@@ -218,7 +222,7 @@ async def retry(
             raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
-        plan = _with_engine(plan, registry_of(chain or _load(directory, state), options), engine, steps)
+        plan = _with_engine(plan, registry_of(chain or _load(directory, state, options), options), engine, steps)
     await check_drive(plan, options)
     _same_input(directory, state, options)
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
@@ -235,20 +239,46 @@ def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: froze
     return replace(plan, nodes=nodes, engines={**plan.engines, engine: registry.get(engine)})
 
 
-def _recorded(state: RunState, options: RunOptions) -> RunOptions:
-    """The options of this session with everything that the log fixes."""
-    fields = RunOptions.__dataclass_fields__
-    fixed = {name: value for name, value in state.run.settings.items() if name in fields}
-    return replace(options, **fixed, chain_ref=state.run.chain_ref, chain_root=state.run.chain_root)
+def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOptions:
+    """The options of this session with everything that the log fixes.
+
+    Raises:
+        RunDirectoryError: the limit is to be lowered.
+    """
+    run, fields = state.run, RunOptions.__dataclass_fields__
+    fixed = {name: value for name, value in run.settings.items() if name in fields}
+    root = str(chain_root_of(run, directory)) if run.chain_root else ""
+    if fixed.get("engines_file"):
+        fixed["engines_file"] = str(Path(root) / fixed["engines_file"])
+    fixed["limit"] = require_limit(directory, state, options.limit)
+    return replace(options, **fixed, chain_ref=run.chain_ref, chain_root=root)
 
 
-def _load(directory: RunDir, state: RunState) -> Chain:
+def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int | None:
+    """The limit of a session: the recorded one, or the higher one that is wanted.
+
+    Raises:
+        RunDirectoryError: it is lower.
+    """
+    if wanted is None or wanted == state.limit:
+        return state.limit
+    if state.limit is None:
+        raise RunDirectoryError(f"{directory}: the run takes the whole input; a limit of {wanted} cannot be set afterwards")
+    if wanted < state.limit:
+        raise RunDirectoryError(
+            f"{directory}: the run takes {state.limit:,} records, and what was computed stays; a limit can be raised, "
+            f"not lowered to {wanted:,}"
+        )
+    return wanted
+
+
+def _load(directory: RunDir, state: RunState, options: RunOptions) -> Chain:
     run = state.run
     if not run.chain_ref:
         raise RunDirectoryError(
             f"{directory} comes from a chain built in Python; resume there: chain.run(inputs, {str(directory)!r}, resume=True)"
         )
-    return load_chain(run.chain_ref, Path(run.chain_root)).chain
+    return load_chain(run.chain_ref, Path(options.chain_root)).chain
 
 
 def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read: Read | None = None) -> Observed:
@@ -261,7 +291,7 @@ def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read
         InputError: the input is gone, or it is not the one that the run began with.
     """
     state, _ = read_state(directory)
-    options = _recorded(state, RunOptions())
+    options = _recorded(directory, state, RunOptions())
     plan = compile_plan(chain, options)
     _require_unchanged(directory, state, plan)
     if read is not None:
@@ -273,11 +303,18 @@ def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read
 def _same_input(
     directory: RunDir, state: RunState, options: RunOptions, path: Path | Sequence[Path] | None = None
 ) -> tuple[InputFile, bool]:
-    """The input of the run, at its path or at another one, and whether its sizes and times are those recorded.
+    """The input of the run, and whether its sizes and times are those recorded. It is at `path`, or where the options or
+    the log say.
 
     Raises:
         InputError: it is gone, or it has changed.
     """
-    recorded = state.run.input
-    source = open_input(path or recorded.get("sources") or recorded["path"], limit=options.limit)
-    return source, require_same_input(source, recorded, state.read, str(directory))
+    paths = [path] if isinstance(path, Path) else path or options.inputs
+    known = input_paths(state.input, directory, Path(options.chain_root))
+    try:
+        source = open_input(paths or known, limit=options.limit)
+    except InputError as error:
+        if paths or all(place.exists() for place in known):
+            raise
+        raise InputError(f"{error}; if the input has moved: `chainette resume {directory} --input PATH`") from error
+    return source, require_same_input(source, state.input, state.read, str(directory))

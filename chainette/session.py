@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ __all__ = [
     "local_run",
     "registry_of",
     "require_engines",
+    "roots_of",
 ]
 
 #: Takes the finished rows of one root; may wait.
@@ -104,7 +105,8 @@ async def finish_run(
             await _in_thread(options.drive, session)
         else:
             _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
-            async with local_run(plan, source, writer, writer.state.is_done, options, hook, deliver) as local:
+            roots = roots_of(plan, source, options, writer.state.starts)
+            async with local_run(plan, roots, writer, writer.state.is_done, options, hook, deliver) as local:
                 await local.run()
         await anyio.to_thread.run_sync(session.finish)
         return RunResult(writer.directory, writer.state, plan)
@@ -148,7 +150,10 @@ def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
         return writer.record([RunStarted(expected=expected)])
     graph = graph_of(plan, writer.added)
     changed = graph if graph != writer.state.graph else None
-    return writer.record([RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed)])
+    found = writer.reopened
+    return writer.record(
+        [RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed, input=found.input, limit=found.limit)]
+    )
 
 
 def _try_to_pause(writer: RunWriter, error: BaseException) -> list[Event]:
@@ -163,10 +168,15 @@ def _tell(hook: Hook, events: Iterable[Event]) -> None:
         hook.on_event(event)
 
 
+def roots_of(plan: Plan, source: InputFile, options: RunOptions, starts: Sequence[tuple[int, int]] = ((0, 0),)) -> Roots:
+    """The roots of an input; `starts` as `RunState` has them."""
+    return Roots(source, InputModel(plan.input_model, options.key), plan.batch_size, starts)
+
+
 @asynccontextmanager
 async def local_run(
     plan: Plan,
-    source: InputFile,
+    roots: Roots,
     writer: Writer,
     is_done: Callable[[int], bool],
     options: RunOptions,
@@ -174,7 +184,6 @@ async def local_run(
     deliver: Deliver | None,
 ) -> AsyncIterator[LocalRun]:
     """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
-    roots = Roots(source, InputModel(plan.input_model, options.key), plan.batch_size)
 
     def loaded(config: EngineConfig, engine: Any, seconds: float) -> None:
         local.post(EngineLoaded.of(config, engine, seconds))

@@ -117,15 +117,19 @@ def silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def command_line(*words: str | Path) -> str:
+def command_line(*words: str | os.PathLike[str]) -> str:
     """`chainette ...`, quoted for a shell."""
     return shlex.join(["chainette", *map(str, words)])
 
 
 def show_path(path: str | Path) -> str:
-    """The path relative to the current folder where it lies below it."""
+    """The path relative to the current folder, if it lies below it and there still is one."""
     path = Path(path)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    try:
+        here = Path.cwd()
+    except OSError:
+        return str(path)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def is_terminal() -> bool:

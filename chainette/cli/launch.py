@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from chainette.engine.config import EngineRegistry
     from chainette.hooks import Hook
     from chainette.io.result import RunResult
+    from chainette.io.rundir import RunDir
 
 __all__ = ["Telling", "launch", "load_plan", "registry_of"]
 
@@ -69,7 +70,7 @@ class Telling:
         """The flag that shows what only the process of the engines sees; "" where none was given."""
         return "--stream" if self.stream else "--show" if self.show else ""
 
-    def reporter(self, directory: Path, plan: Plan | None) -> Reporter:
+    def reporter(self, directory: RunDir, plan: Plan | None) -> Reporter:
         """Tells the run on what is stdout now."""
         from chainette.cli.plain import JsonLines, Plain, QuietReporter, line_writer
 
@@ -119,7 +120,9 @@ def _head(plan: Plan | None) -> str:
     return "\n\n".join([banner(version()), *([draw(plan)] if plan is not None else [])])
 
 
-def launch(directory: Path, telling: Telling, start: Callable[[tuple[Hook, ...]], RunResult], plan: Plan | None = None) -> None:
+def launch(
+    directory: RunDir, telling: Telling, start: Callable[[tuple[Hook, ...]], RunResult], plan: Plan | None = None
+) -> None:
     """Runs `start` with the hooks that tell it, and ends the command.
 
     Raises:
@@ -168,11 +171,11 @@ def _terminating_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say_how_to_go_on(directory: Path, again: Sequence[str]) -> None:
+def _say_how_to_go_on(directory: RunDir, again: Sequence[str]) -> None:
     from chainette.cli.status import can_go_on
 
-    if can_go_on(directory):
-        typer.secho(f"go on: {command_line('resume', directory, *again)}", err=True)
+    if can_go_on(directory.path):
+        typer.secho(f"go on: {command_line('resume', str(directory), *again)}", err=True)
 
 
 def load_plan(
@@ -201,7 +204,9 @@ def _unused(plan: Plan, engines: Path | None) -> Iterator[Problem]:
         named = [config.name for config in overlaid(EngineRegistry(), engines)]
         if not plan.engines.keys() & named:
             found, wanted = ", ".join(named) or "none", ", ".join(plan.engines)
-            yield Problem(f"{engines} has no engine of the chain: it has {found}, the chain uses {wanted}", None, warning=True)
+            yield Problem(
+                f"{show_path(engines)} has no engine of the chain: it has {found}, the chain uses {wanted}", None, warning=True
+            )
 
 
 def registry_of(chain: Chain, engines: Path | None) -> EngineRegistry:

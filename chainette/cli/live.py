@@ -6,9 +6,9 @@ than it. They are drawn four times a second out of `Progress` and are gone when 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from chainette.cli.common import show_path
 from chainette.cli.plain import Reporter
 from chainette.cli.progress import EngineView, NodeView, Progress, TotalView
 from chainette.cli.summary import clock, counts_table, short, summary_lines
@@ -37,7 +38,9 @@ _LONGEST_BAR = 40
 class LiveView(Reporter):
     """Bars for a person; `head` is printed once, above them."""
 
-    def __init__(self, directory: Path, console: Console, head: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, directory: os.PathLike[str], console: Console, head: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.progress = Progress(directory, clock)
         self._console = console
         self._head = head
@@ -69,7 +72,7 @@ class LiveView(Reporter):
         metadata = result.metadata
         self._console.print(counts_table(metadata))
         self._console.print()
-        for line in summary_lines(metadata, result.dir):
+        for line in summary_lines(metadata, show_path(result.dir)):
             self._console.print(Text(line, style=_line_style(line)), soft_wrap=True)
 
 

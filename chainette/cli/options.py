@@ -53,7 +53,14 @@ ChainRef = Annotated[str, typer.Argument(metavar="CHAIN", help="chain.py, chain.
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 ChainRoot = Annotated[
     Path,
-    typer.Option("--chain-root", metavar="DIR", exists=True, file_okay=False, help="The folder below which chains are found."),
+    typer.Option(
+        "--chain-root",
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        resolve_path=True,  # before the chain is loaded, which may change the current folder
+        help="The folder below which chains are found.",
+    ),
 ]
 InputsRoot = Annotated[
     Path,
@@ -68,7 +75,12 @@ RunsRoot = Annotated[
 EngineFile = Annotated[
     Path | None,
     typer.Option(
-        "--engines", metavar="FILE", exists=True, dir_okay=False, help="A YAML file whose engines replace those of the chain."
+        "--engines",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+        help="A YAML file whose engines replace those of the chain.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the directory at the end.")]

@@ -6,10 +6,10 @@ or tenth of the input, and lines about engines.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -59,13 +59,15 @@ class QuietReporter(Reporter):
         self._write = write
 
     def end(self, result: RunResult) -> None:
-        self._write(str(result.dir))
+        from chainette.cli.common import show_path
+
+        self._write(show_path(result.dir))
 
 
 class JsonLines(Reporter):
     """Prints the session's events as the log has them, without the checksum."""
 
-    def __init__(self, directory: Path, write: Callable[[str], object]) -> None:
+    def __init__(self, directory: os.PathLike[str], write: Callable[[str], object]) -> None:
         self._directory = directory
         self._write = write
         self._began = False
@@ -85,7 +87,9 @@ class JsonLines(Reporter):
 class Plain(Reporter):
     """Prints lines for a log file."""
 
-    def __init__(self, directory: Path, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, directory: os.PathLike[str], write: Callable[[str], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.progress = Progress(directory, clock)
         self._directory = directory
         self._write = write
@@ -130,11 +134,11 @@ class Plain(Reporter):
             self._write(progress_line(view, self.progress))
 
     def end(self, result: RunResult) -> None:
-        from chainette.cli.common import console
+        from chainette.cli.common import console, show_path
 
         metadata = result.metadata
         console().print(counts_table(metadata))
-        for line in summary_lines(metadata, result.dir):
+        for line in summary_lines(metadata, show_path(result.dir)):
             self._write(line)
 
 

@@ -7,11 +7,11 @@ prints or waits; time comes from the `clock`.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from chainette.io.events import (
@@ -37,7 +37,7 @@ _WINDOW = 30.0
 _SAMPLE = 0.25
 
 
-def earlier_events(directory: Path, event: Event) -> Iterator[AnyEvent]:
+def earlier_events(directory: os.PathLike[str], event: Event) -> Iterator[AnyEvent]:
     """The events that the log of a directory holds before `event`."""
     log = RunDir(directory).log
     for _, earlier in read_log(log) if event.seq > 0 and log.exists() else ():
@@ -112,7 +112,7 @@ class _Meter:
 class Progress:
     """Follows one session of a run directory."""
 
-    def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, directory: os.PathLike[str], clock: Callable[[], float] = time.monotonic) -> None:
         self.state = RunState()
         self._directory = directory
         self._clock = clock

@@ -145,9 +145,11 @@ def _retry(
 ) -> None:
     from chainette import executor
     from chainette.cli.launch import Telling, launch
+    from chainette.io.rundir import RunDir
 
+    run = RunDir(directory)
     launch(
-        directory,
+        run,
         Telling(*telling, again=("--local",)),
-        lambda hooks: executor.retry_rejected(directory, steps=steps, reasons=reasons, engine=engine, hooks=hooks),
+        lambda hooks: executor.retry_rejected(run, steps=steps, reasons=reasons, engine=engine, hooks=hooks),
     )

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from chainette.hooks import Hook
     from chainette.io.events import RunCreated
     from chainette.io.result import RunResult
+    from chainette.io.rundir import RunDir
 
 __all__ = ["resume"]
 
 #: Flags of `run` that the first line of the log answers for.
 _FIXED = frozenset(
     {
-        "--limit",
         "--batch-size",
         "--seed",
         "--format",
@@ -66,6 +66,14 @@ def resume(
             "`chainette rollback DIR` brings the old rows back.",
         ),
     ] = None,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", metavar="PATH", help="Where the input lies now, if it has moved; repeatable."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="Take the first N records, more than before; also of a finished run."),
+    ] = None,
     max_reject_rate: MaxRejectRate = None,
     engine_patience: Patience = 600.0,
     window: Window = None,
@@ -81,6 +89,8 @@ def resume(
 ) -> None:
     """Go on with the run in DIR, the way it was started, or as --local, --workers or --redis say.
 
+    The chain and the input may lie elsewhere than before, if the project was moved as a whole.
+
     What is durable is not asked for again. The chain, the input, the engines and the settings are those that the
     log of DIR recorded. Where a `chainette sink` that lives serves the run, it is asked to go on.
     """
@@ -93,15 +103,18 @@ def resume(
     from chainette.io.rundir import RunDir
     from chainette.io.session import read_created
 
-    begun = read_created(RunDir(directory))
+    run, paths = RunDir(directory), [path.absolute() for path in inputs or ()]
+    begun = read_created(run)
     recorded = _Way.recorded(begun)
     way = wanted if wanted.flags else recorded
     drive = drive_of(way.workers, way.redis, (metrics_host, metrics_port), watching=telling.watching)
 
     def start(hooks: tuple[Hook, ...]) -> RunResult:
         result = executor.resume(
-            directory,
+            run,
             from_step=from_step or (),
+            inputs=paths,
+            limit=limit,
             max_reject_rate=max_reject_rate,
             engine_patience=engine_patience,
             window=window,
@@ -114,8 +127,8 @@ def resume(
         return result
 
     try:
-        if (way.local or way.workers) or not _asks_a_sink(directory, begun, way.redis, from_step or ()):
-            launch(directory, telling, start)
+        if (way.local or way.workers) or paths or not _asks_a_sink(run, begun, way.redis, from_step or (), limit):
+            launch(run, telling, start)
     except RedisUnavailable as error:
         words = [word for step in from_step or () for word in ("--from", step)]
         here = command_line("resume", directory, *words, "--local")
@@ -176,7 +189,7 @@ class _Way:
         return ("--local",) if self.local else ()
 
 
-def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps: Sequence[str]) -> bool:
+def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, from_steps: Sequence[str], limit: int | None) -> bool:
     """Has the run's sink go on, where a service that lives has it; False where none has.
 
     Raises:
@@ -184,18 +197,22 @@ def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps
     """
     from chainette.cli.status import can_go_on, is_working
 
-    if redis is None and not is_working(directory):
+    if redis is None and not is_working(directory.path):
         return False
+
+    import msgspec
 
     from chainette.errors import RunError
     from chainette.fleet.board import Board, Order, Role
     from chainette.fleet.connect import connect
     from chainette.fleet.queue import FleetQueue
+    from chainette.io.session import read_state
+    from chainette.reopen import require_limit
 
     try:
         connection = connect(redis)
     except RunError:
-        if redis is None or not can_go_on(directory):
+        if redis is None or not can_go_on(directory.path):
             return False  # whoever has the directory is told about by its lock, and a finished run needs nobody
         raise
     with connection:
@@ -206,8 +223,13 @@ def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps
         order, sinks = Order.of(info), board.services(Role.SINK)
         if order is None or not sinks:
             return False
+        if limit is not None:
+            require_limit(directory, read_state(directory)[0], limit)
+            order = msgspec.structs.replace(order, options=msgspec.structs.replace(order.options, limit=limit))
         if from_steps:
-            board.say(run.run_id, _anew(order, run, from_steps).fields)
+            order = _anew(order, run, directory, from_steps)
+        if from_steps or limit is not None:
+            board.say(run.run_id, order.fields)
         FleetQueue(connection).set_state(run.run_id, "running")
     hosts = ", ".join(sorted({words.get("host", "?") for words in sinks.values()}))
     typer.echo(f"run {run.run_id}: asked the sink on {hosts} to go on")
@@ -215,13 +237,14 @@ def _asks_a_sink(directory: Path, run: RunCreated, redis: str | None, from_steps
     return True
 
 
-def _anew(order: Order, run: RunCreated, from_steps: Sequence[str]) -> Order:
+def _anew(order: Order, run: RunCreated, directory: RunDir, from_steps: Sequence[str]) -> Order:
     """The order with the chain as it is now."""
     import msgspec
 
     from chainette.core.loading import load_chain
+    from chainette.io.places import chain_root_of
 
-    digest = load_chain(run.chain_ref, Path(run.chain_root)).digest
+    digest = load_chain(run.chain_ref, chain_root_of(run, directory)).digest
     return msgspec.structs.replace(order, digest=digest, from_steps=tuple(from_steps))
 
 

@@ -97,22 +97,24 @@ def run(
     drive = drive_of(workers, redis, metrics, enqueue=enqueue, watching=telling.watching)
     if stream and (limit is None or limit > MOST_STREAMED):
         raise typer.BadParameter(f"--stream is for looking at a few rows; add --limit 1, or at most {MOST_STREAMED}")
+
+    from chainette import executor
+    from chainette.io.rundir import RunDir
+    from chainette.utils.ids import new_run_id
+
+    run_id, here = new_run_id(), Path.cwd()
+    directory = RunDir(output or Path("runs") / run_id)
     with telling.foreign_output():
         loaded, plan = load_plan(chain, chain_root, engines, simulate=simulate, batch_size=batch_size)
     if not quiet:
         warn(plan.warnings)
-
-    from chainette import executor
-    from chainette.utils.ids import new_run_id
-
-    run_id = new_run_id()
-    directory = output or Path("runs") / run_id
+    sources = [path if path == "-" or Path.cwd() == here else str(here / path) for path in inputs]  # the chain may have moved
     launch(
         directory,
         telling,
         lambda hooks: executor.run(
             loaded.chain,
-            inputs[0] if len(inputs) == 1 else inputs,
+            sources[0] if len(sources) == 1 else sources,
             directory,
             run_id=run_id,
             limit=limit,
@@ -123,13 +125,13 @@ def run(
             flattened=flattened,
             key=key,
             usage=usage,
-            engines_file=str(engines.resolve()) if engines else None,
+            engines_file=str(engines) if engines else None,
             simulate=simulate,
             max_reject_rate=max_reject_rate,
             engine_patience=engine_patience,
             window=window,
             chain_ref=loaded.reference,
-            chain_root=str(chain_root.resolve()),
+            chain_root=str(chain_root),
             hooks=hooks,
             drive=drive,
         ),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -73,7 +73,7 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
         yield "answers: simulated, not those of a model"
 
 
-def summary_lines(metadata: Mapping[str, Any], directory: Path) -> Iterator[str]:
+def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
     """What stands under the table at the end of a run."""
     yield accounting_line(metadata)
     yield from token_line(metadata)
@@ -84,7 +84,7 @@ def summary_lines(metadata: Mapping[str, Any], directory: Path) -> Iterator[str]
     yield from next_lines(metadata, directory)
 
 
-def next_lines(metadata: Mapping[str, Any], directory: Path, *, working: bool = False) -> Iterator[str]:
+def next_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str], *, working: bool = False) -> Iterator[str]:
     """What the user may want to do now. `working`: a process writes to the directory."""
     match Status(metadata["status"]):
         case Status.RUNNING if working:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 import typer
@@ -95,7 +95,7 @@ class Tokens(Plain):
 
     streams = True
 
-    def __init__(self, directory: Path, write: Callable[[str], object]) -> None:
+    def __init__(self, directory: os.PathLike[str], write: Callable[[str], object]) -> None:
         self._turns = Turns(write)
         self._colored = is_terminal()
         super().__init__(directory, self._turns.interrupt)

@@ -67,11 +67,14 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     graph: dict[str, Any]
     #: Settings that the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
     settings: dict[str, Any]
-    #: path, kind, size, mtime_ns, sample digest; sizes and times of its files.
+    #: path (relative to what `below` says: the chain root or the run directory), kind, size, mtime_ns, sample digest; sizes
+    #: and times of its files.
     input: dict[str, Any]
     #: python, chainette, pydantic, ...; git commit of the chain root; platform.
     versions: dict[str, str]
     git: str | None = None
+    #: The chain root as seen from the run directory, for a project that moved.
+    way_to_chain: str = ""
     #: Who moved its units, as flags of the command line: {"workers": "2"}, {"redis": URL without password}; {}: the process.
     way: dict[str, str] = {}
 
@@ -97,6 +100,10 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     phase: int = 0
     #: The Redis over which, without its password; "" where there is none that outlives the session.
     redis: str = ""
+    #: The input, if it is elsewhere than before or has other times.
+    input: dict[str, Any] | None = None
+    #: Records of the input in all, if they are more than before.
+    limit: int | None = None
 
 
 class InputRead(Event, frozen=True, tag="input_read"):

@@ -87,7 +87,7 @@ def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
 
 def lost_nodes(plan: Plan, state: RunState) -> list[str]:
     """Nodes whose rows (`yield_output=False`) were deleted when the run finished."""
-    return [node.id for node in plan.nodes.values() if node.hidden and state.ended]
+    return [node.id for node in plan.nodes.values() if node.hidden and state.swept]
 
 
 def _alias_of(plan: Plan, name: str) -> set[str]:

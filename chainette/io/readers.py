@@ -117,6 +117,8 @@ class InputFile(ABC):
                 break
             yield record
             at = record.index + 1
+        if self.limit is not None and start < at >= self.limit:
+            self._total = self.limit
         trail.end()
 
     def total(self) -> int:

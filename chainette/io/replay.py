@@ -48,6 +48,10 @@ _COUNTED_BYTES = 8 << 20
 _SHOWN = 5
 
 
+#: What the log calls folders of steps with `yield_output=False`.
+_HELD = ".held/"
+
+
 class Status(StrEnum):
     """Where a run stands."""
 
@@ -115,8 +119,14 @@ class RunState:
     phase: int = 0
     ended_at: str = ""
     input_digest: str = ""
+    #: The input as the last session found it; see `RunCreated.input`.
+    input: dict[str, Any] = field(default_factory=dict)
     #: How far the input was read for everything that is durable.
     read: Read | None = None
+    #: Records to take from the input; None: all.
+    limit: int | None = None
+    #: (root, record) where roots begin to be counted from; a raised limit begins a new root.
+    starts: tuple[tuple[int, int], ...] = ((0, 0),)
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
     #: Folder -> journal number -> (bytes, rows).
     ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
@@ -128,6 +138,8 @@ class RunState:
     retries: int = 0
     finished_rows: int = 0
     records: int = 0
+    #: Whether the run was finished once, so that the rows of steps with `yield_output=False` are gone.
+    swept: bool = False
     #: (stream id, token) of the last durable result of a fleet, or of the epoch's anchor.
     position: tuple[str, str] | None = None
     #: One byte per root, 1 once it is complete.
@@ -173,13 +185,17 @@ class RunState:
         self.seq, self.epoch = event.seq, event.epoch
         match event:
             case RunCreated():
-                self.created, self.graph = event, event.graph
+                self.created, self.graph, self.input = event, event.graph, event.input
+                self.limit = event.settings.get("limit")
                 self._note_redis(event.way.get("redis", ""))
             case RunStarted():
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
             case RunResumed():
                 self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
                 self.graph, self.phase = event.graph or self.graph, event.phase
+                self.input = event.input or self.input
+                if event.limit is not None:
+                    self._raise_limit(event.limit)
                 self._note_redis(event.redis)
             case InputRead():
                 self.apply_read(Read(event.upto, event.digest))
@@ -213,6 +229,18 @@ class RunState:
         gaps = self.gaps()
         self.status = Status.PAUSED if gaps else Status.FINISHED
         self.reason = f"not finished, although its log says so: {'; '.join(gaps)}" if gaps else ""
+        self.swept = True
+        self.ends = {folder: ends for folder, ends in self.ends.items() if not folder.startswith(_HELD)}
+
+    def _raise_limit(self, limit: int) -> None:
+        if self.limit is not None and limit > self.limit:
+            self.starts += ((self._roots_of(self.limit), self.limit),)
+            self.limit, self.total, self.ended = limit, None, False
+
+    def _roots_of(self, records: int) -> int:
+        """How many roots this many records make."""
+        root, first = next(start for start in reversed(self.starts) if start[1] < records or start[1] == 0)
+        return root + -(-(records - first) // int(self.run.settings["batch_size"]))
 
     def apply_read(self, read: Read) -> None:
         """The input was read this far, for rows that may be durable."""
@@ -299,7 +327,7 @@ class RunState:
         """
         records = self._known_records() if records is None else records
         size = self.run.settings["batch_size"]
-        count = max([-(-(records or 0) // size), len(self.done), *(root + 1 for root in self.lines)])
+        count = max([self._roots_of(records or 0), len(self.done), *(root + 1 for root in self.lines)])
         missing = [root for root in range(count) if not self.is_done(root)]
         found = []
         if missing:
@@ -334,12 +362,12 @@ class RunState:
             "ended_at": self.ended_at,
             "epoch": self.epoch,
             "seed": run.settings.get("seed", 0),
-            "settings": run.settings,
+            "settings": run.settings | {"limit": self.limit},
             "chain_ref": run.chain_ref,
             "fingerprint": self.graph["fingerprint"],
             "git": run.git,
             "versions": run.versions,
-            "input": run.input | {"digest": self.input_digest},
+            "input": self.input | {"digest": self.input_digest},
             "records": self.records,
             "rows_finished": self.finished_rows,
             "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ __all__ = ["Root", "Roots"]
 
 @dataclass(frozen=True)
 class Root:
-    """The n-th slice of the input: records n*B .. n*B+B-1."""
+    """The n-th slice of the input: records n*B .. n*B+B-1, unless a limit was raised."""
 
     number: int
     rows: list[Row]
@@ -30,10 +30,14 @@ class Root:
 class Roots:
     """The roots of one input; deterministic, so that any process numbers them alike."""
 
-    def __init__(self, source: InputFile, model: InputModel, batch_size: int) -> None:
+    def __init__(
+        self, source: InputFile, model: InputModel, batch_size: int, starts: Sequence[tuple[int, int]] = ((0, 0),)
+    ) -> None:
+        """`starts`: (root, record) where roots begin to be counted from; the root before each may be shorter."""
         self._source = source
         self._model = model
         self._size = batch_size
+        self._starts = starts
         files = source.files()
         #: What the names of several files have in common, which no message needs; None for one file.
         self._folder = Path(os.path.commonpath([file.parent for file in files])) if len(files) > 1 else None
@@ -49,12 +53,17 @@ class Roots:
         while is_done(number):
             number += 1
         trail = self._source.trail()
-        records = self._source.records(number * self._size, trail)
-        while batch := list(islice(records, self._size)):
+        records = self._source.records(self._first(number), trail)
+        while batch := list(islice(records, self._first(number + 1) - self._first(number))):
             read = trail.mark()
             if not is_done(number):
                 yield self._root(number, batch, read)
             number += 1
+
+    def _first(self, number: int) -> int:
+        """The first record of a root."""
+        root, record = next(start for start in reversed(self._starts) if start[0] <= number)
+        return record + (number - root) * self._size
 
     def _root(self, number: int, batch: list[Record], read: Read) -> Root:
         rows, bad = [], []

@@ -17,13 +17,17 @@ __all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "write_all"]
 class RunDir:
     """The paths below one output directory."""
 
-    def __init__(self, path: str | os.PathLike[str], shown: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path)
-        self._shown = str(path if shown is None else shown)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        #: Absolute, so that it stays the same wherever code of the user's goes.
+        self.path = Path(path).absolute()
+        self._shown = str(path)
 
     def __str__(self) -> str:
         """The directory as the user named it."""
         return self._shown
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def log(self) -> Path:

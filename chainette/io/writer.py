@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import Plan
@@ -30,7 +31,7 @@ from chainette.io.sealing import Sealer
 from chainette.io.shards import Span, StreamWriter
 from chainette.records import Outcome, Read, Row, Unit, record_of
 
-__all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "RunWriter", "Scratch", "Suspended", "tidy"]
+__all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "Reopened", "RunWriter", "Scratch", "Suspended", "tidy"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,16 @@ class Committed:
     events: list[Event]
     #: Seconds that rows and log took to be synced.
     synced: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """What a session found different from what the log says, and what it is told; for its first line."""
+
+    #: The input's identity, if it moved or has other times.
+    input: dict[str, Any] | None = None
+    #: The limit, if it is higher.
+    limit: int | None = None
 
 
 #: What a writer takes in; an event is logged in its place.
@@ -140,6 +151,7 @@ class RunWriter:
         self._streams = streams
         self._sealer = sealer
         self._roots = LiveRoots(plan)
+        self.reopened = Reopened()
         #: How far the input was read, where the log does not say so yet.
         self._read: Read | None = None
         self.added = Added.of(state.run.settings)

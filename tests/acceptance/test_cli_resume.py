@@ -150,7 +150,7 @@ def test_a_renamed_branch_costs_no_question(tmp_path: Path, way: tuple[str, ...]
     assert after["steps"].keys() == before["steps"].keys() - {"pieces_of+aside"} | {"parts_of+aside"}
 
 
-@pytest.mark.parametrize("flag", ["--seed=3", "--limit", "--format", "--simulate", "--engines", "-o"])
+@pytest.mark.parametrize("flag", ["--seed=3", "--format", "--simulate", "--engines", "-o"])
 def test_resume_refuses_what_the_log_fixes(project: Project, flag: str) -> None:
     done = project.chainette("resume", "out", flag)
     assert done.returncode == 2

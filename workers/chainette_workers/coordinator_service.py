@@ -19,10 +19,10 @@ from chainette.fleet.keys import RunKeys
 from chainette.fleet.messages import BadMessage
 from chainette.fleet.queue import FleetQueue, Lost
 from chainette.io.readback import rows_of_root
-from chainette.io.roots import Root, Roots
+from chainette.io.roots import Root
 from chainette.io.rundir import RunDir
-from chainette.io.validate import InputModel
 from chainette.reopen import Observed, observe
+from chainette.session import roots_of
 from chainette_workers.coordinator import Coordinator, read_for_live_roots
 from chainette_workers.service import Elsewhere, Handed, Places, same_chain
 
@@ -86,7 +86,7 @@ def _is_over(board: Board, run: str) -> bool:
 
 def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: Observed) -> Coordinator:
     plan, state = observed.plan, observed.state
-    roots = Roots(observed.source, InputModel(plan.input_model, observed.options.key), plan.batch_size)
+    roots = roots_of(plan, observed.source, observed.options, state.starts)
 
     def pending(last: int) -> Iterator[Root]:
         # what is complete behind the last root that the epoch admitted was complete when the epoch began

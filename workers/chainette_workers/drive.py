@@ -26,10 +26,9 @@ from chainette.fleet.reasons import reasons
 from chainette.fleet.states import LEASE
 from chainette.io.events import UnitRetried, WorkerLost
 from chainette.io.identity import require_same_input
-from chainette.io.roots import Root, Roots
-from chainette.io.validate import InputModel
+from chainette.io.roots import Root
 from chainette.limits import RejectWatch
-from chainette.session import Session
+from chainette.session import Session, roots_of
 from chainette_workers.catalogue import Part
 from chainette_workers.coordinator import Coordinator, read_for_live_roots
 from chainette_workers.endpoint import Endpoint
@@ -134,9 +133,9 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
     """
     if (read := read_for_live_roots(sink.queue, sink.keys)) is not None:
         state, directory = session.writer.state, str(session.writer.directory)
-        require_same_input(session.source, state.run.input, read, directory)
-    roots = Roots(session.source, InputModel(session.plan.input_model, session.options.key), session.plan.batch_size)
+        require_same_input(session.source, state.input, read, directory)
     writer = session.writer
+    roots = roots_of(session.plan, session.source, session.options, writer.state.starts)
 
     def pending(last: int) -> Iterator[Root]:
         # behind the last root that the epoch admitted, what is complete now was complete when the epoch began
@@ -174,7 +173,8 @@ class Drive:
     _failing: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        number = self.session.writer.state.phase
+        writer = self.session.writer
+        number = writer.state.phase if writer.reopened.limit is None else 0  # new rows need the earlier phases
         self._phases = Phases(self.session.plan, number, begun=number > 0)
 
     def run(self) -> None:
@@ -356,7 +356,8 @@ class Drive:
         }
         watch = RejectWatch(options.max_reject_rate)
         redis = options.way.get("redis", "")
-        return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch, state.phase, redis)
+        phase = self._phases.number
+        return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch, phase, redis)
 
     def _hear(self, sink: Sink) -> None:
         """What workers noted goes to the log and to the hooks."""

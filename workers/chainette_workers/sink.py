@@ -124,9 +124,16 @@ class Sink:
         return graph if graph != self.writer.state.graph else None
 
     def _resumed(self, expected: int | None, anchor: tuple[str, str], graph: dict[str, Any] | None = None) -> RunResumed:
-        fingerprint = self.plan.fingerprint
+        found = self.writer.reopened
         return RunResumed(
-            fingerprint=fingerprint, expected=expected, graph=graph, anchor=anchor, phase=self.phase, redis=self.redis
+            fingerprint=self.plan.fingerprint,
+            expected=expected,
+            graph=graph,
+            anchor=anchor,
+            phase=self.phase,
+            redis=self.redis,
+            input=found.input,
+            limit=found.limit,
         )
 
     def _say(self, events: Sequence[Event]) -> None:

@@ -50,6 +50,8 @@ class SinkDuty:
         chain = same_chain(order, self.places.chains)
         drive = _Served(handed, queue, board, {"redis": self.redis})
         options = msgspec.structs.asdict(order.options)
+        if order.options.engines_file:
+            options["engines_file"] = str(self.places.chains / order.options.engines_file)
         if state is None:
             executor.run(
                 chain.chain,
@@ -62,7 +64,7 @@ class SinkDuty:
                 **options,
             )
         else:
-            free = {name: options[name] for name in ("window", "engine_patience", "max_reject_rate")}
+            free = {name: options[name] for name in ("limit", "window", "engine_patience", "max_reject_rate")}
             executor.resume(directory.path, chain.chain, from_step=order.from_steps, drive=drive, **free)
 
     def _directory(self, handed: Handed) -> RunDir:

@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
 OURS = {"place", "registry", "annotated", "options"}
 
 #: What says how a process runs or finds a chain, and is no setting of the run.
-SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "params"}
+SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "params", "inputs"}
 
 
 class Item(BaseModel):
