@@ -141,6 +141,11 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
         )
     if isinstance(keys.get("endpoint"), str):
         keys["endpoint"] = (keys["endpoint"],)
+    if keys.get("endpoint") and backend in ("vllm", "llama_cpp"):
+        raise EngineConfigError(
+            f"engine {name!r}: backend {backend!r} loads the model in this process and takes no endpoint; "
+            "for a server write backend='openai'"
+        )
     options = {key: keys.pop(key) for key in own if key in keys}
     keys.setdefault("exclusive", backend == "vllm")
     try:

@@ -181,6 +181,14 @@ def test_a_backend_that_is_known_elsewhere_is_pointed_to_ours(backend: str, advi
     assert advice in str(caught.value)
 
 
+@pytest.mark.parametrize(("model", "backend"), [("org/model", "vllm"), ("small.gguf", "llama_cpp")])
+def test_an_endpoint_is_not_ignored_by_a_backend_that_has_none(model: str, backend: str) -> None:
+    with using_registry(EngineRegistry()), pytest.raises(EngineConfigError) as caught:
+        register_engine("llm", model, endpoint="http://127.0.0.1:8000/v1")
+    said = f"backend {backend!r} loads the model in this process and takes no endpoint; for a server write backend='openai'"
+    assert said in str(caught.value)
+
+
 def test_an_engine_that_is_named_by_its_model_or_misspelt_is_found() -> None:
     registry = EngineRegistry()
     with using_registry(registry):
