@@ -28,6 +28,7 @@ SCRIPTS = (
     "fail",
     "install",
     "leave",
+    "missing",
     "note",
     "reap",
     "reconcile",

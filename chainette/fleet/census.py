@@ -114,11 +114,20 @@ def with_units(connection: redis.Redis, queues: Sequence[str]) -> dict[str, int]
 
 def progress_of(connection: redis.Redis, keys: RunKeys) -> Progress:
     """How far a run's admission is."""
-    names = ["cursor", "total", "state", "last", "damaged", "suspended"]
+    names = ["cursor", "total", "state", "last", "damaged", "suspended", "epoch"]
     found = cast("list[bytes | None]", connection.hmget(keys.state, names))
-    cursor, total, state, last, damaged, suspended = ((value or b"").decode() for value in found)
+    cursor, total, state, last, damaged, suspended, epoch = ((value or b"").decode() for value in found)
     live = {int(root) for root in cast("list[bytes]", connection.hkeys(f"{keys.prefix}live"))}
-    return Progress(int(cursor or 0), int(total) if total else None, state, live, int(last or -1), damaged, int(suspended or 0))
+    return Progress(
+        int(cursor or 0),
+        int(total) if total else None,
+        state,
+        live,
+        int(last or -1),
+        damaged,
+        int(suspended or 0),
+        is_current=epoch in ("", str(keys.epoch)),
+    )
 
 
 def give_up(connection: redis.Redis, run: str) -> None:

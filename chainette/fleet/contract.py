@@ -122,6 +122,14 @@ class LeasedQueue(ABC):
     def progress(self, keys: RunKeys) -> Progress:
         """How far admission is, and which roots are live."""
 
+    @abstractmethod
+    def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
+        """What is outstanding of live roots and can never be claimed, in words; "" if nothing is.
+
+        It is in no queue, does not wait for a time, and no live worker has it: a key that named it is gone. Asks the more,
+        the more units are outstanding; only where nothing moves.
+        """
+
     # -- workers
 
     @abstractmethod

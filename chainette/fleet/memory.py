@@ -150,7 +150,14 @@ class MemoryQueue(LeasedQueue):
         if run is None:
             return Progress(0, None, "", set())
         live = set(run.live) if run.epoch == keys.epoch else set()
-        return Progress(run.cursor, run.total, run.state, live, run.last, run.damaged, run.suspended)
+        current = run.epoch == keys.epoch
+        return Progress(run.cursor, run.total, run.state, live, run.last, run.damaged, run.suspended, is_current=current)
+
+    def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
+        run = self._runs.get(keys.run)
+        if run is None or run.epoch != keys.epoch:
+            return ""
+        return next((words for root in roots if (words := run.missing(root, self._workers))), "")
 
     # -- workers
 
@@ -248,6 +255,8 @@ class MemoryQueue(LeasedQueue):
             if run is None or run.state != "running":
                 continue
             run.promote(queue, self._clock())
+            for jobs in (run.broken, run.solo, run.queues):
+                run.skip_gone(jobs.get(queue, deque()))
             if run.broken.get(queue):
                 return self._hand_out(name, run.broken[queue].popleft(), incarnation, token, Turn.MEND)
             if run.solo.get(queue) and self._has_turn(run, queue, incarnation):
@@ -283,6 +292,8 @@ class MemoryQueue(LeasedQueue):
         if run is None or job is None or not claim.token or job.token != claim.token or run.state == "cancelled":
             if me in self._workers and (job is None or job.holder != me or job.token in ("", claim.token)):
                 self._workers[me].held.pop(claim.job, None)
+            if run is not None and job is None and run.epoch == claim.epoch:
+                run.require(claim.job, claim.unit.root, claim.unit.scope)
             return None
         return run
 
@@ -304,7 +315,7 @@ class MemoryQueue(LeasedQueue):
         effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, root, outcome.effects)
         require_size(f"{claim.unit.node}, root {root}", MAX_COMMIT, entry, effects)
         run = self._drop(claim, incarnation)
-        if run is None:
+        if run is None or run.lacks_scope(claim.job, effects):
             return False
         run.add(effects, claim.run, root, run.barred)
         run.say(token, Result, root, run.finish(claim.job), entry)

@@ -148,6 +148,49 @@ class RunInMemory:
         self.members[job.root, told["parent"]].discard(f"S:{job.scope}")
         return False
 
+    def require(self, name: str, root: int, scope: str) -> None:
+        """A unit that its scope still names, and that is gone, was lost and not committed."""
+        if name not in self.jobs and name in self.members.get((root, scope), ()):
+            self.damaged = f"unit {name} is gone"
+
+    def skip_gone(self, jobs: deque[str]) -> None:
+        """Takes units off the front of a queue that are gone."""
+        while jobs and jobs[0] not in self.jobs:
+            self.damaged = f"unit {jobs.popleft()} is gone"
+
+    def lacks_scope(self, name: str, effects: Mapping[str, Any]) -> bool:
+        """Whether a key is gone that a commit needs: its unit's place in the scope, or the fork to which its rows go."""
+        job = self.jobs[name]
+        known = {"", *(opened["scope"] for opened in effects["scopes"])}
+        known |= {scope for root, scope in self.opened if root == job.root and (root, scope) in self.parts}
+        needed = {job.scope, *(scope for kind in ("partials", "stopped") for scope, _ in effects[kind])}
+        if name not in self.members.get((job.root, job.scope), ()):
+            self.damaged = f"the members of a scope of root {job.root} are gone"
+        elif needed - known:
+            self.damaged = f"a fork of root {job.root} is gone"
+        else:
+            return False
+        return True
+
+    def missing(self, root: int, alive: Container[str]) -> str:
+        """What is outstanding of a root and can never be claimed, in words; "" if nothing is."""
+        waiting = {name for kind in (self.queues, self.solo, self.broken) for jobs in kind.values() for name in jobs}
+        scopes = [""]
+        units = 0
+        while scopes:
+            members = self.members.get((root, scopes.pop()), set())
+            if not members:
+                return f"root {root}: what is outstanding of it is gone"
+            scopes += [member[2:] for member in members if member.startswith("S:")]
+            for name in (member for member in members if member[:2] not in ("S:", "P:")):
+                units += 1
+                job = self.jobs.get(name)
+                if job is None:
+                    return f"unit {name} is gone"
+                if name not in waiting and job.due is None and (not job.token or job.holder not in alive):
+                    return f"unit {name} is in no queue"
+        return "" if units else f"root {root} waits for a later phase and was not let go"
+
     def say(self, token: str, kind: type[Result | Admission], root: int, done: bool, body: bytes) -> None:
         self.added += 1
         suspended = not done and not self.out.get(root)

@@ -147,6 +147,10 @@ class FleetQueue(LeasedQueue):
     def progress(self, keys: RunKeys) -> Progress:
         return census.progress_of(self._redis, keys)
 
+    def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
+        found: bytes = self._call("missing", run=keys.run, epoch=keys.epoch, roots=list(roots))
+        return found.decode("utf-8", "replace")
+
     # -- workers
 
     def beat(
@@ -208,24 +212,24 @@ class FleetQueue(LeasedQueue):
             try:
                 return Claim(job, token, run, int(epoch), claimed_unit(*reply[5:]), Turn(turn), since)
             except BadMessage as error:
-                self._bury(job, token, incarnation, str(error))
+                self._bury(_who(job, token, incarnation, reply[6].decode("utf-8", "replace")), str(error))
 
     def start(self, claim: Claim, incarnation: str) -> bool:
-        return bool(self._call("start", job=claim.job, token=claim.token, incarnation=incarnation) == b"OK")
+        return bool(self._call("start", **_holder(claim, incarnation)) == b"OK")
 
     def bury(self, claim: Claim, incarnation: str, reason: str) -> bool:
-        return self._bury(claim.job, claim.token, incarnation, reason)
+        return self._bury(_holder(claim, incarnation), reason)
 
-    def _bury(self, job: str, token: str, incarnation: str, reason: str) -> bool:
+    def _bury(self, who: dict[str, str], reason: str) -> bool:
         words = reason.encode("utf-8", "replace")[:2000]
-        return bool(self._call("bury", job=job, token=token, incarnation=incarnation, reason=words) == b"OK")
+        return bool(self._call("bury", **who, reason=words) == b"OK")
 
     def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
         tokens = {claim.job: claim.token for claim in known}
         return int(self._call("reconcile", incarnation=incarnation, known=tokens))
 
     def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
-        who = {"job": claim.job, "token": claim.token, "incarnation": incarnation}
+        who = _holder(claim, incarnation)
         entry = encode(Result.of(claim.unit, outcome, incarnation))
         effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, outcome.effects)
         require_size(f"{claim.unit.node}, root {claim.unit.root}", self._max_commit, entry, effects)
@@ -240,16 +244,16 @@ class FleetQueue(LeasedQueue):
     def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
         effects = Effects(halves(claim.unit))
         plain = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, effects)
-        reply = self._call("split", job=claim.job, token=claim.token, incarnation=incarnation, effects=plain)
+        reply = self._call("split", **_holder(claim, incarnation), effects=plain)
         return bool(reply == b"OK")
 
     def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:
         words = message[:2000]
-        reply = self._call("fail", job=claim.job, token=claim.token, incarnation=incarnation, delay=delay, message=words)
+        reply = self._call("fail", **_holder(claim, incarnation), delay=delay, message=words)
         return bool(reply == b"OK")
 
     def release(self, claim: Claim, incarnation: str) -> bool:
-        return bool(self._call("release", job=claim.job, token=claim.token, incarnation=incarnation) == b"OK")
+        return bool(self._call("release", **_holder(claim, incarnation)) == b"OK")
 
     # -- results
 
@@ -291,3 +295,12 @@ class FleetQueue(LeasedQueue):
         reply = self._call(name, **arguments)
         if reply != b"OK":
             raise Lost(f"{name} of run {arguments['run']}, epoch {arguments['epoch']}: {reply.decode()}")
+
+
+def _holder(claim: Claim, incarnation: str) -> dict[str, str]:
+    return _who(claim.job, claim.token, incarnation, claim.unit.scope)
+
+
+def _who(job: str, token: str, incarnation: str, scope: str) -> dict[str, str]:
+    """A claim as the scripts know it; its scope tells a unit that was lost from one that was committed."""
+    return {"job": job, "token": token, "incarnation": incarnation, "scope": scope}

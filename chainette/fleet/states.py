@@ -105,6 +105,8 @@ class Progress:
     damaged: str = ""
     #: Roots that left this epoch with units for a later phase.
     suspended: int = 0
+    #: Whether the run is in this epoch still, as far as Redis says.
+    is_current: bool = True
 
     @property
     def complete(self) -> bool:

@@ -858,12 +858,13 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.set_state(run.keys.run, "paused")
     spy.bar(run.keys, run.owner, run.queues)
     spy.end_of_input(run.keys, 1)
+    spy.missing(run.keys, [0])
     spy.note(run.keys.run, EngineReleased(engine="e"))
     spy.claim("w1", "t", run.pairs)
     spy.beat("w1", {"engines": "e"})
     spy.commit(claim, "w1", run.plan, outcome, "t")
     spy.split(claim, "w1", run.plan)
-    calls["stage"] = {key: calls["commit"][key] for key in ("job", "token", "incarnation")}
+    calls["stage"] = {key: calls["commit"][key] for key in ("job", "token", "incarnation", "scope")}
     calls["stage"] |= {"number": 0, "seconds": 1.0, "part": b"x"}
     spy.start(claim, "w1")
     spy.fail(claim, "w1", 1.0, "why")

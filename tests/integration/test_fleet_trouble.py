@@ -303,7 +303,7 @@ def test_a_run_that_another_process_has_taken_is_left_to_it_as_long_as_that_live
     monkeypatch.setattr("chainette_workers.drive.LEASE", 0.2)
     board, client = Board(database.client), database.client
     run = Background(site, RedisFleet(database.url))
-    [info] = wait_for(lambda: [info for info in board.runs() if info.fields.get("sink")])
+    [info] = wait_for(lambda: [info for info in board.runs() if "counts" in info.fields])
     board.beat("enqueue-other", {"kind": "enqueue"})
     client.hset(f"chainette:run:{info.run}", mapping={"owner": "other", "sink": "enqueue-other"})
     with site.worker(database.url):
@@ -335,6 +335,7 @@ def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chainette.fleet.messages.MAX_BYTES", 0)
+    monkeypatch.setattr("chainette_workers.drive.LEASE", 0.1)
     with site.worker(database.url), pytest.raises(RunStopped, match=r"given up after 3 new epochs.*at most 0 bytes"):
         site.run(Driven(database.url))
     monkeypatch.undo()

@@ -166,7 +166,11 @@ class Drive:
     tend: Callable[[bool], None] = lambda _moved: None
     _phases: Phases = field(init=False)
     _looked_at: float = 0.0
+    #: Damages since rows became durable the last time, and until when the next one waits.
     _damages: int = 0
+    _damage_until: float = 0.0
+    _searched_at: float = 0.0
+    _done_at_damage: int = -1
     _moved_at: float = field(default_factory=time.monotonic)
     _explained_at: float = -_AGAIN
     _noted: str = "0-0"
@@ -198,6 +202,8 @@ class Drive:
                 moved = coordinator.step()
                 moved |= sink.step()
                 self._hear(sink)
+                if not moved:
+                    self._search(sink)
                 if not moved and coordinator.finished and (progress := sink.progress).complete:
                     if not progress.suspended:
                         session.finish()
@@ -235,8 +241,8 @@ class Drive:
             return
         self._looked_at = now
         progress = sink.progress
-        if progress.damaged:
-            raise BadMessage(progress.damaged)
+        if words := sink.damage(progress):
+            raise BadMessage(words)
         if progress.state == "cancelled":
             raise Cancelled
         workers = list(self.board.members().values())
@@ -247,6 +253,19 @@ class Drive:
             _log.warning("%s", self._phases.words)
         sink.bar(self._phases.barred)
         self.board.say(sink.run, {"counts": counts_of(self.session.writer.state), "window": sink.fields["window"]})
+
+    def _search(self, sink: Sink) -> None:
+        """Looks for units that no worker can ever take, once a lease while nothing moves.
+
+        Raises:
+            BadMessage: there is one; its rows come back with the next epoch.
+        """
+        now = time.monotonic()
+        if now < max(self._moved_at, self._searched_at) + LEASE:
+            return
+        self._searched_at = now
+        if words := sink.missing():
+            raise BadMessage(words)
 
     def _went_in_phases(self, sink: Sink) -> bool:
         """Whether an earlier sink, or this one in the epoch before, had the run go in phases."""
@@ -311,10 +330,24 @@ class Drive:
             self.tend(closed)
 
     def _give_up_if_often(self, error: ChainetteError) -> None:
-        """What cannot be read, or processed, is made anew out of what is durable; not for ever."""
-        self._damages += 1
+        """What cannot be read, or is gone, is made anew out of what is durable: once a lease, then in twice that time, and
+        not for ever unless rows become durable meanwhile.
+
+        Raises:
+            RunStopped: it was done often enough.
+        """
+        done = self.session.writer.state.done_count
+        self._damages = self._damages + 1 if done == self._done_at_damage else 1
+        self._done_at_damage = done
         if self._damages > _MOST_DAMAGES:
             raise RunStopped(f"given up after {_MOST_DAMAGES} new epochs: {error}")
+        moved = False
+        while time.monotonic() < self._damage_until:
+            anyio.from_thread.check_cancelled()
+            time.sleep(_IDLE)
+            self.tend(moved)
+        self._damage_until = time.monotonic() + LEASE * 2 ** (self._damages - 1)
+        self._moved_at = time.monotonic()
         _log.warning("a new epoch begins: %s", error)
 
     def _explain(self, sink: Sink, trouble: redis.RedisError | None) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from chainette.core.flow import Durable
 from chainette.core.plan import Plan
 from chainette.fleet.keys import RunKeys
-from chainette.fleet.messages import Admission, Result
+from chainette.fleet.messages import Admission, BadMessage, Result
 from chainette.fleet.queue import ANCHOR, Entry, LeasedQueue, Lost, Progress
 from chainette.hooks import Hook
 from chainette.io.events import Event, RunResumed, RunStarted
@@ -21,6 +22,7 @@ from chainette.io.session import graph_of
 from chainette.io.writer import Admitted, Commit, Item, RunWriter, Suspended
 from chainette.limits import RejectWatch
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage
+from chainette_workers.acceptance import LiveRoot
 
 __all__ = ["Sink"]
 
@@ -45,7 +47,9 @@ class Sink:
     barred: frozenset[str] | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
     #: Roots that the writer holds open.
-    _open_roots: set[int] = field(default_factory=set)
+    _live: dict[int, LiveRoot] = field(default_factory=dict)
+    #: Engines whose units had to wait for a later phase at any time of this epoch; None if another sink began it.
+    _ever_barred: frozenset[str] | None = None
     #: Whether Redis may not know how far this is durable.
     _doubted: bool = False
     #: Token of the anchor of an epoch that is in the log and not yet in Redis; "" where there is none.
@@ -107,7 +111,8 @@ class Sink:
         return {**self.fields, "records_before": self.writer.state.records, "expected": known, "barred": barred}
 
     def _log_epoch(self, expected: int | None) -> None:
-        self._open_roots.clear()
+        self._live.clear()
+        self._ever_barred = self.barred or frozenset()
         self._doubted = False
         token = secrets.token_hex(8)
         anchor = (ANCHOR, token)
@@ -145,6 +150,7 @@ class Sink:
 
         Raises:
             Lost: Redis does not continue the log, or another sink took over.
+            BadMessage: something that came cannot be right; the rest is durable, and a new epoch must begin.
             DiskError: the disk refused.
         """
         if self._doubted:
@@ -154,34 +160,60 @@ class Sink:
         entries = self.queue.read(self.keys, position)
         if not entries:
             return False
-        items, opened = self._items(entries)
+        opened = self._opened(entries)
+        accepted, refused = self._accepted(entries)
+        if accepted:
+            self._make_durable(accepted, opened)
+        if refused:
+            raise BadMessage(next(iter(refused.values())))
+        return True
+
+    def _opened(self, entries: list[Entry]) -> dict[int, Admitted]:
+        """Roots of which this is the first entry, as they were admitted."""
+        roots = dict.fromkeys(entry.root for entry in entries if entry.root not in self._live)
+        opened = {}
+        for root in roots:
+            record = self.queue.record(self.keys, root)
+            opened[root] = Admitted(root, record.rows, record.records, self.writer.durable(root), record.read)
+        for root, admitted in opened.items():
+            durable = self.writer.durable(root) if admitted.durable is not None else None
+            self._live[root] = LiveRoot(self.plan, root, admitted.rows, durable or Durable())
+        return opened
+
+    def _accepted(self, entries: list[Entry]) -> tuple[list[Entry], dict[int, str]]:
+        """Entries that may become durable; and roots of which one may not, with the reason."""
+        accepted: list[Entry] = []
+        refused: dict[int, str] = {}
+        for entry in entries:
+            live = self._live.get(entry.root)
+            if entry.root in refused:
+                continue
+            words = live.refuse(entry, self._ever_barred) if live else f"root {entry.root}: rows came after its end"
+            if words:
+                refused[entry.root] = words
+                continue
+            accepted.append(entry)
+            if entry.done or entry.suspended:
+                del self._live[entry.root]
+        return accepted, refused
+
+    def _make_durable(self, entries: list[Entry], opened: dict[int, Admitted]) -> None:
+        items: list[Item] = []
+        for entry in entries:
+            if entry.root in opened:
+                items.append(opened.pop(entry.root))
+            items.append(_commit(entry))
+            if entry.suspended:
+                items.append(Suspended(entry.root))
         self._doubted = True
         committed = self.writer.commit(items)
         self.hook.on_flush(committed.synced)
-        self._open_roots = opened
         for event in committed.events:
             self.hook.on_event(event)
         for entry in entries:
             if isinstance(entry.message, Result):
                 self.rejects.count(entry.message.node, entry.message.taken, len(entry.message.rejected))
         self._acknowledge([entry.root for entry in entries if entry.done])
-        return True
-
-    def _items(self, entries: list[Entry]) -> tuple[list[Item], set[int]]:
-        """What the writer has to write, and the roots that are open then."""
-        opened = set(self._open_roots)
-        items: list[Item] = []
-        for entry in entries:
-            if entry.root not in opened:
-                record = self.queue.record(self.keys, entry.root)
-                items.append(Admitted(entry.root, record.rows, record.records, self.writer.durable(entry.root), record.read))
-                opened.add(entry.root)
-            items.append(_commit(entry))
-            if entry.suspended:
-                items.append(Suspended(entry.root))
-            if entry.done or entry.suspended:
-                opened.discard(entry.root)
-        return items, opened
 
     def _acknowledge(self, done: list[int]) -> None:
         """What is durable may go, these roots with it; until Redis has answered it is in doubt."""
@@ -207,11 +239,33 @@ class Sink:
         if engines != self.barred:
             self.queue.bar(self.keys, self.owner, self._queues_of(engines))
             self.barred = engines
+            if self._ever_barred is not None:
+                self._ever_barred |= engines
 
     @property
     def progress(self) -> Progress:
         """How far this epoch is."""
         return self.queue.progress(self.keys)
+
+    def damage(self, progress: Progress) -> str:
+        """What is gone from Redis, in words, as far as counts tell; "" if nothing is.
+
+        Raises:
+            Lost: another epoch has begun.
+        """
+        if not progress.is_current:
+            raise Lost(f"run {self.run}: epoch {self.writer.epoch} is over")
+        if progress.damaged or not progress.state:
+            return progress.damaged or f"the record of run {self.run} is gone from Redis"
+        state = self.writer.state
+        least = progress.cursor - progress.suspended - (state.done_count - state.done_before)
+        if len(progress.live) < least:
+            return f"{least - len(progress.live):,} roots that are not complete are gone from Redis"
+        return ""
+
+    def missing(self) -> str:
+        """What of the live roots no worker can ever take, in words; "" if there is nothing. For when nothing moves."""
+        return self.queue.missing(self.keys, [root for root in self.progress.live if not self.writer.state.is_done(root)])
 
     def close(self) -> None:
         """Takes the complete run out of Redis."""

@@ -59,6 +59,7 @@ for _, entry in ipairs(A.queues) do
     for _, job in ipairs(redis.call('ZRANGEBYSCORE', 'rq:scheduled:' .. entry[2], '-inf', now(), 'LIMIT', 0, 16)) do
       redis.call('ZREM', 'rq:scheduled:' .. entry[2], job)
       local j = job_of(job)
+      if not j.run and starts(job, run .. '_' .. state[2] .. '_') then damage(run, 'unit ' .. job .. ' is gone from Redis') end
       if j.status == 'scheduled' and not foreign(job, j, run, entry[2]) and j.epoch == state[2] then put_back(job, j, true) end
     end
     local broken = redis.call('LPOP', P .. 'broken:' .. entry[2])

@@ -1,11 +1,11 @@
 -- What became of a unit: result entry, successors and scope step at once, or nothing. UNSTAGED: a part that was staged is
 -- gone, since it waited too long.
--- A: job, token, incarnation, entry, entry_token, effects
+-- A: job, token, incarnation, scope, entry, entry_token, effects
 local job = need(A.job, 'string', 'job')
-need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
+need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation'); need(A.scope, 'string', 'scope')
 need(A.entry_token, 'string', 'entry_token')
 local j = holds(job, A.token)
-if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
+if not j then let_go(job, A.token, A.incarnation, A.scope); return 'LOST' end
 local RUN, EPOCH = j.run, j.epoch
 local P, BARRED = prefix_of(RUN, EPOCH), j.barred
 --EFFECTS
@@ -15,6 +15,12 @@ local bodies = {A.entry}
 for _, u in ipairs(A.effects.units) do bodies[#bodies + 1] = u.payload end
 if not all_there(bodies) then return 'UNSTAGED' end
 local root = j.root
+local lost = lost_scope(job, root, j.scope, A.effects)
+if lost then -- else it would end a fork or a root that is not at its end
+  drop(job, j, A.incarnation)
+  damage(RUN, lost)
+  return 'LOST'
+end
 add(A.effects, root)
 redis.call('SREM', scope_key(root, j.scope), job)
 drop(job, j, A.incarnation)

@@ -91,12 +91,6 @@ local function in_hand(job, me)
   return j
 end
 
--- A claim that is over leaves the worker's hands, unless the worker has claimed the same unit again since.
-local function let_go(job, token, me)
-  local claim = redis.call('HMGET', job_key(job), 'claim', 'worker_name')
-  if not claim[1] or claim[1] == token or claim[2] ~= me then redis.call('SREM', held_key(me), job) end
-end
-
 -- What RQ shows as started: for ever, so that no cleanup of RQ's takes it for abandoned.
 local function wip_key(queue) return 'rq:wip:' .. queue end
 local function execution(job, token) return job .. ':' .. token end
@@ -136,6 +130,18 @@ end
 -- A unit of the run itself is gone; its rows come back with the next epoch, which the sink begins when it sees this.
 local function damage(run, reason)
   if redis.call('EXISTS', run_key(run)) == 1 then redis.call('HSET', run_key(run), 'damaged', reason) end
+end
+
+-- A claim that is over leaves the worker's hands, unless the worker has claimed the same unit again since. Where its scope
+-- still names a unit whose job is gone, it was lost and not committed.
+local function let_go(job, token, me, scope)
+  local claim = redis.call('HMGET', job_key(job), 'claim', 'worker_name')
+  if not claim[1] or claim[1] == token or claim[2] ~= me then redis.call('SREM', held_key(me), job) end
+  local run, epoch, root = string.match(job, '^(.*)_(%d+)_(%d+)_%x+$')
+  if claim[1] or not run or redis.call('HGET', run_key(run), 'epoch') ~= epoch then return end
+  if redis.call('SISMEMBER', prefix_of(run, epoch) .. 's:' .. root .. ':' .. scope, job) == 1 then
+    damage(run, 'unit ' .. job .. ' is gone from Redis')
+  end
 end
 
 -- What RQ keeps of a queue besides its jobs.

@@ -47,6 +47,22 @@ local function check_effects(effects)
   for _, p in ipairs(effects.stopped) do need(p[1], 'string', 'stopped scope'); need(p[2], 'string', 'stopped') end
 end
 
+-- Which key is gone that a commit needs: its unit's place in the scope, or the fork to which its rows go; nil if none is.
+local function lost_scope(job, root, scope, effects)
+  if redis.call('SISMEMBER', scope_key(root, scope), job) == 0 then return 'the members of a scope of root ' .. root .. ' are gone from Redis' end
+  local opened = {['']= true}
+  for _, s in ipairs(effects.scopes) do opened[s.scope] = true end
+  local function is_gone(name)
+    if opened[name] then return false end
+    opened[name] = true
+    return redis.call('HEXISTS', fork_key(root, name), 'job') == 0
+  end
+  local gone = is_gone(scope)
+  for _, p in ipairs(effects.partials) do gone = gone or is_gone(p[1]) end
+  for _, p in ipairs(effects.stopped) do gone = gone or is_gone(p[1]) end
+  if gone then return 'a fork of root ' .. root .. ' is gone from Redis' end
+end
+
 -- Rows of the root that were outstanding when that was changed last; units that wait for a later phase are not among them.
 local outstanding = 0
 

@@ -1,8 +1,8 @@
--- Handed back unharmed, to the front. A: job, token, incarnation
+-- Handed back unharmed, to the front. A: job, token, incarnation, scope
 local job = need(A.job, 'string', 'job')
-need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
+need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation'); need(A.scope, 'string', 'scope')
 local j = holds(job, A.token)
-if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
+if not j then let_go(job, A.token, A.incarnation, A.scope); return 'LOST' end
 drop(job, j, A.incarnation)
 put_back(job, j, true)
 return 'OK'

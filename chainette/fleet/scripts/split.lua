@@ -1,8 +1,8 @@
--- A unit that killed a worker while it ran alone becomes two that run alone. A: job, token, incarnation, effects
+-- A unit that killed a worker while it ran alone becomes two that run alone. A: job, token, incarnation, scope, effects
 local job = need(A.job, 'string', 'job')
-need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation')
+need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation'); need(A.scope, 'string', 'scope')
 local j = holds(job, A.token)
-if not j then let_go(job, A.token, A.incarnation); return 'LOST' end
+if not j then let_go(job, A.token, A.incarnation, A.scope); return 'LOST' end
 local RUN, EPOCH = j.run, j.epoch
 local P, BARRED = prefix_of(RUN, EPOCH), ''
 --EFFECTS

@@ -1,0 +1,96 @@
+"""Any single key of Redis may be lost at any time: the run goes on, in a new epoch at worst, and its rows are all there.
+
+As by an evicting maxmemory-policy, or a neighbour that cleans up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chainette_workers.drive import RedisFleet
+from redis import Redis
+
+from chainette.io.result import RunResult
+from tests.integration.test_fleet_trouble import Background, Site, wait_for
+from tests.support.valkey import Database
+
+#: What there is before any worker has come; `*` stands for the run, its epoch, a root, a unit, ...
+ADMITTED = [
+    "chainette:run:*[0-9a-f]",
+    "chainette:runs",
+    "chainette:*:0:live",
+    "chainette:*:0:out",
+    "chainette:*:0:r:*",
+    "chainette:*:0:s:*",
+    "chainette:*:0:u:*",
+    "chainette:*:0:stream",
+    "rq:job:*",
+    "rq:queue:*",
+    "rq:queues",
+    "chainette:lease",
+    "chainette:worker:enqueue-*",
+    "chainette:workers",
+]
+
+#: What there is while workers are at it.
+AT_WORK = [
+    *ADMITTED,
+    "chainette:*:0:f:*",
+    "chainette:run:*:notes",
+    "chainette:held:*",
+    "chainette:worker:w*",
+    "rq:worker:*",
+    "rq:workers",
+    "rq:workers:*",
+    "rq:wip:*",
+]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr("chainette_workers.drive.LEASE", 1.0)
+    (tmp_path / "latency").write_text("0.05")
+    return Site(tmp_path)
+
+
+def keys(client: Redis, pattern: str) -> Iterator[str]:
+    """Keys of that kind, in order; `chainette:run:ID` is another kind than what lies below it."""
+    found = sorted(key.decode() for key in client.scan_iter(pattern, count=1000))
+    return (key for key in found if pattern != ADMITTED[0] or key.count(":") == 2)
+
+
+def lose_one(client: Redis, pattern: str, which: int = 0) -> bool:
+    found = list(keys(client, pattern))
+    return bool(found) and bool(client.delete(found[which % len(found)]))
+
+
+def require_whole(site: Site, run: Background) -> None:
+    result = run.end()
+    assert isinstance(result, RunResult), result
+    site.require_whole(result)
+
+
+@pytest.mark.parametrize("pattern", ADMITTED)
+def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, database: Database, pattern: str) -> None:
+    client = database.client
+    database.may_leave("rq:worker*")
+    run = Background(site, RedisFleet(database.url))
+    wait_for(lambda: list(client.scan_iter("rq:queue:*")) and lose_one(client, pattern))
+    with site.worker(database.url):
+        require_whole(site, run)
+
+
+@pytest.mark.parametrize("pattern", AT_WORK)
+def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, database: Database, pattern: str) -> None:
+    client = database.client
+    database.may_leave("rq:worker*")
+    log = site.path / "out/events.jsonl"
+    run = Background(site, RedisFleet(database.url))
+    with site.worker(database.url):
+        wait_for(log.exists)
+        wait_for(lambda: log.read_bytes().count(b"unit_committed") > 8)
+        wait_for(lambda: run.found or lose_one(client, pattern, which=3))
+        assert not run.found, "there was no such key"
+        require_whole(site, run)
