@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -21,7 +23,10 @@ def rollback(directory: RunDirectory) -> None:
     """
     from chainette import executor
 
+    here = Path.cwd()
     executor.rollback(directory)
+    with suppress(OSError):
+        os.chdir(here)  # inside DIR, the folder of that name is another one now
     typer.echo(f"{directory} is as it was before: {_summary(directory)}")
     for line in version_lines(directory):
         typer.echo(line)
