@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,8 +133,10 @@ def test_rollback_undoes_a_retry_and_status_says_which_versions_there_are(projec
     assert done.stdout.splitlines()[0] == f"jsonl is as it was before: {finished}"
     assert "version 2 (jsonl/.versions/2): finished, 40 rows finished, 1 rejected" in done.stdout
     assert lines(project, "jsonl") == before
-    assert project.chainette("rollback", "jsonl").returncode == 0
-    assert lines(project, "jsonl") == after
+    inside = [sys.executable, "-m", "chainette", "rollback", "."]
+    done = subprocess.run(inside, cwd=project.path / "jsonl", env=project.environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "version 3 (.versions/3)" in done.stdout and lines(project, "jsonl") == after
 
 
 def test_rebuild_writes_the_same_files_out_of_the_log(project: Project) -> None:
