@@ -90,8 +90,9 @@ def _hand_over(flags: dict[str, Any], *, here: bool, debug: bool) -> None:
             way = "--no-sink" if here else "--detach"
             raise typer.BadParameter(f"--{flag.replace('_', '-')} needs the run in this process; leave out {way}")
 
+    from chainette.errors import Problem
     from chainette.fleet.board import Board, Role
-    from chainette.fleet.connect import connect
+    from chainette.fleet.connect import connect, eviction_risk
     from chainette.utils.ids import new_run_id
 
     chain_root, engines = flags["chain_root"], flags["engines"]
@@ -104,6 +105,8 @@ def _hand_over(flags: dict[str, Any], *, here: bool, debug: bool) -> None:
         board = Board(connection)
         hosts = _require_services(board, [Role.SINK] if here else [*Role])
         board.ask(run_id, order)
+        if (risk := eviction_risk(connection)) and not here:  # else its coordinator says so
+            warn([Problem(risk, None, warning=True)])
         if here:
             _admit(board, run_id, flags["redis"], chain_root, quiet=flags["quiet"])
             _tell_end(Path(order.directory), quiet=flags["quiet"])

@@ -16,6 +16,7 @@ from chainette.cli.live import view_lines
 from chainette.cli.progress import EngineView, Progress
 from chainette.cli.summary import clock, short
 from chainette.fleet.board import Board
+from chainette.fleet.connect import is_passing
 from chainette.fleet.keys import served
 from chainette.fleet.reasons import reasons
 from chainette.fleet.snapshot import Load, Snapshot
@@ -32,7 +33,11 @@ Draw = Callable[[int, int], list[Text] | None]
 
 
 def watch(console: Console, draw: Draw) -> None:
-    """Draws again and again until there is nothing left, or Ctrl-C; what does not go to a terminal gets new lines only."""
+    """Draws again and again until there is nothing left, or Ctrl-C; what does not go to a terminal gets new lines only.
+
+    A Redis that does not answer for a while is waited for, and said so.
+    """
+    draw = _patient(draw)
     if not console.is_terminal or console.is_dumb_terminal:
         _follow(console, draw)
         return
@@ -40,6 +45,26 @@ def watch(console: Console, draw: Draw) -> None:
         while (lines := draw(*console.size)) is not None:
             live.update(Group(*lines), refresh=True)
             time.sleep(_EVERY)
+
+
+def _patient(draw: Draw) -> Draw:
+    """The view as it was, and why it stands still, where Redis does not answer."""
+    import redis
+
+    last: list[Text] = []
+
+    def patient(width: int, height: int) -> list[Text] | None:
+        nonlocal last
+        try:
+            lines = draw(width, height)
+        except redis.RedisError as error:
+            if not is_passing(error):
+                raise
+            return [*last, Text(f"Redis does not answer ({error}); looking again", style="yellow")]
+        last = lines or []
+        return lines
+
+    return patient
 
 
 def _follow(console: Console, draw: Draw) -> None:

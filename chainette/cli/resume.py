@@ -205,7 +205,7 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, from_ste
     from chainette.errors import RunError
     from chainette.fleet.board import Board, Order, Role
     from chainette.fleet.connect import connect
-    from chainette.fleet.queue import FleetQueue
+    from chainette.fleet.queue import FleetQueue, Lost
     from chainette.io.session import read_state
     from chainette.reopen import require_limit
 
@@ -230,7 +230,10 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, from_ste
             order = _anew(order, run, directory, from_steps)
         if from_steps or limit is not None:
             board.say(run.run_id, order.fields)
-        FleetQueue(connection).set_state(run.run_id, "running")
+        try:
+            FleetQueue(connection).set_state(run.run_id, "running")
+        except Lost:
+            return False  # it ended meanwhile
     hosts = ", ".join(sorted({words.get("host", "?") for words in sinks.values()}))
     typer.echo(f"run {run.run_id}: asked the sink on {hosts} to go on")
     typer.echo(f"watch: {command_line('status', run.run_id, '--watch')}")

@@ -31,8 +31,12 @@ def status(
     Of a directory: rows per step, tokens, engines, and what to do next. Of a live run: how far each step is, what waits
     and what is at work, and why nothing moves where nothing does. A path wins over a run id.
     """
-    if what is not None and (_is_there(Path(what)) or "/" in what):
+    from chainette.errors import RunDirectoryError
+
+    if what is not None and _is_there(Path(what)):
         _show_directory(Path(what), watching=watching)
+    elif what is not None and "/" in what:
+        raise RunDirectoryError(_no_directory(what).removesuffix("; "))
     else:
         _show_live(what, redis, watching=watching)
 
@@ -49,20 +53,43 @@ def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:
     from chainette.cli.fleet_view import FleetView, RunView, watch
     from chainette.errors import RunError
     from chainette.fleet.board import Board
-    from chainette.fleet.connect import connect
+    from chainette.fleet.connect import connect, eviction_risk
 
-    with connect(redis) as connection:
+    try:
+        connection = connect(redis)
+    except RunError as error:
+        raise RunError(f"{_no_directory(run)}{error}") from error
+    with connection:
         board, screen = Board(connection), console()
         view = FleetView(board) if run is None else RunView(board, run)
         lines = view.draw(screen.width, max(screen.height, 24))
         if lines is None:
             known = ", ".join(info.run for info in board.runs()) or "none"
-            raise RunError(f"no directory and no live run {run!r}; live runs: {known}")
+            raise RunError(f"{_no_directory(run)}no live run {run!r}; live runs: {known}")
+        if risk := eviction_risk(connection):
+            screen.print(f"warning: {risk}", style="yellow", soft_wrap=True)
         if watching:
             watch(screen, view.draw)
             return
         for line in lines:
             screen.print(line, soft_wrap=not screen.is_terminal)
+
+
+def _no_directory(name: str | None) -> str:
+    """That no directory has this name, and which names are near; "" if none was asked for."""
+    from difflib import get_close_matches
+
+    if name is None:
+        return ""
+    here, runs = Path(), Path("runs")
+    found = [
+        path for folder in (here, runs) if folder.is_dir() for path in folder.iterdir() if (path / "events.jsonl").exists()
+    ]
+    near = get_close_matches(name, [str(path) for path in found], n=3) or [
+        str(path) for path in found if get_close_matches(name, [path.name], n=1)
+    ]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"no directory {name!r} here{hint}; "
 
 
 def _show_directory(directory: Path, *, watching: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import time
 from typing import TYPE_CHECKING
 
 from chainette.errors import RedisUnavailable, RunError
@@ -11,10 +13,14 @@ from chainette.errors import RedisUnavailable, RunError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["DEFAULT_URL", "chosen_url", "connect", "impatient", "is_passing", "shown"]
+__all__ = ["DEFAULT_URL", "chosen_url", "connect", "eviction_risk", "impatient", "is_passing", "shown"]
+
+_log = logging.getLogger("chainette")
 
 #: The environment variable that holds the URL, password and all.
 VARIABLE = "CHAINETTE_REDIS_URL"
+#: Seconds between two questions whether Redis has loaded its data.
+_LOADING = 0.5
 #: How replies begin that say "not now", where redis-py has no class of its own for them.
 _PASSING = ("BUSY", "MASTERDOWN", "UNBLOCKED", "MISCONF", "NOREPLICAS")
 
@@ -24,7 +30,8 @@ DEFAULT_URL = "redis://127.0.0.1:6379/0"
 def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
     """A client whose commands are sent once; its callers know which ones may be repeated.
 
-    The URL comes from the argument, from CHAINETTE_REDIS_URL, or is `redis://127.0.0.1:6379/0`.
+    The URL comes from the argument, from CHAINETTE_REDIS_URL, or is `redis://127.0.0.1:6379/0`. A Redis that is still
+    loading its data is waited for.
 
     Raises:
         RedisUnavailable: it does not answer; the message holds no password.
@@ -37,12 +44,49 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
     url = chosen_url(url)
     try:
         client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout)
-        client.ping()
+        _wait_until_loaded(client, shown(url))
     except (redis.RedisError, ValueError, OSError) as error:
         reason = str(error).replace(url, shown(url))
         kind = RedisUnavailable if isinstance(error, redis.RedisError) and is_passing(error) else RunError
         raise kind(f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}") from error
     return client
+
+
+def _wait_until_loaded(client: redis.Redis, address: str) -> None:
+    import redis
+
+    said = False
+    while True:
+        try:
+            client.ping()
+            return
+        except redis.BusyLoadingError:
+            if not said:
+                _log.warning("Redis at %s is still loading its data; waiting for it", address)
+            said = True
+            time.sleep(_LOADING)
+
+
+def eviction_risk(client: redis.Redis) -> str:
+    """Why Redis may delete keys by itself, with the command that stops it; "" if it does not, or does not say.
+
+    INFO tells it to users who may not call CONFIG.
+
+    Raises:
+        redis.RedisError: it does not answer.
+    """
+    import redis
+
+    try:
+        policy = str(client.info("memory").get("maxmemory_policy", ""))
+    except redis.ResponseError:  # an ACL without INFO
+        return ""
+    if not policy.startswith(("allkeys", "volatile")):
+        return ""
+    return (
+        f"Redis deletes keys of runs when its memory is full (maxmemory-policy is {policy}), so that their rows are computed "
+        f"again; keep them: redis-cli config set maxmemory-policy noeviction"
+    )
 
 
 def chosen_url(url: str | None) -> str:

@@ -11,6 +11,9 @@ from chainette.fleet.snapshot import Snapshot
 
 __all__ = ["reasons"]
 
+#: Seconds without movement from which on a full window is a reason.
+_STILL = 2
+
 #: Results that a sink takes at once; more of them waiting means that it is behind.
 _BEHIND = 256
 
@@ -78,6 +81,8 @@ def _failing(snapshot: Snapshot) -> Iterator[str]:
 def _full(snapshot: Snapshot) -> Iterator[str]:
     if snapshot.results > _BEHIND:
         yield f"the sink is behind: {snapshot.results:,} results wait to be written"
+    elif snapshot.still < _STILL or any(load.units for load in snapshot.queues.values()):
+        return  # a full window is how a healthy run bounds its memory: it moves on with each root that becomes durable
     elif snapshot.window and snapshot.live_rows >= snapshot.window:
         yield f"the window is full: {snapshot.live_rows:,} rows are between admission and the disk, of {snapshot.window:,}"
     elif snapshot.window_bytes and snapshot.live_bytes >= snapshot.window_bytes:

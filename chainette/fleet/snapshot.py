@@ -53,6 +53,11 @@ class Snapshot:
         return sorted({engine_of(name) for name in self.info.fields.get("barred", "").split()})
 
     @property
+    def still(self) -> int:
+        """Seconds since a row was admitted or became durable, as its sink said last."""
+        return int(self.info.fields.get("still", 0))
+
+    @property
     def live_rows(self) -> int:
         return int(self.info.fields.get("live_rows", 0))
 

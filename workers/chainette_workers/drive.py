@@ -35,6 +35,7 @@ from chainette_workers.endpoint import Endpoint
 from chainette_workers.figures import counts_of, outline_of
 from chainette_workers.phases import Phases
 from chainette_workers.presence import Presence
+from chainette_workers.runtime import warn_of_eviction
 from chainette_workers.sink import Sink
 from chainette_workers.watching import watching
 
@@ -96,6 +97,7 @@ class RedisFleet:
         me = f"enqueue-{secrets.token_hex(6)}"
         roles = {Role.SINK.value: me, Role.COORDINATOR.value: me}
         with connect(self.url) as connection, watching(self.metrics, connection, Part.SINK, Part.FLEET) as watch:
+            warn_of_eviction(connection)
             board, session = Board(connection), watch.over(session)
             with Presence(board, me, "enqueue", watch.words) as presence:
                 Drive(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
@@ -252,7 +254,8 @@ class Drive:
         if self._phases.begun and not begun:
             _log.warning("%s", self._phases.words)
         sink.bar(self._phases.barred)
-        self.board.say(sink.run, {"counts": counts_of(self.session.writer.state), "window": sink.fields["window"]})
+        counts, still = counts_of(self.session.writer.state), int(now - self._moved_at)
+        self.board.say(sink.run, {"counts": counts, "window": sink.fields["window"], "still": still})
 
     def _search(self, sink: Sink) -> None:
         """Looks for units that no worker can ever take, once a lease while nothing moves.

@@ -15,10 +15,10 @@ import anyio
 import anyio.to_thread
 import redis
 
-from chainette.fleet.connect import is_passing
+from chainette.fleet.connect import eviction_risk, is_passing
 from chainette.utils.backoff import backoff
 
-__all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "watch_parent"]
+__all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "warn_of_eviction", "watch_parent"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,13 @@ def watch_parent(stopping: threading.Event) -> None:
 def say(words: str) -> None:
     """One line of the process's log, which is its stderr."""
     print(words, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def warn_of_eviction(connection: redis.Redis) -> None:
+    """Says so if Redis may delete keys by itself."""
+    with suppress(redis.RedisError):
+        if risk := eviction_risk(connection):
+            say(f"warning: {risk}")
 
 
 async def insist(call: Callable[[], T]) -> T:

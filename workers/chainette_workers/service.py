@@ -31,7 +31,7 @@ from chainette.io.several import expand
 from chainette_workers.catalogue import Part
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.presence import Presence
-from chainette_workers.runtime import say
+from chainette_workers.runtime import say, warn_of_eviction
 from chainette_workers.watching import Watch, watching
 
 __all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same_chain", "serve"]
@@ -153,6 +153,7 @@ def serve(
     """
     part = Part.SINK if duty.role is Role.SINK else Part.FLEET
     with connect(url, timeout=5.0) as connection, watching(metrics, connection, part) as watch:
+        warn_of_eviction(connection)
         Service(Board(connection), FleetQueue(connection), duty, only, watch=watch).run(stopping)
 
 

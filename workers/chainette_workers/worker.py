@@ -33,7 +33,7 @@ from chainette_workers.endpoint import Endpoint
 from chainette_workers.engine import EngineWorker
 from chainette_workers.functions import Children
 from chainette_workers.models import Models, spread
-from chainette_workers.runtime import UNUSABLE, heed_signals, say, watch_parent
+from chainette_workers.runtime import UNUSABLE, heed_signals, say, warn_of_eviction, watch_parent
 from chainette_workers.serving import Serving
 from chainette_workers.watching import Watch, watching
 
@@ -78,6 +78,7 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
         ThreadPoolExecutor(1) as side,
         watching(config.metrics, connection, Part.WORKER, engines=config.names) as watch,
     ):
+        warn_of_eviction(connection)
         worker = _Process(FleetQueue(connection), Board(connection), config, side, watch).worker
         with on_record(worker.incarnation, config.names, shown(chosen_url(config.url))):
             anyio.run(worker.run, stopping.is_set)
