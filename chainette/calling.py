@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -11,7 +12,6 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
-import anyio.to_thread
 from pydantic import BaseModel, ValidationError
 
 from chainette.core.apply import ApplyNode, Cardinality
@@ -23,21 +23,25 @@ from chainette.records import Output, Reason, Row, child_id
 from chainette.tally import Tally, excess, raised
 from chainette.utils.foreign import RAISED, is_stray
 
-__all__ = ["MAX_FAN_OUT", "call"]
+__all__ = ["MAX_FAN_OUT", "Away", "call"]
 
 #: Rows that one row may become in one Apply.
 MAX_FAN_OUT = 100_000
 
 
-async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook) -> Tally:
-    """Runs the function for every row: async ones side by side, others in one thread."""
+#: Runs a function with these arguments without holding up the event loop.
+Away = Callable[..., Awaitable[Any]]
+
+
+async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook, away: Away) -> Tally:
+    """Runs the function for every row: async ones side by side, others one after the other by `away`."""
     apply = node.node
     assert isinstance(apply, ApplyNode)
     returned: list[Any] = [None] * len(rows)
     if _is_async(apply.fn):
         pending = {index: partial(_call_here, apply.fn, plan, node, row) for index, row in enumerate(rows)}
     else:
-        returned = await anyio.to_thread.run_sync(_call_each, apply.fn, [(plan, node, row) for row in rows])
+        returned = await away(_call_each, apply.fn, [(plan, node, row) for row in rows])
         # a lambda around an async function, say
         pending = {index: partial(_awaited, value) for index, value in enumerate(returned) if _is_pending(value)}
     await _settle(returned, pending)
@@ -103,7 +107,8 @@ class _Raised:
 def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) -> list[Any]:
     returned: list[Any] = []
     for plan, node, row in calls:
-        anyio.from_thread.check_cancelled()  # an interrupt waits for one row, not for the whole unit
+        with suppress(RuntimeError):  # raised in a process for functions, which is ended and never cancelled
+            anyio.from_thread.check_cancelled()  # an interrupt waits for one row, not for the whole unit
         try:
             value = fn(*_arguments(plan, node, row))
             returned.append(_at_most(value) if isinstance(value, Iterator) else value)
@@ -127,7 +132,7 @@ def _take(result: Tally, apply: ApplyNode[Any, Any], row: Row, value: Any) -> No
     """What the function returned for one row, as outputs, a drop or a rejection."""
     try:
         if isinstance(value, _Raised):
-            raise _Unusable(raised(value.error))
+            raise _Unusable(_told(value.error))
         outputs = _outputs(apply, row, value)
     except _Unusable as error:
         result.reject(row, Reason.APPLY_ERROR, str(error))
@@ -139,6 +144,16 @@ def _take(result: Tally, apply: ApplyNode[Any, Any], row: Row, value: Any) -> No
         result.keep(row, output)
     if not outputs:
         result.drop(row)
+
+
+def _told(error: BaseException) -> str:
+    words = raised(error)
+    if isinstance(error, ValueError) and str(error).startswith("signal only works in main thread"):
+        return (
+            f"{words}; functions of a local run are called in threads, which cannot set signals: use `--workers 1`, with which "
+            "they have processes of their own, or bound their time in another way"
+        )
+    return words
 
 
 class _Unusable(Exception):

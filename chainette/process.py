@@ -5,8 +5,10 @@ It knows nothing of queues, files or other units: local runs and the fleet call 
 
 from __future__ import annotations
 
+import anyio.to_thread
+
 from chainette.asking import Asking
-from chainette.calling import call
+from chainette.calling import Away, call
 from chainette.core.flow import advance, join_rows, row_of
 from chainette.core.plan import Fork, NodeKind, Plan
 from chainette.engine.base import Engine
@@ -19,8 +21,16 @@ __all__ = ["concluded", "poisoned", "process", "too_large"]
 _QUIET = Hook()
 
 
-async def process(plan: Plan, unit: Unit, engine: Engine | None, *, seed: int = 0, hook: Hook = _QUIET) -> Outcome:
-    """Runs a unit through its node.
+async def process(
+    plan: Plan,
+    unit: Unit,
+    engine: Engine | None,
+    *,
+    seed: int = 0,
+    hook: Hook = _QUIET,
+    away: Away = anyio.to_thread.run_sync,
+) -> Outcome:
+    """Runs a unit through its node. `away` runs what must not hold up the event loop.
 
     Every row of the unit is in the outcome once: as outputs, as a rejection, or as dropped.
 
@@ -28,12 +38,12 @@ async def process(plan: Plan, unit: Unit, engine: Engine | None, *, seed: int = 
         EngineUnavailable: the engine does not answer; nothing is known about any row.
     """
     laps = Laps()
-    outcome = await _outcome(plan, unit, engine, seed, hook, laps)
+    outcome = await _outcome(plan, unit, engine, seed, hook, laps, away)
     laps.tell(hook, unit.node)
     return outcome
 
 
-async def _outcome(plan: Plan, unit: Unit, engine: Engine | None, seed: int, hook: Hook, laps: Laps) -> Outcome:
+async def _outcome(plan: Plan, unit: Unit, engine: Engine | None, seed: int, hook: Hook, laps: Laps, away: Away) -> Outcome:
     if unit.node in plan.forks:
         joined = _join(plan, plan.forks[unit.node], unit, hook)
         laps.lap(Stage.GENERATE)
@@ -43,7 +53,7 @@ async def _outcome(plan: Plan, unit: Unit, engine: Engine | None, seed: int, hoo
         assert engine is not None
         result = await Asking(plan, node, engine, seed, hook, laps).run(unit.rows)
     else:
-        result = await call(plan, node, unit.rows, hook)
+        result = await call(plan, node, unit.rows, hook, away)
         laps.lap(Stage.GENERATE)
     rejected = [rejection.row_id for rejection in result.rejected]
     effects = advance(plan, unit, [row_of(node, row, output) for row, output in result.outputs], node.next, rejected)

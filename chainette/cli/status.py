@@ -184,6 +184,8 @@ def is_working(directory: Path) -> bool:
             fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:  # a file system without locks, on which nobody can work
+            return False
     return False
 
 

@@ -54,6 +54,10 @@ def _try_lock(lock: int) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the data of the server cannot be locked ({error.strerror}): no flock there; name a directory on a local disk"
+        ) from error
     return True
 
 

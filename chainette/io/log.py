@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from chainette.errors import DamagedRun, RunDirectoryInUse
+from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
 from chainette.io.events import AnyEvent, Event, timestamp
 from chainette.io.rundir import disk_errors, fsync_dir, write_all
 
@@ -82,6 +82,7 @@ class EventLog:
 
     Raises:
         RunDirectoryInUse: another process holds it.
+        RunDirectoryError: the file system has no locks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,9 +94,18 @@ class EventLog:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(self._file)
-            raise RunDirectoryInUse(f"{path.parent} is in use: another process writes to it; wait for it or stop it") from None
+            if isinstance(error, BlockingIOError):
+                raise RunDirectoryInUse(
+                    f"{path.parent} is in use: another process writes to it; wait for it or stop it"
+                ) from None
+            if new:
+                path.unlink(missing_ok=True)
+            raise RunDirectoryError(
+                f"{path.parent} cannot be locked ({error.strerror}): its file system has no flock, so two processes could "
+                f"write it at once. Put the run directory on a local disk and copy it when the run is finished"
+            ) from error
         if new:
             fsync_dir(path.parent)
 

@@ -162,3 +162,28 @@ def test_code_that_removes_the_folder_it_went_to_costs_nothing(tmp_path: Path) -
     done = project.chainette("run", "chain.py", "in.jsonl", "-o", "out")
     assert done.returncode == 0, done.stderr
     assert len(lines(project, "out")["flattened"]) == 40
+
+
+#: What code of the user's may change for itself.
+DEEDS = (
+    "os.environ.clear(); os.environ['TMPDIR'] = '/nowhere'; locale.setlocale(locale.LC_ALL, 'C'); random.seed(0); "
+    "logging.disable(logging.CRITICAL); decimal.getcontext().prec = 1; socket.setdefaulttimeout(0.001); "
+    "warnings.simplefilter('error'); sys.setrecursionlimit(400)"
+)
+
+
+@pytest.mark.parametrize(
+    ("deeds", "more"),
+    [(DEEDS, ()), (f"{DEEDS}; sys.path[:] = []; sys.stdout.close()", ("--workers", "1"))],
+    ids=["local", "workers"],
+)
+def test_other_settings_of_the_process_that_a_function_changes_cost_no_row(
+    tmp_path: Path, deeds: str, more: tuple[str, ...]
+) -> None:
+    project = Project(tmp_path)
+    changed = f"import decimal, locale, logging, os, random, socket, sys, warnings; {deeds}"
+    chain = tmp_path / "chain.py"
+    chain.write_text(chain.read_text().replace("    return [item, item]", f"    {changed}\n    return [item, item]"))
+    done = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", *more)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(project, "out")["flattened"]) == 40

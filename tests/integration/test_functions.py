@@ -250,3 +250,60 @@ anyio.run(site.run, "hang")
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+
+
+ALARM = """
+import asyncio, signal, time
+from pydantic import BaseModel
+from chainette import Chain, apply
+
+
+class Text(BaseModel):
+    text: str
+
+
+def late(*_):
+    raise TimeoutError("too slow")
+
+
+@apply
+def judge(item: Text) -> Text:
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 60 if item.text != "slow" else 0.2)
+    if item.text == "slow":
+        time.sleep(120)
+    if item.text == "loop":
+        asyncio.run(asyncio.sleep(0))
+    if item.text == "forgets":
+        signal.setitimer(signal.ITIMER_REAL, 60)
+        return item
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return item
+
+
+chain = Chain(name="case", steps=[judge])
+"""
+
+
+def _judged(folder: Path, *more: str) -> tuple[int, dict[str, str]]:
+    """Rows as `run` has them, and the messages of those that were rejected."""
+    (folder / "chain.py").write_text(ALARM)
+    texts = ["a", "slow", "loop", "forgets", "b"]
+    (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = [sys.executable, "-m", "chainette", "run", "chain.py", "in.jsonl", "-o", "out", "--quiet", *more]
+    subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
+    kept = [line for file in (folder / "out/judge").glob("*.jsonl") for line in file.read_text().splitlines()]
+    rejected = (folder / "out/rejected/0.jsonl").read_text().splitlines()
+    return len(kept), {row["row_id"]: row["message"] for row in map(json.loads, rejected)}
+
+
+def test_a_function_in_a_process_of_its_own_may_bound_its_time_by_an_alarm(tmp_path: Path) -> None:
+    kept, rejected = _judged(tmp_path, "--workers", "1")
+    assert kept == 4
+    assert rejected.keys() == {"1"} and "TimeoutError: too slow" in rejected["1"]
+
+
+def test_a_function_of_a_local_run_that_sets_a_signal_is_told_why_it_cannot_and_what_to_do(tmp_path: Path) -> None:
+    kept, rejected = _judged(tmp_path)
+    assert kept == 0 and len(rejected) == 5
+    assert all("called in threads, which cannot set signals: use `--workers 1`" in message for message in rejected.values())

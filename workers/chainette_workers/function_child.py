@@ -6,13 +6,22 @@ goes to the worker's log. It loads chains by reference, from the same disk as it
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from queue import SimpleQueue
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -25,6 +34,8 @@ from chainette_workers.frames import HEAD, Answer, Began, Call, Differs, Failed,
 
 __all__ = ["main"]
 
+T = TypeVar("T")
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -35,11 +46,47 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the worker, which ends this process
         signal.signal(number, signal.SIG_IGN)
     calls, replies = _taken_pipes()
+    chains, main_thread = Chains(Path(root), (), engines_file[0] if engines_file else None), _MainThread()
+    threading.Thread(target=_answer, args=(calls, replies, chains, main_thread), daemon=True).start()
+    main_thread.serve()
+
+
+@dataclass(frozen=True)
+class _MainThread:
+    """Runs functions in the main thread, the only one that may handle signals (`signal.alarm`), and without an event loop."""
+
+    _tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = field(default_factory=SimpleQueue)
+
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Runs `work` there, from another thread's event loop."""
+        future: Future[T] = Future()
+        self._tasks.put((future, partial(copy_context().run, work, *arguments)))
+        return await asyncio.wrap_future(future)
+
+    def serve(self) -> NoReturn:
+        while True:
+            with suppress(BaseException):  # of a signal handler that a function left behind
+                _settle(*self._tasks.get())
+
+
+def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
     try:
-        anyio.run(_answer_all, calls, replies, Chains(Path(root), (), engines_file[0] if engines_file else None))
+        try:
+            found = work()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm is for the row that set it
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(found)
+
+
+def _answer(calls: BinaryIO, replies: BinaryIO, chains: Chains, main_thread: _MainThread) -> None:
+    try:
+        anyio.run(_answer_all, calls, replies, chains, main_thread)
     except BaseException:
         traceback.print_exc()
-    os._exit(1)  # also out of what still runs in threads
+    os._exit(1)  # also out of a function that goes on
 
 
 def _die_with(parent: int) -> None:
@@ -60,13 +107,13 @@ def _taken_pipes() -> tuple[BinaryIO, BinaryIO]:
     return calls, replies
 
 
-async def _answer_all(calls: BinaryIO, replies: BinaryIO, chains: Chains) -> None:
+async def _answer_all(calls: BinaryIO, replies: BinaryIO, chains: Chains, main_thread: _MainThread) -> None:
     async with anyio.create_task_group() as group:
         while True:
             call = await anyio.to_thread.run_sync(_next, calls, abandon_on_cancel=True)
             if call is None:
                 os._exit(0)  # also out of a function that goes on
-            group.start_soon(_reply, call, replies, chains)
+            group.start_soon(_reply, call, replies, chains, main_thread)
 
 
 def _next(calls: BinaryIO) -> Call | None:
@@ -75,8 +122,8 @@ def _next(calls: BinaryIO) -> Call | None:
     return open_call(body) if body and len(body) == length_of(head) else None  # a worker that died wrote half of one
 
 
-async def _reply(call: Call, replies: BinaryIO, chains: Chains) -> None:
-    await anyio.to_thread.run_sync(_send, replies, await _run(call, replies, chains))
+async def _reply(call: Call, replies: BinaryIO, chains: Chains, main_thread: _MainThread) -> None:
+    await anyio.to_thread.run_sync(_send, replies, await _run(call, replies, chains, main_thread))
 
 
 def _send(replies: BinaryIO, reply: Began | Reply) -> None:
@@ -84,11 +131,11 @@ def _send(replies: BinaryIO, reply: Began | Reply) -> None:
     replies.flush()
 
 
-async def _run(call: Call, replies: BinaryIO, chains: Chains) -> Reply:
+async def _run(call: Call, replies: BinaryIO, chains: Chains, main_thread: _MainThread) -> Reply:
     try:
-        plan = chains.plan(call.chain)
+        plan = await main_thread.run(chains.plan, call.chain)
         _send(replies, Began())
-        outcome = await process(plan, call.unit, None)
+        outcome = await process(plan, call.unit, None, away=main_thread.run)
     except ChainDiffers as error:
         return Differs(str(error))
     except ChainetteError as error:
