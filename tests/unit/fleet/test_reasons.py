@@ -94,11 +94,11 @@ def test_a_sink_that_is_behind_is_told_from_a_window_that_is_full() -> None:
     assert said(results=1000, fields={"live_rows": "100"}) == ["the sink is behind: 1,000 results wait to be written"]
     still = {"live_rows": "100", "still": "4"}
     assert said(fields=still) == ["the window is full: 100 rows are between admission and the disk, of 100"]
+    many = {"live_bytes": str(200 << 20), "window_bytes": str(128 << 20), "still": "4"}
+    assert said(fields=many) == ["the window is full: rows of 200 MiB are between admission and the disk"]
 
 
 def test_a_full_window_is_no_reason_where_rows_move_or_are_at_work() -> None:
     assert said(fields={"live_rows": "100", "still": "1"}) == []
     busy = {"writer.extract.r1": Load(units=1, rows=4)}
     assert said(fields={"live_rows": "100", "still": "60"}, queues=busy) == []
-    many = {"live_bytes": str(200 << 20), "window_bytes": str(128 << 20)}
-    assert said(fields=many) == ["the window is full: rows of 200 MiB are between admission and the disk"]
