@@ -499,3 +499,46 @@ def test_notes_are_read_in_order_and_once(site: Site) -> None:
     after, events = site.queue.notes("run-a", "0-0")
     assert events == [EngineReleased(engine="a"), first]
     assert site.queue.notes("run-a", after) == (after, [])
+
+
+# -- lost keys
+
+
+def lose(site: Site, kind: str) -> None:
+    """All queues, members of scopes, or jobs of the run are gone, and nothing else."""
+    if isinstance(site.queue, FleetQueue):
+        client = site.queue._redis
+        pattern = {"queues": "rq:queue:*", "members": f"{site.keys.prefix}s:*", "jobs": "rq:job:*"}[kind]
+        for key in list(client.scan_iter(pattern)):
+            client.delete(key)
+    else:
+        assert isinstance(site.queue, MemoryQueue)
+        getattr(site.queue._runs[site.keys.run], kind).clear()
+
+
+def test_units_that_are_in_no_queue_and_in_no_workers_hands_are_found(site: Site) -> None:
+    assert site.queue.missing(site.keys, [0]) == ""
+    claim = site.take("w1")
+    lose(site, "queues")
+    assert site.queue.missing(site.keys, [0]) == "", "a live worker has it"
+    assert site.queue.release(claim, "w1")
+    assert site.queue.missing(site.keys, [0]) == ""
+    lose(site, "queues")
+    assert "unit " in site.queue.missing(site.keys, [0])
+    lose(site, "members")
+    assert "root 0" in site.queue.missing(site.keys, [0])
+
+
+@pytest.mark.parametrize("kind", ["members", "jobs"])
+def test_a_commit_whose_scope_or_job_is_gone_writes_nothing_and_is_damage(site: Site, kind: str) -> None:
+    claim = site.take("w1")
+    lose(site, kind)
+    assert not site.commit(claim)
+    assert site.queue.progress(site.keys).damaged
+    assert site.drain() == [] and site.results == []
+
+
+def test_a_commit_that_is_repeated_is_no_damage(site: Site) -> None:
+    claim = site.take("w1")
+    assert site.commit(claim) and not site.commit(claim)
+    assert not site.queue.progress(site.keys).damaged
