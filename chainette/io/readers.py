@@ -128,7 +128,8 @@ class InputFile(ABC):
             InputError: a file went away, broke, or changed while it was read.
         """
         if self._total is None:
-            self._total = self.count() if self.kind == "parquet" else sum(1 for _ in self.records())
+            now = Trail(self.files(), [stamp_of(file) for file in self.files()])  # others read it, maybe before it was touched
+            self._total = self.count() if self.kind == "parquet" else sum(1 for _ in self.records(trail=now))
         assert self._total is not None
         return self._total
 
