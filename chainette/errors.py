@@ -5,6 +5,7 @@
         WrongArguments      ... or with arguments that do not exist; a TypeError too
       PlanError             the static check found problems; carries all of them
       LoadError             a chain reference or a chain file could not be loaded
+        ParameterError      values do not fit the parameters of a chain's factory
       InputError            the input as a whole cannot be read (one bad line is a rejected row)
       TemplateError         a template cannot be compiled or rendered
       EngineError
@@ -51,6 +52,7 @@ __all__ = [
     "InputError",
     "LoadError",
     "NotFinished",
+    "ParameterError",
     "Place",
     "PlanError",
     "Problem",
@@ -122,6 +124,10 @@ class PlanError(ChainetteError):
 
 class LoadError(ChainetteError):
     exit_code = 2
+
+
+class ParameterError(LoadError):
+    pass
 
 
 class InputError(ChainetteError):

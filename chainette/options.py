@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from chainette.core.plan import Plan
@@ -98,6 +98,10 @@ class RunOptions:
     #: How `resume` finds the chain again; set by the command line.
     chain_ref: str = ""
     chain_root: str = ""
+    #: Digest of the chain's files; taken again if it is empty.
+    chain_digest: str = ""
+    #: Values of the parameters of the chain's factory, as JSON or text; at a resume those that change.
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     #: Goes on with a directory that holds a run.
     resume: bool = False
     #: Where the input of a run that is resumed lies now; (): where it was.

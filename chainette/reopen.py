@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,8 @@ from pathlib import Path
 import anyio.to_thread
 
 from chainette.core.chain import Chain
-from chainette.core.loading import load_chain
+from chainette.core.loading import LoadedChain, load_chain
+from chainette.core.parameters import given, set_flags, text_of
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.config import EngineRegistry
 from chainette.engine.model_files import files_of
@@ -34,7 +35,7 @@ from chainette.options import RunOptions
 from chainette.records import CHAIN_INPUT, Read
 from chainette.session import check_drive, compile_plan, finish_run, registry_of
 
-__all__ = ["Observed", "observe", "require_limit", "resume", "retry"]
+__all__ = ["Observed", "compiled_now", "observe", "require_limit", "resume", "retry"]
 
 _log = logging.getLogger("chainette")
 
@@ -51,7 +52,7 @@ class Observed:
 
 async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_steps: Sequence[str] = ()) -> RunResult:
     """See `executor.resume`."""
-    state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    state, plan, options, _ = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     if from_steps:
         if state.status is not Status.FINISHED or {*from_steps} != {FLATTENED}:  # else nothing is asked
             await check_drive(plan, options)
@@ -101,12 +102,23 @@ async def _continue(directory: RunDir, plan: Plan, state: RunState, options: Run
     return await finish_run(plan, source, writer, options)
 
 
-def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions]:
+def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions, Chain]:
     state, _ = read_state(directory)
     options = _recorded(directory, state, options)
-    plan = compile_plan(chain or _load(directory, state, options), options)
+    if chain is None:
+        loaded = _load(directory, state, options)
+        chain, options = loaded.chain, replace(options, chain_digest=loaded.digest, parameters=loaded.parameters)
+    else:
+        options = replace(options, parameters=state.parameters | {**options.parameters})
+    plan = compile_plan(chain, options)
     _refuse_old_ids(directory, plan, state)
-    return state, plan, options
+    return state, plan, options, chain
+
+
+def compiled_now(directory: RunDir, parameters: Mapping[str, str]) -> tuple[str, Plan]:
+    """The digest and the plan of a directory's chain as its files are now."""
+    _, plan, options, _ = _reopen(directory, None, RunOptions(parameters=parameters))
+    return options.chain_digest, plan
 
 
 def _refuse_old_ids(directory: RunDir, plan: Plan, state: RunState) -> None:
@@ -134,7 +146,7 @@ def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
     starts = starts_of(plan, [*changes.stale, *lost_nodes(plan, state)])
     raise ChainChanged(
         f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
-        f"{_what_is_done(starts)}: `chainette resume {directory} {_from(starts)}`"
+        f"{_what_is_done(starts)}: `chainette resume {directory} {_sets(state, plan)}{_from(starts)}`"
     )
 
 
@@ -176,6 +188,12 @@ def _require_nodes(plan: Plan, names: Iterable[str], others: Sequence[str] = ())
             raise RunDirectoryError(f"the chain has no step {name!r}; it has {', '.join(plan.nodes)}")
 
 
+def _sets(state: RunState, plan: Plan) -> str:
+    """The --set flags of parameters that are others now than in the log."""
+    changed = {name: value for name, value in plan.parameters.items() if state.parameters.get(name) != value}
+    return f"{set_flags(changed)} " if changed else ""
+
+
 def _from(steps: Iterable[str]) -> str:
     return " ".join(f"--from {step}" for step in steps)
 
@@ -190,7 +208,7 @@ def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[s
     if missed:
         raise ChainChanged(
             f"{directory}: {', '.join(missed)} changed too and does not depend on {', '.join(steps)}; "
-            f"use `{_from(starts_of(plan, [*steps, *missed, *lost_nodes(plan, state)]))}`"
+            f"use `{_sets(state, plan)}{_from(starts_of(plan, [*steps, *missed, *lost_nodes(plan, state)]))}`"
         )
     _same_input(directory, state, options)
     fork(directory, plan, state, Reopen(nodes=affected))
@@ -205,7 +223,7 @@ async def retry(
     engine: str | None,
 ) -> RunResult:
     """See `executor.retry_rejected`."""
-    state, plan, options = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    state, plan, options, found = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     _require_unchanged(directory, state, plan)
     _require_nodes(plan, sorted(steps))
 
@@ -222,7 +240,7 @@ async def retry(
             raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
-        plan = _with_engine(plan, registry_of(chain or _load(directory, state, options), options), engine, steps)
+        plan = _with_engine(plan, registry_of(found, options), engine, steps)
     await check_drive(plan, options)
     _same_input(directory, state, options)
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
@@ -272,13 +290,16 @@ def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int
     return wanted
 
 
-def _load(directory: RunDir, state: RunState, options: RunOptions) -> Chain:
+def _load(directory: RunDir, state: RunState, options: RunOptions) -> LoadedChain:
+    """The chain with the parameters of the log, except those that this session changes."""
     run = state.run
     if not run.chain_ref:
         raise RunDirectoryError(
-            f"{directory} comes from a chain built in Python; resume there: chain.run(inputs, {str(directory)!r}, resume=True)"
+            f"{directory} comes from a chain built in Python; resume there, with the same parameters if a function makes it: "
+            f"chain.run(inputs, {str(directory)!r}, resume=True)"
         )
-    return load_chain(run.chain_ref, Path(options.chain_root)).chain
+    texts = {name: text_of(value) for name, value in options.parameters.items()}
+    return load_chain(run.chain_ref, Path(options.chain_root), given(texts, state.parameters))
 
 
 def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read: Read | None = None) -> Observed:
@@ -291,7 +312,7 @@ def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read
         InputError: the input is gone, or it is not the one that the run began with.
     """
     state, _ = read_state(directory)
-    options = _recorded(directory, state, RunOptions())
+    options = replace(_recorded(directory, state, RunOptions()), parameters=state.parameters)
     plan = compile_plan(chain, options)
     _require_unchanged(directory, state, plan)
     if read is not None:

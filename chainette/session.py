@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -86,7 +86,9 @@ def require_engines(plan: Plan) -> None:
 
 def compile_plan(chain: Chain, options: RunOptions) -> Plan:
     """The chain as the options say: with engines of a file, simulated, in roots of another size."""
-    return compile_chain(chain, registry=registry_of(chain, options), simulate=options.simulate, batch_size=options.batch_size)
+    registry = registry_of(chain, options)
+    plan = compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
+    return replace(plan, parameters=options.parameters)
 
 
 def registry_of(chain: Chain, options: RunOptions) -> EngineRegistry:

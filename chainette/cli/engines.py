@@ -10,7 +10,7 @@ import typer
 
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.launch import load_plan, registry_of
-from chainette.cli.options import ChainRoot, EngineFile
+from chainette.cli.options import ChainRoot, EngineFile, Settings
 
 if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig
@@ -24,6 +24,7 @@ _PACKAGES = {"llama_cpp": "xllamacpp", "vllm": "vllm"}
 @guarded
 def engines(
     chain: Annotated[str | None, typer.Argument(metavar="[CHAIN]", help="A chain; without it the backends are listed.")] = None,
+    settings: Settings = None,
     file: EngineFile = None,
     chain_root: ChainRoot = Path(),
 ) -> None:
@@ -39,7 +40,7 @@ def engines(
         with using_registry(EngineRegistry()):
             _list_engines(load_engines(file or ""), {})
     else:
-        loaded, plan = load_plan(chain, chain_root, file)
+        loaded, plan = load_plan(chain, chain_root, file, settings)
         users: dict[str, list[str]] = {}
         for node in plan.nodes.values():
             users.setdefault(node.engine, []).append(node.id)

@@ -12,11 +12,14 @@ import typer
 
 from chainette.cli.common import INTERRUPTED, REJECTED, command_line, console, guarded, warn
 from chainette.cli.launch import load_plan
-from chainette.cli.options import RedisUrl
+from chainette.cli.options import RedisUrl, offered_of
 from chainette.cli.run import run
 
 if TYPE_CHECKING:
+    from chainette_workers.service import Places
+
     from chainette.core.loading import LoadedChain
+    from chainette.core.plan import Plan
     from chainette.fleet.board import Board, Order, Role
 
 __all__ = ["enqueue"]
@@ -96,11 +99,12 @@ def _hand_over(flags: dict[str, Any], *, here: bool, debug: bool) -> None:
     from chainette.utils.ids import new_run_id
 
     chain_root, engines = flags["chain_root"], flags["engines"]
-    loaded, plan = load_plan(flags["chain"], chain_root, engines, simulate=flags["simulate"], batch_size=flags["batch_size"])
+    how = {name: flags[name] for name in ("simulate", "batch_size")}
+    loaded, plan = load_plan(flags["chain"], chain_root, engines, flags["settings"], **how)
     if not flags["quiet"]:
         warn(plan.warnings)
     run_id = new_run_id()
-    order = _order(loaded, flags, flags["output"] or Path("runs") / run_id)
+    order = _order(loaded, plan, flags, flags["output"] or Path("runs") / run_id)
     with connect(flags["redis"]) as connection:
         board = Board(connection)
         hosts = _require_services(board, [Role.SINK] if here else [*Role])
@@ -108,7 +112,7 @@ def _hand_over(flags: dict[str, Any], *, here: bool, debug: bool) -> None:
         if (risk := eviction_risk(connection)) and not here:  # else its coordinator says so
             warn([Problem(risk, None, warning=True)])
         if here:
-            _admit(board, run_id, flags["redis"], chain_root, quiet=flags["quiet"])
+            _admit(board, run_id, flags["redis"], _places(chain_root, flags["settings"]), quiet=flags["quiet"])
             _tell_end(Path(order.directory), quiet=flags["quiet"])
             return
     if flags["quiet"]:
@@ -118,7 +122,7 @@ def _hand_over(flags: dict[str, Any], *, here: bool, debug: bool) -> None:
     typer.echo(f"watch: {command_line('status', run_id, '--watch')}")
 
 
-def _admit(board: Board, run_id: str, redis: str | None, chain_root: Path, *, quiet: bool) -> None:
+def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quiet: bool) -> None:
     """Is the run's coordinator until the run is out of Redis, and shows it meanwhile.
 
     Raises:
@@ -127,10 +131,10 @@ def _admit(board: Board, run_id: str, redis: str | None, chain_root: Path, *, qu
     import threading
 
     from chainette_workers.coordinator_service import CoordinatorDuty
-    from chainette_workers.service import Places, serve
+    from chainette_workers.service import serve
 
     stopping = threading.Event()
-    duty = CoordinatorDuty(Places(chain_root.resolve(), Path.cwd(), Path.cwd()))
+    duty = CoordinatorDuty(places)
     thread = threading.Thread(target=serve, args=(redis, duty, stopping, run_id), name="coordinator")
     thread.start()
     try:
@@ -142,6 +146,13 @@ def _admit(board: Board, run_id: str, redis: str | None, chain_root: Path, *, qu
     finally:
         stopping.set()
         thread.join()
+
+
+def _places(chain_root: Path, settings: list[str] | None) -> Places:
+    """The roots of a service in this process."""
+    from chainette_workers.service import Places
+
+    return Places(chain_root.resolve(), Path.cwd(), Path.cwd(), offered_of(settings))
 
 
 def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
@@ -214,13 +225,14 @@ def _require_services(board: Board, roles: Sequence[Role]) -> str:
     return ", ".join(sorted({words.get("host", "?") for words in board.services(Role.SINK).values()}))
 
 
-def _order(loaded: LoadedChain, flags: dict[str, Any], directory: Path) -> Order:
+def _order(loaded: LoadedChain, plan: Plan, flags: dict[str, Any], directory: Path) -> Order:
     """The run as services take it.
 
     Raises:
         RunError: a path is not one that they take.
     """
     from chainette.fleet.board import Options, Order, inside
+    from chainette.io.likeness import marks_of
 
     engines = flags["engines"]
     if engines is not None and engines.resolve().is_relative_to(flags["chain_root"].resolve()):
@@ -229,6 +241,8 @@ def _order(loaded: LoadedChain, flags: dict[str, Any], directory: Path) -> Order
     return Order(
         chain_ref=inside(loaded.reference, "the chain"),
         digest=loaded.digest,
+        parameters=dict(plan.parameters),
+        marks=marks_of(plan),
         inputs=tuple(inside(path if path != "-" else "/dev/stdin", "the input") for path in flags["inputs"]),
         directory=inside(str(directory), "the run directory"),
         options=Options(

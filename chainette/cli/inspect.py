@@ -10,31 +10,37 @@ import typer
 
 from chainette.cli.common import console, guarded, new_table, warn
 from chainette.cli.launch import load_plan
-from chainette.cli.options import ChainRef, ChainRoot, EngineFile
+from chainette.cli.options import ChainRef, ChainRoot, EngineFile, Settings
 from chainette.errors import Problem
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from chainette.core.loading import LoadedChain
     from chainette.core.plan import Plan
 
 __all__ = ["draw", "inspect", "inspect_dag"]
 
 
 @guarded
-def inspect(chain: ChainRef, engines: EngineFile = None, chain_root: ChainRoot = Path()) -> None:
-    """Check CHAIN without running it; list its nodes.
+def inspect(chain: ChainRef, settings: Settings = None, engines: EngineFile = None, chain_root: ChainRoot = Path()) -> None:
+    """Check CHAIN without running it; list its nodes, and the parameters that --set can give.
 
     Every problem is named with its file and line, and the exit code is 2. No engine is opened; what would keep one from
     opening on this machine, as a missing model file, is a warning.
     """
     from chainette.core.bounds import unbounded_outputs
 
-    _, plan = load_plan(chain, chain_root, engines)
+    loaded, plan = load_plan(chain, chain_root, engines, settings)
     warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
     warn(warnings)
     screen = console()
     nodes = f"{len(plan.nodes)} node{'s' * (len(plan.nodes) > 1)}"
     screen.print(f"chain {plan.chain}: {nodes}, input {plan.input_model.__name__}, batch size {plan.batch_size}")
     screen.print()
+    if loaded.declared:
+        screen.print(_parameters_table(loaded))
+        screen.print()
     screen.print(_nodes_table(plan))
     screen.print()
     count = len(warnings)
@@ -46,6 +52,17 @@ def _foreseen(plan: Plan) -> list[Problem]:
     from chainette.engine.preflight import foreseen
 
     return [Problem(said, None, warning=True) for config in plan.engines.values() for said in foreseen(config)]
+
+
+def _parameters_table(loaded: LoadedChain) -> Table:
+    from chainette.core.parameters import text_of
+
+    table = new_table(("parameter", "type", "value", "default"))
+    for parameter in loaded.declared:
+        value = loaded.parameters.get(parameter.name)
+        default = "(must be given)" if parameter.required else parameter.shown(parameter.default)
+        table.add_row(parameter.name, parameter.written, text_of(value), default)
+    return table
 
 
 def _nodes_table(plan: Plan) -> object:
@@ -67,11 +84,12 @@ def inspect_dag(
         int | None, typer.Option("--max-branches", metavar="N", min=0, help="Fold all but the first N of parallel branches.")
     ] = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart instead of a tree.")] = False,
+    settings: Settings = None,
     engines: EngineFile = None,
     chain_root: ChainRoot = Path(),
 ) -> None:
     """Draw CHAIN."""
-    _, plan = load_plan(chain, chain_root, engines)
+    _, plan = load_plan(chain, chain_root, engines, settings)
     warn(plan.warnings)
     if mermaid:
         from chainette.core.dag import render_mermaid

@@ -28,6 +28,7 @@ from chainette.cli.common import (
     show_path,
     silence_stdout,
 )
+from chainette.cli.options import texts_of
 from chainette.errors import DiskError, EngineError, InputError, Problem, RunStopped
 
 if TYPE_CHECKING:
@@ -179,9 +180,15 @@ def _say_how_to_go_on(directory: RunDir, again: Sequence[str]) -> None:
 
 
 def load_plan(
-    reference: str, chain_root: Path, engines: Path | None = None, *, simulate: bool = False, batch_size: int | None = None
+    reference: str,
+    chain_root: Path,
+    engines: Path | None = None,
+    settings: list[str] | None = None,
+    *,
+    simulate: bool = False,
+    batch_size: int | None = None,
 ) -> tuple[LoadedChain, Plan]:
-    """The chain that the user named, loaded and checked.
+    """The chain that the user named, with the parameters of --set, loaded and checked.
 
     Raises:
         LoadError: it cannot be loaded.
@@ -189,11 +196,12 @@ def load_plan(
     """
     from chainette.core.compile import compile_chain
     from chainette.core.loading import load_chain
+    from chainette.core.parameters import given
 
-    loaded = load_chain(reference, chain_root)
+    loaded = load_chain(reference, chain_root, given(texts_of(settings)))
     registry = registry_of(loaded.chain, engines)
     plan = compile_chain(loaded.chain, registry=registry, simulate=simulate, batch_size=batch_size)
-    return loaded, replace(plan, warnings=(*plan.warnings, *_unused(plan, engines)))
+    return loaded, replace(plan, warnings=(*plan.warnings, *_unused(plan, engines)), parameters=loaded.parameters)
 
 
 def _unused(plan: Plan, engines: Path | None) -> Iterator[Problem]:

@@ -23,17 +23,21 @@ __all__ = [
     "MaxRejectRate",
     "MetricsHost",
     "MetricsPort",
+    "Offers",
     "OverRedis",
     "Patience",
     "Quiet",
     "RedisUrl",
     "RunDirectory",
     "RunsRoot",
+    "Settings",
     "Show",
     "Stream",
     "Window",
     "Workers",
     "drive_of",
+    "offered_of",
+    "texts_of",
 ]
 
 
@@ -49,7 +53,24 @@ class Format(StrEnum):
 _ONE_ENGINE = re.compile(r"(.+?)=\s*(\d+)\s*(?:,|$)")
 _BY_ENGINE = re.compile(rf"(?:{_ONE_ENGINE.pattern})+")
 
-ChainRef = Annotated[str, typer.Argument(metavar="CHAIN", help="chain.py, chain.py:name or package.module:name.")]
+ChainRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHAIN", help="chain.py, chain.py:name or package.module:name; the name of a Chain, or of a function -> Chain."
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the function that makes the chain; repeatable."),
+]
+Offers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A value of a chain's parameter that runs may have; repeatable, also with another value of the same name.",
+    ),
+]
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 ChainRoot = Annotated[
     Path,
@@ -121,6 +142,26 @@ MetricsPort = Annotated[
     ),
 ]
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
+
+
+def offered_of(words: list[str] | None) -> dict[str, list[str]]:
+    """Every value of --set NAME=VALUE, by name."""
+    from chainette.core.parameters import settings_of
+
+    return settings_of(words or ())
+
+
+def texts_of(words: list[str] | None) -> dict[str, str]:
+    """The values of --set NAME=VALUE, one of each name.
+
+    Raises:
+        typer.BadParameter: two values for one name.
+    """
+    found = offered_of(words)
+    for name, texts in found.items():
+        if len({*texts}) > 1:
+            raise typer.BadParameter(f"--set {name} is given twice, as {texts[0]} and as {texts[1]}")
+    return {name: texts[0] for name, texts in found.items()}
 
 
 def drive_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -21,10 +21,12 @@ from chainette.cli.options import (
     Patience,
     Quiet,
     RunDirectory,
+    Settings,
     Show,
     Window,
     Workers,
     drive_of,
+    texts_of,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def resume(
         int | None,
         typer.Option("--limit", metavar="N", min=1, help="Take the first N records, more than before; also of a finished run."),
     ] = None,
+    settings: Settings = None,
     max_reject_rate: MaxRejectRate = None,
     engine_patience: Patience = 600.0,
     window: Window = None,
@@ -91,11 +94,13 @@ def resume(
 
     The chain and the input may lie elsewhere than before, if the project was moved as a whole.
 
-    What is durable is not asked for again. The chain, the input, the engines and the settings are those that the
-    log of DIR recorded. Where a `chainette sink` that lives serves the run, it is asked to go on.
+    What is durable is not asked for again. The chain, its parameters, the input, the engines and the settings are those
+    that the log of DIR recorded; --set changes a parameter, if no row depends on it or --from computes those rows anew.
+    If a live `chainette sink` serves the run, it is asked to go on.
     """
     _refuse(context.args)
     wanted = _Way(local, workers, redis)
+    parameters = texts_of(settings)
     telling = Telling(quiet, json_logs, show, debug, again=wanted.flags)
 
     from chainette import executor
@@ -115,6 +120,7 @@ def resume(
             from_step=from_step or (),
             inputs=paths,
             limit=limit,
+            parameters=parameters,
             max_reject_rate=max_reject_rate,
             engine_patience=engine_patience,
             window=window,
@@ -127,10 +133,11 @@ def resume(
         return result
 
     try:
-        if (way.local or way.workers) or paths or not _asks_a_sink(run, begun, way.redis, from_step or (), limit):
+        if (way.local or way.workers) or paths or not _asks_a_sink(run, begun, way.redis, from_step or (), limit, parameters):
             launch(run, telling, start)
     except RedisUnavailable as error:
         words = [word for step in from_step or () for word in ("--from", step)]
+        words += [word for setting in settings or () for word in ("--set", setting)]
         here = command_line("resume", directory, *words, "--local")
         raise RunError(f"{error}; or do the work in this process: {here}") from error
 
@@ -189,7 +196,14 @@ class _Way:
         return ("--local",) if self.local else ()
 
 
-def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, from_steps: Sequence[str], limit: int | None) -> bool:
+def _asks_a_sink(
+    directory: RunDir,
+    run: RunCreated,
+    redis: str | None,
+    from_steps: Sequence[str],
+    limit: int | None,
+    parameters: Mapping[str, str],
+) -> bool:
     """Has the run's sink go on, where a service that lives has it; False where none has.
 
     Raises:
@@ -226,9 +240,9 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, from_ste
         if limit is not None:
             require_limit(directory, read_state(directory)[0], limit)
             order = msgspec.structs.replace(order, options=msgspec.structs.replace(order.options, limit=limit))
-        if from_steps:
-            order = _anew(order, run, directory, from_steps)
-        if from_steps or limit is not None:
+        if from_steps or parameters:
+            order = _anew(order, directory, from_steps, parameters)
+        if from_steps or parameters or limit is not None:
             board.say(run.run_id, order.fields)
         try:
             FleetQueue(connection).set_state(run.run_id, "running")
@@ -240,15 +254,17 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, from_ste
     return True
 
 
-def _anew(order: Order, run: RunCreated, directory: RunDir, from_steps: Sequence[str]) -> Order:
+def _anew(order: Order, directory: RunDir, from_steps: Sequence[str], parameters: Mapping[str, str]) -> Order:
     """The order with the chain as it is now."""
     import msgspec
 
-    from chainette.core.loading import load_chain
-    from chainette.io.places import chain_root_of
+    from chainette.io.likeness import marks_of
+    from chainette.reopen import compiled_now
 
-    digest = load_chain(run.chain_ref, chain_root_of(run, directory)).digest
-    return msgspec.structs.replace(order, digest=digest, from_steps=tuple(from_steps))
+    digest, plan = compiled_now(directory, parameters)
+    return msgspec.structs.replace(
+        order, digest=digest, from_steps=tuple(from_steps), parameters=dict(plan.parameters), marks=marks_of(plan)
+    )
 
 
 def _refuse(words: list[str]) -> None:

@@ -22,6 +22,7 @@ from chainette.cli.options import (
     OverRedis,
     Patience,
     Quiet,
+    Settings,
     Show,
     Stream,
     Window,
@@ -67,6 +68,7 @@ def run(
     usage: Annotated[
         bool, typer.Option("--usage", help="Also write what each row's answers took: tokens, seconds queued, seconds in all.")
     ] = False,
+    settings: Settings = None,
     engines: EngineFile = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Answers drawn from the schemas; no model is asked.")] = False,
     chain_root: ChainRoot = Path(),
@@ -105,7 +107,7 @@ def run(
     run_id, here = new_run_id(), Path.cwd()
     directory = RunDir(output or Path("runs") / run_id)
     with telling.foreign_output():
-        loaded, plan = load_plan(chain, chain_root, engines, simulate=simulate, batch_size=batch_size)
+        loaded, plan = load_plan(chain, chain_root, engines, settings, simulate=simulate, batch_size=batch_size)
     if not quiet:
         warn(plan.warnings)
     sources = [path if path == "-" or Path.cwd() == here else str(here / path) for path in inputs]  # the chain may have moved
@@ -132,6 +134,8 @@ def run(
             window=window,
             chain_ref=loaded.reference,
             chain_root=str(chain_root),
+            chain_digest=loaded.digest,
+            parameters=loaded.parameters,
             hooks=hooks,
             drive=drive,
         ),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainette.cli.common import guarded
-from chainette.cli.options import ChainRoot, InputsRoot, MetricsHost, MetricsPort, RedisUrl, RunsRoot
+from chainette.cli.options import ChainRoot, InputsRoot, MetricsHost, MetricsPort, Offers, RedisUrl, RunsRoot, offered_of
 
 if TYPE_CHECKING:
     from chainette_workers.service import Duty
@@ -17,6 +17,7 @@ __all__ = ["coordinator", "sink"]
 @guarded
 def coordinator(
     redis: RedisUrl = None,
+    settings: Offers = None,
     chain_root: ChainRoot = Path(),
     inputs_root: InputsRoot = Path(),
     runs_root: RunsRoot = Path(),
@@ -31,13 +32,14 @@ def coordinator(
     from chainette_workers.coordinator_service import CoordinatorDuty
     from chainette_workers.service import Places
 
-    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())
+    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve(), offered_of(settings))
     _serve(redis, CoordinatorDuty(places), metrics_host, metrics_port)
 
 
 @guarded
 def sink(
     redis: RedisUrl = None,
+    settings: Offers = None,
     chain_root: ChainRoot = Path(),
     inputs_root: InputsRoot = Path(),
     runs_root: RunsRoot = Path(),
@@ -55,7 +57,7 @@ def sink(
 
     from chainette.fleet.connect import chosen_url, shown
 
-    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve())
+    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve(), offered_of(settings))
     _serve(redis, SinkDuty(places, shown(chosen_url(redis))), metrics_host, metrics_port)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,8 +143,17 @@ def _head(state: RunState, metadata: dict[str, Any], *, working: bool) -> Iterat
     yield f"run {metadata['run_id']} of chain {metadata['chain']}: {standing(metadata, working=working)}"
     total = f" of {state.expected:,}" if state.expected is not None else ""
     yield f"input: {metadata['input'].get('path', '?')}, {metadata['records']:,}{total} records done"
+    if metadata["parameters"]:
+        yield f"parameters: {parameters_line(metadata['parameters'])}"
     if metadata["units_retried"]:
         yield f"units tried again because an engine did not answer: {metadata['units_retried']:,}"
+
+
+def parameters_line(values: Mapping[str, Any]) -> str:
+    """Values of a chain's parameters, as --set takes them but for a shell's quotes."""
+    from chainette.core.parameters import text_of
+
+    return ", ".join(f"{name}={text_of(value)}" for name, value in values.items())
 
 
 def standing(metadata: dict[str, Any], *, working: bool) -> str:

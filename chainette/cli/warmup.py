@@ -10,7 +10,7 @@ import typer
 
 from chainette.cli.common import guarded
 from chainette.cli.launch import registry_of
-from chainette.cli.options import ChainRoot, EngineFile
+from chainette.cli.options import ChainRoot, EngineFile, Settings, texts_of
 
 if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig, EngineRegistry
@@ -25,6 +25,7 @@ def warmup(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help="Which engine [default: the only one].")
     ] = None,
+    settings: Settings = None,
     engines: EngineFile = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Ask the simulated engine in its place.")] = False,
     chain_root: ChainRoot = Path(),
@@ -41,7 +42,7 @@ def warmup(
     from chainette.engine.config import simulated
     from chainette.engine.warmup import warm_up
 
-    config = _chosen(_registry(chain, engines, chain_root), engine)
+    config = _chosen(_registry(chain, engines, chain_root, settings), engine)
     if simulate:
         config = simulated(config)
     typer.echo(f"engine {config.name}: {config.backend}, {config.model}")
@@ -49,17 +50,18 @@ def warmup(
         typer.echo(line)
 
 
-def _registry(chain: str | None, file: Path | None, chain_root: Path) -> EngineRegistry:
+def _registry(chain: str | None, file: Path | None, chain_root: Path, settings: list[str] | None) -> EngineRegistry:
     """Where the engine is declared.
 
     Raises:
         typer.BadParameter: nowhere.
     """
     from chainette.core.loading import load_chain
+    from chainette.core.parameters import given
     from chainette.engine.config import EngineRegistry, overlaid
 
     if chain is not None:
-        return registry_of(load_chain(chain, chain_root).chain, file)
+        return registry_of(load_chain(chain, chain_root, given(texts_of(settings))).chain, file)
     if file is not None:
         return overlaid(EngineRegistry(), file)
     raise typer.BadParameter("name the chain that declares the engine, or a file of engines with --engines")

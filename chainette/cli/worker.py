@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from chainette.cli.common import guarded
-from chainette.cli.options import ChainRoot, EngineFile, MetricsHost, MetricsPort, RedisUrl
+from chainette.cli.options import ChainRoot, EngineFile, MetricsHost, MetricsPort, Offers, RedisUrl, offered_of
 from chainette.utils.ids import name_problem
 
 __all__ = ["worker"]
@@ -31,6 +31,7 @@ def worker(
     ] = None,
     redis: RedisUrl = None,
     chain_root: ChainRoot = Path(),
+    settings: Offers = None,
     engines: EngineFile = None,
     rows_in_flight: Annotated[
         int | None,
@@ -53,8 +54,8 @@ def worker(
 ) -> None:
     """Serve engines: take units of every run on the Redis that needs them, with the chains found below --chain-root.
 
-    A chain whose files differ from those that were enqueued is not served, and the worker says so. SIGTERM and
-    Ctrl-C hand back what is unfinished; a second one ends the process at once.
+    A chain whose files, parameters or prompts differ from those that were enqueued is not served, and the worker says so.
+    SIGTERM and Ctrl-C hand back what is unfinished; a second one ends the process at once.
     """
     if not engine:
         raise typer.BadParameter("--engine says what to serve; name one, or `--engine python` for functions only")
@@ -89,6 +90,7 @@ def worker(
         engines_file=file,
         drain_after=drain_after,
         metrics=endpoint,
+        parameters=offered_of(settings),
     )
     if gpu == "all":
         connect(redis).close()  # children that cannot reach it would be started again and again

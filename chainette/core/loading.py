@@ -1,7 +1,8 @@
 """Loads a chain by reference, isolated from every other load, with a digest of the code it came from.
 
+A reference names a Chain, or a factory: a function `-> Chain` whose parameters get their values here (core/parameters.py).
 A load has its own module names (core/private_import.py) and its own engine registry. The digest covers chain.py, every module
-under the chain root that it imported, and every file under the chain root that it read while it was imported (prompts,
+under the chain root that it imported, and every file under the chain root that it or the factory read (prompts,
 engines.yml): equal digests are equal code. Hidden folders, installed packages and imports that a function does later are
 left out.
 """
@@ -13,23 +14,26 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
 
 from chainette.core.chain import Chain
+from chainette.core.parameters import Parameter, Values, given, is_factory, parameters_of, recorded
 from chainette.core.private_import import PrivateImporter, public_name
 from chainette.core.user_code import is_library
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.errors import ChainetteError, LoadError, Place
+from chainette.errors import ChainetteError, LoadError, ParameterError, Place
 from chainette.utils.foreign import RAISED
 
 __all__ = ["LoadedChain", "load_chain"]
+
+_T = TypeVar("_T")
 
 _YAML = (".yml", ".yaml")
 _ENGINES = "engines.yml"
@@ -49,6 +53,10 @@ class LoadedChain:
     digest: str
     #: What the digest covers, sorted.
     files: tuple[Path, ...]
+    #: Of the factory that made the chain; () for a chain at module level.
+    declared: tuple[Parameter, ...] = ()
+    #: Their values as JSON, defaults too.
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,33 +72,72 @@ class _Source:
     run: Callable[[], ModuleType]
 
 
-def load_chain(reference: str, chain_root: Path) -> LoadedChain:
+def load_chain(reference: str, chain_root: Path, values: Values | None = None) -> LoadedChain:
     """The chain that `reference` names: "chain.py" (its only one), "chain.py:name", "package.module[:name]".
 
-    Files are looked for below `chain_root`, then below the current folder. Every call imports anew.
+    Files are looked for below `chain_root`, then below the current folder. Every call imports anew. If the name is a
+    factory's, `values` chooses the values of its parameters.
 
     Raises:
         LoadError: nothing is there, the code raised (with the user's line), or it is not clear which chain is meant.
+        ParameterError: the values do not fit the factory's parameters.
     """
     target, _, name = reference.partition(":")
     root = Path(chain_root).resolve()
     if ":" in reference and not name:
         raise LoadError(f"{reference!r} ends in ':'; write {target!r}, or the name of a chain after it")
     source = _file_source(target, root) if _is_path(target, root) else _module_source(target, root)
-    module, opened = _executed(source)
     try:
-        variable, chain = _chosen(module, name, source)
-    except LoadError:
+        return _loaded(source, name, values or given({}))
+    except BaseException:
         source.importer.forget()
         raise
+
+
+def _loaded(source: _Source, name: str, values: Values) -> LoadedChain:
+    registry, opened = EngineRegistry(), set[str]()
+    module = _executed(source, source.run, registry, opened)
+    variable, found = _chosen(module, name, source)
+    reference = f"{source.base}:{variable}"
+    declared: tuple[Parameter, ...] = ()
+    chosen: dict[str, Any] = {}
+    if isinstance(found, Chain):
+        _require_no_values(reference, values)
+        chain = found
+    else:
+        declared = parameters_of(found)
+        chosen = _values(reference, declared, values)
+        chain = _executed(source, functools.partial(found, **chosen), registry, opened)
+        if not isinstance(chain, Chain):
+            raise LoadError(f"{reference} returned {type(chain).__name__}, not a Chain")
     contents = _contents(source, opened)
     return LoadedChain(
         chain=chain,
-        reference=f"{source.base}:{variable}",
+        reference=reference,
         registry=chain.registry,
         digest=_digest(contents),
         files=tuple(sorted(source.root / path for path in contents)),
+        declared=declared,
+        parameters=recorded(declared, chosen),
     )
+
+
+def _values(reference: str, declared: tuple[Parameter, ...], values: Values) -> dict[str, Any]:
+    try:
+        return values(declared)
+    except ParameterError as error:
+        raise ParameterError(f"{reference}: {error}") from error
+
+
+def _require_no_values(reference: str, values: Values) -> None:
+    """Raises ParameterError if there are values, and the chain has no factory that takes them."""
+    try:
+        values(())
+    except ParameterError as error:
+        raise ParameterError(
+            f"{reference} is a chain without parameters; to have some, write a function that makes it, "
+            f"`def make(tone: str) -> Chain: ...`, and name that: {reference.rpartition(':')[0]}:make"
+        ) from error
 
 
 # -- finding
@@ -156,26 +203,21 @@ def _module_source(target: str, root: Path) -> _Source:
 _reading: ContextVar[set[str] | None] = ContextVar("chainette_files_read", default=None)
 
 
-def _executed(source: _Source) -> tuple[ModuleType, set[str]]:
-    """(the imported module, files that were read meanwhile)."""
+def _executed(source: _Source, run: Callable[[], _T], registry: EngineRegistry, opened: set[str]) -> _T:
+    """What the user's code gives; engines that it registers and files that it reads are noted."""
     try:
-        with using_registry(EngineRegistry()), _watching() as opened:
-            return source.run(), opened
+        with using_registry(registry), _watching(opened):
+            return run()
     except RAISED as error:
-        source.importer.forget()
         raise LoadError(_explained(error, source)) from error
-    except BaseException:
-        source.importer.forget()
-        raise
 
 
 @contextmanager
-def _watching() -> Iterator[set[str]]:
+def _watching(opened: set[str]) -> Iterator[None]:
     _install_hook()
-    opened: set[str] = set()
     token = _reading.set(opened)
     try:
-        yield opened
+        yield
     finally:
         _reading.reset(token)
 
@@ -223,17 +265,33 @@ def _place(error: BaseException) -> Place | None:
 # -- choosing
 
 
-def _chosen(module: ModuleType, name: str, source: _Source) -> tuple[str, Chain]:
-    """(variable, chain): the one named, or the only one."""
+def _chosen(module: ModuleType, name: str, source: _Source) -> tuple[str, Chain | FunctionType]:
+    """(variable, chain or factory): the one named, or the only one."""
     chains = _chains(module)
     if name:
         return _named(module, name, chains, source)
     own = {variable: chain for variable, chain in chains.items() if chain.place.file == module.__file__} or chains
     if not own:
-        raise LoadError(f"{source.base} declares no Chain; it needs one at module level: chain = Chain(name=..., steps=[...])")
+        return _only_factory(module, source)
     if len(own) > 1:
         raise LoadError(f"{source.base} has {len(own)} chains; say which: {_references(source, own)}")
     return next(iter(own.items()))
+
+
+def _only_factory(module: ModuleType, source: _Source) -> tuple[str, FunctionType]:
+    factories = _factories(module)
+    if not factories:
+        raise LoadError(f"{source.base} declares no Chain; it needs one at module level: chain = Chain(name=..., steps=[...])")
+    if len(factories) > 1:
+        raise LoadError(
+            f"{source.base} has {len(factories)} functions that make chains; say which: {_references(source, factories)}"
+        )
+    return next(iter(factories.items()))
+
+
+def _factories(module: ModuleType) -> dict[str, FunctionType]:
+    """The factories that the module itself declares."""
+    return {name: value for name, value in vars(module).items() if is_factory(value) and value.__module__ == module.__name__}
 
 
 def _chains(module: ModuleType) -> dict[str, Chain]:
@@ -245,22 +303,30 @@ def _chains(module: ModuleType) -> dict[str, Chain]:
     return {variable: chain for chain, variable in found.items()}
 
 
-def _named(module: ModuleType, name: str, chains: dict[str, Chain], source: _Source) -> tuple[str, Chain]:
+def _named(module: ModuleType, name: str, chains: dict[str, Chain], source: _Source) -> tuple[str, Chain | FunctionType]:
     value = vars(module).get(name)
     if isinstance(value, Chain):
+        return name, value
+    if is_factory(value):
         return name, value
     same = {variable: chain for variable, chain in chains.items() if chain.name == name}
     if len(same) == 1:
         return next(iter(same.items()))
     if same:
         raise LoadError(f"{source.base} has {len(same)} chains named {name!r}; say which: {_references(source, same)}")
-    known = f"; it has: {_references(source, chains)}" if chains else "; it declares no Chain"
+    makers = [*chains, *_factories(module)]
+    known = f"; it has: {_references(source, makers)}" if makers else "; it declares no Chain"
+    if isinstance(value, FunctionType):
+        raise LoadError(
+            f"{source.base}: {name!r} is a function, not a Chain; "
+            f"one that makes a chain is declared `def {name}(...) -> Chain`{known}"
+        )
     if name in vars(module):
         raise LoadError(f"{source.base}: {name!r} is a {type(value).__name__}, not a Chain{known}")
     raise LoadError(f"{source.base} has no chain {name!r}{known}")
 
 
-def _references(source: _Source, variables: Sequence[str] | dict[str, Chain]) -> str:
+def _references(source: _Source, variables: Iterable[str]) -> str:
     return ", ".join(f"{source.base}:{variable}" for variable in variables)
 
 

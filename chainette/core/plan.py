@@ -180,6 +180,8 @@ class Plan:
     #: Columns groups of `flattened/`, in order: `chain_input`, node ids, aliases, ending branches.
     columns: tuple[str, ...]
     warnings: tuple[Problem, ...] = ()
+    #: Values of the parameters of the factory that made the chain, as JSON.
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     #: What was compiled out of the plan alone: adapters, prompts. Filled on demand, from
     #: any thread: two may make the same thing, and either will do.
     memo: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -18,7 +18,7 @@ from chainette.fleet.states import LEASE, RunInfo
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Board", "Options", "Order", "Role", "inside"]
+__all__ = ["Board", "Options", "Order", "Role", "chain_fields", "inside"]
 
 
 class Role(StrEnum):
@@ -54,6 +54,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     chain_ref: str
     #: What the chain's files must be.
     digest: str
+    #: What the values of its parameters must be, and what its nodes (io/likeness.py).
+    parameters: dict[str, Any] = {}
+    marks: dict[str, dict[str, str]] = {}
     #: Files, folders and patterns below the sink's and the coordinator's --inputs-root.
     inputs: tuple[str, ...]
     #: Below their --runs-root.
@@ -80,7 +83,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fields(self) -> dict[str, str]:
         """As it stands at the run."""
-        return {"order": msgspec.json.encode(self).decode(), "chain_ref": self.chain_ref, "digest": self.digest}
+        about = {"chain_ref": self.chain_ref, "digest": self.digest}
+        return {"order": msgspec.json.encode(self).decode(), **about, **chain_fields(self.parameters, self.marks)}
 
 
 class Board:
@@ -155,6 +159,11 @@ class Board:
     def say(self, run: str, fields: Mapping[str, str | int]) -> None:
         """Writes something down at a run that others may want to know; nothing where it is closed."""
         self._scripts.call("say", run=run, fields=dict(fields))
+
+
+def chain_fields(parameters: Mapping[str, Any], marks: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What workers must know of a run's chain beside its files, as it stands at the run."""
+    return {"parameters": msgspec.json.encode(parameters).decode(), "marks": msgspec.json.encode(marks).decode()}
 
 
 def inside(relative: str, what: str) -> str:

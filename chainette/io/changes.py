@@ -18,7 +18,7 @@ import msgspec
 from chainette.core.settings import SETTINGS
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["FLATTENED", "Changes", "changes_between", "different_models", "rescues_between", "shape_of_graph"]
+__all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between", "shape_of_graph"]
 
 #: Stands for `flattened/` and the counts where no node is stale.
 FLATTENED = "flattened"
@@ -28,7 +28,7 @@ Graph = Mapping[str, Any]
 _SAME: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 #: What a sentence calls the parts of a step that graph.json shows.
-_PARTS = {
+PARTS = {
     "input_model": "input model",
     "output_schema": "output model",
     "system_prompt": "system prompt",
@@ -187,7 +187,7 @@ def _node_sentences(
 ) -> Iterator[str]:
     name = new["id"]
     if old["fingerprint"] != new["fingerprint"]:
-        parts = [words for part, words in _PARTS.items() if old.get(part) != new.get(part)]
+        parts = [words for part, words in PARTS.items() if old.get(part) != new.get(part)]
         parts += ["sampling"] if _without_rescue(old) != _without_rescue(new) else []
         parts += engine
         yield f"{name} has another {' and another '.join(parts)}" if parts else f"{name} has other code, or uses other data"

@@ -171,6 +171,12 @@ class RunState:
             raise DamagedRun("events.jsonl holds no run: its first line is missing; delete the directory and run again")
         return self.created
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Values of the parameters of the chain's factory."""
+        found: dict[str, Any] = self.graph.get("parameters", {})
+        return found
+
     def is_done(self, root: int) -> bool:
         """Whether a root is complete."""
         return root < len(self.done) and bool(self.done[root])
@@ -364,6 +370,7 @@ class RunState:
             "seed": run.settings.get("seed", 0),
             "settings": run.settings | {"limit": self.limit},
             "chain_ref": run.chain_ref,
+            "parameters": self.parameters,
             "fingerprint": self.graph["fingerprint"],
             "git": run.git,
             "versions": run.versions,

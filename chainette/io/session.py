@@ -206,6 +206,7 @@ def graph_of(plan: Plan, added: Added = _NOTHING) -> dict[str, Any]:
         "emoji": plan.emoji,
         "fingerprint": plan.fingerprint,
         "batch_size": plan.batch_size,
+        "parameters": dict(plan.parameters),
         "input_model": plan.input_model.model_json_schema(),
         "input_fingerprint": plan.input_fingerprint,
         "columns": list(plan.columns),

@@ -21,7 +21,9 @@ from chainette.core.compile import compile_chain
 from chainette.core.loading import load_chain
 from chainette.core.plan import Plan
 from chainette.errors import EngineUnavailable
+from chainette.fleet.board import chain_fields
 from chainette.fleet.states import RunInfo
+from chainette.io.likeness import marks_of
 from chainette.process import process
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unit
 from tests.support.cli import until
@@ -111,6 +113,7 @@ class Site:
         loaded = load_chain("chain.py", path)
         self.plan: Plan = compile_chain(loaded.chain)
         fields = {"chain_ref": "chain.py", "digest": loaded.digest, "batch_size": "8", "simulate": "0", "engines": "{}"}
+        fields |= chain_fields({}, marks_of(self.plan))
         self.info = RunInfo("run", 0, "running", fields)
         self.children = Children(path, width=2)
 

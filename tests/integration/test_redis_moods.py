@@ -144,5 +144,5 @@ def test_a_resume_that_comes_when_the_run_has_just_ended_asks_no_sink(
     stale = board.run(begun.run_id)
     database.client.delete(f"chainette:run:{begun.run_id}", "chainette:runs")
     monkeypatch.setattr(Board, "run", lambda _self, _run: stale)
-    assert not _asks_a_sink(directory, begun, database.url, (), None)
+    assert not _asks_a_sink(directory, begun, database.url, (), None, {})
     board.leave("sink-1")

@@ -21,8 +21,10 @@ from chainette_workers.worker import WorkerConfig
 from chainette_workers.worker import serve as work
 from prometheus_client.parser import text_string_to_metric_families
 
+from chainette.core.compile import compile_chain
 from chainette.core.loading import load_chain
 from chainette.fleet.board import Board, Order
+from chainette.io.likeness import marks_of
 from tests.support.cli import Project, until
 from tests.support.valkey import Database
 
@@ -74,8 +76,9 @@ def project(tmp_path: Path) -> Project:
 def handed_over(project: Project, database: Database, run: str) -> dict[str, Any]:
     """What became of a run of the project."""
     board = Board(database.client)
-    digest = load_chain("chain.py", project.path).digest
-    board.ask(run, Order(chain_ref="chain.py", digest=digest, inputs=("in.jsonl",), directory=run))
+    loaded = load_chain("chain.py", project.path)
+    marks = marks_of(compile_chain(loaded.chain))
+    board.ask(run, Order(chain_ref="chain.py", digest=loaded.digest, marks=marks, inputs=("in.jsonl",), directory=run))
     until(lambda: board.run(run) is None)
     found = json.loads((project.path / run / "metadata.json").read_text())
     assert found["status"] == "finished"

@@ -1,17 +1,23 @@
-"""Chains by reference: a run's plan out of the files on this machine's disk, if they are those that were enqueued."""
+"""Chains by reference: a run's plan out of the files on this machine's disk, if it is the one that was enqueued.
+
+Redis says what the files, the parameters and the nodes must be; all of it is compared, and nothing of it is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from chainette.core.loading import load_chain
+from chainette.core.parameters import Offered, agreed, set_flags
 from chainette.core.plan import Plan
-from chainette.errors import ChainetteError
+from chainette.errors import ChainetteError, ParameterError
 from chainette.fleet.states import RunInfo
+from chainette.io.likeness import Marks, differences, marks_of, other_nodes
 from chainette.options import RunOptions
 from chainette.session import compile_plan
 
@@ -28,14 +34,24 @@ class Reference:
     simulate: bool
     #: (name, digest) of every engine.
     engines: tuple[tuple[str, str], ...] = ()
+    #: Values of the parameters, and what the nodes must be (io/likeness.py): JSON, as Redis has it.
+    parameters: str = "{}"
+    marks: str = "{}"
 
     @classmethod
     def of(cls, info: RunInfo) -> Reference:
         """What Redis says of a run."""
         fields = info.fields
         engines = msgspec.json.decode(fields["engines"], type=dict[str, str])
-        simulate = fields["simulate"] == "1"
-        return cls(fields["chain_ref"], fields["digest"], int(fields["batch_size"]), simulate, tuple(sorted(engines.items())))
+        return cls(
+            fields["chain_ref"],
+            fields["digest"],
+            int(fields["batch_size"]),
+            fields["simulate"] == "1",
+            tuple(sorted(engines.items())),
+            fields["parameters"],
+            fields["marks"],
+        )
 
 
 @dataclass
@@ -49,7 +65,11 @@ class Chains:
     engines_file: str | None
     #: Told why a run is not served, when that is another reason than before; "" where it is served after all.
     refuse: Callable[[RunInfo, str], None] = lambda _info, _why: None
+    #: Values that parameters may have here.
+    parameters: Offered = field(default_factory=dict)
     _plans: dict[Reference, Plan] = field(default_factory=dict)
+    #: The last load of a chain, by everything but what it must be.
+    _loads: dict[Reference, _Load] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
 
     def plan_of(self, info: RunInfo) -> Plan | None:
@@ -77,20 +97,43 @@ class Chains:
         """The plan of a reference.
 
         Raises:
-            ChainDiffers: the files, or an engine's settings, are others here.
+            ChainDiffers: the files, the parameters, an engine's settings or the nodes are others here.
             ChainetteError: they cannot be loaded.
         """
         if reference not in self._plans:
-            loaded = load_chain(reference.chain, self.root)
-            _require("", loaded.digest, reference.digest, "")
-            options = RunOptions(batch_size=reference.batch_size, simulate=reference.simulate, engines_file=self.engines_file)
-            plan = compile_plan(loaded.chain, options)
+            load = self._load(reference)
+            _require("", load.digest, reference.digest, "")
             for name, digest in reference.engines:
-                if name in self.names and name in plan.engines:
+                if name in self.names and name in load.plan.engines:
                     hint = "; give the worker the same --engines FILE"
-                    _require(f"engine {name!r} ", plan.engines[name].digest, digest, hint)
-            self._plans[reference] = plan
+                    _require(f"engine {name!r} ", load.plan.engines[name].digest, digest, hint)
+            self._require_nodes(load.plan, msgspec.json.decode(reference.marks, type=Marks))
+            self._plans[reference] = load.plan
         return self._plans[reference]
+
+    def _load(self, reference: Reference) -> _Load:
+        """The chain as its files are now; loaded and compiled once, as long as they stay as they are."""
+        key = replace(reference, digest="", engines=(), marks="")
+        load = self._loads.get(key)
+        if load is None or load.stamp != _stamp(load.files):
+            load = self._loads[key] = self._fresh(reference)
+        return load
+
+    def _fresh(self, reference: Reference) -> _Load:
+        wanted = msgspec.json.decode(reference.parameters, type=dict[str, Any])
+        try:
+            loaded = load_chain(reference.chain, self.root, agreed(wanted, self.parameters))
+        except ParameterError as error:
+            raise ChainDiffers(f"{error}; start the worker with {set_flags(wanted)}") from error
+        options = RunOptions(batch_size=reference.batch_size, simulate=reference.simulate, engines_file=self.engines_file)
+        files = [*loaded.files, *([Path(self.engines_file)] if self.engines_file else [])]
+        return _Load(compile_plan(loaded.chain, options), loaded.digest, tuple(files), _stamp(files))
+
+    def _require_nodes(self, plan: Plan, there: Marks) -> None:
+        served = {name for name, node in plan.nodes.items() if node.engine in self.names}
+        found = differences(marks_of(plan), there, served)
+        if found:
+            raise ChainDiffers(other_nodes(found))
 
     def _tell(self, info: RunInfo, why: str) -> None:
         words = f"{info.fields.get('chain_ref', 'its chain')} {why}"
@@ -99,8 +142,32 @@ class Chains:
             self.refuse(info, words)
 
 
+@dataclass(frozen=True)
+class _Load:
+    """A chain as it was loaded here."""
+
+    plan: Plan
+    digest: str
+    files: tuple[Path, ...]
+    #: Tells whether the files have changed since.
+    stamp: tuple[tuple[int, int], ...]
+
+
+def _stamp(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Times and sizes; (0, 0) for a file that is gone."""
+    return tuple(_time_and_size(file) for file in files)
+
+
+def _time_and_size(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
 class ChainDiffers(Exception):
-    """The files, or an engine's settings, are not those that were enqueued."""
+    """The files, the parameters, an engine's settings or the nodes are not those that were enqueued."""
 
 
 def _require(what: str, here: str, there: str, hint: str) -> None:

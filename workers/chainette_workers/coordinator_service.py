@@ -21,6 +21,7 @@ from chainette.fleet.queue import FleetQueue, Lost
 from chainette.io.readback import rows_of_root
 from chainette.io.roots import Root
 from chainette.io.rundir import RunDir
+from chainette.io.session import read_state
 from chainette.reopen import Observed, observe
 from chainette.session import roots_of
 from chainette_workers.coordinator import Coordinator, read_for_live_roots
@@ -50,7 +51,7 @@ class CoordinatorDuty:
     def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
         info, order = handed.info, handed.order
         directory = self._directory(handed)
-        chain = same_chain(order, self.places.chains).chain
+        chain = same_chain(order, self.places, read_state(directory)[0].parameters).chain
         try:
             read = read_for_live_roots(queue, RunKeys(info.run, info.epoch))  # before the log is read, which goes on
         except (Lost, BadMessage):

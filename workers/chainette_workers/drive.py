@@ -18,7 +18,7 @@ import redis
 from chainette.core.loading import load_chain
 from chainette.core.plan import Plan
 from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunError, RunStopped
-from chainette.fleet.board import Board, Role
+from chainette.fleet.board import Board, Role, chain_fields
 from chainette.fleet.connect import chosen_url, connect, is_passing, shown
 from chainette.fleet.messages import BadMessage
 from chainette.fleet.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunInfo
@@ -26,6 +26,7 @@ from chainette.fleet.reasons import reasons
 from chainette.fleet.states import LEASE
 from chainette.io.events import UnitRetried, WorkerLost
 from chainette.io.identity import require_same_input
+from chainette.io.likeness import marks_of
 from chainette.io.roots import Root
 from chainette.limits import RejectWatch
 from chainette.session import Session, roots_of
@@ -384,7 +385,8 @@ class Drive:
             "window_bytes": _WINDOW_BYTES,
             "seed": options.seed,
             "chain_ref": options.chain_ref,
-            "digest": load_chain(options.chain_ref, Path(options.chain_root)).digest,
+            "digest": options.chain_digest or load_chain(options.chain_ref, Path(options.chain_root)).digest,
+            **chain_fields(session.plan.parameters, marks_of(session.plan)),
             "batch_size": session.plan.batch_size,
             "simulate": int(options.simulate),
             "engines": msgspec.json.encode({name: config.digest for name, config in session.plan.engines.items()}).decode(),

@@ -1,4 +1,7 @@
-"""A process that runs functions (Apply) for a worker: `python -m chainette_workers.function_child PARENT ROOT [ENGINES]`.
+"""A process that runs functions (Apply) for a worker.
+
+`python -m chainette_workers.function_child PARENT ROOT ENGINES PARAMETERS`: the worker's process id, its --chain-root, its
+--engines or "", and its --set as JSON.
 
 Units come through standard input and answers go through standard output, which the functions do not get: what they print
 goes to the worker's log. It loads chains by reference, from the same disk as its worker, and ends when its worker does.
@@ -25,7 +28,9 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
+from chainette.core.plan import PYTHON
 from chainette.errors import ChainetteError
 from chainette.process import process
 from chainette.utils.foreign import told
@@ -41,12 +46,13 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Answers calls until standard input ends."""
-    _, parent, root, *engines_file = sys.argv
+    _, parent, root, engines_file, parameters = sys.argv
     _die_with(int(parent))
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the worker, which ends this process
         signal.signal(number, signal.SIG_IGN)
     calls, replies = _taken_pipes()
-    chains, main_thread = Chains(Path(root), (), engines_file[0] if engines_file else None), _MainThread()
+    offered = msgspec.json.decode(parameters, type=dict[str, list[str]])
+    chains, main_thread = Chains(Path(root), (PYTHON,), engines_file or None, parameters=offered), _MainThread()
     threading.Thread(target=_answer, args=(calls, replies, chains, main_thread), daemon=True).start()
     main_thread.serve()
 

@@ -20,6 +20,7 @@ import msgspec
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from chainette.core.parameters import Offered
 from chainette.core.plan import Plan
 from chainette.errors import EngineUnavailable
 from chainette.fleet.states import RunInfo
@@ -141,6 +142,7 @@ class Children:
 
     root: Path
     engines_file: str | None = None
+    parameters: Offered = field(default_factory=dict)
     width: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     _idle: list[_Child] = field(default_factory=list)
     _all: list[_Child] = field(default_factory=list)
@@ -202,7 +204,7 @@ class Children:
 
     async def _start(self) -> _Child:
         command = [sys.executable, "-P", "-m", "chainette_workers.function_child", str(os.getpid()), str(self.root)]
-        command += [self.engines_file] if self.engines_file else []
+        command += [self.engines_file or "", msgspec.json.encode(self.parameters).decode()]
         process = await anyio.open_process(command, stderr=None)
         assert process.stdout is not None
         child = _Child(process, BufferedByteReceiveStream(process.stdout))

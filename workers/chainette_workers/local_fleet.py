@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
+from chainette.core.parameters import text_of
 from chainette.core.plan import PYTHON, Plan
 from chainette.engine.backends import VllmOptions
 from chainette.engine.config import EngineConfig
@@ -66,7 +67,11 @@ class LocalFleet:
         with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data") as server:
             connection = connect(server.url)
             root, file = session.options.chain_root, session.options.engines_file
-            configs = [WorkerConfig(server.url, [name], root, engines_file=file) for name in self._engines(session.plan)]
+            offered = {name: [text_of(value)] for name, value in session.options.parameters.items()}
+            configs = [
+                WorkerConfig(server.url, [name], root, engines_file=file, parameters=offered)
+                for name in self._engines(session.plan)
+            ]
             rows = sum(_rows_in_flight(session.plan, name) for config in configs for name in config.engines)
             window = session.options.window or max(4096, 4 * rows)
             environments = devices(session.plan, [config.engines[0] for config in configs])

@@ -12,22 +12,27 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import redis
 
+from chainette.core.chain import Chain
 from chainette.core.loading import LoadedChain, load_chain
-from chainette.errors import ChainetteError, RunCancelled, RunDirectoryInUse, RunStopped
+from chainette.core.parameters import Offered, agreed, set_flags, text_of
+from chainette.errors import ChainetteError, ParameterError, RunCancelled, RunDirectoryInUse, RunStopped
 from chainette.fleet.board import Board, Order, Role, inside
 from chainette.fleet.connect import connect, is_passing
 from chainette.fleet.queue import FleetQueue
 from chainette.fleet.states import LEASE, RunInfo
+from chainette.io.likeness import differences, marks_of, other_nodes
 from chainette.io.several import expand
+from chainette.options import RunOptions
+from chainette.session import compile_plan
 from chainette_workers.catalogue import Part
 from chainette_workers.endpoint import Endpoint
 from chainette_workers.presence import Presence
@@ -57,6 +62,8 @@ class Places:
     chains: Path
     inputs: Path
     runs: Path
+    #: Values that parameters of chains may have: what Redis says of them is compared with these, and never used.
+    parameters: Offered = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"chains below {self.chains}, inputs below {self.inputs}, runs below {self.runs}"
@@ -126,21 +133,40 @@ class Duty(Protocol):
         ...
 
 
-def same_chain(order: Order, root: Path) -> LoadedChain:
-    """The chain of a run out of this machine's files.
+def same_chain(order: Order, places: Places, recorded: Mapping[str, Any] | None = None) -> LoadedChain:
+    """The chain of a run out of this machine's files; `recorded` are the parameters that the log of the run has.
 
     Raises:
         Elsewhere: it is not there, or it is another one.
     """
+    root, offered = places.chains, {name: [*texts] for name, texts in places.parameters.items()}
+    for name, value in (recorded or {}).items():
+        offered.setdefault(name, []).append(text_of(value))
     try:
-        loaded = load_chain(inside(order.chain_ref, "chain"), root)
+        loaded = load_chain(inside(order.chain_ref, "chain"), root, agreed(order.parameters, offered))
+    except ParameterError as error:
+        raise Elsewhere(f"{error}; start it with {set_flags(order.parameters)}") from error
     except ChainetteError as error:
         raise Elsewhere(f"{order.chain_ref} cannot be loaded here: {error}") from error
     if loaded.digest != order.digest:
         raise Elsewhere(
             f"{order.chain_ref} has digest {loaded.digest[:12]} below {root}, and {order.digest[:12]} where it was enqueued"
         )
+    _require_same_nodes(order, loaded.chain)
     return loaded
+
+
+def _require_same_nodes(order: Order, chain: Chain) -> None:
+    """Raises Elsewhere if the chain is compiled to other nodes here than where it was enqueued."""
+    names = ("batch_size", "simulate", "engines_file")
+    options = RunOptions(**{name: getattr(order.options, name) for name in names})
+    try:
+        plan = compile_plan(chain, options)
+    except ChainetteError as error:
+        raise Elsewhere(f"{order.chain_ref} does not fit together here: {error}") from error
+    found = differences(marks_of(plan), order.marks)
+    if found:
+        raise Elsewhere(f"{order.chain_ref} {other_nodes(found)}")
 
 
 def serve(

@@ -47,7 +47,7 @@ class SinkDuty:
         if (state is None and info.state == "cancelled") or (state is not None and _is_closed(state, order)):
             take_out(queue, info)
             return
-        chain = same_chain(order, self.places.chains)
+        chain = same_chain(order, self.places, state.parameters if state is not None else None)
         drive = _Served(handed, queue, board, {"redis": self.redis})
         options = msgspec.structs.asdict(order.options)
         if order.options.engines_file:
@@ -60,12 +60,22 @@ class SinkDuty:
                 run_id=info.run,
                 chain_ref=chain.reference,
                 chain_root=str(self.places.chains.resolve()),
+                chain_digest=chain.digest,
+                parameters=chain.parameters,
                 drive=drive,
                 **options,
             )
         else:
             free = {name: options[name] for name in ("limit", "window", "engine_patience", "max_reject_rate")}
-            executor.resume(directory.path, chain.chain, from_step=order.from_steps, drive=drive, **free)
+            executor.resume(
+                directory.path,
+                chain.chain,
+                from_step=order.from_steps,
+                drive=drive,
+                chain_digest=chain.digest,
+                parameters=chain.parameters,
+                **free,
+            )
 
     def _directory(self, handed: Handed) -> RunDir:
         directory = RunDir(self.places.directory(handed.order))

@@ -58,6 +58,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     drain_after: float | None = None
     #: Where its metrics are served; None: nowhere.
     metrics: Endpoint | None = None
+    #: Values that parameters of chains may have.
+    parameters: dict[str, list[str]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -104,15 +106,15 @@ class _Process:
 
     def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
         self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, watch.hook
-        root, file = Path(config.chain_root), config.engines_file
-        chains = Chains(root, config.names, file, self._refuse)
+        root, file, offered = Path(config.chain_root), config.engines_file, config.parameters
+        chains = Chains(root, config.names, file, self._refuse, offered)
         self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, watch.hook)
         self.worker = EngineWorker(
             queue,
             self._serving,
             Models(self._tell, partial(spread, config.gpus)),
             config.rows_in_flight,
-            Children(root, file),
+            Children(root, file, offered),
             drain_after=config.drain_after,
             hook=watch.hook,
             about=watch.words,
