@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Project, lines
+from tests.support.patience import LONG
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_a_reader_that_goes_away_ends_a_list_quietly(finished: Project) -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(60) == 0
+        assert process.wait(LONG) == 0
 
 
 @pytest.mark.parametrize(

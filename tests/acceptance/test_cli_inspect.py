@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import CHAIN, Project
+from tests.support.patience import LONG
 
 #: Without a warning of its own.
 BOUNDED = CHAIN.replace("import BaseModel", "import BaseModel, Field").replace("name: str", "name: str = Field(max_length=9)")
@@ -181,6 +182,6 @@ def test_what_would_keep_an_engine_from_opening_here_is_a_warning(project: Proje
 
 def test_python_m_chainette_is_the_command(project: Project) -> None:
     command = [sys.executable, "-m", "chainette", "inspect", "chain.py"]
-    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, timeout=LONG)
     assert (done.returncode, done.stderr) == (0, "")
     assert "no problems" in done.stdout

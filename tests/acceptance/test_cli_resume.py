@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Project
+from tests.support.patience import LONG
 
 EVERY_ROW = sorted(map(str, range(200)))
 
@@ -27,7 +28,7 @@ def stop_in_the_middle(project: Project, number: signal.Signals) -> subprocess.C
         if json.loads(line).get("node") == "grade":
             break
     process.send_signal(number)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=LONG)
     return subprocess.CompletedProcess([], process.returncode, out, said)
 
 
@@ -74,7 +75,7 @@ def test_a_run_at_work_is_running_and_a_second_process_is_refused(project: Proje
         assert "in use" in second.stderr
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=LONG)
 
 
 def test_a_finished_run_has_nothing_to_resume(project: Project) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Project, until
+from tests.support.patience import LONG
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_a_reader_that_goes_away_ends_the_run_quietly_and_resumably(tmp_path: Pa
         assert json.loads(process.stdout.readline())["type"] == "run_created"
         process.stdout.close()
         said = process.stderr.read()
-        assert process.wait(60) == 130
+        assert process.wait(LONG) == 130
     assert "Traceback" not in said and "rror" not in said
     assert said.endswith("go on: chainette resume out\n")
     assert project.chainette("resume", "out").returncode == 0
@@ -240,6 +241,6 @@ def test_ctrl_c_that_a_wrapper_passes_on_once_more_is_one(tmp_path: Path, gap: f
         process.send_signal(signal.SIGINT)
         time.sleep(gap)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LONG)
     assert process.returncode == 130 and "Traceback" not in said
     assert said.endswith("interrupted\ngo on: chainette resume out\n")

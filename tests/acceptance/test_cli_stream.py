@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 from tests.support.cli import Project
+from tests.support.patience import LONG
 
 FLAGS = ("run", "chain.py", "in.jsonl", "-o", "out", "--limit", "1", "--stream")
 
@@ -44,7 +45,7 @@ def test_ctrl_c_in_the_middle_of_an_answer_ends_the_run_resumably(tmp_path: Path
             seen += process.stdout.read(1)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-        assert process.wait(60) == 130
+        assert process.wait(LONG) == 130
     assert said.endswith("interrupted\ngo on: chainette resume out\n")
     assert "Traceback" not in said
 
@@ -56,7 +57,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
         assert process.stdout.readline() == "the chain was loaded\n"
         process.stdout.close()
         said = process.stderr.read()
-        assert process.wait(60) == 130
+        assert process.wait(LONG) == 130
     assert said == "go on: chainette resume out\n"
 
 
@@ -66,7 +67,7 @@ def test_a_terminal_shows_the_tokens_one_by_one(tmp_path: Path) -> None:
     with project.start(*FLAGS, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         reads = _reads(ours)
-        assert process.wait(60) == 0
+        assert process.wait(LONG) == 0
     os.close(ours)
     whole = "".join(reads)
     assert "\x1b[1mgrade, row 0\x1b[0m\r\n" in whole

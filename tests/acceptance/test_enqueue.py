@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Project, lines, until
+from tests.support.patience import LONG
 from tests.support.valkey import LEASES, Database, Server, assert_no_keys_left
 
 
@@ -52,7 +53,7 @@ def stopped(*processes: subprocess.Popen[str]) -> Iterator[None]:
         for process in processes:
             process.terminate()
         for process in processes:
-            assert process.wait(30) == 0
+            assert process.wait(LONG) == 0
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_run_through_two_workers_is_that_of_one_process(site: Site) -> None:
 def test_two_runs_share_the_workers(site: Site) -> None:
     with stopped(*site.workers(2)):
         runs = [site.start("enqueue", "chain.py", "in.jsonl", "-o", name) for name in ("one", "two")]
-        assert [run.wait(90) for run in runs] == [0, 0]
+        assert [run.wait(LONG) for run in runs] == [0, 0]
     assert lines(site.project, "one") == lines(site.project, "two")
 
 
@@ -99,7 +100,7 @@ def test_a_worker_that_is_killed_costs_nothing(site: Site, database: Database) -
         run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
         until(lambda: site.committed("fleet") > 5)
         victim.kill()
-        assert run.wait(90) == 0
+        assert run.wait(LONG) == 0
     assert lines(site.project, "fleet") == lines(site.project, "local")
 
 
@@ -108,7 +109,7 @@ def interrupted(site: Site) -> str:
     run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
     until(lambda: site.committed("fleet") > 2)
     run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=LONG)
     assert run.returncode == 130
     return str(out + err)
 
@@ -147,7 +148,7 @@ def test_a_run_is_taken_out_of_every_redis_that_it_was_resumed_over(site: Site, 
     with site.project.start("run", "chain.py", "in.jsonl", "-o", "fleet") as run:
         until(lambda: site.committed("fleet") > 2)
         run.send_signal(signal.SIGINT)
-        run.communicate(timeout=60)
+        run.communicate(timeout=LONG)
     assert run.returncode == 130
     with stopped(*site.workers(1)):
         over = site.start("resume", "fleet", "--window", "16")
@@ -168,7 +169,7 @@ def test_two_that_write_the_same_run_do_not_take_it_from_each_other_again_and_ag
         until(lambda: site.committed("fleet") > 2)
         shutil.copytree(site.project.path / "fleet", site.project.path / "copy")
         second = site.start("resume", "copy")
-        ends = {name: process.communicate(timeout=120)[1] for name, process in (("fleet", first), ("copy", second))}
+        ends = {name: process.communicate(timeout=LONG)[1] for name, process in (("fleet", first), ("copy", second))}
     for name, process in (("fleet", first), ("copy", second)):
         if process.returncode:
             assert "another process writes run" in ends[name] and f"chainette resume {name}" in ends[name]
@@ -217,7 +218,7 @@ def test_a_paused_run_is_held_until_it_is_continued(site: Site) -> None:
         assert "paused" in site.project.chainette("pause", name, "--redis", site.url).stdout
         assert "paused" in site.project.chainette("runs", "--redis", site.url).stdout
         site.project.chainette("unpause", name, "--redis", site.url)
-        assert run.wait(90) == 0
+        assert run.wait(LONG) == 0
 
 
 def test_a_cancelled_run_leaves_nothing_in_redis_and_says_so_in_its_directory(site: Site) -> None:
@@ -225,7 +226,7 @@ def test_a_cancelled_run_leaves_nothing_in_redis_and_says_so_in_its_directory(si
         run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
         until(lambda: site.committed("fleet") > 2)
         assert site.project.chainette("cancel", site.run_id("fleet"), "--redis", site.url).returncode == 0
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=LONG)
         assert run.returncode == 1 and "was cancelled" in errors
         assert [event["type"] for event in site.project.events("fleet")][-1] == "run_cancelled"
         assert "no live runs" in site.project.chainette("runs", "--redis", site.url).stdout
@@ -245,7 +246,7 @@ def test_a_worker_with_another_chain_takes_nothing_and_names_both_digests(site: 
         assert "has digest" in said and "where it was enqueued" in said
         assert site.committed("fleet") == 0
         with stopped(*site.workers(1)):
-            assert run.wait(90) == 0
+            assert run.wait(LONG) == 0
 
 
 def test_workers_that_are_asked_to_end_do_and_hand_back_what_they_have(site: Site) -> None:
@@ -254,9 +255,9 @@ def test_workers_that_are_asked_to_end_do_and_hand_back_what_they_have(site: Sit
     with stopped(other):
         until(lambda: site.committed("fleet") > 5)
         assert "asked 1 workers of 'judge'" in site.project.chainette("kill", "--engine", "judge", "--redis", site.url).stdout
-        assert asked.wait(30) == 0
+        assert asked.wait(LONG) == 0
         with stopped(site.start("worker", "--engine", "judge")):
-            assert run.wait(90) == 0
+            assert run.wait(LONG) == 0
 
 
 def test_a_worker_that_hangs_is_killed_and_its_units_run_elsewhere(site: Site, database: Database) -> None:
@@ -269,10 +270,10 @@ def test_a_worker_that_hangs_is_killed_and_its_units_run_elsewhere(site: Site, d
         done = site.project.chainette("kill", "--engine", "judge", "--grace", "1", "--redis", site.url)
         assert (done.returncode, done.stderr) == (0, "")
         assert f"(process {hung.pid}) did not end in 1 s and was killed" in done.stdout
-        assert hung.wait(30) == -signal.SIGKILL
+        assert hung.wait(LONG) == -signal.SIGKILL
         assert other.poll() is None
         with stopped(site.start("worker", "--engine", "judge")):
-            assert run.wait(90) == 0
+            assert run.wait(LONG) == 0
 
 
 def test_a_run_that_no_worker_serves_says_so_with_the_command_that_helps(site: Site) -> None:
@@ -282,7 +283,7 @@ def test_a_run_that_no_worker_serves_says_so_with_the_command_that_helps(site: S
         said = next(line for line in run.stderr if "nothing moves" in line)
         assert "no live worker serves 'judge'; start: chainette worker --engine judge" in said
         with stopped(site.start("worker", "--engine", "judge")):
-            assert run.wait(90) == 0
+            assert run.wait(LONG) == 0
 
 
 def test_a_run_id_that_is_not_live_is_said_with_those_that_are(site: Site) -> None:

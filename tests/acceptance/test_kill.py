@@ -17,6 +17,7 @@ import pytest
 from chainette.io.fork import finish_swap
 from chainette.io.rundir import RunDir
 from tests.support.cli import Project
+from tests.support.patience import LONG
 from tests.support.tools import CI
 
 ROWS = 60
@@ -87,7 +88,7 @@ class Mortals:
         return int(self._server.stdout.readline())
 
     def close(self) -> None:
-        self._server.communicate(timeout=60)
+        self._server.communicate(timeout=LONG)
 
 
 def plain(row: dict[str, Any]) -> str:
@@ -302,7 +303,7 @@ def test_ctrl_c_again_does_not_wait_for_a_function_that_blocks(held: tuple[Doome
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=LONG)
     assert process.returncode == 130
     assert said.splitlines()[-2:] == ["interrupted", "go on: chainette resume out"]
     assert "Traceback" not in said
@@ -325,7 +326,7 @@ def test_a_directory_at_work_is_refused_to_every_other_command_that_writes_and_c
         assert refused.returncode == 1, words
         assert refused.stderr.endswith("out is in use: another process writes to it; wait for it or stop it\n"), words
     (project.path / "wake").write_text("go on")
-    process.communicate(timeout=60)
+    process.communicate(timeout=LONG)
     assert process.returncode == 3
     assert (project.ids("out", "hold"), project.ids("out", "rejected")) == (EVERY_HELD_ROW, ["2"])
 
@@ -342,5 +343,5 @@ def stop_after(
         if not process.stdout.readline():
             break
     process.send_signal(number)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=LONG)
     return subprocess.CompletedProcess([], process.returncode, out, said)

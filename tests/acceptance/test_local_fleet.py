@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Project, lines, until
+from tests.support.patience import LONG
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_fleet_gives_the_rows_of_one_process_also_when_workers_are_killed(proj
     assert len(workers) == 3
     for pid in workers[:2]:
         os.kill(pid, signal.SIGKILL)
-    out, errors = run.communicate(timeout=120)
+    out, errors = run.communicate(timeout=LONG)
     assert run.returncode == 0, errors
     assert "accounting: balanced" in out
     assert lines(project, "fleet") == lines(project, "local")
@@ -109,7 +110,7 @@ def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(proj
 def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> None:
     run = start(project)
     run.send_signal(signal.SIGINT)
-    out, errors = run.communicate(timeout=60)
+    out, errors = run.communicate(timeout=LONG)
     assert run.returncode == 130 and "chainette resume fleet" in out + errors
     assert until(lambda: not processes_of(project))
     assert project.chainette("resume", "fleet", "--local").returncode == 0
@@ -147,7 +148,7 @@ def test_an_input_that_changes_while_a_fleet_reads_it_stops_the_run_and_the_old_
     run = project.start("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "1", "--window", "16", "--quiet")
     until(lambda: committed(project) > 3)
     path.write_bytes(old.replace(b"row", b"new"))
-    _, errors = run.communicate(timeout=120)
+    _, errors = run.communicate(timeout=LONG)
     assert run.returncode == 1 and "in.jsonl changed while the run was reading it" in errors, errors
     assert "go on: chainette resume fleet" in errors
     refused = project.chainette("resume", "fleet", "--quiet")

@@ -14,6 +14,7 @@ import pytest
 
 from tests.acceptance.test_enqueue import Site, stopped
 from tests.support.cli import Project, until
+from tests.support.patience import LONG
 from tests.support.valkey import Database
 
 MAKE = """
@@ -221,7 +222,7 @@ def test_a_worker_takes_a_run_only_with_the_values_that_it_was_started_with(site
         assert "tone is casual where it was enqueued" in next(line for line in run.stderr if "nothing moves" in line)
         assert site.committed("fleet") == 0
         with stopped(*site.workers(1, *CASUAL, "--set", "tone=formal", "--set", "elsewhere=1")):
-            assert run.wait(90) == 0
+            assert run.wait(LONG) == 0
     assert said(site.project, "fleet") == said(site.project, "local")
 
 
@@ -249,7 +250,7 @@ def test_a_worker_with_another_environment_takes_nothing_and_names_the_steps(sit
         assert told in next(line for line in run.stderr if "nothing moves" in line)
         assert site.committed("fleet") == 0
         with stopped(site.start("worker", "--engine", "writer", env=environment)):
-            assert run.wait(90) == 0
+            assert run.wait(LONG) == 0
     assert said(site.project, "fleet") == said(site.project, "local")
 
 

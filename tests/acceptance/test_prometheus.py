@@ -19,6 +19,7 @@ from chainette.fleet.embedded import EmbeddedServer
 from chainette.fleet.survey import survey
 from deploy.grafana.make import DASHBOARDS, FOLDER
 from tests.support.cli import Project, until
+from tests.support.patience import LONG
 from tests.support.prometheus import Prometheus, scraping
 from tests.support.valkey import connect
 
@@ -66,7 +67,7 @@ def words_of(client: Redis, kind: str) -> dict[str, str] | None:
 
 
 def get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as reply:
+    with urllib.request.urlopen(url, timeout=LONG) as reply:
         return bytes(reply.read())
 
 

@@ -22,6 +22,7 @@ from rq.serializers import JSONSerializer
 
 from chainette.fleet.queue import FleetQueue
 from tests.support.cli import Project, lines, until
+from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
 
@@ -36,13 +37,13 @@ class Tools:
     def info(self) -> list[str]:
         """The lines of `rq info`."""
         code = "import sys; from rq.cli import main; sys.argv = ['rq', 'info', '--raw']; main()"
-        done = subprocess.run([sys.executable, "-c", code], env=self._environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", code], env=self._environment, capture_output=True, text=True, timeout=LONG)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
     def page(self, path: str) -> bytes:
         """A page of the dashboard."""
-        with urllib.request.urlopen(f"{self._web}{path}", timeout=30) as reply:
+        with urllib.request.urlopen(f"{self._web}{path}", timeout=LONG) as reply:
             found: bytes = reply.read()
         return found
 
@@ -120,10 +121,10 @@ def test_rqs_tools_show_the_truth_of_a_live_run_and_change_nothing_of_it(
         assert judged.failed_job_registry.count == 0
 
         other = stack.enter_context(started(project, *serve))
-        assert run.wait(90) == 0
+        assert run.wait(LONG) == 0
         assert [name] != tools.workers() != []
         other.terminate()
-        assert other.wait(30) == 0
+        assert other.wait(LONG) == 0
     assert tools.workers() == [] == tools.queues()
     assert lines(project, "fleet") == lines(project, "local")
 

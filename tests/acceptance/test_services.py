@@ -15,6 +15,7 @@ import pytest
 from chainette.fleet.board import Board
 from chainette.fleet.connect import shown
 from tests.support.cli import Project, lines, until
+from tests.support.patience import LONG
 from tests.support.tools import some
 from tests.support.valkey import LEASES, Database, Server, assert_no_keys_left, connect
 
@@ -44,7 +45,7 @@ class Site:
         yield processes
         for process in processes:
             process.terminate()
-        assert {process.wait(30) for process in processes if process.poll() in (None, 0)} <= {0}
+        assert {process.wait(LONG) for process in processes if process.poll() in (None, 0)} <= {0}
 
     def detach(self, directory: str, *words: str) -> str:
         """Hands a run over; its id."""
@@ -155,7 +156,7 @@ def test_a_service_that_is_killed_is_replaced_in_the_same_epoch(site: Site, data
         next_one = site.start(("coordinator", "sink")[victim])
         site.finished(run)
         next_one.terminate()
-        assert next_one.wait(30) == 0
+        assert next_one.wait(LONG) == 0
     assert lines(site.project, "fleet") == expected
     assert site.epochs("fleet") == {0}
 
@@ -237,7 +238,7 @@ def test_a_cancelled_run_is_not_begun_again_by_a_sink_that_comes_back(site: Site
         site.finished(run)
         until(lambda: [event["type"] for event in site.project.events("fleet")][-1] == "run_cancelled")
         sink.terminate()
-        assert sink.wait(30) == 0
+        assert sink.wait(LONG) == 0
 
 
 def test_a_redis_that_comes_back_empty_costs_a_handed_over_run_an_epoch_and_no_row(tmp_path: Path, server: Server) -> None:
@@ -259,7 +260,7 @@ def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before
         run = site.detach("fleet", "--window", "16")
         until(lambda: site.committed("fleet") > 12)
         worker.terminate()  # so that the run cannot end before the command below is read
-        assert worker.wait(30) == 0
+        assert worker.wait(LONG) == 0
         before = set(lines(site.project, "fleet")["extract"])
         chain = site.project.path / "chain.py"
         chain.write_text(chain.read_text().replace('user_prompt="{{ pieces }}"', 'user_prompt="Grade: {{ pieces }}"'))

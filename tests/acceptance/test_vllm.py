@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Project, until
+from tests.support.patience import LONG
 from tests.support.vllm import SMOL, needs_vllm, tiny_model
 
 pytestmark = needs_vllm
@@ -127,13 +128,13 @@ def test_a_model_that_is_killed_is_loaded_again_and_every_row_is_done_once(tiny:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=tiny.path, env=tiny.environment, stdout=pipe, stderr=pipe, text=True) as run:
         for loads, sent in enumerate((signal.SIGTERM, signal.SIGKILL), 1):  # the first lets it abort what it computes
-            until(lambda: tiny.told("engine_loaded") == loads or run.poll() is not None, 120)  # noqa: B023
+            until(lambda: tiny.told("engine_loaded") == loads or run.poll() is not None)  # noqa: B023
             before = tiny.committed()
-            until(lambda: tiny.committed() > before or run.poll() is not None, 120)  # noqa: B023
+            until(lambda: tiny.committed() > before or run.poll() is not None)  # noqa: B023
             [core] = children(run.pid, "EngineCore")
             os.kill(core, sent)
-            until(lambda: not is_alive(core), 20)  # noqa: B023
-        out, errors = run.communicate(timeout=200)
+            until(lambda: not is_alive(core))  # noqa: B023
+        out, errors = run.communicate(timeout=LONG)
     assert run.returncode == 0, errors
     assert out.split("\n")[:2] == ["the script runs", "finished"] and "Traceback" not in errors
     assert tiny.ids("out", "thing") == sorted(map(str, range(160)))
@@ -144,12 +145,12 @@ def test_a_model_that_is_killed_is_loaded_again_and_every_row_is_done_once(tiny:
 
 def test_a_worker_that_is_killed_leaves_no_model_behind_and_another_goes_on(tiny: ModelProject) -> None:
     with tiny.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1") as run:
-        until(lambda: tiny.committed() or run.poll() is not None, 120)
+        until(lambda: tiny.committed() or run.poll() is not None)
         [worker] = children(run.pid, "chainette_workers.worker")
         [core] = children(worker, "EngineCore")
         os.kill(worker, signal.SIGKILL)
-        until(lambda: not is_alive(core), 20)
-        _, errors = run.communicate(timeout=200)
+        until(lambda: not is_alive(core))
+        _, errors = run.communicate(timeout=LONG)
     assert run.returncode == 0, errors
     assert tiny.ids("out", "thing") == sorted(map(str, range(160)))
 

@@ -22,6 +22,7 @@ from chainette_workers.runtime import UNUSABLE
 from chainette_workers.worker import WorkerConfig
 
 from tests.support.cli import Project, lines, until
+from tests.support.patience import LONG
 from tests.support.valkey import Database
 
 ALL = ("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "2")
@@ -85,7 +86,7 @@ class FleetProject(Project):
         chain.write_text(text.replace(old, new))
 
     def assert_nothing_left(self) -> None:
-        until(lambda: not self.processes(), 20)
+        until(lambda: not self.processes())
         assert not (self.path / "fleet/.fleet").exists()
 
 
@@ -110,7 +111,7 @@ def project(tmp_path: Path) -> FleetProject:
 
 
 def finish(run: subprocess.Popen[str]) -> None:
-    out, errors = run.communicate(timeout=120)
+    out, errors = run.communicate(timeout=LONG)
     assert run.returncode == 0, out + errors
 
 
@@ -185,7 +186,7 @@ def test_a_worker_that_finds_no_redis_may_find_one_later_and_one_that_may_not_en
     for url, code in urls.items():
         command = [sys.executable, "-m", "chainette_workers.worker"]
         told = msgspec.json.encode(WorkerConfig(url, ["judge"], str(tmp_path))).decode() + "\n"
-        done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=LONG, check=False)
         assert (done.returncode, "Redis at" in done.stderr, "wrong" in done.stderr) == (code, True, False), done.stderr
         assert len(done.stderr.splitlines()) == 1
 
@@ -197,7 +198,7 @@ def test_a_users_files_take_no_modules_place_in_worker_processes(tmp_path: Path)
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the wrong {name}')\n")
     # as the console script: without the current folder
     run = [sys.executable, "-P", "-m", "chainette.cli.main", "run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "1"]
-    done = subprocess.run(run, cwd=tmp_path, env=project.environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(run, cwd=tmp_path, env=project.environment, capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 0 and "the wrong" not in done.stderr, done.stderr
     assert project.ids("fleet", "shout")
 
@@ -205,7 +206,7 @@ def test_a_users_files_take_no_modules_place_in_worker_processes(tmp_path: Path)
 def test_ctrl_c_in_a_terminal_ends_every_process_and_the_run_can_be_gone_on_with(project: FleetProject) -> None:
     run = project.begin(start_new_session=True)
     os.killpg(run.pid, signal.SIGINT)
-    out, errors = run.communicate(timeout=60)
+    out, errors = run.communicate(timeout=LONG)
     assert run.returncode == 130 and "chainette resume fleet" in out + errors
     assert "Traceback" not in out + errors
     project.assert_nothing_left()
@@ -217,7 +218,7 @@ def test_a_chain_that_has_changed_is_refused_as_one_process_refuses_it(project: 
     run = project.begin()
     run.kill()
     run.communicate()
-    until(lambda: not project.processes(), 20)
+    until(lambda: not project.processes())
     project.change("Name in: {{ text }}", "Whose name is in {{ text }}?")
     alone, fleet = (project.chainette("resume", "fleet", *words) for words in (("--local",), ()))
     assert (alone.returncode, fleet.returncode) == (1, 1)

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from chainette.cli.main import app
 from tests.support.cli import REPOSITORY
+from tests.support.patience import LONG
 from tests.support.tools import program
 
 DEPLOY = REPOSITORY / "deploy"
@@ -28,7 +29,7 @@ EVERY_PROFILE = ("--profile", "demo", "--profile", "gpu", "--profile", "cli")
 
 
 def ran(*command: str | Path, cwd: Path = REPOSITORY, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*map(str, command)], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*map(str, command)], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=LONG)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from redis import Redis, exceptions
 
 from chainette.fleet.embedded import EmbeddedServer
+from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
 
@@ -59,7 +60,7 @@ def test_a_blackhole_answers_nothing_and_delivers_late(proxy: FaultProxy, far: R
         far.lpush("n", "late")
     assert near.llen("n") == 0
     proxy.heal()
-    assert near.blpop(["n"], timeout=5) == (b"n", b"late")
+    assert near.blpop(["n"], timeout=LONG) == (b"n", b"late")
     assert far.ping()
 
 

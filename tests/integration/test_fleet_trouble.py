@@ -31,6 +31,7 @@ from chainette.io.result import RunResult
 from chainette.session import Session
 from tests.support.chains import content
 from tests.support.cli import Project
+from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
 from tests.support.serving import serving
 from tests.support.valkey import Database, Server
@@ -250,7 +251,7 @@ class Background:
         self._thread.start()
 
     def end(self) -> RunResult | BaseException:
-        self._thread.join(60)
+        self._thread.join(LONG)
         assert not self._thread.is_alive()
         return self.found[0]
 

@@ -27,6 +27,7 @@ from chainette.io.likeness import marks_of
 from chainette.process import process
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unit
 from tests.support.cli import until
+from tests.support.patience import LONG
 
 CHAIN = """
 import asyncio, os, signal, subprocess, sys, threading, time
@@ -132,7 +133,7 @@ class Site:
 
     def go(self, work: Callable[[], Awaitable[Any]]) -> Any:
         async def all_of_it() -> Any:
-            with anyio.fail_after(60):
+            with anyio.fail_after(LONG):
                 try:
                     return await work()
                 finally:
@@ -252,7 +253,7 @@ anyio.run(site.run, "hang")
     pid = int(until(site.hanging))
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 ALARM = """
@@ -294,7 +295,7 @@ def _judged(folder: Path, *more: str) -> tuple[int, dict[str, str]]:
     texts = ["a", "slow", "loop", "forgets", "b"]
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     command = [sys.executable, "-m", "chainette", "run", "chain.py", "in.jsonl", "-o", "out", "--quiet", *more]
-    subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
+    subprocess.run(command, cwd=folder, capture_output=True, timeout=LONG, check=False)
     kept = [line for file in (folder / "out/judge").glob("*.jsonl") for line in file.read_text().splitlines()]
     rejected = (folder / "out/rejected/0.jsonl").read_text().splitlines()
     return len(kept), {row["row_id"]: row["message"] for row in map(json.loads, rejected)}

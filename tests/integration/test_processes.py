@@ -15,6 +15,7 @@ import pytest
 
 from chainette.fleet.processes import Recorded, end, on_record, recorded
 from tests.support.cli import Project
+from tests.support.patience import LONG
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
@@ -68,7 +69,7 @@ def test_a_worker_is_on_record_while_it_lives(started: list[subprocess.Popen[str
     assert own_folder.stat().st_mode & 0o077 == 0
     assert process.stdin is not None
     process.stdin.close()
-    assert process.wait(30) == 0
+    assert process.wait(LONG) == 0
     assert not [*own_folder.iterdir()]
 
 
@@ -85,7 +86,7 @@ def test_a_polite_worker_ends_and_a_stubborn_one_is_killed(started: list[subproc
     polite, stubborn = start(started), start(started, "stubborn")
     killed = end(recorded(URL), 0.5)
     assert [worker.pid for worker in killed] == [stubborn.pid]
-    assert (polite.wait(30), stubborn.wait(30)) == (-signal.SIGTERM, -signal.SIGKILL)
+    assert (polite.wait(LONG), stubborn.wait(LONG)) == (-signal.SIGTERM, -signal.SIGKILL)
 
 
 def test_a_process_that_got_the_id_of_a_dead_worker_is_not_touched(
@@ -111,7 +112,7 @@ def test_without_redis_the_workers_of_this_machine_are_ended_all_the_same(
     assert done.returncode == 0
     assert "asked 1 workers of 'llama' to end" in done.stdout
     assert "does not answer" in done.stderr and "only workers of this machine" in done.stderr
-    assert worker.wait(30) == -signal.SIGTERM
+    assert worker.wait(LONG) == -signal.SIGTERM
     assert other.poll() is None
     again = project.chainette("kill", "--engine", "llama", "--redis", away)
     assert again.returncode == 1 and "does not answer" in again.stderr

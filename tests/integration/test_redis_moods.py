@@ -26,6 +26,7 @@ from chainette.io.session import read_created
 from tests.integration.test_fleet_trouble import Site, wait_for
 from tests.support.chains import everything, write_inputs
 from tests.support.fleet import QueueRun, straight
+from tests.support.patience import LONG
 from tests.support.valkey import Database, Server
 
 
@@ -118,7 +119,7 @@ def test_a_watch_survives_a_redis_that_stalls(server: Server) -> None:
         server.thaw()
         wait_for(lambda: server.client().ping())
         run.close()
-        watching.join(60)
+        watching.join(LONG)
         assert not watching.is_alive()
 
 

@@ -27,6 +27,7 @@ from chainette.io.result import RunResult
 from chainette.records import CHAIN_INPUT
 from tests.integration.test_fleet_trouble import Driven
 from tests.support.cli import Project, until
+from tests.support.patience import LONG
 from tests.support.serving import serving
 from tests.support.valkey import Database
 
@@ -141,7 +142,7 @@ def test_a_worker_says_where_its_units_spent_their_time(site: Site, database: Da
     with site.worker():
         result = site.run(sink())
         [words] = survey(database.client).processes.values()
-        with urllib.request.urlopen(f"http://{words['metrics']}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://{words['metrics']}/metrics", timeout=LONG) as reply:
             text = reply.read().decode()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     counts = {

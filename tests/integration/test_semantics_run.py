@@ -43,6 +43,7 @@ from chainette.local import LocalRun
 from chainette.records import Effects, Unit
 from tests.support.chains import Facts, Text, Word, content, everything, finished, texts, write_inputs
 from tests.support.crash import copies
+from tests.support.patience import LONG
 from tests.support.scripted import row_of, scripted, user_text
 
 SAME = '{"word": "same"}'
@@ -558,7 +559,7 @@ def test_ctrl_c_ends_a_process_within_a_row_and_leaves_a_resumable_directory(tmp
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=LONG)
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
     assert len(seen) + len(rest.splitlines()) < 100
     last = events(tmp_path / "run")[-1]

@@ -26,6 +26,7 @@ from chainette.core.loading import load_chain
 from chainette.fleet.board import Board, Order
 from chainette.io.likeness import marks_of
 from tests.support.cli import Project, until
+from tests.support.patience import LONG
 from tests.support.valkey import Database
 
 Numbers = dict[tuple[str, ...], float]
@@ -53,7 +54,7 @@ def fleet(url: str, folder: Path) -> Iterator[None]:
 
 
 def get(address: str, path: str) -> bytes:
-    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=LONG) as reply:
         return bytes(reply.read())
 
 

@@ -13,12 +13,13 @@ from chainette_workers.endpoint import Endpoint
 from chainette_workers.watching import watching
 
 from chainette.fleet.queue import FleetQueue
+from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
 
 
 def get(address: str, path: str) -> bytes:
-    with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=LONG) as reply:
         return bytes(reply.read())
 
 

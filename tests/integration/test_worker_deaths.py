@@ -25,6 +25,7 @@ from tests.integration.test_fleet_trouble import Background, Site
 from tests.support.cli import REPOSITORY
 from tests.support.doomed import POINTS
 from tests.support.fleet import QueueRun, forked, opened, straight, work
+from tests.support.patience import LONG
 from tests.support.tools import some
 from tests.support.valkey import Database
 
@@ -60,7 +61,7 @@ def test_a_worker_that_dies_anywhere_costs_no_row(site: Site, database: Database
     database.may_leave("chainette:lease", "chainette:worker*", "rq:worker*")  # until somebody reaps it
     run = Background(site, RedisFleet(database.url))
     with doomed(site, database.url, point) as process:
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(LONG) == -signal.SIGKILL
     with site.worker(database.url):
         result = run.end()
     assert isinstance(result, RunResult), result

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.patience import LONG
+
 __all__ = ["CHAIN", "FOLDERS", "REPOSITORY", "Project", "lines", "until"]
 
 FOLDERS = ("extract", "split", "side", "grade", "rejected", "flattened")
@@ -83,7 +85,7 @@ class Project:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=LONG,
         )
 
     def start(self, *words: str, **keys: Any) -> subprocess.Popen[str]:
@@ -109,7 +111,7 @@ class Project:
         return sorted(json.loads(line)["row_id"] for file in files for line in file.read_text().splitlines())
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = LONG) -> Any:
     """What the condition gives once it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):

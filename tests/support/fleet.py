@@ -25,6 +25,7 @@ from chainette.fleet.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue, Ru
 from chainette.process import process
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
 from tests.support.chains import Text, Word
+from tests.support.patience import LONG
 
 __all__ = ["QueueRun", "forked", "opened", "snapshot", "straight", "work", "workers_gone"]
 
@@ -112,7 +113,7 @@ def work(run: QueueRun, until: Callable[[], bool], queue: FleetQueue | None = No
     worker = EngineWorker(source, Serving(source, names, plan_of), Models(), incarnation="worker", **keys)
 
     async def go() -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(LONG):
             await worker.run(until)
 
     anyio.run(go)

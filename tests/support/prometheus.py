@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from tests.support.cli import REPOSITORY, until
+from tests.support.patience import LONG
 from tests.support.tools import program
 
 __all__ = ["DEPLOY", "Prometheus", "promtool", "scraping"]
@@ -27,7 +28,7 @@ PACKAGE = "apt-get install --no-install-recommends prometheus"
 
 def promtool(*words: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """What promtool says; its exit code tells whether it is content."""
-    return subprocess.run([program("promtool", PACKAGE), *map(str, words)], input=stdin, capture_output=True, timeout=60)
+    return subprocess.run([program("promtool", PACKAGE), *map(str, words)], input=stdin, capture_output=True, timeout=LONG)
 
 
 class Prometheus:
@@ -38,17 +39,17 @@ class Prometheus:
 
     def get(self, path: str, **words: str | float) -> Any:
         """The `data` of an API call."""
-        with urllib.request.urlopen(f"{self._url}{path}?{urllib.parse.urlencode(words)}", timeout=30) as reply:
+        with urllib.request.urlopen(f"{self._url}{path}?{urllib.parse.urlencode(words)}", timeout=LONG) as reply:
             return json.load(reply)["data"]
 
     def ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5) as reply:
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=LONG) as reply:
                 return bool(reply.status == 200)
         except OSError:
             return False
 
-    def series(self, expression: str, seconds: float = 60.0) -> list[dict[str, Any]]:
+    def series(self, expression: str, seconds: float = LONG) -> list[dict[str, Any]]:
         """What an expression gave over the last seconds."""
         now = time.time()
         found = self.get("/api/v1/query_range", query=expression, start=now - seconds, end=now, step=1)["result"]
@@ -92,7 +93,7 @@ def scraping(discovery: str, folder: Path) -> Iterator[Prometheus]:
         yield prometheus
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(LONG)
 
 
 def _port(log: Path) -> int | None:

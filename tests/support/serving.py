@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from chainette_workers.worker import WorkerConfig, serve
 
+from tests.support.patience import LONG
+
 __all__ = ["serving"]
 
 
@@ -21,5 +23,5 @@ def serving(config: WorkerConfig) -> Iterator[None]:
         yield
     finally:
         stopping.set()
-        thread.join(30)
+        thread.join(LONG)
         assert not thread.is_alive()

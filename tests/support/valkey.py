@@ -40,7 +40,7 @@ __all__ = [
 LEASES = ("chainette:lease", "chainette:worker*", "chainette:held:*", "rq:worker*")
 
 
-def connect(url: str, *, socket_timeout: float | None = 10.0) -> Redis:
+def connect(url: str, *, socket_timeout: float | None = 60.0) -> Redis:
     """A client that repeats nothing by itself: redis-py's default sends a command up to eleven times."""
     return Redis.from_url(url, socket_timeout=socket_timeout, retry=Retry(NoBackoff(), 0))
 

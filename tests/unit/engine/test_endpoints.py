@@ -13,13 +13,14 @@ from aiohttp import web
 from chainette.engine.breaker import State
 from chainette.engine.timing import Policy
 from chainette.errors import EngineUnavailable
+from tests.support.patience import LONG
 
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Http
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 30))
+    asyncio.run(asyncio.wait_for(main, LONG))
 
 
 def test_the_breaker_opens_on_errors_lets_one_probe_through_and_closes(http: Http, serve: Any) -> None:

@@ -13,13 +13,14 @@ from aiohttp import web
 from chainette.engine.base import Completion, Finish
 from chainette.engine.timing import retry_after
 from chainette.errors import EngineUnavailable
+from tests.support.patience import LONG
 
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Http
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 30))
+    asyncio.run(asyncio.wait_for(main, LONG))
 
 
 def test_answers_keep_the_order_of_the_requests_whatever_their_latency(http: Http, serve: Any) -> None:

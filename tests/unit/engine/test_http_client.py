@@ -11,13 +11,14 @@ from aiohttp import web
 
 from chainette.engine.openai import OpenAIEngine
 from chainette.errors import EngineConfigError, EngineRefused, EngineUnavailable
+from tests.support.patience import LONG
 
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Http
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 30))
+    asyncio.run(asyncio.wait_for(main, LONG))
 
 
 SECRETS = ("sk-top-secret-key", "pass-word-42", "query-secret", "header-secret")

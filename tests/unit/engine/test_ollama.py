@@ -15,6 +15,7 @@ from chainette.engine.config import make_config
 from chainette.engine.ollama import OllamaEngine, chat_body
 from chainette.errors import EngineConfigError, EngineRefused, EngineUnavailable
 from chainette.records import Message
+from tests.support.patience import LONG
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "minLength": 2}}, "required": ["a"]}
 TAGS = {"models": [{"name": "qwen3:0.6b", "digest": "d1"}, {"name": "llama3.2:latest", "digest": "d2"}]}
@@ -29,7 +30,7 @@ def ask(**sampling: Any) -> Request:
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(main, 30))
+    return asyncio.run(asyncio.wait_for(main, LONG))
 
 
 def complete(serve: Any, response: web.Response, **keys: Any) -> tuple[Completion, dict[str, Any]]:

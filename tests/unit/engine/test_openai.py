@@ -18,6 +18,7 @@ from chainette.engine.config import make_config
 from chainette.engine.openai import OpenAIEngine, base_path, chat_body
 from chainette.errors import EngineConfigError, EngineRefused
 from chainette.records import Message
+from tests.support.patience import LONG
 
 SCHEMA = {
     "type": "object",
@@ -38,7 +39,7 @@ def ask(schema: dict[str, Any] = SCHEMA, **sampling: Any) -> Request:
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(main, 30))
+    return asyncio.run(asyncio.wait_for(main, LONG))
 
 
 def answer(message: dict[str, Any], finish: str | None = "stop", **rest: Any) -> web.Response:

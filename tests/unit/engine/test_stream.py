@@ -20,6 +20,7 @@ from chainette.engine.simulated import SimulatedEngine
 from chainette.errors import EngineUnavailable
 from chainette.records import Message
 from tests.support.models import SMOL, needs_model
+from tests.support.patience import LONG
 from tests.support.scripted import ScriptedEngine, scripted
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}, "required": ["name"]}
@@ -49,7 +50,7 @@ def on(engine: Engine, work: Callable[[Engine], Awaitable[Any]]) -> Any:
         finally:
             await engine.close()
 
-    return asyncio.run(asyncio.wait_for(main(), 120))
+    return asyncio.run(asyncio.wait_for(main(), LONG))
 
 
 # -- in process
@@ -176,7 +177,7 @@ class Streams:
                 finally:
                     await engine.close()
 
-        return asyncio.run(asyncio.wait_for(main(), 60))
+        return asyncio.run(asyncio.wait_for(main(), LONG))
 
 
 @pytest.fixture
@@ -292,7 +293,7 @@ def test_closing_a_stream_closes_the_connection(serve: Any) -> None:
             await left.wait()
             await engine.close()
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(asyncio.wait_for(main(), LONG))
 
 
 @pytest.fixture

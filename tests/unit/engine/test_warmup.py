@@ -14,6 +14,7 @@ from aiohttp import web
 from chainette.engine.config import make_config
 from chainette.engine.warmup import process_tree_memory, warm_up
 from chainette.errors import EngineError, EngineRefused
+from tests.support.patience import LONG
 from tests.support.scripted import scripted
 
 
@@ -25,7 +26,7 @@ def warm(serve: Any, response: web.Response, ready: web.Response | None = None, 
         async with serve(reply, lambda: ready or web.json_response({"data": []})) as server:
             return await warm_up(make_config("llm", "m", "openai", endpoint=server.url, max_retries=0, **keys), 5.0)
 
-    return asyncio.run(asyncio.wait_for(main(), 60))
+    return asyncio.run(asyncio.wait_for(main(), LONG))
 
 
 def test_times_and_the_answer_of_a_server(serve: Any, http: Any) -> None:
@@ -73,7 +74,7 @@ def test_memory_is_that_of_the_process_and_its_descendants() -> None:
         child.stdout.readline()
         with_child = process_tree_memory()
         child.stdin.close()
-        assert child.wait(30) in (0, 1)
+        assert child.wait(LONG) in (0, 1)
     assert before is not None and with_child is not None
     assert 80_000_000 < with_child - before < 200_000_000
 

@@ -11,13 +11,14 @@ import pytest
 from chainette_workers.endpoint import Endpoint, Route, Unavailable, serving, targets
 
 from chainette.errors import RunError
+from tests.support.patience import LONG
 
 ROUTES: dict[str, Route] = {"/metrics": lambda accept: ("text/plain", f"for {accept}".encode())}
 
 
 def get(address: str, path: str = "/metrics") -> bytes:
     request = urllib.request.Request(f"http://{address}{path}", headers={"Accept": "me"})
-    with urllib.request.urlopen(request, timeout=10) as reply:
+    with urllib.request.urlopen(request, timeout=LONG) as reply:
         return bytes(reply.read())
 
 
