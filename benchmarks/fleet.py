@@ -28,9 +28,9 @@ from typing import Any
 
 import redis
 
-from chainette.fleet.embedded import EmbeddedServer
-from chainette.fleet.keys import held
-from chainette.fleet.queue import LEASE, FleetQueue
+from chainette.fleet.protocol.keys import held
+from chainette.fleet.redis.queue import LEASE, FleetQueue
+from chainette.fleet.server.embedded import EmbeddedServer
 
 CHAIN = """
 from pydantic import BaseModel

@@ -64,11 +64,11 @@ def bare(inputs: Path, out: Path) -> None:
     """The same answers and files by a loop: render, ask, validate, dump, write; no order, resume, retries or checks."""
     import anyio
 
-    from chainette.asking import row_seed
     from chainette.engine.base import Request, SamplingParams
     from chainette.engine.config import make_config
     from chainette.engine.lifecycle import create_engine
     from chainette.records import Message
+    from chainette.run.steps import row_seed
     from chainette.utils.json_schema import generate_json_output_prompt
     from chainette.utils.templates import Template
 

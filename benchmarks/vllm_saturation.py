@@ -190,7 +190,7 @@ def release(_arguments: argparse.Namespace) -> None:
 def cycles() -> None:
     import asyncio
 
-    from chainette.engine.vllm import VllmEngine
+    from chainette.engine.vllm.async_llm import VllmEngine
 
     async def run() -> None:
         print(*memory())
@@ -244,7 +244,7 @@ def prefixed(way: str) -> float:
     """Seconds for two units side by side, as a local run sends them."""
     import asyncio
 
-    import chainette.engine.vllm as module
+    import chainette.engine.vllm.async_llm as module
     from chainette.engine.base import Request, SamplingParams
     from chainette.records import Message
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig, get_engine_config, load_engines, register_engine
     from chainette.engine.lifecycle import release_engine
     from chainette.errors import ChainetteError
-    from chainette.executor import AsyncExecutor, Executor
-    from chainette.io.result import RunResult
+    from chainette.io.rundir.result import RunResult
     from chainette.records import Row
+    from chainette.run.executor import AsyncExecutor, Executor
 
 __all__ = [
     "ApplyNode",
@@ -52,8 +52,8 @@ _HOMES = {
     "engine.config": ("EngineConfig", "get_engine_config", "load_engines", "register_engine"),
     "engine.lifecycle": ("release_engine",),
     "errors": ("ChainetteError",),
-    "executor": ("AsyncExecutor", "Executor"),
-    "io.result": ("RunResult",),
+    "run.executor": ("AsyncExecutor", "Executor"),
+    "io.rundir.result": ("RunResult",),
     "records": ("Row",),
 }
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from chainette.core.plan import Plan
+    from chainette.core.streaming import StreamEvent
     from chainette.engine.base import Completion, Request
-    from chainette.io.events import Event
-    from chainette.streaming import StreamEvent
+    from chainette.io.rundir.events import Event
 
 __all__ = ["Hook", "Hooks", "Laps", "Stage"]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from chainette.cli.options import Debug
+from chainette.cli.flags import Debug
 from chainette.errors import ChainetteError, PlanError, Problem
 
 if TYPE_CHECKING:

@@ -28,18 +28,18 @@ from chainette.cli.common import (
     show_path,
     silence_stdout,
 )
-from chainette.cli.options import texts_of
+from chainette.cli.flags import texts_of
 from chainette.errors import DiskError, EngineError, InputError, Problem, RunStopped
 
 if TYPE_CHECKING:
-    from chainette.cli.plain import Reporter
+    from chainette.cli.screen.plain import Reporter
     from chainette.core.chain import Chain
-    from chainette.core.loading import LoadedChain
     from chainette.core.plan import Plan
+    from chainette.core.usercode.loading import LoadedChain
     from chainette.engine.config import EngineRegistry
     from chainette.hooks import Hook
-    from chainette.io.result import RunResult
-    from chainette.io.rundir import RunDir
+    from chainette.io.rundir.paths import RunDir
+    from chainette.io.rundir.result import RunResult
 
 __all__ = ["Telling", "launch", "load_plan", "registry_of"]
 
@@ -73,28 +73,28 @@ class Telling:
 
     def reporter(self, directory: RunDir, plan: Plan | None) -> Reporter:
         """Tells the run on what is stdout now."""
-        from chainette.cli.plain import JsonLines, Plain, QuietReporter, line_writer
+        from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, line_writer
 
         if self.quiet:
             return QuietReporter(line_writer())
         if self.json_logs:
             return JsonLines(directory, line_writer())
         if self.stream:
-            from chainette.cli.tokens import Tokens, text_writer
+            from chainette.cli.screen.tokens import Tokens, text_writer
 
             return Tokens(directory, text_writer())
         screen = console()
         if self.show or self.debug or not is_terminal() or screen.is_dumb_terminal:
             return Plain(directory, line_writer())
 
-        from chainette.cli.live import LiveView
+        from chainette.cli.screen.live import LiveView
 
         return LiveView(directory, screen, _head(plan))
 
     def others(self) -> Iterator[Hook]:
         """What else watches."""
         if self.show:
-            from chainette.cli.show import ShowAnswers
+            from chainette.cli.screen.show import ShowAnswers
 
             yield ShowAnswers(console())
         if self.debug:
@@ -114,7 +114,7 @@ class Telling:
 
 def _head(plan: Plan | None) -> str:
     """What stands above the bars."""
-    from chainette.cli.inspect import draw
+    from chainette.cli.commands.inspect import draw
     from chainette.cli.main import version
     from chainette.utils.banner import banner
 
@@ -173,7 +173,7 @@ def _terminating_as_ctrl_c() -> Iterator[None]:
 
 
 def _say_how_to_go_on(directory: RunDir, again: Sequence[str]) -> None:
-    from chainette.cli.status import can_go_on
+    from chainette.cli.commands.status import can_go_on
 
     if can_go_on(directory.path):
         typer.secho(f"go on: {command_line('resume', str(directory), *again)}", err=True)
@@ -195,8 +195,8 @@ def load_plan(
         PlanError: it does not fit together.
     """
     from chainette.core.compile import compile_chain
-    from chainette.core.loading import load_chain
-    from chainette.core.parameters import given
+    from chainette.core.usercode.loading import load_chain
+    from chainette.core.usercode.parameters import given
 
     loaded = load_chain(reference, chain_root, given(texts_of(settings)))
     registry = registry_of(loaded.chain, engines)

@@ -9,22 +9,22 @@ from typing import Annotated
 
 import typer
 
+from chainette.cli.commands.engines import engines
+from chainette.cli.commands.enqueue import enqueue
+from chainette.cli.commands.inspect import inspect, inspect_dag
+from chainette.cli.commands.rebuild import rebuild
+from chainette.cli.commands.rejected import rejected
+from chainette.cli.commands.report import report
+from chainette.cli.commands.resume import resume
+from chainette.cli.commands.rollback import rollback
+from chainette.cli.commands.rows import rows
+from chainette.cli.commands.run import run
+from chainette.cli.commands.runs import cancel, kill, pause, runs, unpause
+from chainette.cli.commands.services import coordinator, sink
+from chainette.cli.commands.status import status
+from chainette.cli.commands.warmup import warmup
+from chainette.cli.commands.worker import worker
 from chainette.cli.common import INTERRUPTED
-from chainette.cli.engines import engines
-from chainette.cli.enqueue import enqueue
-from chainette.cli.inspect import inspect, inspect_dag
-from chainette.cli.rebuild import rebuild
-from chainette.cli.rejected import rejected
-from chainette.cli.report import report
-from chainette.cli.resume import resume
-from chainette.cli.rollback import rollback
-from chainette.cli.rows import rows
-from chainette.cli.run import run
-from chainette.cli.runs import cancel, kill, pause, runs, unpause
-from chainette.cli.services import coordinator, sink
-from chainette.cli.status import status
-from chainette.cli.warmup import warmup
-from chainette.cli.worker import worker
 
 __all__ = ["app", "main", "version"]
 

@@ -17,9 +17,9 @@ from chainette.utils.ids import name_problem
 from chainette.utils.mistakes import explained
 
 if TYPE_CHECKING:
-    from chainette.executor import RunResult
+    from chainette.core.streaming import StreamEvent
     from chainette.records import Row
-    from chainette.streaming import StreamEvent
+    from chainette.run.executor import RunResult
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Chain", "Inputs"]
 
@@ -78,13 +78,13 @@ class Chain:
             RunDirectoryError: the directory holds a run already and `resume=True` was not given.
             RunStopped: the run stopped itself and can be resumed.
         """
-        from chainette.executor import run
+        from chainette.run.executor import run
 
         return run(self, inputs, output_dir, **options)
 
     async def arun(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
         """`run` for callers that are on an event loop."""
-        from chainette.executor import arun
+        from chainette.run.executor import arun
 
         return await arun(self, inputs, output_dir, **options)
 
@@ -94,17 +94,17 @@ class Chain:
 
         Rejected rows do not appear. Writes nothing unless `output_dir` is given. Closing the iterator stops the run.
         """
-        from chainette.executor import run_iter
+        from chainette.run.executor import run_iter
 
         return run_iter(self, inputs, output_dir, **options)
 
     @explained()
     def stream(self, row: BaseModel | dict[str, Any], **options: Any) -> Iterator[StreamEvent]:
-        """Yields what happens to one row while it happens: questions, answers token by token, outputs (`chainette.streaming`).
+        """Yields the events of one row as they happen: questions, answers token by token, outputs (`chainette.core.streaming`).
 
         Seeds and outputs are those of `run([row])`; a row that is rejected ends with a `Rejection`. Writes nothing. Closing the
         iterator stops the run, and the generation at its engine. Works inside a running event loop too (it blocks it).
         """
-        from chainette.executor import stream
+        from chainette.run.executor import stream
 
         return stream(self, row, **options)

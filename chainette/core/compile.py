@@ -17,7 +17,6 @@ from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import Chain
 from chainette.core.check import json_kind, misfits, model_problems, same_but_for_case
-from chainette.core.fingerprint import fingerprint_code, fingerprint_model
 from chainette.core.names import INPUTS, Names
 from chainette.core.node import Node
 from chainette.core.plan import (
@@ -34,10 +33,11 @@ from chainette.core.plan import (
     ToFork,
     ToNode,
 )
-from chainette.core.prompt_check import prompt_warnings
 from chainette.core.settings import SETTINGS
 from chainette.core.step import Step
-from chainette.core.template_check import template_problems
+from chainette.core.templates.prompt_check import prompt_warnings
+from chainette.core.templates.references import template_problems
+from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT

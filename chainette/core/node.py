@@ -15,7 +15,7 @@ from chainette.utils.ids import name_problem, snake_case
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from chainette.io.writer import RunWriter
+    from chainette.io.rundir.writer import RunWriter
     from chainette.records import Row
 
 __all__ = ["Node", "check_name"]
@@ -82,6 +82,6 @@ class Node(ABC):
             RowsRejected: some rows were rejected; it carries all rejections.
             PlanError: the node cannot run on these inputs.
         """
-        from chainette.executor import execute
+        from chainette.run.executor import execute
 
         return execute(self, inputs, histories, writer, debug, batch_size)

@@ -8,7 +8,7 @@ from typing import Any
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.step import Step
-from chainette.core.template_types import has_member
+from chainette.core.templates.types import has_member
 from chainette.errors import TemplateError
 from chainette.records import Message, Row
 from chainette.utils.foreign import RAISED, told

@@ -21,8 +21,8 @@ import msgspec
 from chainette.engine.backends import HttpOptions
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
+from chainette.engine.http.timing import Policy
 from chainette.engine.model_files import files_of
-from chainette.engine.timing import Policy
 from chainette.errors import EngineUnavailable, UnknownEngine
 
 __all__ = ["Engines", "create_engine", "release_engine"]
@@ -31,11 +31,11 @@ OnLoaded = Callable[[EngineConfig, Engine, float], None]
 OnReleased = Callable[[EngineConfig], None]
 
 _CLASSES: Mapping[str, tuple[str, str]] = {
-    "vllm": ("chainette.engine.vllm", "VllmEngine"),
-    "openai": ("chainette.engine.openai", "OpenAIEngine"),
-    "ollama": ("chainette.engine.ollama", "OllamaEngine"),
-    "llama_cpp": ("chainette.engine.llama_cpp", "LlamaCppEngine"),
-    "simulated": ("chainette.engine.simulated", "SimulatedEngine"),
+    "vllm": ("chainette.engine.vllm.async_llm", "VllmEngine"),
+    "openai": ("chainette.engine.http.openai", "OpenAIEngine"),
+    "ollama": ("chainette.engine.http.ollama", "OllamaEngine"),
+    "llama_cpp": ("chainette.engine.llama_cpp.server", "LlamaCppEngine"),
+    "simulated": ("chainette.engine.simulated.simulator", "SimulatedEngine"),
 }
 
 #: What `release_engine` reaches: it is called without knowing the runs of this process.

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chainette.engine.backends import VllmOptions
-from chainette.engine.chat_tokens import template_text
 from chainette.engine.config import EngineConfig
+from chainette.engine.vllm.chat_tokens import template_text
 from chainette.errors import EngineConfigError
 
 __all__ = ["files_of"]
@@ -34,7 +34,7 @@ def files_of(config: EngineConfig) -> dict[str, str]:
 
 def _paths(config: EngineConfig) -> Iterator[tuple[str, Path]]:
     if config.backend == "llama_cpp":
-        from chainette.engine.llama_cpp import model_path
+        from chainette.engine.llama_cpp.server import model_path
 
         yield "model", model_path(config)
     elif isinstance(config.options, VllmOptions):

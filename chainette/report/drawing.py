@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from chainette.io.replay import NodeCounts, RunState
+from chainette.io.rundir.replay import NodeCounts, RunState
 from chainette.records import CHAIN_INPUT
 
 __all__ = ["Arrow", "Box", "Drawing", "Words", "draw"]

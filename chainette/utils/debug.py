@@ -14,7 +14,7 @@ from chainette.hooks import Hook
 
 if TYPE_CHECKING:
     from chainette.engine.base import Completion, Request
-    from chainette.io.events import Event
+    from chainette.io.rundir.events import Event
 
 __all__ = ["ChainDebugger"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from chainette.errors import DiskError
-from chainette.executor import resume
 from chainette.hooks import Hook
-from chainette.io.events import Event, UnitCommitted
-from chainette.io.replay import Status
-from chainette.io.result import RunResult
+from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.replay import Status
+from chainette.io.rundir.result import RunResult
+from chainette.run.executor import resume
 from tests.support.chains import content, everything, texts, write_inputs
 from tests.support.cli import Project
 from tests.support.tools import program

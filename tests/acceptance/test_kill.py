@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from chainette.io.fork import finish_swap
-from chainette.io.rundir import RunDir
+from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.paths import RunDir
 from tests.support.cli import Project
 from tests.support.patience import LONG
 from tests.support.tools import CI
@@ -28,7 +28,7 @@ FOLDERS = ("extract", "split", "side", "grade", "flattened", "rejected")
 MORTALS = """
 import json, os, signal, sys
 from chainette.cli.main import main
-import chainette.executor, chainette.cli.plain, pyarrow.parquet
+import chainette.run.executor, chainette.cli.screen.plain, pyarrow.parquet
 
 def mortal(name, left, share):
     original = getattr(os, name)

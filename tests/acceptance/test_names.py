@@ -10,7 +10,7 @@ import pytest
 
 from chainette.engine.config import make_config
 from chainette.errors import EngineConfigError
-from chainette.fleet.keys import RunKeys, engine_of, listed, served
+from chainette.fleet.protocol.keys import RunKeys, engine_of, listed, served
 from tests.support.cli import Project
 
 ENGINE = "meta/llama 3, v1.5=x*"

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 from chainette import Chain, Step, apply, register_engine
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.executor import resume
 from chainette.hooks import Hook
-from chainette.io.events import Event, UnitCommitted
-from chainette.io.result import RunResult
+from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.result import RunResult
+from chainette.run.executor import resume
 from tests.support.readers import TOOLS, read
 
 FORMATS = ["jsonl", "parquet", "csv"]

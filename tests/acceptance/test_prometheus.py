@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from chainette.fleet.embedded import EmbeddedServer
-from chainette.fleet.survey import survey
+from chainette.fleet.redis.survey import survey
+from chainette.fleet.server.embedded import EmbeddedServer
 from deploy.grafana.make import DASHBOARDS, FOLDER
 from tests.support.cli import Project, until
 from tests.support.patience import LONG

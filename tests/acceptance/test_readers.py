@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from chainette import Chain, apply
-from chainette.io.result import RunResult
+from chainette.io.rundir.result import RunResult
 from tests.support.readers import TOOLS, offline, read
 
 FORMATS = ["jsonl", "parquet", "csv"]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from chainette.fleet.board import Board
-from chainette.fleet.connect import shown
+from chainette.fleet.redis.connect import shown
+from chainette.fleet.redis.run_registry import Board
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
 from tests.support.tools import some

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chainette_workers.local_fleet import LocalFleet
+from chainette_workers.sink.local_fleet import LocalFleet
 
 from chainette import Chain, RunResult, Step, register_engine
 from chainette.errors import EnginesCannotOpen
-from chainette.executor import resume, retry_rejected
+from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import Text, Word, texts
 from tests.support.cli import Project
 from tests.support.scripted import Script, scripted

@@ -13,12 +13,12 @@ import pytest
 from chainette import Chain, Step, register_engine
 from chainette.engine import lifecycle
 from chainette.engine.config import EngineConfig, EngineRegistry, make_config, using_registry
-from chainette.engine.simulated import SimulatedEngine
+from chainette.engine.simulated.simulator import SimulatedEngine
 from chainette.errors import ChainChanged, RunStopped
-from chainette.executor import resume, retry_rejected
 from chainette.hooks import Hook
-from chainette.io.events import EngineLoaded, Event, UnitCommitted
-from chainette.io.result import RunResult
+from chainette.io.rundir.events import EngineLoaded, Event, UnitCommitted
+from chainette.io.rundir.result import RunResult
+from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import Facts, Text, Word, content, texts
 
 

@@ -15,16 +15,16 @@ from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.core.branch import Element
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged
-from chainette.executor import resume
 from chainette.hooks import Hook
-from chainette.io.changes import changes_between
-from chainette.io.events import Event, UnitCommitted
-from chainette.io.log import read_log
-from chainette.io.replay import replay
-from chainette.io.result import RunResult
-from chainette.io.session import graph_of
-from chainette.options import RunOptions
-from chainette.session import compile_plan
+from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.open import graph_of
+from chainette.io.rundir.replay import replay
+from chainette.io.rundir.result import RunResult
+from chainette.run.executor import resume
+from chainette.run.options import RunOptions
+from chainette.run.session import compile_plan
 from tests.support.chains import Facts, Text, content, write_inputs
 
 FORMATS = ("jsonl", "parquet", "csv")

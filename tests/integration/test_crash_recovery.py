@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from chainette.errors import DamagedRun, RunDirectoryError
-from chainette.executor import resume
-from chainette.io.log import read_log
-from chainette.io.publish import render_files
-from chainette.io.replay import replay
-from chainette.io.result import RunResult
-from chainette.io.rundir import RunDir
-from chainette.io.session import read_state
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.publish import render_files
+from chainette.io.rundir.replay import replay
+from chainette.io.rundir.result import RunResult
+from chainette.run.executor import resume
 from tests.support.chains import content, everything, write_inputs
 from tests.support.crash import copies
 from tests.support.tools import CI, some

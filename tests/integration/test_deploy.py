@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
-from chainette_workers.catalogue import CATALOGUE
+from chainette_workers.metrics.catalogue import CATALOGUE
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from chainette.cli.main import app

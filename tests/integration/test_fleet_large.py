@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import redis
 
-from chainette.fleet.messages import BadMessage, Result, TooLarge
-from chainette.fleet.queue import Admitted, Claim, FleetQueue
+from chainette.fleet.protocol.messages import BadMessage, Result, TooLarge
+from chainette.fleet.redis.queue import Admitted, Claim, FleetQueue
 from chainette.records import Reason, encode
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight, work
 from tests.support.proxy import FaultProxy

@@ -18,29 +18,29 @@ import anyio
 import anyio.lowlevel
 import pytest
 import redis
-from chainette_workers.coordinator import Coordinator
-from chainette_workers.sink import Sink
+from chainette_workers.sink.coordinator import Coordinator
+from chainette_workers.sink.sink import Sink
 
 from chainette import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.engine.lifecycle import Engines
-from chainette.fleet.keys import RunKeys
-from chainette.fleet.memory import MemoryQueue
-from chainette.fleet.queue import Claim, FleetQueue, LeasedQueue, Lost, Turn
+from chainette.fleet.memory.memory_queue import MemoryQueue
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.redis.queue import Claim, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.hooks import Hook
-from chainette.io.events import RunCreated
-from chainette.io.inputs import open_input
-from chainette.io.readback import rows_of_root
-from chainette.io.replay import RunState
-from chainette.io.result import RunResult
-from chainette.io.roots import Root, Roots
-from chainette.io.rundir import RunDir
-from chainette.io.session import claim_directory, create, graph_of, read_state, recover
-from chainette.io.validate import InputModel
-from chainette.io.writer import RunWriter
-from chainette.limits import RejectWatch
-from chainette.process import poisoned, process
+from chainette.io.inputs.locate import open_input
+from chainette.io.inputs.roots import Root, Roots
+from chainette.io.inputs.validate import InputModel
+from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.open import claim_directory, create, graph_of, read_state, recover
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.readback import rows_of_root
+from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.writer import RunWriter
+from chainette.run.limits import RejectWatch
+from chainette.run.process import poisoned, process
 from tests.support.chains import content, everything, write_inputs
 from tests.support.tools import some
 from tests.support.valkey import Database
@@ -123,7 +123,7 @@ class Fleet:
 
     def state_at_start(self, epoch: int) -> RunState:
         """The log up to the event that began the epoch."""
-        from chainette.io.log import read_log
+        from chainette.io.rundir.log import read_log
 
         state = RunState()
         for offset, event in read_log(self.directory.log):

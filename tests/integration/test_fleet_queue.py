@@ -14,14 +14,14 @@ from typing import Any, cast
 import pytest
 import redis
 
-from chainette.fleet.board import Board, Order, Role
-from chainette.fleet.calls import SCRIPTS, Scripts
-from chainette.fleet.keys import RunKeys
-from chainette.fleet.messages import Admission, Result
-from chainette.fleet.queue import Admitted, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
-from chainette.io.events import EngineReleased
-from chainette.process import poisoned
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import Admission, Result
+from chainette.fleet.redis.calls import SCRIPTS, Scripts
+from chainette.fleet.redis.queue import Admitted, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
+from chainette.fleet.redis.run_registry import Board, Order, Role
+from chainette.io.rundir.events import EngineReleased
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Reason, Rejection, Unit, Usage
+from chainette.run.process import poisoned
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chainette.fleet.survey import Lookout, RunSurvey, survey
+from chainette.fleet.redis.survey import Lookout, RunSurvey, survey
 from tests.support.fleet import QueueRun, opened, straight, work
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect

@@ -17,18 +17,18 @@ from typing import Any, ClassVar
 
 import pytest
 import redis
-from chainette_workers.drive import Drive, RedisFleet
-from chainette_workers.worker import WorkerConfig
+from chainette_workers.sink.drive import Drive, RedisFleet
+from chainette_workers.worker.main import WorkerConfig
 
 from chainette import Chain
-from chainette.core.loading import load_chain
 from chainette.core.plan import Plan
+from chainette.core.usercode.loading import load_chain
 from chainette.errors import RunDirectoryInUse, RunStopped
-from chainette.fleet.board import Board
-from chainette.fleet.connect import connect
-from chainette.fleet.queue import FleetQueue
-from chainette.io.result import RunResult
-from chainette.session import Session
+from chainette.fleet.redis.connect import connect
+from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.run_registry import Board
+from chainette.io.rundir.result import RunResult
+from chainette.run.session import Session
 from tests.support.chains import content
 from tests.support.cli import Project
 from tests.support.patience import LONG
@@ -301,7 +301,7 @@ def test_a_run_knows_its_workers_and_engines_also_where_those_were_loaded_for_an
 def test_a_run_that_another_process_has_taken_is_left_to_it_as_long_as_that_lives(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chainette_workers.drive.LEASE", 0.2)
+    monkeypatch.setattr("chainette_workers.sink.drive.LEASE", 0.2)
     board, client = Board(database.client), database.client
     run = Background(site, RedisFleet(database.url))
     [info] = wait_for(lambda: [info for info in board.runs() if "counts" in info.fields])
@@ -335,8 +335,8 @@ def test_a_finished_run_whose_sink_died_before_it_was_out_of_redis_is_taken_out_
 def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chainette.fleet.messages.MAX_BYTES", 0)
-    monkeypatch.setattr("chainette_workers.drive.LEASE", 0.1)
+    monkeypatch.setattr("chainette.fleet.protocol.messages.MAX_BYTES", 0)
+    monkeypatch.setattr("chainette_workers.sink.drive.LEASE", 0.1)
     with site.worker(database.url), pytest.raises(RunStopped, match=r"given up after 3 new epochs.*at most 0 bytes"):
         site.run(Driven(database.url))
     monkeypatch.undo()
@@ -365,7 +365,7 @@ def test_a_server_that_is_no_longer_the_master_is_waited_for(
     site: Site, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As in a failover: it serves what it has, refuses every write, and is the master again later."""
-    monkeypatch.setattr("chainette_workers.drive._STILL", 0.0)
+    monkeypatch.setattr("chainette_workers.sink.drive._STILL", 0.0)
     client = server.client()
 
     def refused() -> int:

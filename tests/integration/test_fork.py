@@ -14,13 +14,13 @@ from pydantic import BaseModel
 from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse
-from chainette.executor import resume, retry_rejected
-from chainette.io.fork import finish_swap
-from chainette.io.log import EventLog, read_log
-from chainette.io.replay import Status, replay
-from chainette.io.result import RunResult
-from chainette.io.rundir import RunDir
-from chainette.io.session import read_state
+from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.log import EventLog, read_log
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.replay import Status, replay
+from chainette.io.rundir.result import RunResult
+from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import Facts, Text, Word, content, everything, write_inputs
 
 
@@ -158,7 +158,7 @@ def test_a_swap_that_another_process_ends_meanwhile_is_ended_once(
             shutil.rmtree(old)
         return EventLog(path)
 
-    monkeypatch.setattr("chainette.io.fork.EventLog", lock)
+    monkeypatch.setattr("chainette.io.rundir.fork.EventLog", lock)
     finish_swap(RunDir(tmp_path / "run"))
     monkeypatch.undo()
     assert content(resume(tmp_path / "run", three_steps())) == expected and not old.exists()

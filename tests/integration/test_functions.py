@@ -14,18 +14,18 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from chainette_workers.chains import ChainDiffers, Chains
-from chainette_workers.functions import Children
+from chainette_workers.worker.chains import ChainDiffers, Chains
+from chainette_workers.worker.function_pool import Children
 
 from chainette.core.compile import compile_chain
-from chainette.core.loading import load_chain
 from chainette.core.plan import Plan
+from chainette.core.usercode.loading import load_chain
 from chainette.errors import EngineUnavailable
-from chainette.fleet.board import chain_fields
-from chainette.fleet.states import RunInfo
-from chainette.io.likeness import marks_of
-from chainette.process import process
+from chainette.fleet.protocol.states import RunInfo
+from chainette.fleet.redis.run_registry import chain_fields
+from chainette.io.rundir.likeness import marks_of
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unit
+from chainette.run.process import process
 from tests.support.cli import until
 from tests.support.patience import LONG
 

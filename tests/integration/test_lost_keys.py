@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chainette_workers.drive import RedisFleet
+from chainette_workers.sink.drive import RedisFleet
 from redis import Redis
 
-from chainette.io.result import RunResult
+from chainette.io.rundir.result import RunResult
 from tests.integration.test_fleet_trouble import Background, Site, wait_for
 from tests.support.valkey import Database
 
@@ -50,7 +50,7 @@ AT_WORK = [
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr("chainette_workers.drive.LEASE", 1.0)
+    monkeypatch.setattr("chainette_workers.sink.drive.LEASE", 1.0)
     (tmp_path / "latency").write_text("0.05")
     return Site(tmp_path)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from chainette import Chain, apply, executor
-from chainette.cli.status import can_go_on, is_working
+from chainette import Chain, apply
+from chainette.cli.commands.status import can_go_on, is_working
 from chainette.errors import RunDirectoryError
+from chainette.run import executor
 
 
 class Text(BaseModel):

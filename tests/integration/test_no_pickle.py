@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import chainette
-from chainette.fleet.messages import BadMessage, Result, RootRecord, open_message
+from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord, open_message
 from chainette.records import Unit
 from tests.support.fleet import forked, opened, snapshot
 from tests.support.valkey import Database
@@ -50,7 +50,7 @@ def test_nothing_that_is_put_into_redis_is_a_pickle(database: Database) -> None:
         found = list(blobs(snapshot(database.client)))
     assert len(found) > 50
     assert [blob for blob in found if blob[:1] == b"\x80" and blob[-1:] == b"."] == []
-    assert any(blob.startswith(b'["chainette.process"') for blob in found)
+    assert any(blob.startswith(b'["chainette.run.process"') for blob in found)
 
 
 def blobs(value: Any) -> list[bytes]:

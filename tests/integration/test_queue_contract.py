@@ -14,13 +14,13 @@ import pytest
 
 from chainette.core.flow import frontier
 from chainette.core.plan import Plan
-from chainette.fleet.keys import RunKeys
-from chainette.fleet.memory import MemoryQueue
-from chainette.fleet.messages import BadMessage, Result, RootRecord
-from chainette.fleet.queue import ANCHOR, Admitted, Cancelled, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
-from chainette.io.events import EngineReleased, UnitRetried
-from chainette.process import poisoned, process
+from chainette.fleet.memory.memory_queue import MemoryQueue
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
+from chainette.fleet.redis.queue import ANCHOR, Admitted, Cancelled, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
+from chainette.io.rundir.events import EngineReleased, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row
+from chainette.run.process import poisoned, process
 from tests.support.fleet import forked, straight
 from tests.support.valkey import Database
 

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 
-from chainette import Chain, RunResult, Step, apply, executor, register_engine
+from chainette import Chain, RunResult, Step, apply, register_engine
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import RunDirectoryError, RunStopped
 from chainette.hooks import Hook
-from chainette.io.events import UnitCommitted
+from chainette.io.rundir.events import UnitCommitted
+from chainette.run import executor
 
 
 class Text(BaseModel):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from chainette import Branch, Chain, JoinBranch, apply
 from chainette.core.apply import ApplyNode
 from chainette.core.branch import Element
-from chainette.executor import resume
+from chainette.run.executor import resume
 from tests.support.crash import copies
 from tests.support.tools import some
 

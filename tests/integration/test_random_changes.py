@@ -13,10 +13,10 @@ import pytest
 from chainette import Branch, Chain, JoinBranch
 from chainette.core.branch import Element
 from chainette.errors import ChainChanged
-from chainette.executor import resume
 from chainette.hooks import Hook
-from chainette.io.events import Event, UnitCommitted
-from chainette.io.result import RunResult
+from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.result import RunResult
+from chainette.run.executor import resume
 from tests.integration.test_random_chains import ROWS, Item, Maker
 from tests.support.chains import content
 from tests.support.tools import some

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from chainette_workers.drive import RedisFleet
+from chainette_workers.sink.drive import RedisFleet
 from redis import Redis
 from rich.console import Console
 from typer.testing import CliRunner
 
-from chainette.cli.fleet_view import RunView, watch
+from chainette.cli.commands.resume import _asks_a_sink
 from chainette.cli.main import app
-from chainette.cli.resume import _asks_a_sink
-from chainette.fleet.board import Board, Order
-from chainette.fleet.connect import connect, eviction_risk
-from chainette.io.rundir import RunDir
-from chainette.io.session import read_created
+from chainette.cli.screen.fleet_view import RunView, watch
+from chainette.fleet.redis.connect import connect, eviction_risk
+from chainette.fleet.redis.run_registry import Board, Order
+from chainette.io.rundir.open import read_created
+from chainette.io.rundir.paths import RunDir
 from tests.integration.test_fleet_trouble import Site, wait_for
 from tests.support.chains import everything, write_inputs
 from tests.support.fleet import QueueRun, straight
@@ -63,7 +63,7 @@ def loading() -> Iterator[str]:
 
 
 def test_a_redis_that_loads_its_data_is_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("chainette.fleet.connect._LOADING", 0.01)
+    monkeypatch.setattr("chainette.fleet.redis.connect._LOADING", 0.01)
     with loading() as url, closing(connect(url)) as client:
         assert client.ping() and _Loading.left == 0
     assert caplog.text.count("is still loading its data; waiting for it") == 1

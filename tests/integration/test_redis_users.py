@@ -14,8 +14,8 @@ import redis.exceptions
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from chainette.fleet.connect import connect
-from chainette.fleet.embedded import find_server
+from chainette.fleet.redis.connect import connect
+from chainette.fleet.server.embedded import find_server
 from tests.support.cli import REPOSITORY, Project, until
 
 REDIS = REPOSITORY / "deploy/redis"
@@ -122,7 +122,7 @@ def test_without_a_password_there_is_only_a_health_check(fleet: Fleet) -> None:
 
 
 def test_every_command_of_a_script_is_allowed_to_every_role() -> None:
-    scripts = (REPOSITORY / "chainette/fleet/scripts").glob("*.lua")
+    scripts = (REPOSITORY / "chainette/fleet/redis/scripts").glob("*.lua")
     calls = {
         name.lower()
         for path in scripts

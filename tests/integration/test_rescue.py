@@ -13,12 +13,12 @@ import pytest
 from chainette import Chain, SamplingParams, Step
 from chainette.engine.base import Completion, Finish, Request
 from chainette.errors import ChainChanged
-from chainette.executor import resume, retry_rejected
 from chainette.hooks import Hook
-from chainette.io.events import Event, RunResumed, UnitCommitted
-from chainette.io.log import read_log
-from chainette.io.result import RunResult
+from chainette.io.rundir.events import Event, RunResumed, UnitCommitted
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.result import RunResult
 from chainette.records import Usage
+from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import Text, Word, content, texts
 from tests.support.scripted import Script, row_of, scripted
 

@@ -10,19 +10,19 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from chainette import Branch, Chain, SamplingParams, Step, apply, register_engine
-from chainette.asking import row_seed
-from chainette.core.loading import load_chain
+from chainette.core.usercode.loading import load_chain
 from chainette.engine.base import Completion, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import EngineUnavailable, RunStopped
-from chainette.executor import resume, retry_rejected
-from chainette.io.fork import Reopen, fork
-from chainette.io.rundir import RunDir
-from chainette.io.session import read_state
-from chainette.io.shards import Format
-from chainette.options import RunOptions
+from chainette.io.rundir.fork import Reopen, fork
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.shards import Format
 from chainette.records import Message, Usage
-from chainette.session import compile_plan
+from chainette.run.executor import resume, retry_rejected
+from chainette.run.options import RunOptions
+from chainette.run.session import compile_plan
+from chainette.run.steps import row_seed
 from tests.support.chains import Text, Word, texts
 from tests.support.cli import Project, lines
 from tests.support.models import SMOL, needs_model

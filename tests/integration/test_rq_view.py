@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
-from chainette.fleet.queue import Claim
+from chainette.fleet.redis.queue import Claim
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
 from tests.support.valkey import Database
 
@@ -47,7 +47,7 @@ def test_rq_reads_our_queues_and_jobs(run: QueueRun) -> None:
     assert (queue.count, queue.job_ids) == (1, [waiting])
     assert {found.name for found in Queue.all(connection=run.client)} == set(run.queues)
     job = Job.fetch(waiting, connection=run.client, serializer=JSONSerializer)
-    assert (job.func_name, job.args, job.kwargs) == ("chainette.process", ["run-a", 0, "first", 1, ""], {})
+    assert (job.func_name, job.args, job.kwargs) == ("chainette.run.process", ["run-a", 0, "first", 1, ""], {})
     assert (job.origin, job.get_status(), job.description) == (run.queues[-1], "queued", "first root 1")
     assert job.created_at is not None and job.enqueued_at is not None
     started = Job.fetch(claim.job, connection=run.client, serializer=JSONSerializer)

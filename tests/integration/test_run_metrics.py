@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chainette_workers.catalogue import Part
-from chainette_workers.endpoint import Endpoint
-from chainette_workers.metrics import Metrics
-from chainette_workers.worker import WorkerConfig
+from chainette_workers.metrics.catalogue import Part
+from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.metrics import Metrics
+from chainette_workers.worker.main import WorkerConfig
 from prometheus_client.parser import text_string_to_metric_families
 
 from chainette import Chain
 from chainette.core.compile import compile_chain
-from chainette.core.loading import load_chain
+from chainette.core.usercode.loading import load_chain
 from chainette.errors import RunStopped
-from chainette.fleet.survey import survey
+from chainette.fleet.redis.survey import survey
 from chainette.hooks import Stage
-from chainette.io.result import RunResult
+from chainette.io.rundir.result import RunResult
 from chainette.records import CHAIN_INPUT
 from tests.integration.test_fleet_trouble import Driven
 from tests.support.cli import Project, until

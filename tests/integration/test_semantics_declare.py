@@ -21,8 +21,8 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine.config import EngineRegistry, make_config, using_registry
 from chainette.errors import ChainetteError, DeclarationError, PlanError, RowsRejected
-from chainette.executor import RunOptions
 from chainette.records import Row
+from chainette.run.executor import RunOptions
 
 
 class Text(BaseModel):

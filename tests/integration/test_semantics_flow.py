@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from chainette import ApplyNode, Branch, Chain, RunResult, Step, apply
 from chainette.core.apply import Cardinality
 from chainette.core.branch import Element
-from chainette.io.replay import Status
+from chainette.io.rundir.replay import Status
 from chainette.records import row_order
 from tests.support.chains import finished
 from tests.support.scripted import scripted, user_text
@@ -367,7 +367,7 @@ def test_a_function_that_yields_expands_as_a_list_does(
         return streamed(item)
 
     if limit:
-        monkeypatch.setattr("chainette.calling.MAX_FAN_OUT", limit)
+        monkeypatch.setattr("chainette.run.functions.MAX_FAN_OUT", limit)
     for index, fn in enumerate((listed, streamed, generated, plain, generator, iterable, wrapped)):
         made = node(fn, "made")
         assert (made.cardinality, made.output_model, made.annotated) == (Cardinality.MANY, N, True)

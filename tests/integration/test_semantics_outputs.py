@@ -13,7 +13,7 @@ from pydantic import SerializerFunctionWrapHandler as Handler
 
 from chainette import Chain, apply
 from chainette.errors import PlanError
-from chainette.io.result import RunResult
+from chainette.io.rundir.result import RunResult
 
 FORMATS = pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
 INFINITY, NAN = float("inf"), float("nan")

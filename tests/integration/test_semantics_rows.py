@@ -15,15 +15,15 @@ import pytest
 from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, model_validator
 
 from chainette import Branch, Chain, RunResult, SamplingParams, Step, apply, register_engine
-from chainette.asking import row_seed
-from chainette.calling import MAX_FAN_OUT
 from chainette.engine.base import Completion, Finish, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import RunStopped
 from chainette.hooks import Hook
-from chainette.io.shards import Format
+from chainette.io.rundir.shards import Format
 from chainette.records import Message, Reason, Usage, row_order
-from chainette.tally import MAX_ROW_BYTES, RAW_LIMIT
+from chainette.run.functions import MAX_FAN_OUT
+from chainette.run.steps import row_seed
+from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT
 from tests.support.chains import content, everything, write_inputs
 from tests.support.scripted import Answering, Script, ScriptedEngine, ask_of, row_of, scripted
 
@@ -618,7 +618,7 @@ def test_a_row_that_becomes_more_than_16_mb_is_rejected_and_costs_no_other(
         return [item] * (100 if item.text == "1" else 1)
 
     assert MAX_ROW_BYTES == 16 << 20
-    monkeypatch.setattr("chainette.tally.MAX_ROW_BYTES", 500)
+    monkeypatch.setattr("chainette.run.unit_result.MAX_ROW_BYTES", 500)
     with scripted(llm=lambda request: json.dumps({"text": row_of(request) * (1000 if row_of(request) == "0" else 1)})):
         step = Step(id="say", input_model=Text, output_model=Text, engine_name="llm")
         inputs = [Text(text="a"), Text(text="b"), Text(text="c")]

@@ -32,15 +32,15 @@ from chainette.errors import (
     RunDirectoryInUse,
     RunStopped,
 )
-from chainette.executor import resume
 from chainette.hooks import Hook
-from chainette.io.events import EngineLoaded, EngineReleased, Event, RunPaused, UnitCommitted, UnitRetried
-from chainette.io.log import EventLog, read_log
-from chainette.io.replay import Status
-from chainette.io.writer import Item, RunWriter
-from chainette.ledger import Ledger
-from chainette.local import LocalRun
+from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunPaused, UnitCommitted, UnitRetried
+from chainette.io.rundir.log import EventLog, read_log
+from chainette.io.rundir.replay import Status
+from chainette.io.rundir.writer import Item, RunWriter
 from chainette.records import Effects, Unit
+from chainette.run.executor import resume
+from chainette.run.outstanding import Ledger
+from chainette.run.scheduler import LocalRun
 from tests.support.chains import Facts, Text, Word, content, everything, finished, texts, write_inputs
 from tests.support.crash import copies
 from tests.support.patience import LONG
@@ -359,8 +359,8 @@ def flaky(failures: int, error: type[EngineUnavailable] = EngineUnavailable) -> 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backs off for hundredths of seconds."""
-    monkeypatch.setattr("chainette.lanes._FIRST_DELAY", 0.01)
-    monkeypatch.setattr("chainette.lanes._LONGEST_DELAY", 0.02)
+    monkeypatch.setattr("chainette.run.engine_queue._FIRST_DELAY", 0.01)
+    monkeypatch.setattr("chainette.run.engine_queue._LONGEST_DELAY", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")

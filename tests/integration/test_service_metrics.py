@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chainette_workers.coordinator_service import CoordinatorDuty
-from chainette_workers.endpoint import Endpoint
-from chainette_workers.service import Places, serve
-from chainette_workers.sink_service import SinkDuty
-from chainette_workers.worker import WorkerConfig
-from chainette_workers.worker import serve as work
+from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.service.coordinator_service import CoordinatorDuty
+from chainette_workers.service.service import Places, serve
+from chainette_workers.service.sink_service import SinkDuty
+from chainette_workers.worker.main import WorkerConfig
+from chainette_workers.worker.main import serve as work
 from prometheus_client.parser import text_string_to_metric_families
 
 from chainette.core.compile import compile_chain
-from chainette.core.loading import load_chain
-from chainette.fleet.board import Board, Order
-from chainette.io.likeness import marks_of
+from chainette.core.usercode.loading import load_chain
+from chainette.fleet.redis.run_registry import Board, Order
+from chainette.io.rundir.likeness import marks_of
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
 from tests.support.valkey import Database

@@ -11,21 +11,21 @@ from typing import Any
 import anyio
 import pytest
 import redis
-from chainette_workers.device import Device
-from chainette_workers.drive import RedisFleet
-from chainette_workers.models import Models
-from chainette_workers.worker import WorkerConfig
+from chainette_workers.sink.drive import RedisFleet
+from chainette_workers.worker.device import Device
+from chainette_workers.worker.main import WorkerConfig
+from chainette_workers.worker.models import Models
 
-from chainette.core.loading import load_chain
+from chainette.core.usercode.loading import load_chain
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.lifecycle import create_engine
 from chainette.errors import RunStopped
-from chainette.executor import resume
-from chainette.fleet.board import Board
-from chainette.fleet.queue import FleetQueue
-from chainette.io.result import RunResult
-from chainette.io.shards import Format
+from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.run_registry import Board
+from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.shards import Format
+from chainette.run.executor import resume
 from tests.integration.test_fleet_trouble import Background, Driven, Failing, Site, wait_for
 from tests.support.chains import content
 from tests.support.cli import FOLDERS

@@ -13,13 +13,13 @@ import pytest
 from chainette import Chain, SamplingParams, Step, apply
 from chainette.engine.base import Completion, Request
 from chainette.errors import EngineUnavailable, RunDirectoryError, RunDirectoryInUse, RunStopped
-from chainette.executor import resume, retry_rejected, rollback
-from chainette.io.log import EventLog
-from chainette.io.result import RunResult
-from chainette.io.rundir import RunDir
-from chainette.io.session import read_state
-from chainette.io.shards import Format
-from chainette.io.versions import version_numbers
+from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.shards import Format
+from chainette.io.rundir.versions import version_numbers
+from chainette.run.executor import resume, retry_rejected, rollback
 from tests.support.chains import Text, Word, content, texts
 from tests.support.scripted import Script, row_of, scripted
 

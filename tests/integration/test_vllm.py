@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
-from chainette_workers.catalogue import Part
-from chainette_workers.metrics import Metrics
+from chainette_workers.metrics.catalogue import Part
+from chainette_workers.metrics.metrics import Metrics
 from pydantic import BaseModel, Field
 
 from chainette.engine.base import Completion, Delta, Finish, Request, SamplingParams
 from chainette.engine.config import make_config
-from chainette.engine.thoughts import thinking
-from chainette.engine.vllm import VllmEngine
+from chainette.engine.vllm.async_llm import VllmEngine
+from chainette.engine.vllm.thoughts import thinking
 from chainette.errors import EngineConfigError
 from chainette.records import Message
 from tests.support.cli import until

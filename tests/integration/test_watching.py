@@ -8,11 +8,11 @@ import urllib.request
 from contextlib import closing
 
 import pytest
-from chainette_workers.catalogue import Part
-from chainette_workers.endpoint import Endpoint
-from chainette_workers.watching import watching
+from chainette_workers.metrics.catalogue import Part
+from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.watching import watching
 
-from chainette.fleet.queue import FleetQueue
+from chainette.fleet.redis.queue import FleetQueue
 from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect

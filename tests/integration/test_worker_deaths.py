@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from chainette_workers.drive import RedisFleet
-from chainette_workers.worker import WorkerConfig
+from chainette_workers.sink.drive import RedisFleet
+from chainette_workers.worker.main import WorkerConfig
 from redis import Redis
 
-from chainette.fleet.queue import FleetQueue
-from chainette.fleet.states import Claim
-from chainette.io.result import RunResult
+from chainette.fleet.protocol.states import Claim
+from chainette.fleet.redis.queue import FleetQueue
+from chainette.io.rundir.result import RunResult
 from tests.integration.test_fleet_trouble import Background, Site
 from tests.support.cli import REPOSITORY
 from tests.support.doomed import POINTS
@@ -90,7 +90,7 @@ class Forgetful(FleetQueue):
 def test_a_unit_whose_commit_redis_forgot_is_done_again_by_the_worker_that_lives(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chainette_workers.engine._AGREEMENT", 0.05)
+    monkeypatch.setattr("chainette_workers.worker.loop._AGREEMENT", 0.05)
     queue = Forgetful(database.client)
     with opened(database.client, straight()) as run:
         run.admit()

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from chainette import Branch, Chain, Row, Step, apply, register_engine
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.io.result import RunResult
+from chainette.io.rundir.result import RunResult
 
 
 class Text(BaseModel):

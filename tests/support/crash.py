@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from chainette.io.log import EventLog
-from chainette.io.sealing import Sealer
-from chainette.io.shards import StreamWriter
+from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.sealing import Sealer
+from chainette.io.rundir.shards import StreamWriter
 
 #: Methods of the disk path; a copy is taken before and after each call.
 STEPS = ((StreamWriter, "append"), (StreamWriter, "sync"), (EventLog, "append"), (Sealer, "seal"), (Sealer, "sweep"))

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from chainette_workers.worker import main
+from chainette_workers.worker.main import main
 
-from chainette.fleet.queue import Claim, FleetQueue
+from chainette.fleet.redis.queue import Claim, FleetQueue
 
 __all__ = ["POINTS"]
 

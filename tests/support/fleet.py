@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import anyio
-from chainette_workers.engine import EngineWorker
-from chainette_workers.models import Models
-from chainette_workers.serving import Serving
+from chainette_workers.worker.loop import EngineWorker
+from chainette_workers.worker.models import Models
+from chainette_workers.worker.serving import Serving
 from redis import Redis
 
 from chainette import Branch, Chain, apply
@@ -19,11 +19,11 @@ from chainette.core.compile import compile_chain
 from chainette.core.flow import frontier
 from chainette.core.plan import Plan
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.fleet.keys import RunKeys
-from chainette.fleet.messages import RootRecord
-from chainette.fleet.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue, RunInfo
-from chainette.process import process
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import RootRecord
+from chainette.fleet.redis.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue, RunInfo
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
+from chainette.run.process import process
 from tests.support.chains import Text, Word
 from tests.support.patience import LONG
 

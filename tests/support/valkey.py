@@ -18,7 +18,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from chainette.fleet.embedded import SERVER_VARIABLE, EmbeddedServer
+from chainette.fleet.server.embedded import SERVER_VARIABLE, EmbeddedServer
 from tests.support.proxy import FaultProxy
 from tests.support.tools import program
 

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import redis
 
-from chainette.fleet.connect import eviction_risk, is_passing
+from chainette.fleet.redis.connect import eviction_risk, is_passing
 from chainette.utils.backoff import backoff
 
 __all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "warn_of_eviction", "watch_parent"]

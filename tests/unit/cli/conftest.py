@@ -15,9 +15,9 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.core.step import Step
 from chainette.engine.config import EngineRegistry, make_config
-from chainette.io.events import Event, RootDone, RunCreated, RunFinished, UnitCommitted
-from chainette.io.log import EventLog
-from chainette.io.session import graph_of
+from chainette.io.rundir.events import Event, RootDone, RunCreated, RunFinished, UnitCommitted
+from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.open import graph_of
 
 
 class Text(BaseModel):

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 import typer
 
-from chainette.cli.resume import _Way
-from chainette.io.events import RunCreated
-from chainette.io.rundir import RunDir
-from chainette.io.session import read_created
+from chainette.cli.commands.resume import _Way
+from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.open import read_created
+from chainette.io.rundir.paths import RunDir
 
 
 def begun(run: Any, **way: str) -> RunCreated:

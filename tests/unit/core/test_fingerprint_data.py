@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from chainette.core.fingerprint import fingerprint_code, fingerprint_model
-from chainette.core.private_import import PrivateImporter
+from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
+from chainette.core.usercode.importer import PrivateImporter
 
 HEAD = """
 import collections, dataclasses, functools, json, os, random, tempfile, time, types
@@ -190,8 +190,8 @@ PER_PROCESS = {
 def test_the_fingerprint_is_the_same_in_every_process(load: Callable[..., Any], tmp_path: Path, kind: str) -> None:
     load(PER_PROCESS[kind], ["old"])
     code = (
-        "import sys; from pathlib import Path; from chainette.core.private_import import PrivateImporter as P;"
-        "from chainette.core.fingerprint import fingerprint_code; root = Path(sys.argv[1]);"
+        "import sys; from pathlib import Path; from chainette.core.usercode.importer import PrivateImporter as P;"
+        "from chainette.core.usercode.fingerprint import fingerprint_code; root = Path(sys.argv[1]);"
         "print(fingerprint_code(P('chain', [root]).run_file(root / 'chain.py').f))"
     )
     found = {

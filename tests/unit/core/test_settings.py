@@ -16,9 +16,9 @@ from chainette.core.compile import compile_chain
 from chainette.core.settings import SETTINGS, lowered, raised
 from chainette.engine.backends import BACKENDS
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
-from chainette.io.changes import Changes, changes_between
-from chainette.io.session import graph_of
-from chainette.options import RunOptions
+from chainette.io.rundir.changes import Changes, changes_between
+from chainette.io.rundir.open import graph_of
+from chainette.run.options import RunOptions
 
 PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
 
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
 OURS = {"place", "registry", "annotated", "options"}
 
 #: What says how a process runs or finds a chain, and is no setting of the run.
-SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "params", "inputs"}
+SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "parameters", "chain_digest", "inputs"}
 
 
 class Item(BaseModel):

@@ -14,10 +14,10 @@ import pytest
 from aiohttp import web
 
 from chainette.engine.base import Request, SamplingParams
-from chainette.engine.breaker import State
 from chainette.engine.config import make_config
-from chainette.engine.openai import OpenAIEngine
-from chainette.engine.timing import Policy, Timing
+from chainette.engine.http.breaker import State
+from chainette.engine.http.openai import OpenAIEngine
+from chainette.engine.http.timing import Policy, Timing
 from chainette.records import Message
 
 Answer = Callable[["Asked"], Awaitable[web.StreamResponse]]

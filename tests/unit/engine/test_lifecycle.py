@@ -17,7 +17,7 @@ from chainette.engine.backends import SimulatedOptions
 from chainette.engine.base import Completion, Engine, Request
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.lifecycle import Engines, create_engine, release_engine
-from chainette.engine.simulated import SimulatedEngine
+from chainette.engine.simulated.simulator import SimulatedEngine
 from chainette.errors import EngineUnavailable, UnknownEngine
 
 

@@ -31,7 +31,7 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         return None if name == package else find(name, package_of)
 
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
-    monkeypatch.setattr("chainette.engine.vllm.find_spec", find_spec)
+    monkeypatch.setattr("chainette.engine.vllm.async_llm.find_spec", find_spec)
 
 
 def test_an_endpoint_that_is_down_is_no_obstacle() -> None:

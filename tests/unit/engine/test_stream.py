@@ -12,11 +12,11 @@ from aiohttp import web
 
 from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams
 from chainette.engine.config import make_config
+from chainette.engine.http.ollama import OllamaEngine
+from chainette.engine.http.openai import OpenAIEngine
 from chainette.engine.lifecycle import create_engine
-from chainette.engine.llama_cpp import LlamaCppEngine
-from chainette.engine.ollama import OllamaEngine
-from chainette.engine.openai import OpenAIEngine
-from chainette.engine.simulated import SimulatedEngine
+from chainette.engine.llama_cpp.server import LlamaCppEngine
+from chainette.engine.simulated.simulator import SimulatedEngine
 from chainette.errors import EngineUnavailable
 from chainette.records import Message
 from tests.support.models import SMOL, needs_model
@@ -301,7 +301,7 @@ def llama_server() -> Iterator[str]:
     """llama.cpp's own HTTP server, with the key "sesame"."""
     import xllamacpp
 
-    from chainette.engine.llama_cpp import model_path
+    from chainette.engine.llama_cpp.server import model_path
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model_path(make_config("smol", SMOL)))

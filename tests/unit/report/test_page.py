@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 
 from chainette.errors import RunError
-from chainette.io.figures import Figures, figures
-from chainette.io.log import read_log
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.statistics import Figures, figures
 from chainette.report.page import Price, render_page
 from tests.support.chains import everything, texts
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from chainette.engine.breaker import Breaker
-from chainette.engine.timing import Policy, Timing, full_jitter
+from chainette.engine.http.breaker import Breaker
+from chainette.engine.http.timing import Policy, Timing, full_jitter
 from chainette.utils.backoff import backoff
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step, apply, register_engine
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainetteError, EngineConfigError, UnknownEngine
-from chainette.executor import RunOptions
+from chainette.run.executor import RunOptions
 
 
 class Text(BaseModel):
@@ -110,7 +110,7 @@ def test_positions_that_do_not_exist_are_answered_with_the_keywords() -> None:
         (SamplingParams, {"temprature": 5}, "did you mean 'temperature'?"),
         (RunOptions, {"fmt": "csv"}, "run options: no parameter 'fmt'; write format='csv'"),
         (RunOptions, {"output": "out"}, "write output_dir='out'"),
-        (RunOptions, {"workers": 4}, "write drive=LocalFleet(4) of chainette_workers.local_fleet"),
+        (RunOptions, {"workers": 4}, "write drive=LocalFleet(4) of chainette_workers.sink.local_fleet"),
         (RunOptions, {"max_lines_per_file": 9}, "write max_rows_per_file=9"),
         (RunOptions, {"temperature": 9}, "write sampling=SamplingParams(temperature=9) in each Step"),
         (RunOptions, {"batchsize": 9}, "did you mean 'batch_size'?"),

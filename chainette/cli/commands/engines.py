@@ -1,0 +1,83 @@
+"""`chainette engines`: backends, or the engines of a chain and the steps that use them. Never shows a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chainette.cli.common import console, guarded, new_table
+from chainette.cli.flags import ChainRoot, EngineFile, Settings
+from chainette.cli.launch import load_plan, registry_of
+
+if TYPE_CHECKING:
+    from chainette.engine.config import EngineConfig
+
+__all__ = ["engines"]
+
+#: Backend -> the package that it needs beside those of the base install.
+_PACKAGES = {"llama_cpp": "xllamacpp", "vllm": "vllm"}
+
+
+@guarded
+def engines(
+    chain: Annotated[str | None, typer.Argument(metavar="[CHAIN]", help="A chain; without it the backends are listed.")] = None,
+    settings: Settings = None,
+    file: EngineFile = None,
+    chain_root: ChainRoot = Path(),
+) -> None:
+    """List backends, or the engines of CHAIN.
+
+    With CHAIN or --engines FILE: the engines declared there, and the steps that use them. No engine is opened.
+    """
+    if chain is None and file is None:
+        _list_backends()
+    elif chain is None:
+        from chainette.engine.config import EngineRegistry, load_engines, using_registry
+
+        with using_registry(EngineRegistry()):
+            _list_engines(load_engines(file or ""), {})
+    else:
+        loaded, plan = load_plan(chain, chain_root, file, settings)
+        users: dict[str, list[str]] = {}
+        for node in plan.nodes.values():
+            users.setdefault(node.engine, []).append(node.id)
+        _list_engines(registry_of(loaded.chain, file), users)
+
+
+def _list_backends() -> None:
+    from chainette.engine.backends import BACKENDS
+
+    table = new_table(("backend", "here", "keys of its own"))
+    for name, options in BACKENDS.items():
+        table.add_row(name, _availability(name), ", ".join(options.__struct_fields__))
+    console().print(table)
+
+
+def _availability(backend: str) -> str:
+    from importlib.util import find_spec
+
+    if find_spec(f"chainette.engine.{backend}") is None:
+        return "not in this version"
+    package = _PACKAGES.get(backend)
+    return "yes" if package is None or find_spec(package) else f"no: pip install {package}"
+
+
+def _list_engines(configs: Iterable[EngineConfig], users: dict[str, list[str]]) -> None:
+    from chainette.engine.config import public_url
+
+    table = new_table(("engine", "backend", "model", "endpoint", "capacity", "key from", "exclusive", "steps"))
+    for config in configs:
+        table.add_row(
+            config.name,
+            config.backend,
+            config.model,
+            "\n".join(map(public_url, config.endpoint)),
+            str(config.capacity or "auto"),
+            f"${config.api_key_env}" if config.api_key_env else "",
+            "yes" if config.exclusive else "",
+            ", ".join(users.get(config.name, [])) or "-",
+        )
+    console().print(table if table.row_count else "no engines")

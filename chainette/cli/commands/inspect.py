@@ -1,0 +1,107 @@
+"""`chainette inspect` and `chainette inspect-dag`: what a chain is, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chainette.cli.common import console, guarded, new_table, warn
+from chainette.cli.flags import ChainRef, ChainRoot, EngineFile, Settings
+from chainette.cli.launch import load_plan
+from chainette.errors import Problem
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from chainette.core.plan import Plan
+    from chainette.core.usercode.loading import LoadedChain
+
+__all__ = ["draw", "inspect", "inspect_dag"]
+
+
+@guarded
+def inspect(chain: ChainRef, settings: Settings = None, engines: EngineFile = None, chain_root: ChainRoot = Path()) -> None:
+    """Check CHAIN without running it; list its nodes, and the parameters that --set can give.
+
+    Every problem is named with its file and line, and the exit code is 2. No engine is opened; what would keep one from
+    opening on this machine, as a missing model file, is a warning.
+    """
+    from chainette.core.bounds import unbounded_outputs
+
+    loaded, plan = load_plan(chain, chain_root, engines, settings)
+    warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
+    warn(warnings)
+    screen = console()
+    nodes = f"{len(plan.nodes)} node{'s' * (len(plan.nodes) > 1)}"
+    screen.print(f"chain {plan.chain}: {nodes}, input {plan.input_model.__name__}, batch size {plan.batch_size}")
+    screen.print()
+    if loaded.declared:
+        screen.print(_parameters_table(loaded))
+        screen.print()
+    screen.print(_nodes_table(plan))
+    screen.print()
+    count = len(warnings)
+    screen.print("no problems" + (f", {count} warning{'s' * (count > 1)}" if count else ""))
+
+
+def _foreseen(plan: Plan) -> list[Problem]:
+    """What would keep the engines from opening here."""
+    from chainette.engine.preflight import foreseen
+
+    return [Problem(said, None, warning=True) for config in plan.engines.values() for said in foreseen(config)]
+
+
+def _parameters_table(loaded: LoadedChain) -> Table:
+    from chainette.core.usercode.parameters import text_of
+
+    table = new_table(("parameter", "type", "value", "default"))
+    for parameter in loaded.declared:
+        value = loaded.parameters.get(parameter.name)
+        default = "(must be given)" if parameter.required else parameter.shown(parameter.default)
+        table.add_row(parameter.name, parameter.written, text_of(value), default)
+    return table
+
+
+def _nodes_table(plan: Plan) -> object:
+    from chainette.core.dag import describe_models, describe_rows
+
+    table = new_table(("node", "branch", "takes", "gives", "engine", "notes"))
+    for node in plan.nodes.values():
+        taken, given = describe_models(node)
+        notes = ", ".join(filter(None, [describe_rows(node), "not written" if node.hidden else ""]))
+        table.add_row(node.id, "/".join(node.path), taken, given, node.engine, notes)
+    return table
+
+
+@guarded
+def inspect_dag(
+    chain: ChainRef,
+    icons: Annotated[bool, typer.Option("--icons/--no-icons", help="Icons and box characters, or plain ASCII.")] = True,
+    max_branches: Annotated[
+        int | None, typer.Option("--max-branches", metavar="N", min=0, help="Fold all but the first N of parallel branches.")
+    ] = None,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart instead of a tree.")] = False,
+    settings: Settings = None,
+    engines: EngineFile = None,
+    chain_root: ChainRoot = Path(),
+) -> None:
+    """Draw CHAIN."""
+    _, plan = load_plan(chain, chain_root, engines, settings)
+    warn(plan.warnings)
+    if mermaid:
+        from chainette.core.dag import render_mermaid
+
+        typer.echo(render_mermaid(plan, max_branches))
+    else:
+        typer.echo(draw(plan, max_branches, icons=icons))
+
+
+def draw(plan: Plan, max_branches: int | None = None, *, icons: bool = True) -> str:
+    """The plan as a tree; ASCII where stdout cannot say more."""
+    from chainette.core.dag import render_ascii, render_unicode
+
+    unicode = icons and "utf" in (sys.stdout.encoding or "").lower()
+    return (render_unicode if unicode else render_ascii)(plan, max_branches)

@@ -1,0 +1,36 @@
+"""`chainette rebuild`: writes what follows from a run's log: graph.json, metadata.json, README.md, .schema/."""
+
+from __future__ import annotations
+
+import typer
+
+from chainette.cli.common import guarded, show_path
+from chainette.cli.flags import RunDirectory
+
+__all__ = ["rebuild"]
+
+
+@guarded
+def rebuild(directory: RunDirectory) -> None:
+    """Write the derived files of DIR again.
+
+    graph.json, metadata.json, README.md and .schema/ follow from events.jsonl alone.
+    """
+    from chainette.io.rundir.log import EventLog
+    from chainette.io.rundir.open import read_state, require_shards
+    from chainette.io.rundir.paths import RunDir, publish
+    from chainette.io.rundir.publish import render_files
+
+    run = RunDir(directory)
+    state, _ = read_state(run)
+    require_shards(run, state)
+    log = EventLog(run.log)
+    try:
+        for name, data in render_files(state).items():
+            path = run.path / name
+            old = path.read_bytes() if path.exists() else None
+            publish(path, data)
+            verdict = "unchanged" if old == data else "new" if old is None else "changed"
+            typer.echo(f"wrote {show_path(path)} ({len(data):,} bytes, {verdict})")
+    finally:
+        log.close()

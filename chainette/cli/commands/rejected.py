@@ -1,0 +1,155 @@
+"""`chainette rejected`: the rows that a run rejected, and why; `--retry` opens them again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chainette.cli.common import console, guarded, is_terminal, new_table
+from chainette.cli.flags import Debug, JsonLogs, Quiet, RunDirectory, Show
+from chainette.io.rundir.reading import read_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["rejected"]
+
+#: Rows of the table, and characters of a raw answer in it.
+_ROWS = 50
+_RAW = 120
+
+
+@guarded
+def rejected(
+    directory: RunDirectory,
+    step: Annotated[list[str] | None, typer.Option("--step", metavar="ID", help="Rows of this step only; repeatable.")] = None,
+    reason: Annotated[
+        list[str] | None, typer.Option("--reason", metavar="R", help="Rows with this reason only; repeatable.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 50; --json: all].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, whole.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Ask for these rows again; `chainette rollback DIR` undoes that.")
+    ] = False,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="With --retry: the engine that answers this time.")
+    ] = None,
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+    show: Show = False,
+    debug: Debug = False,
+) -> None:
+    """List the rejected rows of DIR, or --retry them.
+
+    Each with the reason, the message and the raw answer, or the bad line of the input.
+    """
+    steps, reasons = step or [], reason or []
+    _check_reasons(reasons)
+    if retry:
+        _retry(directory, steps, reasons, engine, (quiet, json_logs, show, debug))
+        return
+    if engine:
+        raise typer.BadParameter("--engine says which engine answers a --retry; give both")
+    rows = (row for row in _rejected_rows(directory, steps) if not reasons or row["reason"] in reasons)
+    if as_json:
+        _print_json(itertools.islice(rows, limit))
+    else:
+        _print_table(rows, limit or _ROWS)
+
+
+def _check_reasons(reasons: Iterable[str]) -> None:
+    from chainette.records import Reason
+
+    for reason in reasons:
+        if reason not in tuple(Reason):
+            raise typer.BadParameter(f"--reason {reason}: there is no such reason; known: {', '.join(Reason)}")
+
+
+def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of `rejected/` of these steps, or of all."""
+    from chainette.io.rundir.open import read_state
+    from chainette.io.rundir.paths import RunDir
+    from chainette.records import CHAIN_INPUT
+
+    run = RunDir(directory)
+    state, _ = read_state(run)
+    known = [CHAIN_INPUT, *(node["id"] for node in state.graph["nodes"])]
+    for step in steps:
+        if step not in known:
+            raise typer.BadParameter(f"--step {step}: the run has no such step; it has {', '.join(known)}")
+    return (_typed(row) for row in read_folder(run, state, "rejected") if not steps or row["step_id"] in steps)
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of CSV like one of the other formats."""
+    return row | {"attempts": int(row["attempts"]), "line": int(row["line"]), "raw": row["raw"] or None}
+
+
+def _print_json(rows: Iterable[dict[str, Any]]) -> None:
+    import msgspec
+
+    for row in rows:
+        typer.echo(msgspec.json.encode(row))
+
+
+def _print_table(rows: Iterator[dict[str, Any]], limit: int) -> None:
+    screen = console()
+    shown = list(itertools.islice(rows, limit))
+    if not shown:
+        screen.print("no rejected rows")
+        return
+    screen.print(_narrow_table(shown) if is_terminal() else _wide_table(shown))
+    more = sum(1 for _ in rows)
+    if more:
+        screen.print(f"and {more:,} more: --limit N shows more, --json all of them")
+    elif is_terminal():
+        screen.print(f"{len(shown):,} rejected rows; --json prints them whole, --retry asks again")
+
+
+def _wide_table(rows: Iterable[dict[str, Any]]) -> Table:
+    table = new_table(("row", "line", "step", "reason", "tries", "message", "raw"), numbers=("line", "tries"), cut=("raw",))
+    for row in rows:
+        cells = (row["row_id"], row["line"] or "", row["step_id"], row["reason"], row["attempts"], row["message"])
+        table.add_row(*map(str, cells), _cut(row["raw"]))
+    return table
+
+
+def _narrow_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """Two lines a row, so that 80 columns are enough: the raw answer stands below the message."""
+    from rich.text import Text
+
+    fixed = ("row", "step", "reason")
+    table = new_table((*fixed, "message and raw answer"), cut=fixed)
+    for row in rows:
+        text = Text(" ".join(row["message"].split()), no_wrap=True, overflow="ellipsis").append(
+            f"\n{_cut(row['raw'])}", style="dim"
+        )
+        table.add_row(row["row_id"], row["step_id"], row["reason"], text)
+    return table
+
+
+def _cut(raw: str | None) -> str:
+    """A raw answer on one line."""
+    text = " ".join((raw or "").split())
+    return text if len(text) <= _RAW else f"{text[: _RAW - 3]}..."
+
+
+def _retry(
+    directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: tuple[bool, bool, bool, bool]
+) -> None:
+    from chainette.cli.launch import Telling, launch
+    from chainette.io.rundir.paths import RunDir
+    from chainette.run import executor
+
+    run = RunDir(directory)
+    launch(
+        run,
+        Telling(*telling, again=("--local",)),
+        lambda hooks: executor.retry_rejected(run, steps=steps, reasons=reasons, engine=engine, hooks=hooks),
+    )

@@ -1,0 +1,87 @@
+"""`chainette report`: a run as one page to look at and to send around."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chainette.cli.commands.status import is_working
+from chainette.cli.common import guarded, show_path
+from chainette.cli.flags import RunDirectory
+
+if TYPE_CHECKING:
+    from chainette.io.rundir.statistics import Figures
+    from chainette.report.page import Price
+
+__all__ = ["report"]
+
+#: Rejected rows that are shown per step and reason.
+_EXAMPLES = 3
+
+
+@guarded
+def report(
+    directory: RunDirectory,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="[default: DIR/report.html]")] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--price",
+            metavar="ENGINE=IN,OUT",
+            help="What an engine asks for a million prompt and answer tokens, in any currency; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Write the run in DIR as one HTML page.
+
+    Where the rows went, throughput, latency, tokens, rejected rows with their answers. The page needs no network and runs
+    no script. The run may still be going on. Needs `pip install 'chainette[report]'`.
+    """
+    from chainette.io.rundir.events import timestamp
+    from chainette.io.rundir.log import read_log
+    from chainette.io.rundir.open import read_state, require_shards
+    from chainette.io.rundir.paths import RunDir, publish
+    from chainette.io.rundir.reading import rejection_examples
+    from chainette.io.rundir.statistics import figures
+    from chainette.report.page import render_page
+
+    run = RunDir(directory)
+    if not run.exists():
+        read_state(run)  # says what is missing
+    found = figures(event for _, event in read_log(run.log))
+    require_shards(run, found.state)
+    page = render_page(
+        found,
+        rejection_examples(run, found.state, _EXAMPLES),
+        _prices(price or [], found),
+        directory=str(directory),
+        working=is_working(directory),
+        written_at=timestamp(),
+    )
+    path = output or directory / "report.html"
+    publish(path, page.encode())
+    typer.echo(f"wrote {show_path(path)} ({len(page) >> 10:,} KiB)")
+
+
+def _prices(given: list[str], found: Figures) -> Mapping[str, Price]:
+    """Engine -> price.
+
+    Raises:
+        typer.BadParameter: not two numbers, or the run has no such engine.
+    """
+    from chainette.report.page import Price
+
+    prices, known = {}, sorted(found.state.graph["engines"])
+    for text in given:
+        engine, _, numbers = text.rpartition("=")
+        try:
+            prompt, completion = (float(number) for number in numbers.split(","))
+        except ValueError:
+            raise typer.BadParameter(f"--price {text}: expected ENGINE=IN,OUT like llama=0.15,0.60") from None
+        if engine not in known:
+            raise typer.BadParameter(f"--price {text}: the run has no engine {engine!r}; it has {', '.join(known)}")
+        prices[engine] = Price(prompt, completion)
+    return prices

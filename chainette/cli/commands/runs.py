@@ -1,0 +1,128 @@
+"""`chainette runs`, `pause`, `unpause`, `cancel`: runs that are live on a Redis."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from chainette.cli.common import console, guarded, new_table
+from chainette.cli.flags import RedisUrl
+from chainette.fleet.protocol.keys import served
+
+__all__ = ["cancel", "kill", "pause", "runs", "unpause"]
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `chainette runs` lists them.")]
+
+
+@guarded
+def runs(redis: RedisUrl = None) -> None:
+    """List the live runs of a Redis, and its workers. Finished runs are not there: their directories have everything."""
+    from chainette.fleet.redis.connect import connect
+    from chainette.fleet.redis.reasons import reasons
+    from chainette.fleet.redis.run_registry import Board
+
+    columns = ("run", "state", "chain", "epoch", "roots admitted", "live rows")
+    table, why = new_table(columns, numbers=columns[3:]), []
+    with connect(redis) as connection:
+        board = Board(connection)
+        found, members = board.runs(), board.members()
+        for info in found:
+            fields = info.fields
+            total = f" of {fields['total']}" if "total" in fields else ""
+            epoch, admitted = str(info.epoch) if info.epoch >= 0 else "-", f"{fields.get('cursor', 0)}{total}"
+            table.add_row(info.run, info.state, fields.get("chain_ref", ""), epoch, admitted, fields.get("live_rows", "0"))
+            snapshot = board.snapshot(info.run)
+            why += [f"{info.run}: {reason}" for reason in (reasons(snapshot) if snapshot is not None else ())]
+    screen = console()
+    screen.print(table if found else "no live runs")
+    for line in why:
+        screen.print(line, soft_wrap=True)
+    workers = {name: words for name, words in members.items() if words.get("kind", "worker") == "worker"}
+    for name, words in sorted(members.items()):
+        if name in workers:
+            screen.print(
+                f"worker {name}: {', '.join(served(words))}, {words.get('rows_in_flight')} rows in flight", soft_wrap=True
+            )
+        else:
+            screen.print(f"{words.get('kind')} {name}: pid {words.get('pid')} on {words.get('host')}", soft_wrap=True)
+    if not workers:
+        screen.print("no live workers; start one: chainette worker --engine NAME")
+
+
+@guarded
+def pause(run: Run, redis: RedisUrl = None) -> None:
+    """Hold a run: what is in flight ends, nothing new is begun, until `chainette unpause`."""
+    _set_state(run, "paused", redis)
+
+
+@guarded
+def unpause(run: Run, redis: RedisUrl = None) -> None:
+    """Continue a run that was paused."""
+    _set_state(run, "running", redis)
+
+
+@guarded
+def cancel(run: Run, redis: RedisUrl = None) -> None:
+    """Give a run up for good; the rows that it has stay in its directory."""
+    _set_state(run, "cancelled", redis)
+
+
+@guarded
+def kill(
+    engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="The workers of this engine.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="All workers of the Redis.")] = False,
+    redis: RedisUrl = None,
+    grace: Annotated[
+        float,
+        typer.Option("--grace", metavar="SECONDS", min=0, help="How long workers of this machine have before they are killed."),
+    ] = 30.0,
+) -> None:
+    """Ask workers to hand back what is unfinished and to end; within seconds they do.
+
+    Workers that run on this machine as the same user are waited for, and killed where they hang; so they are if Redis is away.
+    """
+    if (engine is None) is not everyone:
+        raise typer.BadParameter("say whom: --engine NAME, or --all")
+    from chainette.fleet.processes import end, recorded
+    from chainette.fleet.redis.connect import chosen_url, shown
+
+    here = recorded(shown(chosen_url(redis)), engine)
+    whom = f"of {engine!r} " if engine else ""
+    asked = _ask_to_stop(engine, redis, instead=len(here))
+    typer.echo(f"asked {asked} workers {whom}to end" if asked else f"no live workers {whom}there")
+    for worker in end(here, grace):
+        typer.echo(f"worker {worker.name} (process {worker.pid}) did not end in {grace:g} s and was killed")
+
+
+def _ask_to_stop(engine: str | None, url: str | None, *, instead: int) -> int:
+    """How many workers were asked: through Redis, or those `instead` that are known without it.
+
+    Raises:
+        RunError: Redis does not answer, and none is known without it.
+    """
+    from chainette.errors import RunError
+    from chainette.fleet.redis.connect import connect
+    from chainette.fleet.redis.queue import FleetQueue
+
+    try:
+        with connect(url) as connection:
+            return max(instead, len(FleetQueue(connection).ask_to_stop(engine)))
+    except RunError as error:
+        if not instead:
+            raise
+        typer.secho(f"warning: {error}; only workers of this machine are ended", fg="yellow", err=True)
+        return instead
+
+
+def _set_state(run: str, state: str, url: str | None) -> None:
+    from chainette.errors import RunError
+    from chainette.fleet.redis.connect import connect
+    from chainette.fleet.redis.queue import FleetQueue, Lost
+
+    with connect(url) as connection:
+        try:
+            FleetQueue(connection).set_state(run, state)
+        except Lost as error:
+            raise RunError(str(error)) from error
+    typer.echo(f"run {run}: {state}")

@@ -1,0 +1,212 @@
+"""`chainette status`: where the run of a directory stands, and what to do next."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chainette.cli.common import console, guarded
+from chainette.cli.flags import RedisUrl
+
+if TYPE_CHECKING:
+    from chainette.io.rundir.replay import RunState
+
+__all__ = ["can_go_on", "is_working", "standing", "status"]
+
+
+@guarded
+def status(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[DIR | RUN]", help="A run directory, or the id of a live run [default: the fleet].")
+    ] = None,
+    watching: Annotated[bool, typer.Option("--watch", help="Look again every second, until the end or Ctrl-C.")] = False,
+    redis: RedisUrl = None,
+) -> None:
+    """Show where a run stands, or who serves a Redis and which runs are live there.
+
+    Of a directory: rows per step, tokens, engines, and what to do next. Of a live run: how far each step is, what waits
+    and what is at work, and why nothing moves where nothing does. A path wins over a run id.
+    """
+    from chainette.errors import RunDirectoryError
+
+    if what is not None and _is_there(Path(what)):
+        _show_directory(Path(what), watching=watching)
+    elif what is not None and "/" in what:
+        raise RunDirectoryError(_no_directory(what).removesuffix("; "))
+    else:
+        _show_live(what, redis, watching=watching)
+
+
+def _is_there(path: Path) -> bool:
+    from chainette.io.rundir.fork import finish_swap
+    from chainette.io.rundir.paths import RunDir
+
+    finish_swap(RunDir(path))
+    return path.exists()
+
+
+def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:
+    from chainette.cli.screen.fleet_view import FleetView, RunView, watch
+    from chainette.errors import RunError
+    from chainette.fleet.redis.connect import connect, eviction_risk
+    from chainette.fleet.redis.run_registry import Board
+
+    try:
+        connection = connect(redis)
+    except RunError as error:
+        raise RunError(f"{_no_directory(run)}{error}") from error
+    with connection:
+        board, screen = Board(connection), console()
+        view = FleetView(board) if run is None else RunView(board, run)
+        lines = view.draw(screen.width, max(screen.height, 24))
+        if lines is None:
+            known = ", ".join(info.run for info in board.runs()) or "none"
+            raise RunError(f"{_no_directory(run)}no live run {run!r}; live runs: {known}")
+        if risk := eviction_risk(connection):
+            screen.print(f"warning: {risk}", style="yellow", soft_wrap=True)
+        if watching:
+            watch(screen, view.draw)
+            return
+        for line in lines:
+            screen.print(line, soft_wrap=not screen.is_terminal)
+
+
+def _no_directory(name: str | None) -> str:
+    """That no directory has this name, and which names are near; "" if none was asked for."""
+    from difflib import get_close_matches
+
+    if name is None:
+        return ""
+    here, runs = Path(), Path("runs")
+    found = [
+        path for folder in (here, runs) if folder.is_dir() for path in folder.iterdir() if (path / "events.jsonl").exists()
+    ]
+    near = get_close_matches(name, [str(path) for path in found], n=3) or [
+        str(path) for path in found if get_close_matches(name, [path.name], n=1)
+    ]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"no directory {name!r} here{hint}; "
+
+
+def _show_directory(directory: Path, *, watching: bool) -> None:
+    from chainette.cli.screen.summary import counts_table
+    from chainette.io.rundir.open import read_state, require_shards
+    from chainette.io.rundir.paths import RunDir
+
+    if watching and is_working(directory):
+        _watch_directory(directory)
+    state, _ = read_state(RunDir(directory))
+    metadata = state.metadata()
+    working = is_working(directory)
+    screen = console()
+    for line in _head(state, metadata, working=working):
+        screen.print(line, soft_wrap=True)
+    screen.print()
+    screen.print(counts_table(metadata))
+    screen.print()
+    for line in _tail(metadata, directory, working=working):
+        screen.print(line, soft_wrap=True)
+    require_shards(RunDir(directory), state)
+
+
+def _watch_directory(directory: Path) -> None:
+    """Follows the log of a directory as long as somebody works on it."""
+    from rich.text import Text
+
+    from chainette.cli.screen.fleet_view import watch
+    from chainette.cli.screen.live import view_lines
+    from chainette.cli.screen.progress import Progress
+    from chainette.io.rundir.log import read_log
+    from chainette.io.rundir.paths import RunDir
+
+    progress, log, read = Progress(directory), RunDir(directory).log, 0
+
+    def draw(width: int, height: int) -> list[Text] | None:
+        nonlocal read
+        first = not read
+        for offset, event in read_log(log, read):
+            if event.seq > progress.state.seq:
+                progress.apply(event)
+                read = offset
+        if first:
+            progress.begin()
+        return view_lines(progress, width, height) if is_working(directory) else None
+
+    watch(console(), draw)
+
+
+def _head(state: RunState, metadata: dict[str, Any], *, working: bool) -> Iterator[str]:
+    yield f"run {metadata['run_id']} of chain {metadata['chain']}: {standing(metadata, working=working)}"
+    total = f" of {state.expected:,}" if state.expected is not None else ""
+    yield f"input: {metadata['input'].get('path', '?')}, {metadata['records']:,}{total} records done"
+    if metadata["parameters"]:
+        yield f"parameters: {parameters_line(metadata['parameters'])}"
+    if metadata["units_retried"]:
+        yield f"units tried again because an engine did not answer: {metadata['units_retried']:,}"
+
+
+def parameters_line(values: Mapping[str, Any]) -> str:
+    """Values of a chain's parameters, as --set takes them but for a shell's quotes."""
+    from chainette.core.usercode.parameters import text_of
+
+    return ", ".join(f"{name}={text_of(value)}" for name, value in values.items())
+
+
+def standing(metadata: dict[str, Any], *, working: bool) -> str:
+    """The state of a run in one word, with the reason of a pause."""
+    from chainette.io.rundir.replay import Status
+
+    match Status(metadata["status"]):
+        case Status.RUNNING:
+            return "running" if working else "killed (no process works on it)"
+        case Status.PAUSED:
+            return f"paused: {metadata['reason']}"
+        case Status.CANCELLED:
+            return "cancelled"
+        case Status.FINISHED:
+            return "finished"
+
+
+def _tail(metadata: dict[str, Any], directory: Path, *, working: bool) -> Iterator[str]:
+    from chainette.cli.commands.rollback import version_lines
+    from chainette.cli.screen.summary import accounting_line, engine_lines, next_lines, token_line
+
+    yield accounting_line(metadata)
+    yield from token_line(metadata)
+    yield from engine_lines(metadata)
+    yield from next_lines(metadata, directory, working=working)
+    yield from version_lines(directory)
+
+
+def is_working(directory: Path) -> bool:
+    """Whether a process holds the lock of a run directory."""
+    from chainette.io.rundir.paths import RunDir
+
+    if not RunDir(directory).exists():
+        return False
+    with RunDir(directory).log.open("rb") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks, on which nobody can work
+            return False
+    return False
+
+
+def can_go_on(directory: Path) -> bool:
+    """Whether the directory holds a run that `chainette resume` can go on with."""
+    from chainette.errors import ChainetteError
+    from chainette.io.rundir.open import read_state
+    from chainette.io.rundir.paths import RunDir
+    from chainette.io.rundir.replay import Status
+
+    try:
+        state, _ = read_state(RunDir(directory))
+    except ChainetteError:
+        return False
+    return state.created is not None and state.status in (Status.RUNNING, Status.PAUSED)

@@ -1,0 +1,118 @@
+"""`chainette warmup`: whether an engine works, what it says, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chainette.cli.common import guarded
+from chainette.cli.flags import ChainRoot, EngineFile, Settings, texts_of
+from chainette.cli.launch import registry_of
+
+if TYPE_CHECKING:
+    from chainette.engine.config import EngineConfig, EngineRegistry
+    from chainette.engine.warmup import Warmth
+
+__all__ = ["warmth_lines", "warmup"]
+
+
+@guarded
+def warmup(
+    chain: Annotated[str | None, typer.Argument(metavar="CHAIN", help="The chain that declares the engine.")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="Which engine [default: the only one].")
+    ] = None,
+    settings: Settings = None,
+    engines: EngineFile = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Ask the simulated engine in its place.")] = False,
+    chain_root: ChainRoot = Path(),
+    patience: Annotated[
+        float, typer.Option("--engine-patience", metavar="SECONDS", min=0, help="How long a remote engine may be silent.")
+    ] = 30.0,
+) -> None:
+    """Open an engine of CHAIN or of --engines FILE, ask it once, and say what that took.
+
+    Downloads and loads the model as a run would. Exit codes: 0 it answers, 1 it does not, 2 it cannot as it is declared.
+    """
+    import anyio
+
+    from chainette.engine.config import simulated
+    from chainette.engine.warmup import warm_up
+
+    config = _chosen(_registry(chain, engines, chain_root, settings), engine)
+    if simulate:
+        config = simulated(config)
+    typer.echo(f"engine {config.name}: {config.backend}, {config.model}")
+    for line in warmth_lines(config, anyio.run(warm_up, config, patience)):
+        typer.echo(line)
+
+
+def _registry(chain: str | None, file: Path | None, chain_root: Path, settings: list[str] | None) -> EngineRegistry:
+    """Where the engine is declared.
+
+    Raises:
+        typer.BadParameter: nowhere.
+    """
+    from chainette.core.usercode.loading import load_chain
+    from chainette.core.usercode.parameters import given
+    from chainette.engine.config import EngineRegistry, overlaid
+
+    if chain is not None:
+        return registry_of(load_chain(chain, chain_root, given(texts_of(settings))).chain, file)
+    if file is not None:
+        return overlaid(EngineRegistry(), file)
+    raise typer.BadParameter("name the chain that declares the engine, or a file of engines with --engines")
+
+
+def _chosen(registry: EngineRegistry, name: str | None) -> EngineConfig:
+    """The engine by name, or the only one.
+
+    Raises:
+        UnknownEngine: there is none of that name.
+        typer.BadParameter: there is more than one, or none.
+    """
+    if name is not None:
+        return registry.get(name)
+    known = list(registry)
+    if len(known) != 1:
+        raise typer.BadParameter(f"--engine says which: {', '.join(config.name for config in known) or 'none is declared'}")
+    return known[0]
+
+
+def warmth_lines(config: EngineConfig, warmth: Warmth) -> Iterator[str]:
+    """What the user reads."""
+    from chainette.engine.backends import HttpOptions
+
+    usage, seconds = warmth.completion.usage, warmth.answer_seconds
+    rate = f", {usage.completion_tokens / seconds:.1f} tokens/s" if seconds else ""
+    yield f"open: {warmth.open_seconds:.2f} s"
+    yield f"first token: {warmth.first_seconds:.2f} s"
+    yield f"answer: {seconds:.2f} s, {usage.prompt_tokens} + {usage.completion_tokens} tokens{rate}"
+    yield f"text: {_one_line(warmth.completion.text)}{_flaw(warmth)}"
+    if warmth.memory is not None and not isinstance(config.options, HttpOptions):
+        yield f"memory: {warmth.memory / 1e6:,.0f} MB"
+    for number, gpu in enumerate(warmth.gpus):
+        yield f"GPU {number}: {gpu.used / 1e9:.1f} of {gpu.total / 1e9:.1f} GB"
+    yield f"requests at once: {warmth.capacity}"
+    for name, value in warmth.described.items():
+        yield f"{name}: {_plain(value)}"
+
+
+def _flaw(warmth: Warmth) -> str:
+    """What is odd about the answer."""
+    from chainette.engine.base import Finish
+
+    if warmth.completion.finish is Finish.LENGTH:
+        return " (cut at 64 tokens)"
+    return "" if warmth.completion.text.strip().startswith("{") else " (not the JSON object that was asked for)"
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

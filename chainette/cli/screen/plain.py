@@ -1,0 +1,155 @@
+"""What a run says where nobody watches a screen: plain lines, the events as JSON lines, or nothing.
+
+A reporter is a hook that is also a context around the run. `Plain` prints at most one line every 5 seconds
+or tenth of the input, and lines about engines.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from chainette.cli.screen.progress import Progress, TotalView, earlier_events
+from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
+from chainette.hooks import Hook
+from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitRetried
+from chainette.io.rundir.result import RunResult
+
+__all__ = ["JsonLines", "Plain", "QuietReporter", "Reporter", "line_writer"]
+
+#: A line of progress comes after so many seconds, or when another of so many parts of the input is done.
+_EVERY = 5.0
+_PARTS = 10
+
+
+def line_writer() -> Callable[[str], None]:
+    """Prints lines to what is stdout now, each at once, so that a log file can be followed."""
+    stream = sys.stdout
+
+    def write(text: str) -> None:
+        stream.write(text + "\n")
+        stream.flush()
+
+    return write
+
+
+class Reporter(Hook):
+    """Tells a run while it goes on, and what it came to."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """The run is over, well or not; the screen is free."""
+
+    def end(self, result: RunResult) -> None:
+        """The run came to its end."""
+
+
+class QuietReporter(Reporter):
+    """Prints the directory at the end."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+
+    def end(self, result: RunResult) -> None:
+        from chainette.cli.common import show_path
+
+        self._write(show_path(result.dir))
+
+
+class JsonLines(Reporter):
+    """Prints the session's events as the log has them, without the checksum."""
+
+    def __init__(self, directory: os.PathLike[str], write: Callable[[str], object]) -> None:
+        self._directory = directory
+        self._write = write
+        self._began = False
+
+    def on_event(self, event: Event) -> None:
+        if not self._began:
+            self._began = True
+            for earlier in earlier_events(self._directory, event):
+                if earlier.epoch == event.epoch:
+                    self._print(earlier)
+        self._print(event)
+
+    def _print(self, event: Event) -> None:
+        self._write(msgspec.json.encode(event).decode())
+
+
+class Plain(Reporter):
+    """Prints lines for a log file."""
+
+    def __init__(
+        self, directory: os.PathLike[str], write: Callable[[str], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.progress = Progress(directory, clock)
+        self._directory = directory
+        self._write = write
+        self._clock = clock
+        self._last = clock()
+        self._part = 0
+        #: Engine -> when its silence was told.
+        self._told: dict[str, float] = {}
+
+    def on_event(self, event: Event) -> None:
+        self.progress.apply(event)
+        match event:
+            case RunStarted() | RunResumed():
+                self._write(self._start())
+            case EngineLoaded():
+                self._tell_ready(f"engine {event.engine}: ready in {event.seconds:.1f} s ({event.backend}, {event.model})")
+            case UnitRetried():
+                self._tell_silence(event)
+            case _:
+                self._tell_progress()
+
+    def _start(self) -> str:
+        state = self.progress.state
+        rows = f"{state.expected:,} rows" if state.expected is not None else "rows of unknown number"
+        verb = f"goes on in phase {state.phase + 1}" if state.phase else "resumed" if state.epoch else "started"
+        return f"run {state.run.run_id}: chain {state.run.chain} {verb}, {rows}, into {self._directory}"
+
+    def _tell_ready(self, line: str) -> None:
+        self._write(line)
+
+    def _tell_silence(self, event: UnitRetried) -> None:
+        last = self._told.get(event.node)
+        if last is None or self._clock() - last >= _EVERY:
+            self._told[event.node] = self._clock()
+            self._write(f"step {event.node}: its engine does not answer, retry in {event.delay:.1f} s: {event.message}")
+
+    def _tell_progress(self) -> None:
+        view = self.progress.total()
+        part = _PARTS * view.done // view.total if view.total else 0
+        if self._clock() - self._last >= _EVERY or part > self._part:
+            self._last, self._part = self._clock(), part
+            self._write(progress_line(view, self.progress))
+
+    def end(self, result: RunResult) -> None:
+        from chainette.cli.common import console, show_path
+
+        metadata = result.metadata
+        console().print(counts_table(metadata))
+        for line in summary_lines(metadata, show_path(result.dir)):
+            self._write(line)
+
+
+def progress_line(view: TotalView, progress: Progress) -> str:
+    """`1200 of 5000 rows | extract 1300, sum 1200 | 31 rows/s | 2:03 left | 3 rejected`."""
+    total = f" of {view.total}" if view.total is not None else ""
+    parts = [
+        f"{view.done}{total} rows",
+        ", ".join(f"{node.id} {node.done}" for node in progress.nodes()),
+        f"{short(view.rate)} rows/s",
+        f"{clock(view.left)} left" if view.left is not None else "",
+        f"{view.rejected} rejected" if view.rejected else "",
+    ]
+    return " | ".join(part for part in parts if part)

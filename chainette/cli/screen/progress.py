@@ -1,0 +1,286 @@
+"""Where a run stands, as numbers for people: per node, per engine, in total.
+
+`Progress` folds the same events as recovery does (`RunState`), so what is shown is what is durable. Totals of
+nodes behind an expanding or dropping node are estimates from the rows so far, exact at the end. Nothing here
+prints or waits; time comes from the `clock`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainette.io.rundir.events import (
+    AnyEvent,
+    EngineLoaded,
+    EngineReleased,
+    Event,
+    RunResumed,
+    RunStarted,
+    UnitCommitted,
+    UnitRetried,
+    WorkerJoined,
+)
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.replay import RunState, Status
+from chainette.records import CHAIN_INPUT
+
+__all__ = ["EngineView", "NodeView", "Progress", "TotalView", "earlier_events"]
+
+#: Seconds over which rates are measured, and between two samples.
+_WINDOW = 30.0
+_SAMPLE = 0.25
+
+
+def earlier_events(directory: os.PathLike[str], event: Event) -> Iterator[AnyEvent]:
+    """The events that the log of a directory holds before `event`."""
+    log = RunDir(directory).log
+    for _, earlier in read_log(log) if event.seq > 0 and log.exists() else ():
+        if earlier.seq >= event.seq:
+            return
+        yield earlier
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node."""
+
+    id: str
+    #: Branches around it.
+    depth: int
+    #: Rows that went in so far, and all that will; None where nobody knows.
+    done: int
+    total: int | None
+    rejected: int
+    #: Rows and answer tokens per second.
+    rate: float
+    tokens: float
+    #: Seconds to the end; None where nobody knows.
+    left: float | None
+
+
+@dataclass(frozen=True)
+class EngineView:
+    """One engine, in words."""
+
+    name: str
+    text: str
+    #: Whether someone should look.
+    trouble: bool = False
+
+
+@dataclass(frozen=True)
+class TotalView:
+    """The run."""
+
+    #: Records that are done with, and all of them.
+    done: int
+    total: int | None
+    rejected: int
+    #: Seconds since this session began.
+    elapsed: float
+    rate: float
+    tokens: float
+    left: float | None
+
+
+@dataclass
+class _Meter:
+    """Speeds over the last seconds; a wait before the first row does not count."""
+
+    samples: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    def read(self, now: float, rows: int, tokens: int) -> tuple[float, float]:
+        """(rows/s, tokens/s), with the counts of now taken in."""
+        samples = self.samples
+        if not samples or now - samples[-1][0] >= _SAMPLE:
+            samples.append((now, rows, tokens))
+        while len(samples) > 2 and samples[1][0] < now - _WINDOW:
+            samples.popleft()
+        while len(samples) > 2 and samples[0][1:] == samples[1][1:] == samples[2][1:]:
+            samples.popleft()
+        since, first_rows, first_tokens = samples[0]
+        seconds = now - since
+        return ((rows - first_rows) / seconds, (tokens - first_tokens) / seconds) if seconds > 0 else (0.0, 0.0)
+
+
+class Progress:
+    """Follows one session of a run directory."""
+
+    def __init__(self, directory: os.PathLike[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.state = RunState()
+        self._directory = directory
+        self._clock = clock
+        self._began = clock()
+        self._flow = _Flow({})
+        self._engines: dict[str, EngineView] = {}
+        #: Whether workers move the units in this session.
+        self._workers = False
+        #: Engines that have memory now.
+        self._loaded: set[str] = set()
+        #: Engine -> since when rows wait for it to load.
+        self._waiting: dict[str, float] = {}
+        self._meters: dict[str, _Meter] = {}
+
+    def apply(self, event: Event) -> None:
+        """Takes in an event; before the first one, everything that the log holds already."""
+        if self.state.seq < 0:
+            for earlier in earlier_events(self._directory, event):
+                self.state.apply(earlier)
+        self.state.apply(event)
+        self._follow_engine(event)
+        if self._flow.graph is not self.state.graph:
+            self._flow = _Flow(self.state.graph)
+        if isinstance(event, RunStarted | RunResumed | EngineLoaded):
+            self.total()  # speeds are measured from here
+
+    def begin(self) -> None:
+        """Speeds are measured from here: what was taken in before went at its own."""
+        self._meters.clear()
+        self.total()
+
+    def look(self, state: RunState, engines: Mapping[str, EngineView]) -> None:
+        """Takes in where the run stands, where others say so."""
+        if state.graph != self._flow.graph:
+            self._flow = _Flow(state.graph)
+        self.state = state
+        self._engines |= engines
+
+    def _follow_engine(self, event: Event) -> None:
+        engine_of = self._flow.engines
+        match event:
+            case EngineLoaded():
+                self._loaded.add(event.engine)
+                self._engines[event.engine] = EngineView(event.engine, f"ready in {event.seconds:.1f} s ({event.backend})")
+            case WorkerJoined():
+                self._workers = True
+            case EngineReleased():
+                self._loaded.discard(event.engine)
+                self._engines[event.engine] = EngineView(event.engine, "released")
+            case UnitRetried() if event.node in engine_of:
+                name = engine_of[event.node]
+                text = f"not answering, retry in {event.delay:.1f} s: {event.message}"
+                self._engines[name] = EngineView(name, text, trouble=True)
+            case UnitCommitted() if event.node in engine_of:
+                name = engine_of[event.node]
+                if name not in self._engines or self._engines[name].trouble:
+                    self._engines[name] = EngineView(name, "ready")
+            case _:
+                pass
+
+    # -- what is shown
+
+    def nodes(self) -> list[NodeView]:
+        """The nodes in the order of the plan."""
+        return [self._node(node["id"], len(node["path"])) for node in self._flow.nodes]
+
+    def _node(self, name: str, depth: int) -> NodeView:
+        counts = self.state.node(name)
+        total = self._total(name)
+        rate, tokens = self._speed(name, counts.taken, counts.usage.completion_tokens)
+        left = (total - counts.taken) / rate if total is not None and rate > 0 else None
+        return NodeView(name, depth, counts.taken, total, counts.rejected, rate, tokens, left)
+
+    def _speed(self, name: str, rows: int, tokens: int) -> tuple[float, float]:
+        return self._meters.setdefault(name, _Meter()).read(self._clock(), rows, tokens)
+
+    def _total(self, name: str) -> int | None:
+        """Rows that a node will have received at the end of the run."""
+        taken = self.state.node(name).taken
+        if self.state.status is Status.FINISHED:
+            return taken
+        expected = self._arriving(name)
+        return None if expected is None else max(taken, round(expected))
+
+    def _arriving(self, name: str) -> float | None:
+        source = self._flow.source(name)
+        if source is None:
+            expected = self.state.expected
+            return None if expected is None else expected - self.state.node(CHAIN_INPUT).rejected
+        arriving = self._arriving(source)
+        if arriving is None:
+            return None
+        counts = self.state.node(source)
+        share = counts.given / counts.taken if counts.taken else 1.0
+        return counts.given + max(0.0, arriving - counts.taken) * share
+
+    def engines(self) -> list[EngineView]:
+        """The engines that the graph names."""
+        return [self._engine(name) for name in self.state.graph.get("engines", {})]
+
+    def _engine(self, name: str) -> EngineView:
+        known = self._engines.get(name)
+        if known is not None:
+            return known
+        if not any(self._has_rows(node) for node, engine in self._flow.engines.items() if engine == name):
+            return EngineView(name, "not needed yet")
+        if self._waits_for_its_turn(name):
+            return EngineView(name, "waits for its turn")
+        since = self._waiting.setdefault(name, self._clock())
+        return EngineView(name, f"loading, {self._clock() - since:.0f} s")
+
+    def _waits_for_its_turn(self, name: str) -> bool:
+        """Whether this process has another engine on the same device; workers have devices of their own."""
+        engines = self.state.graph["engines"]
+        return not self._workers and any(_exclude(engines[name], engines[other]) for other in self._loaded if other in engines)
+
+    def _has_rows(self, node: str) -> bool:
+        source = self._flow.source(node)
+        return source is None or self.state.node(source).given > 0
+
+    def total(self) -> TotalView:
+        """The run as a whole."""
+        state, nodes = self.state, self.nodes()
+        lefts = [node.left for node in nodes if node.total is None or node.done < node.total]
+        rate, _ = self._speed("", state.records, 0)
+        return TotalView(
+            done=state.records,
+            total=state.expected,
+            rejected=sum(counts.rejected for counts in state.nodes.values()),
+            elapsed=self._clock() - self._began,
+            rate=rate,
+            tokens=sum(node.tokens for node in nodes),
+            left=None if None in lefts or not nodes else max((left for left in lefts if left is not None), default=0.0),
+        )
+
+
+def _exclude(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """`EngineConfig.shares_device_with`, out of graph.json."""
+    if not (one["exclusive"] and other["exclusive"]):
+        return False
+    return not one["gpu_ids"] or not other["gpu_ids"] or bool({*one["gpu_ids"]} & {*other["gpu_ids"]})
+
+
+class _Flow:
+    """Which node, or join, feeds which; out of graph.json."""
+
+    def __init__(self, graph: dict[str, Any]) -> None:
+        self.graph = graph
+        self.nodes: list[dict[str, Any]] = graph.get("nodes", [])
+        #: Node -> engine, for nodes that an engine answers.
+        self.engines = {node["id"]: node["engine"] for node in self.nodes if node["kind"] == "step"}
+        #: What gives its rows to a node or a fork; absent: the input.
+        self._feeds: dict[str, str] = {}
+        #: What receives the same rows as a fork does.
+        self._same: dict[str, str] = {}
+        for node in self.nodes:
+            self._feeds[_name(node["next"])] = node["id"]
+        for fork in graph.get("forks", []):
+            self._same |= {_name(branch["first"]): fork["id"] for branch in (*fork["joins"], *fork["sides"])}
+            (self._feeds if fork["joins"] else self._same)[_name(fork["after"])] = fork["id"]
+
+    def source(self, name: str) -> str | None:
+        """The node or join whose rows a node, or a fork, receives; None: those of the input."""
+        while name in self._same:
+            name = self._same[name]
+        return self._feeds.get(name)
+
+
+def _name(target: Mapping[str, Any]) -> str:
+    """The node or fork that a target of graph.json names; "" at an end."""
+    return str(target.get("node") or target.get("fork") if target["to"] in ("ToNode", "ToFork") else "")

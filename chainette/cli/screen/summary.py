@@ -1,0 +1,105 @@
+"""The end of a run, or where it stands, as a table and a few lines; the same for `run`, `resume` and `status`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+
+from chainette.cli.common import command_line, new_table
+from chainette.io.rundir.replay import Status
+
+__all__ = ["accounting_line", "clock", "counts_table", "engine_lines", "next_lines", "short", "summary_lines", "token_line"]
+
+_COLUMNS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
+
+
+def short(number: float) -> str:
+    """A number in at most five characters: 0.4, 9994, 12.3k, 1.2M."""
+    if number < 9.95 and number != round(number):
+        return f"{number:.1f}"
+    for limit, unit in ((1e4, ""), (1e6, "k"), (1e9, "M"), (1e12, "G")):
+        if number < limit * 0.9995:
+            value = number / (limit / 1e3) if unit else number
+            return f"{value:.0f}{unit}" if not unit or value >= 99.95 else f"{value:.1f}{unit}"
+    return f"{number:.0e}"
+
+
+def clock(seconds: float) -> str:
+    """A duration: 0:07, 12:03, 3h05, 2d04h."""
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02}"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
+
+
+def counts_table(metadata: Mapping[str, Any]) -> Table:
+    """Rows per step, as the accounting counts them."""
+    table = new_table(("step", *_COLUMNS, "tokens"), numbers=(*_COLUMNS, "tokens"), cut=("step",))
+    for step, counts in metadata["steps"].items():
+        cells = [f"{counts[column]:,}" if counts[column] or column in ("in", "out") else "-" for column in _COLUMNS]
+        tokens = counts.get("usage", {}).get("completion_tokens", 0)
+        table.add_row(step, *cells, f"{tokens:,}" if tokens else "-")
+    return table
+
+
+def accounting_line(metadata: Mapping[str, Any]) -> str:
+    """Whether in = out + rejected + dropped + stopped - expanded holds at every step, and down the plan's edges."""
+    wrong = "; ".join(metadata.get("imbalances", ()))
+    return "accounting: balanced" if metadata["balanced"] else f"accounting: NOT balanced: {wrong}"
+
+
+def engine_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """One line per engine that was loaded."""
+    for name, engine in metadata["engines"].items():
+        times = "once" if engine["loads"] == 1 else f"{engine['loads']} times"
+        yield f"engine {name}: {engine['backend']}, {engine['model']}, loaded {times} in {engine['load_seconds']:.1f} s"
+
+
+def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """What was asked of engines, if anything was, and whether models answered."""
+    usage = metadata["usage"]
+    if usage["requests"]:
+        yield (
+            f"tokens: {usage['prompt_tokens']:,} in prompts, {usage['completion_tokens']:,} in answers, "
+            f"{usage['requests']:,} requests"
+        )
+    if metadata["simulated"]:
+        yield "answers: simulated, not those of a model"
+
+
+def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
+    """What stands under the table at the end of a run."""
+    yield accounting_line(metadata)
+    yield from token_line(metadata)
+    seconds = _seconds(metadata)
+    if seconds is not None:
+        yield f"time: {clock(seconds)}"
+    yield f"directory: {directory}"
+    yield from next_lines(metadata, directory)
+
+
+def next_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str], *, working: bool = False) -> Iterator[str]:
+    """What the user may want to do now. `working`: a process writes to the directory."""
+    match Status(metadata["status"]):
+        case Status.RUNNING if working:
+            pass
+        case Status.RUNNING | Status.PAUSED:
+            yield f"go on: {command_line('resume', directory)}"
+        case Status.CANCELLED | Status.FINISHED:
+            pass
+    if metadata["rows_rejected"]:
+        yield f"rejected rows: {command_line('rejected', directory)}"
+
+
+def _seconds(metadata: Mapping[str, Any]) -> float | None:
+    """Wall time from the first start to the last end, pauses included."""
+    if not (metadata["started_at"] and metadata["ended_at"]):
+        return None
+    began, ended = (datetime.fromisoformat(metadata[name]) for name in ("started_at", "ended_at"))
+    return (ended - began).total_seconds()

@@ -1,0 +1,161 @@
+"""`--stream`: answers as they come, in a terminal or a pipe, one after the other even where they come side by side."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+import typer
+
+from chainette.cli.common import is_terminal
+from chainette.cli.screen.plain import Plain
+from chainette.core.streaming import Asked, Dropped, Finished, Joined, Passed, Piece, StreamEvent, Unusable
+from chainette.records import Rejection
+
+__all__ = ["Tokens", "Turns", "text_writer"]
+
+#: What a model's text must not do to a terminal.
+_CONTROL = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def text_writer() -> Callable[[str], None]:
+    """Writes text to what is stdout now, at once."""
+    stream = sys.stdout
+
+    def write(text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+    return write
+
+
+class Turns:
+    """Texts that grow side by side: the one that began first is written as it grows, the others when their turn comes."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        #: Text -> what waits for its turn; the first one's is empty.
+        self._open: dict[object, list[str]] = {}
+        self._ended: set[object] = set()
+        self._at_line_start = True
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a text has begun and not ended."""
+        return key in self._open and key not in self._ended
+
+    def add(self, key: object, text: str) -> None:
+        """Begins a text, or goes on with it."""
+        waiting = self._open.setdefault(key, [])
+        if next(iter(self._open)) == key:
+            self._put(text)
+        else:
+            waiting.append(text)
+
+    def end(self, key: object, line: str) -> None:
+        """Ends a text with a line of its own."""
+        self.add(key, f"\n{line}\n\n")
+        self._ended.add(key)
+        while self._open and (first := next(iter(self._open))) in self._ended:
+            self._ended.remove(first)
+            del self._open[first]
+            if self._open:
+                waiting = self._open[next(iter(self._open))]
+                self._put("".join(waiting))
+                waiting.clear()
+
+    def interrupt(self, line: str) -> None:
+        """Writes a line of somebody else's, wherever the texts are."""
+        self.finish_line()
+        self._put(f"{line}\n")
+
+    def between(self, line: str) -> None:
+        """Writes a line of somebody else's that can wait until no text is in the middle of its own."""
+        if not self._open:
+            self.interrupt(line)
+            return
+        key = object()
+        self.add(key, f"{line}\n\n")
+        self._ended.add(key)
+
+    def finish_line(self) -> None:
+        """Leaves the next writer the start of a line."""
+        if not self._at_line_start:
+            self._put("\n")
+
+    def _put(self, text: str) -> None:
+        if text:
+            self._write(text)
+            self._at_line_start = text.endswith("\n")
+
+
+class Tokens(Plain):
+    """Prints every answer token by token with what became of it, and the lines about engines."""
+
+    streams = True
+
+    def __init__(self, directory: os.PathLike[str], write: Callable[[str], object]) -> None:
+        self._turns = Turns(write)
+        self._colored = is_terminal()
+        super().__init__(directory, self._turns.interrupt)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._turns.finish_line()
+
+    def on_stream(self, event: StreamEvent) -> None:
+        match event:
+            case Asked():
+                self._ask(event)
+            case Piece():
+                key = event.step_id, event.row_id
+                self._turns.add(key, self._style(event.reasoning, dim=True) + event.text.translate(_CONTROL))
+            case Unusable():
+                words = f"not usable ({event.reason}): {event.message}; asked again"
+                self._turns.end((event.step_id, event.row_id), self._style(words, fg="yellow"))
+            case Passed():
+                self._pass(event)
+            case Rejection():
+                self._reject(event)
+            case Dropped():
+                self._tell(f"{event.node_id}, row {event.row_id}", "dropped")
+            case Joined():
+                self._tell(f"{', '.join(event.aliases)}, row {event.row.row_id}", "joined")
+            case Finished():
+                pass
+
+    def _ask(self, event: Asked) -> None:
+        key = event.step_id, event.row_id
+        broken = "\nit broke off and is begun anew\n\n" if key in self._turns else ""
+        again = f", ask {event.ask}" if event.ask > 1 else ""
+        self._turns.add(key, f"{broken}{self._style(f'{event.step_id}, row {event.row_id}{again}', bold=True)}\n")
+
+    def _pass(self, event: Passed) -> None:
+        key = event.node_id, event.row.row_id
+        if key in self._turns:
+            self._turns.end(key, self._style("validated", fg="green"))
+        else:
+            self._tell(f"{event.node_id}, row {event.row.row_id}", event.row.values[event.node_id].decode())
+
+    def _reject(self, rejection: Rejection) -> None:
+        key, words = (rejection.step_id, rejection.row_id), f"rejected ({rejection.reason}): {rejection.message}"
+        if key in self._turns:
+            self._turns.end(key, self._style(words, fg="red"))
+        else:
+            self._tell(f"{rejection.step_id}, row {rejection.row_id}", words)
+
+    def _tell(self, head: str, text: str) -> None:
+        """A text of one piece."""
+        key = object()
+        self._turns.add(key, self._style(head, bold=True))
+        self._turns.end(key, text.translate(_CONTROL))
+
+    def _style(self, text: str, *, fg: str | None = None, bold: bool | None = None, dim: bool | None = None) -> str:
+        text = text.translate(_CONTROL)
+        return typer.style(text, fg=fg, bold=bold, dim=dim) if self._colored and text else text
+
+    def _tell_ready(self, line: str) -> None:
+        self._turns.between(line)  # it is told when that is in the log, and answers may have begun
+
+    def _tell_progress(self) -> None:
+        """The answers themselves show it."""

@@ -1,0 +1,1 @@
+"""The user's code: found, imported in isolation, told apart."""

@@ -1,0 +1,361 @@
+"""Loads a chain by reference, isolated from every other load, with a digest of the code it came from.
+
+A reference names a Chain, or a factory: a function `-> Chain` whose parameters get their values here (parameters.py).
+A load has its own module names (importer.py) and its own engine registry. The digest covers chain.py, every module
+under the chain root that it imported, and every file under the chain root that it or the factory read (prompts,
+engines.yml): equal digests are equal code. Hidden folders, installed packages and imports that a function does later are
+left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
+
+from chainette.core.chain import Chain
+from chainette.core.usercode.importer import PrivateImporter, public_name
+from chainette.core.usercode.parameters import Parameter, Values, given, is_factory, parameters_of, recorded
+from chainette.core.usercode.source import is_library
+from chainette.engine.config import EngineRegistry, using_registry
+from chainette.errors import ChainetteError, LoadError, ParameterError, Place
+from chainette.utils.foreign import RAISED
+
+__all__ = ["LoadedChain", "load_chain"]
+
+_T = TypeVar("_T")
+
+_YAML = (".yml", ".yaml")
+_ENGINES = "engines.yml"
+
+
+@dataclass(frozen=True)
+class LoadedChain:
+    """A chain and where it came from."""
+
+    chain: Chain
+    #: Loads the same chain again: "folder/chain.py:name" below the chain root, or "package.module:name". A file outside of
+    #: the chain root is named by its absolute path.
+    reference: str
+    #: The engines that the file registered.
+    registry: EngineRegistry
+    #: sha256 over the files, by their paths below the chain root and their contents.
+    digest: str
+    #: What the digest covers, sorted.
+    files: tuple[Path, ...]
+    #: Of the factory that made the chain; () for a chain at module level.
+    declared: tuple[Parameter, ...] = ()
+    #: Their values as JSON, defaults too.
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a reference points to."""
+
+    #: The reference without the chain's name.
+    base: str
+    #: What the digest's paths are relative to.
+    root: Path
+    file: Path
+    importer: PrivateImporter
+    run: Callable[[], ModuleType]
+
+
+def load_chain(reference: str, chain_root: Path, values: Values | None = None) -> LoadedChain:
+    """The chain that `reference` names: "chain.py" (its only one), "chain.py:name", "package.module[:name]".
+
+    Files are looked for below `chain_root`, then below the current folder. Every call imports anew. If the name is a
+    factory's, `values` chooses the values of its parameters.
+
+    Raises:
+        LoadError: nothing is there, the code raised (with the user's line), or it is not clear which chain is meant.
+        ParameterError: the values do not fit the factory's parameters.
+    """
+    target, _, name = reference.partition(":")
+    root = Path(chain_root).resolve()
+    if ":" in reference and not name:
+        raise LoadError(f"{reference!r} ends in ':'; write {target!r}, or the name of a chain after it")
+    source = _file_source(target, root) if _is_path(target, root) else _module_source(target, root)
+    try:
+        return _loaded(source, name, values or given({}))
+    except BaseException:
+        source.importer.forget()
+        raise
+
+
+def _loaded(source: _Source, name: str, values: Values) -> LoadedChain:
+    registry, opened = EngineRegistry(), set[str]()
+    module = _executed(source, source.run, registry, opened)
+    variable, found = _chosen(module, name, source)
+    reference = f"{source.base}:{variable}"
+    declared: tuple[Parameter, ...] = ()
+    chosen: dict[str, Any] = {}
+    if isinstance(found, Chain):
+        _require_no_values(reference, values)
+        chain = found
+    else:
+        declared = parameters_of(found)
+        chosen = _values(reference, declared, values)
+        chain = _executed(source, functools.partial(found, **chosen), registry, opened)
+        if not isinstance(chain, Chain):
+            raise LoadError(f"{reference} returned {type(chain).__name__}, not a Chain")
+    contents = _contents(source, opened)
+    return LoadedChain(
+        chain=chain,
+        reference=reference,
+        registry=chain.registry,
+        digest=_digest(contents),
+        files=tuple(sorted(source.root / path for path in contents)),
+        declared=declared,
+        parameters=recorded(declared, chosen),
+    )
+
+
+def _values(reference: str, declared: tuple[Parameter, ...], values: Values) -> dict[str, Any]:
+    try:
+        return values(declared)
+    except ParameterError as error:
+        raise ParameterError(f"{reference}: {error}") from error
+
+
+def _require_no_values(reference: str, values: Values) -> None:
+    """Raises ParameterError if there are values, and the chain has no factory that takes them."""
+    try:
+        values(())
+    except ParameterError as error:
+        raise ParameterError(
+            f"{reference} is a chain without parameters; to have some, write a function that makes it, "
+            f"`def make(tone: str) -> Chain: ...`, and name that: {reference.rpartition(':')[0]}:make"
+        ) from error
+
+
+# -- finding
+
+
+def _is_path(target: str, root: Path) -> bool:
+    if target.endswith((".py", *_YAML)) or "/" in target or os.sep in target or target in ("", "."):
+        return True
+    return not all(part.isidentifier() for part in target.split(".")) or (root / target).is_file()
+
+
+def _file_source(target: str, root: Path) -> _Source:
+    path = _located(target, root)
+    if path.is_dir():
+        inside = " or ".join(f"{target.rstrip('/')}/{file.name}" for file in sorted(path.glob("*.py"))[:3])
+        raise LoadError(f"{target or '.'} is a directory; name the chain's file{f', such as {inside}' if inside else ''}")
+    if path.suffix in _YAML:
+        raise LoadError(f"{target}: chains in YAML cannot be loaded yet; declare the chain in Python")
+    if path.suffix != ".py":
+        raise LoadError(f"{target} is not a Python file; expected chain.py, chain.py:name or package.module:name")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LoadError(f"{target} cannot be read: {error.strerror}") from error
+    inside_root = path.is_relative_to(root)
+    base = path.relative_to(root).as_posix() if inside_root else path.as_posix()
+    top = root if inside_root else path.parent
+    roots = dict.fromkeys([path.parent, top])
+    importer = PrivateImporter(f"{base}\n{hashlib.sha256(content).hexdigest()}", [*roots])
+    return _Source(base, top, path, importer, lambda: importer.run_file(path))
+
+
+def _located(target: str, root: Path) -> Path:
+    given = Path(target).expanduser()
+    for path in (root / given, Path.cwd() / given):
+        if path.exists():
+            return path.resolve()
+    folder = (root / given).parent
+    names = [file.name for file in folder.glob("*.py")] if folder.is_dir() else []
+    close = difflib.get_close_matches(given.name, names, n=1)
+    hint = f"; did you mean {(given.parent / close[0]).as_posix()!r}?" if close else ""
+    raise LoadError(f"{target} does not exist (looked below {root}){hint}")
+
+
+def _module_source(target: str, root: Path) -> _Source:
+    """A module below the chain root, else of an installed package."""
+    top = target.partition(".")[0]
+    own, installed = PathFinder.find_spec(top, [str(root)]), PathFinder.find_spec(top)
+    spec = installed if installed is not None and (own is None or own.origin is None) else own
+    if spec is None:
+        raise LoadError(f"no module {top!r} below {root} or among the installed packages; a file is named chain.py[:name]")
+    only = None
+    if spec is installed and spec.origin is not None:
+        root, only = Path(spec.origin).resolve().parents[1 if spec.submodule_search_locations else 0], top
+    importer = PrivateImporter(target, [root], only)
+    file = root.joinpath(*target.split("."))
+    return _Source(target, root, file, importer, lambda: importer.run_module(target))
+
+
+# -- executing
+
+#: Files read in this context while a chain is imported.
+_reading: ContextVar[set[str] | None] = ContextVar("chainette_files_read", default=None)
+
+
+def _executed(source: _Source, run: Callable[[], _T], registry: EngineRegistry, opened: set[str]) -> _T:
+    """What the user's code gives; engines that it registers and files that it reads are noted."""
+    try:
+        with using_registry(registry), _watching(opened):
+            return run()
+    except RAISED as error:
+        raise LoadError(_explained(error, source)) from error
+
+
+@contextmanager
+def _watching(opened: set[str]) -> Iterator[None]:
+    _install_hook()
+    token = _reading.set(opened)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+@functools.cache
+def _install_hook() -> None:
+    """Python's own way to see which files are opened; a hook cannot be removed, so there is one for all loads."""
+
+    def note(event: str, arguments: tuple[Any, ...], reading: ContextVar[set[str] | None] = _reading) -> None:
+        if event == "open":
+            opened = reading.get()
+            path, mode = arguments[:2]
+            if opened is not None and isinstance(path, (str, os.PathLike)) and mode in ("r", "rb", "rt"):
+                opened.add(os.path.abspath(path))  # noqa: PTH100  (a Path for each file of each import is slow)
+
+    sys.addaudithook(note)
+
+
+def _explained(error: BaseException, source: _Source) -> str:
+    """The error in one line that starts with the user's own file and line."""
+    text = public_name(str(error))
+    if isinstance(error, SyntaxError) and error.filename and not is_library(error.filename):
+        return f"{error.filename}:{error.lineno or 1}: syntax error: {public_name(error.msg)}"
+    place = str(_place(error) or source.base)
+    if isinstance(error, ChainetteError):
+        return text if text.startswith(place.rpartition(":")[0]) else f"{place}: {text}"
+    if isinstance(error, SystemExit):
+        return f"{place}: the chain's file ended the program (SystemExit: {text})"
+    if isinstance(error, ModuleNotFoundError):
+        text += " (looked beside the file, in the chain root and among the installed packages)"
+    return f"{place}: {type(error).__name__}{f': {text}' if text else ''}"
+
+
+def _place(error: BaseException) -> Place | None:
+    """The innermost line of the user's code that the error passed."""
+    place, traceback = None, error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not is_library(file):
+            place = Place(file, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return place
+
+
+# -- choosing
+
+
+def _chosen(module: ModuleType, name: str, source: _Source) -> tuple[str, Chain | FunctionType]:
+    """(variable, chain or factory): the one named, or the only one."""
+    chains = _chains(module)
+    if name:
+        return _named(module, name, chains, source)
+    own = {variable: chain for variable, chain in chains.items() if chain.place.file == module.__file__} or chains
+    if not own:
+        return _only_factory(module, source)
+    if len(own) > 1:
+        raise LoadError(f"{source.base} has {len(own)} chains; say which: {_references(source, own)}")
+    return next(iter(own.items()))
+
+
+def _only_factory(module: ModuleType, source: _Source) -> tuple[str, FunctionType]:
+    factories = _factories(module)
+    if not factories:
+        raise LoadError(f"{source.base} declares no Chain; it needs one at module level: chain = Chain(name=..., steps=[...])")
+    if len(factories) > 1:
+        raise LoadError(
+            f"{source.base} has {len(factories)} functions that make chains; say which: {_references(source, factories)}"
+        )
+    return next(iter(factories.items()))
+
+
+def _factories(module: ModuleType) -> dict[str, FunctionType]:
+    """The factories that the module itself declares."""
+    return {name: value for name, value in vars(module).items() if is_factory(value) and value.__module__ == module.__name__}
+
+
+def _chains(module: ModuleType) -> dict[str, Chain]:
+    """The chains at module level, each once, under the first of its variables."""
+    found: dict[Chain, str] = {}
+    for variable, value in vars(module).items():
+        if isinstance(value, Chain):
+            found.setdefault(value, variable)
+    return {variable: chain for chain, variable in found.items()}
+
+
+def _named(module: ModuleType, name: str, chains: dict[str, Chain], source: _Source) -> tuple[str, Chain | FunctionType]:
+    value = vars(module).get(name)
+    if isinstance(value, Chain):
+        return name, value
+    if is_factory(value):
+        return name, value
+    same = {variable: chain for variable, chain in chains.items() if chain.name == name}
+    if len(same) == 1:
+        return next(iter(same.items()))
+    if same:
+        raise LoadError(f"{source.base} has {len(same)} chains named {name!r}; say which: {_references(source, same)}")
+    makers = [*chains, *_factories(module)]
+    known = f"; it has: {_references(source, makers)}" if makers else "; it declares no Chain"
+    if isinstance(value, FunctionType):
+        raise LoadError(
+            f"{source.base}: {name!r} is a function, not a Chain; "
+            f"one that makes a chain is declared `def {name}(...) -> Chain`{known}"
+        )
+    if name in vars(module):
+        raise LoadError(f"{source.base}: {name!r} is a {type(value).__name__}, not a Chain{known}")
+    raise LoadError(f"{source.base} has no chain {name!r}{known}")
+
+
+def _references(source: _Source, variables: Iterable[str]) -> str:
+    return ", ".join(f"{source.base}:{variable}" for variable in variables)
+
+
+# -- the digest
+
+
+def _contents(source: _Source, opened: set[str]) -> dict[str, str]:
+    """Path below the root -> sha256, of everything that makes the chain what it is."""
+    contents = {_below(file, source.root): hashlib.sha256(data).hexdigest() for file, data in source.importer.sources.items()}
+    read = {Path(file) for file in opened} | {source.file.parent / _ENGINES}
+    for path in sorted(path for path in read if _counts(path, source.root)):
+        if str(path) not in source.importer.sources:
+            with path.open("rb") as stream:
+                contents[_below(str(path), source.root)] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return contents
+
+
+def _counts(path: Path, root: Path) -> bool:
+    """Whether a file that was read is part of the chain."""
+    if not path.is_relative_to(root) or is_library(str(path)) or not path.is_file():
+        return False
+    parts = path.relative_to(root).parts
+    return "__pycache__" not in parts and not any(part.startswith(".") for part in parts)
+
+
+def _below(file: str, root: Path) -> str:
+    return Path(file).relative_to(root).as_posix()
+
+
+def _digest(contents: dict[str, str]) -> str:
+    lines = "".join(f"{path}\0{digest}\n" for path, digest in sorted(contents.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()

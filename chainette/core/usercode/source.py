@@ -1,0 +1,68 @@
+"""Whose code a file is, and the source that a function was made from."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sysconfig
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["is_library", "source_tree"]
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+
+
+@lru_cache(maxsize=1)
+def _library_folders() -> tuple[Path, ...]:
+    paths = sysconfig.get_paths()
+    folders = {Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return (_PACKAGE, *folders)
+
+
+@lru_cache(maxsize=4096)
+def is_library(file: str) -> bool:
+    """Whether a file belongs to Python, to an installed package or to Chainette, and not to the user.
+
+    Names without a file (`<string>`) count as a library's.
+    """
+    if file.startswith("<"):
+        return True
+    path = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & {*path.parts}:
+        return True
+    return any(path.is_relative_to(folder) for folder in _library_folders())
+
+
+def source_tree(file: str, module: Mapping[str, Any]) -> ast.Module | None:
+    """The syntax tree of a module's file; None where there is no source.
+
+    `module` are the module's globals: where its loader kept the source that it executed, that is used, so that
+    an edit after the import does not matter.
+    """
+    source = _kept_source(file, module)
+    if source is None:
+        linecache.checkcache(file)
+        source = "".join(linecache.getlines(file, dict(module)))
+    return _parsed(source) if source else None
+
+
+def _kept_source(file: str, module: Mapping[str, Any]) -> str | None:
+    loader = module.get("__loader__")
+    if loader is None or module.get("__file__") != file or not hasattr(loader, "get_source"):
+        return None
+    try:
+        source: str | None = loader.get_source(module["__name__"])
+    except (ImportError, OSError):
+        return None
+    return source
+
+
+@lru_cache(maxsize=64)
+def _parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return None

@@ -1,0 +1,1 @@
+"""Backends that ask a server, and the transport that they share."""

@@ -1,0 +1,210 @@
+"""Endpoints: base URLs of one engine, and which of them takes the next request.
+
+Guarantees: the endpoint with the fewest requests in flight is taken among those that answer; one that
+does not is left alone but for a probe now and then; a URL is only ever shown without user, password and query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from chainette.engine.config import expand_secrets, public_url
+from chainette.engine.http.breaker import Breaker, State
+from chainette.engine.http.timing import Policy, Timing
+from chainette.errors import EngineConfigError, EngineUnavailable
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+__all__ = ["Address", "BasePath", "Endpoint", "Pool", "address", "shown"]
+
+#: Completes the path of a base URL the way a protocol wants it.
+BasePath = Callable[[str], str]
+
+
+@dataclass(frozen=True, repr=False)
+class Address:
+    """Where to send requests; holds secrets, so it has no repr."""
+
+    url: URL
+    #: What people see.
+    shown: str
+    #: The user and password of the URL.
+    headers: dict[str, str]
+    #: Parts that no message may contain.
+    secrets: tuple[str, ...]
+
+    def join(self, path: str) -> URL:
+        """The URL of an operation; a query of the base URL is kept."""
+        return self.url.with_path(self.url.raw_path.rstrip("/") + path, encoded=True, keep_query=True)
+
+
+def shown(text: str, base_path: BasePath = str) -> str:
+    """A declared URL without user, password, query; environment variables unexpanded."""
+    parts = urlsplit(public_url(text))
+    path = parts.path if "${" in text else base_path(parts.path)
+    return parts._replace(path=path.rstrip("/")).geturl()
+
+
+def address(engine: str, declared: str, base_path: BasePath = str) -> Address:
+    """The address behind a declared URL, `${NAME}` read from the environment.
+
+    Raises:
+        EngineConfigError: it is not an http(s) URL.
+    """
+    from yarl import URL
+
+    text = expand_secrets(declared)
+    visible = shown(declared, base_path)
+    try:
+        parts = urlsplit(text)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError
+        url = URL(text).with_user(None).with_fragment(None)
+    except ValueError:
+        raise EngineConfigError(
+            f"engine {engine!r}: endpoint {visible!r} is not a URL that can be asked; write http://HOST:PORT or https://HOST"
+        ) from None
+    url = url.with_path(base_path(parts.path).rstrip("/") or "/", encoded=True, keep_query=True)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    token = base64.b64encode(f"{user}:{password}".encode()).decode()
+    secrets = (password, token if user else "", *(value for _, value in parse_qsl(parts.query)))
+    return Address(url, visible, {"Authorization": f"Basic {token}"} if user else {}, secrets)
+
+
+class Endpoint:
+    """An address in use."""
+
+    def __init__(self, where: Address, breaker: Breaker) -> None:
+        self.address = where
+        self.breaker = breaker
+        self.in_flight = 0
+        #: Requests it was given, so that equals take turns.
+        self.given = 0
+        #: Until when the server asked to be left alone.
+        self.held_until = 0.0
+        #: Why it last failed.
+        self.words = ""
+
+    def ready_at(self) -> float:
+        """When it may take a request; infinity while a probe is under way."""
+        match self.breaker.state:
+            case State.CLOSED:
+                return self.held_until
+            case State.OPEN:
+                return max(self.held_until, self.breaker.probe_at)
+            case State.PROBING:
+                return float("inf")
+
+
+class Pool:
+    """The endpoints of one engine."""
+
+    def __init__(self, engine: str, addresses: Sequence[Address], policy: Policy, timing: Timing) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._timing = timing
+        self._changed: asyncio.Future[None] | None = None
+        self.endpoints = [Endpoint(where, Breaker(policy, timing)) for where in addresses]
+        #: Requests that were answered with an answer.
+        self.answers = 0
+        #: When any endpoint last said anything but "I fail".
+        self.alive_at = timing.clock()
+
+    def take(self) -> tuple[Endpoint, bool] | None:
+        """The endpoint for one request, and whether the request is its probe; None while none may be used."""
+        usable = [endpoint for endpoint in self.endpoints if self._usable(endpoint)]
+        if not usable:
+            return None
+        endpoint = min(usable, key=lambda each: (each.in_flight, each.given))
+        endpoint.in_flight += 1
+        endpoint.given += 1
+        return endpoint, endpoint.breaker.enter()
+
+    def is_usable(self) -> bool:
+        """Whether any endpoint may take a request now."""
+        return any(map(self._usable, self.endpoints))
+
+    def is_silent(self) -> bool:
+        """Whether every endpoint is out of use because it failed."""
+        return all(endpoint.breaker.state is not State.CLOSED for endpoint in self.endpoints)
+
+    def answered(self, endpoint: Endpoint, probe: bool, words: str = "") -> None:
+        """It lives: it answered the request, or said why not now."""
+        endpoint.words = words
+        self.alive_at = self._timing.clock()
+        endpoint.breaker.succeeded(probe)
+        self._give(endpoint, probe)
+
+    def failed(self, endpoint: Endpoint, probe: bool, words: str, gone: bool) -> None:
+        """It did not; `gone` ejects it at once."""
+        endpoint.words = words
+        if gone:
+            self.eject(endpoint, words)
+        else:
+            endpoint.breaker.failed(probe)
+        self._give(endpoint, probe)
+
+    def abandoned(self, endpoint: Endpoint, probe: bool) -> None:
+        """The request was cancelled."""
+        endpoint.breaker.abandoned(probe)
+        self._give(endpoint, probe)
+
+    def eject(self, endpoint: Endpoint, words: str) -> None:
+        """Takes an endpoint out of use until a probe succeeds; several failures of one moment count once."""
+        endpoint.words = words
+        if endpoint.breaker.state is not State.OPEN:
+            endpoint.breaker.trip()
+
+    def hold(self, endpoint: Endpoint, seconds: float) -> None:
+        """Leaves an endpoint alone for as long as it asked."""
+        endpoint.held_until = max(endpoint.held_until, self._timing.clock() + seconds)
+
+    async def ready(self, asked_at: float) -> None:
+        """Waits until some endpoint may take a request.
+
+        Raises:
+            EngineUnavailable: none answered anyone for the patience of the policy, or it is known that
+                none will in time.
+        """
+        while not self.is_usable():
+            deadline = max(asked_at, self.alive_at) + self._policy.patience
+            now = self._timing.clock()
+            next_at = min(endpoint.ready_at() for endpoint in self.endpoints)
+            held = all(endpoint.held_until > deadline for endpoint in self.endpoints)
+            if now >= deadline or held:
+                raise EngineUnavailable(self._why())
+            await self._change_within(min(next_at, deadline) - now)
+
+    def _usable(self, endpoint: Endpoint) -> bool:
+        return endpoint.held_until <= self._timing.clock() and endpoint.breaker.admits()
+
+    def _give(self, endpoint: Endpoint, probe: bool) -> None:
+        endpoint.in_flight -= 1
+        if self._changed is not None and (probe or self.is_usable()):
+            self._changed.set_result(None)
+            self._changed = None
+
+    async def _change_within(self, seconds: float) -> None:
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        timer = asyncio.ensure_future(self._timing.sleep(max(seconds, 0.0)))
+        try:
+            await asyncio.wait((timer, self._changed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+
+    def _why(self) -> str:
+        now = self._timing.clock()
+        said = "; ".join(self._said(endpoint, now) for endpoint in self.endpoints)
+        return f"engine {self._engine!r}: no endpoint answers: {said}"
+
+    def _said(self, endpoint: Endpoint, now: float) -> str:
+        if endpoint.held_until > now:
+            return f"{endpoint.address.shown} asked to wait {endpoint.held_until - now:.0f} s ({endpoint.words})"
+        return f"{endpoint.address.shown}: {endpoint.words or 'a try is under way'}"

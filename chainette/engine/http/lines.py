@@ -1,0 +1,45 @@
+"""Lines: the pieces of an answer that an HTTP server streams line by line, told as they come.
+
+What the answer is, and whether it is whole, is read from the whole body at the end; here nothing can go wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from chainette.engine.base import Completion, Delta, Tell, tell_whole
+from chainette.engine.http.client import OnLine
+
+__all__ = ["Lines"]
+
+
+class Lines:
+    """Tells the pieces of one answer, over as many tries as it takes."""
+
+    def __init__(self, delta_of: Callable[[bytes], Delta], tell: Tell) -> None:
+        self._delta_of = delta_of
+        self._tell = tell
+        self._told = False
+
+    def listen(self) -> OnLine:
+        """A try begins; what earlier ones told is void."""
+        if self._told:
+            self._tell(Delta(anew=True))
+            self._told = False
+        return self._take
+
+    def end(self, completion: Completion) -> None:
+        """The answer is whole. A server that does not stream gave it in one piece."""
+        if not self._told:
+            tell_whole(completion, self._tell)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            delta = self._delta_of(line)
+        except msgspec.MsgspecError:
+            return
+        if delta.text or delta.reasoning:
+            self._told = True
+            self._tell(delta)

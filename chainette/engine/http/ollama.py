@@ -1,0 +1,217 @@
+"""OllamaEngine: a model that an Ollama server holds.
+
+The answer's schema goes as `format`, sampling parameters as `options`. A prompt that does not fit is
+refused (`truncate: false`) instead of being cut silently. How requests travel is `engine/http/transport.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from chainette.engine.backends import OllamaOptions
+from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams, Tell
+from chainette.engine.config import EngineConfig
+from chainette.engine.http.client import Reply
+from chainette.engine.http.lines import Lines
+from chainette.engine.http.timing import Policy, Timing
+from chainette.engine.http.transport import Protocol, Transport
+from chainette.errors import EngineConfigError, EngineRefused
+from chainette.records import Usage
+from chainette.utils.together import together
+
+__all__ = ["OllamaEngine", "chat_body"]
+
+#: Keys of `extra` that stand beside `options` in a request; every other one is an option.
+_BESIDE_OPTIONS = frozenset({"format", "keep_alive", "logprobs", "shift", "think", "tools", "top_logprobs", "truncate"})
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    thinking: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    message: _Message
+    done: bool = True
+    done_reason: str | None = None
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+
+
+class _Model(msgspec.Struct):
+    name: str
+    digest: str = ""
+
+
+class _Models(msgspec.Struct):
+    models: list[_Model] | None = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_models = msgspec.json.Decoder(_Models).decode
+
+
+class OllamaEngine(Engine):
+    """Asks an Ollama server."""
+
+    def __init__(self, config: EngineConfig, *, timing: Timing | None = None, policy: Policy | None = None) -> None:
+        if not isinstance(config.options, OllamaOptions):
+            raise EngineConfigError(f"engine {config.name!r}: its backend is {config.backend!r}, not 'ollama'")
+        self._config = config
+        self._transport = Transport(config, self._protocol(), timing or Timing(), policy or Policy())
+        self._known: dict[str, Any] = {}
+        self.capacity = self._transport.capacity
+
+    def obstacles(self) -> Iterator[str]:
+        return self._transport.obstacles()
+
+    async def open(self) -> None:
+        """Waits until the server answers, and checks that it has the model.
+
+        Raises:
+            EngineConfigError: an environment variable is missing, or an endpoint is not a URL.
+            EngineRefused: the server does not have the model, or is no Ollama server.
+            EngineUnavailable: nothing answered within the startup timeout.
+        """
+        reply = await self._transport.open()
+        try:
+            model = self._find(reply)
+        except BaseException:
+            await self.close()
+            raise
+        self._known = {"server_model": model.name, "digest": model.digest}
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return await together(
+            [self._transport.ask(chat_body(self._config, request, stream=False), _read) for request in requests]
+        )
+
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`."""
+        lines = Lines(_delta, tell)
+        completion = await self._transport.ask(chat_body(self._config, request, stream=True), _read_lines, lines.listen)
+        lines.end(completion)
+        return completion
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    def revisions(self) -> dict[str, str]:
+        """The digest of what the server has under the model's name."""
+        return {"model": str(self._known["digest"])} if self._known.get("digest") else {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"endpoints": list(self._transport.declared), **self._known}
+
+    def _find(self, reply: Reply) -> _Model:
+        """The model among those that the server has.
+
+        Raises:
+            EngineRefused: it is not there.
+        """
+        if reply.status != 200:
+            raise self._transport.refusal(reply)
+        name = self._config.model
+        try:
+            models = _decode_models(reply.data).models or []
+        except msgspec.MsgspecError:
+            raise EngineRefused(
+                f"engine {self._config.name!r}: {reply.shown} is not an Ollama server; correct its endpoint"
+            ) from None
+        for model in models:
+            if model.name in (name, f"{name}:latest"):
+                return model
+        has = ", ".join(model.name for model in models[:8]) or "none"
+        raise EngineRefused(
+            f"engine {self._config.name!r}: the Ollama server does not have model {name!r} ({reply.shown} lists {has}); "
+            f"run `ollama pull {name}`"
+        )
+
+    def _protocol(self) -> Protocol:
+        return Protocol(
+            ready_path="/api/tags",
+            ask_path="/api/chat",
+            capacity=8,
+            endpoint="http://127.0.0.1:11434",
+            start_hint="start it with `ollama serve`, or correct the engine's endpoint",
+            refusal_hint=self._hint,
+        )
+
+    def _hint(self, status: int) -> str:
+        if status in (401, 403):
+            variable = self._config.api_key_env
+            named = (
+                f"the environment variable {variable}" if variable else "an environment variable, and name it in api_key_env"
+            )
+            return f"put a key that the server accepts in {named}"
+        if status == 404:
+            return f"run `ollama pull {self._config.model}`, or correct the engine's endpoint (without /api or /v1)"
+        return "the engine cannot be used until that is mended at the server or in its declaration"
+
+
+def chat_body(config: EngineConfig, request: Request, *, stream: bool) -> bytes:
+    """The JSON of a chat request. A key of `extra` replaces ours, and None takes it out."""
+    assert isinstance(config.options, OllamaOptions)
+    extra = config.extra | request.sampling.extra
+    options = _options(request.sampling, request.seed, config.options.num_ctx)
+    options |= {key: value for key, value in extra.items() if key not in _BESIDE_OPTIONS}
+    body = {
+        "model": config.model,
+        "messages": request.messages,
+        "stream": stream,
+        "format": request.schema,
+        "options": _given(options),
+        "keep_alive": config.options.keep_alive,
+        "truncate": False,
+        "shift": False,
+    }
+    return msgspec.json.encode(_given(body | {key: value for key, value in extra.items() if key in _BESIDE_OPTIONS}))
+
+
+def _options(sampling: SamplingParams, seed: int, num_ctx: int | None) -> dict[str, Any]:
+    return {
+        "temperature": sampling.temperature,
+        "seed": seed,
+        "num_predict": sampling.max_tokens,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "stop": sampling.stop or None,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repeat_penalty": sampling.repetition_penalty,
+        "num_ctx": num_ctx,
+    }
+
+
+def _given(keys: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def _read(data: bytes, seconds: float) -> Completion:
+    return _completion([_decode_answer(data)], seconds)
+
+
+def _read_lines(data: bytes, seconds: float) -> Completion:
+    """The answer out of the lines of a stream."""
+    return _completion([_decode_answer(line) for line in data.splitlines() if line.strip()], seconds)
+
+
+def _completion(answers: Sequence[_Answer], seconds: float) -> Completion:
+    if not answers or not answers[-1].done:
+        raise msgspec.ValidationError("it ended before the answer did")
+    last = answers[-1]
+    return Completion(
+        "".join(answer.message.content or "" for answer in answers),
+        Finish.LENGTH if last.done_reason == "length" else Finish.STOP,
+        "".join(answer.message.thinking or "" for answer in answers) or None,
+        Usage(1, last.prompt_eval_count or 0, last.eval_count or 0, seconds),
+    )
+
+
+def _delta(line: bytes) -> Delta:
+    """What a line of a streamed answer adds to it."""
+    message = _decode_answer(line).message
+    return Delta(message.content or "", message.thinking or "")

@@ -1,0 +1,316 @@
+"""OpenAIEngine: any server that speaks OpenAI's chat completions (OpenAI, `vllm serve`, llama.cpp, TGI).
+
+The answer's schema goes as `response_format`; sampling parameters go under OpenAI's names, the ones it does not
+have under vLLM's. How requests travel is `engine/http/transport.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from chainette.engine.backends import OpenAIOptions
+from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams, Tell
+from chainette.engine.config import EngineConfig
+from chainette.engine.http.client import Reply
+from chainette.engine.http.lines import Lines
+from chainette.engine.http.replies import first_words
+from chainette.engine.http.strict_schema import strict_subset
+from chainette.engine.http.timing import Policy, Timing
+from chainette.engine.http.transport import Protocol, Transport
+from chainette.errors import EngineConfigError
+from chainette.records import Usage
+from chainette.utils.together import together
+
+__all__ = ["OpenAIEngine", "base_path", "chat_body"]
+
+_log = logging.getLogger("chainette")
+
+_OFFICIAL = "api.openai.com"
+_KEY = "OPENAI_API_KEY"
+_FORMATS = ("json_schema", "json_object", "none")
+#: OpenAI's limit.
+_LONGEST_NAME = 64
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
+_OPERATION = "/chat/completions"
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+class _Message(msgspec.Struct, frozen=True):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Tokens(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+    model: str | None = None
+    usage: _Tokens | None = None
+
+
+class _PartOfChoice(msgspec.Struct):
+    delta: _Message = _Message()
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_PartOfChoice] = []
+    model: str | None = None
+    usage: _Tokens | None = None
+    error: Any = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_models = msgspec.json.Decoder(_Models).decode
+
+
+class OpenAIEngine(Engine):
+    """Asks an OpenAI-compatible endpoint."""
+
+    def __init__(self, config: EngineConfig, *, timing: Timing | None = None, policy: Policy | None = None) -> None:
+        options = config.options
+        if not isinstance(options, OpenAIOptions) or options.response_format not in _FORMATS:
+            found = getattr(options, "response_format", options)
+            raise EngineConfigError(
+                f"engine {config.name!r}: response_format is {found!r}, it must be one of {', '.join(_FORMATS)}"
+            )
+        self._config = config
+        self._options = options
+        self._transport = Transport(config, self._protocol(), timing or Timing(), policy or Policy())
+        self._official = False
+        self._model = ""
+        self._formats: dict[tuple[str, bytes], msgspec.Raw | None] = {}
+        self.capacity = self._transport.capacity
+
+    def obstacles(self) -> Iterator[str]:
+        return self._transport.obstacles()
+
+    async def open(self) -> None:
+        """Reads the key and waits until an endpoint answers `GET /models`; a 404 there is an answer too.
+
+        Raises:
+            EngineConfigError: the key's environment variable is not set, or an endpoint is not a URL.
+            EngineRefused: the key is refused.
+            EngineUnavailable: nothing answered within the startup timeout.
+        """
+        reply = await self._transport.open()
+        self._official = _OFFICIAL in self._transport.hosts
+        self._model = _served_model(reply, self._config.model)
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return await together([self._transport.ask(self._body(request), self._read) for request in requests])
+
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`."""
+        lines = Lines(_delta, tell)
+        completion = await self._transport.ask(self._body(request, _STREAMED), self._read_stream, lines.listen)
+        lines.end(completion)
+        return completion
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    def describe(self) -> dict[str, Any]:
+        known = {"server_model": self._model} if self._model else {}
+        return {"endpoints": list(self._transport.declared), **known}
+
+    def _body(self, request: Request, asked: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        return chat_body(self._config, request, self._format(request), self._official, asked)
+
+    def _read(self, data: bytes, seconds: float) -> Completion:
+        answer = _decode_answer(data)
+        self._model = answer.model or self._model
+        if not answer.choices:
+            raise msgspec.ValidationError("no choices")
+        return _completion(answer.choices[0], answer.usage or _Tokens(), seconds)
+
+    def _read_stream(self, data: bytes, seconds: float) -> Completion:
+        if data.lstrip().startswith(b"{"):  # a server that does not stream
+            return self._read(data, seconds)
+        chunks = [_decode_chunk(event) for event in _events(data)]
+        self._model = next((chunk.model for chunk in chunks if chunk.model), self._model)
+        usage = next((chunk.usage for chunk in reversed(chunks) if chunk.usage), _Tokens())
+        return _completion(_whole(chunks), usage, seconds)
+
+    def _format(self, request: Request) -> msgspec.Raw | None:
+        """`response_format` as JSON, made once per schema."""
+        key = (request.schema_name, msgspec.json.encode(request.schema))
+        if key not in self._formats:
+            made = self._make_format(request)
+            self._formats[key] = None if made is None else msgspec.Raw(msgspec.json.encode(made))
+        return self._formats[key]
+
+    def _make_format(self, request: Request) -> dict[str, Any] | None:
+        if self._options.response_format == "none":
+            return None
+        if self._options.response_format == "json_object":
+            return {"type": "json_object"}
+        wanted = self._official if self._options.strict is None else self._options.strict
+        schema = self._strict(request) if wanted else None
+        strict = schema is not None
+        made = {"name": _schema_name(request.schema_name), "strict": strict, "schema": schema or request.schema}
+        return {"type": "json_schema", "json_schema": made}
+
+    def _strict(self, request: Request) -> dict[str, Any] | None:
+        """The schema in the strict dialect, None where it has no words for it; says what is lost."""
+        strict = strict_subset(request.schema)
+        where = f"engine {self._config.name!r}, schema {request.schema_name!r}"
+        if strict.schema is None:
+            _log.warning("%s: OpenAI's strict dialect cannot say %s; the schema is sent without strict", where, strict.reason)
+        elif strict.dropped:
+            said = ", ".join(strict.dropped)
+            _log.warning("%s: OpenAI's strict dialect has no %s; validated when the answer comes", where, said)
+        return strict.schema
+
+    def _protocol(self) -> Protocol:
+        return Protocol(
+            ready_path="/models",
+            ask_path=_OPERATION,
+            capacity=64,
+            endpoint=f"https://{_OFFICIAL}/v1",
+            start_hint="start the server, or correct the engine's endpoint",
+            refusal_hint=self._hint,
+            base_path=base_path,
+            default_keys={_OFFICIAL: _KEY},
+        )
+
+    def _hint(self, status: int) -> str:
+        if status in (401, 403):
+            default = _KEY if any(_OFFICIAL in text for text in self._transport.declared) else None
+            variable = self._config.api_key_env or default
+            if variable is None:
+                return "the server wants a key: put it in an environment variable and name that in api_key_env"
+            return f"put a key that may use model {self._config.model!r} in the environment variable {variable}"
+        if status == 404:
+            return f"model {self._config.model!r} is not there, or the endpoint is not a base URL like http://HOST:PORT/v1"
+        if 300 <= status < 400:
+            return "give the URL it points to as the engine's endpoint"
+        return "the engine cannot be used until that is mended at the server or in its declaration"
+
+
+def base_path(path: str) -> str:
+    """The path below which the operations are: `/v1` where none is given; a pasted operation is cut off."""
+    return path.rstrip("/").removesuffix(_OPERATION) or "/v1"
+
+
+def chat_body(
+    config: EngineConfig,
+    request: Request,
+    response_format: msgspec.Raw | None,
+    official: bool,
+    asked: Mapping[str, Any] = MappingProxyType({}),
+) -> bytes:
+    """The JSON of a chat request; `asked` are keys that say how to answer. A key of `extra` replaces ours, and None takes
+    it out."""
+    body = {
+        "model": config.model,
+        "messages": request.messages,
+        "seed": request.seed,
+        "response_format": response_format,
+        **_sampling(request.sampling, official),
+        **asked,
+        **config.extra,
+        **request.sampling.extra,
+    }
+    return msgspec.json.encode({key: value for key, value in body.items() if value is not None})
+
+
+def _schema_name(name: str) -> str:
+    """The name in the characters and the length that OpenAI takes; a changed name ends in a digest, to stay distinct."""
+    plain = _NOT_IN_NAMES.sub("_", name)
+    if plain == name and 0 < len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain.strip('_')[: _LONGEST_NAME - 9] or 'schema'}_{digest}"
+
+
+def _sampling(sampling: SamplingParams, official: bool) -> dict[str, Any]:
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_completion_tokens" if official else "max_tokens": sampling.max_tokens,
+        "stop": sampling.stop or None,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "top_k": sampling.top_k,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
+
+
+def _events(data: bytes) -> Iterator[bytes]:
+    """The data of server-sent events, without the one that says the end."""
+    for line in data.splitlines():
+        event = line.removeprefix(b"data:").strip()
+        if line.startswith(b"data:") and event != b"[DONE]":
+            yield event
+
+
+def _delta(line: bytes) -> Delta:
+    """What a line of a streamed answer adds to it."""
+    messages = [choice.delta for event in _events(line) for choice in _decode_chunk(event).choices]
+    text = "".join(message.content or "" for message in messages)
+    return Delta(text, "".join(message.reasoning_content or message.reasoning or "" for message in messages))
+
+
+def _whole(chunks: Sequence[_Chunk]) -> _Choice:
+    """The answer that the chunks make.
+
+    Raises:
+        msgspec.ValidationError: it broke off.
+    """
+    for chunk in chunks:
+        if chunk.error is not None:
+            raise msgspec.ValidationError(f"it ended with an error: {first_words(msgspec.json.encode(chunk.error))}")
+    parts = [choice for chunk in chunks for choice in chunk.choices]
+    finish = next((part.finish_reason for part in reversed(parts) if part.finish_reason), None)
+    if finish is None:
+        raise msgspec.ValidationError("it ended before the answer did")
+    fields = {name: "".join(getattr(part.delta, name) or "" for part in parts) for name in _Message.__struct_fields__}
+    return _Choice(_Message(**fields), finish)
+
+
+def _completion(choice: _Choice, tokens: _Tokens, seconds: float) -> Completion:
+    message = choice.message
+    refused = choice.finish_reason == "content_filter" or bool(message.refusal)
+    return Completion(
+        message.content or "",
+        Finish.REFUSED if refused else Finish.LENGTH if choice.finish_reason == "length" else Finish.STOP,
+        message.reasoning_content or message.reasoning or None,
+        Usage(1, tokens.prompt_tokens or 0, tokens.completion_tokens or 0, seconds),
+        (message.refusal or "stopped by the provider's content filter") if refused else "",
+    )
+
+
+def _served_model(reply: Reply, model: str) -> str:
+    """What the server calls the model: the declared name if it lists it, or its only one."""
+    try:
+        names = [each.id for each in _decode_models(reply.data).data] if reply.status == 200 else []
+    except msgspec.MsgspecError:
+        return ""
+    return model if model in names else names[0] if len(names) == 1 else ""

@@ -1,0 +1,317 @@
+"""Transport: how a request reaches a server, shared by the backends that ask one over HTTP.
+
+A request goes to one of the engine's endpoints within a learned concurrency, is tried again with the
+same body where that can help, and ends as a completion or as EngineUnavailable. Guarantees: what a
+server says about one request is that request's completion; what says nothing about it never is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from chainette.engine.backends import HttpOptions
+from chainette.engine.base import Completion, Finish
+from chainette.engine.config import EngineConfig
+from chainette.engine.http.client import Client, OnLine, Reply
+from chainette.engine.http.endpoints import BasePath, Endpoint, Pool, shown
+from chainette.engine.http.limiter import Limiter
+from chainette.engine.http.replies import Failure, Fault, completion_of, fault_of, first_words
+from chainette.engine.http.timing import Policy, Timing, full_jitter, retry_after
+from chainette.errors import EngineRefused, EngineUnavailable
+from chainette.utils.backoff import backoff
+from chainette.utils.together import together
+
+__all__ = ["Protocol", "Reader", "Transport"]
+
+_log = logging.getLogger("chainette")
+
+#: Failed readiness checks, some seconds, after which the wait is said.
+_TRIES_BEFORE_WARNING = 5
+#: Seconds between readiness checks: the first pause, and the longest.
+_CHECK_PAUSE = 0.2, 5.0
+#: Timeouts in a row, while other requests are answered, that make them the request's own.
+_LONE_TIMEOUTS = 2
+#: What a request costs before its first token, in tokens, so that short answers compare with long ones.
+_FIXED_TOKENS = 16
+
+#: A completion out of a body and the seconds it took.
+#: Raises msgspec.MsgspecError where the body is no answer.
+Reader = Callable[[bytes, float], Completion]
+
+#: Called before each try of a streamed answer.
+Listen = Callable[[], OnLine]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What differs between the servers that the transport talks to."""
+
+    ready_path: str
+    ask_path: str
+    #: Requests at once, where the configuration says nothing.
+    capacity: int
+    #: Where the configuration names no endpoint.
+    endpoint: str
+    #: What to do when nothing answers at the start, one clause.
+    start_hint: str
+    #: What to do about a status that refuses every request, one clause.
+    refusal_hint: Callable[[int], str]
+    base_path: BasePath = str
+    #: Host -> the environment variable of its API key, where the configuration names none.
+    default_keys: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """An endpoint that was taken for one try."""
+
+    endpoint: Endpoint
+    probe: bool
+    sent_at: float
+    #: Answers that the engine had given by then.
+    answers: int
+
+
+@dataclass
+class _Tries:
+    """What one request has been through."""
+
+    asked_at: float
+    most: int
+    failed: int = 0
+    lone_timeouts: int = 0
+
+
+class Transport:
+    """Sends the requests of one engine. Opened, used and closed on one event loop."""
+
+    def __init__(self, config: EngineConfig, protocol: Protocol, timing: Timing, policy: Policy) -> None:
+        assert isinstance(config.options, HttpOptions)
+        self._config = config
+        self._options = config.options
+        self._protocol = protocol
+        self._timing = timing
+        self._policy = policy
+        self._client = Client(config, policy.connect_timeout)
+        self.capacity = config.capacity or protocol.capacity
+        self.limiter = Limiter(self.capacity, timing.clock)
+        self.pool = Pool(config.name, [], policy, timing)
+        #: Whether it was said that no endpoint answers.
+        self._said_silence = False
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """The endpoints, as people may see them."""
+        return tuple(shown(text, self._protocol.base_path) for text in self._endpoints())
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The hosts of the endpoints; none before `open`."""
+        return frozenset(endpoint.address.url.host or "" for endpoint in self.pool.endpoints)
+
+    def obstacles(self) -> Iterator[str]:
+        """See `Engine.obstacles`."""
+        return self._client.obstacles(self._endpoints(), self._protocol.base_path, self._protocol.default_keys)
+
+    async def open(self) -> Reply:
+        """Waits until an endpoint answers; gives what it says to the readiness request.
+
+        Raises:
+            EngineConfigError: an environment variable is missing, or an endpoint is not a URL.
+            EngineRefused: the key is refused.
+            EngineUnavailable: nothing answered within the startup timeout.
+        """
+        await self.close()
+        addresses = self._client.connect(self._endpoints(), self._protocol.base_path, self._protocol.default_keys)
+        self.pool = Pool(self._config.name, addresses, self._policy, self._timing)
+        try:
+            return await self._wait_until_ready()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Closes the connections; safe to repeat."""
+        await self._client.close()
+
+    async def ask(self, body: bytes, read: Reader, listen: Listen | None = None) -> Completion:
+        """The completion that the server gives for a body. With `listen`, each try gets a listener to its lines.
+
+        Raises:
+            EngineRefused: the server refuses every request.
+            EngineUnavailable: no try gave an answer.
+        """
+        tries = _Tries(self._timing.clock(), self._options.max_retries + 1)
+        while True:
+            result = await self._try(body, read, tries, listen() if listen is not None else None)
+            if isinstance(result, Completion):
+                return result
+            if tries.lone_timeouts >= min(_LONE_TIMEOUTS, tries.most):
+                return self._timed_out(tries.lone_timeouts)
+            if result.fault is not Fault.UNREACHABLE or not self.pool.is_usable():
+                await self._pause(tries, result)
+
+    def refusal(self, reply: Reply) -> EngineRefused:
+        """The error for a status that every request would get; the words of a 401 often quote the key."""
+        said = "" if reply.status == 401 else self._client.hide(first_words(reply.data))
+        moved = f" and points to {self._client.hide(reply.location.partition('?')[0])}" if reply.location else ""
+        return EngineRefused(
+            f"engine {self._config.name!r}: {reply.shown} answered {reply.status}{moved}{said and f' ({said})'}; "
+            f"{self._protocol.refusal_hint(reply.status)}"
+        )
+
+    async def _try(self, body: bytes, read: Reader, tries: _Tries, on_line: OnLine | None) -> Completion | Failure:
+        slot = await self._enter(tries.asked_at)
+        result: Completion | Failure | None = None
+        try:
+            seconds = self._options.request_timeout
+            reply = await self._client.send(slot.endpoint, self._protocol.ask_path, body, seconds, on_line)
+            result = self._judge(reply, read, self._timing.clock() - slot.sent_at)
+            tries.lone_timeouts = tries.lone_timeouts + 1 if self._hung_alone(slot, result) else 0
+            return result
+        finally:
+            self._leave(slot, result)
+
+    async def _enter(self, asked_at: float) -> _Slot:
+        while True:
+            await self.pool.ready(asked_at)
+            await self.limiter.acquire()
+            taken = self.pool.take()
+            if taken is not None:
+                return _Slot(*taken, self._timing.clock(), self.pool.answers)
+            self.limiter.release()
+
+    def _leave(self, slot: _Slot, result: Completion | Failure | None) -> None:
+        """Gives the slot back and passes on what was learned; nothing from a cancelled or refused try."""
+        match result:
+            case None:
+                self.pool.abandoned(slot.endpoint, slot.probe)
+            case Failure():
+                self._learn_failure(slot, result)
+            case Completion():
+                self._learn_answer(slot, result)
+        self.limiter.release()
+
+    def _learn_failure(self, slot: _Slot, failure: Failure) -> None:
+        if failure.is_overload:
+            self.limiter.overloaded(slot.sent_at)
+        if failure.retry_after is not None:
+            self.pool.hold(slot.endpoint, failure.retry_after)
+        if failure.fault is Fault.BUSY:
+            self.pool.answered(slot.endpoint, slot.probe, failure.words)
+        else:
+            self.pool.failed(slot.endpoint, slot.probe, failure.words, gone=failure.fault is Fault.UNREACHABLE)
+            self._say_silence(failure)
+
+    def _say_silence(self, failure: Failure) -> None:
+        """Says once per silence that requests wait, long before the patience with it ends."""
+        if not self._said_silence and self.pool.is_silent():
+            self._said_silence = True
+            _log.warning(
+                "engine %r does not answer: %s; its requests wait and are tried again", self._config.name, failure.words
+            )
+
+    def _learn_answer(self, slot: _Slot, completion: Completion) -> None:
+        if completion.finish in (Finish.STOP, Finish.LENGTH):
+            tokens = _FIXED_TOKENS + completion.usage.completion_tokens
+            self.limiter.succeeded(slot.sent_at, completion.usage.seconds / tokens)
+        self.pool.answers += 1
+        self.pool.answered(slot.endpoint, slot.probe)
+        self._said_silence = False
+
+    def _judge(self, reply: Reply | Failure, read: Reader, seconds: float) -> Completion | Failure:
+        """What a reply means for its request.
+
+        Raises:
+            EngineRefused: every request would get the same.
+        """
+        if isinstance(reply, Failure):
+            return reply
+        if reply.status == 200:
+            return self._read(reply, read, seconds)
+        said = self._client.hide(first_words(reply.data))
+        completion = completion_of(reply.status, reply.data, said)
+        if completion is not None:
+            return completion
+        fault = fault_of(reply.status, reply.data)
+        if fault is None:
+            raise self.refusal(reply)
+        wait = retry_after(reply.retry_after, self._timing.wall())
+        return Failure(fault, f"{reply.shown} answered {reply.status}{said and f' ({said})'}", wait)
+
+    def _read(self, reply: Reply, read: Reader, seconds: float) -> Completion | Failure:
+        try:
+            return read(reply.data, seconds)
+        except msgspec.MsgspecError as error:
+            said = self._client.hide(first_words(reply.data))
+            return Failure(Fault.BROKEN, f"{reply.shown} answered with something else than a chat answer ({error}): {said}")
+
+    def _hung_alone(self, slot: _Slot, result: Completion | Failure) -> bool:
+        return isinstance(result, Failure) and result.fault is Fault.TIMEOUT and self.pool.answers > slot.answers
+
+    def _timed_out(self, times: int) -> Completion:
+        error = f"timed out after {self._options.request_timeout:g} s, {times} times, while other requests were answered"
+        return Completion("", Finish.ERROR, error=error)
+
+    async def _pause(self, tries: _Tries, failure: Failure) -> None:
+        """Waits before the next try.
+
+        Raises:
+            EngineUnavailable: there is none.
+        """
+        tries.failed += 1
+        if tries.failed >= tries.most:
+            raise EngineUnavailable(f"engine {self._config.name!r}: {failure.words}; given up after {tries.failed} tries")
+        policy = self._policy
+        await self._timing.sleep(full_jitter(self._timing.random(), tries.failed, policy.backoff, policy.backoff_cap))
+
+    async def _wait_until_ready(self) -> Reply:
+        started, limit = self._timing.clock(), self._config.startup_timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            left = max(0.1, limit - (self._timing.clock() - started))
+            checks = await self._check_all(min(left, self._policy.connect_timeout))
+            ready = [check for check in checks if isinstance(check, Reply) and check.status < 500]
+            if ready:
+                return self._first_of(ready)
+            if attempt == _TRIES_BEFORE_WARNING:
+                _log.warning("engine %r is not ready: %s; trying for up to %g s", self._config.name, self._said(checks), limit)
+            pause = backoff(attempt, *_CHECK_PAUSE)
+            if self._timing.clock() - started + pause > limit:
+                raise self._never_ready(checks, self._timing.clock() - started, attempt)
+            await self._timing.sleep(pause)
+
+    async def _check_all(self, seconds: float) -> list[Reply | Failure]:
+        path = self._protocol.ready_path
+        return await together([self._client.send(endpoint, path, None, seconds) for endpoint in self.pool.endpoints])
+
+    def _first_of(self, ready: Sequence[Reply]) -> Reply:
+        """The first answer; endpoints that gave none are ejected until they do."""
+        for reply in ready:
+            if reply.status in (401, 403):
+                raise self.refusal(reply)
+        answered = [reply.endpoint for reply in ready]
+        for endpoint in self.pool.endpoints:
+            if endpoint not in answered:
+                self.pool.eject(endpoint, "not ready when the engine opened")
+        return ready[0]
+
+    def _never_ready(self, checks: Sequence[Reply | Failure], seconds: float, attempts: int) -> EngineUnavailable:
+        return EngineUnavailable(
+            f"engine {self._config.name!r} did not become ready in {seconds:.0f} s, {attempts} tries: {self._said(checks)}; "
+            f"{self._protocol.start_hint}"
+        )
+
+    def _said(self, checks: Sequence[Reply | Failure]) -> str:
+        return "; ".join(check.words if isinstance(check, Failure) else self._answer(check) for check in checks)
+
+    def _answer(self, reply: Reply) -> str:
+        return f"{reply.shown} answered {reply.status} ({self._client.hide(first_words(reply.data))})"
+
+    def _endpoints(self) -> tuple[str, ...]:
+        return self._config.endpoint or (self._protocol.endpoint,)

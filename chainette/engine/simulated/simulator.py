@@ -1,0 +1,159 @@
+"""An engine without a model: schema-valid answers drawn from the request's seed.
+
+For dry runs, tests and measurements. Guarantee: the same schema and seed give the same answer, whatever else is
+in flight and in whichever process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import anyio
+import msgspec
+
+from chainette.engine.backends import SimulatedOptions
+from chainette.engine.base import Completion, Delta, Engine, Finish, Request, Tell
+from chainette.engine.config import EngineConfig
+from chainette.engine.simulated.draw import compile_schema
+from chainette.errors import EngineConfigError, EngineUnavailable
+from chainette.records import Usage
+
+__all__ = ["SimulatedEngine"]
+
+_DEFAULT_CAPACITY = 64
+#: Schemas kept compiled; a chain has one per step.
+_KEPT = 256
+_TOKEN = 4
+_MISFIT = {"wrong": "type"}
+
+Draw = Callable[[Random], Any]
+
+
+class SimulatedEngine(Engine):
+    """Draws answers; `latency`, `capacity`, `load`, `invalid_rate` and `error_rate` shape how badly it behaves.
+
+    With a latency at most `capacity` requests are inside at once and the others wait. Without one,
+    `generate` answers at once and never yields to the event loop.
+
+    Raises:
+        EngineConfigError: a rate outside 0 to 1, or negative seconds.
+    """
+
+    deterministic = True
+
+    def __init__(self, config: EngineConfig) -> None:
+        options = config.options
+        if not isinstance(options, SimulatedOptions):
+            raise EngineConfigError(f"engine {config.name!r}: backend {config.backend!r} has no simulated options")
+        _check(config.name, options)
+        self.capacity = config.capacity or _DEFAULT_CAPACITY
+        self._name = config.name
+        self._options = options
+        self._calls = 0
+        self._draws: dict[int, tuple[dict[str, Any], Draw]] = {}
+        self._inside: anyio.Semaphore | None = None
+
+    async def open(self) -> None:
+        await anyio.sleep(self._options.load)
+        self._inside = anyio.Semaphore(self.capacity)
+
+    async def close(self) -> None:
+        self._draws.clear()
+
+    def describe(self) -> dict[str, Any]:
+        return {"simulated": True, **msgspec.structs.asdict(self._options)}
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        if requests:
+            self._count_call(requests[0].seed)
+        if self._options.latency > 0:
+            async with anyio.create_task_group() as group:
+                for _ in requests:
+                    group.start_soon(self._wait)
+        return [self._answer(request) for request in requests]
+
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`. The pieces are spread over the latency."""
+        self._count_call(request.seed)
+        completion = self._answer(request)
+        pieces = [completion.text[start : start + _TOKEN] for start in range(0, len(completion.text), _TOKEN)]
+        async with self._turn():
+            for piece in pieces:
+                await anyio.sleep(self._options.latency / len(pieces))
+                tell(Delta(piece))
+        return completion
+
+    def _count_call(self, seed: int) -> None:
+        """Fails a share of the calls, drawn from the seed and the call's number: the same call can succeed later."""
+        self._calls += 1
+        rate = self._options.error_rate
+        if rate > 0 and Random(seed * 1_000_003 + self._calls).random() < rate:  # noqa: S311 (not a secret)
+            raise EngineUnavailable(f"engine {self._name!r} (simulated): call {self._calls} fails, as error_rate asks")
+
+    async def _wait(self) -> None:
+        async with self._turn():
+            await anyio.sleep(self._options.latency)
+
+    def _turn(self) -> anyio.Semaphore:
+        """One of `capacity` places."""
+        if self._inside is None:
+            raise EngineUnavailable(f"engine {self._name!r} (simulated) is not open")
+        return self._inside
+
+    def _answer(self, request: Request) -> Completion:
+        rng = Random(request.seed)  # noqa: S311 (not a secret)
+        value = self._draw(request.schema)(rng)
+        if self._options.invalid_rate > 0 and rng.random() < self._options.invalid_rate:
+            text, finish = _spoiled(value, request.schema, rng)
+        else:
+            text, finish = _json(value), Finish.STOP
+        return Completion(text, finish, usage=self._usage(request, text))
+
+    def _usage(self, request: Request, text: str) -> Usage:
+        prompt = sum([len(message.content) for message in request.messages])
+        return Usage(1, 1 + prompt // _TOKEN, 1 + len(text) // _TOKEN, self._options.latency)
+
+    def _draw(self, schema: dict[str, Any]) -> Draw:
+        """By identity: holding the schema keeps its id from being used again."""
+        known = self._draws.get(id(schema))
+        if known is None:
+            if len(self._draws) >= _KEPT:
+                self._draws.clear()
+            known = self._draws[id(schema)] = (schema, compile_schema(schema))
+        return known[1]
+
+
+def _check(name: str, options: SimulatedOptions) -> None:
+    for key in ("invalid_rate", "error_rate"):
+        if not 0 <= getattr(options, key) <= 1:
+            raise EngineConfigError(f"engine {name!r}: {key} is {getattr(options, key)!r}; it must be between 0 and 1")
+    for key in ("latency", "load"):
+        if getattr(options, key) < 0:
+            raise EngineConfigError(f"engine {name!r}: {key} is {getattr(options, key)!r}; it must be 0 seconds or more")
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _spoiled(value: Any, schema: dict[str, Any], rng: Random) -> tuple[str, Finish]:
+    """An answer that does not validate: not JSON, of wrong types, or cut off."""
+    match int(rng.random() * 3):
+        case 0:
+            return f"Here is what I found: {_json(value)[1:-1]}", Finish.STOP
+        case 1:
+            return _json(_mistyped(value, schema)), Finish.STOP
+        case _:
+            text = _json(value)
+            return text[: len(text) // 2], Finish.LENGTH
+
+
+def _mistyped(value: Any, schema: dict[str, Any]) -> Any:
+    """The value with a field that takes no object holding one; a list where no field is sure to refuse it."""
+    plain = ("string", "integer", "number", "boolean", "array")
+    for name, part in schema.get("properties", {}).items():
+        if isinstance(value, dict) and name in schema.get("required", ()) and part.get("type") in plain:
+            return {**value, name: _MISFIT}
+    return [_MISFIT] if isinstance(value, dict) else _MISFIT

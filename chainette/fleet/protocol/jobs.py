@@ -1,0 +1,154 @@
+"""What units look like on RQ's keys: the fields of a job's hash, and a unit out of them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from chainette.core.plan import Plan
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
+from chainette.records import Effects, Scope, Unit, encode
+
+__all__ = ["age", "claimed_unit", "halves", "require_size", "set_apart", "stamp", "wire_effects"]
+
+#: The one function that a job may name. It is never imported: workers know what a job means.
+FUNCTION = "chainette.run.process"
+
+_pack = msgspec.msgpack.Encoder().encode
+
+#: What a job's hash says under `data`: function, no instance, (run, epoch, node, root, part), no keywords.
+_arguments = msgspec.json.Decoder(tuple[str, None, tuple[str, int, str, int, str], dict[str, None]])
+
+
+def stamp() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def age(since: str, now: float) -> float:
+    """Seconds from a stamp to `now`, both since 1970; 0 where it is none, or the clocks differ that much."""
+    try:
+        return max(0.0, now - datetime.fromisoformat(since).timestamp())
+    except ValueError:
+        return 0.0
+
+
+def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects) -> dict[str, Any]:
+    """Effects as the scripts take them."""
+    at = stamp()
+    return {
+        "units": [_unit(keys, plan, unit, at) for unit in effects.units],
+        "scopes": [_scope(keys, plan, root, scope, at) for scope in effects.scopes],
+        "partials": [[partial.scope, encode(partial)] for partial in effects.partials],
+        "stopped": [[scope, _pack(row_ids)] for scope, row_ids in effects.stopped],
+    }
+
+
+def _unit(keys: RunKeys, plan: Plan, unit: Unit, at: str) -> dict[str, Any]:
+    return {
+        **_job(keys, plan, unit.node, unit.root, unit.part, len(unit.rows), at),
+        "scope": unit.scope,
+        "payload": encode(unit),
+    }
+
+
+def _scope(keys: RunKeys, plan: Plan, root: int, scope: Scope, at: str) -> dict[str, Any]:
+    part = f"{scope.part}j"
+    return {
+        **_job(keys, plan, scope.fork, root, part, len(scope.base), at),
+        "scope": scope.scope,
+        "parent": scope.parent,
+        "base": _pack(scope.base),
+    }
+
+
+def _job(keys: RunKeys, plan: Plan, node: str, root: int, part: str, rows: int, at: str) -> dict[str, Any]:
+    """What RQ shows of a unit: identifiers only, as JSON; its rows lie beside it."""
+    arguments = [keys.run, keys.epoch, node, root, part]
+    return {
+        "job": keys.job(node, root, part),
+        "queue": keys.queue(plan.engine_of(node), node),
+        "data": json.dumps([FUNCTION, None, arguments, {}]),
+        "description": f"{node} root {root}{f' part {part}' if part else ''}",
+        "rows": rows,
+        "at": at,
+    }
+
+
+def _identity(data: bytes) -> tuple[str, str]:
+    """(node, part) out of a job's arguments.
+
+    Raises:
+        BadMessage: the job names another function, or does not decode.
+    """
+    try:
+        name, _, (_, _, node, _, part), _ = _arguments.decode(data)
+    except ValueError as error:
+        raise BadMessage(f"a job in Redis does not say which unit it is: {data[:80]!r}") from error
+    if name != FUNCTION:
+        raise BadMessage(f"a job in Redis names the function {name[:80]!r}; jobs may name {FUNCTION!r} only")
+    return node, part
+
+
+def claimed_unit(root: bytes, scope: bytes, fork: bytes, data: bytes, payload: Any) -> Unit:
+    """The unit of a claimed job.
+
+    Raises:
+        BadMessage: it cannot be read, or is not the one that the job names.
+    """
+    node, part = _identity(data)
+    try:
+        number, where = int(root), scope.decode()
+    except ValueError as error:
+        raise BadMessage(f"a job in Redis has the root {root[:80]!r} and the scope {scope[:80]!r}") from error
+    if fork:
+        return open_join(node, number, part, where, dict(zip(payload[::2], payload[1::2], strict=True)))
+    unit = open_message(payload, Unit)
+    if (unit.node, unit.root, unit.part, unit.scope) != (node, number, part, where):
+        raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload: {unit.node[:80]!r}, root {unit.root}")
+    return unit
+
+
+def halves(unit: Unit) -> list[Unit]:
+    """A unit cut in two."""
+    middle = len(unit.rows) // 2
+    parts = (("<", unit.rows[:middle]), (">", unit.rows[middle:]))
+    return [Unit(unit.node, unit.root, unit.part + mark, unit.scope, rows) for mark, rows in parts]
+
+
+def require_size(what: str, most: int, first: bytes, effects: dict[str, Any]) -> None:
+    """Lets through what a queue takes at once.
+
+    Raises:
+        TooLarge: it has more bytes than `most`.
+    """
+    found = len(first) + sum(_weights(effects))
+    if found > most:
+        raise TooLarge(what, found, most)
+
+
+def _weights(value: Any) -> Iterator[int]:
+    """Lengths of all `bytes` in it."""
+    if isinstance(value, bytes):
+        yield len(value)
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _weights(part)
+
+
+def set_apart(commit: dict[str, Any], most: int) -> tuple[dict[str, Any], list[bytes]]:
+    """A commit with its large bodies replaced by their numbers, and those bodies."""
+    parts: list[bytes] = []
+
+    def light(body: bytes) -> Any:
+        if len(body) <= most:
+            return body
+        parts.append(body)
+        return {"staged": len(parts) - 1}
+
+    units = [unit | {"payload": light(unit["payload"])} for unit in commit["effects"]["units"]]
+    return {"entry": light(commit["entry"]), "effects": commit["effects"] | {"units": units}}, parts

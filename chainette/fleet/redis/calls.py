@@ -1,0 +1,76 @@
+"""Calling the scripts: their sources put together, their arguments packed."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["SCRIPTS", "Scripts"]
+
+SCRIPTS = (
+    "ack",
+    "admit",
+    "ask",
+    "attach",
+    "attend",
+    "bar",
+    "beat",
+    "bury",
+    "claim",
+    "close",
+    "commit",
+    "drop",
+    "fail",
+    "install",
+    "leave",
+    "missing",
+    "note",
+    "reap",
+    "reconcile",
+    "release",
+    "say",
+    "split",
+    "stage",
+    "start",
+    "state",
+    "take",
+    "total",
+)
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Scripts:
+    """The scripts of `fleet/redis/scripts/` over one connection pool; loaded again where the server forgot them."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self.by_name = {name: connection.register_script(_source(name)) for name in SCRIPTS}
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """A script's reply. `bytes` among the arguments travel as they are."""
+        blobs: list[bytes] = []
+        packed = _pack(_with_blobs(arguments, blobs))
+        return self.by_name[name](args=[packed, *blobs])
+
+
+def _source(name: str) -> str:
+    folder = files("chainette.fleet.redis.scripts")
+    source = folder.joinpath(f"{name}.lua").read_text()
+    for part in ("effects", "strikes", "workers"):
+        source = source.replace(f"--{part.upper()}\n", folder.joinpath(f"{part}.lua").read_text())
+    return folder.joinpath("common.lua").read_text() + source
+
+
+def _with_blobs(value: Any, blobs: list[bytes]) -> Any:
+    """The value with every `bytes` moved to `blobs` and its number in its place."""
+    if isinstance(value, bytes):
+        blobs.append(value)
+        return {"blob": len(blobs) + 1}
+    if isinstance(value, dict):
+        return {name: _with_blobs(part, blobs) for name, part in value.items()}
+    return [_with_blobs(part, blobs) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,318 @@
+"""The leased queue on Redis: RQ's data model, with every transition one fenced Lua script (PROTOCOL)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from chainette.core.plan import Plan
+from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.jobs import claimed_unit, halves, require_size, set_apart, stamp, wire_effects
+from chainette.fleet.protocol.keys import RUNS, RunKeys, worker
+from chainette.fleet.protocol.messages import MAX_BYTES, MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
+from chainette.fleet.protocol.states import (
+    ANCHOR,
+    LEASE,
+    Admitted,
+    Cancelled,
+    Claim,
+    Drain,
+    Entry,
+    Lost,
+    Progress,
+    RunInfo,
+    Turn,
+)
+from chainette.fleet.redis import census
+from chainette.fleet.redis.calls import Scripts
+from chainette.fleet.redis.streams import entry_id, lies_apart, noted_event, stream_entry
+from chainette.io.rundir.events import AnyEvent, Event
+from chainette.io.rundir.log import encode_line
+from chainette.records import Effects, Outcome, Rejection, encode
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = [
+    "ANCHOR",
+    "LEASE",
+    "Admitted",
+    "Cancelled",
+    "Claim",
+    "Drain",
+    "Entry",
+    "FleetQueue",
+    "LeasedQueue",
+    "Lost",
+    "Progress",
+    "RunInfo",
+    "Turn",
+]
+
+
+#: Bytes of one part of a commit that travels with it; larger ones are staged before.
+MAX_INLINE = 1 << 20
+
+#: Seconds that a staged part waits for its commit.
+_STAGED = 600
+
+
+class FleetQueue(LeasedQueue):
+    """The transitions, over one connection pool. Thread-safe.
+
+    Raises (every call):
+        redis.RedisError: Redis did not answer; the call may or may not have happened.
+    """
+
+    def __init__(
+        self,
+        connection: redis.Redis,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_commit: int = MAX_COMMIT,
+        max_inline: int = MAX_INLINE,
+    ) -> None:
+        self._redis = connection
+        self._max_bytes, self._max_commit, self._max_inline = max_bytes, max_commit, max_inline
+        self._scripts = Scripts(connection)
+        #: What RQ shows of the workers in this process.
+        self._about = census.this_process()
+
+    # -- runs
+
+    def install(
+        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int]
+    ) -> None:
+        reply = self._call("install", run=run, epoch=epoch, owner=owner, token=token, queues=list(queues), fields=dict(fields))
+        if reply[0] == b"CANCELLED":
+            raise Cancelled(f"run {run} was cancelled")
+        if reply[0] != b"OK":
+            raise Lost(f"run {run}: epoch {epoch} is not newer than {reply[1]}")
+        census.sweep(self._redis, run, before=epoch)
+
+    def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
+        self._expect("attach", run=run, epoch=epoch, owner=owner, id=position[0], token=position[1])
+
+    def close(self, run: str, epoch: int, owner: str, queues: Sequence[str]) -> None:
+        self._expect("close", run=run, epoch=epoch, owner=owner, queues=list(queues))
+        census.sweep(self._redis, run, before=epoch + 1)
+
+    def set_state(self, run: str, state: str, reason: str = "") -> None:
+        reply = self._call("state", run=run, state=state, reason=reason)
+        if reply == b"CANCELLED":
+            raise Lost(f"run {run} was cancelled, which is for good; `chainette resume DIR` goes on with its directory")
+        if reply != b"OK":
+            known = ", ".join(info.run for info in self.runs()) or "none"
+            raise Lost(f"no live run {run!r}; live runs: {known}")
+        if state == "cancelled":
+            census.give_up(self._redis, run)
+
+    def bar(self, keys: RunKeys, owner: str, queues: Sequence[str]) -> None:
+        self._expect("bar", run=keys.run, epoch=keys.epoch, owner=owner, queues=list(queues))
+
+    def runs(self) -> list[RunInfo]:
+        return census.known_runs(self._redis)
+
+    def waiting(self, queues: Sequence[str]) -> dict[str, int]:
+        return census.with_units(self._redis, queues)
+
+    # -- roots
+
+    def admit(
+        self,
+        keys: RunKeys,
+        plan: Plan,
+        k: int,
+        root: int,
+        record: RootRecord,
+        bad: list[Rejection],
+        effects: Effects,
+        token: str,
+    ) -> Admitted:
+        rows, plain = encode(record), wire_effects(keys, plan, root, effects)
+        require_size(f"root {root} of {len(record.rows)} rows", self._max_commit, rows, plain)
+        reply = self._call(
+            "admit",
+            run=keys.run,
+            epoch=keys.epoch,
+            k=k,
+            root=root,
+            rows=len(record.rows),
+            record=rows,
+            effects=plain,
+            entry=encode(Admission(bad)) if bad else b"",
+            token=token,
+        )
+        if reply == b"LOST":
+            raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
+        return Admitted(reply.decode())
+
+    def record(self, keys: RunKeys, root: int) -> RootRecord:
+        return open_message(self._redis.get(keys.root(root)), RootRecord)
+
+    def end_of_input(self, keys: RunKeys, total: int) -> bool:
+        reply = self._call("total", run=keys.run, epoch=keys.epoch, total=total)
+        if reply == b"LOST":
+            raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
+        return bool(reply == b"OK")
+
+    def progress(self, keys: RunKeys) -> Progress:
+        return census.progress_of(self._redis, keys)
+
+    def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
+        found: bytes = self._call("missing", run=keys.run, epoch=keys.epoch, roots=list(roots))
+        return found.decode("utf-8", "replace")
+
+    # -- workers
+
+    def beat(
+        self,
+        incarnation: str,
+        fields: Mapping[str, str | int | float],
+        lease: float = LEASE,
+        *,
+        queues: Sequence[tuple[str, str]] = (),
+    ) -> bool:
+        reply = self._call(
+            "beat",
+            incarnation=incarnation,
+            lease=lease,
+            fields=dict(fields),
+            about=self._about,
+            queues=[list(pair) for pair in queues],
+            at=stamp(),
+        )
+        return bool(reply == b"OK")
+
+    def leave(self, incarnation: str) -> bool:
+        return bool(self._call("leave", incarnation=incarnation) == b"OK")
+
+    def reap(self) -> list[str]:
+        return [name.decode() for name in self._call("reap")]
+
+    def workers(self) -> dict[str, dict[str, str]]:
+        return census.known_workers(self._redis)
+
+    def ask_to_stop(self, engine: str | None) -> list[str]:
+        return census.ask_to_stop(self._redis, engine)
+
+    def is_asked_to_stop(self, incarnation: str) -> bool:
+        return bool(self._redis.hget(worker(incarnation), "stop"))
+
+    # -- units
+
+    def claim(
+        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False, ahead: bool = False
+    ) -> Claim | Drain | None:
+        pairs = [list(pair) for pair in queues]
+        while True:
+            reply = self._call(
+                "claim",
+                incarnation=incarnation,
+                token=token,
+                alone=alone,
+                ahead=ahead,
+                queues=pairs,
+                at=stamp(),
+                limit=self._max_bytes,
+            )
+            if reply[0] == b"LOST":
+                raise Lost(f"worker {incarnation}: its lease is over")
+            if reply[0] in (b"EMPTY", b"DRAIN"):
+                return Drain(reply[1].decode()) if reply[0] == b"DRAIN" else None
+            turn, job, run, epoch, since = (part.decode("utf-8", "replace") for part in reply[:5])
+            try:
+                return Claim(job, token, run, int(epoch), claimed_unit(*reply[5:]), Turn(turn), since)
+            except BadMessage as error:
+                self._bury(_who(job, token, incarnation, reply[6].decode("utf-8", "replace")), str(error))
+
+    def start(self, claim: Claim, incarnation: str) -> bool:
+        return bool(self._call("start", **_holder(claim, incarnation)) == b"OK")
+
+    def bury(self, claim: Claim, incarnation: str, reason: str) -> bool:
+        return self._bury(_holder(claim, incarnation), reason)
+
+    def _bury(self, who: dict[str, str], reason: str) -> bool:
+        words = reason.encode("utf-8", "replace")[:2000]
+        return bool(self._call("bury", **who, reason=words) == b"OK")
+
+    def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
+        tokens = {claim.job: claim.token for claim in known}
+        return int(self._call("reconcile", incarnation=incarnation, known=tokens))
+
+    def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
+        who = _holder(claim, incarnation)
+        entry = encode(Result.of(claim.unit, outcome, incarnation))
+        effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, outcome.effects)
+        require_size(f"{claim.unit.node}, root {claim.unit.root}", self._max_commit, entry, effects)
+        light, parts = set_apart({"entry": entry, "effects": effects}, self._max_inline)
+        while True:
+            for number, part in enumerate(parts):
+                self._call("stage", **who, number=number, seconds=_STAGED, part=part)
+            reply = self._call("commit", **who, entry_token=token, **light)
+            if reply != b"UNSTAGED":
+                return bool(reply == b"OK")
+
+    def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
+        effects = Effects(halves(claim.unit))
+        plain = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, effects)
+        reply = self._call("split", **_holder(claim, incarnation), effects=plain)
+        return bool(reply == b"OK")
+
+    def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:
+        words = message[:2000]
+        reply = self._call("fail", **_holder(claim, incarnation), delay=delay, message=words)
+        return bool(reply == b"OK")
+
+    def release(self, claim: Claim, incarnation: str) -> bool:
+        return bool(self._call("release", **_holder(claim, incarnation)) == b"OK")
+
+    # -- results
+
+    def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
+        raw = cast("list[Any]", self._redis.xrange(keys.stream, min=position[0], count=count + 1))
+        if not raw or entry_id(raw[0]) != position[0] or raw[0][1].get(b"t") != position[1].encode():
+            raise Lost(f"run {keys.run}: the stream of epoch {keys.epoch} does not continue at {position[0]}")
+        entries, weight = [], 0
+        for item in raw[1:]:
+            token = lies_apart(item)
+            body = item[1].get(b"e") if token is None else self._redis.get(keys.body(token))
+            entries.append(stream_entry(item, body))
+            weight += len(body or b"")
+            if weight > self._max_commit:
+                break
+        return entries
+
+    def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
+        self._expect("ack", run=keys.run, epoch=keys.epoch, owner=owner, id=position[0], token=position[1], roots=list(roots))
+
+    # -- notes
+
+    def note(self, run: str, event: Event) -> None:
+        if not self._redis.sismember(RUNS, run):
+            return  # the run is closed, and nothing of it stays
+        self._call("note", run=run, line=encode_line(event))
+
+    def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
+        found = cast("list[Any]", self._redis.xrange(RunKeys(run, 0).notes, min=f"({after}", count=256))
+        events = [event for _, fields in found if (event := noted_event(fields)) is not None]
+        return (entry_id(found[-1]) if found else after), events
+
+    # -- calling
+
+    def _call(self, name: str, **arguments: Any) -> Any:
+        return self._scripts.call(name, **arguments)
+
+    def _expect(self, name: str, **arguments: Any) -> None:
+        reply = self._call(name, **arguments)
+        if reply != b"OK":
+            raise Lost(f"{name} of run {arguments['run']}, epoch {arguments['epoch']}: {reply.decode()}")
+
+
+def _holder(claim: Claim, incarnation: str) -> dict[str, str]:
+    return _who(claim.job, claim.token, incarnation, claim.unit.scope)
+
+
+def _who(job: str, token: str, incarnation: str, scope: str) -> dict[str, str]:
+    """A claim as the scripts know it; its scope tells a unit that was lost from one that was committed."""
+    return {"job": job, "token": token, "incarnation": incarnation, "scope": scope}

@@ -1,0 +1,1 @@
+"""An embedded Valkey that does not outlive its owner."""

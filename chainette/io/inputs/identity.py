@@ -1,0 +1,48 @@
+"""Whether an input is still the one that a run read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chainette.errors import InputError
+from chainette.io.inputs.readers import InputFile
+from chainette.io.inputs.trail import Stamp, digest_of
+from chainette.records import Read
+
+__all__ = ["require_same_input"]
+
+
+def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read | None, run: str) -> bool:
+    """Checks an input against what the log of a run says of it: sizes, ends, and every byte that was read.
+
+    Equal times save the reading. Returns whether sizes and times are equal.
+
+    Raises:
+        InputError: it is another input; the message says what is different.
+    """
+    known = [Stamp(*stamp) for stamp in recorded.get("files", ())]
+    equal = [stamp[:3] for stamp in known] == [stamp[:3] for stamp in source.stamps]
+    if equal and all(stamp.settled for stamp in known):
+        return True
+    what = f"{source.path} has changed since the run in {run} began"
+    if problem := _difference(source, recorded, read):
+        raise InputError(f"{what}: {problem}. Put the old file back, or begin a new run for this one")
+    return equal
+
+
+def _difference(source: InputFile, recorded: dict[str, Any], read: Read | None) -> str:
+    """What is different, in words; "" if nothing that can be known is."""
+    size = source.size
+    begins_alike = read is None or digest_of(source.files(), read.upto) == read.digest
+    if size > recorded["size"] and begins_alike:
+        return f"{recorded['size']:,} bytes then, {size:,} now; its beginning is unchanged, so it seems to have grown"
+    if size != recorded["size"]:
+        return f"{recorded['size']:,} bytes then, {size:,} now"
+    if not begins_alike:
+        assert read is not None
+        return f"its size is the same ({size:,} bytes), but the first {read.upto:,}, which were read, are not"
+    if [stamp[0] for stamp in recorded.get("files", source.stamps)] != [stamp.size for stamp in source.stamps]:
+        return "its files have other sizes"
+    if source.identity()["sample"] != recorded["sample"]:
+        return f"its size is the same ({size:,} bytes), but its first or last MiB is not"
+    return ""

@@ -1,0 +1,141 @@
+"""JSON that is not one object per line: an array of objects, or objects over several lines, cut apart as it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import IO
+
+from chainette.io.inputs.delimited import KEPT, Line
+from chainette.io.inputs.readers import JsonLinesFile
+
+__all__ = ["JsonFile", "values"]
+
+_BLOCK = 1 << 18
+#: A whole string, a bracket, or the quote of a string whose end is not there yet.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
+#: What may stand between two values.
+_BETWEEN = b" \t\r\n,\xef\xbb\xbf"
+
+
+class JsonFile(JsonLinesFile):
+    """A JSON array of objects, or JSON objects one behind the other."""
+
+    def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
+        return values(stream, self._max_line_bytes)
+
+    def _estimate(self, stream: IO[bytes], size: int) -> int:
+        head = stream.read(8 << 20)
+        return round(sum(1 for _ in _Cutter(self._max_line_bytes).cut(head)) * size / max(1, len(head)))
+
+
+def values(stream: IO[bytes], max_bytes: int) -> Iterator[Line]:
+    """The members of an array, or the values one behind the other; of one over `max_bytes` only the beginning is held.
+
+    A bracket or quote that is missing makes one bad value of all that follows.
+    """
+    cutter = _Cutter(max_bytes)
+    while block := stream.read(_BLOCK):
+        yield from cutter.cut(block)
+    yield from cutter.end()
+
+
+class _Cutter:
+    """How far a scan has come: the bytes not given out yet, and how many brackets are open."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._rest = b""
+        #: Where in `rest` the bytes that are not given out begin, and their line.
+        self._start, self._line = 0, 1
+        #: Up to where `rest` is scanned.
+        self._at = 0
+        self._depth = 0
+        #: The depth at which values stand: 1 in an array.
+        self._base = 0
+        #: Bytes and line ends of the present value that are not held, since it is too long.
+        self._dropped, self._dropped_lines = 0, 0
+
+    def cut(self, block: bytes) -> Iterator[Line]:
+        """The values that end in a block."""
+        self._rest = self._rest[self._start :] + block
+        self._at -= self._start
+        self._start = 0
+        while (token := _TOKEN.search(self._rest, self._at)) and token.group() != b'"':
+            self._at = token.end()
+            yield from self._take(token)
+        self._at = token.start() if token else len(self._rest)
+        if self._depth > self._base:
+            self._drop_what_is_too_long()
+        else:
+            yield from self._between(self._rest.rfind(b",", self._start, self._at))
+
+    def end(self) -> Iterator[Line]:
+        """What is left at the end of the file."""
+        if self._depth > self._base:
+            why = "the file ends inside this value; a bracket or a quote is missing in it"
+            yield Line(self._line, self._rest[self._start :][:KEPT], why)
+            return
+        yield from self._between(len(self._rest))
+        if self._base:
+            yield Line(self._line, b"", "the file ends before its array does; was it cut?")
+
+    def _take(self, token: re.Match[bytes]) -> Iterator[Line]:
+        match token.group():
+            case b"[" if self._depth == self._base == 0:
+                yield from self._between(token.start())
+                self._depth = self._base = 1
+                self._skip(token.end())
+            case b"{" | b"[":
+                if self._depth == self._base:
+                    yield from self._between(token.start())
+                self._depth += 1
+            case b"}" | b"]" if self._depth > self._base:
+                self._depth -= 1
+                if self._depth == self._base:
+                    yield self._value(token.end())
+            case b"]" if self._base == 1:
+                yield from self._between(token.start())
+                self._depth = self._base = 0
+                self._skip(token.end())
+
+    def _value(self, end: int) -> Line:
+        size, error = end - self._start + self._dropped, ""
+        if size > self._max_bytes:
+            error = f"the value is {size:,} bytes long, more than the {self._max_bytes:,} allowed; split or shorten it"
+        line = Line(self._line, self._rest[self._start : end][: KEPT if error else None], error)
+        self._line += self._dropped_lines
+        self._dropped, self._dropped_lines = 0, 0
+        self._skip(end)
+        return line
+
+    def _between(self, end: int) -> Iterator[Line]:
+        """What stands between values and is none (numbers, texts, garbage), each a bad record."""
+        if end <= self._start:
+            return
+        for piece in self._rest[self._start : end].split(b","):
+            found = piece.strip(_BETWEEN)
+            if found:
+                yield Line(self._line + piece[: piece.index(found)].count(b"\n"), found[:KEPT])
+            self._line += piece.count(b"\n")
+        self._start = end
+
+    def _skip(self, end: int) -> None:
+        self._line += self._rest.count(b"\n", self._start, end)
+        self._start = end
+
+    def _drop_what_is_too_long(self) -> None:
+        """Keeps the beginning of a long value, and of a long string in it what decides where it ends."""
+        if self._at - self._start > self._max_bytes:
+            self._drop(self._start + KEPT, self._at)
+        if len(self._rest) - self._at > self._max_bytes:
+            self._drop(self._at + 1, len(self._rest.rstrip(b"\\")))
+
+    def _drop(self, start: int, end: int) -> None:
+        if start >= end:
+            return
+        self._dropped += end - start
+        self._dropped_lines += self._rest.count(b"\n", start, end)
+        self._rest = self._rest[:start] + self._rest[end:]
+        if self._at >= end:
+            self._at -= end - start

@@ -1,0 +1,121 @@
+"""Inputs: what a path holds, and the reader for it.
+
+JSONL, CSV, TSV (each also as .gz) or Parquet: a file, a folder, a pattern, or several of these. The kind is taken from
+the extension, else from the content. An input that cannot be read as a whole is an `InputError` before
+anything runs; a bad record never is one. An empty file is an input of no records.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from chainette.core.dump import short
+from chainette.errors import InputError
+from chainette.io.inputs.delimited_file import DelimitedFile
+from chainette.io.inputs.json_values import JsonFile
+from chainette.io.inputs.parquet import ParquetFile
+from chainette.io.inputs.readers import InputFile, JsonLinesFile, Record
+from chainette.io.inputs.several import SeveralFiles, expand
+from chainette.io.inputs.sniff import HEAD, kind_of
+from chainette.io.inputs.spool import spool
+from chainette.io.inputs.validate import BadRecord, InputModel
+
+__all__ = ["MAX_LINE_BYTES", "BadRecord", "InputFile", "InputModel", "Record", "open_input", "spool"]
+
+#: The longest line or CSV record that is read; a longer one is a bad record.
+MAX_LINE_BYTES = 16 << 20
+
+#: A file, a folder or a pattern.
+Source = str | os.PathLike[str]
+
+
+def open_input(
+    source: Source | Sequence[Source], *, limit: int | None = None, max_line_bytes: int = MAX_LINE_BYTES
+) -> InputFile:
+    """The reader for a file, a folder, a pattern, or several of them in the order given; cut at `limit` records.
+
+    Raises:
+        InputError: there is nothing that can be read; the message says what was found and what to do.
+    """
+    sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(item) for item in source]
+    files = [file for path in sources for file in _files(path)]
+    if files == sources and len(files) == 1:
+        return _open_file(files[0], limit, max_line_bytes)
+    _require_once(files)
+    parts = [_open_file(file, None, max_line_bytes) for file in files]
+    _require_one_kind(parts)
+    return SeveralFiles(sources, parts, limit)
+
+
+def _files(path: Path) -> list[Path]:
+    try:
+        return expand(path)
+    except OSError as error:  # as of a text that somebody took for a row
+        raise InputError(f"{short(str(path))}: cannot be read: {error.strerror}; a row is a model or a dict") from error
+
+
+def _open_file(path: Path, limit: int | None, max_line_bytes: int) -> InputFile:
+    match kind_of(path, _head(path)):
+        case "parquet":
+            return ParquetFile(path, limit)
+        case "csv" | "tsv" as kind:
+            return DelimitedFile(path, limit, max_line_bytes, kind)
+        case "json":
+            return JsonFile(path, limit, max_line_bytes)
+        case _:
+            return JsonLinesFile(path, limit, max_line_bytes)
+
+
+def _require_once(files: list[Path]) -> None:
+    seen: dict[Path, Path] = {}
+    for file in files:
+        first = seen.setdefault(file.resolve(), file)
+        if first is not file:
+            raise InputError(f"{file}: given twice" + ("" if first == file else f", also as {first}"))
+
+
+def _require_one_kind(parts: list[InputFile]) -> None:
+    first = parts[0]
+    for part in parts:
+        if part.kind.replace("tsv", "csv") != first.kind.replace("tsv", "csv"):
+            raise InputError(
+                f"{first.path} is {first.kind}, {part.path} is {part.kind}; give files of one format, "
+                f"for instance '{first.path.parent}/*{first.path.suffix}'"
+            )
+
+
+def _head(path: Path) -> bytes:
+    """The first 64 KiB, unpacked."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file{_nearest(path)}")
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file; to read a stream give `-` and pipe it in")
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        if head.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as packed:
+                head = packed.read(HEAD)
+            if head.startswith(b"PAR1"):
+                raise InputError(
+                    f"{path}: is a gzip-compressed Parquet file; unpack it: gunzip -c {path.name} > unpacked.parquet"
+                )
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: a damaged gzip file: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return head
+
+
+def _nearest(path: Path) -> str:
+    try:
+        names = [file.name for file in path.parent.iterdir()]
+    except OSError:
+        return f"; the folder {path.parent} is not there either"
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {str(path.parent / close[0])!r}?" if close else f" (the current folder is {Path.cwd()})"

@@ -1,0 +1,314 @@
+"""Readers: one input, record by record, in bounded memory.
+
+Every record of an input has an index from 0 that never changes: bad records have one, blank lines
+have none. A record that cannot even be read (too long, not UTF-8, too many cells) is a record with an
+`error`; it costs no other record. `records(start)` goes straight on from an index without decoding
+what lies before it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import msgspec
+
+from chainette.errors import InputError
+from chainette.io.inputs.delimited import BOM, KEPT, AnyLineEnd, Line, lines, without_mark
+from chainette.io.inputs.trail import Stamp, Trail, digest_of, stamp_of
+from chainette.records import Read
+
+__all__ = ["InputFile", "JsonLinesFile", "Record", "TextFile", "not_utf8", "open_bytes", "require_distinct"]
+
+_SAMPLE = 1 << 20
+_HEAD = 1 << 16
+#: What a file raises that went away, or a compressed one that is cut or damaged.
+_BROKEN = (OSError, EOFError, zlib.error)
+#: Inputs up to this size are counted, larger ones estimated.
+_COUNTED_BYTES = 64 << 20
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One record of the input."""
+
+    #: 0-based; bad records count, blank lines do not.
+    index: int
+    #: The 1-based line of its file where it starts; in Parquet the record's number in its file, from 1.
+    line: int
+    #: JSON of a JSONL line; cells by column for CSV (empty ones left out) and Parquet; where `error` is
+    #: set, the beginning of the bytes that could not be read.
+    data: bytes | dict[str, Any]
+    #: Why the record cannot be read at all.
+    error: str | None = None
+    #: The file that holds it.
+    file: Path | None = None
+    #: Column -> why its cell cannot be read; `data` has None there.
+    unreadable: dict[str, str] = {}
+
+    @property
+    def raw(self) -> str:
+        """The record for people, cut at 64 KiB."""
+        if isinstance(self.data, bytes):
+            return self.data[:KEPT].decode(errors="replace")
+        return str(self.data if len(self.data) < 1000 else list(self.data))[:KEPT]
+
+
+class InputFile(ABC):
+    """An input whose kind is known. Opens its files only while it reads."""
+
+    #: "jsonl", "csv", "tsv" or "parquet"
+    kind: str
+
+    def __init__(self, path: Path, limit: int | None, stamps: Sequence[Stamp] = ()) -> None:
+        self.path = path.absolute()
+        self.limit = limit
+        #: Sizes and times of the files when the input was opened.
+        self.stamps = tuple(stamps) or (stamp_of(self.path),)
+        self._left_out: frozenset[str] = frozenset()
+        #: Records up to the limit, once a pass has come to its end.
+        self._total: int | None = None
+
+    @abstractmethod
+    def _records(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
+        """See `read`."""
+
+    @abstractmethod
+    def _count(self) -> int | None: ...
+
+    @abstractmethod
+    def columns(self) -> list[str] | None:
+        """The columns every record has; None where each record names its own."""
+
+    def leave_out(self, columns: Collection[str]) -> None:
+        """Says which columns nobody needs; a reader that can skip them does."""
+        self._left_out = frozenset(columns)
+
+    def parts(self) -> Sequence[InputFile]:
+        """Its files as inputs of their own, in reading order."""
+        return [self]
+
+    def files(self) -> list[Path]:
+        """The files it is made of, in reading order."""
+        return [part.path for part in self.parts()]
+
+    def trail(self) -> Trail:
+        """Follows one pass over the files, as they were when the input was opened."""
+        return Trail(self.files(), self.stamps)
+
+    def records(self, start: int = 0, trail: Trail | None = None) -> Iterator[Record]:
+        """The records from index `start` up to the limit. `trail` tells how far the files were read for them.
+
+        Raises:
+            InputError: a file went away, broke, or changed while it was read.
+        """
+        trail = trail or self.trail()
+        reading = self.read(start, 0, trail)
+        at = start
+        while self.limit is None or at < self.limit:
+            try:
+                record = next(reading)
+            except StopIteration as end:
+                self._total = int(end.value)
+                break
+            yield record
+            at = record.index + 1
+        if self.limit is not None and start < at >= self.limit:
+            self._total = self.limit
+        trail.end()
+
+    def total(self) -> int:
+        """How many records `records()` yields: known once they were read to the end, else counted by reading them.
+
+        Raises:
+            InputError: a file went away, broke, or changed while it was read.
+        """
+        if self._total is None:
+            now = Trail(self.files(), [stamp_of(file) for file in self.files()])  # others read it, maybe before it was touched
+            self._total = self.count() if self.kind == "parquet" else sum(1 for _ in self.records(trail=now))
+        assert self._total is not None
+        return self._total
+
+    def read(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
+        """Yields the records from index `start` on, numbered from `first`; returns the index after the last one.
+
+        Raises:
+            InputError: the file went away, broke, or changed while it was read.
+        """
+        try:
+            return (yield from self._records(start, first, trail))
+        except InputError:
+            trail.mark()  # a change is the better explanation
+            raise
+        except _BROKEN as error:
+            trail.mark()
+            raise InputError(f"{self.path}: cannot be read on: {error}") from error
+
+    def count(self) -> int | None:
+        """How many records `records()` yields: exact up to 64 MiB and for Parquet, beyond that an estimate
+        from samples, for an ETA. None where even that would mean reading everything (large gzip)."""
+        try:
+            found = self._count()
+        except _BROKEN:  # what can be read of it is read, and then says where it broke
+            found = None
+        return found if found is None or self.limit is None else min(found, self.limit)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another: sizes, times, and a digest of its first and last MiB."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "size": self.size,
+            "mtime_ns": max(stamp.mtime_ns for stamp in self.stamps),
+            "sample": _sample_digest(self.files()),
+            "files": [list(stamp) for stamp in self.stamps],
+        }
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, when the input was opened."""
+        return sum(stamp.size for stamp in self.stamps)
+
+    def digest(self, read: Read | None = None) -> str:
+        """sha256 of the whole input as it lies on disk, over its files in order. `read` may say it already.
+
+        "" if the files are no longer those that were opened.
+        """
+        if read is not None and read.upto == self.size:
+            return read.digest
+        try:
+            found = digest_of(self.files())
+            same = all(stamp_of(file)[:2] == stamp[:2] for file, stamp in zip(self.files(), self.stamps, strict=True))
+        except InputError:
+            return ""
+        return found if same else ""
+
+
+def _sample_digest(files: list[Path]) -> str:
+    total = hashlib.sha256()
+    with files[0].open("rb") as first:
+        total.update(first.read(_SAMPLE))
+    with files[-1].open("rb") as last:
+        last.seek(max(0, files[-1].stat().st_size - _SAMPLE))
+        total.update(last.read(_SAMPLE))
+    return total.hexdigest()
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The text of a file behind gzip and a UTF-8 byte-order mark, if it has those."""
+    return _text_of(path.open("rb"))
+
+
+def _text_of(stream: IO[bytes]) -> IO[bytes]:
+    packed = stream.read(2) == b"\x1f\x8b"
+    stream.seek(0)
+    if packed:
+        unpacked = gzip.GzipFile(fileobj=stream)
+        unpacked.myfileobj = cast("Any", stream)  # closed with it
+        stream = cast("IO[bytes]", unpacked)
+    if stream.read(3) != BOM:
+        stream.seek(0)
+    return stream
+
+
+class TextFile(InputFile):
+    """What JSONL and CSV share: text, cut into lines or records."""
+
+    def __init__(self, path: Path, limit: int | None, max_line_bytes: int) -> None:
+        super().__init__(path, limit)
+        self._max_line_bytes = max_line_bytes
+
+    @abstractmethod
+    def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
+        """The stream as one `Line` per record, blank ones included."""
+
+    @abstractmethod
+    def _record(self, index: int, line: Line) -> Record: ...
+
+    def _records(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
+        index = first
+        with _text_of(trail.open(self.path)) as stream:
+            for line in self._lines(stream):
+                if index >= start:
+                    yield self._record(index, line)
+                index += 1
+        return index
+
+    def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
+        return (line for line in self._cut(stream) if line.error or line.data.strip())
+
+    def _count(self) -> int | None:
+        size = self.path.stat().st_size
+        with open_bytes(self.path) as stream:
+            compressed = isinstance(stream, gzip.GzipFile)
+            if size <= (_COUNTED_BYTES >> 3 if compressed else _COUNTED_BYTES):
+                return sum(1 for _ in self._lines(stream))
+            return None if compressed else self._estimate(stream, size)
+
+    def _estimate(self, stream: IO[bytes], size: int) -> int:
+        """Records per byte in eight samples of a MiB, spread evenly."""
+        sampled = 0
+        for part in range(8):
+            stream.seek(size // 8 * part)
+            sampled += _line_ends(stream.read(_SAMPLE))
+        stream.seek(0)
+        head = stream.read(_SAMPLE)
+        return round(size / (8 * _SAMPLE) * sampled * self._records_per_line(head))
+
+    def _records_per_line(self, head: bytes) -> float:
+        import io
+
+        found = sum(1 for _ in self._lines(io.BytesIO(head)))
+        return found / max(1, _line_ends(head))
+
+
+def _line_ends(block: bytes) -> int:
+    return block.count(b"\n") or block.count(b"\r")
+
+
+class JsonLinesFile(TextFile):
+    """One JSON object per line."""
+
+    kind = "jsonl"
+
+    def __init__(self, path: Path, limit: int | None, max_line_bytes: int) -> None:
+        super().__init__(path, limit, max_line_bytes)
+        with open_bytes(path) as stream:
+            head = stream.read(_HEAD)
+        #: Whether lines end in a lone carriage return, which JSON otherwise takes for a blank.
+        self._cr = b"\r" in head.replace(b"\r\n", b"")
+
+    def columns(self) -> None:
+        return None
+
+    def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
+        return map(without_mark, lines(AnyLineEnd(stream) if self._cr else stream, self._max_line_bytes))
+
+    def _record(self, index: int, line: Line) -> Record:
+        data = line.data.rstrip(b"\r\n")
+        return Record(index, line.number, data, line.error or not_utf8(data), self.path)
+
+
+def not_utf8(data: bytes) -> str | None:
+    """Why a record cannot be decoded; None if it can."""
+    if data.isascii():
+        return None
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        byte = data[error.start : error.start + 1]
+        western = byte.decode("cp1252", errors="ignore")
+        hint = f" (iconv -f WINDOWS-1252 -t UTF-8, if that byte stands for {western!r})" if western else ""
+        return f"not UTF-8: byte {error.start} of the record is 0x{byte.hex()}; convert the file to UTF-8{hint}"
+    return None
+
+
+def require_distinct(columns: list[str], place: str) -> None:
+    """Raises InputError if a name stands for more than one column."""
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise InputError(f"{place}: more than one column is named {', '.join(map(repr, twice))}; rename them")

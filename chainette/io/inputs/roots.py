@@ -1,0 +1,84 @@
+"""Roots: the input in slices of batch_size records, good rows and bad lines apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from chainette.io.inputs.readers import InputFile, Record
+from chainette.io.inputs.validate import BadRecord, InputModel
+from chainette.records import CHAIN_INPUT, Read, Reason, Rejection, Row
+
+__all__ = ["Root", "Roots"]
+
+
+@dataclass(frozen=True)
+class Root:
+    """The n-th slice of the input: records n*B .. n*B+B-1, unless a limit was raised."""
+
+    number: int
+    rows: list[Row]
+    bad: list[Rejection]
+    records: int
+    #: How far the input was read for it.
+    read: Read | None = None
+
+
+class Roots:
+    """The roots of one input; deterministic, so that any process numbers them alike."""
+
+    def __init__(
+        self, source: InputFile, model: InputModel, batch_size: int, starts: Sequence[tuple[int, int]] = ((0, 0),)
+    ) -> None:
+        """`starts`: (root, record) where roots begin to be counted from; the root before each may be shorter."""
+        self._source = source
+        self._model = model
+        self._size = batch_size
+        self._starts = starts
+        files = source.files()
+        #: What the names of several files have in common, which no message needs; None for one file.
+        self._folder = Path(os.path.commonpath([file.parent for file in files])) if len(files) > 1 else None
+        source.leave_out(model.unused(source.columns() or ()))
+
+    def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
+        """Roots that are not done, in order; done ones are passed over without decoding them.
+
+        Raises:
+            InputError: the input changed, or cannot be read on.
+        """
+        number = 0
+        while is_done(number):
+            number += 1
+        trail = self._source.trail()
+        records = self._source.records(self._first(number), trail)
+        while batch := list(islice(records, self._first(number + 1) - self._first(number))):
+            read = trail.mark()
+            if not is_done(number):
+                yield self._root(number, batch, read)
+            number += 1
+
+    def _first(self, number: int) -> int:
+        """The first record of a root."""
+        root, record = next(start for start in reversed(self._starts) if start[0] <= number)
+        return record + (number - root) * self._size
+
+    def _root(self, number: int, batch: list[Record], read: Read) -> Root:
+        rows, bad = [], []
+        for record in batch:
+            row_id = str(record.index)
+            try:
+                value, key = self._model.validate(record)
+            except BadRecord as error:
+                said = f"{self._place(record)}{error}"
+                bad.append(Rejection(row_id, CHAIN_INPUT, Reason.INVALID_INPUT, said, 0, record.raw, record.line))
+            else:
+                rows.append(Row(row_id, {CHAIN_INPUT: value}, record.line, key))
+        return Root(number, rows, bad, len(batch), read)
+
+    def _place(self, record: Record) -> str:
+        if self._folder is None or record.file is None:
+            return ""
+        return f"{record.file.relative_to(self._folder)}:{record.line}: "

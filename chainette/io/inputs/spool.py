@@ -1,0 +1,73 @@
+"""Spooling: what can be read only once becomes a file that can be read again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError, to_json
+
+from chainette.core.dump import NotRoundTrip, dump_model
+from chainette.errors import InputError
+from chainette.io.rundir.paths import disk_errors, fsync_dir
+
+__all__ = ["spool"]
+
+_BLOCK = 1 << 20
+
+
+def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]], path: Path) -> Path:
+    """Writes a stream as it is, or models and dicts as JSON lines, to `path`: whole and fsynced, or not at all.
+
+    A model that its dump does not give back, or a value with NaN in it, becomes a line that is
+    rejected like any other bad line.
+
+    Raises:
+        InputError: an item is neither a model nor a dict, or holds what JSON cannot.
+        DiskError: the disk refused.
+    """
+    blocks = _blocks(cast("IO[Any]", source)) if hasattr(source, "read") else _dumps(cast("Iterable[Any]", source))
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with disk_errors(path):
+            _write(blocks, aside)
+            aside.replace(path)
+            fsync_dir(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _write(blocks: Iterator[bytes], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.writelines(blocks)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _blocks(stream: IO[Any]) -> Iterator[bytes]:
+    while block := stream.read(_BLOCK):
+        yield block.encode() if isinstance(block, str) else block
+
+
+def _dumps(items: Iterable[Any]) -> Iterator[bytes]:
+    for index, item in enumerate(items):
+        if not isinstance(item, (BaseModel, Mapping)):
+            raise InputError(f"item {index} of the input is {type(item).__name__}; give models, dicts, or a list of paths")
+        try:
+            yield _dump(item) + b"\n"
+        except PydanticSerializationError as error:
+            raise InputError(f"item {index} of the input cannot be written as JSON: {error}") from error
+
+
+def _dump(item: BaseModel | Mapping[str, Any]) -> bytes:
+    if isinstance(item, BaseModel):
+        try:
+            return dump_model(item)
+        except NotRoundTrip:
+            item = item.model_dump(by_alias=True, round_trip=True, warnings=False)
+    return to_json(item, by_alias=True, round_trip=True, inf_nan_mode="constants")

@@ -1,0 +1,223 @@
+"""From a record of the input to a row: validated by the chain's input model, dumped, keyed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import msgspec
+from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import to_json
+
+from chainette.core.dump import NotRoundTrip, dump_model, explain, short
+from chainette.errors import InputError
+from chainette.io.inputs.readers import InputFile, Record
+from chainette.io.tables.shape import json_fields
+from chainette.utils.foreign import RAISED, told
+
+__all__ = ["BadRecord", "InputModel", "columns_of"]
+
+_log = logging.getLogger("chainette")
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+#: Names of ignored columns kept for the caller; inputs may have one per row.
+_MOST_IGNORED = 100
+#: Records of JSON that are looked at for their columns.
+_SAMPLE = 100
+
+
+class BadRecord(ValueError):
+    """A record that does not make a row; the message goes to `rejected/`."""
+
+
+class InputModel:
+    """Validates records against a chain's input model.
+
+    Values of JSON and Parquet are validated as JSON (a date is its ISO text); CSV cells by pydantic's conversions from text,
+    except that a cell for a list, dict or model is JSON. Unknown columns follow the model's `extra`;
+    those that are ignored are said once, in the log of the process.
+    """
+
+    def __init__(self, model: type[BaseModel], key: str | None = None) -> None:
+        self.model = model
+        self.key = key
+        #: Columns seen so far that the model does not know and ignores, up to a hundred.
+        self.ignored: set[str] = set()
+        self._known = _known_columns(model)
+        self._ignores = model.model_config.get("extra") in (None, "ignore") and not issubclass(model, RootModel)
+        validators = model.__pydantic_decorators__.model_validators.values()
+        #: A validator that sees the record first may use columns that no field names.
+        self._sees_all = any(validator.info.mode != "after" for validator in validators)
+
+    def unused(self, columns: Iterable[str]) -> list[str]:
+        """Those of an input's columns that no row needs; they are said once."""
+        columns = list(columns)
+        self._note_ignored(columns)
+        return [column for column in columns if column != self.key and not self._uses(column)]
+
+    def require_columns(self, source: InputFile) -> None:
+        """Checks that the columns of every file are not all unknown, as they are when a header is missing.
+
+        JSON is looked into if the model needs no field: every record would be a row of defaults, else each is rejected.
+
+        Raises:
+            InputError: a file has none of the model's columns.
+        """
+        if not self._known or self._uses(""):
+            return
+        needs = any(field.is_required() for field in self.model.model_fields.values())
+        for part in source.parts():
+            columns = part.columns() if needs else columns_of(part)
+            if columns and self._known.isdisjoint(columns):
+                hint = "; is the first line its header?" if part.kind in ("csv", "tsv") else ""
+                raise InputError(
+                    f"{part.path}: none of its columns is one of {self.model.__name__} "
+                    f"({_listed(sorted(self._known))}): it has {_listed(columns)}{hint}"
+                )
+
+    def validate(self, record: Record) -> tuple[bytes, bytes | None]:
+        """The row's JSON dump, and the JSON of its key column (None where it has none).
+
+        Raises:
+            BadRecord: the record does not fit the model.
+        """
+        if record.error:
+            raise BadRecord(record.error)
+        if isinstance(record.data, bytes):
+            return self._from_json(record.data)
+        return self._from_cells(record, record.data)
+
+    def _from_json(self, data: bytes) -> tuple[bytes, bytes | None]:
+        fields = _decode_object(data)
+        self._note_ignored(fields.keys())
+        dump = self._dump(lambda: self.model.__pydantic_validator__.validate_json(data))
+        key = bytes(fields[self.key]) if self.key in fields else b"null"
+        return dump, None if key == b"null" else key
+
+    def _from_cells(self, record: Record, cells: dict[str, Any]) -> tuple[bytes, bytes | None]:
+        self._note_ignored(cells.keys())
+        for column, reason in record.unreadable.items():
+            if column == self.key or self._uses(column):
+                raise BadRecord(f"{column}: {reason}")
+        values = self._parse_cells({name: cell for name, cell in cells.items() if self._uses(name)})
+        if all(isinstance(cell, str) for cell in cells.values()):
+            dump = self._dump(lambda: self.model.__pydantic_validator__.validate_python(values, strict=False))
+        else:
+            data = self._as_json(values)
+            dump = self._dump(lambda: self.model.__pydantic_validator__.validate_json(data))
+        key = None if self.key is None else cells.get(self.key)
+        return dump, None if key is None else _key_json(key)
+
+    def _uses(self, column: str) -> bool:
+        return not self._ignores or self._sees_all or column in self._known
+
+    def _as_json(self, values: dict[str, Any]) -> bytes:
+        try:
+            return to_json(values, bytes_mode=self.model.model_config.get("val_json_bytes", "utf8"), inf_nan_mode="constants")
+        except ValueError as error:
+            raise BadRecord(_not_json(values, error)) from error
+
+    def _parse_cells(self, cells: dict[str, Any]) -> dict[str, Any]:
+        parsed = dict(cells)
+        for name, takes_text in json_fields(self.model).items():
+            cell = cells.get(name)
+            if isinstance(cell, str):
+                parsed[name] = _parse_cell(name, cell, takes_text)
+        return parsed
+
+    def _note_ignored(self, names: Any) -> None:
+        if self._ignores and not self._known.issuperset(names) and len(self.ignored) < _MOST_IGNORED:
+            new = [name for name in names if name not in self._known and name not in self.ignored]
+            if new:
+                self.ignored.update(new)
+                said = ", ".join(map(repr, new))
+                _log.warning("the input has columns that %s does not have, they are ignored: %s", self.model.__name__, said)
+
+    def _dump(self, validate: Any) -> bytes:
+        try:
+            return dump_model(validate())
+        except ValidationError as error:
+            raise BadRecord(explain(error)) from error
+        except NotRoundTrip as error:
+            raise BadRecord(str(error)) from error
+        except RAISED as error:  # a validator is the user's code
+            raise BadRecord(f"a validator of {self.model.__name__} raised {told(error)}") from error
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def columns_of(source: InputFile) -> list[str]:
+    """The columns of an input; of JSON those of its first records."""
+    columns = source.columns()
+    if columns is not None:
+        return columns
+    found = (record.data for record in islice(source.records(), _SAMPLE) if isinstance(record.data, bytes))
+    return sorted({name for data in found for name in _object_names(data)})
+
+
+def _object_names(data: bytes) -> set[str]:
+    """The names of a JSON object's members; none if it is not one."""
+    try:
+        return set(_decode_object(data))
+    except BadRecord:
+        return set()
+
+
+def _decode_object(data: bytes) -> dict[str, msgspec.Raw]:
+    """The members of a JSON object, checked for syntax and not decoded."""
+    try:
+        return _object.decode(data)
+    except msgspec.ValidationError as error:
+        found = str(error).rpartition("got ")[2].strip("`")
+        raise BadRecord(f"a JSON object is needed, this line is of type {found}") from error
+    except RecursionError as error:
+        raise BadRecord("not JSON that can be read: nested too deeply") from error
+    except msgspec.DecodeError as error:
+        hint = "; NaN and Infinity are not JSON, write null" if b"NaN" in data or b"Infinity" in data else ""
+        found = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
+        raise BadRecord(f"not JSON: {found}{hint}") from error
+
+
+def _parse_cell(name: str, cell: str, takes_text: bool) -> Any:
+    try:
+        return msgspec.json.decode(cell)
+    except (msgspec.DecodeError, RecursionError) as error:
+        if takes_text:
+            return cell
+        raise BadRecord(f"{name}: the cell must hold JSON, got {cell[:60]!r}") from error
+
+
+def _not_json(values: dict[str, Any], error: ValueError) -> str:
+    for name, value in values.items():
+        try:
+            to_json(value, inf_nan_mode="constants")
+        except ValueError as found:
+            why = str(found).removeprefix("Error serializing to JSON: ")
+            hint = (
+                "; set val_json_bytes and ser_json_bytes to 'base64' in the model's config" if isinstance(value, bytes) else ""
+            )
+            return f"{name}: {short(value)} cannot be written as JSON: {why}{hint}"
+    return str(error)
+
+
+def _key_json(value: Any) -> bytes:
+    try:
+        return to_json(value)
+    except ValueError as error:
+        raise BadRecord(f"the key {value!r:.60} cannot be written as JSON: {error}") from error
+
+
+def _known_columns(model: type[BaseModel]) -> frozenset[str]:
+    by_name = bool(model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"))
+    return frozenset(column for name, field in model.model_fields.items() for column in _columns_of(name, field, by_name))
+
+
+def _columns_of(name: str, field: FieldInfo, by_name: bool) -> list[str]:
+    alias = field.validation_alias or field.alias
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias] if alias is not None else []
+    columns = [str(choice.path[0]) if isinstance(choice, AliasPath) else choice for choice in choices]
+    return [*columns, name] if by_name or not columns else columns

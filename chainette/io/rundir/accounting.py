@@ -1,0 +1,81 @@
+"""Whether the rows of a root are all accounted for, from the log alone: in = out + rejected + dropped + stopped - expanded.
+
+Checked root by root while the log is folded, so that errors of two roots never cancel each other out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from chainette.io.rundir.events import RootDone, UnitCommitted
+
+__all__ = ["Passed", "imbalance", "ranges"]
+
+
+@dataclass(slots=True)
+class Passed:
+    """Rows of one root at one node."""
+
+    taken: int = 0
+    given: int = 0
+    #: Rejected and dropped, less those that expansion added.
+    gone: int = 0
+
+    def add(self, event: UnitCommitted) -> None:
+        """Counts one line of the log."""
+        self.taken += event.taken
+        self.given += event.given
+        self.gone += event.rejected + len(event.dropped) - event.added
+
+
+_NOTHING = Passed()
+
+
+def imbalance(graph: Mapping[str, Any], passed: Mapping[str, Passed], done: RootDone) -> str:
+    """The first place of a complete root that does not add up, in words; "" if every row is accounted for.
+
+    Each node must give back the rows that it took, and take the rows that its predecessor gave.
+    """
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    forks = {fork["id"]: fork for fork in graph["forks"]}
+    arriving = [(graph["first"], done.records - done.bad)]
+    while arriving:
+        target, rows = arriving.pop()
+        match target["to"]:
+            case "ToNode":
+                name = target["node"]
+                counts = passed.get(name, _NOTHING)
+                taken, given = counts.taken, counts.given
+                if taken != given + counts.gone:
+                    return f"{name!r} took {taken:,} rows and accounts for {given + counts.gone:,}"
+                arriving.append((nodes[name]["next"], given))
+            case "ToFork":
+                name = target["fork"]
+                fork = forks[name]
+                taken, stopped = done.forks.get(name, (0, 0)) if fork["joins"] else (rows, 0)
+                arriving += [(branch["first"], rows) for branch in (*fork["joins"], *fork["sides"])]
+                arriving.append((fork["after"], taken - stopped))
+            case "End":
+                name, taken = "the end of the chain", done.finished
+            case _:
+                continue
+        if taken != rows:
+            return f"{name!r} took {taken:,} rows, but {rows:,} came"
+    return ""
+
+
+def ranges(numbers: Iterable[int], most: int = 4) -> str:
+    """Ascending numbers for people: `3-7, 9 and 12 more`."""
+    found = list(numbers)
+    parts: list[str] = []
+    shown = 0
+    for _, group in groupby(enumerate(found), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        if len(parts) == most:
+            return f"{', '.join(parts)} and {len(found) - shown:,} more"
+        parts.append(f"{run[0]:,}" if len(run) == 1 else f"{run[0]:,}-{run[-1]:,}")
+        shown += len(run)
+    return ", ".join(parts)

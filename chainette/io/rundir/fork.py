@@ -1,0 +1,322 @@
+"""Forking inside a directory: `--from` and `--retry` reopen rows of a run (PROTOCOL 18).
+
+A directory is built aside out of what is kept - sealed shards hard-linked, open ones and log lines copied, `rejected/`
+and `flattened/` rewritten - and swapped in by rename, with the directory that it replaces as its newest version. After
+that it is an ordinary directory to resume.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chainette.core.plan import Plan
+from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
+from chainette.io.rundir.changes import FLATTENED
+from chainette.io.rundir.events import (
+    AnyEvent,
+    EngineLoaded,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    ShardSealed,
+    UnitCommitted,
+    UnitRetried,
+    UnitSplit,
+)
+from chainette.io.rundir.log import EventLog, encode_line, read_log
+from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
+from chainette.io.rundir.readback import ShardReader
+from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.shards import Span, StreamWriter
+from chainette.io.rundir.versions import copy, keep_versions, link, version_numbers
+from chainette.io.tables.row_lines import parse_earlier
+from chainette.records import CHAIN_INPUT
+
+__all__ = [
+    "Reopen",
+    "affected_by",
+    "aside_of",
+    "finish_swap",
+    "fork",
+    "lost_nodes",
+    "remove_leftovers",
+    "starts_of",
+    "swap",
+]
+
+
+@dataclass(frozen=True)
+class Reopen:
+    """What a fork takes back."""
+
+    #: Nodes all of whose rows are computed anew; `chain_input` reads the input anew, `flattened` computes no row.
+    nodes: frozenset[str] = frozenset()
+    #: Whether a rejection (step id, reason) is taken back.
+    rejection: Callable[[str, str], bool] = lambda _step, _reason: False
+    #: Roots whose rows do not add up: every row that is there stays, and is counted again.
+    roots: frozenset[int] = frozenset()
+
+
+def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
+    """Nodes and everything that depends on them."""
+    affected = {*steps}
+    for node in plan.nodes.values():
+        if any(name in affected for name in node.scope) or any(_alias_of(plan, name) & affected for name in node.scope):
+            affected.add(node.id)
+    return frozenset(affected)
+
+
+def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
+    """The fewest of the nodes, in the plan's order, that all of them depend on; `flattened` if there is no other."""
+    wanted = {*nodes}
+    starts: list[str] = []
+    for node in (CHAIN_INPUT, *plan.nodes):
+        if node in wanted and node not in affected_by(plan, starts):
+            starts.append(node)
+    return starts or [FLATTENED]
+
+
+def lost_nodes(plan: Plan, state: RunState) -> list[str]:
+    """Nodes whose rows (`yield_output=False`) were deleted when the run finished."""
+    return [node.id for node in plan.nodes.values() if node.hidden and state.swept]
+
+
+def _alias_of(plan: Plan, name: str) -> set[str]:
+    """The nodes behind a joined alias."""
+    branches = {join.branch for fork in plan.forks.values() for join in fork.joins if join.alias == name}
+    return {node.id for node in plan.nodes.values() if branches & {*node.path}}
+
+
+def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
+    """Replaces the directory by one in which rows are pending again; returns how many rejections that took back.
+
+    Raises:
+        RunDirectoryInUse: another process writes to it.
+        RunDirectoryError: rows that are needed again were not kept.
+        DiskError: the disk refused; the directory is as it was.
+    """
+    lost = [node for node in lost_nodes(plan, state) if node not in reopen.nodes]
+    if lost:
+        raise RunDirectoryError(
+            f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
+            f"compute them anew: `chainette resume {directory} --from {lost[0]}`"
+        )
+    lock = EventLog(directory.log)
+    try:
+        aside = RunDir(aside_of(directory.path))
+        remove_leftovers(directory)
+        forking = _Fork(directory, aside, plan, state, reopen)
+        with disk_errors(aside.path):
+            forking.build()
+            keep_versions(directory, aside, version_numbers(directory))
+            swap(directory.path)
+        return forking.taken_back
+    finally:
+        lock.close()
+
+
+def aside_of(path: Path) -> Path:
+    """Where the directory that replaces another one is built."""
+    return _beside(path, "fork")
+
+
+def _old(path: Path) -> Path:
+    return _beside(path, "old")
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    whole = path.resolve()  # "." has no name, and beside a link hard links may be impossible
+    return whole.with_name(f".{whole.name}.{suffix}")
+
+
+def swap(path: Path) -> None:
+    """Puts the directory that was built aside in the place of the one that is there; called under its lock."""
+    path = path.resolve()
+    path.rename(_old(path))
+    aside_of(path).rename(path)
+    fsync_dir(path.parent)
+    shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def finish_swap(directory: RunDir) -> None:
+    """Ends a swap that a crash cut in two; called before anybody asks what a directory holds.
+
+    Raises:
+        RunDirectoryInUse: it is being swapped now.
+    """
+    path = directory.path.resolve()
+    if not _is_cut_in_two(path):
+        return
+    try:
+        with closing(EventLog(RunDir(_old(path)).log)):
+            if _is_cut_in_two(path):
+                aside_of(path).rename(path)
+                fsync_dir(path.parent)
+    except (DiskError, RunDirectoryInUse):
+        if _is_cut_in_two(path):  # else somebody else has ended it meanwhile
+            raise
+
+
+def _is_cut_in_two(path: Path) -> bool:
+    return not path.exists() and _old(path).exists() and aside_of(path).exists()
+
+
+def remove_leftovers(directory: RunDir) -> None:
+    """Removes what a fork that a crash ended left beside a directory; called under its lock."""
+    for left in (_old(directory.path), aside_of(directory.path)):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@dataclass
+class _Fork:
+    source: RunDir
+    target: RunDir
+    plan: Plan
+    state: RunState
+    reopen: Reopen
+    #: Rejections that became pending rows again.
+    taken_back: int = 0
+    _open_roots: set[int] = field(default_factory=set)
+    _rewritten: dict[str, StreamWriter] = field(default_factory=dict)
+    _seq: int = 0
+
+    def build(self) -> None:
+        reader = ShardReader(self.source, self.plan, self.state)
+        self._open_roots = set(self._roots_to_open(reader))
+        self.target.path.mkdir(parents=True)
+        self._link_shards()
+        base = self.target.path if self.state.run.settings["format"] == "jsonl" else self.target.journals
+        for name in ("rejected", "flattened"):
+            self._rewritten[name] = StreamWriter(name, base / name, self.state.run.settings["max_rows_per_file"])
+        with self.target.log.open("wb") as log:
+            for _, event in read_log(self.source.log):
+                for kept in self._keep(event, reader):
+                    log.write(encode_line(msgspec.structs.replace(kept, seq=self._seq)))
+                    self._seq += 1
+            for stream in self._rewritten.values():
+                stream.close()
+            log.flush()
+            os.fsync(log.fileno())
+        fsync_dir(self.target.path)
+
+    def _roots_to_open(self, reader: ShardReader) -> Iterator[int]:
+        for _, event in read_log(self.source.log):
+            if isinstance(event, UnitCommitted) and self._is_open(event, reader):
+                yield event.root
+
+    def _is_open(self, event: UnitCommitted, reader: ShardReader) -> bool:
+        if self.reopen.nodes or event.root in self.reopen.roots:
+            return True
+        return any(self._reopens(line) for line in reader.rejected(event.off))
+
+    def _reopens(self, rejection: dict[str, Any]) -> bool:
+        return rejection["step_id"] != CHAIN_INPUT and self.reopen.rejection(rejection["step_id"], rejection["reason"])
+
+    def _link_shards(self) -> None:
+        """Everything that is kept as it is. What is still written to is copied: the replaced directory keeps its own."""
+        folders = [node.folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
+        for folder in folders:
+            self._take(folder, {str(number) for number in self.state.sealed.get(folder, ())})
+            self._take(f"{self.source.journals.name}/{folder}")
+            self._take(f"{self.source.held.name}/{folder}")
+        self._take(self.source.inputs.name, {path.stem for path in self.source.inputs.glob("*")})
+
+    def _take(self, place: str, final: Container[str] = ()) -> None:
+        """The files of one folder: links of those that nobody writes to any more, copies of the others."""
+        paths = sorted((self.source.path / place).glob("*"))
+        if paths:
+            (folder := self.target.path / place).mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                (link if path.stem in final else copy)(path, folder / path.name)
+            fsync_dir(folder)
+            fsync_dir(folder.parent)
+
+    def _keep(self, event: AnyEvent, reader: ShardReader) -> Iterator[AnyEvent]:
+        """The event as the fork's log has it; nothing where it no longer holds."""
+        match event:
+            case RunPaused() | RunFinished():
+                return
+            case RunStarted() | RunResumed():
+                # what a queue holds does not continue this log, and rows come back that need earlier phases
+                phase = {"phase": 0} if isinstance(event, RunResumed) else {}
+                yield msgspec.structs.replace(event, anchor=None, **phase)
+            case ShardSealed():
+                folder = event.file.rpartition("/")[0]
+                if folder not in self._rewritten and self._is_kept(folder):
+                    yield event
+            case UnitCommitted():
+                if self._has(event.node):
+                    yield self._keep_unit(event, reader)
+            case EngineLoaded():
+                yield msgspec.structs.replace(event, identity=event.identity if self._answered(event.engine) else {})
+            case UnitRetried() | UnitSplit():
+                if self._has(event.node):
+                    yield event
+            case _:
+                yield event
+
+    def _answered(self, engine: str) -> bool:
+        """Whether rows that an engine answered are kept, so that it must be loaded from the same again."""
+        return any(node.engine == engine and node.id not in self.reopen.nodes for node in self.plan.nodes.values())
+
+    def _is_kept(self, folder: str) -> bool:
+        return any(node.folder == folder and self._has(node.id) for node in self.plan.nodes.values())
+
+    def _has(self, node: str) -> bool:
+        """Whether the rows of a node or a fork stay: the chain still has it, and it is not taken back."""
+        joins = node in self.plan.forks and bool(self.plan.forks[node].joins)
+        known = node == CHAIN_INPUT or node in self.plan.nodes or joins
+        return known and node not in self.reopen.nodes
+
+    def _keep_unit(self, event: UnitCommitted, reader: ShardReader) -> UnitCommitted:
+        """The unit with the spans that its rejections and its finished rows have now."""
+        off: dict[str, Span] = {
+            file: span for file, span in event.off.items() if file.rpartition("/")[0] not in self._rewritten
+        }
+        lines = [(line, msgspec.json.decode(line)) for line in reader.read("rejected", event.off)]
+        kept = [(line, rejection) for line, rejection in lines if not self._reopens(rejection)]
+        gone = len(lines) - len(kept)
+        self.taken_back += gone
+        off |= self._rewritten["rejected"].append([line for line, _ in kept])
+        is_open = event.root in self._open_roots
+        if event.root_done is not None and not is_open:
+            off |= self._rewritten["flattened"].append(list(reader.read("flattened", event.off)))
+        reasons, earlier = dict(event.reasons), dict(event.earlier)
+        for _, rejection in lines:
+            if self._reopens(rejection):
+                reasons[rejection["reason"]] -= 1
+                if rejection["attempts"]:
+                    earlier[rejection["row_id"]] = parse_earlier(rejection)
+        if event.root in self.reopen.roots:
+            event = _recounted(event)
+        return msgspec.structs.replace(
+            event,
+            off=off,
+            taken=event.taken - gone,
+            rejected=len(kept),
+            reasons={reason: count for reason, count in reasons.items() if count},
+            earlier=earlier,
+            root_done=None if is_open else event.root_done,
+            pos=None,
+        )
+
+
+def _recounted(event: UnitCommitted) -> UnitCommitted:
+    """A unit with the counts that its spans in the shards have."""
+    rows = {"rejected": 0, "flattened": 0, "given": 0}
+    for file, (_, first, _, last) in event.off.items():
+        folder = file.rpartition("/")[0]
+        rows[folder if folder in rows else "given"] += last - first
+    if event.node == CHAIN_INPUT or not (event.taken or rows["given"]):
+        return event
+    taken = rows["given"] + rows["rejected"] + len(event.dropped) - event.added
+    return msgspec.structs.replace(event, taken=taken, given=rows["given"], rejected=rows["rejected"])

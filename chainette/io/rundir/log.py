@@ -1,0 +1,154 @@
+"""The event log: append-only lines with seq and crc; the truth of a run directory (PROTOCOL 16)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
+from chainette.io.rundir.events import AnyEvent, Event, timestamp
+from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
+
+__all__ = ["EventLog", "encode_line", "parse_line", "read_log"]
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(AnyEvent)
+
+#: `,"crc":"xxxxxxxx"}` closes every line.
+_TAIL = len(b',"crc":"00000000"}')
+
+
+def encode_line(event: Event) -> bytes:
+    """The event as a line of the log: its JSON with the CRC-32 of everything before as the last field."""
+    body = _encoder.encode(event)
+    return b'%b,"crc":"%08x"}\n' % (body[:-1], zlib.crc32(body))
+
+
+def parse_line(line: bytes) -> AnyEvent | None:
+    """The event of a whole line without its newline; None where the line is torn or changed."""
+    tail = line[-_TAIL:]
+    body = line[:-_TAIL] + b"}"
+    if tail != b',"crc":"%08x"}' % zlib.crc32(body):
+        return None
+    try:
+        event: AnyEvent = _decoder.decode(body)
+    except msgspec.DecodeError:
+        return None
+    return event
+
+
+def read_log(path: Path, start: int = 0) -> Iterator[tuple[int, AnyEvent]]:
+    """(byte offset, event) of every intact line from `start`; stops at a torn tail.
+
+    Raises:
+        DamagedRun: a bad line is followed by intact ones, or a number is missing.
+    """
+    expected: int | None = None
+    with path.open("rb") as file:
+        file.seek(start)
+        offset = start
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # the end as of now; whoever writes it may be at it, so what follows is not looked at
+            event = parse_line(line[:-1])
+            if event is None:
+                _refuse_unless_tail(path, offset, file)
+                return
+            if expected is not None and event.seq != expected:
+                raise DamagedRun(
+                    f"{path}: byte {offset}: event {expected} is missing, {event.seq} follows; restore the file from a backup"
+                )
+            expected = event.seq + 1
+            yield offset, event
+            offset += len(line)
+
+
+def _refuse_unless_tail(path: Path, offset: int, rest: Iterator[bytes]) -> None:
+    for line in rest:
+        if parse_line(line[:-1]) is not None:
+            raise DamagedRun(
+                f"{path}: the line at byte {offset} is damaged, but later ones are intact, so this is no torn tail; "
+                f"restore the file from a backup (everything before byte {offset} is good)"
+            )
+
+
+class EventLog:
+    """Appends events and makes them durable. One process at a time holds the lock.
+
+    Raises:
+        RunDirectoryInUse: another process holds it.
+        RunDirectoryError: the file system has no locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.epoch = 0
+        self._seq = 0
+        new = not path.exists()
+        with disk_errors(path):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            if isinstance(error, BlockingIOError):
+                raise RunDirectoryInUse(
+                    f"{path.parent} is in use: another process writes to it; wait for it or stop it"
+                ) from None
+            if new:
+                path.unlink(missing_ok=True)
+            raise RunDirectoryError(
+                f"{path.parent} cannot be locked ({error.strerror}): its file system has no flock, so two processes could "
+                f"write it at once. Put the run directory on a local disk and copy it when the run is finished"
+            ) from error
+        if new:
+            fsync_dir(path.parent)
+
+    def continue_after(self, offset: int, seq: int, epoch: int) -> None:
+        """Cuts a torn tail at `offset` and goes on behind event `seq`."""
+        os.ftruncate(self._file, offset)
+        os.fsync(self._file)
+        os.lseek(self._file, offset, os.SEEK_SET)
+        self._seq, self.epoch = seq + 1, epoch
+
+    def append(self, events: Sequence[Event]) -> list[tuple[int, Event]]:
+        """Writes and fsyncs events; returns each with its offset, as it stands in the log.
+
+        Raises:
+            DiskError: the disk refused; nothing of the group is in the log.
+        """
+        at = timestamp()
+        start = offset = os.lseek(self._file, 0, os.SEEK_CUR)
+        seq, written, lines = self._seq, [], []
+        for event in events:
+            stamped = msgspec.structs.replace(event, seq=self._seq, at=at, epoch=self.epoch)
+            line = encode_line(stamped)
+            written.append((offset, stamped))
+            lines.append(line)
+            offset += len(line)
+            self._seq += 1
+        try:
+            with disk_errors(self.path):
+                write_all(self._file, b"".join(lines))
+                os.fsync(self._file)
+        except BaseException:
+            self._take_back(start, seq)
+            raise
+        return written
+
+    def _take_back(self, offset: int, seq: int) -> None:
+        """Cuts off a group that did not get through, so that no later line follows a torn one."""
+        os.ftruncate(self._file, offset)
+        os.lseek(self._file, offset, os.SEEK_SET)
+        self._seq = seq
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

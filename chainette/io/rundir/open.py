@@ -1,0 +1,287 @@
+"""Opening a run directory: a fresh one is created, an older one is recovered to what its log says."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chainette.core.plan import Plan, PlanNode
+from chainette.errors import DamagedRun, RunDirectoryError
+from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.fork import finish_swap, remove_leftovers
+from chainette.io.rundir.log import EventLog, read_log
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.publish import publish_metadata
+from chainette.io.rundir.readback import lines_of_root
+from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.sealing import Sealer
+from chainette.io.rundir.shards import StreamWriter, require_size
+from chainette.io.rundir.writer import RunWriter
+from chainette.io.tables.features import dataset_features
+from chainette.io.tables.schemas import Added, ShardSchemas
+
+__all__ = [
+    "claim_directory",
+    "create",
+    "git_commit",
+    "graph_of",
+    "read_created",
+    "read_state",
+    "recover",
+    "require_shards",
+    "versions",
+]
+
+
+def claim_directory(directory: RunDir) -> EventLog:
+    """Takes an unused directory for a new run and locks it.
+
+    Raises:
+        RunDirectoryError: it holds a run, or files of something else.
+        RunDirectoryInUse: another process writes to it.
+    """
+    finish_swap(directory)
+    path = directory.path
+    if path.exists() and not path.is_dir():
+        raise RunDirectoryError(f"{path} is a file; name a directory for the run")
+    found = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if directory.log.name in found and directory.log.stat().st_size:
+        _refuse_existing(directory)
+    if found - {directory.log.name, directory.inputs.name}:
+        raise RunDirectoryError(
+            f"{path} is not empty and holds no run ({', '.join(sorted(found)[:3])}); name another directory"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot create {path}: {error.strerror}") from error
+    log = EventLog(directory.log)
+    remove_leftovers(directory)
+    return log
+
+
+def _refuse_existing(directory: RunDir) -> None:
+    EventLog(directory.log).close()
+    try:
+        state = read_state(directory)[0]
+        what = f"the run {state.run.run_id} of chain {state.run.chain!r} ({state.status})"
+    except DamagedRun:
+        what = "a damaged run"
+    raise RunDirectoryError(
+        f"{directory} holds {what} already; go on with it: `chainette resume {directory}`, or name another directory"
+    )
+
+
+def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) -> RunWriter:
+    """The writer of a directory that `claim_directory` took; the log has its first line on return."""
+    state = RunState()
+    for offset, event in log.append([created]):
+        state.apply(event, offset)
+    writer = _writer(directory, plan, log, state)
+    publish_metadata(directory, state)
+    return writer
+
+
+def read_state(directory: RunDir) -> tuple[RunState, int]:
+    """Where the run of a directory stands, and where its intact log ends. Reads only, but for what `finish_swap` does.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        RunDirectoryInUse: another process swaps it for one in which rows are pending again.
+        DamagedRun: the log is damaged.
+    """
+    _require_run(directory)
+    state, end = RunState(), 0
+    for offset, event in read_log(directory.log):
+        state.apply(event, offset)
+        end = offset
+    with directory.log.open("rb") as file:
+        file.seek(end)
+        end += len(file.readline()) if state.seq >= 0 else 0
+    return state, end
+
+
+def read_created(directory: RunDir) -> RunCreated:
+    """How the run of a directory began; raises as `read_state` does."""
+    _require_run(directory)
+    state = RunState()
+    for offset, event in read_log(directory.log):
+        state.apply(event, offset)
+        break
+    return state.run
+
+
+def _require_run(directory: RunDir) -> None:
+    finish_swap(directory)
+    if not directory.exists():
+        raise RunDirectoryError(
+            f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one"
+        )
+
+
+def require_shards(directory: RunDir, state: RunState) -> None:
+    """Checks that every shard of a finished run is there, and as long as the log says.
+
+    Raises:
+        DamagedRun: one is not.
+    """
+    if state.status is not Status.FINISHED:
+        return  # its journals are checked when it is resumed
+    for folder, numbers in state.sealed.items():
+        for number, size in numbers.items():
+            require_size(directory.path / folder / f"{number}.{state.run.settings['format']}", size)
+
+
+def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWriter:
+    """The writer of a directory that holds a run: files cut to what the log says.
+
+    It goes on in a new epoch; or in the last one, where what is in flight of it still counts.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        RunDirectoryInUse: another process writes to it.
+        DamagedRun: the log or a shard lost something that was durable.
+    """
+    if not directory.exists():
+        read_state(directory)
+    log = EventLog(directory.log)
+    try:
+        state, end = read_state(directory)
+        _ = state.run
+        log.continue_after(end, state.seq, state.epoch + new_epoch)
+        shutil.rmtree(directory.fleet, ignore_errors=True)  # of one that was killed
+        remove_leftovers(directory)
+        writer = _writer(directory, plan, log, state)
+    except BaseException:
+        log.close()
+        raise
+    return writer
+
+
+def _writer(directory: RunDir, plan: Plan, log: EventLog, state: RunState) -> RunWriter:
+    settings = state.run.settings
+    streams = dict(_streams(directory, plan, settings["format"], settings["max_rows_per_file"]))
+    sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, Added.of(settings)))
+    sealer.delete_unsealed(state.sealed)
+    for stream in streams.values():
+        stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
+    for root in state.lines:
+        for event in lines_of_root(directory, state, root):
+            sealer.note(root, event.off, done=False)
+    return RunWriter(directory, plan, log, state, streams, sealer)
+
+
+def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Iterable[tuple[str, StreamWriter]]:
+    base = directory.path if format == "jsonl" else directory.journals
+    for node in plan.nodes.values():
+        if node.hidden:
+            yield node.id, StreamWriter(f".held/{node.folder}", directory.held / node.folder, max_rows)
+        else:
+            yield node.id, StreamWriter(node.folder, base / node.folder, max_rows)
+    for name in ("rejected", "flattened"):
+        yield name, StreamWriter(name, base / name, max_rows)
+
+
+# -- what the first line says
+
+_NOTHING = Added()
+
+
+def graph_of(plan: Plan, added: Added = _NOTHING) -> dict[str, Any]:
+    """graph.json: nodes, edges, models as JSON Schema, prompts, sampling, engines, fingerprints, columns.
+
+    It equals what is read back of it: lists for tuples, text for enums.
+    """
+    schemas = ShardSchemas(plan, added)
+    graph = {
+        "chain": plan.chain,
+        "emoji": plan.emoji,
+        "fingerprint": plan.fingerprint,
+        "batch_size": plan.batch_size,
+        "parameters": dict(plan.parameters),
+        "input_model": plan.input_model.model_json_schema(),
+        "input_fingerprint": plan.input_fingerprint,
+        "columns": list(plan.columns),
+        "first": _plain(plan.first),
+        "nodes": [_describe(plan, node) for node in plan.nodes.values()],
+        "forks": [_plain(fork) for fork in plan.forks.values()],
+        "engines": {name: config.describe() for name, config in plan.engines.items()},
+        "features": {folder: dataset_features(schemas.columns(folder)) for folder in schemas},
+    }
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(graph))
+    return plain
+
+
+def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
+    from chainette.core.prompt import prompter
+    from chainette.core.step import Step
+
+    described: dict[str, Any] = {
+        "id": node.id,
+        "name": node.node.name,
+        "kind": node.kind,
+        "folder": node.folder,
+        "hidden": node.hidden,
+        "engine": node.engine,
+        "input": node.source,
+        "next": _plain(node.next),
+        "path": list(node.path),
+        "cardinality": node.cardinality,
+        "input_model": node.input_type.__name__ if node.input_type else None,
+        "output_schema": node.output_model.model_json_schema() if node.output_model else None,
+        "fingerprint": node.fingerprint,
+        "rescue": dict(node.rescue),
+    }
+    if isinstance(node.node, Step):
+        described |= {
+            "system_prompt": node.node.system_prompt,
+            "user_prompt": node.node.user_prompt,
+            "output_format_instruction": prompter(plan, node).instruction,
+            "sampling": msgspec.to_builtins(node.node.sampling),
+            "max_attempts": node.node.max_attempts,
+        }
+    return described
+
+
+def _plain(value: Any) -> Any:
+    """A target or a fork as plain data that says what it is."""
+    return {"to": type(value).__name__} | {key: _entry(entry) for key, entry in vars(value).items()}
+
+
+def _entry(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_entry(entry) for entry in value]
+    return _plain(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def versions() -> dict[str, str]:
+    """What the run's arithmetic and files may depend on."""
+    found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
+    for package in ("chainette", "pydantic", "jinja2", "msgspec", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit of the folder that holds the chain, with "+" where files differ; None outside of git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*words: str) -> str | None:
+        done = subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, check=False)  # noqa: S603
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    return commit and commit + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,0 +1,122 @@
+"""Where everything lies in a run directory (DESIGN 5), and how files become durable."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from chainette.errors import DiskError
+
+__all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "write_all"]
+
+
+class RunDir:
+    """The paths below one output directory."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        #: Absolute, so that it stays the same wherever code of the user's goes.
+        self.path = Path(path).absolute()
+        self._shown = str(path)
+
+    def __str__(self) -> str:
+        """The directory as the user named it."""
+        return self._shown
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def log(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def graph(self) -> Path:
+        return self.path / "graph.json"
+
+    @property
+    def metadata(self) -> Path:
+        return self.path / "metadata.json"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def inputs(self) -> Path:
+        """Inputs that are not files of the user's: standard input, Python iterables."""
+        return self.path / "inputs"
+
+    @property
+    def journals(self) -> Path:
+        """JSONL journals of shards that become Parquet or CSV, and their temporaries."""
+        return self.path / ".journal"
+
+    @property
+    def fleet(self) -> Path:
+        """What a fleet of this machine keeps as long as it lives."""
+        return self.path / ".fleet"
+
+    @property
+    def held(self) -> Path:
+        """Rows of steps with `yield_output=False`, until the run is finished."""
+        return self.path / ".held"
+
+    @property
+    def versions(self) -> Path:
+        """Earlier states of the directory; see `io/rundir/versions.py`."""
+        return self.path / ".versions"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.log.exists()
+
+
+def fsync_dir(path: Path) -> None:
+    """Makes creations and renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Writes every byte to a descriptor."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: aside, fsync, rename, fsync of the directory."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
+    with disk_errors(path), aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    fsync_dir(path.parent)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of a write below `path` into one that says what to do.
+
+    Raises:
+        DiskError: the write failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent if path.parent.exists() else Path()).free
+            raise DiskError(
+                f"no space left for {path} ({free >> 20} MiB free). Nothing that was logged is lost; free space, then resume"
+            ) from error
+        raise DiskError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,70 @@
+"""Paths in the log: relative to the chain root, or to the run directory, so that a project that moved resumes as it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.paths import RunDir
+
+__all__ = ["chain_root_of", "input_paths", "placed_below", "placed_input", "way_to"]
+
+
+def placed_below(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str | None:
+    """The path relative to a folder; None if it does not lie below it. Symbolic links in the path stay what they are."""
+    folder = Path(root).resolve()
+    for place in (_plain(path), _resolved(path)):
+        if place.is_relative_to(folder):
+            return place.relative_to(folder).as_posix()
+    return None
+
+
+def _plain(path: str | os.PathLike[str]) -> Path:
+    """The path from the root, without "..", as the user named it."""
+    place = Path(path).absolute()
+    return _resolved(place) if ".." in place.parts else place
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    place = Path(path).absolute()
+    return place.parent.resolve() / place.name
+
+
+def placed_input(identity: Mapping[str, Any], directory: RunDir, chain_root: str) -> dict[str, Any]:
+    """The identity of an input with its paths as the log has them: all of them below one folder, or absolute."""
+    paths = [identity["path"], *identity.get("sources", ())]
+    for below, root in (("run", str(directory.path)), ("chain", chain_root)):
+        placed = [placed_below(path, root) for path in paths] if root else [None]
+        if None not in placed:
+            sources = {"sources": placed[1:]} if "sources" in identity else {}
+            return {**identity, "path": placed[0], **sources, "below": below}
+    absolute = [str(_plain(path)) for path in paths]
+    return {**identity, "path": absolute[0], **({"sources": absolute[1:]} if "sources" in identity else {})}
+
+
+def input_paths(recorded: Mapping[str, Any], directory: RunDir, chain_root: Path) -> list[Path]:
+    """Where the input of a run should be now."""
+    root = {"run": directory.path, "chain": chain_root}.get(recorded.get("below", ""), Path())
+    return [root / path for path in recorded.get("sources") or [recorded["path"]]]
+
+
+def way_to(chain_root: str, directory: RunDir) -> str:
+    """The chain root as seen from the run directory; "" if there is none."""
+    return os.path.relpath(Path(chain_root).resolve(), directory.path.resolve()) if chain_root else ""
+
+
+def chain_root_of(run: RunCreated, directory: RunDir) -> Path:
+    """Where the chain of a run is now: at its old place, else where it was as seen from the run directory."""
+    there = Path(run.chain_root)
+    if not run.way_to_chain or _has_chain(there, run.chain_ref):
+        return there
+    moved = (directory.path.resolve() / run.way_to_chain).resolve()
+    return moved if _has_chain(moved, run.chain_ref) else there
+
+
+def _has_chain(root: Path, reference: str) -> bool:
+    target = root / reference.rpartition(":")[0]
+    return target.exists() if target.suffix else root.is_dir()

@@ -1,0 +1,63 @@
+"""The files that follow from the log: graph.json, metadata.json, the dataset card and the columns of its folders."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from chainette.io.rundir.card import CardConfig, render_card
+from chainette.io.rundir.paths import RunDir, publish
+from chainette.io.rundir.replay import RunState, pretty
+from chainette.io.tables.features import columns_of, schema_file
+
+__all__ = ["publish_metadata", "render_files"]
+
+
+def publish_metadata(directory: RunDir, state: RunState) -> None:
+    """Writes the derived files, each whole.
+
+    Raises:
+        DiskError: the disk refused.
+    """
+    for name, data in render_files(state).items():
+        publish(directory.path / name, data)
+
+
+def render_files(state: RunState) -> dict[str, bytes]:
+    """File name -> content. Pure: the same log gives the same bytes."""
+    run = state.run
+    configs = [_config(state, folder, description) for folder, description in _folders(state)]
+    card = render_card(title=run.chain, run_id=run.run_id, status=state.status, format=run.settings["format"], configs=configs)
+    files = {"graph.json": pretty(state.graph), "metadata.json": pretty(state.metadata()), "README.md": card.encode()}
+    return files | _schemas(configs, run.settings["format"])
+
+
+def _schemas(configs: Iterable[CardConfig], format: str) -> dict[str, bytes]:
+    """The columns of every folder that has rows, for readers of formats without types."""
+    if format == "parquet":
+        return {}
+    return {
+        f".schema/{config.folder}.parquet": schema_file(columns_of(config.features), format)
+        for config in configs
+        if config.rows and config.features
+    }
+
+
+def _folders(state: RunState) -> list[tuple[str, str]]:
+    folders = [(node["folder"], f"output rows of {node['id']}") for node in state.graph["nodes"] if not node["hidden"]]
+    return [
+        *folders,
+        ("flattened", "one row per finished item, across all steps"),
+        ("rejected", "rows that were rejected, with the reason"),
+    ]
+
+
+def _config(state: RunState, folder: str, description: str) -> CardConfig:
+    """A folder that has shards which readers may open."""
+    ends = state.ends.get(folder, {})
+    features = state.graph["features"].get(folder)
+    if state.run.settings["format"] != "jsonl":
+        ends = {number: end for number, end in ends.items() if number in state.sealed.get(folder, {})}
+    content = f"{state.run.run_id} {folder} {sorted(ends.items())}"
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return CardConfig(folder, folder, sum(rows for _, rows in ends.values()), digest, description, features)

@@ -1,0 +1,104 @@
+"""Reading durable rows back: of one outcome, or of everything that an incomplete root has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chainette.core.flow import Durable
+from chainette.core.plan import Plan
+from chainette.io.rundir.events import UnitCommitted
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.reading import cells_of
+from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.shards import Span
+from chainette.io.tables.row_lines import parse_output
+from chainette.io.tables.schemas import Added, ShardSchemas
+
+__all__ = ["ShardReader", "lines_of_root", "rows_of_root"]
+
+
+def rows_of_root(directory: RunDir, plan: Plan, state: RunState, root: int) -> Durable | None:
+    """What is durable of an incomplete root; None where nothing is."""
+    if root not in state.lines:
+        return None
+    reader = ShardReader(directory, plan, state)
+    durable = Durable()
+    for event in lines_of_root(directory, state, root):
+        rejected = [str(rejection["row_id"]) for rejection in reader.rejected(event.off)]
+        node = plan.nodes.get(event.node)
+        if node is None:
+            durable.add_rejected(event.node, rejected)
+        else:
+            folder = f".held/{node.folder}" if node.hidden else node.folder
+            durable.add(node, map(parse_output, reader.read(folder, event.off)), rejected, event.dropped)
+            durable.add_earlier(node.id, event.earlier)
+    return durable
+
+
+def lines_of_root(directory: RunDir, state: RunState, root: int) -> Iterable[UnitCommitted]:
+    """The log's lines of an incomplete root."""
+    for offset in state.lines[root]:
+        _, event = next(iter(read_log(directory.log, offset)))
+        assert isinstance(event, UnitCommitted)
+        yield event
+
+
+class ShardReader:
+    """The rows of a run, wherever they lie now: in a journal, or in a sealed shard."""
+
+    def __init__(self, directory: RunDir, plan: Plan, state: RunState) -> None:
+        settings = state.run.settings
+        self._directory = directory
+        self._ends = state.ends
+        self._format = settings["format"]
+        self._schemas = ShardSchemas(plan, Added.of(settings))
+
+    def rejected(self, off: Mapping[str, Span]) -> Iterable[dict[str, Any]]:
+        """The rejections of one outcome."""
+        return (msgspec.json.decode(line) for line in self.read("rejected", off))
+
+    def read(self, folder: str, off: Mapping[str, Span]) -> Iterable[bytes]:
+        """The lines of one outcome in one folder."""
+        for file, span in off.items():
+            if file.rpartition("/")[0] == folder:
+                yield from self._lines(folder, file, span)
+
+    def first_ids(self) -> Iterator[str]:
+        """The id of the first row of every folder that has rows."""
+        for folder, numbers in self._ends.items():
+            yield from (row["row_id"] for row in self._first(folder, f"{folder}/{next(iter(numbers))}"))
+
+    def _first(self, folder: str, file: str) -> Iterable[dict[str, Any]]:
+        """The first row of a journal or shard, whatever its columns are; nothing if the file is gone."""
+        from chainette.io.tables.arrow import read_rows
+
+        journal, shard = self._journal(folder, file), self._directory.path / f"{file}.{self._format}"
+        if journal.exists():
+            return read_rows(journal, 0, 1)
+        if not shard.exists():
+            return ()
+        return islice(cells_of(shard), 1) if shard.suffix == ".csv" else read_rows(shard, 0, 1)
+
+    def _journal(self, folder: str, file: str) -> Path:
+        in_place = self._format == "jsonl" or folder.startswith(".held/")
+        return (self._directory.path if in_place else self._directory.journals) / f"{file}.jsonl"
+
+    def _lines(self, folder: str, file: str, span: Span) -> Iterable[bytes]:
+        start, first, end, last = span
+        journal = self._journal(folder, file)
+        if journal.exists():
+            with journal.open("rb") as lines:
+                lines.seek(start)
+                yield from lines.read(end - start).removesuffix(b"\n").split(b"\n")
+            return
+        from chainette.io.tables.arrow import read_rows
+
+        shard = self._directory.path / f"{file}.{self._format}"
+        for row in read_rows(shard, first, last - first, self._schemas[folder]):
+            yield msgspec.json.encode(row)

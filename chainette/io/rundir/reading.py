@@ -1,0 +1,60 @@
+"""Rows of a run directory for people: whatever the format, without the chain."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chainette.errors import DamagedRun
+
+if TYPE_CHECKING:
+    from chainette.io.rundir.paths import RunDir
+    from chainette.io.rundir.replay import RunState
+
+__all__ = ["cells_of", "read_folder", "rejection_examples"]
+
+
+def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
+    """The rows of a folder that the log knows, from shards and from journals of shards; CSV cells are text."""
+    from chainette.io.tables.arrow import read_rows
+
+    suffix = state.run.settings["format"]
+    for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
+        shard, journal = run.path / f"{folder}/{number}.{suffix}", run.journals / f"{folder}/{number}.jsonl"
+        if journal.exists():
+            yield from read_rows(journal, 0, count)
+        elif not shard.exists():
+            raise DamagedRun(f"{shard} is not there, but the log knows {count:,} rows of it. Restore the file from a backup")
+        elif suffix == "csv":
+            yield from cells_of(shard)
+        else:
+            yield from read_rows(shard, 0, count)
+
+
+def rejection_examples(run: RunDir, state: RunState, each: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The first rejected rows, up to `each` per (step, reason); reads no further than it must."""
+    wanted = {
+        (step, reason): min(count, each)
+        for step, counts in state.nodes.items()
+        for reason, count in counts.reasons.items()
+        if count
+    }
+    missing = sum(wanted.values())
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rows = read_folder(run, state, "rejected")
+    while missing and (row := next(rows, None)) is not None:
+        group = found.setdefault((row["step_id"], row["reason"]), [])
+        if len(group) < wanted.get((row["step_id"], row["reason"]), 0):
+            group.append(row)
+            missing -= 1
+    return found
+
+
+def cells_of(shard: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV shard as text, by the names in its header."""
+    csv.field_size_limit(sys.maxsize)
+    with shard.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)

@@ -1,0 +1,406 @@
+"""Folding the event log: where a run stands, and the graph.json and metadata.json that follow from it.
+
+`RunState` is fed every event once, by recovery and by the live writer alike; `replay` is the same fold over
+a whole log. Neither looks at anything but events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from chainette.errors import DamagedRun
+from chainette.io.rundir.accounting import Passed, imbalance, ranges
+from chainette.io.rundir.events import (
+    AnyEvent,
+    EngineLoaded,
+    EngineReleased,
+    Event,
+    InputRead,
+    RootDone,
+    RunCancelled,
+    RunCreated,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    ShardSealed,
+    UnitCommitted,
+    UnitRetried,
+    UnitSplit,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+    WorkerRefused,
+)
+from chainette.records import CHAIN_INPUT, Read, Reason, Usage
+
+__all__ = ["NodeCounts", "RunState", "Status", "pretty", "replay"]
+
+#: Inputs up to this size, and Parquet, were counted exactly by versions that did not log the number of records at the end.
+_COUNTED_BYTES = 8 << 20
+
+#: Roots that do not add up and are named.
+_SHOWN = 5
+
+
+#: What the log calls folders of steps with `yield_output=False`.
+_HELD = ".held/"
+
+
+class Status(StrEnum):
+    """Where a run stands."""
+
+    #: a process works on it, or was killed while it did
+    RUNNING = "running"
+    #: it stopped before the end and can be resumed
+    PAUSED = "paused"
+    #: it was given up
+    CANCELLED = "cancelled"
+    #: every record of the input is in a complete root, and every step balances
+    FINISHED = "finished"
+
+
+@dataclass
+class NodeCounts:
+    """Rows of one node: in = out + rejected + dropped + stopped - expanded."""
+
+    taken: int = 0
+    given: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    stopped: int = 0
+    expanded: int = 0
+    retried: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row that went in is accounted for."""
+        return self.taken == self.given + self.rejected + self.dropped + self.stopped - self.expanded
+
+    def plain(self) -> dict[str, Any]:
+        """The counts under the names that people read."""
+        counts: dict[str, Any] = {
+            "in": self.taken,
+            "out": self.given,
+            "rejected": self.rejected,
+            "dropped": self.dropped,
+            "stopped": self.stopped,
+            "expanded": self.expanded,
+            "balanced": self.balanced,
+        }
+        if self.reasons:
+            counts["reasons"] = dict(sorted(self.reasons.items()))
+        if self.usage.requests:
+            counts |= {"asked_again": self.usage.requests - self.taken if self.usage.requests > self.taken else 0}
+            counts["usage"] = _plain(self.usage)
+        return counts
+
+
+@dataclass
+class RunState:
+    """The fold of a log up to its last event."""
+
+    created: RunCreated | None = None
+    status: Status = Status.RUNNING
+    reason: str = ""
+    epoch: int = 0
+    seq: int = -1
+    graph: dict[str, Any] = field(default_factory=dict)
+    expected: int | None = None
+    started_at: str = ""
+    #: Phases that a fleet has gone through.
+    phase: int = 0
+    ended_at: str = ""
+    input_digest: str = ""
+    #: The input as the last session found it; see `RunCreated.input`.
+    input: dict[str, Any] = field(default_factory=dict)
+    #: How far the input was read for everything that is durable.
+    read: Read | None = None
+    #: Records to take from the input; None: all.
+    limit: int | None = None
+    #: (root, record) where roots begin to be counted from; a raised limit begins a new root.
+    starts: tuple[tuple[int, int], ...] = ((0, 0),)
+    nodes: dict[str, NodeCounts] = field(default_factory=dict)
+    #: Folder -> journal number -> (bytes, rows).
+    ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    sealed: dict[str, dict[int, int]] = field(default_factory=dict)
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    workers: set[str] = field(default_factory=set)
+    #: Every Redis that moved the run's units, without passwords.
+    redis: set[str] = field(default_factory=set)
+    retries: int = 0
+    finished_rows: int = 0
+    records: int = 0
+    #: Whether the run was finished once, so that the rows of steps with `yield_output=False` are gone.
+    swept: bool = False
+    #: (stream id, token) of the last durable result of a fleet, or of the epoch's anchor.
+    position: tuple[str, str] | None = None
+    #: One byte per root, 1 once it is complete.
+    done: bytearray = field(default_factory=bytearray)
+    done_count: int = 0
+    #: Root -> log offsets of its lines, while it is not complete.
+    lines: dict[int, list[int]] = field(default_factory=dict)
+    #: Root -> node -> its rows there, while it is not complete.
+    passed: dict[int, dict[str, Passed]] = field(default_factory=dict)
+    #: Complete root -> where its rows do not add up, in words.
+    broken: dict[int, str] = field(default_factory=dict)
+    #: Journal -> what of its rows no line of the log speaks of, in words.
+    holes: dict[str, str] = field(default_factory=dict)
+    #: Records that the whole input had at the end; None before, and in logs of older versions.
+    total: int | None = None
+    #: Whether a `run_finished` is in the log: rows that are kept for resuming only are gone.
+    ended: bool = False
+    #: Roots that were complete when the current epoch began.
+    done_before: int = 0
+
+    @property
+    def run(self) -> RunCreated:
+        """The first event.
+
+        Raises:
+            DamagedRun: the log does not begin with it.
+        """
+        if self.created is None:
+            raise DamagedRun("events.jsonl holds no run: its first line is missing; delete the directory and run again")
+        return self.created
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Values of the parameters of the chain's factory."""
+        found: dict[str, Any] = self.graph.get("parameters", {})
+        return found
+
+    def is_done(self, root: int) -> bool:
+        """Whether a root is complete."""
+        return root < len(self.done) and bool(self.done[root])
+
+    def node(self, node: str) -> NodeCounts:
+        return self.nodes.setdefault(node, NodeCounts())
+
+    def apply(self, event: AnyEvent | Event, offset: int = 0) -> None:
+        """Takes in the next event, which stands at `offset` in the log."""
+        if event.epoch != self.epoch:
+            self.done_before = self.done_count
+        self.seq, self.epoch = event.seq, event.epoch
+        match event:
+            case RunCreated():
+                self.created, self.graph, self.input = event, event.graph, event.input
+                self.limit = event.settings.get("limit")
+                self._note_redis(event.way.get("redis", ""))
+            case RunStarted():
+                self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
+            case RunResumed():
+                self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
+                self.graph, self.phase = event.graph or self.graph, event.phase
+                self.input = event.input or self.input
+                if event.limit is not None:
+                    self._raise_limit(event.limit)
+                self._note_redis(event.redis)
+            case InputRead():
+                self.apply_read(Read(event.upto, event.digest))
+            case UnitCommitted():
+                self._commit(event, offset)
+            case UnitRetried():
+                self.retries += 1
+                self.node(event.node).retried += 1
+            case EngineLoaded():
+                self._load(event)
+            case ShardSealed():
+                folder, _, number = event.file.rpartition("/")
+                self.sealed.setdefault(folder, {})[int(number)] = event.bytes
+                _, known = self.ends.get(folder, {}).get(int(number), (0, 0))
+                if event.rows != known:
+                    self.holes[event.file] = f"{event.file} has {event.rows:,} rows, and the log speaks of {known:,}"
+            case RunPaused():
+                self.status, self.reason, self.ended_at = Status.PAUSED, event.reason, event.at
+            case RunCancelled():
+                self.status, self.ended_at = Status.CANCELLED, event.at
+            case RunFinished():
+                self._finish(event)
+            case WorkerJoined():
+                self.workers.add(event.worker)
+            case UnitSplit() | EngineReleased() | WorkerLeft() | WorkerLost() | WorkerRefused():
+                pass
+
+    def _finish(self, event: RunFinished) -> None:
+        """Believes that the run is finished only if the rest of the log bears it out."""
+        self.ended_at, self.input_digest, self.total, self.ended = event.at, event.input_digest, event.records, True
+        gaps = self.gaps()
+        self.status = Status.PAUSED if gaps else Status.FINISHED
+        self.reason = f"not finished, although its log says so: {'; '.join(gaps)}" if gaps else ""
+        self.swept = True
+        self.ends = {folder: ends for folder, ends in self.ends.items() if not folder.startswith(_HELD)}
+
+    def _raise_limit(self, limit: int) -> None:
+        if self.limit is not None and limit > self.limit:
+            self.starts += ((self._roots_of(self.limit), self.limit),)
+            self.limit, self.total, self.ended = limit, None, False
+
+    def _roots_of(self, records: int) -> int:
+        """How many roots this many records make."""
+        root, first = next(start for start in reversed(self.starts) if start[1] < records or start[1] == 0)
+        return root + -(-(records - first) // int(self.run.settings["batch_size"]))
+
+    def apply_read(self, read: Read) -> None:
+        """The input was read this far, for rows that may be durable."""
+        if self.read is None or read.upto > self.read.upto:
+            self.read = read
+
+    def _note_redis(self, address: str) -> None:
+        if address:
+            self.redis.add(address)
+
+    def _commit(self, event: UnitCommitted, offset: int) -> None:
+        self.position = event.pos or self.position
+        if event.node != CHAIN_INPUT:  # bad lines are counted when their root is complete
+            self._count(event)
+            self.passed.setdefault(event.root, {}).setdefault(event.node, Passed()).add(event)
+        for file, (_, first, size, rows) in event.off.items():
+            folder, _, number = file.rpartition("/")
+            ends = self.ends.setdefault(folder, {})
+            _, known = ends.get(int(number), (0, 0))
+            if first != known:
+                self.holes[file] = f"the log does not speak of rows {known:,} to {first - 1:,} of {file}"
+            ends[int(number)] = (size, rows)
+        if event.root_done is None:
+            self.lines.setdefault(event.root, []).append(offset)
+            return
+        self.lines.pop(event.root, None)
+        if self.is_done(event.root):
+            self.broken[event.root] = "it was completed twice"
+        elif words := imbalance(self.graph, self.passed.pop(event.root, {}), event.root_done):
+            self.broken[event.root] = words
+        self._finish_root(event.root, event.root_done)
+
+    def _count(self, event: UnitCommitted) -> None:
+        counts = self.node(event.node)
+        counts.taken += event.taken
+        counts.given += event.given
+        counts.rejected += event.rejected
+        counts.dropped += len(event.dropped)
+        counts.expanded += event.added
+        counts.usage += event.usage
+        for reason, count in event.reasons.items():
+            counts.reasons[reason] = counts.reasons.get(reason, 0) + count
+
+    def _finish_root(self, root: int, done: RootDone) -> None:
+        self.done.extend(bytes(max(0, root + 1 - len(self.done))))
+        self.done[root] = 1
+        self.done_count += 1
+        self.records += done.records
+        self.finished_rows += done.finished
+        source = self.node(CHAIN_INPUT)
+        source.taken += done.records
+        source.given += done.records - done.bad
+        source.rejected += done.bad
+        if done.bad:
+            source.reasons[Reason.INVALID_INPUT] = source.rejected
+        for fork, (taken, stopped) in done.forks.items():
+            counts = self.node(fork)
+            counts.taken += taken
+            counts.stopped += stopped
+            counts.given += taken - stopped
+
+    def _load(self, event: EngineLoaded) -> None:
+        known = self.engines.setdefault(event.engine, {"loads": 0, "load_seconds": 0.0})
+        known |= {"backend": event.backend, "model": event.model, "deterministic": event.deterministic, **event.details}
+        known["identity"] = event.identity or known.get("identity", {})
+        known["loads"] += 1
+        known["load_seconds"] = round(known["load_seconds"] + event.seconds, 3)
+
+    def loaded_from(self, engine: str) -> Mapping[str, str]:
+        """What the engine was loaded from when it answered the rows that are there; {} if that is not known."""
+        identity: dict[str, str] = self.engines.get(engine, {}).get("identity", {})
+        return identity
+
+    def imbalances(self) -> list[str]:
+        """What does not add up, in words; [] if every row of every complete root is accounted for."""
+        found = [f"{node}: {counts.plain()}" for node, counts in self.nodes.items() if not counts.balanced]
+        late = {root: "rows came after it was complete" for root in self.lines if self.is_done(root)}
+        return found + [f"root {root:,}: {words}" for root, words in sorted((self.broken | late).items())[:_SHOWN]]
+
+    def gaps(self, records: int | None = None) -> list[str]:
+        """Why the run is not finished, in words; [] if it is. `records`: how many the whole input has.
+
+        The only place that decides it: every record is in a root that is complete in the log, and every step balances.
+        """
+        records = self._known_records() if records is None else records
+        size = self.run.settings["batch_size"]
+        count = max([self._roots_of(records or 0), len(self.done), *(root + 1 for root in self.lines)])
+        missing = [root for root in range(count) if not self.is_done(root)]
+        found = []
+        if missing:
+            roots = f"root{'s' * (len(missing) > 1)} {ranges(missing)}"
+            found.append(f"{roots} of {count:,} (each of {size:,} records) not complete")
+        elif records is not None and self.records != records:
+            found.append(f"its roots have {self.records:,} records, and the input {records:,}")
+        return found + [*self.holes.values()][:_SHOWN] + self.imbalances()
+
+    def _known_records(self) -> int | None:
+        """How many records the input had; None if neither the log's end nor its beginning says so exactly."""
+        if self.total is not None:
+            return self.total
+        read = self.run.input
+        exact = read.get("kind") == "parquet" or read.get("size", _COUNTED_BYTES + 1) <= _COUNTED_BYTES
+        return self.expected if exact else None
+
+    def metadata(self) -> dict[str, Any]:
+        """metadata.json."""
+        run = self.run
+        order = [CHAIN_INPUT, *(node["id"] for node in self.graph["nodes"])]
+        order += [node for node in self.nodes if node not in order]
+        usage = sum((counts.usage for counts in self.nodes.values()), Usage())
+        imbalances = self.imbalances()
+        return {
+            "run_id": run.run_id,
+            "chain": run.chain,
+            "status": self.status,
+            "reason": self.reason if self.status is Status.PAUSED else "",
+            "created_at": run.at,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "epoch": self.epoch,
+            "seed": run.settings.get("seed", 0),
+            "settings": run.settings | {"limit": self.limit},
+            "chain_ref": run.chain_ref,
+            "parameters": self.parameters,
+            "fingerprint": self.graph["fingerprint"],
+            "git": run.git,
+            "versions": run.versions,
+            "input": self.input | {"digest": self.input_digest},
+            "records": self.records,
+            "rows_finished": self.finished_rows,
+            "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),
+            "balanced": not imbalances,
+            **({"imbalances": imbalances} if imbalances else {}),
+            "simulated": any(engine.get("simulated") for engine in self.engines.values()),
+            "usage": _plain(usage),
+            "units_retried": self.retries,
+            "engines": self.engines,
+            "workers": sorted(self.workers),
+            "steps": {node: self.node(node).plain() for node in order},
+        }
+
+
+def replay(events: Iterable[AnyEvent]) -> tuple[bytes, bytes]:
+    """(graph.json, metadata.json) as bytes, out of a run's events alone."""
+    state = RunState()
+    for event in events:
+        state.apply(event)
+    return pretty(state.graph), pretty(state.metadata())
+
+
+def _plain(usage: Usage) -> dict[str, Any]:
+    return {name: round(value, 3) for name, value in msgspec.structs.asdict(usage).items()}
+
+
+def pretty(value: Any) -> bytes:
+    """JSON for people."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -1,0 +1,42 @@
+"""Going back to the newest version of a run directory, and forth again."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from chainette.errors import RunDirectoryError
+from chainette.io.rundir.fork import aside_of, remove_leftovers, swap
+from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.open import read_created, read_state
+from chainette.io.rundir.paths import RunDir, disk_errors
+from chainette.io.rundir.publish import publish_metadata
+from chainette.io.rundir.versions import keep_versions, link_tree, version_numbers
+
+__all__ = ["rollback"]
+
+
+def rollback(directory: RunDir) -> None:
+    """Swaps a directory with its newest version; once more swaps them back.
+
+    Raises:
+        RunDirectoryInUse: another process writes to it.
+        RunDirectoryError: there is no run, or no version of it.
+        DamagedRun: the log of the version is damaged.
+        DiskError: the disk refused; the directory is as it was.
+    """
+    read_created(directory)
+    with closing(EventLog(directory.log)):
+        remove_leftovers(directory)
+        numbers = version_numbers(directory)
+        if not numbers:
+            raise RunDirectoryError(
+                f"{directory} has no earlier version to go back to; `resume --from` and `rejected --retry` keep one"
+            )
+        *older, newest = numbers
+        version, aside = directory.versions / str(newest), RunDir(aside_of(directory.path))
+        state, _ = read_state(RunDir(version))
+        with disk_errors(aside.path):
+            link_tree(version, aside.path)
+            publish_metadata(aside, state)
+            keep_versions(directory, aside, older)
+            swap(directory.path)

@@ -1,0 +1,121 @@
+"""Sealing: a full journal becomes a shard in the run's format (PROTOCOL 16)."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from chainette.io.rundir.events import ShardSealed
+from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
+from chainette.io.rundir.shards import Format, StreamWriter, require_size
+
+__all__ = ["Sealer"]
+
+
+class Sealer:
+    """Knows which journals are complete, and turns them into shards.
+
+    A JSONL journal is its shard. A Parquet or CSV shard is written aside, fsynced and renamed; its
+    journal stays until every root in it is complete, since resuming a root reads journals.
+    """
+
+    def __init__(
+        self, directory: RunDir, format: Format, streams: Mapping[str, StreamWriter], schemas: Mapping[str, Any]
+    ) -> None:
+        self._directory = directory
+        self._format = format
+        self._streams = streams
+        #: Folder -> what the format's writer needs to know of its columns.
+        self._schemas = schemas
+        #: Journal -> roots with rows in it that are not complete.
+        self._open: Counter[str] = Counter()
+        #: Root that is not complete -> journals with its rows. In phases that may be every root of the run.
+        self._files: dict[int, tuple[str, ...]] = {}
+
+    def note(self, root: int, files: Iterable[str], *, done: bool) -> None:
+        """Rows of a root went to these journals; `done` where the root is complete."""
+        if self._format == "jsonl":
+            return
+        before = self._files.pop(root, ())
+        new = tuple(sys.intern(file) for file in files if file not in before)
+        if done:
+            self._open.subtract(before)
+        else:
+            self._open.update(new)
+            self._files[root] = before + new
+
+    def ready(self) -> Iterator[tuple[StreamWriter, int]]:
+        """Full journals that can be sealed now."""
+        for stream in self._sealable():
+            for number in list(stream.full):
+                if not self._open[stream.file(number)]:
+                    stream.full.remove(number)
+                    yield stream, number
+
+    def rest(self) -> Iterator[tuple[StreamWriter, int]]:
+        """Every journal that is left at the end of a run."""
+        for stream in self._sealable():
+            for number in list(stream.close()):
+                stream.full.remove(number)
+                yield stream, number
+
+    def _sealable(self) -> list[StreamWriter]:
+        return [stream for stream in self._streams.values() if stream.folder in self._schemas]
+
+    def seal(self, stream: StreamWriter, number: int) -> ShardSealed:
+        """Gives the shard its final form, durably; the caller logs the event.
+
+        Raises:
+            DiskError: the disk refused; the journal is untouched.
+        """
+        journal = stream.journal(number)
+        del self._open[stream.file(number)]
+        rows = stream.rows(number)
+        if self._format == "jsonl":
+            return ShardSealed(file=stream.file(number), rows=rows, bytes=journal.stat().st_size)
+        target = self.shard(stream.folder, number)
+        aside = journal.with_suffix(f".{self._format}.tmp")
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._convert(journal, aside, stream.folder)
+            aside.replace(target)
+            fsync_dir(target.parent)
+            fsync_dir(target.parent.parent)
+        return ShardSealed(file=stream.file(number), rows=rows, bytes=target.stat().st_size)
+
+    def _convert(self, journal: Path, aside: Path, folder: str) -> None:
+        from chainette.io.tables.arrow import seal_csv, seal_parquet
+
+        convert = seal_parquet if self._format == "parquet" else seal_csv
+        convert(journal, aside, self._schemas[folder])
+
+    def sweep(self, stream: StreamWriter, number: int) -> None:
+        """Deletes the journal of a shard that the log says is sealed."""
+        if self._format != "jsonl":
+            stream.journal(number).unlink(missing_ok=True)
+
+    def shard(self, folder: str, number: int) -> Path:
+        """Where a sealed shard lies."""
+        return self._directory.path / folder / f"{number}.{self._format}"
+
+    def delete_unsealed(self, sealed: Mapping[str, Mapping[int, int]]) -> None:
+        """Deletes shards that no shard_sealed speaks of: their journals are still there.
+
+        Raises:
+            DamagedRun: a sealed shard is not whole.
+        """
+        for folder, numbers in sealed.items():
+            for number, size in numbers.items():
+                require_size(self.shard(folder, number), size)
+        if self._format == "jsonl":
+            return
+        for stream in self._sealable():
+            known = {self.shard(stream.folder, number) for number in sealed.get(stream.folder, ())}
+            for number in sealed.get(stream.folder, ()):
+                self.sweep(stream, number)
+            for path in (self._directory.path / stream.folder).glob(f"*.{self._format}"):
+                if path not in known:
+                    path.unlink()

@@ -1,0 +1,63 @@
+"""Earlier states of a run directory, kept whole inside it as `.versions/<n>`.
+
+A version is a tree of hard links. Nothing that is linked is ever written in place: logs, journals and open shards have one
+place each (`fork` copies those that the new directory goes on with), and derived files are replaced by rename.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+from chainette.io.rundir.paths import RunDir, fsync_dir
+
+__all__ = ["KEPT", "copy", "keep_versions", "link", "link_tree", "version_numbers"]
+
+#: Versions of one directory.
+KEPT = 2
+
+
+def version_numbers(directory: RunDir) -> list[int]:
+    """The versions of a directory, the newest last."""
+    if not directory.versions.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.versions.iterdir() if entry.name.isdecimal())
+
+
+def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> None:
+    """Gives a directory that replaces another one its versions: the newest of `numbers`, and the replaced one as a new one."""
+    for number in numbers[1 - KEPT :]:
+        link_tree(source.versions / str(number), target.versions / str(number))
+    number = max(version_numbers(source), default=0) + 1
+    link_tree(source.path, target.versions / str(number), but=(source.versions.name, source.fleet.name))
+
+
+def link_tree(source: Path, target: Path, but: Container[str] = ()) -> None:
+    """A second tree with the same files, durable on return."""
+    target.mkdir(parents=True)
+    for entry in sorted(source.iterdir()):
+        if entry.name in but:
+            continue
+        if entry.is_dir():
+            link_tree(entry, target / entry.name)
+        else:
+            link(entry, target / entry.name)
+    fsync_dir(target)
+    fsync_dir(target.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link; a copy if the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        copy(source, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A copy of a file, durable on return."""
+    shutil.copy2(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())

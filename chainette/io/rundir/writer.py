@@ -1,0 +1,371 @@
+"""RunWriter: outcomes in, durable rows out. The only writer of a run directory.
+
+`commit` takes a group: rows go to the shards and are fsynced, then one log line per outcome is written and
+fsynced. A crash between the two leaves rows that the log does not know, which recovery cuts off; so every
+row that the log speaks of is on the disk once, and nothing else is (DESIGN 5, PROTOCOL 16, 17).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from chainette.core.flow import Durable, settle
+from chainette.core.plan import Plan
+from chainette.errors import NotFinished, RunStopped
+from chainette.io.rundir.changes import different_models
+from chainette.io.rundir.events import (
+    EngineLoaded,
+    Event,
+    InputRead,
+    RootDone,
+    RunCancelled,
+    RunFinished,
+    RunPaused,
+    UnitCommitted,
+)
+from chainette.io.rundir.fork import starts_of
+from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.publish import publish_metadata
+from chainette.io.rundir.readback import rows_of_root
+from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.sealing import Sealer
+from chainette.io.rundir.shards import Span, StreamWriter
+from chainette.io.tables.row_lines import flattened_line, output_line, rejection_line
+from chainette.io.tables.schemas import Added
+from chainette.records import Outcome, Read, Row, Unit, record_of
+
+__all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "Reopened", "RunWriter", "Scratch", "Suspended", "tidy"]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A root enters: its good rows, and how many records it has."""
+
+    root: int
+    rows: list[Row]
+    records: int
+    #: What an earlier session made durable of it.
+    durable: Durable | None = None
+    #: How far the input was read for it.
+    read: Read | None = None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A unit's outcome; `done` where it was the last of its root.
+
+    The rejections of bad lines come as a commit at `chain_input`; a root without any pending row
+    completes with one too.
+    """
+
+    unit: Unit
+    outcome: Outcome
+    done: bool
+    #: (stream id, token) of the result in a fleet.
+    pos: tuple[str, str] | None = None
+    #: Rows that went in, where the unit came without them.
+    taken: int | None = None
+
+
+@dataclass(frozen=True)
+class Suspended:
+    """A root waits for a later phase; what it has is in the shards."""
+
+    root: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a group came to."""
+
+    #: Finished rows of each root that the group completed.
+    finished: list[list[Row]]
+    #: Log events in order.
+    events: list[Event]
+    #: Seconds that rows and log took to be synced.
+    synced: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """What a session found different from what the log says, and what it is told; for its first line."""
+
+    #: The input's identity, if it moved or has other times.
+    input: dict[str, Any] | None = None
+    #: The limit, if it is higher.
+    limit: int | None = None
+
+
+#: What a writer takes in; an event is logged in its place.
+Item = Admitted | Commit | Suspended | Event
+
+
+@dataclass
+class _Live:
+    rows: list[Row]
+    records: int
+    durable: Durable
+    keys: dict[str, bytes | None]
+
+
+class LiveRoots:
+    """The outcomes of roots between admission and completion; bounded by the window."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._live: dict[int, _Live] = {}
+
+    def open(self, admitted: Admitted) -> None:
+        keys = {row.row_id: row.key for row in admitted.rows}
+        self._live[admitted.root] = _Live(admitted.rows, admitted.records, admitted.durable or Durable(), keys)
+
+    def add(self, commit: Commit) -> None:
+        durable, outcome = self._live[commit.unit.root].durable, commit.outcome
+        node = self._plan.nodes.get(commit.unit.node)
+        if node is not None:
+            durable.add(node, outcome.outputs, (rejection.row_id for rejection in outcome.rejected), outcome.dropped)
+
+    def key(self, root: int, row_id: str) -> bytes | None:
+        """The `--key` value of a row, or of the row it descends from."""
+        return self._live[root].keys.get(record_of(row_id))
+
+    def close(self, root: int) -> tuple[list[Row], RootDone]:
+        """Finished rows of a complete root, and what its log line says."""
+        live = self._live.pop(root)
+        settled = settle(self._plan, root, live.rows, live.durable)
+        bad = live.records - len(live.rows)
+        return settled.rows, RootDone(live.records, bad, len(settled.rows), settled.forks)
+
+    def suspend(self, root: int) -> Durable:
+        """Lets go of a root that is not complete; returns what it has."""
+        return self._live.pop(root).durable
+
+
+class RunWriter:
+    """Writes one run directory. Made by `io.session`, which creates or recovers the directory."""
+
+    def __init__(
+        self, directory: RunDir, plan: Plan, log: EventLog, state: RunState, streams: dict[str, StreamWriter], sealer: Sealer
+    ) -> None:
+        self.directory = directory
+        self.plan = plan
+        self.state = state
+        self._log = log
+        self._streams = streams
+        self._sealer = sealer
+        self._roots = LiveRoots(plan)
+        self.reopened = Reopened()
+        #: How far the input was read, where the log does not say so yet.
+        self._read: Read | None = None
+        self.added = Added.of(state.run.settings)
+        self._flattened = bool(state.run.settings.get("flattened", True))
+
+    @property
+    def epoch(self) -> int:
+        """How often the run was resumed, or went on in another phase."""
+        return self._log.epoch
+
+    @property
+    def raised(self) -> bool:
+        """Whether this session began an epoch of its own."""
+        return self._log.epoch > self.state.epoch
+
+    def raise_epoch(self) -> None:
+        """Begins a new epoch with the next event, unless that was done already and not yet said."""
+        self._log.epoch = max(self._log.epoch, self.state.epoch + 1)
+
+    # -- rows
+
+    def commit(self, group: Sequence[Item]) -> Committed:
+        """Makes a group durable; the whole group or, after a crash, a prefix of it.
+
+        Raises:
+            DiskError: the disk refused; nothing of the group counts.
+        """
+        finished: list[list[Row]] = []
+        events: list[Event] = []
+        for item in group:
+            match item:
+                case Admitted():
+                    self._roots.open(item)
+                    self._note_read(item.read)
+                case Suspended():
+                    self._roots.suspend(item.root)
+                case Commit():
+                    events += self._unlogged_read()
+                    events.append(self._write(item, finished))
+                case EngineLoaded():
+                    self._require_same_model(item)
+                    events.append(item)
+                case _:
+                    events.append(item)
+        began = perf_counter()
+        for stream in self._streams.values():
+            stream.sync()
+        logged = self.record(events)
+        synced = perf_counter() - began
+        return Committed(finished, logged + self._seal(self._sealer.ready()), synced)
+
+    def _require_same_model(self, event: EngineLoaded) -> None:
+        """Raises RunStopped if an engine was loaded from something else than the one that answered earlier rows."""
+        found = different_models(event.engine, self.state.loaded_from(event.engine), event.identity)
+        if found:
+            answered = [node.id for node in self.plan.nodes.values() if node.engine == event.engine]
+            steps = " ".join(f"--from {step}" for step in starts_of(self.plan, answered))
+            raise RunStopped(
+                f"{' and '.join(found)} since it answered rows of this run. Put the old one back and resume, "
+                f"or compute its rows anew: `chainette resume {self.directory} {steps}`"
+            )
+
+    def _seal(self, shards: Iterable[tuple[StreamWriter, int]]) -> list[Event]:
+        """Gives full shards their final form; a journal goes once the log says that its shard is sealed."""
+        sealed = [(stream, number, self._sealer.seal(stream, number)) for stream, number in shards]
+        logged = self.record([event for _, _, event in sealed])
+        for stream, number, _ in sealed:
+            self._sealer.sweep(stream, number)
+        return logged
+
+    def _write(self, commit: Commit, finished: list[list[Row]]) -> UnitCommitted:
+        """Appends the rows of one outcome, and of its root where that is complete."""
+        unit, outcome = commit.unit, commit.outcome
+        works = unit.node in self.plan.nodes  # joins and bad lines are counted with their root
+        taken = (commit.taken if commit.taken is not None else len(unit.rows)) if works else 0
+        self._roots.add(commit)
+        off = self._append_outputs(unit, outcome)
+        if outcome.rejected:
+            lines = [rejection_line(rejection, self.added) for rejection in outcome.rejected]
+            off |= self._streams["rejected"].append(lines)
+        root_done = None
+        if commit.done:
+            rows, root_done = self._roots.close(unit.root)
+            finished.append(rows)
+            if self._flattened and rows:
+                off |= self._streams["flattened"].append([flattened_line(self.plan, row, self.added) for row in rows])
+        self._sealer.note(unit.root, off, done=commit.done)
+        return UnitCommitted(
+            node=unit.node,
+            root=unit.root,
+            unit=unit.part,
+            off=off,
+            taken=taken,
+            given=len(outcome.outputs),
+            rejected=len(outcome.rejected),
+            added=len(outcome.outputs) + len(outcome.rejected) + len(outcome.dropped) - taken if works else 0,
+            dropped=outcome.dropped,
+            reasons=dict(Counter(rejection.reason for rejection in outcome.rejected)),
+            usage=outcome.usage,
+            root_done=root_done,
+            pos=commit.pos,
+        )
+
+    def _note_read(self, read: Read | None) -> None:
+        known = self._read or self.state.read
+        if read is not None and (known is None or read.upto > known.upto):
+            self._read = read
+
+    def _unlogged_read(self) -> list[Event]:
+        """How far the input was read, in front of the first unit whose rows come from there."""
+        read, self._read = self._read, None
+        return [] if read is None else [InputRead(upto=read.upto, digest=read.digest)]
+
+    def _append_outputs(self, unit: Unit, outcome: Outcome) -> dict[str, Span]:
+        node = self.plan.nodes.get(unit.node)
+        if node is None or not outcome.outputs:
+            return {}
+        lines = [
+            output_line(node, output, self._roots.key(unit.root, output.row_id) if self.added.key else None, self.added)
+            for output in outcome.outputs
+        ]
+        return self._streams[node.id].append(lines)
+
+    def durable(self, root: int) -> Durable | None:
+        """What earlier phases or sessions left of an incomplete root."""
+        return rows_of_root(self.directory, self.plan, self.state, root)
+
+    # -- events
+
+    def record(self, events: Iterable[Event]) -> list[Event]:
+        """Logs events; durable on return."""
+        events = list(events)
+        if not events:
+            return []
+        logged = []
+        for offset, event in self._log.append(events):
+            self.state.apply(event, offset)
+            logged.append(event)
+        return logged
+
+    def finish(self, input_digest: str, records: int) -> list[Event]:
+        """Seals every shard, closes the log with run_finished, and writes what follows from it.
+
+        Raises:
+            NotFinished: by the log, some of the input's `records` are missing, or a step does not balance.
+        """
+        if gaps := self.state.gaps(records):
+            raise NotFinished(self.directory, gaps)
+        finished = RunFinished(input_digest=input_digest, records=records)
+        logged = self._seal(self._sealer.rest()) + self.record([finished])
+        tidy(self.directory, self.state)
+        return logged
+
+    def cancel(self) -> list[Event]:
+        """Says in the log that the run was given up, and brings the derived files up to date."""
+        logged = self.record([RunCancelled()])
+        publish_metadata(self.directory, self.state)
+        return logged
+
+    def pause(self, reason: str) -> list[Event]:
+        """Says in the log that the run stopped, and brings the derived files up to date; a finished run stays finished."""
+        if self.state.status is Status.FINISHED:
+            return []
+        logged = self.record([RunPaused(reason=reason)])
+        publish_metadata(self.directory, self.state)
+        return logged
+
+    def close(self) -> None:
+        """Gives the directory back. What is logged stays; the rest is cut off by the next session."""
+        for stream in self._streams.values():
+            stream.let_go()
+        self._log.close()
+
+
+def tidy(directory: RunDir, state: RunState) -> None:
+    """Leaves a finished run's directory as it is meant to be read; safe to repeat after a crash."""
+    shutil.rmtree(directory.held, ignore_errors=True)
+    shutil.rmtree(directory.journals, ignore_errors=True)
+    publish_metadata(directory, state)
+
+
+class Scratch:
+    """The writer of a run without a directory: keeps live roots only, and hands on what is finished."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._roots = LiveRoots(plan)
+        self._suspended: dict[int, Durable] = {}
+
+    def commit(self, group: Sequence[Item]) -> Committed:
+        """Takes a group in; nothing is written."""
+        finished: list[list[Row]] = []
+        for item in group:
+            match item:
+                case Admitted():
+                    self._roots.open(item)
+                case Suspended():
+                    self._suspended[item.root] = self._roots.suspend(item.root)
+                case Commit():
+                    self._roots.add(item)
+                    if item.done:
+                        finished.append(self._roots.close(item.unit.root)[0])
+                case _:
+                    pass
+        return Committed(finished, [])
+
+    def durable(self, root: int) -> Durable | None:
+        """What earlier phases left of a root."""
+        return self._suspended.pop(root, None)

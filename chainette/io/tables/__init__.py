@@ -1,0 +1,1 @@
+"""Rows as columns: Arrow, Parquet and CSV."""

@@ -1,0 +1,125 @@
+"""Columns: the fixed Arrow schema of a step, from the shape of its model's JSON dump (`io.shape`).
+
+Text, whole numbers (int64), numbers (double), booleans, lists and structs are what they are. Dates,
+times and decimals stay the text that pydantic dumped, because an Arrow timestamp would lose their
+offset and their precision; every tool casts such text. What has no fixed shape is JSON text and is
+marked so in the schema's field metadata. A model that allows unknown fields gets one more column,
+`_extra`, with those as JSON text. Every column may be null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from chainette.io.tables.shape import Kind, Shape, shape_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["EXTRA_COLUMN", "Columns", "Convert", "arrow_schema", "flattened_columns", "is_json", "json_places", "step_columns"]
+
+#: Unknown fields of a model that allows them, as JSON text.
+EXTRA_COLUMN = "_extra"
+
+#: Field metadata of a text column that holds JSON.
+_MARK = {b"chainette": b"json"}
+
+Convert = Callable[[Any], Any]
+
+Columns = tuple[tuple[str, Shape], ...]
+
+
+def step_columns(model: Any, extra: Sequence[tuple[str, Any]] = ()) -> Columns:
+    """The columns of a step's shards: `extra` ones, then the model's, then the `extra` ones that start with `_`.
+
+    No model means no other columns, `Any` one that is not known.
+    """
+    shape = _row_shape(model) if model is not None else Shape(Kind.STRUCT)
+    return _with_extra(_columns("", shape), extra, shape.open)
+
+
+def _row_shape(model: Any) -> Shape:
+    """The shape of a row. One that a serializer, a RootModel or an unknown model makes may have any fields."""
+    shape = shape_of(model)
+    return shape if shape.kind is Kind.STRUCT else Shape(Kind.STRUCT, open=True)
+
+
+def flattened_columns(groups: Mapping[str, Any], extra: Sequence[tuple[str, Any]] = ()) -> Columns:
+    """The columns of `flattened/`: `<name>.<field>` for a model, one column `<name>` for anything else: a list join, a dict."""
+    shapes = {name: shape_of(annotation) for name, annotation in groups.items()}
+    columns = [column for name, shape in shapes.items() for column in _columns(name, shape)]
+    return _with_extra(columns, extra, any(shape.open for shape in shapes.values()))
+
+
+def _columns(prefix: str, shape: Shape) -> list[tuple[str, Shape]]:
+    if shape.kind is not Kind.STRUCT:
+        return [(prefix or "value", shape)]
+    return [(f"{prefix}.{name}" if prefix else name, field) for name, field in shape.fields]
+
+
+def _with_extra(columns: Sequence[tuple[str, Shape]], extra: Sequence[tuple[str, Any]], is_open: bool) -> Columns:
+    added = [(name, shape_of(annotation)) for name, annotation in extra]
+    before = [column for column in added if not column[0].startswith("_")]
+    after = [column for column in added if column[0].startswith("_")]
+    rest = [(EXTRA_COLUMN, Shape(Kind.JSON))] if is_open else []
+    return (*before, *columns, *rest, *after)
+
+
+def arrow_schema(columns: Columns) -> pa.Schema:
+    """The columns as Arrow has them."""
+    import pyarrow as pa
+
+    return pa.schema([_field(name, shape) for name, shape in columns])
+
+
+def _field(name: str, shape: Shape) -> pa.Field:
+    import pyarrow as pa
+
+    return pa.field(name, _type(shape), metadata=_MARK if shape.kind is Kind.JSON else None)
+
+
+def _type(shape: Shape) -> pa.DataType:
+    import pyarrow as pa
+
+    match shape.kind:
+        case Kind.STRING | Kind.JSON:
+            return pa.string()
+        case Kind.INTEGER:
+            return pa.int64()
+        case Kind.NUMBER:
+            return pa.float64()
+        case Kind.BOOLEAN:
+            return pa.bool_()
+        case Kind.LIST:
+            return pa.list_(_field("element", shape.item or Shape(Kind.JSON)))
+        case Kind.STRUCT:
+            return pa.struct([_field(name, field) for name, field in shape.fields])
+
+
+def is_json(field: pa.Field) -> bool:
+    """Whether a text column holds JSON."""
+    return (field.metadata or {}).get(b"chainette") == b"json"
+
+
+def json_places(field: pa.Field, at_json: Convert) -> Convert | None:
+    """Applies `at_json` to the JSON places inside a value; None where there are none."""
+    import pyarrow as pa
+
+    if is_json(field):
+        return at_json
+    if pa.types.is_list(field.type):
+        inner = json_places(field.type.value_field, at_json)
+        return _map_list(inner) if inner else None
+    if pa.types.is_struct(field.type):
+        found = {part.name: walk for part in field.type if (walk := json_places(part, at_json))}
+        return _map_struct(found) if found else None
+    return None
+
+
+def _map_list(inner: Convert) -> Convert:
+    return lambda values: None if values is None else [inner(value) for value in values]
+
+
+def _map_struct(parts: Mapping[str, Convert]) -> Convert:
+    return lambda value: None if value is None else value | {name: part(value.get(name)) for name, part in parts.items()}

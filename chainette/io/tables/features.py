@@ -1,0 +1,95 @@
+"""Columns as plain data: the way `datasets` writes them in YAML, and back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from chainette.io.tables.columns import EXTRA_COLUMN, Columns, arrow_schema
+from chainette.io.tables.shape import Kind, Shape
+
+__all__ = ["columns_of", "dataset_features", "differ_in_case", "is_loose", "is_open", "schema_file"]
+
+_DTYPES = {
+    Kind.STRING: "string",
+    Kind.INTEGER: "int64",
+    Kind.NUMBER: "float64",
+    Kind.BOOLEAN: "bool",
+    Kind.JSON: "json",
+}
+_KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
+
+
+def dataset_features(columns: Columns) -> list[dict[str, Any]]:
+    """The columns as entries of `dataset_info`."""
+    return [_feature(name, shape) for name, shape in columns]
+
+
+def _feature(name: str, shape: Shape) -> dict[str, Any]:
+    return {"name": name, **_described(shape)}
+
+
+def _described(shape: Shape) -> dict[str, Any]:
+    match shape.kind:
+        case Kind.LIST:
+            item = _described(shape.item or Shape(Kind.JSON))
+            return {"list": item.get("dtype") or item.get("struct") or item}
+        case Kind.STRUCT:
+            return {"struct": [_feature(name, field) for name, field in shape.fields]}
+        case kind:
+            return {"dtype": _DTYPES[kind]}
+
+
+def columns_of(features: Sequence[dict[str, Any]]) -> Columns:
+    """The columns that `dataset_features` described."""
+    return tuple((feature["name"], _shape(feature)) for feature in features)
+
+
+def _shape(described: Any) -> Shape:
+    match described:
+        case str(dtype) | {"dtype": dtype}:
+            return Shape(_KINDS[dtype])
+        case {"struct": fields} | list(fields):
+            return Shape(Kind.STRUCT, fields=columns_of(fields))
+        case {"list": item}:
+            return Shape(Kind.LIST, item=_shape(item))
+    raise ValueError(f"no feature: {described!r}")
+
+
+def is_open(columns: Columns) -> bool:
+    """Whether rows may have fields that no column is named after."""
+    return any(name == EXTRA_COLUMN for name, _ in columns)
+
+
+def is_loose(columns: Columns) -> bool:
+    """Whether some value has no fixed shape: JSON may hold anything there, an Arrow column holds text."""
+    return any(_holds_json(shape) for _, shape in columns)
+
+
+def _holds_json(shape: Shape) -> bool:
+    inner = [field for _, field in shape.fields] + ([shape.item] if shape.item else [])
+    return shape.kind is Kind.JSON or any(map(_holds_json, inner))
+
+
+def differ_in_case(columns: Columns) -> bool:
+    """Whether two names differ in case only, beside each other at any depth."""
+    return len({name.lower() for name, _ in columns}) < len(columns) or any(_clash_in(shape) for _, shape in columns)
+
+
+def _clash_in(shape: Shape) -> bool:
+    return differ_in_case(shape.fields) or (shape.item is not None and _clash_in(shape.item))
+
+
+def schema_file(columns: Columns, format: str) -> bytes:
+    """A Parquet file without rows, from which every tool can take the types of a JSON Lines or CSV folder."""
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(arrow_schema(_flat(columns) if format == "csv" else columns).empty_table(), file)
+    return file.getvalue()
+
+
+def _flat(columns: Columns) -> Columns:
+    """The columns of CSV, in which lists and objects are text."""
+    return tuple((name, Shape(Kind.STRING) if shape.kind in (Kind.LIST, Kind.STRUCT) else shape) for name, shape in columns)

@@ -1,0 +1,80 @@
+"""The Arrow schema of every folder of a run, made when a shard is sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chainette.core.plan import NodeKind, Plan
+from chainette.io.tables.columns import Columns, arrow_schema, flattened_columns, step_columns
+from chainette.io.tables.shape import Kind, Shape
+
+__all__ = ["Added", "ShardSchemas"]
+
+#: In a column that has one type it is text: what is none becomes its JSON.
+_KEY, _TEXT = "_key", Shape(Kind.STRING)
+
+_USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", float), ("_seconds", float))
+
+_REJECTED = (
+    ("row_id", str),
+    ("step_id", str),
+    ("reason", str),
+    ("message", str),
+    ("attempts", int),
+    ("raw", str),
+    ("line", int),
+)
+
+
+@dataclass(frozen=True)
+class Added:
+    """Columns that a run adds to shards because it was asked to."""
+
+    #: `_key`: the column of the input that was named.
+    key: bool = False
+    #: What the answers for a row took, to steps and rejected rows: tokens, seconds until the engine began, seconds in all.
+    usage: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Added:
+        """By the settings that the log fixes."""
+        return cls(bool(settings.get("key")), bool(settings.get("usage")))
+
+
+class ShardSchemas(Mapping[str, Any]):
+    """Folder -> `pyarrow.Schema`. Hidden folders have none: they are never sealed."""
+
+    def __init__(self, plan: Plan, added: Added) -> None:
+        self._plan = plan
+        self._nodes = {node.folder: node for node in plan.nodes.values() if not node.hidden}
+        self._tail = [(_KEY, Any)] if added.key else []
+        self._usage = _USAGE if added.usage else ()
+        self._made: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._nodes, "rejected", "flattened"])
+
+    def __len__(self) -> int:
+        return len(self._nodes) + 2
+
+    def __contains__(self, folder: object) -> bool:
+        return folder in self._nodes or folder in ("rejected", "flattened")
+
+    def __getitem__(self, folder: str) -> Any:
+        if folder not in self._made:
+            columns = self.columns(folder)
+            self._made[folder] = arrow_schema(tuple((name, _TEXT if name == _KEY else shape) for name, shape in columns))
+        return self._made[folder]
+
+    def columns(self, folder: str) -> Columns:
+        """The columns of a folder."""
+        if folder == "rejected":
+            return step_columns(None, [*_REJECTED, *self._tail, *self._usage])
+        if folder == "flattened":
+            groups = {name: self._plan.types[name] for name in self._plan.columns}
+            return flattened_columns(groups, [("row_id", str), *self._tail])
+        node = self._nodes[folder]
+        asked = [("_attempts", int), ("_reasoning", str), *self._usage] if node.kind is NodeKind.STEP else []
+        return step_columns(node.output_model or Any, [("row_id", str), *self._tail, *asked])

@@ -1,0 +1,1 @@
+"""A run: started or resumed, its units scheduled, each unit processed."""

@@ -1,0 +1,169 @@
+"""Running a chain on this machine: `run`, `resume`, `run_iter`, and the seed's Executor and AsyncExecutor.
+
+All of them are one path (`start.py`, `resume.py`): compile, open a directory or none, schedule units, close.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from chainette.core.chain import Chain, Inputs
+from chainette.core.node import Node
+from chainette.core.streaming import StreamEvent
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.rollback import rollback as go_back
+from chainette.io.rundir.writer import RunWriter
+from chainette.records import Row
+from chainette.run.blocking import block, iterate
+from chainette.run.blocking import stream as streamed
+from chainette.run.one_node import execute_node
+from chainette.run.options import RunOptions
+from chainette.run.resume import resume as resume_run
+from chainette.run.resume import retry
+from chainette.run.start import start
+from chainette.utils.debug import ChainDebugger
+
+__all__ = [
+    "AsyncExecutor",
+    "Executor",
+    "RunOptions",
+    "RunResult",
+    "arun",
+    "execute",
+    "resume",
+    "retry_rejected",
+    "rollback",
+    "run",
+    "run_iter",
+    "stream",
+]
+
+
+class AsyncExecutor:
+    """Runs a chain from a coroutine."""
+
+    def __init__(self, chain: Chain, **options: Any) -> None:
+        self.chain = chain
+        self.options = RunOptions(**options)
+
+    async def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None) -> RunResult:
+        """Runs every row into a run directory; see `Chain.run`."""
+        return await start(self.chain, inputs, output_dir, self.options)
+
+
+class Executor:
+    """Runs a chain from ordinary code, also where an event loop runs already."""
+
+    def __init__(self, chain: Chain, **options: Any) -> None:
+        self.chain = chain
+        self.options = options
+
+    def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None) -> RunResult:
+        """Runs every row into a run directory; see `Chain.run`."""
+        return block(AsyncExecutor(self.chain, **self.options).run, inputs, output_dir)
+
+    def run_iter(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None) -> Iterator[list[Row]]:
+        """Yields finished rows root by root; see `Chain.run_iter`."""
+        return iterate(self.chain, inputs, output_dir, RunOptions(**self.options))
+
+
+def run(chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
+    """See `Chain.run`."""
+    return Executor(chain, **options).run(inputs, output_dir)
+
+
+async def arun(chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
+    """See `Chain.arun`."""
+    return await AsyncExecutor(chain, **options).run(inputs, output_dir)
+
+
+def run_iter(
+    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any
+) -> Iterator[list[Row]]:
+    """See `Chain.run_iter`."""
+    return Executor(chain, **options).run_iter(inputs, output_dir)
+
+
+def stream(chain: Chain, row: BaseModel | dict[str, Any], **options: Any) -> Iterator[StreamEvent]:
+    """See `Chain.stream`."""
+    return streamed(chain, row, RunOptions(**options))
+
+
+def resume(
+    directory: str | os.PathLike[str],
+    chain: Chain | None = None,
+    *,
+    from_step: str | Sequence[str] = (),
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    **options: Any,
+) -> RunResult:
+    """Goes on with the run of a directory from what is durable; nothing durable is asked for again.
+
+    The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
+    everything that depends on them is computed anew. `inputs` says where the input lies now, if it has moved.
+    `options` may name hooks, window, engine_patience, max_reject_rate and a higher limit; the rest is fixed by the log.
+
+    Raises:
+        RunDirectoryError: there is no run, it was made by a chain that lives in Python only, or the limit is lower.
+        ChainChanged: a step is not what it was when its rows were written.
+        InputError: the input is not the one that the run began with.
+    """
+    steps = [from_step] if isinstance(from_step, str) else from_step
+    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    return block(resume_run, RunDir(directory), chain, RunOptions(inputs=paths, **options), steps)
+
+
+def retry_rejected(
+    directory: str | os.PathLike[str],
+    chain: Chain | None = None,
+    *,
+    steps: Sequence[str] = (),
+    reasons: Sequence[str] = (),
+    engine: str | None = None,
+    **options: Any,
+) -> RunResult:
+    """Computes rejected rows again, from the step that rejected them on; other rows stay as they are.
+
+    `steps` and `reasons` narrow down which ones; `engine` asks another engine of the chain.
+
+    Raises:
+        RunDirectoryError: nothing matches, or rows that are needed again were not kept.
+    """
+    return block(
+        retry,
+        RunDir(directory),
+        chain,
+        RunOptions(**options),
+        frozenset(steps),
+        frozenset(reasons),
+        engine,
+    )
+
+
+def rollback(directory: str | os.PathLike[str]) -> None:
+    """Brings back the rows that a directory had before the last `from_step` or `retry_rejected`; once more undoes that.
+
+    Raises:
+        RunDirectoryInUse: a process works on the run.
+        RunDirectoryError: there is no run, or no earlier version of it.
+    """
+    go_back(RunDir(directory))
+
+
+def execute(
+    node: Node,
+    inputs: Sequence[BaseModel],
+    histories: Sequence[Row] | None = None,
+    writer: RunWriter | None = None,
+    debug: bool = False,
+    batch_size: int | None = None,
+) -> tuple[list[Any], list[Row]]:
+    """See `Node.execute`."""
+    hook = ChainDebugger(lambda text: sys.stderr.write(f"{text}\n")) if debug else None
+    return block(execute_node, node, inputs, histories, writer, hook, batch_size)

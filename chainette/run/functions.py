@@ -1,0 +1,197 @@
+"""Functions: called for every row of a unit, in this process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import anyio
+import anyio.from_thread
+from pydantic import BaseModel, ValidationError
+
+from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, short
+from chainette.core.history import History, received
+from chainette.core.plan import Plan, PlanNode
+from chainette.hooks import Hook
+from chainette.records import Output, Reason, Row, child_id
+from chainette.run.unit_result import Tally, excess, raised
+from chainette.utils.foreign import RAISED, is_stray
+
+__all__ = ["MAX_FAN_OUT", "Away", "call"]
+
+#: Rows that one row may become in one Apply.
+MAX_FAN_OUT = 100_000
+
+
+#: Runs a function with these arguments without holding up the event loop.
+Away = Callable[..., Awaitable[Any]]
+
+
+async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook, away: Away) -> Tally:
+    """Runs the function for every row: async ones side by side, others one after the other by `away`."""
+    apply = node.node
+    assert isinstance(apply, ApplyNode)
+    returned: list[Any] = [None] * len(rows)
+    if _is_async(apply.fn):
+        pending = {index: partial(_call_here, apply.fn, plan, node, row) for index, row in enumerate(rows)}
+    else:
+        returned = await away(_call_each, apply.fn, [(plan, node, row) for row in rows])
+        # a lambda around an async function, say
+        pending = {index: partial(_awaited, value) for index, value in enumerate(returned) if _is_pending(value)}
+    await _settle(returned, pending)
+    result = Tally(node, hook)
+    for row, value in zip(rows, returned, strict=True):
+        _take(result, apply, row, value)
+    return result
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine or an async generator; objects with an `async def __call__` count."""
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    return any(kind(called) for kind in kinds for called in (fn, getattr(fn, "__call__", None)))  # noqa: B004
+
+
+async def _call_here(fn: Callable[..., Any], plan: Plan, node: PlanNode, row: Row) -> Any:
+    return await _awaited(fn(*_arguments(plan, node, row)))
+
+
+def _is_pending(value: Any) -> bool:
+    return inspect.isawaitable(value) or isinstance(value, AsyncIterable)
+
+
+async def _settle(returned: list[Any], pending: Mapping[int, Callable[[], Awaitable[Any]]]) -> None:
+    """Awaits side by side what is pending, and puts the results in their places."""
+
+    async def settle(index: int, finish: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            returned[index] = await finish()
+        except RAISED as error:
+            if not is_stray(error):
+                raise
+            returned[index] = _Raised(error)
+
+    async with anyio.create_task_group() as group:
+        for index, finish in pending.items():
+            group.start_soon(settle, index, finish)
+
+
+async def _awaited(value: Any) -> Any:
+    """The result of a coroutine, the items of an async generator, cut just above the limit; others as they are."""
+    if inspect.isawaitable(value):
+        value = await value
+    if not isinstance(value, AsyncIterable):
+        return value
+    items: list[Any] = []
+    iterator = aiter(value)
+    try:
+        while len(items) <= MAX_FAN_OUT:
+            items.append(await anext(iterator))
+    except StopAsyncIteration:
+        return items
+    if isinstance(iterator, AsyncGenerator):
+        await iterator.aclose()
+    return items
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
+
+
+def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) -> list[Any]:
+    returned: list[Any] = []
+    for plan, node, row in calls:
+        with suppress(RuntimeError):  # raised in a process for functions, which is ended and never cancelled
+            anyio.from_thread.check_cancelled()  # an interrupt waits for one row, not for the whole unit
+        try:
+            value = fn(*_arguments(plan, node, row))
+            returned.append(_at_most(value) if isinstance(value, Iterator) else value)
+        except BaseException as error:  # no signal is raised in a thread
+            returned.append(_Raised(error))
+    return returned
+
+
+def _at_most(items: Iterator[Any]) -> list[Any]:
+    """The items of a generator, cut just above the limit: it may have no end."""
+    return list(islice(items, MAX_FAN_OUT + 1))
+
+
+def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
+    assert isinstance(node.node, ApplyNode)
+    item = received(node, row)
+    return (item, History(plan, node, row)) if node.node.wants_history else (item,)
+
+
+def _take(result: Tally, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
+    """What the function returned for one row, as outputs, a drop or a rejection."""
+    try:
+        if isinstance(value, _Raised):
+            raise _Unusable(_told(value.error))
+        outputs = _outputs(apply, row, value)
+    except _Unusable as error:
+        result.reject(row, Reason.APPLY_ERROR, str(error))
+        return
+    if large := excess(outputs):
+        result.reject(row, Reason.TOO_LARGE, large)
+        return
+    for output in outputs:
+        result.keep(row, output)
+    if not outputs:
+        result.drop(row)
+
+
+def _told(error: BaseException) -> str:
+    words = raised(error)
+    if isinstance(error, ValueError) and str(error).startswith("signal only works in main thread"):
+        return (
+            f"{words}; functions of a local run are called in threads, which cannot set signals: use `--workers 1`, with which "
+            "they have processes of their own, or bound their time in another way"
+        )
+    return words
+
+
+class _Unusable(Exception):
+    """What a function gave cannot become rows."""
+
+
+def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
+    if apply.cardinality is not Cardinality.MANY:
+        if value is None and apply.cardinality is Cardinality.OPTIONAL:
+            return []
+        return [Output(row.row_id, _dump(apply, value))]
+    if not apply.annotated and (value is None or isinstance(value, BaseModel)):
+        value = [] if value is None else [value]
+    if isinstance(value, BaseModel | dict | str | bytes) or not hasattr(value, "__iter__"):
+        raise _Unusable(f"{apply.id!r} must return a list of rows, it returned {short(value)}")
+    try:
+        items = _at_most(iter(value))
+    except RAISED as error:  # a generator of the user's own
+        raise _Unusable(raised(error)) from error
+    if len(items) > MAX_FAN_OUT:
+        raise _Unusable(f"{apply.id!r} made more than {MAX_FAN_OUT:,} rows of one, which is the limit")
+    return [Output(child_id(row.row_id, index), _dump(apply, item)) for index, item in enumerate(items)]
+
+
+def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
+    model = apply.output_model
+    try:
+        if isinstance(item, dict) and model is not None:
+            item = model.model_validate(item)
+        if not isinstance(item, model or BaseModel):
+            wanted = model.__name__ if model is not None else "a pydantic model"
+            raise _Unusable(f"{apply.id!r} returned {short(item)}, not {wanted}")
+        if model is not None and type(item) is not model:  # a subclass: its own fields have no column
+            item = model.model_validate_json(dump_model(item))
+        return dump_row(item)
+    except ValidationError as error:
+        raise _Unusable(explain(error)) from error
+    except (NotRoundTrip, _Unusable) as error:
+        raise _Unusable(str(error)) from error
+    except RAISED as error:  # a validator of the user's own
+        raise _Unusable(raised(error)) from error

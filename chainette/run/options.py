@@ -1,0 +1,138 @@
+"""RunOptions: how to run a chain."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from chainette.core.plan import Plan
+from chainette.engine.base import SamplingParams
+from chainette.errors import InputError
+from chainette.hooks import Hook
+from chainette.io.rundir.shards import Format
+from chainette.run.limits import Limits
+from chainette.utils.mistakes import explained
+
+__all__ = ["Drive", "RunOptions"]
+
+
+class Drive(Protocol):
+    """Moves the units of an open directory (a `session.Session`) to their end."""
+
+    @property
+    def attaches(self) -> bool:
+        """Whether a later session may find this one's units where it left them, so that the epoch goes on."""
+
+    @property
+    def way(self) -> dict[str, str]:
+        """How `resume` is told to move a run in this way: values of its flags, by name."""
+
+    def check(self, plan: Plan, /) -> None:
+        """Raises what keeps it from moving the units of a plan; called before anything is written or taken back."""
+
+    def __call__(self, session: Any) -> None: ...
+
+    def clean(self, run: str) -> None:
+        """Takes away what may be left of a run whose directory says that it is finished.
+
+        Raises:
+            RunError: it stays where it is.
+        """
+
+
+#: A run's id becomes a folder, and part of keys, queues and job ids.
+_RUN_ID = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+_HINTS = dict.fromkeys(SamplingParams.__struct_fields__, "sampling=SamplingParams({given}) in each Step") | {
+    "debug": "hooks=(ChainDebugger(print),) of chainette.utils.debug, or run the chain with `chainette run --debug`",
+    "directory": "output_dir={value}",
+    "engines": "engines_file={value}",
+    "fmt": "format={value}",
+    "generate_flattened_output": "flattened={value}",
+    "max_lines_per_file": "max_rows_per_file={value}",
+    "max_rows": "limit={value}",
+    "output": "output_dir={value}",
+    "output_path": "output_dir={value}",
+    "redis": "drive=RedisFleet({value}) of chainette_workers.sink.drive, or run it with `chainette run --redis URL`",
+    "workers": "drive=LocalFleet({value}) of chainette_workers.sink.local_fleet, or run it with `chainette run --workers N`",
+    "writer": "output_dir=..., the run's directory",
+}
+del _HINTS["seed"]
+
+
+@explained(_HINTS, called="run options")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run; the command line's flags have the same names."""
+
+    #: Every ask's sampling seed is derived from it.
+    seed: int = 0
+    #: Records to take from the start of the input; a resume may raise it.
+    limit: int | None = None
+    #: Rows per root; None takes the chain's.
+    batch_size: int | None = None
+    #: Format of the shards.
+    format: Format = "jsonl"
+    max_rows_per_file: int = 100_000
+    #: Whether `flattened/` is written.
+    flattened: bool = True
+    #: An input column that every shard carries as `_key`.
+    key: str | None = None
+    #: Whether rows say what their answers took: `_prompt_tokens`, `_completion_tokens`, `_queued` and `_seconds` (s).
+    usage: bool = False
+    #: Share of rejected rows of a step at which the run stops (looked at after 200 rows).
+    max_reject_rate: float | None = None
+    #: Live rows; None derives it from the engines.
+    window: int | None = None
+    #: Seconds that an engine may not answer before the run gives up.
+    engine_patience: float = 600.0
+    #: Every engine answers out of its schema.
+    simulate: bool = False
+    #: A YAML file whose engines replace those of the chain.
+    engines_file: str | None = None
+    #: The run's id; a new one where it is empty.
+    run_id: str = ""
+    #: How `resume` finds the chain again; set by the command line.
+    chain_ref: str = ""
+    chain_root: str = ""
+    #: Digest of the chain's files; taken again if it is empty.
+    chain_digest: str = ""
+    #: Values of the parameters of the chain's factory, as JSON or text; at a resume those that change.
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    #: Goes on with a directory that holds a run.
+    resume: bool = False
+    #: Where the input of a run that is resumed lies now; (): where it was.
+    inputs: Sequence[str | os.PathLike[str]] = ()
+    hooks: tuple[Hook, ...] = ()
+    #: Who moves the units; None: this process does.
+    drive: Drive | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size", "max_rows_per_file", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be 1 or more")
+        if self.run_id and not _RUN_ID.fullmatch(self.run_id):
+            raise InputError(f"run_id is {self.run_id!r}; it may hold letters of English, digits, '_' and '-' only, 64 at most")
+        if self.format not in ("jsonl", "parquet", "csv"):
+            raise InputError(f"format is {self.format!r}; it must be jsonl, parquet or csv")
+        if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:
+            raise InputError(f"max_reject_rate is {self.max_reject_rate}; it must be above 0 and at most 1")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the log fixes for every later session of the directory."""
+        names = ("seed", "limit", "format", "max_rows_per_file", "flattened", "key", "usage", "simulate", "engines_file")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def way(self) -> dict[str, str]:
+        """See `Drive.way`; {} where this process moves the units."""
+        return self.drive.way if self.drive is not None else {}
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.window, self.engine_patience, self.max_reject_rate)

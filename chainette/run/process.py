@@ -1,0 +1,94 @@
+"""process(): the only executor of nodes. A unit goes in; what became of each of its rows comes out.
+
+It knows nothing of queues, files or other units: local runs and the fleet call it alike.
+"""
+
+from __future__ import annotations
+
+import anyio.to_thread
+
+from chainette.core.flow import advance, join_rows, row_of
+from chainette.core.plan import Fork, NodeKind, Plan
+from chainette.core.streaming import Joined
+from chainette.engine.base import Engine
+from chainette.hooks import Hook, Laps, Stage
+from chainette.records import Outcome, Output, Reason, Rejection, Unit, Usage, owner_of
+from chainette.run.functions import Away, call
+from chainette.run.steps import Asking
+
+__all__ = ["concluded", "poisoned", "process", "too_large"]
+
+_QUIET = Hook()
+
+
+async def process(
+    plan: Plan,
+    unit: Unit,
+    engine: Engine | None,
+    *,
+    seed: int = 0,
+    hook: Hook = _QUIET,
+    away: Away = anyio.to_thread.run_sync,
+) -> Outcome:
+    """Runs a unit through its node. `away` runs what must not hold up the event loop.
+
+    Every row of the unit is in the outcome once: as outputs, as a rejection, or as dropped.
+
+    Raises:
+        EngineUnavailable: the engine does not answer; nothing is known about any row.
+    """
+    laps = Laps()
+    outcome = await _outcome(plan, unit, engine, seed, hook, laps, away)
+    laps.tell(hook, unit.node)
+    return outcome
+
+
+async def _outcome(plan: Plan, unit: Unit, engine: Engine | None, seed: int, hook: Hook, laps: Laps, away: Away) -> Outcome:
+    if unit.node in plan.forks:
+        joined = _join(plan, plan.forks[unit.node], unit, hook)
+        laps.lap(Stage.GENERATE)
+        return joined
+    node = plan.nodes[unit.node]
+    if node.kind is NodeKind.STEP:
+        assert engine is not None
+        result = await Asking(plan, node, engine, seed, hook, laps).run(unit.rows)
+    else:
+        result = await call(plan, node, unit.rows, hook, away)
+        laps.lap(Stage.GENERATE)
+    rejected = [rejection.row_id for rejection in result.rejected]
+    effects = advance(plan, unit, [row_of(node, row, output) for row, output in result.outputs], node.next, rejected)
+    return Outcome([output for _, output in result.outputs], result.rejected, result.dropped, result.usage, effects)
+
+
+def concluded(plan: Plan, unit: Unit, outputs: list[Output], rejected: list[Rejection], dropped: list[str]) -> Outcome:
+    """The outcome of a unit whose function ran elsewhere: with what follows from what its rows came to."""
+    node = plan.nodes[unit.node]
+    rows = {row.row_id: row for row in unit.rows}
+    made = [row_of(node, rows[str(owner_of(output.row_id, rows))], output) for output in outputs]
+    effects = advance(plan, unit, made, node.next, [rejection.row_id for rejection in rejected])
+    return Outcome(outputs, rejected, dropped, Usage(), effects)
+
+
+def _join(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:
+    joined, lost = join_rows(fork, unit.rows, unit.partials, unit.stopped)
+    if hook.streams:
+        aliases = tuple(join.alias for join in fork.joins)
+        for row in joined:
+            hook.on_stream(Joined(aliases, row))
+    return Outcome([], [], [], Usage(), advance(plan, unit, joined, fork.after, lost))
+
+
+def poisoned(plan: Plan, unit: Unit) -> Outcome:
+    """The outcome of a unit of one row that killed every worker that took it."""
+    return _without(plan, unit, Reason.POISON, "the processes that took this row died, also when they took nothing else")
+
+
+def too_large(plan: Plan, unit: Unit, message: str) -> Outcome:
+    """The outcome of a unit of one row whose outcome no queue takes."""
+    return _without(plan, unit, Reason.TOO_LARGE, message)
+
+
+def _without(plan: Plan, unit: Unit, reason: Reason, message: str) -> Outcome:
+    [row] = unit.rows
+    rejection = Rejection(row.row_id, unit.node, reason, message, row.asks, None, row.line, row.key)
+    return Outcome([], [rejection], [], Usage(), advance(plan, unit, [], plan.nodes[unit.node].next, [row.row_id]))

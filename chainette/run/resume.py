@@ -1,0 +1,341 @@
+"""A run directory that is there already: going on with it, computing some of it anew, looking at it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+
+from chainette.core.chain import Chain
+from chainette.core.plan import NodeKind, Plan
+from chainette.core.usercode.loading import LoadedChain, load_chain
+from chainette.core.usercode.parameters import given, set_flags, text_of
+from chainette.engine.config import EngineRegistry
+from chainette.engine.model_files import files_of
+from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
+from chainette.io.inputs.identity import require_same_input
+from chainette.io.inputs.locate import open_input
+from chainette.io.inputs.readers import InputFile
+from chainette.io.rundir.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
+from chainette.io.rundir.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
+from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.open import graph_of, read_state, recover, require_shards
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.places import chain_root_of, input_paths, placed_input
+from chainette.io.rundir.readback import ShardReader
+from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.writer import Reopened, tidy
+from chainette.records import CHAIN_INPUT, Read
+from chainette.run.options import RunOptions
+from chainette.run.session import check_drive, compile_plan, finish_run, registry_of
+
+__all__ = ["Observed", "compiled_now", "observe", "require_limit", "resume", "retry"]
+
+_log = logging.getLogger("chainette")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A directory as it is at one moment, in other hands."""
+
+    plan: Plan
+    source: InputFile
+    state: RunState
+    options: RunOptions
+
+
+async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_steps: Sequence[str] = ()) -> RunResult:
+    """See `executor.resume`."""
+    state, plan, options, _ = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    if from_steps:
+        if state.status is not Status.FINISHED or {*from_steps} != {FLATTENED}:  # else nothing is asked
+            await check_drive(plan, options)
+        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps, options)
+        state, _ = await anyio.to_thread.run_sync(read_state, directory)
+        return await _continue(directory, plan, state, options)
+    _require_unchanged(directory, state, plan)
+    _tell_rescues(directory, state, plan)
+    if state.status is Status.FINISHED and options.limit == state.limit:
+        await anyio.to_thread.run_sync(require_shards, directory, state)
+        await anyio.to_thread.run_sync(_tidy, directory, state)
+        if options.drive is not None:
+            with suppress(RunError):  # a finished run needs nobody
+                await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
+        return RunResult(directory, state, plan)
+    await check_drive(plan, options)
+    if state.status is not Status.FINISHED and (state.ended or state.broken or state.holes):
+        state = await anyio.to_thread.run_sync(_mend, directory, plan, state)
+    return await _continue(directory, plan, state, options)
+
+
+def _mend(directory: RunDir, plan: Plan, state: RunState) -> RunState:
+    """Makes roots pending again whose rows do not add up, in a run that called itself finished too early.
+
+    Raises:
+        DamagedRun: rows are on the disk that the log does not speak of.
+        RunDirectoryError: rows that are needed again were deleted when it did.
+    """
+    folders = {file.rpartition("/")[0].removeprefix(".held/") for file in state.holes}
+    if doubtful := [node.id for node in plan.nodes.values() if node.folder in folders]:
+        raise DamagedRun(
+            f"{directory}: lines of the log are missing: {'; '.join(state.holes.values())}. "
+            f"{_what_is_done(starts_of(plan, doubtful))}: `chainette resume {directory} {_from(starts_of(plan, doubtful))}`"
+        )
+    fork(directory, plan, state, Reopen(roots=frozenset(state.broken)))
+    return read_state(directory)[0]
+
+
+async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
+    source, equal = await anyio.to_thread.run_sync(_same_input, directory, state, options)
+    limit = options.limit if options.limit != state.limit else None
+    # what a queue holds of a file that was touched is of what it was then, and its end is that of the old limit
+    attaches = options.drive is not None and options.drive.attaches and equal and limit is None
+    writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, new_epoch=not attaches))
+    identity = placed_input(source.identity(), directory, options.chain_root)
+    writer.reopened = Reopened(identity if identity != state.input else None, limit)
+    return await finish_run(plan, source, writer, options)
+
+
+def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions, Chain]:
+    state, _ = read_state(directory)
+    options = _recorded(directory, state, options)
+    if chain is None:
+        loaded = _load(directory, state, options)
+        chain, options = loaded.chain, replace(options, chain_digest=loaded.digest, parameters=loaded.parameters)
+    else:
+        options = replace(options, parameters=state.parameters | {**options.parameters})
+    plan = compile_plan(chain, options)
+    _refuse_old_ids(directory, plan, state)
+    return state, plan, options, chain
+
+
+def compiled_now(directory: RunDir, parameters: Mapping[str, str]) -> tuple[str, Plan]:
+    """The digest and the plan of a directory's chain as its files are now."""
+    _, plan, options, _ = _reopen(directory, None, RunOptions(parameters=parameters))
+    return options.chain_digest, plan
+
+
+def _refuse_old_ids(directory: RunDir, plan: Plan, state: RunState) -> None:
+    """Raises RunDirectoryError if expanded rows are named `7.0`: their children would be named otherwise."""
+    old = next((row_id for row_id in ShardReader(directory, plan, state).first_ids() if "." in row_id), None)
+    if old is not None:
+        raise RunDirectoryError(
+            f"{directory} was written by an older Chainette: it names rows like {old}, which is now {old.replace('.', '~')}. "
+            f"Its files can still be read, but it cannot be resumed; begin a new run in another directory"
+        )
+
+
+def _tidy(directory: RunDir, state: RunState) -> None:
+    with suppress(RunDirectoryInUse), closing(EventLog(directory.log)):  # else somebody forks it now
+        remove_leftovers(directory)
+    tidy(directory, state)
+
+
+def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Raises ChainChanged unless every row and file of the directory is what the plan would make."""
+    _require_same_chain(directory, state, plan)
+    changes = _changes(state, plan)
+    if changes is None:
+        return
+    starts = starts_of(plan, [*changes.stale, *lost_nodes(plan, state)])
+    raise ChainChanged(
+        f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
+        f"{_what_is_done(starts)}: `chainette resume {directory} {_sets(state, plan)}{_from(starts)}`"
+    )
+
+
+def _changes(state: RunState, plan: Plan) -> Changes | None:
+    """What changed since the rows of a directory were written: the chain, or files of its engines."""
+    found = {name: different_models(name, state.loaded_from(name), files_of(config)) for name, config in plan.engines.items()}
+    return changes_between(state.graph, graph_of(plan), {name: words for name, words in found.items() if words})
+
+
+def _tell_rescues(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Says which rows a raised setting concerns."""
+    for node, words in rescues_between(state.graph, graph_of(plan)):
+        rejected = state.nodes[node].rejected if node in state.nodes else 0
+        waiting = f"; {rejected:,} rejected rows wait for `chainette rejected {directory} --retry`" if rejected else ""
+        _log.warning("%s: rows still to be asked use it%s", words, waiting)
+
+
+def _what_is_done(starts: Sequence[str]) -> str:
+    if starts == [CHAIN_INPUT]:
+        return "To read the input and compute every row anew"
+    if starts == [FLATTENED]:
+        return "To keep every row, and put flattened together as the chain is now"
+    return f"To compute {' and '.join(starts)} and all that follow anew"
+
+
+def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Raises ChainChanged where the plan has none of the nodes that the directory was made with."""
+    recorded = [node["id"] for node in state.graph["nodes"]]
+    if not plan.nodes.keys() & {*recorded}:
+        raise ChainChanged(
+            f"{directory} is of another chain: it has rows of {state.run.chain!r} ({', '.join(recorded)}), the chain now is "
+            f"{plan.chain!r} ({', '.join(plan.nodes)}); put the old chain back, or name another directory for a new run"
+        )
+
+
+def _require_nodes(plan: Plan, names: Iterable[str], others: Sequence[str] = ()) -> None:
+    for name in names:
+        if name not in plan.nodes and name not in others:
+            raise RunDirectoryError(f"the chain has no step {name!r}; it has {', '.join(plan.nodes)}")
+
+
+def _sets(state: RunState, plan: Plan) -> str:
+    """The --set flags of parameters that are others now than in the log."""
+    changed = {name: value for name, value in plan.parameters.items() if state.parameters.get(name) != value}
+    return f"{set_flags(changed)} " if changed else ""
+
+
+def _from(steps: Iterable[str]) -> str:
+    return " ".join(f"--from {step}" for step in steps)
+
+
+def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str], options: RunOptions) -> None:
+    """Takes back the rows of steps and of everything that depends on them."""
+    _require_same_chain(directory, state, plan)
+    _require_nodes(plan, steps, (CHAIN_INPUT, FLATTENED))
+    affected = affected_by(plan, steps)
+    changes = _changes(state, plan)
+    missed = [node for node in (changes.stale if changes else ()) if node not in affected and node != FLATTENED]
+    if missed:
+        raise ChainChanged(
+            f"{directory}: {', '.join(missed)} changed too and does not depend on {', '.join(steps)}; "
+            f"use `{_sets(state, plan)}{_from(starts_of(plan, [*steps, *missed, *lost_nodes(plan, state)]))}`"
+        )
+    _same_input(directory, state, options)
+    fork(directory, plan, state, Reopen(nodes=affected))
+
+
+async def retry(
+    directory: RunDir,
+    chain: Chain | None,
+    options: RunOptions,
+    steps: frozenset[str],
+    reasons: frozenset[str],
+    engine: str | None,
+) -> RunResult:
+    """See `executor.retry_rejected`."""
+    state, plan, options, found = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    _require_unchanged(directory, state, plan)
+    _require_nodes(plan, sorted(steps))
+
+    def matches(step: str, reason: str) -> bool:
+        return (not steps or step in steps) and (not reasons or reason in reasons)
+
+    if not any(
+        matches(step, reason) for step, counts in state.nodes.items() if step in plan.nodes for reason in counts.reasons
+    ):
+        if (
+            not any(counts.reasons for step, counts in state.nodes.items() if step in plan.nodes)
+            and state.node(CHAIN_INPUT).rejected
+        ):
+            raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
+        raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
+    if engine is not None:
+        plan = _with_engine(plan, registry_of(found, options), engine, steps)
+    await check_drive(plan, options)
+    _same_input(directory, state, options)
+    await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
+    state, _ = await anyio.to_thread.run_sync(read_state, directory)
+    return await _continue(directory, plan, state, options)
+
+
+def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:
+    """The plan with another engine behind its steps, for one session."""
+    nodes = {
+        node.id: replace(node, engine=engine) if node.kind is NodeKind.STEP and (not steps or node.id in steps) else node
+        for node in plan.nodes.values()
+    }
+    return replace(plan, nodes=nodes, engines={**plan.engines, engine: registry.get(engine)})
+
+
+def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOptions:
+    """The options of this session with everything that the log fixes.
+
+    Raises:
+        RunDirectoryError: the limit is to be lowered.
+    """
+    run, fields = state.run, RunOptions.__dataclass_fields__
+    fixed = {name: value for name, value in run.settings.items() if name in fields}
+    root = str(chain_root_of(run, directory)) if run.chain_root else ""
+    if fixed.get("engines_file"):
+        fixed["engines_file"] = str(Path(root) / fixed["engines_file"])
+    fixed["limit"] = require_limit(directory, state, options.limit)
+    return replace(options, **fixed, chain_ref=run.chain_ref, chain_root=root)
+
+
+def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int | None:
+    """The limit of a session: the recorded one, or the higher one that is wanted.
+
+    Raises:
+        RunDirectoryError: it is lower.
+    """
+    if wanted is None or wanted == state.limit:
+        return state.limit
+    if state.limit is None:
+        raise RunDirectoryError(f"{directory}: the run takes the whole input; a limit of {wanted} cannot be set afterwards")
+    if wanted < state.limit:
+        raise RunDirectoryError(
+            f"{directory}: the run takes {state.limit:,} records, and what was computed stays; a limit can be raised, "
+            f"not lowered to {wanted:,}"
+        )
+    return wanted
+
+
+def _load(directory: RunDir, state: RunState, options: RunOptions) -> LoadedChain:
+    """The chain with the parameters of the log, except those that this session changes."""
+    run = state.run
+    if not run.chain_ref:
+        raise RunDirectoryError(
+            f"{directory} comes from a chain built in Python; resume there, with the same parameters if a function makes it: "
+            f"chain.run(inputs, {str(directory)!r}, resume=True)"
+        )
+    texts = {name: text_of(value) for name, value in options.parameters.items()}
+    return load_chain(run.chain_ref, Path(options.chain_root), given(texts, state.parameters))
+
+
+def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read: Read | None = None) -> Observed:
+    """What is needed to admit the rows of a run whose directory somebody else writes. `read` is how far the input was
+    read for roots that may not be durable yet.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        ChainChanged: the chain is not the one that the directory is written with.
+        InputError: the input is gone, or it is not the one that the run began with.
+    """
+    state, _ = read_state(directory)
+    options = replace(_recorded(directory, state, RunOptions()), parameters=state.parameters)
+    plan = compile_plan(chain, options)
+    _require_unchanged(directory, state, plan)
+    if read is not None:
+        state.apply_read(read)
+    source, _ = _same_input(directory, state, options, inputs)
+    return Observed(plan, source, state, options)
+
+
+def _same_input(
+    directory: RunDir, state: RunState, options: RunOptions, path: Path | Sequence[Path] | None = None
+) -> tuple[InputFile, bool]:
+    """The input of the run, and whether its sizes and times are those recorded. It is at `path`, or where the options or
+    the log say.
+
+    Raises:
+        InputError: it is gone, or it has changed.
+    """
+    paths = [path] if isinstance(path, Path) else path or options.inputs
+    known = input_paths(state.input, directory, Path(options.chain_root))
+    try:
+        source = open_input(paths or known, limit=options.limit)
+    except InputError as error:
+        if paths or all(place.exists() for place in known):
+            raise
+        raise InputError(f"{error}; if the input has moved: `chainette resume {directory} --input PATH`") from error
+    return source, require_same_input(source, state.input, state.read, str(directory))

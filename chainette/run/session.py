@@ -1,0 +1,206 @@
+"""An open run directory, and who moves its units to the end: this process, or a `Drive`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from chainette.core.chain import Chain
+from chainette.core.compile import compile_chain
+from chainette.core.plan import Plan
+from chainette.engine.config import EngineConfig, EngineRegistry, overlaid
+from chainette.engine.lifecycle import Engines, create_engine
+from chainette.engine.preflight import require_openable
+from chainette.errors import ChainetteError, RunCancelled
+from chainette.hooks import Hook, Hooks
+from chainette.io.inputs.readers import InputFile
+from chainette.io.inputs.roots import Roots
+from chainette.io.inputs.validate import InputModel
+from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
+from chainette.io.rundir.open import graph_of
+from chainette.io.rundir.replay import Status
+from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.writer import RunWriter
+from chainette.records import Row
+from chainette.run.options import Drive, RunOptions
+from chainette.run.scheduler import LocalRun, Writer
+
+__all__ = [
+    "Deliver",
+    "Session",
+    "check_drive",
+    "compile_plan",
+    "finish_run",
+    "local_run",
+    "registry_of",
+    "require_engines",
+    "roots_of",
+]
+
+#: Takes the finished rows of one root; may wait.
+Deliver = Callable[[list[Row]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open directory whose units somebody else moves."""
+
+    plan: Plan
+    source: InputFile
+    writer: RunWriter
+    options: RunOptions
+    hook: Hook
+
+    def finish(self) -> None:
+        """Says in the log that every row is in its place; once, however often it is called.
+
+        Raises:
+            NotFinished: by the log, rows are missing.
+        """
+        state = self.writer.state
+        if state.status is not Status.FINISHED:
+            records = self.source.total()
+            _tell(self.hook, self.writer.finish(self.source.digest(state.read), records))
+
+
+async def check_drive(plan: Plan, options: RunOptions) -> None:
+    """Checks who moves the units before anything is written or taken back: the drive, or the engines of this process.
+
+    Raises:
+        EnginesCannotOpen: an engine lacks something on this machine.
+    """
+    await anyio.to_thread.run_sync(options.drive.check if options.drive is not None else require_engines, plan)
+
+
+def require_engines(plan: Plan) -> None:
+    """Checks every engine that a node of the plan asks; see `require_openable`."""
+    asked = {node.engine for node in plan.nodes.values()}
+    require_openable(config for name, config in plan.engines.items() if name in asked)
+
+
+def compile_plan(chain: Chain, options: RunOptions) -> Plan:
+    """The chain as the options say: with engines of a file, simulated, in roots of another size."""
+    registry = registry_of(chain, options)
+    plan = compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
+    return replace(plan, parameters=options.parameters)
+
+
+def registry_of(chain: Chain, options: RunOptions) -> EngineRegistry:
+    """The chain's engines, with those of a file in their place."""
+    return overlaid(chain.registry, options.engines_file) if options.engines_file else chain.registry
+
+
+async def finish_run(
+    plan: Plan, source: InputFile, writer: RunWriter, options: RunOptions, deliver: Deliver | None = None
+) -> RunResult:
+    """Moves a directory's run to its end, or to a point where it can be resumed."""
+    hook = Hooks(options.hooks)
+    session = Session(plan, source, writer, options, hook)
+    try:
+        if options.drive is not None:
+            await _in_thread(options.drive, session)
+        else:
+            _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
+            roots = roots_of(plan, source, options, writer.state.starts)
+            async with local_run(plan, roots, writer, writer.state.is_done, options, hook, deliver) as local:
+                await local.run()
+        await anyio.to_thread.run_sync(session.finish)
+        return RunResult(writer.directory, writer.state, plan)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, error))
+        raise
+    finally:
+        writer.close()
+
+
+async def _in_thread(drive: Drive, session: Session) -> None:
+    """Waits for the drive's end also where it is cancelled: it looks for that itself, and has workers to end.
+
+    Ctrl-C cancels the task and not its scope, which neither holds the wait nor reaches the thread; a task group turns
+    the one into the other.
+    """
+    failed: list[Exception] = []
+
+    async def move() -> None:
+        try:
+            await anyio.to_thread.run_sync(drive, session)
+        except Exception as error:
+            failed.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(move)
+    if failed:
+        raise failed[0]
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ChainetteError):
+        return str(error)
+    return f"failed: {type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
+
+
+def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
+    expected = source.count()
+    if writer.epoch == 0:
+        return writer.record([RunStarted(expected=expected)])
+    graph = graph_of(plan, writer.added)
+    changed = graph if graph != writer.state.graph else None
+    found = writer.reopened
+    return writer.record(
+        [RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed, input=found.input, limit=found.limit)]
+    )
+
+
+def _try_to_pause(writer: RunWriter, error: BaseException) -> list[Event]:
+    try:
+        return writer.cancel() if isinstance(error, RunCancelled) else writer.pause(_reason(error))
+    except ChainetteError:  # the disk that stopped the run does not take the note either
+        return []
+
+
+def _tell(hook: Hook, events: Iterable[Event]) -> None:
+    for event in events:
+        hook.on_event(event)
+
+
+def roots_of(plan: Plan, source: InputFile, options: RunOptions, starts: Sequence[tuple[int, int]] = ((0, 0),)) -> Roots:
+    """The roots of an input; `starts` as `RunState` has them."""
+    return Roots(source, InputModel(plan.input_model, options.key), plan.batch_size, starts)
+
+
+@asynccontextmanager
+async def local_run(
+    plan: Plan,
+    roots: Roots,
+    writer: Writer,
+    is_done: Callable[[int], bool],
+    options: RunOptions,
+    hook: Hook,
+    deliver: Deliver | None,
+) -> AsyncIterator[LocalRun]:
+    """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
+
+    def loaded(config: EngineConfig, engine: Any, seconds: float) -> None:
+        local.post(EngineLoaded.of(config, engine, seconds))
+
+    def released(config: EngineConfig) -> None:
+        local.post(EngineReleased(engine=config.name))
+
+    create = partial(create_engine, patience=options.engine_patience)
+    engines = Engines(plan.engines, on_loaded=loaded, on_released=released, create=create)
+    local = LocalRun(plan, lambda: roots.pending(is_done), writer, engines, options.seed, options.limits, hook, deliver)
+    try:
+        async with engines:
+            yield local
+    finally:
+        with anyio.CancelScope(shield=True):
+            rest = local.take_inbox()
+            if rest and not local.torn:
+                _tell(hook, (await anyio.to_thread.run_sync(writer.commit, rest)).events)

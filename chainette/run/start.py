@@ -1,0 +1,164 @@
+"""From a chain and its options to a run: in a fresh directory, or in none at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import anyio.to_thread
+
+from chainette.core.chain import Chain, Inputs
+from chainette.core.plan import Plan
+from chainette.errors import InputError
+from chainette.hooks import Hooks
+from chainette.io.inputs.locate import open_input
+from chainette.io.inputs.readers import InputFile
+from chainette.io.inputs.spool import spool
+from chainette.io.inputs.validate import InputModel, columns_of
+from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.open import claim_directory, create, git_commit, graph_of, versions
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.places import placed_below, placed_input, way_to
+from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.writer import RunWriter, Scratch
+from chainette.io.tables.schemas import Added
+from chainette.run.options import RunOptions
+from chainette.run.resume import resume
+from chainette.run.session import Deliver, check_drive, compile_plan, finish_run, local_run, roots_of
+from chainette.utils.ids import new_run_id
+
+__all__ = ["iterate", "start"]
+
+
+async def start(
+    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions, deliver: Deliver | None = None
+) -> RunResult:
+    """Runs a chain into a directory of its own, or goes on with it where `options.resume` says so."""
+    run_id = options.run_id or new_run_id()
+    directory = RunDir(output_dir or Path("runs") / run_id)
+    if options.resume:
+        await anyio.to_thread.run_sync(finish_swap, directory)
+    if options.resume and directory.exists():
+        paths = _paths(inputs)
+        given = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
+        return await resume(directory, chain, replace(options, inputs=given))
+    plan = compile_plan(chain, options)
+    await check_drive(plan, options)
+    writer, source = await anyio.to_thread.run_sync(_begin, directory, run_id, plan, inputs, options)
+    return await finish_run(plan, source, writer, options, deliver)
+
+
+async def iterate(
+    chain: Chain,
+    inputs: Inputs,
+    output_dir: str | os.PathLike[str] | None,
+    options: RunOptions,
+    deliver: Deliver | None = None,
+) -> None:
+    """Delivers finished rows; writes nothing unless there is a directory."""
+    if output_dir is not None:
+        await start(chain, inputs, output_dir, options, deliver)
+        return
+    plan = compile_plan(chain, options)
+    await check_drive(plan, options)
+    with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
+        source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
+        roots = roots_of(plan, source, options)
+        async with local_run(plan, roots, Scratch(plan), lambda _: False, options, Hooks(options.hooks), deliver) as local:
+            await local.run()
+
+
+def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
+    """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
+    source = _open_files(inputs, plan, options)
+    log = claim_directory(directory)
+    try:
+        source = source or _open_or_spool(inputs, directory.inputs, plan, options)
+        created = RunCreated(
+            run_id=run_id,
+            chain=plan.chain,
+            chain_ref=options.chain_ref,
+            chain_root=options.chain_root,
+            graph=graph_of(plan, Added.of(options.settings)),
+            settings=_recorded_settings(options) | {"batch_size": plan.batch_size},
+            input=placed_input(source.identity(), directory, options.chain_root),
+            versions=versions(),
+            git=git_commit(Path(options.chain_root or ".")),
+            way_to_chain=way_to(options.chain_root, directory),
+            way=options.way,
+        )
+        return create(directory, log, plan, created), source
+    except BaseException:
+        log.close()
+        raise
+
+
+def _recorded_settings(options: RunOptions) -> dict[str, Any]:
+    """The settings, with the engine file as it is found again in a project that moved."""
+    settings, file = options.settings, options.engines_file
+    below = placed_below(file, options.chain_root) if file and options.chain_root else None
+    return settings | {"engines_file": below} if below else settings
+
+
+def _open_files(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile | None:
+    """The input if it lies in files of the user's."""
+    paths = _paths(inputs)
+    return None if paths is None else _checked(open_input(paths, limit=options.limit), plan, options)
+
+
+def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None:
+    """The paths that `inputs` is made of; None if it holds rows.
+
+    Raises:
+        InputError: standard input among files.
+    """
+    if inputs == "-":
+        return None
+    if isinstance(inputs, str | os.PathLike):
+        return inputs
+    if not isinstance(inputs, Sequence) or not inputs or not all(isinstance(item, str | os.PathLike) for item in inputs):
+        return None
+    paths = cast("Sequence[str | os.PathLike[str]]", inputs)
+    if "-" in paths:
+        raise InputError("- (standard input) cannot be read together with files; pipe them in too, or write it to a file first")
+    return paths
+
+
+def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
+    """The input; standard input and rows of Python's go to a file in `folder` first."""
+    found = _open_files(inputs, plan, options)
+    if found is not None:
+        return found
+    rows: Any = inputs
+    path = spool(sys.stdin.buffer, folder / "0") if inputs == "-" else spool(rows, folder / "0.jsonl")
+    return _checked(open_input(path, limit=options.limit), plan, options)
+
+
+def _checked(source: InputFile, plan: Plan, options: RunOptions) -> InputFile:
+    """The input, if it has the columns that the run needs.
+
+    Raises:
+        InputError: it has not.
+    """
+    InputModel(plan.input_model).require_columns(source)
+    return _with_key(source, options.key)
+
+
+def _with_key(source: InputFile, key: str | None) -> InputFile:
+    """The input, if it has the key column; of JSONL the first records are looked at.
+
+    Raises:
+        InputError: it has not.
+    """
+    if key is None:
+        return source
+    columns = columns_of(source)
+    if columns and key not in columns:
+        raise InputError(f"--key {key!r}: the input has no such column; it has {', '.join(columns)}")
+    return source

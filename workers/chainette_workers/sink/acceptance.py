@@ -1,0 +1,87 @@
+"""What of a run's stream may become durable: rows that are pending at the node that they say, and no others.
+
+Redis is checked, not believed (PROTOCOL 22). A key that is lost may end a fork or a root too early, or have a row
+computed twice; the walk over durable rows (`frontier`) tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from chainette.core.apply import Cardinality
+from chainette.core.flow import Durable, frontier
+from chainette.core.plan import Plan, PlanNode, Target, ToFork, ToNode
+from chainette.fleet.protocol.messages import Result
+from chainette.fleet.protocol.states import Entry
+from chainette.records import Row, parent_of, record_of
+
+__all__ = ["LiveRoot"]
+
+
+@dataclass
+class LiveRoot:
+    """A root between its first entry and its end: what is durable of it, or will be with the entries accepted so far."""
+
+    plan: Plan
+    root: int
+    rows: list[Row]
+    durable: Durable
+    #: Node -> rows known to be pending there; found anew where an entry has others.
+    _pending: dict[str, set[str]] = field(default_factory=dict)
+
+    def refuse(self, entry: Entry, barred: Collection[str] | None) -> str:
+        """Takes an entry in; if it cannot be right, says why instead, and then nothing more of the root may be taken.
+
+        `barred`: engines whose units may wait for a later phase; None if that is not known.
+        """
+        result = entry.message
+        node = self.plan.nodes.get(result.node) if isinstance(result, Result) else None
+        if isinstance(result, Result) and node is not None:
+            ended = _ended(node, result)
+            if len(ended) != result.taken or not self._has_pending(node, ended):
+                return f"root {self.root}: rows at {node.id!r} came that were not pending there"
+            self._accept(node, result, ended)
+        if not (entry.done or entry.suspended):
+            return ""
+        left = {self.plan.engine_of(unit.node) for unit in frontier(self.plan, self.root, self.rows, self.durable).units}
+        if entry.done and left:
+            return f"root {self.root} was called complete while rows of it are pending"
+        if entry.suspended and barred is not None and not left <= {*barred}:
+            return f"root {self.root} was set aside for a later phase while rows of it can be processed now"
+        return ""
+
+    def _has_pending(self, node: PlanNode, row_ids: set[str]) -> bool:
+        if row_ids <= self._pending.get(node.id, set()):
+            return True
+        records = {record_of(row_id) for row_id in row_ids}
+        rows = [row for row in self.rows if row.row_id in records]
+        for unit in frontier(self.plan, self.root, rows, self.durable).units:
+            self._pending.setdefault(unit.node, set()).update(row.row_id for row in unit.rows)
+        return row_ids <= self._pending.get(node.id, set())
+
+    def _accept(self, node: PlanNode, result: Result, ended: set[str]) -> None:
+        self._pending[node.id] -= ended
+        self.durable.add(node, result.outputs, (rejection.row_id for rejection in result.rejected), result.dropped)
+        self._arrive(node.next, [output.row_id for output in result.outputs])
+
+    def _arrive(self, target: Target, row_ids: Collection[str]) -> None:
+        """Rows are pending at the next node; behind a join the next walk finds them."""
+        match target:
+            case ToNode():
+                self._pending.setdefault(target.node, set()).update(row_ids)
+            case ToFork():
+                fork = self.plan.forks[target.fork]
+                for first in (*(join.first for join in fork.joins), *(side.first for side in fork.sides)):
+                    self._arrive(first, row_ids)
+                if not fork.joins:
+                    self._arrive(fork.after, row_ids)
+            case _:
+                pass
+
+
+def _ended(node: PlanNode, result: Result) -> set[str]:
+    """The ids of the rows that went in."""
+    outputs = (output.row_id for output in result.outputs)
+    parents = map(parent_of, outputs) if node.cardinality is Cardinality.MANY else outputs
+    return {*parents, *(rejection.row_id for rejection in result.rejected), *result.dropped}

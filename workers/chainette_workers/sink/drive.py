@@ -1,0 +1,414 @@
+"""Driving a run over Redis: admission and durability in one loop, whoever the workers are."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import anyio.from_thread
+import msgspec
+import redis
+
+from chainette.core.plan import Plan
+from chainette.core.usercode.loading import load_chain
+from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunError, RunStopped
+from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.protocol.states import LEASE
+from chainette.fleet.redis.connect import chosen_url, connect, is_passing, shown
+from chainette.fleet.redis.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunInfo
+from chainette.fleet.redis.reasons import reasons
+from chainette.fleet.redis.run_registry import Board, Role, chain_fields
+from chainette.io.inputs.identity import require_same_input
+from chainette.io.inputs.roots import Root
+from chainette.io.rundir.events import UnitRetried, WorkerLost
+from chainette.io.rundir.likeness import marks_of
+from chainette.run.limits import RejectWatch
+from chainette.run.session import Session, roots_of
+from chainette_workers.metrics.catalogue import Part
+from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.watching import watching
+from chainette_workers.runtime import warn_of_eviction
+from chainette_workers.sink.coordinator import Coordinator, read_for_live_roots
+from chainette_workers.sink.phases import Phases
+from chainette_workers.sink.presence import Presence
+from chainette_workers.sink.sink import Sink
+from chainette_workers.sink.status_fields import counts_of, outline_of
+
+__all__ = ["Admitting", "Drive", "RedisFleet", "coordinated_here", "take_out", "window_for"]
+
+_log = logging.getLogger("chainette")
+
+#: Live rows at least, where nobody says otherwise; and per row that the workers take at once.
+_WINDOW, _PER_ROW = 4096, 4
+
+#: Bytes of admitted rows that may be live.
+_WINDOW_BYTES = 128 << 20
+
+#: Seconds between two looks at what others said of the run.
+_LOOK = 0.5
+
+#: Seconds without movement before it is explained, and before that is said again.
+_STILL, _AGAIN = 3.0, 30.0
+
+#: New epochs that one session begins because of data in Redis, or of units that nobody can process.
+_MOST_DAMAGES = 3
+
+#: Seconds between two looks when nothing moves: at first, and later.
+_IDLE, _LAZY = 0.02, 0.2
+
+
+class Admitting(Protocol):
+    """Who admits a run's roots."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    def step(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class RedisFleet:
+    """Moves a session's units through workers that serve a Redis; the `drive` of RunOptions.
+
+    Raises (`check`, and when called):
+        RedisUnavailable: Redis does not answer at the start. Later on, it is waited for.
+        RunError: it does not let us in.
+    """
+
+    url: str | None = None
+    #: Where its metrics are served; None: nowhere.
+    metrics: Endpoint | None = None
+    #: What is in flight survives this process, and the next one goes on with it.
+    attaches: ClassVar[bool] = True
+
+    @property
+    def way(self) -> dict[str, str]:
+        return {"redis": shown(chosen_url(self.url))}
+
+    def check(self, _plan: Plan, /) -> None:
+        connect(self.url).close()
+
+    def __call__(self, session: Session) -> None:
+        me = f"enqueue-{secrets.token_hex(6)}"
+        roles = {Role.SINK.value: me, Role.COORDINATOR.value: me}
+        with connect(self.url) as connection, watching(self.metrics, connection, Part.SINK, Part.FLEET) as watch:
+            warn_of_eviction(connection)
+            board, session = Board(connection), watch.over(session)
+            with Presence(board, me, "enqueue", watch.words) as presence:
+                Drive(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
+
+    def clean(self, run: str) -> None:
+        """See `options.Drive`: its sink died after the log's last line."""
+        try:
+            with connect(self.url) as connection:
+                info = Board(connection).run(run)
+                if info is not None and info.epoch >= 0:
+                    take_out(FleetQueue(connection), info)
+        except (RunError, redis.RedisError, Lost) as error:
+            raise RunError(f"what Redis may still have of run {run} stays there: {error}") from error
+
+
+def take_out(queue: LeasedQueue, info: RunInfo) -> None:
+    """Closes a run in the place of the sink that has it, which is not going to.
+
+    Raises:
+        Lost: another sink has taken it meanwhile.
+    """
+    queue.close(info.run, info.epoch, info.fields.get("owner", ""), info.queues)
+
+
+def window_for(workers: Iterable[Mapping[str, str]]) -> int:
+    """Live rows that keep the workers at work that say these things."""
+    return max(_WINDOW, _PER_ROW * sum(int(words.get("rows_budget", 0)) for words in workers))
+
+
+def coordinated_here(session: Session, sink: Sink) -> Admitting:
+    """Admits the session's own input.
+
+    Raises:
+        InputError: what is admitted already was read from other bytes.
+    """
+    if (read := read_for_live_roots(sink.queue, sink.keys)) is not None:
+        state, directory = session.writer.state, str(session.writer.directory)
+        require_same_input(session.source, state.input, read, directory)
+    writer = session.writer
+    roots = roots_of(session.plan, session.source, session.options, writer.state.starts)
+
+    def pending(last: int) -> Iterator[Root]:
+        # behind the last root that the epoch admitted, what is complete now was complete when the epoch began
+        return roots.pending(lambda root: root <= last or writer.state.is_done(root))
+
+    return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable)
+
+
+@dataclass
+class Drive:
+    """One run's coordinator and sink in one loop of plain verbs.
+
+    Raises (from `run`):
+        RunStopped: an engine does not answer for too long, or too many rows are rejected.
+        RunCancelled: somebody gave the run up.
+        RunDirectoryInUse: another process has taken the run over.
+    """
+
+    session: Session
+    queue: LeasedQueue
+    board: Board
+    #: Who serves the run, and what else others must know of it.
+    fields: Mapping[str, str]
+    #: Live rows at most; None: as the workers need.
+    window: int | None = None
+    coordinated: Callable[[Session, Sink], Admitting] = coordinated_here
+    #: Called when something became durable (True), and when nothing moves (False).
+    tend: Callable[[bool], None] = lambda _moved: None
+    _phases: Phases = field(init=False)
+    _looked_at: float = 0.0
+    #: Damages since rows became durable the last time, and until when the next one waits.
+    _damages: int = 0
+    _damage_until: float = 0.0
+    _searched_at: float = 0.0
+    _done_at_damage: int = -1
+    _moved_at: float = field(default_factory=time.monotonic)
+    _explained_at: float = -_AGAIN
+    _noted: str = "0-0"
+    _failing: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        writer = self.session.writer
+        number = writer.state.phase if writer.reopened.limit is None else 0  # new rows need the earlier phases
+        self._phases = Phases(self.session.plan, number, begun=number > 0)
+
+    def run(self) -> None:
+        session = self.session
+        expected = session.source.count()
+        sink = self._sink()
+        begin: Callable[[int | None], None] | None = sink.open
+        coordinator: Admitting | None = None
+        while True:
+            anyio.from_thread.check_cancelled()
+            trouble: redis.RedisError | None = None
+            try:
+                if begin is not None:
+                    self._phases.begun |= self._went_in_phases(sink)
+                    begin(expected)
+                    begin = coordinator = None
+                if coordinator is None:
+                    self.board.say(sink.run, {**self.fields, "window": sink.fields["window"]})
+                    coordinator = self.coordinated(session, sink)
+                self._look(sink)
+                moved = coordinator.step()
+                moved |= sink.step()
+                self._hear(sink)
+                if not moved:
+                    self._search(sink)
+                if not moved and coordinator.finished and (progress := sink.progress).complete:
+                    if not progress.suspended:
+                        session.finish()
+                        self._close(sink)
+                        return
+                    self._enter_next_phase(sink)
+                    begin = sink.raise_epoch
+            except Cancelled as error:
+                raise self._cancelled(sink) from error
+            except Lost:
+                self._yield_to_another(sink)
+                begin = sink.raise_epoch
+                continue
+            except (BadMessage, NotFinished) as error:
+                self._give_up_if_often(error)
+                begin = sink.raise_epoch
+                continue
+            except redis.RedisError as error:
+                if not is_passing(error):
+                    raise RunStopped(f"Redis refuses what it is asked: {error}") from error
+                sink.doubt()
+                moved, trouble = False, error
+            if moved:
+                self._failing.clear()
+                self._moved_at = time.monotonic()
+            else:
+                self._explain(sink, trouble)
+                time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
+            self.tend(moved)
+
+    def _look(self, sink: Sink) -> None:
+        """What others did to the run: gave it up, or found a unit that is no more. Others see how far it is."""
+        now = time.monotonic()
+        if now < self._looked_at + _LOOK:
+            return
+        self._looked_at = now
+        progress = sink.progress
+        if words := sink.damage(progress):
+            raise BadMessage(words)
+        if progress.state == "cancelled":
+            raise Cancelled
+        workers = list(self.board.members().values())
+        sink.fields = {**sink.fields, "window": self._window(workers)}
+        begun = self._phases.begun
+        self._phases.look(workers)
+        if self._phases.begun and not begun:
+            _log.warning("%s", self._phases.words)
+        sink.bar(self._phases.barred)
+        counts, still = counts_of(self.session.writer.state), int(now - self._moved_at)
+        self.board.say(sink.run, {"counts": counts, "window": sink.fields["window"], "still": still})
+
+    def _search(self, sink: Sink) -> None:
+        """Looks for units that no worker can ever take, once a lease while nothing moves.
+
+        Raises:
+            BadMessage: there is one; its rows come back with the next epoch.
+        """
+        now = time.monotonic()
+        if now < max(self._moved_at, self._searched_at) + LEASE:
+            return
+        self._searched_at = now
+        if words := sink.missing():
+            raise BadMessage(words)
+
+    def _went_in_phases(self, sink: Sink) -> bool:
+        """Whether an earlier sink, or this one in the epoch before, had the run go in phases."""
+        info = self.board.run(sink.run)
+        return info is not None and bool(info.fields.get("barred"))
+
+    def _enter_next_phase(self, sink: Sink) -> None:
+        self._phases.look(self.board.members().values())
+        self._phases.go_on()
+        sink.phase, sink.barred = self._phases.number, self._phases.barred
+
+    def _cancelled(self, sink: Sink) -> RunCancelled:
+        with suppress(redis.RedisError, Lost):
+            sink.close()
+        directory = self.session.writer.directory
+        return RunCancelled(
+            f"run {sink.run} was cancelled; its rows so far are in {directory}; to go on all the same: "
+            f"`chainette resume {directory}`"
+        )
+
+    def _yield_to_another(self, sink: Sink) -> None:
+        """Two that write one run, as of a copied directory, must not take it from each other again and again: the one that
+        it was taken from ends, unless the other has died.
+
+        Raises:
+            RunDirectoryInUse: the other lives.
+        """
+        end, moved = time.monotonic() + 1.5 * LEASE, False
+        while other := self._other_sink(sink):
+            anyio.from_thread.check_cancelled()
+            if time.monotonic() > end:
+                raise RunDirectoryInUse(
+                    f"another process writes run {sink.run} now ({other}), maybe into a copy of this directory; what is here "
+                    f"stays as it is: `chainette resume {self.session.writer.directory}` goes on with it when the other is done"
+                )
+            time.sleep(_LOOK)
+            self.tend(moved)
+
+    def _other_sink(self, sink: Sink) -> str:
+        """Who lives and has the run in this one's place; "" where nobody does, or Redis does not say."""
+        try:
+            info, members = self.board.run(sink.run), self.board.members()
+        except redis.RedisError:
+            return ""
+        found = info.fields.get(Role.SINK, "") if info is not None else ""
+        return found if found != self.fields.get(Role.SINK, "") and found in members else ""
+
+    def _close(self, sink: Sink) -> None:
+        """Takes the finished run out of Redis, as soon as that answers."""
+        closed = False
+        while not closed:
+            anyio.from_thread.check_cancelled()
+            try:
+                sink.close()
+                closed = True
+            except Lost:
+                closed = True  # somebody else's, or not there
+            except redis.RedisError as error:
+                if not is_passing(error):
+                    raise
+                time.sleep(_LOOK)
+            self.tend(closed)
+
+    def _give_up_if_often(self, error: ChainetteError) -> None:
+        """What cannot be read, or is gone, is made anew out of what is durable: once a lease, then in twice that time, and
+        not for ever unless rows become durable meanwhile.
+
+        Raises:
+            RunStopped: it was done often enough.
+        """
+        done = self.session.writer.state.done_count
+        self._damages = self._damages + 1 if done == self._done_at_damage else 1
+        self._done_at_damage = done
+        if self._damages > _MOST_DAMAGES:
+            raise RunStopped(f"given up after {_MOST_DAMAGES} new epochs: {error}")
+        moved = False
+        while time.monotonic() < self._damage_until:
+            anyio.from_thread.check_cancelled()
+            time.sleep(_IDLE)
+            self.tend(moved)
+        self._damage_until = time.monotonic() + LEASE * 2 ** (self._damages - 1)
+        self._moved_at = time.monotonic()
+        _log.warning("a new epoch begins: %s", error)
+
+    def _explain(self, sink: Sink, trouble: redis.RedisError | None) -> None:
+        """Says why nothing moves, where it can be known; again after a while."""
+        now = time.monotonic()
+        if now < max(self._moved_at + _STILL, self._explained_at + _AGAIN):
+            return
+        said = self._reasons(sink, trouble)
+        self._explained_at = now if said else now + _STILL - _AGAIN
+        for reason in said:
+            _log.warning("nothing moves: %s", reason)
+
+    def _reasons(self, sink: Sink, trouble: redis.RedisError | None) -> list[str]:
+        try:
+            snapshot = self.board.snapshot(sink.run) if trouble is None else None
+        except redis.RedisError as error:
+            trouble, snapshot = error, None
+        if trouble is not None:
+            return [f"Redis does not do what it is asked ({trouble}); waiting for it"]
+        return reasons(snapshot) if snapshot is not None else []
+
+    def _window(self, workers: Iterable[Mapping[str, str]]) -> int:
+        return self.window or self.session.options.window or window_for(workers)
+
+    def _sink(self) -> Sink:
+        session, options = self.session, self.session.options
+        state = session.writer.state
+        fields: dict[str, str | int] = {
+            **self.fields,
+            "window": self.window or options.window or _WINDOW,
+            "window_bytes": _WINDOW_BYTES,
+            "seed": options.seed,
+            "chain_ref": options.chain_ref,
+            "digest": options.chain_digest or load_chain(options.chain_ref, Path(options.chain_root)).digest,
+            **chain_fields(session.plan.parameters, marks_of(session.plan)),
+            "batch_size": session.plan.batch_size,
+            "simulate": int(options.simulate),
+            "engines": msgspec.json.encode({name: config.digest for name, config in session.plan.engines.items()}).decode(),
+            "outline": outline_of(session.plan),
+        }
+        watch = RejectWatch(options.max_reject_rate)
+        redis = options.way.get("redis", "")
+        phase = self._phases.number
+        return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch, phase, redis)
+
+    def _hear(self, sink: Sink) -> None:
+        """What workers noted goes to the log and to the hooks."""
+        self._noted, events = self.queue.notes(sink.run, self._noted)
+        known = self.session.writer.state.workers
+        ours = [event for event in events if not isinstance(event, WorkerLost) or event.worker in known]
+        for event in self.session.writer.record(ours):
+            self.session.hook.on_event(event)
+            if isinstance(event, UnitRetried):
+                self._watch_patience(event)
+
+    def _watch_patience(self, event: UnitRetried) -> None:
+        began = self._failing.setdefault(event.node, time.monotonic())
+        waited = time.monotonic() - began
+        if waited > self.session.options.engine_patience:
+            raise RunStopped(f"the engine of {event.node!r} has not answered for {waited:.0f} s: {event.message}")

@@ -1,0 +1,178 @@
+"""`run --workers N`: the whole fleet on this machine, with a Valkey of its own, gone when the run ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+from chainette.core.plan import PYTHON, Plan
+from chainette.core.usercode.parameters import text_of
+from chainette.engine.backends import VllmOptions
+from chainette.engine.config import EngineConfig
+from chainette.errors import InputError, RunError, RunStopped
+from chainette.fleet.redis.connect import connect
+from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.run_registry import Board
+from chainette.fleet.server.embedded import EmbeddedServer
+from chainette.io.rundir.paths import RunDir
+from chainette.run.session import Session, require_engines
+from chainette_workers.runtime import UNUSABLE
+from chainette_workers.sink.drive import Drive
+from chainette_workers.sink.supervise import Child, running
+from chainette_workers.worker.gpus import CUDA_DEVICES, visible
+from chainette_workers.worker.main import WorkerConfig
+
+__all__ = ["LocalFleet", "devices"]
+
+#: Tries to start a server that died.
+_STARTS = 3
+
+#: Workers that may die one after the other without anything becoming durable in between.
+_MOST_DEATHS = 6
+
+
+@dataclass(frozen=True)
+class LocalFleet:
+    """Moves a session's units with worker processes; the `drive` of RunOptions.
+
+    Raises (`check`):
+        InputError: the chain has no such engine, or vLLM's workers are more than the GPUs of this machine.
+
+    Raises (when called):
+        RunStopped: a worker can never serve, workers keep dying, an engine does not answer, too many rejects.
+    """
+
+    #: Processes per engine: one number for all, or by engine.
+    workers: int | Mapping[str, int]
+    #: Its Valkey is gone with the session, so that a later one begins an epoch of its own.
+    attaches: ClassVar[bool] = False
+
+    @property
+    def way(self) -> dict[str, str]:
+        if isinstance(self.workers, int):
+            return {"workers": str(self.workers)}
+        return {"workers": ",".join(f"{name}={number}" for name, number in self.workers.items())}
+
+    def check(self, plan: Plan, /) -> None:
+        devices(plan, self._engines(plan))
+        require_engines(plan)
+
+    def __call__(self, session: Session) -> None:
+        with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data") as server:
+            connection = connect(server.url)
+            root, file = session.options.chain_root, session.options.engines_file
+            offered = {name: [text_of(value)] for name, value in session.options.parameters.items()}
+            configs = [
+                WorkerConfig(server.url, [name], root, engines_file=file, parameters=offered)
+                for name in self._engines(session.plan)
+            ]
+            rows = sum(_rows_in_flight(session.plan, name) for config in configs for name in config.engines)
+            window = session.options.window or max(4096, 4 * rows)
+            environments = devices(session.plan, [config.engines[0] for config in configs])
+            children = [
+                Child(config, folder / f"worker-{number}.log", environment)
+                for number, (config, environment) in enumerate(zip(configs, environments, strict=True))
+            ]
+            with connection, running(children):
+
+                def tend(moved: bool) -> None:
+                    if not server.running:
+                        _revive(server)
+                    _tend(children, moved)
+
+                Drive(session, FleetQueue(connection), Board(connection), {}, window, tend=tend).run()
+
+    def clean(self, run: str) -> None:
+        """See `options.Drive`: its Valkey went with it."""
+
+    def _engines(self, plan: Plan) -> list[str]:
+        """The engine of each process."""
+        engines = list(plan.engines) or [PYTHON]
+        wanted = self.workers if isinstance(self.workers, Mapping) else dict.fromkeys(engines, self.workers)
+        unknown = [name for name in wanted if name not in engines]
+        if unknown:
+            said = f"--workers {self.way['workers']}: the chain has no engine {unknown[0]!r}; it has {', '.join(engines)}"
+            raise InputError(f"{said}; name those, or give one number for all")
+        return [name for name in engines for _ in range(wanted.get(name, 1))]
+
+
+def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:
+    """What the environment of each worker says of GPUs: vLLM's get their own, in order; where there are none, vLLM is for
+    the CPU.
+
+    Raises:
+        InputError: there are fewer than they need.
+    """
+    there = visible(os.environ.get(CUDA_DEVICES))
+    needed = [_gpus_of(plan.engines.get(engine)) for engine in engines]
+    if there and sum(needed) > len(there):
+        raise InputError(
+            f"--workers: vLLM's workers need {sum(needed)} GPUs of their own, and there are {len(there)} ({', '.join(there)}); "
+            "start fewer, or have engines take turns in one process: `run` without --workers, `resume --local`"
+        )
+    free = iter(there)
+    taken = [list(islice(free, number)) for number in needed]
+    return [{CUDA_DEVICES: ",".join(names)} if names else {} for names in taken]
+
+
+def _gpus_of(config: EngineConfig | None) -> int:
+    """GPUs that an engine must have for itself; one that names its own is left alone."""
+    if config is None or not isinstance(config.options, VllmOptions) or config.gpu_ids:
+        return 0
+    return config.options.tensor_parallel_size or 1
+
+
+def _revive(server: EmbeddedServer) -> None:
+    """Starts the server again, on what it had.
+
+    Raises:
+        RunStopped: it does not start.
+    """
+    for left in reversed(range(_STARTS)):
+        try:
+            server.restart()
+            return
+        except RunError as error:
+            if not left:
+                raise RunStopped(str(error)) from error
+
+
+@contextmanager
+def _folder(directory: RunDir) -> Iterator[Path]:
+    """The fleet's own files, inside the run directory, so that a killed fleet leaves nothing elsewhere."""
+    folder = directory.fleet
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rows_in_flight(plan: Plan, engine: str) -> int:
+    """Twice what the engine answers at once, and never less than two units."""
+    config = plan.engines.get(engine)
+    return 2 * max((config.capacity if config is not None else None) or 64, plan.batch_size)
+
+
+def _tend(children: list[Child], moved: bool) -> None:
+    """Restarts workers that died, a little later each time, as long as something becomes durable in between.
+
+    Raises:
+        RunStopped: one can never serve, or they die one after the other.
+    """
+    for child in children:
+        if moved:
+            child.deaths = 0
+        code = child.code
+        if code is None:
+            continue
+        if code == UNUSABLE or child.deaths >= _MOST_DEATHS:
+            raise RunStopped(f"a worker for {', '.join(child.config.engines)} ended with code {code}:\n{child.last_words}")
+        child.revive()

@@ -1,0 +1,57 @@
+"""Phases of a run in a fleet: which engines' units wait, where workers would swap engines more than that is worth.
+
+All rows go through one engine's nodes, then through the next one's (SEMANTICS, Sizes). A phase is an epoch: at its end
+what later phases need is in the shards, and is admitted from there. Nothing depends on the choice but time, so it may be
+made anew at any moment, by what the workers say of themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from chainette.core.plan import Plan
+from chainette.fleet.protocol.keys import served
+
+__all__ = ["Phases"]
+
+#: The most of its time that a worker may spend on swaps before runs go in phases.
+_MOST_SWAPPING = 0.05
+
+
+@dataclass
+class Phases:
+    """One run's."""
+
+    plan: Plan
+    #: How many were gone through, over all sessions.
+    number: int = 0
+    #: Whether the run goes in phases; once it does, it does so to its end.
+    begun: bool = False
+    #: Of each worker with several: its engines that none has for itself, in the order in which rows need them.
+    _turns: list[list[str]] = field(default_factory=list)
+
+    def look(self, workers: Iterable[Mapping[str, str]]) -> None:
+        """Looks again at what the workers that live say."""
+        serving = [(words, {*served(words)} & {*self.plan.phases}) for words in workers]
+        own = {name for _, names in serving if len(names) == 1 for name in names}
+        shared = [(words, names - own) for words, names in serving if len(names) > 1]
+        self.begun = self.begun or any(float(words.get("swapping", 0)) > _MOST_SWAPPING for words, _ in shared)
+        self._turns = [[name for name in self.plan.phases if name in names] for _, names in shared if names]
+
+    @property
+    def barred(self) -> frozenset[str]:
+        """Engines whose units wait for a later phase; never all of a worker's."""
+        turns = self._turns if self.begun else []
+        every = {name for names in turns for name in names}
+        return frozenset(every - {names[self.number % len(names)] for names in turns})
+
+    @property
+    def words(self) -> str:
+        """That the run goes in phases, and why."""
+        order = " and ".join(dict.fromkeys(self.plan.phases))
+        return f"{order} share workers, which swap them too often: the run goes in phases, one engine after the other"
+
+    def go_on(self) -> None:
+        """The next phase, with every row that waits for one."""
+        self.number += 1

@@ -1,0 +1,55 @@
+"""A process that serves runs says so in Redis, as workers do: by a lease and a few words."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+import redis
+
+from chainette.fleet.protocol.states import LEASE
+from chainette.fleet.redis.run_registry import Board
+
+__all__ = ["Presence"]
+
+
+@dataclass
+class Presence:
+    """A lease, from `with` to its end; it holds while `renew` is called often enough."""
+
+    board: Board
+    me: str
+    kind: str
+    #: What it says beside who and where it is.
+    about: Mapping[str, str] = field(default_factory=dict)
+    _renewed_at: float = field(default=-LEASE)
+
+    def __enter__(self) -> Self:
+        self._words: dict[str, str | int | float] = {
+            "kind": self.kind,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **self.about,
+        }
+        self.renew()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with suppress(redis.RedisError):
+            self.board.leave(self.me)
+
+    def renew(self) -> None:
+        """Renews the lease where it is time to; a Redis that does not answer is asked again next time."""
+        if time.monotonic() - self._renewed_at < LEASE / 4:
+            return
+        with suppress(redis.RedisError):
+            self.board.beat(self.me, self._words)
+            self._renewed_at = time.monotonic()

@@ -1,0 +1,284 @@
+"""The sink: reads a run's stream in order, makes it durable, and gives back the credit.
+
+It owns the directory's lock, the log and the epoch. Killed at any point, the next one attaches where the log
+ends; an epoch is raised only where Redis does not continue the log (PROTOCOL 7 to 10).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainette.core.flow import Durable
+from chainette.core.plan import Plan
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import Admission, BadMessage, Result
+from chainette.fleet.redis.queue import ANCHOR, Entry, LeasedQueue, Lost, Progress
+from chainette.hooks import Hook
+from chainette.io.rundir.events import Event, RunResumed, RunStarted
+from chainette.io.rundir.open import graph_of
+from chainette.io.rundir.writer import Admitted, Commit, Item, RunWriter, Suspended
+from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage
+from chainette.run.limits import RejectWatch
+from chainette_workers.sink.acceptance import LiveRoot
+
+__all__ = ["Sink"]
+
+
+@dataclass
+class Sink:
+    """One run's sink. `open` once, then `step` until `complete`."""
+
+    queue: LeasedQueue
+    writer: RunWriter
+    plan: Plan
+    run: str
+    #: What workers must know of the run; written when an epoch is installed.
+    fields: Mapping[str, str | int]
+    hook: Hook
+    rejects: RejectWatch
+    #: Phases that the run has gone through.
+    phase: int = 0
+    #: The address of the Redis, where it outlives the session; without its password.
+    redis: str = ""
+    #: Engines whose units wait for a later one; None where Redis is to be told.
+    barred: frozenset[str] | None = None
+    owner: str = field(default_factory=lambda: secrets.token_hex(8))
+    #: Roots that the writer holds open.
+    _live: dict[int, LiveRoot] = field(default_factory=dict)
+    #: Engines whose units had to wait for a later phase at any time of this epoch; None if another sink began it.
+    _ever_barred: frozenset[str] | None = None
+    #: Whether Redis may not know how far this is durable.
+    _doubted: bool = False
+    #: Token of the anchor of an epoch that is in the log and not yet in Redis; "" where there is none.
+    _installing: str = ""
+
+    @property
+    def keys(self) -> RunKeys:
+        return RunKeys(self.run, self.writer.epoch)
+
+    @property
+    def queues(self) -> list[str]:
+        """RQ's names of the run's queues."""
+        return [self.keys.queue(engine, name) for engine, name in self._places]
+
+    def _queues_of(self, engines: Collection[str]) -> list[str]:
+        return [self.keys.queue(engine, name) for engine, name in self._places if engine in engines]
+
+    @property
+    def _places(self) -> list[tuple[str, str]]:
+        """(engine, node) of everything that has a queue."""
+        return [(self.plan.engine_of(name), name) for name in self.plan.depths]
+
+    def open(self, expected: int | None) -> None:
+        """Attaches to the epoch of the log where Redis continues it, else raises the epoch.
+
+        A chain with other settings begins an epoch, so that the log has them and workers are told of its files.
+        """
+        position = self.writer.state.position
+        if position is not None and not self.writer.raised and self._changed_graph() is None:
+            try:
+                self.queue.attach(self.run, self.writer.epoch, self.owner, position)
+                self._settle()
+                self._say([self._resumed(expected, position)])
+                return
+            except Lost:
+                pass
+        self.raise_epoch(expected)
+
+    def raise_epoch(self, expected: int | None) -> None:
+        """A new epoch, in the log before Redis: what is not durable will be admitted again. May be repeated where Redis
+        did not answer."""
+        while True:
+            if not self._installing:
+                self._log_epoch(expected)
+            try:
+                self.queue.install(
+                    self.run, self.writer.epoch, self.owner, self._installing, self.queues, self._fields(expected)
+                )
+            except Lost:
+                self._installing = ""  # Redis is further
+                continue
+            self._installing = ""
+            return
+
+    def _fields(self, expected: int | None) -> dict[str, str | int]:
+        """What Redis says of the run: what workers must know, and what its progress is counted from."""
+        known = -1 if expected is None else expected
+        barred = " ".join(self._queues_of(self.barred or ()))
+        return {**self.fields, "records_before": self.writer.state.records, "expected": known, "barred": barred}
+
+    def _log_epoch(self, expected: int | None) -> None:
+        self._live.clear()
+        self._ever_barred = self.barred or frozenset()
+        self._doubted = False
+        token = secrets.token_hex(8)
+        anchor = (ANCHOR, token)
+        if self.writer.state.started_at:
+            self.writer.raise_epoch()
+            self._say([self._resumed(expected, anchor, self._changed_graph())])
+        else:
+            self._say([RunStarted(expected=expected, anchor=anchor)])
+        self._installing = token
+
+    def _changed_graph(self) -> dict[str, Any] | None:
+        """The plan as graph.json; None if the log has it already."""
+        graph = graph_of(self.plan, self.writer.added)
+        return graph if graph != self.writer.state.graph else None
+
+    def _resumed(self, expected: int | None, anchor: tuple[str, str], graph: dict[str, Any] | None = None) -> RunResumed:
+        found = self.writer.reopened
+        return RunResumed(
+            fingerprint=self.plan.fingerprint,
+            expected=expected,
+            graph=graph,
+            anchor=anchor,
+            phase=self.phase,
+            redis=self.redis,
+            input=found.input,
+            limit=found.limit,
+        )
+
+    def _say(self, events: Sequence[Event]) -> None:
+        for event in self.writer.record(events):
+            self.hook.on_event(event)
+
+    def step(self) -> bool:
+        """Makes what has come durable; False where nothing had.
+
+        Raises:
+            Lost: Redis does not continue the log, or another sink took over.
+            BadMessage: something that came cannot be right; the rest is durable, and a new epoch must begin.
+            DiskError: the disk refused.
+        """
+        if self._doubted:
+            self._settle()
+        position = self.writer.state.position
+        assert position is not None
+        entries = self.queue.read(self.keys, position)
+        if not entries:
+            return False
+        opened = self._opened(entries)
+        accepted, refused = self._accepted(entries)
+        if accepted:
+            self._make_durable(accepted, opened)
+        if refused:
+            raise BadMessage(next(iter(refused.values())))
+        return True
+
+    def _opened(self, entries: list[Entry]) -> dict[int, Admitted]:
+        """Roots of which this is the first entry, as they were admitted."""
+        roots = dict.fromkeys(entry.root for entry in entries if entry.root not in self._live)
+        opened = {}
+        for root in roots:
+            record = self.queue.record(self.keys, root)
+            opened[root] = Admitted(root, record.rows, record.records, self.writer.durable(root), record.read)
+        for root, admitted in opened.items():
+            durable = self.writer.durable(root) if admitted.durable is not None else None
+            self._live[root] = LiveRoot(self.plan, root, admitted.rows, durable or Durable())
+        return opened
+
+    def _accepted(self, entries: list[Entry]) -> tuple[list[Entry], dict[int, str]]:
+        """Entries that may become durable; and roots of which one may not, with the reason."""
+        accepted: list[Entry] = []
+        refused: dict[int, str] = {}
+        for entry in entries:
+            live = self._live.get(entry.root)
+            if entry.root in refused:
+                continue
+            words = live.refuse(entry, self._ever_barred) if live else f"root {entry.root}: rows came after its end"
+            if words:
+                refused[entry.root] = words
+                continue
+            accepted.append(entry)
+            if entry.done or entry.suspended:
+                del self._live[entry.root]
+        return accepted, refused
+
+    def _make_durable(self, entries: list[Entry], opened: dict[int, Admitted]) -> None:
+        items: list[Item] = []
+        for entry in entries:
+            if entry.root in opened:
+                items.append(opened.pop(entry.root))
+            items.append(_commit(entry))
+            if entry.suspended:
+                items.append(Suspended(entry.root))
+        self._doubted = True
+        committed = self.writer.commit(items)
+        self.hook.on_flush(committed.synced)
+        for event in committed.events:
+            self.hook.on_event(event)
+        for entry in entries:
+            if isinstance(entry.message, Result):
+                self.rejects.count(entry.message.node, entry.message.taken, len(entry.message.rejected))
+        self._acknowledge([entry.root for entry in entries if entry.done])
+
+    def _acknowledge(self, done: list[int]) -> None:
+        """What is durable may go, these roots with it; until Redis has answered it is in doubt."""
+        position = self.writer.state.position
+        assert position is not None
+        self.queue.ack(self.keys, self.owner, position, done)
+        self._doubted = False
+
+    def _settle(self) -> None:
+        """Acknowledges all that is durable and that Redis still counts as live."""
+        self._acknowledge([root for root in self.progress.live if self.writer.state.is_done(root)])
+
+    def doubt(self) -> None:
+        """Redis failed: it may have lost the reply to an acknowledgement, or the last second of its own."""
+        self._doubted = True
+
+    def bar(self, engines: frozenset[str]) -> None:
+        """Units of these engines, and of no others, wait for a later phase.
+
+        Raises:
+            Lost: another sink took over, or the epoch is gone.
+        """
+        if engines != self.barred:
+            self.queue.bar(self.keys, self.owner, self._queues_of(engines))
+            self.barred = engines
+            if self._ever_barred is not None:
+                self._ever_barred |= engines
+
+    @property
+    def progress(self) -> Progress:
+        """How far this epoch is."""
+        return self.queue.progress(self.keys)
+
+    def damage(self, progress: Progress) -> str:
+        """What is gone from Redis, in words, as far as counts tell; "" if nothing is.
+
+        Raises:
+            Lost: another epoch has begun.
+        """
+        if not progress.is_current:
+            raise Lost(f"run {self.run}: epoch {self.writer.epoch} is over")
+        if progress.damaged or not progress.state:
+            return progress.damaged or f"the record of run {self.run} is gone from Redis"
+        state = self.writer.state
+        least = progress.cursor - progress.suspended - (state.done_count - state.done_before)
+        if len(progress.live) < least:
+            return f"{least - len(progress.live):,} roots that are not complete are gone from Redis"
+        return ""
+
+    def missing(self) -> str:
+        """What of the live roots no worker can ever take, in words; "" if there is nothing. For when nothing moves."""
+        return self.queue.missing(self.keys, [root for root in self.progress.live if not self.writer.state.is_done(root)])
+
+    def close(self) -> None:
+        """Takes the complete run out of Redis."""
+        self.queue.close(self.run, self.writer.epoch, self.owner, self.queues)
+
+
+def _commit(entry: Entry) -> Commit:
+    """A stream entry as the writer takes it."""
+    pos = (entry.id, entry.token)
+    match entry.message:
+        case Result() as result:
+            outcome = Outcome(result.outputs, result.rejected, result.dropped, result.usage, Effects())
+            return Commit(Unit(result.node, entry.root, result.part, "", []), outcome, entry.done, pos, result.taken)
+        case Admission(rejected=rejected):
+            outcome = Outcome([], rejected, [], Usage(), Effects())
+            return Commit(Unit(CHAIN_INPUT, entry.root, "", "", []), outcome, entry.done, pos, 0)

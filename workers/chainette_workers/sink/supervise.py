@@ -1,0 +1,133 @@
+"""Worker processes under the eye of the one that started them: they end with it, however it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from chainette.errors import RunError
+from chainette.utils.backoff import backoff
+from chainette_workers.runtime import UNUSABLE
+from chainette_workers.worker.main import WorkerConfig
+
+__all__ = ["Child", "running", "supervise"]
+
+#: Seconds until a child that died is started again: at first, and at most.
+_FIRST_WAIT, _LONGEST_WAIT = 0.2, 30.0
+
+#: Seconds that a child must live for its earlier deaths to be forgotten.
+_HEALTHY = 60.0
+
+#: Seconds that a child has to hand back what it holds.
+_GRACE = 15.0
+
+#: Seconds between two looks.
+_LOOK = 0.1
+
+
+@dataclass
+class Child:
+    """One worker process; started again where it died, a little later each time."""
+
+    config: WorkerConfig
+    #: Where its output goes; None: where that of this process goes.
+    log: Path | None = None
+    #: What its environment has beside that of this process.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    deaths: int = 0
+    _restart_at: float = 0.0
+    _started_at: float = 0.0
+
+    def start(self) -> None:
+        with ExitStack() as stack:
+            log = stack.enter_context(self.log.open("ab")) if self.log is not None else None
+            command = [sys.executable, "-P", "-m", "chainette_workers.worker.main"]  # -P: nothing of the current folder
+            environment = os.environ | self.environment
+            self.process = subprocess.Popen(  # noqa: S603
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
+            )
+        self._started_at = time.monotonic()
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it died; whoever looks after it sees that
+            self.process.stdin.write(msgspec.json.encode(self.config) + b"\n")
+            self.process.stdin.flush()
+
+    @property
+    def code(self) -> int | None:
+        """How it ended; None while it lives."""
+        return self.process.poll() if self.process is not None else None
+
+    def revive(self) -> None:
+        """Starts it again once its time has come."""
+        now = time.monotonic()
+        if not self._restart_at:
+            self.deaths = 0 if now - self._started_at > _HEALTHY else self.deaths
+            self._restart_at = now + backoff(self.deaths, _FIRST_WAIT, _LONGEST_WAIT)
+        elif now > self._restart_at:
+            self.deaths, self._restart_at = self.deaths + 1, 0.0
+            self.start()
+
+    def release(self) -> None:
+        """Tells it that nobody needs it any more."""
+        if self.process is not None and self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+    def await_end(self) -> None:
+        if self.process is not None:
+            try:
+                self.process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    @property
+    def last_words(self) -> str:
+        if self.log is None or not self.log.exists():
+            return "(it said nothing)"
+        lines = self.log.read_text(errors="replace").strip().splitlines()[-5:]
+        free = shutil.disk_usage(self.log.parent).free >> 20
+        return "\n".join(lines) or f"(it said nothing; the disk of {self.log.parent} has {free:,} MiB free)"
+
+
+@contextmanager
+def running(children: Sequence[Child]) -> Iterator[None]:
+    """The children live; on the way out all are gone."""
+    try:
+        for child in children:
+            child.start()
+        yield
+    finally:
+        for child in children:
+            child.release()
+        for child in children:
+            child.await_end()
+
+
+def supervise(children: Sequence[Child], stopping: threading.Event) -> None:
+    """Keeps children alive until `stopping` is set, or until all of them have ended in good order.
+
+    Raises:
+        RunError: one can never serve what it was told to.
+    """
+    with running(children):
+        while not stopping.wait(_LOOK):
+            codes = [child.code for child in children]
+            if UNUSABLE in codes:
+                raise RunError("a worker cannot serve what it was told to; it said why above")
+            if all(code == 0 for code in codes):
+                return
+            for child, code in zip(children, codes, strict=True):
+                if code:
+                    child.revive()

@@ -1,0 +1,1 @@
+"""The engine worker: claim, process, commit."""

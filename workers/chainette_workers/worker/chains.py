@@ -1,0 +1,175 @@
+"""Chains by reference: a run's plan out of the files on this machine's disk, if it is the one that was enqueued.
+
+Redis says what the files, the parameters and the nodes must be; all of it is compared, and nothing of it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chainette.core.plan import Plan
+from chainette.core.usercode.loading import load_chain
+from chainette.core.usercode.parameters import Offered, agreed, set_flags
+from chainette.errors import ChainetteError, ParameterError
+from chainette.fleet.protocol.states import RunInfo
+from chainette.io.rundir.likeness import Marks, differences, marks_of, other_nodes
+from chainette.run.options import RunOptions
+from chainette.run.session import compile_plan
+
+__all__ = ["ChainDiffers", "Chains", "Reference"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What must be known to make a plan: equal references make equal plans."""
+
+    chain: str
+    digest: str
+    batch_size: int
+    simulate: bool
+    #: (name, digest) of every engine.
+    engines: tuple[tuple[str, str], ...] = ()
+    #: Values of the parameters, and what the nodes must be (io/rundir/likeness.py): JSON, as Redis has it.
+    parameters: str = "{}"
+    marks: str = "{}"
+
+    @classmethod
+    def of(cls, info: RunInfo) -> Reference:
+        """What Redis says of a run."""
+        fields = info.fields
+        engines = msgspec.json.decode(fields["engines"], type=dict[str, str])
+        return cls(
+            fields["chain_ref"],
+            fields["digest"],
+            int(fields["batch_size"]),
+            fields["simulate"] == "1",
+            tuple(sorted(engines.items())),
+            fields["parameters"],
+            fields["marks"],
+        )
+
+
+@dataclass
+class Chains:
+    """Plans by reference; runs of the same chain share one."""
+
+    root: Path
+    #: Engines that are served: only they must be those of the run.
+    names: Container[str]
+    #: A YAML file whose engines replace those of the chains.
+    engines_file: str | None
+    #: Told why a run is not served, when that is another reason than before; "" where it is served after all.
+    refuse: Callable[[RunInfo, str], None] = lambda _info, _why: None
+    #: Values that parameters may have here.
+    parameters: Offered = field(default_factory=dict)
+    _plans: dict[Reference, Plan] = field(default_factory=dict)
+    #: The last load of a chain, by everything but what it must be.
+    _loads: dict[Reference, _Load] = field(default_factory=dict)
+    _refused: dict[str, str] = field(default_factory=dict)
+
+    def plan_of(self, info: RunInfo) -> Plan | None:
+        """The run's plan; None where this machine has no such chain, or another one."""
+        try:
+            plan = self.plan(Reference.of(info))
+        except ChainetteError as error:
+            why = f"cannot be loaded here: {error}"
+        except (KeyError, ValueError) as error:
+            why = f"cannot be known: Redis says too little of the run ({error})"
+        except ChainDiffers as error:
+            why = str(error)
+        else:
+            if self._refused.pop(info.run, ""):
+                self.refuse(info, "")
+            return plan
+        self._tell(info, why)
+        return None
+
+    def forget(self, info: RunInfo) -> None:
+        """The files are looked at again when the plan is asked for."""
+        self._plans.pop(Reference.of(info), None)
+
+    def plan(self, reference: Reference) -> Plan:
+        """The plan of a reference.
+
+        Raises:
+            ChainDiffers: the files, the parameters, an engine's settings or the nodes are others here.
+            ChainetteError: they cannot be loaded.
+        """
+        if reference not in self._plans:
+            load = self._load(reference)
+            _require("", load.digest, reference.digest, "")
+            for name, digest in reference.engines:
+                if name in self.names and name in load.plan.engines:
+                    hint = "; give the worker the same --engines FILE"
+                    _require(f"engine {name!r} ", load.plan.engines[name].digest, digest, hint)
+            self._require_nodes(load.plan, msgspec.json.decode(reference.marks, type=Marks))
+            self._plans[reference] = load.plan
+        return self._plans[reference]
+
+    def _load(self, reference: Reference) -> _Load:
+        """The chain as its files are now; loaded and compiled once, as long as they stay as they are."""
+        key = replace(reference, digest="", engines=(), marks="")
+        load = self._loads.get(key)
+        if load is None or load.stamp != _stamp(load.files):
+            load = self._loads[key] = self._fresh(reference)
+        return load
+
+    def _fresh(self, reference: Reference) -> _Load:
+        wanted = msgspec.json.decode(reference.parameters, type=dict[str, Any])
+        try:
+            loaded = load_chain(reference.chain, self.root, agreed(wanted, self.parameters))
+        except ParameterError as error:
+            raise ChainDiffers(f"{error}; start the worker with {set_flags(wanted)}") from error
+        options = RunOptions(batch_size=reference.batch_size, simulate=reference.simulate, engines_file=self.engines_file)
+        files = [*loaded.files, *([Path(self.engines_file)] if self.engines_file else [])]
+        return _Load(compile_plan(loaded.chain, options), loaded.digest, tuple(files), _stamp(files))
+
+    def _require_nodes(self, plan: Plan, there: Marks) -> None:
+        served = {name for name, node in plan.nodes.items() if node.engine in self.names}
+        found = differences(marks_of(plan), there, served)
+        if found:
+            raise ChainDiffers(other_nodes(found))
+
+    def _tell(self, info: RunInfo, why: str) -> None:
+        words = f"{info.fields.get('chain_ref', 'its chain')} {why}"
+        if self._refused.get(info.run) != words:
+            self._refused[info.run] = words
+            self.refuse(info, words)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A chain as it was loaded here."""
+
+    plan: Plan
+    digest: str
+    files: tuple[Path, ...]
+    #: Tells whether the files have changed since.
+    stamp: tuple[tuple[int, int], ...]
+
+
+def _stamp(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Times and sizes; (0, 0) for a file that is gone."""
+    return tuple(_time_and_size(file) for file in files)
+
+
+def _time_and_size(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+class ChainDiffers(Exception):
+    """The files, the parameters, an engine's settings or the nodes are not those that were enqueued."""
+
+
+def _require(what: str, here: str, there: str, hint: str) -> None:
+    if here != there:
+        raise ChainDiffers(f"{what}has digest {here[:12]} here, and {there[:12]} where it was enqueued{hint}")

@@ -1,0 +1,75 @@
+"""What a worker and the processes that run its functions say to each other: msgpack behind four bytes of length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from chainette.records import Output, Rejection, Unit
+from chainette_workers.worker.chains import Reference
+
+__all__ = ["HEAD", "Answer", "Began", "Call", "Differs", "Failed", "Reply", "frame", "length_of", "open_call", "open_reply"]
+
+#: Bytes of a frame's length.
+HEAD = 4
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """A unit of a function, with the chain that declares it."""
+
+    chain: Reference
+    unit: Unit
+
+
+class Began(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The chain is loaded; what happens from here on, the unit's rows do."""
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What the unit's rows came to."""
+
+    outputs: list[Output]
+    rejected: list[Rejection]
+    dropped: list[str]
+
+
+class Differs(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The chain's files are no longer those that the worker read."""
+
+    words: str
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The unit cannot be run, by anybody."""
+
+    words: str
+
+
+Reply = Answer | Differs | Failed
+
+_encode = msgspec.msgpack.Encoder().encode
+_call = msgspec.msgpack.Decoder(Call)
+_reply: msgspec.msgpack.Decoder[Began | Reply] = msgspec.msgpack.Decoder(Began | Reply)
+
+
+def frame(message: Any) -> bytes:
+    """A message as it goes through a pipe."""
+    body = _encode(message)
+    return len(body).to_bytes(HEAD, "big") + body
+
+
+def length_of(head: bytes) -> int:
+    """Bytes that follow."""
+    return int.from_bytes(head, "big")
+
+
+def open_call(body: bytes) -> Call:
+    return _call.decode(body)
+
+
+def open_reply(body: bytes) -> Began | Reply:
+    """Raises:
+    msgspec.MsgspecError: it is none.
+    """
+    return _reply.decode(body)

@@ -1,0 +1,220 @@
+"""Who runs functions (Apply): the worker's own process, or processes of their own that may hang and die.
+
+A unit whose process died is run row by row; a row that ends a process twice is rejected as `poison`, and its neighbours
+finish.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import msgspec
+from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from chainette.core.plan import Plan
+from chainette.core.usercode.parameters import Offered
+from chainette.errors import EngineUnavailable
+from chainette.fleet.protocol.states import RunInfo
+from chainette.records import Outcome, Reason, Rejection, Row, Unit
+from chainette.run.process import concluded, process
+from chainette_workers.worker.chains import ChainDiffers, Reference
+from chainette_workers.worker.frames import HEAD, Answer, Began, Call, Differs, Failed, Reply, frame, length_of, open_reply
+
+__all__ = ["Children", "Functions", "InLoop"]
+
+#: Processes that a row may end.
+_DEATHS = 2
+
+#: Seconds that a process has to end by itself, and for what it said last to be read.
+_LAST_WORDS = 0.2
+
+#: What reading from a process that ends, or writes nonsense, comes to.
+_BROKEN = (
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    anyio.IncompleteRead,
+    anyio.EndOfStream,
+    OSError,
+    msgspec.MsgspecError,
+)
+
+
+class Functions(Protocol):
+    """Runs units of functions."""
+
+    #: Units side by side.
+    width: int
+
+    async def run(self, info: RunInfo, plan: Plan, unit: Unit, /) -> Outcome:
+        """What became of the unit.
+
+        Raises:
+            ChainDiffers: the chain's files are no longer those of the plan.
+            EngineUnavailable: it cannot be run now, for no reason of its own.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Ends whatever runs."""
+        ...
+
+
+class InLoop:
+    """Runs them in this process: coroutines on its event loop, others in threads."""
+
+    width = 4
+
+    async def run(self, _info: RunInfo, plan: Plan, unit: Unit, /) -> Outcome:
+        return await process(plan, unit, None)
+
+    async def aclose(self) -> None:
+        """Nothing runs."""
+
+
+class _Died(Exception):
+    """The process ended before it answered; the message says how."""
+
+
+@dataclass
+class _Child:
+    """One process, which runs one unit at a time."""
+
+    process: Process
+    replies: BufferedByteReceiveStream
+    #: Whether it has begun to run the unit.
+    began: bool = False
+
+    async def ask(self, call: Call) -> Reply:
+        """Raises:
+        _Died: it ended before it answered.
+        """
+        found: list[Reply] = []
+        self.began = False
+
+        async def listen() -> None:
+            with suppress(*_BROKEN):  # what a function wrote to descriptors that are not its own ends it too
+                found.append(await self._answer(frame(call)))
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(listen)
+            await self.process.wait()  # the pipe may be held open by what the function started
+            await anyio.sleep(_LAST_WORDS)
+            group.cancel_scope.cancel()
+        if not found:
+            raise _Died(await self.end())
+        return found[0]
+
+    async def _answer(self, call: bytes) -> Reply:
+        assert self.process.stdin is not None
+        await self.process.stdin.send(call)
+        while True:
+            head = await self.replies.receive_exactly(HEAD)
+            reply = open_reply(await self.replies.receive_exactly(length_of(head)))
+            if not isinstance(reply, Began):
+                return reply
+            self.began = True
+
+    async def end(self) -> str:
+        """Ends it, if it does not end by itself; how it ended, in words."""
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_LAST_WORDS):
+                await self.process.wait()
+            with suppress(ProcessLookupError):
+                self.process.kill()
+            code = await self.process.wait()
+            await self.process.aclose()
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+@dataclass
+class Children:
+    """Runs them in processes: none before the first unit, and no more than are needed at once."""
+
+    root: Path
+    engines_file: str | None = None
+    parameters: Offered = field(default_factory=dict)
+    width: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    _idle: list[_Child] = field(default_factory=list)
+    _all: list[_Child] = field(default_factory=list)
+    _room: anyio.Semaphore | None = None
+
+    async def run(self, info: RunInfo, plan: Plan, unit: Unit, /) -> Outcome:
+        reference = Reference.of(info)
+        try:
+            answer = await self._ask(Call(reference, unit))
+        except _Died as error:
+            answers = [await self._alone(reference, unit, row, str(error)) for row in unit.rows]
+            answer = Answer(
+                [output for one in answers for output in one.outputs],
+                [rejection for one in answers for rejection in one.rejected],
+                [row_id for one in answers for row_id in one.dropped],
+            )
+        return concluded(plan, unit, answer.outputs, answer.rejected, answer.dropped)
+
+    async def _alone(self, reference: Reference, unit: Unit, row: Row, how: str) -> Answer:
+        """One row of a unit whose process died. A row that was alone then has one death behind it."""
+        one = msgspec.structs.replace(unit, rows=[row])
+        for _ in range(_DEATHS - (len(unit.rows) == 1)):
+            try:
+                return await self._ask(Call(reference, one))
+            except _Died as error:
+                how = str(error)
+        words = f"the function ended its process {_DEATHS} times with this row alone ({how})"
+        return Answer([], [Rejection(row.row_id, unit.node, Reason.POISON, words, 0, None, row.line, row.key)], [])
+
+    async def _ask(self, call: Call) -> Answer:
+        async with self._child() as child:
+            reply = await child.ask(call)
+        match reply:
+            case Answer():
+                return reply
+            case Differs(words):
+                raise ChainDiffers(words)
+            case Failed(words):
+                raise RuntimeError(words)
+
+    @asynccontextmanager
+    async def _child(self) -> AsyncIterator[_Child]:
+        """A process that nobody else uses; the one used last comes first. One that did not answer is gone afterwards."""
+        self._room = self._room or anyio.Semaphore(self.width)
+        async with self._room:
+            child = self._idle.pop() if self._idle else await self._start()
+            try:
+                yield child
+            except _Died as error:
+                self._all.remove(child)
+                if not child.began:  # not for anything that the unit did
+                    raise EngineUnavailable(f"a process for functions did not come up ({error})") from error
+                raise
+            except BaseException:
+                self._all.remove(child)
+                await child.end()
+                raise
+            self._idle.append(child)
+
+    async def _start(self) -> _Child:
+        command = [sys.executable, "-P", "-m", "chainette_workers.worker.function_child", str(os.getpid()), str(self.root)]
+        command += [self.engines_file or "", msgspec.json.encode(self.parameters).decode()]
+        process = await anyio.open_process(command, stderr=None)
+        assert process.stdout is not None
+        child = _Child(process, BufferedByteReceiveStream(process.stdout))
+        self._all.append(child)
+        return child
+
+    async def aclose(self) -> None:
+        """Ends every process."""
+        with anyio.CancelScope(shield=True):
+            for child in self._all:
+                await child.end()
+        self._all.clear()
+        self._idle.clear()

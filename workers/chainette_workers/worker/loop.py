@@ -1,0 +1,399 @@
+"""The engine worker: claims units, processes them on one event loop, commits what became of them.
+
+It waits out Redis for as long as that takes, with its engine loaded. What it does without a lease that holds is
+refused by Redis, so a worker that was thought dead costs work, never rows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from time import monotonic, time
+
+import anyio
+import anyio.to_thread
+import redis
+from anyio.abc import TaskGroup
+
+from chainette.core.plan import NodeKind, Plan
+from chainette.engine.base import Engine
+from chainette.engine.config import EngineConfig
+from chainette.errors import ChainetteError, EngineUnavailable
+from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.jobs import age
+from chainette.fleet.protocol.keys import listed
+from chainette.fleet.protocol.messages import TooLarge
+from chainette.fleet.protocol.states import LEASE, Claim, Drain, Lost, RunInfo, Turn
+from chainette.fleet.redis.connect import is_passing
+from chainette.hooks import Hook, Stage
+from chainette.io.rundir.events import UnitRetried
+from chainette.records import Outcome, Unit
+from chainette.run.process import poisoned, process, too_large
+from chainette.utils.backoff import backoff
+from chainette.utils.foreign import is_stray, told
+from chainette_workers.runtime import insist, try_once
+from chainette_workers.worker.chains import ChainDiffers
+from chainette_workers.worker.device import Device, exclude
+from chainette_workers.worker.function_pool import Functions, InLoop
+from chainette_workers.worker.heartbeat import Heartbeat
+from chainette_workers.worker.in_hand import Hands, Lane
+from chainette_workers.worker.models import Models
+from chainette_workers.worker.serving import FUNCTIONS, JOINS, Place, Serving, lane_of
+
+__all__ = ["EngineWorker"]
+
+#: Seconds between two looks at empty queues: the first after something moved, and the longest.
+_SOON, _LATE = 0.002, 0.05
+
+#: Seconds between two looks at whether the worker is to end.
+_WATCH = 0.05
+
+#: Seconds that an engine rests which did not answer: at first, and at most.
+_FIRST_REST, _LONGEST_REST = 1.0, 30.0
+
+#: Seconds between two looks at which engine is to be served, where some exclude each other.
+_CHOICE = 0.25
+
+#: Seconds between two times that Redis is told what is in hand: it may have gone back to before a commit.
+_AGREEMENT = LEASE
+
+#: Join units that run side by side; each takes the event loop for as long as it lasts.
+_JOINS = 4
+
+
+async def _no_announcement(_info: RunInfo, _config: EngineConfig | None) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Held:
+    """A unit in hand, with what is known of it."""
+
+    info: RunInfo
+    plan: Plan
+    hook: Hook
+    lane: Lane
+    claim: Claim
+    #: Whether it was claimed before there was room for it.
+    ahead: bool
+
+
+@dataclass
+class EngineWorker:
+    """One worker process's loop: claim, process, commit."""
+
+    queue: LeasedQueue
+    serving: Serving
+    models: Models
+    #: Rows in flight in each engine; None takes twice what the engine answers at once, and two units at least.
+    rows_in_flight: int | None = None
+    functions: Functions = field(default_factory=InLoop)
+    #: Seconds until nothing more is claimed; what is in hand is finished, and the worker ends.
+    drain_after: float | None = None
+    #: Seconds that the event loop may stand still before the worker counts as dead.
+    deadline: float = 600.0
+    hook: Hook = field(default_factory=Hook)
+    #: What it says about itself beside how much it holds.
+    about: Mapping[str, str] = field(default_factory=dict)
+    incarnation: str = field(default_factory=lambda: f"w-{secrets.token_hex(6)}")
+    #: Called once, when units can come.
+    ready: Callable[[], None] = lambda: None
+    #: Called before a unit of a run is worked on, with the engine that it needs; the unit waits for it.
+    announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
+    hands: Hands = field(default_factory=Hands)
+    device: Device = field(default_factory=Device)
+    _lanes: dict[str, Lane] = field(default_factory=dict)
+    _claims: int = 0
+    _pause: float = _SOON
+
+    async def run(self, stop: Callable[[], bool]) -> None:
+        """Works until `stop()`, then hands back what is unfinished; or until it has drained."""
+        try:
+            async with self._attached() as heartbeat, anyio.create_task_group() as group:
+                group.start_soon(self._watch, stop, heartbeat, group.cancel_scope)
+                group.start_soon(self.serving.follow)
+                group.start_soon(self._choose)
+                await self._take_units(group)
+                while self.hands.claims:
+                    await self.hands.change()
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+
+    @asynccontextmanager
+    async def _attached(self) -> AsyncIterator[Heartbeat]:
+        """Under a lease; at the end nothing is in the worker's hands, and the engines are closed."""
+        heartbeat = Heartbeat(
+            self.queue, self.incarnation, self._words, self.deadline, lambda: self.serving.queues, hook=self.hook
+        )
+        await insist(heartbeat.beat)
+        heartbeat.start()
+        self.ready()
+        try:
+            yield heartbeat
+        finally:
+            with anyio.CancelScope(shield=True):
+                await try_once(lambda: self.queue.reconcile(self.incarnation))
+                await self.functions.aclose()
+                await self.models.release()
+                await anyio.to_thread.run_sync(heartbeat.stop)
+                await try_once(lambda: self.queue.reconcile(self.incarnation))
+                await try_once(lambda: self.queue.leave(self.incarnation))
+
+    async def _watch(self, stop: Callable[[], bool], heartbeat: Heartbeat, scope: anyio.CancelScope) -> None:
+        """Ends the work also while it waits for a Redis that is gone."""
+        while not stop() and not heartbeat.asked_to_stop:
+            heartbeat.tick()
+            await anyio.sleep(_WATCH)
+        scope.cancel()
+
+    async def _choose(self) -> None:
+        """Looks which engine is to be served, where some exclude each other."""
+        while True:
+            self.device.know(config for _, plan in self.serving.plans() for config in self._own(plan))
+            if self.device.contended:
+                lanes = {place.queue: place.lane for place in self.serving.places()}
+                depths = await insist(lambda: self.queue.waiting([*lanes]))  # noqa: B023
+                waiting: Counter[str] = Counter()
+                for queue, depth in depths.items():
+                    waiting[lanes[queue]] += depth
+                self.device.choose(waiting, lambda digest: not self._lane(digest).idle)
+            await anyio.sleep(_CHOICE)
+
+    def _own(self, plan: Plan) -> list[EngineConfig]:
+        """The engines of a plan that this worker serves."""
+        return [config for name, config in plan.engines.items() if name in self.serving.names]
+
+    async def _take_units(self, group: TaskGroup) -> None:
+        end = inf if self.drain_after is None else monotonic() + self.drain_after
+        agreed = monotonic()
+        while monotonic() < end:
+            if monotonic() - agreed > _AGREEMENT:
+                await self._agree()
+                agreed = monotonic()
+            held = await self._claim()
+            if held is None:
+                await self.hands.change(self._pause)
+                self._pause = min(_LATE, 2 * self._pause)
+            else:
+                self._pause = _SOON
+                group.start_soon(self._work, held)
+
+    async def _agree(self) -> None:
+        """Units that Redis takes for this worker's, and that it does not hold, go back into their queues."""
+        await insist(lambda: self.queue.reconcile(self.incarnation, [*self.hands]))
+
+    # -- claiming
+
+    async def _claim(self) -> Held | None:
+        """A unit that can begin now; else one that may wait for its turn; else None."""
+        if self.hands.alone:
+            return None
+        places = [place for place in self.serving.places() if self._may_serve(place.lane)]
+        now = [place for place in places if self._lane(place.lane).has_room(place.rows)]
+        later = [place for place in places if place not in now and self._lane(place.lane).takes_ahead]
+        return await self._claim_from(now, ahead=False) or await self._claim_from(later, ahead=True)
+
+    def _may_serve(self, lane: str) -> bool:
+        return self._lane(lane).rests_until <= monotonic() and (lane in (FUNCTIONS, JOINS) or self.device.may_serve(lane))
+
+    async def _claim_from(self, places: Sequence[Place], *, ahead: bool) -> Held | None:
+        if not places or self.hands.alone:
+            return None
+        self._claims += 1
+        token, queues = f"{self.incarnation}-{self._claims}", [(place.run, place.queue) for place in places]
+        try:
+            call = partial(self.queue.claim, self.incarnation, token, queues, alone=not self.hands.claims, ahead=ahead)
+            found = await anyio.to_thread.run_sync(call)
+        except redis.RedisError as error:
+            if not is_passing(error):
+                raise
+            await self._agree()
+        except Lost:
+            if not await insist(lambda: self.queue.beat(self.incarnation, self._words(), queues=self.serving.queues)):
+                self.hook.on_lease_lost()
+        else:
+            if isinstance(found, Claim):
+                return await self._hold(found, ahead=ahead)
+            self.hands.alone = isinstance(found, Drain) and bool(self.hands.claims)
+            if isinstance(found, Drain) and ahead and not self.hands.claims:
+                await self._make_room(next(place for place in places if place.queue == found.queue))
+        return None
+
+    async def _make_room(self, place: Place) -> None:
+        """Opens the engine of a unit that must run alone, so that it can be claimed to begin at once: a worker that dies
+        while it loads is not held against it."""
+        for info, plan in self.serving.plans():
+            for config in plan.engines.values():
+                if (info.run, config.digest) == (place.run, place.lane):
+                    try:
+                        await self._ready(config, plan)
+                    except EngineUnavailable:
+                        self._rest(self._lane(place.lane))
+                    return
+
+    async def _hold(self, claim: Claim, *, ahead: bool) -> Held | None:
+        """Takes a claimed unit in hand."""
+        found = self.serving.plan(claim)
+        if found is None:  # the epoch has just risen, maybe with another chain
+            await insist(lambda: self.queue.release(claim, self.incarnation))
+            await self.serving.look()
+            return None
+        info, plan, hook = found
+        held = Held(info, plan, hook, self._lane(lane_of(plan, claim.unit.node)), claim, ahead)
+        self.hands.take(held.lane, claim)
+        return held
+
+    def _lane(self, name: str) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            budgets = {FUNCTIONS: self.functions.width, JOINS: _JOINS}
+            lane = self._lanes[name] = Lane(budgets.get(name, self.rows_in_flight), by_unit=name in budgets)
+        return lane
+
+    # -- one unit
+
+    async def _work(self, held: Held) -> None:
+        """One unit: process, then commit or put off."""
+        try:
+            await self._work_on(held)
+        finally:
+            self.hands.drop(held.lane, held.claim)
+
+    async def _work_on(self, held: Held) -> None:
+        if held.claim.turn is Turn.MEND:
+            await self._divide(held, poisoned, "the processes that took it died")
+            return
+        try:
+            outcome = await self._process(held)
+        except EngineUnavailable as error:
+            await self._put_off(held, str(error))
+        except ChainDiffers:
+            await insist(lambda: self.queue.release(held.claim, self.incarnation))
+            self.serving.forget(held.claim)
+        except (ChainetteError, MemoryError):
+            raise
+        except BaseException as error:  # of the unit, or of our code: the same for the next worker
+            if not is_stray(error):
+                raise
+            await self._bury(held.claim, f"processing it failed: {told(error)}")
+        else:
+            if outcome is not None:
+                await self._commit(held, outcome)
+
+    async def _process(self, held: Held) -> Outcome | None:
+        """What became of the unit; None where it is no longer the worker's."""
+        plan, claim, lane = held.plan, held.claim, held.lane
+        node = plan.nodes.get(claim.unit.node)
+        config = plan.engines.get(node.engine) if node is not None else None
+        engine = await self._ready(config, plan) if config is not None else None
+        await self.hands.begin(lane, claim)
+        await self.announce(held.info, config)
+        if held.ahead and not await insist(lambda: self.queue.start(claim, self.incarnation)):
+            return None
+        held.hook.on_stage(claim.unit.node, Stage.WAIT, age(claim.since, time()))
+        outcome = await self._answer(held, engine)
+        lane.failures = 0
+        return outcome
+
+    async def _ready(self, config: EngineConfig, plan: Plan) -> Engine:
+        """The engine, opened, with what it takes at once known."""
+        engine, lane = await self._opened(config), self._lane(config.digest)
+        if lane.budget is None:
+            lane.budget = 2 * max(engine.capacity, plan.batch_size)
+            self.hands.tell()
+        return engine
+
+    async def _opened(self, config: EngineConfig) -> Engine:
+        """The engine, once nothing is asked any more of those that it excludes."""
+        while any(exclude(config, other) and not self._lane(other.digest).idle for other in self.models.occupying(config)):
+            await self.hands.change()
+        swaps = self.models.swaps
+        try:
+            engine = await self.models.get(config)
+        finally:
+            self.hands.tell()
+        if self.models.swaps > swaps:
+            self.device.settled(self.models.swap_seconds)
+        return engine
+
+    async def _answer(self, held: Held, engine: Engine | None) -> Outcome:
+        plan, unit = held.plan, held.claim.unit
+        node = plan.nodes.get(unit.node)
+        if node is not None and node.kind is NodeKind.APPLY:
+            began = monotonic()
+            outcome = await self.functions.run(held.info, plan, unit)
+            held.hook.on_stage(unit.node, Stage.GENERATE, monotonic() - began)
+            return outcome
+        return await process(plan, unit, engine, seed=int(held.info.fields.get("seed", 0)), hook=held.hook)
+
+    async def _put_off(self, held: Held, words: str) -> None:
+        """The engine did not answer: its units wait, a little longer each time."""
+        lane, claim, unit = held.lane, held.claim, held.claim.unit
+        self._rest(lane)
+        delay = round(max(0.0, lane.rests_until - monotonic()), 3)
+        event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=delay)
+        await insist(lambda: self.queue.fail(claim, self.incarnation, delay, words))
+        await insist(lambda: self.queue.note(claim.run, event))
+
+    def _rest(self, lane: Lane) -> None:
+        """Nothing is claimed for a while of an engine that does not answer."""
+        if lane.rests_until <= monotonic():
+            lane.rests_until = monotonic() + backoff(lane.failures, _FIRST_REST, _LONGEST_REST)
+            lane.failures += 1
+
+    async def _commit(self, held: Held, outcome: Outcome) -> None:
+        token, began = secrets.token_hex(8), monotonic()
+        try:
+            if not await insist(lambda: self.queue.commit(held.claim, self.incarnation, held.plan, outcome, token)):
+                held.hook.on_refused()
+        except TooLarge as error:
+            await self._divide(held, partial(too_large, message=str(error)), str(error))
+        except redis.ResponseError as error:
+            await self._bury(held.claim, f"Redis refuses its commit: {error}")
+        held.hook.on_stage(held.claim.unit.node, Stage.COMMIT, monotonic() - began)
+
+    async def _divide(self, held: Held, reject: Callable[[Plan, Unit], Outcome], why: str) -> None:
+        """A unit that cannot be done as a whole: cut in two, or its one row rejected."""
+        plan, claim = held.plan, held.claim
+        if claim.unit.node in plan.forks:
+            await self._bury(claim, why)
+        elif len(claim.unit.rows) > 1:
+            await insist(lambda: self.queue.split(claim, self.incarnation, plan))
+        else:
+            await self._commit(held, reject(plan, claim.unit))
+
+    async def _bury(self, claim: Claim, reason: str) -> None:
+        reason = f"{claim.unit.node} root {claim.unit.root}: {reason}"
+        await insist(lambda: self.queue.bury(claim, self.incarnation, reason))
+
+    @property
+    def rows_budget(self) -> int:
+        """Rows that may be in flight in the engines that were opened so far."""
+        return sum(lane.budget or 0 for lane in self._lanes.values() if not lane.by_unit)
+
+    def _words(self) -> dict[str, str | int | float]:
+        """What the worker says about itself."""
+        return {
+            **self.about,
+            "engines": listed(self.serving.names),
+            "rows_in_flight": self.hands.rows,
+            "rows_budget": self.rows_budget,
+            "units_in_flight": len(self.hands.claims),
+            "swaps": self.models.swaps,
+            "swap_seconds": round(self.models.swap_seconds, 1),
+            "swapping": round(self.models.swapping, 3),
+        }
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One error of several; one that tells the user what to do comes first."""
+    found: BaseException = errors.subgroup(ChainetteError) or errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

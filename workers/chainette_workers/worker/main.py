@@ -1,0 +1,184 @@
+"""The worker process: `python -m chainette_workers.worker.main`, told on standard input what to serve.
+
+The end of standard input means that whoever started it is gone: it hands its units back and ends. So no worker
+outlives its fleet, however that ended, and no password stands in argv or in the environment.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import anyio
+import msgspec
+import redis
+
+from chainette.core.plan import PYTHON
+from chainette.engine.config import EngineConfig
+from chainette.errors import ChainetteError, RedisUnavailable
+from chainette.fleet.processes import on_record
+from chainette.fleet.redis.connect import chosen_url, connect, shown
+from chainette.fleet.redis.queue import FleetQueue, RunInfo
+from chainette.fleet.redis.run_registry import Board
+from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerRefused
+from chainette_workers.metrics.catalogue import Part
+from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.watching import Watch, watching
+from chainette_workers.runtime import UNUSABLE, heed_signals, say, warn_of_eviction, watch_parent
+from chainette_workers.worker.chains import Chains
+from chainette_workers.worker.function_pool import Children
+from chainette_workers.worker.loop import EngineWorker
+from chainette_workers.worker.models import Models, spread
+from chainette_workers.worker.serving import Serving
+
+__all__ = ["WorkerConfig", "main", "serve"]
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """What a worker serves: the one line that it reads."""
+
+    url: str | None
+    engines: list[str]
+    chain_root: str
+    #: Rows in flight in each engine; None takes twice what the engine answers at once.
+    rows_in_flight: int | None = None
+    #: Whether it runs Apply functions and joins too.
+    python: bool = True
+    #: GPUs that it sees, and that an engine which names none spreads over.
+    gpus: int = 1
+    #: A YAML file whose engines replace those of the chains.
+    engines_file: str | None = None
+    #: Seconds until nothing more is claimed; what is in hand is finished, and the worker ends.
+    drain_after: float | None = None
+    #: Where its metrics are served; None: nowhere.
+    metrics: Endpoint | None = None
+    #: Values that parameters of chains may have.
+    parameters: dict[str, list[str]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """What it serves, functions as "python"."""
+        return [*dict.fromkeys([*self.engines, *[PYTHON][: self.python]])]
+
+
+def serve(config: WorkerConfig, stopping: threading.Event) -> None:
+    """Claims and processes units until `stopping` is set; then hands back what is unfinished.
+
+    Raises:
+        RedisUnavailable: Redis does not answer at the start. Later on, it is waited for.
+        RunError: it does not let us in.
+        EngineConfigError: an engine can never be opened.
+    """
+    with (
+        connect(config.url, timeout=5.0) as connection,
+        ThreadPoolExecutor(1) as side,
+        watching(config.metrics, connection, Part.WORKER, engines=config.names) as watch,
+    ):
+        warn_of_eviction(connection)
+        worker = _Process(FleetQueue(connection), Board(connection), config, side, watch).worker
+        with on_record(worker.incarnation, config.names, shown(chosen_url(config.url))):
+            anyio.run(worker.run, stopping.is_set)
+
+
+def main() -> int:
+    """Serves until standard input ends; returns the exit code: UNUSABLE where another try cannot do better."""
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
+    stopping = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
+    heed_signals(stopping, signal.SIGTERM)
+    watch_parent(stopping)
+    try:
+        serve(config, stopping)
+    except ChainetteError as error:
+        say(str(error))
+        return 1 if isinstance(error, RedisUnavailable) else UNUSABLE
+    return 0
+
+
+class _Process:
+    """One worker with its chains and engines, and what it says: to its log, and to the runs that it serves."""
+
+    def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
+        self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, watch.hook
+        root, file, offered = Path(config.chain_root), config.engines_file, config.parameters
+        chains = Chains(root, config.names, file, self._refuse, offered)
+        self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, watch.hook)
+        self.worker = EngineWorker(
+            queue,
+            self._serving,
+            Models(self._tell, partial(spread, config.gpus)),
+            config.rows_in_flight,
+            Children(root, file, offered),
+            drain_after=config.drain_after,
+            hook=watch.hook,
+            about=watch.words,
+            ready=self._ready,
+            announce=self._announce,
+        )
+        #: Runs that know of this worker; engines that are loaded now; and which runs know of which of them.
+        self._joined: set[str] = set()
+        self._loaded: dict[str, EngineLoaded] = {}
+        self._known: set[tuple[str, str]] = set()
+        watch.read("chainette_rows_in_flight", lambda: self.worker.hands.rows)
+        watch.read("chainette_units_in_flight", lambda: len(self.worker.hands.claims))
+        watch.read("chainette_rows_in_flight_max", lambda: self.worker.rows_budget)
+
+    def _ready(self) -> None:
+        served, where = ", ".join(self._config.names), shown(self._config.url or "")
+        say(
+            f"worker {self.worker.incarnation}: serving {served} below {self._config.chain_root}{f', at {where}' * bool(where)}"
+        )
+
+    def _refuse(self, info: RunInfo, why: str) -> None:
+        """Takes nothing of the run, and goes on with others; or takes it after all, where there is no reason."""
+        me = self.worker.incarnation
+        words = f"worker {me} takes nothing of run {info.run}: {why}" if why else ""
+        self._send(lambda: self._board.refuse(info.run, me, words))
+        if words:
+            say(words)
+            self._note(info.run, WorkerRefused(worker=me, reason=words))
+
+    def _tell(self, config: EngineConfig, event: EngineLoaded | EngineReleased) -> None:
+        self._hook.on_event(event)
+        runs = [run for run, digest in self._known if digest == config.digest]
+        self._known -= {(run, config.digest) for run in runs}
+        if isinstance(event, EngineLoaded):
+            self._loaded[config.digest] = event
+        else:
+            for run in runs:
+                self._note(run, event)
+
+    async def _announce(self, info: RunInfo, config: EngineConfig | None) -> None:
+        """Tells a run who works for it, and with what, before there is anything to show for it."""
+        events: list[Event] = []
+        if info.run not in self._joined:
+            self._joined.add(info.run)
+            events.append(WorkerJoined(worker=self.worker.incarnation))
+        if config is not None and (info.run, config.digest) not in self._known and config.digest in self._loaded:
+            self._known.add((info.run, config.digest))
+            events.append(self._loaded[config.digest])
+        if events:
+            sent = [self._note(info.run, event) for event in events]
+            await anyio.to_thread.run_sync(wait, sent, abandon_on_cancel=True)
+
+    def _note(self, run: str, event: Event) -> Future[None]:
+        return self._send(lambda: self._queue.note(run, event))
+
+    def _send(self, words: Callable[[], None]) -> Future[None]:
+        """Off the event loop; what is said may get lost."""
+
+        def send() -> None:
+            with suppress(redis.RedisError):
+                words()
+
+        return self._side.submit(send)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

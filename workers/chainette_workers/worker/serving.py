@@ -1,0 +1,133 @@
+"""Which runs a worker serves: what it knows of each, and the queues it may claim from, best first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.to_thread
+
+from chainette.core.plan import NodeKind, Plan
+from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.states import Claim, RunInfo
+from chainette.hooks import Hook
+from chainette_workers.runtime import insist
+
+__all__ = ["FUNCTIONS", "JOINS", "Place", "Serving"]
+
+#: Lanes that are no engine's.
+FUNCTIONS, JOINS = "functions", "joins"
+
+#: Seconds between two looks at the list of runs, and at a run that could not be served: its files may have changed.
+_LOOK, _AGAIN = 1.0, 5.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A queue that units may be claimed from."""
+
+    run: str
+    queue: str
+    #: An engine's digest, FUNCTIONS or JOINS.
+    lane: str
+    #: The most rows of a unit.
+    rows: int
+
+
+@dataclass
+class _Known:
+    """A run with its plan; None where this worker may not serve it, until it is looked at again."""
+
+    info: RunInfo
+    plan: Plan | None
+    places: tuple[Place, ...] = ()
+    #: What watches the run here.
+    hook: Hook = field(default_factory=Hook)
+    looked_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Serving:
+    """The runs of a Redis, as far as the worker can serve them."""
+
+    queue: LeasedQueue
+    #: Names of engines; "python" among them for functions and joins.
+    names: Collection[str]
+    #: The plan of a run, or None where this worker may not serve it. Called in a thread: it imports the user's code.
+    plan_of: Callable[[RunInfo], Plan | None]
+    #: The plan that was given is not what is on the disk any more.
+    forget_plan: Callable[[RunInfo], None] = lambda _info: None
+    hook: Hook = field(default_factory=Hook)
+    _known: dict[tuple[str, int], _Known] = field(default_factory=dict)
+    _turn: int = 0
+
+    async def follow(self) -> None:
+        """Keeps up with the list of runs."""
+        while True:
+            await self.look()
+            await anyio.sleep(_LOOK)
+
+    async def look(self) -> None:
+        """Learns of new runs and of new epochs, and forgets those that are gone."""
+        infos = {(info.run, info.epoch): info for info in await insist(self.queue.runs)}
+        for key in [*self._known]:
+            if key not in infos:
+                del self._known[key]
+                if not any(run == key[0] for run, _ in infos):
+                    self.hook.forget_run(key[0])
+        for key, info in infos.items():
+            known = self._known.get(key)
+            if known is not None and (known.plan is not None or time.monotonic() - known.looked_at < _AGAIN):
+                known.info = info
+                continue
+            plan = await anyio.to_thread.run_sync(self.plan_of, info)
+            self._known[key] = _Known(info, None) if plan is None else self._served(info, plan)
+
+    def _served(self, info: RunInfo, plan: Plan) -> _Known:
+        return _Known(info, plan, tuple(_places(info, plan, self.names)), self.hook.of_run(info.run, plan))
+
+    def plan(self, claim: Claim) -> tuple[RunInfo, Plan, Hook] | None:
+        """What is known of the run of a claim; None where its epoch is another one by now."""
+        known = self._known.get((claim.run, claim.epoch))
+        return None if known is None or known.plan is None else (known.info, known.plan, known.hook)
+
+    def forget(self, claim: Claim) -> None:
+        """The chain of a claim's run is not what it was: nothing more of the run is claimed before it was looked at."""
+        known = self._known.pop((claim.run, claim.epoch), None)
+        if known is not None:
+            self.forget_plan(known.info)
+
+    def places(self) -> Iterator[Place]:
+        """Queues that units may be claimed from: runs in rotation, deepest node first."""
+        running = [known for known in self._known.values() if known.info.state == "running" and known.places]
+        self._turn += 1
+        turn = self._turn % len(running) if running else 0
+        for known in running[turn:] + running[:turn]:
+            yield from known.places
+
+    @property
+    def queues(self) -> list[tuple[str, str]]:
+        """(run, queue) of all that is served; any thread may ask."""
+        return [(place.run, place.queue) for known in [*self._known.values()] for place in known.places]
+
+    def plans(self) -> Iterable[tuple[RunInfo, Plan]]:
+        """Every run that is served."""
+        return [(known.info, known.plan) for known in self._known.values() if known.plan is not None]
+
+
+def _places(info: RunInfo, plan: Plan, names: Container[str]) -> Iterator[Place]:
+    for name in sorted(plan.depths, key=lambda name: -plan.depths[name]):
+        engine = plan.engine_of(name)
+        if engine in names:
+            yield Place(info.run, RunKeys(info.run, info.epoch).queue(engine, name), lane_of(plan, name), plan.batch_size)
+
+
+def lane_of(plan: Plan, name: str) -> str:
+    """The lane of a node's units, of a fork's join units, and of those that name nothing in the plan."""
+    node = plan.nodes.get(name)
+    if node is None:
+        return JOINS
+    return plan.engines[node.engine].digest if node.kind is NodeKind.STEP else FUNCTIONS
