@@ -247,7 +247,11 @@ def test_a_parquet_file_that_breaks_while_it_is_read_is_an_input_error(tmp_path:
         ("a.jsonl", b"name,price\na,1\n", "its first line looks like the header of a CSV file: 'name,price'; name it .csv"),
         ("a.json", b"name\tprice\na\t1\n", "name it .csv"),
         ("a.csv", b"PAR1 whole", "is a Parquet file; name it .parquet"),
-        ("a.parquet", gzip.compress(b"PAR1 whole"), "is a gzip-compressed Parquet file; unpack it: gunzip -c a.parquet"),
+        (
+            "a.parquet",
+            gzip.compress(b"PAR1 whole", mtime=0),
+            "is a gzip-compressed Parquet file; unpack it: gunzip -c a.parquet",
+        ),
         ("a.parquet", b'{"name":"a"}\n', "is not a Parquet file: it does not start with PAR1"),
         ("a.csv", b"\xd0\xcf\x11\xe0rest", "old Excel workbook"),
         ("a.jsonl", b"BZh9rest", "bunzip2"),
