@@ -125,6 +125,23 @@ def test_an_input_that_moved_is_named_by_a_flag_and_remembered(tmp_path: Path) -
     assert metadata["input"]["path"] == str(tmp_path / "away.jsonl") and metadata["records"] == 40
 
 
+def test_so_does_one_whose_chain_is_named_as_a_module(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    project = Project(old)
+    (old / "chains").mkdir()
+    (old / "chains/__init__.py").touch()
+    (old / "chains/facts.py").write_text((old / "chain.py").read_text() + STOPPING)
+    (old / "chain.py").unlink()
+    (old / "chains/stop").touch()
+    assert project.chainette("run", "chains.facts", "in.jsonl", "-o", "out", "--quiet").returncode == -9
+    (old / "chains/stop").unlink()
+    there = moved(project, tmp_path / "new")
+    done = there.chainette("resume", "out", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert len(lines(there, "out")["flattened"]) == 40
+
+
 def test_an_input_that_moved_must_be_the_same(tmp_path: Path) -> None:
     project = killed(tmp_path / "old")
     (project.path / "other.jsonl").write_text((project.path / "in.jsonl").read_text().replace("row", "new"))

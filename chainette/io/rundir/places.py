@@ -67,4 +67,4 @@ def chain_root_of(run: RunCreated, directory: RunDir) -> Path:
 
 def _has_chain(root: Path, reference: str) -> bool:
     target = root / reference.rpartition(":")[0]
-    return target.exists() if target.suffix else root.is_dir()
+    return target.exists() if target.suffix == ".py" else root.is_dir()  # a module may be an installed one
