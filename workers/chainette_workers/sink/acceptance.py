@@ -61,7 +61,7 @@ class LiveRoot:
         return row_ids <= self._pending.get(node.id, set())
 
     def _accept(self, node: PlanNode, result: Result, ended: set[str]) -> None:
-        self._pending[node.id] -= ended
+        self._pending.get(node.id, set()).difference_update(ended)  # nothing is known there if the result is empty
         self.durable.add(node, result.outputs, (rejection.row_id for rejection in result.rejected), result.dropped)
         self._arrive(node.next, [output.row_id for output in result.outputs])
 
