@@ -230,19 +230,15 @@ async def retry(
     def matches(step: str, reason: str) -> bool:
         return (not steps or step in steps) and (not reasons or reason in reasons)
 
-    if not any(
-        matches(step, reason) for step, counts in state.nodes.items() if step in plan.nodes for reason in counts.reasons
-    ):
-        if (
-            not any(counts.reasons for step, counts in state.nodes.items() if step in plan.nodes)
-            and state.node(CHAIN_INPUT).rejected
-        ):
+    counted = {step: counts.reasons for step, counts in state.nodes.items() if step in plan.nodes}
+    if not any(matches(step, reason) for step, reasons in counted.items() for reason in reasons):
+        if not any(counted.values()) and state.node(CHAIN_INPUT).rejected:
             raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
         plan = _with_engine(plan, registry_of(found, options), engine, steps)
     await check_drive(plan, options)
-    _same_input(directory, state, options)
+    await anyio.to_thread.run_sync(_same_input, directory, state, options)
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
     state, _ = await anyio.to_thread.run_sync(read_state, directory)
     return await _continue(directory, plan, state, options)

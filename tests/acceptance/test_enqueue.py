@@ -187,7 +187,7 @@ def test_a_plain_resume_whose_redis_is_gone_says_how_to_do_without(tmp_path: Pat
             interrupted(site)
         server.stop()
         durable = lines(site.project, "fleet")
-        for words in ((), ("--from", "grade")):
+        for words in ((), ("--from", "grade"), ("--input", "in.jsonl")):
             refused = site.project.chainette("resume", "fleet", *words, CHAINETTE_REDIS_URL=server.url)
             hint = f"chainette {' '.join(['resume', 'fleet', *words, '--local'])}"
             assert refused.returncode == 1 and refused.stderr.rstrip().endswith(hint), refused.stderr

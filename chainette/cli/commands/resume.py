@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -42,15 +42,19 @@ __all__ = ["resume"]
 _FIXED = frozenset(
     {
         "--batch-size",
-        "--seed",
-        "--format",
-        "--max-rows-per-file",
+        "--chain-root",
+        "--engines",
         "--flattened",
-        "--no-flattened",
+        "--format",
         "--key",
+        "--max-rows-per-file",
+        "--no-flattened",
+        "--output",
+        "--seed",
+        "--simulate",
         "--usage",
+        "-o",
     }
-    | {"--engines", "--simulate", "--chain-root", "-o", "--output"}
 )
 
 
@@ -136,14 +140,22 @@ def resume(
         if (way.local or way.workers) or paths or not _asks_a_sink(run, begun, way.redis, from_step or (), limit, parameters):
             launch(run, telling, start)
     except RedisUnavailable as error:
-        words = [word for step in from_step or () for word in ("--from", step)]
-        words += [word for setting in settings or () for word in ("--set", setting)]
-        here = command_line("resume", directory, *words, "--local")
+        here = command_line("resume", directory, *_again(from_step, inputs, limit, settings), "--local")
         raise RunError(f"{error}; or do the work in this process: {here}") from error
 
 
+def _again(
+    from_steps: Sequence[str] | None, inputs: Sequence[Path] | None, limit: int | None, settings: Sequence[str] | None
+) -> Iterator[str]:
+    """The flags that ask for the same resume once more."""
+    limits = [limit] if limit is not None else []
+    for flag, values in (("--from", from_steps), ("--input", inputs), ("--limit", limits), ("--set", settings)):
+        for value in values or ():
+            yield from (flag, str(value))
+
+
 def _take_out(redis: str, run: str) -> None:
-    """What a Redis has of a run that went on elsewhere goes; a warning where it cannot be reached."""
+    """Deletes a run's leftovers from a Redis that it no longer uses; warns if that cannot be reached."""
     from chainette_workers.sink.drive import RedisFleet
 
     from chainette.errors import Problem, RunError
