@@ -1,6 +1,7 @@
 """The leased queue in plain Python: the contract without Redis, for tests and for understanding. One thread, one process.
 
-It takes and gives what `queue.py` does, encoded and decoded as on the wire; the scripts in `scripts/` do the same on keys.
+It takes and returns the same as `fleet/redis/queue.py`, encoded and decoded as on the wire; the scripts in
+`fleet/redis/scripts/` do the same on keys.
 """
 
 from __future__ import annotations

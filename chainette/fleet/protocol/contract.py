@@ -2,7 +2,7 @@
 
 Every call may be repeated, and is after a lost reply. A claim holds while its token stands at the unit, its epoch is the
 run's and the run was not cancelled; what is done with a claim that does not hold changes nothing (PROTOCOL).
-`queue.py` keeps the contract on Redis, `memory.py` in plain Python.
+`fleet/redis/queue.py` keeps the contract on Redis, `fleet/memory/memory_queue.py` in plain Python.
 """
 
 from __future__ import annotations

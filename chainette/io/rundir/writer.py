@@ -148,7 +148,7 @@ class LiveRoots:
 
 
 class RunWriter:
-    """Writes one run directory. Made by `io.session`, which creates or recovers the directory."""
+    """Writes one run directory. Made by `open.py`, which creates or recovers the directory."""
 
     def __init__(
         self, directory: RunDir, plan: Plan, log: EventLog, state: RunState, streams: dict[str, StreamWriter], sealer: Sealer

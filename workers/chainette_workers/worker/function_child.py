@@ -80,7 +80,7 @@ def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
         try:
             found = work()
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm is for the row that set it
+            signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm must not outlive the unit whose row set it
     except BaseException as error:
         future.set_exception(error)
     else:
