@@ -95,6 +95,8 @@ def error_lines(error: Exception) -> list[str]:
         return [head, *(f"  {problem_line(problem)}" for problem in error.problems)]
     if isinstance(error, ChainetteError):
         return f"error: {error}".splitlines()
+    if type(error).__module__.startswith("redis."):
+        return [f"error: Redis holds something that Chainette did not write, or refuses what it is asked: {error}"]
     summary = " ".join(f"{type(error).__name__}: {error}".split())
     return [f"internal error: {summary}; run with --debug for the traceback"]
 

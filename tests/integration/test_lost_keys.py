@@ -66,6 +66,21 @@ def lose_one(client: Redis, pattern: str, which: int = 0) -> bool:
     return bool(found) and bool(client.delete(found[which % len(found)]))
 
 
+def spoil_one(client: Redis, pattern: str, which: int = 0) -> bool:
+    """Puts into a key what is of no type that Chainette uses there, and not UTF-8."""
+    found = list(keys(client, pattern))
+    if not found:
+        return False
+    key = found[which % len(found)]
+    kind = client.type(key)
+    client.delete(key)
+    if kind == b"string":
+        client.rpush(key, b"\xff\xfe")
+    else:
+        client.set(key, b"\xff\xfe")
+    return True
+
+
 def require_whole(site: Site, run: Background) -> None:
     result = run.end()
     assert isinstance(result, RunResult), result
@@ -92,5 +107,19 @@ def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, dat
         wait_for(log.exists)
         wait_for(lambda: log.read_bytes().count(b"unit_committed") > 8)
         wait_for(lambda: run.found or lose_one(client, pattern, which=3))
+        assert not run.found, "there was no such key"
+        require_whole(site, run)
+
+
+@pytest.mark.parametrize("pattern", AT_WORK)
+def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, database: Database, pattern: str) -> None:
+    client = database.client
+    database.may_leave("rq:worker*")
+    log = site.path / "out/events.jsonl"
+    run = Background(site, RedisFleet(database.url))
+    with site.worker(database.url):
+        wait_for(log.exists)
+        wait_for(lambda: log.read_bytes().count(b"unit_committed") > 8)
+        wait_for(lambda: run.found or spoil_one(client, pattern, which=3))
         assert not run.found, "there was no such key"
         require_whole(site, run)

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import redis
 
-from chainette.fleet.redis.connect import eviction_risk, is_passing
+from chainette.fleet.redis.connect import eviction_risk, is_damage, is_passing
 from chainette.utils.backoff import backoff
 
 __all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "warn_of_eviction", "watch_parent"]
@@ -30,6 +30,9 @@ _GRACE = 10.0
 
 #: Seconds between two tries of a call that Redis does not answer; the longest is below the lease.
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.5
+
+#: Tries of a call that met a key which held what is not ours: every try deletes such keys (fleet/redis/scripts/mend.lua).
+_MENDS = 3
 
 
 def heed_signals(stopping: threading.Event, *numbers: signal.Signals) -> None:
@@ -81,7 +84,8 @@ async def insist(call: Callable[[], T]) -> T:
         try:
             return await anyio.to_thread.run_sync(call)
         except redis.RedisError as error:
-            if not is_passing(error):
+            mended = is_damage(error) and failures < _MENDS
+            if not (is_passing(error) or mended):
                 raise
             await anyio.sleep(backoff(failures, _FIRST_WAIT, _LONGEST_WAIT))
             failures += 1

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from chainette.fleet.redis.connect import is_damage
+
 if TYPE_CHECKING:
     import redis
 
@@ -28,6 +30,7 @@ SCRIPTS = (
     "fail",
     "install",
     "leave",
+    "mend",
     "missing",
     "note",
     "reap",
@@ -52,10 +55,22 @@ class Scripts:
         self.by_name = {name: connection.register_script(_source(name)) for name in SCRIPTS}
 
     def call(self, name: str, **arguments: Any) -> Any:
-        """A script's reply. `bytes` among the arguments travel as they are."""
+        """A script's reply. `bytes` among the arguments travel as they are.
+
+        Raises:
+            redis.RedisError: Redis did not answer, or a key held what is not ours; such a key is deleted then, so that the
+                next call meets a lost one.
+        """
+        import redis
+
         blobs: list[bytes] = []
         packed = _pack(_with_blobs(arguments, blobs))
-        return self.by_name[name](args=[packed, *blobs])
+        try:
+            return self.by_name[name](args=[packed, *blobs])
+        except redis.ResponseError as error:
+            if is_damage(error):
+                self.by_name["mend"](args=[packed, *blobs])
+            raise
 
 
 def _source(name: str) -> str:

@@ -10,12 +10,14 @@ from importlib import metadata
 from typing import TYPE_CHECKING, cast
 
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, served, worker
+from chainette.fleet.protocol.messages import BadMessage
 from chainette.fleet.protocol.states import Progress, RunInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import redis
+    from redis.client import Pipeline
 
 __all__ = [
     "all_runs",
@@ -46,7 +48,7 @@ def known_runs(connection: redis.Redis) -> list[RunInfo]:
 def all_runs(connection: redis.Redis) -> list[RunInfo]:
     """Runs that are not closed, by name, those among them that no sink has begun."""
     found = []
-    for name in sorted(name.decode() for name in cast("set[bytes]", connection.smembers(RUNS))):
+    for name in sorted(name.decode("utf-8", "replace") for name in cast("set[bytes]", connection.smembers(RUNS))):
         info = run_info(connection, name)
         if info is not None:
             found.append(info)
@@ -57,9 +59,10 @@ def all_runs(connection: redis.Redis) -> list[RunInfo]:
 
 def run_info(connection: redis.Redis, run: str) -> RunInfo | None:
     """What Redis says of a run; None where it is closed."""
-    fields = cast("dict[bytes, bytes]", connection.hgetall(RunKeys(run, 0).state))
-    plain = _words(fields)
-    if "state" not in plain:
+    with connection.pipeline(transaction=False) as pipe:
+        pipe.hgetall(RunKeys(run, 0).state)
+        (plain,) = _hashes(pipe)
+    if "state" not in plain or not plain.get("epoch", "0").isdecimal():
         return None
     return RunInfo(run, int(plain.get("epoch", -1)), plain["state"], plain)
 
@@ -67,16 +70,29 @@ def run_info(connection: redis.Redis, run: str) -> RunInfo | None:
 def members(connection: redis.Redis) -> dict[str, dict[str, str]]:
     """What everybody says about itself whose lease holds: workers, and services."""
     seconds, micros = connection.time()
-    names = cast("list[bytes]", connection.zrangebyscore(LEASES, seconds + micros / 1e6, "+inf"))
+    found = cast("list[bytes]", connection.zrangebyscore(LEASES, seconds + micros / 1e6, "+inf"))
+    names = [name.decode("utf-8", "replace") for name in found]
     with connection.pipeline(transaction=False) as pipe:
         for name in names:
-            pipe.hgetall(worker(name.decode()))
-        found = zip(names, pipe.execute(), strict=True)
-    return {name.decode(): _words(said) for name, said in found}
+            pipe.hgetall(worker(name))
+        return dict(zip(names, _hashes(pipe), strict=True))
+
+
+def _hashes(pipe: Pipeline) -> list[dict[str, str]]:
+    """The hashes that a pipeline asks for. A key of another type is as good as lost: its place is empty.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
+    found = pipe.execute(raise_on_error=False)
+    for reply in found:
+        if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply):
+            raise reply
+    return [{} if isinstance(reply, Exception) else _words(reply) for reply in found]
 
 
 def _words(said: dict[bytes, bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode("utf-8", "replace") for key, value in said.items()}
+    return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in said.items()}
 
 
 def known_workers(connection: redis.Redis) -> dict[str, dict[str, str]]:
@@ -113,7 +129,18 @@ def with_units(connection: redis.Redis, queues: Sequence[str]) -> dict[str, int]
 
 
 def progress_of(connection: redis.Redis, keys: RunKeys) -> Progress:
-    """How far a run's admission is."""
+    """How far a run's admission is.
+
+    Raises:
+        BadMessage: what Redis says of it is no number.
+    """
+    try:
+        return _progress_of(connection, keys)
+    except ValueError as error:
+        raise BadMessage(f"the record of run {keys.run} in Redis does not decode: {error}") from error
+
+
+def _progress_of(connection: redis.Redis, keys: RunKeys) -> Progress:
     names = ["cursor", "total", "state", "last", "damaged", "suspended", "epoch"]
     found = cast("list[bytes | None]", connection.hmget(keys.state, names))
     cursor, total, state, last, damaged, suspended, epoch = ((value or b"").decode() for value in found)

@@ -13,7 +13,7 @@ from chainette.errors import RedisUnavailable, RunError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["DEFAULT_URL", "chosen_url", "connect", "eviction_risk", "impatient", "is_passing", "shown"]
+__all__ = ["DEFAULT_URL", "chosen_url", "connect", "eviction_risk", "impatient", "is_damage", "is_passing", "shown"]
 
 _log = logging.getLogger("chainette")
 
@@ -111,6 +111,12 @@ def is_passing(error: redis.RedisError) -> bool:
         return False
     away = redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError | redis.OutOfMemoryError
     return isinstance(error, away) or str(error).startswith(_PASSING)
+
+
+def is_damage(error: redis.RedisError) -> bool:
+    """Whether Redis holds something that Chainette did not write there, so that a command or a script cannot go on."""
+    words = ("WRONGTYPE", "is not an integer", "is not a valid float", "attempt to ")
+    return any(word in str(error) for word in words)
 
 
 def shown(url: str) -> str:

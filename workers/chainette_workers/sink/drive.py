@@ -20,7 +20,7 @@ from chainette.core.usercode.loading import load_chain
 from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunError, RunStopped
 from chainette.fleet.protocol.messages import BadMessage
 from chainette.fleet.protocol.states import LEASE
-from chainette.fleet.redis.connect import chosen_url, connect, is_passing, shown
+from chainette.fleet.redis.connect import chosen_url, connect, is_damage, is_passing, shown
 from chainette.fleet.redis.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunInfo
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board, Role, chain_fields
@@ -225,6 +225,10 @@ class Drive:
                 begin = sink.raise_epoch
                 continue
             except redis.RedisError as error:
+                if is_damage(error):
+                    self._give_up_if_often(BadMessage(f"a key of run {sink.run} in Redis holds what is not ours: {error}"))
+                    begin = sink.raise_epoch
+                    continue
                 if not is_passing(error):
                     raise RunStopped(f"Redis refuses what it is asked: {error}") from error
                 sink.doubt()

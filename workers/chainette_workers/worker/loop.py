@@ -29,7 +29,7 @@ from chainette.fleet.protocol.jobs import age
 from chainette.fleet.protocol.keys import listed
 from chainette.fleet.protocol.messages import TooLarge
 from chainette.fleet.protocol.states import LEASE, Claim, Drain, Lost, RunInfo, Turn
-from chainette.fleet.redis.connect import is_passing
+from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitRetried
 from chainette.records import Outcome, Unit
@@ -211,7 +211,7 @@ class EngineWorker:
             call = partial(self.queue.claim, self.incarnation, token, queues, alone=not self.hands.claims, ahead=ahead)
             found = await anyio.to_thread.run_sync(call)
         except redis.RedisError as error:
-            if not is_passing(error):
+            if not (is_passing(error) or is_damage(error)):
                 raise
             await self._agree()
         except Lost:

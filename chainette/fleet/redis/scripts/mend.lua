@@ -1,0 +1,51 @@
+-- After a script met a key of another type than ours: such a key is as good as lost, so it is deleted, and comes back as
+-- lost keys do. A: the arguments of the script that failed, which tell the keys it uses.
+local run, epoch = A.run, A.epoch
+if not run and A.job then run, epoch = string.match(A.job, '^(.*)_(%d+)_%d+_%x+$') end
+
+-- Units of the run may have been in it.
+local function own(key, kind, run)
+  local found = redis.call('TYPE', key).ok
+  if found == 'none' or found == kind then return end
+  redis.call('DEL', key)
+  if run then damage(run, key .. ' held a ' .. found .. ', not a ' .. kind) end
+end
+
+for key, kind in pairs({['chainette:lease'] = 'zset', ['chainette:workers'] = 'set', ['chainette:runs'] = 'set',
+    ['rq:workers'] = 'set', ['rq:queues'] = 'set'}) do own(key, kind) end
+local me = A.incarnation or A.me
+if me then
+  own('chainette:worker:' .. me, 'hash'); own('rq:worker:' .. me, 'hash'); own(held_key(me), 'set')
+end
+
+local function own_queue(run, epoch, queue)
+  own('rq:queue:' .. queue, 'list', run); own('rq:scheduled:' .. queue, 'zset', run); own('rq:failed:' .. queue, 'zset', run)
+  own(wip_key(queue), 'zset'); own('rq:workers:' .. queue, 'set')
+  local P = prefix_of(run, epoch)
+  own(P .. 'solo:' .. queue, 'list', run); own(P .. 'broken:' .. queue, 'list', run); own(P .. 'turn:' .. queue, 'string')
+end
+
+local function own_run(run)
+  own(run_key(run), 'hash'); own(run_key(run) .. ':notes', 'stream')
+  return redis.call('HGET', run_key(run), 'epoch') or '0'
+end
+
+for _, entry in ipairs(A.queues or {}) do
+  if type(entry) == 'table' then own_queue(entry[1], own_run(entry[1]), entry[2]) elseif run then own_queue(run, epoch, entry) end
+end
+if run then
+  local P = prefix_of(run, epoch or own_run(run))
+  own_run(run)
+  own(P .. 'stream', 'stream', run); own(P .. 'live', 'hash', run); own(P .. 'out', 'hash', run)
+  own(P .. 'parked', 'list', run); own(P .. 'apart', 'list', run)
+end
+if A.job and run then
+  own(job_key(A.job), 'hash', run)
+  local j = job_of(A.job)
+  if j.origin then own_queue(run, epoch, j.origin) end
+  if j.root then
+    own(prefix_of(run, epoch) .. 's:' .. j.root .. ':' .. (j.scope or ''), 'set', run)
+    own(prefix_of(run, epoch) .. 'f:' .. j.root .. ':' .. (j.scope or ''), 'hash', run)
+  end
+end
+return 'OK'
