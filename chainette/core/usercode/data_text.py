@@ -12,26 +12,33 @@ import datetime
 import hashlib
 import re
 import uuid
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
 
 __all__ = [
+    "Held",
     "attributes_at_first",
+    "canonical",
+    "code_at_first",
     "differs_by_process",
     "from_a_set",
+    "instance_attributes",
     "is_constant",
+    "names_of_own_state",
     "names_of_state",
+    "origins_of",
     "text_at_first",
     "types_within",
+    "without_places",
 ]
 
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, range, Decimal, Fraction, uuid.UUID)
@@ -41,7 +48,7 @@ _TIMES = (datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo)
 _OF_A_PROCESS = frozenset(
     {"now", "utcnow", "today", "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "uuid1"}
     | {"uuid4", "getpid", "getppid", "get_ident", "gethostname", "mkdtemp", "mkstemp", "gettempdir", "cpu_count"}
-    | {"TemporaryDirectory", "NamedTemporaryFile"}
+    | {"TemporaryDirectory", "NamedTemporaryFile", "token_hex", "token_bytes", "token_urlsafe", "urandom", "getnode"}
 )
 
 #: Methods that change what they are called on.
@@ -51,7 +58,7 @@ _CHANGING = frozenset(
 )
 
 
-class _Held:
+class Held:
     """A value as the key of a cache: equal to itself alone, and kept alive."""
 
     def __init__(self, value: Any) -> None:
@@ -61,7 +68,7 @@ class _Held:
         return id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.value is other.value
+        return isinstance(other, Held) and self.value is other.value
 
 
 def is_constant(value: Any) -> bool:
@@ -75,21 +82,22 @@ def text_at_first(value: Any, *, ordered: bool = True, file: str = "") -> str | 
     Folders above `file` are named relative to it, so that a project that moved is the same.
     """
     if is_constant(value):
-        text = _canonical(value)
-        return text and _without_places(text, file)
-    return _digest_at_first(_Held(value), ordered, file)
+        text = canonical(value)
+        return text and without_places(text if ordered else "".join(sorted(text)), file)
+    return _digest_at_first(Held(value), ordered, file)
 
 
 @lru_cache(maxsize=4096)
-def _digest_at_first(held: _Held, ordered: bool, file: str) -> str | None:
+def _digest_at_first(held: Held, ordered: bool, file: str) -> str | None:
     try:
-        text = _canonical(held.value, ordered=ordered)
+        text = canonical(held.value, ordered=ordered)
     except Exception:  # containers of the user's may raise anything, and may hold themselves
         return None
-    return text and hashlib.sha256(_without_places(text, file).encode(errors="surrogatepass")).hexdigest()
+    return text and hashlib.sha256(without_places(text, file).encode(errors="surrogatepass")).hexdigest()
 
 
-def _without_places(text: str, file: str) -> str:
+def without_places(text: str, file: str) -> str:
+    """The text with folders above a file named relative to it."""
     above = "."
     for folder in Path(file).absolute().parents[:-1] if file else ():
         text, above = text.replace(str(folder), above), f"{above}."
@@ -98,12 +106,35 @@ def _without_places(text: str, file: str) -> str:
 
 def attributes_at_first(value: Any) -> tuple[tuple[str, Any], ...]:
     """An object's attributes, by name, as they were when this was first asked."""
-    return _attributes_at_first(_Held(value))
+    return _attributes_at_first(Held(value))
 
 
 @lru_cache(maxsize=1024)
-def _attributes_at_first(held: _Held) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(getattr(held.value, "__dict__", {}).items()))
+def _attributes_at_first(held: Held) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(instance_attributes(held.value).items()))
+
+
+def instance_attributes(value: Any) -> dict[str, Any]:
+    """An object's attributes, those in slots too."""
+    slots = (name for kind in type(value).__mro__ for name in _slots(kind))
+    return {**{name: getattr(value, name) for name in slots if hasattr(value, name)}, **getattr(value, "__dict__", {})}
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    names = vars(kind).get("__slots__", ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def code_at_first(value: Any) -> tuple[Any, ...]:
+    """The functions and classes directly in a container, as they were when this was first asked: a registry's."""
+    return _code_at_first(Held(value))
+
+
+@lru_cache(maxsize=1024)
+def _code_at_first(held: Held) -> tuple[Any, ...]:
+    value = held.value
+    parts = value.values() if type(value) in (dict, OrderedDict, defaultdict) else value if type(value) in (list, tuple) else ()
+    return tuple(part for part in parts if isinstance(part, (FunctionType, type)))
 
 
 def types_within(value: Any) -> Iterator[type]:
@@ -125,6 +156,34 @@ def differs_by_process(statements: Iterable[ast.AST]) -> bool:
     """Whether assignments take a value from the clock or from the process, which is another one at every resume."""
     calls = (part.func for statement in statements for part in ast.walk(statement) if isinstance(part, ast.Call))
     return any(getattr(call, "attr", getattr(call, "id", "")) in _OF_A_PROCESS for call in calls)
+
+
+def origins_of(tree: ast.Module, statements: Iterable[ast.AST]) -> list[ast.AST]:
+    """Statements, those that set the globals they use, and what the functions they call return."""
+    tops = _tops(tree)
+    found: dict[int, ast.AST] = {}
+    pending = [*statements]
+    while pending:
+        statement = pending.pop()
+        if id(statement) not in found:
+            found[id(statement)] = statement
+            names = {part.id for part in ast.walk(statement) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
+            pending += [origin for name in names for origin in tops.get(name, ())]
+    return [*found.values()]
+
+
+@lru_cache(maxsize=64)
+def _tops(tree: ast.Module) -> dict[str, list[ast.AST]]:
+    """Name -> the assignments at the top of a module that set it, or the returns of its function."""
+    tops: dict[str, list[ast.AST]] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.FunctionDef):
+            tops[statement.name] = [part for part in ast.walk(statement) if isinstance(part, ast.Return)]
+        elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+                if isinstance(target, ast.Name):
+                    tops.setdefault(target.id, []).append(statement)
+    return tops
 
 
 def from_a_set(statements: Iterable[ast.AST]) -> bool:
@@ -149,6 +208,39 @@ def names_of_state(tree: ast.Module) -> frozenset[str]:
     while (more := at_import.union(*(calls[name] for name in at_import & calls.keys()))) != at_import:
         at_import = more
     return frozenset(name for function in functions if function.name not in at_import for name in _changed_by(function))
+
+
+@lru_cache(maxsize=256)
+def names_of_own_state(node: ast.ClassDef) -> frozenset[str]:
+    """Attributes of `self` that methods change after the object is made, or that are another one in every process."""
+    methods = {part.name: part for part in node.body if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    early = {"__init__", "__post_init__", "__new__"} & methods.keys()
+    while (more := early.union(*(_methods_called(methods[name]) for name in early)) & methods.keys()) != early:
+        early = more
+    changed = {name for key, method in methods.items() if key not in early for name in _attributes_changed(method)}
+    set_by_process = {name for part in ast.walk(node) if differs_by_process([part]) for name in _own_targets(part)}
+    return frozenset(changed | set_by_process)
+
+
+def _methods_called(method: ast.AST) -> set[str]:
+    return {part.func.attr for part in ast.walk(method) if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute)}
+
+
+def _own_targets(part: ast.AST) -> set[str]:
+    """`self.name` in the targets of an assignment."""
+    targets = part.targets if isinstance(part, ast.Assign) else [part.target] if isinstance(part, ast.AnnAssign) else []
+    return {name.attr for target in targets for name in ast.walk(target) if isinstance(name, ast.Attribute)}
+
+
+def _attributes_changed(method: ast.AST) -> set[str]:
+    """`self.name = ...`, `self.name[key] = ...`, `self.name.append(...)`, by name."""
+    parts = [*ast.walk(method)]
+    changed = [part for part in parts if isinstance(part, (ast.Subscript, ast.Attribute)) and _is_changed(part)]
+    called = (part.func for part in parts if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute))
+    changed += [
+        func.value for func in called if func.attr in _CHANGING and isinstance(func.value, (ast.Subscript, ast.Attribute))
+    ]
+    return {name.attr for part in changed for name in ast.walk(part) if isinstance(name, ast.Attribute)}
 
 
 def _called(parts: Iterable[ast.AST]) -> set[str]:
@@ -182,7 +274,8 @@ def _base(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _canonical(value: Any, *, ordered: bool = True) -> str | None:
+def canonical(value: Any, *, ordered: bool = True) -> str | None:
+    """Data as text; None if any part is none."""
     if isinstance(value, Enum):
         return f"{type(value).__name__}.{value.name}={value.value!r}"
     if isinstance(value, re.Pattern):
@@ -205,7 +298,7 @@ def _canonical(value: Any, *, ordered: bool = True) -> str | None:
 def _all_canonical(kind: str, values: Iterable[Any], ordered: bool = True) -> str | None:
     parts: list[str] = []
     for value in values:
-        part = _canonical(value)
+        part = canonical(value)
         if part is None:
             return None
         parts.append(part)

@@ -1,15 +1,14 @@
 """Fingerprints of the user's code: equal where it computes the same, different where it was changed.
 
 A fingerprint is a hash of syntax trees without positions, comments, docstrings and file names, of everything that
-the code refers to by global name, and of the data among it (`core.data_text`), also if an import read them from a file.
-It is the same in every process. Not followed: imports inside functions, attributes looked up by string, and the insides
-of installed packages.
+the code refers to by global name, and of the data among it (`data_text.py`, `held_data.py`), also if an import read
+them from a file. It is the same in every process. Modules that a function imports when it is called count whole, by
+their source. The insides of installed packages are not followed.
 """
 
 from __future__ import annotations
 
 import ast
-import dis
 import functools
 import hashlib
 import inspect
@@ -18,26 +17,41 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from enum import Enum
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from chainette.core.usercode.data_text import (
     attributes_at_first,
+    code_at_first,
     differs_by_process,
     from_a_set,
+    instance_attributes,
     is_constant,
+    names_of_own_state,
     names_of_state,
+    origins_of,
     text_at_first,
     types_within,
 )
+from chainette.core.usercode.held_data import Counted, held_at_first
 from chainette.core.usercode.importer import public_name
+from chainette.core.usercode.lazy_imports import files_imported
 from chainette.core.usercode.source import is_library, source_tree
+from chainette.core.usercode.syntax import (
+    assignments,
+    class_node,
+    code_text,
+    dump,
+    function_node,
+    global_names,
+    is_passed_on,
+    names_outside_body,
+    targets,
+)
 
 __all__ = ["fingerprint_code", "fingerprint_model"]
-
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def fingerprint_code(fn: Callable[..., Any]) -> str:
@@ -77,6 +91,7 @@ class _Trace:
         package = _module_name(root).partition(".")[0]
         #: The top package of the root: its own code is user code, wherever it is installed.
         self._package = "" if package in sys.stdlib_module_names or package == "chainette" else package
+        self._counted = Counted(self._package, self._attributes)
 
     def digest(self) -> str:
         return hashlib.sha256("\n".join(self._lines).encode()).hexdigest()[:16]
@@ -120,6 +135,7 @@ class _Trace:
             self.add(value.__wrapped__)
         elif inspect.isroutine(value):
             self.note("library", _qualified(value))
+            self.note("of", held_at_first(value, self._counted))
         else:
             self._add_instance(value)
 
@@ -130,34 +146,52 @@ class _Trace:
 
     def _add_function(self, fn: FunctionType) -> None:
         if not self._is_users(fn):
-            self.note("library", _qualified(fn))
+            self._add_library_function(fn)
             return
         tree = source_tree(fn.__code__.co_filename, fn.__globals__)
-        node = _function_node(tree, fn.__code__) if tree is not None else None
+        node = function_node(tree, fn.__code__) if tree is not None else None
         if node is None:
             self.note("no source", fn.__qualname__)
             return
-        self.note(fn.__name__, _dump(node))
+        self.note(fn.__name__, dump(node))
         for cell in fn.__closure__ or ():
             self.add(_contents(cell))
         for default in [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]:
             self.add(default)
-        names = _global_names(fn.__code__) | _names_outside_body(node)
+        names = global_names(fn.__code__) | names_outside_body(node)
         self._follow(names, node, fn.__globals__)
+        self._add_imports(node, fn.__globals__)
+        self._add_attached(fn)
+
+    def _add_imports(self, node: ast.AST, module: Mapping[str, Any]) -> None:
+        """Modules that a function imports when it is called: as they are now, whole."""
+        for name, file in files_imported(node, module).items():
+            tree = source_tree(file, {})
+            self.note("imports", f"{name} {dump(tree) if tree is not None else ''}")
+
+    def _add_attached(self, fn: FunctionType) -> None:
+        """What decorators and assignments put on a function: `f.limit = 3`, the cases of `singledispatch`."""
+        for name, value in attributes_at_first(fn):
+            self.note("attribute", name)
+            self.add(value)
+
+    def _add_library_function(self, fn: FunctionType) -> None:
+        """A function of a package by its name, and the user's functions that it calls: as a decorator's result does."""
+        self.note("library", _qualified(fn))
+        if fn.__code__.co_filename.startswith("<"):
+            self.note("code", code_text(fn.__code__))
         if hasattr(fn, "__wrapped__"):
-            self.add(fn.__wrapped__)
+            self._add_attached(fn)
 
     def _add_class(self, cls: type) -> None:
         if not self._is_users(cls):
             self.note("library", _qualified(cls))
             return
-        module = _globals_of(cls)
-        tree = source_tree(str(module.get("__file__", "")), module)
-        node = _class_node(tree, cls.__qualname__) if tree is not None else None
+        module, node = _globals_of(cls), _node_of(cls)
         if node is None:
             self.note("no source", cls.__qualname__)
         else:
-            self.note(cls.__name__, _dump(node))
+            self.note(cls.__name__, dump(node))
             self._follow({name.id for name in ast.walk(node) if isinstance(name, ast.Name)}, node, module)
             self._add_class_data(cls, node)
         if issubclass(cls, Enum):
@@ -170,7 +204,7 @@ class _Trace:
     def _add_class_data(self, cls: type, node: ast.ClassDef) -> None:
         """Data that the body of a class sets: `labels = json.loads(...)`."""
         for statement in node.body:
-            for name in sorted(_targets(statement) & vars(cls).keys()):
+            for name in sorted(targets(statement) & vars(cls).keys()):
                 text = None if differs_by_process([statement]) else text_at_first(vars(cls)[name])
                 if text is not None:
                     self.note(name, text)
@@ -178,10 +212,21 @@ class _Trace:
     def _add_instance(self, value: Any) -> None:
         """An object: its class, and what it was set up with."""
         self.add(type(value))
-        if self._is_users(type(value)):
-            for name, attribute in attributes_at_first(value):
-                self.note("attribute", name)
-                self.add(attribute)
+        if not self._is_users(type(value)):
+            self.note("holds", held_at_first(value, self._counted))
+            return
+        for name, attribute in attributes_at_first(value):
+            self.note("attribute", name)
+            self.add(attribute)
+
+    def _attributes(self, value: Any) -> Mapping[str, Any] | None:
+        """The attributes of an object of the user's that neither its methods change nor the process decides."""
+        if not self._is_users(type(value)):
+            return None
+        kinds = [kind for kind in type(value).__mro__ if self._is_users(kind)]
+        nodes = [node for kind in kinds if (node := _node_of(kind)) is not None]
+        left_out = {name for node in nodes for name in names_of_own_state(node)}
+        return {name: attribute for name, attribute in instance_attributes(value).items() if name not in left_out}
 
     def _follow(self, names: Set[str], node: ast.AST, module: Mapping[str, Any]) -> None:
         """The globals behind names, if they are user code or data."""
@@ -200,11 +245,15 @@ class _Trace:
             return
         file = str(module.get("__file__", ""))
         tree = source_tree(file, module)
-        statements = _assignments(tree, name) if tree is not None else []
+        statements = assignments(tree, name) if tree is not None else []
         is_state = tree is not None and name in names_of_state(tree)
-        if not is_state and not differs_by_process(statements):
-            text = text_at_first(value, ordered=not from_a_set(statements), file=file)
-            self.note("value", text or "")
+        origins = origins_of(tree, statements) if tree is not None else []
+        for code in code_at_first(value):
+            self.add(code)
+        if not is_state and not differs_by_process(origins):
+            ordered = not from_a_set(origins)
+            text = text_at_first(value, ordered=ordered, file=file)
+            self.note("value", text or (held_at_first(value, self._counted, file) if ordered else ""))
             if text is not None and is_constant(value):
                 return
         if not self._add_assignments(statements, module):
@@ -213,7 +262,7 @@ class _Trace:
     def _add_assignments(self, statements: Iterable[ast.AST], module: Mapping[str, Any]) -> bool:
         """The statements at the top of a module that set a name; False if there are none."""
         for statement in statements:
-            text = _dump(statement)
+            text = dump(statement)
             if text not in self._assigned:
                 self._assigned.add(text)
                 self.note("set", text)
@@ -230,6 +279,10 @@ class _Trace:
             for part in ast.walk(node)
             if isinstance(part, ast.Attribute) and name in (getattr(part.value, "id", None), getattr(part.value, "attr", None))
         }
+        if is_passed_on(node, name):
+            used = {
+                key for key, value in vars(module).items() if not key.startswith("__") and not isinstance(value, ModuleType)
+            }
         self._follow(used, node, vars(module))
 
     def _is_users(self, thing: Any) -> bool:
@@ -262,6 +315,12 @@ def _globals_of(cls: type) -> Mapping[str, Any]:
     return vars(module) if module is not None else {}
 
 
+def _node_of(cls: type) -> ast.ClassDef | None:
+    module = _globals_of(cls)
+    tree = source_tree(str(module.get("__file__", "")), module)
+    return class_node(tree, cls.__qualname__) if tree is not None else None
+
+
 def _contents(cell: Any) -> Any:
     try:
         return cell.cell_contents
@@ -280,99 +339,3 @@ def _classes_in(annotation: Any) -> Iterator[type]:
         yield annotation
     for argument in get_args(annotation):
         yield from _classes_in(argument)
-
-
-# -- syntax trees
-
-
-def _function_node(tree: ast.Module, code: CodeType) -> ast.AST | None:
-    """The node that `code` was compiled from."""
-    if code.co_name == "<lambda>":
-        return _lambda_node(tree, code)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == code.co_name:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            if first == code.co_firstlineno:
-                return node
-    return None
-
-
-def _lambda_node(tree: ast.Module, code: CodeType) -> ast.AST | None:
-    """The innermost lambda whose body holds every position of `code`; several may share a line."""
-    spans = [(start, left, end, right) for start, end, left, right in code.co_positions() if right]
-    fitting = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Lambda)
-        and node.lineno == code.co_firstlineno
-        and all(_inside(span, node.body) for span in spans)
-    ]
-    return min(fitting, key=lambda node: (node.body.end_lineno or 0, -node.body.col_offset), default=None)
-
-
-def _inside(span: tuple[int | None, int | None, int | None, int | None], body: ast.expr) -> bool:
-    start, left, end, right = (value or 0 for value in span)
-    return (body.lineno, body.col_offset) <= (start, left) and (end, right) <= (body.end_lineno or 0, body.end_col_offset or 0)
-
-
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything below a node that is not inside a function or class of its own."""
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if not isinstance(child, _DEFINITIONS):
-            yield from _statements(child)
-
-
-def _class_node(tree: ast.AST, qualname: str) -> ast.ClassDef | None:
-    """The class of that name; where it is defined twice, the last."""
-    head, _, rest = qualname.replace(".<locals>", "").partition(".")
-    found = [node for node in _statements(tree) if isinstance(node, _DEFINITIONS) and node.name == head]
-    for node in reversed(found):
-        inner = _class_node(node, rest) if rest else node
-        if isinstance(inner, ast.ClassDef):
-            return inner
-    return None
-
-
-def _assignments(tree: ast.Module, name: str) -> list[ast.AST]:
-    return [node for node in _statements(tree) if name in _targets(node)]
-
-
-def _targets(statement: ast.AST) -> set[str]:
-    """The names that an assignment sets."""
-    if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-        return set()
-    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-
-
-def _global_names(code: CodeType) -> set[str]:
-    """Globals that the code and the functions inside it load."""
-    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _global_names(constant)
-    return names
-
-
-def _names_outside_body(node: ast.AST) -> set[str]:
-    """Names in decorators, which run where the function is made."""
-    parts = getattr(node, "decorator_list", [])
-    return {name.id for part in parts for name in ast.walk(part) if isinstance(name, ast.Name)}
-
-
-def _dump(node: Any) -> str:
-    """A tree as text without positions, docstrings and empty fields: the same for every version of Python."""
-    if isinstance(node, list):
-        return "[" + ",".join(map(_dump, node)) + "]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind"]
-    inner = ",".join(f"{name}={_dump(_without_docstring(node) if name == 'body' else value)}" for name, value in fields)
-    return f"{type(node).__name__}({inner})"
-
-
-def _without_docstring(node: Any) -> Any:
-    if isinstance(node, _DEFINITIONS) and ast.get_docstring(node, clean=False) is not None:
-        return node.body[1:]
-    return node.body

@@ -83,6 +83,45 @@ READING = {
         "LABELS = read()\nclass Model(BaseModel):\n    text: str\n    @field_validator('text')\n    @classmethod\n"
         "    def known(cls, value):\n        assert value in LABELS\n        return value"
     ),
+    "an array": "import numpy\nLABELS = numpy.array(read())\ndef f(x): return x in LABELS",
+    "an array of objects": "import numpy\nLABELS = numpy.array(read(), dtype=object)\ndef f(x): return x in LABELS",
+    "a pandas frame": "import pandas\nLABELS = pandas.DataFrame({'name': read()})\ndef f(x): return x in LABELS.name",
+    "a pandas column": "import pandas\nLABELS = pandas.Series(read())\ndef f(x): return x in LABELS",
+    "a polars frame": "import polars\nLABELS = polars.DataFrame({'name': read()})\ndef f(x): return x in LABELS",
+    "an Arrow table": "import pyarrow\nLABELS = pyarrow.table({'name': read()})\ndef f(x): return x in LABELS",
+    "a byte array": "LABELS = bytearray(read()[0].encode())\ndef f(x): return x in LABELS",
+    "a view of bytes": "LABELS = memoryview(read()[0].encode())\ndef f(x): return x in LABELS",
+    "a namespace": "LABELS = types.SimpleNamespace(all=read())\ndef f(x): return x in LABELS.all",
+    "a chain of dicts": "LABELS = collections.ChainMap({'all': read()})\ndef f(x): return x in LABELS['all']",
+    "a subclass of str": "class Word(str): pass\nLABELS = Word(read()[0])\ndef f(x): return x in LABELS",
+    "the keys of a dict": "LABELS = dict.fromkeys(read()).keys()\ndef f(x): return x in LABELS",
+    "a jinja template": "import jinja2\nLABELS = jinja2.Template(read()[0])\ndef f(x): return LABELS.render()",
+    "a bound method of a dict": "find = dict.fromkeys(read(), 1).get\ndef f(x): return find(x)",
+    "a bound method of an expression": "import re\ncut = re.compile(read()[0]).sub\ndef f(x): return cut('', x)",
+    "a partial that is a global": "def g(all, x): return x in all\nh = functools.partial(g, read())\ndef f(x): return h(x)",
+    "closures in a list": (
+        "def make(label):\n    return lambda x: x in label\nCHECKS = [make(label) for label in read()]\n"
+        "def f(x): return CHECKS[0](x)"
+    ),
+    "functions in a dict, chosen by the file": (
+        "def g(x): return 1\ndef h(x): return 2\nCHECKS = {'check': g if read()[0] == 'old' else h}\n"
+        "def f(x): return CHECKS['check'](x)"
+    ),
+    "a dict of data and functions": "RULES = {'labels': read(), 'change': str.upper}\ndef f(x): return x in RULES['labels']",
+    "a dict of data and paths": "RULES = {'labels': read(), 'place': HERE}\ndef f(x): return x in RULES['labels']",
+    "an object that is a global": (
+        "class Config:\n    def __init__(self):\n        self._load()\n    def _load(self):\n        self.labels = read()\n"
+        "CONFIG = Config()\ndef f(x): return x in CONFIG.labels"
+    ),
+    "an object with slots": (
+        "class Config:\n    __slots__ = ('labels',)\n    def __init__(self):\n        self.labels = read()\n"
+        "CONFIG = Config()\ndef f(x): return x in CONFIG.labels"
+    ),
+    "objects in a dict": (
+        "class Config:\n    def __init__(self):\n        self.labels = read()\n"
+        "ALL = {'a': Config()}\ndef f(x): return x in ALL['a'].labels"
+    ),
+    "an attribute of a function": "def f(x): return x in f.labels\nf.labels = read()",
     "a literal's": "class Model(BaseModel):\n    text: Literal[tuple(read())]",
 }
 
@@ -133,6 +172,13 @@ STATE = {
     ),
     "a class attribute": "class F:\n    cache = {}\ndef f(x):\n    F.cache[x] = 1\n    return x",
     "a random generator": "rng = random.Random()\ndef f(x):\n    rng.random()\n    return x",
+    "an object that is a global": (
+        "class Cache:\n    def __init__(self):\n        self.kept = {}\n        self.n = 0\n    def put(self, x):\n"
+        "        self.kept[x] = 1\n        self.n += 1\nCACHE = Cache()\ndef f(x):\n    CACHE.put(x)\n    return x"
+    ),
+    "an attribute of a function": "def f(x):\n    f.calls += 1\n    return x\nf.calls = 0",
+    "a registry": "made = {}\ndef f(x):\n    made[x] = lambda y: y\n    return x",
+    "a numpy generator": "import numpy\nrng = numpy.random.default_rng()\ndef f(x):\n    rng.random()\n    return x",
     "data that are read and then changed": "data = read()\ndef f(x):\n    data.append(x)\n    return x",
 }
 
@@ -156,6 +202,10 @@ KEPT = {
     "an attribute": "class S(BaseModel):\n    names: list[str]\nkept = S(names=read())\ndef f(x): kept.names = [x]",
     "a name set anew": "kept = read()\ndef f(x):\n    global kept\n    kept = [*kept, x]",
     "a used function's": "kept = read()\ndef g(x): kept.append(x)\ndef f(x): return g(x) or kept",
+    "an object's": (
+        "class Cache:\n    def __init__(self):\n        self.names = read()\n    def put(self, x): self.names.append(x)\n"
+        "CACHE = Cache()\ndef f(x): CACHE.put(x)"
+    ),
     "a method's": "kept = read()\nclass F:\n    def __call__(self, x): kept.append(x)\nf = F()",
 }
 
@@ -181,6 +231,15 @@ PER_PROCESS = {
     "a temporary folder": "scratch = tempfile.mkdtemp()\ndef f(x): return scratch",
     "the order of a set": "words = list({'a', 'b', 'c', 'd', 'e', 'f'})\ndef f(x): return x in words",
     "a dict out of a set": "words = {w: 1 for w in set('abcdefgh')}\ndef f(x): return x in words",
+    "a time in two steps": "t = time.time()\nstats = {'began': t}\ndef f(x): return stats",
+    "a number that a function draws": "import uuid\ndef draw(): return uuid.uuid4().hex\nrun = draw()\ndef f(x): return run",
+    "an object with a time": (
+        "class Stats:\n    def __init__(self):\n        self.began = time.time()\nstats = Stats()\ndef f(x): return stats.began"
+    ),
+    "the order of a set in two steps": "all = {'a', 'b', 'c', 'd', 'e'}\nwords = list(all)\ndef f(x): return x in words",
+    "the order of a set in a text": "word = '|'.join({'a', 'b', 'c', 'd'})\ndef f(x): return x in word",
+    "the order of a set of a function": "def make(): return {'a', 'b', 'c', 'd'}\nwords = list(make())\ndef f(x): return words",
+    "the order of a set of functions": "def g(x): return 1\ndef h(x): return 2\nall = {g, h}\ndef f(x): return len(all)",
     "the environment": "from os import environ\ndef f(x): return environ['PYTHONHASHSEED']",
     "an object": "class A: pass\na = [A()]\ndef f(x): return a",
 }
@@ -205,6 +264,42 @@ def test_the_fingerprint_is_the_same_in_every_process(load: Callable[..., Any], 
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+#: How code comes to use a function of `helpers.py`.
+USING = {
+    "an import inside": "def f(x):\n    import helpers\n    return helpers.g(x)",
+    "a name imported inside": "def f(x):\n    from helpers import g\n    return g(x)",
+    "an import inside of a used function": "def h(x):\n    from helpers import g\n    return g(x)\ndef f(x): return h(x)",
+    "an import inside of a package": "def f(x):\n    from package import helpers\n    return helpers.g(x)",
+    "a module under another name": "import helpers\ndef f(x):\n    h = helpers\n    return h.g(x)",
+    "a name as text": "import helpers\ndef f(x): return getattr(helpers, 'g')(x)",
+    "a module that is passed on": "import helpers\ndef h(module, x): return module.g(x)\ndef f(x): return h(helpers, x)",
+    "a registry": "import helpers\nALL = {}\nhelpers.fill(ALL)\ndef f(x): return ALL['g'](x)",
+    "cases": (
+        "import helpers\n@functools.singledispatch\ndef h(x): return x\nh.register(str)(helpers.g)\ndef f(x): return h(x)"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", USING)
+def test_code_counts_however_a_function_comes_to_use_it(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "project/package").mkdir(parents=True)
+
+    def of(word: str) -> str:
+        (tmp_path / "project/chain.py").write_text(HEAD + USING[kind])
+        (tmp_path / "project/package/__init__.py").write_text("")
+        for folder in (tmp_path / "project", tmp_path / "project/package"):
+            (folder / "helpers.py").write_text(f"def g(x): return x + {word!r}\ndef fill(all): all['g'] = g\n")
+        return fingerprint(PrivateImporter("chain", [tmp_path / "project"]).run_file(tmp_path / "project/chain.py"))
+
+    assert of("old") == of("old") != of("new")
+
+
+def test_functions_in_a_registry_of_the_same_file_count(load: Callable[..., Any]) -> None:
+    code = "ALL = {}\ndef known(fn):\n    ALL[fn.__name__] = fn\n    return fn\n"
+    code += "@known\ndef g(x): return x + WORD\ndef f(x): return ALL['g'](x)"
+    assert fingerprint(load(code.replace("WORD", "'old'"), [])) != fingerprint(load(code.replace("WORD", "'new'"), []))
 
 
 @pytest.mark.parametrize(
