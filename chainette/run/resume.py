@@ -173,7 +173,7 @@ def _what_is_done(starts: Sequence[str]) -> str:
 
 
 def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
-    """Raises ChainChanged where the plan has none of the nodes that the directory was made with."""
+    """Raises ChainChanged if the plan has none of the nodes that the directory was made with."""
     recorded = [node["id"] for node in state.graph["nodes"]]
     if not plan.nodes.keys() & {*recorded}:
         raise ChainChanged(
@@ -189,7 +189,7 @@ def _require_nodes(plan: Plan, names: Iterable[str], others: Sequence[str] = ())
 
 
 def _sets(state: RunState, plan: Plan) -> str:
-    """The --set flags of parameters that are others now than in the log."""
+    """The --set flags of parameters that differ from those in the log."""
     changed = {name: value for name, value in plan.parameters.items() if state.parameters.get(name) != value}
     return f"{set_flags(changed)} " if changed else ""
 

@@ -39,7 +39,7 @@ __all__ = ["iterate", "start"]
 async def start(
     chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions, deliver: Deliver | None = None
 ) -> RunResult:
-    """Runs a chain into a directory of its own, or goes on with it where `options.resume` says so."""
+    """Runs a chain into a fresh directory, or resumes the one that is there if `options.resume` is set."""
     run_id = options.run_id or new_run_id()
     directory = RunDir(output_dir or Path("runs") / run_id)
     if options.resume:

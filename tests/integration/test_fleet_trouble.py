@@ -376,7 +376,7 @@ def test_a_server_that_is_no_longer_the_master_is_waited_for(
     with site.worker(server.url):
         wait_for(lambda: site.events("unit_committed"))
         client.replicaof("127.0.0.1", "1")
-        wait_for(lambda: refused() > 5 and "nothing moves: Redis does not do what it is asked (" in caplog.text)
+        wait_for(lambda: refused() > 5 and "nothing moves: Redis fails (" in caplog.text)
         client.replicaof("NO", "ONE")
         client.client_pause(700)  # and slow, for a while
         result = run.end()

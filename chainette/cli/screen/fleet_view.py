@@ -48,7 +48,7 @@ def watch(console: Console, draw: Draw) -> None:
 
 
 def _patient(draw: Draw) -> Draw:
-    """The view as it was, and why it stands still, where Redis does not answer."""
+    """The view as it was, and why it stands still, if Redis does not answer."""
     import redis
 
     last: list[Text] = []

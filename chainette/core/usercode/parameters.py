@@ -124,7 +124,7 @@ class Parameter:
         return self.text(self.default)
 
     def text(self, value: Any) -> str | None:
-        """The text that stands for a value; None if there is none."""
+        """The text that stands for a value; None if no text does."""
         plain = self.plain(value)
         return None if plain is msgspec.UNSET else text_of(plain)
 

@@ -126,8 +126,8 @@ class LeasedQueue(ABC):
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
         """What is outstanding of live roots and can never be claimed, in words; "" if nothing is.
 
-        It is in no queue, does not wait for a time, and no live worker has it: a key that named it is gone. Asks the more,
-        the more units are outstanding; only where nothing moves.
+        It is in no queue, does not wait for a time, and no live worker has it: a key that named it is gone. Its cost
+        grows with the units outstanding, so it is for runs in which nothing moves.
         """
 
     # -- workers

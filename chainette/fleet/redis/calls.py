@@ -49,7 +49,7 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 class Scripts:
-    """The scripts of `fleet/redis/scripts/` over one connection pool; loaded again where the server forgot them."""
+    """The scripts of `fleet/redis/scripts/` over one connection pool; loaded again if the server forgot them."""
 
     def __init__(self, connection: redis.Redis) -> None:
         self.by_name = {name: connection.register_script(_source(name)) for name in SCRIPTS}

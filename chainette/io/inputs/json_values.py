@@ -110,7 +110,7 @@ class _Cutter:
         return line
 
     def _between(self, end: int) -> Iterator[Line]:
-        """What stands between values and is none (numbers, texts, garbage), each a bad record."""
+        """Text between values that is no value itself (numbers, strings, garbage), each piece a bad record."""
         if end <= self._start:
             return
         for piece in self._rest[self._start : end].split(b","):

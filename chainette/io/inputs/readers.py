@@ -82,7 +82,7 @@ class InputFile(ABC):
 
     @abstractmethod
     def columns(self) -> list[str] | None:
-        """The columns every record has; None where each record names its own."""
+        """The columns every record has; None if each record names its own."""
 
     def leave_out(self, columns: Collection[str]) -> None:
         """Says which columns nobody needs; a reader that can skip them does."""

@@ -77,7 +77,7 @@ class Trail:
         return io.BufferedReader(_Heard(file, self, self._start[file]), _BLOCK)
 
     def catch_up(self, upto: int, file: Path) -> None:
-        """Reads on to byte `upto` of a file, where a reader took what it needed by another way."""
+        """Reads on to byte `upto` of a file whose reader does not read through the trail."""
         missing = self._start[file] + upto - self._upto
         if missing > 0:
             for block in _blocks(self._files, self._starts, self._upto, missing):
@@ -123,7 +123,9 @@ class Trail:
 
     def _require_same_bytes(self, index: int) -> None:
         if digest_of(self._files, self._upto) != self._hash.hexdigest():
-            raise InputError(f"{self._files[index]} changed while the run was reading it: its bytes are others now; {_GO_ON}")
+            raise InputError(
+                f"{self._files[index]} changed while the run was reading it: its content is different now; {_GO_ON}"
+            )
 
 
 _GO_ON = (
@@ -171,7 +173,7 @@ class _Heard(io.RawIOBase):
 
 
 def digest_of(files: Sequence[Path], upto: int | None = None) -> str:
-    """sha256 of files in order, or of their first `upto` bytes. Where there are fewer, of those there are.
+    """sha256 of files in order, or of their first `upto` bytes. If there are fewer, of all there are.
 
     Raises:
         InputError: a file cannot be read.

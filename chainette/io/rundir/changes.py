@@ -20,7 +20,7 @@ from chainette.records import CHAIN_INPUT
 
 __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between", "shape_of_graph"]
 
-#: Stands for `flattened/` and the counts where no node is stale.
+#: Stands for `flattened/` and the counts if no node is stale.
 FLATTENED = "flattened"
 
 Graph = Mapping[str, Any]
@@ -55,13 +55,13 @@ def different_models(engine: str, old: Mapping[str, str], new: Mapping[str, str]
 def changes_between(old: Graph, new: Graph, models: Mapping[str, Sequence[str]] = _SAME) -> Changes | None:
     """What changed; None if every row and every file of the old chain is one of the new chain too.
 
-    `models`: sentences about engines whose model is another one behind the same settings.
+    `models`: sentences about engines whose model changed behind the same settings.
     """
     stale = [*_stale(old, new, models)]
     sentences = [*_sentences(old, new), *(words for found in models.values() for words in found)]
     if not stale and not sentences and shape_of_graph(old) == shape_of_graph(new):
         return None
-    return Changes(tuple(sentences or ["the columns of flattened are others now"]), tuple(stale or [FLATTENED]))
+    return Changes(tuple(sentences or ["the columns of flattened have changed"]), tuple(stale or [FLATTENED]))
 
 
 def shape_of_graph(graph: Graph) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _sentences(old: Graph, new: Graph) -> Iterator[str]:
 
 
 def _engine_words(old: Graph, new: Graph, name: str) -> list[str]:
-    """Deciding settings in which the engine of a step is another one."""
+    """Deciding settings in which the engine of a step changed."""
     before, now = (_engine_settings(graph, name) for graph in (old, new))
     return [f"{key} of its engine" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
 

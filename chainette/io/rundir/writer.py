@@ -161,7 +161,7 @@ class RunWriter:
         self._sealer = sealer
         self._roots = LiveRoots(plan)
         self.reopened = Reopened()
-        #: How far the input was read, where the log does not say so yet.
+        #: How far the input was read, if the log does not say so yet.
         self._read: Read | None = None
         self.added = Added.of(state.run.settings)
         self._flattened = bool(state.run.settings.get("flattened", True))

@@ -1,7 +1,7 @@
-"""What of a run's stream may become durable: rows that are pending at the node that they say, and no others.
+"""Checks which rows of a run's stream may become durable: only rows that are pending at the node they name.
 
-Redis is checked, not believed (PROTOCOL 22). A key that is lost may end a fork or a root too early, or have a row
-computed twice; the walk over durable rows (`frontier`) tells.
+Redis is checked, not believed (PROTOCOL 22). A lost key may end a fork or a root too early, or have a row
+computed twice; the walk over durable rows (`frontier`) shows it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LiveRoot:
     root: int
     rows: list[Row]
     durable: Durable
-    #: Node -> rows known to be pending there; found anew where an entry has others.
+    #: Node -> rows known to be pending there; recomputed if an entry has others.
     _pending: dict[str, set[str]] = field(default_factory=dict)
 
     def refuse(self, entry: Entry, barred: Collection[str] | None) -> str:

@@ -111,7 +111,7 @@ class RedisFleet:
                 if info is not None and info.epoch >= 0:
                     take_out(FleetQueue(connection), info)
         except (RunError, redis.RedisError, Lost) as error:
-            raise RunError(f"what Redis may still have of run {run} stays there: {error}") from error
+            raise RunError(f"whatever Redis still holds of run {run} stays there: {error}") from error
 
 
 def take_out(queue: LeasedQueue, info: RunInfo) -> None:
@@ -230,7 +230,7 @@ class Drive:
                     begin = sink.raise_epoch
                     continue
                 if not is_passing(error):
-                    raise RunStopped(f"Redis refuses what it is asked: {error}") from error
+                    raise RunStopped(f"Redis refuses a command: {error}") from error
                 sink.doubt()
                 moved, trouble = False, error
             if moved:
@@ -295,8 +295,8 @@ class Drive:
         )
 
     def _yield_to_another(self, sink: Sink) -> None:
-        """Two that write one run, as of a copied directory, must not take it from each other again and again: the one that
-        it was taken from ends, unless the other has died.
+        """Two processes may write the same run (say, its directory was copied). They must not steal it back and forth, so
+        the one that lost it ends, unless the other has died.
 
         Raises:
             RunDirectoryInUse: the other lives.
@@ -374,7 +374,7 @@ class Drive:
         except redis.RedisError as error:
             trouble, snapshot = error, None
         if trouble is not None:
-            return [f"Redis does not do what it is asked ({trouble}); waiting for it"]
+            return [f"Redis fails ({trouble}); waiting for it"]
         return reasons(snapshot) if snapshot is not None else []
 
     def _window(self, workers: Iterable[Mapping[str, str]]) -> int:

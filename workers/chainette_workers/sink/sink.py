@@ -73,7 +73,7 @@ class Sink:
         return [(self.plan.engine_of(name), name) for name in self.plan.depths]
 
     def open(self, expected: int | None) -> None:
-        """Attaches to the epoch of the log where Redis continues it, else raises the epoch.
+        """Attaches to the epoch of the log if Redis continues it, else raises the epoch.
 
         A chain with other settings begins an epoch, so that the log has them and workers are told of its files.
         """
@@ -248,7 +248,7 @@ class Sink:
         return self.queue.progress(self.keys)
 
     def damage(self, progress: Progress) -> str:
-        """What is gone from Redis, in words, as far as counts tell; "" if nothing is.
+        """Says what is missing in Redis, as far as counts show it; "" if nothing is.
 
         Raises:
             Lost: another epoch has begun.
@@ -264,7 +264,7 @@ class Sink:
         return ""
 
     def missing(self) -> str:
-        """What of the live roots no worker can ever take, in words; "" if there is nothing. For when nothing moves."""
+        """Says which outstanding work of live roots nobody can ever claim; "" if there is none. For when nothing moves."""
         return self.queue.missing(self.keys, [root for root in self.progress.live if not self.writer.state.is_done(root)])
 
     def close(self) -> None:

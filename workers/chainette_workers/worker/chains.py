@@ -63,7 +63,7 @@ class Chains:
     names: Container[str]
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None
-    #: Told why a run is not served, when that is another reason than before; "" where it is served after all.
+    #: Told why a run is not served, when the reason changes; "" when the run is served after all.
     refuse: Callable[[RunInfo, str], None] = lambda _info, _why: None
     #: Values that parameters may have here.
     parameters: Offered = field(default_factory=dict)
@@ -73,13 +73,13 @@ class Chains:
     _refused: dict[str, str] = field(default_factory=dict)
 
     def plan_of(self, info: RunInfo) -> Plan | None:
-        """The run's plan; None where this machine has no such chain, or another one."""
+        """The run's plan; None if this machine has no such chain, or a different one."""
         try:
             plan = self.plan(Reference.of(info))
         except ChainetteError as error:
             why = f"cannot be loaded here: {error}"
         except (KeyError, ValueError) as error:
-            why = f"cannot be known: Redis says too little of the run ({error})"
+            why = f"is unknown: the record of the run in Redis is incomplete ({error})"
         except ChainDiffers as error:
             why = str(error)
         else:
@@ -97,7 +97,7 @@ class Chains:
         """The plan of a reference.
 
         Raises:
-            ChainDiffers: the files, the parameters, an engine's settings or the nodes are others here.
+            ChainDiffers: the files, the parameters, an engine's settings or the nodes are different here.
             ChainetteError: they cannot be loaded.
         """
         if reference not in self._plans:
