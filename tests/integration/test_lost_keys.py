@@ -14,6 +14,7 @@ from redis import Redis
 
 from chainette.io.rundir.result import RunResult
 from tests.integration.test_fleet_trouble import Background, Site, wait_for
+from tests.support.cli import Project
 from tests.support.valkey import Database
 
 #: What there is before any worker has come; `*` stands for the run, its epoch, a root, a unit, ...
@@ -123,3 +124,20 @@ def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, databa
         wait_for(lambda: run.found or spoil_one(client, pattern, which=3))
         assert not run.found, "there was no such key"
         require_whole(site, run)
+
+
+@pytest.mark.parametrize("field", ["epoch", "state", "window", "live_rows", "counts", "outline", "order", "queues"])
+def test_status_shows_a_run_whose_record_in_redis_is_garbage_without_an_internal_error(
+    tmp_path: Path, database: Database, field: str
+) -> None:
+    client, project = database.client, Project(tmp_path)
+    client.sadd("chainette:runs", "run-a", b"\xff")
+    client.zadd("chainette:lease", {b"\xfe": 9e12, b"w-1": 9e12})
+    client.set("chainette:worker:w-1", b"\xff")
+    client.hset(
+        "chainette:run:run-a", mapping={"epoch": "0", "state": "running", "chain_ref": "c", "digest": "d", field: b"\xff\xfe"}
+    )
+    for words in (["status", "run-a"], ["status"], ["runs"]):
+        said = project.chainette(*words, "--redis", database.url)
+        assert "internal error" not in said.stderr and "Traceback" not in said.stderr, said.stderr
+    client.flushall()

@@ -19,7 +19,7 @@ from chainette.fleet.protocol.keys import served
 from chainette.fleet.redis.connect import is_passing
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
-from chainette.fleet.redis.snapshot import Load, Snapshot
+from chainette.fleet.redis.snapshot import Load, Snapshot, as_number
 from chainette.io.rundir.replay import NodeCounts, RunState
 from chainette.records import Usage
 
@@ -94,7 +94,7 @@ class RunView:
         head = [_headline(snapshot), *_queue_lines(snapshot)]
         why = [Text(f"why: {reason}", style="yellow") for reason in reasons(snapshot)]
         room = height - len(head) - len(why)
-        bars = view_lines(self.progress, width, room) if "outline" in snapshot.info.fields else []
+        bars = view_lines(self.progress, width, room) if _decoded(snapshot.info.fields.get("outline")) else []
         return [*_fitting([*head, *bars], width), *why]
 
 
@@ -151,8 +151,8 @@ class FleetView:
 def state_of(snapshot: Snapshot) -> RunState:
     """The run as the log of its directory would give it, as far as its sink has said."""
     fields = snapshot.info.fields
-    counts = msgspec.json.decode(fields.get("counts") or b'{"records": 0, "expected": null, "nodes": {}}')
-    graph: dict[str, Any] = msgspec.json.decode(fields.get("outline") or b"{}")
+    counts = _decoded(fields.get("counts")) or {"records": 0, "expected": None, "nodes": {}}
+    graph: dict[str, Any] = _decoded(fields.get("outline"))
     nodes = {
         name: NodeCounts(taken, given, rejected, usage=Usage(completion_tokens=tokens))
         for name, (taken, given, rejected, tokens) in counts["nodes"].items()
@@ -160,9 +160,17 @@ def state_of(snapshot: Snapshot) -> RunState:
     return RunState(seq=0, graph=graph, nodes=nodes, records=counts["records"], expected=counts["expected"])
 
 
+def _decoded(said: str | None) -> dict[str, Any]:
+    """A JSON object that a sink wrote down at its run; empty if Redis holds something else by now."""
+    try:
+        return msgspec.json.decode(said or b"{}", type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError):
+        return {}
+
+
 def engines_of(snapshot: Snapshot) -> dict[str, EngineView]:
     """Who serves the engines of a run."""
-    graph = msgspec.json.decode(snapshot.info.fields.get("outline") or b"{}")
+    graph = _decoded(snapshot.info.fields.get("outline"))
     return {name: _engine(name, snapshot.members) for name in graph.get("engines", {})}
 
 
@@ -170,7 +178,7 @@ def _engine(name: str, members: Mapping[str, Mapping[str, str]]) -> EngineView:
     serving = [words for words in members.values() if name in served(words)]
     if not serving:
         return EngineView(name, "no live worker", trouble=True)
-    rows = sum(int(words.get("rows_in_flight", 0)) for words in serving)
+    rows = sum(as_number(words.get("rows_in_flight")) for words in serving)
     return EngineView(name, f"{len(serving)} worker{'s' * (len(serving) > 1)}, {rows:,} rows in flight there")
 
 
@@ -199,7 +207,7 @@ def _load(load: Load) -> str:
 
 def _census_line(members: Mapping[str, Mapping[str, str]]) -> Text:
     kinds = [words.get("kind", "worker") for words in members.values()]
-    rows = sum(int(words.get("rows_in_flight", 0)) for words in members.values())
+    rows = sum(as_number(words.get("rows_in_flight")) for words in members.values())
     counted = [f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) != 1)}" for kind in ("worker", "coordinator", "sink")]
     return Text(f"{', '.join(counted)}; {rows:,} rows in flight", style="bold")
 
@@ -207,7 +215,7 @@ def _census_line(members: Mapping[str, Mapping[str, str]]) -> Text:
 def _member_line(name: str, words: Mapping[str, str]) -> Text:
     if words.get("kind", "worker") == "worker":
         units, rows = words.get("units_in_flight", "0"), words.get("rows_in_flight", "0")
-        swaps = int(words.get("swaps", 0))
+        swaps = as_number(words.get("swaps"))
         turns = f"; {swaps} swaps, the last took {words.get('swap_seconds')} s" if swaps else ""
         return Text(f"worker {name}: {words.get('engines')}, {rows} rows in flight in {units} units{turns}")
     return Text(f"{words.get('kind')} {name}: pid {words.get('pid')} on {words.get('host')}, since {words.get('started')}")

@@ -13,7 +13,7 @@ from chainette.fleet.redis import census
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Load", "Snapshot", "take_snapshot"]
+__all__ = ["Load", "Snapshot", "as_number", "take_snapshot"]
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,31 @@ class Snapshot:
     @property
     def still(self) -> int:
         """Seconds since a row was admitted or became durable, as its sink said last."""
-        return int(self.info.fields.get("still", 0))
+        return as_number(self.info.fields.get("still"))
 
     @property
     def live_rows(self) -> int:
-        return int(self.info.fields.get("live_rows", 0))
+        return as_number(self.info.fields.get("live_rows"))
 
     @property
     def window(self) -> int:
-        return int(self.info.fields.get("window", 0))
+        return as_number(self.info.fields.get("window"))
 
     @property
     def live_bytes(self) -> int:
-        return int(self.info.fields.get("live_bytes", 0))
+        return as_number(self.info.fields.get("live_bytes"))
 
     @property
     def window_bytes(self) -> int:
-        return int(self.info.fields.get("window_bytes", 0))
+        return as_number(self.info.fields.get("window_bytes"))
+
+
+def as_number(said: str | bytes | None) -> int:
+    """A count that somebody wrote into Redis, for people to read; 0 if it is none."""
+    try:
+        return int(said or 0)
+    except ValueError:
+        return 0
 
 
 def take_snapshot(connection: redis.Redis, info: RunInfo, members: Mapping[str, Mapping[str, str]] | None = None) -> Snapshot:
@@ -89,7 +97,7 @@ def take_snapshot(connection: redis.Redis, info: RunInfo, members: Mapping[str, 
         pipe.xlen(keys.stream)
         *found, results = pipe.execute()
     waiting = {name: found[3 * index] + found[3 * index + 1] for index, name in enumerate(names)}
-    delayed = [job.decode() for jobs in found[2::3] for job in jobs]
+    delayed = [job.decode("utf-8", "replace") for jobs in found[2::3] for job in jobs]
     in_hand = _in_hand(connection, f"{info.run}_{info.epoch}_", members)
     queues = {name: Load(waiting[name], *in_hand.get(name, (0, 0))) for name in names}
     said = cast("bytes | None", connection.hget(f"rq:job:{delayed[-1]}", "exc_info")) if delayed else None
@@ -101,13 +109,14 @@ def _in_hand(connection: redis.Redis, prefix: str, members: Mapping[str, object]
     with connection.pipeline(transaction=False) as pipe:
         for name in members:
             pipe.smembers(held(name))
-        jobs = [job.decode() for found in pipe.execute() for job in found if job.startswith(prefix.encode())]
+        jobs = [job.decode("utf-8", "replace") for found in pipe.execute() for job in found if job.startswith(prefix.encode())]
         for job in jobs:
             pipe.hmget(f"rq:job:{job}", "origin", "rows")
         found = pipe.execute() if jobs else []
     total: dict[str, tuple[int, int]] = {}
     for origin, rows in found:
         if origin is not None:
-            units, sum_ = total.get(origin.decode(), (0, 0))
-            total[origin.decode()] = (units + 1, sum_ + int(rows or 0))
+            queue = origin.decode("utf-8", "replace")
+            units, sum_ = total.get(queue, (0, 0))
+            total[queue] = (units + 1, sum_ + as_number(rows))
     return total

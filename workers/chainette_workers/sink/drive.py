@@ -24,6 +24,7 @@ from chainette.fleet.redis.connect import chosen_url, connect, is_damage, is_pas
 from chainette.fleet.redis.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunInfo
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board, Role, chain_fields
+from chainette.fleet.redis.snapshot import as_number
 from chainette.io.inputs.identity import require_same_input
 from chainette.io.inputs.roots import Root
 from chainette.io.rundir.events import UnitRetried, WorkerLost
@@ -125,7 +126,7 @@ def take_out(queue: LeasedQueue, info: RunInfo) -> None:
 
 def window_for(workers: Iterable[Mapping[str, str]]) -> int:
     """Live rows that keep the workers at work that say these things."""
-    return max(_WINDOW, _PER_ROW * sum(int(words.get("rows_budget", 0)) for words in workers))
+    return max(_WINDOW, _PER_ROW * sum(as_number(words.get("rows_budget")) for words in workers))
 
 
 def coordinated_here(session: Session, sink: Sink) -> Admitting:
