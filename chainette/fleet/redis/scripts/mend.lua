@@ -1,5 +1,7 @@
 -- After a script met a key of another type than ours: such a key is as good as lost, so it is deleted, and comes back as
 -- lost keys do. A: the arguments of the script that failed, which tell the keys it uses.
+if A.incarnation == nil and A.me == nil and A.run == nil and A.job == nil then error('chainette: no key to mend is named') end
+for _, name in ipairs({'incarnation', 'me', 'run', 'job'}) do if A[name] ~= nil then need(A[name], 'string', name) end end
 local run, epoch = A.run, A.epoch
 if not run and A.job then run, epoch = string.match(A.job, '^(.*)_(%d+)_%d+_%x+$') end
 
@@ -30,7 +32,7 @@ local function own_run(run)
   return redis.call('HGET', run_key(run), 'epoch') or '0'
 end
 
-for _, entry in ipairs(A.queues or {}) do
+for _, entry in ipairs(type(A.queues) == 'table' and A.queues or {}) do
   if type(entry) == 'table' then own_queue(entry[1], own_run(entry[1]), entry[2]) elseif run then own_queue(run, epoch, entry) end
 end
 if run then
