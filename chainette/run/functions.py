@@ -22,6 +22,7 @@ from chainette.hooks import Hook
 from chainette.records import Output, Reason, Row, child_id
 from chainette.run.unit_result import Tally, excess, raised
 from chainette.utils.foreign import RAISED, is_stray
+from chainette.utils.process_state import put_back
 
 __all__ = ["MAX_FAN_OUT", "Away", "call"]
 
@@ -58,7 +59,10 @@ def _is_async(fn: Callable[..., Any]) -> bool:
 
 
 async def _call_here(fn: Callable[..., Any], plan: Plan, node: PlanNode, row: Row) -> Any:
-    return await _awaited(fn(*_arguments(plan, node, row)))
+    try:
+        return await _awaited(fn(*_arguments(plan, node, row)))
+    finally:
+        put_back()
 
 
 def _is_pending(value: Any) -> bool:
@@ -114,6 +118,8 @@ def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) 
             returned.append(_at_most(value) if isinstance(value, Iterator) else value)
         except BaseException as error:  # no signal is raised in a thread
             returned.append(_Raised(error))
+        finally:
+            put_back()
     return returned
 
 

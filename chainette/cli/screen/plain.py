@@ -29,12 +29,14 @@ _PARTS = 10
 
 
 def line_writer() -> Callable[[str], None]:
-    """Prints lines to what is stdout now, each at once, so that a log file can be followed."""
+    """Prints lines to what is stdout now, each at once, so that a log file can be followed; once closed, to its successor."""
     stream = sys.stdout
 
     def write(text: str) -> None:
-        stream.write(text + "\n")
-        stream.flush()
+        out = sys.stdout if stream.closed else stream
+        if not out.closed:
+            out.write(text + "\n")
+            out.flush()
 
     return write
 

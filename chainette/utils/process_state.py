@@ -1,0 +1,35 @@
+"""What every part of the process needs, and a function of the user's may have taken away."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["put_back"]
+
+_PATH = tuple(sys.path)
+
+
+def put_back() -> None:
+    """Restores entries of `sys.path`, and opens standard streams that were closed: what is printed then goes where it can.
+
+    A closed file descriptor 1 would be the next file that is opened, and prints would end up in it.
+    """
+    missing = [entry for entry in _PATH if entry not in sys.path]
+    if missing:
+        sys.path.extend(missing)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        _open_descriptor(number)
+        stream = getattr(sys, name)
+        if getattr(stream, "closed", stream is None):
+            setattr(sys, name, open(number, "w", encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
+
+
+def _open_descriptor(number: int) -> None:
+    try:
+        os.fstat(number)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
