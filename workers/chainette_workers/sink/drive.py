@@ -274,7 +274,7 @@ class Drive:
             return
         self._searched_at = now
         if words := sink.missing():
-            raise BadMessage(words)
+            raise BadMessage(sink.damage(sink.progress) or words)  # whoever took the unit away may have said why
 
     def _went_in_phases(self, sink: Sink) -> bool:
         """Whether an earlier sink, or this one in the epoch before, had the run go in phases."""
