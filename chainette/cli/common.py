@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -94,11 +95,20 @@ def error_lines(error: Exception) -> list[str]:
         head = f"error: chain {error.chain!r} cannot run: {count} problem{'s' * (count > 1)}"
         return [head, *(f"  {problem_line(problem)}" for problem in error.problems)]
     if isinstance(error, ChainetteError):
-        return f"error: {error}".splitlines()
+        return f"error: {_seen_from_here(str(error))}".splitlines()
     if type(error).__module__.startswith("redis."):
         return [f"error: Redis holds something that Chainette did not write, or refuses what it is asked: {error}"]
     summary = " ".join(f"{type(error).__name__}: {error}".split())
     return [f"internal error: {summary}; run with --debug for the traceback"]
+
+
+def _seen_from_here(text: str) -> str:
+    """The text with paths below the current folder as a user types them: a run knows absolute paths only."""
+    try:
+        here = re.escape(f"{Path.cwd()}/")
+    except OSError:
+        return text
+    return re.sub(rf"(?<![\w/]){here}(?=\S)", "", text)
 
 
 def problem_line(problem: Problem) -> str:

@@ -90,3 +90,11 @@ def test_paths_below_the_current_folder_are_relative(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert show_path(tmp_path / "a/b.py") == "a/b.py"
     assert show_path("/usr/x.py") == "/usr/x.py"
+
+
+def test_an_error_names_a_path_below_the_current_folder_as_a_user_types_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert error_lines(DiskError(f"no space left for {tmp_path}/out/a b.jsonl")) == ["error: no space left for out/a b.jsonl"]
+    assert error_lines(DiskError(f"{tmp_path}2/out is full")) == [f"error: {tmp_path}2/out is full"]
