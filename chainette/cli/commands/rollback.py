@@ -40,7 +40,7 @@ def version_lines(directory: Path) -> Iterator[str]:
     run = RunDir(directory)
     numbers = version_numbers(run)
     for number in reversed(numbers):
-        version = run.versions / str(number)
+        version = directory / run.versions.name / str(number)
         back = f"; bring it back: {command_line('rollback', directory)}" if number == numbers[-1] else ""
         yield f"version {number} ({version}): {_summary(version)}{back}"
 
