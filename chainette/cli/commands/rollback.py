@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from chainette.cli.common import command_line, guarded, show_path
+from chainette.cli.common import command_line, guarded
 from chainette.cli.flags import RunDirectory
 
 __all__ = ["rollback", "version_lines"]
@@ -42,7 +42,7 @@ def version_lines(directory: Path) -> Iterator[str]:
     for number in reversed(numbers):
         version = directory / run.versions.name / str(number)
         back = f"; bring it back: {command_line('rollback', directory)}" if number == numbers[-1] else ""
-        yield f"version {number} ({show_path(version)}): {_summary(version)}{back}"
+        yield f"version {number} ({version}): {_summary(version)}{back}"
 
 
 def _summary(directory: Path) -> str:
