@@ -327,16 +327,19 @@ def test_rows_that_wait_in_redis_are_not_mixed_with_those_of_a_file_that_changed
 
 
 def test_a_raised_limit_goes_to_the_sink_that_has_the_run(site: Site) -> None:
-    with site.fleet("coordinator", "sink"):
+    with site.fleet("coordinator", "sink") as [*_, worker]:
         run = site.detach("fleet", "--limit", "60", "--window", "8")
         until(lambda: site.committed("fleet") > 3)
+        worker.terminate()  # so that the run cannot end before the commands below are read
+        assert worker.wait(LONG) == 0
         lower = site.project.chainette("resume", "fleet", "--limit", "50", "--redis", site.url)
         assert lower.returncode == 1 and "not lowered to 50" in lower.stderr
         raised = site.project.chainette("resume", "fleet", "--limit", "70", "--redis", site.url)
         assert raised.returncode == 0 and "asked the sink" in raised.stdout, raised.stderr
-        site.finished(run)
-        assert len(lines(site.project, "fleet")["flattened"]) == 70
-        done = site.project.chainette("resume", "fleet", "--limit", "80", "--redis", site.url)  # a finished run
-        assert done.returncode == 0, done.stderr
+        with site.fleet():
+            site.finished(run)
+            assert len(lines(site.project, "fleet")["flattened"]) == 70
+            done = site.project.chainette("resume", "fleet", "--limit", "80", "--redis", site.url)  # a finished run
+            assert done.returncode == 0, done.stderr
     assert site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--limit", "80", "-q").returncode == 0
     assert lines(site.project, "fleet") == lines(site.project, "local")
