@@ -26,6 +26,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "05_rag": {"passages": 40, "read": 40, "findings": None, "flattened": None},
     "06_two_models": {"read": 24, "judge": 24, "flattened": 24},
     "07_one_device": {"reply": 60, "grade": 60, "flattened": 60},
+    "08_parameters": {"rewrite": 24, "to_german": 24, "flattened": 24},
 }
 
 
@@ -138,3 +139,14 @@ def test_one_device_goes_in_phases_also_on_a_fleet_as_its_readme_says(project: P
         assert project.ids("fleet", folder) == project.ids("local", folder)
     row = json.loads((project.path / "fleet/grade/0.jsonl").read_text().splitlines()[0])
     assert row["_completion_tokens"] > 0 and row["_seconds"] >= 0.05
+
+
+def test_parameters_decide_the_steps_of_a_chain_as_its_readme_says(project: Project) -> None:
+    chain, inputs = paths("08_parameters")
+    wrong = project.chainette("inspect", chain, "--set", "tone=cheerful")
+    assert wrong.returncode == 2 and "formal" in wrong.stderr and "languages" in wrong.stderr
+    words = ("--set", "tone=friendly", "--set", 'languages=["German", "French"]')
+    assert project.chainette("run", chain, inputs, "--simulate", "-o", "out", *words).returncode == 0
+    assert len(project.ids("out", "to_french")) == 24
+    shown = project.chainette("status", "out").stdout
+    assert "tone=friendly" in shown and "French" in shown
