@@ -11,7 +11,7 @@ demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	$(BIN)/chainette rows runs/demo
 
 test: .venv/.dev  ## Every test but vLLM's; a closing line says what was skipped for want of a program, and how to get it
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not vllm"
+	$(BIN)/pytest -n 4 --dist loadgroup -m "not vllm"
 
 test-vllm: .venv/.vllm .models/smollm2  ## vLLM for the CPU with a small real model: 3 GB once
 	$(BIN)/pytest -m vllm
