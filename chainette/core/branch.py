@@ -99,6 +99,8 @@ def checked_elements(name: str, steps: Sequence[Element], place: Place) -> tuple
 
 def _wrong_element(step: Any) -> str:
     if isinstance(step, Sequence) and not isinstance(step, str):
+        if not step:
+            return "a list of branches inside steps is empty; leave it out, or put a Branch in it"
         hint = "; write Branch('name', [...]) around each sequence" if any(isinstance(each, Node) for each in step) else ""
         return f"a list inside steps may hold branches only{hint}"
     if isinstance(step, type):

@@ -120,6 +120,19 @@ def cut(project: Project, directory: str) -> None:
     log.write_text("".join(lines[: kept + 1]))
 
 
+def test_a_retry_of_rejected_rows_takes_the_recorded_values(project: Project) -> None:
+    chain = project.path / "chain.py"
+    chain.write_text(chain.read_text().replace("latency=0.02", "invalid_rate=0.7"))
+    first = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet", *CASUAL)
+    assert first.returncode == 3, first.stderr
+    before = metadata(project, "out")["parameters"]
+    chain.write_text(chain.read_text().replace('= "formal"', '= "casual"').replace('["French"]', '["Italian"]'))
+    done = project.chainette("rejected", "out", "--retry", "--quiet")
+    assert done.returncode in (0, 3), done.stderr
+    assert metadata(project, "out")["parameters"] == before
+    assert all("casual ['German', 'French']" in line for line in said(project, "out"))
+
+
 def test_a_default_that_was_edited_meanwhile_does_not_change_a_run(project: Project) -> None:
     project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet")
     cut(project, "out")

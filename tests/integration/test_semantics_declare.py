@@ -245,6 +245,11 @@ def test_a_list_inside_steps_holds_branches_only(wrong: Any) -> None:
         Chain(name="c", steps=wrong)
 
 
+def test_an_empty_list_inside_steps_is_called_empty() -> None:
+    with pytest.raises(DeclarationError, match="a list of branches inside steps is empty; leave it out"):
+        Chain(name="c", steps=[apply(split), []])
+
+
 def test_a_function_in_steps_is_refused_with_what_to_write() -> None:
     with pytest.raises(DeclarationError, match=r"wrap a function in apply\(\.\.\.\)"):
         Chain(name="c", steps=[split])  # type: ignore[list-item]
