@@ -244,9 +244,10 @@ def test_a_chain_of_functions_alone_runs_through_workers(tmp_path: Path) -> None
 
 def test_an_engine_that_can_never_open_ends_the_run_with_what_it_said(project: FleetProject) -> None:
     judge = '"judge-model", "simulated", latency=setting("latency"), capacity=4, invalid_rate=setting("invalid")'
-    project.change(judge, '"no/such/file.gguf", "llama_cpp"')
+    (project.path / "broken.gguf").write_bytes(b"GGUF, but not a model" * 100)  # what only loading it can tell
+    project.change(judge, f'"{project.path}/broken.gguf", "llama_cpp"')
     alone = project.chainette("run", "chain.py", "in.jsonl", "-o", "alone", "--quiet")
-    [said] = [line for line in alone.stderr.splitlines() if "no/such/file.gguf" in line]
+    [said] = [line for line in alone.stderr.splitlines() if "broken.gguf" in line]
     done = project.chainette(*ALL, "--quiet")
     assert done.returncode == 1
     assert said.removeprefix("error: ") in done.stderr and "ended with code 78" in done.stderr
