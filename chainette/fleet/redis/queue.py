@@ -294,7 +294,16 @@ class FleetQueue(LeasedQueue):
         self._call("note", run=run, line=encode_line(event))
 
     def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
-        found = cast("list[Any]", self._redis.xrange(RunKeys(run, 0).notes, min=f"({after}", count=256))
+        from redis import ResponseError
+
+        key = RunKeys(run, 0).notes
+        try:
+            found = cast("list[Any]", self._redis.xrange(key, min=f"({after}", count=256))
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            self._redis.delete(key)  # notes may be lost
+            found = []
         events = [event for _, fields in found if (event := noted_event(fields)) is not None]
         return (entry_id(found[-1]) if found else after), events
 
