@@ -25,6 +25,7 @@ from chainette.fleet.protocol.states import (
 )
 from chainette.fleet.redis import census
 from chainette.fleet.redis.calls import Scripts
+from chainette.fleet.redis.connect import is_damage
 from chainette.fleet.redis.streams import entry_id, lies_apart, noted_event, stream_entry
 from chainette.io.rundir.events import AnyEvent, Event
 from chainette.io.rundir.log import encode_line
@@ -300,7 +301,7 @@ class FleetQueue(LeasedQueue):
         try:
             found = cast("list[Any]", self._redis.xrange(key, min=f"({after}", count=256))
         except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
+            if not is_damage(error):
                 raise
             self._redis.delete(key)  # notes may be lost
             found = []
