@@ -148,7 +148,9 @@ def launch(
             _say_how_to_go_on(directory, telling.again)
         raise typer.Exit(code) from None
     if not result.metadata["records"]:
-        typer.secho(f"warning: {show_path(result.metadata['input']['path'])} holds no records", fg="yellow", err=True)
+        given = result.metadata["input"]
+        name = "the input" if given.get("below") == "run" else show_path(given["path"])  # standard input has no path to show
+        typer.secho(f"warning: {name} holds no records", fg="yellow", err=True)
     if result.metadata["rows_rejected"]:
         raise typer.Exit(REJECTED)
 

@@ -64,6 +64,11 @@ def test_an_empty_input_is_a_run_of_no_rows_and_said(project: Project, content: 
     assert (metadata["status"], metadata["records"], metadata["balanced"]) == ("finished", 0, True)
 
 
+def test_an_empty_standard_input_is_not_called_by_the_path_of_its_copy(project: Project) -> None:
+    done = project.chainette("run", "chain.py", "-", "-o", "out", "--quiet", stdin="")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "warning: the input holds no records")
+
+
 def test_a_file_in_another_encoding_is_refused_with_the_command_that_converts_it(project: Project) -> None:
     (project.path / "wide.jsonl").write_text('{"text": "caf\u00e9"}\n', encoding="utf-16")
     message = refused(project, "run", "chain.py", "wide.jsonl", "-o", "out", code=1)
@@ -94,7 +99,7 @@ def test_bad_lines_are_rejected_with_what_is_wrong_and_cost_no_other(project: Pr
             file.write(b'{"text": "good"}\n' + bad + b"\n")
     done = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet")
     assert done.returncode == 3, done.stderr
-    assert "columns that Text does not have, they are ignored: 'txt'" in done.stderr
+    assert "columns that Text does not have; they are ignored: 'txt'" in done.stderr
     found = rejections(project, "out")
     assert sorted(found) == ["1", "11", "13", "15", "3", "5", "7", "9"]
     for number, said in enumerate(BAD_LINES.values()):
@@ -111,7 +116,7 @@ def test_unknown_fields_follow_the_model_and_ignored_ones_are_named_once(project
     (project.path / "in.jsonl").write_text('{"text": "a", "shop": 1}\n{"text": "b", "shop": 2, "sku": 3}\n{"text": "c"}\n')
     done = project.chainette("run", "chain.py", "in.jsonl", "-o", "ignored", "--quiet")
     assert done.returncode == 0
-    said = "the input has columns that Text does not have, they are ignored: "
+    said = "the input has columns that Text does not have; they are ignored: "
     assert [line for line in done.stderr.splitlines() if said in line] == [f"{said}'shop'", f"{said}'sku'"]
 
     chain = project.path / "chain.py"

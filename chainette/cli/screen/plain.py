@@ -115,7 +115,7 @@ class Plain(Reporter):
 
     def _start(self) -> str:
         state = self.progress.state
-        rows = f"{state.expected:,} rows" if state.expected is not None else "rows of unknown number"
+        rows = "rows of unknown number" if state.expected is None else f"{state.expected:,} row{'s' * (state.expected != 1)}"
         verb = f"goes on in phase {state.phase + 1}" if state.phase else "resumed" if state.epoch else "started"
         return f"run {state.run.run_id}: chain {state.run.chain} {verb}, {rows}, into {self._directory}"
 

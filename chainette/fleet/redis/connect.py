@@ -46,7 +46,7 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
         client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout)
         _wait_until_loaded(client, shown(url))
     except (redis.RedisError, ValueError, OSError) as error:
-        reason = str(error).replace(url, shown(url))
+        reason = str(error).replace(url, shown(url)).rstrip(".")
         kind = RedisUnavailable if isinstance(error, redis.RedisError) and is_passing(error) else RunError
         raise kind(f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}") from error
     return client

@@ -133,7 +133,7 @@ class InputModel:
             if new:
                 self.ignored.update(new)
                 said = ", ".join(map(repr, new))
-                _log.warning("the input has columns that %s does not have, they are ignored: %s", self.model.__name__, said)
+                _log.warning("the input has columns that %s does not have; they are ignored: %s", self.model.__name__, said)
 
     def _dump(self, validate: Any) -> bytes:
         try:

@@ -57,6 +57,11 @@ def test_a_run_begins_with_what_it_is(run: Any, plain: Plain, lines: list[str]) 
     ]
 
 
+def test_a_run_of_one_row_is_not_called_rows(run: Any, plain: Plain, lines: list[str]) -> None:
+    run.tell(RunStarted(expected=1))
+    assert lines == [f"run r1: chain texts started, 1 row, into {run.path}"]
+
+
 def test_a_resumed_run_says_so(run: Any, clock: Any, lines: list[str]) -> None:
     run.tell(RunStarted(expected=2), RunPaused(reason="interrupted"))
     run.hear = Plain(run.path, lines.append, clock).on_event

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from chainette.fleet.redis.connect import shown
+from chainette.errors import RedisUnavailable
+from chainette.fleet.redis.connect import connect, shown
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,8 @@ from chainette.fleet.redis.connect import shown
 )
 def test_a_password_is_never_shown(url: str, seen: str) -> None:
     assert shown(url) == seen
+
+
+def test_a_refused_connection_is_one_sentence_with_what_to_do() -> None:
+    with pytest.raises(RedisUnavailable, match=r"refused; start it, or give --redis URL or CHAINETTE_REDIS_URL$"):
+        connect("redis://127.0.0.1:1/0")
