@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -322,7 +322,17 @@ class MemoryQueue(LeasedQueue):
             run.jobs[claim.job].ahead = False
         return run is not None
 
-    def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
+    def commit(
+        self,
+        claim: Claim,
+        incarnation: str,
+        plan: Plan,
+        outcome: Outcome,
+        token: str,
+        rows: Collection[str] | None = None,
+    ) -> bool:
+        if claim.rest(rows) is not None:
+            raise NotImplementedError("parts of a unit")
         root = claim.unit.root
         entry = encode(Result.of(claim.unit, outcome, incarnation))
         effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, root, outcome.effects)

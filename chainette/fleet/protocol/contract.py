@@ -8,7 +8,7 @@ run's and the run was not cancelled; what is done with a claim that does not hol
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
@@ -187,8 +187,21 @@ class LeasedQueue(ABC):
         """Work on a unit that was claimed ahead begins; False where the claim does not hold. Called before the work."""
 
     @abstractmethod
-    def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
-        """What became of a unit: result, successors and the step of its scope at once. False where the claim does not hold.
+    def commit(
+        self,
+        claim: Claim,
+        incarnation: str,
+        plan: Plan,
+        outcome: Outcome,
+        token: str,
+        rows: Collection[str] | None = None,
+    ) -> bool:
+        """Commits the outcome of a unit, or of some of its rows: result, successors and the step of its scope at once.
+
+        `rows` are the ids of the rows that end with this part (None: all that are left), and `outcome` is that of
+        `claim.piece(rows)`. `claim.rest(rows)` stays in hand; a unit without rows left is gone. `token` names the part: call
+        again with the same arguments until an answer comes, and commit no other part of the unit meanwhile. A join never goes
+        in parts. False if the claim does not hold: then drop it, with all its rows.
 
         Raises:
             TooLarge: it has too many bytes; nothing happened, and the claim is as it was.

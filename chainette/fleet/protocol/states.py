@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import msgspec
+
 from chainette.fleet.protocol.messages import Admission, Result
-from chainette.records import Unit
+from chainette.records import Row, Unit
 
 __all__ = ["ANCHOR", "LEASE", "Admitted", "Cancelled", "Claim", "Drain", "Entry", "Lost", "Progress", "RunInfo", "Turn"]
 
@@ -62,16 +64,39 @@ class Drain:
 
 @dataclass(frozen=True)
 class Claim:
-    """A unit in a worker's hands."""
+    """A unit in a worker's hands, which may be committed in parts."""
 
     job: str
     token: str
     run: str
     epoch: int
+    #: Only the rows that no part has ended yet.
     unit: Unit
     turn: Turn = Turn.JOB
     #: When it was queued, by the clock of the process that did.
     since: str = ""
+    #: Parts that were committed of the unit so far.
+    part: int = 0
+
+    def piece(self, rows: Container[str] | None = None) -> Unit:
+        """The unit that the next part commits: these rows (None: all that are left).
+
+        Compute its effects for this unit, since a successor is named after the part it comes from: parts of "7" lead to
+        "7+0", "7+1", ...; if the whole unit ends in one commit, its successor is "7" too.
+        """
+        unit = self.unit if rows is None else _with_rows(self.unit, [row for row in self.unit.rows if row.row_id in rows])
+        if self.part == 0 and len(unit.rows) == len(self.unit.rows):
+            return self.unit
+        return msgspec.structs.replace(unit, part=f"{unit.part}+{self.part}")
+
+    def rest(self, rows: Container[str] | None = None) -> Claim | None:
+        """What stays in hand when that part is committed; None if nothing does."""
+        left = [] if rows is None else [row for row in self.unit.rows if row.row_id not in rows]
+        return replace(self, unit=_with_rows(self.unit, left), part=self.part + 1) if left else None
+
+
+def _with_rows(unit: Unit, rows: list[Row]) -> Unit:
+    return msgspec.structs.replace(unit, rows=rows)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from chainette.core.plan import Plan
@@ -241,7 +241,17 @@ class FleetQueue(LeasedQueue):
         tokens = {claim.job: claim.token for claim in known}
         return int(self._call("reconcile", incarnation=incarnation, known=tokens))
 
-    def commit(self, claim: Claim, incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
+    def commit(
+        self,
+        claim: Claim,
+        incarnation: str,
+        plan: Plan,
+        outcome: Outcome,
+        token: str,
+        rows: Collection[str] | None = None,
+    ) -> bool:
+        if claim.rest(rows) is not None:
+            raise NotImplementedError("parts of a unit")
         who = _holder(claim, incarnation)
         entry = encode(Result.of(claim.unit, outcome, incarnation))
         effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, outcome.effects)
