@@ -15,7 +15,7 @@ from chainette.records import Message, Usage
 from chainette.utils.callers import caller_place
 from chainette.utils.mistakes import advice
 
-__all__ = ["Completion", "Delta", "Engine", "Finish", "Request", "SamplingParams", "Tell", "tell_whole"]
+__all__ = ["Completion", "Delta", "Done", "Engine", "Finish", "Request", "SamplingParams", "Tell", "tell_whole"]
 
 
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -144,6 +144,10 @@ class Delta(msgspec.Struct, frozen=True):
 Tell = Callable[[Delta], None]
 
 
+#: Gets the answer to `requests[index]` of a call as it arrives, on the event loop; does not block and does not raise.
+Done = Callable[[int, Completion], None]
+
+
 class Engine(ABC):
     """A model that is, or can be, loaded.
 
@@ -182,11 +186,15 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         """One completion per request, in the order of the requests.
 
+        `done(index, completion)` is called for each answer as it arrives, at most once per request, so that a row need
+        not wait for the slowest of its call. What it was told stands, even if `generate` then raises or is cancelled.
+        An engine may leave out calls of `done`; for those requests the returned list counts.
+
         Raises:
-            EngineUnavailable: the engine does not answer; nothing is known about any request.
+            EngineUnavailable: the engine does not answer; nothing is known about the requests that `done` was not told of.
         """
 
     async def stream(self, request: Request, tell: Tell) -> Completion:

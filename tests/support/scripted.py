@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from chainette import register_engine
 from chainette.engine import backends, lifecycle
 from chainette.engine.backends import SimulatedOptions
-from chainette.engine.base import Completion, Engine, Request
+from chainette.engine.base import Completion, Done, Engine, Request
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
 from chainette.records import Usage
 
@@ -64,10 +64,15 @@ class ScriptedEngine(Engine):
         if self._script.open_errors:
             raise self._script.open_errors.pop(0)
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         self._script.calls.append("generate")
         self._script.requests += requests
-        return [await self._answer(request) for request in requests]
+        completions = []
+        for index, request in enumerate(requests):
+            completions.append(await self._answer(request))
+            if done is not None:
+                done(index, completions[-1])
+        return completions
 
     async def _answer(self, request: Request) -> Completion:
         answer = self._script.answer(request)

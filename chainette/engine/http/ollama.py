@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from chainette.engine.answers import ask_all
 from chainette.engine.backends import OllamaOptions
-from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams, Tell
+from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.http.client import Reply
 from chainette.engine.http.lines import Lines
@@ -20,7 +21,6 @@ from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Protocol, Transport
 from chainette.errors import EngineConfigError, EngineRefused
 from chainette.records import Usage
-from chainette.utils.together import together
 
 __all__ = ["OllamaEngine", "chat_body"]
 
@@ -84,10 +84,9 @@ class OllamaEngine(Engine):
             raise
         self._known = {"server_model": model.name, "digest": model.digest}
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return await together(
-            [self._transport.ask(chat_body(self._config, request, stream=False), _read) for request in requests]
-        )
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        bodies = [chat_body(self._config, request, stream=False) for request in requests]
+        return await ask_all([self._transport.ask(body, _read) for body in bodies], done)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""

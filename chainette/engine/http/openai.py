@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
+from chainette.engine.answers import ask_all
 from chainette.engine.backends import OpenAIOptions
-from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams, Tell
+from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.http.client import Reply
 from chainette.engine.http.lines import Lines
@@ -26,7 +27,6 @@ from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Protocol, Transport
 from chainette.errors import EngineConfigError
 from chainette.records import Usage
-from chainette.utils.together import together
 
 __all__ = ["OpenAIEngine", "base_path", "chat_body"]
 
@@ -123,8 +123,8 @@ class OpenAIEngine(Engine):
         self._official = _OFFICIAL in self._transport.hosts
         self._model = _served_model(reply, self._config.model)
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return await together([self._transport.ask(self._body(request), self._read) for request in requests])
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        return await ask_all([self._transport.ask(self._body(request), self._read) for request in requests], done)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""

@@ -23,8 +23,9 @@ from typing import Any
 import anyio
 import msgspec
 
+from chainette.engine.answers import ask_all
 from chainette.engine.backends import LlamaCppOptions
-from chainette.engine.base import Completion, Delta, Engine, Finish, Request, Tell
+from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds
 from chainette.errors import EngineConfigError, EngineUnavailable
@@ -136,8 +137,8 @@ class LlamaCppEngine(Engine):
 
         return {"xllamacpp": version("xllamacpp"), **msgspec.structs.asdict(self._options)}
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return list(await asyncio.gather(*[self._one(request, None) for request in requests]))
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        return await ask_all([self._one(request, None) for request in requests], done)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""

@@ -13,8 +13,9 @@ from typing import Any
 import anyio
 import msgspec
 
+from chainette.engine.answers import ask_all
 from chainette.engine.backends import SimulatedOptions
-from chainette.engine.base import Completion, Delta, Engine, Finish, Request, Tell
+from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.simulated.draw import compile_schema
 from chainette.errors import EngineConfigError, EngineUnavailable
@@ -65,14 +66,16 @@ class SimulatedEngine(Engine):
     def describe(self) -> dict[str, Any]:
         return {"simulated": True, **msgspec.structs.asdict(self._options)}
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         if requests:
             self._count_call(requests[0].seed)
         if self._options.latency > 0:
-            async with anyio.create_task_group() as group:
-                for _ in requests:
-                    group.start_soon(self._wait)
-        return [self._answer(request) for request in requests]
+            return await ask_all([self._late_answer(request) for request in requests], done)
+        found = [self._answer(request) for request in requests]
+        if done is not None:
+            for index, completion in enumerate(found):
+                done(index, completion)
+        return found
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`. The pieces are spread over the latency."""
@@ -92,9 +95,10 @@ class SimulatedEngine(Engine):
         if rate > 0 and Random(seed * 1_000_003 + self._calls).random() < rate:  # noqa: S311 (not a secret)
             raise EngineUnavailable(f"engine {self._name!r} (simulated): call {self._calls} fails, as error_rate asks")
 
-    async def _wait(self) -> None:
+    async def _late_answer(self, request: Request) -> Completion:
         async with self._turn():
             await anyio.sleep(self._options.latency)
+        return self._answer(request)
 
     def _turn(self) -> anyio.Semaphore:
         """One of `capacity` places."""

@@ -26,8 +26,9 @@ from typing import Any
 import anyio
 import msgspec
 
+from chainette.engine.answers import ask_all
 from chainette.engine.backends import VllmOptions
-from chainette.engine.base import Completion, Engine, Finish, Request, Tell
+from chainette.engine.base import Completion, Done, Engine, Finish, Request, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.vllm.arguments import SETTLED, engine_arguments, environment, in_environment, missing_files, passes_on
 from chainette.engine.vllm.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, too_long
@@ -280,13 +281,13 @@ class VllmEngine(Engine):
 
     # -- requests
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         prompts = await self._encoded(requests)
         order = prefix_order(prompts) if self._options.enable_prefix_caching else range(len(prompts))
-        asked = [asyncio.ensure_future(self._one(requests[at], prompts[at])) for at in order]
-        await asyncio.gather(*asked, return_exceptions=True)  # all of a dead engine's, before the first is raised
-        answers = {at: answer.result() for at, answer in zip(order, asked, strict=True)}
-        return [answers[at] for at in range(len(requests))]
+        tell = None if done is None else lambda index, completion: done(order[index], completion)
+        found = await ask_all([self._one(requests[at], prompts[at]) for at in order], tell)
+        by_request = dict(zip(order, found, strict=True))
+        return [by_request[at] for at in range(len(requests))]
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""

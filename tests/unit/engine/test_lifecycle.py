@@ -14,7 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from chainette.engine.backends import SimulatedOptions
-from chainette.engine.base import Completion, Engine, Request
+from chainette.engine.base import Completion, Done, Engine, Request
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.lifecycle import Engines, create_engine, release_engine
 from chainette.engine.simulated.simulator import SimulatedEngine
@@ -64,7 +64,7 @@ class Recorded(Engine):
             self.log.failures -= 1
             raise EngineUnavailable("not yet")
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         return []
 
     async def close(self) -> None:

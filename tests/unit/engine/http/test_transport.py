@@ -12,7 +12,7 @@ from aiohttp import web
 
 from chainette.engine.base import Completion, Finish
 from chainette.engine.http.timing import retry_after
-from chainette.errors import EngineUnavailable
+from chainette.errors import EngineRefused, EngineUnavailable
 from tests.support.patience import LONG
 
 if TYPE_CHECKING:
@@ -132,11 +132,41 @@ def test_500s_are_tried_again_with_growing_pauses(http: Http, serve: Any, fake_t
     run(main())
 
 
-def test_500s_without_end_make_the_engine_unavailable_and_cancel_the_rest(http: Http, serve: Any, fake_time: Any) -> None:
+def test_500s_without_end_make_the_engine_unavailable_once_the_other_requests_have_their_answers(
+    http: Http, serve: Any, fake_time: Any
+) -> None:
+    async def main() -> None:
+        given_up = asyncio.Event()
+
+        async def broken(asked: Any) -> web.Response:
+            if asked.text == "fail":
+                if [one.text for one in server.asked].count("fail") == 3:
+                    given_up.set()
+                return http.bad(500, "out of cheese")
+            await given_up.wait()
+            return http.good("yes")
+
+        told: list[tuple[int, str]] = []
+        async with serve(broken) as server:
+            engine = http.make(server.url, time=fake_time, max_retries=2)
+            await engine.open()
+            with pytest.raises(EngineUnavailable, match=r"answered 500 \(out of cheese\); given up after 3 tries"):
+                await engine.generate(
+                    [http.ask("slow"), http.ask("fail")], lambda index, completion: told.append((index, completion.text))
+                )
+            await engine.close()
+        assert told == [(0, "yes")]
+        assert [asked.text for asked in server.asked].count("slow") == 1
+        assert engine._transport.limiter.in_flight == 0
+
+    run(main())
+
+
+def test_a_refusal_cancels_the_other_requests(http: Http, serve: Any) -> None:
     async def main() -> None:
         hanging, cancelled = asyncio.Event(), asyncio.Event()
 
-        async def broken(asked: Any) -> web.Response:
+        async def refusing(asked: Any) -> web.Response:
             if asked.text == "hang":
                 hanging.set()
                 try:
@@ -145,17 +175,15 @@ def test_500s_without_end_make_the_engine_unavailable_and_cancel_the_rest(http: 
                     cancelled.set()
                     raise
             await hanging.wait()
-            return http.bad(500, "out of cheese")
+            return http.bad(401, "wrong key")
 
-        async with serve(broken) as server:
-            engine = http.make(server.url, time=fake_time, max_retries=2)
+        async with serve(refusing) as server:
+            engine = http.make(server.url)
             await engine.open()
-            with pytest.raises(EngineUnavailable, match=r"answered 500 \(out of cheese\); given up after 3 tries"):
-                await engine.generate([http.ask("hang"), http.ask("fail")])
+            with pytest.raises(EngineRefused):
+                await engine.generate([http.ask("hang"), http.ask("key")])
             await cancelled.wait()
             await engine.close()
-        assert [asked.text for asked in server.asked].count("fail") == 3
-        assert engine._transport.limiter.in_flight == 0
 
     run(main())
 

@@ -1,0 +1,39 @@
+"""The answers of many requests that an engine asks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from chainette.engine.base import Completion, Done
+from chainette.errors import EngineRefused, EngineUnavailable
+from chainette.utils.together import together
+
+__all__ = ["ask_all"]
+
+
+async def ask_all(asks: Sequence[Coroutine[Any, Any, Completion]], done: Done | None) -> list[Completion]:
+    """All answers, in order; `done` is told of each as it arrives.
+
+    Raises:
+        EngineUnavailable: a request got no answer. The others are waited for first: their answers are paid for.
+        EngineRefused: the others would get the same, so they are cancelled.
+    """
+    failures: list[EngineUnavailable] = []
+
+    async def one(index: int, ask: Coroutine[Any, Any, Completion]) -> Completion | None:
+        try:
+            completion = await ask
+        except EngineRefused:
+            raise
+        except EngineUnavailable as error:
+            failures.append(error)
+            return None
+        if done is not None:
+            done(index, completion)
+        return completion
+
+    found = await together([one(index, ask) for index, ask in enumerate(asks)])
+    if failures:
+        raise failures[0]
+    return [completion for completion in found if completion is not None]
