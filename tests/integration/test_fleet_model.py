@@ -18,7 +18,6 @@ import anyio
 import anyio.lowlevel
 import pytest
 import redis
-from chainette_workers.sink.coordinator import Coordinator
 from chainette_workers.sink.sink import Sink
 
 from chainette import Chain
@@ -39,6 +38,7 @@ from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.replay import RunState
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.writer import RunWriter
+from chainette.run.coordinator import Coordinator
 from chainette.run.limits import RejectWatch
 from chainette.run.process import poisoned, process
 from tests.support.chains import content, everything, write_inputs

@@ -22,10 +22,10 @@ from chainette.io.inputs.roots import Root
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.readback import rows_of_root
+from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.resume import Observed, observe
 from chainette.run.session import roots_of
 from chainette_workers.service.service import Elsewhere, Handed, Places, same_chain
-from chainette_workers.sink.coordinator import Coordinator, read_for_live_roots
 
 __all__ = ["CoordinatorDuty"]
 

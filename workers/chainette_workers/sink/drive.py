@@ -29,13 +29,13 @@ from chainette.io.inputs.identity import require_same_input
 from chainette.io.inputs.roots import Root
 from chainette.io.rundir.events import UnitRetried, WorkerLost
 from chainette.io.rundir.likeness import marks_of
+from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.limits import RejectWatch
 from chainette.run.session import Session, roots_of
 from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.metrics.watching import watching
 from chainette_workers.runtime import warn_of_eviction
-from chainette_workers.sink.coordinator import Coordinator, read_for_live_roots
 from chainette_workers.sink.phases import Phases
 from chainette_workers.sink.presence import Presence
 from chainette_workers.sink.sink import Sink

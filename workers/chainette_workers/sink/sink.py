@@ -14,13 +14,13 @@ from typing import Any
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.messages import Admission, BadMessage, Result
+from chainette.fleet.protocol.messages import BadMessage
 from chainette.fleet.redis.queue import ANCHOR, Entry, LeasedQueue, Lost, Progress
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, RunResumed, RunStarted
 from chainette.io.rundir.open import graph_of
-from chainette.io.rundir.writer import Admitted, Commit, Item, RunWriter, Suspended
-from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage
+from chainette.io.rundir.writer import Admitted, RunWriter
+from chainette.run.durability import admitted, commit_of, count_rejects, finished_roots, items_of
 from chainette.run.limits import RejectWatch
 from chainette_workers.sink.acceptance import LiveRoot
 
@@ -173,11 +173,10 @@ class Sink:
         roots = dict.fromkeys(entry.root for entry in entries if entry.root not in self._live)
         opened = {}
         for root in roots:
-            record = self.queue.record(self.keys, root)
-            opened[root] = Admitted(root, record.rows, record.records, self.writer.durable(root), record.read)
-        for root, admitted in opened.items():
-            durable = self.writer.durable(root) if admitted.durable is not None else None
-            self._live[root] = LiveRoot(self.plan, root, admitted.rows, durable or Durable())
+            opened[root] = admitted(self.queue, self.keys, root, self.writer.durable(root))
+        for root, record in opened.items():
+            durable = self.writer.durable(root) if record.durable is not None else None
+            self._live[root] = LiveRoot(self.plan, root, record.rows, durable or Durable())
         return opened
 
     def _accepted(self, entries: list[Entry]) -> tuple[list[Entry], dict[int, str]]:
@@ -198,22 +197,15 @@ class Sink:
         return accepted, refused
 
     def _make_durable(self, entries: list[Entry], opened: dict[int, Admitted]) -> None:
-        items: list[Item] = []
-        for entry in entries:
-            if entry.root in opened:
-                items.append(opened.pop(entry.root))
-            items.append(_commit(entry))
-            if entry.suspended:
-                items.append(Suspended(entry.root))
+        begun = {entry.root for entry in entries}
+        commits = [(entry, commit_of(entry, (entry.id, entry.token))) for entry in entries]
         self._doubted = True
-        committed = self.writer.commit(items)
+        committed = self.writer.commit(items_of((opened[root] for root in opened if root in begun), commits))
         self.hook.on_flush(committed.synced)
         for event in committed.events:
             self.hook.on_event(event)
-        for entry in entries:
-            if isinstance(entry.message, Result):
-                self.rejects.count(entry.message.node, entry.message.taken, len(entry.message.rejected))
-        self._acknowledge([entry.root for entry in entries if entry.done])
+        count_rejects(self.rejects, entries)
+        self._acknowledge(finished_roots(entries))
 
     def _acknowledge(self, done: list[int]) -> None:
         """What is durable may go, these roots with it; until Redis has answered it is in doubt."""
@@ -270,15 +262,3 @@ class Sink:
     def close(self) -> None:
         """Takes the complete run out of Redis."""
         self.queue.close(self.run, self.writer.epoch, self.owner, self.queues)
-
-
-def _commit(entry: Entry) -> Commit:
-    """A stream entry as the writer takes it."""
-    pos = (entry.id, entry.token)
-    match entry.message:
-        case Result() as result:
-            outcome = Outcome(result.outputs, result.rejected, result.dropped, result.usage, Effects())
-            return Commit(Unit(result.node, entry.root, result.part, "", []), outcome, entry.done, pos, result.taken)
-        case Admission(rejected=rejected):
-            outcome = Outcome([], rejected, [], Usage(), Effects())
-            return Commit(Unit(CHAIN_INPUT, entry.root, "", "", []), outcome, entry.done, pos, 0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from time import monotonic, time
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -31,30 +32,28 @@ from chainette.fleet.protocol.messages import TooLarge
 from chainette.fleet.protocol.states import LEASE, Claim, Drain, Lost, RunInfo, Turn
 from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import UnitRetried
 from chainette.records import Outcome, Unit
+from chainette.run.in_hand import Hands, Lane
 from chainette.run.process import poisoned, process, too_large
-from chainette.utils.backoff import backoff
+from chainette.run.worker import Held, Place, Worker
 from chainette.utils.foreign import is_stray, told
 from chainette_workers.runtime import insist, try_once
 from chainette_workers.worker.chains import ChainDiffers
 from chainette_workers.worker.device import Device, exclude
 from chainette_workers.worker.function_pool import Functions, InLoop
 from chainette_workers.worker.heartbeat import Heartbeat
-from chainette_workers.worker.in_hand import Hands, Lane
 from chainette_workers.worker.models import Models
-from chainette_workers.worker.serving import FUNCTIONS, JOINS, Place, Serving, lane_of
+from chainette_workers.worker.serving import FUNCTIONS, JOINS, Serving, lane_of
 
 __all__ = ["EngineWorker"]
+
+T = TypeVar("T")
 
 #: Seconds between two looks at empty queues: the first after something moved, and the longest.
 _SOON, _LATE = 0.002, 0.05
 
 #: Seconds between two looks at whether the worker is to end.
 _WATCH = 0.05
-
-#: Seconds that an engine rests which did not answer: at first, and at most.
-_FIRST_REST, _LONGEST_REST = 1.0, 30.0
 
 #: Seconds between two looks at which engine is to be served, where some exclude each other.
 _CHOICE = 0.25
@@ -70,21 +69,8 @@ async def _no_announcement(_info: RunInfo, _config: EngineConfig | None) -> None
     pass
 
 
-@dataclass(frozen=True)
-class Held:
-    """A unit in hand, with what is known of it."""
-
-    info: RunInfo
-    plan: Plan
-    hook: Hook
-    lane: Lane
-    claim: Claim
-    #: Whether it was claimed before there was room for it.
-    ahead: bool
-
-
 @dataclass
-class EngineWorker:
+class EngineWorker(Worker):
     """One worker process's loop: claim, process, commit."""
 
     queue: LeasedQueue
@@ -182,7 +168,7 @@ class EngineWorker:
                 self._pause = min(_LATE, 2 * self._pause)
             else:
                 self._pause = _SOON
-                group.start_soon(self._work, held)
+                group.start_soon(self.work, held)
 
     async def _agree(self) -> None:
         """Units that Redis takes for this worker's, and that it does not hold, go back into their queues."""
@@ -200,7 +186,7 @@ class EngineWorker:
         return await self._claim_from(now, ahead=False) or await self._claim_from(later, ahead=True)
 
     def _may_serve(self, lane: str) -> bool:
-        return self._lane(lane).rests_until <= monotonic() and (lane in (FUNCTIONS, JOINS) or self.device.may_serve(lane))
+        return not self._lane(lane).rests and (lane in (FUNCTIONS, JOINS) or self.device.may_serve(lane))
 
     async def _claim_from(self, places: Sequence[Place], *, ahead: bool) -> Held | None:
         if not places or self.hands.alone:
@@ -234,7 +220,7 @@ class EngineWorker:
                     try:
                         await self._ready(config, plan)
                     except EngineUnavailable:
-                        self._rest(self._lane(place.lane))
+                        self._lane(place.lane).fail()
                     return
 
     async def _hold(self, claim: Claim, *, ahead: bool) -> Held | None:
@@ -258,35 +244,26 @@ class EngineWorker:
 
     # -- one unit
 
-    async def _work(self, held: Held) -> None:
-        """One unit: process, then commit or put off."""
-        try:
-            await self._work_on(held)
-        finally:
-            self.hands.drop(held.lane, held.claim)
+    async def ask(self, call: Callable[[], T]) -> T:
+        return await insist(call)
 
-    async def _work_on(self, held: Held) -> None:
+    async def work_on(self, held: Held) -> None:
         if held.claim.turn is Turn.MEND:
             await self._divide(held, poisoned, "the processes that took it died")
             return
         try:
-            outcome = await self._process(held)
-        except EngineUnavailable as error:
-            await self._put_off(held, str(error))
+            await super().work_on(held)
         except ChainDiffers:
             await insist(lambda: self.queue.release(held.claim, self.incarnation))
             self.serving.forget(held.claim)
-        except (ChainetteError, MemoryError):
+        except (ChainetteError, MemoryError, redis.RedisError):
             raise
         except BaseException as error:  # of the unit, or of our code: the same for the next worker
             if not is_stray(error):
                 raise
             await self._bury(held.claim, f"processing it failed: {told(error)}")
-        else:
-            if outcome is not None:
-                await self._commit(held, outcome)
 
-    async def _process(self, held: Held) -> Outcome | None:
+    async def process(self, held: Held) -> Outcome | None:
         """What became of the unit; None where it is no longer the worker's."""
         plan, claim, lane = held.plan, held.claim, held.lane
         node = plan.nodes.get(claim.unit.node)
@@ -297,9 +274,7 @@ class EngineWorker:
         if held.ahead and not await insist(lambda: self.queue.start(claim, self.incarnation)):
             return None
         held.hook.on_stage(claim.unit.node, Stage.WAIT, age(claim.since, time()))
-        outcome = await self._answer(held, engine)
-        lane.failures = 0
-        return outcome
+        return await self._answer(held, engine)
 
     async def _ready(self, config: EngineConfig, plan: Plan) -> Engine:
         """The engine, opened, with what it takes at once known."""
@@ -332,31 +307,13 @@ class EngineWorker:
             return outcome
         return await process(plan, unit, engine, seed=int(held.info.fields.get("seed", 0)), hook=held.hook)
 
-    async def _put_off(self, held: Held, words: str) -> None:
-        """The engine did not answer: its units wait, a little longer each time."""
-        lane, claim, unit = held.lane, held.claim, held.claim.unit
-        self._rest(lane)
-        delay = round(max(0.0, lane.rests_until - monotonic()), 3)
-        event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=delay)
-        await insist(lambda: self.queue.fail(claim, self.incarnation, delay, words))
-        await insist(lambda: self.queue.note(claim.run, event))
-
-    def _rest(self, lane: Lane) -> None:
-        """Nothing is claimed for a while of an engine that does not answer."""
-        if lane.rests_until <= monotonic():
-            lane.rests_until = monotonic() + backoff(lane.failures, _FIRST_REST, _LONGEST_REST)
-            lane.failures += 1
-
-    async def _commit(self, held: Held, outcome: Outcome) -> None:
-        token, began = secrets.token_hex(8), monotonic()
+    async def commit(self, held: Held, outcome: Outcome) -> None:
         try:
-            if not await insist(lambda: self.queue.commit(held.claim, self.incarnation, held.plan, outcome, token)):
-                held.hook.on_refused()
+            await super().commit(held, outcome)
         except TooLarge as error:
             await self._divide(held, partial(too_large, message=str(error)), str(error))
         except redis.ResponseError as error:
             await self._bury(held.claim, f"Redis refuses its commit: {error}")
-        held.hook.on_stage(held.claim.unit.node, Stage.COMMIT, monotonic() - began)
 
     async def _divide(self, held: Held, reject: Callable[[Plan, Unit], Outcome], why: str) -> None:
         """A unit that cannot be done as a whole: cut in two, or its one row rejected."""
@@ -366,7 +323,7 @@ class EngineWorker:
         elif len(claim.unit.rows) > 1:
             await insist(lambda: self.queue.split(claim, self.incarnation, plan))
         else:
-            await self._commit(held, reject(plan, claim.unit))
+            await self.commit(held, reject(plan, claim.unit))
 
     async def _bury(self, claim: Claim, reason: str) -> None:
         reason = f"{claim.unit.node} root {claim.unit.root}: {reason}"

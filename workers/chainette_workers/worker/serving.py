@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import anyio
@@ -11,30 +11,18 @@ import anyio.to_thread
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.states import Claim, RunInfo
 from chainette.hooks import Hook
+from chainette.run.worker import Place, places_of
 from chainette_workers.runtime import insist
 
-__all__ = ["FUNCTIONS", "JOINS", "Place", "Serving"]
+__all__ = ["FUNCTIONS", "JOINS", "Serving", "lane_of"]
 
 #: Lanes that are no engine's.
 FUNCTIONS, JOINS = "functions", "joins"
 
 #: Seconds between two looks at the list of runs, and at a run that could not be served: its files may have changed.
 _LOOK, _AGAIN = 1.0, 5.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """A queue that units may be claimed from."""
-
-    run: str
-    queue: str
-    #: An engine's digest, FUNCTIONS or JOINS.
-    lane: str
-    #: The most rows of a unit.
-    rows: int
 
 
 @dataclass
@@ -87,7 +75,10 @@ class Serving:
             self._known[key] = _Known(info, None) if plan is None else self._served(info, plan)
 
     def _served(self, info: RunInfo, plan: Plan) -> _Known:
-        return _Known(info, plan, tuple(_places(info, plan, self.names)), self.hook.of_run(info.run, plan))
+        def lane(plan: Plan, name: str) -> str | None:
+            return lane_of(plan, name) if plan.engine_of(name) in self.names else None
+
+        return _Known(info, plan, tuple(places_of(info, plan, lane)), self.hook.of_run(info.run, plan))
 
     def plan(self, claim: Claim) -> tuple[RunInfo, Plan, Hook] | None:
         """What is known of the run of a claim; None where its epoch is another one by now."""
@@ -116,13 +107,6 @@ class Serving:
     def plans(self) -> Iterable[tuple[RunInfo, Plan]]:
         """Every run that is served."""
         return [(known.info, known.plan) for known in self._known.values() if known.plan is not None]
-
-
-def _places(info: RunInfo, plan: Plan, names: Container[str]) -> Iterator[Place]:
-    for name in sorted(plan.depths, key=lambda name: -plan.depths[name]):
-        engine = plan.engine_of(name)
-        if engine in names:
-            yield Place(info.run, RunKeys(info.run, info.epoch).queue(engine, name), lane_of(plan, name), plan.batch_size)
 
 
 def lane_of(plan: Plan, name: str) -> str:

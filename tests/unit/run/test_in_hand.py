@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import anyio
-from chainette_workers.worker.in_hand import Hands, Lane
 
 from chainette.fleet.protocol.states import Claim, Turn
 from chainette.records import Row, Unit
+from chainette.run.in_hand import Hands, Lane
 
 
 def claim(name: str, rows: int = 4, turn: Turn = Turn.JOB) -> Claim:
@@ -77,3 +77,50 @@ def test_nothing_is_claimed_beside_a_unit_that_runs_alone() -> None:
     assert hands.alone and hands.rows == 4
     hands.drop(lane, alone)
     assert not hands.alone and not hands.claims and hands.rows == 0 and lane.idle
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_engine_that_answers_one_unit_and_not_the_next_is_silent_from_then_on() -> None:
+    clock = Clock()
+    lane = Lane(8, clock=clock)
+    assert lane.fail() > 0 and lane.failing_since == 100
+    clock.now += 0.1
+    lane.succeed()
+    assert lane.failing_since is None and lane.answered
+    assert 0 < lane.fail() < 1 and lane.failing_since == 100.1
+
+
+def test_an_engine_that_failed_rests_and_is_then_tried_with_one_unit() -> None:
+    clock, hands = Clock(), Hands()
+    lane = Lane(8, clock=clock)
+    delay = lane.fail()
+    assert not lane.has_room(1) and not lane.takes_ahead
+    clock.now += delay
+    assert lane.has_room(1)
+    hands.take(lane, claim("a", 1))
+    anyio.run(hands.begin, lane, next(iter(hands)))
+    assert not lane.has_room(1)
+    lane.succeed()
+    assert lane.has_room(1)
+
+
+def test_an_engine_that_did_not_open_was_silent_meanwhile() -> None:
+    lane = Lane(8, clock=Clock())
+    lane.fail(silent=7)
+    assert lane.failing_since == 93
+
+
+def test_an_engine_that_has_failed_thousands_of_times_is_still_tried_again() -> None:
+    clock = Clock()
+    lane = Lane(8, clock=clock)
+    for _ in range(3000):
+        delay = lane.fail()
+        clock.now += delay
+    assert 22.5 <= delay <= 37.5
+    assert lane.has_room(1)

@@ -1,31 +1,42 @@
-"""What a worker holds, lane by lane: units that run within a budget, and units that were claimed ahead of it."""
+"""The units that a worker holds, lane by lane: those that run within a budget, and those claimed ahead of it."""
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from time import monotonic
 
 import anyio
 
 from chainette.fleet.protocol.states import Claim, Turn
+from chainette.utils.backoff import backoff
 
 __all__ = ["Hands", "Lane"]
+
+#: Seconds that an engine rests after a failure: at first, and at most; give or take a quarter.
+_FIRST_REST, _LONGEST_REST = 0.5, 30.0
 
 
 @dataclass
 class Lane:
     """The units of one engine, of functions, or of joins. First come, first in."""
 
-    #: What may run at once; None where it is not known before the engine is open.
+    #: The weight that may run at once; None until the engine is open. A heavier unit runs alone.
     budget: int | None
     #: Whether a unit weighs one, whatever its rows.
     by_unit: bool = False
-    #: Weight of what runs.
+    clock: Callable[[], float] = monotonic
+    #: Weight of the units that run.
     running: int = 0
     #: No unit is claimed before this time: the engine did not answer.
     rests_until: float = 0.0
-    failures: int = 0
+    #: When the engine's silence began; None while it answers.
+    failing_since: float | None = None
+    #: Whether the engine ever answered.
+    answered: bool = False
+    _failures: int = 0
     _ahead: deque[Claim] = field(default_factory=deque)
 
     def weight(self, claim: Claim) -> int:
@@ -33,26 +44,50 @@ class Lane:
 
     def has_room(self, rows: int) -> bool:
         """Whether a unit of so many rows could begin now."""
-        return not self._ahead and self._fits(1 if self.by_unit else rows)
+        return not self._ahead and not self.rests and self._fits(1 if self.by_unit else rows)
 
     @property
     def takes_ahead(self) -> bool:
-        """Whether a unit more may be claimed to wait here: a quarter of the budget waits, and one unit at least."""
+        """Whether one more unit may be claimed to wait here: a quarter of the budget waits, and at least one unit."""
         waiting = sum(self.weight(claim) for claim in self._ahead)
-        return not self._ahead or 4 * waiting < (self.budget or 0)
+        return not self.rests and (not self._ahead or 4 * waiting < (self.budget or 0))
 
     @property
     def idle(self) -> bool:
         return not self.running and not self._ahead
 
+    @property
+    def rests(self) -> bool:
+        return self.clock() < self.rests_until
+
+    def succeed(self) -> None:
+        """The engine answered."""
+        self.failing_since, self._failures, self.answered = None, 0, True
+
+    def fail(self, silent: float = 0.0) -> float:
+        """The engine has not answered for `silent` seconds: it rests, longer each time. Returns seconds until the next try.
+
+        A failure while it rests is one more answer to the same try, and prolongs nothing.
+        """
+        now = self.clock()
+        if self.failing_since is None:
+            self.failing_since = now - silent
+        if not self.rests:
+            wait = backoff(self._failures, _FIRST_REST, _LONGEST_REST)
+            self.rests_until = now + wait * random.uniform(0.75, 1.25)  # noqa: S311 - so that workers do not try in step
+            self._failures += 1
+        return self.rests_until - now
+
     def _fits(self, weight: int) -> bool:
-        # a unit that is larger than the budget runs when nothing else does
-        return self.budget is not None and (not self.running or self.running + weight <= self.budget)
+        if self.budget is None or not self.running:
+            return self.budget is not None
+        # a silent engine is tried with one unit
+        return self.failing_since is None and self.running + weight <= self.budget
 
 
 @dataclass
 class Hands:
-    """Every unit that the worker holds, until Redis has answered what became of it."""
+    """Every unit that the worker holds, until the queue has answered what became of it."""
 
     claims: dict[str, Claim] = field(default_factory=dict)
     rows: int = 0

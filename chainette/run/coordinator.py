@@ -1,0 +1,113 @@
+"""The coordinator: admits roots in order while there is credit. It keeps no state that a second one would not find.
+
+Any two coordinators of a run agree, since admission is one transition that asks where the cursor is (PROTOCOL 6).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from chainette.core.flow import Durable, frontier
+from chainette.core.plan import Plan
+from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import BadMessage, RootRecord
+from chainette.fleet.protocol.states import Admitted
+from chainette.io.inputs.roots import Root
+from chainette.records import CHAIN_INPUT, Effects, Read, Rejection
+
+__all__ = ["Coordinator", "read_for_live_roots"]
+
+
+def read_for_live_roots(queue: LeasedQueue, keys: RunKeys) -> Read | None:
+    """How far the input was read for roots that were admitted and may not be in the log yet.
+
+    Raises:
+        Lost: the epoch is over.
+        BadMessage: the rows of a live root are invalid.
+    """
+    while live := queue.progress(keys).live:
+        try:
+            return queue.record(keys, max(live)).read
+        except BadMessage:
+            if max(live) in queue.progress(keys).live:  # else it has just become durable
+                raise
+    return None
+
+
+@dataclass(frozen=True)
+class _Next:
+    """The next root, as it will be admitted. A full window refuses it many times; it is prepared once."""
+
+    root: int
+    record: RootRecord
+    bad: list[Rejection]
+    effects: Effects
+
+
+@dataclass
+class Coordinator:
+    """Admits the roots that were not complete when the epoch began."""
+
+    queue: LeasedQueue
+    keys: RunKeys
+    plan: Plan
+    #: The pending roots behind a given root (-1: all); called again when another coordinator went ahead.
+    pending: Callable[[int], Iterator[Root]]
+    #: What was durable of a root when the epoch began.
+    durable: Callable[[int], Durable | None]
+    #: Called with the rejections of a root's bad lines, once it is admitted.
+    tell: Callable[[list[Rejection]], None] = lambda _bad: None
+    _cursor: int = -1
+    _roots: Iterator[Root] | None = None
+    _next: _Next | None = None
+    finished: bool = False
+
+    def step(self) -> bool:
+        """Admits the next root; False if it has to wait, or if every root is in.
+
+        Raises:
+            Lost: the epoch is over.
+        """
+        if self.finished:
+            return False
+        if self._next is None and not self._prepare():
+            return False
+        assert self._next is not None
+        match self._admit(self._next):
+            case Admitted.OK:
+                self._cursor += 1
+                self._next = None
+                return True
+            case Admitted.BEHIND:
+                self._roots = self._next = None
+                return True
+            case Admitted.FULL | Admitted.PAUSED | Admitted.CANCELLED:
+                return False
+
+    def _prepare(self) -> bool:
+        """Reads the next root; False at the end of the input, which the queue is told."""
+        if self._roots is None:
+            progress = self.queue.progress(self.keys)
+            self._cursor = progress.cursor
+            self._roots = self.pending(progress.last)
+        root = next(self._roots, None)
+        if root is None:
+            self.finished = self.queue.end_of_input(self.keys, self._cursor)
+            self._roots = self._roots if self.finished else None
+            return False
+        durable = self.durable(root.number)
+        known = durable.rejected(CHAIN_INPUT) if durable is not None else ()
+        bad = [rejection for rejection in root.bad if rejection.row_id not in known]
+        effects = frontier(self.plan, root.number, root.rows, durable)
+        self._next = _Next(root.number, RootRecord(root.rows, root.records, root.read), bad, effects)
+        return True
+
+    def _admit(self, root: _Next) -> Admitted:
+        token = secrets.token_hex(8)
+        admitted = self.queue.admit(self.keys, self.plan, self._cursor, root.root, root.record, root.bad, root.effects, token)
+        if admitted is Admitted.OK:
+            self.tell(root.bad)
+        return admitted

@@ -1,0 +1,63 @@
+"""From a run's stream to its directory: what the writer is given for entries, and what follows once they are durable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from chainette.core.flow import Durable
+from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import Admission, Result
+from chainette.fleet.protocol.states import Entry
+from chainette.io.rundir.writer import Admitted, Commit, Item, Suspended
+from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage
+from chainette.run.limits import RejectWatch
+
+__all__ = ["admitted", "commit_of", "count_rejects", "finished_roots", "items_of"]
+
+
+def admitted(queue: LeasedQueue, keys: RunKeys, root: int, durable: Durable | None) -> Admitted:
+    """A root as it was admitted; the writer needs it before the root's first entry.
+
+    Raises:
+        BadMessage: its rows are missing or invalid.
+    """
+    record = queue.record(keys, root)
+    return Admitted(root, record.rows, record.records, durable, record.read)
+
+
+def items_of(opened: Iterable[Admitted], commits: Iterable[tuple[Entry, Commit]]) -> list[Item]:
+    """One group for the writer. Roots come first, so that one line says how far the input was read for all of them."""
+    items: list[Item] = [*opened]
+    for entry, commit in commits:
+        items.append(commit)
+        if entry.suspended:
+            items.append(Suspended(entry.root))
+    return items
+
+
+def commit_of(entry: Entry, position: tuple[str, str] | None = None) -> Commit:
+    """An entry as the writer takes it; `position` if the log is to say where the stream goes on."""
+    match entry.message:
+        case Result() as result:
+            outcome = Outcome(result.outputs, result.rejected, result.dropped, result.usage, Effects())
+            return Commit(Unit(result.node, entry.root, result.part, "", []), outcome, entry.done, position, result.taken)
+        case Admission(rejected=rejected):
+            outcome = Outcome([], rejected, [], Usage(), Effects())
+            return Commit(Unit(CHAIN_INPUT, entry.root, "", "", []), outcome, entry.done, position, 0)
+
+
+def count_rejects(watch: RejectWatch, entries: Sequence[Entry]) -> None:
+    """Takes in what became durable.
+
+    Raises:
+        RunStopped: too many rows of a step were rejected.
+    """
+    for entry in entries:
+        if isinstance(entry.message, Result):
+            watch.count(entry.message.node, entry.message.taken, len(entry.message.rejected))
+
+
+def finished_roots(entries: Sequence[Entry]) -> list[int]:
+    """The roots that are complete with these entries."""
+    return [entry.root for entry in entries if entry.done]
