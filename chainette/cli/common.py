@@ -14,20 +14,17 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
+from chainette.cli.exit_codes import INTERRUPTED
 from chainette.cli.flags import Debug
 from chainette.errors import ChainetteError, PlanError, Problem
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
 __all__ = [
-    "INTERRUPTED",
-    "REJECTED",
     "command_line",
     "console",
     "error_lines",
@@ -40,10 +37,6 @@ __all__ = [
     "silence_stdout",
     "warn",
 ]
-
-#: Exit codes beside those that errors carry (DESIGN 8).
-REJECTED = 3
-INTERRUPTED = 130
 
 #: Columns of a table that does not go to a terminal.
 _FILE_WIDTH = 200
@@ -149,24 +142,22 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+class _PipedConsole(Console):
+    """Leaves a pipe that was closed to `guarded`, instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(*, stderr: bool = False) -> Console:
     """A rich console that prints text as it is: no markup, no highlighting, no emoji codes."""
-    from rich.console import Console
-
-    class Plain(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _FILE_WIDTH
-    return Plain(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+    return _PipedConsole(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
 def new_table(columns: Sequence[str], *, numbers: Iterable[str] = (), cut: Iterable[str] = ()) -> Table:
     """An empty table without outer lines; `numbers` are set to the right, `cut` end in an ellipsis when too long."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     numbers, cut = {*numbers}, {*cut}
     for column in columns:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from chainette.run.options import Drive
 
 __all__ = [
     "ChainRef",
@@ -35,9 +31,6 @@ __all__ = [
     "Stream",
     "Window",
     "Workers",
-    "drive_of",
-    "offered_of",
-    "texts_of",
 ]
 
 
@@ -48,10 +41,6 @@ class Format(StrEnum):
     PARQUET = "parquet"
     CSV = "csv"
 
-
-#: `ENGINE=N,...`; the name of an engine may hold commas and equals signs too.
-_ONE_ENGINE = re.compile(r"(.+?)=\s*(\d+)\s*(?:,|$)")
-_BY_ENGINE = re.compile(rf"(?:{_ONE_ENGINE.pattern})+")
 
 ChainRef = Annotated[
     str,
@@ -142,63 +131,3 @@ MetricsPort = Annotated[
     ),
 ]
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]
-
-
-def offered_of(words: list[str] | None) -> dict[str, list[str]]:
-    """Every value of --set NAME=VALUE, by name."""
-    from chainette.core.usercode.parameters import settings_of
-
-    return settings_of(words or ())
-
-
-def texts_of(words: list[str] | None) -> dict[str, str]:
-    """The values of --set NAME=VALUE, one of each name.
-
-    Raises:
-        typer.BadParameter: two values for one name.
-    """
-    found = offered_of(words)
-    for name, texts in found.items():
-        if len({*texts}) > 1:
-            raise typer.BadParameter(f"--set {name} is given twice, as {texts[0]} and as {texts[1]}")
-    return {name: texts[0] for name, texts in found.items()}
-
-
-def drive_of(
-    workers: str | None, redis: str | None, metrics: tuple[str, int], *, enqueue: bool = False, watching: str
-) -> Drive | None:
-    """Who moves a run's units: None is this process. `watching` is a flag that needs it to be this one, "" where none does.
-
-    Raises:
-        typer.BadParameter: flags that exclude each other, or --workers that is neither a number nor numbers by engine.
-    """
-    if workers is not None and (redis is not None or enqueue):
-        raise typer.BadParameter("--workers starts a Redis of its own; with --redis, the workers are those that serve it")
-    if redis is None and workers is None and not enqueue:
-        return None
-    if watching:
-        raise typer.BadParameter(
-            f"{watching} sees requests of this process only; use `run` without --workers and --redis, or `resume --local`"
-        )
-    if workers is None:
-        from chainette_workers.metrics.endpoint import Endpoint
-        from chainette_workers.sink.drive import RedisFleet
-
-        return RedisFleet(redis, Endpoint(*metrics))
-    from chainette_workers.sink.local_fleet import LocalFleet
-
-    try:
-        if "=" not in workers:
-            return LocalFleet(_count(workers))
-        if not _BY_ENGINE.fullmatch(workers):
-            raise ValueError(workers)
-        return LocalFleet({name.strip(): _count(number) for name, number in _ONE_ENGINE.findall(workers)})
-    except ValueError:
-        raise typer.BadParameter(f"--workers {workers}: expected a number, or ENGINE=N for each engine") from None
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number

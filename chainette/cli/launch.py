@@ -14,13 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import typer
 
 from chainette.cli.common import (
-    INTERRUPTED,
-    REJECTED,
     command_line,
     console,
     is_terminal,
@@ -28,20 +25,28 @@ from chainette.cli.common import (
     show_path,
     silence_stdout,
 )
-from chainette.cli.flags import texts_of
+from chainette.cli.exit_codes import INTERRUPTED, REJECTED
+from chainette.cli.screen.live import LiveView
+from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, Reporter, line_writer
+from chainette.cli.screen.show import ShowAnswers
+from chainette.cli.screen.tokens import Tokens, text_writer
+from chainette.cli.screen.tree import draw
+from chainette.cli.standing import can_go_on
+from chainette.cli.version import version
+from chainette.core.chain import Chain
+from chainette.core.compile import compile_chain
+from chainette.core.plan import Plan
+from chainette.core.usercode.loading import LoadedChain, load_chain
+from chainette.core.usercode.parameters import given, settings_of
+from chainette.engine.config import EngineRegistry, overlaid
 from chainette.errors import DiskError, EngineError, InputError, Problem, RunStopped
+from chainette.hooks import Hook
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.result import RunResult
+from chainette.utils.banner import banner
+from chainette.utils.debug import ChainDebugger
 
-if TYPE_CHECKING:
-    from chainette.cli.screen.plain import Reporter
-    from chainette.core.chain import Chain
-    from chainette.core.plan import Plan
-    from chainette.core.usercode.loading import LoadedChain
-    from chainette.engine.config import EngineRegistry
-    from chainette.hooks import Hook
-    from chainette.io.rundir.paths import RunDir
-    from chainette.io.rundir.result import RunResult
-
-__all__ = ["Telling", "launch", "load_plan", "registry_of"]
+__all__ = ["Telling", "launch", "load_plan", "registry_of", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -73,33 +78,23 @@ class Telling:
 
     def reporter(self, directory: RunDir, plan: Plan | None) -> Reporter:
         """Tells the run on what is stdout now."""
-        from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, line_writer
-
         if self.quiet:
             return QuietReporter(line_writer())
         if self.json_logs:
             return JsonLines(directory, line_writer())
         if self.stream:
-            from chainette.cli.screen.tokens import Tokens, text_writer
-
             return Tokens(directory, text_writer())
         screen = console()
         if self.show or self.debug or not is_terminal() or screen.is_dumb_terminal:
             return Plain(directory, line_writer())
-
-        from chainette.cli.screen.live import LiveView
 
         return LiveView(directory, screen, _head(plan))
 
     def others(self) -> Iterator[Hook]:
         """What else watches."""
         if self.show:
-            from chainette.cli.screen.show import ShowAnswers
-
             yield ShowAnswers(console())
         if self.debug:
-            from chainette.utils.debug import ChainDebugger
-
             yield ChainDebugger(lambda text: typer.echo(text, err=True))
 
     @contextlib.contextmanager
@@ -114,10 +109,6 @@ class Telling:
 
 def _head(plan: Plan | None) -> str:
     """What stands above the bars."""
-    from chainette.cli.commands.inspect import draw
-    from chainette.cli.main import version
-    from chainette.utils.banner import banner
-
     return "\n\n".join([banner(version()), *([draw(plan)] if plan is not None else [])])
 
 
@@ -175,8 +166,6 @@ def _terminating_as_ctrl_c() -> Iterator[None]:
 
 
 def _say_how_to_go_on(directory: RunDir, again: Sequence[str]) -> None:
-    from chainette.cli.commands.status import can_go_on
-
     if can_go_on(directory.path):
         typer.secho(f"go on: {command_line('resume', str(directory), *again)}", err=True)
 
@@ -196,20 +185,27 @@ def load_plan(
         LoadError: it cannot be loaded.
         PlanError: it does not fit together.
     """
-    from chainette.core.compile import compile_chain
-    from chainette.core.usercode.loading import load_chain
-    from chainette.core.usercode.parameters import given
-
     loaded = load_chain(reference, chain_root, given(texts_of(settings)))
     registry = registry_of(loaded.chain, engines)
     plan = compile_chain(loaded.chain, registry=registry, simulate=simulate, batch_size=batch_size)
     return loaded, replace(plan, warnings=(*plan.warnings, *_unused(plan, engines)), parameters=loaded.parameters)
 
 
+def texts_of(words: list[str] | None) -> dict[str, str]:
+    """The values of --set NAME=VALUE, one of each name.
+
+    Raises:
+        typer.BadParameter: two values for one name.
+    """
+    found = settings_of(words or ())
+    for name, texts in found.items():
+        if len({*texts}) > 1:
+            raise typer.BadParameter(f"--set {name} is given twice, as {texts[0]} and as {texts[1]}")
+    return {name: texts[0] for name, texts in found.items()}
+
+
 def _unused(plan: Plan, engines: Path | None) -> Iterator[Problem]:
     """An engine file that changes nothing: a name in it is mistyped, or it is another chain's."""
-    from chainette.engine.config import EngineRegistry, overlaid
-
     if engines is not None and plan.engines:
         named = [config.name for config in overlaid(EngineRegistry(), engines)]
         if not plan.engines.keys() & named:
@@ -225,6 +221,4 @@ def registry_of(chain: Chain, engines: Path | None) -> EngineRegistry:
     Raises:
         EngineConfigError: the file cannot be read as engines.
     """
-    from chainette.engine.config import overlaid
-
     return chain.registry if engines is None else overlaid(chain.registry, engines)

@@ -1,77 +1,95 @@
-"""The `chainette` command. Imports nothing heavy: `chainette --help` answers at once."""
+"""The `chainette` command: a table of its commands.
+
+A command's module is imported when the command runs, so that `chainette --help`, shell completion and mistyped names
+are answered without it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from chainette.cli.commands.engines import engines
-from chainette.cli.commands.enqueue import enqueue
-from chainette.cli.commands.inspect import inspect, inspect_dag
-from chainette.cli.commands.rebuild import rebuild
-from chainette.cli.commands.rejected import rejected
-from chainette.cli.commands.report import report
-from chainette.cli.commands.resume import resume
-from chainette.cli.commands.rollback import rollback
-from chainette.cli.commands.rows import rows
-from chainette.cli.commands.run import run
-from chainette.cli.commands.runs import cancel, kill, pause, runs, unpause
-from chainette.cli.commands.services import coordinator, sink
-from chainette.cli.commands.status import status
-from chainette.cli.commands.warmup import warmup
-from chainette.cli.commands.worker import worker
-from chainette.cli.common import INTERRUPTED
+from chainette.cli.exit_codes import INTERRUPTED
 
-__all__ = ["app", "main", "version"]
+__all__ = ["COMMANDS", "Command", "app", "main"]
+
+
+class Command(NamedTuple):
+    """A command, as far as `chainette --help` shows it."""
+
+    #: In `chainette.cli.commands`; its function has the name of the command, with `_` for `-`.
+    module: str
+    #: One line of at most 60 characters, or a terminal of 80 columns cuts it.
+    help: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "run": Command("run", "Run CHAIN over INPUTS into a run directory."),
+    "resume": Command("resume", "Go on with the run in DIR."),
+    "enqueue": Command("enqueue", "Run CHAIN over INPUTS through the workers of a Redis."),
+    "worker": Command("worker", "Serve engines to the runs of a Redis."),
+    "coordinator": Command("services", "Admit the rows of detached runs, as a service."),
+    "sink": Command("services", "Write the directories of detached runs, as a service."),
+    "runs": Command("runs", "List the live runs of a Redis, and its workers."),
+    "pause": Command("runs", "Hold a live run until `unpause`."),
+    "unpause": Command("runs", "Continue a run that was paused."),
+    "cancel": Command("runs", "Give a live run up for good; its directory stays."),
+    "kill": Command("runs", "Ask workers to hand back unfinished work and to end."),
+    "inspect": Command("inspect", "Check CHAIN without running it; list its nodes."),
+    "inspect-dag": Command("inspect", "Draw CHAIN."),
+    "engines": Command("engines", "List backends, or the engines of CHAIN."),
+    "warmup": Command("warmup", "Open an engine, ask it once, and say what that took."),
+    "status": Command("status", "Show the state of a run, or of a fleet."),
+    "rows": Command("rows", "Show the rows of the run in DIR as a table."),
+    "rejected": Command("rejected", "List the rejected rows of DIR, or --retry them."),
+    "rollback": Command("rollback", "Swap DIR with its newest version."),
+    "rebuild": Command("rebuild", "Write the derived files of DIR again."),
+    "report": Command("report", "Write the run in DIR as one HTML page."),
+}
+
+
+class _Commands(TyperGroup):
+    """The table as a group: names and help from the table, and a real command once one is chosen."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, command in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=command.help), name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, found and _imported(name or ""), rest
+
+
+def _imported(name: str) -> Any:
+    """The command itself, out of its module."""
+    function = getattr(import_module(f"chainette.cli.commands.{COMMANDS[name].module}"), name.replace("-", "_"))
+    alone = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    alone.command(name, context_settings=getattr(function, "context_settings", None))(function)
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
     name="chainette",
+    cls=_Commands,
     help="Typed LLM pipelines over millions of rows, on your own GPUs, exactly once.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
 )
-app.command()(run)
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(resume)
-app.command()(enqueue)
-app.command()(worker)
-app.command()(coordinator)
-app.command()(sink)
-app.command()(runs)
-app.command()(pause)
-app.command()(unpause)
-app.command()(cancel)
-app.command()(kill)
-app.command()(inspect)
-app.command("inspect-dag")(inspect_dag)
-app.command()(engines)
-app.command()(warmup)
-app.command()(status)
-app.command()(rows)
-app.command()(rejected)
-app.command()(rollback)
-app.command()(rebuild)
-app.command()(report)
-
-
-def version() -> str:
-    """The version that is installed."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("chainette")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from chainette.cli.version import version  # noqa: PLC0415 - no other start of the command pays for it
+
         typer.echo(f"chainette {version()}")
         raise typer.Exit
 
@@ -99,7 +117,7 @@ def main() -> None:
 
 
 def _leave_at_once() -> None:
-    """Ends an interrupted process without waiting for a thread in which a function of the user's is at work."""
+    """Ends an interrupted process without waiting for threads that still run a user's function."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

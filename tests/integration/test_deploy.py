@@ -18,6 +18,7 @@ import typer.main
 import yaml
 from chainette_workers.metrics.catalogue import CATALOGUE
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from typer.core import TyperGroup
 
 from chainette.cli.main import app
 from tests.support.cli import REPOSITORY
@@ -269,10 +270,10 @@ def test_every_command_line_is_one_that_chainette_takes(services: dict[str, Any]
     found = dict(command_lines(services, manifests, tmp_path))
     assert len(found) >= 14
     group = typer.main.get_command(app)
-    commands: Mapping[str, Any] = group.commands  # type: ignore[attr-defined]
+    assert isinstance(group, TyperGroup)
     for where, words in found.items():
-        assert words[0] in commands, where
-        command = commands[words[0]]
+        _, command, _ = group.resolve_command(typer.Context(group), words)
+        assert command is not None, where
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, where
         split = [part for word in words for part in word.split("=", 1 if word.startswith("--") else 0)]

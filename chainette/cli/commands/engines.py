@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.flags import ChainRoot, EngineFile, Settings
 from chainette.cli.launch import load_plan, registry_of
-
-if TYPE_CHECKING:
-    from chainette.engine.config import EngineConfig
+from chainette.engine.backends import BACKENDS
+from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, public_url, using_registry
 
 __all__ = ["engines"]
 
@@ -35,8 +35,6 @@ def engines(
     if chain is None and file is None:
         _list_backends()
     elif chain is None:
-        from chainette.engine.config import EngineRegistry, load_engines, using_registry
-
         with using_registry(EngineRegistry()):
             _list_engines(load_engines(file or ""), {})
     else:
@@ -48,8 +46,6 @@ def engines(
 
 
 def _list_backends() -> None:
-    from chainette.engine.backends import BACKENDS
-
     table = new_table(("backend", "here", "keys of its own"))
     for name, options in BACKENDS.items():
         table.add_row(name, _availability(name), ", ".join(options.__struct_fields__))
@@ -57,8 +53,6 @@ def _list_backends() -> None:
 
 
 def _availability(backend: str) -> str:
-    from importlib.util import find_spec
-
     if find_spec(f"chainette.engine.{backend}") is None:
         return "not in this version"
     package = _PACKAGES.get(backend)
@@ -66,8 +60,6 @@ def _availability(backend: str) -> str:
 
 
 def _list_engines(configs: Iterable[EngineConfig], users: dict[str, list[str]]) -> None:
-    from chainette.engine.config import public_url
-
     table = new_table(("engine", "backend", "model", "endpoint", "capacity", "key from", "exclusive", "steps"))
     for config in configs:
         table.add_row(

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
+from chainette_workers.service.coordinator_service import CoordinatorDuty
+from chainette_workers.service.service import Places, serve
+from rich.text import Text
 
 from chainette.cli.commands.run import run
-from chainette.cli.common import INTERRUPTED, REJECTED, command_line, console, guarded, warn
-from chainette.cli.flags import RedisUrl, offered_of
+from chainette.cli.common import command_line, console, guarded, warn
+from chainette.cli.exit_codes import INTERRUPTED, REJECTED
+from chainette.cli.flags import RedisUrl
 from chainette.cli.launch import load_plan
-
-if TYPE_CHECKING:
-    from chainette_workers.service.service import Places
-
-    from chainette.core.plan import Plan
-    from chainette.core.usercode.loading import LoadedChain
-    from chainette.fleet.redis.run_registry import Board, Order, Role
+from chainette.cli.screen.fleet_view import RunView, watch
+from chainette.cli.screen.summary import counts_table, summary_lines
+from chainette.core.plan import Plan
+from chainette.core.usercode.loading import LoadedChain
+from chainette.core.usercode.parameters import settings_of
+from chainette.errors import Problem, RunError
+from chainette.fleet.redis.connect import connect, eviction_risk
+from chainette.fleet.redis.run_registry import Board, Options, Order, Role, inside
+from chainette.io.rundir.likeness import marks_of
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.replay import Status
+from chainette.utils.ids import new_run_id
 
 __all__ = ["enqueue"]
 
@@ -93,11 +104,6 @@ def _hand_over(flags: dict[str, Any], *, here: bool, debug: bool) -> None:
             way = "--no-sink" if here else "--detach"
             raise typer.BadParameter(f"--{flag.replace('_', '-')} needs the run in this process; leave out {way}")
 
-    from chainette.errors import Problem
-    from chainette.fleet.redis.connect import connect, eviction_risk
-    from chainette.fleet.redis.run_registry import Board, Role
-    from chainette.utils.ids import new_run_id
-
     chain_root, engines = flags["chain_root"], flags["engines"]
     how = {name: flags[name] for name in ("simulate", "batch_size")}
     loaded, plan = load_plan(flags["chain"], chain_root, engines, flags["settings"], **how)
@@ -128,11 +134,6 @@ def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quie
     Raises:
         typer.Exit: Ctrl-C.
     """
-    import threading
-
-    from chainette_workers.service.coordinator_service import CoordinatorDuty
-    from chainette_workers.service.service import serve
-
     stopping = threading.Event()
     duty = CoordinatorDuty(places)
     thread = threading.Thread(target=serve, args=(redis, duty, stopping, run_id), name="coordinator")
@@ -150,28 +151,15 @@ def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quie
 
 def _places(chain_root: Path, settings: list[str] | None) -> Places:
     """The roots of a service in this process."""
-    from chainette_workers.service.service import Places
-
-    return Places(chain_root.resolve(), Path.cwd(), Path.cwd(), offered_of(settings))
+    return Places(chain_root.resolve(), Path.cwd(), Path.cwd(), settings_of(settings or ()))
 
 
 def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
     """Looks at a run until it is out of Redis; a Redis that is away is waited for."""
-    import redis
-    from rich.text import Text
-
-    from chainette.cli.screen.fleet_view import RunView, watch
-    from chainette.fleet.redis.connect import is_passing
-
     view = RunView(board, run_id)
 
     def draw(width: int, height: int) -> list[Text] | None:
-        try:
-            lines = view.draw(width, height)
-        except redis.RedisError as error:
-            if not is_passing(error):
-                raise
-            lines = [Text("nothing moves: Redis does not answer; waiting for it")]
+        lines = view.draw(width, height)
         return lines if lines is None or not quiet else []
 
     watch(console(), draw)
@@ -183,11 +171,6 @@ def _tell_end(directory: Path, *, quiet: bool) -> None:
     Raises:
         typer.Exit: not every row got through.
     """
-    from chainette.cli.screen.summary import counts_table, summary_lines
-    from chainette.io.rundir.open import read_state
-    from chainette.io.rundir.paths import RunDir
-    from chainette.io.rundir.replay import Status
-
     found = RunDir(directory)
     if not found.exists():
         typer.echo(f"the run is over; its rows are in {directory} below the sink's --runs-root")
@@ -212,9 +195,6 @@ def _require_services(board: Board, roles: Sequence[Role]) -> str:
     Raises:
         RunError: a service is missing.
     """
-    from chainette.errors import RunError
-    from chainette.fleet.redis.run_registry import Role
-
     missing = [role for role in roles if not board.services(role)]
     if missing:
         commands = " and ".join(f"`chainette {role}`" for role in missing)
@@ -231,9 +211,6 @@ def _order(loaded: LoadedChain, plan: Plan, flags: dict[str, Any], directory: Pa
     Raises:
         RunError: a path is not one that they take.
     """
-    from chainette.fleet.redis.run_registry import Options, Order, inside
-    from chainette.io.rundir.likeness import marks_of
-
     engines = flags["engines"]
     if engines is not None and engines.resolve().is_relative_to(flags["chain_root"].resolve()):
         engines = engines.resolve().relative_to(flags["chain_root"].resolve())

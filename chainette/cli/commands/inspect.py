@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from chainette.cli.common import console, guarded, new_table, warn
 from chainette.cli.flags import ChainRef, ChainRoot, EngineFile, Settings
 from chainette.cli.launch import load_plan
+from chainette.cli.screen.tree import draw
+from chainette.core.bounds import unbounded_outputs
+from chainette.core.dag import describe_models, describe_rows, render_mermaid
+from chainette.core.plan import Plan
+from chainette.core.usercode.loading import LoadedChain
+from chainette.core.usercode.parameters import text_of
+from chainette.engine.preflight import foreseen
 from chainette.errors import Problem
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from chainette.core.plan import Plan
-    from chainette.core.usercode.loading import LoadedChain
-
-__all__ = ["draw", "inspect", "inspect_dag"]
+__all__ = ["inspect", "inspect_dag"]
 
 
 @guarded
@@ -29,8 +30,6 @@ def inspect(chain: ChainRef, settings: Settings = None, engines: EngineFile = No
     Every problem is named with its file and line, and the exit code is 2. No engine is opened; what would keep one from
     opening on this machine, as a missing model file, is a warning.
     """
-    from chainette.core.bounds import unbounded_outputs
-
     loaded, plan = load_plan(chain, chain_root, engines, settings)
     warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
     warn(warnings)
@@ -49,14 +48,10 @@ def inspect(chain: ChainRef, settings: Settings = None, engines: EngineFile = No
 
 def _foreseen(plan: Plan) -> list[Problem]:
     """What would keep the engines from opening here."""
-    from chainette.engine.preflight import foreseen
-
     return [Problem(said, None, warning=True) for config in plan.engines.values() for said in foreseen(config)]
 
 
 def _parameters_table(loaded: LoadedChain) -> Table:
-    from chainette.core.usercode.parameters import text_of
-
     table = new_table(("parameter", "type", "value", "default"))
     for parameter in loaded.declared:
         value = loaded.parameters.get(parameter.name)
@@ -66,8 +61,6 @@ def _parameters_table(loaded: LoadedChain) -> Table:
 
 
 def _nodes_table(plan: Plan) -> object:
-    from chainette.core.dag import describe_models, describe_rows
-
     table = new_table(("node", "branch", "takes", "gives", "engine", "notes"))
     for node in plan.nodes.values():
         taken, given = describe_models(node)
@@ -92,16 +85,6 @@ def inspect_dag(
     _, plan = load_plan(chain, chain_root, engines, settings)
     warn(plan.warnings)
     if mermaid:
-        from chainette.core.dag import render_mermaid
-
         typer.echo(render_mermaid(plan, max_branches))
     else:
         typer.echo(draw(plan, max_branches, icons=icons))
-
-
-def draw(plan: Plan, max_branches: int | None = None, *, icons: bool = True) -> str:
-    """The plan as a tree; ASCII where stdout cannot say more."""
-    from chainette.core.dag import render_ascii, render_unicode
-
-    unicode = icons and "utf" in (sys.stdout.encoding or "").lower()
-    return (render_unicode if unicode else render_ascii)(plan, max_branches)

@@ -6,6 +6,10 @@ import typer
 
 from chainette.cli.common import guarded, show_path
 from chainette.cli.flags import RunDirectory
+from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.open import read_state, require_shards
+from chainette.io.rundir.paths import RunDir, publish
+from chainette.io.rundir.publish import render_files
 
 __all__ = ["rebuild"]
 
@@ -16,11 +20,6 @@ def rebuild(directory: RunDirectory) -> None:
 
     graph.json, metadata.json, README.md and .schema/ follow from events.jsonl alone.
     """
-    from chainette.io.rundir.log import EventLog
-    from chainette.io.rundir.open import read_state, require_shards
-    from chainette.io.rundir.paths import RunDir, publish
-    from chainette.io.rundir.publish import render_files
-
     run = RunDir(directory)
     state, _ = read_state(run)
     require_shards(run, state)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import msgspec
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from chainette.cli.common import console, guarded, is_terminal, new_table
 from chainette.cli.flags import Debug, JsonLogs, Quiet, RunDirectory, Show
+from chainette.cli.launch import Telling, launch
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from chainette.records import CHAIN_INPUT, Reason
+from chainette.run import executor
 
 __all__ = ["rejected"]
 
@@ -64,8 +69,6 @@ def rejected(
 
 
 def _check_reasons(reasons: Iterable[str]) -> None:
-    from chainette.records import Reason
-
     for reason in reasons:
         if reason not in tuple(Reason):
             raise typer.BadParameter(f"--reason {reason}: there is no such reason; known: {', '.join(Reason)}")
@@ -73,10 +76,6 @@ def _check_reasons(reasons: Iterable[str]) -> None:
 
 def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of `rejected/` of these steps, or of all."""
-    from chainette.io.rundir.open import read_state
-    from chainette.io.rundir.paths import RunDir
-    from chainette.records import CHAIN_INPUT
-
     run = RunDir(directory)
     state, _ = read_state(run)
     known = [CHAIN_INPUT, *(node["id"] for node in state.graph["nodes"])]
@@ -92,8 +91,6 @@ def _typed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_json(rows: Iterable[dict[str, Any]]) -> None:
-    import msgspec
-
     for row in rows:
         typer.echo(msgspec.json.encode(row))
 
@@ -122,8 +119,6 @@ def _wide_table(rows: Iterable[dict[str, Any]]) -> Table:
 
 def _narrow_table(rows: Iterable[dict[str, Any]]) -> Table:
     """Two lines a row, so that 80 columns are enough: the raw answer stands below the message."""
-    from rich.text import Text
-
     fixed = ("row", "step", "reason")
     table = new_table((*fixed, "message and raw answer"), cut=fixed)
     for row in rows:
@@ -143,10 +138,6 @@ def _cut(raw: str | None) -> str:
 def _retry(
     directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: tuple[bool, bool, bool, bool]
 ) -> None:
-    from chainette.cli.launch import Telling, launch
-    from chainette.io.rundir.paths import RunDir
-    from chainette.run import executor
-
     run = RunDir(directory)
     launch(
         run,

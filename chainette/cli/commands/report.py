@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from chainette.cli.commands.status import is_working
 from chainette.cli.common import guarded, show_path
 from chainette.cli.flags import RunDirectory
-
-if TYPE_CHECKING:
-    from chainette.io.rundir.statistics import Figures
-    from chainette.report.page import Price
+from chainette.cli.standing import is_working
+from chainette.io.rundir.events import timestamp
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.open import read_state, require_shards
+from chainette.io.rundir.paths import RunDir, publish
+from chainette.io.rundir.reading import rejection_examples
+from chainette.io.rundir.statistics import Figures, figures
+from chainette.report.page import Price, render_page
 
 __all__ = ["report"]
 
@@ -40,14 +43,6 @@ def report(
     Where the rows went, throughput, latency, tokens, rejected rows with their answers. The page needs no network and runs
     no script. The run may still be going on. Needs `pip install 'chainette[report]'`.
     """
-    from chainette.io.rundir.events import timestamp
-    from chainette.io.rundir.log import read_log
-    from chainette.io.rundir.open import read_state, require_shards
-    from chainette.io.rundir.paths import RunDir, publish
-    from chainette.io.rundir.reading import rejection_examples
-    from chainette.io.rundir.statistics import figures
-    from chainette.report.page import render_page
-
     run = RunDir(directory)
     if not run.exists():
         read_state(run)  # says what is missing
@@ -72,8 +67,6 @@ def _prices(given: list[str], found: Figures) -> Mapping[str, Price]:
     Raises:
         typer.BadParameter: not two numbers, or the run has no such engine.
     """
-    from chainette.report.page import Price
-
     prices, known = {}, sorted(found.state.graph["engines"])
     for text in given:
         engine, _, numbers = text.rpartition("=")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated
 
+import msgspec
 import typer
 
 from chainette.cli.common import command_line, guarded, warn
@@ -24,17 +24,22 @@ from chainette.cli.flags import (
     Show,
     Window,
     Workers,
-    drive_of,
-    texts_of,
 )
-from chainette.cli.launch import Telling, launch
-
-if TYPE_CHECKING:
-    from chainette.fleet.redis.run_registry import Order
-    from chainette.hooks import Hook
-    from chainette.io.rundir.events import RunCreated
-    from chainette.io.rundir.paths import RunDir
-    from chainette.io.rundir.result import RunResult
+from chainette.cli.launch import Telling, launch, texts_of
+from chainette.cli.standing import can_go_on, is_working
+from chainette.cli.way import Way, drive_of, over_redis, reached
+from chainette.errors import Problem, RedisUnavailable, RunError
+from chainette.fleet.redis.connect import connect
+from chainette.fleet.redis.queue import FleetQueue, Lost
+from chainette.fleet.redis.run_registry import Board, Order, Role
+from chainette.hooks import Hook
+from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.likeness import marks_of
+from chainette.io.rundir.open import read_created, read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.result import RunResult
+from chainette.run import executor
+from chainette.run.resume import compiled_now, require_limit
 
 __all__ = ["resume"]
 
@@ -103,18 +108,13 @@ def resume(
     If a live `chainette sink` serves the run, it is asked to go on.
     """
     _refuse(context.args)
-    wanted = _Way(local, workers, redis)
+    wanted = Way(local, workers, redis)
     parameters = texts_of(settings)
     telling = Telling(quiet, json_logs, show, debug, again=wanted.flags)
 
-    from chainette.errors import RedisUnavailable, RunError
-    from chainette.io.rundir.open import read_created
-    from chainette.io.rundir.paths import RunDir
-    from chainette.run import executor
-
     run, paths = RunDir(directory), [path.absolute() for path in inputs or ()]
     begun = read_created(run)
-    recorded = _Way.recorded(begun)
+    recorded = Way.recorded(begun)
     way = wanted if wanted.flags else recorded
     drive = drive_of(way.workers, way.redis, (metrics_host, metrics_port), watching=telling.watching)
 
@@ -144,6 +144,9 @@ def resume(
         raise RunError(f"{error}; or do the work in this process: {here}") from error
 
 
+resume.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True}  # type: ignore[attr-defined]
+
+
 def _again(
     from_steps: Sequence[str] | None, inputs: Sequence[Path] | None, limit: int | None, settings: Sequence[str] | None
 ) -> Iterator[str]:
@@ -156,56 +159,10 @@ def _again(
 
 def _take_out(redis: str, run: str) -> None:
     """Deletes a run's leftovers from a Redis that it no longer uses; warns if that cannot be reached."""
-    from chainette_workers.sink.drive import RedisFleet
-
-    from chainette.errors import Problem, RunError
-
     try:
-        RedisFleet(_reached(redis)).clean(run)
+        over_redis(reached(redis)).clean(run)
     except RunError as error:
         warn([Problem(str(error), None, warning=True)])
-
-
-def _reached(redis: str) -> str:
-    """The address with its password, where the environment knows that."""
-    from chainette.fleet.redis.connect import chosen_url, shown
-
-    known = chosen_url(None)
-    return known if redis == shown(known) else redis
-
-
-@dataclass(frozen=True)
-class _Way:
-    """Who moves the units: this process, workers of its own, or those that serve a Redis.
-
-    Raises:
-        typer.BadParameter: --local beside one of the others.
-    """
-
-    local: bool = False
-    workers: str | None = None
-    redis: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.local and (self.workers or self.redis):
-            raise typer.BadParameter("--local does the work in this process; leave out --workers and --redis")
-
-    @classmethod
-    def recorded(cls, begun: RunCreated) -> Self:
-        """How a run was started. A Redis comes with its password where the environment knows that."""
-        redis = begun.way.get("redis")
-        return cls(workers=begun.way.get("workers"), redis=redis and _reached(redis))
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """How to say it again."""
-        from chainette.fleet.redis.connect import shown
-
-        if self.workers is not None:
-            return ("--workers", self.workers)
-        if self.redis is not None:
-            return ("--redis", shown(self.redis))
-        return ("--local",) if self.local else ()
 
 
 def _asks_a_sink(
@@ -221,19 +178,8 @@ def _asks_a_sink(
     Raises:
         RunError: Redis does not answer, and the run needs it.
     """
-    from chainette.cli.commands.status import can_go_on, is_working
-
     if redis is None and not is_working(directory.path):
         return False
-
-    import msgspec
-
-    from chainette.errors import RunError
-    from chainette.fleet.redis.connect import connect
-    from chainette.fleet.redis.queue import FleetQueue, Lost
-    from chainette.fleet.redis.run_registry import Board, Order, Role
-    from chainette.io.rundir.open import read_state
-    from chainette.run.resume import require_limit
 
     try:
         connection = connect(redis)
@@ -268,11 +214,6 @@ def _asks_a_sink(
 
 def _anew(order: Order, directory: RunDir, from_steps: Sequence[str], parameters: Mapping[str, str]) -> Order:
     """The order with the chain as it is now."""
-    import msgspec
-
-    from chainette.io.rundir.likeness import marks_of
-    from chainette.run.resume import compiled_now
-
     digest, plan = compiled_now(directory, parameters)
     return msgspec.structs.replace(
         order, digest=digest, from_steps=tuple(from_steps), parameters=dict(plan.parameters), marks=marks_of(plan)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.flags import RunDirectory
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
 
 __all__ = ["rows"]
@@ -21,9 +24,6 @@ def rows(
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show N rows.")] = 30,
 ) -> None:
     """Show the rows of the run in DIR as a table: finished rows across all steps, or those of one step."""
-    from chainette.io.rundir.open import read_state
-    from chainette.io.rundir.paths import RunDir
-
     run = RunDir(directory)
     state, _ = read_state(run)
     folders = {node["id"]: node["folder"] for node in state.graph["nodes"] if not node["hidden"]}
@@ -51,8 +51,6 @@ def _print(shown: list[dict[str, Any]], more: int) -> None:
 
 
 def _cell(value: Any) -> str:
-    import msgspec
-
     if value is None:
         return ""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -26,9 +26,12 @@ from chainette.cli.flags import (
     Stream,
     Window,
     Workers,
-    drive_of,
 )
 from chainette.cli.launch import Telling, launch, load_plan
+from chainette.cli.way import drive_of
+from chainette.io.rundir.paths import RunDir
+from chainette.run import executor
+from chainette.utils.ids import new_run_id
 
 __all__ = ["MOST_STREAMED", "run"]
 
@@ -99,10 +102,6 @@ def run(
     drive = drive_of(workers, redis, metrics, enqueue=enqueue, watching=telling.watching)
     if stream and (limit is None or limit > MOST_STREAMED):
         raise typer.BadParameter(f"--stream is for looking at a few rows; add --limit 1, or at most {MOST_STREAMED}")
-
-    from chainette.io.rundir.paths import RunDir
-    from chainette.run import executor
-    from chainette.utils.ids import new_run_id
 
     run_id, here = new_run_id(), Path.cwd()
     directory = RunDir(output or Path("runs") / run_id)

@@ -8,7 +8,13 @@ import typer
 
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.flags import RedisUrl
+from chainette.errors import RunError
+from chainette.fleet.processes import end, recorded
 from chainette.fleet.protocol.keys import served
+from chainette.fleet.redis.connect import chosen_url, connect, shown
+from chainette.fleet.redis.queue import FleetQueue, Lost
+from chainette.fleet.redis.reasons import reasons
+from chainette.fleet.redis.run_registry import Board
 
 __all__ = ["cancel", "kill", "pause", "runs", "unpause"]
 
@@ -18,10 +24,6 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `chainette ru
 @guarded
 def runs(redis: RedisUrl = None) -> None:
     """List the live runs of a Redis, and its workers. Finished runs are not there: their directories have everything."""
-    from chainette.fleet.redis.connect import connect
-    from chainette.fleet.redis.reasons import reasons
-    from chainette.fleet.redis.run_registry import Board
-
     columns = ("run", "state", "chain", "epoch", "roots admitted", "live rows")
     table, why = new_table(columns, numbers=columns[3:]), []
     with connect(redis) as connection:
@@ -84,9 +86,6 @@ def kill(
     """
     if (engine is None) is not everyone:
         raise typer.BadParameter("say whom: --engine NAME, or --all")
-    from chainette.fleet.processes import end, recorded
-    from chainette.fleet.redis.connect import chosen_url, shown
-
     here = recorded(shown(chosen_url(redis)), engine)
     whom = f"of {engine!r} " if engine else ""
     asked = _ask_to_stop(engine, redis, instead=len(here))
@@ -101,10 +100,6 @@ def _ask_to_stop(engine: str | None, url: str | None, *, instead: int) -> int:
     Raises:
         RunError: Redis does not answer, and none is known without it.
     """
-    from chainette.errors import RunError
-    from chainette.fleet.redis.connect import connect
-    from chainette.fleet.redis.queue import FleetQueue
-
     try:
         with connect(url) as connection:
             return max(instead, len(FleetQueue(connection).ask_to_stop(engine)))
@@ -116,10 +111,6 @@ def _ask_to_stop(engine: str | None, url: str | None, *, instead: int) -> int:
 
 
 def _set_state(run: str, state: str, url: str | None) -> None:
-    from chainette.errors import RunError
-    from chainette.fleet.redis.connect import connect
-    from chainette.fleet.redis.queue import FleetQueue, Lost
-
     with connect(url) as connection:
         try:
             FleetQueue(connection).set_state(run, state)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.runtime import heed_signals
+from chainette_workers.service.coordinator_service import CoordinatorDuty
+from chainette_workers.service.service import Duty, Places, serve
+from chainette_workers.service.sink_service import SinkDuty
 
 from chainette.cli.common import guarded
-from chainette.cli.flags import ChainRoot, InputsRoot, MetricsHost, MetricsPort, Offers, RedisUrl, RunsRoot, offered_of
-
-if TYPE_CHECKING:
-    from chainette_workers.service.service import Duty
+from chainette.cli.flags import ChainRoot, InputsRoot, MetricsHost, MetricsPort, Offers, RedisUrl, RunsRoot
+from chainette.core.usercode.parameters import settings_of
+from chainette.fleet.redis.connect import chosen_url, shown
 
 __all__ = ["coordinator", "sink"]
 
@@ -29,10 +36,7 @@ def coordinator(
     Reads inputs below --inputs-root, and what the sink wrote below --runs-root, which both must see. Killed at any
     point, the next one goes on; two of them share the runs. SIGTERM and Ctrl-C end it; a second one at once.
     """
-    from chainette_workers.service.coordinator_service import CoordinatorDuty
-    from chainette_workers.service.service import Places
-
-    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve(), offered_of(settings))
+    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve(), settings_of(settings or ()))
     _serve(redis, CoordinatorDuty(places), metrics_host, metrics_port)
 
 
@@ -52,24 +56,11 @@ def sink(
     (its disk is full, its chain gone) is held, with the reason in `chainette status`. SIGTERM and Ctrl-C end it; a
     second one at once.
     """
-    from chainette_workers.service.service import Places
-    from chainette_workers.service.sink_service import SinkDuty
-
-    from chainette.fleet.redis.connect import chosen_url, shown
-
-    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve(), offered_of(settings))
+    places = Places(chain_root.resolve(), inputs_root.resolve(), runs_root.resolve(), settings_of(settings or ()))
     _serve(redis, SinkDuty(places, shown(chosen_url(redis))), metrics_host, metrics_port)
 
 
 def _serve(redis: str | None, duty: Duty, metrics_host: str, metrics_port: int) -> None:
-    import logging
-    import signal
-    import threading
-
-    from chainette_workers.metrics.endpoint import Endpoint
-    from chainette_workers.runtime import heed_signals
-    from chainette_workers.service.service import serve
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     stopping = threading.Event()
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from chainette.cli.common import console, guarded
 from chainette.cli.flags import RedisUrl
+from chainette.cli.screen.fleet_view import FleetView, RunView, watch
+from chainette.cli.screen.live import view_lines
+from chainette.cli.screen.progress import Progress
+from chainette.cli.screen.summary import accounting_line, counts_table, engine_lines, next_lines, token_line
+from chainette.cli.standing import is_working, standing, version_lines
+from chainette.core.usercode.parameters import text_of
+from chainette.errors import RunDirectoryError, RunError
+from chainette.fleet.redis.connect import connect, eviction_risk
+from chainette.fleet.redis.run_registry import Board
+from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.open import read_state, require_shards
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.replay import RunState
 
-if TYPE_CHECKING:
-    from chainette.io.rundir.replay import RunState
-
-__all__ = ["can_go_on", "is_working", "standing", "status"]
+__all__ = ["status"]
 
 
 @guarded
@@ -31,8 +43,6 @@ def status(
     Of a directory: rows per step, tokens, engines, and what to do next. Of a live run: how far each step is, what waits
     and what is at work, and why nothing moves where nothing does. A path wins over a run id.
     """
-    from chainette.errors import RunDirectoryError
-
     if what is not None and _is_there(Path(what)):
         _show_directory(Path(what), watching=watching)
     elif what is not None and "/" in what:
@@ -42,19 +52,11 @@ def status(
 
 
 def _is_there(path: Path) -> bool:
-    from chainette.io.rundir.fork import finish_swap
-    from chainette.io.rundir.paths import RunDir
-
     finish_swap(RunDir(path))
     return path.exists()
 
 
 def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:
-    from chainette.cli.screen.fleet_view import FleetView, RunView, watch
-    from chainette.errors import RunError
-    from chainette.fleet.redis.connect import connect, eviction_risk
-    from chainette.fleet.redis.run_registry import Board
-
     try:
         connection = connect(redis)
     except RunError as error:
@@ -77,8 +79,6 @@ def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:
 
 def _no_directory(name: str | None) -> str:
     """That no directory has this name, and which names are near; "" if none was asked for."""
-    from difflib import get_close_matches
-
     if name is None:
         return ""
     here, runs = Path(), Path("runs")
@@ -93,10 +93,6 @@ def _no_directory(name: str | None) -> str:
 
 
 def _show_directory(directory: Path, *, watching: bool) -> None:
-    from chainette.cli.screen.summary import counts_table
-    from chainette.io.rundir.open import read_state, require_shards
-    from chainette.io.rundir.paths import RunDir
-
     if watching and is_working(directory):
         _watch_directory(directory)
     state, _ = read_state(RunDir(directory))
@@ -115,14 +111,6 @@ def _show_directory(directory: Path, *, watching: bool) -> None:
 
 def _watch_directory(directory: Path) -> None:
     """Follows the log of a directory as long as somebody works on it."""
-    from rich.text import Text
-
-    from chainette.cli.screen.fleet_view import watch
-    from chainette.cli.screen.live import view_lines
-    from chainette.cli.screen.progress import Progress
-    from chainette.io.rundir.log import read_log
-    from chainette.io.rundir.paths import RunDir
-
     progress, log, read = Progress(directory), RunDir(directory).log, 0
 
     def draw(width: int, height: int) -> list[Text] | None:
@@ -151,62 +139,12 @@ def _head(state: RunState, metadata: dict[str, Any], *, working: bool) -> Iterat
 
 def parameters_line(values: Mapping[str, Any]) -> str:
     """Values of a chain's parameters, as --set takes them but for a shell's quotes."""
-    from chainette.core.usercode.parameters import text_of
-
     return ", ".join(f"{name}={text_of(value)}" for name, value in values.items())
 
 
-def standing(metadata: dict[str, Any], *, working: bool) -> str:
-    """The state of a run in one word, with the reason of a pause."""
-    from chainette.io.rundir.replay import Status
-
-    match Status(metadata["status"]):
-        case Status.RUNNING:
-            return "running" if working else "killed (no process works on it)"
-        case Status.PAUSED:
-            return f"paused: {metadata['reason']}"
-        case Status.CANCELLED:
-            return "cancelled"
-        case Status.FINISHED:
-            return "finished"
-
-
 def _tail(metadata: dict[str, Any], directory: Path, *, working: bool) -> Iterator[str]:
-    from chainette.cli.commands.rollback import version_lines
-    from chainette.cli.screen.summary import accounting_line, engine_lines, next_lines, token_line
-
     yield accounting_line(metadata)
     yield from token_line(metadata)
     yield from engine_lines(metadata)
     yield from next_lines(metadata, directory, working=working)
     yield from version_lines(directory)
-
-
-def is_working(directory: Path) -> bool:
-    """Whether a process holds the lock of a run directory."""
-    from chainette.io.rundir.paths import RunDir
-
-    if not RunDir(directory).exists():
-        return False
-    with RunDir(directory).log.open("rb") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks, on which nobody can work
-            return False
-    return False
-
-
-def can_go_on(directory: Path) -> bool:
-    """Whether the directory holds a run that `chainette resume` can go on with."""
-    from chainette.errors import ChainetteError
-    from chainette.io.rundir.open import read_state
-    from chainette.io.rundir.paths import RunDir
-    from chainette.io.rundir.replay import Status
-
-    try:
-        state, _ = read_state(RunDir(directory))
-    except ChainetteError:
-        return False
-    return state.created is not None and state.status in (Status.RUNNING, Status.PAUSED)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import anyio
 import typer
 
 from chainette.cli.common import guarded
-from chainette.cli.flags import ChainRoot, EngineFile, Settings, texts_of
-from chainette.cli.launch import registry_of
-
-if TYPE_CHECKING:
-    from chainette.engine.config import EngineConfig, EngineRegistry
-    from chainette.engine.warmup import Warmth
+from chainette.cli.flags import ChainRoot, EngineFile, Settings
+from chainette.cli.launch import registry_of, texts_of
+from chainette.core.usercode.loading import load_chain
+from chainette.core.usercode.parameters import given
+from chainette.engine.backends import HttpOptions
+from chainette.engine.base import Finish
+from chainette.engine.config import EngineConfig, EngineRegistry, overlaid, simulated
+from chainette.engine.warmup import Warmth, warm_up
 
 __all__ = ["warmth_lines", "warmup"]
 
@@ -37,11 +40,6 @@ def warmup(
 
     Downloads and loads the model as a run would. Exit codes: 0 it answers, 1 it does not, 2 it cannot as it is declared.
     """
-    import anyio
-
-    from chainette.engine.config import simulated
-    from chainette.engine.warmup import warm_up
-
     config = _chosen(_registry(chain, engines, chain_root, settings), engine)
     if simulate:
         config = simulated(config)
@@ -56,10 +54,6 @@ def _registry(chain: str | None, file: Path | None, chain_root: Path, settings: 
     Raises:
         typer.BadParameter: nowhere.
     """
-    from chainette.core.usercode.loading import load_chain
-    from chainette.core.usercode.parameters import given
-    from chainette.engine.config import EngineRegistry, overlaid
-
     if chain is not None:
         return registry_of(load_chain(chain, chain_root, given(texts_of(settings))).chain, file)
     if file is not None:
@@ -84,8 +78,6 @@ def _chosen(registry: EngineRegistry, name: str | None) -> EngineConfig:
 
 def warmth_lines(config: EngineConfig, warmth: Warmth) -> Iterator[str]:
     """What the user reads."""
-    from chainette.engine.backends import HttpOptions
-
     usage, seconds = warmth.completion.usage, warmth.answer_seconds
     rate = f", {usage.completion_tokens / seconds:.1f} tokens/s" if seconds else ""
     yield f"open: {warmth.open_seconds:.2f} s"
@@ -103,8 +95,6 @@ def warmth_lines(config: EngineConfig, warmth: Warmth) -> Iterator[str]:
 
 def _flaw(warmth: Warmth) -> str:
     """What is odd about the answer."""
-    from chainette.engine.base import Finish
-
     if warmth.completion.finish is Finish.LENGTH:
         return " (cut at 64 tokens)"
     return "" if warmth.completion.text.strip().startswith("{") else " (not the JSON object that was asked for)"

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.runtime import heed_signals
+from chainette_workers.sink.supervise import Child, supervise
+from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
+from chainette_workers.worker.main import WorkerConfig, serve
 
 from chainette.cli.common import guarded
-from chainette.cli.flags import ChainRoot, EngineFile, MetricsHost, MetricsPort, Offers, RedisUrl, offered_of
+from chainette.cli.flags import ChainRoot, EngineFile, MetricsHost, MetricsPort, Offers, RedisUrl
+from chainette.core.usercode.parameters import settings_of
+from chainette.fleet.redis.connect import connect
 from chainette.utils.ids import name_problem
 
 __all__ = ["worker"]
@@ -62,17 +71,6 @@ def worker(
     for name in engine:
         if problem := name_problem(name):
             raise typer.BadParameter(f"--engine {name!r} {problem}")
-    import signal
-    import threading
-
-    from chainette_workers.metrics.endpoint import Endpoint
-    from chainette_workers.runtime import heed_signals
-    from chainette_workers.sink.supervise import Child, supervise
-    from chainette_workers.worker.gpus import CUDA_DEVICES
-    from chainette_workers.worker.main import WorkerConfig, serve
-
-    from chainette.fleet.redis.connect import connect
-
     stopping = threading.Event()
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
     names = [name for name in engine if name != "python"]
@@ -90,7 +88,7 @@ def worker(
         engines_file=file,
         drain_after=drain_after,
         metrics=endpoint,
-        parameters=offered_of(settings),
+        parameters=settings_of(settings or ()),
     )
     if gpu == "all":
         connect(redis).close()  # children that cannot reach it would be started again and again
@@ -106,8 +104,6 @@ def _gpus(wanted: str) -> list[str]:
     typer.BadParameter: neither numbers nor "all".
     RunError: there are none, or not so many.
     """
-    from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
-
     try:
         return chosen(wanted, os.environ.get(CUDA_DEVICES))
     except ValueError:

@@ -15,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from chainette.cli.common import console, show_path
 from chainette.cli.screen.progress import Progress, TotalView, earlier_events
 from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
 from chainette.hooks import Hook
@@ -61,8 +62,6 @@ class QuietReporter(Reporter):
         self._write = write
 
     def end(self, result: RunResult) -> None:
-        from chainette.cli.common import show_path
-
         self._write(show_path(result.dir))
 
 
@@ -136,8 +135,6 @@ class Plain(Reporter):
             self._write(progress_line(view, self.progress))
 
     def end(self, result: RunResult) -> None:
-        from chainette.cli.common import console, show_path
-
         metadata = result.metadata
         console().print(counts_table(metadata))
         for line in summary_lines(metadata, show_path(result.dir)):

@@ -1,15 +1,69 @@
-"""The command starts fast because it imports nothing that it may not need."""
+"""The table of commands: what starts fast, what help, completion and typing errors show without a command's module."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
-HEAVY = {"aiohttp", "anyio", "datasets", "jinja2", "msgspec", "pyarrow", "pydantic", "rich", "xllamacpp", "yaml"}
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from chainette.cli.main import COMMANDS, app
+
+HEAVY = {"aiohttp", "anyio", "datasets", "jinja2", "msgspec", "pyarrow", "pydantic", "redis", "rich", "xllamacpp", "yaml"}
 
 
-def test_starting_the_command_imports_nothing_heavy() -> None:
-    words = [sys.executable, "-c", "import chainette.cli.main, sys; print(*sys.modules)"]
-    names = {*subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()}
-    assert "chainette.cli.commands.run" in names
-    assert not names & HEAVY
+def started(*words: str, **variables: str) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+    """The modules that `chainette WORDS` imported, and what it printed."""
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('\\nmodules:', *sys.modules, file=sys.stderr));"
+        f"sys.argv = {['chainette', *words]}; from chainette.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | variables)
+    return {*done.stderr.rpartition("modules:")[2].split()}, done
+
+
+def commands(names: set[str]) -> set[str]:
+    return {name for name in names if name.startswith("chainette.cli.commands.")}
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_no_command_and_nothing_heavy_is_imported_before_a_command_is_chosen(word: str) -> None:
+    names, _ = started(word)
+    assert "chainette.cli.main" in names
+    assert not names & HEAVY and not commands(names)
+
+
+def test_help_lists_every_command_with_its_whole_line() -> None:
+    _, done = started("--help", COLUMNS="80")
+    for name, command in COMMANDS.items():
+        assert f"  {name:11}  {command.help}\n" in done.stdout
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest() -> None:
+    names, done = started("resum")
+    assert not commands(names)
+    assert done.returncode == 2 and "No such command 'resum'. Did you mean 'resume'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("re", {"resume", "rebuild", "rejected", "report"}), ("run --no-fl", {"--no-flattened"})]
+)
+def test_a_shell_completes_commands_and_their_flags(typed: str, offered: set[str]) -> None:
+    words = f"chainette {typed}"
+    asked = {"_CHAINETTE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    names, done = started(**asked)
+    assert {*done.stdout.split()} == offered
+    assert ("chainette.cli.commands.run" in names) == ("run" in typed)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_of_the_table_is_there_and_says_what_it_does(name: str) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    context = typer.Context(group, info_name="chainette")
+    found, command, rest = group.resolve_command(context, [name, "--help"])
+    assert command is not None and (found, command.name, rest) == (name, name, ["--help"])
+    assert command.callback is not None and command.help and "--debug" in command.get_help(context)

@@ -1,0 +1,73 @@
+"""The state of the run in a directory: what its log says, and whether a process works on it."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from chainette.cli.common import command_line
+from chainette.errors import ChainetteError, RunError
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.replay import Status
+from chainette.io.rundir.versions import version_numbers
+
+__all__ = ["can_go_on", "is_working", "standing", "summary_line", "version_lines"]
+
+
+def is_working(directory: Path) -> bool:
+    """Whether a process holds the lock of a run directory."""
+    if not RunDir(directory).exists():
+        return False
+    with RunDir(directory).log.open("rb") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks, on which nobody can work
+            return False
+    return False
+
+
+def can_go_on(directory: Path) -> bool:
+    """Whether the directory holds a run that `chainette resume` can go on with."""
+    try:
+        state, _ = read_state(RunDir(directory))
+    except ChainetteError:
+        return False
+    return state.created is not None and state.status in (Status.RUNNING, Status.PAUSED)
+
+
+def standing(metadata: dict[str, Any], *, working: bool) -> str:
+    """The state of a run in one word, with the reason of a pause."""
+    match Status(metadata["status"]):
+        case Status.RUNNING:
+            return "running" if working else "killed (no process works on it)"
+        case Status.PAUSED:
+            return f"paused: {metadata['reason']}"
+        case Status.CANCELLED:
+            return "cancelled"
+        case Status.FINISHED:
+            return "finished"
+
+
+def version_lines(directory: Path) -> Iterator[str]:
+    """The versions of a directory, the newest first, and how to bring that one back."""
+    run = RunDir(directory)
+    numbers = version_numbers(run)
+    for number in reversed(numbers):
+        version = directory / run.versions.name / str(number)
+        back = f"; bring it back: {command_line('rollback', directory)}" if number == numbers[-1] else ""
+        yield f"version {number} ({version}): {summary_line(version)}{back}"
+
+
+def summary_line(directory: Path) -> str:
+    """Where the run of a directory that nobody works on stands."""
+    try:
+        metadata = read_state(RunDir(directory))[0].metadata()
+    except RunError as error:
+        return str(error)
+    counts = f"{metadata['rows_finished']:,} rows finished, {metadata['rows_rejected']:,} rejected"
+    return f"{standing(metadata, working=False)}, {counts}"
