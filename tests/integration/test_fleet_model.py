@@ -23,6 +23,7 @@ from chainette_workers.sink.sink import Sink
 from chainette import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.plan import NodeKind, Plan
+from chainette.engine.base import Engine
 from chainette.engine.lifecycle import Engines
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
@@ -177,24 +178,43 @@ class Fleet:
         self.queue.start(claim, me)
         node = self.plan.nodes.get(claim.unit.node)
         engine = await engines.get(node.engine) if node is not None and node.kind is NodeKind.STEP else None
-        outcome = await process(self.plan, claim.unit, engine)
         chance = self.rng.random()
         if chance < 0.1:
             self.queue.release(claim, me)
         elif chance < 0.2:
             self.queue.fail(claim, me, 0.0, "not now")
+        elif chance < 0.5 and node is not None and len(claim.unit.rows) > 1 and isinstance(self.queue, MemoryQueue):
+            await self.commit_part(me, claim, engine)
+            return
         else:
+            outcome = await process(self.plan, claim.piece(), engine)
             for _ in range(self.rng.choice([1, 1, 2])):
                 self.queue.commit(claim, me, self.plan, outcome, secrets.token_hex(4))
         if chance < 0.9:
             self.workers[me].remove(claim)  # else it lives on as a zombie that commits again
 
+    async def commit_part(self, me: str, claim: Claim, engine: Engine | None) -> None:
+        """Commits some rows of a unit, maybe twice; the worker goes on with the rest."""
+        rows = {row.row_id for row in claim.unit.rows if self.rng.random() < 0.5} or {claim.unit.rows[0].row_id}
+        outcome = await process(self.plan, claim.piece(rows), engine)
+        token = secrets.token_hex(4)
+        held = [self.queue.commit(claim, me, self.plan, outcome, token, rows) for _ in range(self.rng.choice([1, 1, 2]))]
+        rest = claim.rest(rows) if held[0] else None
+        if self.rng.random() < 0.9:  # else it goes on as if nothing of it had been committed
+            self.workers[me].remove(claim)
+            self.workers[me] += [rest] if rest is not None else []
+
     def mend(self, me: str, claim: Claim) -> None:
         if len(claim.unit.rows) > 1:
             self.queue.split(claim, me, self.plan)
         else:
-            self.queue.commit(claim, me, self.plan, poisoned(self.plan, claim.unit), secrets.token_hex(4))
+            self.queue.commit(claim, me, self.plan, poisoned(self.plan, claim.piece()), secrets.token_hex(4))
         self.workers[me].remove(claim)
+
+    def agree(self) -> None:
+        """A worker tells what it holds."""
+        for me in self.queue.workers():
+            self.queue.reconcile(me, self.workers.get(me, []))
 
     def kill_worker(self, me: str | None = None) -> None:
         """The lease ends; the process may still commit."""
@@ -240,7 +260,7 @@ class Fleet:
         self.coordinators = [self.new_coordinator(), self.new_coordinator()]
 
     async def go(self, *, wild: bool = False) -> None:
-        often = [self.admit, self.claim, self.claim, self.drain]
+        often = [self.admit, self.claim, self.claim, self.drain, self.agree]
         seldom = [self.kill_worker, self.restart_sink, self.restart_coordinator, self.hold, self.bar]
         seldom += [self.empty_redis] * wild
         async with Engines(self.plan.engines) as engines:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -76,9 +77,16 @@ class Site:
         assert isinstance(found, Claim)
         return found
 
-    def commit(self, claim: Claim, me: str = "w1") -> bool:
-        outcome: Outcome = anyio.run(process, self.plan, claim.unit, None)
-        return self.queue.commit(claim, me, self.plan, outcome, secrets.token_hex(4))
+    def commit(self, claim: Claim, me: str = "w1", rows: Collection[str] | None = None, token: str = "") -> bool:
+        outcome: Outcome = anyio.run(process, self.plan, claim.piece(rows), None)
+        return self.queue.commit(claim, me, self.plan, outcome, token or secrets.token_hex(4), rows)
+
+    def commit_part(self, claim: Claim, *rows: str) -> Claim:
+        """Commits some of a claim's rows; what stays in hand."""
+        assert self.commit(claim, rows=rows)
+        rest = claim.rest(rows)
+        assert rest is not None
+        return rest
 
     def lose(self, me: str) -> None:
         self.end_lease(me)
@@ -417,6 +425,129 @@ def test_nested_forks_join_once_with_all_that_their_branches_gave(open_site: Cal
     assert site.drain() == [0]
 
 
+# -- parts
+
+
+def ids(claim: Claim) -> list[str]:
+    return [row.row_id for row in claim.unit.rows]
+
+
+@pytest.fixture
+def parted(site: Site) -> Site:
+    if isinstance(site.queue, FleetQueue):
+        pytest.skip("takes whole units still")
+    return site
+
+
+def test_rows_go_on_as_their_parts_are_committed_and_the_last_part_ends_the_unit(parted: Site) -> None:
+    site = parted
+    rest = site.commit_part(site.commit_part(site.take(), "2"), "0", "3")
+    assert (ids(rest), rest.part) == (["1"], 2)
+    assert [ids(site.take("w2")) for _ in range(2)] == [["2"], ["0", "3"]]
+    assert site.queue.reconcile("w2") == 2
+    assert site.commit(rest)
+    assert site.queue.leave("w1") and not site.commit(rest)
+    site.work_off()
+    assert site.drain() == [0]
+    assert site.rows("first") == site.rows("second") == ["0", "1", "2", "3"]
+    parts = [(result.part, result.taken) for result in site.results if result.node == "first"]
+    assert parts == [("+0", 1), ("+1", 2), ("+2", 1)]
+
+
+def test_a_part_that_is_committed_again_is_committed_once(parted: Site) -> None:
+    claim = parted.take()
+    for _ in range(2):
+        assert parted.commit(claim, rows=["2"], token="the same")
+    assert parted.drain() == [] and [result.taken for result in parted.results] == [1]
+
+
+def test_a_part_with_another_number_than_the_next_writes_nothing_and_the_unit_goes_round(parted: Site) -> None:
+    site, claim = parted, parted.take()
+    rest = site.commit_part(claim, "2")
+    for late in (claim, replace(rest, part=2)):
+        assert not site.commit(late, rows=["1"])
+    assert not site.queue.split(claim, "w1", site.plan)
+    site.drain()
+    assert len(site.results) == 1 and not site.queue.progress(site.keys).damaged
+    assert site.queue.reconcile("w1", [replace(rest, part=2)]) == 1
+    site.work_off()
+    assert site.drain() == [0] and site.rows("first") == ["0", "1", "2", "3"]
+
+
+def test_a_unit_that_is_taken_over_holds_only_what_is_left(parted: Site) -> None:
+    site = parted
+    rest = site.commit_part(site.take("w1"), "2")
+    site.lose("w1")
+    assert not site.commit(rest)
+    for hand_back in (site.queue.release, lambda claim, me: site.queue.fail(claim, me, 0.0, "away")):
+        left = next(claim for claim in (site.take("w2"), site.take("w2")) if claim.unit.node == "first")
+        assert (left.job, ids(left), left.part) == (rest.job, ["0", "1", "3"], 1)
+        assert hand_back(left, "w2")
+        site.queue.reconcile("w2")
+    site.work_off()
+    assert site.drain() == [0] and site.rows("second") == ["0", "1", "2", "3"]
+
+
+def test_only_the_rows_that_are_left_are_cut_in_two(parted: Site) -> None:
+    site = parted
+    rest = site.commit_part(site.take(), "0")
+    assert site.queue.split(rest, "w1", site.plan)
+    site.work_off()
+    assert site.drain() == [0] and site.rows("second") == ["0", "1", "2", "3"]
+    assert [result.part for result in site.results if result.node == "first"] == ["+0", "<", ">"]
+
+
+def test_deaths_are_held_against_the_rows_that_are_left(parted: Site) -> None:
+    site = parted
+    site.commit_part(site.take("v"), "0", "1", "2")
+    site.lose("v")
+    site.commit(site.take("w9"), "w9")  # the three go on
+    assert turns(site, 3) == [Turn.JOB, Turn.SOLO, Turn.SOLO]
+    claim = site.take("w9")
+    assert (claim.turn, ids(claim)) == (Turn.MEND, ["3"])
+
+
+def test_a_join_has_no_parts_and_a_part_has_rows(open_site: Callable[..., Site]) -> None:
+    site = open_site(forked())
+    if isinstance(site.queue, FleetQueue):
+        pytest.skip("takes whole units still")
+    site.admit(["ab", "x", "c", "d"])
+    with pytest.raises(ValueError, match="a part has rows"):
+        site.commit(site.take("w9"), "w9", rows=[])
+    site.queue.reconcile("w9")
+    while (claim := site.take()).unit.node not in site.plan.forks:
+        assert site.commit(claim)
+    with pytest.raises(ValueError, match="a join has no parts"):
+        site.commit(claim, rows=["0"])
+
+
+def test_forks_that_are_reached_in_parts_join_each_of_their_rows_once(open_site: Callable[..., Site]) -> None:
+    site = open_site(forked())
+    if isinstance(site.queue, FleetQueue):
+        pytest.skip("takes whole units still")
+    site.admit(["ab", "xy", "c", "d"])
+    while isinstance(claim := site.claim(), Claim):
+        if claim.unit.node not in site.plan.forks and len(ids(claim)) > 1:
+            claim = site.commit_part(claim, ids(claim)[-1])
+        assert site.commit(claim)
+    assert site.drain() == [0] or site.drain() == [0]
+    assert site.rows("second") == ["0", "2", "3"]
+
+
+def test_rows_that_go_in_parts_give_back_their_credit(open_site: Callable[..., Site]) -> None:
+    site = open_site(forked(), window=4)
+    if isinstance(site.queue, FleetQueue):
+        pytest.skip("takes whole units still")
+    for _ in range(3):
+        assert site.admit(["abcdef", "b", "c", "d"]) is Admitted.OK
+        assert site.admit() is Admitted.FULL
+        while isinstance(claim := site.claim(), Claim):
+            if claim.unit.node not in site.plan.forks and len(ids(claim)) > 1:
+                claim = site.commit_part(claim, ids(claim)[0])
+            assert site.commit(claim)
+        assert len(site.drain()) == 1
+
+
 # -- workers, and which deaths count
 
 
@@ -513,7 +644,9 @@ def lose(site: Site, kind: str) -> None:
             client.delete(key)
     else:
         assert isinstance(site.queue, MemoryQueue)
-        getattr(site.queue._runs[site.keys.run], kind).clear()
+        run = site.queue._runs[site.keys.run]
+        for kept in [root.members for root in run.roots.values()] if kind == "members" else [getattr(run, kind)]:
+            kept.clear()
 
 
 def test_units_that_are_in_no_queue_and_in_no_workers_hands_are_found(site: Site) -> None:

@@ -1,23 +1,21 @@
-"""The leased queue in plain Python: the contract without Redis, for tests and for understanding. One thread, one process.
+"""The leased queue in plain Python, for one thread of one process: local runs use it, and it shows what the scripts do.
 
-It takes and returns the same as `fleet/redis/queue.py`, encoded and decoded as on the wire; the scripts in
-`fleet/redis/scripts/` do the same on keys.
+It keeps and hands over objects; `fleet/redis/queue.py` with the scripts in `fleet/redis/scripts/` does the same on keys.
+No call blocks, and none takes longer the more units there are, except `missing`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from chainette.core.plan import Plan
-from chainette.fleet.memory.memory_run import Job, RunInMemory, Stored
+from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.jobs import claimed_unit, halves, require_size, wire_effects
+from chainette.fleet.protocol.jobs import halves
 from chainette.fleet.protocol.keys import RunKeys, served
-from chainette.fleet.protocol.messages import MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
+from chainette.fleet.protocol.messages import Admission, BadMessage, Result, RootRecord
 from chainette.fleet.protocol.states import (
     ANCHOR,
     LEASE,
@@ -32,7 +30,7 @@ from chainette.fleet.protocol.states import (
     Turn,
 )
 from chainette.io.rundir.events import AnyEvent, Event
-from chainette.records import Effects, Outcome, Rejection, encode
+from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MemoryQueue"]
 
@@ -49,10 +47,14 @@ class _Worker:
 
 
 class MemoryQueue(LeasedQueue):
-    """The contract, by a clock of the caller's."""
+    """The contract, by the caller's clock.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    `changed` is called after units became claimable, entries were added, or credit came back, so that nobody needs to look
+    again and again. It is not called when the delay of `fail` ends.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, changed: Callable[[], object] = lambda: None) -> None:
+        self._clock, self._changed = clock, changed
         self._runs: dict[str, RunInMemory] = {}
         self._workers: dict[str, _Worker] = {}
 
@@ -64,19 +66,20 @@ class MemoryQueue(LeasedQueue):
         known = self._runs.get(run)
         if known and known.state == "cancelled":
             raise Cancelled(f"run {run} was cancelled")
-        if known and (known.epoch, known.owner, known.stream[0].token) == (epoch, owner, token):
+        if known and (known.keys.epoch, known.owner) == (epoch, owner) and known.stream.place((ANCHOR, token)) == 0:
             return
-        if known and known.epoch >= epoch:
-            raise Lost(f"run {run}: epoch {epoch} is not newer than {known.epoch}")
-        state = known.state if known else "running"
+        if known and known.keys.epoch >= epoch:
+            raise Lost(f"run {run}: epoch {epoch} is not newer than {known.keys.epoch}")
         words = {name: str(value) for name, value in fields.items()}
-        noted = known.noted if known else []
-        barred = frozenset(words.get("barred", "").split())
-        self._runs[run] = RunInMemory(epoch, owner, words, [Stored(ANCHOR, token)], state, noted=noted, barred=barred)
+        new = RunInMemory(RunKeys(run, epoch), owner, words, Stream(token), barred=frozenset(words.get("barred", "").split()))
+        if known:
+            new.state, new.noted = known.state, known.noted
+        self._runs[run] = new
+        self._changed()
 
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
         found = self._epoch(run, epoch)
-        if found.damaged or self._place(found, position) is None:
+        if found.damaged or found.stream.place(position) is None:
             raise Lost(f"attach of run {run}, epoch {epoch}")
         found.owner = owner
 
@@ -93,7 +96,8 @@ class MemoryQueue(LeasedQueue):
         known.state = state
         known.fields = {**known.fields, "reason": reason}
         if state == "cancelled":
-            self._runs[run] = RunInMemory(known.epoch, known.owner, known.fields, [], state)
+            self._runs[run] = RunInMemory(known.keys, known.owner, known.fields, Stream(""), state)
+        self._changed()
 
     def bar(self, keys: RunKeys, owner: str, queues: Sequence[str]) -> None:
         run = self._epoch(keys.run, keys.epoch)
@@ -103,21 +107,17 @@ class MemoryQueue(LeasedQueue):
         run.fields = {**run.fields, "barred": " ".join(queues)}
 
     def runs(self) -> list[RunInfo]:
-        return [RunInfo(name, run.epoch, run.state, run.fields) for name, run in sorted(self._runs.items())]
+        return [RunInfo(name, run.keys.epoch, run.state, run.fields) for name, run in sorted(self._runs.items())]
 
     def waiting(self, queues: Sequence[str]) -> dict[str, int]:
-        depths = {name: sum(len(run.queues.get(name, ())) for run in self._runs.values()) for name in queues}
-        return {name: depth for name, depth in depths.items() if depth}
+        waiting = [(name, run.queues[name]) for run in self._runs.values() for name in queues if name in run.queues]
+        return {name: len(found.ready) for name, found in waiting if found.ready}
 
     def _epoch(self, run: str, epoch: int) -> RunInMemory:
         found = self._runs.get(run)
-        if found is None or found.epoch != epoch:
+        if found is None or found.keys.epoch != epoch:
             raise Lost(f"run {run}: epoch {epoch} is over")
         return found
-
-    def _place(self, run: RunInMemory, position: tuple[str, str]) -> int | None:
-        found = [index for index, entry in enumerate(run.stream) if (entry.id, entry.token) == position]
-        return found[0] if found else None
 
     # -- roots
 
@@ -132,20 +132,18 @@ class MemoryQueue(LeasedQueue):
         effects: Effects,
         token: str,
     ) -> Admitted:
-        rows, plain = encode(record), wire_effects(keys, plan, root, effects)
-        require_size(f"root {root} of {len(record.rows)} rows", MAX_COMMIT, rows, plain)
         run = self._epoch(keys.run, keys.epoch)
         if run.state != "running":
             return Admitted(run.state)
         if run.cursor != k:
             return Admitted.BEHIND
-        if run.live and run.is_full:
+        if run.roots and run.is_full:
             return Admitted.FULL
-        run.live[root], run.records[root], run.last = len(record.rows), rows, root
-        run.cursor += 1
-        run.add(plain, keys.run, root, run.barred)
-        if bad or not run.out.get(root):
-            run.say(token, Admission, root, not plain["units"], encode(Admission(bad)))
+        run.open(root, record)
+        run.add(plan, root, effects, run.barred)
+        if bad or not run.roots[root].outstanding:
+            run.say(token, Admission(bad), root, not effects.units)
+        self._changed()
         return Admitted.OK
 
     def end_of_input(self, keys: RunKeys, total: int) -> bool:
@@ -156,19 +154,22 @@ class MemoryQueue(LeasedQueue):
 
     def record(self, keys: RunKeys, root: int) -> RootRecord:
         run = self._runs.get(keys.run)
-        return open_message(run.records.get(root) if run is not None else None, RootRecord)
+        live = run.roots.get(root) if run is not None else None
+        if live is None:
+            raise BadMessage(f"root {root} of run {keys.run} is not live")
+        return live.record
 
     def progress(self, keys: RunKeys) -> Progress:
         run = self._runs.get(keys.run)
         if run is None:
             return Progress(0, None, "", set())
-        live = set(run.live) if run.epoch == keys.epoch else set()
-        current = run.epoch == keys.epoch
+        current = run.keys.epoch == keys.epoch
+        live = set(run.roots) if current else set()
         return Progress(run.cursor, run.total, run.state, live, run.last, run.damaged, run.suspended, is_current=current)
 
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
         run = self._runs.get(keys.run)
-        if run is None or run.epoch != keys.epoch:
+        if run is None or run.keys.epoch != keys.epoch:
             return ""
         return next((words for root in roots if (words := run.missing(root, self._workers))), "")
 
@@ -201,8 +202,10 @@ class MemoryQueue(LeasedQueue):
         lost = [name for name, worker in self._workers.items() if worker.until <= self._clock()]
         for me in lost:
             for name, run in self._workers.pop(me).held.items():
-                if self._in_hand(run, name, me):
-                    self._strike(self._runs[run], name, me)
+                if (job := self._in_hand(run, name, me)) is not None:
+                    self._strike(self._runs[run], job, me)
+        if lost:
+            self._changed()
         return lost
 
     def workers(self) -> dict[str, dict[str, str]]:
@@ -218,22 +221,22 @@ class MemoryQueue(LeasedQueue):
         worker = self._workers.get(incarnation)
         return worker is not None and "stop" in worker.words
 
-    def _in_hand(self, run: str, name: str, me: str) -> bool:
+    def _in_hand(self, run: str, name: str, me: str) -> Job | None:
+        """A unit that a worker holds."""
         job = self._runs[run].jobs.get(name) if run in self._runs else None
-        return job is not None and job.token != "" and job.holder == me
+        return job if job is not None and job.token and job.holder == me else None
 
-    def _strike(self, run: RunInMemory, name: str, me: str) -> None:
-        job = run.jobs[name]
+    def _strike(self, run: RunInMemory, job: Job, me: str) -> None:
         if not job.ahead:
             counter = "deaths" if job.solo else "strikes"
             setattr(job, counter, getattr(job, counter) + 1)
-            run.struck.setdefault(me, []).append((name, counter))
+            run.struck.setdefault(me, []).append((job.name, counter))
             job.solo = job.solo or job.strikes >= 2
         if job.is_broken:
-            job.token, job.broken = "", True
-            run.broken.setdefault(job.told["queue"], deque()).append(name)
+            job.token = ""
+            run.waiting(job.queue).broken.append(job.name)
         else:
-            run.put_back(name)
+            run.put_back(job)
 
     def _pardon(self, me: str) -> None:
         for run in self._runs.values():
@@ -243,18 +246,19 @@ class MemoryQueue(LeasedQueue):
                     continue
                 job.pardons += 1
                 setattr(job, counter, getattr(job, counter) - 1)
-                self._reconsider(run, name, job, counter)
+                self._reconsider(run, job, counter)
+                self._changed()
 
-    def _reconsider(self, run: RunInMemory, name: str, job: Job, counter: str) -> None:
-        queue = job.told["queue"]
+    def _reconsider(self, run: RunInMemory, job: Job, counter: str) -> None:
+        waiting = run.waiting(job.queue)
         if counter == "strikes" and job.solo and job.strikes < 2:
             job.solo = False
-            if name in run.solo.get(queue, ()):
-                run.solo[queue].remove(name)
-                run.put_back(name)
-        elif counter == "deaths" and not job.is_broken and name in run.broken.get(queue, ()):
-            run.broken[queue].remove(name)
-            run.put_back(name)
+            if job.name in waiting.solo:
+                waiting.solo.remove(job.name)
+                run.put_back(job)
+        elif counter == "deaths" and not job.is_broken and job.name in waiting.broken:
+            waiting.broken.remove(job.name)
+            run.put_back(job)
 
     # -- units
 
@@ -265,62 +269,55 @@ class MemoryQueue(LeasedQueue):
             raise Lost(f"worker {incarnation}: its lease is over")
         for name, queue in queues:
             run = self._runs.get(name)
-            if run is None or run.state != "running":
+            waiting = run.queues.get(queue) if run is not None and run.state == "running" else None
+            if run is None or waiting is None:
                 continue
-            run.promote(queue, self._clock())
-            for jobs in (run.broken, run.solo, run.queues):
-                run.skip_gone(jobs.get(queue, deque()))
-            if run.broken.get(queue):
-                return self._hand_out(name, run.broken[queue].popleft(), incarnation, token, Turn.MEND)
-            if run.solo.get(queue) and self._has_turn(run, queue, incarnation):
-                run.turns[queue] = incarnation
+            run.promote(waiting, self._clock())
+            if (job := run.next_of(waiting.broken)) is not None:
+                return self._hand_out(run, job, incarnation, token, Turn.MEND)
+            if waiting.solo and self._has_turn(waiting, incarnation):
+                waiting.turn = incarnation
                 if ahead or not alone:
                     return Drain(queue)
-                return self._hand_out(name, run.solo[queue].popleft(), incarnation, token, Turn.SOLO)
-            if run.queues.get(queue):
-                return self._hand_out(name, run.queues[queue].popleft(), incarnation, token, Turn.JOB, ahead)
+                if (job := run.next_of(waiting.solo)) is not None:
+                    return self._hand_out(run, job, incarnation, token, Turn.SOLO)
+            if (job := run.next_of(waiting.ready)) is not None:
+                return self._hand_out(run, job, incarnation, token, Turn.JOB, ahead)
         return None
 
-    def _has_turn(self, run: RunInMemory, queue: str, me: str) -> bool:
+    def _has_turn(self, waiting: Waiting, me: str) -> bool:
         """Whether nobody else who lives is about to run a unit alone."""
-        holder = run.turns.get(queue)
-        return holder == me or holder not in self._workers
+        return waiting.turn == me or waiting.turn not in self._workers
 
-    def _hand_out(self, run: str, name: str, me: str, token: str, turn: Turn, ahead: bool = False) -> Claim:
-        found = self._runs[run]
-        job = found.jobs[name]
-        job.token, job.holder, job.ahead, job.broken = token, me, ahead, False
-        self._workers[me].held[name] = run
-        told = job.told
-        payload: Any = told.get("payload")
-        if job.fork:
-            payload = [blob for pair in found.parts[job.root, job.fork].items() for blob in pair]
-        unit = claimed_unit(str(job.root).encode(), job.scope.encode(), job.fork.encode(), told["data"].encode(), payload)
-        return Claim(name, token, run, found.epoch, unit, turn, told["at"])
+    def _hand_out(self, run: RunInMemory, job: Job, me: str, token: str, turn: Turn, ahead: bool = False) -> Claim:
+        job.token, job.holder, job.ahead = token, me, ahead
+        self._workers[me].held[job.name] = run.keys.run
+        return Claim(job.name, token, run.keys.run, run.keys.epoch, job.unit, turn, job.since, job.part)
 
-    def _held(self, claim: Claim, me: str) -> RunInMemory | None:
-        """The run, where the claim holds; the claim is out of the worker's hands where it does not."""
+    def _held(self, claim: Claim, me: str) -> tuple[RunInMemory, Job] | None:
+        """The run and the unit, if the claim holds; else the claim leaves the worker's hands."""
         run = self._runs.get(claim.run)
-        job = run.jobs.get(claim.job) if run is not None and run.epoch == claim.epoch else None
-        if run is None or job is None or not claim.token or job.token != claim.token or run.state == "cancelled":
-            if me in self._workers and (job is None or job.holder != me or job.token in ("", claim.token)):
-                self._workers[me].held.pop(claim.job, None)
-            if run is not None and job is None and run.epoch == claim.epoch:
-                run.require(claim.job, claim.unit.root, claim.unit.scope)
-            return None
-        return run
-
-    def _drop(self, claim: Claim, me: str) -> RunInMemory | None:
-        run = self._held(claim, me)
-        if run is not None and me in self._workers:
+        job = run.jobs.get(claim.job) if run is not None and run.keys.epoch == claim.epoch else None
+        if run is not None and job is not None and claim.token and job.token == claim.token and run.state != "cancelled":
+            return run, job
+        if me in self._workers and (job is None or job.holder != me or job.token in ("", claim.token)):
             self._workers[me].held.pop(claim.job, None)
-        return run
+        if run is not None and job is None and run.keys.epoch == claim.epoch:
+            run.require(claim.job, claim.unit.root, claim.unit.scope)
+        return None
+
+    def _drop(self, claim: Claim, me: str) -> tuple[RunInMemory, Job] | None:
+        """As `_held`; the unit leaves the worker's hands in any case."""
+        found = self._held(claim, me)
+        if found is not None and me in self._workers:
+            self._workers[me].held.pop(claim.job, None)
+        return found
 
     def start(self, claim: Claim, incarnation: str) -> bool:
-        run = self._held(claim, incarnation)
-        if run is not None:
-            run.jobs[claim.job].ahead = False
-        return run is not None
+        found = self._held(claim, incarnation)
+        if found is not None:
+            found[1].ahead = False
+        return found is not None
 
     def commit(
         self,
@@ -331,88 +328,106 @@ class MemoryQueue(LeasedQueue):
         token: str,
         rows: Collection[str] | None = None,
     ) -> bool:
-        if claim.rest(rows) is not None:
-            raise NotImplementedError("parts of a unit")
-        root = claim.unit.root
-        entry = encode(Result.of(claim.unit, outcome, incarnation))
-        effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, root, outcome.effects)
-        require_size(f"{claim.unit.node}, root {root}", MAX_COMMIT, entry, effects)
-        run = self._drop(claim, incarnation)
-        if run is None or run.lacks_scope(claim.job, effects):
+        if self._is_repeated(claim, token):
+            return True
+        found = self._held(claim, incarnation)
+        if found is None:
             return False
-        run.add(effects, claim.run, root, run.barred)
-        run.say(token, Result, root, run.finish(claim.job), entry)
+        run, job = found
+        piece, rest = claim.piece(rows), claim.rest(rows)
+        if rest is not None and (not piece.rows or piece.node in plan.forks):
+            raise ValueError(f"{piece.node}, root {piece.root}: a part has rows, and a join has no parts")
+        if job.part != claim.part:
+            return False  # maybe an old call that comes late, so the unit stays where it is
+        if run.lacks_scope(job, outcome.effects):
+            self._drop(claim, incarnation)
+            return False
+        run.add(plan, claim.unit.root, outcome.effects, run.barred)
+        done = False
+        if rest is not None:
+            run.shorten(job, rest.unit, token)
+        else:
+            self._drop(claim, incarnation)
+            done = run.finish(job)
+        run.say(token, Result.of(piece, outcome, incarnation), claim.unit.root, done)
+        self._changed()
         return True
 
+    def _is_repeated(self, claim: Claim, token: str) -> bool:
+        """Whether a call before this one has committed the part, and the unit has rows left."""
+        run = self._runs.get(claim.run)
+        job = run.jobs.get(claim.job) if run is not None else None
+        return job is not None and job.done == token
+
     def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
-        run = self._drop(claim, incarnation)
-        if run is None:
+        found = self._held(claim, incarnation)
+        if found is None or found[1].part != claim.part:
             return False
-        keys = RunKeys(claim.run, claim.epoch)
-        run.add(wire_effects(keys, plan, claim.unit.root, Effects(halves(claim.unit))), claim.run, claim.unit.root)
-        run.finish(claim.job)
+        run, job = found
+        self._drop(claim, incarnation)
         for half in halves(claim.unit):
-            name = keys.job(half.node, half.root, half.part)
-            queue = run.jobs[name].told["queue"]
-            run.jobs[name].solo = True
-            run.queues[queue].remove(name)
-            run.solo.setdefault(queue, deque()).append(name)
+            run.enqueue(half, job.queue, solo=True)
+        run.finish(job)
+        self._changed()
         return True
 
     def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:
-        run = self._drop(claim, incarnation)
-        if run is None:
-            return False
-        job = run.jobs[claim.job]
-        job.token, job.ahead, job.due = "", False, self._clock() + delay
-        return True
+        found = self._drop(claim, incarnation)
+        if found is not None:
+            run, job = found
+            run.put_off(job, self._clock() + delay)
+        return found is not None
 
     def release(self, claim: Claim, incarnation: str) -> bool:
-        run = self._drop(claim, incarnation)
-        if run is not None:
-            run.put_back(claim.job)
-        return run is not None
+        found = self._drop(claim, incarnation)
+        if found is not None:
+            run, job = found
+            run.put_back(job)
+            self._changed()
+        return found is not None
 
     def bury(self, claim: Claim, incarnation: str, reason: str) -> bool:
-        run = self._drop(claim, incarnation)
-        if run is None:
-            return False
-        run.damaged = reason
-        run.jobs[claim.job].token = ""
-        return True
+        found = self._drop(claim, incarnation)
+        if found is not None:
+            run, job = found
+            run.damaged, job.token = reason, ""
+        return found is not None
 
     def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
-        worker, tokens = self._workers.get(incarnation), {claim.job: claim.token for claim in known}
+        worker, mine = self._workers.get(incarnation), {claim.job: claim for claim in known}
         returned = 0
         for name, run in list(worker.held.items()) if worker is not None else []:
-            mine = self._in_hand(run, name, incarnation)
-            if mine and self._runs[run].jobs[name].token == tokens.get(name):
+            job, claim = self._in_hand(run, name, incarnation), mine.get(name)
+            if job is not None and claim is not None and job.token == claim.token and job.part >= claim.part:
                 continue
             del self._workers[incarnation].held[name]
-            if mine:
-                self._runs[run].put_back(name)
+            if job is not None:
+                self._runs[run].put_back(job)
                 returned += 1
+        if returned:
+            self._changed()
         return returned
 
     # -- results
 
     def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
         run = self._epoch(keys.run, keys.epoch)
-        place = self._place(run, position)
+        place = run.stream.place(position)
         if place is None:
             raise Lost(f"run {keys.run}: the stream of epoch {keys.epoch} does not continue at {position[0]}")
-        return [_opened(entry) for entry in run.stream[place + 1 : place + 1 + count]]
+        return run.stream.behind(place, count)
 
     def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
         run = self._epoch(keys.run, keys.epoch)
-        place = self._place(run, position)
+        place = run.stream.place(position)
         if run.owner != owner or place is None:
             raise Lost(f"ack of run {keys.run}, epoch {keys.epoch}")
-        durable = {entry.root for entry in run.stream[: place + 1] if entry.suspended}
-        for root in [*roots, *durable & run.parked]:
+        durable = {entry.root for entry in run.stream.trim(place) if entry.suspended} & run.parked
+        for root in (*roots, *durable):
             run.forget(root)
         run.parked -= durable
-        del run.stream[:place]
+        if roots or durable:
+            self._changed()
 
     # -- notes
 
@@ -423,14 +438,3 @@ class MemoryQueue(LeasedQueue):
     def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
         noted = self._runs[run].noted if run in self._runs else []
         return f"1-{len(noted)}", list(noted[int(after.partition("-")[2]) :])  # type: ignore[arg-type]
-
-
-def _opened(entry: Stored) -> Entry:
-    """The entry as a reader of the stream has it.
-
-    Raises:
-        BadMessage: it is the anchor, which has no message.
-    """
-    if entry.kind is None:
-        raise BadMessage("the anchor of a stream is no entry of it")
-    return Entry(entry.id, entry.token, open_message(entry.body, entry.kind), entry.root, entry.done, entry.suspended)

@@ -1,184 +1,321 @@
-"""A run of the in-memory queue: its units, scopes and stream in one epoch."""
+"""A run of the in-memory queue in one epoch: its roots, forks, units and stream."""
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from time import time
 
-from chainette.fleet.protocol.messages import Admission, Result
+from chainette.core.plan import Plan
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import Admission, Result, RootRecord
+from chainette.fleet.protocol.states import ANCHOR, Entry
 from chainette.io.rundir.events import Event
+from chainette.records import Effects, Partial, Row, Scope, Unit
 
-__all__ = ["Job", "RunInMemory", "Stored"]
+__all__ = ["Job", "LiveRoot", "RunInMemory", "Stream", "Waiting"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
-    """A unit: what RQ's hash says of it, and where it is."""
+    """A unit, the rows that are left of it, and who has it."""
 
-    told: Mapping[str, Any]
-    run: str
-    root: int
-    scope: str
-    #: Of a join: the scope that it ends. Of another unit: "".
-    fork: str
+    name: str
+    unit: Unit
+    queue: str
+    #: Seconds since 1970.
+    since: float
+    #: Parts committed so far, and the token of the last.
+    part: int = 0
+    done: str = ""
     token: str = ""
     holder: str = ""
     ahead: bool = False
     solo: bool = False
-    broken: bool = False
-    #: When it may be claimed again; None where it waits for nothing.
-    due: float | None = None
+    #: Whether it waits for a time.
+    delayed: bool = False
     strikes: int = 0
     deaths: int = 0
     pardons: int = 0
 
     @property
     def is_broken(self) -> bool:
-        return self.deaths >= 2 or (self.deaths >= 1 and self.told["rows"] > 1)
+        return self.deaths >= 2 or (self.deaths >= 1 and len(self.unit.rows) > 1)
 
 
-@dataclass
-class Stored:
-    """An entry of the stream; its body is bytes."""
+@dataclass(slots=True)
+class Waiting:
+    """The units that wait in one queue, by name."""
 
-    id: str
-    token: str
-    kind: type[Result | Admission] | None = None
-    root: int = 0
-    done: bool = False
-    suspended: bool = False
-    body: bytes = b""
+    ready: deque[str] = field(default_factory=deque)
+    #: Units that run alone, units that killed a worker while they did, and whose turn it is to run one.
+    solo: deque[str] = field(default_factory=deque)
+    broken: deque[str] = field(default_factory=deque)
+    turn: str = ""
+    #: Heap of (due, unit).
+    delayed: list[tuple[float, str]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self.ready, *self.solo, *self.broken)
+
+
+@dataclass(slots=True)
+class Fork:
+    """An executed fork: what it was opened with, and what its branches gave so far."""
+
+    opened: Scope
+    queue: str
+    partials: list[Partial] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+
+    def join(self, root: int) -> Unit:
+        """The unit that merges the branches."""
+        rows: dict[str, list[Row]] = {}
+        for partial in self.partials:
+            rows.setdefault(partial.branch, []).extend(partial.rows)
+        opened = self.opened
+        return Unit(opened.fork, root, f"{opened.part}j", opened.parent, opened.base, rows, self.stopped)
+
+
+@dataclass(slots=True)
+class LiveRoot:
+    """A root that is admitted and not acknowledged."""
+
+    record: RootRecord
+    #: Bytes of its rows, if the run bounds them.
+    size: int
+    #: Rows of its units; units of a later phase do not count.
+    outstanding: int = 0
+    #: Scope -> its outstanding members: names of units, "S:" and a scope below, "P:" and a unit of a later phase.
+    members: dict[str, set[str]] = field(default_factory=dict)
+    forks: dict[str, Fork] = field(default_factory=dict)
+
+    @property
+    def live_rows(self) -> int:
+        """The rows admitted, or those outstanding if rows were expanded."""
+        return max(len(self.record.rows), self.outstanding)
+
+
+class Stream:
+    """Entries of a run behind an anchor; numbered without gaps."""
+
+    def __init__(self, token: str) -> None:
+        self._entries = deque([Entry(ANCHOR, token, Admission([]), -1)])
+        #: The number of the first entry; the anchor's is 1.
+        self._first = 1
+
+    @property
+    def next_id(self) -> str:
+        return f"1-{self._first + len(self._entries)}"
+
+    def append(self, entry: Entry) -> None:
+        self._entries.append(entry)
+
+    def place(self, position: tuple[str, str]) -> int | None:
+        """The index of an entry; None if it is not here."""
+        number = position[0].rpartition("-")[2]
+        index = int(number) - self._first if number.isdecimal() else -1
+        found = self._entries[index] if 0 <= index < len(self._entries) else None
+        return index if found is not None and (found.id, found.token) == position else None
+
+    def behind(self, place: int, count: int) -> list[Entry]:
+        return list(islice(self._entries, place + 1, place + 1 + count))
+
+    def trim(self, place: int) -> list[Entry]:
+        """Drops everything before an entry; returns what is durable now: that entry, and what was dropped."""
+        dropped = [self._entries.popleft() for _ in range(place)]
+        self._first += place
+        return [*dropped, self._entries[0]]
 
 
 @dataclass
 class RunInMemory:
     """One run in its current epoch."""
 
-    epoch: int
+    keys: RunKeys
     owner: str
     fields: dict[str, str]
-    stream: list[Stored]
+    stream: Stream
     state: str = "running"
     cursor: int = 0
     total: int | None = None
     last: int = -1
     damaged: str = ""
-    added: int = 0
     #: Queues whose units wait for a later phase; roots that left with such units; those whose last entry is not acknowledged.
     barred: frozenset[str] = frozenset()
     suspended: int = 0
     parked: set[int] = field(default_factory=set)
-    #: Root -> rows admitted, rows outstanding, record.
-    live: dict[int, int] = field(default_factory=dict)
-    out: dict[int, int] = field(default_factory=dict)
-    records: dict[int, bytes] = field(default_factory=dict)
-    #: (root, scope) -> outstanding members; the parts of its join; what the scope was opened with.
-    members: dict[tuple[int, str], set[str]] = field(default_factory=dict)
-    parts: dict[tuple[int, str], dict[bytes, bytes]] = field(default_factory=dict)
-    opened: dict[tuple[int, str], Mapping[str, Any]] = field(default_factory=dict)
+    roots: dict[int, LiveRoot] = field(default_factory=dict)
+    live_rows: int = 0
+    live_bytes: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
-    #: Per queue: units in order, units that run alone, units to mend, and whose turn it is to run one alone.
-    queues: dict[str, deque[str]] = field(default_factory=dict)
-    solo: dict[str, deque[str]] = field(default_factory=dict)
-    broken: dict[str, deque[str]] = field(default_factory=dict)
-    turns: dict[str, str] = field(default_factory=dict)
+    queues: dict[str, Waiting] = field(default_factory=dict)
     #: Worker -> what its lost leases have cost.
     struck: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     noted: list[Event] = field(default_factory=list)
+    #: Node -> name of its queue.
+    _names: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def live_rows(self) -> int:
-        return sum(max(rows, self.out.get(root, 0)) for root, rows in self.live.items())
+    # -- roots
 
     @property
     def is_full(self) -> bool:
         """Whether as many rows or bytes are live as may be."""
-        size = sum(map(len, self.records.values()))
-        return self.live_rows >= int(self.fields["window"]) or size >= int(self.fields.get("window_bytes", size + 1))
+        most = self.fields.get("window_bytes")
+        return self.live_rows >= int(self.fields["window"]) or (most is not None and self.live_bytes >= int(most))
 
-    def add(self, effects: Mapping[str, Any], run: str, root: int, barred: Container[str] = ()) -> None:
-        for opened in effects["scopes"]:
-            where = (root, opened["scope"])
-            self.members.setdefault((root, opened["parent"]), set()).add(f"S:{opened['scope']}")
-            self.opened[where], self.parts[where] = opened, {b"base": opened["base"]}
-        for told in effects["units"]:
-            if told["queue"] in barred:
-                self.members.setdefault((root, told["scope"]), set()).add(f"P:{told['job']}")
+    def open(self, root: int, record: RootRecord) -> None:
+        bounded = "window_bytes" in self.fields
+        size = sum(len(value) for row in record.rows for value in row.values.values()) if bounded else 0
+        self.roots[root], self.last = LiveRoot(record, size), root
+        self.live_rows += len(record.rows)
+        self.live_bytes += size
+        self.cursor += 1
+
+    def weigh(self, root: LiveRoot, rows: int) -> None:
+        """So many rows of the root are outstanding more."""
+        before = root.live_rows
+        root.outstanding += rows
+        self.live_rows += root.live_rows - before
+
+    def forget(self, root: int) -> None:
+        """Nothing stays of a root."""
+        if (live := self.roots.pop(root, None)) is not None:
+            self.live_rows -= live.live_rows
+            self.live_bytes -= live.size
+
+    def say(self, token: str, message: Result | Admission, root: int, done: bool) -> None:
+        """Appends an entry; a root that has only units of a later phase is suspended with it."""
+        suspended = not done and not self.roots[root].outstanding
+        self.stream.append(Entry(self.stream.next_id, token, message, root, done, suspended))
+        if suspended:
+            self.suspended += 1
+            self.parked.add(root)
+
+    # -- units
+
+    def waiting(self, queue: str) -> Waiting:
+        found = self.queues.get(queue)
+        if found is None:
+            found = self.queues[queue] = Waiting()
+        return found
+
+    def name_of(self, unit: Unit) -> str:
+        return f"{self.keys.run}_{self.keys.epoch}_{unit.root}_{unit.node}_{unit.part}"
+
+    def queue_of(self, plan: Plan, node: str) -> str:
+        name = self._names.get(node)
+        if name is None:
+            name = self._names[node] = self.keys.queue(plan.engine_of(node), node)
+        return name
+
+    def add(self, plan: Plan, root: int, effects: Effects, barred: Container[str] = ()) -> None:
+        """Opens forks, queues units, and keeps what branches gave."""
+        live = self.roots[root]
+        for opened in effects.scopes:
+            if opened.scope in live.forks:
+                raise ValueError(f"scope {opened.scope} of root {root} exists already")
+            live.members.setdefault(opened.parent, set()).add(f"S:{opened.scope}")
+            live.forks[opened.scope] = Fork(opened, self.queue_of(plan, opened.fork))
+        for unit in effects.units:
+            queue = self.queue_of(plan, unit.node)
+            if queue in barred:
+                live.members.setdefault(unit.scope, set()).add(f"P:{self.name_of(unit)}")
             else:
-                self.enqueue(told["job"], Job(told, run, root, told["scope"], ""))
-        for kind in ("partials", "stopped"):
-            for scope, blob in effects[kind]:
-                parts = self.parts[root, scope]
-                parts[f"{'p' if kind == 'partials' else 'x'}:{len(parts)}".encode()] = blob
+                self.enqueue(unit, queue)
+        for partial in effects.partials:
+            live.forks[partial.scope].partials.append(partial)
+        for scope, row_ids in effects.stopped:
+            live.forks[scope].stopped += row_ids
 
-    def enqueue(self, name: str, job: Job) -> None:
-        self.jobs[name] = job
-        self.members.setdefault((job.root, job.scope), set()).add(name)
-        self.queues.setdefault(job.told["queue"], deque()).append(name)
-        self.out[job.root] = self.out.get(job.root, 0) + job.told["rows"]
+    def enqueue(self, unit: Unit, queue: str, *, solo: bool = False) -> None:
+        name, live = self.name_of(unit), self.roots[unit.root]
+        if name in self.jobs:
+            raise ValueError(f"unit {name} exists already")
+        self.jobs[name] = Job(name, unit, queue, time(), solo=solo)
+        live.members.setdefault(unit.scope, set()).add(name)
+        (self.waiting(queue).solo if solo else self.waiting(queue).ready).append(name)
+        self.weigh(live, len(unit.rows))
 
-    def put_back(self, name: str) -> None:
-        job = self.jobs[name]
-        job.token, job.holder, job.ahead, job.broken, job.due = "", "", False, False, None
-        (self.solo if job.solo else self.queues).setdefault(job.told["queue"], deque()).appendleft(name)
+    def put_back(self, job: Job) -> None:
+        """A unit may be claimed again, before all others."""
+        job.token, job.holder, job.ahead, job.delayed = "", "", False, False
+        waiting = self.waiting(job.queue)
+        (waiting.solo if job.solo else waiting.ready).appendleft(job.name)
 
-    def promote(self, queue: str, now: float) -> None:
-        """Units that were put off until now."""
-        for name, job in self.jobs.items():
-            if job.told["queue"] == queue and job.due is not None and job.due <= now:
-                self.put_back(name)
+    def put_off(self, job: Job, due: float) -> None:
+        job.token, job.holder, job.ahead, job.delayed = "", "", False, True
+        heapq.heappush(self.waiting(job.queue).delayed, (due, job.name))
 
-    def finish(self, name: str) -> bool:
-        """Takes a unit out of its scope; whether its root is done."""
-        job = self.jobs.pop(name)
-        if job.fork:
-            del self.parts[job.root, job.fork], self.opened[job.root, job.fork]
-        self.out[job.root] -= job.told["rows"]
-        members = self.members[job.root, job.scope]
-        members.discard(name)
+    def promote(self, waiting: Waiting, now: float) -> None:
+        """Units that were put off until now may be claimed."""
+        while waiting.delayed and waiting.delayed[0][0] <= now:
+            job = self.jobs.get(heapq.heappop(waiting.delayed)[1])
+            if job is not None and job.delayed:
+                self.put_back(job)
+
+    def finish(self, job: Job) -> bool:
+        """Takes a unit out of its scope; whether its root is done with it."""
+        del self.jobs[job.name]
+        unit, live = job.unit, self.roots[job.unit.root]
+        self.weigh(live, -len(unit.rows))
+        members = live.members[unit.scope]
+        members.discard(job.name)
         if members:
             return False
-        del self.members[job.root, job.scope]
-        if not job.scope:
+        del live.members[unit.scope]
+        if not unit.scope:
             return True
-        told = self.opened[job.root, job.scope]
-        self.enqueue(told["job"], Job(told, job.run, job.root, told["parent"], job.scope))
-        self.members[job.root, told["parent"]].discard(f"S:{job.scope}")
+        fork = live.forks.pop(unit.scope)
+        self.enqueue(fork.join(unit.root), fork.queue)
+        live.members[fork.opened.parent].discard(f"S:{unit.scope}")
         return False
+
+    def shorten(self, job: Job, left: Unit, token: str) -> None:
+        """A part took rows out of a unit."""
+        self.weigh(self.roots[job.unit.root], len(left.rows) - len(job.unit.rows))
+        job.unit, job.part, job.done = left, job.part + 1, token
+
+    # -- what is lost
 
     def require(self, name: str, root: int, scope: str) -> None:
         """A unit that its scope still names, and that is gone, was lost and not committed."""
-        if name not in self.jobs and name in self.members.get((root, scope), ()):
+        live = self.roots.get(root)
+        if name not in self.jobs and live is not None and name in live.members.get(scope, ()):
             self.damaged = f"unit {name} is gone"
 
-    def skip_gone(self, jobs: deque[str]) -> None:
-        """Takes units off the front of a queue that are gone."""
-        while jobs and jobs[0] not in self.jobs:
-            self.damaged = f"unit {jobs.popleft()} is gone"
+    def next_of(self, names: deque[str]) -> Job | None:
+        """Takes the first unit out of a queue; names of units that are gone go too."""
+        while names:
+            name = names.popleft()
+            if (job := self.jobs.get(name)) is not None:
+                return job
+            self.damaged = f"unit {name} is gone"
+        return None
 
-    def lacks_scope(self, name: str, effects: Mapping[str, Any]) -> bool:
-        """Whether a key is gone that a commit needs: its unit's place in the scope, or the fork to which its rows go."""
-        job = self.jobs[name]
-        known = {"", *(opened["scope"] for opened in effects["scopes"])}
-        known |= {scope for root, scope in self.opened if root == job.root and (root, scope) in self.parts}
-        needed = {job.scope, *(scope for kind in ("partials", "stopped") for scope, _ in effects[kind])}
-        if name not in self.members.get((job.root, job.scope), ()):
-            self.damaged = f"the members of a scope of root {job.root} are gone"
-        elif needed - known:
-            self.damaged = f"a fork of root {job.root} is gone"
-        else:
-            return False
-        return True
+    def lacks_scope(self, job: Job, effects: Effects) -> bool:
+        """Whether something is gone that a commit needs: its unit's place in the scope, or the fork to which its rows go."""
+        number, scope = job.unit.root, job.unit.scope
+        live = self.roots.get(number)
+        if live is None or job.name not in live.members.get(scope, ()):
+            self.damaged = f"the members of a scope of root {number} are gone"
+            return True
+        needed = {scope, *(partial.scope for partial in effects.partials), *(where for where, _ in effects.stopped)}
+        if needed - live.forks.keys() - {"", *(opened.scope for opened in effects.scopes)}:
+            self.damaged = f"a fork of root {number} is gone"
+            return True
+        return False
 
     def missing(self, root: int, alive: Container[str]) -> str:
-        """What is outstanding of a root and can never be claimed, in words; "" if nothing is."""
-        waiting = {name for kind in (self.queues, self.solo, self.broken) for jobs in kind.values() for name in jobs}
-        scopes = [""]
-        units = 0
+        """Says which outstanding unit of a root can never be claimed; "" if there is none."""
+        waiting = {name for queue in self.queues.values() for name in queue}
+        live = self.roots.get(root)
+        scopes, units = [""], 0
         while scopes:
-            members = self.members.get((root, scopes.pop()), set())
+            members = live.members.get(scopes.pop(), set()) if live is not None else set()
             if not members:
                 return f"root {root}: what is outstanding of it is gone"
             scopes += [member[2:] for member in members if member.startswith("S:")]
@@ -187,22 +324,6 @@ class RunInMemory:
                 job = self.jobs.get(name)
                 if job is None:
                     return f"unit {name} is gone"
-                if name not in waiting and job.due is None and (not job.token or job.holder not in alive):
+                if name not in waiting and not job.delayed and (not job.token or job.holder not in alive):
                     return f"unit {name} is in no queue"
         return "" if units else f"root {root} waits for a later phase and was not let go"
-
-    def say(self, token: str, kind: type[Result | Admission], root: int, done: bool, body: bytes) -> None:
-        self.added += 1
-        suspended = not done and not self.out.get(root)
-        self.stream.append(Stored(f"1-{self.added}", token, kind, root, done, suspended, body))
-        if suspended:
-            self.suspended += 1
-            self.parked.add(root)
-
-    def forget(self, root: int) -> None:
-        """Nothing stays of a root."""
-        for kept in (self.live, self.out, self.records):
-            kept.pop(root, None)
-        for scopes in (self.members, self.parts, self.opened):
-            for where in [where for where in scopes if where[0] == root]:
-                del scopes[where]

@@ -201,7 +201,8 @@ class LeasedQueue(ABC):
         `rows` are the ids of the rows that end with this part (None: all that are left), and `outcome` is that of
         `claim.piece(rows)`. `claim.rest(rows)` stays in hand; a unit without rows left is gone. `token` names the part: call
         again with the same arguments until an answer comes, and commit no other part of the unit meanwhile. A join never goes
-        in parts. False if the claim does not hold: then drop it, with all its rows.
+        in parts. False if the claim does not hold, or if the queue does not know of the parts before: then drop the claim
+        with all its rows, and `reconcile` makes the unit go round.
 
         Raises:
             TooLarge: it has too many bytes; nothing happened, and the claim is as it was.
@@ -209,7 +210,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
-        """Cuts a unit in two that run alone; False where the claim does not hold."""
+        """Cuts what is left of a unit in two that run alone; False where the claim does not hold, as in `commit`."""
 
     @abstractmethod
     def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:

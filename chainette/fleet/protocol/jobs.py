@@ -14,7 +14,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
 from chainette.records import Effects, Scope, Unit, encode
 
-__all__ = ["age", "claimed_unit", "halves", "require_size", "set_apart", "stamp", "wire_effects"]
+__all__ = ["age", "claimed_unit", "halves", "moment", "require_size", "set_apart", "stamp", "wire_effects"]
 
 #: The one function that a job may name. It is never imported: workers know what a job means.
 FUNCTION = "chainette.run.process"
@@ -29,12 +29,17 @@ def stamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def age(since: str, now: float) -> float:
-    """Seconds from a stamp to `now`, both since 1970; 0 where it is none, or the clocks differ that much."""
+def moment(stamp: str) -> float:
+    """A stamp in seconds since 1970; 0 if it is none."""
     try:
-        return max(0.0, now - datetime.fromisoformat(since).timestamp())
+        return datetime.fromisoformat(stamp).timestamp()
     except ValueError:
         return 0.0
+
+
+def age(since: float, now: float) -> float:
+    """Seconds between two moments; 0 if the first is unknown, or if the clocks differ."""
+    return max(0.0, now - since) if since else 0.0
 
 
 def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects) -> dict[str, Any]:

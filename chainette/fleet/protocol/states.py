@@ -73,8 +73,8 @@ class Claim:
     #: Only the rows that no part has ended yet.
     unit: Unit
     turn: Turn = Turn.JOB
-    #: When it was queued, by the clock of the process that did.
-    since: str = ""
+    #: When it was queued, in seconds since 1970 by the clock of the process that did; 0 if unknown.
+    since: float = 0.0
     #: Parts that were committed of the unit so far.
     part: int = 0
 

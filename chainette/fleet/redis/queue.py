@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.jobs import claimed_unit, halves, require_size, set_apart, stamp, wire_effects
+from chainette.fleet.protocol.jobs import claimed_unit, halves, moment, require_size, set_apart, stamp, wire_effects
 from chainette.fleet.protocol.keys import RUNS, RunKeys, worker
 from chainette.fleet.protocol.messages import MAX_BYTES, MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
 from chainette.fleet.protocol.states import (
@@ -223,7 +223,7 @@ class FleetQueue(LeasedQueue):
                 return Drain(reply[1].decode()) if reply[0] == b"DRAIN" else None
             turn, job, run, epoch, since = (part.decode("utf-8", "replace") for part in reply[:5])
             try:
-                return Claim(job, token, run, int(epoch), claimed_unit(*reply[5:]), Turn(turn), since)
+                return Claim(job, token, run, int(epoch), claimed_unit(*reply[5:]), Turn(turn), moment(since))
             except BadMessage as error:
                 self._bury(_who(job, token, incarnation, reply[6].decode("utf-8", "replace")), str(error))
 

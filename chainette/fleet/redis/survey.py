@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chainette.fleet.protocol.jobs import age
+from chainette.fleet.protocol.jobs import age, moment
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, engine_of, rq_job, rq_queue, rq_scheduled, worker
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _run(run: str, fields: Fields, raw: _Raw, stamps: Iterator[bytes | None], no
     waiting = []
     for name, (units, jobs, delayed) in zip(_queues(fields), raw.queues, strict=True):
         step = name.removesuffix(f".{run}").partition(".")[2]
-        oldest = max((age((next(stamps) or b"").decode(), now) for _ in jobs), default=0.0)
+        oldest = max((age(moment((next(stamps) or b"").decode()), now) for _ in jobs), default=0.0)
         waiting.append(Waiting(step, engine_of(name), units, oldest, delayed))
     lag_rows = lag_seconds = 0.0
     if len(raw.oldest) > 1:
