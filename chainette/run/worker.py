@@ -18,7 +18,8 @@ from chainette.core.plan import Plan
 from chainette.errors import EngineUnavailable
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.states import Claim, RunInfo
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitRetried
 from chainette.records import Outcome

@@ -10,7 +10,8 @@ import pytest
 
 from chainette.engine.config import make_config
 from chainette.errors import EngineConfigError
-from chainette.fleet.protocol.keys import RunKeys, engine_of, listed, served
+from chainette.fleet.protocol.keys import RunKeys, engine_of
+from chainette.fleet.protocol.member_fields import Member, listed
 from tests.support.cli import Project
 
 ENGINE = "meta/llama 3, v1.5=x*"
@@ -90,7 +91,7 @@ def test_a_queue_is_three_words_whatever_its_engine_is_called(engine: str) -> No
     queue = RunKeys("20261128-184305-d000cf82", 1).queue(engine, "步骤")
     assert re.fullmatch(r"[^\s.,]+\.步骤\.20261128-184305-d000cf82", queue)
     assert engine_of(queue) == engine
-    assert served({"engines": listed([engine, "b"])}) == sorted([engine, "b"])
+    assert Member(names=listed([engine, "b"])).engines == sorted([engine, "b"])
 
 
 @pytest.mark.parametrize(

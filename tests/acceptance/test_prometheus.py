@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from chainette.fleet.redis.survey import survey
+from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.redis.fleet_view import look
 from chainette.fleet.server.embedded import EmbeddedServer
 from deploy.grafana.make import DASHBOARDS, FOLDER
 from tests.support.cli import Project, until
@@ -35,8 +36,8 @@ class Fleet:
 
     def addresses(self) -> dict[str, str]:
         """Kind of process -> where its metrics are."""
-        found = survey(self.client).processes.values()
-        return {words.get("kind", "worker"): words["metrics"] for words in found}
+        found = look(self.client).members.values()
+        return {member.kind: member.metrics for member in found}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield Fleet(prometheus, client, worker, run)
 
 
-def words_of(client: Redis, kind: str) -> dict[str, str] | None:
-    found = [words for words in survey(client).processes.values() if words.get("kind", "worker") == kind]
-    return dict(found[0]) if found else None
+def words_of(client: Redis, kind: str) -> Member | None:
+    found = [member for member in look(client).members.values() if member.kind == kind]
+    return found[0] if found else None
 
 
 def get(url: str) -> bytes:

@@ -190,8 +190,8 @@ def test_two_coordinators_admit_every_row_once_and_the_one_that_lives_goes_on(si
         until(lambda: site.committed("fleet") > 5)
         info = site.board.run(run)
         assert info is not None
-        words = site.board.members()[info.fields["coordinator"]]
-        os.kill(int(words["pid"]), signal.SIGKILL)
+        pid = site.board.members()[info.coordinator].pid
+        os.kill(pid, signal.SIGKILL)
         site.finished(run)
         assert sum(process.poll() is None for process in fleet) == 3
     assert lines(site.project, "fleet") == expected
@@ -314,7 +314,7 @@ def test_rows_that_wait_in_redis_are_not_mixed_with_those_of_a_file_that_changed
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     call = ("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16", "--quiet", "--redis", site.url)
     first = site.project.start(*call)
-    until(lambda: any(info.epoch >= 0 and info.fields.get("cursor") == "2" for info in site.board.runs()))
+    until(lambda: any(info.epoch >= 0 and info.cursor == 2 for info in site.board.runs()))
     first.kill()
     first.communicate()
     path.write_bytes(path.read_bytes().replace(b"row 14 ", b"new 14 "))  # behind the first MiB

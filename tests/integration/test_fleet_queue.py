@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.fleet.redis.calls import SCRIPTS, Scripts
 from chainette.fleet.redis.queue import Admitted, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
@@ -490,7 +491,7 @@ def server_time(client: redis.Redis) -> float:
 def test_a_worker_hears_that_its_claims_are_gone(run: QueueRun) -> None:
     assert not run.queue.beat("w1", {"engines": "a"}, 3600)
     assert run.queue.beat("w1", {"engines": "b", "rows_in_flight": 3}, 3600)
-    assert run.queue.workers() == {"w1": {"engines": "b", "rows_in_flight": "3"}}
+    assert run.queue.workers() == {"w1": Member(names="b", rows_in_flight=3)}
     run.lose("w1")
     assert run.queue.workers() == {}
     assert not run.queue.beat("w1", {}, 3600)

@@ -304,7 +304,7 @@ def test_a_run_that_another_process_has_taken_is_left_to_it_as_long_as_that_live
     monkeypatch.setattr("chainette_workers.sink.drive.LEASE", 0.2)
     board, client = Board(database.client), database.client
     run = Background(site, RedisFleet(database.url))
-    [info] = wait_for(lambda: [info for info in board.runs() if "counts" in info.fields])
+    [info] = wait_for(lambda: [info for info in board.runs() if info.counts.nodes])
     board.beat("enqueue-other", {"kind": "enqueue"})
     client.hset(f"chainette:run:{info.run}", mapping={"owner": "other", "sink": "enqueue-other"})
     with site.worker(database.url):

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 from chainette_workers.worker.chains import ChainDiffers, Chains
 from chainette_workers.worker.function_pool import Children
@@ -21,12 +22,11 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import EngineUnavailable
-from chainette.fleet.protocol.states import RunInfo
-from chainette.fleet.redis.run_registry import chain_fields
 from chainette.io.rundir.likeness import marks_of
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unit
 from chainette.run.process import process
 from tests.support.cli import until
+from tests.support.fleet import record
 from tests.support.patience import LONG
 
 CHAIN = """
@@ -113,9 +113,8 @@ class Site:
         (path / "helper.py").write_text("WORD = 'helped'\n")
         loaded = load_chain("chain.py", path)
         self.plan: Plan = compile_chain(loaded.chain)
-        fields = {"chain_ref": "chain.py", "digest": loaded.digest, "batch_size": "8", "simulate": "0", "engines": "{}"}
-        fields |= chain_fields({}, marks_of(self.plan))
-        self.info = RunInfo("run", 0, "running", fields)
+        marks = msgspec.json.encode(marks_of(self.plan)).decode()
+        self.info = record("run", chain_ref="chain.py", digest=loaded.digest, batch_size="8", marks=marks)
         self.children = Children(path, width=2)
 
     def unit(self, *texts: str, node: str = "letters") -> Unit:

@@ -126,6 +126,23 @@ def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, databa
         require_whole(site, run)
 
 
+@pytest.mark.parametrize("value", [b"\xff\xfe", None])
+@pytest.mark.parametrize(
+    "field", ["digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks", "queues", "outline", "cursor"]
+)
+def test_a_field_of_the_run_that_is_garbage_or_lost_costs_no_row(
+    site: Site, database: Database, field: str, value: bytes | None
+) -> None:
+    client, log = database.client, site.path / "out/events.jsonl"
+    run = Background(site, RedisFleet(database.url))
+    with site.worker(database.url):
+        wait_for(log.exists)
+        wait_for(lambda: log.read_bytes().count(b"unit_committed") > 8)
+        [key] = keys(client, ADMITTED[0])
+        assert client.hset(key, field, value) == 0 if value else client.hdel(key, field), "there was no such field"
+        require_whole(site, run)
+
+
 @pytest.mark.parametrize("field", ["epoch", "state", "window", "live_rows", "counts", "outline", "order", "queues"])
 def test_status_shows_a_run_whose_record_in_redis_is_garbage_without_an_internal_error(
     tmp_path: Path, database: Database, field: str

@@ -17,6 +17,7 @@ from chainette.core.flow import frontier
 from chainette.core.plan import Plan
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
 from chainette.fleet.redis.queue import ANCHOR, Admitted, Cancelled, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.io.rundir.events import EngineReleased, UnitRetried
@@ -552,9 +553,9 @@ def test_rows_that_go_in_parts_give_back_their_credit(open_site: Callable[..., S
 
 
 def test_a_worker_beats_hears_that_it_is_asked_to_stop_and_leaves_with_empty_hands(site: Site) -> None:
-    assert not site.queue.beat("w1", {"engines": "a,b", "rows": 3}, 3600)
-    assert site.queue.beat("w1", {"rows": 4}, 3600)
-    assert site.queue.workers()["w1"]["engines"] == "a,b" and site.queue.workers()["w1"]["rows"] == "4"
+    assert not site.queue.beat("w1", {"engines": "a,b", "rows_in_flight": 3}, 3600)
+    assert site.queue.beat("w1", {"rows_in_flight": 4}, 3600)
+    assert site.queue.workers()["w1"] == Member(names="a,b", rows_in_flight=4)
     assert site.queue.ask_to_stop("c") == [] and not site.queue.is_asked_to_stop("w1")
     assert site.queue.ask_to_stop("b") == ["w1"] and site.queue.is_asked_to_stop("w1")
     claim = site.take()

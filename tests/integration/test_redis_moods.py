@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from chainette.cli.commands.resume import _asks_a_sink
 from chainette.cli.main import app
-from chainette.cli.screen.fleet_view import RunView, watch
+from chainette.cli.screen.fleet_screen import RunView, watch
 from chainette.fleet.redis.connect import connect, eviction_risk
 from chainette.fleet.redis.run_registry import Board, Order
 from chainette.io.rundir.open import read_created

@@ -21,7 +21,7 @@ from chainette import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import RunStopped
-from chainette.fleet.redis.survey import survey
+from chainette.fleet.redis.fleet_view import look
 from chainette.hooks import Stage
 from chainette.io.rundir.result import RunResult
 from chainette.records import CHAIN_INPUT
@@ -141,8 +141,8 @@ def test_workers_that_come_and_go_change_no_number(site: Site) -> None:
 def test_a_worker_says_where_its_units_spent_their_time(site: Site, database: Database) -> None:
     with site.worker():
         result = site.run(sink())
-        [words] = survey(database.client).processes.values()
-        with urllib.request.urlopen(f"http://{words['metrics']}/metrics", timeout=LONG) as reply:
+        [member] = look(database.client).members.values()
+        with urllib.request.urlopen(f"http://{member.metrics}/metrics", timeout=LONG) as reply:
             text = reply.read().decode()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     counts = {

@@ -21,13 +21,27 @@ from chainette.core.plan import Plan
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
-from chainette.fleet.redis.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue, RunInfo
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.redis.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
 from chainette.run.process import process
 from tests.support.chains import Text, Word
 from tests.support.patience import LONG
 
-__all__ = ["QueueRun", "forked", "opened", "snapshot", "straight", "work", "workers_gone"]
+__all__ = ["QueueRun", "forked", "opened", "record", "snapshot", "straight", "work", "workers_gone"]
+
+
+#: What workers must know of a run.
+_NEEDED = {"chain_ref": "chain.py:chain", "digest": "d", "batch_size": "4", "simulate": "0", "seed": "0", "engines": "{}"}
+
+
+def record(run: str, **fields: str) -> RunInfo:
+    """A run whose hash in Redis has these fields beside all that it needs."""
+    found = dict.fromkeys(("epoch", "cursor", "live_rows", "live_bytes", "results"), "0")
+    found |= {"state": "running", "owner": "o", "queues": "", "parameters": "{}", "marks": "{}", **_NEEDED, **fields}
+    info = RunInfo.of(run, {name.encode(): value.encode() for name, value in found.items()})
+    assert info is not None
+    return info
 
 
 def first(item: Text) -> Word:

@@ -19,7 +19,7 @@ from chainette.cli.common import command_line, console, guarded, warn
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
 from chainette.cli.flags import RedisUrl
 from chainette.cli.launch import load_plan
-from chainette.cli.screen.fleet_view import RunView, watch
+from chainette.cli.screen.fleet_screen import RunView, watch
 from chainette.cli.screen.summary import counts_table, summary_lines
 from chainette.core.plan import Plan
 from chainette.core.usercode.loading import LoadedChain
@@ -202,7 +202,7 @@ def _require_services(board: Board, roles: Sequence[Role]) -> str:
         raise RunError(
             f"no live {' and no live '.join(missing)} serves this Redis; start {commands}, or leave out {way} to do it here"
         )
-    return ", ".join(sorted({words.get("host", "?") for words in board.services(Role.SINK).values()}))
+    return ", ".join(sorted({member.host or "?" for member in board.services(Role.SINK).values()}))
 
 
 def _order(loaded: LoadedChain, plan: Plan, flags: dict[str, Any], directory: Path) -> Order:

@@ -206,7 +206,7 @@ def _asks_a_sink(
             FleetQueue(connection).set_state(run.run_id, "running")
         except Lost:
             return False  # it ended meanwhile
-    hosts = ", ".join(sorted({words.get("host", "?") for words in sinks.values()}))
+    hosts = ", ".join(sorted({member.host or "?" for member in sinks.values()}))
     typer.echo(f"run {run.run_id}: asked the sink on {hosts} to go on")
     typer.echo(f"watch: {command_line('status', run.run_id, '--watch')}")
     return True

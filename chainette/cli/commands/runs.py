@@ -10,7 +10,6 @@ from chainette.cli.common import console, guarded, new_table
 from chainette.cli.flags import RedisUrl
 from chainette.errors import RunError
 from chainette.fleet.processes import end, recorded
-from chainette.fleet.protocol.keys import served
 from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.queue import FleetQueue, Lost
 from chainette.fleet.redis.reasons import reasons
@@ -27,28 +26,21 @@ def runs(redis: RedisUrl = None) -> None:
     columns = ("run", "state", "chain", "epoch", "roots admitted", "live rows")
     table, why = new_table(columns, numbers=columns[3:]), []
     with connect(redis) as connection:
-        board = Board(connection)
-        found, members = board.runs(), board.members()
-        for info in found:
-            fields = info.fields
-            total = f" of {fields['total']}" if "total" in fields else ""
-            epoch, admitted = str(info.epoch) if info.epoch >= 0 else "-", f"{fields.get('cursor', 0)}{total}"
-            table.add_row(info.run, info.state, fields.get("chain_ref", ""), epoch, admitted, fields.get("live_rows", "0"))
-            snapshot = board.snapshot(info.run)
-            why += [f"{info.run}: {reason}" for reason in (reasons(snapshot) if snapshot is not None else ())]
+        fleet = Board(connection).fleet()
+    for run in fleet.runs:
+        info, total = run.info, f" of {run.info.total}" if run.info.total is not None else ""
+        epoch = str(info.epoch) if info.epoch >= 0 else "-"
+        table.add_row(info.run, info.state, info.chain_ref, epoch, f"{info.cursor}{total}", str(info.live_rows))
+        why += [f"{info.run}: {reason}" for reason in reasons(run)]
     screen = console()
-    screen.print(table if found else "no live runs")
+    screen.print(table if fleet.runs else "no live runs")
     for line in why:
         screen.print(line, soft_wrap=True)
-    workers = {name: words for name, words in members.items() if words.get("kind", "worker") == "worker"}
-    for name, words in sorted(members.items()):
-        if name in workers:
-            screen.print(
-                f"worker {name}: {', '.join(served(words))}, {words.get('rows_in_flight')} rows in flight", soft_wrap=True
-            )
-        else:
-            screen.print(f"{words.get('kind')} {name}: pid {words.get('pid')} on {words.get('host')}", soft_wrap=True)
-    if not workers:
+    for name, member in sorted(fleet.members.items()):
+        served = f"{', '.join(member.engines)}, {member.rows_in_flight} rows in flight"
+        about = served if member.is_worker else f"pid {member.pid} on {member.host}"
+        screen.print(f"{member.kind} {name}: {about}", soft_wrap=True)
+    if not any(member.is_worker for member in fleet.members.values()):
         screen.print("no live workers; start one: chainette worker --engine NAME")
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from chainette.cli.common import console, guarded
 from chainette.cli.flags import RedisUrl
-from chainette.cli.screen.fleet_view import FleetView, RunView, watch
+from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.cli.screen.live import view_lines
 from chainette.cli.screen.progress import Progress
 from chainette.cli.screen.summary import accounting_line, counts_table, engine_lines, next_lines, token_line

@@ -14,8 +14,10 @@ from chainette.core.plan import Plan
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.jobs import halves
-from chainette.fleet.protocol.keys import RunKeys, served
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, BadMessage, Result, RootRecord
+from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import (
     ANCHOR,
     LEASE,
@@ -26,7 +28,6 @@ from chainette.fleet.protocol.states import (
     Entry,
     Lost,
     Progress,
-    RunInfo,
     Turn,
 )
 from chainette.io.rundir.events import AnyEvent, Event
@@ -61,7 +62,7 @@ class MemoryQueue(LeasedQueue):
     # -- runs
 
     def install(
-        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int]
+        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int | float]
     ) -> None:
         known = self._runs.get(run)
         if known and known.state == "cancelled":
@@ -107,7 +108,8 @@ class MemoryQueue(LeasedQueue):
         run.fields = {**run.fields, "barred": " ".join(queues)}
 
     def runs(self) -> list[RunInfo]:
-        return [RunInfo(name, run.keys.epoch, run.state, run.fields) for name, run in sorted(self._runs.items())]
+        runs = sorted(self._runs.items())
+        return [RunInfo.read(_raw(run.fields), run=name, epoch=run.keys.epoch, state=run.state) for name, run in runs]
 
     def waiting(self, queues: Sequence[str]) -> dict[str, int]:
         waiting = [(name, run.queues[name]) for run in self._runs.values() for name in queues if name in run.queues]
@@ -208,11 +210,11 @@ class MemoryQueue(LeasedQueue):
             self._changed()
         return lost
 
-    def workers(self) -> dict[str, dict[str, str]]:
-        return {name: dict(worker.words) for name, worker in self._workers.items()}
+    def workers(self) -> dict[str, Member]:
+        return {name: Member.read(_raw(worker.words)) for name, worker in self._workers.items()}
 
     def ask_to_stop(self, engine: str | None) -> list[str]:
-        asked = [name for name, worker in self._workers.items() if engine is None or engine in served(worker.words)]
+        asked = [name for name, member in self.workers().items() if engine is None or engine in member.engines]
         for name in asked:
             self._workers[name].words["stop"] = "1"
         return asked
@@ -438,3 +440,8 @@ class MemoryQueue(LeasedQueue):
     def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
         noted = self._runs[run].noted if run in self._runs else []
         return f"1-{len(noted)}", list(noted[int(after.partition("-")[2]) :])  # type: ignore[arg-type]
+
+
+def _raw(words: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Fields as Redis would give them back."""
+    return {name.encode(): value.encode() for name, value in words.items()}

@@ -12,8 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import RootRecord
-from chainette.fleet.protocol.states import LEASE, Admitted, Claim, Drain, Entry, Progress, RunInfo
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import LEASE, Admitted, Claim, Drain, Entry, Progress
 from chainette.io.rundir.events import AnyEvent, Event
 from chainette.records import Effects, Outcome, Rejection
 
@@ -27,7 +29,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def install(
-        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int]
+        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int | float]
     ) -> None:
         """Makes an epoch current; its stream begins with the anchor `(ANCHOR, token)`. Everything older is refused, and
         deleted.
@@ -156,7 +158,7 @@ class LeasedQueue(ABC):
         A unit that was begun gets a strike: after the second it runs alone, and after a death alone it is mended (`Turn`)."""
 
     @abstractmethod
-    def workers(self) -> dict[str, dict[str, str]]:
+    def workers(self) -> dict[str, Member]:
         """What live workers say about themselves."""
 
     @abstractmethod

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -18,11 +17,10 @@ __all__ = [
     "RunKeys",
     "engine_of",
     "held",
-    "listed",
     "rq_job",
     "rq_queue",
     "rq_scheduled",
-    "served",
+    "word",
     "worker",
 ]
 
@@ -61,7 +59,7 @@ def rq_job(job: str) -> str:
     return f"rq:job:{job}"
 
 
-def _word(engine: str) -> str:
+def word(engine: str) -> str:
     """The name of an engine, which may be any text, as one word: all but letters, digits, "_" and "-" is percent-encoded."""
     return re.sub(r"[^\w-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), engine)
 
@@ -69,16 +67,6 @@ def _word(engine: str) -> str:
 def engine_of(queue: str) -> str:
     """The engine of a queue that `RunKeys.queue` named."""
     return unquote(queue.partition(".")[0])
-
-
-def listed(engines: Iterable[str]) -> str:
-    """The engines that a worker serves, as it says them: words with commas between."""
-    return ",".join(map(_word, sorted(engines)))
-
-
-def served(words: Mapping[str, str]) -> list[str]:
-    """The engines that a worker says it serves."""
-    return [unquote(word) for word in words.get("engines", "").split(",") if word]
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,7 @@ class RunKeys:
 
     def queue(self, engine: str, node: str) -> str:
         """RQ's name of the queue of one node: three words with dots between."""
-        return f"{_word(engine)}.{node}.{self.run}"
+        return f"{word(engine)}.{node}.{self.run}"
 
     def job(self, node: str, root: int, part: str) -> str:
         """RQ's id of a unit's job: letters, digits, "_" and "-" only."""

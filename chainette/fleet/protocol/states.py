@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -11,7 +11,7 @@ import msgspec
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.records import Row, Unit
 
-__all__ = ["ANCHOR", "LEASE", "Admitted", "Cancelled", "Claim", "Drain", "Entry", "Lost", "Progress", "RunInfo", "Turn"]
+__all__ = ["ANCHOR", "LEASE", "Admitted", "Cancelled", "Claim", "Drain", "Entry", "Lost", "Progress", "Turn"]
 
 #: Seconds that a worker may be silent before its units are given to others.
 LEASE = 6.0
@@ -137,19 +137,3 @@ class Progress:
     def complete(self) -> bool:
         """Whether everything was admitted, and made durable as far as this epoch brings it."""
         return self.total is not None and self.cursor >= self.total and not self.live
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What Redis says of a run."""
-
-    run: str
-    #: -1 where it was handed over and no sink has begun it yet.
-    epoch: int
-    state: str
-    fields: Mapping[str, str]
-
-    @property
-    def queues(self) -> list[str]:
-        """RQ's names of its queues."""
-        return self.fields.get("queues", "").split()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import socket
 from collections.abc import Collection, Mapping, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.jobs import claimed_unit, halves, moment, require_size, set_apart, stamp, wire_effects
-from chainette.fleet.protocol.keys import RUNS, RunKeys, worker
+from chainette.fleet.protocol.keys import RUNS, RunKeys, rq_queue, worker
+from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import MAX_BYTES, MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
+from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import (
     ANCHOR,
     LEASE,
@@ -20,12 +26,12 @@ from chainette.fleet.protocol.states import (
     Entry,
     Lost,
     Progress,
-    RunInfo,
     Turn,
 )
-from chainette.fleet.redis import census
 from chainette.fleet.redis.calls import Scripts
 from chainette.fleet.redis.connect import is_damage
+from chainette.fleet.redis.fleet_view import known_runs, live_members
+from chainette.fleet.redis.leftovers import give_up, sweep
 from chainette.fleet.redis.streams import entry_id, lies_apart, noted_event, stream_entry
 from chainette.io.rundir.events import AnyEvent, Event
 from chainette.io.rundir.log import encode_line
@@ -77,26 +83,26 @@ class FleetQueue(LeasedQueue):
         self._max_bytes, self._max_commit, self._max_inline = max_bytes, max_commit, max_inline
         self._scripts = Scripts(connection)
         #: What RQ shows of the workers in this process.
-        self._about = census.this_process()
+        self._about = _this_process()
 
     # -- runs
 
     def install(
-        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int]
+        self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int | float]
     ) -> None:
         reply = self._call("install", run=run, epoch=epoch, owner=owner, token=token, queues=list(queues), fields=dict(fields))
         if reply[0] == b"CANCELLED":
             raise Cancelled(f"run {run} was cancelled")
         if reply[0] != b"OK":
             raise Lost(f"run {run}: epoch {epoch} is not newer than {reply[1]}")
-        census.sweep(self._redis, run, before=epoch)
+        sweep(self._redis, run, before=epoch)
 
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
         self._expect("attach", run=run, epoch=epoch, owner=owner, id=position[0], token=position[1])
 
     def close(self, run: str, epoch: int, owner: str, queues: Sequence[str]) -> None:
         self._expect("close", run=run, epoch=epoch, owner=owner, queues=list(queues))
-        census.sweep(self._redis, run, before=epoch + 1)
+        sweep(self._redis, run, before=epoch + 1)
 
     def set_state(self, run: str, state: str, reason: str = "") -> None:
         reply = self._call("state", run=run, state=state, reason=reason)
@@ -106,16 +112,19 @@ class FleetQueue(LeasedQueue):
             known = ", ".join(info.run for info in self.runs()) or "none"
             raise Lost(f"no live run {run!r}; live runs: {known}")
         if state == "cancelled":
-            census.give_up(self._redis, run)
+            give_up(self._redis, run)
 
     def bar(self, keys: RunKeys, owner: str, queues: Sequence[str]) -> None:
         self._expect("bar", run=keys.run, epoch=keys.epoch, owner=owner, queues=list(queues))
 
     def runs(self) -> list[RunInfo]:
-        return census.known_runs(self._redis)
+        return [info for info in known_runs(self._redis) if info.epoch >= 0]
 
     def waiting(self, queues: Sequence[str]) -> dict[str, int]:
-        return census.with_units(self._redis, queues)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.llen(rq_queue(queue))
+            return {queue: length for queue, length in zip(queues, pipe.execute(), strict=True) if length}
 
     # -- roots
 
@@ -158,7 +167,13 @@ class FleetQueue(LeasedQueue):
         return bool(reply == b"OK")
 
     def progress(self, keys: RunKeys) -> Progress:
-        return census.progress_of(self._redis, keys)
+        names = ("cursor", "total", "state", "last", "damaged", "suspended", "epoch")
+        found = cast("list[bytes | None]", self._redis.hmget(keys.state, names))
+        live = cast("list[bytes]", self._redis.hkeys(keys.live))
+        try:
+            return _progress(keys, [(value or b"").decode() for value in found], live)
+        except ValueError as error:
+            raise BadMessage(f"the record of run {keys.run} in Redis does not decode: {error}") from error
 
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
         found: bytes = self._call("missing", run=keys.run, epoch=keys.epoch, roots=list(roots))
@@ -191,11 +206,14 @@ class FleetQueue(LeasedQueue):
     def reap(self) -> list[str]:
         return [name.decode() for name in self._call("reap")]
 
-    def workers(self) -> dict[str, dict[str, str]]:
-        return census.known_workers(self._redis)
+    def workers(self) -> dict[str, Member]:
+        return {name: member for name, member in live_members(self._redis).items() if member.is_worker}
 
     def ask_to_stop(self, engine: str | None) -> list[str]:
-        return census.ask_to_stop(self._redis, engine)
+        asked = [name for name, member in self.workers().items() if engine is None or engine in member.engines]
+        for name in asked:
+            self._redis.hset(worker(name), "stop", "1")
+        return asked
 
     def is_asked_to_stop(self, incarnation: str) -> bool:
         return bool(self._redis.hget(worker(incarnation), "stop"))
@@ -327,6 +345,31 @@ class FleetQueue(LeasedQueue):
         reply = self._call(name, **arguments)
         if reply != b"OK":
             raise Lost(f"{name} of run {arguments['run']}, epoch {arguments['epoch']}: {reply.decode()}")
+
+
+def _this_process() -> dict[str, str | int]:
+    """What RQ shows of a worker."""
+    return {
+        "hostname": socket.gethostname(),
+        "pid": os.getpid(),
+        "ip_address": "",
+        "version": metadata.version("chainette"),
+        "python_version": platform.python_version(),
+    }
+
+
+def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> Progress:
+    cursor, total, state, last, damaged, suspended, epoch = found
+    return Progress(
+        int(cursor or 0),
+        int(total) if total else None,
+        state,
+        {int(root) for root in live},
+        int(last or -1),
+        damaged,
+        int(suspended or 0),
+        is_current=epoch in ("", str(keys.epoch)),
+    )
 
 
 def _holder(claim: Claim, incarnation: str) -> dict[str, str]:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from chainette.errors import RunError
-from chainette.fleet.protocol.states import LEASE, RunInfo
-from chainette.fleet.redis import census
+from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.calls import Scripts
-from chainette.fleet.redis.snapshot import Snapshot, take_snapshot
+from chainette.fleet.redis.fleet_view import Fleet, LiveRun, known_runs, live_members, look, run_info
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Board", "Options", "Order", "Role", "chain_fields", "inside"]
+__all__ = ["Board", "Options", "Order", "Role", "inside"]
 
 
 class Role(StrEnum):
@@ -67,24 +68,24 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, info: RunInfo) -> Order | None:
-        """The order of a run; None where it was not handed over.
+        """The order of a run; None if it was not handed over.
 
         Raises:
             RunError: it is none.
         """
-        text = info.fields.get("order")
-        if not text:
+        if not info.order:
             return None
         try:
-            return msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError as error:
+            return msgspec.json.decode(info.order, type=cls)
+        except (ValueError, RecursionError) as error:
             raise RunError(f"run {info.run}: its order in Redis does not decode: {error}") from error
 
     @property
-    def fields(self) -> dict[str, str]:
-        """As it stands at the run."""
-        about = {"chain_ref": self.chain_ref, "digest": self.digest}
-        return {"order": msgspec.json.encode(self).decode(), **about, **chain_fields(self.parameters, self.marks)}
+    def fields(self) -> dict[str, str | int | float]:
+        """The order as fields of the run's record, with what workers read of it."""
+        return RunInfo.words(
+            order=self, chain_ref=self.chain_ref, digest=self.digest, parameters=self.parameters, marks=self.marks
+        )
 
 
 class Board:
@@ -99,25 +100,28 @@ class Board:
         self._scripts = Scripts(connection)
 
     def runs(self) -> list[RunInfo]:
-        """Runs that are not closed, those among them that no sink has begun."""
-        return census.all_runs(self._redis)
+        """Runs that are not closed, also those that no sink has begun."""
+        return known_runs(self._redis)
 
     def run(self, run: str) -> RunInfo | None:
         """One of them."""
-        return census.run_info(self._redis, run)
+        return run_info(self._redis, run)
 
-    def snapshot(self, run: str) -> Snapshot | None:
-        """What is in its queues, and who lives; None where it is closed."""
-        info = self.run(run)
-        return None if info is None else take_snapshot(self._redis, info)
+    def live(self, run: str) -> LiveRun | None:
+        """One of them with what is in its queues; None if it is closed."""
+        return next(iter(look(self._redis, run).runs), None)
 
-    def members(self) -> dict[str, dict[str, str]]:
-        """What workers and services say about themselves, those whose lease holds."""
-        return census.members(self._redis)
+    def fleet(self) -> Fleet:
+        """Everybody who lives, and every run with what is in its queues."""
+        return look(self._redis)
 
-    def services(self, role: Role) -> dict[str, dict[str, str]]:
+    def members(self) -> dict[str, Member]:
+        """Workers and services whose lease holds."""
+        return live_members(self._redis)
+
+    def services(self, role: Role) -> dict[str, Member]:
         """Those members that serve a role."""
-        return {name: words for name, words in self.members().items() if words.get("kind") == role}
+        return {name: member for name, member in self.members().items() if member.kind == role}
 
     def beat(self, me: str, fields: Mapping[str, str | int | float]) -> None:
         """Says that a service lives."""
@@ -156,14 +160,9 @@ class Board:
         """Pauses a run that cannot go on, until somebody unpauses it."""
         self._scripts.call("state", run=run, state="paused", reason=reason[:2000])
 
-    def say(self, run: str, fields: Mapping[str, str | int]) -> None:
-        """Writes something down at a run that others may want to know; nothing where it is closed."""
+    def say(self, run: str, fields: Mapping[str, str | int | float]) -> None:
+        """Writes fields of a run's record; nothing if the run is closed."""
         self._scripts.call("say", run=run, fields=dict(fields))
-
-
-def chain_fields(parameters: Mapping[str, Any], marks: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What workers must know of a run's chain beside its files, as it stands at the run."""
-    return {"parameters": msgspec.json.encode(parameters).decode(), "marks": msgspec.json.encode(marks).decode()}
 
 
 def inside(relative: str, what: str) -> str:

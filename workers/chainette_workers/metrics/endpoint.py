@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chainette.errors import RunError
+from chainette.fleet.protocol.member_fields import Member
 
 __all__ = ["Endpoint", "Route", "Unavailable", "serving", "targets"]
 
@@ -21,9 +22,6 @@ Route = Callable[[str], tuple[str, bytes]]
 
 #: Seconds that a client may take to say what it wants.
 _PATIENCE = 10.0
-
-#: What processes say about themselves that a scraper wants as labels; none is a label of a metric of ours.
-_LABELS = {"engines": "serves", "gpu": "gpu", "host": "host"}
 
 
 class Unavailable(Exception):
@@ -111,19 +109,16 @@ def _reachable(host: str, towards: tuple[str, int]) -> str:
             return socket.gethostname()
 
 
-def targets(processes: Mapping[str, Mapping[str, str]]) -> bytes:
-    """Prometheus's HTTP service discovery of the processes that have an endpoint."""
+def targets(members: Mapping[str, Member]) -> bytes:
+    """Prometheus's HTTP service discovery of the processes that have an endpoint. No label is one of our metrics' own."""
     return msgspec.json.encode(
         [
-            {
-                "targets": [words["metrics"]],
-                "labels": {
-                    "worker": name,
-                    "role": words.get("kind", "worker"),
-                    **{label: words[word] for word, label in _LABELS.items() if words.get(word)},
-                },
-            }
-            for name, words in sorted(processes.items())
-            if words.get("metrics")
+            {"targets": [member.metrics], "labels": {"worker": name, "role": member.kind, **_about(member)}}
+            for name, member in sorted(members.items())
+            if member.metrics
         ]
     )
+
+
+def _about(member: Member) -> dict[str, str]:
+    return {label: text for label, text in (("serves", member.names), ("host", member.host)) if text}

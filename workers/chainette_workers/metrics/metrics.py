@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from chainette.core.plan import PYTHON, NodeKind, Plan
-from chainette.fleet.redis.survey import Survey
+from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, UnitCommitted, UnitRetried
 from chainette.records import CHAIN_INPUT, Reason
@@ -49,7 +49,7 @@ class Metrics(Hook, Collector):
         self,
         *parts: Part,
         engines: Iterable[str] = (),
-        look: Callable[[], Survey | None] = lambda: None,
+        look: Callable[[], Fleet | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.parts = frozenset(parts) | {Part.ALL}
@@ -282,7 +282,7 @@ class _Loads:
 class _Fleet(Collector):
     """What Redis says of the whole fleet, looked up when somebody scrapes."""
 
-    def __init__(self, look: Callable[[], Survey | None], clock: Callable[[], float]) -> None:
+    def __init__(self, look: Callable[[], Fleet | None], clock: Callable[[], float]) -> None:
         self._look = look
         self._overview = Overview(clock)
 

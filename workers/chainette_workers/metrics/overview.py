@@ -1,13 +1,12 @@
-"""The fleet's state as numbers, by metric: what one survey says, and how it went lately."""
+"""The fleet's state as numbers, by metric: what one look says, and how it went lately."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from chainette.fleet.protocol.keys import served
-from chainette.fleet.redis.survey import RunSurvey, Survey
+from chainette.fleet.redis.fleet_view import Fleet, LiveRun, Queue
 from chainette_workers.metrics.forecast import Forecast
 
 __all__ = ["Overview"]
@@ -23,40 +22,41 @@ class Overview:
         self._clock = clock
         self._forecasts: dict[str, Forecast] = {}
 
-    def values(self, seen: Survey) -> Iterator[Value]:
+    def values(self, seen: Fleet) -> Iterator[Value]:
         """Every number of the catalogue's fleet part but redis_up."""
         yield "chainette_redis_memory_used_bytes", [], seen.memory_used
         yield "chainette_redis_memory_max_bytes", [], seen.memory_max
-        yield "chainette_runs", [], len(seen.runs)
-        needed = {waiting.engine for run in seen.runs for waiting in run.waiting}
-        serving = Counter(name for words in seen.processes.values() for name in served(words))
+        runs = {run.info.run: run for run in seen.runs if run.info.epoch >= 0}
+        yield "chainette_runs", [], len(runs)
+        needed = {queue.engine for run in runs.values() for queue in run.queues}
+        serving = Counter(name for member in seen.members.values() for name in member.engines)
         for engine in sorted(needed | set(serving)):
             yield "chainette_workers", [engine], serving[engine]
-        self._forecasts = {run.run: self._forecasts.get(run.run) or Forecast() for run in seen.runs}
-        for run in seen.runs:
-            yield from _queues(run)
-            for name, value in self._of_run(run):
-                yield f"chainette_{name}", [run.run], value
+        self._forecasts = {name: self._forecasts.get(name) or Forecast() for name in runs}
+        for name, run in runs.items():
+            yield from _queues(name, run.queues)
+            for metric, value in self._of_run(run):
+                yield f"chainette_{metric}", [name], value
 
-    def _of_run(self, run: RunSurvey) -> Iterator[tuple[str, float]]:
-        forecast = self._forecasts[run.run]
+    def _of_run(self, run: LiveRun) -> Iterator[tuple[str, float]]:
+        info, forecast = run.info, self._forecasts[run.info.run]
         forecast.see(self._clock(), run.done)
-        yield "window_rows", run.window
-        yield "window_live_rows", run.live_rows
-        yield "window_credit_rows", max(0, run.window - run.live_rows)
-        yield "run_paused", run.state == "paused"
+        yield "window_rows", info.window
+        yield "window_live_rows", info.live_rows
+        yield "window_credit_rows", max(0, info.window - info.live_rows)
+        yield "run_paused", info.state == "paused"
         yield "run_records", math.nan if run.expected is None else run.expected
         yield "run_records_done", run.done
         yield "run_progress_ratio", run.done / run.expected if run.expected else float(run.expected == 0)
         yield "run_eta_seconds", forecast.seconds(run.expected)
-        yield "sink_lag_units", run.lag_units
+        yield "sink_lag_units", run.results
         yield "sink_lag_rows", run.lag_rows
         yield "sink_lag_seconds", run.lag_seconds
 
 
-def _queues(run: RunSurvey) -> Iterator[Value]:
-    for waiting in run.waiting:
-        labels = [run.run, waiting.step, waiting.engine]
-        yield "chainette_queue_units", labels, waiting.units
-        yield "chainette_queue_oldest_age_seconds", labels, waiting.age
-        yield "chainette_queue_delayed_units", labels, waiting.delayed
+def _queues(run: str, queues: Iterable[Queue]) -> Iterator[Value]:
+    for queue in queues:
+        labels = [run, queue.node, queue.engine]
+        yield "chainette_queue_units", labels, queue.waiting
+        yield "chainette_queue_oldest_age_seconds", labels, queue.age
+        yield "chainette_queue_delayed_units", labels, queue.delayed

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from chainette.fleet.redis.connect import impatient
-from chainette.fleet.redis.survey import Lookout
+from chainette.fleet.redis.fleet_view import Lookout
 from chainette.hooks import Hook, Hooks
 from chainette.run.session import Session
 from chainette_workers.metrics.catalogue import Part
@@ -82,4 +82,4 @@ def _discovered(lookout: Lookout) -> bytes:
     seen = lookout.look()
     if seen is None:
         raise Unavailable("Redis does not answer")
-    return targets(seen.processes)
+    return targets(seen.members)

@@ -42,11 +42,11 @@ class CoordinatorDuty:
 
     def wants(self, handed: Handed) -> bool:
         info = handed.info
-        if info.epoch < 0 or info.state == "cancelled" or "total" in info.fields or handed.order.from_steps:
+        if info.epoch < 0 or info.state == "cancelled" or info.total is not None or handed.order.from_steps:
             return False  # nothing to admit, or not before the sink has begun another epoch
         if not self._directory(handed).exists():
             raise Elsewhere(f"there is no run in {handed.order.directory} below {self.places.runs}")
-        return not (info.state == "paused" and info.fields.get("reason"))
+        return not (info.state == "paused" and info.reason)
 
     def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
         info, order = handed.info, handed.order
@@ -82,7 +82,7 @@ class CoordinatorDuty:
 
 def _is_over(board: Board, run: str) -> bool:
     info = board.run(run)
-    return info is None or info.state == "cancelled" or bool(info.fields.get("reason"))
+    return info is None or info.state == "cancelled" or bool(info.reason)
 
 
 def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: Observed) -> Coordinator:

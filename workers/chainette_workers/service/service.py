@@ -24,8 +24,9 @@ import redis
 from chainette.core.chain import Chain
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import Offered, agreed, set_flags, text_of
-from chainette.errors import ChainetteError, ParameterError, RunCancelled, RunDirectoryInUse, RunStopped
-from chainette.fleet.protocol.states import LEASE, RunInfo
+from chainette.errors import ChainetteError, ParameterError, RunCancelled, RunDirectoryInUse, RunError, RunStopped
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.connect import connect, is_passing
 from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role, inside
@@ -191,8 +192,9 @@ class _Turn:
     def mind(self, info: RunInfo) -> None:
         """Ends where the run was handed over again, in another way."""
         done_with = msgspec.structs.replace(self.handed.order, from_steps=())
-        if Order.of(info) not in (self.handed.order, done_with):
-            self.handed.stop.set()
+        with suppress(RunError):  # an order that does not decode asks for nothing
+            if Order.of(info) not in (self.handed.order, done_with, None):
+                self.handed.stop.set()
 
 
 @dataclass

@@ -38,7 +38,7 @@ class SinkDuty:
         directory = self._directory(handed)
         if info.epoch >= 0 and not directory.exists():
             raise Elsewhere(f"there is no run in {handed.order.directory} below {self.places.runs}")
-        return not (info.state == "paused" and info.fields.get("reason"))
+        return not (info.state == "paused" and info.reason)
 
     def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
         info, order = handed.info, handed.order

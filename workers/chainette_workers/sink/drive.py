@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import anyio.from_thread
-import msgspec
 import redis
 
 from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunError, RunStopped
+from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.connect import chosen_url, connect, is_damage, is_passing, shown
-from chainette.fleet.redis.queue import Cancelled, FleetQueue, LeasedQueue, Lost, RunInfo
+from chainette.fleet.redis.queue import Cancelled, FleetQueue, LeasedQueue, Lost
 from chainette.fleet.redis.reasons import reasons
-from chainette.fleet.redis.run_registry import Board, Role, chain_fields
-from chainette.fleet.redis.snapshot import as_number
+from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.inputs.identity import require_same_input
 from chainette.io.inputs.roots import Root
 from chainette.io.rundir.events import UnitRetried, WorkerLost
@@ -121,12 +121,12 @@ def take_out(queue: LeasedQueue, info: RunInfo) -> None:
     Raises:
         Lost: another sink has taken it meanwhile.
     """
-    queue.close(info.run, info.epoch, info.fields.get("owner", ""), info.queues)
+    queue.close(info.run, info.epoch, info.owner, info.queues)
 
 
-def window_for(workers: Iterable[Mapping[str, str]]) -> int:
-    """Live rows that keep the workers at work that say these things."""
-    return max(_WINDOW, _PER_ROW * sum(as_number(words.get("rows_budget")) for words in workers))
+def window_for(members: Iterable[Member]) -> int:
+    """Live rows that keep these workers at work."""
+    return max(_WINDOW, _PER_ROW * sum(member.rows_budget for member in members))
 
 
 def coordinated_here(session: Session, sink: Sink) -> Admitting:
@@ -162,7 +162,7 @@ class Drive:
     queue: LeasedQueue
     board: Board
     #: Who serves the run, and what else others must know of it.
-    fields: Mapping[str, str]
+    fields: Mapping[str, str | int | float]
     #: Live rows at most; None: as the workers need.
     window: int | None = None
     coordinated: Callable[[Session, Sink], Admitting] = coordinated_here
@@ -253,15 +253,28 @@ class Drive:
             raise BadMessage(words)
         if progress.state == "cancelled":
             raise Cancelled
-        workers = list(self.board.members().values())
-        sink.fields = {**sink.fields, "window": self._window(workers)}
+        self._mend(sink)
+        members = list(self.board.members().values())
+        sink.fields = {**sink.fields, "window": self._window(members)}
         begun = self._phases.begun
-        self._phases.look(workers)
+        self._phases.look(members)
         if self._phases.begun and not begun:
             _log.warning("%s", self._phases.words)
         sink.bar(self._phases.barred)
         counts, still = counts_of(self.session.writer.state), int(now - self._moved_at)
-        self.board.say(sink.run, {"counts": counts, "window": sink.fields["window"], "still": still})
+        self.board.say(sink.run, RunInfo.words(counts=counts, window=sink.fields["window"], still=still))
+
+    def _mend(self, sink: Sink) -> None:
+        """Fields of the run's record that no longer decode are written anew.
+
+        Raises:
+            BadMessage: workers cannot do without one of them; a new epoch writes it.
+        """
+        info = self.board.run(sink.run)
+        if info is not None and info.wrong:
+            self.board.say(sink.run, self.fields)
+        if info is not None and info.damage:
+            raise BadMessage(f"the record of run {sink.run} in Redis is damaged ({info.damage})")
 
     def _search(self, sink: Sink) -> None:
         """Looks for units that no worker can ever take, once a lease while nothing moves.
@@ -279,7 +292,7 @@ class Drive:
     def _went_in_phases(self, sink: Sink) -> bool:
         """Whether an earlier sink, or this one in the epoch before, had the run go in phases."""
         info = self.board.run(sink.run)
-        return info is not None and bool(info.fields.get("barred"))
+        return info is not None and bool(info.barred)
 
     def _enter_next_phase(self, sink: Sink) -> None:
         self._phases.look(self.board.members().values())
@@ -319,7 +332,7 @@ class Drive:
             info, members = self.board.run(sink.run), self.board.members()
         except redis.RedisError:
             return ""
-        found = info.fields.get(Role.SINK, "") if info is not None else ""
+        found = info.sink if info is not None else ""
         return found if found != self.fields.get(Role.SINK, "") and found in members else ""
 
     def _close(self, sink: Sink) -> None:
@@ -371,32 +384,32 @@ class Drive:
 
     def _reasons(self, sink: Sink, trouble: redis.RedisError | None) -> list[str]:
         try:
-            snapshot = self.board.snapshot(sink.run) if trouble is None else None
+            live = self.board.live(sink.run) if trouble is None else None
         except redis.RedisError as error:
-            trouble, snapshot = error, None
+            trouble, live = error, None
         if trouble is not None:
             return [f"Redis fails ({trouble}); waiting for it"]
-        return reasons(snapshot) if snapshot is not None else []
+        return reasons(live) if live is not None else []
 
-    def _window(self, workers: Iterable[Mapping[str, str]]) -> int:
-        return self.window or self.session.options.window or window_for(workers)
+    def _window(self, members: Iterable[Member]) -> int:
+        return self.window or self.session.options.window or window_for(members)
 
     def _sink(self) -> Sink:
         session, options = self.session, self.session.options
         state = session.writer.state
-        fields: dict[str, str | int] = {
-            **self.fields,
-            "window": self.window or options.window or _WINDOW,
-            "window_bytes": _WINDOW_BYTES,
-            "seed": options.seed,
-            "chain_ref": options.chain_ref,
-            "digest": options.chain_digest or load_chain(options.chain_ref, Path(options.chain_root)).digest,
-            **chain_fields(session.plan.parameters, marks_of(session.plan)),
-            "batch_size": session.plan.batch_size,
-            "simulate": int(options.simulate),
-            "engines": msgspec.json.encode({name: config.digest for name, config in session.plan.engines.items()}).decode(),
-            "outline": outline_of(session.plan),
-        }
+        fields = {**self.fields} | RunInfo.words(
+            window=self.window or options.window or _WINDOW,
+            window_bytes=_WINDOW_BYTES,
+            seed=options.seed,
+            chain_ref=options.chain_ref,
+            digest=options.chain_digest or load_chain(options.chain_ref, Path(options.chain_root)).digest,
+            parameters=session.plan.parameters,
+            marks=marks_of(session.plan),
+            batch_size=session.plan.batch_size,
+            simulate=options.simulate,
+            engines={name: config.digest for name, config in session.plan.engines.items()},
+            outline=outline_of(session.plan),
+        )
         watch = RejectWatch(options.max_reject_rate)
         redis = options.way.get("redis", "")
         phase = self._phases.number

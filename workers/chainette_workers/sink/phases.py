@@ -7,11 +7,11 @@ made anew at any moment, by what the workers say of themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from chainette.core.plan import Plan
-from chainette.fleet.protocol.keys import served
+from chainette.fleet.protocol.member_fields import Member
 
 __all__ = ["Phases"]
 
@@ -31,12 +31,12 @@ class Phases:
     #: Of each worker with several: its engines that none has for itself, in the order in which rows need them.
     _turns: list[list[str]] = field(default_factory=list)
 
-    def look(self, workers: Iterable[Mapping[str, str]]) -> None:
-        """Looks again at what the workers that live say."""
-        serving = [(words, {*served(words)} & {*self.plan.phases}) for words in workers]
+    def look(self, members: Iterable[Member]) -> None:
+        """Looks again at what the processes that live say."""
+        serving = [(member, {*member.engines} & {*self.plan.phases}) for member in members]
         own = {name for _, names in serving if len(names) == 1 for name in names}
-        shared = [(words, names - own) for words, names in serving if len(names) > 1]
-        self.begun = self.begun or any(float(words.get("swapping", 0)) > _MOST_SWAPPING for words, _ in shared)
+        shared = [(member, names - own) for member, names in serving if len(names) > 1]
+        self.begun = self.begun or any(member.swapping > _MOST_SWAPPING for member, _ in shared)
         self._turns = [[name for name in self.plan.phases if name in names] for _, names in shared if names]
 
     @property

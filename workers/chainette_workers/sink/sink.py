@@ -36,7 +36,7 @@ class Sink:
     plan: Plan
     run: str
     #: What workers must know of the run; written when an epoch is installed.
-    fields: Mapping[str, str | int]
+    fields: Mapping[str, str | int | float]
     hook: Hook
     rejects: RejectWatch
     #: Phases that the run has gone through.
@@ -104,7 +104,7 @@ class Sink:
             self._installing = ""
             return
 
-    def _fields(self, expected: int | None) -> dict[str, str | int]:
+    def _fields(self, expected: int | None) -> dict[str, str | int | float]:
         """What Redis says of the run: what workers must know, and what its progress is counted from."""
         known = -1 if expected is None else expected
         barred = " ".join(self._queues_of(self.barred or ()))

@@ -6,6 +6,7 @@ Redis says what the files, the parameters and the nodes must be; all of it is co
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.core.usercode.parameters import Offered, agreed, set_flags
 from chainette.errors import ChainetteError, ParameterError
-from chainette.fleet.protocol.states import RunInfo
+from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.io.rundir.likeness import Marks, differences, marks_of, other_nodes
 from chainette.run.options import RunOptions
 from chainette.run.session import compile_plan
@@ -40,18 +41,16 @@ class Reference:
 
     @classmethod
     def of(cls, info: RunInfo) -> Reference:
-        """What Redis says of a run."""
-        fields = info.fields
-        engines = msgspec.json.decode(fields["engines"], type=dict[str, str])
-        return cls(
-            fields["chain_ref"],
-            fields["digest"],
-            int(fields["batch_size"]),
-            fields["simulate"] == "1",
-            tuple(sorted(engines.items())),
-            fields["parameters"],
-            fields["marks"],
-        )
+        """What Redis says of a run.
+
+        Raises:
+            ChainDiffers: a part of it is missing or damaged.
+        """
+        if info.damage:
+            raise ChainDiffers(f"is unknown: the record of the run in Redis is damaged ({info.damage})")
+        engines = tuple(sorted((info.engines or {}).items()))
+        batch, simulate = info.batch_size or 1, bool(info.simulate)
+        return cls(info.chain_ref, info.digest, batch, simulate, engines, info.parameters, info.marks)
 
 
 @dataclass
@@ -78,8 +77,8 @@ class Chains:
             plan = self.plan(Reference.of(info))
         except ChainetteError as error:
             why = f"cannot be loaded here: {error}"
-        except (KeyError, ValueError) as error:
-            why = f"is unknown: the record of the run in Redis is incomplete ({error})"
+        except (ValueError, RecursionError) as error:
+            why = f"is unknown: the record of the run in Redis does not decode ({error})"
         except ChainDiffers as error:
             why = str(error)
         else:
@@ -91,7 +90,8 @@ class Chains:
 
     def forget(self, info: RunInfo) -> None:
         """The files are looked at again when the plan is asked for."""
-        self._plans.pop(Reference.of(info), None)
+        with suppress(ChainDiffers):
+            self._plans.pop(Reference.of(info), None)
 
     def plan(self, reference: Reference) -> Plan:
         """The plan of a reference.
@@ -136,7 +136,7 @@ class Chains:
             raise ChainDiffers(other_nodes(found))
 
     def _tell(self, info: RunInfo, why: str) -> None:
-        words = f"{info.fields.get('chain_ref', 'its chain')} {why}"
+        words = f"{info.chain_ref or 'its chain'} {why}"
         if self._refused.get(info.run) != words:
             self._refused[info.run] = words
             self.refuse(info, words)

@@ -23,7 +23,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from chainette.core.plan import Plan
 from chainette.core.usercode.parameters import Offered
 from chainette.errors import EngineUnavailable
-from chainette.fleet.protocol.states import RunInfo
+from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.records import Outcome, Reason, Rejection, Row, Unit
 from chainette.run.process import concluded, process
 from chainette_workers.worker.chains import ChainDiffers, Reference

@@ -27,9 +27,10 @@ from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, EngineUnavailable
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.jobs import age
-from chainette.fleet.protocol.keys import listed
+from chainette.fleet.protocol.member_fields import Member, listed
 from chainette.fleet.protocol.messages import TooLarge
-from chainette.fleet.protocol.states import LEASE, Claim, Drain, Lost, RunInfo, Turn
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import LEASE, Claim, Drain, Lost, Turn
 from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.hooks import Hook, Stage
 from chainette.records import Outcome, Unit
@@ -305,7 +306,7 @@ class EngineWorker(Worker):
             outcome = await self.functions.run(held.info, plan, unit)
             held.hook.on_stage(unit.node, Stage.GENERATE, monotonic() - began)
             return outcome
-        return await process(plan, unit, engine, seed=int(held.info.fields.get("seed", 0)), hook=held.hook)
+        return await process(plan, unit, engine, seed=held.info.seed or 0, hook=held.hook)
 
     async def commit(self, held: Held, outcome: Outcome) -> None:
         try:
@@ -336,16 +337,16 @@ class EngineWorker(Worker):
 
     def _words(self) -> dict[str, str | int | float]:
         """What the worker says about itself."""
-        return {
+        return Member.words(
             **self.about,
-            "engines": listed(self.serving.names),
-            "rows_in_flight": self.hands.rows,
-            "rows_budget": self.rows_budget,
-            "units_in_flight": len(self.hands.claims),
-            "swaps": self.models.swaps,
-            "swap_seconds": round(self.models.swap_seconds, 1),
-            "swapping": round(self.models.swapping, 3),
-        }
+            engines=listed(self.serving.names),
+            rows_in_flight=self.hands.rows,
+            rows_budget=self.rows_budget,
+            units_in_flight=len(self.hands.claims),
+            swaps=self.models.swaps,
+            swap_seconds=round(self.models.swap_seconds, 1),
+            swapping=round(self.models.swapping, 3),
+        )
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

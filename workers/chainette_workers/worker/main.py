@@ -23,8 +23,9 @@ from chainette.core.plan import PYTHON
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, RedisUnavailable
 from chainette.fleet.processes import on_record
+from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.redis.connect import chosen_url, connect, shown
-from chainette.fleet.redis.queue import FleetQueue, RunInfo
+from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerRefused
 from chainette_workers.metrics.catalogue import Part

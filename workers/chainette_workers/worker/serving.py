@@ -11,7 +11,8 @@ import anyio.to_thread
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.states import Claim, RunInfo
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook
 from chainette.run.worker import Place, places_of
 from chainette_workers.runtime import insist
@@ -69,7 +70,7 @@ class Serving:
         for key, info in infos.items():
             known = self._known.get(key)
             if known is not None and (known.plan is not None or time.monotonic() - known.looked_at < _AGAIN):
-                known.info = info
+                known.info = known.info if info.damage else info
                 continue
             plan = await anyio.to_thread.run_sync(self.plan_of, info)
             self._known[key] = _Known(info, None) if plan is None else self._served(info, plan)

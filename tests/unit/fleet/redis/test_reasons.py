@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chainette.fleet.protocol.keys import RunKeys, listed
-from chainette.fleet.protocol.states import RunInfo
+from chainette.fleet.protocol.keys import RunKeys, engine_of
+from chainette.fleet.protocol.member_fields import Member, listed
+from chainette.fleet.redis.fleet_view import LiveRun, Queue
 from chainette.fleet.redis.reasons import reasons
-from chainette.fleet.redis.snapshot import Load, Snapshot
+from tests.support.fleet import record
 
-WORKER = {"w-1": {"kind": "worker", "engines": "writer,python"}}
-SERVICES = {"sink-1": {"kind": "sink"}, "coordinator-1": {"kind": "coordinator"}}
+WORKER = {"w-1": Member(names="writer,python")}
+SERVICES = {"sink-1": Member(kind="sink"), "coordinator-1": Member(kind="coordinator")}
 EVERYBODY = WORKER | SERVICES
 SERVED = {"order": "{}", "sink": "sink-1", "coordinator": "coordinator-1"}
 
 
-def said(
-    members: Mapping[str, Mapping[str, str]] = EVERYBODY,
-    state: str = "running",
-    epoch: int = 0,
-    queues: Any = None,
-    **more: Any,
-) -> list[str]:
-    fields = {**SERVED, "window": "100", "live_rows": "5", **more.pop("fields", {})}
-    return reasons(Snapshot(RunInfo("r1", epoch, state, fields), members, queues or {}, **more))
+def said(members: Mapping[str, Member] = EVERYBODY, queues: Iterable[Queue] = (), fields: Any = None, **more: Any) -> list[str]:
+    info = record("r1", **{**SERVED, "window": "100", "live_rows": "5", **(fields or {})})
+    return reasons(LiveRun(info, members, tuple(queues), **more))
 
 
 def test_a_run_that_moves_has_no_reason_not_to() -> None:
-    assert said(queues={"writer.extract.r1": Load(waiting=3, units=1, rows=4)}) == []
+    assert said(queues=[Queue("extract", "writer", waiting=3, units=1, rows=4)]) == []
 
 
 def test_a_paused_run_says_so_with_what_paused_it_and_how_to_go_on() -> None:
-    assert said(state="paused") == ["run r1 is paused; go on: chainette unpause r1"]
-    held = said(state="paused", fields={"reason": "sink on h: no space left"})
+    assert said(fields={"state": "paused"}) == ["run r1 is paused; go on: chainette unpause r1"]
+    held = said(fields={"state": "paused", "reason": "sink on h: no space left"})
     assert held == ["run r1 is paused: sink on h: no space left; go on: chainette unpause r1"]
 
 
 def test_a_cancelled_run_waits_for_its_sink_to_hear_of_it() -> None:
-    assert said(state="cancelled") == ["it was cancelled, and its sink has not heard of it yet"]
+    assert said(fields={"state": "cancelled"}) == ["it was cancelled, and its sink has not heard of it yet"]
 
 
 def test_an_engine_that_no_live_worker_serves_comes_with_the_command_that_starts_one() -> None:
-    queues = {"writer.extract.r1": Load(waiting=1), "judge.grade.r1": Load(waiting=2), "other.idle.r1": Load(units=1)}
+    queues = [Queue("extract", "writer", waiting=1), Queue("grade", "judge", waiting=2), Queue("idle", "other", units=1)]
     assert said(queues=queues) == ["no live worker serves 'judge'; start: chainette worker --engine judge"]
 
 
 def test_the_name_of_an_engine_is_quoted_in_the_command_and_read_back_from_queue_and_worker() -> None:
     keys = RunKeys("r1", 0)
-    queues = {keys.queue("gpt-4.1", "a"): Load(waiting=1), keys.queue("meta/llama 3, v1", "b"): Load(waiting=1)}
+    names = ("gpt-4.1", "meta/llama 3, v1")
+    queues = [Queue("a", engine_of(keys.queue(name, "a")), waiting=1) for name in names]
     assert said(queues=queues) == [
         "no live worker serves 'gpt-4.1'; start: chainette worker --engine gpt-4.1",
         "no live worker serves 'meta/llama 3, v1'; start: chainette worker --engine 'meta/llama 3, v1'",
     ]
-    serving = {"w-1": {"kind": "worker", "engines": listed(["gpt-4.1", "meta/llama 3, v1"])}}
+    serving = {"w-1": Member(names=listed(names))}
     assert said(serving | SERVICES, queues=queues) == []
 
 
@@ -65,7 +61,7 @@ def test_a_service_that_is_missing_comes_with_the_command_that_starts_it() -> No
 
 
 def test_a_coordinator_that_is_done_is_not_missed() -> None:
-    assert said(WORKER | {"sink-1": {"kind": "sink"}}, fields={"total": "4"}) == []
+    assert said(WORKER | {"sink-1": Member(kind="sink")}, fields={"total": "4"}) == []
 
 
 def test_a_role_that_a_live_service_is_about_to_take_is_not_missed() -> None:
@@ -73,10 +69,9 @@ def test_a_role_that_a_live_service_is_about_to_take_is_not_missed() -> None:
 
 
 def test_a_process_that_enqueued_and_is_gone_is_missed_by_its_run() -> None:
-    fields = {"sink": "enqueue-1", "coordinator": "enqueue-1"}
-    info = RunInfo("r1", 0, "running", fields)
-    assert reasons(Snapshot(info, WORKER)) == ["the process that enqueued it is gone; go on: chainette resume DIR"]
-    assert reasons(Snapshot(info, WORKER | {"enqueue-1": {"kind": "enqueue"}})) == []
+    info = record("r1", sink="enqueue-1", coordinator="enqueue-1")
+    assert reasons(LiveRun(info, WORKER)) == ["the process that enqueued it is gone; go on: chainette resume DIR"]
+    assert reasons(LiveRun(info, WORKER | {"enqueue-1": Member(kind="enqueue")})) == []
 
 
 def test_what_live_workers_and_services_refuse_is_told_and_what_dead_ones_did_is_not() -> None:
@@ -85,7 +80,7 @@ def test_what_live_workers_and_services_refuse_is_told_and_what_dead_ones_did_is
 
 
 def test_an_engine_that_keeps_failing_says_what_it_said() -> None:
-    assert said(delayed=3, trouble="connection refused") == [
+    assert said(queues=[Queue("extract", "writer", delayed=3)], trouble="connection refused") == [
         "3 units wait, because their engine does not answer: connection refused"
     ]
 
@@ -100,5 +95,11 @@ def test_a_sink_that_is_behind_is_told_from_a_window_that_is_full() -> None:
 
 def test_a_full_window_is_no_reason_where_rows_move_or_are_at_work() -> None:
     assert said(fields={"live_rows": "100", "still": "1"}) == []
-    busy = {"writer.extract.r1": Load(units=1, rows=4)}
+    busy = [Queue("extract", "writer", units=1, rows=4)]
     assert said(fields={"live_rows": "100", "still": "60"}, queues=busy) == []
+
+
+def test_a_damaged_record_names_its_fields_and_what_mends_it() -> None:
+    words = "its record in Redis is damaged (cursor, digest); its sink writes it anew, or: chainette resume DIR"
+    assert said(fields={"cursor": "many", "digest": "\0" * (5 << 20)}) == [words]
+    assert said(fields={"counts": "[", "reason": "x"}) == [], "the sink writes these all the time"

@@ -11,6 +11,7 @@ import pytest
 from chainette_workers.metrics.endpoint import Endpoint, Route, Unavailable, serving, targets
 
 from chainette.errors import RunError
+from chainette.fleet.protocol.member_fields import Member
 from tests.support.patience import LONG
 
 ROUTES: dict[str, Route] = {"/metrics": lambda accept: ("text/plain", f"for {accept}".encode())}
@@ -81,13 +82,13 @@ def test_processes_that_have_an_endpoint_are_found_by_prometheus() -> None:
     found = json.loads(
         targets(
             {
-                "w1": {"engines": "llama,python", "metrics": "10.0.0.1:9100", "gpu": "0", "stop": "1"},
-                "w2": {"engines": "llama"},
-                "c1": {"kind": "coordinator", "metrics": "10.0.0.2:9100"},
+                "w1": Member(names="llama,python", metrics="10.0.0.1:9100", host="h", stop="1"),
+                "w2": Member(names="llama"),
+                "c1": Member(kind="coordinator", metrics="10.0.0.2:9100"),
             }
         )
     )
     assert found == [
         {"targets": ["10.0.0.2:9100"], "labels": {"worker": "c1", "role": "coordinator"}},
-        {"targets": ["10.0.0.1:9100"], "labels": {"worker": "w1", "role": "worker", "serves": "llama,python", "gpu": "0"}},
+        {"targets": ["10.0.0.1:9100"], "labels": {"worker": "w1", "role": "worker", "serves": "llama,python", "host": "h"}},
     ]

@@ -17,13 +17,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
-from chainette.fleet.redis.survey import RunSurvey, Survey, Waiting
+from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.redis.fleet_view import Fleet, LiveRun, Queue
 from chainette.hooks import Hook, Hooks, Stage
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, RootDone, UnitCommitted, UnitRetried
 from chainette.records import CHAIN_INPUT, Usage
 from tests.support.chains import everything
 from tests.support.cli import REPOSITORY
-from tests.support.fleet import straight
+from tests.support.fleet import record, straight
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -55,14 +56,14 @@ def plan() -> Plan:
 FIELDS = {"window": "100", "live_rows": "40", "cursor": "3", "batch_size": "10", "expected": "80", "records_before": "0"}
 
 
-def fleet(**changes: str) -> Survey:
-    waiting = (Waiting("extract", "first", 4, 2.5, 1), Waiting("hidden", "second", 0, 0.0))
-    run = RunSurvey("run-a", "running", FIELDS | changes, waiting, 2, 7, 0.25, 1)
-    processes = {"w1": {"engines": "first,python"}, "w2": {"engines": "first"}, "enqueue-run-a": {"kind": "enqueue"}}
-    return Survey((run,), processes, 1000, 0)
+def fleet(**changes: str) -> Fleet:
+    members = {"w1": Member(names="first,python"), "w2": Member(names="first"), "enqueue-run-a": Member(kind="enqueue")}
+    queues = (Queue("extract", "first", 4, 2.5, 1), Queue("hidden", "second"))
+    run = LiveRun(record("run-a", **(FIELDS | changes)), members, queues, 2, 7, 0.25, 1)
+    return Fleet((run,), members, 1000, 0)
 
 
-def everything_of(clock: Clock, look: Survey | None = None) -> Metrics:
+def everything_of(clock: Clock, look: Fleet | None = None) -> Metrics:
     """A process that is worker, sink and coordinator at once."""
     parts = (Part.WORKER, Part.SINK, Part.FLEET)
     return Metrics(*parts, engines=("first", "second", "python"), look=lambda: look, clock=clock)
@@ -374,7 +375,7 @@ def test_a_redis_that_does_not_answer_is_down_and_nothing_else(clock: Clock) -> 
 
 
 def test_the_end_is_told_from_the_speed_so_far(clock: Clock) -> None:
-    looks: Iterator[Survey] = iter([fleet(), fleet(cursor="5"), fleet(cursor="9")])
+    looks: Iterator[Fleet] = iter([fleet(), fleet(cursor="5"), fleet(cursor="9")])
     metrics = Metrics(Part.FLEET, look=lambda: next(looks), clock=clock)
     assert math.isnan(one(metrics, "chainette_run_eta_seconds", "run-a"))
     clock.now += 10

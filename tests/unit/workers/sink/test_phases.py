@@ -10,6 +10,7 @@ from chainette import Chain, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine.config import EngineRegistry, using_registry
+from chainette.fleet.protocol.member_fields import Member
 
 
 class Text(BaseModel):
@@ -28,14 +29,14 @@ def plan(*engines: str, exclusive: bool = True) -> Plan:
         return compile_chain(Chain(name="chain", steps=steps))
 
 
-def barred(phases: Phases, *workers: dict[str, str]) -> set[str]:
+def barred(phases: Phases, *workers: Member) -> set[str]:
     """Whose units wait, once the workers have said what they do."""
     phases.look(workers)
     return {*phases.barred}
 
 
-def says(engines: str, swapping: float = 0.0) -> dict[str, str]:
-    return {"engines": engines, "swapping": str(swapping)}
+def says(engines: str, swapping: float = 0.0) -> Member:
+    return Member(names=engines, swapping=swapping)
 
 
 BUSY = says("a,b,python", 0.4)
@@ -87,7 +88,7 @@ def test_every_engine_has_its_turn_and_no_worker_is_ever_left_without_one() -> N
         assert served == {*"abcd"}, workers
 
 
-@pytest.mark.parametrize("workers", [[BUSY], [BUSY, says("python")], [BUSY, {"kind": "sink"}]])
-def test_engines_that_share_no_device_never_wait(workers: list[dict[str, str]]) -> None:
+@pytest.mark.parametrize("workers", [[BUSY], [BUSY, says("python")], [BUSY, Member(kind="sink")]])
+def test_engines_that_share_no_device_never_wait(workers: list[Member]) -> None:
     assert barred(Phases(plan("a", "b", exclusive=False), begun=True), *workers) == set()
     assert barred(Phases(plan("a"), begun=True), *workers) == set()

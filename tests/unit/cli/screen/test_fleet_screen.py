@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import cast
 
 import pytest
 from chainette_workers.sink.status_fields import outline_of
 from rich.console import Console
 
-from chainette.cli.screen.fleet_view import FleetView, RunView, watch
-from chainette.fleet.protocol.states import RunInfo
+from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
+from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.redis.fleet_view import Fleet, LiveRun, Queue
 from chainette.fleet.redis.run_registry import Board
-from chainette.fleet.redis.snapshot import Load, Snapshot
-from tests.support.fleet import forked
+from tests.support.fleet import forked, record
 
 RUN = "20261126-131458-65650b16"
 COUNTS = '{"records": 1200, "expected": 3000000, "nodes": {"first": [1200, 1190, 10, 0], "second": [900, 900, 0, 0]}}'
 MEMBERS = {
-    "w-47a9952f2ce9": {"engines": "judge,python,writer", "rows_in_flight": "192", "units_in_flight": "3", "swaps": "2"},
-    "sink-7fa31b028515": {"kind": "sink", "pid": "4193", "host": "a-host-with-a-rather-long-name", "started": "2026-11-26"},
+    "w-47a9952f2ce9": Member(names="judge,python,writer", rows_in_flight=192, units_in_flight=3, swaps=2),
+    "sink-7fa31b028515": Member(kind="sink", pid=4193, host="a-host-with-a-rather-long-name", started="2026-11-26"),
 }
+QUEUES = tuple(Queue(node, "python", 41, units=2, rows=64) for node in ("first", "letters", "no_x", "loud", "louder", "second"))
 
 
 class Told:
@@ -29,19 +31,15 @@ class Told:
     def __init__(self, looks: int = 100, **fields: str) -> None:
         self.looks = looks
         known = {"order": "{}", "sink": "sink-7fa31b028515", "total": "1", "window": "4096", "live_rows": "2808"}
-        known |= {"outline": outline_of(forked()), "counts": COUNTS, "chain_ref": "chain.py:chain"}
-        self.info = RunInfo(RUN, 0, "running", known | fields)
+        known |= {"outline": json.dumps(outline_of(forked())), "counts": COUNTS}
+        self.run = LiveRun(record(RUN, **(known | fields)), MEMBERS, QUEUES)
 
-    def members(self) -> dict[str, dict[str, str]]:
-        return MEMBERS
+    def fleet(self) -> Fleet:
+        return Fleet((self.run,), MEMBERS)
 
-    def runs(self) -> list[RunInfo]:
-        return [self.info]
-
-    def snapshot(self, run: str) -> Snapshot | None:
+    def live(self, run: str) -> LiveRun | None:
         self.looks -= 1
-        queues = {f"python.{node}.{run}": Load(41, 2, 64) for node in ("first", "letters", "no_x", "loud", "louder", "second")}
-        return Snapshot(self.info, MEMBERS, queues) if self.looks >= 0 else None
+        return self.run if self.looks >= 0 else None
 
 
 def board(told: Told) -> Board:
@@ -64,9 +62,8 @@ def test_a_run_says_how_far_it_is_what_waits_and_what_is_at_work() -> None:
 
 
 def test_a_run_that_is_held_says_why_in_full() -> None:
-    told = Told()
     reason = "sink on a-host-with-a-rather-long-name: no space left for the shards of this run; free some, then go on"
-    told.info = RunInfo(RUN, 0, "paused", {**told.info.fields, "reason": reason})
+    told = Told(state="paused", reason=reason)
     for lines in (RunView(board(told), RUN).draw(80, 24) or [], FleetView(board(told)).draw(80, 24)):
         assert any(reason in line.plain for line in lines)
 

@@ -1,4 +1,4 @@
-"""What a survey of the fleet says, against a queue in which the test knows what lies where."""
+"""What a look at the fleet says, against a queue whose content the test knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from chainette.fleet.redis.survey import Lookout, RunSurvey, survey
+from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.redis.fleet_view import LiveRun, Lookout, look
 from tests.support.fleet import QueueRun, opened, straight, work
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
@@ -19,20 +20,20 @@ def run(database: Database) -> Iterator[QueueRun]:
         yield run
 
 
-def seen(run: QueueRun) -> RunSurvey:
-    [found] = survey(run.client).runs
+def seen(run: QueueRun) -> LiveRun:
+    [found] = look(run.client).runs
     return found
 
 
 def units(run: QueueRun) -> dict[str, int]:
-    return {waiting.step: waiting.units for waiting in seen(run).waiting}
+    return {queue.node: queue.waiting for queue in seen(run).queues}
 
 
 def test_every_node_of_a_run_is_there_before_anything_reached_it(run: QueueRun) -> None:
     assert units(run) == {"first": 0, "second": 0}
     found = seen(run)
-    assert (found.done, found.expected, found.live_rows, found.lag_units, found.lag_rows) == (0, 12, 0, 0, 0)
-    assert found.lag_seconds == 0 and {waiting.age for waiting in found.waiting} == {0}
+    assert (found.done, found.expected, found.info.live_rows, found.results, found.lag_rows) == (0, 12, 0, 0, 0)
+    assert found.lag_seconds == 0 and {queue.age for queue in found.queues} == {0}
 
 
 def test_units_are_counted_where_they_wait_also_those_that_must_run_alone(run: QueueRun) -> None:
@@ -52,7 +53,7 @@ def test_units_that_are_put_off_are_counted_apart(run: QueueRun) -> None:
     run.admit()
     run.queue.fail(run.take(), "w1", 60, "no answer")
     assert units(run) == {"first": 0, "second": 0}
-    assert {waiting.step: waiting.delayed for waiting in seen(run).waiting} == {"first": 1, "second": 0}
+    assert {queue.node: queue.delayed for queue in seen(run).queues} == {"first": 1, "second": 0}
 
 
 def test_a_unit_grows_old_by_the_clock_of_the_server(run: QueueRun) -> None:
@@ -60,14 +61,14 @@ def test_a_unit_grows_old_by_the_clock_of_the_server(run: QueueRun) -> None:
     run.admit()
     first = run.waiting()[0]
     run.client.hset(f"rq:job:{first}", "enqueued_at", "2020-01-01T00:00:00.000000Z")
-    ages = {waiting.step: waiting.age for waiting in seen(run).waiting}
+    ages = {queue.node: queue.age for queue in seen(run).queues}
     assert ages["first"] > 86400 and ages["second"] == 0
 
 
 def test_a_job_that_says_nothing_of_its_age_has_none(run: QueueRun) -> None:
     run.admit()
     run.client.hset(f"rq:job:{run.waiting()[0]}", "enqueued_at", "yesterday")
-    assert {waiting.age for waiting in seen(run).waiting} == {0}
+    assert {queue.age for queue in seen(run).queues} == {0}
 
 
 def test_what_is_not_durable_is_counted_in_results_and_in_rows(run: QueueRun) -> None:
@@ -75,11 +76,11 @@ def test_what_is_not_durable_is_counted_in_results_and_in_rows(run: QueueRun) ->
     run.admit(("d",))
     run.work_off()
     found = seen(run)
-    assert (found.lag_units, found.lag_rows) == (4, 8)  # two nodes, four rows
+    assert (found.results, found.lag_rows) == (4, 8)  # two nodes, four rows
     assert found.lag_seconds > 0
     run.drain()
     found = seen(run)
-    assert (found.lag_units, found.lag_rows, found.lag_seconds) == (0, 0, 0)
+    assert (found.results, found.lag_rows, found.lag_seconds) == (0, 0, 0)
     run.admit(("e", "f"))
     run.work_off()
     assert seen(run).lag_rows == 4
@@ -89,9 +90,9 @@ def test_progress_counts_records_that_are_acknowledged(run: QueueRun) -> None:
     run.admit()
     run.admit()
     run.work_off()
-    assert (seen(run).done, seen(run).live_rows) == (0, 8)
+    assert (seen(run).done, seen(run).info.live_rows) == (0, 8)
     run.drain()
-    assert (seen(run).done, seen(run).live_rows) == (8, 0)
+    assert (seen(run).done, seen(run).info.live_rows) == (8, 0)
 
 
 def test_the_last_root_may_be_smaller_than_the_others(run: QueueRun) -> None:
@@ -125,25 +126,25 @@ def test_only_processes_whose_lease_holds_are_alive(run: QueueRun) -> None:
     run.queue.beat("w1", {"engines": "python", "metrics": "127.0.0.1:1"})
     run.queue.beat("w2", {"engines": "python"})
     run.client.zadd("chainette:lease", {"w2": 1})
-    assert survey(run.client).processes == {"w1": {"engines": "python", "metrics": "127.0.0.1:1"}}
+    assert look(run.client).members == {"w1": Member(names="python", metrics="127.0.0.1:1")}
     assert run.queue.reap() == ["w2"]
 
 
 def test_a_closed_run_is_not_there(run: QueueRun) -> None:
     run.close()
-    assert survey(run.client).runs == ()
+    assert look(run.client).runs == ()
 
 
 def test_memory_is_what_redis_says(run: QueueRun) -> None:
     run.client.config_set("maxmemory", 1 << 30)
     try:
-        found = survey(run.client)
+        found = look(run.client)
         assert found.memory_max == 1 << 30 and 1 << 16 < found.memory_used < 1 << 30
     finally:
         run.client.config_set("maxmemory", 0)
 
 
-def test_a_redis_that_does_not_answer_is_no_survey(run: QueueRun, proxy: FaultProxy) -> None:
+def test_a_redis_that_does_not_answer_is_no_look(run: QueueRun, proxy: FaultProxy) -> None:
     with connect(proxy.url, socket_timeout=0.3) as client:
         clock = iter(range(0, 1000, 10)).__next__
         lookout = Lookout(client, clock=clock)
@@ -154,7 +155,7 @@ def test_a_redis_that_does_not_answer_is_no_survey(run: QueueRun, proxy: FaultPr
         assert lookout.look() is not None
 
 
-def test_a_survey_is_good_for_a_second(run: QueueRun) -> None:
+def test_a_look_is_good_for_a_second(run: QueueRun) -> None:
     now = [0.0]
     lookout = Lookout(run.client, clock=lambda: now[0])
     before = lookout.look()
@@ -174,4 +175,4 @@ def test_records_that_wait_for_a_later_phase_are_not_done(run: QueueRun) -> None
     work(run, until=lambda: run.queue.progress(run.keys).suspended == 2)
     run.drain()
     found = seen(run)
-    assert (found.live_roots, found.live_rows, found.done) == (0, 0, 0)
+    assert (found.live_roots, found.info.live_rows, found.done) == (0, 0, 0)

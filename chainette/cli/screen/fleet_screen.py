@@ -1,13 +1,11 @@
-"""What a live run, and a whole fleet, look like in a terminal: lines that fit its width, out of what Redis says."""
+"""A live run, and a whole fleet, in a terminal: lines that fit its width, drawn from what Redis says."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -15,11 +13,11 @@ from rich.text import Text
 from chainette.cli.screen.live import view_lines
 from chainette.cli.screen.progress import EngineView, Progress
 from chainette.cli.screen.summary import clock, short
-from chainette.fleet.protocol.keys import served
+from chainette.fleet.protocol.member_fields import WORKER, Member
 from chainette.fleet.redis.connect import is_passing
+from chainette.fleet.redis.fleet_view import LiveRun, Queue
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
-from chainette.fleet.redis.snapshot import Load, Snapshot, as_number
 from chainette.io.rundir.replay import NodeCounts, RunState
 from chainette.records import Usage
 
@@ -28,7 +26,7 @@ __all__ = ["FleetView", "RunView", "watch"]
 #: Seconds between two looks.
 _EVERY = 1.0
 
-#: Draws a view into a width and a height; None where there is nothing left to look at.
+#: Draws a view into a width and a height; None once there is nothing left to look at.
 Draw = Callable[[int, int], list[Text] | None]
 
 
@@ -87,14 +85,14 @@ class RunView:
 
     def draw(self, width: int, height: int) -> list[Text] | None:
         """The view as it is now; None once the run is closed."""
-        snapshot = self._board.snapshot(self._run)
-        if snapshot is None:
+        run = self._board.live(self._run)
+        if run is None:
             return None
-        self.progress.look(state_of(snapshot), engines_of(snapshot))
-        head = [_headline(snapshot), *_queue_lines(snapshot)]
-        why = [Text(f"why: {reason}", style="yellow") for reason in reasons(snapshot)]
+        self.progress.look(state_of(run), engines_of(run))
+        head = [_headline(run), *_queue_lines(run)]
+        why = [Text(f"why: {reason}", style="yellow") for reason in reasons(run)]
         room = height - len(head) - len(why)
-        bars = view_lines(self.progress, width, room) if _decoded(snapshot.info.fields.get("outline")) else []
+        bars = view_lines(self.progress, width, room) if run.info.outline else []
         return [*_fitting([*head, *bars], width), *why]
 
 
@@ -107,27 +105,26 @@ class FleetView:
 
     def draw(self, width: int, height: int) -> list[Text]:
         """The view as it is now, at most `height - 1` lines."""
-        members, infos = self._board.members(), self._board.runs()
-        snapshots = [found for info in infos if (found := self._board.snapshot(info.run)) is not None]
-        lines = [_census_line(members), *(_member_line(name, words) for name, words in sorted(members.items()))]
-        if not any(words.get("kind", "worker") == "worker" for words in members.values()):
+        fleet = self._board.fleet()
+        lines = [_totals(fleet.members), *(_member_line(name, member) for name, member in sorted(fleet.members.items()))]
+        if not any(member.is_worker for member in fleet.members.values()):
             lines.append(Text("no live workers; start one: chainette worker --engine NAME", style="yellow"))
-        runs = [line for snapshot in snapshots for line in self._lines_of(snapshot, width)]
+        runs = [line for run in fleet.runs for line in self._lines_of(run, width)]
         runs = runs or [Text("no live runs", style="dim")]
         room = max(4, height - 1 - len(runs))
         if len(lines) > room:
             lines = [*lines[: room - 1], Text(f"+{len(lines) - room + 1} more", style="dim")]
         return [*_fitting(lines, width), *runs]
 
-    def _lines_of(self, snapshot: Snapshot, width: int) -> list[Text]:
+    def _lines_of(self, run: LiveRun, width: int) -> list[Text]:
         """A run, and behind it why it does not move; the reasons may take more than a line."""
-        why = [Text(f"  why: {reason}", style="yellow") for reason in reasons(snapshot)]
-        return [*_fitting(list(self._run_lines(snapshot)), width), *why]
+        why = [Text(f"  why: {reason}", style="yellow") for reason in reasons(run)]
+        return [*_fitting(list(self._run_lines(run)), width), *why]
 
-    def _run_lines(self, snapshot: Snapshot) -> Iterator[Text]:
-        info = snapshot.info
+    def _run_lines(self, run: LiveRun) -> Iterator[Text]:
+        info = run.info
         progress = self._progress.setdefault(info.run, Progress(Path(), self._clock))
-        progress.look(state_of(snapshot), {})
+        progress.look(state_of(run), {})
         total = progress.total()
         of = f" of {total.total:,}" if total.total is not None else ""
         parts = [
@@ -138,87 +135,74 @@ class FleetView:
             f"{clock(total.left)} left" if total.left else "",
             f"{total.rejected:,} rejected" if total.rejected else "",
         ]
-        chain = info.fields.get("chain_ref", "")
         yield Text(f"run {info.run}: {' · '.join(part for part in parts if part)}", style="bold")
         share = total.done / total.total if total.total else 0.0
         full = round(20 * min(1.0, share))
-        yield Text.assemble("  ", ("━" * full, "cyan"), ("─" * (20 - full), "dim"), f" {chain}")
+        yield Text.assemble("  ", ("━" * full, "cyan"), ("─" * (20 - full), "dim"), f" {info.chain_ref}")
 
 
 # -- out of Redis
 
 
-def state_of(snapshot: Snapshot) -> RunState:
+def state_of(run: LiveRun) -> RunState:
     """The run as the log of its directory would give it, as far as its sink has said."""
-    fields = snapshot.info.fields
-    counts = _decoded(fields.get("counts")) or {"records": 0, "expected": None, "nodes": {}}
-    graph: dict[str, Any] = _decoded(fields.get("outline"))
+    counts = run.info.counts
     nodes = {
         name: NodeCounts(taken, given, rejected, usage=Usage(completion_tokens=tokens))
-        for name, (taken, given, rejected, tokens) in counts["nodes"].items()
+        for name, (taken, given, rejected, tokens) in counts.nodes.items()
     }
-    return RunState(seq=0, graph=graph, nodes=nodes, records=counts["records"], expected=counts["expected"])
+    return RunState(seq=0, graph=run.info.outline, nodes=nodes, records=counts.records, expected=counts.expected)
 
 
-def _decoded(said: str | None) -> dict[str, Any]:
-    """A JSON object that a sink wrote down at its run; empty if Redis holds something else by now."""
-    try:
-        return msgspec.json.decode(said or b"{}", type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeError):
-        return {}
-
-
-def engines_of(snapshot: Snapshot) -> dict[str, EngineView]:
+def engines_of(run: LiveRun) -> dict[str, EngineView]:
     """Who serves the engines of a run."""
-    graph = _decoded(snapshot.info.fields.get("outline"))
-    return {name: _engine(name, snapshot.members) for name in graph.get("engines", {})}
+    return {name: _engine(name, run.members) for name in run.info.outline.get("engines", {})}
 
 
-def _engine(name: str, members: Mapping[str, Mapping[str, str]]) -> EngineView:
-    serving = [words for words in members.values() if name in served(words)]
+def _engine(name: str, members: Mapping[str, Member]) -> EngineView:
+    serving = [member for member in members.values() if name in member.engines]
     if not serving:
         return EngineView(name, "no live worker", trouble=True)
-    rows = sum(as_number(words.get("rows_in_flight")) for words in serving)
+    rows = sum(member.rows_in_flight for member in serving)
     return EngineView(name, f"{len(serving)} worker{'s' * (len(serving) > 1)}, {rows:,} rows in flight there")
 
 
 # -- the lines
 
 
-def _headline(snapshot: Snapshot) -> Text:
-    info = snapshot.info
-    window = f", {snapshot.live_rows:,} of {snapshot.window:,} rows live" if snapshot.window else ""
-    behind = f", {snapshot.results:,} results to be written" if snapshot.results else ""
+def _headline(run: LiveRun) -> Text:
+    info = run.info
+    window = f", {info.live_rows:,} of {info.window:,} rows live" if info.window else ""
+    behind = f", {run.results:,} results to be written" if run.results else ""
     return Text(f"run {info.run}: {info.state}{window}{behind}", style="bold")
 
 
-def _queue_lines(snapshot: Snapshot) -> Iterator[Text]:
-    busy = [f"{node} {_load(load)}" for node, load in snapshot.loads.items() if load != Load()]
+def _queue_lines(run: LiveRun) -> Iterator[Text]:
+    busy = [f"{queue.node} {_load(queue)}" for queue in run.queues if queue.waiting or queue.units]
     if busy:
         yield Text(f"queues: {', '.join(busy)}", style="dim")
-    if snapshot.barred:
-        yield Text(f"phases: rows for {', '.join(snapshot.barred)} wait in the shards for a later one", style="dim")
+    if run.barred:
+        yield Text(f"phases: rows for {', '.join(run.barred)} wait in the shards for a later one", style="dim")
 
 
-def _load(load: Load) -> str:
-    parts = [f"{load.waiting} waiting" * bool(load.waiting), f"{load.units} at work" * bool(load.units)]
+def _load(queue: Queue) -> str:
+    parts = [f"{queue.waiting} waiting" * bool(queue.waiting), f"{queue.units} at work" * bool(queue.units)]
     return " + ".join(part for part in parts if part)
 
 
-def _census_line(members: Mapping[str, Mapping[str, str]]) -> Text:
-    kinds = [words.get("kind", "worker") for words in members.values()]
-    rows = sum(as_number(words.get("rows_in_flight")) for words in members.values())
-    counted = [f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) != 1)}" for kind in ("worker", "coordinator", "sink")]
+def _totals(members: Mapping[str, Member]) -> Text:
+    kinds = [member.kind for member in members.values()]
+    rows = sum(member.rows_in_flight for member in members.values())
+    counted = [f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) != 1)}" for kind in (WORKER, "coordinator", "sink")]
     return Text(f"{', '.join(counted)}; {rows:,} rows in flight", style="bold")
 
 
-def _member_line(name: str, words: Mapping[str, str]) -> Text:
-    if words.get("kind", "worker") == "worker":
-        units, rows = words.get("units_in_flight", "0"), words.get("rows_in_flight", "0")
-        swaps = as_number(words.get("swaps"))
-        turns = f"; {swaps} swaps, the last took {words.get('swap_seconds')} s" if swaps else ""
-        return Text(f"worker {name}: {words.get('engines')}, {rows} rows in flight in {units} units{turns}")
-    return Text(f"{words.get('kind')} {name}: pid {words.get('pid')} on {words.get('host')}, since {words.get('started')}")
+def _member_line(name: str, member: Member) -> Text:
+    if not member.is_worker:
+        return Text(f"{member.kind} {name}: pid {member.pid} on {member.host}, since {member.started}")
+    turns = f"; {member.swaps} swaps, the last took {member.swap_seconds} s" if member.swaps else ""
+    held = f"{member.rows_in_flight} rows in flight in {member.units_in_flight} units"
+    return Text(f"worker {name}: {member.names}, {held}{turns}")
 
 
 def _fitting(lines: list[Text], width: int) -> list[Text]:

@@ -1,0 +1,60 @@
+"""The fields of a Redis hash as a typed struct. Each is decoded by itself, so garbage in one costs no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+import msgspec
+
+__all__ = ["Count", "HashFields", "Seconds"]
+
+#: A count: whole, not negative, and exact in the doubles of a Lua script.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+#: The most bytes of one field that are decoded.
+_MOST = 4 << 20
+
+
+class HashFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What a hash says. A field that is missing, or does not decode, has its default."""
+
+    #: Fields that did not decode.
+    wrong: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, found: Mapping[bytes, bytes], **known: Any) -> Self:
+        """The struct of a hash; the values in `known` stand beside it and are not looked up. Never raises."""
+        values, wrong = dict(known), []
+        for field in msgspec.structs.fields(cls):
+            raw = found.get(field.encode_name.encode())
+            if raw is None or field.name in known or field.name == "wrong":
+                continue
+            try:
+                values[field.name] = _value(raw, field.type)
+            except (ValueError, RecursionError):
+                wrong.append(field.encode_name)
+        return cls(**values, wrong=tuple(wrong))
+
+    @classmethod
+    def words(cls, **values: Any) -> dict[str, str | int | float]:
+        """Some of its fields as a hash takes them: flags as 0 or 1, everything that is not plain as JSON."""
+        names = {field.encode_name for field in msgspec.structs.fields(cls)}
+        assert values.keys() <= names, f"{cls.__name__} has no field {', '.join(values.keys() - names)}"
+        return {name: _word(value) for name, value in values.items()}
+
+
+def _value(raw: bytes, kind: Any) -> Any:
+    if len(raw) > _MOST:
+        raise ValueError(f"{len(raw):,} bytes")
+    if kind is not str and raw[:1] in (b"{", b"["):
+        return msgspec.json.decode(raw, type=kind)
+    return msgspec.convert(raw.decode(), kind, strict=False)
+
+
+def _word(value: Any) -> str | int | float:
+    if isinstance(value, str | int | float):
+        return int(value) if isinstance(value, bool) else value
+    return msgspec.json.encode(value).decode()
