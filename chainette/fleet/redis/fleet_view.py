@@ -1,6 +1,6 @@
 """What Redis says of a fleet at this moment: the only reader of it, for commands, metrics, services and workers alike.
 
-Nothing is written, and nothing is read as one transaction: numbers of one look may be a few milliseconds apart. A key of
+Nothing is read as one transaction: numbers of one look may be a few milliseconds apart. A key of
 another type, and a field that does not decode, are as good as lost: they cost at most the line of their run or process.
 """
 
@@ -122,11 +122,13 @@ def look(connection: redis.Redis, run: str | None = None) -> Fleet:
 
 
 def known_runs(connection: redis.Redis) -> list[RunInfo]:
-    """Runs that are not closed, by name, also those that no sink has begun."""
+    """Runs that are not closed, by name, also those that no sink has begun. Forgets names whose record is gone."""
     with connection.pipeline(transaction=False) as pipe:
         pipe.smembers(RUNS)
         names = sorted(map(_text, _replies(pipe)[0] or ()))
     infos, _ = _records(connection, names, ())
+    if gone := [name for name, info in zip(names, infos, strict=True) if info is None]:
+        connection.srem(RUNS, *gone)  # cancelled a week ago; a live run's sink puts its name back
     return [info for info in infos if info is not None]
 
 
