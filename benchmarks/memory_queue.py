@@ -1,4 +1,4 @@
-"""CPU time that the in-memory queue takes per unit: `python benchmarks/queue.py`. Admission, claim, commit, read and
+"""CPU time that the in-memory queue takes per unit: `python benchmarks/memory_queue.py`. Admission, claim, commit, read and
 acknowledgement, with no work in between."""
 
 from __future__ import annotations
