@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -18,9 +18,8 @@ from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, short
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
-from chainette.hooks import Hook
 from chainette.records import Output, Reason, Row, child_id
-from chainette.run.unit_result import Tally, excess, raised
+from chainette.run.unit_result import UnitResult, excess, raised
 from chainette.utils.foreign import RAISED, is_stray
 from chainette.utils.process_state import put_back
 
@@ -34,22 +33,41 @@ MAX_FAN_OUT = 100_000
 Away = Callable[..., Awaitable[Any]]
 
 
-async def call(plan: Plan, node: PlanNode, rows: Sequence[Row], hook: Hook, away: Away) -> Tally:
+async def call(result: UnitResult, rows: Sequence[Row], away: Away) -> None:
     """Runs the function for every row: async ones side by side, others one after the other by `away`."""
+    plan, node = result.plan, result.node
     apply = node.node
     assert isinstance(apply, ApplyNode)
-    returned: list[Any] = [None] * len(rows)
+    values = _Values(result, apply, dict(enumerate(rows)))
+    result.pull = values.take_in
     if _is_async(apply.fn):
         pending = {index: partial(_call_here, apply.fn, plan, node, row) for index, row in enumerate(rows)}
     else:
-        returned = await away(_call_each, apply.fn, [(plan, node, row) for row in rows])
+        await away(_call_each, apply.fn, [(plan, node, row) for row in rows], values.returned)
         # a lambda around an async function, say
-        pending = {index: partial(_awaited, value) for index, value in enumerate(returned) if _is_pending(value)}
-    await _settle(returned, pending)
-    result = Tally(node, hook)
-    for row, value in zip(rows, returned, strict=True):
-        _take(result, apply, row, value)
-    return result
+        pending = {index: partial(_awaited, value) for index, value in values.returned.items() if _is_pending(value)}
+    await _settle(values.returned, pending)
+    values.take(list(values.waiting))
+    result.pull = None
+
+
+@dataclass
+class _Values:
+    """The values that a function has returned so far, maybe in another thread, on their way into the result."""
+
+    result: UnitResult
+    apply: ApplyNode[Any, Any]
+    #: Rows that are not in the result, by place.
+    waiting: dict[int, Row]
+    returned: dict[int, Any] = field(default_factory=dict)
+
+    def take_in(self) -> None:
+        """Takes what is there by now."""
+        self.take([index for index in self.waiting if index in self.returned and not _is_pending(self.returned[index])])
+
+    def take(self, indexes: list[int]) -> None:
+        for index in indexes:
+            _take(self.result, self.apply, self.waiting.pop(index), self.returned.pop(index))
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:
@@ -69,7 +87,7 @@ def _is_pending(value: Any) -> bool:
     return inspect.isawaitable(value) or isinstance(value, AsyncIterable)
 
 
-async def _settle(returned: list[Any], pending: Mapping[int, Callable[[], Awaitable[Any]]]) -> None:
+async def _settle(returned: dict[int, Any], pending: Mapping[int, Callable[[], Awaitable[Any]]]) -> None:
     """Awaits side by side what is pending, and puts the results in their places."""
 
     async def settle(index: int, finish: Callable[[], Awaitable[Any]]) -> None:
@@ -108,19 +126,17 @@ class _Raised:
     error: BaseException
 
 
-def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]]) -> list[Any]:
-    returned: list[Any] = []
-    for plan, node, row in calls:
+def _call_each(fn: Callable[..., Any], calls: list[tuple[Plan, PlanNode, Row]], returned: dict[int, Any]) -> None:
+    for index, (plan, node, row) in enumerate(calls):
         with suppress(RuntimeError):  # raised in a process for functions, which is ended and never cancelled
             anyio.from_thread.check_cancelled()  # an interrupt waits for one row, not for the whole unit
         try:
             value = fn(*_arguments(plan, node, row))
-            returned.append(_at_most(value) if isinstance(value, Iterator) else value)
+            returned[index] = _at_most(value) if isinstance(value, Iterator) else value
         except BaseException as error:  # no signal is raised in a thread
-            returned.append(_Raised(error))
+            returned[index] = _Raised(error)
         finally:
             put_back()
-    return returned
 
 
 def _at_most(items: Iterator[Any]) -> list[Any]:
@@ -134,7 +150,7 @@ def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
     return (item, History(plan, node, row)) if node.node.wants_history else (item,)
 
 
-def _take(result: Tally, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
+def _take(result: UnitResult, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
     """What the function returned for one row, as outputs, a drop or a rejection."""
     try:
         if isinstance(value, _Raised):

@@ -5,6 +5,8 @@ It knows nothing of queues, files or other units: local runs and the fleet call 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anyio.to_thread
 
 from chainette.core.flow import advance, join_rows, row_of
@@ -12,11 +14,12 @@ from chainette.core.plan import Fork, NodeKind, Plan
 from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Outcome, Output, Reason, Rejection, Unit, Usage, owner_of
+from chainette.records import Outcome, Output, Reason, Rejection, Row, Unit, Usage, owner_of
 from chainette.run.functions import Away, call
 from chainette.run.steps import Asking
+from chainette.run.unit_result import UnitResult
 
-__all__ = ["concluded", "poisoned", "process", "too_large"]
+__all__ = ["concluded", "fill", "join", "poisoned", "process", "too_large"]
 
 _QUIET = Hook()
 
@@ -37,27 +40,39 @@ async def process(
     Raises:
         EngineUnavailable: the engine does not answer; nothing is known about any row.
     """
-    laps = Laps()
-    outcome = await _outcome(plan, unit, engine, seed, hook, laps, away)
-    laps.tell(hook, unit.node)
-    return outcome
-
-
-async def _outcome(plan: Plan, unit: Unit, engine: Engine | None, seed: int, hook: Hook, laps: Laps, away: Away) -> Outcome:
     if unit.node in plan.forks:
-        joined = _join(plan, plan.forks[unit.node], unit, hook)
-        laps.lap(Stage.GENERATE)
-        return joined
-    node = plan.nodes[unit.node]
+        return join(plan, unit, hook)
+    result = UnitResult(plan, plan.nodes[unit.node], hook)
+    await fill(result, unit.rows, engine, seed=seed, away=away)
+    return result.take(unit)
+
+
+async def fill(
+    result: UnitResult, rows: Sequence[Row], engine: Engine | None, *, seed: int = 0, away: Away = anyio.to_thread.run_sync
+) -> None:
+    """Runs rows through the result's node. Each is in the result as soon as it is finished, and stays there.
+
+    Raises:
+        EngineUnavailable: the engine does not answer; nothing is known about the rows that are not in the result.
+    """
+    plan, node, hook = result.plan, result.node, result.hook
+    laps = Laps()
     if node.kind is NodeKind.STEP:
         assert engine is not None
-        result = await Asking(plan, node, engine, seed, hook, laps).run(unit.rows)
+        await Asking(plan, node, engine, seed, hook, laps, result).run(rows)
     else:
-        result = await call(plan, node, unit.rows, hook, away)
-        laps.lap(Stage.GENERATE)
-    rejected = [rejection.row_id for rejection in result.rejected]
-    effects = advance(plan, unit, [row_of(node, row, output) for row, output in result.outputs], node.next, rejected)
-    return Outcome([output for _, output in result.outputs], result.rejected, result.dropped, result.usage, effects)
+        await call(result, rows, away)
+    laps.lap(Stage.GENERATE)
+    laps.tell(hook, node.id)
+
+
+def join(plan: Plan, unit: Unit, hook: Hook = _QUIET) -> Outcome:
+    """Merges the branches of a fork, whose unit never goes in parts."""
+    laps = Laps()
+    outcome = _joined(plan, plan.forks[unit.node], unit, hook)
+    laps.lap(Stage.GENERATE)
+    laps.tell(hook, unit.node)
+    return outcome
 
 
 def concluded(plan: Plan, unit: Unit, outputs: list[Output], rejected: list[Rejection], dropped: list[str]) -> Outcome:
@@ -69,7 +84,7 @@ def concluded(plan: Plan, unit: Unit, outputs: list[Output], rejected: list[Reje
     return Outcome(outputs, rejected, dropped, Usage(), effects)
 
 
-def _join(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:
+def _joined(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:
     joined, lost = join_rows(fork, unit.rows, unit.partials, unit.stopped)
     if hook.streams:
         aliases = tuple(join.alias for join in fork.joins)

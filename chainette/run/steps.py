@@ -1,4 +1,4 @@
-"""Steps: a unit's rows become questions, answers are judged, and bad ones asked again."""
+"""Steps: rows become questions, each answer is judged as it arrives, and a bad one is asked again at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import anyio
 import msgspec
+from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
 from chainette.core.dump import NotRoundTrip, dump_row, explain
@@ -15,13 +17,13 @@ from chainette.core.plan import Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
 from chainette.core.streaming import Asked, Unusable
-from chainette.engine.base import Completion, Engine, Finish, Request
-from chainette.errors import TemplateError
+from chainette.engine.answers import ask_all
+from chainette.engine.base import Completion, Done, Engine, Finish, Request
+from chainette.errors import EngineRefused, EngineUnavailable, TemplateError
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Message, Output, Reason, Row, Spent
-from chainette.run.unit_result import Tally, excess, raised, streamed, writable
+from chainette.records import Message, Output, Reason, Row, Usage
+from chainette.run.unit_result import UnitResult, excess, raised, spent_on, streamed, writable
 from chainette.utils.foreign import RAISED, told
-from chainette.utils.together import together
 
 __all__ = ["Asking", "row_seed"]
 
@@ -38,14 +40,10 @@ class _Ask:
 
     row: Row
     messages: tuple[Message, ...]
+    #: From 1; goes on if `--retry` opened the row again.
     number: int
-    #: What the answers so far took.
-    spent: Spent
-
-    @classmethod
-    def first(cls, row: Row, messages: tuple[Message, ...]) -> _Ask:
-        """The first ask for a row, or the next one if `--retry` opened it again."""
-        return cls(row, messages, row.asks + 1, row.earlier.spent if row.earlier else Spent())
+    #: The usage of the answers before this ask, since the row was opened.
+    usage: Usage | None = None
 
     @property
     def attempt(self) -> int:
@@ -57,11 +55,8 @@ class _Ask:
         """Whether the messages end in a bad answer and a complaint about it."""
         return self.attempt > 1 and len(self.messages) > 2 and self.messages[-2].role == "assistant"
 
-    def answered(self, spent: Spent) -> _Ask:
-        return replace(self, spent=self.spent + spent)
-
-    def again(self, messages: tuple[Message, ...]) -> _Ask:
-        return replace(self, messages=messages, number=self.number + 1)
+    def again(self, messages: tuple[Message, ...], usage: Usage) -> _Ask:
+        return replace(self, messages=messages, number=self.number + 1, usage=usage)
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class _Bad:
 
 @dataclass
 class Asking:
-    """Asks, judges, asks again: the life of one unit of a step."""
+    """Asks, judges, asks again: the life of the rows of one unit of a step."""
 
     plan: Plan
     node: PlanNode
@@ -82,38 +77,81 @@ class Asking:
     seed: int
     hook: Hook
     laps: Laps
-    result: Tally = field(init=False)
+    result: UnitResult
+    prompts: Prompter = field(init=False)
+    #: Rows to ask again as soon as the event loop turns: answers that arrive together are asked again together.
+    _again: list[_Ask] = field(default_factory=list)
+    _rounds: TaskGroup = field(init=False)
+    _failure: EngineUnavailable | None = None
+    #: Of a hook, or of our own code.
+    _error: BaseException | None = None
 
-    def __post_init__(self) -> None:
-        self.result = Tally(self.node, self.hook)
+    async def run(self, rows: Sequence[Row]) -> None:
+        """Puts every row into the result.
 
-    async def run(self, rows: Sequence[Row]) -> Tally:
-        prompts = prompter(self.plan, self.node)
-        asks = self.first_asks(prompts, rows)
-        while asks:
-            requests = [self.request(prompts, ask) for ask in asks]
-            self.laps.lap(Stage.RENDER)
-            completions = await self.watched(asks, requests)
-            self.laps.lap(Stage.GENERATE)
-            self.hook.on_answers(self.node.id, requests, completions)
-            asks = [again for ask, completion in zip(asks, completions, strict=True) if (again := self.judge(ask, completion))]
-            self.laps.lap(Stage.VALIDATE)
-        place = {row.row_id: index for index, row in enumerate(rows)}
-        self.result.outputs.sort(key=lambda pair: place[pair[0].row_id])
-        return self.result
+        Raises:
+            EngineUnavailable: some rows got no answer; the result has the others.
+        """
+        self.prompts = prompter(self.plan, self.node)
+        try:
+            async with anyio.create_task_group() as self._rounds:
+                await self.ask(self.first_asks(self.prompts, rows))
+        except BaseExceptionGroup as errors:
+            raise self._error or errors.exceptions[0] from None
+        if failed := self._error or self._failure:
+            raise failed
 
-    async def watched(self, asks: Sequence[_Ask], requests: Sequence[Request]) -> list[Completion]:
+    async def ask(self, asks: Sequence[_Ask]) -> None:
+        """One call of the engine; each answer is judged when it arrives."""
+        if not asks:
+            return
+        requests = [self.request(self.prompts, ask) for ask in asks]
+        self.laps.lap(Stage.RENDER)
+        unanswered = dict(enumerate(asks))
+
+        def done(index: int, completion: Completion) -> None:
+            if index in unanswered:
+                self.take_in(unanswered.pop(index), requests[index], completion)
+
         self.hook.on_generating(self.node.engine, len(requests))
         try:
-            return [_readable(completion) for completion in await self.answers(asks, requests)]
+            for index, completion in enumerate(await self.answers(asks, requests, done)):
+                done(index, completion)
+        except EngineRefused:
+            raise
+        except EngineUnavailable as error:
+            self._failure = self._failure or error
         finally:
-            self.hook.on_generated(self.node.engine, len(requests))
+            self.hook.on_generated(self.node.engine, len(unanswered))
 
-    async def answers(self, asks: Sequence[_Ask], requests: Sequence[Request]) -> list[Completion]:
+    async def answers(self, asks: Sequence[_Ask], requests: Sequence[Request], done: Done) -> list[Completion]:
         if not self.hook.streams:
-            return await self.engine.generate(requests)
+            return await self.engine.generate(requests, done)
         asked = [Asked(self.node.id, ask.row.row_id, ask.number, ask.messages) for ask in asks]
-        return await together([streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)])
+        return await ask_all([streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)], done)
+
+    def take_in(self, ask: _Ask, request: Request, completion: Completion) -> None:
+        """Judges an answer. Called by the engine, which must not mistake an error in here for one of its own."""
+        try:
+            self.laps.lap(Stage.GENERATE)
+            self.hook.on_generated(self.node.engine, 1)
+            completion = _readable(completion)
+            self.hook.on_answers(self.node.id, [request], [completion])
+            again = self.judge(ask, completion)
+            self.laps.lap(Stage.VALIDATE)
+        except BaseException as error:
+            self._error = self._error or error
+            self._rounds.cancel_scope.cancel()
+            return
+        if again is not None:
+            self._again.append(again)
+            if len(self._again) == 1:
+                self._rounds.start_soon(self.ask_again)
+
+    async def ask_again(self) -> None:
+        asks, self._again = self._again, []
+        self.laps.lap(Stage.GENERATE)
+        await self.ask(asks)
 
     @property
     def step(self) -> Step[Any, Any]:
@@ -124,7 +162,7 @@ class Asking:
         asks = []
         for row in rows:
             try:
-                asks.append(_Ask.first(row, prompts.messages(row)))
+                asks.append(_Ask(row, prompts.messages(row), row.asks + 1))
             except TemplateError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:
@@ -146,20 +184,20 @@ class Asking:
         )
 
     def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:
-        """Takes an answer in, or gives the next ask."""
-        self.result.usage += completion.usage
-        ask = ask.answered(completion.usage.spent)
-        verdict = self.read(completion, ask)
+        """Finishes the row, or returns its next ask."""
+        usage = completion.usage if ask.usage is None else ask.usage + completion.usage
+        verdict = self.read(completion, ask, usage)
         if isinstance(verdict, Output):
-            self.result.keep(ask.row, verdict)
+            self.result.keep(ask.row, verdict, usage)
             return None
         messages = self.next_messages(ask, completion, verdict) if ask.attempt < self.step.max_attempts else None
         if messages is None:
-            self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, ask.spent)
+            self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, usage)
             return None
+        self.result.ask_again(ask.row.row_id, usage)
         if self.hook.streams:
             self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
-        return ask.again(messages)
+        return ask.again(messages, usage)
 
     def next_messages(self, ask: _Ask, completion: Completion, verdict: _Bad) -> tuple[Message, ...] | None:
         """The messages of the next ask; None if asking again cannot give another answer."""
@@ -183,7 +221,7 @@ class Asking:
         tokens = self.engine.context - bad.usage.prompt_tokens - self.step.sampling.max_tokens
         return bad.text[: max(0, int(tokens * per_token) - len(complaint))]
 
-    def read(self, completion: Completion, ask: _Ask) -> Output | _Bad:
+    def read(self, completion: Completion, ask: _Ask, usage: Usage) -> Output | _Bad:
         match completion.finish:
             case Finish.REFUSED:
                 return _Bad(Reason.REFUSED, completion.error or "the model declined to answer")
@@ -192,12 +230,12 @@ class Asking:
             case Finish.ERROR:
                 return _Bad(Reason.ENGINE_ERROR, completion.error)
             case Finish.LENGTH:
-                whole = self.read_whole(completion, ask)
+                whole = self.read_whole(completion, ask, usage)
                 return whole if isinstance(whole, Output) else self.truncated(completion)
             case Finish.STOP:
-                return self.read_whole(completion, ask)
+                return self.read_whole(completion, ask, usage)
 
-    def read_whole(self, completion: Completion, ask: _Ask) -> Output | _Bad:
+    def read_whole(self, completion: Completion, ask: _Ask, usage: Usage) -> Output | _Bad:
         reasoning, text = _split_reasoning(completion)
         try:
             value = dump_row(self.step.output_model.model_validate_json(text))
@@ -207,7 +245,7 @@ class Asking:
             return _Bad(Reason.INVALID_OUTPUT, str(error))
         except RAISED as error:  # a validator of the user's own
             return _Bad(Reason.INVALID_OUTPUT, told(error))
-        output = Output(ask.row.row_id, value, ask.number, reasoning, ask.spent)
+        output = Output(ask.row.row_id, value, ask.number, reasoning, spent_on(ask.row, usage))
         large = excess([output])
         return _Bad(Reason.TOO_LARGE, large) if large else output
 
@@ -220,6 +258,8 @@ class Asking:
 
 def _readable(completion: Completion) -> Completion:
     """The answer as text that can be written: models cut by their tokenizer end in half a character."""
+    if completion.text.isascii() and not completion.reasoning and not completion.error:
+        return completion
     text, error = writable(completion.text), writable(completion.error)
     reasoning = None if completion.reasoning is None else writable(completion.reasoning)
     return msgspec.structs.replace(completion, text=text, error=error, reasoning=reasoning)

@@ -1,21 +1,22 @@
-"""Tally: what became of the rows of one unit, told as it happens."""
+"""The result of one unit, row by row, while it is being worked on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 
 import anyio
 
-from chainette.core.flow import row_of
-from chainette.core.plan import PlanNode
+from chainette.core.flow import advance, row_of
+from chainette.core.plan import Plan, PlanNode
 from chainette.core.streaming import Asked, Dropped, Passed, Piece
 from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
-from chainette.records import Output, Reason, Rejection, Row, Spent, Usage
+from chainette.records import Outcome, Output, Reason, Rejection, Row, Spent, Unit, Usage
 from chainette.utils.foreign import told
 
-__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "Tally", "excess", "raised", "streamed", "writable"]
+__all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]
 
 #: Bytes of all that one row becomes in one node.
 MAX_ROW_BYTES = 16 << 20
@@ -23,39 +24,93 @@ MAX_ROW_BYTES = 16 << 20
 #: Characters of a raw answer that a rejection keeps.
 RAW_LIMIT = 65_536
 
-_NOTHING = Spent()
-
 
 @dataclass
-class Tally:
-    """Every row is kept, dropped or rejected once."""
+class UnitResult:
+    """Every row is kept, dropped or rejected once, and is finished then.
 
+    `process` fills it. Whoever holds it may take the rows that are finished so far, at any time and between any two
+    awaits of his own: nothing of a row is in here before the row is finished.
+    """
+
+    plan: Plan
     node: PlanNode
     hook: Hook
-    outputs: list[tuple[Row, Output]] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    #: The sum over the finished rows' own asks.
     usage: Usage = field(default_factory=Usage)
+    #: Since when (monotonic) a finished row waits to be taken; None if none does.
+    since: float | None = None
+    #: Brings in rows that have finished in another thread.
+    pull: Callable[[], None] | None = None
+    #: The usage of the answers for rows that are asked again.
+    unfinished: dict[str, Usage] = field(default_factory=dict)
+    _outputs: list[tuple[Row, Output]] = field(default_factory=list)
+    _rejected: list[Rejection] = field(default_factory=list)
+    _dropped: list[str] = field(default_factory=list)
 
-    def keep(self, row: Row, output: Output) -> None:
-        self.outputs.append((row, output))
+    def finished(self) -> set[str]:
+        """The ids of the rows that `take` would take."""
+        if self.pull is not None:
+            self.pull()
+        ids = {row.row_id for row, _ in self._outputs}
+        return ids.union(self._dropped, (rejection.row_id for rejection in self._rejected))
+
+    def take(self, unit: Unit) -> Outcome:
+        """The outcome of the rows that have finished since the last call; `unit` consists of exactly these rows."""
+        place = {row.row_id: index for index, row in enumerate(unit.rows)}
+        kept = sorted(self._outputs, key=lambda pair: place[pair[0].row_id])
+        rejected, dropped, usage = self._rejected, self._dropped, self.usage
+        self._outputs, self._rejected, self._dropped, self.usage, self.since = [], [], [], Usage(), None
+        rows = [row_of(self.node, row, output) for row, output in kept]
+        effects = advance(self.plan, unit, rows, self.node.next, [rejection.row_id for rejection in rejected])
+        return Outcome([output for _, output in kept], rejected, dropped, usage, effects)
+
+    def ask_again(self, row_id: str, usage: Usage) -> None:
+        """The answers for a row so far cannot be used, and another is asked for."""
+        self.unfinished[row_id] = usage
+
+    def keep(self, row: Row, output: Output, usage: Usage | None = None) -> None:
+        self._outputs.append((row, output))
+        self._finish(row, usage)
         if self.hook.streams:
             self.hook.on_stream(Passed(self.node.id, row_of(self.node, row, output)))
 
     def drop(self, row: Row) -> None:
-        self.dropped.append(row.row_id)
+        self._dropped.append(row.row_id)
+        self._finish(row, None)
         if self.hook.streams:
             self.hook.on_stream(Dropped(self.node.id, row.row_id))
 
     def reject(
-        self, row: Row, reason: Reason, message: str, attempts: int = 0, raw: str | None = None, spent: Spent = _NOTHING
+        self,
+        row: Row,
+        reason: Reason,
+        message: str,
+        attempts: int = 0,
+        raw: str | None = None,
+        usage: Usage | None = None,
     ) -> None:
+        spent = Spent() if usage is None else spent_on(row, usage)
         cut = raw[:RAW_LIMIT] if raw is not None else None
         words, asks = writable(message), attempts or row.asks
         rejection = Rejection(row.row_id, self.node.id, reason, words, asks, cut, row.line, row.key, spent)
-        self.rejected.append(rejection)
+        self._rejected.append(rejection)
+        self._finish(row, usage)
         if self.hook.streams:
             self.hook.on_stream(rejection)
+
+    def _finish(self, row: Row, usage: Usage | None) -> None:
+        if self.since is None:
+            self.since = monotonic()
+        if usage is not None:
+            self.usage += usage
+        if self.unfinished:
+            self.unfinished.pop(row.row_id, None)
+
+
+def spent_on(row: Row, usage: Usage) -> Spent:
+    """Everything spent on a row, including before `--retry` opened it again."""
+    return row.earlier.spent + usage.spent if row.earlier else usage.spent
 
 
 async def streamed(engine: Engine, request: Request, asked: Asked, hook: Hook) -> Completion:
