@@ -63,7 +63,7 @@ class Hook:
         """An event of the log, after it became durable, in order."""
 
     def on_answers(self, step_id: str, requests: Sequence[Request], completions: Sequence[Completion]) -> None:
-        """An engine answered, in order; before the answers are validated."""
+        """Answers arrived, each with its request; before they are validated."""
 
     def of_run(self, run: str, plan: Plan) -> Hook:  # noqa: ARG002 - for those that tell runs apart
         """What watches one run, from here on; again where its plan changed."""
@@ -76,10 +76,10 @@ class Hook:
         """A unit spent so long in a stage; once per unit and stage."""
 
     def on_generating(self, engine: str, requests: int) -> None:
-        """So many requests of one unit go into an engine."""
+        """So many requests of one unit go into an engine, in one call."""
 
     def on_generated(self, engine: str, requests: int) -> None:
-        """They are out of it again, also where the engine failed."""
+        """So many of them are out of it again, answered or not."""
 
     def on_refused(self) -> None:
         """A commit did not hold; what it brought is thrown away."""

@@ -640,7 +640,7 @@ def test_a_fan_out_larger_than_the_window_finishes(tmp_path: Path, window: int) 
 def test_batch_size_is_the_rows_of_a_root_and_the_most_of_a_unit(tmp_path: Path) -> None:
     sizes: list[int] = []
     hook = Hook()
-    hook.on_answers = lambda step_id, requests, completions: sizes.append(len(requests))  # type: ignore[method-assign]
+    hook.on_generating = lambda engine, requests: sizes.append(requests)  # type: ignore[method-assign]
     with scripted(llm=lambda request: SAME):
         step = Step(id="ask", input_model=Text, output_model=Word, engine_name="llm")
         chain = Chain(name="sizes", steps=[apply(fan), step], batch_size=64)
