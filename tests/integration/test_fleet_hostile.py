@@ -67,6 +67,7 @@ def forged(run: QueueRun, job: str, /, **fields: Any) -> bytes:
         "fork": "",
         "rows": "1",
         "strikes": "0",
+        "part": "0",
     }
     told |= {
         "origin": run.queues[-1],
@@ -130,7 +131,15 @@ def fork_of_garbage(run: QueueRun, touch: str) -> bytes:
     return forged(run, "run-a_0_0_fork", fork="garbage")
 
 
+def taken_is_a_string(run: QueueRun, touch: str) -> bytes:
+    run.client.set(f"{run.keys.prefix}t:run-a_0_0_taken", "I am no set")
+    return forged(run, "run-a_0_0_taken", part="1", rows="0")
+
+
 HOSTILE: dict[str, Make] = {
+    "a counter of parts that is no number": lambda run, touch: forged(run, "run-a_0_0_count", part="x"),
+    "rows taken by parts, of another type": taken_is_a_string,
+    "fewer rows than its parts left": lambda run, touch: forged(run, "run-a_0_0_rows", part="1", rows="3"),
     "os.system": lambda run, touch: plain_rq(run, "evil", data=names("os.system", touch)),
     "subprocess": lambda run, touch: plain_rq(run, "evil", data=names("subprocess.getoutput", touch)),
     "eval": lambda run, touch: plain_rq(run, "evil", data=names("eval", f"__import__('os').system({touch!r})")),

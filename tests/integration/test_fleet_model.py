@@ -183,7 +183,7 @@ class Fleet:
             self.queue.release(claim, me)
         elif chance < 0.2:
             self.queue.fail(claim, me, 0.0, "not now")
-        elif chance < 0.5 and node is not None and len(claim.unit.rows) > 1 and isinstance(self.queue, MemoryQueue):
+        elif chance < 0.5 and node is not None and len(claim.unit.rows) > 1:
             await self.commit_part(me, claim, engine)
             return
         else:

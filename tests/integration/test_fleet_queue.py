@@ -6,11 +6,13 @@ every test that leaves a key.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import anyio
 import pytest
 import redis
 
@@ -21,8 +23,8 @@ from chainette.fleet.redis.calls import SCRIPTS, Scripts
 from chainette.fleet.redis.queue import Admitted, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.io.rundir.events import EngineReleased
-from chainette.records import CHAIN_INPUT, Effects, Outcome, Reason, Rejection, Unit, Usage
-from chainette.run.process import poisoned
+from chainette.records import CHAIN_INPUT, Effects, Outcome, Reason, Rejection, Scope, Unit, Usage
+from chainette.run.process import poisoned, process
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
@@ -425,6 +427,123 @@ def test_what_a_worker_does_late_leaves_the_unit_that_it_has_claimed_again_in_it
     assert not unchanged(run, calls[late])
     run.lose("w1")  # it dies for good, and the unit is not forgotten
     assert run.waiting() == [again.job] or run.take("w2").job == again.job
+
+
+# -- parts
+
+
+def commit_part(run: QueueRun, claim: Claim, *rows: str, token: str = "", queue: FleetQueue | None = None) -> bool:
+    outcome: Outcome = anyio.run(process, run.plan, claim.piece(rows), None)
+    return (queue or run.queue).commit(claim, "w1", run.plan, outcome, token or secrets.token_hex(4), rows)
+
+
+def job_field(run: QueueRun, job: str, name: str) -> bytes | None:
+    found = run.client.hget(f"rq:job:{job}", name)
+    assert found is None or isinstance(found, bytes)
+    return found
+
+
+def test_a_part_takes_its_rows_out_of_the_unit_and_everything_counts_what_is_left(run: QueueRun) -> None:
+    claim = run.take()
+    assert commit_part(run, claim, "0", "3")
+    taken = f"{run.keys.prefix}t:{claim.job}"
+    assert run.client.smembers(taken) == {b"0", b"3"}
+    assert (job_field(run, claim.job, "rows"), job_field(run, claim.job, "part")) == (b"2", b"1")
+    assert run.held("w1") == {claim.job} and run.state("live_rows") == "4"
+    rest = claim.rest(["0", "3"])
+    assert rest is not None and run.commit(rest)
+    assert not run.client.exists(taken) and run.held("w1") == set()
+    assert [entry.message.taken for entry in run.drain() if isinstance(entry.message, Result)] == [2, 2]
+    assert run.state("results") == "4"
+
+
+def test_a_part_whose_reply_is_lost_is_sent_again_and_happens_once(run: QueueRun, lossy: FleetQueue, proxy: FaultProxy) -> None:
+    claim = run.take()
+    loses_its_reply(proxy, lossy, "commit", lambda: commit_part(run, claim, "1", token="lost", queue=lossy))
+    assert unchanged(run, lambda: commit_part(run, claim, "1", token="lost")) is True
+    run.lose("w1")
+    assert unchanged(run, lambda: commit_part(run, claim, "1", token="lost")) is True, "it was committed, whoever has the rest"
+    assert [entry.token for entry in run.drain()] == ["lost"]
+
+
+def test_a_part_that_is_late_or_of_an_old_epoch_is_refused(run: QueueRun) -> None:
+    claim = run.take("w1")
+    assert commit_part(run, claim, "1")
+    assert unchanged(run, lambda: commit_part(run, claim, "2")) is False, "not the next part"
+    rest = claim.rest(["1"])
+    assert rest is not None
+    run.lose("w1")
+    assert not unchanged(run, lambda: commit_part(run, rest, "2"))
+    run.raise_epoch()
+    assert not unchanged_but_held(run, lambda: commit_part(run, rest, "2"))
+
+
+def test_rows_that_are_no_longer_in_the_unit_are_refused_as_after_redis_went_back(run: QueueRun) -> None:
+    claim = run.take()
+    assert commit_part(run, claim, "1")
+    run.client.hset(f"rq:job:{claim.job}", "part", "0")
+    assert unchanged(run, lambda: commit_part(run, claim, "1", "2")) is False
+    assert unchanged(run, lambda: run.commit(claim)) is False, "the unit has fewer rows than that"
+
+
+def test_a_unit_of_which_redis_knows_fewer_parts_than_its_worker_goes_round(run: QueueRun) -> None:
+    claim = run.take()
+    assert commit_part(run, claim, "1")
+    rest = claim.rest(["1"])
+    assert rest is not None
+    assert unchanged(run, lambda: run.queue.reconcile("w1", [rest])) == 0
+    assert unchanged(run, lambda: run.queue.reconcile("w1", [claim])) == 0, "the reply is on its way"
+    run.client.hset(f"rq:job:{claim.job}", mapping={"part": "0", "rows": "4"})  # Redis went back
+    run.client.delete(f"{run.keys.prefix}t:{claim.job}")
+    assert run.queue.reconcile("w1", [rest]) == 1
+    assert not unchanged(run, lambda: run.commit(rest))
+
+
+def test_a_counter_of_parts_that_is_gone_is_damage(run: QueueRun) -> None:
+    claim = run.take()
+    run.client.hdel(f"rq:job:{claim.job}", "part")
+    assert not run.commit(claim)
+    assert "counter of parts is gone" in run.queue.progress(run.keys).damaged
+    run.raise_epoch()
+    run.admit()
+    run.client.hdel(f"rq:job:{run.waiting()[0]}", "part")
+    assert run.claim() is None
+    assert "counter of parts is gone" in run.queue.progress(run.keys).damaged
+
+
+@pytest.mark.parametrize("how", ["lost", "of another type"])
+def test_taken_rows_that_are_gone_are_damage_and_no_row_is_answered_twice(run: QueueRun, how: str) -> None:
+    claim = run.take()
+    assert commit_part(run, claim, "1")
+    taken = f"{run.keys.prefix}t:{claim.job}"
+    run.client.delete(taken)
+    if how != "lost":
+        run.client.set(taken, "I am no set")
+    run.lose("w1")
+    first = run.take("w2")
+    assert first.unit.node == "second" and run.claim("w2") is None
+    assert "rows left" in run.queue.progress(run.keys).damaged
+
+
+def test_a_part_that_meets_taken_rows_of_another_type_writes_nothing_and_is_damage(run: QueueRun) -> None:
+    claim = run.take()
+    run.client.set(f"{run.keys.prefix}t:{claim.job}", "I am no set")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        commit_part(run, claim, "1")
+    assert run.queue.progress(run.keys).damaged and run.drain() == []
+
+
+def test_a_scope_that_exists_already_is_an_error_and_nothing_is_written(database: Database) -> None:
+    with opened(database.client, forked()) as run:
+        run.admit(["a", "b"])
+        assert run.commit(run.take())
+        claim = run.take()
+        known = next(iter(run.client.scan_iter(f"{run.keys.prefix}f:0:*")))
+        name = known.decode().rpartition("f:0:")[2]
+        other = Scope(name, next(iter(run.plan.forks)), "", "", claim.unit.rows)
+        outcome = Outcome([], [], [], Usage(), Effects([], [other]))
+        with pytest.raises(redis.ResponseError, match="exists already"):
+            unchanged(run, lambda: run.queue.commit(claim, "w1", run.plan, outcome, "t"))
 
 
 # -- fail, release
@@ -839,7 +958,6 @@ def test_units_of_a_fork_taken_in_any_order_by_workers_that_die_come_to_the_same
 def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     """A call of each script that would write."""
     claim = run.take("w1")
-    outcome = run.outcome(claim)
     calls: dict[str, dict[str, Any]] = {}
 
     class Spy(FleetQueue):
@@ -863,10 +981,11 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.note(run.keys.run, EngineReleased(engine="e"))
     spy.claim("w1", "t", run.pairs)
     spy.beat("w1", {"engines": "e"})
-    spy.commit(claim, "w1", run.plan, outcome, "t")
+    part = anyio.run(process, run.plan, claim.piece(["0"]), None)
+    spy.commit(claim, "w1", run.plan, part, "t", ["0"])
     spy.split(claim, "w1", run.plan)
-    calls["stage"] = {key: calls["commit"][key] for key in ("job", "token", "incarnation", "scope")}
-    calls["stage"] |= {"number": 0, "seconds": 1.0, "part": b"x"}
+    calls["stage"] = {key: calls["split"][key] for key in ("job", "token", "incarnation", "scope")}
+    calls["stage"] |= {"entry": "t", "number": 0, "seconds": 1.0, "body": b"x"}
     spy.start(claim, "w1")
     spy.fail(claim, "w1", 1.0, "why")
     spy.release(claim, "w1")
@@ -938,8 +1057,10 @@ def harmless(name: str, path: tuple[Any, ...], wrong: Any) -> bool:
         return True  # the name is not there, or has another value
     if wrong is None and isinstance(path[-1], int):
         return True  # a list ends there
+    if wrong is None and path[-1] == "rows" and path[0] == "units":
+        return True  # all rows that are left, which the unit does not allow
     container = path[-1] in ("about", "queues", "fields", "effects", "units", "scopes", "partials", "stopped", "roots", "known")
-    return wrong == {} and container and path[-1] != "effects"
+    return wrong == {} and container and path not in (("effects",), ("units",))
 
 
 # -- notes

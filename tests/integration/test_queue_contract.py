@@ -433,15 +433,7 @@ def ids(claim: Claim) -> list[str]:
     return [row.row_id for row in claim.unit.rows]
 
 
-@pytest.fixture
-def parted(site: Site) -> Site:
-    if isinstance(site.queue, FleetQueue):
-        pytest.skip("takes whole units still")
-    return site
-
-
-def test_rows_go_on_as_their_parts_are_committed_and_the_last_part_ends_the_unit(parted: Site) -> None:
-    site = parted
+def test_rows_go_on_as_their_parts_are_committed_and_the_last_part_ends_the_unit(site: Site) -> None:
     rest = site.commit_part(site.commit_part(site.take(), "2"), "0", "3")
     assert (ids(rest), rest.part) == (["1"], 2)
     assert [ids(site.take("w2")) for _ in range(2)] == [["2"], ["0", "3"]]
@@ -455,15 +447,15 @@ def test_rows_go_on_as_their_parts_are_committed_and_the_last_part_ends_the_unit
     assert parts == [("+0", 1), ("+1", 2), ("+2", 1)]
 
 
-def test_a_part_that_is_committed_again_is_committed_once(parted: Site) -> None:
-    claim = parted.take()
+def test_a_part_that_is_committed_again_is_committed_once(site: Site) -> None:
+    claim = site.take()
     for _ in range(2):
-        assert parted.commit(claim, rows=["2"], token="the same")
-    assert parted.drain() == [] and [result.taken for result in parted.results] == [1]
+        assert site.commit(claim, rows=["2"], token="the same")
+    assert site.drain() == [] and [result.taken for result in site.results] == [1]
 
 
-def test_a_part_with_another_number_than_the_next_writes_nothing_and_the_unit_goes_round(parted: Site) -> None:
-    site, claim = parted, parted.take()
+def test_a_part_with_another_number_than_the_next_writes_nothing_and_the_unit_goes_round(site: Site) -> None:
+    claim = site.take()
     rest = site.commit_part(claim, "2")
     for late in (claim, replace(rest, part=2)):
         assert not site.commit(late, rows=["1"])
@@ -475,8 +467,7 @@ def test_a_part_with_another_number_than_the_next_writes_nothing_and_the_unit_go
     assert site.drain() == [0] and site.rows("first") == ["0", "1", "2", "3"]
 
 
-def test_a_unit_that_is_taken_over_holds_only_what_is_left(parted: Site) -> None:
-    site = parted
+def test_a_unit_that_is_taken_over_holds_only_what_is_left(site: Site) -> None:
     rest = site.commit_part(site.take("w1"), "2")
     site.lose("w1")
     assert not site.commit(rest)
@@ -489,8 +480,7 @@ def test_a_unit_that_is_taken_over_holds_only_what_is_left(parted: Site) -> None
     assert site.drain() == [0] and site.rows("second") == ["0", "1", "2", "3"]
 
 
-def test_only_the_rows_that_are_left_are_cut_in_two(parted: Site) -> None:
-    site = parted
+def test_only_the_rows_that_are_left_are_cut_in_two(site: Site) -> None:
     rest = site.commit_part(site.take(), "0")
     assert site.queue.split(rest, "w1", site.plan)
     site.work_off()
@@ -498,8 +488,7 @@ def test_only_the_rows_that_are_left_are_cut_in_two(parted: Site) -> None:
     assert [result.part for result in site.results if result.node == "first"] == ["+0", "<", ">"]
 
 
-def test_deaths_are_held_against_the_rows_that_are_left(parted: Site) -> None:
-    site = parted
+def test_deaths_are_held_against_the_rows_that_are_left(site: Site) -> None:
     site.commit_part(site.take("v"), "0", "1", "2")
     site.lose("v")
     site.commit(site.take("w9"), "w9")  # the three go on
@@ -510,8 +499,6 @@ def test_deaths_are_held_against_the_rows_that_are_left(parted: Site) -> None:
 
 def test_a_join_has_no_parts_and_a_part_has_rows(open_site: Callable[..., Site]) -> None:
     site = open_site(forked())
-    if isinstance(site.queue, FleetQueue):
-        pytest.skip("takes whole units still")
     site.admit(["ab", "x", "c", "d"])
     with pytest.raises(ValueError, match="a part has rows"):
         site.commit(site.take("w9"), "w9", rows=[])
@@ -524,8 +511,6 @@ def test_a_join_has_no_parts_and_a_part_has_rows(open_site: Callable[..., Site])
 
 def test_forks_that_are_reached_in_parts_join_each_of_their_rows_once(open_site: Callable[..., Site]) -> None:
     site = open_site(forked())
-    if isinstance(site.queue, FleetQueue):
-        pytest.skip("takes whole units still")
     site.admit(["ab", "xy", "c", "d"])
     while isinstance(claim := site.claim(), Claim):
         if claim.unit.node not in site.plan.forks and len(ids(claim)) > 1:
@@ -537,8 +522,6 @@ def test_forks_that_are_reached_in_parts_join_each_of_their_rows_once(open_site:
 
 def test_rows_that_go_in_parts_give_back_their_credit(open_site: Callable[..., Site]) -> None:
     site = open_site(forked(), window=4)
-    if isinstance(site.queue, FleetQueue):
-        pytest.skip("takes whole units still")
     for _ in range(3):
         assert site.admit(["abcdef", "b", "c", "d"]) is Admitted.OK
         assert site.admit() is Admitted.FULL

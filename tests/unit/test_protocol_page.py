@@ -12,7 +12,7 @@ def test_every_rule_of_the_page_names_tests_that_exist() -> None:
     page = (ROOT / "docs" / "protocol.md").read_text()
     defined = {name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
     rules = [line for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
-    assert [int(rule.split("|")[1]) for rule in rules] == list(range(1, 23))
+    assert [int(rule.split("|")[1]) for rule in rules] == list(range(1, len(rules) + 1)) and len(rules) >= 23
     for rule in rules:
         named = set(re.findall(r"`(test_\w+)`", rule))
         assert named and named <= defined, named - defined

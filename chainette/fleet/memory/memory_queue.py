@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from chainette.core.plan import Plan
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.jobs import halves
+from chainette.fleet.protocol.jobs import halves, require_part
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, BadMessage, Result, RootRecord
@@ -337,8 +337,8 @@ class MemoryQueue(LeasedQueue):
             return False
         run, job = found
         piece, rest = claim.piece(rows), claim.rest(rows)
-        if rest is not None and (not piece.rows or piece.node in plan.forks):
-            raise ValueError(f"{piece.node}, root {piece.root}: a part has rows, and a join has no parts")
+        if rest is not None:
+            require_part(piece, plan)
         if job.part != claim.part:
             return False  # maybe an old call that comes late, so the unit stays where it is
         if run.lacks_scope(job, outcome.effects):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
 from chainette.records import Effects, Scope, Unit, encode
 
-__all__ = ["age", "claimed_unit", "halves", "moment", "require_size", "set_apart", "stamp", "wire_effects"]
+__all__ = ["age", "claimed_unit", "halves", "moment", "require_part", "require_size", "set_apart", "stamp", "wire_effects"]
 
 #: The one function that a job may name. It is never imported: workers know what a job means.
 FUNCTION = "chainette.run.process"
@@ -99,8 +99,10 @@ def _identity(data: bytes) -> tuple[str, str]:
     return node, part
 
 
-def claimed_unit(root: bytes, scope: bytes, fork: bytes, data: bytes, payload: Any) -> Unit:
-    """The unit of a claimed job.
+def claimed_unit(
+    taken: Sequence[bytes], root: bytes, scope: bytes, fork: bytes, left: bytes, data: bytes, payload: Any
+) -> Unit:
+    """The unit of a claimed job, with the rows that are left of it: all but those `taken`.
 
     Raises:
         BadMessage: it cannot be read, or is not the one that the job names.
@@ -115,7 +117,17 @@ def claimed_unit(root: bytes, scope: bytes, fork: bytes, data: bytes, payload: A
     unit = open_message(payload, Unit)
     if (unit.node, unit.root, unit.part, unit.scope) != (node, number, part, where):
         raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload: {unit.node[:80]!r}, root {unit.root}")
-    return unit
+    ended = set(taken)
+    rows = [row for row in unit.rows if row.row_id.encode() not in ended] if ended else unit.rows
+    if str(len(rows)).encode() != left:
+        raise BadMessage(f"a job in Redis has {left[:20]!r} rows left; by its payload and the parts before, {len(rows)}")
+    return msgspec.structs.replace(unit, rows=rows) if ended else unit
+
+
+def require_part(piece: Unit, plan: Plan) -> None:
+    """Raises ValueError if this cannot be a part of a unit."""
+    if not piece.rows or piece.node in plan.forks:
+        raise ValueError(f"{piece.node}, root {piece.root}: a part has rows, and a join has no parts")
 
 
 def halves(unit: Unit) -> list[Unit]:

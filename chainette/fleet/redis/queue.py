@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.jobs import claimed_unit, halves, moment, require_size, set_apart, stamp, wire_effects
+from chainette.fleet.protocol.jobs import (
+    claimed_unit,
+    halves,
+    moment,
+    require_part,
+    require_size,
+    set_apart,
+    stamp,
+    wire_effects,
+)
 from chainette.fleet.protocol.keys import RUNS, RunKeys, rq_queue, worker
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import MAX_BYTES, MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
@@ -239,11 +248,13 @@ class FleetQueue(LeasedQueue):
                 raise Lost(f"worker {incarnation}: its lease is over")
             if reply[0] in (b"EMPTY", b"DRAIN"):
                 return Drain(reply[1].decode()) if reply[0] == b"DRAIN" else None
-            turn, job, run, epoch, since = (part.decode("utf-8", "replace") for part in reply[:5])
+            turn, job, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:6])
             try:
-                return Claim(job, token, run, int(epoch), claimed_unit(*reply[5:]), Turn(turn), moment(since))
+                unit = claimed_unit(*reply[6:])
             except BadMessage as error:
-                self._bury(_who(job, token, incarnation, reply[6].decode("utf-8", "replace")), str(error))
+                self._bury(_who(job, token, incarnation, reply[8].decode("utf-8", "replace")), str(error))
+            else:
+                return Claim(job, token, run, int(epoch), unit, Turn(turn), moment(since), int(part))
 
     def start(self, claim: Claim, incarnation: str) -> bool:
         return bool(self._call("start", **_holder(claim, incarnation)) == b"OK")
@@ -256,8 +267,8 @@ class FleetQueue(LeasedQueue):
         return bool(self._call("bury", **who, reason=words) == b"OK")
 
     def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
-        tokens = {claim.job: claim.token for claim in known}
-        return int(self._call("reconcile", incarnation=incarnation, known=tokens))
+        claims = {claim.job: [claim.token, claim.part] for claim in known}
+        return int(self._call("reconcile", incarnation=incarnation, known=claims))
 
     def commit(
         self,
@@ -268,24 +279,26 @@ class FleetQueue(LeasedQueue):
         token: str,
         rows: Collection[str] | None = None,
     ) -> bool:
+        piece = claim.piece(rows)
+        ends: dict[str, Any] = {"job": claim.job, "token": claim.token, "part": claim.part, "size": len(piece.rows)}
         if claim.rest(rows) is not None:
-            raise NotImplementedError("parts of a unit")
-        who = _holder(claim, incarnation)
-        entry = encode(Result.of(claim.unit, outcome, incarnation))
-        effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, outcome.effects)
-        require_size(f"{claim.unit.node}, root {claim.unit.root}", self._max_commit, entry, effects)
-        light, parts = set_apart({"entry": entry, "effects": effects}, self._max_inline)
+            require_part(piece, plan)
+            ends["rows"] = [row.row_id for row in piece.rows]
+        entry = encode(Result.of(piece, outcome, incarnation))
+        effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, piece.root, outcome.effects)
+        require_size(f"{piece.node}, root {piece.root}", self._max_commit, entry, effects)
+        light, bodies = set_apart({"entry": entry, "effects": effects}, self._max_inline)
         while True:
-            for number, part in enumerate(parts):
-                self._call("stage", **who, number=number, seconds=_STAGED, part=part)
-            reply = self._call("commit", **who, entry_token=token, **light)
+            for number, body in enumerate(bodies):
+                self._call("stage", **_holder(claim, incarnation), entry=token, number=number, seconds=_STAGED, body=body)
+            reply = self._call("commit", units=[ends], incarnation=incarnation, scope=piece.scope, token=token, **light)
             if reply != b"UNSTAGED":
-                return bool(reply == b"OK")
+                return reply in (b"OK", b"DONE")
 
     def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
         effects = Effects(halves(claim.unit))
         plain = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, effects)
-        reply = self._call("split", **_holder(claim, incarnation), effects=plain)
+        reply = self._call("split", **_holder(claim, incarnation), part=claim.part, effects=plain)
         return bool(reply == b"OK")
 
     def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:

@@ -12,7 +12,7 @@ if run[2] ~= 'running' then return run[2] end
 if tonumber(run[3]) ~= A.k then return 'BEHIND' end
 local full = tonumber(run[4]) >= tonumber(run[5]) or (run[7] and tonumber(run[6]) >= tonumber(run[7]))
 if full and redis.call('HLEN', P .. 'live') > 0 then return 'FULL' end
-check_effects(A.effects)
+check_effects(A.effects, root)
 redis.call('HSET', P .. 'live', root, A.rows)
 redis.call('HINCRBY', run_key(RUN), 'live_rows', A.rows)
 redis.call('HINCRBY', run_key(RUN), 'live_bytes', #A.record)

@@ -17,6 +17,7 @@ local function foreign(job, j, run, queue)
 end
 
 local function payload_of(P, job, j)
+  if not tonumber(j.part) then return nil, 'its counter of parts is gone' end
   if j.fork ~= '' then return redis.pcall('HGETALL', P .. 'f:' .. j.root .. ':' .. j.fork) end
   local size = redis.pcall('STRLEN', P .. 'u:' .. job)
   if type(size) ~= 'number' then return nil, 'its payload is no string' end
@@ -43,12 +44,14 @@ local function take(job, run, epoch, queue, kind, status)
     if redis.call('SISMEMBER', P .. 's:' .. j.root .. ':' .. j.scope, job) == 1 then damage(run, 'unit ' .. job .. ': ' .. lost) end
     return nil
   end
+  local taken = j.part == '0' and {} or redis.pcall('SMEMBERS', taken_key(j, job))
+  if taken.err then taken = {} end -- then there are too many rows, which its worker sees
   redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at,
     'ahead', A.ahead and kind == 'JOB' and '1' or '')
   redis.call('SADD', held_key(me), job)
   redis.call('ZADD', wip_key(queue), '+inf', execution(job, token))
   local since = redis.call('HGET', job_key(job), 'enqueued_at') or ''
-  return {kind, job, run, epoch, since, j.root, j.scope, j.fork, #data > 65536 and '' or data, payload}
+  return {kind, job, run, epoch, since, j.part, taken, j.root, j.scope, j.fork, j.rows, #data > 65536 and '' or data, payload}
 end
 
 for _, entry in ipairs(A.queues) do

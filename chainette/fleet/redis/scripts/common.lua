@@ -59,13 +59,14 @@ end
 local function run_key(run) return 'chainette:run:' .. run end
 local function prefix_of(run, epoch) return 'chainette:' .. run .. ':' .. epoch .. ':' end
 local function job_key(job) return 'rq:job:' .. job end
-local function stage_key(j, token, number) return prefix_of(j.run, j.epoch) .. 'stage:' .. token .. ':' .. number end
+local function stage_key(j, entry, number) return prefix_of(j.run, j.epoch) .. 'stage:' .. entry .. ':' .. number end
+local function taken_key(j, job) return prefix_of(j.run, j.epoch) .. 't:' .. job end
 local function held_key(incarnation) return 'chainette:held:' .. incarnation end
 
 -- The fields of a job hash as a table.
 local function job_of(job)
   local names = {'run', 'epoch', 'root', 'scope', 'fork', 'claim', 'strikes', 'rows', 'origin', 'status', 'solo', 'worker_name',
-    'ahead', 'deaths'}
+    'ahead', 'deaths', 'part', 'done'}
   local values = redis.pcall('HMGET', job_key(job), unpack(names))
   local found = {}
   if values.err then return found end -- no hash at all
@@ -74,8 +75,8 @@ local function job_of(job)
 end
 
 -- Whether a claim still holds: this token, this epoch, and a run that was not taken away.
-local function holds(job, token)
-  local j = job_of(job)
+local function holds(job, token, j)
+  j = j or job_of(job)
   if not j.run or token == '' or j.claim ~= token then return nil end
   local run = redis.call('HMGET', run_key(j.run), 'epoch', 'state', 'barred')
   if run[1] ~= j.epoch or run[2] == 'cancelled' then return nil end
@@ -130,6 +131,13 @@ end
 -- A unit of the run itself is gone; its rows come back with the next epoch, which the sink begins when it sees this.
 local function damage(run, reason)
   if redis.call('EXISTS', run_key(run)) == 1 then redis.call('HSET', run_key(run), 'damaged', reason) end
+end
+
+-- Whether `part` is the next part of a unit whose claim holds. Else nothing may be written: an old call comes late, or Redis
+-- went back. A counter that is gone is damage.
+local function is_next(job, j, part)
+  if not tonumber(j.part) then damage(j.run, 'unit ' .. job .. ': its counter of parts is gone from Redis') end
+  return tonumber(j.part) == part
 end
 
 -- A claim that is over leaves the worker's hands, unless the worker has claimed the same unit again since. Where its scope

@@ -4,7 +4,7 @@ local function scope_key(root, scope) return P .. 's:' .. root .. ':' .. scope e
 local function fork_key(root, scope) return P .. 'f:' .. root .. ':' .. scope end
 local function unit_key(job) return P .. 'u:' .. job end
 
--- A string, or {staged = n}: the n-th part that was staged under the claim's token.
+-- A string, or {staged = n}: the n-th body that was staged for the entry with the token A.token.
 local function body(value, name)
   if type(value) == 'table' and value.staged then whole(value.staged, name) else need(value, 'string', name) end
 end
@@ -28,7 +28,7 @@ local function keep(key, value)
   redis.call('PERSIST', key)
 end
 
-local function check_effects(effects)
+local function check_effects(effects, root)
   need(effects, 'table', 'effects')
   for _, name in ipairs({'units', 'scopes', 'partials', 'stopped'}) do need(effects[name], 'table', name) end
   local seen = {}
@@ -42,6 +42,7 @@ local function check_effects(effects)
   for _, s in ipairs(effects.scopes) do
     for _, name in ipairs({'scope', 'parent', 'job', 'queue', 'data', 'description', 'base', 'at'}) do need(s[name], 'string', name) end
     whole(s.rows, 'rows')
+    if redis.call('EXISTS', fork_key(root, s.scope)) == 1 then error('chainette: scope ' .. s.scope .. ' exists already') end
   end
   for _, p in ipairs(effects.partials) do need(p[1], 'string', 'partial scope'); need(p[2], 'string', 'partial') end
   for _, p in ipairs(effects.stopped) do need(p[1], 'string', 'stopped scope'); need(p[2], 'string', 'stopped') end
@@ -80,7 +81,7 @@ local function enqueue(u, root, scope, fork)
   redis.call('SADD', scope_key(root, scope), u.job)
   redis.call('HSET', job_key(u.job), 'data', u.data, 'created_at', u.at, 'enqueued_at', u.at, 'origin', u.queue,
     'description', u.description, 'status', 'queued', 'timeout', '-1', 'result_ttl', '0', 'run', RUN, 'epoch', EPOCH,
-    'root', root, 'scope', scope, 'fork', fork, 'rows', u.rows, 'strikes', '0')
+    'root', root, 'scope', scope, 'fork', fork, 'rows', u.rows, 'strikes', '0', 'part', '0')
   redis.call('RPUSH', 'rq:queue:' .. u.queue, u.job)
   weigh(root, u.rows)
 end
