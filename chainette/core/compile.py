@@ -33,7 +33,7 @@ from chainette.core.plan import (
     ToFork,
     ToNode,
 )
-from chainette.core.settings import SETTINGS
+from chainette.core.settings import SETTINGS, Settings, settings_of_engine
 from chainette.core.step import Step
 from chainette.core.templates.prompt_check import prompt_warnings
 from chainette.core.templates.references import template_problems
@@ -311,29 +311,30 @@ class _Compiler:
         else:
             builder = fingerprint_code(node.prompt_builder) if node.prompt_builder else None
             parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
-            parts += [_deciding("SamplingParams", msgspec.to_builtins(node.sampling))]
-            parts += [_deciding("engine", self.engine_settings(node.engine_name))]
+            parts += [_deciding(SETTINGS["SamplingParams"], msgspec.to_builtins(node.sampling))]
+            parts += [_deciding(*self.engine_settings(node.engine_name))]
         return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
     def rescue(self, node: Step[Any, Any] | ApplyNode[Any, Any]) -> dict[str, Any]:
         """The settings of a node that can only rescue rejected rows."""
         if isinstance(node, ApplyNode):
             return {}
-        declared = {
-            "Step": vars(node),
-            "SamplingParams": msgspec.structs.asdict(node.sampling),
-            "engine": self.engine_settings(node.engine_name),
-        }
-        return {name: found[name] for of, found in declared.items() for name in SETTINGS[of].rescue if name in found}
+        declared = [
+            (SETTINGS["Step"], vars(node)),
+            (SETTINGS["SamplingParams"], msgspec.structs.asdict(node.sampling)),
+            self.engine_settings(node.engine_name),
+        ]
+        return {name: found[name] for settings, found in declared for name in settings.rescue if name in found}
 
-    def engine_settings(self, name: str) -> dict[str, Any]:
+    def engine_settings(self, name: str) -> tuple[Settings, dict[str, Any]]:
+        """What each setting of an engine means, and its values."""
         try:
             config = self.registry.get(name)
         except UnknownEngine:
-            return {}
+            return SETTINGS["engine"], {}
         plain = (simulated(config) if self.simulate else config).describe()
         options: dict[str, Any] = plain.pop("options")
-        return plain | options
+        return settings_of_engine(plain["backend"]), plain | options
 
     def error(self, place: Place, message: str) -> None:
         self.problems.append(Problem(message, place))
@@ -342,8 +343,8 @@ class _Compiler:
         self.problems.append(Problem(message, place, warning=True))
 
 
-def _deciding(of: str, declared: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in declared.items() if name in SETTINGS[of].decide}
+def _deciding(settings: Settings, declared: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in declared.items() if name in settings.decide}
 
 
 def _target(element: Element) -> Target:

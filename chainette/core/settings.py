@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SETTINGS", "Settings", "lowered", "raised"]
+from chainette.engine.backends import backend_class
+
+__all__ = ["SETTINGS", "Settings", "lowered", "raised", "settings_of_engine"]
 
 #: Whether a change from the first value to the second can only turn rejected rows into good ones.
 Rescues = Callable[[Any, Any], bool]
@@ -38,7 +40,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Every setting that a user can declare, by what it belongs to. An engine's own keys count whichever backend has them.
+#: Every setting that a user can declare, by what it belongs to; `settings_of_engine` adds the keys of its backend.
 SETTINGS: Mapping[str, Settings] = {
     "Chain": Settings(decide=_words("steps input_model"), free=_words("name emoji batch_size")),
     "Step": Settings(
@@ -57,16 +59,23 @@ SETTINGS: Mapping[str, Settings] = {
     ),
     "Branch": Settings(decide=_words("id name steps alias"), free=_words("emoji")),
     "engine": Settings(
-        decide=_words("model backend revision tokenizer extra")
-        | _words("invalid_rate response_format strict num_ctx n_ctx dtype max_model_len quantization reasoning_parser lora")
-        | _words("seed load_format chat_template"),
-        rescue={"request_timeout": raised},
-        free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir")
-        | _words("latency error_rate load max_retries headers keep_alive threads n_gpu_layers gpu_memory_utilization")
-        | _words("max_num_seqs tensor_parallel_size enable_prefix_caching enforce_eager offline trust_remote_code"),
+        decide=_words("model backend revision tokenizer extra"),
+        free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir"),
     ),
     "run": Settings(
         decide=_words("seed limit batch_size format max_rows_per_file flattened key usage simulate engines_file"),
         free=_words("max_reject_rate window engine_patience"),
     ),
 }
+
+
+def settings_of_engine(backend: str) -> Settings:
+    """The settings of an engine, its backend's own keys with them.
+
+    Raises:
+        EngineConfigError: there is no such backend here.
+    """
+    common, options = SETTINGS["engine"], backend_class(backend).options
+    own, directions = frozenset(options.__struct_fields__), {"raised": raised, "lowered": lowered}
+    rescue = {name: directions[way] for name, way in options.RESCUING.items()}
+    return Settings(common.decide | own - options.OPERATIONAL - rescue.keys(), rescue, common.free | options.OPERATIONAL)

@@ -1,107 +1,37 @@
-"""The backends, and the keys that each adds to an engine's configuration."""
+"""Which backends there are: the built-in ones, and those of plugins. A backend is one class (`base.Engine`) and its name here.
+
+A plugin is a distribution with entry points of the group `chainette.backends`, each a name and a `module:Class`.
+A backend is imported when an engine that uses it is declared, and not before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
-import msgspec
+from chainette.engine.base import Engine, Options
+from chainette.errors import EngineConfigError
+from chainette.utils.mistakes import nearest
 
-__all__ = [
-    "BACKENDS",
-    "BACKEND_HINTS",
-    "HttpOptions",
-    "LlamaCppOptions",
-    "OllamaOptions",
-    "OpenAIOptions",
-    "Options",
-    "SimulatedOptions",
-    "VllmOptions",
-]
+__all__ = ["BUILT_IN", "backend_class", "backend_names", "maker_of"]
 
+#: Name of a built-in backend -> where its class is.
+BUILT_IN: Mapping[str, str] = {
+    "vllm": "chainette.engine.vllm.async_llm:VllmEngine",
+    "openai": "chainette.engine.http.openai:OpenAIEngine",
+    "ollama": "chainette.engine.http.ollama:OllamaEngine",
+    "llama_cpp": "chainette.engine.llama_cpp.server:LlamaCppEngine",
+    "simulated": "chainette.engine.simulated.simulator:SimulatedEngine",
+}
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys that only one backend knows."""
-
-
-class SimulatedOptions(Options, frozen=True):
-    #: Seconds per request.
-    latency: float = 0.0
-    #: Share of answers that do not validate, drawn from the request's seed.
-    invalid_rate: float = 0.0
-    #: Share of calls that raise EngineUnavailable, drawn from the request's seed.
-    error_rate: float = 0.0
-    #: Seconds that loading takes.
-    load: float = 0.0
-
-
-class HttpOptions(Options, frozen=True):
-    #: Seconds a request may take before it is tried again.
-    request_timeout: float = 600.0
-    #: Tries of one request after 429, 5xx, a broken connection or a timeout.
-    max_retries: int = 6
-    #: Extra HTTP headers; `${NAME}` is read from the environment where the engine opens.
-    headers: dict[str, str] = {}
-
-
-class OpenAIOptions(HttpOptions, frozen=True):
-    #: "json_schema", "json_object" (the schema is in the prompt only) or "none".
-    response_format: str = "json_schema"
-    #: OpenAI's strict dialect of JSON Schema; what it cannot say is left to validation.
-    strict: bool | None = None
-
-
-class OllamaOptions(HttpOptions, frozen=True):
-    #: How long Ollama keeps the model loaded after a request, in its own notation.
-    keep_alive: str | None = None
-    #: Context length.
-    num_ctx: int | None = None
-
-
-class LlamaCppOptions(Options, frozen=True):
-    #: CPU threads.
-    threads: int = 1
-    #: Tokens of context for each slot.
-    n_ctx: int = 2048
-    #: Model layers put on the GPU.
-    n_gpu_layers: int = 0
-
-
-class VllmOptions(Options, frozen=True):
-    #: "auto" is the model's own, and float32 on a CPU without AMX.
-    dtype: str = "auto"
-    gpu_memory_utilization: float = 0.9
-    #: Tokens of prompt and answer together; None: what the model was made for.
-    max_model_len: int | None = None
-    #: Requests that are computed at once; None: `capacity`, else vLLM's own choice.
-    max_num_seqs: int | None = None
-    #: GPUs that share the model; None: as many as `gpu_ids` names.
-    tensor_parallel_size: int | None = None
-    quantization: str | None = None
-    enable_prefix_caching: bool = True
-    #: One of vLLM's parsers, for models that think aloud before they answer.
-    reasoning_parser: str | None = None
-    #: A LoRA adapter: a folder or a Hugging Face id.
-    lora: str | None = None
-    #: Of what vLLM draws for itself; rows have seeds of their own.
-    seed: int | None = None
-    trust_remote_code: bool = False
-    #: Never ask the Hugging Face hub; a model that is a folder never does.
-    offline: bool = False
-    #: No compilation; None: compiled on a GPU, not on a CPU.
-    enforce_eager: bool | None = None
-    #: "dummy" draws random weights, for measurements.
-    load_format: str = "auto"
-    #: A Jinja template, or a file of one, in the place of the tokenizer's.
-    chat_template: str | None = None
-    #: CPU threads; None: OMP_NUM_THREADS, else all cores but one.
-    threads: int | None = None
-
+_GROUP = "chainette.backends"
 
 _SERVER = "backend 'openai' with the endpoint of the server"
 _IN_PROCESS = "backend 'vllm' for a model in this process, or 'openai' with the endpoint of a server (`vllm serve`)"
 
 #: What people call a backend elsewhere -> what to write here. Spelled in lower case with "_".
-BACKEND_HINTS: Mapping[str, str] = (
+_HINTS: Mapping[str, str] = (
     dict.fromkeys(("vllm_api", "vllm_server", "vllm_openai", "vllm_serve", "vllm_local", "vllm_offline"), _IN_PROCESS)
     | dict.fromkeys(("hf", "huggingface", "hugging_face", "transformers", "torch", "pytorch", "local"), _IN_PROCESS)
     | dict.fromkeys(("llamacpp", "gguf", "llama_cpp_python", "ggml"), "backend 'llama_cpp' with the path of the .gguf file")
@@ -125,11 +55,51 @@ BACKEND_HINTS: Mapping[str, str] = (
     }
 )
 
-#: Backend name -> the keys that it adds.
-BACKENDS: Mapping[str, type[Options]] = {
-    "vllm": VllmOptions,
-    "openai": OpenAIOptions,
-    "ollama": OllamaOptions,
-    "llama_cpp": LlamaCppOptions,
-    "simulated": SimulatedOptions,
-}
+
+def backend_names() -> list[str]:
+    """Every backend: the built-in ones, then those of plugins."""
+    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=_GROUP)} - BUILT_IN.keys())]
+
+
+def maker_of(name: str) -> str:
+    """The distribution that a backend comes from, with its version."""
+    return "chainette" if name in BUILT_IN else " and ".join(_maker(point) for point in entry_points(group=_GROUP, name=name))
+
+
+def backend_class(name: str) -> type[Engine]:
+    """The class of a backend, imported.
+
+    Raises:
+        EngineConfigError: there is no such backend, or the plugin that has it is broken; the message names the plugin.
+    """
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        found: type[Engine] = getattr(import_module(module), attribute)
+        return found
+    points = entry_points(group=_GROUP, name=name)
+    if not points:
+        raise EngineConfigError(f"unknown backend {name!r}{_advice(name)}")
+    if len(points) > 1:
+        raise EngineConfigError(f"backend {name!r} comes from two plugins, {maker_of(name)}; uninstall one of them")
+    [point] = points
+    return _loaded(point)
+
+
+def _loaded(point: EntryPoint) -> type[Engine]:
+    whose = f"backend {point.name!r} of the plugin {_maker(point)} ({point.value})"
+    try:
+        found = point.load()
+    except Exception as error:  # it is somebody else's code
+        raise EngineConfigError(f"{whose} cannot be imported: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Engine) and issubclass(found.options, Options)):
+        raise EngineConfigError(f"{whose} is no class derived from chainette.Engine with its Options")
+    return found
+
+
+def _maker(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
+
+
+def _advice(name: str) -> str:
+    hint = _HINTS.get("".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name.lower()))
+    return f"; write {hint}" if hint else nearest(name, backend_names())

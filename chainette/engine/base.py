@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
@@ -15,7 +16,10 @@ from chainette.records import Message, Usage
 from chainette.utils.callers import caller_place
 from chainette.utils.mistakes import advice
 
-__all__ = ["Completion", "Delta", "Done", "Engine", "Finish", "Request", "SamplingParams", "Tell", "tell_whole"]
+if TYPE_CHECKING:
+    from chainette.engine.config import EngineConfig
+
+__all__ = ["Completion", "Delta", "Done", "Engine", "Finish", "Options", "Request", "SamplingParams", "Tell", "tell_whole"]
 
 
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -148,12 +152,36 @@ Tell = Callable[[Delta], None]
 Done = Callable[[int, Completion], None]
 
 
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys that only one backend knows: a subclass has a typed field with a default for each.
+
+    A key decides rows, so that another value makes them stale, unless the class says otherwise.
+    """
+
+    #: Keys that may change freely: they decide how an answer is computed, never which.
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
+    #: Keys that can only turn rejected rows into good ones if they are raised, or lowered.
+    RESCUING: ClassVar[Mapping[str, Literal["raised", "lowered"]]] = {}
+
+
 class Engine(ABC):
-    """A model that is, or can be, loaded.
+    """A model that is, or can be, loaded. A backend is a subclass; its constructor takes the `EngineConfig` alone.
 
     `generate` may be called concurrently; it answers every request, in order. A failure that says
     something about one request is that request's completion; a failure of the engine itself raises.
     """
+
+    #: The backend's own keys.
+    options: ClassVar[type[Options]] = Options
+
+    #: Whether it asks a server; one that loads the model in this process takes no `endpoint`.
+    remote: ClassVar[bool] = True
+
+    #: Whether its engines share the device with others unless they say `exclusive=False`.
+    exclusive: ClassVar[bool] = False
+
+    #: The package that it needs beside those of its distribution, as `pip install` and `import` name it.
+    package: ClassVar[str] = ""
 
     #: Requests that the engine answers at once; callers keep at least this many in flight.
     capacity: int
@@ -166,6 +194,34 @@ class Engine(ABC):
 
     #: What it was loaded from, by setting: digest of a local file, revision of a hub, digest of a server. Known once open.
     identity: Mapping[str, str] = MappingProxyType({})
+
+    @classmethod
+    def create(cls, config: EngineConfig, patience: float | None = None) -> Engine:
+        """An engine that is not opened; one with a server of its own gives it up after `patience` seconds of silence.
+
+        Raises:
+            EngineConfigError: the values of the configuration cannot work.
+        """
+        del patience
+        return cls(config)  # type: ignore[call-arg]
+
+    @classmethod
+    def local_parts(cls, config: EngineConfig) -> Iterator[tuple[str, Path | bytes]]:
+        """Setting -> the file, the folder or the text that it names here. Their digests are part of the engine's identity."""
+        del config
+        return iter(())
+
+    @classmethod
+    def gpus(cls, config: EngineConfig) -> int:
+        """GPUs that a worker of `run --workers` must have for itself; 0 if it needs none, or names its own."""
+        del config
+        return 0
+
+    @classmethod
+    def spread(cls, config: EngineConfig, gpus: int) -> EngineConfig:
+        """The configuration over all GPUs of a worker, unless it names its own."""
+        del gpus
+        return config
 
     @property
     def dead(self) -> bool:

@@ -14,8 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from chainette.engine.backends import BACKEND_HINTS, BACKENDS, Options, SimulatedOptions
-from chainette.engine.base import SamplingParams
+from chainette.engine.backends import backend_class, backend_names
+from chainette.engine.base import Options, SamplingParams
 from chainette.errors import EngineConfigError, UnknownEngine
 from chainette.records import PYTHON
 from chainette.utils.callers import caller_place
@@ -64,7 +64,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: str | None = None
     download_dir: str | None = None
     #: The backend's own keys, validated.
-    options: Options = SimulatedOptions()
+    options: Options = Options()
     #: Handed to the backend as they are.
     extra: dict[str, Any] = {}
 
@@ -130,9 +130,11 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
     if not isinstance(model, str) or not model:
         raise EngineConfigError(f"engine {name!r}: model is {model!r}; give a path, a Hugging Face id or an endpoint's name")
     backend = str(backend or _default_backend(model))
-    if backend not in BACKENDS:
-        raise EngineConfigError(f"engine {name!r}: unknown backend {backend!r}{_backend_advice(backend)}")
-    own = BACKENDS[backend].__struct_fields__
+    try:
+        kind = backend_class(backend)
+    except EngineConfigError as error:
+        raise EngineConfigError(f"engine {name!r}: {error}") from error
+    own = kind.options.__struct_fields__
     if unknown := {key: value for key, value in keys.items() if key not in _COMMON and key not in own}:
         hints = dict(_HINTS) | {key: _of_other_backends(key) for key in unknown if _of_other_backends(key)}
         raise EngineConfigError(
@@ -141,16 +143,16 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
         )
     if isinstance(keys.get("endpoint"), str):
         keys["endpoint"] = (keys["endpoint"],)
-    if keys.get("endpoint") and backend in ("vllm", "llama_cpp"):
+    if keys.get("endpoint") and not kind.remote:
         raise EngineConfigError(
             f"engine {name!r}: backend {backend!r} loads the model in this process and takes no endpoint; "
             "for a server write backend='openai'"
         )
     options = {key: keys.pop(key) for key in own if key in keys}
-    keys.setdefault("exclusive", backend == "vllm")
+    keys.setdefault("exclusive", kind.exclusive)
     try:
         common = msgspec.convert({"name": name, "model": model, "backend": backend} | keys, EngineConfig)
-        return msgspec.structs.replace(common, options=msgspec.convert(options, BACKENDS[backend]))
+        return msgspec.structs.replace(common, options=msgspec.convert(options, kind.options))
     except msgspec.ValidationError as error:
         raise EngineConfigError(f"engine {name!r} (backend {backend!r}): {error}") from error
 
@@ -160,15 +162,17 @@ def simulated(config: EngineConfig) -> EngineConfig:
     return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated")
 
 
-def _backend_advice(backend: str) -> str:
-    hint = BACKEND_HINTS.get(re.sub(r"[^a-z0-9]+", "_", backend.lower()))
-    return f"; write {hint}" if hint else nearest(backend, BACKENDS)
-
-
 def _of_other_backends(key: str) -> str:
     """What to do about a key that only other backends have; "" if none has it."""
-    owners = [backend for backend, options in BACKENDS.items() if key in options.__struct_fields__]
+    owners = [backend for backend in backend_names() if key in _keys_of(backend)]
     return f"none: it is a key of backend {' and '.join(map(repr, owners))}" if owners else ""
+
+
+def _keys_of(backend: str) -> tuple[str, ...]:
+    try:
+        return backend_class(backend).options.__struct_fields__
+    except EngineConfigError:  # a broken plugin
+        return ()
 
 
 class EngineRegistry:
@@ -251,7 +255,7 @@ def register_engine(
     """Declares an engine for the steps that name it. Nothing is loaded.
 
     The backend defaults to `vllm`, or to `llama_cpp` for a model path that ends in `.gguf`. The
-    backend's own keys (`engine/backends.py` lists them) are given flat; `extra` goes through unchecked.
+    backend's own keys (`chainette engines` lists them) are given flat; `extra` goes through unchecked.
 
     Raises:
         EngineConfigError: an unknown backend or key, a wrong type, or a name that is taken.

@@ -11,17 +11,14 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from types import TracebackType
 
 import anyio
 import anyio.to_thread
-import msgspec
 
-from chainette.engine.backends import HttpOptions
+from chainette.engine.backends import backend_class
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
-from chainette.engine.http.timing import Policy
 from chainette.engine.model_files import files_of
 from chainette.errors import EngineUnavailable, UnknownEngine
 
@@ -29,14 +26,6 @@ __all__ = ["Engines", "create_engine", "release_engine"]
 
 OnLoaded = Callable[[EngineConfig, Engine, float], None]
 OnReleased = Callable[[EngineConfig], None]
-
-_CLASSES: Mapping[str, tuple[str, str]] = {
-    "vllm": ("chainette.engine.vllm.async_llm", "VllmEngine"),
-    "openai": ("chainette.engine.http.openai", "OpenAIEngine"),
-    "ollama": ("chainette.engine.http.ollama", "OllamaEngine"),
-    "llama_cpp": ("chainette.engine.llama_cpp.server", "LlamaCppEngine"),
-    "simulated": ("chainette.engine.simulated.simulator", "SimulatedEngine"),
-}
 
 #: What `release_engine` reaches: it is called without knowing the runs of this process.
 _live: weakref.WeakSet[Engines] = weakref.WeakSet()
@@ -48,15 +37,7 @@ def create_engine(config: EngineConfig, patience: float | None = None) -> Engine
     Raises:
         EngineConfigError: its values cannot work.
     """
-    module, name = _CLASSES[config.backend]
-    make = getattr(import_module(module), name)
-    engine: Engine
-    if patience is not None and isinstance(config.options, HttpOptions):
-        config = msgspec.structs.replace(config, startup_timeout=min(config.startup_timeout, patience))
-        engine = make(config, policy=Policy(patience=min(Policy.patience, patience)))
-    else:
-        engine = make(config)
-    return engine
+    return backend_class(config.backend).create(config, patience)
 
 
 class Engines:

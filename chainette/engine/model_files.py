@@ -1,14 +1,12 @@
-"""What the files of an engine are: a GGUF or a model's folder, an adapter, a tokenizer, a chat template."""
+"""Identity of an engine's local parts: a GGUF or a model's folder, an adapter, a tokenizer, a chat template."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
-from chainette.engine.backends import VllmOptions
+from chainette.engine.backends import backend_class
 from chainette.engine.config import EngineConfig
-from chainette.engine.vllm.chat_tokens import template_text
 from chainette.errors import EngineConfigError
 
 __all__ = ["files_of"]
@@ -18,28 +16,17 @@ _SAMPLE = 1 << 20
 
 
 def files_of(config: EngineConfig) -> dict[str, str]:
-    """Setting -> size and sampled digest of the local file or folder that it names; what a hub or a server has is left out."""
+    """Setting -> size and digest of what it names on this machine; what a hub or a server has is left out."""
     found: dict[str, str] = {}
     try:
-        for setting, path in _paths(config):
-            if path.exists():
-                found[setting] = _identity(path)
-        template = config.options.chat_template if isinstance(config.options, VllmOptions) else None
-        if template is not None:
-            found["chat_template"] = _words(len(template), hashlib.sha256((template_text(template) or "").encode()))
+        for setting, part in backend_class(config.backend).local_parts(config):
+            if isinstance(part, bytes):
+                found[setting] = _words(len(part), hashlib.sha256(part))
+            elif part.exists():
+                found[setting] = _identity(part)
     except (OSError, EngineConfigError):  # opening the engine says it better
         return {}
     return found
-
-
-def _paths(config: EngineConfig) -> Iterator[tuple[str, Path]]:
-    if config.backend == "llama_cpp":
-        from chainette.engine.llama_cpp.server import model_path
-
-        yield "model", model_path(config)
-    elif isinstance(config.options, VllmOptions):
-        named = {"model": config.model, "tokenizer": config.tokenizer, "lora": config.options.lora}
-        yield from ((setting, Path(name).expanduser()) for setting, name in named.items() if name is not None)
 
 
 def _identity(path: Path) -> str:

@@ -11,8 +11,9 @@ from unittest import mock
 import pytest
 
 from chainette import Chain, Step, register_engine
-from chainette.engine import lifecycle
+from chainette.engine.backends import BUILT_IN
 from chainette.engine.config import EngineConfig, EngineRegistry, make_config, using_registry
+from chainette.engine.llama_cpp.server import LlamaCppEngine, LlamaCppOptions
 from chainette.engine.simulated.simulator import SimulatedEngine
 from chainette.errors import ChainChanged, RunStopped
 from chainette.hooks import Hook
@@ -25,6 +26,8 @@ from tests.support.chains import Facts, Text, Word, content, texts
 class Answering(SimulatedEngine):
     """Simulated answers, whatever the file holds; a hub or server gives it the revision."""
 
+    options = LlamaCppOptions  # type: ignore[assignment]
+    local_parts = LlamaCppEngine.local_parts
     revision: ClassVar[str] = ""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -48,7 +51,7 @@ class StopsAtLoad(Hook):
 
 @pytest.fixture(autouse=True)
 def backends() -> Iterator[None]:
-    with mock.patch.dict(lifecycle._CLASSES, {"llama_cpp": (__name__, "Answering")}):
+    with mock.patch.dict(BUILT_IN, {"llama_cpp": f"{__name__}:Answering"}):
         yield
 
 

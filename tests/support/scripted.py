@@ -21,10 +21,10 @@ from unittest import mock
 from pydantic import BaseModel
 
 from chainette import register_engine
-from chainette.engine import backends, lifecycle
-from chainette.engine.backends import SimulatedOptions
+from chainette.engine import backends
 from chainette.engine.base import Completion, Done, Engine, Request
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
+from chainette.engine.simulated.simulator import SimulatedOptions
 from chainette.records import Usage
 
 Answer = Completion | str | BaseModel
@@ -54,6 +54,8 @@ class Script:
 
 class ScriptedEngine(Engine):
     """Answers as its script says; units side by side, the requests of one unit in order."""
+
+    options = SimulatedOptions
 
     def __init__(self, config: EngineConfig) -> None:
         self.capacity = config.capacity or 8
@@ -91,8 +93,7 @@ def scripted(settings: dict[str, Any] | None = None, /, **answers: Answering) ->
     """Registers an engine per name, in a registry of its own; `settings` are keys that all of them get."""
     scripts = {name: Script(answer) for name, answer in answers.items()}
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(lifecycle._CLASSES, {"scripted": (__name__, "ScriptedEngine")}))
-        stack.enter_context(mock.patch.dict(backends.BACKENDS, {"scripted": SimulatedOptions}))
+        stack.enter_context(mock.patch.dict(backends.BUILT_IN, {"scripted": f"{__name__}:ScriptedEngine"}))
         stack.enter_context(using_registry(EngineRegistry()))
         for name, script in scripts.items():
             model = f"script-{next(_numbers)}"

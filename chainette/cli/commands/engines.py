@@ -12,13 +12,11 @@ import typer
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.flags import ChainRoot, EngineFile, Settings
 from chainette.cli.launch import load_plan, registry_of
-from chainette.engine.backends import BACKENDS
+from chainette.engine.backends import backend_class, backend_names, maker_of
 from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, public_url, using_registry
+from chainette.errors import EngineConfigError
 
 __all__ = ["engines"]
-
-#: Backend -> the package that it needs beside those of the base install.
-_PACKAGES = {"llama_cpp": "xllamacpp", "vllm": "vllm"}
 
 
 @guarded
@@ -46,17 +44,16 @@ def engines(
 
 
 def _list_backends() -> None:
-    table = new_table(("backend", "here", "keys of its own"))
-    for name, options in BACKENDS.items():
-        table.add_row(name, _availability(name), ", ".join(options.__struct_fields__))
+    table = new_table(("backend", "from", "here", "keys of its own"))
+    for name in backend_names():
+        try:
+            kind = backend_class(name)
+        except EngineConfigError as error:
+            table.add_row(name, maker_of(name), f"no: {error}", "")
+            continue
+        here = "yes" if not kind.package or find_spec(kind.package) else f"no: pip install {kind.package}"
+        table.add_row(name, maker_of(name), here, ", ".join(kind.options.__struct_fields__))
     console().print(table)
-
-
-def _availability(backend: str) -> str:
-    if find_spec(f"chainette.engine.{backend}") is None:
-        return "not in this version"
-    package = _PACKAGES.get(backend)
-    return "yes" if package is None or find_spec(package) else f"no: pip install {package}"
 
 
 def _list_engines(configs: Iterable[EngineConfig], users: dict[str, list[str]]) -> None:

@@ -14,9 +14,9 @@ from chainette.cli.flags import ChainRoot, EngineFile, Settings
 from chainette.cli.launch import registry_of, texts_of
 from chainette.core.usercode.loading import load_chain
 from chainette.core.usercode.parameters import given
-from chainette.engine.backends import HttpOptions
 from chainette.engine.base import Finish
 from chainette.engine.config import EngineConfig, EngineRegistry, overlaid, simulated
+from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.warmup import Warmth, warm_up
 
 __all__ = ["warmth_lines", "warmup"]

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chainette.engine.backends import HttpOptions
 from chainette.engine.config import EngineConfig, expand_secrets
 from chainette.engine.http.endpoints import Address, BasePath, Endpoint, address
+from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.http.replies import Failure, Fault
 from chainette.errors import EngineConfigError, EngineUnavailable
 

@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 
 from chainette.engine.answers import ask_all
-from chainette.engine.backends import OllamaOptions
 from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.http.client import Reply
+from chainette.engine.http.http_options import HttpOptions, hurried
 from chainette.engine.http.lines import Lines
 from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Protocol, Transport
 from chainette.errors import EngineConfigError, EngineRefused
 from chainette.records import Usage
 
-__all__ = ["OllamaEngine", "chat_body"]
+__all__ = ["OllamaEngine", "OllamaOptions", "chat_body"]
 
 #: Keys of `extra` that stand beside `options` in a request; every other one is an option.
 _BESIDE_OPTIONS = frozenset({"format", "keep_alive", "logprobs", "shift", "think", "tools", "top_logprobs", "truncate"})
@@ -54,8 +54,19 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
 
 
+class OllamaOptions(HttpOptions, frozen=True):
+    OPERATIONAL = HttpOptions.OPERATIONAL | {"keep_alive"}
+
+    #: How long Ollama keeps the model loaded after a request, in its own notation.
+    keep_alive: str | None = None
+    #: Context length.
+    num_ctx: int | None = None
+
+
 class OllamaEngine(Engine):
     """Asks an Ollama server."""
+
+    options = OllamaOptions
 
     def __init__(self, config: EngineConfig, *, timing: Timing | None = None, policy: Policy | None = None) -> None:
         if not isinstance(config.options, OllamaOptions):
@@ -64,6 +75,11 @@ class OllamaEngine(Engine):
         self._transport = Transport(config, self._protocol(), timing or Timing(), policy or Policy())
         self._known: dict[str, Any] = {}
         self.capacity = self._transport.capacity
+
+    @classmethod
+    def create(cls, config: EngineConfig, patience: float | None = None) -> Engine:
+        config, policy = hurried(config, patience)
+        return cls(config, policy=policy)
 
     def obstacles(self) -> Iterator[str]:
         return self._transport.obstacles()

@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from chainette.engine.answers import ask_all
-from chainette.engine.backends import OpenAIOptions
 from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.http.client import Reply
+from chainette.engine.http.http_options import HttpOptions, hurried
 from chainette.engine.http.lines import Lines
 from chainette.engine.http.replies import first_words
 from chainette.engine.http.strict_schema import strict_subset
@@ -28,7 +28,7 @@ from chainette.engine.http.transport import Protocol, Transport
 from chainette.errors import EngineConfigError
 from chainette.records import Usage
 
-__all__ = ["OpenAIEngine", "base_path", "chat_body"]
+__all__ = ["OpenAIEngine", "OpenAIOptions", "base_path", "chat_body"]
 
 _log = logging.getLogger("chainette")
 
@@ -90,8 +90,17 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
 
 
+class OpenAIOptions(HttpOptions, frozen=True):
+    #: "json_schema", "json_object" (the schema is in the prompt only) or "none".
+    response_format: str = "json_schema"
+    #: OpenAI's strict dialect of JSON Schema; what it cannot say is left to validation.
+    strict: bool | None = None
+
+
 class OpenAIEngine(Engine):
     """Asks an OpenAI-compatible endpoint."""
+
+    options = OpenAIOptions
 
     def __init__(self, config: EngineConfig, *, timing: Timing | None = None, policy: Policy | None = None) -> None:
         options = config.options
@@ -107,6 +116,11 @@ class OpenAIEngine(Engine):
         self._model = ""
         self._formats: dict[tuple[str, bytes], msgspec.Raw | None] = {}
         self.capacity = self._transport.capacity
+
+    @classmethod
+    def create(cls, config: EngineConfig, patience: float | None = None) -> Engine:
+        config, policy = hurried(config, patience)
+        return cls(config, policy=policy)
 
     def obstacles(self) -> Iterator[str]:
         return self._transport.obstacles()

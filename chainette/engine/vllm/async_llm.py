@@ -27,11 +27,18 @@ import anyio
 import msgspec
 
 from chainette.engine.answers import ask_all
-from chainette.engine.backends import VllmOptions
 from chainette.engine.base import Completion, Done, Engine, Finish, Request, Tell
 from chainette.engine.config import EngineConfig
-from chainette.engine.vllm.arguments import SETTLED, engine_arguments, environment, in_environment, missing_files, passes_on
-from chainette.engine.vllm.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, too_long
+from chainette.engine.vllm.arguments import (
+    SETTLED,
+    VllmOptions,
+    engine_arguments,
+    environment,
+    in_environment,
+    missing_files,
+    passes_on,
+)
+from chainette.engine.vllm.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, template_text, too_long
 from chainette.engine.vllm.child import PIPE, ChildWords, spawned_here
 from chainette.engine.vllm.grammar_fit import fitted
 from chainette.engine.vllm.thoughts import Pieces, thinking
@@ -61,6 +68,11 @@ class VllmEngine(Engine):
     and among 64 others.
     """
 
+    options = VllmOptions
+    remote = False
+    exclusive = True
+    package = "vllm"
+
     def __init__(self, config: EngineConfig) -> None:
         if not isinstance(config.options, VllmOptions):
             raise EngineConfigError(f"engine {config.name!r}: backend {config.backend!r} has no vllm options")
@@ -80,6 +92,28 @@ class VllmEngine(Engine):
         self._numbers = itertools.count()
         self._answered, self._tokens = 0, 0
         self._constraints: dict[int, tuple[dict[str, Any], str | None]] = {}
+
+    @classmethod
+    def local_parts(cls, config: EngineConfig) -> Iterator[tuple[str, Path | bytes]]:
+        options = config.options
+        assert isinstance(options, VllmOptions)
+        named = {"model": config.model, "tokenizer": config.tokenizer, "lora": options.lora}
+        yield from ((setting, Path(name).expanduser()) for setting, name in named.items() if name is not None)
+        if options.chat_template is not None:
+            yield "chat_template", (template_text(options.chat_template) or "").encode()
+
+    @classmethod
+    def gpus(cls, config: EngineConfig) -> int:
+        assert isinstance(config.options, VllmOptions)
+        return 0 if config.gpu_ids else config.options.tensor_parallel_size or 1
+
+    @classmethod
+    def spread(cls, config: EngineConfig, gpus: int) -> EngineConfig:
+        options = config.options
+        assert isinstance(options, VllmOptions)
+        if gpus <= 1 or options.tensor_parallel_size is not None or config.gpu_ids:
+            return config
+        return msgspec.structs.replace(config, options=msgspec.structs.replace(options, tensor_parallel_size=gpus))
 
     @property
     def dead(self) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from chainette.core.settings import SETTINGS
+from chainette.core.settings import SETTINGS, Settings, settings_of_engine
+from chainette.errors import EngineConfigError
 from chainette.records import CHAIN_INPUT
 
 __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between", "shape_of_graph"]
@@ -86,14 +87,14 @@ def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
             node["engine"] in models
             or before.get(name) != now[name]
             or recorded[name]["hidden"] != node["hidden"]
-            or [*_worse(recorded[name], node)]
+            or [*_worse(recorded[name], node, _engine_of(new, name)[0])]
         ):
             yield name
 
 
-def _worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _worse(old: Mapping[str, Any], new: Mapping[str, Any], engine: Settings) -> Iterator[str]:
     """Settings of a node that could reject rows which were accepted: those that rescue rows, changed the other way."""
-    rescues = {name: rescues for settings in SETTINGS.values() for name, rescues in settings.rescue.items()}
+    rescues = {name: rescues for settings in (*SETTINGS.values(), engine) for name, rescues in settings.rescue.items()}
     known = old.get("rescue", {})
     for name, value in new["rescue"].items():
         if name in known and not rescues[name](known[name], value):
@@ -162,7 +163,7 @@ def _sentences(old: Graph, new: Graph) -> Iterator[str]:
         if name not in before:
             yield f"{name} is new"
         else:
-            yield from _node_sentences(before[name], node, renamed, _engine_words(old, new, name))
+            yield from _node_sentences(before[name], node, renamed, _engine_words(old, new, name), _engine_of(new, name)[0])
     for name in (name for name in before if name not in now):
         yield f"{name} is gone (its rows would be dropped)"
     yield from _branch_sentences(old, new, renamed)
@@ -171,19 +172,25 @@ def _sentences(old: Graph, new: Graph) -> Iterator[str]:
 
 def _engine_words(old: Graph, new: Graph, name: str) -> list[str]:
     """Deciding settings in which the engine of a step changed."""
-    before, now = (_engine_settings(graph, name) for graph in (old, new))
-    return [f"{key} of its engine" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    (was, before), (is_now, now) = (_engine_of(graph, name) for graph in (old, new))
+    deciding = sorted(key for key in {*before, *now} if key in was.decide | is_now.decide)
+    return [f"{key} of its engine" for key in deciding if before.get(key) != now.get(key)]
 
 
-def _engine_settings(graph: Graph, name: str) -> dict[str, Any]:
+def _engine_of(graph: Graph, name: str) -> tuple[Settings, dict[str, Any]]:
+    """What each setting of a node's engine means, and its values; of a plugin that is not here any more, all of them decide."""
     engines = {node["id"]: node["engine"] for node in graph["nodes"]}
     config = graph["engines"].get(engines[name], {})
     found = config | config.get("options", {})
-    return {key: value for key, value in found.items() if key in SETTINGS["engine"].decide}
+    try:
+        return settings_of_engine(config["backend"]) if config else SETTINGS["engine"], found
+    except EngineConfigError:
+        common = SETTINGS["engine"]
+        return Settings(frozenset(found.keys() - common.free), free=common.free), found
 
 
 def _node_sentences(
-    old: Mapping[str, Any], new: Mapping[str, Any], renamed: Mapping[str, str], engine: Sequence[str]
+    old: Mapping[str, Any], new: Mapping[str, Any], renamed: Mapping[str, str], engine: Sequence[str], settings: Settings
 ) -> Iterator[str]:
     name = new["id"]
     if old["fingerprint"] != new["fingerprint"]:
@@ -191,7 +198,7 @@ def _node_sentences(
         parts += ["sampling"] if _without_rescue(old) != _without_rescue(new) else []
         parts += engine
         yield f"{name} has another {' and another '.join(parts)}" if parts else f"{name} has other code, or uses other data"
-    for setting in _worse(old, new):
+    for setting in _worse(old, new, settings):
         was, found = old["rescue"][setting], new["rescue"][setting]
         yield f"{name} has {setting}={found} now (was {was}, with which rows were accepted)"
     if old["hidden"] != new["hidden"]:

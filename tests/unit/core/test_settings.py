@@ -13,12 +13,24 @@ from pydantic import BaseModel
 
 from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step, register_engine
 from chainette.core.compile import compile_chain
-from chainette.core.settings import SETTINGS, lowered, raised
-from chainette.engine.backends import BACKENDS
+from chainette.core.settings import SETTINGS, Settings, lowered, raised, settings_of_engine
+from chainette.engine.backends import BUILT_IN, backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
 from chainette.io.rundir.changes import Changes, changes_between
 from chainette.io.rundir.open import graph_of
 from chainette.run.options import RunOptions
+
+BACKENDS = {name: backend_class(name).options for name in BUILT_IN}
+EVERY = [settings_of_engine(name) for name in BUILT_IN]
+
+#: The table of the page: an engine's row has the keys of all built-in backends.
+TABLE = {**SETTINGS} | {
+    "engine": Settings(
+        frozenset().union(*(settings.decide for settings in EVERY)),
+        {name: rescues for settings in EVERY for name, rescues in settings.rescue.items()},
+        frozenset().union(*(settings.free for settings in EVERY)),
+    )
+}
 
 PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
 
@@ -49,21 +61,21 @@ def declared(of: str) -> set[str]:
     return {field.name for kind in kinds[of] for field in dataclasses.fields(kind)} - OURS - SESSION
 
 
-@pytest.mark.parametrize("of", SETTINGS)
+@pytest.mark.parametrize("of", TABLE)
 def test_every_setting_is_in_one_class(of: str) -> None:
-    classes = (SETTINGS[of].decide, SETTINGS[of].rescue.keys(), SETTINGS[of].free)
+    classes = (TABLE[of].decide, TABLE[of].rescue.keys(), TABLE[of].free)
     assert set().union(*classes) == declared(of)
     assert sum(map(len, classes)) == len(declared(of))
 
 
 def test_a_setting_that_rescues_has_one_meaning() -> None:
-    names = [name for settings in SETTINGS.values() for name in settings.rescue]
+    names = [name for settings in TABLE.values() for name in settings.rescue]
     assert len(names) == len(set(names))
 
 
 def test_the_page_shows_the_table() -> None:
     directions: dict[Any, str] = {raised: "raised", lowered: "lowered"}
-    for of, settings in SETTINGS.items():
+    for of, settings in TABLE.items():
         rescue = ", ".join(f"`{name}` {directions[rescues]}" for name, rescues in settings.rescue.items())
         cells = [f"`{of}`" if of[0].isupper() else of, code(settings.decide), rescue, code(settings.free)]
         assert f"| {' | '.join(cells)} |" in PAGE.read_text().splitlines(), f"| {' | '.join(cells)} |"
@@ -128,12 +140,12 @@ def changed_engine(key: str) -> Changes | None:
     return changes({}, {"backend": backend, key: another(default, key)})
 
 
-@pytest.mark.parametrize("key", engine_keys(SETTINGS["engine"].free))
+@pytest.mark.parametrize("key", engine_keys(TABLE["engine"].free))
 def test_an_operational_setting_of_an_engine_is_free(key: str) -> None:
     assert changed_engine(key) is None
 
 
-@pytest.mark.parametrize("key", engine_keys(SETTINGS["engine"].decide))
+@pytest.mark.parametrize("key", engine_keys(TABLE["engine"].decide))
 def test_a_deciding_setting_of_an_engine_makes_its_rows_stale(key: str) -> None:
     assert changed_engine(key) == Changes((f"s has another {key} of its engine",), ("s",))
 

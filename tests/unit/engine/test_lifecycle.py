@@ -13,11 +13,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from chainette.engine.backends import SimulatedOptions
 from chainette.engine.base import Completion, Done, Engine, Request
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.lifecycle import Engines, create_engine, release_engine
-from chainette.engine.simulated.simulator import SimulatedEngine
+from chainette.engine.simulated.simulator import SimulatedEngine, SimulatedOptions
 from chainette.errors import EngineUnavailable, UnknownEngine
 
 

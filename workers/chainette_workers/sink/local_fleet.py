@@ -13,8 +13,7 @@ from typing import ClassVar
 
 from chainette.core.plan import PYTHON, Plan
 from chainette.core.usercode.parameters import text_of
-from chainette.engine.backends import VllmOptions
-from chainette.engine.config import EngineConfig
+from chainette.engine.backends import backend_class
 from chainette.errors import InputError, RunError, RunStopped
 from chainette.fleet.redis.connect import connect
 from chainette.fleet.redis.queue import FleetQueue
@@ -110,7 +109,8 @@ def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:
         InputError: there are fewer than they need.
     """
     there = visible(os.environ.get(CUDA_DEVICES))
-    needed = [_gpus_of(plan.engines.get(engine)) for engine in engines]
+    configs = [plan.engines.get(engine) for engine in engines]
+    needed = [backend_class(config.backend).gpus(config) if config is not None else 0 for config in configs]
     if there and sum(needed) > len(there):
         raise InputError(
             f"--workers: vLLM's workers need {sum(needed)} GPUs of their own, and there are {len(there)} ({', '.join(there)}); "
@@ -119,13 +119,6 @@ def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:
     free = iter(there)
     taken = [list(islice(free, number)) for number in needed]
     return [{CUDA_DEVICES: ",".join(names)} if names else {} for names in taken]
-
-
-def _gpus_of(config: EngineConfig | None) -> int:
-    """GPUs that an engine must have for itself; one that names its own is left alone."""
-    if config is None or not isinstance(config.options, VllmOptions) or config.gpu_ids:
-        return 0
-    return config.options.tensor_parallel_size or 1
 
 
 def _revive(server: EmbeddedServer) -> None:

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
-import msgspec
-
-from chainette.engine.backends import VllmOptions
+from chainette.engine.backends import backend_class
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
@@ -22,11 +20,8 @@ Tell = Callable[[EngineConfig, EngineLoaded | EngineReleased], None]
 
 
 def spread(gpus: int, config: EngineConfig) -> Engine:
-    """The engine; over all of a worker's GPUs, where it says nothing of them itself."""
-    options = config.options
-    if gpus > 1 and isinstance(options, VllmOptions) and options.tensor_parallel_size is None and not config.gpu_ids:
-        options = msgspec.structs.replace(options, tensor_parallel_size=gpus)
-    return create_engine(msgspec.structs.replace(config, options=options))
+    """The engine, over all of a worker's GPUs unless its configuration names its own."""
+    return create_engine(backend_class(config.backend).spread(config, gpus))
 
 
 class Models:

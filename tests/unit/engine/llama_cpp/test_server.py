@@ -14,11 +14,10 @@ from typing import Any, Literal, TypeVar
 import pytest
 from pydantic import BaseModel, Field
 
-from chainette.engine.backends import LlamaCppOptions
 from chainette.engine.base import Completion, Finish, Request, SamplingParams
 from chainette.engine.config import EngineConfig
 from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds
-from chainette.engine.llama_cpp.server import LlamaCppEngine, model_path
+from chainette.engine.llama_cpp.server import LlamaCppEngine, LlamaCppOptions, model_path
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Message
 from tests.support.models import SMOL, needs_model
@@ -234,7 +233,7 @@ def test_a_cancelled_request_stops_long_before_its_last_token() -> None:
 
 _CYCLES = """
 import asyncio, os, sys
-from chainette.engine.backends import LlamaCppOptions
+from chainette.engine.llama_cpp.server import LlamaCppOptions
 from chainette.engine.config import EngineConfig
 from chainette.engine.llama_cpp.server import LlamaCppEngine
 

@@ -9,10 +9,9 @@ import anyio
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from chainette.engine.backends import SimulatedOptions
 from chainette.engine.base import Completion, Finish, Request, SamplingParams
 from chainette.engine.config import EngineConfig
-from chainette.engine.simulated.simulator import SimulatedEngine
+from chainette.engine.simulated.simulator import SimulatedEngine, SimulatedOptions
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Message
 

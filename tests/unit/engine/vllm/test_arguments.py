@@ -8,9 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from chainette.engine.backends import VllmOptions
 from chainette.engine.config import make_config
-from chainette.engine.vllm.arguments import engine_arguments, environment
+from chainette.engine.vllm.arguments import VllmOptions, engine_arguments, environment
 from chainette.errors import EngineConfigError
 
 KNOWN = [

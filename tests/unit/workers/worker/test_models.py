@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from chainette_workers.worker import models
 
-from chainette.engine.backends import VllmOptions
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.simulated.simulator import SimulatedEngine
+from chainette.engine.vllm.arguments import VllmOptions
 
 
 @pytest.fixture
