@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich import box
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from chainette.cli.exit_codes import INTERRUPTED
 from chainette.cli.flags import Debug
+from chainette.cli.signature import Flags
 from chainette.errors import ChainetteError, PlanError, Problem
 
 __all__ = [
@@ -45,15 +47,17 @@ _FILE_WIDTH = 200
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose errors end as one message on stderr and an exit code.
 
-    Gives the command the option `--debug` where it does not have it: the traceback comes first then.
+    Parameters that are dataclasses become flags (`signature.py`). A command without `--debug` gets it: the traceback then
+    comes before the message.
     """
-    signature = inspect.signature(command, eval_str=True)
-    takes_debug = "debug" in signature.parameters
+    flags = Flags(command)
+    takes_debug = "debug" in flags
 
     @functools.wraps(command)
-    def run(*arguments: object, debug: bool = False, **keys: object) -> None:
+    def run(**typed: Any) -> None:
+        debug = bool(typed.get("debug") if takes_debug else typed.pop("debug", False))
         try:
-            command(*arguments, **keys, **({"debug": debug} if takes_debug else {}))
+            command(**flags.arguments(typed))
             sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -66,9 +70,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             raise typer.Exit(show_error(error, debug=debug)) from None
 
-    if not takes_debug:
-        option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
-        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    run.__signature__ = flags.signature(*(() if takes_debug else (option,)))  # type: ignore[attr-defined]
     return run
 
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from chainette.core.run_settings import FLAGS
 
 __all__ = [
     "ChainRef",
     "ChainRoot",
     "Debug",
     "EngineFile",
-    "Format",
     "InputsRoot",
     "JsonLogs",
-    "MaxRejectRate",
     "MetricsHost",
     "MetricsPort",
     "Offers",
     "OverRedis",
-    "Patience",
     "Quiet",
     "RedisUrl",
     "RunDirectory",
@@ -29,17 +27,8 @@ __all__ = [
     "Settings",
     "Show",
     "Stream",
-    "Window",
     "Workers",
 ]
-
-
-class Format(StrEnum):
-    """What shards are written as."""
-
-    JSONL = "jsonl"
-    PARQUET = "parquet"
-    CSV = "csv"
 
 
 ChainRef = Annotated[
@@ -90,7 +79,7 @@ EngineFile = Annotated[
         exists=True,
         dir_okay=False,
         resolve_path=True,
-        help="A YAML file whose engines replace those of the chain.",
+        help=FLAGS["engines_file"].help,
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the directory at the end.")]
@@ -98,13 +87,6 @@ JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Print the events of
 Show = Annotated[bool, typer.Option("--show", help="Print prompts and answers side by side.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Print answers token by token as they come; with a small --limit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tell every event, prompt and answer on stderr; show tracebacks.")]
-MaxRejectRate = Annotated[
-    float | None,
-    typer.Option("--max-reject-rate", metavar="R", help="Pause when this share of a step's rows is rejected (after 200 rows)."),
-]
-Patience = Annotated[
-    float, typer.Option("--engine-patience", metavar="SECONDS", min=0, help="Give up when an engine is silent for so long.")
-]
 RedisUrl = Annotated[
     str | None,
     typer.Option(
@@ -130,4 +112,3 @@ MetricsPort = Annotated[
         "--metrics-port", metavar="PORT", min=0, max=65535, help="Over a Redis: the port of /metrics; 0 takes a free one."
     ),
 ]
-Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help="Rows that may be live at once.")]

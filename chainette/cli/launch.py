@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -24,8 +25,10 @@ from chainette.cli.common import (
     show_error,
     show_path,
     silence_stdout,
+    warn,
 )
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
+from chainette.cli.flags import ChainRef, ChainRoot, Debug, JsonLogs, Quiet, Settings, Show, Stream
 from chainette.cli.screen.live import LiveView
 from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, Reporter, line_writer
 from chainette.cli.screen.show import ShowAnswers
@@ -33,9 +36,8 @@ from chainette.cli.screen.tokens import Tokens, text_writer
 from chainette.cli.screen.tree import draw
 from chainette.cli.standing import can_go_on
 from chainette.cli.version import version
-from chainette.core.chain import Chain
-from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
+from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, settings_of
 from chainette.engine.config import EngineRegistry, overlaid
@@ -43,13 +45,40 @@ from chainette.errors import DiskError, EngineError, InputError, Problem, RunSto
 from chainette.hooks import Hook
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
+from chainette.run import executor
+from chainette.run.options import Drive, RunOptions
+from chainette.run.session import compile_plan
 from chainette.utils.banner import banner
 from chainette.utils.debug import ChainDebugger
+from chainette.utils.ids import new_run_id
 
-__all__ = ["Telling", "launch", "load_plan", "registry_of", "texts_of"]
+__all__ = ["Task", "Telling", "launch", "load_plan", "run_task", "texts_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A chain, an input and a run directory, as the user names them."""
+
+    chain: ChainRef
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS...",
+            help="JSONL, CSV, TSV or Parquet: files, folders or 'patterns*', read one after another; - for standard input.",
+        ),
+    ]
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run directory [default: runs/<run id>].")
+    ] = None
+    parameters: Settings = None
+    chain_root: ChainRoot = Path()
+
+    def load(self, settings: RunSettings) -> tuple[LoadedChain, Plan]:
+        """See `load_plan`."""
+        return load_plan(self.chain, self.chain_root, self.parameters, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Telling:
     """What the user wants to see of a run.
 
@@ -57,11 +86,11 @@ class Telling:
         typer.BadParameter: two wishes exclude each other.
     """
 
-    quiet: bool = False
-    json_logs: bool = False
-    show: bool = False
-    debug: bool = False
-    stream: bool = False
+    quiet: Quiet = False
+    json_logs: JsonLogs = False
+    show: Show = False
+    stream: Stream = False
+    debug: Debug = False
     #: What `resume` needs to be told to go on in the same way.
     again: tuple[str, ...] = ()
 
@@ -170,14 +199,31 @@ def _say_how_to_go_on(directory: RunDir, again: Sequence[str]) -> None:
         typer.secho(f"go on: {command_line('resume', str(directory), *again)}", err=True)
 
 
+def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Telling) -> None:
+    """Runs a chain over an input into a fresh directory, and ends the command as `launch` does."""
+    run_id, here = new_run_id(), Path.cwd()
+    directory = RunDir(task.output or Path("runs") / run_id)
+    with telling.foreign_output():
+        loaded, plan = task.load(settings)
+    if not telling.quiet:
+        warn(plan.warnings)
+    moved = Path.cwd() != here  # by the chain
+    sources = [str(here / path) if moved and path != "-" else path for path in task.inputs]
+    options = {
+        **asdict(settings),
+        "run_id": run_id,
+        "chain_ref": loaded.reference,
+        "chain_root": str(task.chain_root),
+        "chain_digest": loaded.digest,
+        "parameters": loaded.parameters,
+        "drive": drive,
+    }
+    inputs = sources[0] if len(sources) == 1 else sources
+    launch(directory, telling, lambda hooks: executor.run(loaded.chain, inputs, directory, hooks=hooks, **options), plan)
+
+
 def load_plan(
-    reference: str,
-    chain_root: Path,
-    engines: Path | None = None,
-    settings: list[str] | None = None,
-    *,
-    simulate: bool = False,
-    batch_size: int | None = None,
+    reference: str, chain_root: Path, parameters: list[str] | None, settings: RunSettings
 ) -> tuple[LoadedChain, Plan]:
     """The chain that the user named, with the parameters of --set, loaded and checked.
 
@@ -185,10 +231,9 @@ def load_plan(
         LoadError: it cannot be loaded.
         PlanError: it does not fit together.
     """
-    loaded = load_chain(reference, chain_root, given(texts_of(settings)))
-    registry = registry_of(loaded.chain, engines)
-    plan = compile_chain(loaded.chain, registry=registry, simulate=simulate, batch_size=batch_size)
-    return loaded, replace(plan, warnings=(*plan.warnings, *_unused(plan, engines)), parameters=loaded.parameters)
+    loaded = load_chain(reference, chain_root, given(texts_of(parameters)))
+    plan = compile_plan(loaded.chain, RunOptions(**asdict(settings), parameters=loaded.parameters))
+    return loaded, replace(plan, warnings=(*plan.warnings, *_unused(plan, settings.engines_file)))
 
 
 def texts_of(words: list[str] | None) -> dict[str, str]:
@@ -204,7 +249,7 @@ def texts_of(words: list[str] | None) -> dict[str, str]:
     return {name: texts[0] for name, texts in found.items()}
 
 
-def _unused(plan: Plan, engines: Path | None) -> Iterator[Problem]:
+def _unused(plan: Plan, engines: str | None) -> Iterator[Problem]:
     """An engine file that changes nothing: a name in it is mistyped, or it is another chain's."""
     if engines is not None and plan.engines:
         named = [config.name for config in overlaid(EngineRegistry(), engines)]
@@ -213,12 +258,3 @@ def _unused(plan: Plan, engines: Path | None) -> Iterator[Problem]:
             yield Problem(
                 f"{show_path(engines)} has no engine of the chain: it has {found}, the chain uses {wanted}", None, warning=True
             )
-
-
-def registry_of(chain: Chain, engines: Path | None) -> EngineRegistry:
-    """The engines of a chain, those of the file in front.
-
-    Raises:
-        EngineConfigError: the file cannot be read as engines.
-    """
-    return chain.registry if engines is None else overlaid(chain.registry, engines)

@@ -3,47 +3,88 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
 
 import typer
 
+from chainette.cli.flags import MetricsHost, MetricsPort, OverRedis, RedisUrl, Workers
 from chainette.fleet.redis.connect import chosen_url, shown
 from chainette.io.rundir.events import RunCreated
 from chainette.run.options import Drive
 
-__all__ = ["Way", "drive_of", "reached"]
+__all__ = ["FleetWay", "ResumedWay", "Way", "over_redis", "reached"]
 
 #: `ENGINE=N,...`; the name of an engine may hold commas and equals signs too.
 _ONE_ENGINE = re.compile(r"(.+?)=\s*(\d+)\s*(?:,|$)")
 _BY_ENGINE = re.compile(rf"(?:{_ONE_ENGINE.pattern})+")
 
+_NO_WORKERS = "--workers starts a Redis of its own; with --redis, the workers are those that serve it"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Way:
-    """Who moves the units: this process, workers of its own, or those that serve a Redis.
+    """Who moves the units of a run that begins."""
+
+    workers: Workers = None
+    redis: OverRedis = None
+    metrics_host: MetricsHost = "127.0.0.1"
+    metrics_port: MetricsPort = 0
+
+    def drive(self, watching: str) -> Drive | None:
+        """Who moves the units; None: this process. `watching` is a flag that works in this process only, or "".
+
+        Raises:
+            typer.BadParameter: flags that exclude each other, or --workers that is neither a number nor numbers by engine.
+        """
+        if self.workers is None:
+            return None if self.redis is None else self._over_redis(watching)
+        if self.redis is not None:
+            raise typer.BadParameter(_NO_WORKERS)
+        _refuse_watching(watching)
+        return _own_workers(self.workers)
+
+    def _over_redis(self, watching: str) -> Drive:
+        _refuse_watching(watching)
+        return over_redis(self.redis, self.metrics_host, self.metrics_port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetWay(Way):
+    """The workers that serve a Redis, the default one if none is named."""
+
+    redis: RedisUrl = None
+
+    def drive(self, watching: str) -> Drive:
+        if self.workers is not None:
+            raise typer.BadParameter(_NO_WORKERS)
+        return self._over_redis(watching)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumedWay(Way):
+    """Who moves the units of a run that goes on.
 
     Raises:
         typer.BadParameter: --local beside one of the others.
     """
 
-    local: bool = False
-    workers: str | None = None
-    redis: str | None = None
+    local: Annotated[bool, typer.Option("--local", help="Do the work in this process, however the run was started.")] = False
 
     def __post_init__(self) -> None:
         if self.local and (self.workers or self.redis):
             raise typer.BadParameter("--local does the work in this process; leave out --workers and --redis")
 
-    @classmethod
-    def recorded(cls, begun: RunCreated) -> Self:
-        """How a run was started. A Redis comes with its password where the environment knows that."""
+    def or_as_begun(self, begun: RunCreated) -> Self:
+        """The way that was asked for, else that in which the run was started."""
+        if self.flags:
+            return self
         redis = begun.way.get("redis")
-        return cls(workers=begun.way.get("workers"), redis=redis and reached(redis))
+        return replace(self, workers=begun.way.get("workers"), redis=redis and reached(redis))
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """How to say it again."""
+        """The flags that choose the same way again, without a password."""
         if self.workers is not None:
             return ("--workers", self.workers)
         if self.redis is not None:
@@ -51,31 +92,17 @@ class Way:
         return ("--local",) if self.local else ()
 
 
+def _refuse_watching(flag: str) -> None:
+    if flag:
+        raise typer.BadParameter(
+            f"{flag} sees requests of this process only; use `run` without --workers and --redis, or `resume --local`"
+        )
+
+
 def reached(redis: str) -> str:
     """The address with its password, where the environment knows that."""
     known = chosen_url(None)
     return known if redis == shown(known) else redis
-
-
-def drive_of(
-    workers: str | None, redis: str | None, metrics: tuple[str, int], *, enqueue: bool = False, watching: str
-) -> Drive | None:
-    """Who moves a run's units: None is this process. `watching` is a flag that needs it to be this one, "" where none does.
-
-    Raises:
-        typer.BadParameter: flags that exclude each other, or --workers that is neither a number nor numbers by engine.
-    """
-    if workers is not None and (redis is not None or enqueue):
-        raise typer.BadParameter("--workers starts a Redis of its own; with --redis, the workers are those that serve it")
-    if redis is None and workers is None and not enqueue:
-        return None
-    if watching:
-        raise typer.BadParameter(
-            f"{watching} sees requests of this process only; use `run` without --workers and --redis, or `resume --local`"
-        )
-    if workers is None:
-        return over_redis(redis, *metrics)
-    return _own_workers(workers)
 
 
 def over_redis(redis: str | None, metrics_host: str = "127.0.0.1", metrics_port: int = 0) -> Drive:

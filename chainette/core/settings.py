@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from chainette.core.run_settings import FLAGS, RECORDED
 from chainette.engine.backends import backend_class
 
 __all__ = ["SETTINGS", "Settings", "lowered", "raised", "settings_of_engine"]
@@ -62,10 +63,7 @@ SETTINGS: Mapping[str, Settings] = {
         decide=_words("model backend revision tokenizer extra"),
         free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir"),
     ),
-    "run": Settings(
-        decide=_words("seed limit batch_size format max_rows_per_file flattened key usage simulate engines_file"),
-        free=_words("max_reject_rate window engine_patience"),
-    ),
+    "run": Settings(decide=RECORDED, free=frozenset(FLAGS) - RECORDED),
 }
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from chainette.core.plan import Plan
+from chainette.core.run_settings import FLAGS, RECORDED, RunSettings
 from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
 from chainette.hooks import Hook
-from chainette.io.rundir.shards import Format
 from chainette.run.limits import Limits
 from chainette.utils.mistakes import explained
 
@@ -65,34 +65,9 @@ del _HINTS["seed"]
 
 @explained(_HINTS, called="run options")
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How to run; the command line's flags have the same names."""
+class RunOptions(RunSettings):
+    """How to run a chain in this process: the run's settings, and what only a process can hold."""
 
-    #: Every ask's sampling seed is derived from it.
-    seed: int = 0
-    #: Records to take from the start of the input; a resume may raise it.
-    limit: int | None = None
-    #: Rows per root; None takes the chain's.
-    batch_size: int | None = None
-    #: Format of the shards.
-    format: Format = "jsonl"
-    max_rows_per_file: int = 100_000
-    #: Whether `flattened/` is written.
-    flattened: bool = True
-    #: An input column that every shard carries as `_key`.
-    key: str | None = None
-    #: Whether rows say what their answers took: `_prompt_tokens`, `_completion_tokens`, `_queued` and `_seconds` (s).
-    usage: bool = False
-    #: Share of rejected rows of a step at which the run stops (looked at after 200 rows).
-    max_reject_rate: float | None = None
-    #: Live rows; None derives it from the engines.
-    window: int | None = None
-    #: Seconds that an engine may not answer before the run gives up.
-    engine_patience: float = 600.0
-    #: Every engine answers out of its schema.
-    simulate: bool = False
-    #: A YAML file whose engines replace those of the chain.
-    engines_file: str | None = None
     #: The run's id; a new one where it is empty.
     run_id: str = ""
     #: How `resume` finds the chain again; set by the command line.
@@ -111,22 +86,14 @@ class RunOptions:
     drive: Drive | None = None
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_size", "max_rows_per_file", "window"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be 1 or more")
+        super().__post_init__()
         if self.run_id and not _RUN_ID.fullmatch(self.run_id):
-            raise InputError(f"run_id is {self.run_id!r}; it may hold letters of English, digits, '_' and '-' only, 64 at most")
-        if self.format not in ("jsonl", "parquet", "csv"):
-            raise InputError(f"format is {self.format!r}; it must be jsonl, parquet or csv")
-        if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:
-            raise InputError(f"max_reject_rate is {self.max_reject_rate}; it must be above 0 and at most 1")
+            raise InputError(f"run_id is {self.run_id!r}; it may hold ASCII letters, digits, '_' and '-' only, 64 at most")
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the log fixes for every later session of the directory."""
-        names = ("seed", "limit", "format", "max_rows_per_file", "flattened", "key", "usage", "simulate", "engines_file")
-        return {name: getattr(self, name) for name in names}
+    def recorded(self) -> dict[str, Any]:
+        """The settings that the log fixes for every later session of the directory."""
+        return {name: getattr(self, name) for name in FLAGS if name in RECORDED}
 
     @property
     def way(self) -> dict[str, str]:

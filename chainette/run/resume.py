@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from chainette.core.chain import Chain
 from chainette.core.plan import NodeKind, Plan
+from chainette.core.run_settings import FLAGS, RESUMABLE
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, set_flags, text_of
 from chainette.engine.config import EngineRegistry
@@ -236,7 +237,7 @@ async def retry(
             raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
-        plan = _with_engine(plan, registry_of(found, options), engine, steps)
+        plan = _with_engine(plan, registry_of(found, options.engines_file), engine, steps)
     await check_drive(plan, options)
     await anyio.to_thread.run_sync(_same_input, directory, state, options)
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
@@ -257,14 +258,20 @@ def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOpt
     """The options of this session with everything that the log fixes.
 
     Raises:
-        RunDirectoryError: the limit is to be lowered.
+        RunDirectoryError: a setting differs from the recorded one; the limit may be raised.
     """
-    run, fields = state.run, RunOptions.__dataclass_fields__
-    fixed = {name: value for name, value in run.settings.items() if name in fields}
+    run = state.run
+    fixed = {name: value for name, value in run.settings.items() if name in FLAGS}
     root = str(chain_root_of(run, directory)) if run.chain_root else ""
     if fixed.get("engines_file"):
         fixed["engines_file"] = str(Path(root) / fixed["engines_file"])
     fixed["limit"] = require_limit(directory, state, options.limit)
+    for name in options.given.keys() & fixed.keys() - RESUMABLE - {"engines_file"}:
+        if (value := getattr(options, name)) != fixed[name]:
+            raise RunDirectoryError(
+                f"{directory}: {name} is fixed by the log of the run: it is {fixed[name]!r} there and cannot become {value!r}; "
+                f"begin a new run to change it"
+            )
     return replace(options, **fixed, chain_ref=run.chain_ref, chain_root=root)
 
 

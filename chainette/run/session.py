@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -86,14 +87,18 @@ def require_engines(plan: Plan) -> None:
 
 def compile_plan(chain: Chain, options: RunOptions) -> Plan:
     """The chain as the options say: with engines of a file, simulated, in roots of another size."""
-    registry = registry_of(chain, options)
+    registry = registry_of(chain, options.engines_file)
     plan = compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
     return replace(plan, parameters=options.parameters)
 
 
-def registry_of(chain: Chain, options: RunOptions) -> EngineRegistry:
-    """The chain's engines, with those of a file in their place."""
-    return overlaid(chain.registry, options.engines_file) if options.engines_file else chain.registry
+def registry_of(chain: Chain, engines_file: str | os.PathLike[str] | None) -> EngineRegistry:
+    """The chain's engines, or those of a file in their place.
+
+    Raises:
+        EngineConfigError: the file cannot be read as engines.
+    """
+    return overlaid(chain.registry, engines_file) if engines_file else chain.registry
 
 
 async def finish_run(

@@ -85,7 +85,7 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
             chain=plan.chain,
             chain_ref=options.chain_ref,
             chain_root=options.chain_root,
-            graph=graph_of(plan, Added.of(options.settings)),
+            graph=graph_of(plan, Added.of(options.recorded)),
             settings=_recorded_settings(options) | {"batch_size": plan.batch_size},
             input=placed_input(source.identity(), directory, options.chain_root),
             versions=versions(),
@@ -101,7 +101,7 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
 
 def _recorded_settings(options: RunOptions) -> dict[str, Any]:
     """The settings, with the engine file as it is found again in a project that moved."""
-    settings, file = options.settings, options.engines_file
+    settings, file = options.recorded, options.engines_file
     below = placed_below(file, options.chain_root) if file and options.chain_root else None
     return settings | {"engines_file": below} if below else settings
 

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from chainette import Branch, Chain, SamplingParams, Step, apply, register_engine
+from chainette.core.run_settings import Format
 from chainette.core.usercode.loading import load_chain
 from chainette.engine.base import Completion, Request
 from chainette.engine.config import EngineRegistry, using_registry
@@ -17,7 +18,6 @@ from chainette.errors import EngineUnavailable, RunStopped
 from chainette.io.rundir.fork import Reopen, fork
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.shards import Format
 from chainette.records import Message, Usage
 from chainette.run.executor import resume, retry_rejected
 from chainette.run.options import RunOptions

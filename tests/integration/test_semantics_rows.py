@@ -15,11 +15,11 @@ import pytest
 from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, model_validator
 
 from chainette import Branch, Chain, RunResult, SamplingParams, Step, apply, register_engine
+from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Finish, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import RunStopped
 from chainette.hooks import Hook
-from chainette.io.rundir.shards import Format
 from chainette.records import Message, Reason, Usage, row_order
 from chainette.run.functions import MAX_FAN_OUT
 from chainette.run.steps import row_seed

@@ -16,6 +16,7 @@ from chainette_workers.worker.device import Device
 from chainette_workers.worker.main import WorkerConfig
 from chainette_workers.worker.models import Models
 
+from chainette.core.run_settings import Format
 from chainette.core.usercode.loading import load_chain
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig, make_config
@@ -24,7 +25,6 @@ from chainette.errors import RunStopped
 from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.result import RunResult
-from chainette.io.rundir.shards import Format
 from chainette.run.executor import resume
 from tests.integration.test_fleet_trouble import Background, Driven, Failing, Site, wait_for
 from tests.support.chains import content

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from chainette import Chain, SamplingParams, Step, apply
+from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Request
 from chainette.errors import EngineUnavailable, RunDirectoryError, RunDirectoryInUse, RunStopped
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
-from chainette.io.rundir.shards import Format
 from chainette.io.rundir.versions import version_numbers
 from chainette.run.executor import resume, retry_rejected, rollback
 from tests.support.chains import Text, Word, content, texts

@@ -11,10 +11,12 @@ import typer
 
 from chainette.cli.common import console, guarded, new_table
 from chainette.cli.flags import ChainRoot, EngineFile, Settings
-from chainette.cli.launch import load_plan, registry_of
+from chainette.cli.launch import load_plan
+from chainette.core.run_settings import RunSettings
 from chainette.engine.backends import backend_class, backend_names, maker_of
 from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, public_url, using_registry
 from chainette.errors import EngineConfigError
+from chainette.run.session import registry_of
 
 __all__ = ["engines"]
 
@@ -36,7 +38,7 @@ def engines(
         with using_registry(EngineRegistry()):
             _list_engines(load_engines(file or ""), {})
     else:
-        loaded, plan = load_plan(chain, chain_root, file, settings)
+        loaded, plan = load_plan(chain, chain_root, settings, RunSettings(engines_file=str(file) if file else None))
         users: dict[str, list[str]] = {}
         for node in plan.nodes.values():
             users.setdefault(node.engine, []).append(node.id)

@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Places, serve
 from rich.text import Text
 
-from chainette.cli.commands.run import run
+from chainette.cli.commands.run import StreamWriter
 from chainette.cli.common import command_line, console, guarded, warn
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
-from chainette.cli.flags import RedisUrl
-from chainette.cli.launch import load_plan
+from chainette.cli.launch import Task, Telling, run_task
 from chainette.cli.screen.fleet_screen import RunView, watch
 from chainette.cli.screen.summary import counts_table, summary_lines
+from chainette.cli.signature import Hidden
+from chainette.cli.way import FleetWay
 from chainette.core.plan import Plan
+from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.loading import LoadedChain
 from chainette.core.usercode.parameters import settings_of
 from chainette.errors import Problem, RunError
 from chainette.fleet.redis.connect import connect, eviction_risk
-from chainette.fleet.redis.run_registry import Board, Options, Order, Role, inside
+from chainette.fleet.redis.run_registry import Board, Order, Role, inside
 from chainette.io.rundir.likeness import marks_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.replay import Status
 from chainette.utils.ids import new_run_id
 
-__all__ = ["enqueue"]
-
-#: Flags of `run` for engines in this process, or in workers of its own.
-_REFUSED = ("workers", "show", "stream")
-
-#: What only a process that writes the run itself can do.
-_HERE = (*_REFUSED, "json_logs")
+__all__ = ["enqueue", "order_of"]
 
 Detach = Annotated[
     bool,
@@ -51,33 +46,16 @@ NoSink = Annotated[
 ]
 
 
-def _with_flags_of_run(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer sees it: the parameters of `run`, then its own."""
-    theirs = [_as_here(parameter) for parameter in inspect.signature(run, eval_str=True).parameters.values()]
-    own = [
-        parameter
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    kept = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*theirs, *own]]
-    command.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
-    return command
-
-
-def _as_here(parameter: inspect.Parameter) -> inspect.Parameter:
-    """A flag of `run` as `enqueue` has it: what it refuses is in no help, and it is always over a Redis."""
-    if parameter.name == "redis":
-        return parameter.replace(annotation=RedisUrl)
-    if parameter.name not in _REFUSED:
-        return parameter
-    kind, option = get_args(parameter.annotation)
-    option = copy.copy(option)
-    option.hidden = True
-    return parameter.replace(annotation=Annotated[kind, option])
-
-
-@_with_flags_of_run
-def enqueue(*, detach: Detach = False, no_sink: NoSink = False, **flags: Any) -> None:
+@guarded
+def enqueue(
+    task: Task,
+    settings: RunSettings,
+    way: Annotated[FleetWay, Hidden({"workers"})],
+    telling: Annotated[Telling, Hidden({"show", "stream"})],
+    stream_writer: StreamWriter = False,
+    detach: Detach = False,
+    no_sink: NoSink = False,
+) -> None:
     """Run CHAIN over INPUTS through the workers that serve a Redis, into a run directory.
 
     Admits rows while there is room and writes what comes back, until the end or Ctrl-C; `chainette resume DIR`
@@ -87,44 +65,46 @@ def enqueue(*, detach: Detach = False, no_sink: NoSink = False, **flags: Any) ->
     the run directory below the sink's --runs-root, and CHAIN below the --chain-root of both. With --no-sink this process
     is the run's coordinator, until the end or Ctrl-C, and the current folder must be the sink's --runs-root.
     """
+    del stream_writer
     if detach and no_sink:
         raise typer.BadParameter("--detach leaves both halves to services, --no-sink one of them; give one")
-    if detach or no_sink:
-        _hand_over(flags, here=no_sink, debug=flags["debug"])
-    else:
-        run(**flags)
+    if not (detach or no_sink):
+        run_task(task, settings, way.drive(telling.watching), telling)
+        return
+    _require_nothing_of_this_process(way, telling, "--no-sink" if no_sink else "--detach")
+    _hand_over(task, settings, way, quiet=telling.quiet, here=no_sink)
 
 
-@guarded
-def _hand_over(flags: dict[str, Any], *, here: bool, debug: bool) -> None:
-    """To services; `here` says that this process admits the rows."""
-    del debug  # of `guarded`
-    for flag in _HERE:
-        if flags[flag]:
-            way = "--no-sink" if here else "--detach"
-            raise typer.BadParameter(f"--{flag.replace('_', '-')} needs the run in this process; leave out {way}")
+def _require_nothing_of_this_process(way: FleetWay, telling: Telling, apart: str) -> None:
+    """Raises typer.BadParameter if a flag needs the process that writes the run."""
+    wishes = {"--workers": way.workers, "--show": telling.show, "--stream": telling.stream, "--json-logs": telling.json_logs}
+    for flag, wished in wishes.items():
+        if wished:
+            raise typer.BadParameter(f"{flag} needs the run in this process; leave out {apart}")
 
-    chain_root, engines = flags["chain_root"], flags["engines"]
-    how = {name: flags[name] for name in ("simulate", "batch_size")}
-    loaded, plan = load_plan(flags["chain"], chain_root, engines, flags["settings"], **how)
-    if not flags["quiet"]:
+
+def _hand_over(task: Task, settings: RunSettings, way: FleetWay, *, quiet: bool, here: bool) -> None:
+    """Hands a run over to services; `here`: this process admits its rows."""
+    loaded, plan = task.load(settings)
+    if not quiet:
         warn(plan.warnings)
     run_id = new_run_id()
-    order = _order(loaded, plan, flags, flags["output"] or Path("runs") / run_id)
-    with connect(flags["redis"]) as connection:
+    order = order_of(task, settings, loaded, plan, task.output or Path("runs") / run_id)
+    with connect(way.redis) as connection:
         board = Board(connection)
         hosts = _require_services(board, [Role.SINK] if here else [*Role])
         board.ask(run_id, order)
         if (risk := eviction_risk(connection)) and not here:  # else its coordinator says so
             warn([Problem(risk, None, warning=True)])
         if here:
-            _admit(board, run_id, flags["redis"], _places(chain_root, flags["settings"]), quiet=flags["quiet"])
-            _tell_end(Path(order.directory), quiet=flags["quiet"])
+            places = Places(task.chain_root.resolve(), Path.cwd(), Path.cwd(), settings_of(task.parameters or ()))
+            _admit(board, run_id, way.redis, places, quiet=quiet)
+            _tell_end(Path(order.directory), quiet=quiet)
             return
-    if flags["quiet"]:
+    if quiet:
         typer.echo(run_id)
         return
-    typer.echo(f"run {run_id}: handed over; its rows come to {order.directory} below the --runs-root of the sink on {hosts}")
+    typer.echo(f"run {run_id} queued; the sink on {hosts} writes it to {order.directory} (relative to its --runs-root)")
     typer.echo(f"watch: {command_line('status', run_id, '--watch')}")
 
 
@@ -147,11 +127,6 @@ def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quie
     finally:
         stopping.set()
         thread.join()
-
-
-def _places(chain_root: Path, settings: list[str] | None) -> Places:
-    """The roots of a service in this process."""
-    return Places(chain_root.resolve(), Path.cwd(), Path.cwd(), settings_of(settings or ()))
 
 
 def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
@@ -205,26 +180,22 @@ def _require_services(board: Board, roles: Sequence[Role]) -> str:
     return ", ".join(sorted({member.host or "?" for member in board.services(Role.SINK).values()}))
 
 
-def _order(loaded: LoadedChain, plan: Plan, flags: dict[str, Any], directory: Path) -> Order:
+def order_of(task: Task, settings: RunSettings, loaded: LoadedChain, plan: Plan, directory: Path) -> Order:
     """The run as services take it.
 
     Raises:
-        RunError: a path is not one that they take.
+        RunError: a path is not relative to the folders that services have.
     """
-    engines = flags["engines"]
-    if engines is not None and engines.resolve().is_relative_to(flags["chain_root"].resolve()):
-        engines = engines.resolve().relative_to(flags["chain_root"].resolve())
-    same = [name for name in Options.__struct_fields__ if name not in ("format", "engines_file")]
+    if settings.engines_file is not None:
+        file, root = Path(settings.engines_file).resolve(), task.chain_root.resolve()
+        below = file.relative_to(root) if file.is_relative_to(root) else file
+        settings = replace(settings, engines_file=inside(str(below), "the engine file"))
     return Order(
         chain_ref=inside(loaded.reference, "the chain"),
         digest=loaded.digest,
         parameters=dict(plan.parameters),
         marks=marks_of(plan),
-        inputs=tuple(inside(path if path != "-" else "/dev/stdin", "the input") for path in flags["inputs"]),
+        inputs=tuple(inside(path if path != "-" else "/dev/stdin", "the input") for path in task.inputs),
         directory=inside(str(directory), "the run directory"),
-        options=Options(
-            **{name: flags[name] for name in same},
-            format=flags["format"].value,
-            engines_file=inside(str(engines), "the engine file") if engines else None,
-        ),
+        options=settings,
     )

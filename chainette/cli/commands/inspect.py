@@ -9,12 +9,14 @@ import typer
 from rich.table import Table
 
 from chainette.cli.common import console, guarded, new_table, warn
-from chainette.cli.flags import ChainRef, ChainRoot, EngineFile, Settings
+from chainette.cli.flags import ChainRef, ChainRoot, Settings
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.tree import draw
+from chainette.cli.signature import Only
 from chainette.core.bounds import unbounded_outputs
 from chainette.core.dag import describe_models, describe_rows, render_mermaid
 from chainette.core.plan import Plan
+from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.loading import LoadedChain
 from chainette.core.usercode.parameters import text_of
 from chainette.engine.preflight import foreseen
@@ -23,14 +25,17 @@ from chainette.errors import Problem
 __all__ = ["inspect", "inspect_dag"]
 
 
+WithEngines = Annotated[RunSettings, Only({"engines_file"})]
+
+
 @guarded
-def inspect(chain: ChainRef, settings: Settings = None, engines: EngineFile = None, chain_root: ChainRoot = Path()) -> None:
+def inspect(chain: ChainRef, parameters: Settings = None, *, settings: WithEngines, chain_root: ChainRoot = Path()) -> None:
     """Check CHAIN without running it; list its nodes, and the parameters that --set can give.
 
     Every problem is named with its file and line, and the exit code is 2. No engine is opened; what would keep one from
     opening on this machine, as a missing model file, is a warning.
     """
-    loaded, plan = load_plan(chain, chain_root, engines, settings)
+    loaded, plan = load_plan(chain, chain_root, parameters, settings)
     warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
     warn(warnings)
     screen = console()
@@ -77,12 +82,13 @@ def inspect_dag(
         int | None, typer.Option("--max-branches", metavar="N", min=0, help="Fold all but the first N of parallel branches.")
     ] = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart instead of a tree.")] = False,
-    settings: Settings = None,
-    engines: EngineFile = None,
+    parameters: Settings = None,
+    *,
+    settings: WithEngines,
     chain_root: ChainRoot = Path(),
 ) -> None:
     """Draw CHAIN."""
-    _, plan = load_plan(chain, chain_root, engines, settings)
+    _, plan = load_plan(chain, chain_root, parameters, settings)
     warn(plan.warnings)
     if mermaid:
         typer.echo(render_mermaid(plan, max_branches))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from chainette.cli.common import console, guarded, is_terminal, new_table
-from chainette.cli.flags import Debug, JsonLogs, Quiet, RunDirectory, Show
+from chainette.cli.flags import RunDirectory
 from chainette.cli.launch import Telling, launch
+from chainette.cli.signature import Only
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
@@ -45,10 +47,8 @@ def rejected(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help="With --retry: the engine that answers this time.")
     ] = None,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
-    show: Show = False,
-    debug: Debug = False,
+    *,
+    telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug"})],
 ) -> None:
     """List the rejected rows of DIR, or --retry them.
 
@@ -57,7 +57,7 @@ def rejected(
     steps, reasons = step or [], reason or []
     _check_reasons(reasons)
     if retry:
-        _retry(directory, steps, reasons, engine, (quiet, json_logs, show, debug))
+        _retry(directory, steps, reasons, engine, telling)
         return
     if engine:
         raise typer.BadParameter("--engine says which engine answers a --retry; give both")
@@ -135,12 +135,10 @@ def _cut(raw: str | None) -> str:
     return text if len(text) <= _RAW else f"{text[: _RAW - 3]}..."
 
 
-def _retry(
-    directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: tuple[bool, bool, bool, bool]
-) -> None:
+def _retry(directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: Telling) -> None:
     run = RunDir(directory)
     launch(
         run,
-        Telling(*telling, again=("--local",)),
+        replace(telling, again=("--local",)),
         lambda hooks: executor.retry_rejected(run, steps=steps, reasons=reasons, engine=engine, hooks=hooks),
     )

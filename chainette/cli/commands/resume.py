@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,24 +11,12 @@ import msgspec
 import typer
 
 from chainette.cli.common import command_line, guarded, warn
-from chainette.cli.flags import (
-    Debug,
-    JsonLogs,
-    MaxRejectRate,
-    MetricsHost,
-    MetricsPort,
-    OverRedis,
-    Patience,
-    Quiet,
-    RunDirectory,
-    Settings,
-    Show,
-    Window,
-    Workers,
-)
+from chainette.cli.flags import RunDirectory, Settings
 from chainette.cli.launch import Telling, launch, texts_of
+from chainette.cli.signature import Only, fixed_flags, words_of
 from chainette.cli.standing import can_go_on, is_working
-from chainette.cli.way import Way, drive_of, over_redis, reached
+from chainette.cli.way import ResumedWay, over_redis, reached
+from chainette.core.run_settings import RESUMABLE, RunSettings
 from chainette.errors import Problem, RedisUnavailable, RunError
 from chainette.fleet.redis.connect import connect
 from chainette.fleet.redis.queue import FleetQueue, Lost
@@ -44,23 +33,7 @@ from chainette.run.resume import compiled_now, require_limit
 __all__ = ["resume"]
 
 #: Flags of `run` that the first line of the log answers for.
-_FIXED = frozenset(
-    {
-        "--batch-size",
-        "--chain-root",
-        "--engines",
-        "--flattened",
-        "--format",
-        "--key",
-        "--max-rows-per-file",
-        "--no-flattened",
-        "--output",
-        "--seed",
-        "--simulate",
-        "--usage",
-        "-o",
-    }
-)
+_FIXED = frozenset({"--chain-root", "--output", "-o", *fixed_flags()})
 
 
 @guarded
@@ -81,23 +54,11 @@ def resume(
         list[Path] | None,
         typer.Option("--input", metavar="PATH", help="Where the input lies now, if it has moved; repeatable."),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", metavar="N", min=1, help="Take the first N records, more than before; also of a finished run."),
-    ] = None,
-    settings: Settings = None,
-    max_reject_rate: MaxRejectRate = None,
-    engine_patience: Patience = 600.0,
-    window: Window = None,
-    workers: Workers = None,
-    redis: OverRedis = None,
-    local: Annotated[bool, typer.Option("--local", help="Do the work in this process, however the run was started.")] = False,
-    metrics_host: MetricsHost = "127.0.0.1",
-    metrics_port: MetricsPort = 0,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
-    show: Show = False,
-    debug: Debug = False,
+    *,
+    settings: Annotated[RunSettings, Only(RESUMABLE)],
+    parameters: Settings = None,
+    way: ResumedWay,
+    telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug"})],
 ) -> None:
     """Go on with the run in DIR, the way it was started, or as --local, --workers or --redis say.
 
@@ -108,53 +69,57 @@ def resume(
     If a live `chainette sink` serves the run, it is asked to go on.
     """
     _refuse(context.args)
-    wanted = Way(local, workers, redis)
-    parameters = texts_of(settings)
-    telling = Telling(quiet, json_logs, show, debug, again=wanted.flags)
-
-    run, paths = RunDir(directory), [path.absolute() for path in inputs or ()]
+    moved = tuple(path.absolute() for path in inputs or ())
+    asked = Asked(tuple(from_step or ()), moved, texts_of(parameters), settings)
+    run = RunDir(directory)
     begun = read_created(run)
-    recorded = Way.recorded(begun)
-    way = wanted if wanted.flags else recorded
-    drive = drive_of(way.workers, way.redis, (metrics_host, metrics_port), watching=telling.watching)
+    chosen = way.or_as_begun(begun)
+    drive = chosen.drive(telling.watching)
 
     def start(hooks: tuple[Hook, ...]) -> RunResult:
         result = executor.resume(
             run,
-            from_step=from_step or (),
-            inputs=paths,
-            limit=limit,
-            parameters=parameters,
-            max_reject_rate=max_reject_rate,
-            engine_patience=engine_patience,
-            window=window,
+            from_step=asked.from_steps,
+            inputs=asked.inputs,
+            parameters=asked.parameters,
             hooks=hooks,
             drive=drive,
+            **{name: getattr(settings, name) for name in RESUMABLE},
         )
         for redis in result.redis:
-            if ("--redis", redis) != way.flags:  # nobody waits for it there any more
+            if ("--redis", redis) != chosen.flags:  # nobody waits for it there any more
                 _take_out(redis, begun.run_id)
         return result
 
+    here = chosen.local or chosen.workers or asked.inputs
     try:
-        if (way.local or way.workers) or paths or not _asks_a_sink(run, begun, way.redis, from_step or (), limit, parameters):
-            launch(run, telling, start)
+        if here or not _asks_a_sink(run, begun, chosen.redis, asked):
+            launch(run, replace(telling, again=way.flags), start)
     except RedisUnavailable as error:
-        here = command_line("resume", directory, *_again(from_step, inputs, limit, settings), "--local")
-        raise RunError(f"{error}; or do the work in this process: {here}") from error
+        again = command_line("resume", directory, *asked.words, "--local")
+        raise RunError(f"{error}; or do the work in this process: {again}") from error
 
 
 resume.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True}  # type: ignore[attr-defined]
 
 
-def _again(
-    from_steps: Sequence[str] | None, inputs: Sequence[Path] | None, limit: int | None, settings: Sequence[str] | None
-) -> Iterator[str]:
-    """The flags that ask for the same resume once more."""
-    limits = [limit] if limit is not None else []
-    for flag, values in (("--from", from_steps), ("--input", inputs), ("--limit", limits), ("--set", settings)):
-        for value in values or ():
-            yield from (flag, str(value))
+@dataclass(frozen=True)
+class Asked:
+    """What a resume is to do beside going on."""
+
+    from_steps: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    settings: RunSettings = field(default_factory=RunSettings)
+
+    @property
+    def words(self) -> Iterator[str]:
+        """The flags that ask for the same once more."""
+        sets = [f"{name}={text}" for name, text in self.parameters.items()]
+        for flag, values in (("--from", self.from_steps), ("--input", self.inputs), ("--set", sets)):
+            for value in values:
+                yield from (flag, str(value))
+        yield from words_of(self.settings)
 
 
 def _take_out(redis: str, run: str) -> None:
@@ -165,27 +130,19 @@ def _take_out(redis: str, run: str) -> None:
         warn([Problem(str(error), None, warning=True)])
 
 
-def _asks_a_sink(
-    directory: RunDir,
-    run: RunCreated,
-    redis: str | None,
-    from_steps: Sequence[str],
-    limit: int | None,
-    parameters: Mapping[str, str],
-) -> bool:
-    """Has the run's sink go on, where a service that lives has it; False where none has.
+def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: Asked) -> bool:
+    """Has a live sink go on with the run; False if none serves it.
 
     Raises:
         RunError: Redis does not answer, and the run needs it.
     """
     if redis is None and not is_working(directory.path):
         return False
-
     try:
         connection = connect(redis)
     except RunError:
         if redis is None or not can_go_on(directory.path):
-            return False  # whoever has the directory is told about by its lock, and a finished run needs nobody
+            return False  # the directory's lock names a process that works on it, and a finished run needs nobody
         raise
     with connection:
         board = Board(connection)
@@ -195,13 +152,8 @@ def _asks_a_sink(
         order, sinks = Order.of(info), board.services(Role.SINK)
         if order is None or not sinks:
             return False
-        if limit is not None:
-            require_limit(directory, read_state(directory)[0], limit)
-            order = msgspec.structs.replace(order, options=msgspec.structs.replace(order.options, limit=limit))
-        if from_steps or parameters:
-            order = _anew(order, directory, from_steps, parameters)
-        if from_steps or parameters or limit is not None:
-            board.say(run.run_id, order.fields)
+        if asked != Asked():
+            board.say(run.run_id, _changed(order, directory, asked).fields)
         try:
             FleetQueue(connection).set_state(run.run_id, "running")
         except Lost:
@@ -212,11 +164,20 @@ def _asks_a_sink(
     return True
 
 
-def _anew(order: Order, directory: RunDir, from_steps: Sequence[str], parameters: Mapping[str, str]) -> Order:
-    """The order with the chain as it is now."""
-    digest, plan = compiled_now(directory, parameters)
+def _changed(order: Order, directory: RunDir, asked: Asked) -> Order:
+    """The order as it is asked for now; with other steps or parameters, of the chain as it is now."""
+    if asked.settings.limit is not None:
+        require_limit(directory, read_state(directory)[0], asked.settings.limit)
+    order = msgspec.structs.replace(order, options=replace(order.options, **asked.settings.given))
+    if not (asked.from_steps or asked.parameters):
+        return order
+    digest, plan = compiled_now(directory, asked.parameters)
     return msgspec.structs.replace(
-        order, digest=digest, from_steps=tuple(from_steps), parameters=dict(plan.parameters), marks=marks_of(plan)
+        order,
+        digest=digest,
+        from_steps=asked.from_steps,
+        parameters=dict(plan.parameters),
+        marks=marks_of(plan),
     )
 
 

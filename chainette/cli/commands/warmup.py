@@ -11,13 +11,14 @@ import typer
 
 from chainette.cli.common import guarded
 from chainette.cli.flags import ChainRoot, EngineFile, Settings
-from chainette.cli.launch import registry_of, texts_of
+from chainette.cli.launch import texts_of
 from chainette.core.usercode.loading import load_chain
 from chainette.core.usercode.parameters import given
 from chainette.engine.base import Finish
 from chainette.engine.config import EngineConfig, EngineRegistry, overlaid, simulated
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.warmup import Warmth, warm_up
+from chainette.run.session import registry_of
 
 __all__ = ["warmth_lines", "warmup"]
 

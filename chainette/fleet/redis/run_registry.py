@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from chainette.errors import RunError
+from chainette.core.run_settings import RunSettings
+from chainette.errors import InputError, RunError
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import LEASE
@@ -19,7 +20,7 @@ from chainette.fleet.redis.fleet_view import Fleet, LiveRun, known_runs, live_me
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Board", "Options", "Order", "Role", "inside"]
+__all__ = ["Board", "Order", "Role", "inside"]
 
 
 class Role(StrEnum):
@@ -29,24 +30,6 @@ class Role(StrEnum):
     COORDINATOR = "coordinator"
     #: writes what comes back
     SINK = "sink"
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an order may say of `RunOptions`, by the same names."""
-
-    seed: int = 0
-    limit: int | None = None
-    batch_size: int | None = None
-    format: Literal["jsonl", "parquet", "csv"] = "jsonl"
-    max_rows_per_file: int = 100_000
-    flattened: bool = True
-    key: str | None = None
-    usage: bool = False
-    simulate: bool = False
-    engines_file: str | None = None
-    max_reject_rate: float | None = None
-    engine_patience: float = 600.0
-    window: int | None = None
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +45,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[str, ...]
     #: Below their --runs-root.
     directory: str
-    options: Options = Options()
+    options: RunSettings = RunSettings()
     #: Steps that are to be computed anew, with all that depend on them.
     from_steps: tuple[str, ...] = ()
 
@@ -77,7 +60,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
             return None
         try:
             return msgspec.json.decode(info.order, type=cls)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, InputError) as error:
             raise RunError(f"run {info.run}: its order in Redis does not decode: {error}") from error
 
     @property

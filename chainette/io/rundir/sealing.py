@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from chainette.core.run_settings import Format
 from chainette.io.rundir.events import ShardSealed
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
-from chainette.io.rundir.shards import Format, StreamWriter, require_size
+from chainette.io.rundir.shards import StreamWriter, require_size
 
 __all__ = ["Sealer"]
 

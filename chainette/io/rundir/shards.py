@@ -7,14 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from chainette.errors import DamagedRun
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
 
-__all__ = ["Format", "Span", "StreamWriter", "require_size"]
+__all__ = ["Span", "StreamWriter", "require_size"]
 
-Format = Literal["jsonl", "parquet", "csv"]
 
 #: Journal bytes and rows: (start bytes, start rows, end bytes, end rows).
 Span = tuple[int, int, int, int]

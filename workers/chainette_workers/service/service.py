@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +87,16 @@ class Places:
         """
         return self._below(self.runs, order.directory, "directory")
 
+    def options(self, order: Order) -> RunOptions:
+        """The settings of a run, with its engine file as it is found here.
+
+        Raises:
+            Elsewhere: the file's path leads out of the root.
+        """
+        file = order.options.engines_file
+        here = None if file is None else str(self._below(self.chains, file, "engine file"))
+        return RunOptions(**asdict(replace(order.options, engines_file=here)))
+
     def _below(self, root: Path, relative: str, what: str) -> Path:
         path = (root / inside(relative, what)).resolve()
         if not path.is_relative_to(root.resolve()):
@@ -153,14 +163,12 @@ def same_chain(order: Order, places: Places, recorded: Mapping[str, Any] | None 
         raise Elsewhere(
             f"{order.chain_ref} has digest {loaded.digest[:12]} below {root}, and {order.digest[:12]} where it was enqueued"
         )
-    _require_same_nodes(order, loaded.chain)
+    _require_same_nodes(order, loaded.chain, places.options(order))
     return loaded
 
 
-def _require_same_nodes(order: Order, chain: Chain) -> None:
+def _require_same_nodes(order: Order, chain: Chain, options: RunOptions) -> None:
     """Raises Elsewhere if the chain is compiled to other nodes here than where it was enqueued."""
-    names = ("batch_size", "simulate", "engines_file")
-    options = RunOptions(**{name: getattr(order.options, name) for name in names})
     try:
         plan = compile_plan(chain, options)
     except ChainetteError as error:

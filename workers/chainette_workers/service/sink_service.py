@@ -8,6 +8,7 @@ from typing import ClassVar
 import msgspec
 
 from chainette.core.plan import Plan
+from chainette.core.run_settings import FLAGS, RESUMABLE
 from chainette.errors import RunDirectoryError
 from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
@@ -49,9 +50,7 @@ class SinkDuty:
             return
         chain = same_chain(order, self.places, state.parameters if state is not None else None)
         drive = _Served(handed, queue, board, {"redis": self.redis})
-        options = msgspec.structs.asdict(order.options)
-        if order.options.engines_file:
-            options["engines_file"] = str(self.places.chains / order.options.engines_file)
+        settings = self.places.options(order)
         if state is None:
             executor.run(
                 chain.chain,
@@ -63,10 +62,9 @@ class SinkDuty:
                 chain_digest=chain.digest,
                 parameters=chain.parameters,
                 drive=drive,
-                **options,
+                **{name: getattr(settings, name) for name in FLAGS},
             )
         else:
-            free = {name: options[name] for name in ("limit", "window", "engine_patience", "max_reject_rate")}
             executor.resume(
                 directory.path,
                 chain.chain,
@@ -74,7 +72,7 @@ class SinkDuty:
                 drive=drive,
                 chain_digest=chain.digest,
                 parameters=chain.parameters,
-                **free,
+                **{name: getattr(settings, name) for name in RESUMABLE},
             )
 
     def _directory(self, handed: Handed) -> RunDir:

@@ -1,0 +1,103 @@
+"""The settings of a run: the one list that flags, the log, orders to services and Python keywords follow.
+
+To add a setting, add a field here and use it. It is then a flag of `run` and `enqueue` (and of `resume`, unless the log
+fixes it), a keyword of `Chain.run`, and part of every order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from chainette.errors import InputError
+
+__all__ = ["FLAGS", "RECORDED", "RESUMABLE", "Flag", "Format", "RunSettings"]
+
+Format = Literal["jsonl", "parquet", "csv"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A setting on the command line; unless `name` says otherwise, the flag is the field's name with dashes."""
+
+    help: str
+    metavar: str | None = None
+    #: The smallest value.
+    minimum: int | None = None
+    name: str = ""
+    #: Whether the value is the path of a file that must be there.
+    file: bool = False
+    #: Whether the log fixes the value for all later sessions of the directory; otherwise each session has its own.
+    recorded: bool = True
+    #: The help of `resume`, if a later session may raise a recorded value.
+    raised: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How to run, in values that travel: to the log, and to services on other machines.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    limit: Annotated[
+        int | None,
+        Flag(
+            help="Take the first N records.",
+            metavar="N",
+            minimum=1,
+            raised="Take the first N records, more than before; also of a finished run.",
+        ),
+    ] = None
+    batch_size: Annotated[int | None, Flag(help="Rows per unit of work [default: the chain's].", metavar="N", minimum=1)] = None
+    seed: Annotated[int, Flag(help="Every request's sampling seed is derived from it.", metavar="N")] = 0
+    format: Annotated[Format, Flag(help="How rows are written.")] = "jsonl"
+    max_rows_per_file: Annotated[int, Flag(help="Rows per shard.", metavar="N", minimum=1)] = 100_000
+    flattened: Annotated[bool, Flag(help="Also write one row per item across all steps.")] = True
+    key: Annotated[str | None, Flag(help="Copy this input column into every shard, as _key.", metavar="FIELD")] = None
+    usage: Annotated[bool, Flag(help="Also write what each row's answers took: tokens, seconds queued, seconds in all.")] = (
+        False
+    )
+    engines_file: Annotated[
+        str | None,
+        Flag(help="A YAML file whose engines replace those of the chain.", metavar="FILE", name="--engines", file=True),
+    ] = None
+    simulate: Annotated[bool, Flag(help="Answers drawn from the schemas; no model is asked.")] = False
+    max_reject_rate: Annotated[
+        float | None,
+        Flag(help="Pause when this share of a step's rows is rejected (after 200 rows).", metavar="R", recorded=False),
+    ] = None
+    engine_patience: Annotated[
+        float, Flag(help="Give up when an engine is silent for so long.", metavar="SECONDS", minimum=0, recorded=False)
+    ] = 600.0
+    #: None derives it from the engines.
+    window: Annotated[int | None, Flag(help="Rows that may be live at once.", metavar="N", minimum=1, recorded=False)] = None
+
+    def __post_init__(self) -> None:
+        for name, flag in FLAGS.items():
+            value = getattr(self, name)
+            if flag.minimum is not None and value is not None and value < flag.minimum:
+                raise InputError(f"{name} is {value}; it must be {flag.minimum} or more")
+        if self.format not in get_args(Format):
+            raise InputError(f"format is {self.format!r}; it must be jsonl, parquet or csv")
+        if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:
+            raise InputError(f"max_reject_rate is {self.max_reject_rate}; it must be above 0 and at most 1")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that are not at their defaults."""
+        return {field.name: value for field in fields(RunSettings) if (value := getattr(self, field.name)) != field.default}
+
+
+#: Setting -> its flag.
+FLAGS: Mapping[str, Flag] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(RunSettings, include_extras=True).items()
+}
+
+#: What the log fixes for every later session of a directory.
+RECORDED = frozenset(name for name, flag in FLAGS.items() if flag.recorded)
+
+#: What a later session may give.
+RESUMABLE = frozenset(name for name, flag in FLAGS.items() if flag.raised or not flag.recorded)
