@@ -27,7 +27,8 @@ from chainette.engine.base import Engine
 from chainette.engine.lifecycle import Engines
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.redis.queue import Claim, FleetQueue, LeasedQueue, Lost, Turn
+from chainette.fleet.protocol.states import Part, together
+from chainette.fleet.redis.queue import Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.hooks import Hook
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.roots import Root, Roots
@@ -150,12 +151,13 @@ class Fleet:
         if not self.queue.beat(me, {}, 3600.0):
             self.workers[me] = []
         held = self.workers.setdefault(me, [])
-        queues = [(self.run, name) for name in reversed(self.sink.queues)]
+        room = self.rng.choice([0, 4, 8])
+        queues = [(self.run, name, room) for name in reversed(self.sink.queues)]
         self.claims += 1
         ahead = self.rng.random() < 0.2
-        claim = self.queue.claim(me, f"{self.run}-{me}-{self.claims}", queues, alone=not held, ahead=ahead)
-        if isinstance(claim, Claim):
-            held.append(claim)
+        claims = self.queue.claim_rows(me, f"{self.run}-{me}-{self.claims}", queues, alone=not held, ahead=ahead)
+        if not isinstance(claims, Drain):
+            held += claims
 
     async def work(self, engines: Engines) -> None:
         busy = [me for me, held in self.workers.items() if held]
@@ -186,12 +188,27 @@ class Fleet:
         elif chance < 0.5 and node is not None and len(claim.unit.rows) > 1:
             await self.commit_part(me, claim, engine)
             return
+        elif chance < 0.7 and node is not None and len(group := self.beside(me, claim)) > 1:
+            parts = [Part(one) for one in group]
+            outcome = await process(self.plan, together(self.plan, parts), engine)
+            if self.queue.commit_parts(parts, me, self.plan, outcome, secrets.token_hex(4)):
+                self.workers[me] = [one for one in self.workers[me] if one not in group]
+            return
         else:
             outcome = await process(self.plan, claim.piece(), engine)
             for _ in range(self.rng.choice([1, 1, 2])):
                 self.queue.commit(claim, me, self.plan, outcome, secrets.token_hex(4))
         if chance < 0.9:
             self.workers[me].remove(claim)  # else it lives on as a zombie that commits again
+
+    def beside(self, me: str, claim: Claim) -> list[Claim]:
+        """A claim with those of the same place in the worker's hands."""
+
+        def place(one: Claim) -> tuple[object, ...]:
+            return one.epoch, one.unit.node, one.unit.root, one.unit.scope, one.turn is Turn.MEND
+
+        every = {one.job: one for one in self.workers[me] if place(one) == place(claim)} | {claim.job: claim}
+        return [*every.values()]
 
     async def commit_part(self, me: str, claim: Claim, engine: Engine | None) -> None:
         """Commits some rows of a unit, maybe twice; the worker goes on with the rest."""

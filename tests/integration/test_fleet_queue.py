@@ -963,7 +963,7 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     class Spy(FleetQueue):
         def _call(self, name: str, **arguments: Any) -> Any:
             calls[name] = arguments
-            return {"claim": [b"EMPTY"], "install": [b"BEHIND", 1], "reconcile": b"1", "close": b"NOT NOW"}.get(name, b"OK")
+            return {"claim": [b"OK"], "install": [b"BEHIND", 1], "reconcile": b"1", "close": b"NOT NOW"}.get(name, b"OK")
 
     spy = Spy(run.client)
     with pytest.raises(Lost):

@@ -19,6 +19,7 @@ from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
+from chainette.fleet.protocol.states import Part, together
 from chainette.fleet.redis.queue import ANCHOR, Admitted, Cancelled, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.io.rundir.events import EngineReleased, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row
@@ -530,6 +531,106 @@ def test_rows_that_go_in_parts_give_back_their_credit(open_site: Callable[..., S
                 claim = site.commit_part(claim, ids(claim)[0])
             assert site.commit(claim)
         assert len(site.drain()) == 1
+
+
+# -- several units at once
+
+
+def take_rows(site: Site, room: int, me: str = "w1", node: str = "first") -> list[Claim]:
+    site.queue.beat(me, {}, 3600)
+    found = site.queue.claim_rows(me, secrets.token_hex(4), [("run-a", site.keys.queue("python", node), room)])
+    assert isinstance(found, list)
+    return found
+
+
+def commit_together(site: Site, claims: Sequence[Claim], token: str = "t", rows: Collection[str] | None = None) -> bool:
+    parts = [Part(claim, rows) for claim in claims]
+    outcome: Outcome = anyio.run(process, site.plan, together(site.plan, parts), None)
+    return site.queue.commit_parts(parts, "w1", site.plan, outcome, token)
+
+
+@pytest.mark.parametrize(("room", "units"), [(0, 1), (4, 1), (7, 1), (8, 2), (100, 3)])
+def test_units_behind_the_first_come_with_it_as_far_as_there_is_room(site: Site, room: int, units: int) -> None:
+    site.admit()
+    site.admit()
+    claims = take_rows(site, room)
+    assert [claim.unit.root for claim in claims] == [0, 1, 2][:units]
+    assert len({claim.token for claim in claims}) == units
+    assert take_rows(site, 100, node="second") == []
+    for claim in claims:
+        assert site.commit(claim)
+    site.work_off()
+    assert sorted(site.drain()) == [0, 1, 2]
+
+
+def test_a_unit_that_runs_alone_comes_by_itself(site: Site) -> None:
+    site.admit()
+    turns(site, 2)
+    site.queue.beat("w9", {}, 3600)
+    queues = [("run-a", name, 100) for name in site.queues]
+    found = site.queue.claim_rows("w9", "t", queues, alone=True)
+    assert isinstance(found, list) and [claim.turn for claim in found] == [Turn.SOLO]
+
+
+def in_fragments(site: Site) -> list[Claim]:
+    """The rows of a root at its second node, a unit each."""
+    claim: Claim | None = site.take("w9")
+    for row_id in ("3", "1", "0", "2"):
+        assert claim is not None and site.commit(claim, "w9", rows=[row_id])
+        claim = claim.rest([row_id])
+    return take_rows(site, 4, node="second")
+
+
+def test_fragments_that_are_committed_together_become_one_entry(site: Site) -> None:
+    fragments = in_fragments(site)
+    assert [ids(claim) for claim in fragments] == [["3"], ["1"], ["0"], ["2"]]
+    assert commit_together(site, fragments) and not commit_together(site, fragments)
+    assert site.drain() == [0]
+    assert [result.taken for result in site.results if result.node == "second"] == [4]
+    assert site.rows("second") == ["0", "1", "2", "3"]
+
+
+def test_fragments_grow_together_into_one_successor_and_the_rows_that_are_left_stay_in_hand(
+    open_site: Callable[..., Site],
+) -> None:
+    site = open_site(forked())
+    site.admit(["ab", "xy", "c", "d"])
+    inner = next(fork.id for fork in site.plan.forks.values() if fork.path)
+    for node in ("first", "loud", "no_x", "letters_too", inner):  # two joins of the inner fork, so two fragments behind it
+        while claims := take_rows(site, 0, "w9", node):
+            claim = claims[0]
+            if node == "loud":
+                assert site.commit(claim, "w9", rows=["0", "2"])
+                rest = claim.rest(["0", "2"])
+                assert rest is not None
+                claim = rest
+            assert site.commit(claim, "w9")
+    fragments = take_rows(site, 4, node="louder")
+    assert [ids(claim) for claim in fragments] == [["0", "2"], ["3"]]
+    assert commit_together(site, fragments, rows=["2", "3"])
+    left = fragments[0].rest(["2", "3"])
+    assert left is not None and site.commit(left) and not site.commit(fragments[1])
+    site.work_off()
+    assert site.drain() == [0] and site.rows("second") == ["0", "2", "3"]
+    assert [result.taken for result in site.results if result.node == "louder"] == [2, 1]
+
+
+def test_of_several_parts_none_is_committed_if_one_claim_does_not_hold(site: Site) -> None:
+    fragments = in_fragments(site)
+    assert site.queue.release(fragments[1], "w1")
+    assert not commit_together(site, fragments)
+    site.drain()
+    assert not [result for result in site.results if result.node == "second"]
+    for claim in fragments:
+        assert site.commit(claim) is (claim is not fragments[1])
+    site.work_off()
+    assert site.drain() == [0] and site.rows("second") == ["0", "1", "2", "3"]
+
+
+def test_units_of_several_places_are_not_committed_together(site: Site) -> None:
+    site.admit()
+    with pytest.raises(ValueError, match="several places"):
+        commit_together(site, take_rows(site, 8))
 
 
 # -- workers, and which deaths count

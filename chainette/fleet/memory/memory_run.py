@@ -287,11 +287,14 @@ class RunInMemory:
         if name not in self.jobs and live is not None and name in live.members.get(scope, ()):
             self.damaged = f"unit {name} is gone"
 
-    def next_of(self, names: deque[str]) -> Job | None:
-        """Takes the first unit out of a queue; names of units that are gone go too."""
+    def next_of(self, names: deque[str], room: int | None = None) -> Job | None:
+        """Takes the first unit out of a queue, if it has `room` rows at most; names of units that are gone go too."""
         while names:
+            job = self.jobs.get(names[0])
+            if job is not None and room is not None and len(job.unit.rows) > room:
+                return None
             name = names.popleft()
-            if (job := self.jobs.get(name)) is not None:
+            if job is not None:
                 return job
             self.damaged = f"unit {name} is gone"
         return None

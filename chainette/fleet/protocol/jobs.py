@@ -14,7 +14,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
 from chainette.records import Effects, Scope, Unit, encode
 
-__all__ = ["age", "claimed_unit", "halves", "moment", "require_part", "require_size", "set_apart", "stamp", "wire_effects"]
+__all__ = ["age", "claimed_unit", "halves", "moment", "require_size", "set_apart", "stamp", "wire_effects"]
 
 #: The one function that a job may name. It is never imported: workers know what a job means.
 FUNCTION = "chainette.run.process"
@@ -122,12 +122,6 @@ def claimed_unit(
     if str(len(rows)).encode() != left:
         raise BadMessage(f"a job in Redis has {left[:20]!r} rows left; by its payload and the parts before, {len(rows)}")
     return msgspec.structs.replace(unit, rows=rows) if ended else unit
-
-
-def require_part(piece: Unit, plan: Plan) -> None:
-    """Raises ValueError if this cannot be a part of a unit."""
-    if not piece.rows or piece.node in plan.forks:
-        raise ValueError(f"{piece.node}, root {piece.root}: a part has rows, and a join has no parts")
 
 
 def halves(unit: Unit) -> list[Unit]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,6 @@ from chainette.fleet.protocol.jobs import (
     claimed_unit,
     halves,
     moment,
-    require_part,
     require_size,
     set_apart,
     stamp,
@@ -34,8 +34,10 @@ from chainette.fleet.protocol.states import (
     Drain,
     Entry,
     Lost,
+    Part,
     Progress,
     Turn,
+    together,
 )
 from chainette.fleet.redis.calls import Scripts
 from chainette.fleet.redis.connect import is_damage
@@ -68,6 +70,9 @@ __all__ = [
 
 #: Bytes of one part of a commit that travels with it; larger ones are staged before.
 MAX_INLINE = 1 << 20
+
+#: Bytes of the units that come with one claim; the first comes whatever its size.
+_LIGHT = 4 << 20
 
 #: Seconds that a staged part waits for its commit.
 _STAGED = 600
@@ -229,32 +234,36 @@ class FleetQueue(LeasedQueue):
 
     # -- units
 
-    def claim(
-        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False, ahead: bool = False
-    ) -> Claim | Drain | None:
-        pairs = [list(pair) for pair in queues]
+    def claim_rows(
+        self,
+        incarnation: str,
+        token: str,
+        queues: Sequence[tuple[str, str, int]],
+        *,
+        alone: bool = False,
+        ahead: bool = False,
+    ) -> list[Claim] | Drain:
+        places = [list(place) for place in queues]
+        call = partial(self._call, "claim", incarnation=incarnation, token=token, alone=alone, ahead=ahead, queues=places)
         while True:
-            reply = self._call(
-                "claim",
-                incarnation=incarnation,
-                token=token,
-                alone=alone,
-                ahead=ahead,
-                queues=pairs,
-                at=stamp(),
-                limit=self._max_bytes,
-            )
-            if reply[0] == b"LOST":
+            kind, *found = call(at=stamp(), limit=self._max_bytes, light=_LIGHT)
+            if kind == b"LOST":
                 raise Lost(f"worker {incarnation}: its lease is over")
-            if reply[0] in (b"EMPTY", b"DRAIN"):
-                return Drain(reply[1].decode()) if reply[0] == b"DRAIN" else None
-            turn, job, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:6])
-            try:
-                unit = claimed_unit(*reply[6:])
-            except BadMessage as error:
-                self._bury(_who(job, token, incarnation, reply[8].decode("utf-8", "replace")), str(error))
-            else:
-                return Claim(job, token, run, int(epoch), unit, Turn(turn), moment(since), int(part))
+            if kind == b"DRAIN":
+                return Drain(found[0].decode())
+            claims = [claim for reply in found if (claim := self._claimed(reply, incarnation)) is not None]
+            if claims or not found:
+                return claims
+
+    def _claimed(self, reply: Any, incarnation: str) -> Claim | None:
+        """A claim out of the script's reply; None if nobody can read its unit."""
+        turn, job, token, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:7])
+        try:
+            unit = claimed_unit(*reply[7:])
+        except BadMessage as error:
+            self._bury(_who(job, token, incarnation, reply[9].decode("utf-8", "replace")), str(error))
+            return None
+        return Claim(job, token, run, int(epoch), unit, Turn(turn), moment(since), int(part))
 
     def start(self, claim: Claim, incarnation: str) -> bool:
         return bool(self._call("start", **_holder(claim, incarnation)) == b"OK")
@@ -270,28 +279,17 @@ class FleetQueue(LeasedQueue):
         claims = {claim.job: [claim.token, claim.part] for claim in known}
         return int(self._call("reconcile", incarnation=incarnation, known=claims))
 
-    def commit(
-        self,
-        claim: Claim,
-        incarnation: str,
-        plan: Plan,
-        outcome: Outcome,
-        token: str,
-        rows: Collection[str] | None = None,
-    ) -> bool:
-        piece = claim.piece(rows)
-        ends: dict[str, Any] = {"job": claim.job, "token": claim.token, "part": claim.part, "size": len(piece.rows)}
-        if claim.rest(rows) is not None:
-            require_part(piece, plan)
-            ends["rows"] = [row.row_id for row in piece.rows]
-        entry = encode(Result.of(piece, outcome, incarnation))
-        effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, piece.root, outcome.effects)
-        require_size(f"{piece.node}, root {piece.root}", self._max_commit, entry, effects)
+    def commit_parts(self, parts: Sequence[Part], incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
+        unit, holder = together(plan, parts), parts[0].claim
+        entry = encode(Result.of(unit, outcome, incarnation))
+        effects = wire_effects(RunKeys(holder.run, holder.epoch), plan, unit.root, outcome.effects)
+        require_size(f"{unit.node}, root {unit.root}", self._max_commit, entry, effects)
         light, bodies = set_apart({"entry": entry, "effects": effects}, self._max_inline)
+        units = [_ended(part) for part in parts]
         while True:
             for number, body in enumerate(bodies):
-                self._call("stage", **_holder(claim, incarnation), entry=token, number=number, seconds=_STAGED, body=body)
-            reply = self._call("commit", units=[ends], incarnation=incarnation, scope=piece.scope, token=token, **light)
+                self._call("stage", **_holder(holder, incarnation), entry=token, number=number, seconds=_STAGED, body=body)
+            reply = self._call("commit", units=units, incarnation=incarnation, scope=unit.scope, token=token, **light)
             if reply != b"UNSTAGED":
                 return reply in (b"OK", b"DONE")
 
@@ -383,6 +381,15 @@ def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> Pro
         int(suspended or 0),
         is_current=epoch in ("", str(keys.epoch)),
     )
+
+
+def _ended(part: Part) -> dict[str, Any]:
+    """The rows that end, as the script takes them."""
+    claim, piece = part.claim, part.claim.piece(part.rows)
+    words: dict[str, Any] = {"job": claim.job, "token": claim.token, "part": claim.part, "size": len(piece.rows)}
+    if claim.rest(part.rows) is not None:
+        words["rows"] = [row.row_id for row in piece.rows]
+    return words
 
 
 def _holder(claim: Claim, incarnation: str) -> dict[str, str]:

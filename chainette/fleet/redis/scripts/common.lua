@@ -22,10 +22,10 @@ local function strings(list, name)
   return list
 end
 
--- {{run, queue}, ...}
+-- {{run, queue, ...}, ...}
 local function pairs_of(list, name)
   for _, entry in ipairs(need(list, 'table', name)) do
-    strings(entry, name); need(entry[1], 'string', 'run'); need(entry[2], 'string', 'queue')
+    need(entry, 'table', name); need(entry[1], 'string', 'run'); need(entry[2], 'string', 'queue')
   end
   return list
 end
