@@ -113,6 +113,13 @@ class Hands:
         lane.running += lane.weight(claim)
         self.tell()
 
+    def shorten(self, lane: Lane, claim: Claim, rest: Claim) -> None:
+        """Some rows of a unit that runs are out of the worker's hands; `rest` has the others."""
+        self.claims[claim.job] = rest
+        self.rows -= len(claim.unit.rows) - len(rest.unit.rows)
+        lane.running -= lane.weight(claim) - lane.weight(rest)
+        self.tell()
+
     def drop(self, lane: Lane, claim: Claim) -> None:
         """The unit is out of the worker's hands."""
         if claim in lane._ahead:

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 
 import anyio.to_thread
 
-from chainette.core.flow import advance, join_rows, row_of
+from chainette.core.flow import advance, join_rows
 from chainette.core.plan import Fork, NodeKind, Plan
 from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Outcome, Output, Reason, Rejection, Row, Unit, Usage, owner_of
+from chainette.records import Outcome, Reason, Rejection, Row, Unit, Usage
 from chainette.run.functions import Away, call
 from chainette.run.steps import Asking
 from chainette.run.unit_result import UnitResult
 
-__all__ = ["concluded", "fill", "join", "poisoned", "process", "too_large"]
+__all__ = ["fill", "join", "poisoned", "process", "too_large"]
 
 _QUIET = Hook()
 
@@ -73,15 +73,6 @@ def join(plan: Plan, unit: Unit, hook: Hook = _QUIET) -> Outcome:
     laps.lap(Stage.GENERATE)
     laps.tell(hook, unit.node)
     return outcome
-
-
-def concluded(plan: Plan, unit: Unit, outputs: list[Output], rejected: list[Rejection], dropped: list[str]) -> Outcome:
-    """The outcome of a unit whose function ran elsewhere: with what follows from what its rows came to."""
-    node = plan.nodes[unit.node]
-    rows = {row.row_id: row for row in unit.rows}
-    made = [row_of(node, rows[str(owner_of(output.row_id, rows))], output) for output in outputs]
-    effects = advance(plan, unit, made, node.next, [rejection.row_id for rejection in rejected])
-    return Outcome(outputs, rejected, dropped, Usage(), effects)
 
 
 def _joined(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 import anyio
+import msgspec
 
 from chainette.core.flow import advance, row_of
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.streaming import Asked, Dropped, Passed, Piece
 from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
-from chainette.records import Outcome, Output, Reason, Rejection, Row, Spent, Unit, Usage
+from chainette.records import Effects, Outcome, Output, Reason, Rejection, Row, Spent, Unit, Usage, owner_of
 from chainette.utils.foreign import told
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]
@@ -59,11 +60,29 @@ class UnitResult:
         """The outcome of the rows that have finished since the last call; `unit` consists of exactly these rows."""
         place = {row.row_id: index for index, row in enumerate(unit.rows)}
         kept = sorted(self._outputs, key=lambda pair: place[pair[0].row_id])
-        rejected, dropped, usage = self._rejected, self._dropped, self.usage
-        self._outputs, self._rejected, self._dropped, self.usage, self.since = [], [], [], Usage(), None
         rows = [row_of(self.node, row, output) for row, output in kept]
-        effects = advance(self.plan, unit, rows, self.node.next, [rejection.row_id for rejection in rejected])
-        return Outcome([output for _, output in kept], rejected, dropped, usage, effects)
+        outcome = Outcome([output for _, output in kept], self._rejected, self._dropped, self.usage, Effects())
+        self._outputs, self._rejected, self._dropped, self.usage, self.since = [], [], [], Usage(), None
+        effects = advance(self.plan, unit, rows, self.node.next, [rejection.row_id for rejection in outcome.rejected])
+        return msgspec.structs.replace(outcome, effects=effects)
+
+    def age(self) -> float:
+        """Seconds that the oldest row that waits to be taken has waited; 0 if none does."""
+        if self.pull is not None:
+            self.pull()
+        return 0.0 if self.since is None else monotonic() - self.since
+
+    def add(self, rows: dict[str, Row], outputs: list[Output], rejected: list[Rejection], dropped: list[str]) -> None:
+        """Takes in rows that another process has finished, out of `rows`."""
+        ended = {*dropped, *(rejection.row_id for rejection in rejected)}
+        for output in outputs:
+            owner = str(owner_of(output.row_id, rows))
+            self._outputs.append((rows[owner], output))
+            ended.add(owner)
+        self._rejected += rejected
+        self._dropped += dropped
+        for row_id in ended:
+            self._finish(rows.pop(row_id), None)
 
     def ask_again(self, row_id: str, usage: Usage) -> None:
         """The answers for a row so far cannot be used, and another is asked for."""

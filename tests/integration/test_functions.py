@@ -22,9 +22,11 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import EngineUnavailable
+from chainette.hooks import Hook
 from chainette.io.rundir.likeness import marks_of
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unit
 from chainette.run.process import process
+from chainette.run.unit_result import UnitResult
 from tests.support.cli import until
 from tests.support.fleet import record
 from tests.support.patience import LONG
@@ -123,7 +125,10 @@ class Site:
         return Unit(node, 0, "", "", rows)
 
     async def run(self, *texts: str, node: str = "letters") -> Outcome:
-        return await self.children.run(self.info, self.plan, self.unit(*texts, node=node))
+        unit = self.unit(*texts, node=node)
+        result = UnitResult(self.plan, self.plan.nodes[node], Hook())
+        await self.children.run(self.info, result, unit)
+        return result.take(unit)
 
     def hanging(self) -> str:
         """The id of the process whose function hangs; "" where none does yet."""

@@ -169,6 +169,7 @@ class Drive:
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
     _phases: Phases = field(init=False)
+    _at_work: Sink | None = None
     _looked_at: float = 0.0
     #: Damages since rows became durable the last time, and until when the next one waits.
     _damages: int = 0
@@ -188,7 +189,7 @@ class Drive:
     def run(self) -> None:
         session = self.session
         expected = session.source.count()
-        sink = self._sink()
+        sink = self._at_work = self._sink()
         begin: Callable[[int | None], None] | None = sink.open
         coordinator: Admitting | None = None
         while True:
@@ -241,6 +242,12 @@ class Drive:
                 self._explain(sink, trouble)
                 time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
             self.tend(moved)
+
+    def drain(self) -> None:
+        """Makes durable what workers have committed, after `run` was stopped and if the queue ends with this process."""
+        with suppress(redis.RedisError, Lost, ChainetteError):
+            while self._at_work is not None and self._at_work.step():
+                pass
 
     def _look(self, sink: Sink) -> None:
         """What others did to the run: gave it up, or found a unit that is no more. Others see how far it is."""

@@ -78,14 +78,21 @@ class LocalFleet:
                 Child(config, folder / f"worker-{number}.log", environment)
                 for number, (config, environment) in enumerate(zip(configs, environments, strict=True))
             ]
-            with connection, running(children):
 
-                def tend(moved: bool) -> None:
-                    if not server.running:
-                        _revive(server)
-                    _tend(children, moved)
+            def tend(moved: bool) -> None:
+                if not server.running:
+                    _revive(server)
+                _tend(children, moved)
 
-                Drive(session, FleetQueue(connection), Board(connection), {}, window, tend=tend).run()
+            with connection:
+                drive = Drive(session, FleetQueue(connection), Board(connection), {}, window, tend=tend)
+                try:
+                    with running(children):
+                        drive.run()
+                except BaseException as error:
+                    if isinstance(error, RunStopped) or not isinstance(error, Exception):
+                        drive.drain()  # workers that stop commit the rows that have finished
+                    raise
 
     def clean(self, run: str) -> None:
         """See `options.Drive`: its Valkey went with it."""

@@ -9,7 +9,20 @@ import msgspec
 from chainette.records import Output, Rejection, Unit
 from chainette_workers.worker.chains import Reference
 
-__all__ = ["HEAD", "Answer", "Began", "Call", "Differs", "Failed", "Reply", "frame", "length_of", "open_call", "open_reply"]
+__all__ = [
+    "HEAD",
+    "Answer",
+    "Began",
+    "Call",
+    "Differs",
+    "Failed",
+    "Part",
+    "Reply",
+    "frame",
+    "length_of",
+    "open_call",
+    "open_reply",
+]
 
 #: Bytes of a frame's length.
 HEAD = 4
@@ -27,11 +40,17 @@ class Began(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """What the unit's rows came to."""
+    """The outcome of the rows that no part was about."""
 
     outputs: list[Output]
     rejected: list[Rejection]
     dropped: list[str]
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The outcome of rows that have finished while others go on."""
+
+    answer: Answer
 
 
 class Differs(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -50,7 +69,7 @@ Reply = Answer | Differs | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
 _call = msgspec.msgpack.Decoder(Call)
-_reply: msgspec.msgpack.Decoder[Began | Reply] = msgspec.msgpack.Decoder(Began | Reply)
+_reply: msgspec.msgpack.Decoder[Began | Part | Reply] = msgspec.msgpack.Decoder(Began | Part | Reply)
 
 
 def frame(message: Any) -> bytes:
@@ -68,7 +87,7 @@ def open_call(body: bytes) -> Call:
     return _call.decode(body)
 
 
-def open_reply(body: bytes) -> Began | Reply:
+def open_reply(body: bytes) -> Began | Part | Reply:
     """Raises:
     msgspec.MsgspecError: it is none.
     """

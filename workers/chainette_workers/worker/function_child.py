@@ -30,18 +30,24 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from chainette.core.plan import PYTHON
+from chainette.core.plan import PYTHON, Plan
 from chainette.errors import ChainetteError
-from chainette.run.process import process
+from chainette.hooks import Hook
+from chainette.records import Unit
+from chainette.run.process import fill
+from chainette.run.unit_result import UnitResult
 from chainette.utils.foreign import told
 from chainette_workers.worker.chains import ChainDiffers, Chains
-from chainette_workers.worker.frames import HEAD, Answer, Began, Call, Differs, Failed, Reply, frame, length_of, open_call
+from chainette_workers.worker.frames import HEAD, Answer, Began, Call, Differs, Failed, Part, Reply, frame, length_of, open_call
 
 __all__ = ["main"]
 
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1
+
+#: Seconds between two looks at which rows have finished.
+_LOOK = 0.25
 
 
 def main() -> None:
@@ -132,7 +138,7 @@ async def _reply(call: Call, replies: BinaryIO, chains: Chains, main_thread: _Ma
     await anyio.to_thread.run_sync(_send, replies, await _run(call, replies, chains, main_thread))
 
 
-def _send(replies: BinaryIO, reply: Began | Reply) -> None:
+def _send(replies: BinaryIO, reply: Began | Part | Reply) -> None:
     replies.write(frame(reply))
     replies.flush()
 
@@ -141,13 +147,36 @@ async def _run(call: Call, replies: BinaryIO, chains: Chains, main_thread: _Main
     try:
         plan = await main_thread.run(chains.plan, call.chain)
         _send(replies, Began())
-        outcome = await process(plan, call.unit, None, away=main_thread.run)
+        answer = await _outcome(plan, call.unit, replies, main_thread)
     except ChainDiffers as error:
         return Differs(str(error))
     except ChainetteError as error:
         return Differs(f"cannot be loaded here: {error}")
     except Exception as error:
         return Failed(told(error))
+    return answer
+
+
+async def _outcome(plan: Plan, unit: Unit, replies: BinaryIO, main_thread: _MainThread) -> Answer:
+    """Runs a unit; rows that finish early are sent while the others go on."""
+    result = UnitResult(plan, plan.nodes[unit.node], Hook())
+
+    async def send_parts() -> None:
+        while True:
+            await anyio.sleep(_LOOK)
+            if result.finished():
+                _send(replies, Part(_answered(result, unit)))
+
+    sending = asyncio.create_task(send_parts())
+    try:
+        await fill(result, unit.rows, None, away=main_thread.run)
+    finally:
+        sending.cancel()
+    return _answered(result, unit)
+
+
+def _answered(result: UnitResult, unit: Unit) -> Answer:
+    outcome = result.take(unit)
     return Answer(outcome.outputs, outcome.rejected, outcome.dropped)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,26 @@ import msgspec
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from chainette.core.plan import Plan
 from chainette.core.usercode.parameters import Offered
 from chainette.errors import EngineUnavailable
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.records import Outcome, Reason, Rejection, Row, Unit
-from chainette.run.process import concluded, process
+from chainette.records import Reason, Rejection, Row, Unit
+from chainette.run.process import fill
+from chainette.run.unit_result import UnitResult
 from chainette_workers.worker.chains import ChainDiffers, Reference
-from chainette_workers.worker.frames import HEAD, Answer, Began, Call, Differs, Failed, Reply, frame, length_of, open_reply
+from chainette_workers.worker.frames import (
+    HEAD,
+    Answer,
+    Began,
+    Call,
+    Differs,
+    Failed,
+    Part,
+    Reply,
+    frame,
+    length_of,
+    open_reply,
+)
 
 __all__ = ["Children", "Functions", "InLoop"]
 
@@ -54,8 +66,8 @@ class Functions(Protocol):
     #: Units side by side.
     width: int
 
-    async def run(self, info: RunInfo, plan: Plan, unit: Unit, /) -> Outcome:
-        """What became of the unit.
+    async def run(self, info: RunInfo, result: UnitResult, unit: Unit, /) -> None:
+        """Puts each row of the unit into the result soon after it has finished.
 
         Raises:
             ChainDiffers: the chain's files are no longer those of the plan.
@@ -73,8 +85,8 @@ class InLoop:
 
     width = 4
 
-    async def run(self, _info: RunInfo, plan: Plan, unit: Unit, /) -> Outcome:
-        return await process(plan, unit, None)
+    async def run(self, _info: RunInfo, result: UnitResult, unit: Unit, /) -> None:
+        await fill(result, unit.rows, None)
 
     async def aclose(self) -> None:
         """Nothing runs."""
@@ -93,16 +105,18 @@ class _Child:
     #: Whether it has begun to run the unit.
     began: bool = False
 
-    async def ask(self, call: Call) -> Reply:
-        """Raises:
-        _Died: it ended before it answered.
+    async def ask(self, call: Call, take: Callable[[Answer], None]) -> Reply:
+        """The reply about the rows that are left when it ends; `take` gets those that finish before.
+
+        Raises:
+            _Died: it ended before it answered.
         """
         found: list[Reply] = []
         self.began = False
 
         async def listen() -> None:
             with suppress(*_BROKEN):  # what a function wrote to descriptors that are not its own ends it too
-                found.append(await self._answer(frame(call)))
+                found.append(await self._answer(frame(call), take))
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
@@ -114,15 +128,19 @@ class _Child:
             raise _Died(await self.end())
         return found[0]
 
-    async def _answer(self, call: bytes) -> Reply:
+    async def _answer(self, call: bytes, take: Callable[[Answer], None]) -> Reply:
         assert self.process.stdin is not None
         await self.process.stdin.send(call)
         while True:
             head = await self.replies.receive_exactly(HEAD)
             reply = open_reply(await self.replies.receive_exactly(length_of(head)))
-            if not isinstance(reply, Began):
-                return reply
-            self.began = True
+            match reply:
+                case Began():
+                    self.began = True
+                case Part(answer):
+                    take(answer)
+                case _:
+                    return reply
 
     async def end(self) -> str:
         """Ends it, if it does not end by itself; how it ended, in words."""
@@ -148,36 +166,35 @@ class Children:
     _all: list[_Child] = field(default_factory=list)
     _room: anyio.Semaphore | None = None
 
-    async def run(self, info: RunInfo, plan: Plan, unit: Unit, /) -> Outcome:
-        reference = Reference.of(info)
-        try:
-            answer = await self._ask(Call(reference, unit))
-        except _Died as error:
-            answers = [await self._alone(reference, unit, row, str(error)) for row in unit.rows]
-            answer = Answer(
-                [output for one in answers for output in one.outputs],
-                [rejection for one in answers for rejection in one.rejected],
-                [row_id for one in answers for row_id in one.dropped],
-            )
-        return concluded(plan, unit, answer.outputs, answer.rejected, answer.dropped)
+    async def run(self, info: RunInfo, result: UnitResult, unit: Unit, /) -> None:
+        reference, left = Reference.of(info), {row.row_id: row for row in unit.rows}
 
-    async def _alone(self, reference: Reference, unit: Unit, row: Row, how: str) -> Answer:
+        def take(answer: Answer) -> None:
+            result.add(left, answer.outputs, answer.rejected, answer.dropped)
+
+        try:
+            await self._ask(Call(reference, unit), take)
+        except _Died as error:
+            for row in [*left.values()]:
+                await self._alone(reference, unit, row, str(error), take)
+
+    async def _alone(self, reference: Reference, unit: Unit, row: Row, how: str, take: Callable[[Answer], None]) -> None:
         """One row of a unit whose process died. A row that was alone then has one death behind it."""
         one = msgspec.structs.replace(unit, rows=[row])
         for _ in range(_DEATHS - (len(unit.rows) == 1)):
             try:
-                return await self._ask(Call(reference, one))
+                return await self._ask(Call(reference, one), take)
             except _Died as error:
                 how = str(error)
         words = f"the function ended its process {_DEATHS} times with this row alone ({how})"
-        return Answer([], [Rejection(row.row_id, unit.node, Reason.POISON, words, 0, None, row.line, row.key)], [])
+        return take(Answer([], [Rejection(row.row_id, unit.node, Reason.POISON, words, 0, None, row.line, row.key)], []))
 
-    async def _ask(self, call: Call) -> Answer:
+    async def _ask(self, call: Call, take: Callable[[Answer], None]) -> None:
         async with self._child() as child:
-            reply = await child.ask(call)
+            reply = await child.ask(call, take)
         match reply:
             case Answer():
-                return reply
+                take(reply)
             case Differs(words):
                 raise ChainDiffers(words)
             case Failed(words):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +35,8 @@ from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.hooks import Hook, Stage
 from chainette.records import Outcome, Unit
 from chainette.run.in_hand import Hands, Lane
-from chainette.run.process import poisoned, process, too_large
+from chainette.run.process import fill, join, poisoned, too_large
+from chainette.run.unit_result import UnitResult
 from chainette.run.worker import Held, Place, Worker
 from chainette.utils.foreign import is_stray, told
 from chainette_workers.runtime import insist, try_once
@@ -93,6 +94,7 @@ class EngineWorker(Worker):
     #: Called before a unit of a run is worked on, with the engine that it needs; the unit waits for it.
     announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
     hands: Hands = field(default_factory=Hands)
+    busy: set[Held] = field(default_factory=set)
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)
     _claims: int = 0
@@ -105,6 +107,7 @@ class EngineWorker(Worker):
                 group.start_soon(self._watch, stop, heartbeat, group.cancel_scope)
                 group.start_soon(self.serving.follow)
                 group.start_soon(self._choose)
+                group.start_soon(self.commit_parts)
                 await self._take_units(group)
                 while self.hands.claims:
                     await self.hands.change()
@@ -255,6 +258,7 @@ class EngineWorker(Worker):
         try:
             await super().work_on(held)
         except ChainDiffers:
+            await self.commit_finished(held)
             await insist(lambda: self.queue.release(held.claim, self.incarnation))
             self.serving.forget(held.claim)
         except (ChainetteError, MemoryError, redis.RedisError):
@@ -262,10 +266,10 @@ class EngineWorker(Worker):
         except BaseException as error:  # of the unit, or of our code: the same for the next worker
             if not is_stray(error):
                 raise
-            await self._bury(held.claim, f"processing it failed: {told(error)}")
+            await self.commit_finished(held)
+            await self._bury(held, f"processing it failed: {told(error)}")
 
     async def process(self, held: Held) -> Outcome | None:
-        """What became of the unit; None where it is no longer the worker's."""
         plan, claim, lane = held.plan, held.claim, held.lane
         node = plan.nodes.get(claim.unit.node)
         config = plan.engines.get(node.engine) if node is not None else None
@@ -273,9 +277,13 @@ class EngineWorker(Worker):
         await self.hands.begin(lane, claim)
         await self.announce(held.info, config)
         if held.ahead and not await insist(lambda: self.queue.start(claim, self.incarnation)):
+            held.lose()
             return None
         held.hook.on_stage(claim.unit.node, Stage.WAIT, age(claim.since, time()))
-        return await self._answer(held, engine)
+        if held.result is None:
+            return join(plan, claim.unit, held.hook)
+        await self._fill(held, held.result, engine)
+        return None
 
     async def _ready(self, config: EngineConfig, plan: Plan) -> Engine:
         """The engine, opened, with what it takes at once known."""
@@ -298,37 +306,39 @@ class EngineWorker(Worker):
             self.device.settled(self.models.swap_seconds)
         return engine
 
-    async def _answer(self, held: Held, engine: Engine | None) -> Outcome:
-        plan, unit = held.plan, held.claim.unit
-        node = plan.nodes.get(unit.node)
-        if node is not None and node.kind is NodeKind.APPLY:
-            began = monotonic()
-            outcome = await self.functions.run(held.info, plan, unit)
-            held.hook.on_stage(unit.node, Stage.GENERATE, monotonic() - began)
-            return outcome
-        return await process(plan, unit, engine, seed=held.info.seed or 0, hook=held.hook)
+    async def _fill(self, held: Held, result: UnitResult, engine: Engine | None) -> None:
+        unit = held.claim.unit
+        if result.node.kind is NodeKind.STEP:
+            await fill(result, unit.rows, engine, seed=held.info.seed or 0)
+            return
+        began = monotonic()
+        await self.functions.run(held.info, result, unit)
+        held.hook.on_stage(unit.node, Stage.GENERATE, monotonic() - began)
 
-    async def commit(self, held: Held, outcome: Outcome) -> None:
+    async def commit(self, held: Held, outcome: Outcome, rows: Collection[str] | None = None) -> None:
         try:
-            await super().commit(held, outcome)
+            await super().commit(held, outcome, rows)
         except TooLarge as error:
             await self._divide(held, partial(too_large, message=str(error)), str(error))
         except redis.ResponseError as error:
-            await self._bury(held.claim, f"Redis refuses its commit: {error}")
+            await self._bury(held, f"Redis refuses its commit: {error}")
 
     async def _divide(self, held: Held, reject: Callable[[Plan, Unit], Outcome], why: str) -> None:
         """A unit that cannot be done as a whole: cut in two, or its one row rejected."""
         plan, claim = held.plan, held.claim
         if claim.unit.node in plan.forks:
-            await self._bury(claim, why)
+            await self._bury(held, why)
         elif len(claim.unit.rows) > 1:
             await insist(lambda: self.queue.split(claim, self.incarnation, plan))
+            held.lose()
         else:
-            await self.commit(held, reject(plan, claim.unit))
+            await self.commit(held, reject(plan, claim.piece()))
 
-    async def _bury(self, claim: Claim, reason: str) -> None:
+    async def _bury(self, held: Held, reason: str) -> None:
+        claim = held.claim
         reason = f"{claim.unit.node} root {claim.unit.root}: {reason}"
         await insist(lambda: self.queue.bury(claim, self.incarnation, reason))
+        held.lose()
 
     @property
     def rows_budget(self) -> int:

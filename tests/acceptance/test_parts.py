@@ -1,0 +1,173 @@
+"""Rows of a slow model: each is on the disk and at its next step soon after its own answer, whatever the batch size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.support.cli import Project, until
+from tests.support.patience import LONG
+from tests.support.slow_server import SlowServer
+
+ROWS = 60
+
+CHAIN = """
+import os
+from pydantic import BaseModel
+from chainette import Chain, Step, apply, register_engine
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Word(BaseModel):
+    word: str
+
+
+register_engine("slow", "m", "openai", endpoint=os.environ["SLOW_SERVER"], capacity=64, max_retries=0)
+
+first = Step(id="first", input_model=Text, output_model=Word, engine_name="slow", user_prompt="first {{ text }}")
+second = Step(id="second", output_model=Word, engine_name="slow", user_prompt="second {{ word }}")
+chain = Chain(name="slow", batch_size=64, steps=[first, second])
+"""
+
+WAYS = pytest.mark.parametrize("way", [("--workers", "1")], ids=["fleet"])
+
+
+class Slow(Project):
+    """A chain of two steps on a server of the test's."""
+
+    def __init__(self, path: Path, url: str = "") -> None:
+        super().__init__(path, ROWS)
+        (path / "chain.py").write_text(CHAIN)
+        self.url = url
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"SLOW_SERVER": self.url}
+
+    def given(self, node: str) -> int:
+        """Rows of a node that the log has."""
+        log = self.path / "out/events.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        events = [json.loads(line) for line in lines if line.endswith("}")]
+        return sum(event.get("given", 0) for event in events if event["type"] == "unit_committed" and event["node"] == node)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Slow:
+    return Slow(tmp_path)
+
+
+def number(text: str) -> int:
+    """The row that a question of the first step is about; -1 for the second step."""
+    return int(text.removeprefix("first row ")) if text.startswith("first row ") else -1
+
+
+def answer_of(text: str) -> str:
+    return json.dumps({"word": text.split(maxsplit=1)[1]})
+
+
+class HalfLater:
+    """Answers the second half of the rows only after the test has opened the gate."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+
+    def open(self, server: SlowServer) -> None:
+        server.call(self.gate.set)
+
+    async def __call__(self, text: str) -> str | web.Response:
+        if number(text) >= ROWS // 2:
+            await self.gate.wait()
+        return answer_of(text)
+
+
+@WAYS
+def test_a_row_is_on_the_disk_and_at_its_next_step_while_its_unit_goes_on(slow: Slow, way: tuple[str, ...]) -> None:
+    later = HalfLater()
+    with SlowServer(later) as server:
+        slow.url = server.url
+        run = slow.start("run", "chain.py", "in.jsonl", "-o", "out", *way)
+        until(lambda: slow.given("first") == ROWS // 2 and slow.given("second") == ROWS // 2)
+        later.open(server)
+        out, err = run.communicate(timeout=LONG)
+    assert run.returncode == 0, out + err
+    assert slow.ids("out", "flattened") == sorted(map(str, range(ROWS)))
+    assert set(server.asked.values()) == {1}
+
+
+@WAYS
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_every_answer_that_has_arrived(slow: Slow, way: tuple[str, ...], sent: signal.Signals) -> None:
+    later = HalfLater()
+    with SlowServer(later) as server:
+        slow.url = server.url
+        run = slow.start("run", "chain.py", "in.jsonl", "-o", "out", *way)
+        until(lambda: sum(text.startswith("second") for text in server.asked) == ROWS // 2 or slow.given("second"))
+        run.send_signal(sent)
+        out, err = run.communicate(timeout=LONG)
+        assert run.returncode != 0, out + err
+        assert slow.given("first") >= ROWS // 2
+        later.open(server)
+        resumed = slow.chainette("resume", "out")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert slow.ids("out", "flattened") == sorted(map(str, range(ROWS)))
+    assert {text: times for text, times in server.asked.items() if times > 1 and 0 <= number(text) < ROWS // 2} == {}
+
+
+@WAYS
+def test_a_request_that_fails_again_and_again_costs_its_neighbours_nothing(slow: Slow, way: tuple[str, ...]) -> None:
+    failures = 0
+
+    async def fails_five_times(text: str) -> str | web.Response:
+        nonlocal failures
+        if number(text) == 13 and failures < 5:
+            failures += 1
+            return web.json_response({"error": {"message": "Internal server error"}}, status=500)
+        await asyncio.sleep(0.2)
+        return answer_of(text)
+
+    with SlowServer(fails_five_times) as server:
+        slow.url = server.url
+        run = slow.chainette("run", "chain.py", "in.jsonl", "-o", "out", *way)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert server.asked.pop("first row 13") == 6
+    assert set(server.asked.values()) == {1}
+
+
+def test_rows_that_a_killed_worker_has_committed_are_not_asked_again(slow: Slow) -> None:
+    later = HalfLater()
+    with SlowServer(later) as server:
+        slow.url = server.url
+        run = slow.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1")
+        until(lambda: slow.given("second") == ROWS // 2)
+        [worker] = [
+            pid for pid in children(run.pid) if b"chainette_workers.worker.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(worker, signal.SIGKILL)
+        later.open(server)
+        out, err = run.communicate(timeout=LONG)
+    assert run.returncode == 0, out + err
+    assert slow.ids("out", "flattened") == sorted(map(str, range(ROWS)))
+    assert all(times == 1 for text, times in server.asked.items() if number(text) < ROWS // 2)
+
+
+def children(parent: int) -> list[int]:
+    """The processes below one."""
+    found: dict[int, int] = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            stat = (path / "stat").read_text().rpartition(")")[2].split()
+            found[int(path.name)] = int(stat[1])
+    below = [parent]
+    for pid in below:
+        below += [child for child, above in found.items() if above == pid]
+    return below[1:]
