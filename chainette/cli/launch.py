@@ -219,7 +219,7 @@ def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Te
         "drive": drive,
     }
     inputs = sources[0] if len(sources) == 1 else sources
-    launch(directory, telling, lambda hooks: executor.run(loaded.chain, inputs, directory, hooks=hooks, **options), plan)
+    launch(directory, telling, lambda hooks: executor.run(plan, inputs, directory, hooks=hooks, **options), plan)
 
 
 def load_plan(

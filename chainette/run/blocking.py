@@ -20,6 +20,7 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from chainette.core.chain import Chain, Inputs
+from chainette.core.plan import Plan
 from chainette.core.streaming import StreamEvent
 from chainette.hooks import Hook
 from chainette.records import Row
@@ -89,7 +90,7 @@ def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
 
 
 def iterate(
-    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions
+    chain: Chain | Plan, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions
 ) -> Iterator[list[Row]]:
     """A run in a thread, which waits where the caller does not take its rows."""
     ready: queue.Queue[list[Row] | None] = queue.Queue(maxsize=2)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from chainette.core.chain import Chain, Inputs
 from chainette.core.node import Node
+from chainette.core.plan import Plan
 from chainette.core.streaming import StreamEvent
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
@@ -48,7 +49,7 @@ __all__ = [
 class AsyncExecutor:
     """Runs a chain from a coroutine."""
 
-    def __init__(self, chain: Chain, **options: Any) -> None:
+    def __init__(self, chain: Chain | Plan, **options: Any) -> None:
         self.chain = chain
         self.options = RunOptions(**options)
 
@@ -60,7 +61,7 @@ class AsyncExecutor:
 class Executor:
     """Runs a chain from ordinary code, also where an event loop runs already."""
 
-    def __init__(self, chain: Chain, **options: Any) -> None:
+    def __init__(self, chain: Chain | Plan, **options: Any) -> None:
         self.chain = chain
         self.options = options
 
@@ -73,8 +74,8 @@ class Executor:
         return iterate(self.chain, inputs, output_dir, RunOptions(**self.options))
 
 
-def run(chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
-    """See `Chain.run`."""
+def run(chain: Chain | Plan, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
+    """See `Chain.run`. Whoever has compiled the chain already hands in its plan."""
     return Executor(chain, **options).run(inputs, output_dir)
 
 
@@ -97,7 +98,7 @@ def stream(chain: Chain, row: BaseModel | dict[str, Any], **options: Any) -> Ite
 
 def resume(
     directory: str | os.PathLike[str],
-    chain: Chain | None = None,
+    chain: Chain | Plan | None = None,
     *,
     from_step: str | Sequence[str] = (),
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),

@@ -51,7 +51,9 @@ class Observed:
     options: RunOptions
 
 
-async def resume(directory: RunDir, chain: Chain | None, options: RunOptions, from_steps: Sequence[str] = ()) -> RunResult:
+async def resume(
+    directory: RunDir, chain: Chain | Plan | None, options: RunOptions, from_steps: Sequence[str] = ()
+) -> RunResult:
     """See `executor.resume`."""
     state, plan, options, _ = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     if from_steps:
@@ -103,12 +105,16 @@ async def _continue(directory: RunDir, plan: Plan, state: RunState, options: Run
     return await finish_run(plan, source, writer, options)
 
 
-def _reopen(directory: RunDir, chain: Chain | None, options: RunOptions) -> tuple[RunState, Plan, RunOptions, Chain]:
+def _reopen(
+    directory: RunDir, chain: Chain | Plan | None, options: RunOptions
+) -> tuple[RunState, Plan, RunOptions, Chain | Plan]:
     state, _ = read_state(directory)
     options = _recorded(directory, state, options)
     if chain is None:
         loaded = _load(directory, state, options)
         chain, options = loaded.chain, replace(options, chain_digest=loaded.digest, parameters=loaded.parameters)
+    elif isinstance(chain, Plan):
+        options = replace(options, parameters=chain.parameters)
     else:
         options = replace(options, parameters=state.parameters | {**options.parameters})
     plan = compile_plan(chain, options)
@@ -237,6 +243,7 @@ async def retry(
             raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
+        assert isinstance(found, Chain)
         plan = _with_engine(plan, registry_of(found, options.engines_file), engine, steps)
     await check_drive(plan, options)
     await anyio.to_thread.run_sync(_same_input, directory, state, options)
@@ -305,7 +312,7 @@ def _load(directory: RunDir, state: RunState, options: RunOptions) -> LoadedChai
     return load_chain(run.chain_ref, Path(options.chain_root), given(texts, state.parameters))
 
 
-def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read: Read | None = None) -> Observed:
+def observe(directory: RunDir, plan: Plan, inputs: Path | Sequence[Path], read: Read | None = None) -> Observed:
     """What is needed to admit the rows of a run whose directory somebody else writes. `read` is how far the input was
     read for roots that may not be durable yet.
 
@@ -316,7 +323,6 @@ def observe(directory: RunDir, chain: Chain, inputs: Path | Sequence[Path], read
     """
     state, _ = read_state(directory)
     options = replace(_recorded(directory, state, RunOptions()), parameters=state.parameters)
-    plan = compile_plan(chain, options)
     _require_unchanged(directory, state, plan)
     if read is not None:
         state.apply_read(read)

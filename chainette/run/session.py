@@ -85,8 +85,13 @@ def require_engines(plan: Plan) -> None:
     require_openable(config for name, config in plan.engines.items() if name in asked)
 
 
-def compile_plan(chain: Chain, options: RunOptions) -> Plan:
-    """The chain as the options say: with engines of a file, simulated, in roots of another size."""
+def compile_plan(chain: Chain | Plan, options: RunOptions) -> Plan:
+    """The chain as the options say: with engines of a file, simulated, in roots of another size.
+
+    A caller that has compiled it already hands in the plan, which stays as it is.
+    """
+    if isinstance(chain, Plan):
+        return chain
     registry = registry_of(chain, options.engines_file)
     plan = compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
     return replace(plan, parameters=options.parameters)

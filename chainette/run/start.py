@@ -37,7 +37,11 @@ __all__ = ["iterate", "start"]
 
 
 async def start(
-    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions, deliver: Deliver | None = None
+    chain: Chain | Plan,
+    inputs: Inputs,
+    output_dir: str | os.PathLike[str] | None,
+    options: RunOptions,
+    deliver: Deliver | None = None,
 ) -> RunResult:
     """Runs a chain into a fresh directory, or resumes the one that is there if `options.resume` is set."""
     run_id = options.run_id or new_run_id()
@@ -55,7 +59,7 @@ async def start(
 
 
 async def iterate(
-    chain: Chain,
+    chain: Chain | Plan,
     inputs: Inputs,
     output_dir: str | os.PathLike[str] | None,
     options: RunOptions,

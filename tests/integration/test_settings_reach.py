@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 from chainette.cli import way
 from chainette.cli.main import app
 from chainette.cli.signature import words_of
+from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.core.run_settings import FLAGS, RECORDED, RESUMABLE, RunSettings
 from chainette.core.usercode.loading import load_chain
@@ -195,3 +198,22 @@ def test_a_resume_that_a_sink_takes_on_reaches_it_too(name: str, sink: Sink, not
     assert "asked the sink" in chainette("resume", "out", "--redis", sink.url, *flags(name))
     sink.serve()
     assert same(getattr(noting.options, name), name)
+
+
+def test_a_sink_compiles_the_chain_once_a_session(sink: Sink) -> None:
+    calls: list[object] = []
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code is compile_chain.__code__:
+            calls.append(frame)
+
+    enqueue(sink)
+    for session in (1, 2):  # a fresh directory, then a resume
+        threading.setprofile(note)
+        sys.setprofile(note)
+        try:
+            sink.serve()
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+        assert len(calls) == session

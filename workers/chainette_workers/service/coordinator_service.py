@@ -51,12 +51,12 @@ class CoordinatorDuty:
     def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
         info, order = handed.info, handed.order
         directory = self._directory(handed)
-        chain = same_chain(order, self.places, read_state(directory)[0].parameters).chain
+        _, plan = same_chain(order, self.places, read_state(directory)[0])
         try:
             read = read_for_live_roots(queue, RunKeys(info.run, info.epoch))  # before the log is read, which goes on
         except (Lost, BadMessage):
             return  # a new epoch, now or soon
-        observed = observe(directory, chain, self.places.input(order), read)
+        observed = observe(directory, plan, self.places.input(order), read)
         if observed.state.run.run_id != info.run or observed.state.epoch < info.epoch:
             raise Elsewhere(f"the log in {order.directory} is not that of run {info.run}, epoch {info.epoch}")
         coordinator = _coordinator(queue, RunKeys(info.run, info.epoch), directory, observed)

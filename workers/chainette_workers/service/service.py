@@ -12,16 +12,17 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import redis
 
 from chainette.core.chain import Chain
+from chainette.core.plan import Plan
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import Offered, agreed, set_flags, text_of
 from chainette.errors import ChainetteError, ParameterError, RunCancelled, RunDirectoryInUse, RunError, RunStopped
@@ -32,6 +33,7 @@ from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role, inside
 from chainette.io.inputs.several import expand
 from chainette.io.rundir.likeness import differences, marks_of, other_nodes
+from chainette.io.rundir.replay import RunState
 from chainette.run.options import RunOptions
 from chainette.run.session import compile_plan
 from chainette_workers.metrics.catalogue import Part
@@ -144,14 +146,14 @@ class Duty(Protocol):
         ...
 
 
-def same_chain(order: Order, places: Places, recorded: Mapping[str, Any] | None = None) -> LoadedChain:
-    """The chain of a run out of this machine's files; `recorded` are the parameters that the log of the run has.
+def same_chain(order: Order, places: Places, state: RunState | None = None) -> tuple[LoadedChain, Plan]:
+    """The chain out of this machine's files, and its plan; `state` is that of a run that has begun.
 
     Raises:
         Elsewhere: it is not there, or it is another one.
     """
     root, offered = places.chains, {name: [*texts] for name, texts in places.parameters.items()}
-    for name, value in (recorded or {}).items():
+    for name, value in (state.parameters if state is not None else {}).items():
         offered.setdefault(name, []).append(text_of(value))
     try:
         loaded = load_chain(inside(order.chain_ref, "chain"), root, agreed(order.parameters, offered))
@@ -163,12 +165,17 @@ def same_chain(order: Order, places: Places, recorded: Mapping[str, Any] | None 
         raise Elsewhere(
             f"{order.chain_ref} has digest {loaded.digest[:12]} below {root}, and {order.digest[:12]} where it was enqueued"
         )
-    _require_same_nodes(order, loaded.chain, places.options(order))
-    return loaded
+    size = order.options.batch_size if state is None else state.run.settings.get("batch_size")
+    options = replace(places.options(order), batch_size=size, parameters=loaded.parameters)
+    return loaded, _same_nodes(order, loaded.chain, options)
 
 
-def _require_same_nodes(order: Order, chain: Chain, options: RunOptions) -> None:
-    """Raises Elsewhere if the chain is compiled to other nodes here than where it was enqueued."""
+def _same_nodes(order: Order, chain: Chain, options: RunOptions) -> Plan:
+    """The plan of a chain.
+
+    Raises:
+        Elsewhere: the chain does not compile here, or it compiles to other nodes than where it was enqueued.
+    """
     try:
         plan = compile_plan(chain, options)
     except ChainetteError as error:
@@ -176,6 +183,7 @@ def _require_same_nodes(order: Order, chain: Chain, options: RunOptions) -> None
     found = differences(marks_of(plan), order.marks)
     if found:
         raise Elsewhere(f"{order.chain_ref} {other_nodes(found)}")
+    return plan
 
 
 def serve(

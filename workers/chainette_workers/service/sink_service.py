@@ -48,30 +48,30 @@ class SinkDuty:
         if (state is None and info.state == "cancelled") or (state is not None and _is_closed(state, order)):
             take_out(queue, info)
             return
-        chain = same_chain(order, self.places, state.parameters if state is not None else None)
+        loaded, plan = same_chain(order, self.places, state)
         drive = _Served(handed, queue, board, {"redis": self.redis})
         settings = self.places.options(order)
         if state is None:
             executor.run(
-                chain.chain,
+                plan,
                 self.places.input(order),
                 directory.path,
                 run_id=info.run,
-                chain_ref=chain.reference,
+                chain_ref=loaded.reference,
                 chain_root=str(self.places.chains.resolve()),
-                chain_digest=chain.digest,
-                parameters=chain.parameters,
+                chain_digest=loaded.digest,
+                parameters=loaded.parameters,
                 drive=drive,
                 **{name: getattr(settings, name) for name in FLAGS},
             )
         else:
             executor.resume(
                 directory.path,
-                chain.chain,
+                plan,
                 from_step=order.from_steps,
                 drive=drive,
-                chain_digest=chain.digest,
-                parameters=chain.parameters,
+                chain_digest=loaded.digest,
+                parameters=loaded.parameters,
                 **{name: getattr(settings, name) for name in RESUMABLE},
             )
 
