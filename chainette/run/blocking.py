@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 from pydantic import BaseModel
 
@@ -26,6 +25,7 @@ from chainette.hooks import Hook
 from chainette.records import Row
 from chainette.run import start
 from chainette.run.options import RunOptions
+from chainette.utils.event_loop import loop_in_thread, run_loop
 
 __all__ = ["block", "iterate", "stream"]
 
@@ -43,7 +43,7 @@ def block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return _run(call, *arguments)
-    with anyio.from_thread.start_blocking_portal() as portal:
+    with loop_in_thread() as portal:
         future: Future[T] = portal.start_task_soon(call, *arguments)
         try:
             return future.result()
@@ -55,7 +55,7 @@ def block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
 def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
     """Runs a coroutine; Ctrl-C cancels it, and ends the process's own way out only when it comes again later."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _default:
-        return anyio.run(call, *arguments)
+        return run_loop(call, *arguments)
     asked_at: float | None = None
     cancel: Callable[[], object] | None = None
 
@@ -80,7 +80,7 @@ def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
 
     signal.signal(signal.SIGINT, interrupted)
     try:
-        return anyio.run(run)
+        return run_loop(run)
     except asyncio.CancelledError:
         if asked_at is None:
             raise
@@ -131,7 +131,7 @@ def _taken(ready: queue.Queue[T | None], closed: threading.Event, run: Callable[
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(_put, ready, None, closed)
 
-    with anyio.from_thread.start_blocking_portal() as portal:
+    with loop_in_thread() as portal:
         running = portal.start_task_soon(work)
         try:
             while (item := ready.get()) is not None:

@@ -272,7 +272,7 @@ class LocalRun:
         group.start_soon(self._wake_after, delay)
 
     async def _wake_after(self, delay: float) -> None:
-        await anyio.sleep(delay)
+        await anyio.sleep(delay + 0.002)  # uvloop counts in milliseconds: its timers may fire up to two early
         self._wake.set()
 
     # -- durability

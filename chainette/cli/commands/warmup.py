@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import anyio
 import typer
 
 from chainette.cli.common import guarded
@@ -19,6 +18,7 @@ from chainette.engine.config import EngineConfig, EngineRegistry, overlaid, simu
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.warmup import Warmth, warm_up
 from chainette.run.session import registry_of
+from chainette.utils.event_loop import run_loop
 
 __all__ = ["warmth_lines", "warmup"]
 
@@ -45,7 +45,7 @@ def warmup(
     if simulate:
         config = simulated(config)
     typer.echo(f"engine {config.name}: {config.backend}, {config.model}")
-    for line in warmth_lines(config, anyio.run(warm_up, config, patience)):
+    for line in warmth_lines(config, run_loop(warm_up, config, patience)):
         typer.echo(line)
 
 

@@ -1,36 +1,35 @@
-"""Client: one HTTP exchange at a time, and everything that must stay secret.
+"""Client: the exchanges of one engine, and everything that must stay secret.
 
-The only file that uses aiohttp, which is imported where an engine opens. Guarantees: an exchange ends as
-a Reply or a Failure, never as an aiohttp error; no text that leaves here holds a key, a password or a header value.
+Guarantees: an exchange ends as a Reply or a Failure, never as an error of the library that carried it; no text that
+leaves here holds a key, a password or a header value.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from ipaddress import ip_address
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import msgspec
 
 from chainette.engine.config import EngineConfig, expand_secrets
+from chainette.engine.http.connections import Connections
 from chainette.engine.http.endpoints import Address, BasePath, Endpoint, address
+from chainette.engine.http.exchange import Broken, Carrier, OnLine, Unreachable
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.http.replies import Failure, Fault
 from chainette.errors import EngineConfigError, EngineUnavailable
 
-if TYPE_CHECKING:
-    import aiohttp
-
-__all__ = ["Client", "OnLine", "Reply"]
-
-#: Gets each line of a streamed answer as it comes, without its end.
-OnLine = Callable[[bytes], None]
+__all__ = ["Client", "Reply"]
 
 #: Shorter values stay visible; hiding them would hide every "1" of a message.
 _SHORTEST_SECRET = 4
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A server's answer to one HTTP request."""
 
     endpoint: Endpoint
@@ -50,32 +49,28 @@ class Client:
         self._config = config
         self._headers = config.options.headers
         self._connect_timeout = connect_timeout
-        self._session: aiohttp.ClientSession | None = None
+        #: Per address; empty unless the engine is open.
+        self._carriers: dict[Address, Carrier] = {}
         self._secrets: tuple[str, ...] = ()
 
     def connect(self, declared: Iterable[str], base_path: BasePath, default_keys: Mapping[str, str]) -> list[Address]:
-        """Reads the environment and makes the connection pool; nothing is sent yet.
+        """Reads the environment and prepares the connections; nothing is sent yet.
 
-        `default_keys` names the variable of the API key per host, where the configuration names none.
+        `default_keys` names the variable of the API key per host, for engines whose configuration names none.
 
         Raises:
-            EngineConfigError: an environment variable is missing, or an endpoint is not a URL.
+            EngineConfigError: an environment variable is missing or unusable, or an endpoint is not a URL.
         """
-        import aiohttp
-        from multidict import CIMultiDict
-
         addresses = [address(self._config.name, text, base_path) for text in declared]
-        own = {name: expand_secrets(value) for name, value in self._headers.items()}
+        own = {name: self._own_header(name, value) for name, value in self._headers.items()}
         key = self._key(addresses, default_keys)
+        proxies = {where: self._proxy(where) for where in addresses}
         urls = [secret for where in addresses for secret in where.secrets]
-        self._secrets = _longest_first([key, *own.values(), *urls])
-        headers = CIMultiDict({"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}))
-        headers.update(own)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
-        )
+        passwords = [unquote(urlsplit(proxy).password or "") for proxy in proxies.values() if proxy]
+        self._secrets = _longest_first([key, *own.values(), *urls, *passwords])
+        common = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        for where, proxy in proxies.items():
+            self._carriers[where] = self._carrier(where, _merged(common, own, where.headers), proxy)
         return addresses
 
     def obstacles(self, declared: Iterable[str], base_path: BasePath, default_keys: Mapping[str, str]) -> Iterator[str]:
@@ -84,11 +79,12 @@ class Client:
         for text in declared:
             try:
                 addresses.append(address(self._config.name, text, base_path))
+                self._proxy(addresses[-1])
             except EngineConfigError as error:
                 yield str(error)
-        for value in self._headers.values():
+        for name, value in self._headers.items():
             try:
-                expand_secrets(value)
+                self._own_header(name, value)
             except EngineConfigError as error:
                 yield str(error)
         try:
@@ -98,9 +94,9 @@ class Client:
 
     async def close(self) -> None:
         """Closes the connections; safe to repeat."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        carriers, self._carriers = self._carriers, {}
+        for carrier in carriers.values():
+            await carrier.close()
 
     def hide(self, text: str) -> str:
         """The text without any secret of this engine."""
@@ -111,44 +107,69 @@ class Client:
     async def send(
         self, endpoint: Endpoint, path: str, body: bytes | None, seconds: float, on_line: OnLine | None = None
     ) -> Reply | Failure:
-        """POSTs a body, or GETs where there is none. The lines of a good answer go to `on_line` before it is whole.
+        """POSTs a body, or GETs if there is none. The lines of a 200 go to `on_line` before the answer is whole.
 
         Raises:
             EngineUnavailable: the engine is not open.
         """
-        import aiohttp
-
-        if self._session is None:
-            raise EngineUnavailable(f"engine {self._config.name!r} is not open")
         where = endpoint.address
+        carrier = self._carriers.get(where)
+        if carrier is None:
+            raise EngineUnavailable(f"engine {self._config.name!r} is not open")
         shown = where.shown + path
         try:
-            async with self._session.request(
-                "GET" if body is None else "POST",
-                where.join(path),
-                data=body,
-                headers=where.headers,
-                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, self._connect_timeout)),
-                allow_redirects=False,
-            ) as response:
-                if on_line is not None and response.status == 200:
-                    data = await _read_lines(response.content, on_line)
-                else:
-                    data = await response.read()
-                headers = response.headers
-                return Reply(endpoint, shown, response.status, data, headers.get("Retry-After"), headers.get("Location"))
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            answer = await carrier.exchange(path, body, seconds, on_line)
+        except Unreachable as error:
             return Failure(Fault.UNREACHABLE, f"{shown} cannot be reached ({self.hide(str(error))})")
         except TimeoutError:
             return Failure(Fault.TIMEOUT, f"{shown} gave no answer in {seconds:g} s")
-        except (aiohttp.ClientError, ConnectionError) as error:
-            return Failure(Fault.BROKEN, f"{shown} broke the exchange ({type(error).__name__}: {self.hide(str(error))})")
+        except Broken as error:
+            return Failure(Fault.BROKEN, f"{shown} broke the exchange ({self.hide(str(error))})")
+        return Reply(endpoint, shown, answer.status, answer.data, answer.retry_after, answer.location)
 
-    def _key(self, addresses: Sequence[Address], default_keys: Mapping[str, str]) -> str:
-        """The API key, "" where none is asked for.
+    def _carrier(self, where: Address, headers: Mapping[str, str], proxy: str | None) -> Carrier:
+        if proxy is None and find_spec("httptools") is not None:
+            return Connections(where, headers, self._connect_timeout)
+        from chainette.engine.http.aiohttp_session import AiohttpSession
+
+        return AiohttpSession(where, headers, self._connect_timeout, proxy)
+
+    def _proxy(self, where: Address) -> str | None:
+        """The proxy that the environment names for a server; none for this machine.
 
         Raises:
-            EngineConfigError: its variable is not set.
+            EngineConfigError: it is not an HTTP proxy.
+        """
+        host = where.url.host or ""
+        proxy = getproxies().get(where.url.scheme)
+        if proxy is None or _is_loopback(host) or proxy_bypass(host):
+            return None
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        scheme = proxy.partition("://")[0]
+        if scheme not in ("http", "https"):
+            variable = f"{where.url.scheme.upper()}_PROXY"
+            raise EngineConfigError(
+                f"engine {self._config.name!r}: the environment variable {variable} names a {scheme} proxy, and only HTTP "
+                f"proxies are supported; write {variable}=http://HOST:PORT, or add {host} to NO_PROXY"
+            )
+        return proxy
+
+    def _own_header(self, name: str, declared: str) -> str:
+        """A header of the configuration, with `${NAME}` read from the environment.
+
+        Raises:
+            EngineConfigError: a variable is missing, or the value cannot travel in a header.
+        """
+        value = expand_secrets(declared)
+        if not _fits_header(name + value):
+            raise EngineConfigError(f"engine {self._config.name!r}: header {name!r} holds a line break or control character")
+        return value
+
+    def _key(self, addresses: Sequence[Address], default_keys: Mapping[str, str]) -> str:
+        """The API key, "" if none is asked for.
+
+        Raises:
+            EngineConfigError: its variable is not set, or holds something else.
         """
         defaults = {default_keys.get(where.url.host or "") for where in addresses}
         name = self._config.api_key_env or (defaults.pop() if len(defaults) == 1 else None)
@@ -159,21 +180,29 @@ class Client:
             raise EngineConfigError(
                 f"engine {self._config.name!r}: the environment variable {name} is not set here; it must hold the API key"
             )
+        if not _fits_header(key):
+            raise EngineConfigError(
+                f"engine {self._config.name!r}: the environment variable {name} holds a line break or control character; "
+                "it must hold the API key and nothing else"
+            )
         return key
 
 
-async def _read_lines(content: aiohttp.StreamReader, on_line: OnLine) -> bytes:
-    """The whole body; its lines are passed on as they come, however long they are."""
-    parts: list[bytes] = []
-    rest = b""
-    async for part in content.iter_any():
-        parts.append(part)
-        *lines, rest = (rest + part).split(b"\n")
-        for line in lines:
-            on_line(line.rstrip(b"\r"))
-    if rest:
-        on_line(rest)
-    return b"".join(parts)
+def _merged(*layers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of all layers; a later one replaces an earlier one of the same name, in any case."""
+    merged = {name.lower(): (name, value) for layer in layers for name, value in layer.items()}
+    return dict(merged.values())
+
+
+def _fits_header(value: str) -> bool:
+    return not any((character < " " and character != "\t") or character == "\x7f" for character in value)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _longest_first(secrets: Iterable[str]) -> tuple[str, ...]:

@@ -27,9 +27,9 @@ __all__ = ["Address", "BasePath", "Endpoint", "Pool", "address", "shown"]
 BasePath = Callable[[str], str]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Address:
-    """Where to send requests; holds secrets, so it has no repr."""
+    """Where to send requests; holds secrets, so it has no repr. Two are never equal."""
 
     url: URL
     #: What people see.

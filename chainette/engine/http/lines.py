@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from chainette.engine.base import Completion, Delta, Tell, tell_whole
-from chainette.engine.http.client import OnLine
+from chainette.engine.http.exchange import OnLine
 
 __all__ = ["Lines"]
 

@@ -15,8 +15,9 @@ import msgspec
 
 from chainette.engine.base import Completion, Finish
 from chainette.engine.config import EngineConfig
-from chainette.engine.http.client import Client, OnLine, Reply
+from chainette.engine.http.client import Client, Reply
 from chainette.engine.http.endpoints import BasePath, Endpoint, Pool, shown
+from chainette.engine.http.exchange import OnLine
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.http.limiter import Limiter
 from chainette.engine.http.replies import Failure, Fault, completion_of, fault_of, first_words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -144,3 +145,13 @@ class Http:
 @pytest.fixture
 def http() -> Http:
     return Http()
+
+
+@pytest.fixture(params=["httptools", "aiohttp"])
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The library that carries the requests; without httptools it is aiohttp."""
+    if request.param == "httptools":
+        pytest.importorskip("httptools")
+    else:
+        monkeypatch.setitem(sys.modules, "httptools", None)
+    return str(request.param)

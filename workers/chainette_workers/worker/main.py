@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import anyio
+import anyio.to_thread
 import msgspec
 import redis
 
@@ -28,6 +28,7 @@ from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerRefused
+from chainette.utils.event_loop import run_loop
 from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.metrics.watching import Watch, watching
@@ -84,7 +85,7 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
         warn_of_eviction(connection)
         worker = _Process(FleetQueue(connection), Board(connection), config, side, watch).worker
         with on_record(worker.incarnation, config.names, shown(chosen_url(config.url))):
-            anyio.run(worker.run, stopping.is_set)
+            run_loop(worker.run, stopping.is_set)
 
 
 def main() -> int:

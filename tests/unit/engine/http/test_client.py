@@ -16,6 +16,8 @@ from tests.support.patience import LONG
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Http
 
+pytestmark = pytest.mark.usefixtures("carrier")
+
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, LONG))
@@ -134,3 +136,21 @@ def test_a_redirect_is_not_followed_with_the_key(http: Http, serve: Any) -> None
             await engine.close()
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"), [("T_KEY", {"api_key_env": "T_KEY"}), ("X-Token", {"headers": {"X-Token": "${T_KEY}"}})]
+)
+def test_a_secret_that_no_header_can_carry_is_refused_unseen(
+    http: Http, monkeypatch: pytest.MonkeyPatch, name: str, keys: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("T_KEY", "sk-top\nsecret")
+    with pytest.raises(EngineConfigError, match=f"{name}.* holds a line break") as caught:
+        run(http.make("http://127.0.0.1:1", **keys).open())
+    assert "sk-top" not in str(caught.value)
+
+
+def test_a_proxy_that_is_not_http_is_refused_before_the_run(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "socks5://proxy.example:1080")
+    [obstacle] = http.make("http://llm.example").obstacles()
+    assert "HTTP_PROXY names a socks5 proxy" in obstacle and "add llm.example to NO_PROXY" in obstacle

@@ -18,6 +18,8 @@ from tests.support.patience import LONG
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Http
 
+pytestmark = pytest.mark.usefixtures("carrier")
+
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, LONG))

@@ -1,0 +1,260 @@
+"""Connections: carries requests over asyncio streams that stay open, parsed by httptools (llhttp).
+
+HTTP/1.1 only, one exchange at a time per connection, over TLS with the system's certificates. A proxy is not its
+business: those requests go through aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import zlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from chainette.engine.http.endpoints import Address
+from chainette.engine.http.exchange import (
+    MOST_BYTES,
+    Answer,
+    Broken,
+    Carrier,
+    LineSplitter,
+    OnLine,
+    Unreachable,
+    system_tls,
+    too_large,
+)
+
+if TYPE_CHECKING:
+    from httptools import HttpResponseParser
+
+__all__ = ["Connections"]
+
+#: Seconds after which an idle connection is not used again; servers and middleboxes drop them silently.
+_IDLE = 15.0
+#: Seconds until the next address of a host is tried beside the first (RFC 8305).
+_NEXT_ADDRESS = 0.25
+
+
+class Connections(Carrier):
+    """The connections to one server."""
+
+    def __init__(self, where: Address, headers: Mapping[str, str], connect_timeout: float) -> None:
+        self._where = where
+        self._connect_timeout = connect_timeout
+        named = {name.lower() for name in headers}
+        standard = {"Host": where.url.host_port_subcomponent or "", "Accept-Encoding": "gzip, deflate"}
+        self._headers = {name: value for name, value in standard.items() if name.lower() not in named} | dict(headers)
+        #: What precedes the length of the body, per method and path.
+        self._heads: dict[tuple[str, str], bytes] = {}
+        self._idle: list[_Connection] = []
+        self._closed = False
+
+    async def exchange(self, path: str, body: bytes | None, seconds: float, on_line: OnLine | None) -> Answer:
+        head = self._head("GET", path) if body is None else self._head("POST", path)
+        request = head + (b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        async with asyncio.timeout(seconds):
+            connection = self._reused() or await self._connect()
+            try:
+                answer = await connection.exchange(request, on_line)
+            except BaseException:
+                connection.abort()
+                raise
+        self._put_back(connection)
+        return answer
+
+    async def close(self) -> None:
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.transport.close()
+        await asyncio.sleep(0)  # the transports close on the loop's next turn
+
+    def _head(self, method: str, path: str) -> bytes:
+        head = self._heads.get((method, path))
+        if head is None:
+            lines = [f"{method} {self._where.join(path).raw_path_qs} HTTP/1.1"]
+            lines += [f"{name}: {value}" for name, value in self._headers.items()]
+            head = self._heads[method, path] = "".join(f"{line}\r\n" for line in lines).encode()
+        return head
+
+    def _reused(self) -> _Connection | None:
+        """The connection that was used last, if it is still good."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport.is_closing():
+                continue
+            if asyncio.get_running_loop().time() - connection.idle_since < _IDLE:
+                return connection
+            connection.abort()
+        return None
+
+    def _put_back(self, connection: _Connection) -> None:
+        if self._closed or not connection.is_reusable():
+            connection.transport.close()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+
+    async def _connect(self) -> _Connection:
+        from aiohappyeyeballs import start_connection
+
+        loop, url = asyncio.get_running_loop(), self._where.url
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                found = await loop.getaddrinfo(url.host or "", url.port or 0, type=socket.SOCK_STREAM)
+                sock = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS, interleave=1, loop=loop)
+                name = url.raw_host if self._tls is not None else None
+                _, connection = await loop.create_connection(_Connection, sock=sock, ssl=self._tls, server_hostname=name)
+                return connection
+        except TimeoutError:
+            raise Unreachable(f"no connection within {self._connect_timeout:g} s") from None
+        except (OSError, UnicodeError) as error:
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext | None:
+        return system_tls() if self._where.url.scheme == "https" else None
+
+
+class _Connection(asyncio.Protocol):
+    """One connection. The `on_...` methods are called by the parser."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        from httptools import HttpResponseParser
+
+        self._parser: HttpResponseParser = HttpResponseParser(self)
+        self._answer: asyncio.Future[Answer] | None = None
+        self.idle_since = 0.0
+
+    async def exchange(self, request: bytes, on_line: OnLine | None) -> Answer:
+        self._on_line = on_line
+        self._begin()
+        self._answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return await self._answer
+
+    def is_reusable(self) -> bool:
+        """Whether another request may follow: the server keeps it open, and has read and sent all of this one."""
+        return self._keep and not self.transport.is_closing() and not self.transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        self._answer = None
+        self.transport.abort()
+
+    def _begin(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        self._body: _Body | None = None
+        self._keep = False
+
+    def _fail(self, error: BaseException) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        self.transport.abort()
+
+    # -- of asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]  # asyncio gives a Transport to a Protocol
+
+    def data_received(self, data: bytes) -> None:
+        from httptools import HttpParserCallbackError, HttpParserError
+
+        if self._answer is None or self._answer.done():  # nobody asked
+            self.transport.abort()
+            return
+        try:
+            self._parser.feed_data(data)
+        except HttpParserCallbackError as error:
+            self._fail(error.__context__ or error)
+        except HttpParserError as error:
+            self._fail(Broken(f"not HTTP: {error}"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is None or self._answer.done():
+            return
+        if error is None and self._body is not None and not self._has_length():
+            self.on_message_complete()  # the end of the connection is the end of the body
+        else:
+            self._fail(Broken(f"the server closed the connection{f' ({error})' if error else ''}"))
+
+    def _has_length(self) -> bool:
+        return b"content-length" in self._headers or b"transfer-encoding" in self._headers
+
+    # -- of httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._keep = self._parser.should_keep_alive()
+        on_line = self._on_line if self._parser.get_status_code() == 200 else None
+        self._body = _Body(self._headers.get(b"content-encoding", b""), on_line)
+
+    def on_body(self, part: bytes) -> None:
+        assert self._body is not None
+        self._body.feed(part)
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # an interim answer, say 103 Early Hints
+            self._begin()
+            return
+        assert self._body is not None and self._answer is not None
+        if self._answer.done():  # cancelled, or a second answer to one request
+            self._keep = False
+            return
+        retry_after, location = self._headers.get(b"retry-after"), self._headers.get(b"location")
+        self._answer.set_result(Answer(status, self._body.whole(), _text(retry_after), _text(location)))
+
+
+class _Body:
+    """A body as it comes: decompressed, bounded, and told line by line."""
+
+    def __init__(self, encoding: bytes, on_line: OnLine | None) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._lines = LineSplitter(on_line) if on_line is not None else None
+        self._inflater = _inflater(encoding)
+
+    def feed(self, part: bytes) -> None:
+        if self._inflater is not None:
+            part = self._inflated(part)
+        self._size += len(part)
+        if self._size > MOST_BYTES:
+            raise too_large()
+        self._parts.append(part)
+        if self._lines is not None:
+            self._lines.feed(part)
+
+    def whole(self) -> bytes:
+        if self._inflater is not None and self._parts and not self._inflater.eof:
+            raise Broken("the compressed answer ended too early")
+        if self._lines is not None:
+            self._lines.end()
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def _inflated(self, part: bytes) -> bytes:
+        assert self._inflater is not None
+        try:
+            return self._inflater.decompress(part, MOST_BYTES - self._size + 1)
+        except zlib.error as error:
+            raise Broken(f"not compressed as it says: {error}") from None
+
+
+def _inflater(encoding: bytes) -> zlib._Decompress | None:
+    match encoding.lower():
+        case b"" | b"identity":
+            return None
+        case b"gzip" | b"x-gzip" | b"deflate":
+            return zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip and zlib apart by their headers
+        case other:
+            raise Broken(f"the answer is encoded as {other.decode('latin-1')!r}, which was not asked for")
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

@@ -1,0 +1,86 @@
+"""Exchange: one HTTP request and its answer, whichever library carries the bytes.
+
+`connections` and `aiohttp_session` implement this contract for one server each; `client` chooses between them.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+__all__ = ["MOST_BYTES", "Answer", "Broken", "Carrier", "LineSplitter", "OnLine", "Unreachable", "system_tls", "too_large"]
+
+#: The largest body that is read, also after decompression.
+MOST_BYTES = 64 << 20
+
+#: Gets each line of a streamed answer as it comes, without its end.
+OnLine = Callable[[bytes], None]
+
+
+class Unreachable(Exception):
+    """No connection: the request was not sent."""
+
+
+class Broken(Exception):
+    """The exchange began and gave no whole answer."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole answer, decompressed."""
+
+    status: int
+    data: bytes
+    retry_after: str | None
+    location: str | None
+
+
+class Carrier(Protocol):
+    """Carries requests to one server. Belongs to the event loop on which it is first used."""
+
+    async def exchange(self, path: str, body: bytes | None, seconds: float, on_line: OnLine | None) -> Answer:
+        """POSTs a body, or GETs if there is none. The lines of a 200 go to `on_line` before the answer is whole.
+
+        A cancelled exchange closes its connection, so that the server notices. Redirects are not followed.
+
+        Raises:
+            Unreachable: no connection.
+            Broken: the server closed the connection, or sent something that is not HTTP or too large.
+            TimeoutError: no whole answer within `seconds`.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Closes the connections; safe to repeat."""
+        ...
+
+
+class LineSplitter:
+    """Cuts a body that comes in parts into lines."""
+
+    def __init__(self, on_line: OnLine) -> None:
+        self._on_line = on_line
+        self._rest = b""
+
+    def feed(self, part: bytes) -> None:
+        *lines, self._rest = (self._rest + part).split(b"\n")
+        for line in lines:
+            self._on_line(line.rstrip(b"\r"))
+
+    def end(self) -> None:
+        """Passes on a last line that has no end."""
+        if self._rest:
+            self._on_line(self._rest)
+
+
+def system_tls() -> ssl.SSLContext:
+    """TLS with the certificates that the system trusts, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def too_large() -> Broken:
+    return Broken(f"the answer is larger than {MOST_BYTES >> 20} MiB")

@@ -1,0 +1,345 @@
+"""One exchange over either library: bodies of every framing, connections that are kept or lost, TLS, proxies, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import shutil
+import socket
+import ssl
+import subprocess
+import zlib
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chainette.engine.config import make_config
+from chainette.engine.http.breaker import Breaker
+from chainette.engine.http.client import Client, Reply
+from chainette.engine.http.endpoints import Endpoint
+from chainette.engine.http.exchange import MOST_BYTES, OnLine
+from chainette.engine.http.replies import Failure, Fault
+from chainette.engine.http.timing import Policy, Timing
+from chainette.utils.event_loop import run_loop
+from tests.support.patience import LONG
+
+pytestmark = pytest.mark.usefixtures("carrier")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """On the loop that runs use, which is uvloop if it is installed."""
+    run_loop(asyncio.wait_for, main, LONG)
+
+
+class Raw:
+    """A server that answers each request with scripted bytes; the connection stays open unless `close` is set."""
+
+    def __init__(self, *parts: bytes, close: bool = False) -> None:
+        self.parts = parts
+        self.close = close
+        self.url = ""
+        #: The first lines and headers of requests.
+        self.heads: list[str] = []
+        self.connections = 0
+        #: Set when a request comes, when a client hangs up, and when the server has closed a connection.
+        self.came, self.left, self.closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                self.heads.append(head.decode())
+                self.came.set()
+                length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+                await reader.readexactly(int(length or 0))
+                for part in self.parts:
+                    writer.write(part)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                if self.close:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.left.set()
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            self.closed.set()
+
+
+@asynccontextmanager
+async def serving(raw: Raw, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[Raw]:
+    server = await asyncio.start_server(raw.serve, host, 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    raw.url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    try:
+        yield raw
+    finally:
+        server.close()
+
+
+class Asking:
+    """A client of one server."""
+
+    def __init__(self, url: str, **keys: Any) -> None:
+        self.client = Client(make_config("llm", "m", "openai", endpoint=url, **keys), 5.0)
+        [where] = self.client.connect([url], str, {})
+        self.endpoint = Endpoint(where, Breaker(Policy(), Timing()))
+
+    async def __aenter__(self) -> Asking:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    async def ask(self, seconds: float = LONG, on_line: OnLine | None = None) -> Reply | Failure:
+        return await self.client.send(self.endpoint, "/ask", b"{}", seconds, on_line)
+
+    async def data(self, on_line: OnLine | None = None) -> bytes:
+        reply = await self.ask(on_line=on_line)
+        assert isinstance(reply, Reply), reply
+        return reply.data
+
+    async def failure(self, seconds: float = LONG) -> Failure:
+        failure = await self.ask(seconds)
+        assert isinstance(failure, Failure), failure
+        return failure
+
+
+def ok(body: bytes, *headers: str) -> bytes:
+    lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwhol\r\n2\r\ne!\r\n0\r\n\r\n"
+GZIPPED = gzip.compress(b"whole!")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ok(b"whole!"),
+        CHUNKED,
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + ok(b"whole!"),
+        ok(GZIPPED, "Content-Encoding: gzip"),
+        ok(zlib.compress(b"whole!"), "Content-Encoding: deflate"),
+    ],
+    ids=["length", "chunks", "after an interim answer", "gzip", "deflate"],
+)
+@pytest.mark.parametrize("size", [1, 1000], ids=["byte by byte", "at once"])
+def test_an_answer_arrives_whole_and_its_connection_is_used_again(answer: bytes, size: int) -> None:
+    async def main() -> None:
+        raw = Raw(*(answer[start : start + size] for start in range(0, len(answer), size)))
+        async with serving(raw), Asking(raw.url) as asking:
+            assert [await asking.data() for _ in range(3)] == [b"whole!"] * 3
+        assert raw.connections == 1
+
+    run(main())
+
+
+def test_a_body_without_a_length_ends_with_its_connection() -> None:
+    async def main() -> None:
+        async with serving(Raw(b"HTTP/1.1 200 OK\r\n\r\nwho", b"le!", close=True)) as raw, Asking(raw.url) as asking:
+            assert [await asking.data() for _ in range(2)] == [b"whole!"] * 2
+            assert raw.connections == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_connection_that_the_server_closed_is_replaced(said: bool) -> None:
+    async def main() -> None:
+        raw = Raw(ok(b"whole!", *["Connection: close"][:said]), close=True)
+        async with serving(raw), Asking(raw.url) as asking:
+            for count in (1, 2, 3):
+                assert await asking.data() == b"whole!"
+                assert raw.connections == count
+                await raw.closed.wait()
+                raw.closed.clear()
+                for _ in range(3):  # the loop hears of the end at its next look
+                    await asyncio.sleep(0)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", ""),
+        (CHUNKED[:-7], ""),
+        (b"", ""),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", ""),
+        (ok(b"plain", "Content-Encoding: gzip"), ""),
+        (ok(gzip.compress(bytes(MOST_BYTES + 1)), "Content-Encoding: gzip"), "larger than 64 MiB"),
+        (ok(bytes(MOST_BYTES + 1)), "larger than 64 MiB"),
+    ],
+    ids=["half", "half of chunks", "nothing", "not HTTP", "not gzip", "bomb", "too large"],
+)
+def test_an_answer_that_is_not_whole_or_too_large_is_broken(answer: bytes, words: str) -> None:
+    async def main() -> None:
+        async with serving(Raw(answer, close=True)) as raw, Asking(raw.url) as asking:
+            failure = await asking.failure()
+            assert failure.fault is Fault.BROKEN
+            assert words in failure.words
+
+    run(main())
+
+
+def test_lines_are_told_as_they_come_and_an_error_of_the_listener_is_raised_itself() -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(line: bytes) -> None:
+        raise Stop
+
+    async def main() -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n"
+        async with serving(Raw(head + b"one\r\ntw", b"o\nthree")) as raw, Asking(raw.url) as asking:
+            lines: list[bytes] = []
+            assert await asking.data(lines.append) == b"one\r\ntwo\nthree"
+            assert lines == [b"one", b"two", b"three"]
+            with pytest.raises(Stop):
+                await asking.data(stop)
+            await raw.left.wait()
+            assert await asking.data() == b"one\r\ntwo\nthree"
+
+    run(main())
+
+
+def test_a_request_that_is_cancelled_or_late_closes_its_connection() -> None:
+    async def main() -> None:
+        async with serving(Raw()) as raw, Asking(raw.url) as asking:
+            waiting = asyncio.create_task(asking.ask())
+            await raw.came.wait()
+            waiting.cancel()
+            await raw.left.wait()
+            raw.left.clear()
+            assert (await asking.failure(0.05)).fault is Fault.TIMEOUT
+            await raw.left.wait()
+
+    run(main())
+
+
+@pytest.mark.parametrize("carrier", ["httptools"], indirect=True)  # aiohttp is lenient here
+def test_bytes_that_nobody_asked_for_answer_no_request() -> None:
+    async def main() -> None:
+        async with serving(Raw(ok(b"whole!") + ok(b"forged"))) as raw, Asking(raw.url) as asking:
+            assert [await asking.data() for _ in range(3)] == [b"whole!"] * 3
+
+    run(main())
+
+
+@pytest.mark.parametrize("carrier", ["httptools"], indirect=True)
+def test_a_compressed_answer_that_ends_too_early_is_broken() -> None:
+    async def main() -> None:
+        async with serving(Raw(ok(GZIPPED[:-6], "Content-Encoding: gzip"))) as raw, Asking(raw.url) as asking:
+            assert "ended too early" in (await asking.failure()).words
+
+    run(main())
+
+
+def test_headers_are_sent_once_each_and_those_of_the_declaration_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T_KEY", "sk-1")
+
+    async def main() -> None:
+        keys: dict[str, Any] = {"api_key_env": "T_KEY", "headers": {"authorization": "Token 2", "X-Team": "größe"}}
+        async with serving(Raw(ok(b""))) as raw, Asking(f"{raw.url}?team=a/b", **keys) as asking:
+            await asking.data()
+        [head] = raw.heads
+        assert head.startswith("POST /v1/ask?team=a/b HTTP/1.1\r\n")
+        sent = [line.split(": ", 1) for line in head.split("\r\n")[1:-2]]
+        names = [name.lower() for name, _ in sent]
+        assert len(set(names)) == len(names) and {"host", "content-length", "accept-encoding"} <= set(names)
+        assert {"authorization": "Token 2", "x-team": "größe"}.items() <= {name.lower(): value for name, value in sent}.items()
+
+    run(main())
+
+
+def test_a_port_that_nobody_listens_on_is_unreachable() -> None:
+    async def main() -> None:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            async with Asking(f"http://127.0.0.1:{bound.getsockname()[1]}") as asking:
+                assert (await asking.failure()).fault is Fault.UNREACHABLE
+
+    run(main())
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1"])
+def test_a_host_has_a_name_or_an_address_of_either_family(host: str) -> None:
+    async def main() -> None:
+        try:
+            async with serving(Raw(ok(b"whole!")), host) as raw, Asking(raw.url) as asking:
+                assert await asking.data() == b"whole!"
+                assert f"\r\nHost: {raw.url.split('/')[2]}\r\n" in raw.heads[0]
+        except OSError:
+            pytest.skip("no IPv6 here")
+
+    run(main())
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's context, and its certificate, which nobody trusts."""
+    openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    named = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*made.split(), *named], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context, certificate
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_server_is_asked_over_tls_if_the_system_trusts_its_certificate(
+    tls: tuple[ssl.SSLContext, Path], trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, certificate = tls
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+    async def main() -> None:
+        async with serving(Raw(ok(b"whole!")), "localhost", context) as raw, Asking(raw.url) as asking:
+            if trusted:
+                assert [await asking.data() for _ in range(2)] == [b"whole!"] * 2
+            else:
+                failure = await asking.failure()
+                assert failure.fault is Fault.UNREACHABLE and "certificate" in failure.words.lower()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "asked"), [("http", "POST http://llm.example/v1/ask HTTP/1.1"), ("https", "CONNECT llm.example:443 HTTP/1.1")]
+)
+def test_a_proxy_of_the_environment_is_used_and_its_password_never_shown(
+    scheme: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with serving(Raw(b"HTTP/1.1 502 no-secret-word\r\nContent-Length: 0\r\n\r\n")) as proxy:
+            monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("//", "//me:secret-word@"))
+            async with Asking(f"{scheme}://llm.example/v1") as asking:
+                answer = await asking.ask()
+        assert proxy.heads[0].startswith(asked)
+        assert "Proxy-Authorization: Basic" in proxy.heads[0]
+        assert "secret-word" not in (answer.words if isinstance(answer, Failure) else "")
+
+    run(main())
+
+
+@pytest.mark.parametrize("exception", ["127.0.0.1", "no_proxy"])
+def test_no_proxy_is_asked_for_this_machine_or_for_hosts_in_no_proxy(exception: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "llm.invalid")
+
+    async def main() -> None:
+        async with serving(Raw(ok(b"whole!"))) as raw, Asking(raw.url) as asking:
+            assert await asking.data() == b"whole!"
+        async with Asking("http://llm.invalid") as asking:
+            assert "127.0.0.1:9" not in (await asking.failure()).words
+
+    run(main())
