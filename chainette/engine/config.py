@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -33,6 +33,7 @@ __all__ = [
     "overlaid",
     "public_url",
     "register_engine",
+    "share_device",
     "simulated",
     "using_registry",
 ]
@@ -84,9 +85,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def shares_device_with(self, other: EngineConfig) -> bool:
         """Whether the two cannot be loaded at the same time."""
-        if not (self.exclusive and other.exclusive):
-            return False
-        return not self.gpu_ids or not other.gpu_ids or bool({*self.gpu_ids} & {*other.gpu_ids})
+        return share_device(msgspec.structs.asdict(self), msgspec.structs.asdict(other))
+
+
+def share_device(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two engines cannot be loaded at the same time, by what `EngineConfig.describe` says of them."""
+    if not (one.get("exclusive") and other.get("exclusive")):
+        return False
+    return not one["gpu_ids"] or not other["gpu_ids"] or bool({*one["gpu_ids"]} & {*other["gpu_ids"]})
 
 
 _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, "sampling=SamplingParams({given}) in each Step") | {

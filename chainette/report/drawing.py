@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from chainette.io.rundir.graph import End, Fork, Join, Node, Target
 from chainette.io.rundir.replay import NodeCounts, RunState
 from chainette.records import CHAIN_INPUT
 
@@ -92,13 +91,12 @@ class _Pen:
     def __init__(self, state: RunState, lean: float) -> None:
         self._state = state
         self._lean = lean
-        self._nodes: dict[str, dict[str, Any]] = {node["id"]: node for node in state.graph["nodes"]}
-        self._forks: dict[str, dict[str, Any]] = {fork["id"]: fork for fork in state.graph["forks"]}
+        self._graph = state.graph
         self._most = max([1, *(counts.taken for counts in state.nodes.values())])
         self._drawing = Drawing()
 
     def draw(self) -> Drawing:
-        first = self._state.graph["first"]
+        first = self._graph.first
         column = _Column(_MARGIN, max(self._width(first), _WIDTH))
         middle = self._middle(column)
         source = self._counts(CHAIN_INPUT)
@@ -118,70 +116,47 @@ class _Pen:
 
     # -- how wide
 
-    def _width(self, target: Mapping[str, Any]) -> float:
-        match target["to"]:
-            case "ToNode":
-                return max(_WIDTH, self._width(self._nodes[target["node"]]["next"]))
-            case "ToFork":
-                fork = self._forks[target["fork"]]
-                return max(self._fork_width(fork), self._width(fork["after"]))
-            case _:
-                return 0
+    def _width(self, target: Target) -> float:
+        widths = (_WIDTH if isinstance(found, Node) else self._fork_width(found) for found in self._graph.line(target))
+        return max(widths, default=0.0)
 
-    def _fork_width(self, fork: Mapping[str, Any]) -> float:
-        widths = [self._width(branch["first"]) for branch in self._branches(fork)]
-        return sum(widths) + _ACROSS * (len(widths) - 1) + (0 if fork["joins"] else 2 * _LANE)
-
-    def _branches(self, fork: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """In the order in which they were declared."""
-        place = {node: index for index, node in enumerate(self._nodes)}
-        return sorted([*fork["joins"], *fork["sides"]], key=lambda branch: place[self._head(branch["first"])])
-
-    def _head(self, target: Mapping[str, Any]) -> str:
-        while target["to"] == "ToFork":
-            fork = self._forks[target["fork"]]
-            target = [*fork["joins"], *fork["sides"]][0]["first"]
-        return str(target["node"])
+    def _fork_width(self, fork: Fork) -> float:
+        widths = [self._width(branch.first) for branch in fork.branches]
+        return sum(widths) + _ACROSS * (len(widths) - 1) + (0 if fork.joins else 2 * _LANE)
 
     # -- where
 
-    def _sequence(self, target: Mapping[str, Any], column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
+    def _sequence(self, target: Target, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
         """Draws everything from `target` on; returns where what follows is tied to, and how far down it came."""
-        while True:
-            match target["to"]:
-                case "ToNode":
-                    node = self._nodes[target["node"]]
-                    tails, y = self._node(node, self._middle(column), y, tails)
-                    target = node["next"]
-                case "ToFork":
-                    fork = self._forks[target["fork"]]
-                    tails, y = self._fork(fork, column, y, tails)
-                    target = fork["after"]
-                case _:
-                    return tails, y
+        for found in self._graph.line(target):
+            if isinstance(found, Node):
+                tails, y = self._node(found, self._middle(column), y, tails)
+            else:
+                tails, y = self._fork(found, column, y, tails)
+        return tails, y
 
-    def _node(self, node: Mapping[str, Any], middle: float, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
-        counts = self._counts(node["id"])
+    def _node(self, node: Node, middle: float, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
+        counts = self._counts(node.id)
         for tail in tails:
             self._arrow(tail, middle, y + _DOWN, counts.taken)
-        y = self._box(middle, y + _DOWN, node["kind"], node["id"], node["engine"], counts)
+        y = self._box(middle, y + _DOWN, node.kind, node.id, node.engine, counts)
         return [_Tail(middle, y, counts.given)], y
 
-    def _fork(self, fork: Mapping[str, Any], column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
+    def _fork(self, fork: Fork, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
         edge = column.left + (column.width - self._fork_width(fork)) * self._lean
-        left, joined, lowest = edge + (0 if fork["joins"] else 2 * _LANE), [], y
-        for branch in self._branches(fork):
-            lane = _Column(left, self._width(branch["first"]))
-            self._drawing.words.append(Words(branch["branch"], self._middle(lane) - 12, y + _DOWN + 4))
-            ends, bottom = self._sequence(branch["first"], lane, y + 18, tails)
-            if branch["to"] == "Join":
+        left, joined, lowest = edge + (0 if fork.joins else 2 * _LANE), list[_Tail](), y
+        for branch in fork.branches:
+            lane = _Column(left, self._width(branch.first))
+            self._drawing.words.append(Words(branch.branch, self._middle(lane) - 12, y + _DOWN + 4))
+            ends, bottom = self._sequence(branch.first, lane, y + 18, tails)
+            if isinstance(branch, Join):
                 joined += ends
             else:
                 bottom = self._written(ends, self._middle(lane), bottom)
             lowest, left = max(lowest, bottom), left + lane.width + _ACROSS
-        if fork["joins"]:
+        if fork.joins:
             return self._join(fork, self._middle(column), lowest, joined)
-        if fork["after"]["to"] == "End" and fork["last"]:
+        if isinstance(fork.after, End) and fork.last:
             return [], lowest
         return self._pass(tails, edge + _LANE / 2, lowest), lowest
 
@@ -191,11 +166,11 @@ class _Pen:
             self._arrow(end, middle, bottom + _DOWN, end.rows)
         return self._pill(middle, bottom + _DOWN, f"{sum(end.rows for end in ends):,} rows written")
 
-    def _join(self, fork: Mapping[str, Any], middle: float, y: float, joined: list[_Tail]) -> tuple[list[_Tail], float]:
-        counts = self._counts(fork["id"])
+    def _join(self, fork: Fork, middle: float, y: float, joined: list[_Tail]) -> tuple[list[_Tail], float]:
+        counts = self._counts(fork.id)
         for tail in joined:
             self._arrow(tail, middle, y + _DOWN, tail.rows, (tail.x + 8, tail.y + 16))
-        names = ", ".join(join["alias"] for join in fork["joins"])
+        names = ", ".join(join.alias for join in fork.joins)
         y = self._box(middle, y + _DOWN, "join", "join", names, counts)
         return [_Tail(middle, y, counts.given)], y
 

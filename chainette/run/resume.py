@@ -181,7 +181,7 @@ def _what_is_done(starts: Sequence[str]) -> str:
 
 def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
     """Raises ChainChanged if the plan has none of the nodes that the directory was made with."""
-    recorded = [node["id"] for node in state.graph["nodes"]]
+    recorded = [node.id for node in state.graph.nodes]
     if not plan.nodes.keys() & {*recorded}:
         raise ChainChanged(
             f"{directory} is of another chain: it has rows of {state.run.chain!r} ({', '.join(recorded)}), the chain now is "

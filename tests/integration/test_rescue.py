@@ -115,7 +115,7 @@ def test_a_raised_setting_keeps_every_accepted_row_and_rejections_wait_for_retry
     assert told in caplog.text and f"hard has {case.setting}=" in caplog.text
     resumed = [event for _, event in read_log(tmp_path / "run/events.jsonl") if isinstance(event, RunResumed)]
     assert resumed[-1].graph is not None
-    assert resumed[-1].graph["nodes"][0]["rescue"][case.setting] == {"max_tokens": 200, "max_attempts": 2}[case.setting]
+    assert resumed[-1].graph.nodes[0].rescues[case.setting] == {"max_tokens": 200, "max_attempts": 2}[case.setting]
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])

@@ -67,7 +67,7 @@ def _prices(given: list[str], found: Figures) -> Mapping[str, Price]:
     Raises:
         typer.BadParameter: not two numbers, or the run has no such engine.
     """
-    prices, known = {}, sorted(found.state.graph["engines"])
+    prices, known = {}, sorted(found.state.graph.engines)
     for text in given:
         engine, _, numbers = text.rpartition("=")
         try:

@@ -26,7 +26,7 @@ def rows(
     """Show the rows of the run in DIR as a table: finished rows across all steps, or those of one step."""
     run = RunDir(directory)
     state, _ = read_state(run)
-    folders = {node["id"]: node["folder"] for node in state.graph["nodes"] if not node["hidden"]}
+    folders = {node.id: node.folder for node in state.graph.nodes if not node.hidden}
     folders |= {name: name for name in ("flattened", "rejected")}
     if step not in folders:
         raise typer.BadParameter(f"--step {step}: the run has no rows of that name; it has {', '.join(folders)}")

@@ -92,7 +92,7 @@ class RunView:
         head = [_headline(run), *_queue_lines(run)]
         why = [Text(f"why: {reason}", style="yellow") for reason in reasons(run)]
         room = height - len(head) - len(why)
-        bars = view_lines(self.progress, width, room) if run.info.outline else []
+        bars = view_lines(self.progress, width, room) if run.info.outline.nodes else []
         return [*_fitting([*head, *bars], width), *why]
 
 
@@ -156,7 +156,7 @@ def state_of(run: LiveRun) -> RunState:
 
 def engines_of(run: LiveRun) -> dict[str, EngineView]:
     """Who serves the engines of a run."""
-    return {name: _engine(name, run.members) for name in run.info.outline.get("engines", {})}
+    return {name: _engine(name, run.members) for name in run.info.outline.engines}
 
 
 def _engine(name: str, members: Mapping[str, Member]) -> EngineView:

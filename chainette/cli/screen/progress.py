@@ -12,8 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from chainette.core.plan import NodeKind
+from chainette.engine.config import share_device
 from chainette.io.rundir.events import (
     AnyEvent,
     EngineLoaded,
@@ -117,7 +118,6 @@ class Progress:
         self._directory = directory
         self._clock = clock
         self._began = clock()
-        self._flow = _Flow({})
         self._engines: dict[str, EngineView] = {}
         #: Whether workers move the units in this session.
         self._workers = False
@@ -134,8 +134,6 @@ class Progress:
                 self.state.apply(earlier)
         self.state.apply(event)
         self._follow_engine(event)
-        if self._flow.graph is not self.state.graph:
-            self._flow = _Flow(self.state.graph)
         if isinstance(event, RunStarted | RunResumed | EngineLoaded):
             self.total()  # speeds are measured from here
 
@@ -146,13 +144,16 @@ class Progress:
 
     def look(self, state: RunState, engines: Mapping[str, EngineView]) -> None:
         """Takes in where the run stands, where others say so."""
-        if state.graph != self._flow.graph:
-            self._flow = _Flow(state.graph)
         self.state = state
         self._engines |= engines
 
+    @property
+    def _asked(self) -> dict[str, str]:
+        """Node -> engine, for nodes that an engine answers."""
+        return {node.id: node.engine for node in self.state.graph.nodes if node.kind == NodeKind.STEP}
+
     def _follow_engine(self, event: Event) -> None:
-        engine_of = self._flow.engines
+        engine_of = self._asked
         match event:
             case EngineLoaded():
                 self._loaded.add(event.engine)
@@ -177,7 +178,7 @@ class Progress:
 
     def nodes(self) -> list[NodeView]:
         """The nodes in the order of the plan."""
-        return [self._node(node["id"], len(node["path"])) for node in self._flow.nodes]
+        return [self._node(node.id, len(node.path)) for node in self.state.graph.nodes]
 
     def _node(self, name: str, depth: int) -> NodeView:
         counts = self.state.node(name)
@@ -198,7 +199,7 @@ class Progress:
         return None if expected is None else max(taken, round(expected))
 
     def _arriving(self, name: str) -> float | None:
-        source = self._flow.source(name)
+        source = self.state.graph.source(name)
         if source is None:
             expected = self.state.expected
             return None if expected is None else expected - self.state.node(CHAIN_INPUT).rejected
@@ -211,13 +212,13 @@ class Progress:
 
     def engines(self) -> list[EngineView]:
         """The engines that the graph names."""
-        return [self._engine(name) for name in self.state.graph.get("engines", {})]
+        return [self._engine(name) for name in self.state.graph.engines]
 
     def _engine(self, name: str) -> EngineView:
         known = self._engines.get(name)
         if known is not None:
             return known
-        if not any(self._has_rows(node) for node, engine in self._flow.engines.items() if engine == name):
+        if not any(self._has_rows(node) for node, engine in self._asked.items() if engine == name):
             return EngineView(name, "not needed yet")
         if self._waits_for_its_turn(name):
             return EngineView(name, "waits for its turn")
@@ -226,11 +227,12 @@ class Progress:
 
     def _waits_for_its_turn(self, name: str) -> bool:
         """Whether this process has another engine on the same device; workers have devices of their own."""
-        engines = self.state.graph["engines"]
-        return not self._workers and any(_exclude(engines[name], engines[other]) for other in self._loaded if other in engines)
+        engines = self.state.graph.engines
+        others = [engines[other] for other in self._loaded if other in engines]
+        return not self._workers and any(share_device(engines[name], other) for other in others)
 
     def _has_rows(self, node: str) -> bool:
-        source = self._flow.source(node)
+        source = self.state.graph.source(node)
         return source is None or self.state.node(source).given > 0
 
     def total(self) -> TotalView:
@@ -247,40 +249,3 @@ class Progress:
             tokens=sum(node.tokens for node in nodes),
             left=None if None in lefts or not nodes else max((left for left in lefts if left is not None), default=0.0),
         )
-
-
-def _exclude(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """`EngineConfig.shares_device_with`, out of graph.json."""
-    if not (one["exclusive"] and other["exclusive"]):
-        return False
-    return not one["gpu_ids"] or not other["gpu_ids"] or bool({*one["gpu_ids"]} & {*other["gpu_ids"]})
-
-
-class _Flow:
-    """Which node, or join, feeds which; out of graph.json."""
-
-    def __init__(self, graph: dict[str, Any]) -> None:
-        self.graph = graph
-        self.nodes: list[dict[str, Any]] = graph.get("nodes", [])
-        #: Node -> engine, for nodes that an engine answers.
-        self.engines = {node["id"]: node["engine"] for node in self.nodes if node["kind"] == "step"}
-        #: What gives its rows to a node or a fork; absent: the input.
-        self._feeds: dict[str, str] = {}
-        #: What receives the same rows as a fork does.
-        self._same: dict[str, str] = {}
-        for node in self.nodes:
-            self._feeds[_name(node["next"])] = node["id"]
-        for fork in graph.get("forks", []):
-            self._same |= {_name(branch["first"]): fork["id"] for branch in (*fork["joins"], *fork["sides"])}
-            (self._feeds if fork["joins"] else self._same)[_name(fork["after"])] = fork["id"]
-
-    def source(self, name: str) -> str | None:
-        """The node or join whose rows a node, or a fork, receives; None: those of the input."""
-        while name in self._same:
-            name = self._same[name]
-        return self._feeds.get(name)
-
-
-def _name(target: Mapping[str, Any]) -> str:
-    """The node or fork that a target of graph.json names; "" at an end."""
-    return str(target.get("node") or target.get("fork") if target["to"] in ("ToNode", "ToFork") else "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from chainette.fleet.protocol.hash_fields import Count, HashFields
+from chainette.io.rundir.graph import Graph
 
 __all__ = ["Counts", "RunInfo"]
 
@@ -62,7 +63,7 @@ class RunInfo(HashFields, frozen=True):
     still: Count = 0
     counts: Counts = Counts()
     #: What feeds what, and which engine answers: graph.json without models and prompts.
-    outline: dict[str, Any] = {}
+    outline: Graph = Graph()
     #: RQ's names of its queues, and of those whose units wait for a later phase.
     queue_names: str = msgspec.field(default="", name="queues")
     barred_names: str = msgspec.field(default="", name="barred")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from chainette.io.rundir.events import RootDone, UnitCommitted
+from chainette.io.rundir.graph import End, Graph, Target, ToBranchEnd, ToFork, ToNode
 
 __all__ = ["Passed", "imbalance", "ranges"]
 
@@ -34,33 +34,29 @@ class Passed:
 _NOTHING = Passed()
 
 
-def imbalance(graph: Mapping[str, Any], passed: Mapping[str, Passed], done: RootDone) -> str:
+def imbalance(graph: Graph, passed: Mapping[str, Passed], done: RootDone) -> str:
     """The first place of a complete root that does not add up, in words; "" if every row is accounted for.
 
     Each node must give back the rows that it took, and take the rows that its predecessor gave.
     """
-    nodes = {node["id"]: node for node in graph["nodes"]}
-    forks = {fork["id"]: fork for fork in graph["forks"]}
-    arriving = [(graph["first"], done.records - done.bad)]
+    arriving: list[tuple[Target, int]] = [(graph.first, done.records - done.bad)]
     while arriving:
         target, rows = arriving.pop()
-        match target["to"]:
-            case "ToNode":
-                name = target["node"]
+        match target:
+            case ToNode(node=name):
                 counts = passed.get(name, _NOTHING)
                 taken, given = counts.taken, counts.given
                 if taken != given + counts.gone:
                     return f"{name!r} took {taken:,} rows and accounts for {given + counts.gone:,}"
-                arriving.append((nodes[name]["next"], given))
-            case "ToFork":
-                name = target["fork"]
-                fork = forks[name]
-                taken, stopped = done.forks.get(name, (0, 0)) if fork["joins"] else (rows, 0)
-                arriving += [(branch["first"], rows) for branch in (*fork["joins"], *fork["sides"])]
-                arriving.append((fork["after"], taken - stopped))
-            case "End":
+                arriving.append((graph.by_id[name].next, given))
+            case ToFork(fork=name):
+                fork = graph.forks_by_id[name]
+                taken, stopped = done.forks.get(name, (0, 0)) if fork.joins else (rows, 0)
+                arriving += [(branch.first, rows) for branch in fork.branches]
+                arriving.append((fork.after, taken - stopped))
+            case End():
                 name, taken = "the end of the chain", done.finished
-            case _:
+            case ToBranchEnd():
                 continue
         if taken != rows:
             return f"{name!r} took {taken:,} rows, but {rows:,} came"

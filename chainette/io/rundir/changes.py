@@ -17,14 +17,13 @@ import msgspec
 
 from chainette.core.settings import SETTINGS, Settings, settings_of_engine
 from chainette.errors import EngineConfigError
+from chainette.io.rundir.graph import Graph, Join, Node, Target
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between", "shape_of_graph"]
+__all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between"]
 
 #: Stands for `flattened/` and the counts if no node is stale.
 FLATTENED = "flattened"
-
-Graph = Mapping[str, Any]
 
 _SAME: Mapping[str, Sequence[str]] = MappingProxyType({})
 
@@ -60,80 +59,62 @@ def changes_between(old: Graph, new: Graph, models: Mapping[str, Sequence[str]] 
     """
     stale = [*_stale(old, new, models)]
     sentences = [*_sentences(old, new), *(words for found in models.values() for words in found)]
-    if not stale and not sentences and shape_of_graph(old) == shape_of_graph(new):
+    if not stale and not sentences and old.shape() == new.shape():
         return None
     return Changes(tuple(sentences or ["the columns of flattened have changed"]), tuple(stale or [FLATTENED]))
 
 
-def shape_of_graph(graph: Graph) -> dict[str, Any]:
-    """Everything of a graph that decides rows or files, apart from the nodes' own fingerprints."""
-    parts = ("id", "path", "next", "hidden")
-    return {
-        "first": graph["first"],
-        "nodes": [[node[part] for part in parts] for node in graph["nodes"]],
-        "forks": [{key: value for key, value in fork.items() if key != "depth"} for fork in graph["forks"]],
-        "columns": graph["columns"],
-    }
-
-
 def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
-    if old.get("input_fingerprint") != new.get("input_fingerprint"):
+    if old.input_fingerprint != new.input_fingerprint:
         yield CHAIN_INPUT
     before, now = _lineages(old), _lineages(new)
-    recorded = {node["id"]: node for node in old["nodes"]}
-    for node in new["nodes"]:
-        name = node["id"]
+    recorded = old.by_id
+    for node in new.nodes:
+        name = node.id
         if (
-            node["engine"] in models
+            node.engine in models
             or before.get(name) != now[name]
-            or recorded[name]["hidden"] != node["hidden"]
+            or recorded[name].hidden != node.hidden
             or [*_worse(recorded[name], node, _engine_of(new, name)[0])]
         ):
             yield name
 
 
-def _worse(old: Mapping[str, Any], new: Mapping[str, Any], engine: Settings) -> Iterator[str]:
+def _worse(old: Node, new: Node, engine: Settings) -> Iterator[str]:
     """Settings of a node that could reject rows which were accepted: those that rescue rows, changed the other way."""
     rescues = {name: rescues for settings in (*SETTINGS.values(), engine) for name, rescues in settings.rescue.items()}
-    known = old.get("rescue", {})
-    for name, value in new["rescue"].items():
+    known = old.rescues
+    for name, value in new.rescues.items():
         if name in known and not rescues[name](known[name], value):
             yield name
 
 
 def rescues_between(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
     """(node, sentence) for every setting that was changed so that it can rescue rejected rows."""
-    recorded = {node["id"]: node.get("rescue", {}) for node in old["nodes"]}
-    for node in new["nodes"]:
-        known = recorded.get(node["id"], {})
-        for name, value in node["rescue"].items():
+    recorded = {node.id: node.rescues for node in old.nodes}
+    for node in new.nodes:
+        known = recorded.get(node.id, {})
+        for name, value in node.rescues.items():
             if name in known and known[name] != value:
-                yield node["id"], f"{node['id']} has {name}={value} now (was {known[name]})"
+                yield node.id, f"{node.id} has {name}={value} now (was {known[name]})"
 
 
 def _lineages(graph: Graph) -> dict[str, str]:
     """Node -> a digest of everything that decides its rows: its own fingerprint, and what its input comes through."""
-    nodes = {node["id"]: node for node in graph["nodes"]}
-    forks = {fork["id"]: fork for fork in graph["forks"]}
     found: dict[str, str] = {}
 
-    def follow(target: Mapping[str, Any], came: str) -> str:
-        while True:
-            match target["to"]:
-                case "ToNode":
-                    node = nodes[target["node"]]
-                    came = found[node["id"]] = _digest(came, node["id"], node["fingerprint"])
-                    target = node["next"]
-                case "ToFork":
-                    fork = forks[target["fork"]]
-                    for side in fork["sides"]:
-                        follow(side["first"], came)
-                    joined = [(join["alias"], follow(join["first"], came)) for join in fork["joins"]]
-                    came, target = _digest(came, joined) if joined else came, fork["after"]
-                case _:
-                    return came
+    def follow(target: Target, came: str) -> str:
+        for element in graph.line(target):
+            if isinstance(element, Node):
+                came = found[element.id] = _digest(came, element.id, element.fingerprint)
+                continue
+            for side in element.sides:
+                follow(side.first, came)
+            joined = [(join.alias, follow(join.first, came)) for join in element.joins]
+            came = _digest(came, joined) if joined else came
+        return came
 
-    follow(graph["first"], "")
+    follow(graph.first, "")
     return found
 
 
@@ -155,9 +136,9 @@ class _Branch:
 
 
 def _sentences(old: Graph, new: Graph) -> Iterator[str]:
-    if old.get("input_fingerprint") != new.get("input_fingerprint"):
+    if old.input_fingerprint != new.input_fingerprint:
         yield "the input model changed"
-    before, now = ({node["id"]: node for node in graph["nodes"]} for graph in (old, new))
+    before, now = old.by_id, new.by_id
     renamed = _renamed_branches(old, new)
     for name, node in now.items():
         if name not in before:
@@ -179,8 +160,7 @@ def _engine_words(old: Graph, new: Graph, name: str) -> list[str]:
 
 def _engine_of(graph: Graph, name: str) -> tuple[Settings, dict[str, Any]]:
     """What each setting of a node's engine means, and its values; of a plugin that is not here any more, all of them decide."""
-    engines = {node["id"]: node["engine"] for node in graph["nodes"]}
-    config = graph["engines"].get(engines[name], {})
+    config = graph.engines.get(graph.by_id[name].engine, {})
     found = config | config.get("options", {})
     try:
         return settings_of_engine(config["backend"]) if config else SETTINGS["engine"], found
@@ -190,26 +170,26 @@ def _engine_of(graph: Graph, name: str) -> tuple[Settings, dict[str, Any]]:
 
 
 def _node_sentences(
-    old: Mapping[str, Any], new: Mapping[str, Any], renamed: Mapping[str, str], engine: Sequence[str], settings: Settings
+    old: Node, new: Node, renamed: Mapping[str, str], engine: Sequence[str], settings: Settings
 ) -> Iterator[str]:
-    name = new["id"]
-    if old["fingerprint"] != new["fingerprint"]:
-        parts = [words for part, words in PARTS.items() if old.get(part) != new.get(part)]
+    name = new.id
+    if old.fingerprint != new.fingerprint:
+        parts = [words for part, words in PARTS.items() if old.part(part) != new.part(part)]
         parts += ["sampling"] if _without_rescue(old) != _without_rescue(new) else []
         parts += engine
         yield f"{name} has another {' and another '.join(parts)}" if parts else f"{name} has other code, or uses other data"
     for setting in _worse(old, new, settings):
-        was, found = old["rescue"][setting], new["rescue"][setting]
+        was, found = old.rescues[setting], new.rescues[setting]
         yield f"{name} has {setting}={found} now (was {was}, with which rows were accepted)"
-    if old["hidden"] != new["hidden"]:
-        yield f"{name} has yield_output={not new['hidden']} now"
-    inside = [renamed.get(branch, branch) for branch in old["path"]][-1:]
-    if inside != new["path"][-1:]:
-        yield f"{name} moved from {_line(''.join(old['path'][-1:]))} to {_line(''.join(new['path'][-1:]))}"
+    if old.hidden != new.hidden:
+        yield f"{name} has yield_output={not new.hidden} now"
+    inside = [renamed.get(branch, branch) for branch in old.path][-1:]
+    if inside != new.path[-1:]:
+        yield f"{name} moved from {_line(''.join(old.path[-1:]))} to {_line(''.join(new.path[-1:]))}"
 
 
-def _without_rescue(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in node.get("sampling", {}).items() if name not in node.get("rescue", {})}
+def _without_rescue(node: Node) -> dict[str, Any]:
+    return {name: value for name, value in (node.sampling or {}).items() if name not in node.rescues}
 
 
 def _line(branch: str) -> str:
@@ -218,11 +198,11 @@ def _line(branch: str) -> str:
 
 def _branches(graph: Graph) -> dict[str, _Branch]:
     found = {}
-    for fork in graph["forks"]:
-        for branch in (*fork["joins"], *fork["sides"]):
-            name = branch["branch"]
-            nodes = tuple(node["id"] for node in graph["nodes"] if name in node["path"])
-            found[name] = _Branch("".join(fork["path"][-1:]), branch.get("alias"), nodes)
+    for fork in graph.forks:
+        for branch in fork.branches:
+            nodes = tuple(node.id for node in graph.nodes if branch.branch in node.path)
+            alias = branch.alias if isinstance(branch, Join) else None
+            found[branch.branch] = _Branch("".join(fork.path[-1:]), alias, nodes)
     return found
 
 
@@ -273,32 +253,20 @@ Elements = list[tuple[str, ...]]
 
 def _lines(graph: Graph, renamed: Mapping[str, str]) -> dict[str, Elements]:
     """The elements of the main flow ("") and of every branch: a node is (id,), a list of branches ("", names...)."""
-    nodes = {node["id"]: node for node in graph["nodes"]}
-    forks = {fork["id"]: fork for fork in graph["forks"]}
     found: dict[str, Elements] = {}
 
-    def follow(line: str, target: Mapping[str, Any]) -> None:
+    def follow(line: str, target: Target) -> None:
         elements = found[renamed.get(line, line)] = []
-        while target["to"] in ("ToNode", "ToFork"):
-            if target["to"] == "ToNode":
-                elements.append((target["node"],))
-                target = nodes[target["node"]]["next"]
+        for element in graph.line(target):
+            if isinstance(element, Node):
+                elements.append((element.id,))
                 continue
-            fork = forks[target["fork"]]
-            branches = _in_written_order(fork)
-            elements.append(("", *(renamed.get(branch["branch"], branch["branch"]) for branch in branches)))
-            for branch in branches:
-                follow(branch["branch"], branch["first"])
-            target = fork["after"]
+            elements.append(("", *(renamed.get(branch.branch, branch.branch) for branch in element.branches)))
+            for branch in element.branches:
+                follow(branch.branch, branch.first)
 
-    follow("", graph["first"])
+    follow("", graph.first)
     return found
-
-
-def _in_written_order(fork: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The branches of a fork as the chain lists them: its id names them in that order."""
-    order = fork["id"].removeprefix("+").split("+")
-    return sorted((*fork["joins"], *fork["sides"]), key=lambda branch: order.index(branch["branch"]))
 
 
 def _flat(elements: Elements) -> Iterator[str]:

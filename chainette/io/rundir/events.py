@@ -13,6 +13,7 @@ import msgspec
 
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
+from chainette.io.rundir.graph import Graph
 from chainette.records import Earlier, Usage
 
 __all__ = [
@@ -64,7 +65,7 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     chain_ref: str
     chain_root: str
     #: graph.json.
-    graph: dict[str, Any]
+    graph: Graph
     #: Settings that the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
     settings: dict[str, Any]
     #: path (relative to what `below` says: the chain root or the run directory), kind, size, mtime_ns, sample digest; sizes
@@ -94,7 +95,7 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     fingerprint: str
     expected: int | None = None
     #: Set where the chain changed on purpose (`--from`).
-    graph: dict[str, Any] | None = None
+    graph: Graph | None = None
     anchor: tuple[str, str] | None = None
     #: Of a fleet's run that goes in phases, one engine after the other: how many were gone through.
     phase: int = 0

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from chainette.core.plan import Plan
-from chainette.io.rundir.changes import PARTS, shape_of_graph
+from chainette.io.rundir.changes import PARTS
 from chainette.io.rundir.open import graph_of
 
 __all__ = ["Marks", "differences", "marks_of", "other_nodes"]
@@ -33,8 +33,8 @@ _SERVED = ("fingerprint", "rescue", "engine")
 def marks_of(plan: Plan) -> Marks:
     """What to compare."""
     graph = graph_of(plan)
-    marks = {node["id"]: {part: _mark(node.get(part)) for part in (*PARTS, *_OTHERS)} for node in graph["nodes"]}
-    return marks | {SHAPE: {"shape": _mark([shape_of_graph(graph), graph.get("input_fingerprint")])}}
+    marks = {node.id: {part: _mark(node.part(part)) for part in (*PARTS, *_OTHERS)} for node in graph.nodes}
+    return marks | {SHAPE: {"shape": _mark([graph.shape(), graph.input_fingerprint or None])}}
 
 
 def _mark(value: Any) -> str:

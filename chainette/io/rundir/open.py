@@ -17,6 +17,7 @@ from chainette.core.plan import Plan, PlanNode
 from chainette.errors import DamagedRun, RunDirectoryError
 from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.fork import finish_swap, remove_leftovers
+from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.log import EventLog, read_log
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import publish_metadata
@@ -195,11 +196,8 @@ def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Itera
 _NOTHING = Added()
 
 
-def graph_of(plan: Plan, added: Added = _NOTHING) -> dict[str, Any]:
-    """graph.json: nodes, edges, models as JSON Schema, prompts, sampling, engines, fingerprints, columns.
-
-    It equals what is read back of it: lists for tuples, text for enums.
-    """
+def graph_of(plan: Plan, added: Added = _NOTHING) -> Graph:
+    """The plan as graph.json. It equals what is read back of it."""
     schemas = ShardSchemas(plan, added)
     graph = {
         "chain": plan.chain,
@@ -216,8 +214,7 @@ def graph_of(plan: Plan, added: Added = _NOTHING) -> dict[str, Any]:
         "engines": {name: config.describe() for name, config in plan.engines.items()},
         "features": {folder: dataset_features(schemas.columns(folder)) for folder in schemas},
     }
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(graph))
-    return plain
+    return msgspec.json.decode(msgspec.json.encode(graph), type=Graph)
 
 
 def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def _schemas(configs: Iterable[CardConfig], format: str) -> dict[str, bytes]:
 
 
 def _folders(state: RunState) -> list[tuple[str, str]]:
-    folders = [(node["folder"], f"output rows of {node['id']}") for node in state.graph["nodes"] if not node["hidden"]]
+    folders = [(node.folder, f"output rows of {node.id}") for node in state.graph.nodes if not node.hidden]
     return [
         *folders,
         ("flattened", "one row per finished item, across all steps"),
@@ -55,7 +55,7 @@ def _folders(state: RunState) -> list[tuple[str, str]]:
 def _config(state: RunState, folder: str, description: str) -> CardConfig:
     """A folder that has shards which readers may open."""
     ends = state.ends.get(folder, {})
-    features = state.graph["features"].get(folder)
+    features = state.graph.features.get(folder)
     if state.run.settings["format"] != "jsonl":
         ends = {number: end for number, end in ends.items() if number in state.sealed.get(folder, {})}
     content = f"{state.run.run_id} {folder} {sorted(ends.items())}"

@@ -37,6 +37,7 @@ from chainette.io.rundir.events import (
     WorkerLost,
     WorkerRefused,
 )
+from chainette.io.rundir.graph import Graph
 from chainette.records import CHAIN_INPUT, Read, Reason, Usage
 
 __all__ = ["NodeCounts", "RunState", "Status", "pretty", "replay"]
@@ -112,7 +113,7 @@ class RunState:
     reason: str = ""
     epoch: int = 0
     seq: int = -1
-    graph: dict[str, Any] = field(default_factory=dict)
+    graph: Graph = field(default_factory=Graph)
     expected: int | None = None
     started_at: str = ""
     #: Phases that a fleet has gone through.
@@ -174,8 +175,7 @@ class RunState:
     @property
     def parameters(self) -> dict[str, Any]:
         """Values of the parameters of the chain's factory."""
-        found: dict[str, Any] = self.graph.get("parameters", {})
-        return found
+        return self.graph.parameters or {}
 
     def is_done(self, root: int) -> bool:
         """Whether a root is complete."""
@@ -354,7 +354,7 @@ class RunState:
     def metadata(self) -> dict[str, Any]:
         """metadata.json."""
         run = self.run
-        order = [CHAIN_INPUT, *(node["id"] for node in self.graph["nodes"])]
+        order = [CHAIN_INPUT, *(node.id for node in self.graph.nodes)]
         order += [node for node in self.nodes if node not in order]
         usage = sum((counts.usage for counts in self.nodes.values()), Usage())
         imbalances = self.imbalances()
@@ -371,7 +371,7 @@ class RunState:
             "settings": run.settings | {"limit": self.limit},
             "chain_ref": run.chain_ref,
             "parameters": self.parameters,
-            "fingerprint": self.graph["fingerprint"],
+            "fingerprint": self.graph.fingerprint,
             "git": run.git,
             "versions": run.versions,
             "input": self.input | {"digest": self.input_digest},

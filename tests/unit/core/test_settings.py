@@ -17,6 +17,7 @@ from chainette.core.settings import SETTINGS, Settings, lowered, raised, setting
 from chainette.engine.backends import BUILT_IN, backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
 from chainette.io.rundir.changes import Changes, changes_between
+from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.open import graph_of
 from chainette.run.options import RunOptions
 
@@ -91,13 +92,13 @@ def code(names: frozenset[str]) -> str:
 def changes(step: dict[str, Any], engine: dict[str, Any]) -> Changes | None:
     """What a step and its engine that were declared like this differ in from those without any key."""
     backend = engine.pop("backend", "simulated")
-    graphs = []
+    graphs: list[Graph] = []
     for keys, own in (({}, {}), (step, engine)):
         with using_registry(EngineRegistry()) as registry:
             register_engine("e", "model", backend, **own)
             node = Step(id="s", input_model=Item, output_model=Item, engine_name="e", **keys)
             graphs.append(graph_of(compile_chain(Chain(name="c", steps=[node]), registry=registry)))
-    return changes_between(*graphs)
+    return changes_between(graphs[0], graphs[1])
 
 
 def backend_of(key: str) -> str:

@@ -36,10 +36,10 @@ def overlap(one: Box, other: Box) -> bool:
 
 def test_every_node_and_join_is_drawn_once(drawing: Drawing, state: RunState) -> None:
     nodes = sorted(box.title for box in drawing.boxes if box.kind in ("step", "apply"))
-    assert nodes == sorted(node["id"] for node in state.graph["nodes"])
-    joins = [fork for fork in state.graph["forks"] if fork["joins"]]
+    assert nodes == sorted(node.id for node in state.graph.nodes)
+    joins = [fork for fork in state.graph.forks if fork.joins]
     assert sum(box.kind == "join" for box in drawing.boxes) == len(joins) >= 2
-    branches = [branch["branch"] for fork in state.graph["forks"] for branch in (*fork["joins"], *fork["sides"])]
+    branches = [branch.branch for fork in state.graph.forks for branch in fork.branches]
     assert sorted(words.text for words in drawing.words) == sorted(branches)
 
 
@@ -61,8 +61,8 @@ def test_boxes_say_what_left_the_flow(drawing: Drawing, state: RunState) -> None
 
 def test_arrows_carry_what_the_next_node_took(drawing: Drawing, state: RunState) -> None:
     carried = sorted(arrow.rows for arrow in drawing.arrows if arrow.spot)
-    for node in state.graph["nodes"]:
-        assert state.node(node["id"]).taken in carried
+    for node in state.graph.nodes:
+        assert state.node(node.id).taken in carried
     assert state.finished_rows in carried
 
 

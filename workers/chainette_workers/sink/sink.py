@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
@@ -18,6 +17,7 @@ from chainette.fleet.protocol.messages import BadMessage
 from chainette.fleet.redis.queue import ANCHOR, Entry, LeasedQueue, Lost, Progress
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, RunResumed, RunStarted
+from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.open import graph_of
 from chainette.io.rundir.writer import Admitted, RunWriter
 from chainette.run.durability import admitted, commit_of, count_rejects, finished_roots, items_of
@@ -123,12 +123,12 @@ class Sink:
             self._say([RunStarted(expected=expected, anchor=anchor)])
         self._installing = token
 
-    def _changed_graph(self) -> dict[str, Any] | None:
+    def _changed_graph(self) -> Graph | None:
         """The plan as graph.json; None if the log has it already."""
         graph = graph_of(self.plan, self.writer.added)
         return graph if graph != self.writer.state.graph else None
 
-    def _resumed(self, expected: int | None, anchor: tuple[str, str], graph: dict[str, Any] | None = None) -> RunResumed:
+    def _resumed(self, expected: int | None, anchor: tuple[str, str], graph: Graph | None = None) -> RunResumed:
         found = self.writer.reopened
         return RunResumed(
             fingerprint=self.plan.fingerprint,

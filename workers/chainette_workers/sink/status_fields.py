@@ -11,18 +11,12 @@ from chainette.io.rundir.replay import RunState
 
 __all__ = ["counts_of", "outline_of"]
 
-_NODE = ("id", "path", "kind", "engine", "next")
-_FORK = ("id", "joins", "sides", "after")
-
 
 def outline_of(plan: Plan) -> dict[str, Any]:
     """What feeds what, and which engine answers: graph.json without models and prompts."""
-    graph = graph_of(plan)
-    return {
-        "nodes": [{name: node[name] for name in _NODE} for node in graph["nodes"]],
-        "forks": [{name: fork[name] for name in _FORK} for fork in graph["forks"]],
-        "engines": dict.fromkeys(graph["engines"]),
-    }
+    graph, names = graph_of(plan), ("id", "kind", "engine", "next", "path")
+    nodes = [{name: getattr(node, name) for name in names} for node in graph.nodes]
+    return {"first": graph.first, "nodes": nodes, "forks": graph.forks, "engines": {name: {} for name in graph.engines}}
 
 
 def counts_of(state: RunState) -> Counts:

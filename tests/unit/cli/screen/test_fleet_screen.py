@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import cast
 
+import msgspec
 import pytest
 from chainette_workers.sink.status_fields import outline_of
 from rich.console import Console
@@ -31,7 +31,7 @@ class Told:
     def __init__(self, looks: int = 100, **fields: str) -> None:
         self.looks = looks
         known = {"order": "{}", "sink": "sink-7fa31b028515", "total": "1", "window": "4096", "live_rows": "2808"}
-        known |= {"outline": json.dumps(outline_of(forked())), "counts": COUNTS}
+        known |= {"outline": msgspec.json.encode(outline_of(forked())).decode(), "counts": COUNTS}
         self.run = LiveRun(record(RUN, **(known | fields)), MEMBERS, QUEUES)
 
     def fleet(self) -> Fleet:

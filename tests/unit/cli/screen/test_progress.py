@@ -140,13 +140,13 @@ def test_an_engine_loads_when_rows_wait_for_it(run: Any, progress: Progress, clo
 def test_an_engine_whose_device_is_anothers_waits_for_its_turn(run: Any, progress: Progress) -> None:
     run.tell(RunStarted(), EngineLoaded(engine="judge", backend="vllm", model="m", seconds=1))
     assert engine(progress, "llama")[0].startswith("loading")
-    for config in progress.state.graph["engines"].values():
+    for config in progress.state.graph.engines.values():
         config["exclusive"] = True
     assert engine(progress, "llama") == ("waits for its turn", False)
-    for number, config in enumerate(progress.state.graph["engines"].values()):
+    for number, config in enumerate(progress.state.graph.engines.values()):
         config["gpu_ids"] = [number]
     assert engine(progress, "llama")[0].startswith("loading")
-    for config in progress.state.graph["engines"].values():
+    for config in progress.state.graph.engines.values():
         config["gpu_ids"] = []
     run.tell(EngineReleased(engine="judge"))
     assert engine(progress, "llama")[0].startswith("loading")

@@ -24,6 +24,7 @@ from chainette.io.rundir.events import (
     WorkerRefused,
     timestamp,
 )
+from chainette.io.rundir.graph import End, Graph, Node, ToNode
 from chainette.io.rundir.statistics import COMPLETION, PROMPT, figures
 from chainette.records import Usage
 
@@ -37,8 +38,8 @@ def at(seconds: float) -> str:
 
 
 def created() -> RunCreated:
-    step = {"id": "step", "next": {"to": "End"}}
-    graph = {"nodes": [step], "forks": [], "first": {"to": "ToNode", "node": "step"}, "fingerprint": "f"}
+    step = Node(id="step", kind="step", engine="e", next=End(), path=[])
+    graph = Graph(nodes=[step], first=ToNode("step"), fingerprint="f")
     return RunCreated(
         at=at(0),
         run_id="r",

@@ -1,0 +1,201 @@
+"""graph.json: the plan as the log keeps it. Typed here once; every reader of the log sees these structs.
+
+Bytes stay as they are: a graph that was read is written with the same fields in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+__all__ = ["End", "Fork", "Graph", "Join", "Node", "Side", "Target", "ToBranchEnd", "ToFork", "ToNode"]
+
+
+class _Tagged(msgspec.Struct, frozen=True, tag_field="to", tag=True):
+    """Says what it is under the key `to`."""
+
+
+class ToNode(_Tagged, frozen=True, tag=True):
+    node: str
+
+
+class ToFork(_Tagged, frozen=True, tag=True):
+    fork: str
+
+
+class ToBranchEnd(_Tagged, frozen=True, tag=True):
+    fork: str
+    branch: str
+
+
+class End(_Tagged, frozen=True, tag=True):
+    """Rows end the main flow."""
+
+
+Target = ToNode | ToFork | ToBranchEnd | End
+
+
+class Join(_Tagged, frozen=True, tag=True):
+    branch: str
+    alias: str
+    first: Target
+    value: str = ""
+    many: bool = False
+
+
+class Side(_Tagged, frozen=True, tag=True):
+    branch: str
+    first: Target
+    value: str = ""
+    many: bool = False
+
+
+class Fork(_Tagged, frozen=True, tag=True):
+    id: str
+    depth: int
+    joins: list[Join]
+    sides: list[Side]
+    after: Target
+    path: list[str]
+    last: bool
+
+    @property
+    def branches(self) -> list[Join | Side]:
+        """As the chain lists them: the fork's id names them in that order."""
+        order = self.id.removeprefix("+").split("+")
+        every: list[Join | Side] = [*self.joins, *self.sides]
+        return sorted(every, key=lambda branch: order.index(branch.branch))
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that does work. The fields behind `rescue` are there for steps alone."""
+
+    id: str
+    name: str = ""
+    #: "step" or "apply".
+    kind: str
+    folder: str = ""
+    hidden: bool = False
+    engine: str
+    input: str = ""
+    next: Target
+    path: list[str]
+    cardinality: str = ""
+    input_model: str | None = None
+    output_schema: dict[str, Any] | None = None
+    fingerprint: str = ""
+    rescue: dict[str, Any] | UnsetType = UNSET
+    system_prompt: str | UnsetType | None = UNSET
+    user_prompt: str | UnsetType | None = UNSET
+    output_format_instruction: str | UnsetType | None = UNSET
+    sampling: dict[str, Any] | UnsetType = UNSET
+    max_attempts: int | UnsetType = UNSET
+
+    def part(self, name: str) -> Any:
+        """One of its fields; None if it has no such part."""
+        value = getattr(self, name)
+        return None if value is UNSET else value
+
+    @property
+    def rescues(self) -> dict[str, Any]:
+        """Its settings that can only rescue rejected rows."""
+        return self.rescue or {}
+
+
+class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """A chain as it was compiled. A run in Redis has its nodes, forks and engines alone."""
+
+    chain: str = ""
+    emoji: str = ""
+    fingerprint: str = ""
+    batch_size: int = 0
+    parameters: dict[str, Any] | UnsetType = UNSET
+    input_model: dict[str, Any] = {}
+    input_fingerprint: str | UnsetType = UNSET
+    columns: list[str] = []
+    first: Target = End()
+    nodes: list[Node] = []
+    forks: list[Fork] = []
+    engines: dict[str, dict[str, Any]] = {}
+    features: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless every node and fork is reached, and only once: whoever walks the graph comes to an end."""
+        reached: list[str] = []
+
+        def follow(target: Target) -> None:
+            for element in self.line(target):
+                if element.id in reached:
+                    raise ValueError(f"{element.id!r} is reached twice")
+                reached.append(element.id)
+                for branch in element.branches if isinstance(element, Fork) else ():
+                    follow(branch.first)
+
+        try:
+            follow(self.first)
+        except KeyError as error:
+            raise ValueError(f"an edge leads to {error}, which is not there") from error
+        if len(reached) != len(self.nodes) + len(self.forks):
+            raise ValueError("a node or a fork cannot be reached")
+
+    @cached_property
+    def by_id(self) -> dict[str, Node]:
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def forks_by_id(self) -> dict[str, Fork]:
+        return {fork.id: fork for fork in self.forks}
+
+    def line(self, target: Target) -> Iterator[Node | Fork]:
+        """What rows pass from a target to the end of the main flow, or of the branch; what is inside a fork is left out."""
+        while isinstance(target, ToNode | ToFork):
+            if isinstance(target, ToNode):
+                node = self.by_id[target.node]
+                yield node
+                target = node.next
+            else:
+                fork = self.forks_by_id[target.fork]
+                yield fork
+                target = fork.after
+
+    @cached_property
+    def _sources(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What gives its rows to a node or a fork; and what receives the same rows as a fork does."""
+        feeds = {_name(node.next): node.id for node in self.nodes}
+        same: dict[str, str] = {}
+        for fork in self.forks:
+            same |= {_name(branch.first): fork.id for branch in fork.branches}
+            (feeds if fork.joins else same)[_name(fork.after)] = fork.id
+        return feeds, same
+
+    def source(self, name: str) -> str | None:
+        """The node or join whose rows a node, or a fork, receives; None: those of the input."""
+        feeds, same = self._sources
+        while name in same:
+            name = same[name]
+        return feeds.get(name)
+
+    def shape(self) -> dict[str, Any]:
+        """Everything that decides rows or files, apart from the nodes' own fingerprints."""
+        plain, parts = msgspec.to_builtins(self), ("id", "path", "next", "hidden")
+        return {
+            "first": plain["first"],
+            "nodes": [[node[part] for part in parts] for node in plain["nodes"]],
+            "forks": [{key: value for key, value in fork.items() if key != "depth"} for fork in plain["forks"]],
+            "columns": plain["columns"],
+        }
+
+
+def _name(target: Target) -> str:
+    """The node or fork that a target names; "" at an end."""
+    match target:
+        case ToNode():
+            return target.node
+        case ToFork():
+            return target.fork
+        case _:
+            return ""
