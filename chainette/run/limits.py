@@ -6,10 +6,18 @@ from dataclasses import dataclass
 
 from chainette.errors import RunStopped
 
-__all__ = ["Limits", "RejectWatch"]
+__all__ = ["Limits", "RejectWatch", "window_for"]
 
 #: Rows of a step before its rate of rejections is looked at.
 _SAMPLE = 200
+
+#: Live rows at least, and for each row that engines take at once.
+_LEAST, _PER_ROW = 4096, 4
+
+
+def window_for(rows_in_flight: int, said: int | None = None) -> int:
+    """Live rows that keep engines at work which take so many at once; `said` is the user's `--window`, which wins."""
+    return said or max(_LEAST, _PER_ROW * rows_in_flight)
 
 
 @dataclass(frozen=True)

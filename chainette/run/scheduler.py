@@ -29,7 +29,7 @@ from chainette.io.rundir.events import UnitRetried
 from chainette.io.rundir.writer import Admitted, Commit, Committed, Item, Suspended
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Row, Unit, Usage
 from chainette.run.engine_queue import Lane
-from chainette.run.limits import Limits, RejectWatch
+from chainette.run.limits import Limits, RejectWatch, window_for
 from chainette.run.outstanding import Ledger
 from chainette.run.process import process
 from chainette.run.unit_result import raised
@@ -154,7 +154,7 @@ class LocalRun:
 
     @property
     def _window(self) -> int:
-        return self.limits.window or max(4096, 4 * sum(lane.budget for lane in self._lanes.values()))
+        return window_for(sum(lane.budget for lane in self._lanes.values()), self.limits.window)
 
     def _window_open(self) -> bool:
         live = max(self._held_rows, self._ledger.rows)

@@ -90,6 +90,7 @@ def test_a_row_whose_answer_ends_its_worker_is_found_and_rejected_and_costs_no_o
     assert done.returncode == 3, done.stderr
     [poison] = map(json.loads, lines(project, "fleet")["rejected"])
     assert (poison["row_id"], poison["step_id"], poison["reason"]) == ("1", "extract", "poison")
+    assert "unit_split" in [event["type"] for event in project.events("fleet")]
     left = [line for line in lines(project, "local")["extract"] if json.loads(line)["row_id"] != "1"]
     assert lines(project, "fleet")["extract"] == left
     assert until(lambda: not processes_of(project))

@@ -298,6 +298,21 @@ def test_a_run_knows_its_workers_and_engines_also_where_those_were_loaded_for_an
     assert worker.startswith("w-")
 
 
+def test_a_worker_that_ends_in_good_order_says_so_to_the_runs_that_it_worked_for(tmp_path: Path, database: Database) -> None:
+    (tmp_path / "latency").write_text("0.05")
+    site = Site(tmp_path)
+    run, log = Background(site, RedisFleet(database.url)), site.path / "out/events.jsonl"
+    with site.worker(database.url):
+        wait_for(lambda: log.exists() and log.read_bytes().count(b"unit_committed") > 4)
+    wait_for(lambda: site.events("worker_left"))
+    with site.worker(database.url):
+        result = run.end()
+    assert isinstance(result, RunResult)
+    site.require_whole(result)
+    [left] = site.events("worker_left")
+    assert left["worker"] in {joined["worker"] for joined in site.events("worker_joined")}
+
+
 def test_a_run_that_another_process_has_taken_is_left_to_it_as_long_as_that_lives(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

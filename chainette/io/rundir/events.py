@@ -167,7 +167,7 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
 
 
 class UnitSplit(Event, frozen=True, tag="unit_split"):
-    """A unit that killed its worker was cut in two."""
+    """A unit that killed workers, or whose outcome was too large, was cut in two."""
 
     node: str
     root: int

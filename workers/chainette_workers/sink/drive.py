@@ -30,7 +30,7 @@ from chainette.io.inputs.roots import Root
 from chainette.io.rundir.events import UnitRetried, WorkerLost
 from chainette.io.rundir.likeness import marks_of
 from chainette.run.coordinator import Coordinator, read_for_live_roots
-from chainette.run.limits import RejectWatch
+from chainette.run.limits import RejectWatch, window_for
 from chainette.run.session import Session, roots_of
 from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
@@ -41,12 +41,9 @@ from chainette_workers.sink.presence import Presence
 from chainette_workers.sink.sink import Sink
 from chainette_workers.sink.status_fields import counts_of, outline_of
 
-__all__ = ["Admitting", "Drive", "RedisFleet", "coordinated_here", "take_out", "window_for"]
+__all__ = ["Admitting", "Drive", "RedisFleet", "coordinated_here", "take_out"]
 
 _log = logging.getLogger("chainette")
-
-#: Live rows at least, where nobody says otherwise; and per row that the workers take at once.
-_WINDOW, _PER_ROW = 4096, 4
 
 #: Bytes of admitted rows that may be live.
 _WINDOW_BYTES = 128 << 20
@@ -122,11 +119,6 @@ def take_out(queue: LeasedQueue, info: RunInfo) -> None:
         Lost: another sink has taken it meanwhile.
     """
     queue.close(info.run, info.epoch, info.owner, info.queues)
-
-
-def window_for(members: Iterable[Member]) -> int:
-    """Live rows that keep these workers at work."""
-    return max(_WINDOW, _PER_ROW * sum(member.rows_budget for member in members))
 
 
 def coordinated_here(session: Session, sink: Sink) -> Admitting:
@@ -399,13 +391,13 @@ class Drive:
         return reasons(live) if live is not None else []
 
     def _window(self, members: Iterable[Member]) -> int:
-        return self.window or self.session.options.window or window_for(members)
+        return window_for(sum(member.rows_budget for member in members), self.window or self.session.options.window)
 
     def _sink(self) -> Sink:
         session, options = self.session, self.session.options
         state = session.writer.state
         fields = {**self.fields} | RunInfo.words(
-            window=self.window or options.window or _WINDOW,
+            window=self._window(()),
             window_bytes=_WINDOW_BYTES,
             seed=options.seed,
             chain_ref=options.chain_ref,

@@ -20,6 +20,7 @@ from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.paths import RunDir
+from chainette.run.limits import window_for
 from chainette.run.session import Session, require_engines
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.drive import Drive
@@ -72,7 +73,7 @@ class LocalFleet:
                 for name in self._engines(session.plan)
             ]
             rows = sum(_rows_in_flight(session.plan, name) for config in configs for name in config.engines)
-            window = session.options.window or max(4096, 4 * rows)
+            window = window_for(rows, session.options.window)
             environments = devices(session.plan, [config.engines[0] for config in configs])
             children = [
                 Child(config, folder / f"worker-{number}.log", environment)

@@ -33,6 +33,7 @@ from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import LEASE, Claim, Drain, Lost, Turn
 from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.hooks import Hook, Stage
+from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
 from chainette.run.in_hand import Hands, Lane
 from chainette.run.process import fill, join, poisoned, too_large
@@ -329,7 +330,9 @@ class EngineWorker(Worker):
         if claim.unit.node in plan.forks:
             await self._bury(held, why)
         elif len(claim.unit.rows) > 1:
-            await insist(lambda: self.queue.split(claim, self.incarnation, plan))
+            if await insist(lambda: self.queue.split(claim, self.incarnation, plan)):
+                event = UnitSplit(node=claim.unit.node, root=claim.unit.root, unit=claim.unit.part)
+                await insist(lambda: self.queue.note(claim.run, event))
             held.lose()
         else:
             await self.commit(held, reject(plan, claim.piece()))

@@ -27,7 +27,7 @@ from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerRefused
+from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
 from chainette.utils.event_loop import run_loop
 from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
@@ -83,9 +83,10 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
         watching(config.metrics, connection, Part.WORKER, engines=config.names) as watch,
     ):
         warn_of_eviction(connection)
-        worker = _Process(FleetQueue(connection), Board(connection), config, side, watch).worker
-        with on_record(worker.incarnation, config.names, shown(chosen_url(config.url))):
-            run_loop(worker.run, stopping.is_set)
+        process = _Process(FleetQueue(connection), Board(connection), config, side, watch)
+        with on_record(process.worker.incarnation, config.names, shown(chosen_url(config.url))):
+            run_loop(process.worker.run, stopping.is_set)
+        process.leave()
 
 
 def main() -> int:
@@ -168,6 +169,11 @@ class _Process:
         if events:
             sent = [self._note(info.run, event) for event in events]
             await anyio.to_thread.run_sync(wait, sent, abandon_on_cancel=True)
+
+    def leave(self) -> None:
+        """Tells the runs that this process worked for that it ended in good order."""
+        for run in self._joined:
+            self._note(run, WorkerLeft(worker=self.worker.incarnation))
 
     def _note(self, run: str, event: Event) -> Future[None]:
         return self._send(lambda: self._queue.note(run, event))
