@@ -39,13 +39,7 @@ class Breaker:
 
     def admits(self) -> bool:
         """Whether a request may pass now."""
-        match self.state:
-            case State.CLOSED:
-                return True
-            case State.OPEN:
-                return self._timing.clock() >= self.probe_at
-            case State.PROBING:
-                return False
+        return self.state is State.CLOSED or (self.state is State.OPEN and self._timing.clock() >= self.probe_at)
 
     def enter(self) -> bool:
         """Lets a request pass that it admits; true makes it the probe."""

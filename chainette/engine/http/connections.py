@@ -55,13 +55,17 @@ class Connections(Carrier):
     async def exchange(self, path: str, body: bytes | None, seconds: float, on_line: OnLine | None) -> Answer:
         head = self._head("GET", path) if body is None else self._head("POST", path)
         request = head + (b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
-        async with asyncio.timeout(seconds):
-            connection = self._reused() or await self._connect()
-            try:
-                answer = await connection.exchange(request, on_line)
-            except BaseException:
-                connection.abort()
-                raise
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        connection = self._reused() or await self._connect(min(seconds, self._connect_timeout))
+        timer = loop.call_later(end - loop.time(), connection.fail, TimeoutError())
+        try:
+            answer = await connection.exchange(request, on_line)
+        except BaseException:
+            connection.abort()
+            raise
+        finally:
+            timer.cancel()
         self._put_back(connection)
         return answer
 
@@ -98,19 +102,19 @@ class Connections(Carrier):
         connection.idle_since = asyncio.get_running_loop().time()
         self._idle.append(connection)
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self, seconds: float) -> _Connection:
         from aiohappyeyeballs import start_connection
 
         loop, url = asyncio.get_running_loop(), self._where.url
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(seconds):
                 found = await loop.getaddrinfo(url.host or "", url.port or 0, type=socket.SOCK_STREAM)
                 sock = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS, interleave=1, loop=loop)
                 name = url.raw_host if self._tls is not None else None
                 _, connection = await loop.create_connection(_Connection, sock=sock, ssl=self._tls, server_hostname=name)
                 return connection
         except TimeoutError:
-            raise Unreachable(f"no connection within {self._connect_timeout:g} s") from None
+            raise Unreachable(f"no connection within {seconds:g} s") from None
         except (OSError, UnicodeError) as error:
             raise Unreachable(f"{type(error).__name__}: {error}") from error
 
@@ -151,7 +155,8 @@ class _Connection(asyncio.Protocol):
         self._body: _Body | None = None
         self._keep = False
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Ends the exchange, and the connection with it."""
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
         self.transport.abort()
@@ -170,9 +175,9 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
-            self._fail(error.__context__ or error)
+            self.fail(error.__context__ or error)
         except HttpParserError as error:
-            self._fail(Broken(f"not HTTP: {error}"))
+            self.fail(Broken(f"not HTTP: {error}"))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._answer is None or self._answer.done():
@@ -180,7 +185,7 @@ class _Connection(asyncio.Protocol):
         if error is None and self._body is not None and not self._has_length():
             self.on_message_complete()  # the end of the connection is the end of the body
         else:
-            self._fail(Broken(f"the server closed the connection{f' ({error})' if error else ''}"))
+            self.fail(Broken(f"the server closed the connection{f' ({error})' if error else ''}"))
 
     def _has_length(self) -> bool:
         return b"content-length" in self._headers or b"transfer-encoding" in self._headers

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any
 
@@ -138,12 +139,13 @@ class OpenAIEngine(Engine):
         self._model = _served_model(reply, self._config.model)
 
     async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
-        return await ask_all([self._transport.ask(self._body(request), self._read) for request in requests], done)
+        return await ask_all([self._transport.ask(body, self._read) for body in self._bodies(requests)], done)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""
         lines = Lines(_delta, tell)
-        completion = await self._transport.ask(self._body(request, _STREAMED), self._read_stream, lines.listen)
+        body = chat_body(self._config, request, self._format(request), self._official, _STREAMED)
+        completion = await self._transport.ask(body, self._read_stream, lines.listen)
         lines.end(completion)
         return completion
 
@@ -154,8 +156,13 @@ class OpenAIEngine(Engine):
         known = {"server_model": self._model} if self._model else {}
         return {"endpoints": list(self._transport.declared), **known}
 
-    def _body(self, request: Request, asked: Mapping[str, Any] = MappingProxyType({})) -> bytes:
-        return chat_body(self._config, request, self._format(request), self._official, asked)
+    def _bodies(self, requests: Sequence[Request]) -> Iterator[bytes]:
+        """The requests of a unit share one schema, which is looked up once."""
+        for _, group in groupby(requests, lambda request: id(request.schema)):
+            first, *rest = group
+            response_format = self._format(first)
+            for request in (first, *rest):
+                yield chat_body(self._config, request, response_format, self._official)
 
     def _read(self, data: bytes, seconds: float) -> Completion:
         answer = _decode_answer(data)

@@ -66,8 +66,7 @@ class Protocol:
     default_keys: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Slot:
+class _Slot(msgspec.Struct, frozen=True):
     """An endpoint that was taken for one try."""
 
     endpoint: Endpoint
