@@ -21,7 +21,7 @@ __all__ = ["Chart", "Price", "Rejects", "StepLine", "render_page"]
 #: Charts in pixels: on a desk, on a phone.
 _WIDE, _NARROW = 960, 270
 _COUNTS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
-_AMOUNTS = (*_COUNTS, "asked_again", "prompt_tokens", "answer_tokens")
+_AMOUNTS = (*_COUNTS, "asked_again", "discarded", "prompt_tokens", "answer_tokens")
 #: Characters of an answer or a message.
 _RAW, _MESSAGE = 1500, 600
 
@@ -138,6 +138,7 @@ def _steps(figures: Figures, metadata: Mapping[str, Any], prices: Mapping[str, P
             tokens = {"prompt_tokens": usage["prompt_tokens"], "answer_tokens": usage["completion_tokens"]}
             cost = prices[engine].of(usage) if engine in prices else None
             amounts |= {"asked_again": counts["asked_again"], **tokens}
+            amounts["discarded"] = counts.get("discarded", {}).get("requests", 0)
             line = replace(line, amounts=amounts, share=usage["seconds"] / whole, cost=cost)
         yield line
 

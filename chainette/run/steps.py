@@ -121,6 +121,10 @@ class Asking:
             raise
         except EngineUnavailable as error:
             self._failure = self._failure or error
+        except anyio.get_cancelled_exc_class():
+            for ask in unanswered.values():
+                self.result.ask_again(ask.row.row_id, (ask.usage or Usage()) + Usage(requests=1))
+            raise
         finally:
             self.hook.on_generated(self.node.engine, len(unanswered))
 

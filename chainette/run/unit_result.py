@@ -88,6 +88,12 @@ class UnitResult:
         """The answers for a row so far cannot be used, and another is asked for."""
         self.unfinished[row_id] = usage
 
+    def discard(self) -> Usage:
+        """The usage of all that nobody has taken, once nobody is going to."""
+        usage = sum(self.unfinished.values(), self.usage)
+        self.unfinished, self.usage = {}, Usage()
+        return usage
+
     def keep(self, row: Row, output: Output, usage: Usage | None = None) -> None:
         self._outputs.append((row, output))
         self._finish(row, usage)

@@ -20,6 +20,7 @@ from time import monotonic
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from chainette.core.plan import Plan
 from chainette.errors import EngineUnavailable
@@ -28,8 +29,8 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import UnitRetried
-from chainette.records import Outcome
+from chainette.io.rundir.events import AnswersDiscarded, UnitRetried
+from chainette.records import Outcome, Usage
 from chainette.run.in_hand import Hands, Lane
 from chainette.run.unit_result import UnitResult
 
@@ -137,15 +138,24 @@ class Worker(ABC):
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_LAST_PARTS, shield=True):
                 await self.commit_finished(held)
+                await self._count_discarded(held)
             raise
         finally:
             self.busy.discard(held)
+
+    async def _count_discarded(self, held: Held) -> None:
+        """Tells the log which answers, of a unit that leaves unfinished, were asked for in vain."""
+        usage = Usage() if held.result is None else held.result.discard()
+        if usage.requests:
+            event = AnswersDiscarded(node=held.claim.unit.node, usage=usage)
+            await self.ask(partial(self.queue.note, held.claim.run, event))
 
     async def _work_through(self, held: Held) -> None:
         try:
             outcome = await self.process(held)
         except EngineUnavailable as error:
             await self.commit_finished(held)
+            await self._count_discarded(held)
             if not held.lost:
                 await self.put_off(held, error)
             return
@@ -155,6 +165,8 @@ class Worker(ABC):
             await self.commit(held, outcome)
         else:
             await self.commit_finished(held)
+        if held.lost:
+            await anyio.lowlevel.checkpoint()  # raises: the unit's scope is cancelled, and counts what was asked in vain
 
     async def commit_parts(self) -> None:
         """Commits finished rows of units that go on; runs beside the work, as long as the worker does."""
@@ -184,10 +196,11 @@ class Worker(ABC):
         """
         token, began = secrets.token_hex(8), monotonic()
         held.unanswered = partial(self.queue.commit, held.claim, self.incarnation, held.plan, outcome, token, rows), rows
-        await self._send(held)
+        if not await self._send(held) and held.result is not None:
+            held.result.usage += outcome.usage  # it is discarded with the rest
         held.hook.on_stage(held.claim.unit.node, Stage.COMMIT, monotonic() - began)
 
-    async def _send(self, held: Held) -> None:
+    async def _send(self, held: Held) -> bool:
         assert held.unanswered is not None
         call, rows = held.unanswered
         try:
@@ -202,6 +215,7 @@ class Worker(ABC):
         elif rest := held.claim.rest(rows):
             self.hands.shorten(held.lane, held.claim, rest)
             held.claim = rest
+        return is_in
 
     def refused(self, held: Held) -> None:
         """The claim did not hold; what was computed is thrown away."""

@@ -118,6 +118,8 @@ def test_a_signal_keeps_every_answer_that_has_arrived(slow: Slow, way: tuple[str
         assert slow.given("first") >= ROWS // 2
         later.open(server)
         resumed = slow.chainette("resume", "out")
+    discarded = json.loads((slow.path / "out/metadata.json").read_text())["discarded"]
+    assert discarded["requests"] >= ROWS // 2  # those that the signal cancelled
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert slow.ids("out", "flattened") == sorted(map(str, range(ROWS)))
     assert {text: times for text, times in server.asked.items() if times > 1 and 0 <= number(text) < ROWS // 2} == {}

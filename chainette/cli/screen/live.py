@@ -21,6 +21,7 @@ from chainette.cli.common import show_path
 from chainette.cli.screen.plain import Reporter
 from chainette.cli.screen.progress import EngineView, NodeView, Progress, TotalView
 from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
+from chainette.engine.base import Completion, Request
 from chainette.io.rundir.events import Event
 from chainette.io.rundir.result import RunResult
 
@@ -62,6 +63,10 @@ class LiveView(Reporter):
     def on_event(self, event: Event) -> None:
         with self._lock:
             self.progress.apply(event)
+
+    def on_answers(self, step_id: str, _requests: Sequence[Request], completions: Sequence[Completion]) -> None:
+        with self._lock:
+            self.progress.arrivals.answer(step_id, completions)
 
     def _draw(self) -> Group:
         width, height = self._console.size
@@ -171,6 +176,7 @@ def _total_line(total: TotalView) -> Text:
     of = f" of {total.total:,}" if total.total is not None else ""
     parts = [
         f"{total.done:,}{of} rows done",
+        f"{total.arrived:,} answers on their way to the disk" if total.arrived else "",
         clock(total.elapsed),
         f"{clock(total.left)} left" if total.left is not None else "",
         f"{short(total.tokens)} tok/s" if total.tokens else "",

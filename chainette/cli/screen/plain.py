@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +18,7 @@ import msgspec
 from chainette.cli.common import console, show_path
 from chainette.cli.screen.progress import Progress, TotalView, earlier_events
 from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
+from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitRetried
 from chainette.io.rundir.result import RunResult
@@ -111,6 +112,9 @@ class Plain(Reporter):
                 self._tell_silence(event)
             case _:
                 self._tell_progress()
+
+    def on_answers(self, step_id: str, _requests: Sequence[Request], completions: Sequence[Completion]) -> None:
+        self.progress.arrivals.answer(step_id, completions)
 
     def _start(self) -> str:
         state = self.progress.state

@@ -1,8 +1,8 @@
 """Where a run stands, as numbers for people: per node, per engine, in total.
 
-`Progress` folds the same events as recovery does (`RunState`), so what is shown is what is durable. Totals of
-nodes behind an expanding or dropping node are estimates from the rows so far, exact at the end. Nothing here
-prints or waits; time comes from the `clock`.
+`Progress` folds the same events as recovery does (`RunState`), so counts are of durable rows; speeds count answers as
+they arrive. Totals of nodes behind an expanding or dropping node are estimates from the rows so far, exact at the
+end. Nothing here prints or waits; time comes from the `clock`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from chainette.cli.screen.arrivals import Arrivals
 from chainette.core.plan import NodeKind
 from chainette.engine.config import share_device
 from chainette.io.rundir.events import (
@@ -88,6 +89,8 @@ class TotalView:
     rate: float
     tokens: float
     left: float | None
+    #: Answers that have arrived and are not durable yet.
+    arrived: int = 0
 
 
 @dataclass
@@ -126,6 +129,7 @@ class Progress:
         #: Engine -> since when rows wait for it to load.
         self._waiting: dict[str, float] = {}
         self._meters: dict[str, _Meter] = {}
+        self.arrivals = Arrivals()
 
     def apply(self, event: Event) -> None:
         """Takes in an event; before the first one, everything that the log holds already."""
@@ -133,6 +137,7 @@ class Progress:
             for earlier in earlier_events(self._directory, event):
                 self.state.apply(earlier)
         self.state.apply(event)
+        self.arrivals.follow(event)
         self._follow_engine(event)
         if isinstance(event, RunStarted | RunResumed | EngineLoaded):
             self.total()  # speeds are measured from here
@@ -183,7 +188,8 @@ class Progress:
     def _node(self, name: str, depth: int) -> NodeView:
         counts = self.state.node(name)
         total = self._total(name)
-        rate, tokens = self._speed(name, counts.taken, counts.usage.completion_tokens)
+        answers, in_them = self.arrivals.waiting(name)
+        rate, tokens = self._speed(name, counts.taken + answers, counts.usage.completion_tokens + in_them)
         left = (total - counts.taken) / rate if total is not None and rate > 0 else None
         return NodeView(name, depth, counts.taken, total, counts.rejected, rate, tokens, left)
 
@@ -248,4 +254,5 @@ class Progress:
             rate=rate,
             tokens=sum(node.tokens for node in nodes),
             left=None if None in lefts or not nodes else max((left for left in lefts if left is not None), default=0.0),
+            arrived=sum(self.arrivals.waiting(node.id)[0] for node in nodes),
         )

@@ -69,6 +69,11 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
             f"tokens: {usage['prompt_tokens']:,} in prompts, {usage['completion_tokens']:,} in answers, "
             f"{usage['requests']:,} requests"
         )
+    if discarded := metadata.get("discarded"):
+        yield (
+            f"discarded: {discarded['requests']:,} requests whose unit was stopped, at least "
+            f"{discarded['completion_tokens']:,} tokens in answers; their rows are asked again"
+        )
     if metadata["simulated"]:
         yield "answers: simulated, not those of a model"
 

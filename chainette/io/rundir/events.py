@@ -17,6 +17,7 @@ from chainette.io.rundir.graph import Graph
 from chainette.records import Earlier, Usage
 
 __all__ = [
+    "AnswersDiscarded",
     "AnyEvent",
     "EngineLoaded",
     "EngineReleased",
@@ -166,6 +167,15 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
     delay: float
 
 
+class AnswersDiscarded(Event, frozen=True, tag="answers_discarded"):
+    """Answers of a step that led to no row, since their unit was stopped or taken over. A best-effort figure: a process that
+    is killed says nothing."""
+
+    node: str
+    #: Requests that were cancelled count as requests without tokens.
+    usage: Usage
+
+
 class UnitSplit(Event, frozen=True, tag="unit_split"):
     """A unit that killed workers, or whose outcome was too large, was cut in two."""
 
@@ -267,6 +277,7 @@ AnyEvent = (
     | InputRead
     | UnitCommitted
     | UnitRetried
+    | AnswersDiscarded
     | UnitSplit
     | EngineLoaded
     | EngineReleased

@@ -16,6 +16,7 @@ import msgspec
 from chainette.errors import DamagedRun
 from chainette.io.rundir.accounting import Passed, imbalance, ranges
 from chainette.io.rundir.events import (
+    AnswersDiscarded,
     AnyEvent,
     EngineLoaded,
     EngineReleased,
@@ -79,6 +80,8 @@ class NodeCounts:
     retried: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
+    #: Asked of the engine in vain (`AnswersDiscarded`); not in `usage`.
+    discarded: Usage = field(default_factory=Usage)
 
     @property
     def balanced(self) -> bool:
@@ -101,6 +104,8 @@ class NodeCounts:
         if self.usage.requests:
             counts |= {"asked_again": self.usage.requests - self.taken if self.usage.requests > self.taken else 0}
             counts["usage"] = _plain(self.usage)
+        if self.discarded.requests:
+            counts["discarded"] = _plain(self.discarded)
         return counts
 
 
@@ -210,6 +215,8 @@ class RunState:
             case UnitRetried():
                 self.retries += 1
                 self.node(event.node).retried += 1
+            case AnswersDiscarded():
+                self.node(event.node).discarded += event.usage
             case EngineLoaded():
                 self._load(event)
             case ShardSealed():
@@ -357,6 +364,7 @@ class RunState:
         order = [CHAIN_INPUT, *(node.id for node in self.graph.nodes)]
         order += [node for node in self.nodes if node not in order]
         usage = sum((counts.usage for counts in self.nodes.values()), Usage())
+        discarded = sum((counts.discarded for counts in self.nodes.values()), Usage())
         imbalances = self.imbalances()
         return {
             "run_id": run.run_id,
@@ -382,6 +390,7 @@ class RunState:
             **({"imbalances": imbalances} if imbalances else {}),
             "simulated": any(engine.get("simulated") for engine in self.engines.values()),
             "usage": _plain(usage),
+            **({"discarded": _plain(discarded)} if discarded.requests else {}),
             "units_retried": self.retries,
             "engines": self.engines,
             "workers": sorted(self.workers),

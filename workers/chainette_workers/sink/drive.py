@@ -238,8 +238,10 @@ class Drive:
     def drain(self) -> None:
         """Makes durable what workers have committed, after `run` was stopped and if the queue ends with this process."""
         with suppress(redis.RedisError, Lost, ChainetteError):
-            while self._at_work is not None and self._at_work.step():
-                pass
+            if self._at_work is not None:
+                while self._at_work.step():
+                    pass
+                self._hear(self._at_work)
 
     def _look(self, sink: Sink) -> None:
         """What others did to the run: gave it up, or found a unit that is no more. Others see how far it is."""

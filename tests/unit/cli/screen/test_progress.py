@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from chainette.cli.screen.progress import NodeView, Progress
+from chainette.engine.base import Completion
 from chainette.io.rundir.events import (
+    AnswersDiscarded,
     EngineLoaded,
     EngineReleased,
     RootDone,
@@ -101,6 +103,22 @@ def test_an_unknown_number_of_records_gives_no_totals(run: Any, progress: Progre
     run.tell(RunStarted(expected=None), unit("first", 5))
     assert [node.total for node in progress.nodes()] == [None] * 5
     assert progress.total().left is None
+
+
+def test_speeds_count_answers_as_they_arrive_and_counts_only_what_is_durable(run: Any, progress: Progress, clock: Any) -> None:
+    run.tell(RunStarted(expected=60))
+    progress.nodes()
+    clock.now += 2
+    progress.arrivals.answer("first", [Completion("{}", usage=Usage(1, 10, 5))] * 6)
+    first = view(progress, "first")
+    assert (first.done, first.rate, first.tokens) == (0, 3.0, 15.0)
+    assert first.left == 20.0
+    assert progress.total().arrived == 6
+    run.tell(unit("first", 4, usage=Usage(4, 40, 20)))
+    assert view(progress, "first").done == 4
+    assert progress.total().arrived == 2
+    run.tell(AnswersDiscarded(node="first", usage=Usage(2, 20, 10)))
+    assert progress.total().arrived == 0
 
 
 def test_rates_are_measured_over_the_last_seconds(run: Any, progress: Progress, clock: Any) -> None:
