@@ -1,0 +1,242 @@
+"""A unit in a worker's hands: its rows are committed as they finish, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
+
+import anyio
+import pytest
+
+from chainette import Chain, Step, register_engine
+from chainette.core.compile import compile_chain
+from chainette.core.flow import frontier
+from chainette.core.plan import Plan
+from chainette.engine.base import Completion, Done, Engine, Request
+from chainette.engine.config import EngineRegistry, using_registry
+from chainette.errors import EngineUnavailable
+from chainette.fleet.memory.memory_queue import MemoryQueue
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.messages import Result, RootRecord
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import ANCHOR, Claim
+from chainette.hooks import Hook
+from chainette.io.rundir.events import AnswersDiscarded, UnitRetried
+from chainette.records import CHAIN_INPUT, Outcome, Row, Usage
+from chainette.run import worker as worker_module
+from chainette.run.in_hand import Hands, Lane
+from chainette.run.process import fill
+from chainette.run.worker import Held, Worker
+from tests.support.chains import Text, Word
+from tests.support.patience import LONG
+
+T = TypeVar("T")
+
+ROWS = 6
+
+
+class Gated(Engine):
+    """Answers a row when its gate opens; every ask is kept."""
+
+    capacity = 8
+
+    def __init__(self, wrong: Sequence[str] = ()) -> None:
+        self.gates = {str(number): asyncio.Event() for number in range(ROWS)}
+        self.wrong = set(wrong)
+        self.asked: list[str] = []
+        self.told: asyncio.Event = asyncio.Event()
+        #: Raised once the gate of the last row opens.
+        self.failure: Exception | None = None
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def let(self, *rows: int) -> None:
+        for row in rows:
+            self.gates[str(row)].set()
+
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        assert done is not None
+
+        async def answer(index: int, row: str, ask: str) -> Completion:
+            self.asked.append(f"{row}/{ask}")
+            await self.gates[row].wait()
+            if row == str(ROWS - 1) and self.failure is not None:
+                raise self.failure
+            text = "nothing" if row in self.wrong and ask == "1" else json.dumps({"word": row})
+            completion = Completion(text, usage=Usage(1, 10, 5))
+            done(index, completion)
+            return completion
+
+        labels = [request.label.split("/") for request in requests]
+        return await asyncio.gather(*[answer(index, row, ask) for index, (_, row, ask) in enumerate(labels)])
+
+
+class OneUnit(Worker):
+    """A worker with one unit of ROWS rows of the step `first` in its hands, before the step `second`."""
+
+    def __init__(self, engine: Gated) -> None:
+        self.engine, self.incarnation = engine, "me"
+        self.hands, self.busy = Hands(), set()
+        self.queue = self.memory = MemoryQueue()
+        self.plan = two_steps()
+        self.keys = RunKeys("run", 0)
+        queues = [self.keys.queue("llm", name) for name in ("second", "first")]
+        self.pairs = [("run", queue) for queue in queues]
+        self.memory.install("run", 0, "owner", "anchor", queues, {"window": 100})
+        rows = [Row(str(number), {CHAIN_INPUT: json.dumps({"text": "t"}).encode()}) for number in range(ROWS)]
+        self.memory.admit(self.keys, self.plan, 0, 0, RootRecord(rows, ROWS), [], frontier(self.plan, 0, rows), "admission")
+        self.memory.beat("me", {}, LONG)
+        self.held = Held(RunInfo("run"), self.plan, Hook(), Lane(100), self.claim())
+        self.hands.take(self.held.lane, self.held.claim)
+
+    def claim(self) -> Claim:
+        found = self.memory.claim("me", "token", self.pairs)
+        assert isinstance(found, Claim)
+        return found
+
+    async def ask(self, call: Callable[[], T]) -> T:
+        return call()
+
+    async def process(self, held: Held) -> Outcome | None:
+        await self.hands.begin(held.lane, held.claim)
+        assert held.result is not None
+        await fill(held.result, held.claim.unit.rows, self.engine)
+        return None
+
+    # -- what is there
+
+    def committed(self) -> list[tuple[list[str], Usage]]:
+        """(rows, usage) of every part in the stream."""
+        entries = self.memory.read(self.keys, (ANCHOR, "anchor"))
+        results = [entry.message for entry in entries if isinstance(entry.message, Result)]
+        return [([output.row_id for output in result.outputs], result.usage) for result in results]
+
+    def noted(self, kind: type[T]) -> list[T]:
+        return [event for event in self.memory.notes("run", "0-0")[1] if isinstance(event, kind)]
+
+
+def two_steps() -> Plan:
+    with using_registry(EngineRegistry()):
+        register_engine("llm", "m", "simulated")
+        first = Step(id="first", input_model=Text, output_model=Word, engine_name="llm")
+        second = Step(id="second", output_model=Word, engine_name="llm")
+        return compile_chain(Chain(name="two", steps=[first, second], batch_size=64))
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A finished row is due at once."""
+    monkeypatch.setattr(worker_module, "_PART", 0.0)
+    monkeypatch.setattr(worker_module, "_LOOK", 0.001)
+    yield
+
+
+def on(engine: Gated, scene: Callable[[OneUnit], Awaitable[None]]) -> OneUnit:
+    """Plays a scene while the worker works on its unit and commits parts; the end of the unit is not awaited."""
+
+    async def go() -> OneUnit:
+        worker = OneUnit(engine)
+        with anyio.fail_after(LONG):
+            async with anyio.create_task_group() as group:
+                group.start_soon(worker.work, worker.held)
+                group.start_soon(worker.commit_parts)
+                await scene(worker)
+                group.cancel_scope.cancel()
+        return worker
+
+    return anyio.run(go)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is waited for is in a queue, which has no events
+        await anyio.sleep(0.001)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_finished_rows_are_committed_with_their_own_usage_and_leave_room() -> None:
+    engine = Gated(wrong=["1"])
+
+    async def scene(worker: OneUnit) -> None:
+        engine.let(0)
+        await until(lambda: len(worker.committed()) == 1)
+        assert worker.hands.rows == worker.held.lane.running == ROWS - 1
+        assert worker.claim().unit.node == "second"
+        engine.let(1)
+        await until(lambda: len(worker.committed()) == 2)
+        engine.let(2, 3, 4, 5)
+        await until(lambda: not worker.hands.claims)
+
+    committed = on(engine, scene).committed()
+    assert committed[:2] == [(["0"], Usage(1, 10, 5)), (["1"], Usage(2, 20, 10))]
+    assert sorted(row for rows, _ in committed for row in rows) == [str(number) for number in range(ROWS)]
+    assert sum((usage for _, usage in committed), Usage()).requests == len(engine.asked) == ROWS + 1
+
+
+def test_a_unit_that_finishes_within_a_second_is_one_commit() -> None:
+    engine = Gated(wrong=["1"])
+
+    async def scene(worker: OneUnit) -> None:
+        engine.let(*range(ROWS))
+        await until(lambda: not worker.hands.claims)
+
+    assert on(engine, scene).committed() == [([str(number) for number in range(ROWS)], Usage(ROWS + 1, 70, 35))]
+
+
+def test_a_bad_answer_is_asked_again_while_its_neighbours_are_awaited() -> None:
+    engine = Gated(wrong=["0"])
+
+    async def scene(_worker: OneUnit) -> None:
+        engine.let(0)
+        await until(lambda: "0/2" in engine.asked)
+
+    on(engine, scene)
+
+
+def test_a_worker_that_is_stopped_commits_what_has_finished_and_counts_the_rest() -> None:
+    engine = Gated(wrong=["3"])
+
+    async def scene(worker: OneUnit) -> None:
+        engine.let(0, 2)
+        await until(lambda: worker.held.result is not None and len(worker.held.result.finished()) == 2)
+        engine.gates["3"].set()
+        engine.gates["3"] = asyncio.Event()  # the second ask about row 3 stays open
+        await until(lambda: "3/2" in engine.asked)
+
+    worker = on(engine, scene)
+    assert worker.committed() == [(["0", "2"], Usage(2, 20, 10))]
+    [discarded] = worker.noted(AnswersDiscarded)
+    assert discarded.usage == Usage(5, 10, 5)  # rows 1, 4, 5 and twice row 3, whose first answer had come
+
+
+def test_an_engine_that_fails_midway_keeps_the_answers_that_it_told() -> None:
+    engine = Gated()
+    engine.failure = EngineUnavailable("gone")
+
+    async def scene(worker: OneUnit) -> None:
+        engine.let(0, 1)
+        await until(lambda: worker.held.result is not None and len(worker.held.result.finished()) == 2)
+        engine.let(ROWS - 1)
+        await until(lambda: not worker.hands.claims)
+
+    worker = on(engine, scene)
+    assert [rows for rows, _ in worker.committed()] == [["0", "1"]]
+    assert [event.message for event in worker.noted(UnitRetried)] == ["gone"]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_part_that_is_refused_cancels_the_requests_of_its_unit() -> None:
+    engine = Gated()
+
+    async def scene(worker: OneUnit) -> None:
+        await until(lambda: len(engine.asked) == ROWS)
+        worker.memory.reconcile("me")  # somebody else has the unit now
+        engine.let(0)
+        await until(lambda: not worker.hands.claims)
+
+    worker = on(engine, scene)
+    assert worker.committed() == []
+    assert [event.usage.requests for event in worker.noted(AnswersDiscarded)] == [ROWS]
