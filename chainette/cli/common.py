@@ -1,6 +1,6 @@
-"""What every command shares: how errors look and which exit code they give, paths and tables for people.
+"""Shared by all commands: errors and exit codes, paths and tables for people.
 
-`guarded` is the border: behind it no exception of ours reaches the user as a traceback unless they ask for one.
+`guarded` is the boundary: no exception leaves a command as a traceback unless the user passes --debug.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
     "warn",
 ]
 
-#: Columns of a table that does not go to a terminal.
+#: The width of a table that is not printed to a terminal.
 _FILE_WIDTH = 200
 
 
@@ -76,7 +76,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def show_error(error: Exception, *, debug: bool) -> int:
-    """Says on stderr what went wrong; returns the exit code."""
+    """Prints an error to stderr and returns its exit code."""
     if debug:
         typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     for line in error_lines(error):
@@ -85,7 +85,7 @@ def show_error(error: Exception, *, debug: bool) -> int:
 
 
 def error_lines(error: Exception) -> list[str]:
-    """What the user reads: the message, or every problem of a chain on a line of its own."""
+    """The error as the user reads it: its message, or one line per problem of a chain."""
     if isinstance(error, PlanError):
         count = len(error.problems)
         head = f"error: chain {error.chain!r} cannot run: {count} problem{'s' * (count > 1)}"
@@ -99,7 +99,7 @@ def error_lines(error: Exception) -> list[str]:
 
 
 def _seen_from_here(text: str) -> str:
-    """The text with paths below the current folder as a user types them: a run knows absolute paths only."""
+    """The text with paths in the current folder made relative; runs store absolute paths."""
     try:
         here = re.escape(f"{Path.cwd()}/")
     except OSError:
@@ -108,20 +108,20 @@ def _seen_from_here(text: str) -> str:
 
 
 def problem_line(problem: Problem) -> str:
-    """A finding, with its file as the user would type it."""
+    """A problem, with its file relative to the current folder."""
     if problem.place is None:
         return problem.message
     return f"{show_path(problem.place.file)}:{problem.place.line}: {problem.message}"
 
 
 def warn(problems: Iterable[Problem]) -> None:
-    """Warnings of the check, on stderr."""
+    """Prints a check's warnings to stderr."""
     for problem in problems:
         typer.secho(f"warning: {problem_line(problem)}", fg="yellow", err=True)
 
 
 def silence_stdout() -> None:
-    """Sends what is still to be printed nowhere: nobody reads it any more."""
+    """Discards all further output: nobody reads the pipe any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -131,7 +131,7 @@ def command_line(*words: str | os.PathLike[str]) -> str:
 
 
 def show_path(path: str | Path) -> str:
-    """The path relative to the current folder, if it lies below it and there still is one."""
+    """The path relative to the current folder, if it is inside it and that folder still exists."""
     path = Path(path)
     try:
         here = Path.cwd()
@@ -141,7 +141,7 @@ def show_path(path: str | Path) -> str:
 
 
 def is_terminal() -> bool:
-    """Whether a person looks at stdout."""
+    """Whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -160,7 +160,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def new_table(columns: Sequence[str], *, numbers: Iterable[str] = (), cut: Iterable[str] = ()) -> Table:
-    """An empty table without outer lines; `numbers` are set to the right, `cut` end in an ellipsis when too long."""
+    """An empty table without a frame. `numbers` are right-aligned; `cut` and `numbers` end in an ellipsis if too long."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     numbers, cut = {*numbers}, {*cut}
     for column in columns:

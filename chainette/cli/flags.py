@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ __all__ = [
     "EngineFile",
     "InputsRoot",
     "JsonLogs",
+    "Metrics",
     "MetricsHost",
     "MetricsPort",
     "Offers",
@@ -34,7 +36,8 @@ __all__ = [
 ChainRef = Annotated[
     str,
     typer.Argument(
-        metavar="CHAIN", help="chain.py, chain.py:name or package.module:name; the name of a Chain, or of a function -> Chain."
+        metavar="CHAIN",
+        help="chain.py, chain.py:name or package.module:name: a Chain, or a function that returns one.",
     ),
 ]
 Settings = Annotated[
@@ -46,7 +49,7 @@ Offers = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="A value of a chain's parameter that runs may have; repeatable, also with another value of the same name.",
+        help="A parameter value that runs may use; repeatable, also to allow several values of one parameter.",
     ),
 ]
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
@@ -83,10 +86,10 @@ EngineFile = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the directory at the end.")]
-JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Print the events of the run, one JSON object a line.")]
+JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Print the run's events, one JSON object per line.")]
 Show = Annotated[bool, typer.Option("--show", help="Print prompts and answers side by side.")]
-Stream = Annotated[bool, typer.Option("--stream", help="Print answers token by token as they come; with a small --limit.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Tell every event, prompt and answer on stderr; show tracebacks.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Print answers token by token as they arrive; needs a small --limit.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print every event, prompt and answer to stderr; show tracebacks.")]
 RedisUrl = Annotated[
     str | None,
     typer.Option(
@@ -99,16 +102,28 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         metavar="N | ENGINE=N,...",
-        help="Use N worker processes per engine, with a Valkey of their own.",
+        help="Start N worker processes per engine, with their own Valkey.",
     ),
 ]
 MetricsHost = Annotated[
     str,
-    typer.Option("--metrics-host", metavar="HOST", help="Over a Redis: the interface that answers /metrics; 0.0.0.0 for all."),
+    typer.Option("--metrics-host", metavar="HOST", help="With Redis: the address that serves /metrics; 0.0.0.0 for all."),
 ]
 MetricsPort = Annotated[
     int,
     typer.Option(
-        "--metrics-port", metavar="PORT", min=0, max=65535, help="Over a Redis: the port of /metrics; 0 takes a free one."
+        "--metrics-port",
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="With Redis: the port that serves /metrics; 0: a free one.",
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Where a process of a fleet answers /metrics."""
+
+    metrics_host: MetricsHost = "127.0.0.1"
+    metrics_port: MetricsPort = 0

@@ -1,7 +1,7 @@
-"""What `run`, `resume` and `rejected --retry` have in common: who tells the run, and how it ends.
+"""Shared by `run`, `resume` and `rejected --retry`: loading the chain, reporting the run, and its end.
 
-Ctrl-C, SIGTERM, a closed pipe and every error that can be mended leave a resumable directory; the command that goes
-on with it is printed. The exit codes are those of DESIGN 8.
+Ctrl-C, SIGTERM, a closed pipe and every error that the user can fix leave a resumable directory, and the command that
+continues it is printed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Telling:
-    """What the user wants to see of a run.
+    """The output that the user wants of a run.
 
     Raises:
         typer.BadParameter: two wishes exclude each other.
@@ -91,7 +91,7 @@ class Telling:
     show: Show = False
     stream: Stream = False
     debug: Debug = False
-    #: What `resume` needs to be told to go on in the same way.
+    #: The flags with which `resume` continues in the same way.
     again: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -102,11 +102,11 @@ class Telling:
 
     @property
     def watching(self) -> str:
-        """The flag that shows what only the process of the engines sees; "" where none was given."""
+        """The flag whose output needs the engines in this process; "" if none was given."""
         return "--stream" if self.stream else "--show" if self.show else ""
 
     def reporter(self, directory: RunDir, plan: Plan | None) -> Reporter:
-        """Tells the run on what is stdout now."""
+        """The reporter that the flags and stdout ask for."""
         if self.quiet:
             return QuietReporter(line_writer())
         if self.json_logs:
@@ -120,7 +120,7 @@ class Telling:
         return LiveView(directory, screen, _head(plan))
 
     def others(self) -> Iterator[Hook]:
-        """What else watches."""
+        """The other hooks that the flags ask for."""
         if self.show:
             yield ShowAnswers(console())
         if self.debug:
@@ -128,7 +128,7 @@ class Telling:
 
     @contextlib.contextmanager
     def foreign_output(self) -> Iterator[None]:
-        """Keeps what the user's own code prints out of an output that programs read."""
+        """Sends prints of the user's code to stderr if a program reads stdout."""
         if self.quiet or self.json_logs:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
@@ -137,17 +137,17 @@ class Telling:
 
 
 def _head(plan: Plan | None) -> str:
-    """What stands above the bars."""
+    """The banner and the chain, printed once above the bars."""
     return "\n\n".join([banner(version()), *([draw(plan)] if plan is not None else [])])
 
 
 def launch(
     directory: RunDir, telling: Telling, start: Callable[[tuple[Hook, ...]], RunResult], plan: Plan | None = None
 ) -> None:
-    """Runs `start` with the hooks that tell it, and ends the command.
+    """Runs `start` with the hooks that report it, and ends the command.
 
     Raises:
-        typer.Exit: always but for a run without any rejected row.
+        typer.Exit: unless the run finished without a rejected row.
     """
     reporter = telling.reporter(directory, plan)
     try:
@@ -177,7 +177,7 @@ def launch(
 
 @contextlib.contextmanager
 def _terminating_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does; where that is ignored, it ends the process as ever."""
+    """SIGTERM stops a run as Ctrl-C does; if Ctrl-C is ignored, it ends the process as usual."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         interrupt = signal.getsignal(signal.SIGINT)
@@ -237,7 +237,7 @@ def load_plan(
 
 
 def texts_of(words: list[str] | None) -> dict[str, str]:
-    """The values of --set NAME=VALUE, one of each name.
+    """The values of --set NAME=VALUE by name.
 
     Raises:
         typer.BadParameter: two values for one name.
@@ -250,7 +250,7 @@ def texts_of(words: list[str] | None) -> dict[str, str]:
 
 
 def _unused(plan: Plan, engines: str | None) -> Iterator[Problem]:
-    """An engine file that changes nothing: a name in it is mistyped, or it is another chain's."""
+    """A warning if an engine file changes nothing: its names are mistyped, or it belongs to another chain."""
     if engines is not None and plan.engines:
         named = [config.name for config in overlaid(EngineRegistry(), engines)]
         if not plan.engines.keys() & named:

@@ -41,7 +41,7 @@ def can_go_on(directory: Path) -> bool:
 
 
 def standing(metadata: dict[str, Any], *, working: bool) -> str:
-    """The state of a run in one word, with the reason of a pause."""
+    """The state of a run in a word, with the reason for a pause."""
     match Status(metadata["status"]):
         case Status.RUNNING:
             return "running" if working else "killed (no process works on it)"
@@ -54,17 +54,17 @@ def standing(metadata: dict[str, Any], *, working: bool) -> str:
 
 
 def version_lines(directory: Path) -> Iterator[str]:
-    """The versions of a directory, the newest first, and how to bring that one back."""
+    """The versions of a directory, newest first, and the command that restores the newest."""
     run = RunDir(directory)
     numbers = version_numbers(run)
     for number in reversed(numbers):
         version = directory / run.versions.name / str(number)
-        back = f"; bring it back: {command_line('rollback', directory)}" if number == numbers[-1] else ""
+        back = f"; restore it: {command_line('rollback', directory)}" if number == numbers[-1] else ""
         yield f"version {number} ({version}): {summary_line(version)}{back}"
 
 
 def summary_line(directory: Path) -> str:
-    """Where the run of a directory that nobody works on stands."""
+    """The state and row counts of a run that no process works on."""
     try:
         metadata = read_state(RunDir(directory))[0].metadata()
     except RunError as error:

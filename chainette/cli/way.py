@@ -100,7 +100,7 @@ def _refuse_watching(flag: str) -> None:
 
 
 def reached(redis: str) -> str:
-    """The address with its password, where the environment knows that."""
+    """The address, with its password if the environment has it."""
     known = chosen_url(None)
     return known if redis == shown(known) else redis
 
@@ -114,7 +114,7 @@ def over_redis(redis: str | None, metrics_host: str = "127.0.0.1", metrics_port:
 
 
 def _own_workers(workers: str) -> Drive:
-    """So many workers for each engine, or for each that is named.
+    """N workers for each engine, or for each engine that is named.
 
     Raises:
         typer.BadParameter: neither a number nor numbers by engine.

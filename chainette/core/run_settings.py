@@ -52,28 +52,26 @@ class RunSettings:
         ),
     ] = None
     batch_size: Annotated[int | None, Flag(help="Rows per unit of work [default: the chain's].", metavar="N", minimum=1)] = None
-    seed: Annotated[int, Flag(help="Every request's sampling seed is derived from it.", metavar="N")] = 0
-    format: Annotated[Format, Flag(help="How rows are written.")] = "jsonl"
+    seed: Annotated[int, Flag(help="The seed from which every request's sampling seed is derived.", metavar="N")] = 0
+    format: Annotated[Format, Flag(help="The file format of the rows.")] = "jsonl"
     max_rows_per_file: Annotated[int, Flag(help="Rows per shard.", metavar="N", minimum=1)] = 100_000
     flattened: Annotated[bool, Flag(help="Also write one row per item across all steps.")] = True
     key: Annotated[str | None, Flag(help="Copy this input column into every shard, as _key.", metavar="FIELD")] = None
-    usage: Annotated[bool, Flag(help="Also write what each row's answers took: tokens, seconds queued, seconds in all.")] = (
-        False
-    )
+    usage: Annotated[bool, Flag(help="Also write the tokens and seconds that each row's answers took.")] = False
     engines_file: Annotated[
         str | None,
         Flag(help="A YAML file whose engines replace those of the chain.", metavar="FILE", name="--engines", file=True),
     ] = None
-    simulate: Annotated[bool, Flag(help="Answers drawn from the schemas; no model is asked.")] = False
+    simulate: Annotated[bool, Flag(help="Draw answers from the schemas instead of asking a model.")] = False
     max_reject_rate: Annotated[
         float | None,
         Flag(help="Pause when this share of a step's rows is rejected (after 200 rows).", metavar="R", recorded=False),
     ] = None
     engine_patience: Annotated[
-        float, Flag(help="Give up when an engine is silent for so long.", metavar="SECONDS", minimum=0, recorded=False)
+        float, Flag(help="Give up if an engine has not answered for this long.", metavar="SECONDS", minimum=0, recorded=False)
     ] = 600.0
     #: None derives it from the engines.
-    window: Annotated[int | None, Flag(help="Rows that may be live at once.", metavar="N", minimum=1, recorded=False)] = None
+    window: Annotated[int | None, Flag(help="The most rows in progress.", metavar="N", minimum=1, recorded=False)] = None
 
     def __post_init__(self) -> None:
         for name, flag in FLAGS.items():

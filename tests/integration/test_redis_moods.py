@@ -16,7 +16,7 @@ from redis import Redis
 from rich.console import Console
 from typer.testing import CliRunner
 
-from chainette.cli.commands.resume import Asked, _asks_a_sink
+from chainette.cli.commands.resume import Resumption, _asks_a_sink
 from chainette.cli.main import app
 from chainette.cli.screen.fleet_screen import RunView, watch
 from chainette.fleet.redis.connect import connect, eviction_risk
@@ -145,5 +145,5 @@ def test_a_resume_that_comes_when_the_run_has_just_ended_asks_no_sink(
     stale = board.run(begun.run_id)
     database.client.delete(f"chainette:run:{begun.run_id}", "chainette:runs")
     monkeypatch.setattr(Board, "run", lambda _self, _run: stale)
-    assert not _asks_a_sink(directory, begun, database.url, Asked())
+    assert not _asks_a_sink(directory, begun, database.url, Resumption())
     board.leave("sink-1")

@@ -46,7 +46,7 @@ def engines(
 
 
 def _list_backends() -> None:
-    table = new_table(("backend", "from", "here", "keys of its own"))
+    table = new_table(("backend", "from", "here", "own keys"))
     for name in backend_names():
         try:
             kind = backend_class(name)

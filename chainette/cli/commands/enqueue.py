@@ -1,4 +1,4 @@
-"""`chainette enqueue`: `run` with other hands, those of the workers that serve a Redis."""
+"""`chainette enqueue`: `run` through the workers that serve a Redis, here or by services."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Detach = Annotated[
 ]
 NoSink = Annotated[
     bool,
-    typer.Option("--no-sink", help="Admit the rows in this process, and leave the writing to a live `chainette sink`."),
+    typer.Option("--no-sink", help="Admit the rows in this process, and let a live `chainette sink` write the results."),
 ]
 
 
@@ -58,12 +58,12 @@ def enqueue(
 ) -> None:
     """Run CHAIN over INPUTS through the workers that serve a Redis, into a run directory.
 
-    Admits rows while there is room and writes what comes back, until the end or Ctrl-C; `chainette resume DIR`
-    goes on where it stopped, and finds what the workers did meanwhile. Flags and exit codes are those of `run`.
+    Admits rows while there is room and writes the results, until the end or Ctrl-C; `chainette resume DIR` continues, with
+    the results of the workers in the meantime. Flags and exit codes are those of `run`.
 
-    With --detach services do that, also after this command has ended: INPUTS lies below the coordinator's --inputs-root,
-    the run directory below the sink's --runs-root, and CHAIN below the --chain-root of both. With --no-sink this process
-    is the run's coordinator, until the end or Ctrl-C, and the current folder must be the sink's --runs-root.
+    With --detach, services do both, even after this command has ended: INPUTS is relative to the coordinator's
+    --inputs-root, the run directory to the sink's --runs-root, and CHAIN to the --chain-root of both. With --no-sink, this
+    process is the run's coordinator until the end or Ctrl-C, and the current folder must be the sink's --runs-root.
     """
     del stream_writer
     if detach and no_sink:
@@ -109,7 +109,7 @@ def _hand_over(task: Task, settings: RunSettings, way: FleetWay, *, quiet: bool,
 
 
 def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quiet: bool) -> None:
-    """Is the run's coordinator until the run is out of Redis, and shows it meanwhile.
+    """Coordinates a run until it has left Redis, and shows its progress.
 
     Raises:
         typer.Exit: Ctrl-C.
@@ -130,7 +130,7 @@ def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quie
 
 
 def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
-    """Looks at a run until it is out of Redis; a Redis that is away is waited for."""
+    """Shows a run until it has left Redis; waits for a Redis that does not answer."""
     view = RunView(board, run_id)
 
     def draw(width: int, height: int) -> list[Text] | None:
@@ -141,14 +141,14 @@ def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
 
 
 def _tell_end(directory: Path, *, quiet: bool) -> None:
-    """What the sink wrote, where this process sees it.
+    """Shows the result that the sink wrote, if this process can see the directory.
 
     Raises:
         typer.Exit: not every row got through.
     """
     found = RunDir(directory)
     if not found.exists():
-        typer.echo(f"the run is over; its rows are in {directory} below the sink's --runs-root")
+        typer.echo(f"the run is over; its rows are in {directory} (relative to the sink's --runs-root)")
         return
     state, _ = read_state(found)
     metadata = state.metadata()
@@ -165,7 +165,7 @@ def _tell_end(directory: Path, *, quiet: bool) -> None:
 
 
 def _require_services(board: Board, roles: Sequence[Role]) -> str:
-    """Where live sinks are.
+    """The hosts of live sinks.
 
     Raises:
         RunError: a service is missing.

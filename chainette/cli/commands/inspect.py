@@ -1,4 +1,4 @@
-"""`chainette inspect` and `chainette inspect-dag`: what a chain is, and everything that is wrong with it."""
+"""`chainette inspect` and `chainette inspect-dag`: the nodes of a chain, and everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ WithEngines = Annotated[RunSettings, Only({"engines_file"})]
 def inspect(chain: ChainRef, parameters: Settings = None, *, settings: WithEngines, chain_root: ChainRoot = Path()) -> None:
     """Check CHAIN without running it; list its nodes, and the parameters that --set can give.
 
-    Every problem is named with its file and line, and the exit code is 2. No engine is opened; what would keep one from
-    opening on this machine, as a missing model file, is a warning.
+    Each problem is shown with its file and line, and the exit code is then 2. No engine is opened; anything that would keep
+    one from opening on this machine, such as a missing model file, is a warning.
     """
     loaded, plan = load_plan(chain, chain_root, parameters, settings)
     warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
@@ -52,7 +52,7 @@ def inspect(chain: ChainRef, parameters: Settings = None, *, settings: WithEngin
 
 
 def _foreseen(plan: Plan) -> list[Problem]:
-    """What would keep the engines from opening here."""
+    """Warnings about engines that could not be opened on this machine."""
     return [Problem(said, None, warning=True) for config in plan.engines.values() for said in foreseen(config)]
 
 
@@ -79,9 +79,9 @@ def inspect_dag(
     chain: ChainRef,
     icons: Annotated[bool, typer.Option("--icons/--no-icons", help="Icons and box characters, or plain ASCII.")] = True,
     max_branches: Annotated[
-        int | None, typer.Option("--max-branches", metavar="N", min=0, help="Fold all but the first N of parallel branches.")
+        int | None, typer.Option("--max-branches", metavar="N", min=0, help="Fold all but the first N parallel branches.")
     ] = None,
-    mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart instead of a tree.")] = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart instead of a tree.")] = False,
     parameters: Settings = None,
     *,
     settings: WithEngines,

@@ -1,4 +1,4 @@
-"""`chainette rebuild`: writes what follows from a run's log: graph.json, metadata.json, README.md, .schema/."""
+"""`chainette rebuild`: writes the files that follow from a run's log: graph.json, metadata.json, README.md, .schema/."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ def rejected(
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 50; --json: all].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, whole.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each row whole, one JSON object per line.")] = False,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Ask for these rows again; `chainette rollback DIR` undoes that.")
+        bool, typer.Option("--retry", help="Ask for these rows again; `chainette rollback DIR` undoes it.")
     ] = False,
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help="With --retry: the engine that answers this time.")
@@ -52,7 +52,7 @@ def rejected(
 ) -> None:
     """List the rejected rows of DIR, or --retry them.
 
-    Each with the reason, the message and the raw answer, or the bad line of the input.
+    Each is shown with the reason, the message and the raw answer, or the bad line of the input.
     """
     steps, reasons = step or [], reason or []
     _check_reasons(reasons)

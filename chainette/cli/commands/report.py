@@ -34,14 +34,14 @@ def report(
         typer.Option(
             "--price",
             metavar="ENGINE=IN,OUT",
-            help="What an engine asks for a million prompt and answer tokens, in any currency; repeatable.",
+            help="The price of a million prompt and answer tokens of an engine, in any currency; repeatable.",
         ),
     ] = None,
 ) -> None:
     """Write the run in DIR as one HTML page.
 
-    Where the rows went, throughput, latency, tokens, rejected rows with their answers. The page needs no network and runs
-    no script. The run may still be going on. Needs `pip install 'chainette[report]'`.
+    It shows where the rows went, throughput, latency, tokens, and rejected rows with their answers. It needs no network and
+    no scripts. The run may still be in progress. Needs `pip install 'chainette[report]'`.
     """
     run = RunDir(directory)
     if not run.exists():

@@ -1,4 +1,4 @@
-"""`chainette resume`: goes on with a run directory from what is durable."""
+"""`chainette resume`: continues a run directory from its durable rows."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from chainette.io.rundir.open import read_created, read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.run import executor
+from chainette.run.options import Drive
 from chainette.run.resume import compiled_now, require_limit
 
 __all__ = ["resume"]
 
-#: Flags of `run` that the first line of the log answers for.
+#: Flags of `run` whose values the log fixes.
 _FIXED = frozenset({"--chain-root", "--output", "-o", *fixed_flags()})
 
 
@@ -45,14 +46,14 @@ def resume(
         typer.Option(
             "--from",
             metavar="STEP",
-            help="Compute this step and all that follow anew, as the chain is now; repeatable. "
-            "`flattened` keeps every row and only names and joins them anew; `chain_input` computes everything anew. "
-            "`chainette rollback DIR` brings the old rows back.",
+            help="Recompute this step and all that follow, with the chain as it is now; repeatable. "
+            "`flattened` keeps every row and only renames and joins columns; `chain_input` recomputes everything. "
+            "`chainette rollback DIR` restores the old rows.",
         ),
     ] = None,
     inputs: Annotated[
         list[Path] | None,
-        typer.Option("--input", metavar="PATH", help="Where the input lies now, if it has moved; repeatable."),
+        typer.Option("--input", metavar="PATH", help="The new path of an input that was moved; repeatable."),
     ] = None,
     *,
     settings: Annotated[RunSettings, Only(RESUMABLE)],
@@ -60,41 +61,25 @@ def resume(
     way: ResumedWay,
     telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug"})],
 ) -> None:
-    """Go on with the run in DIR, the way it was started, or as --local, --workers or --redis say.
+    """Continue the run in DIR the way it was started, unless --local, --workers or --redis says otherwise.
 
-    The chain and the input may lie elsewhere than before, if the project was moved as a whole.
+    A project that was moved as a whole resumes as it is.
 
-    What is durable is not asked for again. The chain, its parameters, the input, the engines and the settings are those
-    that the log of DIR recorded; --set changes a parameter, if no row depends on it or --from computes those rows anew.
-    If a live `chainette sink` serves the run, it is asked to go on.
+    Nothing durable is asked for again. The chain, its parameters, the input, the engines and the settings are those in the
+    log of DIR; --set changes a parameter if no row depends on it, or if --from recomputes those rows. If a live `chainette
+    sink` serves the run, it is asked to continue.
     """
     _refuse(context.args)
     moved = tuple(path.absolute() for path in inputs or ())
-    asked = Asked(tuple(from_step or ()), moved, texts_of(parameters), settings)
+    asked = Resumption(tuple(from_step or ()), moved, texts_of(parameters), settings)
     run = RunDir(directory)
     begun = read_created(run)
     chosen = way.or_as_begun(begun)
     drive = chosen.drive(telling.watching)
-
-    def start(hooks: tuple[Hook, ...]) -> RunResult:
-        result = executor.resume(
-            run,
-            from_step=asked.from_steps,
-            inputs=asked.inputs,
-            parameters=asked.parameters,
-            hooks=hooks,
-            drive=drive,
-            **{name: getattr(settings, name) for name in RESUMABLE},
-        )
-        for redis in result.redis:
-            if ("--redis", redis) != chosen.flags:  # nobody waits for it there any more
-                _take_out(redis, begun.run_id)
-        return result
-
     here = chosen.local or chosen.workers or asked.inputs
     try:
         if here or not _asks_a_sink(run, begun, chosen.redis, asked):
-            launch(run, replace(telling, again=way.flags), start)
+            _go_on(run, begun, chosen, drive, asked, replace(telling, again=way.flags))
     except RedisUnavailable as error:
         again = command_line("resume", directory, *asked.words, "--local")
         raise RunError(f"{error}; or do the work in this process: {again}") from error
@@ -104,8 +89,8 @@ resume.context_settings = {"ignore_unknown_options": True, "allow_extra_args": T
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a resume is to do beside going on."""
+class Resumption:
+    """What the user asks of a resume, beside going on."""
 
     from_steps: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
@@ -122,6 +107,27 @@ class Asked:
         yield from words_of(self.settings)
 
 
+def _go_on(run: RunDir, begun: RunCreated, way: ResumedWay, drive: Drive | None, asked: Resumption, telling: Telling) -> None:
+    """Goes on with a run in this process, and ends the command as `launch` does."""
+
+    def start(hooks: tuple[Hook, ...]) -> RunResult:
+        result = executor.resume(
+            run,
+            from_step=asked.from_steps,
+            inputs=asked.inputs,
+            parameters=asked.parameters,
+            hooks=hooks,
+            drive=drive,
+            **{name: getattr(asked.settings, name) for name in RESUMABLE},
+        )
+        for redis in result.redis:
+            if ("--redis", redis) != way.flags:  # nobody waits for it there any more
+                _take_out(redis, begun.run_id)
+        return result
+
+    launch(run, telling, start)
+
+
 def _take_out(redis: str, run: str) -> None:
     """Deletes a run's leftovers from a Redis that it no longer uses; warns if that cannot be reached."""
     try:
@@ -130,7 +136,7 @@ def _take_out(redis: str, run: str) -> None:
         warn([Problem(str(error), None, warning=True)])
 
 
-def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: Asked) -> bool:
+def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: Resumption) -> bool:
     """Has a live sink go on with the run; False if none serves it.
 
     Raises:
@@ -152,7 +158,7 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: A
         order, sinks = Order.of(info), board.services(Role.SINK)
         if order is None or not sinks:
             return False
-        if asked != Asked():
+        if asked != Resumption():
             board.say(run.run_id, _changed(order, directory, asked).fields)
         try:
             FleetQueue(connection).set_state(run.run_id, "running")
@@ -164,7 +170,7 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: A
     return True
 
 
-def _changed(order: Order, directory: RunDir, asked: Asked) -> Order:
+def _changed(order: Order, directory: RunDir, asked: Resumption) -> Order:
     """The order as it is asked for now; with other steps or parameters, of the chain as it is now."""
     if asked.settings.limit is not None:
         require_limit(directory, read_state(directory)[0], asked.settings.limit)
@@ -182,7 +188,7 @@ def _changed(order: Order, directory: RunDir, asked: Asked) -> Order:
 
 
 def _refuse(words: list[str]) -> None:
-    """Says why a word of the command line cannot be taken.
+    """Explains the first word of the command line that `resume` does not take.
 
     Raises:
         typer.BadParameter: there is one.

@@ -1,4 +1,4 @@
-"""`chainette rollback`: brings back the rows that a run directory had before the last `--from` or `--retry`."""
+"""`chainette rollback`: restores the rows that a run directory had before the last `--from` or `--retry`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["rollback"]
 def rollback(directory: RunDirectory) -> None:
     """Swap DIR with its newest version: the rows it had before the last `resume --from` or `rejected --retry`.
 
-    DIR becomes the newest version itself, so that a second rollback undoes the first. No process may work on the run.
+    DIR becomes the newest version, so a second rollback undoes the first. No process may be working on the run.
     """
     here = Path.cwd()
     go_back(RunDir(directory))

@@ -22,7 +22,7 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `chainette ru
 
 @guarded
 def runs(redis: RedisUrl = None) -> None:
-    """List the live runs of a Redis, and its workers. Finished runs are not there: their directories have everything."""
+    """List the live runs of a Redis, and its workers. Finished runs are not listed: their directories have everything."""
     columns = ("run", "state", "chain", "epoch", "roots admitted", "live rows")
     table, why = new_table(columns, numbers=columns[3:]), []
     with connect(redis) as connection:
@@ -46,7 +46,7 @@ def runs(redis: RedisUrl = None) -> None:
 
 @guarded
 def pause(run: Run, redis: RedisUrl = None) -> None:
-    """Hold a run: what is in flight ends, nothing new is begun, until `chainette unpause`."""
+    """Pause a run: work in progress is finished, and nothing new begins until `chainette unpause`."""
     _set_state(run, "paused", redis)
 
 
@@ -58,23 +58,23 @@ def unpause(run: Run, redis: RedisUrl = None) -> None:
 
 @guarded
 def cancel(run: Run, redis: RedisUrl = None) -> None:
-    """Give a run up for good; the rows that it has stay in its directory."""
+    """Cancel a run for good; its finished rows stay in its directory."""
     _set_state(run, "cancelled", redis)
 
 
 @guarded
 def kill(
     engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="The workers of this engine.")] = None,
-    everyone: Annotated[bool, typer.Option("--all", help="All workers of the Redis.")] = False,
+    everyone: Annotated[bool, typer.Option("--all", help="All workers of this Redis.")] = False,
     redis: RedisUrl = None,
     grace: Annotated[
         float,
-        typer.Option("--grace", metavar="SECONDS", min=0, help="How long workers of this machine have before they are killed."),
+        typer.Option("--grace", metavar="SECONDS", min=0, help="The time that workers on this machine have to exit."),
     ] = 30.0,
 ) -> None:
-    """Ask workers to hand back what is unfinished and to end; within seconds they do.
+    """Ask workers to hand back unfinished work and to exit, which takes seconds.
 
-    Workers that run on this machine as the same user are waited for, and killed where they hang; so they are if Redis is away.
+    Workers of the same user on this machine are waited for, and killed if they hang, even if Redis does not answer.
     """
     if (engine is None) is not everyone:
         raise typer.BadParameter("say whom: --engine NAME, or --all")

@@ -1,4 +1,4 @@
-"""`chainette status`: where the run of a directory stands, and what to do next."""
+"""`chainette status`: the state of a run, and the command to use next."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def status(
     what: Annotated[
         str | None, typer.Argument(metavar="[DIR | RUN]", help="A run directory, or the id of a live run [default: the fleet].")
     ] = None,
-    watching: Annotated[bool, typer.Option("--watch", help="Look again every second, until the end or Ctrl-C.")] = False,
+    watching: Annotated[bool, typer.Option("--watch", help="Refresh every second, until the end or Ctrl-C.")] = False,
     redis: RedisUrl = None,
 ) -> None:
-    """Show where a run stands, or who serves a Redis and which runs are live there.
+    """Show the state of a run, or the workers and live runs of a Redis.
 
-    Of a directory: rows per step, tokens, engines, and what to do next. Of a live run: how far each step is, what waits
-    and what is at work, and why nothing moves where nothing does. A path wins over a run id.
+    For a directory: rows per step, tokens, engines, and the next command. For a live run: the progress of each step, queued
+    and running work, and the reason if nothing moves. A path takes precedence over a run id.
     """
     if what is not None and _is_there(Path(what)):
         _show_directory(Path(what), watching=watching)
@@ -78,7 +78,7 @@ def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:
 
 
 def _no_directory(name: str | None) -> str:
-    """That no directory has this name, and which names are near; "" if none was asked for."""
+    """A sentence that no directory has this name, with similar ones; "" if no name was given."""
     if name is None:
         return ""
     here, runs = Path(), Path("runs")
@@ -110,7 +110,7 @@ def _show_directory(directory: Path, *, watching: bool) -> None:
 
 
 def _watch_directory(directory: Path) -> None:
-    """Follows the log of a directory as long as somebody works on it."""
+    """Follows the log of a directory while a process works on it."""
     progress, log, read = Progress(directory), RunDir(directory).log, 0
 
     def draw(width: int, height: int) -> list[Text] | None:
@@ -138,7 +138,7 @@ def _head(state: RunState, metadata: dict[str, Any], *, working: bool) -> Iterat
 
 
 def parameters_line(values: Mapping[str, Any]) -> str:
-    """Values of a chain's parameters, as --set takes them but for a shell's quotes."""
+    """The parameters of a chain as --set takes them, without shell quotes."""
     return ", ".join(f"{name}={text_of(value)}" for name, value in values.items())
 
 

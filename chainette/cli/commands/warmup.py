@@ -1,4 +1,4 @@
-"""`chainette warmup`: whether an engine works, what it says, and what it takes."""
+"""`chainette warmup`: whether an engine works, its answer, and the time and memory it took."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ def warmup(
     ] = None,
     settings: Settings = None,
     engines: EngineFile = None,
-    simulate: Annotated[bool, typer.Option("--simulate", help="Ask the simulated engine in its place.")] = False,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Ask a simulated engine instead.")] = False,
     chain_root: ChainRoot = Path(),
     patience: Annotated[
-        float, typer.Option("--engine-patience", metavar="SECONDS", min=0, help="How long a remote engine may be silent.")
+        float, typer.Option("--engine-patience", metavar="SECONDS", min=0, help="How long to wait for a remote engine.")
     ] = 30.0,
 ) -> None:
-    """Open an engine of CHAIN or of --engines FILE, ask it once, and say what that took.
+    """Open an engine of CHAIN or of --engines FILE, ask it once, and report what that took.
 
-    Downloads and loads the model as a run would. Exit codes: 0 it answers, 1 it does not, 2 it cannot as it is declared.
+    Downloads and loads the model as a run would. Exit codes: 0 it answers, 1 it does not, 2 its declaration
+    is wrong.
     """
     config = _chosen(_registry(chain, engines, chain_root, settings), engine)
     if simulate:
@@ -50,10 +51,10 @@ def warmup(
 
 
 def _registry(chain: str | None, file: Path | None, chain_root: Path, settings: list[str] | None) -> EngineRegistry:
-    """Where the engine is declared.
+    """The registry that declares the engine.
 
     Raises:
-        typer.BadParameter: nowhere.
+        typer.BadParameter: neither a chain nor a file was named.
     """
     if chain is not None:
         return registry_of(load_chain(chain, chain_root, given(texts_of(settings))).chain, file)
@@ -78,7 +79,7 @@ def _chosen(registry: EngineRegistry, name: str | None) -> EngineConfig:
 
 
 def warmth_lines(config: EngineConfig, warmth: Warmth) -> Iterator[str]:
-    """What the user reads."""
+    """The report, line by line."""
     usage, seconds = warmth.completion.usage, warmth.answer_seconds
     rate = f", {usage.completion_tokens / seconds:.1f} tokens/s" if seconds else ""
     yield f"open: {warmth.open_seconds:.2f} s"
@@ -95,7 +96,7 @@ def warmth_lines(config: EngineConfig, warmth: Warmth) -> Iterator[str]:
 
 
 def _flaw(warmth: Warmth) -> str:
-    """What is odd about the answer."""
+    """A remark about an answer that is cut or not a JSON object."""
     if warmth.completion.finish is Finish.LENGTH:
         return " (cut at 64 tokens)"
     return "" if warmth.completion.text.strip().startswith("{") else " (not the JSON object that was asked for)"

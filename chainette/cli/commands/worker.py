@@ -1,10 +1,11 @@
-"""`chainette worker`: one process that serves engines, until it is told to stop."""
+"""`chainette worker`: one process that serves engines until it is told to stop."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
 from chainette_workers.worker.main import WorkerConfig, serve
 
 from chainette.cli.common import guarded
-from chainette.cli.flags import ChainRoot, EngineFile, MetricsHost, MetricsPort, Offers, RedisUrl
+from chainette.cli.flags import ChainRoot, EngineFile, Metrics, Offers, RedisUrl
 from chainette.core.usercode.parameters import settings_of
 from chainette.fleet.redis.connect import connect
 from chainette.utils.ids import name_problem
@@ -35,7 +36,7 @@ def worker(
         typer.Option(
             "--gpu",
             metavar="N | N,M | all",
-            help="GPUs to use, counted in CUDA_VISIBLE_DEVICES where set; `0,1`: both for one model; `all`: a worker for each.",
+            help="GPUs to use (indexes into CUDA_VISIBLE_DEVICES if set); `0,1`: both for one model; `all`: a worker for each.",
         ),
     ] = None,
     redis: RedisUrl = None,
@@ -48,48 +49,43 @@ def worker(
             "--rows-in-flight",
             metavar="N",
             min=1,
-            help="Rows inside an engine at once [default: twice what it answers at once, and two units at least].",
+            help="Rows inside an engine at once [default: twice its capacity, and at least two units].",
         ),
     ] = None,
     python: Annotated[bool, typer.Option("--python/--no-python", help="Also run functions (Apply) and joins.")] = True,
     drain_after: Annotated[
         float | None,
         typer.Option(
-            "--drain-after", metavar="SECONDS", min=0, help="Take nothing more after so long, finish what is in hand, and end."
+            "--drain-after",
+            metavar="SECONDS",
+            min=0,
+            help="After SECONDS, finish what is in progress, take no more, and exit.",
         ),
     ] = None,
-    metrics_host: MetricsHost = "127.0.0.1",
-    metrics_port: MetricsPort = 0,
+    *,
+    metrics: Metrics,
 ) -> None:
-    """Serve engines: take units of every run on the Redis that needs them, with the chains found below --chain-root.
+    """Serve engines to every run on a Redis that needs them, with the chains found below --chain-root.
 
-    A chain whose files, parameters or prompts differ from those that were enqueued is not served, and the worker says so.
-    SIGTERM and Ctrl-C hand back what is unfinished; a second one ends the process at once.
+    If a chain's files, parameters or prompts differ from those that were enqueued, the worker says so and does not serve it.
+    SIGTERM or Ctrl-C hands back unfinished work and exits; a second one exits at once.
     """
-    if not engine:
-        raise typer.BadParameter("--engine says what to serve; name one, or `--engine python` for functions only")
-    for name in engine:
-        if problem := name_problem(name):
-            raise typer.BadParameter(f"--engine {name!r} {problem}")
-    stopping = threading.Event()
-    heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
-    names = [name for name in engine if name != "python"]
-    root, file = str(chain_root.resolve()), str(engines.resolve()) if engines else None
-    functions, endpoint = python or "python" in engine, Endpoint(metrics_host, metrics_port)
+    _require_names(engine or ())
     gpus = [] if gpu is None else _gpus(gpu)
-    together = 1 if gpu == "all" else max(1, len(gpus))
     config = WorkerConfig(
         redis,
-        names,
-        root,
+        [name for name in engine or () if name != "python"],
+        str(chain_root.resolve()),
         rows_in_flight,
-        functions,
-        gpus=together,
-        engines_file=file,
+        python or "python" in (engine or ()),
+        gpus=1 if gpu == "all" else max(1, len(gpus)),
+        engines_file=str(engines.resolve()) if engines else None,
         drain_after=drain_after,
-        metrics=endpoint,
+        metrics=Endpoint(metrics.metrics_host, metrics.metrics_port),
         parameters=settings_of(settings or ()),
     )
+    stopping = threading.Event()
+    heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
     if gpu == "all":
         connect(redis).close()  # children that cannot reach it would be started again and again
         supervise([Child(config, environment={CUDA_DEVICES: name}) for name in gpus], stopping)
@@ -99,10 +95,21 @@ def worker(
     serve(config, stopping)
 
 
+def _require_names(engines: Sequence[str]) -> None:
+    """Raises typer.BadParameter unless at least one engine is named, each as engines may be named."""
+    if not engines:
+        raise typer.BadParameter("--engine says what to serve; name one, or `--engine python` for functions only")
+    for name in engines:
+        if problem := name_problem(name):
+            raise typer.BadParameter(f"--engine {name!r} {problem}")
+
+
 def _gpus(wanted: str) -> list[str]:
-    """Raises:
-    typer.BadParameter: neither numbers nor "all".
-    RunError: there are none, or not so many.
+    """The devices to use.
+
+    Raises:
+        typer.BadParameter: neither numbers nor "all".
+        RunError: this machine has no GPUs, or not that many.
     """
     try:
         return chosen(wanted, os.environ.get(CUDA_DEVICES))
