@@ -50,7 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     #: Base URLs; several are used least in flight first.
     endpoint: tuple[str, ...] = ()
-    #: The environment variable that holds the API key, read where the engine opens.
+    #: The environment variable that holds the API key, read when the engine opens.
     api_key_env: str | None = None
     #: Requests in flight at most; None lets the backend choose.
     capacity: int | None = None
@@ -352,7 +352,7 @@ def public_url(url: str) -> str:
 
 
 def expand_secrets(text: str) -> str:
-    """`${NAME}` replaced from the environment; called where an engine opens, never before.
+    """`${NAME}` replaced from the environment; called when an engine opens, never before.
 
     Raises:
         EngineConfigError: the variable is not set; the message names it, never a value.

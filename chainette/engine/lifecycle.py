@@ -151,7 +151,7 @@ def release_engine(name: str | None = None) -> None:
     """Closes the engine of that name, or every engine, that a run of this process still holds open.
 
     A run that goes on opens it again when it needs it. Returns once the memory is free, except on the event
-    loop of the run itself, where the release happens as soon as the caller lets the loop go on.
+    loop of the run itself: there the release happens as soon as the caller returns to the loop.
     """
     for engines in list(_live):
         loop = engines.loop

@@ -50,7 +50,7 @@ class Span:
 
 
 def render_lines(series: Sequence[Series], rules: Sequence[float], *, width: int, stacked: bool = False) -> str:
-    """Values over working time; dashed rules where an epoch began. At most `COLOURS` series."""
+    """Values over working time; a dashed rule marks each start of an epoch. At most `COLOURS` series."""
     end = max((at for line in series for at, _ in line.points), default=0.0)
     unit, scale = next(found for found in _UNITS if end / found[1] >= 3 or found[1] == 1)
     values = [

@@ -17,7 +17,7 @@ _PILL = 30
 
 @dataclass(frozen=True)
 class Box:
-    """A node, or where rows begin, merge and end."""
+    """A node, or the place at which rows begin, merge or end."""
 
     #: "input", "step", "apply", "join", "end"
     kind: str
@@ -27,7 +27,7 @@ class Box:
     height: float
     title: str
     subtitle: str = ""
-    #: (rejected | dropped | stopped | expanded, rows), only where there are any.
+    #: (rejected | dropped | stopped | expanded, rows); only those above 0.
     exits: tuple[tuple[str, int], ...] = ()
 
 
@@ -64,7 +64,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class _Tail:
-    """Where arrows to what comes next start."""
+    """The start of the arrows to the next element."""
 
     x: float
     y: float
@@ -72,9 +72,9 @@ class _Tail:
 
 
 def draw(state: RunState, lean: float) -> Drawing:
-    """The run's graph, top to bottom, with what went through it so far.
+    """The run's graph, top to bottom, with the rows that went through it so far.
 
-    `lean` says where the main flow stands: 0.5 in the middle, 0 at the left edge, which a narrow screen shows first.
+    `lean` places the main flow: 0.5 in the middle, 0 at the left edge, which a narrow screen shows first.
     """
     return _Pen(state, lean).draw()
 
@@ -114,7 +114,7 @@ class _Pen:
     def _middle(self, column: _Column) -> float:
         return column.left + (column.width - _WIDTH) * self._lean + _WIDTH / 2
 
-    # -- how wide
+    # -- widths
 
     def _width(self, target: Target) -> float:
         widths = (_WIDTH if isinstance(found, Node) else self._fork_width(found) for found in self._graph.line(target))
@@ -124,10 +124,10 @@ class _Pen:
         widths = [self._width(branch.first) for branch in fork.branches]
         return sum(widths) + _ACROSS * (len(widths) - 1) + (0 if fork.joins else 2 * _LANE)
 
-    # -- where
+    # -- positions
 
     def _sequence(self, target: Target, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
-        """Draws everything from `target` on; returns where what follows is tied to, and how far down it came."""
+        """Draws everything from `target` on; returns the starts of the next arrows, and the lowest y."""
         for found in self._graph.line(target):
             if isinstance(found, Node):
                 tails, y = self._node(found, self._middle(column), y, tails)
@@ -201,7 +201,7 @@ class _Pen:
         return y + _PILL
 
     def _arrow(self, tail: _Tail, x: float, y: float, rows: int, spot: tuple[float, float] | None = None) -> None:
-        """An arrow that goes down first where it is long; its number stands at its tip, or at `spot`."""
+        """An arrow; a long one goes straight down first. Its number stands at its tip, or at `spot`."""
         start = max(tail.y, y - _DOWN)
         bend = 0.6 * (y - start)
         path = f"M{tail.x:g} {tail.y:g}V{start:g}C{tail.x:g} {start + bend:g} {x:g} {y - bend:g} {x:g} {y - 5:g}"

@@ -49,7 +49,7 @@ class StepLine:
     amounts: Mapping[str, int]
     #: Share of all seconds inside engines, 0 to 1.
     share: float = 0.0
-    #: None where the engine has no price.
+    #: None if the engine has no price.
     cost: float | None = None
 
 
@@ -178,7 +178,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _charts(figures: Figures) -> Iterator[Chart]:
-    """Throughput per node, tokens, and how long requests take; only what there is something to say about."""
+    """Throughput per node, tokens, and seconds per request; charts without data are left out."""
     rules, timeline = figures.resumes(), figures.timeline
     nodes = [node.id for node in figures.state.graph.nodes if any(node.id in found for found in timeline.bins)]
     if nodes:

@@ -68,6 +68,13 @@ def test_a_chain_runs_on_the_backend_of_a_plugin_and_commands_show_it(project: P
     assert project.chainette("inspect", "chain.py").returncode == 0
 
 
+def test_the_plugin_of_the_page_works_as_it_stands_there(project: Project, tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs/plugins.md").read_text()
+    install(tmp_path / "site", page.split("```python\n")[1].partition("```")[0])
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out").returncode == 0
+    assert answers(project) == ["hello", "hello"]
+
+
 def test_keys_of_a_plugin_decide_rescue_or_are_free_as_its_class_says(project: Project, tmp_path: Path) -> None:
     install(tmp_path / "site")
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out").returncode == 0

@@ -1,4 +1,4 @@
-"""What processes of a fleet tell each other about runs: handed over, taken on, refused, held."""
+"""Runs as processes of a fleet hand them over, take them on, refuse or pause them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Board", "Order", "Role", "inside"]
 
 
 class Role(StrEnum):
-    """What a service does in a run."""
+    """The part of a service in a run."""
 
     #: admits its rows
     COORDINATOR = "coordinator"
@@ -33,12 +33,12 @@ class Role(StrEnum):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as it is handed over to services. Its paths are relative: each service has roots of its own."""
+    """A run as it is handed over to services. Its paths are relative, since each service has its own roots."""
 
     chain_ref: str
-    #: What the chain's files must be.
+    #: Digest of the chain's files.
     digest: str
-    #: What the values of its parameters must be, and what its nodes (io/rundir/likeness.py).
+    #: Values of its parameters, and marks of its nodes (io/rundir/likeness.py); a service compares both with its own.
     parameters: dict[str, Any] = {}
     marks: dict[str, dict[str, str]] = {}
     #: Files, folders and patterns below the sink's and the coordinator's --inputs-root.
@@ -46,7 +46,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     #: Below their --runs-root.
     directory: str
     options: RunSettings = RunSettings()
-    #: Steps that are to be computed anew, with all that depend on them.
+    #: Steps to compute anew, with all that depend on them.
     from_steps: tuple[str, ...] = ()
 
     @classmethod
@@ -72,7 +72,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Board:
-    """Runs and those who serve them, over one connection pool. Thread-safe.
+    """Runs and the processes that serve them, over one connection pool. Thread-safe.
 
     Raises (every call):
         redis.RedisError: Redis did not answer.
@@ -107,7 +107,7 @@ class Board:
         return {name: member for name, member in self.members().items() if member.kind == role}
 
     def beat(self, me: str, fields: Mapping[str, str | int | float]) -> None:
-        """Says that a service lives."""
+        """Renews the lease of a service."""
         self._scripts.call("attend", me=me, lease=LEASE, fields=dict(fields))
 
     def leave(self, me: str) -> None:
@@ -115,20 +115,20 @@ class Board:
         self._scripts.call("leave", incarnation=me)
 
     def reap(self) -> None:
-        """Forgets services and workers whose lease is over; units of theirs go to others."""
+        """Removes services and workers whose lease has ended; their units go to others."""
         self._scripts.call("reap")
 
     def ask(self, run: str, order: Order) -> None:
         """Hands a run over.
 
         Raises:
-            RunError: there is such a run.
+            RunError: a run with this id is live.
         """
         if self._scripts.call("ask", run=run, fields=order.fields) != b"OK":
             raise RunError(f"run {run} is live already; `chainette status {run}` shows it")
 
     def take(self, run: str, role: Role, me: str) -> bool:
-        """Takes a role; False where somebody that lives has it, or the run is closed."""
+        """Takes a role; False if a live process has it, or if the run is closed."""
         return bool(self._scripts.call("take", run=run, role=role, me=me) == b"OK")
 
     def drop(self, run: str, role: Role, me: str) -> None:
@@ -136,7 +136,7 @@ class Board:
         self._scripts.call("drop", run=run, role=role, me=me)
 
     def refuse(self, run: str, me: str, reason: str) -> None:
-        """Says why a worker or a service takes nothing of a run, which others may."""
+        """Writes down why a worker or a service takes nothing of a run; others may take it."""
         self.say(run, {f"refused:{me}": reason[:2000]})
 
     def hold(self, run: str, reason: str) -> None:
@@ -152,7 +152,7 @@ def inside(relative: str, what: str) -> str:
     """A path that a service may be given.
 
     Raises:
-        RunError: it leads out of the root, or says where it is by itself.
+        RunError: it is absolute, or leads out of the root.
     """
     path = PurePosixPath(relative)
     if path.is_absolute() or ".." in path.parts or not path.parts:

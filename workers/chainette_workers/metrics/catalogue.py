@@ -30,7 +30,7 @@ class Part(StrEnum):
     WORKER = "worker"
     #: processes that make results durable: `enqueue`, `sink`
     SINK = "sink"
-    #: processes that look at the whole fleet: `enqueue`, `coordinator`; where there are several, all say the same
+    #: processes that look at the whole fleet: `enqueue`, `coordinator`; several of them say the same
     FLEET = "fleet"
 
 
@@ -64,7 +64,7 @@ _W, _S, _F = Part.WORKER, Part.SINK, Part.FLEET
 
 CATALOGUE: tuple[Metric, ...] = (
     Metric("chainette_build_info", Kind.INFO, Part.ALL, ("version", "python"), "Versions; always 1."),
-    # -- what a run came to: counted when it is durable, so once, whatever died
+    # -- results of a run, counted once: when they are durable
     _counter(_S, "chainette_rows_done_total", "run step", "Output rows that are on the disk; at chain_input, good records."),
     _counter(_S, "chainette_rows_rejected_total", "run step reason", "Rejected rows, by reason."),
     _counter(_S, "chainette_rows_dropped_total", "run step", "Rows that a function let go."),
@@ -77,7 +77,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "chainette_sink_fsync_seconds", Kind.HISTOGRAM, _S, ("run",), "Seconds to sync a group of results to the disk.", _FSYNC
     ),
-    # -- what a worker does
+    # -- workers
     Metric(
         "chainette_unit_stage_seconds",
         Kind.HISTOGRAM,
@@ -99,11 +99,11 @@ CATALOGUE: tuple[Metric, ...] = (
     _counter(_W, "chainette_leases_lost_total", "", "Times that the worker found its own lease over."),
     _counter(_W, "chainette_workers_lost_total", "", "Dead workers whose units this worker gave back to the queue."),
     # -- the fleet, as Redis has it
-    _gauge(_F, "chainette_redis_up", "", "1 where Redis answers; where it does not, nothing else of the fleet is there."),
+    _gauge(_F, "chainette_redis_up", "", "1 if Redis answers; if it does not, all other metrics of the fleet are missing."),
     _gauge(_F, "chainette_redis_memory_used_bytes", "", "Memory that Redis uses."),
     _gauge(_F, "chainette_redis_memory_max_bytes", "", "maxmemory of Redis; 0 is no limit."),
     _gauge(_F, "chainette_runs", "", "Runs that are not closed."),
-    _gauge(_F, "chainette_workers", "engine", "Live workers that serve an engine; also 0, where a run needs it."),
+    _gauge(_F, "chainette_workers", "engine", "Live workers that serve an engine; 0 if a run needs it and nobody serves it."),
     _gauge(_F, "chainette_queue_units", "run step engine", "Units that no worker has."),
     _gauge(_F, "chainette_queue_oldest_age_seconds", "run step engine", "How long the oldest of them has waited."),
     _gauge(_F, "chainette_queue_delayed_units", "run step engine", "Units put off because the engine did not answer."),

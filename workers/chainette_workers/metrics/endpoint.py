@@ -1,4 +1,4 @@
-"""The HTTP endpoint of a long-lived process: /metrics, and /sd where it knows the fleet. Loopback unless told otherwise."""
+"""The HTTP endpoint of a long-lived process: /metrics, and /sd if it looks at the fleet. Binds to loopback by default."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["Endpoint", "Route", "Unavailable", "serving", "targets"]
 #: What a path answers with, given the request's Accept: content type and body.
 Route = Callable[[str], tuple[str, bytes]]
 
-#: Seconds that a client may take to say what it wants.
+#: Seconds that a client may take to send its request.
 _PATIENCE = 10.0
 
 
 class Unavailable(Exception):
-    """A route has no answer now."""
+    """A route cannot answer at the moment."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where a process's metrics are to be had."""
+    """The address on which a process serves its metrics."""
 
     host: str = "127.0.0.1"
     #: 0 takes a free one.
@@ -38,18 +38,18 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 @contextmanager
 def serving(endpoint: Endpoint, routes: Mapping[str, Route], towards: tuple[str, int] = ("127.0.0.1", 9)) -> Iterator[str]:
-    """Answers on the endpoint until the end; yields its address, `host:port`, as others reach it.
+    """Serves the routes inside the `with` block; yields the address, `host:port`, under which others reach it.
 
-    One that listens everywhere is known by the address from which it reaches what lies `towards`.
+    An endpoint on all interfaces is announced with the local address of the route to `towards`.
 
     Raises:
-        RunError: the address cannot be had.
+        RunError: the address is not available.
     """
     try:
         server = _Server((endpoint.host, endpoint.port), _handler(routes))
     except (OSError, OverflowError) as error:
         raise RunError(
-            f"metrics: {endpoint.host}:{endpoint.port} cannot be had: {error}; give --metrics-port 0 for a free port, "
+            f"cannot serve metrics on {endpoint.host}:{endpoint.port}: {error}; pass --metrics-port 0 for a free port, "
             "or another --metrics-host"
         ) from error
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
@@ -64,11 +64,11 @@ def serving(endpoint: Endpoint, routes: Mapping[str, Route], towards: tuple[str,
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    #: Scrapes that hang do not hold the process's end up.
+    #: A scrape that hangs does not delay the end of the process.
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is its own affair."""
+        """Ignores clients that disconnect."""
 
 
 def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
@@ -92,13 +92,13 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Scrapes are no news."""
+            """Logs nothing: scrapes come every few seconds."""
 
     return Handler
 
 
 def _reachable(host: str, towards: tuple[str, int]) -> str:
-    """The host as others know it."""
+    """The host name or address under which others reach this machine."""
     if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - what the user asked for
         return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

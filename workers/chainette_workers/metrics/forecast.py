@@ -1,4 +1,4 @@
-"""When a run will be done, from how fast it went lately."""
+"""When a run will be done, at the speed of the last minutes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Forecast:
         self._past: deque[tuple[float, int]] = deque()
 
     def see(self, now: float, done: int) -> None:
-        """Takes in how much is done at a time, in seconds of any clock that only goes forward."""
+        """Records how much is done at a moment, in seconds of any monotonic clock."""
         if self._past and done < self._past[-1][1]:  # an epoch was begun anew
             self._past.clear()
         self._past.append((now, done))
@@ -26,7 +26,7 @@ class Forecast:
             self._past.popleft()
 
     def seconds(self, expected: int | None) -> float:
-        """Seconds until `expected` are done; NaN where nothing has moved yet, or nobody knows how many there are."""
+        """Seconds until `expected` are done; NaN if nothing has moved yet, or if `expected` is unknown."""
         if expected is None or not self._past:
             return math.nan
         (began, before), (now, done) = self._past[0], self._past[-1]

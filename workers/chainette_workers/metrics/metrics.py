@@ -1,7 +1,7 @@
-"""One process's numbers for Prometheus; the only file that knows it.
+"""The metrics of one process for Prometheus; the only file that imports its library.
 
-They are gathered by hooks, in a registry of the process's own. Every series is there from the start, at zero; those of
-a run go a while after it is closed, so that there are never more than the runs at hand need.
+Hooks count into a registry that belongs to the process. Every series exists from the start, at zero. The series of a run
+are dropped some time after the run is closed, which bounds their number.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from chainette_workers.metrics.overview import Overview
 
 __all__ = ["Metrics"]
 
-#: Seconds that a closed run's series stay, so that the last scrape sees its last rows; and how many such runs do.
+#: Seconds that the series of a closed run stay, so that the last scrape sees its last rows; and for how many such runs.
 _LINGER, _MOST_CLOSED = 600.0, 32
 
 _OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR}
 _OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
 
-#: All names are plain ones; with other escapings the library turns the colon of vLLM's names into "_".
+#: Other escapings would turn the colon in vLLM's names into "_".
 _OPEN_METRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
 
 _UNITS = ("seconds", "bytes", "ratio")
 
 
 class Metrics(Hook, Collector):
-    """The metrics of a process that has these parts. Thread-safe."""
+    """The metrics of a process that plays these parts. Thread-safe."""
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class Metrics(Hook, Collector):
         return self._made[name].labels(*labels) if labels else self._made[name]
 
     def read(self, name: str, value: Callable[[], float]) -> None:
-        """From here on a gauge is asked of its owner."""
+        """Makes a gauge call `value` at each scrape."""
         self._made[name].set_function(value)
 
-    # -- what it hears
+    # -- events
 
     def of_run(self, run: str, plan: Plan) -> Hook:
         self._closed.pop(run, None)
@@ -110,15 +110,15 @@ class Metrics(Hook, Collector):
     def on_workers_lost(self, workers: Sequence[str]) -> None:
         self.series("chainette_workers_lost_total").inc(len(workers))
 
-    # -- what it says
+    # -- exposition
 
     def text(self, accept: str) -> tuple[str, bytes]:
-        """(content type, exposition) as OpenMetrics where the reader takes that, else in the older format."""
+        """(content type, exposition): OpenMetrics if the reader accepts it, else the older format."""
         encode, kind = choose_encoder(_OPEN_METRICS if "application/openmetrics-text" in accept else "")
         return kind, encode(self)
 
     def collect(self) -> Iterator[Family]:
-        """Everything, vLLM's own metrics as well where this process runs it."""
+        """All families; vLLM's own too if this process runs it."""
         self._drop_old()
         for busy in self._busy.values():
             busy.change(0)
@@ -131,7 +131,7 @@ class Metrics(Hook, Collector):
                     yield family
 
     def _drop_old(self) -> None:
-        """Lets go of runs that were closed long ago, and of the oldest where there are many."""
+        """Drops runs that were closed long ago, and the oldest closed ones if there are too many."""
         closed = sorted(self._closed.items(), key=lambda item: item[1])
         for number, (run, at) in enumerate(closed):
             if at <= self._clock() - _LINGER or number < len(closed) - _MOST_CLOSED:
@@ -140,7 +140,7 @@ class Metrics(Hook, Collector):
                     of_run.drop()
 
     def remove(self, name: str, *labels: str) -> None:
-        """Takes one series out."""
+        """Removes one series."""
         self._made[name].remove(*labels)
 
 
@@ -160,7 +160,7 @@ class _OfRun(Hook):
         return series
 
     def expect(self, plan: Plan) -> None:
-        """Every series that the plan can need is there, at zero."""
+        """Creates every series that the plan can need, at zero."""
         if Part.SINK in self._metrics.parts:
             self._expect_results(plan)
         if Part.WORKER in self._metrics.parts:
@@ -185,7 +185,7 @@ class _OfRun(Hook):
                 self._of(name, step)
 
     def drop(self) -> None:
-        """Takes its series out of the process's metrics."""
+        """Removes its series from the metrics of the process."""
         for name, *labels in self._series:
             self._metrics.remove(name, self._run, *labels)
         self._series.clear()
@@ -243,7 +243,7 @@ class _Busy:
         self._since = clock()
 
     def change(self, requests: int) -> None:
-        """So many more are inside; 0 brings the count of seconds up to now."""
+        """Adds to the requests in flight; 0 only brings the count of seconds up to date."""
         with self._lock:
             now = self._clock()
             if self._requests:
@@ -254,7 +254,7 @@ class _Busy:
 
 
 class _Loads:
-    """What a worker has loaded, and what it gave up for it."""
+    """Loads and swaps of a worker's engines."""
 
     def __init__(self, metrics: Metrics, engines: Iterable[str]) -> None:
         self._metrics = metrics
@@ -280,14 +280,14 @@ class _Loads:
 
 
 class _Fleet(Collector):
-    """What Redis says of the whole fleet, looked up when somebody scrapes."""
+    """The state of the whole fleet, read from Redis at each scrape."""
 
     def __init__(self, look: Callable[[], Fleet | None], clock: Callable[[], float]) -> None:
         self._look = look
         self._overview = Overview(clock)
 
     def describe(self) -> list[Family]:
-        """Nothing is looked up to say what there will be."""
+        """The families, without asking Redis."""
         return list(_families().values())
 
     def collect(self) -> Iterator[Family]:
@@ -309,7 +309,7 @@ def _families() -> dict[str, GaugeMetricFamily]:
 
 
 def _nodes(plan: Plan) -> list[str]:
-    """What units run through: nodes, and forks that are joined."""
+    """Nodes, and forks with joins: everything that has units."""
     return [*plan.nodes, *(fork.id for fork in plan.forks.values() if fork.joins)]
 
 
@@ -322,12 +322,12 @@ def _reasons(plan: Plan, node: str) -> frozenset[Reason]:
 
 
 def _unit(name: str) -> str:
-    """The base unit that a name ends in."""
+    """The base unit at the end of a name; "" if there is none."""
     return next((unit for unit in _UNITS if name.removesuffix("_total").endswith(f"_{unit}")), "")
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:
-    """The metric as prometheus_client has it, without series where it has labels."""
+    """The metric for prometheus_client; one with labels has no series yet."""
     name, unit = metric.name.removesuffix("_total").removesuffix("_info"), _unit(metric.name)
     match metric.kind:
         case Kind.COUNTER:

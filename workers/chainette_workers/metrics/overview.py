@@ -1,4 +1,4 @@
-"""The fleet's state as numbers, by metric: what one look says, and how it went lately."""
+"""One look at the fleet as values of its metrics, and the time left of each run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Value = tuple[str, list[str], float]
 
 
 class Overview:
-    """Remembers how far each run was, to say when it will be done."""
+    """Remembers the progress of each run, to forecast its end."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._forecasts: dict[str, Forecast] = {}
 
     def values(self, seen: Fleet) -> Iterator[Value]:
-        """Every number of the catalogue's fleet part but redis_up."""
+        """All metrics of the catalogue's fleet part except redis_up."""
         yield "chainette_redis_memory_used_bytes", [], seen.memory_used
         yield "chainette_redis_memory_max_bytes", [], seen.memory_max
         runs = {run.info.run: run for run in seen.runs if run.info.epoch >= 0}

@@ -1,4 +1,4 @@
-"""A process's metrics from its first moment to its last: gathered, served, and known to others by its heartbeat."""
+"""The metrics of a process for as long as it lives: counted, served, and announced by its heartbeat."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "watching"]
 
-#: Seconds that a scrape waits for Redis: less than scrapers and health checks wait for the scrape.
+#: Seconds that a scrape waits for Redis; scrapers and health checks wait longer for the scrape.
 _SCRAPE = 2.0
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What watches a process; nothing, where it has no endpoint."""
+    """The hooks that count what a process does; they do nothing if it has no endpoint."""
 
     hook: Hook = field(default_factory=Hook)
-    #: What its heartbeat says of it.
+    #: Fields for its heartbeat.
     words: Mapping[str, str] = field(default_factory=dict)
-    #: Has a gauge asked of its owner, by name.
+    #: Makes a gauge call a function at each scrape, by name.
     read: Callable[[str, Callable[[], float]], None] = lambda _name, _value: None
 
     def over(self, session: Session) -> Session:
-        """The session with its run watched as well."""
+        """The session, with metrics for its run."""
         of_run = self.hook.of_run(session.writer.state.run.run_id, session.plan)
         return replace(session, hook=Hooks([session.hook, of_run]))
 
 
 @contextmanager
 def watching(endpoint: Endpoint | None, connection: redis.Redis, *parts: Part, engines: Iterable[str] = ()) -> Iterator[Watch]:
-    """The metrics of a process that has these parts, served until the end.
+    """Serves the metrics of a process that plays these parts, inside the `with` block.
 
     Raises:
-        RunError: the endpoint's address cannot be had.
+        RunError: the address of the endpoint is not available.
     """
     if endpoint is None:
         yield Watch()
@@ -61,7 +61,7 @@ def watching(endpoint: Endpoint | None, connection: redis.Redis, *parts: Part, e
 
 
 def _redis_at(connection: redis.Redis) -> tuple[str, int]:
-    """Where Redis is; on this machine, where it is reached by a socket's path."""
+    """Host and port of Redis; this machine if it listens on a Unix socket."""
     said = connection.connection_pool.connection_kwargs
     return str(said.get("host", "127.0.0.1")), int(said.get("port", 6379))
 
@@ -74,10 +74,10 @@ def _routes(metrics: Metrics, lookout: Lookout) -> dict[str, Route]:
 
 
 def _discovered(lookout: Lookout) -> bytes:
-    """Who has an endpoint.
+    """The processes that have an endpoint, for Prometheus.
 
     Raises:
-        Unavailable: Redis does not answer; a scraper goes on with those it knows.
+        Unavailable: Redis does not answer; a scraper keeps the targets that it knows.
     """
     seen = lookout.look()
     if seen is None:

@@ -1,6 +1,6 @@
 """The coordinator as a service: admits the rows of runs that were handed over.
 
-It reads what a sink wrote before the epoch began, which never changes, so that any number of coordinators agree.
+It reads the log up to the start of the epoch. That part never changes, so any number of coordinators agree.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from chainette_workers.service.service import Elsewhere, Handed, Places, same_ch
 
 __all__ = ["CoordinatorDuty"]
 
-#: Seconds between two tries while there is no room, and between two looks at whether the run is still there.
+#: Seconds between two tries while the window is full, and between two checks that the run still exists.
 _IDLE, _LOOK = 0.05, 1.0
 
 
 @dataclass(frozen=True)
 class CoordinatorDuty:
-    """Admits one run's input, from where its cursor is."""
+    """Admits the input of one run, from its cursor on."""
 
     places: Places
     role: ClassVar[Role] = Role.COORDINATOR
@@ -90,7 +90,7 @@ def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: 
     roots = roots_of(plan, observed.source, observed.options, state.starts)
 
     def pending(last: int) -> Iterator[Root]:
-        # what is complete behind the last root that the epoch admitted was complete when the epoch began
+        # roots behind the last one that this epoch admitted can only be complete if they were when it began
         return roots.pending(lambda root: root <= last or state.is_done(root))
 
     return Coordinator(queue, keys, plan, pending, partial(rows_of_root, directory, plan, state))

@@ -1,7 +1,7 @@
-"""What coordinator and sink have in common as services: many runs at once, each in a thread of its own.
+"""The loop that coordinator and sink share as services: many runs at once, each in its own thread.
 
-So a run whose disk is full or whose chain is gone costs the others nothing: it is held, with the reason where
-`chainette status` shows it. Killed at any point, a service leaves its roles to the next one when its lease ends.
+A run whose disk is full or whose chain is gone is paused, with the reason in `chainette status`; other runs go on. If a
+service is killed, the next one takes over its roles when its lease ends.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ _LOOK, _AGAIN = 0.5, 5.0
 
 
 class Elsewhere(ChainetteError):
-    """This service cannot take the run, and another may."""
+    """This service cannot take the run, but another one may."""
 
 
 class Stopping(RunStopped):
-    """The service ends, or the run is to be begun anew; what is in flight goes on."""
+    """The service ends, or the run was ordered anew; units in flight go on."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a service finds what runs name by relative paths."""
+    """The roots below which a service resolves the relative paths of a run."""
 
     chains: Path
     inputs: Path
     runs: Path
-    #: Values that parameters of chains may have: what Redis says of them is compared with these, and never used.
+    #: Values that parameters of chains may have. Values from Redis are compared with these and never used.
     parameters: Offered = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -114,13 +114,13 @@ class Handed:
     order: Order
     #: The service.
     me: str
-    #: Whether the service has to let go of it.
+    #: Set when the service must let go of it.
     stop: threading.Event
     watch: Watch = field(default_factory=Watch)
 
 
 class Duty(Protocol):
-    """What a service does for one run."""
+    """The work of a service for one run."""
 
     @property
     def role(self) -> Role: ...
@@ -129,15 +129,15 @@ class Duty(Protocol):
     def places(self) -> Places: ...
 
     def wants(self, handed: Handed) -> bool:
-        """Whether there is something to do.
+        """Whether there is work to do.
 
         Raises:
-            Elsewhere: not here.
+            Elsewhere: this service cannot do it.
         """
         ...
 
     def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
-        """Serves a run until there is nothing left to do, or `handed.stop` is set.
+        """Serves a run until its work is done or `handed.stop` is set.
 
         Raises:
             Elsewhere: others may be able to.
@@ -206,7 +206,7 @@ class _Turn:
     handed: Handed
 
     def mind(self, info: RunInfo) -> None:
-        """Ends where the run was handed over again, in another way."""
+        """Ends the turn if the run was ordered anew with other settings."""
         done_with = msgspec.structs.replace(self.handed.order, from_steps=())
         with suppress(RunError):  # an order that does not decode asks for nothing
             if Order.of(info) not in (self.handed.order, done_with, None):
@@ -227,7 +227,7 @@ class Service:
     _turns: dict[str, _Turn] = field(default_factory=dict)
     #: Run -> when it may be looked at again.
     _resting: dict[str, float] = field(default_factory=dict)
-    #: Until when nobody's lease is looked at: after a start, and after an outage.
+    #: No lease is reaped before this moment: after a start, and after an outage.
     _quiet_until: float = field(default_factory=lambda: time.monotonic() + LEASE)
 
     def __post_init__(self) -> None:
@@ -243,7 +243,7 @@ class Service:
             self._let_go(presence.renew)
 
     def _look(self) -> None:
-        """Takes on runs that are new, and lets go of those that are to be begun anew."""
+        """Takes on new runs, and lets go of those that were ordered anew."""
         try:
             runs = {info.run: info for info in self.board.runs() if self.only in (None, info.run)}
             if time.monotonic() > self._quiet_until:
@@ -283,7 +283,7 @@ class Service:
         _log.info("run %s: done", handed.info.run)
 
     def _guarded(self, info: RunInfo, work: Callable[[], None]) -> None:
-        """Whatever goes wrong with a run is that run's: it is left to others, or held."""
+        """Keeps the errors of one run away from the others: the run is left to other services, or paused."""
         try:
             work()
         except Stopping as error:
@@ -304,14 +304,14 @@ class Service:
             self._tell(info, words, lambda words: self.board.hold(info.run, words))
 
     def _tell(self, info: RunInfo, reason: str, write: Callable[[str], None]) -> None:
-        """Where people look: the service's log, and the run in Redis."""
+        """Writes the reason to the service's log and to the run in Redis."""
         words = f"{self.duty.role} on {socket.gethostname()}: {reason}"
         _log.warning("run %s: %s", info.run, words)
         with suppress(redis.RedisError):
             write(words)
 
     def _let_go(self, meanwhile: Callable[[], None]) -> None:
-        """Ends every turn; others may take on what is left."""
+        """Ends all turns; other services may take over the runs."""
         for turn in self._turns.values():
             turn.handed.stop.set()
         for turn in self._turns.values():

@@ -30,7 +30,7 @@ class SinkDuty:
     """Writes one run: a fresh directory, or one that a sink before it left."""
 
     places: Places
-    #: The Redis that it serves, without its password: where a resume by hand looks for the run.
+    #: The Redis that it serves, without its password; a resume by hand looks there for the run.
     redis: str
     role: ClassVar[Role] = Role.SINK
 
@@ -81,7 +81,7 @@ class SinkDuty:
         return directory
 
     def _state(self, handed: Handed, directory: RunDir) -> RunState | None:
-        """Where the directory stands; None where it holds nothing.
+        """The state of the directory; None if it is empty.
 
         Raises:
             RunDirectoryError: it holds another run.
@@ -97,7 +97,7 @@ class SinkDuty:
 
 
 def _is_closed(state: RunState, order: Order) -> bool:
-    """Whether the log says that there is nothing left to do."""
+    """Whether the log says that the run is over."""
     return state.status is Status.CANCELLED or (state.status is Status.FINISHED and not order.from_steps)
 
 
@@ -112,7 +112,7 @@ class _Served:
     attaches: ClassVar[bool] = True
 
     def check(self, _plan: Plan, /) -> None:
-        """Its Redis has just answered."""
+        """Checks nothing: Redis has just answered."""
 
     def __call__(self, session: Session) -> None:
         order = msgspec.structs.replace(self.handed.order, from_steps=())  # that is done with
@@ -128,7 +128,7 @@ class _Served:
 
 
 class _Admitted:
-    """A coordinator of its own admits the rows."""
+    """For runs whose rows a coordinator service admits."""
 
     finished = True
 

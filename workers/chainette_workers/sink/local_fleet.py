@@ -1,4 +1,4 @@
-"""`run --workers N`: the whole fleet on this machine, with a Valkey of its own, gone when the run ends."""
+"""`run --workers N`: a whole fleet on this machine, with a private Valkey that ends with the run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LocalFleet:
 
     #: Processes per engine: one number for all, or by engine.
     workers: int | Mapping[str, int]
-    #: Its Valkey is gone with the session, so that a later one begins an epoch of its own.
+    #: Its Valkey ends with the session, so a later session begins a new epoch.
     attaches: ClassVar[bool] = False
 
     @property
@@ -96,7 +96,7 @@ class LocalFleet:
                     raise
 
     def clean(self, run: str) -> None:
-        """See `options.Drive`: its Valkey went with it."""
+        """Does nothing: the Valkey ended with the session."""
 
     def _engines(self, plan: Plan) -> list[str]:
         """The engine of each process."""
@@ -130,7 +130,7 @@ def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _revive(server: EmbeddedServer) -> None:
-    """Starts the server again, on what it had.
+    """Restarts the server on its data.
 
     Raises:
         RunStopped: it does not start.
@@ -146,7 +146,7 @@ def _revive(server: EmbeddedServer) -> None:
 
 @contextmanager
 def _folder(directory: RunDir) -> Iterator[Path]:
-    """The fleet's own files, inside the run directory, so that a killed fleet leaves nothing elsewhere."""
+    """A folder inside the run directory for the fleet's files, so that a killed fleet leaves nothing elsewhere."""
     folder = directory.fleet
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -157,7 +157,7 @@ def _folder(directory: RunDir) -> Iterator[Path]:
 
 
 def _rows_in_flight(plan: Plan, engine: str) -> int:
-    """Twice what the engine answers at once, and never less than two units."""
+    """Twice the capacity of the engine, and at least two units."""
     config = plan.engines.get(engine)
     return 2 * max((config.capacity if config is not None else None) or 64, plan.batch_size)
 

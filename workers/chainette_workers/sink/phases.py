@@ -1,8 +1,8 @@
-"""Phases of a run in a fleet: which engines' units wait, where workers would swap engines more than that is worth.
+"""Phases of a run in a fleet: if workers swap engines too often, the units of some engines wait.
 
 All rows go through one engine's nodes, then through the next one's (SEMANTICS, Sizes). A phase is an epoch: at its end
-what later phases need is in the shards, and is admitted from there. Nothing depends on the choice but time, so it may be
-made anew at any moment, by what the workers say of themselves.
+the shards hold the rows that later phases need, and they are admitted from there. The choice affects only time, so it may be
+made again at any moment, from what the workers report.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Phases:
     plan: Plan
     #: How many were gone through, over all sessions.
     number: int = 0
-    #: Whether the run goes in phases; once it does, it does so to its end.
+    #: Whether the run goes in phases; once begun, it goes on so to the end.
     begun: bool = False
-    #: Of each worker with several: its engines that none has for itself, in the order in which rows need them.
+    #: For each worker with several engines: those that no worker serves alone, in the order in which rows need them.
     _turns: list[list[str]] = field(default_factory=list)
 
     def look(self, members: Iterable[Member]) -> None:
-        """Looks again at what the processes that live say."""
+        """Decides again, from what the live processes report."""
         serving = [(member, {*member.engines} & {*self.plan.phases}) for member in members]
         own = {name for _, names in serving if len(names) == 1 for name in names}
         shared = [(member, names - own) for member, names in serving if len(names) > 1]

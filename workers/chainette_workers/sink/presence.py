@@ -1,4 +1,4 @@
-"""A process that serves runs says so in Redis, as workers do: by a lease and a few words."""
+"""The lease of a process that serves runs, with the fields that describe it, as workers have one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Presence:
     board: Board
     me: str
     kind: str
-    #: What it says beside who and where it is.
+    #: Fields beside its kind, host and process id.
     about: Mapping[str, str] = field(default_factory=dict)
     _renewed_at: float = field(default=-LEASE)
 
@@ -47,7 +47,7 @@ class Presence:
             self.board.leave(self.me)
 
     def renew(self) -> None:
-        """Renews the lease where it is time to; a Redis that does not answer is asked again next time."""
+        """Renews the lease if it is time to; if Redis does not answer, the next call tries again."""
         if time.monotonic() - self._renewed_at < LEASE / 4:
             return
         with suppress(redis.RedisError):

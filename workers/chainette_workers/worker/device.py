@@ -1,8 +1,8 @@
-"""Which of a worker's engines is served now, where some exclude each other: one stays until a swap is worth what it costs.
+"""The choice among engines of a worker that exclude each other: a swap happens only if it is worth its time.
 
-Engines exclude each other that share a device, and those of one name with other settings. The one that is served is
-given up where none of its units are left to be had, or, for an engine of another name, where it was served for at least
-as long as the last swap took and more units wait for the other. So swaps never cost more time than work gets.
+Engines exclude each other if they share a device, or if they have one name and other settings. The served engine is given
+up if none of its units can be claimed. For an engine of another name it is also given up if it was served for at least as
+long as the last swap took and more units wait for the other. So swaps never take more time than work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from chainette.engine.config import EngineConfig
 
 __all__ = ["Device", "exclude"]
 
-#: Seconds that an engine is served at least, also where swaps cost nothing.
+#: Seconds that an engine is served at least, even if swaps cost nothing.
 _LEAST = 0.5
 
 
@@ -37,7 +37,7 @@ class Device:
     _contended: dict[str, EngineConfig] = field(default_factory=dict)
 
     def know(self, configs: Iterable[EngineConfig]) -> None:
-        """What the runs at hand need."""
+        """Learns which engines the current runs need."""
         every = {config.digest: config for config in configs}
         self._contended = {
             digest: config for digest, config in every.items() if any(exclude(config, other) for other in every.values())
@@ -55,7 +55,7 @@ class Device:
         return digest == self._served.digest or not exclude(self._contended[digest], self._served)
 
     def choose(self, waiting: Mapping[str, int], busy: Callable[[str], bool]) -> None:
-        """Looks again. `waiting` is how many units of each engine can be had; `busy`, whether the worker holds some."""
+        """Decides again. `waiting`: units of each engine that can be claimed; `busy`: whether the worker holds units of one."""
         served = self._served
         others = [
             config
@@ -88,5 +88,5 @@ class Device:
         return other.name != served.name and waiting[other.digest] > left and stayed >= max(_LEAST, self.cost)
 
     def settled(self, seconds: float) -> None:
-        """A swap is over: what it took counts, and the time of the engine that came begins."""
+        """A swap is over and took so many seconds; the new engine is served from now on."""
         self.cost, self._since = seconds, self.clock()

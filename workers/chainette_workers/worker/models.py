@@ -15,7 +15,7 @@ from chainette_workers.worker.device import exclude
 
 __all__ = ["Models", "spread"]
 
-#: Tells the runs that need an engine of that configuration what became of it.
+#: Tells the runs that need an engine that it was loaded or released.
 Tell = Callable[[EngineConfig, EngineLoaded | EngineReleased], None]
 
 
@@ -76,7 +76,7 @@ class Models:
         return [self._configs[digest] for digest in self._engines.opened]
 
     def occupying(self, config: EngineConfig) -> list[EngineConfig]:
-        """Those that stand in the way of one that is not open itself: they are open, or about to be."""
+        """Engines that are open, or opening, and may have to go before this one can open."""
         if config.digest in self._engines.opened:
             return []
         opening = [self._configs[digest] for digest, number in self._opening.items() if number]

@@ -57,7 +57,7 @@ def test_a_port_that_is_taken_is_said_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
-            pytest.raises(RunError, match=rf"127\.0\.0\.1:{port} cannot be had.*--metrics-port 0"),
+            pytest.raises(RunError, match=rf"127\.0\.0\.1:{port}: .*--metrics-port 0"),
             serving(Endpoint(port=port), ROUTES),
         ):
             pass
