@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ chain = Chain(name="zoo", steps=[Step(id="ask", input_model=Question, output_mod
 class Zoo(Project):
     """A project whose Python also finds what is installed in `site`."""
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return super().environment | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{self.path.parent / 'site'}"}
+    def chainette(self, *words: str, stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        path = f"{REPOSITORY}{os.pathsep}{self.path.parent / 'site'}"
+        return super().chainette(*words, stdin=stdin, PYTHONPATH=path, **variables)
 
 
 @pytest.fixture
