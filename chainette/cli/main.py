@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from chainette.cli.exit_codes import INTERRUPTED
+from chainette.utils.garbage import collect_rarely
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
 
@@ -105,6 +106,7 @@ def options(
 
 def main() -> None:
     """The entry point. A character that a terminal cannot show becomes "?" there."""
+    collect_rarely()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -29,6 +29,7 @@ from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
 from chainette.utils.event_loop import run_loop
+from chainette.utils.garbage import collect_rarely
 from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.metrics.watching import Watch, watching
@@ -91,6 +92,7 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
 
 def main() -> int:
     """Serves until standard input ends; returns the exit code: UNUSABLE where another try cannot do better."""
+    collect_rarely()
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     stopping = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us

@@ -1,0 +1,18 @@
+"""How often the collector runs in Chainette's own processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+BOTH = [("chainette.cli.main", "app"), ("chainette_workers.worker.main", "serve")]
+
+
+@pytest.mark.parametrize(("module", "work"), BOTH, ids=["command", "worker"])
+def test_the_collector_runs_rarely_while_the_command_or_a_worker_works(module: str, work: str) -> None:
+    script = f"import gc, {module} as main; main.{work} = lambda *_, **__: print(gc.get_threshold()[0]); main.main()"
+    config = '{"url": null, "engines": [], "chain_root": "."}\n'
+    done = subprocess.run([sys.executable, "-c", script], input=config, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 5_000
