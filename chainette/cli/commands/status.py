@@ -14,7 +14,6 @@ from chainette.cli.common import console, guarded
 from chainette.cli.flags import RedisUrl
 from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.cli.screen.live import view_lines
-from chainette.cli.screen.progress import Progress
 from chainette.cli.screen.summary import accounting_line, counts_table, engine_lines, next_lines, token_line
 from chainette.cli.standing import is_working, standing, version_lines
 from chainette.core.usercode.parameters import text_of
@@ -25,6 +24,7 @@ from chainette.io.rundir.fork import finish_swap
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.replay import RunState
 
 __all__ = ["status"]

@@ -11,15 +11,13 @@ from rich.live import Live
 from rich.text import Text
 
 from chainette.cli.screen.live import view_lines
-from chainette.cli.screen.progress import EngineView, Progress
 from chainette.cli.screen.summary import clock, short
 from chainette.fleet.protocol.member_fields import WORKER, Member
 from chainette.fleet.redis.connect import is_passing
 from chainette.fleet.redis.fleet_view import LiveRun, Queue
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
-from chainette.io.rundir.replay import NodeCounts, RunState
-from chainette.records import Usage
+from chainette.io.rundir.progress import EngineView, Progress
 
 __all__ = ["FleetView", "RunView", "watch"]
 
@@ -88,7 +86,7 @@ class RunView:
         run = self._board.live(self._run)
         if run is None:
             return None
-        self.progress.look(state_of(run), engines_of(run))
+        self.progress.look(run.state(), engines_of(run))
         head = [_headline(run), *_queue_lines(run)]
         why = [Text(f"why: {reason}", style="yellow") for reason in reasons(run)]
         room = height - len(head) - len(why)
@@ -124,7 +122,7 @@ class FleetView:
     def _run_lines(self, run: LiveRun) -> Iterator[Text]:
         info = run.info
         progress = self._progress.setdefault(info.run, Progress(Path(), self._clock))
-        progress.look(state_of(run), {})
+        progress.look(run.state(), {})
         total = progress.total()
         of = f" of {total.total:,}" if total.total is not None else ""
         parts = [
@@ -142,16 +140,6 @@ class FleetView:
 
 
 # -- out of Redis
-
-
-def state_of(run: LiveRun) -> RunState:
-    """The run as the log of its directory would give it, as far as its sink has said."""
-    counts = run.info.counts
-    nodes = {
-        name: NodeCounts(taken, given, rejected, usage=Usage(completion_tokens=tokens))
-        for name, (taken, given, rejected, tokens) in counts.nodes.items()
-    }
-    return RunState(seq=0, graph=run.info.outline, nodes=nodes, records=counts.records, expected=counts.expected)
 
 
 def engines_of(run: LiveRun) -> dict[str, EngineView]:

@@ -19,10 +19,10 @@ from rich.text import Text
 
 from chainette.cli.common import show_path
 from chainette.cli.screen.plain import Reporter
-from chainette.cli.screen.progress import EngineView, NodeView, Progress, TotalView
 from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
 from chainette.engine.base import Completion, Request
 from chainette.io.rundir.events import Event
+from chainette.io.rundir.progress import EngineView, NodeView, Progress, TotalView
 from chainette.io.rundir.result import RunResult
 
 __all__ = ["LiveView", "view_lines"]

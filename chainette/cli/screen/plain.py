@@ -16,11 +16,11 @@ from typing import Self
 import msgspec
 
 from chainette.cli.common import console, show_path
-from chainette.cli.screen.progress import Progress, TotalView, earlier_events
 from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitRetried
+from chainette.io.rundir.progress import Progress, TotalView, earlier_events
 from chainette.io.rundir.result import RunResult
 
 __all__ = ["JsonLines", "Plain", "QuietReporter", "Reporter", "line_writer"]

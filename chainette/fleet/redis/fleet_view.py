@@ -18,6 +18,8 @@ from chainette.fleet.protocol.jobs import age, moment
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, engine_of, held, rq_job, rq_queue, rq_scheduled, worker
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.io.rundir.replay import NodeCounts, RunState
+from chainette.records import Usage
 
 if TYPE_CHECKING:
     import redis
@@ -84,6 +86,15 @@ class LiveRun:
         roots = max(0, self.info.cursor - self.live_roots - self.info.suspended)
         done = self.info.records_before + roots * self._batch
         return done if self.expected is None else min(done, self.expected)
+
+    def state(self) -> RunState:
+        """The run as the log of its directory would give it, as far as its sink has said."""
+        counts = self.info.counts
+        nodes = {
+            name: NodeCounts(taken, given, rejected, usage=Usage(completion_tokens=tokens))
+            for name, (taken, given, rejected, tokens) in counts.nodes.items()
+        }
+        return RunState(seq=0, graph=self.info.outline, nodes=nodes, records=counts.records, expected=counts.expected)
 
     @property
     def _batch(self) -> int:

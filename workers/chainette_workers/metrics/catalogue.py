@@ -114,7 +114,7 @@ CATALOGUE: tuple[Metric, ...] = (
     _gauge(_F, "chainette_run_records", "run", "Records of the input; NaN until it is known."),
     _gauge(_F, "chainette_run_records_done", "run", "Records with all their rows on the disk."),
     _gauge(_F, "chainette_run_progress_ratio", "run", "Share of records done, 0 to 1."),
-    _gauge(_F, "chainette_run_eta_seconds", "run", "Seconds to the end at the speed of the last 5 minutes, or NaN."),
+    _gauge(_F, "chainette_run_eta_seconds", "run", "Seconds to the end, as `status` shows them; NaN if unknown."),
     _gauge(_F, "chainette_sink_lag_units", "run", "Results that are not on the disk yet."),
     _gauge(_F, "chainette_sink_lag_rows", "run", "Rows that went into those results."),
     _gauge(_F, "chainette_sink_lag_seconds", "run", "Age of the oldest of those results."),

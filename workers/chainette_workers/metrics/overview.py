@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun, Queue
-from chainette_workers.metrics.forecast import Forecast
+from chainette.io.rundir.progress import Progress
 
 __all__ = ["Overview"]
 
@@ -20,7 +21,7 @@ class Overview:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._forecasts: dict[str, Forecast] = {}
+        self._progress: dict[str, Progress] = {}
 
     def values(self, seen: Fleet) -> Iterator[Value]:
         """All metrics of the catalogue's fleet part except redis_up."""
@@ -32,15 +33,16 @@ class Overview:
         serving = Counter(name for member in seen.members.values() for name in member.engines)
         for engine in sorted(needed | set(serving)):
             yield "chainette_workers", [engine], serving[engine]
-        self._forecasts = {name: self._forecasts.get(name) or Forecast() for name in runs}
+        self._progress = {name: self._progress.get(name) or Progress(Path(), self._clock) for name in runs}
         for name, run in runs.items():
             yield from _queues(name, run.queues)
             for metric, value in self._of_run(run):
                 yield f"chainette_{metric}", [name], value
 
     def _of_run(self, run: LiveRun) -> Iterator[tuple[str, float]]:
-        info, forecast = run.info, self._forecasts[run.info.run]
-        forecast.see(self._clock(), run.done)
+        info, progress = run.info, self._progress[run.info.run]
+        progress.look(run.state(), {})
+        left = progress.total().left
         yield "window_rows", info.window
         yield "window_live_rows", info.live_rows
         yield "window_credit_rows", max(0, info.window - info.live_rows)
@@ -48,7 +50,7 @@ class Overview:
         yield "run_records", math.nan if run.expected is None else run.expected
         yield "run_records_done", run.done
         yield "run_progress_ratio", run.done / run.expected if run.expected else float(run.expected == 0)
-        yield "run_eta_seconds", forecast.seconds(run.expected)
+        yield "run_eta_seconds", math.nan if left is None else left
         yield "sink_lag_units", run.results
         yield "sink_lag_rows", run.lag_rows
         yield "sink_lag_seconds", run.lag_seconds

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from chainette.cli.screen.live import LiveView, view_lines
-from chainette.cli.screen.progress import Progress
 from chainette.core.plan import Plan
 from chainette.io.rundir.events import EngineLoaded, RunStarted, UnitCommitted, UnitRetried
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.replay import RunState
 from chainette.io.rundir.result import RunResult
 from chainette.records import Usage

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from chainette.cli.screen.progress import NodeView, Progress
 from chainette.engine.base import Completion
 from chainette.io.rundir.events import (
     AnswersDiscarded,
@@ -20,6 +19,7 @@ from chainette.io.rundir.events import (
     UnitRetried,
     WorkerJoined,
 )
+from chainette.io.rundir.progress import NodeView, Progress
 from chainette.records import Usage
 
 FORK = "left+right"

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pytest
 from chainette_workers.metrics.catalogue import CATALOGUE, Kind, Part
 from chainette_workers.metrics.metrics import Metrics
+from chainette_workers.sink.status_fields import outline_of
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
@@ -21,6 +23,7 @@ from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun, Queue
 from chainette.hooks import Hook, Hooks, Stage
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, RootDone, UnitCommitted, UnitRetried
+from chainette.io.rundir.progress import Progress
 from chainette.records import CHAIN_INPUT, Usage
 from tests.support.chains import everything
 from tests.support.cli import REPOSITORY
@@ -374,14 +377,32 @@ def test_a_redis_that_does_not_answer_is_down_and_nothing_else(clock: Clock) -> 
     assert series(metrics, "chainette_runs") == {} == series(metrics, "chainette_queue_units")
 
 
-def test_the_end_is_told_from_the_speed_so_far(clock: Clock) -> None:
-    looks: Iterator[Fleet] = iter([fleet(), fleet(cursor="5"), fleet(cursor="9")])
+def at(rows: int) -> Fleet:
+    """A fleet whose one run has brought so many of 80 records through `first` and half as many through `second`."""
+    nodes = {"first": (rows, rows, 0, 0), "second": (rows // 2, rows // 2, 0, 0)}
+    counts = msgspec.json.encode({"records": rows // 2, "expected": 80, "nodes": nodes}).decode()
+    return fleet(counts=counts, outline=msgspec.json.encode(outline_of(straight())).decode())
+
+
+def test_the_time_left_is_that_of_the_slowest_step_at_its_speed_of_late(clock: Clock) -> None:
+    looks: Iterator[Fleet] = iter([at(0), at(20), at(40)])
     metrics = Metrics(Part.FLEET, look=lambda: next(looks), clock=clock)
     assert math.isnan(one(metrics, "chainette_run_eta_seconds", "run-a"))
     clock.now += 10
-    assert one(metrics, "chainette_run_eta_seconds", "run-a") == 20  # 20 records in 10 s, 40 are left
+    assert one(metrics, "chainette_run_eta_seconds", "run-a") == 70  # 10 rows of `second` in 10 s, 70 are left
     clock.now += 10
-    assert one(metrics, "chainette_run_eta_seconds", "run-a") == 0
+    assert one(metrics, "chainette_run_eta_seconds", "run-a") == 60
+
+
+def test_metrics_and_status_tell_the_same_time_left(clock: Clock) -> None:
+    metrics = Metrics(Part.FLEET, look=lambda: seen, clock=clock)
+    shown = Progress(Path(), clock)
+    for rows in (0, 12, 30, 36, 80):
+        clock.now += 7
+        seen = at(rows)
+        shown.look(seen.runs[0].state(), {})
+        left = shown.total().left
+        assert one(metrics, "chainette_run_eta_seconds", "run-a") == left or left is None, rows
 
 
 def test_an_input_of_unknown_length_has_no_end_yet(clock: Clock) -> None:

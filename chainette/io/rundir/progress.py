@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from chainette.cli.screen.arrivals import Arrivals
 from chainette.core.plan import NodeKind
 from chainette.engine.config import share_device
+from chainette.io.rundir.arrivals import Arrivals
 from chainette.io.rundir.events import (
     AnyEvent,
     EngineLoaded,
