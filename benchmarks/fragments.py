@@ -19,7 +19,7 @@ from chainette.core.plan import Plan
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
-from chainette.fleet.protocol.states import Claim, Drain, Part, together
+from chainette.fleet.protocol.states import Claim, Drain
 from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.records import CHAIN_INPUT, Outcome, Output, Row, Unit, Usage
@@ -69,9 +69,10 @@ def work_off(queue: FleetQueue, plan: Plan, room: int) -> int:
         assert not isinstance(claims, Drain)
         if not claims:
             return calls
-        parts = [Part(claim) for claim in claims]
-        assert queue.commit_parts(parts, "w", plan, answered(plan, together(plan, parts)), f"m{calls}")
-        calls += 2
+        calls += 1
+        for claim in claims:
+            assert queue.commit(claim, "w", plan, answered(plan, claim.unit), f"m{calls}")
+            calls += 1
 
 
 def main() -> None:
@@ -86,10 +87,11 @@ def main() -> None:
         EmbeddedServer.start(Path(folder)) as server,
         redis.Redis.from_url(server.url) as client,
     ):
+        fields = {"window": chosen.rows, "batch_size": 64}
         for room in (0, 8, 64, 0, 8, 64):
             client.flushall()
             queue = FleetQueue(client)
-            queue.install("r", 0, "me", "a", [queue_of(plan, name) for name in plan.nodes], {"window": chosen.rows})
+            queue.install("r", 0, "me", "a", [queue_of(plan, name) for name in plan.nodes], fields)
             queue.beat("w", {}, 3600)
             in_fragments(queue, plan, chosen.rows)
             before, began = cast("dict[str, Any]", client.info()), process_time()

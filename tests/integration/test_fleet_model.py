@@ -27,7 +27,6 @@ from chainette.engine.base import Engine
 from chainette.engine.lifecycle import Engines
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.states import Part, together
 from chainette.fleet.redis.queue import Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.hooks import Hook
 from chainette.io.inputs.locate import open_input
@@ -109,7 +108,15 @@ class Fleet:
         self.deadly: str | None = None
 
     def new_sink(self, writer: RunWriter) -> Sink:
-        return Sink(self.queue, writer, self.plan, self.run, {"window": 8, "seed": 0}, Hook(), RejectWatch(None))
+        return Sink(
+            self.queue,
+            writer,
+            self.plan,
+            self.run,
+            {"window": 8, "seed": 0, "batch_size": self.plan.batch_size},
+            Hook(),
+            RejectWatch(None),
+        )
 
     def new_coordinator(self) -> Coordinator:
         keys = self.sink.keys
@@ -188,27 +195,12 @@ class Fleet:
         elif chance < 0.5 and node is not None and len(claim.unit.rows) > 1:
             await self.commit_part(me, claim, engine)
             return
-        elif chance < 0.7 and node is not None and len(group := self.beside(me, claim)) > 1:
-            parts = [Part(one) for one in group]
-            outcome = await process(self.plan, together(self.plan, parts), engine)
-            if self.queue.commit_parts(parts, me, self.plan, outcome, secrets.token_hex(4)):
-                self.workers[me] = [one for one in self.workers[me] if one not in group]
-            return
         else:
             outcome = await process(self.plan, claim.piece(), engine)
             for _ in range(self.rng.choice([1, 1, 2])):
                 self.queue.commit(claim, me, self.plan, outcome, secrets.token_hex(4))
         if chance < 0.9:
             self.workers[me].remove(claim)  # else it lives on as a zombie that commits again
-
-    def beside(self, me: str, claim: Claim) -> list[Claim]:
-        """A claim with those of the same place in the worker's hands."""
-
-        def place(one: Claim) -> tuple[object, ...]:
-            return one.epoch, one.unit.node, one.unit.root, one.unit.scope, one.turn is Turn.MEND
-
-        every = {one.job: one for one in self.workers[me] if place(one) == place(claim)} | {claim.job: claim}
-        return [*every.values()]
 
     async def commit_part(self, me: str, claim: Claim, engine: Engine | None) -> None:
         """Commits some rows of a unit, maybe twice; the worker goes on with the rest."""

@@ -19,7 +19,6 @@ from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
-from chainette.fleet.protocol.states import Part, together
 from chainette.fleet.redis.queue import ANCHOR, Admitted, Cancelled, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.io.rundir.events import EngineReleased, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row
@@ -543,12 +542,6 @@ def take_rows(site: Site, room: int, me: str = "w1", node: str = "first") -> lis
     return found
 
 
-def commit_together(site: Site, claims: Sequence[Claim], token: str = "t", rows: Collection[str] | None = None) -> bool:
-    parts = [Part(claim, rows) for claim in claims]
-    outcome: Outcome = anyio.run(process, site.plan, together(site.plan, parts), None)
-    return site.queue.commit_parts(parts, "w1", site.plan, outcome, token)
-
-
 @pytest.mark.parametrize(("room", "units"), [(0, 1), (4, 1), (7, 1), (8, 2), (100, 3)])
 def test_units_behind_the_first_come_with_it_as_far_as_there_is_room(site: Site, room: int, units: int) -> None:
     site.admit()
@@ -581,56 +574,93 @@ def in_fragments(site: Site) -> list[Claim]:
     return take_rows(site, 4, node="second")
 
 
-def test_fragments_that_are_committed_together_become_one_entry(site: Site) -> None:
-    fragments = in_fragments(site)
-    assert [ids(claim) for claim in fragments] == [["3"], ["1"], ["0"], ["2"]]
-    assert commit_together(site, fragments) and not commit_together(site, fragments)
+def test_fragments_of_one_root_and_scope_are_one_unit_again_when_they_are_claimed(open_site: Callable[..., Site]) -> None:
+    site = open_site(batch_size=4)
+    site.admit()
+    [claim] = in_fragments(site)
+    assert ids(claim) == ["3", "1", "0", "2"]
+    assert site.queue.missing(site.keys, [0]) == ""
+    rest = site.commit_part(claim, "1")
+    assert site.commit(rest)
     assert site.drain() == [0]
-    assert [result.taken for result in site.results if result.node == "second"] == [4]
-    assert site.rows("second") == ["0", "1", "2", "3"]
+    assert [result.taken for result in site.results if result.node == "second"] == [1, 3]
 
 
-def test_fragments_grow_together_into_one_successor_and_the_rows_that_are_left_stay_in_hand(
-    open_site: Callable[..., Site],
-) -> None:
-    site = open_site(forked())
-    site.admit(["ab", "xy", "c", "d"])
-    inner = next(fork.id for fork in site.plan.forks.values() if fork.path)
-    for node in ("first", "loud", "no_x", "letters_too", inner):  # two joins of the inner fork, so two fragments behind it
-        while claims := take_rows(site, 0, "w9", node):
-            claim = claims[0]
-            if node == "loud":
-                assert site.commit(claim, "w9", rows=["0", "2"])
-                rest = claim.rest(["0", "2"])
-                assert rest is not None
-                claim = rest
-            assert site.commit(claim, "w9")
-    fragments = take_rows(site, 4, node="louder")
-    assert [ids(claim) for claim in fragments] == [["0", "2"], ["3"]]
-    assert commit_together(site, fragments, rows=["2", "3"])
-    left = fragments[0].rest(["2", "3"])
-    assert left is not None and site.commit(left) and not site.commit(fragments[1])
-    site.work_off()
-    assert site.drain() == [0] and site.rows("second") == ["0", "2", "3"]
-    assert [result.taken for result in site.results if result.node == "louder"] == [2, 1]
-
-
-def test_of_several_parts_none_is_committed_if_one_claim_does_not_hold(site: Site) -> None:
-    fragments = in_fragments(site)
-    assert site.queue.release(fragments[1], "w1")
-    assert not commit_together(site, fragments)
-    site.drain()
-    assert not [result for result in site.results if result.node == "second"]
-    for claim in fragments:
-        assert site.commit(claim) is (claim is not fragments[1])
-    site.work_off()
+@pytest.mark.parametrize("how", ["release", "die", "split", "reconcile"])
+def test_what_has_grown_together_stays_one_unit_whoever_takes_it(open_site: Callable[..., Site], how: str) -> None:
+    site = open_site(batch_size=4)
+    site.admit()
+    [claim] = in_fragments(site)
+    match how:
+        case "release":
+            assert site.queue.release(claim, "w1")
+        case "die":
+            site.lose("w1")
+        case "split":
+            assert site.queue.split(claim, "w1", site.plan)
+        case "reconcile":
+            assert site.queue.reconcile("w1") == 1
+    again = site.take("w2")
+    assert ids(again) == (["3", "1"] if how == "split" else ["3", "1", "0", "2"])
+    assert site.commit(again, "w2") and not site.commit(claim)
+    site.work_off("w2")
     assert site.drain() == [0] and site.rows("second") == ["0", "1", "2", "3"]
 
 
-def test_units_of_several_places_are_not_committed_together(site: Site) -> None:
+def test_fragments_grow_to_the_size_of_a_batch_and_no_further(open_site: Callable[..., Site]) -> None:
+    site = open_site(batch_size=3)
     site.admit()
-    with pytest.raises(ValueError, match="several places"):
-        commit_together(site, take_rows(site, 8))
+    assert [ids(claim) for claim in in_fragments(site)] == [["3", "1", "0"], ["2"]]
+
+
+def test_units_of_two_roots_stay_two(open_site: Callable[..., Site]) -> None:
+    site = open_site(batch_size=100)
+    site.admit()
+    site.admit()
+    assert [ids(claim) for claim in take_rows(site, 100)] == [["0", "1", "2", "3"], ["4", "5", "6", "7"]]
+
+
+@pytest.mark.parametrize("why", ["its worker died", "a part was taken"])
+def test_a_unit_that_is_suspected_or_of_which_a_part_was_taken_stays_by_itself(
+    open_site: Callable[..., Site], why: str
+) -> None:
+    site = open_site(batch_size=4)
+    site.admit()
+    assert site.commit(site.commit_part(site.take(), "3", "1"))
+    [claim] = take_rows(site, 0, node="second")
+    if why == "a part was taken":
+        claim = site.commit_part(claim, "3")
+        assert site.queue.release(claim, "w1")
+    else:
+        site.lose("w1")
+    claims = take_rows(site, 4, "w2", node="second")
+    assert [ids(one) for one in claims] == [ids(claim), ["0", "2"]]
+    for one in claims:
+        assert site.commit(one, "w2")
+    assert site.drain() == [0] and site.rows("second") == ["0", "1", "2", "3"]
+
+
+def test_joins_do_not_become_one(open_site: Callable[..., Site]) -> None:
+    site = open_site(forked(), batch_size=4)
+    site.admit(["ab", "xy", "c", "d"])
+    inner = next(fork.id for fork in site.plan.forks.values() if fork.path)
+    for node in ("first", "loud", "no_x", "letters_too"):  # two joins of the inner fork in one scope
+        while claims := take_rows(site, 0, "w9", node):
+            if node == "loud":
+                assert site.commit(claims[0], "w9", rows=["0", "2"])
+                rest = claims[0].rest(["0", "2"])
+                assert rest is not None and site.commit(rest, "w9")
+            else:
+                assert site.commit(claims[0], "w9")
+    joins = take_rows(site, 100, node=inner)
+    assert [ids(claim) for claim in joins] == [["0", "2"], ["1", "3"]]
+    for claim in joins:
+        assert site.commit(claim)
+    [grown] = take_rows(site, 4, node="louder")
+    assert sorted(ids(grown)) == ["0", "2", "3"]
+    assert site.commit(grown)
+    site.work_off()
+    assert site.drain() == [0] and site.rows("second") == ["0", "2", "3"]
 
 
 # -- workers, and which deaths count

@@ -7,13 +7,13 @@ No call blocks, and none takes longer the more units there are, except `missing`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chainette.core.plan import Plan
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.jobs import halves
+from chainette.fleet.protocol.jobs import halves, require_part
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, BadMessage, Result, RootRecord
@@ -27,10 +27,8 @@ from chainette.fleet.protocol.states import (
     Drain,
     Entry,
     Lost,
-    Part,
     Progress,
     Turn,
-    together,
 )
 from chainette.io.rundir.events import AnyEvent, Event
 from chainette.records import Effects, Outcome, Rejection
@@ -291,19 +289,12 @@ class MemoryQueue(LeasedQueue):
                     return Drain(queue)
                 if (job := run.next_of(waiting.solo)) is not None:
                     return [self._hand_out(run, job, incarnation, token, Turn.SOLO)]
-            if claims := self._hand_out_ready(run, waiting, incarnation, token, room, ahead=ahead):
-                return claims
+            if jobs := run.ready(waiting, room):
+                tokens = [token, *(f"{token}.{number}" for number in range(1, len(jobs)))]
+                return [
+                    self._hand_out(run, job, incarnation, own, Turn.JOB, ahead) for job, own in zip(jobs, tokens, strict=True)
+                ]
         return []
-
-    def _hand_out_ready(
-        self, run: RunInMemory, waiting: Waiting, me: str, token: str, room: int, *, ahead: bool
-    ) -> list[Claim]:
-        """The first unit, and those behind it that fit."""
-        claims: list[Claim] = []
-        while (job := run.next_of(waiting.ready, room if claims else None)) is not None:
-            room -= len(job.unit.rows)
-            claims.append(self._hand_out(run, job, me, f"{token}.{len(claims)}" if claims else token, Turn.JOB, ahead))
-        return claims
 
     def _has_turn(self, waiting: Waiting, me: str) -> bool:
         """Whether nobody else who lives is about to run a unit alone."""
@@ -339,28 +330,37 @@ class MemoryQueue(LeasedQueue):
             found[1].ahead = False
         return found is not None
 
-    def commit_parts(self, parts: Sequence[Part], incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
-        unit = together(plan, parts)
-        if any(self._is_repeated(part.claim, token) for part in parts):
+    def commit(
+        self,
+        claim: Claim,
+        incarnation: str,
+        plan: Plan,
+        outcome: Outcome,
+        token: str,
+        rows: Collection[str] | None = None,
+    ) -> bool:
+        if self._is_repeated(claim, token):
             return True
-        found = [(part, held[1]) for part in parts if (held := self._held(part.claim, incarnation)) is not None]
-        if len(found) < len(parts) or any(job.part != part.claim.part for part, job in found):
-            return False  # maybe an old call that comes late, so the units stay where they are
-        run = self._runs[parts[0].claim.run]
-        if any(run.lacks_scope(job, outcome.effects) for _, job in found):
-            for part in parts:
-                self._drop(part.claim, incarnation)
+        found = self._held(claim, incarnation)
+        if found is None:
             return False
-        run.add(plan, unit.root, outcome.effects, run.barred)
+        run, job = found
+        piece, rest = claim.piece(rows), claim.rest(rows)
+        if rest is not None:
+            require_part(piece, plan)
+        if job.part != claim.part:
+            return False  # maybe an old call that comes late, so the unit stays where it is
+        if run.lacks_scope(job, outcome.effects):
+            self._drop(claim, incarnation)
+            return False
+        run.add(plan, claim.unit.root, outcome.effects, run.barred)
         done = False
-        for part, job in found:
-            rest = part.claim.rest(part.rows)
-            if rest is not None:
-                run.shorten(job, rest.unit, token)
-            else:
-                self._drop(part.claim, incarnation)
-                done = run.finish(job)
-        run.say(token, Result.of(unit, outcome, incarnation), unit.root, done)
+        if rest is not None:
+            run.shorten(job, rest.unit, token)
+        else:
+            self._drop(claim, incarnation)
+            done = run.finish(job)
+        run.say(token, Result.of(piece, outcome, incarnation), claim.unit.root, done)
         self._changed()
         return True
 

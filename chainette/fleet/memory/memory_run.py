@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from time import time
 
+import msgspec
+
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
@@ -28,6 +30,8 @@ class Job:
     queue: str
     #: Seconds since 1970.
     since: float
+    #: Whether it merges branches.
+    joins: bool = False
     #: Parts committed so far, and the token of the last.
     part: int = 0
     done: str = ""
@@ -40,6 +44,11 @@ class Job:
     strikes: int = 0
     deaths: int = 0
     pardons: int = 0
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the unit may become one with another: it is no join, no part was taken from it, and no worker died of it."""
+        return not (self.joins or self.part or self.strikes)
 
     @property
     def is_broken(self) -> bool:
@@ -231,11 +240,11 @@ class RunInMemory:
         for scope, row_ids in effects.stopped:
             live.forks[scope].stopped += row_ids
 
-    def enqueue(self, unit: Unit, queue: str, *, solo: bool = False) -> None:
+    def enqueue(self, unit: Unit, queue: str, *, solo: bool = False, joins: bool = False) -> None:
         name, live = self.name_of(unit), self.roots[unit.root]
         if name in self.jobs:
             raise ValueError(f"unit {name} exists already")
-        self.jobs[name] = Job(name, unit, queue, time(), solo=solo)
+        self.jobs[name] = Job(name, unit, queue, time(), joins, solo=solo)
         live.members.setdefault(unit.scope, set()).add(name)
         (self.waiting(queue).solo if solo else self.waiting(queue).ready).append(name)
         self.weigh(live, len(unit.rows))
@@ -270,7 +279,7 @@ class RunInMemory:
         if not unit.scope:
             return True
         fork = live.forks.pop(unit.scope)
-        self.enqueue(fork.join(unit.root), fork.queue)
+        self.enqueue(fork.join(unit.root), fork.queue, joins=True)
         live.members[fork.opened.parent].discard(f"S:{unit.scope}")
         return False
 
@@ -298,6 +307,27 @@ class RunInMemory:
                 return job
             self.damaged = f"unit {name} is gone"
         return None
+
+    def ready(self, waiting: Waiting, room: int) -> list[Job]:
+        """The first unit of a queue, and those behind it that fit; those of one root and scope become one."""
+        jobs: list[Job] = []
+        while (job := self.next_of(waiting.ready, room if jobs else None)) is not None:
+            room -= len(job.unit.rows)
+            if not jobs or not self.absorb(jobs[-1], job):
+                jobs.append(job)
+        return jobs
+
+    def absorb(self, job: Job, other: Job) -> bool:
+        """A unit becomes one with another of the same place: fragments grow together again. False if it cannot."""
+        unit, more = job.unit, other.unit
+        rows = [*unit.rows, *more.rows]
+        fresh = job.is_fresh and other.is_fresh and len(rows) <= int(self.fields.get("batch_size", 0))
+        if not fresh or (unit.root, unit.scope) != (more.root, more.scope):
+            return False
+        job.unit = msgspec.structs.replace(unit, rows=rows)
+        self.roots[unit.root].members[unit.scope].discard(other.name)
+        del self.jobs[other.name]
+        return True
 
     def lacks_scope(self, job: Job, effects: Effects) -> bool:
         """Whether something is gone that a commit needs: its unit's place in the scope, or the fork to which its rows go."""

@@ -15,7 +15,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import RootRecord
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import LEASE, Admitted, Claim, Drain, Entry, Part, Progress
+from chainette.fleet.protocol.states import LEASE, Admitted, Claim, Drain, Entry, Progress
 from chainette.io.rundir.events import AnyEvent, Event
 from chainette.records import Effects, Outcome, Rejection
 
@@ -191,8 +191,9 @@ class LeasedQueue(ABC):
         """The next units out of the first queue that has some; [] if none has. `alone` says that the worker holds nothing.
 
         `queues` are (run, queue, room), tried in order. The first unit comes whatever its size; the units behind it come too
-        as long as all of them together have `room` rows at most, so that many small units cost one call. A unit that must run
-        alone comes by itself. Each claim has its own token, made of `token`.
+        as long as all of them together have `room` rows at most, so that many small units cost one call. Fragments of one root
+        and scope become one unit again, as far as the run's batch_size allows, unless a part was taken from one of them or a
+        worker died of it. A unit that must run alone comes by itself. Each claim has its own token, made of `token`.
 
         A unit that is claimed `ahead` is not worked on before `start`: until then the worker's death does not count against
         it. Units that must run alone are never claimed ahead.
@@ -205,6 +206,7 @@ class LeasedQueue(ABC):
     def start(self, claim: Claim, incarnation: str) -> bool:
         """Work on a unit that was claimed ahead begins; False where the claim does not hold. Called before the work."""
 
+    @abstractmethod
     def commit(
         self,
         claim: Claim,
@@ -214,25 +216,16 @@ class LeasedQueue(ABC):
         token: str,
         rows: Collection[str] | None = None,
     ) -> bool:
-        """Commits the outcome of one unit, or of some of its rows, as `commit_parts` does; `outcome` is that of
-        `claim.piece(rows)`."""
-        return self.commit_parts([Part(claim, rows)], incarnation, plan, outcome, token)
+        """Commits the outcome of a unit, or of some of its rows: result, successors and the step of its scope at once.
 
-    @abstractmethod
-    def commit_parts(self, parts: Sequence[Part], incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
-        """Commits what became of rows: result, successors and the step of their scope at once, or nothing.
-
-        The parts may be of several units of one run, node, root and scope; `outcome` is that of `together(parts)`, so that
-        they lead to one entry and one successor. For each of them `claim.rest(rows)` stays in hand, and a unit without rows
-        left is gone. A join never goes in parts, nor together with others.
-
-        `token` names the entry: call again with the same arguments until an answer comes, and commit nothing else of these
-        units meanwhile. False if one of the claims does not hold, or if the queue does not know of the parts before. If there
-        is one part, drop its claim, with all its rows, and `reconcile` makes the unit go round; of several, commit each by
-        itself.
+        `rows` are the ids of the rows that end with this part (None: all that are left), and `outcome` is that of
+        `claim.piece(rows)`. `claim.rest(rows)` stays in hand; a unit without rows left is gone. `token` names the part: call
+        again with the same arguments until an answer comes, and commit no other part of the unit meanwhile. A join never goes
+        in parts. False if the claim does not hold, or if the queue does not know of the parts before: then drop the claim
+        with all its rows, and `reconcile` makes the unit go round.
 
         Raises:
-            TooLarge: it has too many bytes; nothing happened, and the claims are as they were.
+            TooLarge: it has too many bytes; nothing happened, and the claim is as it was.
         """
 
     @abstractmethod

@@ -14,7 +14,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
 from chainette.records import Effects, Scope, Unit, encode
 
-__all__ = ["age", "claimed_unit", "halves", "moment", "require_size", "set_apart", "stamp", "wire_effects"]
+__all__ = ["age", "claimed_unit", "halves", "moment", "require_part", "require_size", "set_apart", "stamp", "wire_effects"]
 
 #: The one function that a job may name. It is never imported: workers know what a job means.
 FUNCTION = "chainette.run.process"
@@ -100,9 +100,9 @@ def _identity(data: bytes) -> tuple[str, str]:
 
 
 def claimed_unit(
-    taken: Sequence[bytes], root: bytes, scope: bytes, fork: bytes, left: bytes, data: bytes, payload: Any
+    taken: Sequence[bytes], root: bytes, scope: bytes, fork: bytes, left: bytes, data: bytes, payload: list[bytes]
 ) -> Unit:
-    """The unit of a claimed job, with the rows that are left of it: all but those `taken`.
+    """The unit of a claimed job, with the rows that are left of it: all but those `taken`. It may have several payloads.
 
     Raises:
         BadMessage: it cannot be read, or is not the one that the job names.
@@ -114,14 +114,20 @@ def claimed_unit(
         raise BadMessage(f"a job in Redis has the root {root[:80]!r} and the scope {scope[:80]!r}") from error
     if fork:
         return open_join(node, number, part, where, dict(zip(payload[::2], payload[1::2], strict=True)))
-    unit = open_message(payload, Unit)
-    if (unit.node, unit.root, unit.part, unit.scope) != (node, number, part, where):
-        raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload: {unit.node[:80]!r}, root {unit.root}")
+    first, *others = (open_message(blob, Unit) for blob in payload)
+    if first.part != part or any((unit.node, unit.root, unit.scope) != (node, number, where) for unit in (first, *others)):
+        raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload: {first.node[:80]!r}, root {first.root}")
     ended = set(taken)
-    rows = [row for row in unit.rows if row.row_id.encode() not in ended] if ended else unit.rows
+    rows = [row for unit in (first, *others) for row in unit.rows if row.row_id.encode() not in ended]
     if str(len(rows)).encode() != left:
         raise BadMessage(f"a job in Redis has {left[:20]!r} rows left; by its payload and the parts before, {len(rows)}")
-    return msgspec.structs.replace(unit, rows=rows) if ended else unit
+    return msgspec.structs.replace(first, rows=rows)
+
+
+def require_part(piece: Unit, plan: Plan) -> None:
+    """Raises ValueError if this cannot be a part of a unit."""
+    if not piece.rows or piece.node in plan.forks:
+        raise ValueError(f"{piece.node}, root {piece.root}: a part has rows, and a join has no parts")
 
 
 def halves(unit: Unit) -> list[Unit]:

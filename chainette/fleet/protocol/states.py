@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
 
 import msgspec
 
-from chainette.core.plan import Plan
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.records import Row, Unit
 
@@ -22,10 +20,8 @@ __all__ = [
     "Drain",
     "Entry",
     "Lost",
-    "Part",
     "Progress",
     "Turn",
-    "together",
 ]
 
 #: Seconds that a worker may be silent before its units are given to others.
@@ -108,34 +104,6 @@ class Claim:
         """What stays in hand when that part is committed; None if nothing does."""
         left = [] if rows is None else [row for row in self.unit.rows if row.row_id not in rows]
         return replace(self, unit=_with_rows(self.unit, left), part=self.part + 1) if left else None
-
-
-class Part(NamedTuple):
-    """Rows of a claimed unit that are committed together."""
-
-    claim: Claim
-    #: Their ids; None: all that are left.
-    rows: Collection[str] | None = None
-
-
-def together(plan: Plan, parts: Sequence[Part]) -> Unit:
-    """The unit that one commit of these parts ends: the rows of all, under the name of the first.
-
-    Raises:
-        ValueError: they are of several places, one of them has no rows, or a join is not whole and alone.
-    """
-    pieces = [part.claim.piece(part.rows) for part in parts]
-    first = pieces[0]
-    where = f"{first.node}, root {first.root}"
-    if not all(piece.rows for piece in pieces):
-        raise ValueError(f"{where}: a part has rows")
-    if first.node in plan.forks and (len(parts) > 1 or parts[0].claim.rest(parts[0].rows) is not None):
-        raise ValueError(f"{where}: a join has no parts")
-    if len(pieces) == 1:
-        return first
-    if len({(part.claim.run, piece.node, piece.root, piece.scope) for part, piece in zip(parts, pieces, strict=True)}) > 1:
-        raise ValueError(f"{where}: units of several places are not committed together")
-    return _with_rows(first, [row for piece in pieces for row in piece.rows])
 
 
 def _with_rows(unit: Unit, rows: list[Row]) -> Unit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +16,7 @@ from chainette.fleet.protocol.jobs import (
     claimed_unit,
     halves,
     moment,
+    require_part,
     require_size,
     set_apart,
     stamp,
@@ -34,10 +35,8 @@ from chainette.fleet.protocol.states import (
     Drain,
     Entry,
     Lost,
-    Part,
     Progress,
     Turn,
-    together,
 )
 from chainette.fleet.redis.calls import Scripts
 from chainette.fleet.redis.connect import is_damage
@@ -279,17 +278,28 @@ class FleetQueue(LeasedQueue):
         claims = {claim.job: [claim.token, claim.part] for claim in known}
         return int(self._call("reconcile", incarnation=incarnation, known=claims))
 
-    def commit_parts(self, parts: Sequence[Part], incarnation: str, plan: Plan, outcome: Outcome, token: str) -> bool:
-        unit, holder = together(plan, parts), parts[0].claim
-        entry = encode(Result.of(unit, outcome, incarnation))
-        effects = wire_effects(RunKeys(holder.run, holder.epoch), plan, unit.root, outcome.effects)
-        require_size(f"{unit.node}, root {unit.root}", self._max_commit, entry, effects)
+    def commit(
+        self,
+        claim: Claim,
+        incarnation: str,
+        plan: Plan,
+        outcome: Outcome,
+        token: str,
+        rows: Collection[str] | None = None,
+    ) -> bool:
+        piece, who = claim.piece(rows), _holder(claim, incarnation)
+        ends: dict[str, Any] = {"part": claim.part, "size": len(piece.rows)}
+        if claim.rest(rows) is not None:
+            require_part(piece, plan)
+            ends["rows"] = [row.row_id for row in piece.rows]
+        entry = encode(Result.of(piece, outcome, incarnation))
+        effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, piece.root, outcome.effects)
+        require_size(f"{piece.node}, root {piece.root}", self._max_commit, entry, effects)
         light, bodies = set_apart({"entry": entry, "effects": effects}, self._max_inline)
-        units = [_ended(part) for part in parts]
         while True:
             for number, body in enumerate(bodies):
-                self._call("stage", **_holder(holder, incarnation), entry=token, number=number, seconds=_STAGED, body=body)
-            reply = self._call("commit", units=units, incarnation=incarnation, scope=unit.scope, token=token, **light)
+                self._call("stage", **who, entry=token, number=number, seconds=_STAGED, body=body)
+            reply = self._call("commit", **who, **ends, entry_token=token, **light)
             if reply != b"UNSTAGED":
                 return reply in (b"OK", b"DONE")
 
@@ -381,15 +391,6 @@ def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> Pro
         int(suspended or 0),
         is_current=epoch in ("", str(keys.epoch)),
     )
-
-
-def _ended(part: Part) -> dict[str, Any]:
-    """The rows that end, as the script takes them."""
-    claim, piece = part.claim, part.claim.piece(part.rows)
-    words: dict[str, Any] = {"job": claim.job, "token": claim.token, "part": claim.part, "size": len(piece.rows)}
-    if claim.rest(part.rows) is not None:
-        words["rows"] = [row.row_id for row in piece.rows]
-    return words
 
 
 def _holder(claim: Claim, incarnation: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 -- The next units that this worker can serve. A: incarnation, token, alone (it holds nothing), ahead (work on it begins
 -- later, by start.lua), at, limit (bytes of one unit), light (bytes of those behind the first), queues = {{run, queue, room}, ...}
--- in order: the first unit comes whatever its size, those behind it come too as long as all have `room` rows at most.
+-- in order: the first unit comes whatever its size, those behind it come too as long as all have `room` rows at most. Those of one
+-- root and scope become one unit, as far as the run's batch_size allows.
 -- DRAIN, queue: a unit waits there that must run alone; finish what is in hand first.
 local me, token = need(A.incarnation, 'string', 'incarnation'), need(A.token, 'string', 'token')
 need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at'); whole(A.limit, 'limit'); whole(A.light, 'light')
@@ -21,14 +22,21 @@ end
 local function payload_of(P, job, j)
   if not tonumber(j.part) then return nil, 'its counter of parts is gone' end
   if j.fork ~= '' then return redis.pcall('HGETALL', P .. 'f:' .. j.root .. ':' .. j.fork) end
-  local size = redis.pcall('STRLEN', P .. 'u:' .. job)
-  if type(size) ~= 'number' then return nil, 'its payload is no string' end
-  if size > A.limit then return nil, 'its payload has ' .. size .. ' bytes; at most ' .. A.limit .. ' are decoded' end
-  return redis.call('GET', P .. 'u:' .. job), 'its payload is gone'
+  local payloads, bytes = {}, 0
+  for _, key in ipairs(payload_keys(j, job)) do
+    local size = redis.pcall('STRLEN', key)
+    if type(size) ~= 'number' then return nil, 'its payload is no string' end
+    bytes = bytes + size
+    if bytes > A.limit then return nil, 'its payload has ' .. bytes .. ' bytes; at most ' .. A.limit .. ' are decoded' end
+    local payload = redis.call('GET', key)
+    if not payload then return nil, 'its payload is gone' end
+    payloads[#payloads + 1] = payload
+  end
+  return payloads
 end
 
--- A job out of a queue; nil where it is stale, or had to be buried.
-local function take(job, run, epoch, queue, kind, status, token)
+-- A job out of a queue as a unit; nil if it is stale, or had to be buried.
+local function open(job, run, epoch, queue, status)
   local P, j = prefix_of(run, epoch), job_of(job)
   if not j.run and redis.call('EXISTS', job_key(job)) == 0 then
     if starts(job, run .. '_' .. epoch .. '_') then damage(run, 'unit ' .. job .. ' is gone from Redis') end
@@ -38,7 +46,6 @@ local function take(job, run, epoch, queue, kind, status, token)
   local why = foreign(job, j, run, queue)
   if why then bury(job, queue, run, me, why); return nil end
   if j.status ~= status or j.epoch ~= epoch then return nil end
-  local data = redis.call('HGET', job_key(job), 'data') or ''
   local payload, lost = payload_of(P, job, j)
   if payload and payload.err then payload, lost = nil, payload.err end
   if not payload then
@@ -46,17 +53,41 @@ local function take(job, run, epoch, queue, kind, status, token)
     if redis.call('SISMEMBER', P .. 's:' .. j.root .. ':' .. j.scope, job) == 1 then damage(run, 'unit ' .. job .. ': ' .. lost) end
     return nil
   end
+  return {job = job, j = j, payload = payload}
+end
+
+local function hand_out(unit, queue, kind, token)
+  local job, j = unit.job, unit.j
+  local words = redis.call('HMGET', job_key(job), 'data', 'enqueued_at')
+  local data, since = words[1] or '', words[2] or ''
   local taken = j.part == '0' and {} or redis.pcall('SMEMBERS', taken_key(j, job))
   if taken.err then taken = {} end -- then there are too many rows, which its worker sees
   redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at,
     'ahead', A.ahead and kind == 'JOB' and '1' or '')
   redis.call('SADD', held_key(me), job)
   redis.call('ZADD', wip_key(queue), '+inf', execution(job, token))
-  local since = redis.call('HGET', job_key(job), 'enqueued_at') or ''
-  return {kind, job, token, run, epoch, since, j.part, taken, j.root, j.scope, j.fork, j.rows, #data > 65536 and '' or data, payload}
+  return {kind, job, token, j.run, j.epoch, since, j.part, taken, j.root, j.scope, j.fork, tostring(j.rows), #data > 65536 and '' or data,
+    unit.payload}
 end
 
-local function payload_size(unit) return type(unit[14]) == 'string' and #unit[14] or 0 end
+-- A unit becomes one with another of the same root and scope: fragments grow together again. False if it cannot.
+local function is_whole(j) return j.fork == '' and j.part == '0' and j.strikes == '0' end
+local function absorb(unit, other, most)
+  local j, k = unit.j, other.j
+  if j.root ~= k.root or j.scope ~= k.scope or not is_whole(j) or not is_whole(k) or j.rows + k.rows > most then return false end
+  for _, payload in ipairs(other.payload) do unit.payload[#unit.payload + 1] = payload end
+  j.rows, j.also = j.rows + k.rows, (j.also or '') .. ' ' .. other.job .. ' ' .. (k.also or '')
+  redis.call('HSET', job_key(unit.job), 'rows', j.rows, 'also', j.also)
+  redis.call('SREM', prefix_of(j.run, j.epoch) .. 's:' .. j.root .. ':' .. j.scope, other.job)
+  redis.call('DEL', job_key(other.job))
+  return true
+end
+
+local function bytes_of(unit)
+  local sum = 0
+  for _, payload in ipairs(unit.payload) do sum = sum + #payload end
+  return sum
+end
 
 -- Whether a unit may come with those before it.
 local function fits(job, P, room, light)
@@ -66,40 +97,49 @@ local function fits(job, P, room, light)
   return type(size) == 'number' and size <= light
 end
 
+-- The first unit of a queue, and those behind it that fit.
+local function ready(P, run, epoch, queue, room, most)
+  local units, light, jobs = {}, A.light, 'rq:queue:' .. queue
+  for _ = 1, 64 do
+    local job = (#units == 0 or room > 0) and redis.call('LINDEX', jobs, 0)
+    if not job or (#units > 0 and not fits(job, P, room, light)) then break end
+    redis.call('LPOP', jobs)
+    local unit = open(job, run, epoch, queue, 'queued')
+    if unit then
+      room, light = room - unit.j.rows, light - bytes_of(unit)
+      if #units == 0 or not absorb(units[#units], unit, most) then units[#units + 1] = unit end
+    end
+  end
+  return units
+end
+
 for _, entry in ipairs(A.queues) do
-  local run, queue = entry[1], 'rq:queue:' .. entry[2]
-  local state = redis.call('HMGET', run_key(run), 'state', 'epoch')
+  local run, queue = entry[1], entry[2]
+  local state = redis.call('HMGET', run_key(run), 'state', 'epoch', 'batch_size')
   if state[1] == 'running' then
     local P = prefix_of(run, state[2])
-    for _, job in ipairs(redis.call('ZRANGEBYSCORE', 'rq:scheduled:' .. entry[2], '-inf', now(), 'LIMIT', 0, 16)) do
-      redis.call('ZREM', 'rq:scheduled:' .. entry[2], job)
+    for _, job in ipairs(redis.call('ZRANGEBYSCORE', 'rq:scheduled:' .. queue, '-inf', now(), 'LIMIT', 0, 16)) do
+      redis.call('ZREM', 'rq:scheduled:' .. queue, job)
       local j = job_of(job)
       if not j.run and starts(job, run .. '_' .. state[2] .. '_') then damage(run, 'unit ' .. job .. ' is gone from Redis') end
-      if j.status == 'scheduled' and not foreign(job, j, run, entry[2]) and j.epoch == state[2] then put_back(job, j, true) end
+      if j.status == 'scheduled' and not foreign(job, j, run, queue) and j.epoch == state[2] then put_back(job, j, true) end
     end
-    local broken = redis.call('LPOP', P .. 'broken:' .. entry[2])
-    local mend = broken and take(broken, run, state[2], entry[2], 'MEND', 'broken', token)
-    if mend then return {'OK', mend} end
-    if redis.call('LLEN', P .. 'solo:' .. entry[2]) > 0 then
-      local turn = P .. 'turn:' .. entry[2]
+    local broken = redis.call('LPOP', P .. 'broken:' .. queue)
+    local mend = broken and open(broken, run, state[2], queue, 'broken')
+    if mend then return {'OK', hand_out(mend, queue, 'MEND', token)} end
+    if redis.call('LLEN', P .. 'solo:' .. queue) > 0 then
+      local turn = P .. 'turn:' .. queue
       local holder = redis.call('GET', turn)
       if not holder or holder == me or not redis.call('ZSCORE', 'chainette:lease', holder) then
         redis.call('SET', turn, me, 'EX', 30)
-        if A.ahead or not A.alone then return {'DRAIN', entry[2]} end
-        local solo = take(redis.call('LPOP', P .. 'solo:' .. entry[2]), run, state[2], entry[2], 'SOLO', 'queued', token)
-        if solo then return {'OK', solo} end
+        if A.ahead or not A.alone then return {'DRAIN', queue} end
+        local solo = open(redis.call('LPOP', P .. 'solo:' .. queue), run, state[2], queue, 'queued')
+        if solo then return {'OK', hand_out(solo, queue, 'SOLO', token)} end
       end
     end
-    local found, room, light = {'OK'}, entry[3], A.light
-    for _ = 1, 64 do
-      local job = (#found == 1 or room > 0) and redis.call('LINDEX', queue, 0)
-      if not job or (#found > 1 and not fits(job, P, room, light)) then break end
-      redis.call('LPOP', queue)
-      local unit = take(job, run, state[2], entry[2], 'JOB', 'queued', #found == 1 and token or token .. '.' .. #found - 1)
-      if unit then
-        found[#found + 1] = unit
-        room, light = room - tonumber(unit[12]), light - payload_size(unit)
-      end
+    local found = {'OK'}
+    for i, unit in ipairs(ready(P, run, state[2], queue, entry[3], tonumber(state[3]) or 0)) do
+      found[i + 1] = hand_out(unit, queue, 'JOB', i == 1 and token or token .. '.' .. i - 1)
     end
     if #found > 1 then return found end
   end

@@ -61,12 +61,18 @@ local function prefix_of(run, epoch) return 'chainette:' .. run .. ':' .. epoch 
 local function job_key(job) return 'rq:job:' .. job end
 local function stage_key(j, entry, number) return prefix_of(j.run, j.epoch) .. 'stage:' .. entry .. ':' .. number end
 local function taken_key(j, job) return prefix_of(j.run, j.epoch) .. 't:' .. job end
+-- The payloads of a unit: its own, and those of units that became one with it.
+local function payload_keys(j, job)
+  local keys = {prefix_of(j.run, j.epoch) .. 'u:' .. job}
+  for other in string.gmatch(j.also or '', '%S+') do keys[#keys + 1] = prefix_of(j.run, j.epoch) .. 'u:' .. other end
+  return keys
+end
 local function held_key(incarnation) return 'chainette:held:' .. incarnation end
 
 -- The fields of a job hash as a table.
 local function job_of(job)
   local names = {'run', 'epoch', 'root', 'scope', 'fork', 'claim', 'strikes', 'rows', 'origin', 'status', 'solo', 'worker_name',
-    'ahead', 'deaths', 'part', 'done'}
+    'ahead', 'deaths', 'part', 'done', 'also'}
   local values = redis.pcall('HMGET', job_key(job), unpack(names))
   local found = {}
   if values.err then return found end -- no hash at all

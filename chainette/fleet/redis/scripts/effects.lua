@@ -1,10 +1,9 @@
 -- What an admission or a commit adds to a root. Needs common.lua before it, and P (prefix), RUN and EPOCH, and BARRED:
--- queues whose units wait for a later phase, with spaces between.
+-- queues whose units wait for a later phase, with spaces between. ENTRY: the token under which bodies were staged, if any.
 local function scope_key(root, scope) return P .. 's:' .. root .. ':' .. scope end
 local function fork_key(root, scope) return P .. 'f:' .. root .. ':' .. scope end
-local function unit_key(job) return P .. 'u:' .. job end
 
--- A string, or {staged = n}: the n-th body that was staged for the entry with the token A.token.
+-- A string, or {staged = n}: the n-th body that was staged for the entry.
 local function body(value, name)
   if type(value) == 'table' and value.staged then whole(value.staged, name) else need(value, 'string', name) end
 end
@@ -15,7 +14,7 @@ local function all_there(bodies)
   for _, value in ipairs(bodies) do
     local number = type(value) == 'table' and value.staged
     if number and seen[number] then error('chainette: part ' .. number .. ' is named twice') end
-    if number and redis.call('EXISTS', stage_key({run = RUN, epoch = EPOCH}, A.token, number)) == 0 then return false end
+    if number and redis.call('EXISTS', stage_key({run = RUN, epoch = EPOCH}, ENTRY, number)) == 0 then return false end
     if number then seen[number] = true end
   end
   return true
@@ -24,7 +23,7 @@ end
 -- Puts a body where it stays.
 local function keep(key, value)
   if type(value) == 'string' then redis.call('SET', key, value); return end
-  redis.call('RENAME', stage_key({run = RUN, epoch = EPOCH}, A.token, value.staged), key)
+  redis.call('RENAME', stage_key({run = RUN, epoch = EPOCH}, ENTRY, value.staged), key)
   redis.call('PERSIST', key)
 end
 
@@ -89,7 +88,7 @@ end
 -- A unit of a later phase is a member of its scope and nothing else: its rows come back out of what is durable.
 local function park(u, root)
   redis.call('SADD', scope_key(root, u.scope), 'P:' .. u.job)
-  if type(u.payload) == 'table' then redis.call('DEL', stage_key({run = RUN, epoch = EPOCH}, A.token, u.payload.staged)) end
+  if type(u.payload) == 'table' then redis.call('DEL', stage_key({run = RUN, epoch = EPOCH}, ENTRY, u.payload.staged)) end
 end
 
 local function add(effects, root)
@@ -102,7 +101,7 @@ local function add(effects, root)
     if string.find(' ' .. BARRED .. ' ', ' ' .. u.queue .. ' ', 1, true) then
       park(u, root)
     else
-      keep(unit_key(u.job), u.payload)
+      keep(P .. 'u:' .. u.job, u.payload)
       enqueue(u, root, u.scope, '')
     end
   end

@@ -2,12 +2,8 @@
 -- lost keys do. A: the arguments of the script that failed, which tell the keys it uses.
 if A.incarnation == nil and A.me == nil and A.run == nil and A.job == nil then error('chainette: no key to mend is named') end
 for _, name in ipairs({'incarnation', 'me', 'run', 'job'}) do if A[name] ~= nil then need(A[name], 'string', name) end end
-local jobs = {A.job}
-for _, u in ipairs(type(A.units) == 'table' and A.units or {}) do
-  if type(u) == 'table' and type(u.job) == 'string' then jobs[#jobs + 1] = u.job end
-end
 local run, epoch = A.run, A.epoch
-if not run and jobs[1] then run, epoch = string.match(jobs[1], '^(.*)_(%d+)_%d+_%x+$') end
+if not run and A.job then run, epoch = string.match(A.job, '^(.*)_(%d+)_%d+_%x+$') end
 
 -- Units of the run may have been in it.
 local function own(key, kind, run)
@@ -45,10 +41,10 @@ if run then
   own(P .. 'stream', 'stream', run); own(P .. 'live', 'hash', run); own(P .. 'out', 'hash', run)
   own(P .. 'parked', 'list', run); own(P .. 'apart', 'list', run)
 end
-for _, job in ipairs(run and jobs or {}) do
-  own(job_key(job), 'hash', run)
-  own(taken_key({run = run, epoch = epoch}, job), 'set', run)
-  local j = job_of(job)
+if A.job and run then
+  own(job_key(A.job), 'hash', run)
+  own(taken_key({run = run, epoch = epoch}, A.job), 'set', run)
+  local j = job_of(A.job)
   if j.origin then own_queue(run, epoch, j.origin) end
   if j.root then
     own(prefix_of(run, epoch) .. 's:' .. j.root .. ':' .. (j.scope or ''), 'set', run)

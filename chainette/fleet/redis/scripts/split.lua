@@ -17,7 +17,7 @@ for _, u in ipairs(A.effects.units) do
 end
 redis.call('SREM', scope_key(j.root, j.scope), job)
 drop(job, j, A.incarnation)
-redis.call('DEL', unit_key(job), taken_key(j, job), job_key(job))
+redis.call('DEL', taken_key(j, job), job_key(job), unpack(payload_keys(j, job)))
 weigh(j.root, -tonumber(j.rows))
 note(RUN, 'split', job)
 return 'OK'
