@@ -52,6 +52,13 @@ class Lane:
         waiting = sum(self.weight(claim) for claim in self._ahead)
         return not self.rests and (not self._ahead or 4 * waiting < (self.budget or 0))
 
+    def room(self, *, ahead: bool) -> int:
+        """Rows that small units may have together if they are claimed in one call; 0 takes one unit a call."""
+        if self.by_unit or self.failing_since is not None:
+            return 0
+        budget = self.budget or 0
+        return budget // 4 - sum(map(self.weight, self._ahead)) if ahead else budget - self.running
+
     @property
     def idle(self) -> bool:
         return not self.running and not self._ahead

@@ -124,3 +124,16 @@ def test_an_engine_that_has_failed_thousands_of_times_is_still_tried_again() -> 
         clock.now += delay
     assert 22.5 <= delay <= 37.5
     assert lane.has_room(1)
+
+
+def test_small_units_come_together_as_far_as_the_lane_has_room() -> None:
+    lane, hands = Lane(8), Hands()
+    assert (lane.room(ahead=False), lane.room(ahead=True)) == (8, 2)
+    hands.take(lane, claim("a", rows=5))
+    anyio.run(hands.begin, lane, hands.claims["a"])
+    assert (lane.room(ahead=False), lane.room(ahead=True)) == (3, 2)
+    hands.take(lane, claim("b", rows=2))
+    assert lane.room(ahead=True) == 0
+    lane.fail()
+    assert lane.room(ahead=False) == 0, "a silent engine is tried with one unit"
+    assert Lane(8, by_unit=True).room(ahead=False) == 0

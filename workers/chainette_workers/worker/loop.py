@@ -167,13 +167,14 @@ class EngineWorker(Worker):
             if monotonic() - agreed > _AGREEMENT:
                 await self._agree()
                 agreed = monotonic()
-            held = await self._claim()
-            if held is None:
+            claimed = await self._claim()
+            for held in claimed:
+                group.start_soon(self.work, held)
+            if claimed:
+                self._pause = _SOON
+            else:
                 await self.hands.change(self._pause)
                 self._pause = min(_LATE, 2 * self._pause)
-            else:
-                self._pause = _SOON
-                group.start_soon(self.work, held)
 
     async def _agree(self) -> None:
         """Units that Redis takes for this worker's, and that it does not hold, go back into their queues."""
@@ -181,10 +182,10 @@ class EngineWorker(Worker):
 
     # -- claiming
 
-    async def _claim(self) -> Held | None:
-        """A unit that can begin now; else one that may wait for its turn; else None."""
+    async def _claim(self) -> list[Held]:
+        """Units that can begin now; else some that may wait for their turn; else none."""
         if self.hands.alone:
-            return None
+            return []
         places = [place for place in self.serving.places() if self._may_serve(place.lane)]
         now = [place for place in places if self._lane(place.lane).has_room(place.rows)]
         later = [place for place in places if place not in now and self._lane(place.lane).takes_ahead]
@@ -193,13 +194,14 @@ class EngineWorker(Worker):
     def _may_serve(self, lane: str) -> bool:
         return not self._lane(lane).rests and (lane in (FUNCTIONS, JOINS) or self.device.may_serve(lane))
 
-    async def _claim_from(self, places: Sequence[Place], *, ahead: bool) -> Held | None:
+    async def _claim_from(self, places: Sequence[Place], *, ahead: bool) -> list[Held]:
         if not places or self.hands.alone:
-            return None
+            return []
         self._claims += 1
-        token, queues = f"{self.incarnation}-{self._claims}", [(place.run, place.queue) for place in places]
+        token = f"{self.incarnation}-{self._claims}"
+        queues = [(place.run, place.queue, self._lane(place.lane).room(ahead=ahead)) for place in places]
         try:
-            call = partial(self.queue.claim, self.incarnation, token, queues, alone=not self.hands.claims, ahead=ahead)
+            call = partial(self.queue.claim_rows, self.incarnation, token, queues, alone=not self.hands.claims, ahead=ahead)
             found = await anyio.to_thread.run_sync(call)
         except redis.RedisError as error:
             if not (is_passing(error) or is_damage(error)):
@@ -209,12 +211,13 @@ class EngineWorker(Worker):
             if not await insist(lambda: self.queue.beat(self.incarnation, self._words(), queues=self.serving.queues)):
                 self.hook.on_lease_lost()
         else:
-            if isinstance(found, Claim):
-                return await self._hold(found, ahead=ahead)
-            self.hands.alone = isinstance(found, Drain) and bool(self.hands.claims)
-            if isinstance(found, Drain) and ahead and not self.hands.claims:
+            if not isinstance(found, Drain):
+                held = [await self._hold(claim, ahead=ahead) for claim in found]
+                return [one for one in held if one is not None]
+            self.hands.alone = bool(self.hands.claims)
+            if ahead and not self.hands.claims:
                 await self._make_room(next(place for place in places if place.queue == found.queue))
-        return None
+        return []
 
     async def _make_room(self, place: Place) -> None:
         """Opens the engine of a unit that must run alone, so that it can be claimed to begin at once: a worker that dies
