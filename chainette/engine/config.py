@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -41,7 +42,7 @@ __all__ = [
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+class EngineConfig(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     """One engine, declared. Opens nothing and reads no environment."""
 
     name: str
@@ -69,7 +70,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: Handed to the backend as they are.
     extra: dict[str, Any] = {}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Identifies the configuration: equal digests answer alike (SEMANTICS, engines on workers)."""
         data = msgspec.json.encode(self.describe(), order="deterministic")
