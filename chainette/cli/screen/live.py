@@ -1,7 +1,7 @@
-"""The live view of a run in a terminal: what the plan is, then bars that move in place.
+"""The live view of a run in a terminal: the plan, then bars that move in place.
 
-What is printed above the bars stays; the bars never take more than the height of the terminal and no line is wider
-than it. They are drawn four times a second out of `Progress` and are gone when the view ends.
+The text above the bars stays. The bars fit the height and width of the terminal, are drawn four times a second from
+`Progress`, and disappear when the view ends.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LONGEST_BAR = 40
 
 
 class LiveView(Reporter):
-    """Bars for a person; `head` is printed once, above them."""
+    """Bars for a terminal; `head` is printed once, above them."""
 
     def __init__(
         self, directory: os.PathLike[str], console: Console, head: str = "", clock: Callable[[], float] = time.monotonic
@@ -112,7 +112,7 @@ def view_lines(progress: Progress, width: int, height: int) -> list[Text]:
 
 
 def _fold(nodes: Sequence[NodeView], room: int) -> tuple[list[NodeView], list[NodeView]]:
-    """(shown, folded): where not all fit, those that move come first, then those that have not begun."""
+    """(shown, folded): if not all nodes fit, those that move are shown first, then those that are not done."""
     if len(nodes) <= room:
         return list(nodes), []
     by_interest = sorted(nodes, key=lambda node: (node.rate <= 0, node.done == node.total))
@@ -121,7 +121,7 @@ def _fold(nodes: Sequence[NodeView], room: int) -> tuple[list[NodeView], list[No
 
 
 class _Columns:
-    """How wide what is."""
+    """The widths of the columns."""
 
     def __init__(self, nodes: Sequence[NodeView], width: int) -> None:
         numbers = list(zip(_HEADS, _WIDTHS, strict=True))

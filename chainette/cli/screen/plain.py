@@ -1,7 +1,6 @@
-"""What a run says where nobody watches a screen: plain lines, the events as JSON lines, or nothing.
+"""The output of a run without a live view: plain lines, the events as JSON lines, or only the directory.
 
-A reporter is a hook that is also a context around the run. `Plain` prints at most one line every 5 seconds
-or tenth of the input, and lines about engines.
+A reporter is a hook that is also a context around the run.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from chainette.io.rundir.result import RunResult
 
 __all__ = ["JsonLines", "Plain", "QuietReporter", "Reporter", "line_writer"]
 
-#: A line of progress comes after so many seconds, or when another of so many parts of the input is done.
+#: Plain output has a line of progress every `_EVERY` seconds, and after each of `_PARTS` parts of the input.
 _EVERY = 5.0
 _PARTS = 10
 
 
 def line_writer() -> Callable[[str], None]:
-    """Prints lines to what is stdout now, each at once, so that a log file can be followed; once closed, to its successor."""
+    """Prints lines to the present stdout, flushing each so that a log can be followed; if it is closed, to the new stdout."""
     stream = sys.stdout
 
     def write(text: str) -> None:
@@ -44,16 +43,16 @@ def line_writer() -> Callable[[str], None]:
 
 
 class Reporter(Hook):
-    """Tells a run while it goes on, and what it came to."""
+    """Reports a run while it goes on, and its result."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """The run is over, well or not; the screen is free."""
+        """Called when the run is over, finished or not; the screen is free again."""
 
     def end(self, result: RunResult) -> None:
-        """The run came to its end."""
+        """Called when the run has finished."""
 
 
 class QuietReporter(Reporter):
@@ -98,7 +97,7 @@ class Plain(Reporter):
         self._clock = clock
         self._last = clock()
         self._part = 0
-        #: Engine -> when its silence was told.
+        #: Node -> when the silence of its engine was last reported.
         self._told: dict[str, float] = {}
 
     def on_event(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""`--show`: each prompt beside its answer, as the engine gave it, before it is validated."""
+"""`--show`: each prompt beside the engine's answer, before validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a run, or where it stands, as a table and a few lines; the same for `run`, `resume` and `status`."""
+"""The result or the state of a run as a table and a few lines; the same for `run`, `resume` and `status`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def engine_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """What was asked of engines, if anything was, and whether models answered."""
+    """The tokens and requests, if engines were asked, and whether the answers are simulated."""
     usage = metadata["usage"]
     if usage["requests"]:
         yield (
@@ -79,7 +79,7 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
-    """What stands under the table at the end of a run."""
+    """The lines below the table at the end of a run."""
     yield accounting_line(metadata)
     yield from token_line(metadata)
     seconds = _seconds(metadata)
@@ -90,7 +90,7 @@ def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]
 
 
 def next_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str], *, working: bool = False) -> Iterator[str]:
-    """What the user may want to do now. `working`: a process writes to the directory."""
+    """The commands that may come next. `working`: a process writes to the directory."""
     match Status(metadata["status"]):
         case Status.RUNNING if working:
             pass
@@ -103,7 +103,7 @@ def next_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str], *
 
 
 def _seconds(metadata: Mapping[str, Any]) -> float | None:
-    """Wall time from the first start to the last end, pauses included."""
+    """Wall-clock seconds from the first start to the last end, pauses included."""
     if not (metadata["started_at"] and metadata["ended_at"]):
         return None
     began, ended = (datetime.fromisoformat(metadata[name]) for name in ("started_at", "ended_at"))

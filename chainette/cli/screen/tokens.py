@@ -1,4 +1,4 @@
-"""`--stream`: answers as they come, in a terminal or a pipe, one after the other even where they come side by side."""
+"""`--stream`: answers as they arrive, in a terminal or a pipe; concurrent answers are printed one after the other."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from chainette.records import Rejection
 
 __all__ = ["Tokens", "Turns", "text_writer"]
 
-#: What a model's text must not do to a terminal.
+#: Control characters, which a model's text must not send to a terminal.
 _CONTROL = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def text_writer() -> Callable[[str], None]:
-    """Writes text to what is stdout now, at once."""
+    """Writes text to the present stdout and flushes it."""
     stream = sys.stdout
 
     def write(text: str) -> None:
@@ -32,11 +32,11 @@ def text_writer() -> Callable[[str], None]:
 
 
 class Turns:
-    """Texts that grow side by side: the one that began first is written as it grows, the others when their turn comes."""
+    """Texts that grow concurrently: the one that began first is written as it grows, the others when their turn comes."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
-        #: Text -> what waits for its turn; the first one's is empty.
+        #: Text -> its pieces that wait for their turn; none for the first text.
         self._open: dict[object, list[str]] = {}
         self._ended: set[object] = set()
         self._at_line_start = True
@@ -46,7 +46,7 @@ class Turns:
         return key in self._open and key not in self._ended
 
     def add(self, key: object, text: str) -> None:
-        """Begins a text, or goes on with it."""
+        """Begins or continues a text."""
         waiting = self._open.setdefault(key, [])
         if next(iter(self._open)) == key:
             self._put(text)
@@ -54,7 +54,7 @@ class Turns:
             waiting.append(text)
 
     def end(self, key: object, line: str) -> None:
-        """Ends a text with a line of its own."""
+        """Ends a text with a separate line."""
         self.add(key, f"\n{line}\n\n")
         self._ended.add(key)
         while self._open and (first := next(iter(self._open))) in self._ended:
@@ -66,12 +66,12 @@ class Turns:
                 waiting.clear()
 
     def interrupt(self, line: str) -> None:
-        """Writes a line of somebody else's, wherever the texts are."""
+        """Writes an unrelated line at once."""
         self.finish_line()
         self._put(f"{line}\n")
 
     def between(self, line: str) -> None:
-        """Writes a line of somebody else's that can wait until no text is in the middle of its own."""
+        """Writes an unrelated line when no text is in the middle of a line."""
         if not self._open:
             self.interrupt(line)
             return
@@ -80,7 +80,7 @@ class Turns:
         self._ended.add(key)
 
     def finish_line(self) -> None:
-        """Leaves the next writer the start of a line."""
+        """Starts a new line unless the last one is complete."""
         if not self._at_line_start:
             self._put("\n")
 
@@ -91,7 +91,7 @@ class Turns:
 
 
 class Tokens(Plain):
-    """Prints every answer token by token with what became of it, and the lines about engines."""
+    """Prints every answer token by token with its outcome, and the lines about engines."""
 
     streams = True
 
@@ -126,7 +126,7 @@ class Tokens(Plain):
 
     def _ask(self, event: Asked) -> None:
         key = event.step_id, event.row_id
-        broken = "\nit broke off and is begun anew\n\n" if key in self._turns else ""
+        broken = "\nit broke off and starts again\n\n" if key in self._turns else ""
         again = f", ask {event.ask}" if event.ask > 1 else ""
         self._turns.add(key, f"{broken}{self._style(f'{event.step_id}, row {event.row_id}{again}', bold=True)}\n")
 
@@ -145,7 +145,7 @@ class Tokens(Plain):
             self._tell(f"{rejection.step_id}, row {rejection.row_id}", words)
 
     def _tell(self, head: str, text: str) -> None:
-        """A text of one piece."""
+        """Writes a text that is complete."""
         key = object()
         self._turns.add(key, self._style(head, bold=True))
         self._turns.end(key, text.translate(_CONTROL))
@@ -155,7 +155,7 @@ class Tokens(Plain):
         return typer.style(text, fg=fg, bold=bold, dim=dim) if self._colored and text else text
 
     def _tell_ready(self, line: str) -> None:
-        self._turns.between(line)  # it is told when that is in the log, and answers may have begun
+        self._turns.between(line)  # the event comes once it is in the log, and answers may have begun
 
     def _tell_progress(self) -> None:
-        """The answers themselves show it."""
+        """The answers themselves show the progress."""

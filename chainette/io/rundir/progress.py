@@ -1,4 +1,4 @@
-"""Where a run stands, as numbers for people: per node, per engine, in total.
+"""The progress of a run in numbers for people: per node, per engine and in total.
 
 `Progress` folds the same events as recovery does (`RunState`), so counts are of durable rows; speeds count answers as
 they arrive. Totals of nodes behind an expanding or dropping node are estimates from the rows so far, exact at the
@@ -132,7 +132,7 @@ class Progress:
         self.arrivals = Arrivals()
 
     def apply(self, event: Event) -> None:
-        """Takes in an event; before the first one, everything that the log holds already."""
+        """Takes in an event; before the first one, everything that is in the log."""
         if self.state.seq < 0:
             for earlier in earlier_events(self._directory, event):
                 self.state.apply(earlier)
@@ -143,12 +143,12 @@ class Progress:
             self.total()  # speeds are measured from here
 
     def begin(self) -> None:
-        """Speeds are measured from here: what was taken in before went at its own."""
+        """Measures speeds from here: earlier events had their own."""
         self._meters.clear()
         self.total()
 
     def look(self, state: RunState, engines: Mapping[str, EngineView]) -> None:
-        """Takes in where the run stands, where others say so."""
+        """Takes in a state that others have read."""
         self.state = state
         self._engines |= engines
 

@@ -82,9 +82,7 @@ def test_asks_and_what_became_of_them() -> None:
 
 
 def test_an_answer_that_breaks_off_is_begun_anew_below() -> None:
-    assert told(asked(), piece("{"), asked(), piece("{}")) == (
-        "sum, row 0\n{\nit broke off and is begun anew\n\nsum, row 0\n{}"
-    )
+    assert told(asked(), piece("{"), asked(), piece("{}")) == ("sum, row 0\n{\nit broke off and starts again\n\nsum, row 0\n{}")
 
 
 def test_control_characters_of_a_model_are_not_written() -> None:
