@@ -196,8 +196,12 @@ class Worker(ABC):
         """
         token, began = secrets.token_hex(8), monotonic()
         held.unanswered = partial(self.queue.commit, held.claim, self.incarnation, held.plan, outcome, token, rows), rows
-        if not await self._send(held) and held.result is not None:
-            held.result.usage += outcome.usage  # it is discarded with the rest
+        is_in = False
+        try:
+            is_in = await self._send(held)
+        finally:
+            if not is_in and held.unanswered is None and held.result is not None:
+                held.result.usage += outcome.usage  # refused: discarded with the rest
         held.hook.on_stage(held.claim.unit.node, Stage.COMMIT, monotonic() - began)
 
     async def _send(self, held: Held) -> bool:

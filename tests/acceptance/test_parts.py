@@ -41,6 +41,34 @@ chain = Chain(name="slow", batch_size=64, steps=[first, second])
 WAYS = pytest.mark.parametrize("way", [("--workers", "1")], ids=["fleet"])
 
 
+#: Its function waits for the file `gate` beside it from the row in the middle on.
+FUNCTION = """
+import time
+from pathlib import Path
+from pydantic import BaseModel
+from chainette import Chain, apply
+
+
+class Text(BaseModel):
+    text: str
+
+
+@apply
+def wait(item: Text) -> Text:
+    while int(item.text.removeprefix("row ")) >= 30 and not Path(__file__).with_name("gate").exists():
+        time.sleep(0.01)
+    return item
+
+
+@apply
+def after(item: Text) -> Text:
+    return item
+
+
+chain = Chain(name="function", batch_size=64, steps=[wait, after])
+"""
+
+
 class Slow(Project):
     """A chain of two steps on a server of the test's."""
 
@@ -143,6 +171,17 @@ def test_a_request_that_fails_again_and_again_costs_its_neighbours_nothing(slow:
     assert run.returncode == 0, run.stdout + run.stderr
     assert server.asked.pop("first row 13") == 6
     assert set(server.asked.values()) == {1}
+
+
+@WAYS
+def test_rows_of_a_slow_function_do_not_wait_for_their_unit(slow: Slow, way: tuple[str, ...]) -> None:
+    (slow.path / "chain.py").write_text(FUNCTION)
+    run = slow.start("run", "chain.py", "in.jsonl", "-o", "out", *way)
+    until(lambda: slow.given("wait") == slow.given("after") == ROWS // 2)
+    (slow.path / "gate").touch()
+    out, err = run.communicate(timeout=LONG)
+    assert run.returncode == 0, out + err
+    assert slow.ids("out", "flattened") == sorted(map(str, range(ROWS)))
 
 
 def test_rows_that_a_killed_worker_has_committed_are_not_asked_again(slow: Slow) -> None:
