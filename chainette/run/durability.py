@@ -26,11 +26,12 @@ def admitted(queue: LeasedQueue, keys: RunKeys, root: int, durable: Durable | No
     return Admitted(root, record.rows, record.records, durable, record.read)
 
 
-def items_of(opened: Iterable[Admitted], commits: Iterable[tuple[Entry, Commit]]) -> list[Item]:
+def items_of(opened: Iterable[Admitted], commits: Iterable[tuple[Entry, Commit | None]]) -> list[Item]:
     """One group for the writer. Roots come first, so that one line says how far the input was read for all of them."""
     items: list[Item] = [*opened]
     for entry, commit in commits:
-        items.append(commit)
+        if commit is not None:
+            items.append(commit)
         if entry.suspended:
             items.append(Suspended(entry.root))
     return items

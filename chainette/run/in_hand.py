@@ -116,6 +116,10 @@ class Hands:
         """Waits until the lane has room and nothing that came earlier waits."""
         while lane._ahead[0] is not claim or not lane._fits(lane.weight(claim)):
             await self.change()
+        self.start(lane, claim)
+
+    def start(self, lane: Lane, claim: Claim) -> None:
+        """The unit begins; it is the first that waits, and there is room for it."""
         lane._ahead.popleft()
         lane.running += lane.weight(claim)
         self.tell()

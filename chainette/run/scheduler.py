@@ -1,58 +1,62 @@
-"""The local mover: one event loop that admits roots, hands units to lanes, and passes outcomes to a writer.
+"""A local run: coordinator, worker and sink on one event loop, over the queue in memory.
 
 All nodes are in flight at once. What bounds memory is the window: rows that were admitted and are not yet
-durable. Where engines share a device, the run goes in phases (SEMANTICS, Sizes).
+durable. If engines share a device, the run goes in phases, each of which is an epoch of the queue (SEMANTICS, Sizes).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Protocol
+from math import inf
+from typing import TypeVar
 
 import anyio
-import anyio.to_thread
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from chainette.core.apply import Cardinality
-from chainette.core.flow import Durable, frontier
 from chainette.core.plan import PYTHON, NodeKind, Plan
-from chainette.core.streaming import Finished
 from chainette.engine.lifecycle import Engines
 from chainette.errors import EngineRefused, EngineUnavailable, RunStopped
+from chainette.fleet.memory.memory_queue import MemoryQueue
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook
 from chainette.io.inputs.roots import Root
-from chainette.io.rundir.events import UnitRetried
-from chainette.io.rundir.writer import Admitted, Commit, Committed, Item, Suspended
-from chainette.records import CHAIN_INPUT, Effects, Outcome, Row, Unit, Usage
-from chainette.run.engine_queue import Lane
+from chainette.io.rundir.events import Event
+from chainette.records import Outcome, Rejection, Row
+from chainette.run.coordinator import Coordinator
+from chainette.run.in_hand import Hands, Lane
 from chainette.run.limits import Limits, RejectWatch, window_for
-from chainette.run.outstanding import Ledger
-from chainette.run.process import process
-from chainette.run.unit_result import raised
+from chainette.run.local_sink import LocalSink, Writer
+from chainette.run.process import fill, join
+from chainette.run.unit_result import UnitResult, raised
+from chainette.run.worker import Held, Place, Worker, places_of
 from chainette.utils.foreign import is_stray
 
-__all__ = ["LocalRun", "Writer"]
+__all__ = ["LocalRun"]
+
+T = TypeVar("T")
 
 #: The lane of functions that make many rows of one; one unit at a time, and none while the window is full.
-_EXPANDING = "expanding"
+_EXPANDING = f"{PYTHON}, expanding"
 
 #: Bytes of admitted input rows that may be live; one root is always allowed.
 _LIVE_BYTES = 128 << 20
 
+#: The name of the run, its worker and its sink in the queue, which serves nobody else.
+_HERE = "here"
 
-class Writer(Protocol):
-    """Where outcomes go."""
-
-    def commit(self, group: Sequence[Item]) -> Committed: ...
-    def durable(self, root: int) -> Durable | None: ...
+#: Seconds between two looks at an engine that has rested.
+_TICK = 0.005
 
 
 @dataclass
-class LocalRun:
+class LocalRun(Worker):
     """One run, from the first pending root to the last durable row.
 
     Raises (from `run`):
@@ -73,26 +77,25 @@ class LocalRun:
     deliver: Callable[[list[Row]], Awaitable[None]] | None = None
     clock: Callable[[], float] = time.monotonic
 
-    _ledger: Ledger = field(default_factory=Ledger)
+    incarnation: str = _HERE
+    hands: Hands = field(default_factory=Hands)
+    busy: set[Held] = field(default_factory=set)
+    queue: MemoryQueue = field(init=False)
+    sink: LocalSink = field(init=False)
     _lanes: dict[str, Lane] = field(default_factory=dict)
-    #: Engines that wait for a later phase.
-    _barred: frozenset[str] = frozenset()
-    _parked: dict[int, int] = field(default_factory=dict)
-    #: Roots that hold window until they are durable -> (rows, bytes).
-    _held: dict[int, tuple[int, int]] = field(default_factory=dict)
-    _held_rows: int = 0
-    _held_bytes: int = 0
-    _inbox: list[Item] = field(default_factory=list)
-    _rejects: RejectWatch = field(init=False)
+    _info: RunInfo = field(default_factory=lambda: RunInfo(_HERE))
+    _places: list[Place] = field(default_factory=list)
+    _claims: int = 0
     _failure: Exception | None = None
-    _torn: bool = False
-    #: The writer waits for no function of the user's.
-    _own_thread: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
-    _wake: anyio.Event = field(default_factory=anyio.Event)
-    _posted: anyio.Event = field(default_factory=anyio.Event)
+    #: What wakes the loop that admits and dispatches, and the one that writes.
+    _changed: anyio.Event = field(default_factory=anyio.Event)
+    _come: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
-        self._rejects = RejectWatch(self.limits.max_reject_rate)
+        self.queue = MemoryQueue(self.clock, self._tell)
+        self.queue.beat(self.incarnation, {}, inf)
+        self.sink = LocalSink(self.queue, self.writer, self.hook, RejectWatch(self.limits.max_reject_rate), self.deliver)
+        self._begin(frozenset())
 
     async def run(self) -> None:
         phases = self.plan.phases
@@ -101,129 +104,76 @@ class LocalRun:
                 with suppress(EngineUnavailable):  # its first unit tries again, and is patient
                     await self.engines.get(config.name)
         if len(phases) < 2:
-            await self._pass(frozenset())
+            await self._pass()
             return
         for name in phases:
-            await self._pass(frozenset(phases) - {name})
+            self._begin(frozenset(phases) - {name})
+            await self._pass()
             await self.engines.release(name)
 
-    async def _pass(self, barred: frozenset[str]) -> None:
-        """Runs every root as far as the engines of this phase bring it."""
-        self._barred = barred
+    def post(self, event: Event) -> None:
+        """Has the log say something, before whatever comes of it."""
+        self.queue.note(_HERE, event)
+        self._tell()
+
+    def _begin(self, barred: frozenset[str]) -> None:
+        """An epoch in which units of these engines wait for a later one."""
+        info = self._info = RunInfo(_HERE, epoch=self._info.epoch + 1)
+        keys, token = RunKeys(_HERE, info.epoch), str(info.epoch)
+        places = list(places_of(info, self.plan, _lane_of))
+        later = {place.queue for place in places if place.lane in barred}
+        self._places = [place for place in places if place.queue not in later]
+        limits = {"window": self._window, "window_bytes": _LIVE_BYTES}
+        self.queue.install(_HERE, info.epoch, "", token, [], {**limits, "barred": " ".join(later)})
+        self.sink.begin(keys, token)
+
+    async def _pass(self) -> None:
+        """Runs every root as far as the engines of this epoch bring it."""
         feeding = True
 
         async def write() -> None:
-            while feeding or self._inbox:
-                self._posted = anyio.Event()
-                if not self._inbox:
-                    await self._posted.wait()
-                await self._write()
+            while True:
+                self._come = anyio.Event()
+                if not await self.sink.write():
+                    if not feeding:
+                        return
+                    await self._come.wait()
 
         async with anyio.create_task_group() as writing:
             writing.start_soon(self._guard, write)
             async with anyio.create_task_group() as working:
+                working.start_soon(self._guard, self.commit_parts)
                 await self._guard(self._feed, working)
-                if self._failure is not None:
-                    working.cancel_scope.cancel()
+                working.cancel_scope.cancel()
             feeding = False
-            self._posted.set()
+            self._come.set()
         if self._failure is not None:
             raise self._failure
 
     async def _feed(self, group: TaskGroup) -> None:
         """Admits, dispatches and waits, until nothing is live and the input is at its end."""
-        roots = self.roots()
-        exhausted = False
+        keys = self.sink.keys
+        coordinator = Coordinator(self.queue, keys, self.plan, lambda _last: self.roots(), self.sink.durable, self._tell_bad)
         while self._failure is None:
-            while not exhausted and self._window_open():
-                root = next(roots, None)
-                if root is None:
-                    exhausted = True
-                else:
-                    self._admit(root)
-                    self._dispatch(group)
-                    await anyio.lowlevel.checkpoint()
+            self._changed = anyio.Event()
+            while coordinator.step():
+                self._dispatch(group)
+                await anyio.lowlevel.checkpoint()
             self._dispatch(group)
-            if exhausted and not self._ledger and not self._held:
+            if coordinator.finished and self.queue.progress(keys).complete:
                 return
-            self._wake = anyio.Event()
-            if self._failure is None:
-                await self._wake.wait()
+            with anyio.move_on_after(self._rest()):
+                await self._changed.wait()
 
-    # -- admission
-
-    @property
-    def _window(self) -> int:
-        return window_for(sum(lane.budget for lane in self._lanes.values()), self.limits.window)
-
-    def _window_open(self) -> bool:
-        live = max(self._held_rows, self._ledger.rows)
-        return not self._held or (live < self._window and self._held_bytes < _LIVE_BYTES)
-
-    def _may_expand(self) -> bool:
-        """Whether a function may make many rows of one: below the window, or where nothing else can be done."""
-        others = (lane for lane in self._lanes.values() if lane.engine != _EXPANDING)
-        return self._ledger.rows < self._window or all(lane.idle for lane in others)
-
-    def _hold(self, root: Root) -> None:
-        size = sum(len(value) for row in root.rows for value in row.values.values())
-        self._held[root.number] = (len(root.rows), size)
-        self._held_rows += len(root.rows)
-        self._held_bytes += size
-
-    def _let_go(self, root: int) -> None:
-        rows, size = self._held.pop(root)
-        self._held_rows -= rows
-        self._held_bytes -= size
-
-    def _admit(self, root: Root) -> None:
-        durable = self.writer.durable(root.number)
-        effects = frontier(self.plan, root.number, root.rows, durable)
-        known = durable.rejected(CHAIN_INPUT) if durable is not None else ()
-        bad = [rejection for rejection in root.bad if rejection.row_id not in known]
+    def _tell_bad(self, bad: list[Rejection]) -> None:
         if self.hook.streams:
             for rejection in bad:
                 self.hook.on_stream(rejection)
-        self._hold(root)
-        self.post(Admitted(root.number, root.rows, root.records, durable, root.read))
-        pending = self._ledger.admit(root.number, len(root.rows), effects)
-        if bad or not pending:
-            unit = Unit(CHAIN_INPUT, root.number, "", "", [])
-            self.post(Commit(unit, Outcome([], bad, [], Usage(), Effects()), done=not pending))
-        self._queue(root.number, effects.units)
 
-    def _queue(self, root: int, units: Sequence[Unit]) -> None:
-        for unit in units:
-            engine, depth = self._where(unit)
-            if engine in self._barred:
-                self._parked[root] = self._parked.get(root, 0) + 1
-            else:
-                self._lane(engine).push(unit, depth)
-        if self._parked.get(root) and self._parked[root] == self._ledger.units(root):
-            del self._parked[root]
-            self._ledger.drop(root)
-            self.post(Suspended(root))
-
-    def _where(self, unit: Unit) -> tuple[str, int]:
-        node = self.plan.nodes.get(unit.node)
-        if node is None:
-            return PYTHON, self.plan.forks[unit.node].depth
-        return _EXPANDING if node.cardinality is Cardinality.MANY else node.engine, node.depth
-
-    def _lane(self, engine: str) -> Lane:
-        if engine not in self._lanes:
-            budget = 1 if engine == _EXPANDING else 2 * self.plan.batch_size
-            self._lanes[engine] = Lane(engine, budget, self.clock)
-        return self._lanes[engine]
-
-    # -- work
-
-    def _dispatch(self, group: TaskGroup) -> None:
-        for lane in self._lanes.values():
-            if lane.engine == _EXPANDING and not self._may_expand():
-                continue
-            while (unit := lane.take()) is not None:
-                group.start_soon(self._guard, self._work, group, lane, unit)
+    def _tell(self) -> None:
+        """Something happened in the queue."""
+        self._changed.set()
+        self._come.set()
 
     async def _guard(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Runs a task; its failure becomes the run's, and ends it."""
@@ -234,92 +184,107 @@ class LocalRun:
                 raise
             own = error if isinstance(error, Exception) else RunStopped(raised(error))
             self._failure = self._failure or own
-            self._wake.set()
+            self._tell()
 
-    async def _work(self, group: TaskGroup, lane: Lane, unit: Unit) -> None:
-        """One unit: its engine, process, and what follows."""
-        node = self.plan.nodes.get(unit.node)
-        began = self.clock()
-        try:
-            engine = None
-            if node is not None and node.kind is NodeKind.STEP:
-                engine = await self.engines.get(lane.engine)
-                lane.budget = max(2 * engine.capacity, 2 * self.plan.batch_size)
-            outcome = await process(self.plan, unit, engine, seed=self.seed, hook=self.hook)
-        except EngineUnavailable as error:
-            self._retry(group, lane, unit, error, began)
-            return
-        lane.succeed(unit)
-        units, done = self._ledger.commit(unit, outcome.effects)
-        self.post(Commit(unit, outcome, done))
-        if not done:
-            self._queue(unit.root, units)
-        self._dispatch(group)
-
-    def _retry(self, group: TaskGroup, lane: Lane, unit: Unit, error: EngineUnavailable, began: float) -> None:
-        """Puts a unit back. An engine that did not open was silent meanwhile, and would be for as long again."""
-        opening = 0.0 if lane.engine in self.engines.opened else self.clock() - began
-        delay = lane.fail(unit, self._where(unit)[1], opening)
-        assert lane.failing_since is not None
-        waited = self.clock() - lane.failing_since
-        words = str(error).removeprefix(f"engine {lane.engine!r}: ")
-        if isinstance(error, EngineRefused) and not lane.answered:
-            raise RunStopped(f"engine {lane.engine!r} refuses to answer: {words}") from error
-        if waited + opening > self.limits.engine_patience:
-            raise RunStopped(f"engine {lane.engine!r} has not answered for {waited:.0f} s: {words}") from error
-        event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=str(error), delay=round(delay, 3))
-        self.post(event)
-        group.start_soon(self._wake_after, delay)
-
-    async def _wake_after(self, delay: float) -> None:
-        await anyio.sleep(delay + 0.002)  # uvloop counts in milliseconds: its timers may fire up to two early
-        self._wake.set()
-
-    # -- durability
-
-    def post(self, item: Item) -> None:
-        """Hands something to the writer."""
-        self._inbox.append(item)
-        self._posted.set()
+    # -- which units, and when
 
     @property
-    def torn(self) -> bool:
-        """Whether the writer gave up within a group, so that nothing may be written behind it."""
-        return self._torn
+    def _window(self) -> int:
+        return window_for(sum(lane.budget or 0 for lane in self._lanes.values()), self.limits.window)
 
-    def take_inbox(self) -> list[Item]:
-        """What is not durable yet, handed over."""
-        group, self._inbox = self._inbox, []
-        return group
+    def _lane(self, name: str) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            expands = name == _EXPANDING
+            lane = self._lanes[name] = Lane(1 if expands else 2 * self.plan.batch_size, expands, self.clock)
+        return lane
 
-    async def _write(self) -> None:
-        """Makes what was posted durable, as one group, then gives back its window."""
-        group = self.take_inbox()
-        if not group:
-            return
-        self._torn = True
-        with anyio.CancelScope(shield=True):  # what was taken out of the inbox is written, whatever happens
-            committed = await anyio.to_thread.run_sync(self.writer.commit, group, limiter=self._own_thread)
-        self._torn = False
-        for event in committed.events:
-            self.hook.on_event(event)
-        if self.hook.streams:
-            for row in chain.from_iterable(committed.finished):
-                self.hook.on_stream(Finished(row))
-        if self.deliver is not None:
-            for rows in filter(None, committed.finished):
-                await self.deliver(rows)
-        for item in group:
-            self._settle(item)
-        self._wake.set()
+    def _rest(self) -> float | None:
+        """Seconds until an engine that did not answer is tried again; None if there is none."""
+        resting = [lane.rests_until for lane in self._lanes.values() if lane.failing_since is not None and lane.idle]
+        return max(_TICK, min(resting) - self.clock()) if resting else None
 
-    def _settle(self, item: Item) -> None:
-        match item:
-            case Suspended():
-                self._let_go(item.root)
-            case Commit():
-                if item.done:
-                    self._let_go(item.unit.root)
-                self._rejects.count(item.unit.node, len(item.unit.rows), len(item.outcome.rejected))
-            case _:
-                pass
+    def _may_expand(self) -> bool:
+        """Whether a function may make many rows of one: below the window, or if nothing else can be done."""
+        if self.queue.live_rows(_HERE) < self._window:
+            return True
+        others = [place for place in self._places if place.lane != _EXPANDING]
+        idle = all(self._lane(place.lane).idle for place in others)
+        return idle and not self.queue.waiting([place.queue for place in others])
+
+    def _may_take(self, place: Place) -> bool:
+        return self._lane(place.lane).has_room(place.rows) and (place.lane != _EXPANDING or self._may_expand())
+
+    def _dispatch(self, group: TaskGroup) -> None:
+        while places := [(place.run, place.queue) for place in self._places if self._may_take(place)]:
+            self._claims += 1
+            claim = self.queue.claim(self.incarnation, str(self._claims), places, alone=not self.hands.claims)
+            if not isinstance(claim, Claim):
+                return
+            held = Held(self._info, self.plan, self.hook, self._lane(_lane_of(self.plan, claim.unit.node)), claim)
+            self.hands.take(held.lane, claim)
+            self.hands.start(held.lane, claim)
+            group.start_soon(self._guard, self.work, held)
+
+    # -- one unit
+
+    async def ask(self, call: Callable[[], T]) -> T:
+        return call()
+
+    def refused(self, held: Held) -> None:
+        raise AssertionError(f"{held.claim.unit.node}, root {held.claim.unit.root}: nobody else can have this unit")
+
+    async def put_off(self, held: Held, error: EngineUnavailable) -> None:
+        await super().put_off(held, error)
+        self._tell()
+
+    async def process(self, held: Held) -> Outcome | None:
+        if held.result is None:
+            return join(self.plan, held.claim.unit, self.hook)
+        if held.result.node.kind is NodeKind.STEP:
+            await self._ask_engine(held, held.result)
+        else:
+            await fill(held.result, held.claim.unit.rows, None)
+        return None
+
+    async def _ask_engine(self, held: Held, result: UnitResult) -> None:
+        began, name = self.clock(), result.node.engine
+        try:
+            engine = await self.engines.get(name)
+            self._fit(held.lane, engine.capacity)
+            await fill(result, held.claim.unit.rows, engine, seed=self.seed)
+        except EngineUnavailable as error:
+            await self.commit_finished(held)  # they stay if the run stops
+            self._require_patience(name, held.lane, error, began)
+            raise
+
+    def _fit(self, lane: Lane, capacity: int) -> None:
+        """Two units at least are in an engine, and twice what it answers at once; the window follows."""
+        budget = 2 * max(capacity, self.plan.batch_size)
+        if lane.budget != budget:
+            lane.budget = budget
+            self.queue.widen(_HERE, self._window)
+
+    def _require_patience(self, engine: str, lane: Lane, error: EngineUnavailable, began: float) -> None:
+        """An engine that did not open was silent meanwhile, and would be for as long again.
+
+        Raises:
+            RunStopped: it refuses whatever is asked, or it has not answered for too long.
+        """
+        opening = 0.0 if engine in self.engines.opened else self.clock() - began
+        lane.fail(opening)
+        assert lane.failing_since is not None
+        waited = self.clock() - lane.failing_since
+        words = str(error).removeprefix(f"engine {engine!r}: ")
+        if isinstance(error, EngineRefused) and not lane.answered:
+            raise RunStopped(f"engine {engine!r} refuses to answer: {words}") from error
+        if waited + opening > self.limits.engine_patience:
+            raise RunStopped(f"engine {engine!r} has not answered for {waited:.0f} s: {words}") from error
+
+
+def _lane_of(plan: Plan, name: str) -> str:
+    """The lane of a node's units; joins run beside functions."""
+    node = plan.nodes.get(name)
+    if node is None:
+        return PYTHON
+    return _EXPANDING if node.cardinality is Cardinality.MANY else node.engine

@@ -29,8 +29,9 @@ from chainette.io.rundir.replay import Status
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import Row
+from chainette.run.local_sink import Writer
 from chainette.run.options import Drive, RunOptions
-from chainette.run.scheduler import LocalRun, Writer
+from chainette.run.scheduler import LocalRun
 
 __all__ = [
     "Deliver",
@@ -211,6 +212,4 @@ async def local_run(
             yield local
     finally:
         with anyio.CancelScope(shield=True):
-            rest = local.take_inbox()
-            if rest and not local.torn:
-                _tell(hook, (await anyio.to_thread.run_sync(writer.commit, rest)).events)
+            await local.sink.flush()

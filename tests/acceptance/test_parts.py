@@ -38,7 +38,7 @@ second = Step(id="second", output_model=Word, engine_name="slow", user_prompt="s
 chain = Chain(name="slow", batch_size=64, steps=[first, second])
 """
 
-WAYS = pytest.mark.parametrize("way", [("--workers", "1")], ids=["fleet"])
+WAYS = pytest.mark.parametrize("way", [(), ("--workers", "1")], ids=["local", "fleet"])
 
 
 #: Its function waits for the file `gate` beside it from the row in the middle on.

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,15 @@ from chainette.errors import (
     RunDirectoryInUse,
     RunStopped,
 )
+from chainette.fleet.memory.memory_queue import MemoryQueue
+from chainette.fleet.protocol.states import Claim, Entry
 from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunPaused, UnitCommitted, UnitRetried
 from chainette.io.rundir.log import EventLog, read_log
 from chainette.io.rundir.replay import Status
 from chainette.io.rundir.writer import Item, RunWriter
-from chainette.records import Effects, Unit
 from chainette.run.executor import resume
-from chainette.run.outstanding import Ledger
-from chainette.run.scheduler import LocalRun
+from chainette.run.local_sink import LocalSink
 from tests.support.chains import Facts, Text, Word, content, everything, finished, texts, write_inputs
 from tests.support.crash import copies
 from tests.support.patience import LONG
@@ -359,8 +359,8 @@ def flaky(failures: int, error: type[EngineUnavailable] = EngineUnavailable) -> 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backs off for hundredths of seconds."""
-    monkeypatch.setattr("chainette.run.engine_queue._FIRST_DELAY", 0.01)
-    monkeypatch.setattr("chainette.run.engine_queue._LONGEST_DELAY", 0.02)
+    monkeypatch.setattr("chainette.run.in_hand._FIRST_REST", 0.01)
+    monkeypatch.setattr("chainette.run.in_hand._LONGEST_REST", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -498,13 +498,13 @@ def test_a_cancelled_arun_keeps_finished_work_and_can_be_resumed(tmp_path: Path)
 
 
 def test_a_cancel_on_the_way_to_the_disk_loses_no_finished_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chain, take, taken = everything(), LocalRun.take_inbox, 0
+    chain, take, taken = everything(), LocalSink.take, 0
     scopes: list[anyio.CancelScope] = []
 
-    def taking(self: LocalRun) -> list[Item]:
+    def taking(self: LocalSink) -> tuple[Sequence[Item], list[Entry]]:
         nonlocal taken
         group = take(self)
-        taken += bool(group)
+        taken += any(group)
         if taken == 4:
             scopes[0].cancel()
         return group
@@ -519,7 +519,7 @@ def test_a_cancel_on_the_way_to_the_disk_loses_no_finished_work(tmp_path: Path, 
     counting.on_answers = lambda step_id, requests, completions: asked.extend(one.label for one in requests)  # type: ignore[method-assign]
     whole = content(chain.run(texts(40), tmp_path / "whole"))
     with monkeypatch.context() as patched:
-        patched.setattr(LocalRun, "take_inbox", taking)
+        patched.setattr(LocalSink, "take", taking)
         anyio.run(in_a_scope)
     assert scopes[0].cancelled_caught
     assert isinstance(events(tmp_path / "run")[-1], RunPaused)
@@ -767,14 +767,14 @@ def test_memory_is_bounded_where_rows_are_expanded_faster_than_they_are_answered
         )
     peak = 0
 
-    def watched(self: Ledger, unit: Unit, effects: Effects) -> tuple[list[Unit], bool]:
+    def watched(self: MemoryQueue, claim: Claim, *arguments: Any) -> bool:
         nonlocal peak
-        done = commit(self, unit, effects)
-        peak = max(peak, self.rows)
+        done = commit(self, claim, *arguments)
+        peak = max(peak, self.live_rows(claim.run))
         return done
 
-    commit = Ledger.commit
-    with mock.patch.object(Ledger, "commit", watched):
+    commit = MemoryQueue.commit
+    with mock.patch.object(MemoryQueue, "commit", watched):
         result = chain.run(texts(20), tmp_path / "run", window=300)
     assert result.metadata["rows_finished"] == 2000
     assert 300 < peak <= 300 + 200 + 20

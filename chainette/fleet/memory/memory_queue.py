@@ -115,6 +115,15 @@ class MemoryQueue(LeasedQueue):
         waiting = [(name, run.queues[name]) for run in self._runs.values() for name in queues if name in run.queues]
         return {name: len(found.ready) for name, found in waiting if found.ready}
 
+    def live_rows(self, run: str) -> int:
+        """Rows that were admitted and are not acknowledged, or more where they were expanded."""
+        return self._runs[run].live_rows
+
+    def widen(self, run: str, window: int) -> None:
+        """As many rows may be live from now on."""
+        found = self._runs[run]
+        found.fields = {**found.fields, "window": str(window)}
+
     def _epoch(self, run: str, epoch: int) -> RunInMemory:
         found = self._runs.get(run)
         if found is None or found.keys.epoch != epoch:
