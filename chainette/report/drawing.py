@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from chainette.io.rundir.graph import End, Fork, Join, Node, Target
+from chainette.io.rundir.graph import Edge, EdgeToEnd, GraphFork, GraphJoin, GraphNode
 from chainette.io.rundir.replay import NodeCounts, RunState
 from chainette.records import CHAIN_INPUT
 
@@ -116,47 +116,47 @@ class _Pen:
 
     # -- widths
 
-    def _width(self, target: Target) -> float:
-        widths = (_WIDTH if isinstance(found, Node) else self._fork_width(found) for found in self._graph.line(target))
+    def _width(self, target: Edge) -> float:
+        widths = (_WIDTH if isinstance(found, GraphNode) else self._fork_width(found) for found in self._graph.line(target))
         return max(widths, default=0.0)
 
-    def _fork_width(self, fork: Fork) -> float:
+    def _fork_width(self, fork: GraphFork) -> float:
         widths = [self._width(branch.first) for branch in fork.branches]
         return sum(widths) + _ACROSS * (len(widths) - 1) + (0 if fork.joins else 2 * _LANE)
 
     # -- positions
 
-    def _sequence(self, target: Target, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
+    def _sequence(self, target: Edge, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
         """Draws everything from `target` on; returns the starts of the next arrows, and the lowest y."""
         for found in self._graph.line(target):
-            if isinstance(found, Node):
+            if isinstance(found, GraphNode):
                 tails, y = self._node(found, self._middle(column), y, tails)
             else:
                 tails, y = self._fork(found, column, y, tails)
         return tails, y
 
-    def _node(self, node: Node, middle: float, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
+    def _node(self, node: GraphNode, middle: float, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
         counts = self._counts(node.id)
         for tail in tails:
             self._arrow(tail, middle, y + _DOWN, counts.taken)
         y = self._box(middle, y + _DOWN, node.kind, node.id, node.engine, counts)
         return [_Tail(middle, y, counts.given)], y
 
-    def _fork(self, fork: Fork, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
+    def _fork(self, fork: GraphFork, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
         edge = column.left + (column.width - self._fork_width(fork)) * self._lean
         left, joined, lowest = edge + (0 if fork.joins else 2 * _LANE), list[_Tail](), y
         for branch in fork.branches:
             lane = _Column(left, self._width(branch.first))
             self._drawing.words.append(Words(branch.branch, self._middle(lane) - 12, y + _DOWN + 4))
             ends, bottom = self._sequence(branch.first, lane, y + 18, tails)
-            if isinstance(branch, Join):
+            if isinstance(branch, GraphJoin):
                 joined += ends
             else:
                 bottom = self._written(ends, self._middle(lane), bottom)
             lowest, left = max(lowest, bottom), left + lane.width + _ACROSS
         if fork.joins:
             return self._join(fork, self._middle(column), lowest, joined)
-        if isinstance(fork.after, End) and fork.last:
+        if isinstance(fork.after, EdgeToEnd) and fork.last:
             return [], lowest
         return self._pass(tails, edge + _LANE / 2, lowest), lowest
 
@@ -166,7 +166,7 @@ class _Pen:
             self._arrow(end, middle, bottom + _DOWN, end.rows)
         return self._pill(middle, bottom + _DOWN, f"{sum(end.rows for end in ends):,} rows written")
 
-    def _join(self, fork: Fork, middle: float, y: float, joined: list[_Tail]) -> tuple[list[_Tail], float]:
+    def _join(self, fork: GraphFork, middle: float, y: float, joined: list[_Tail]) -> tuple[list[_Tail], float]:
         counts = self._counts(fork.id)
         for tail in joined:
             self._arrow(tail, middle, y + _DOWN, tail.rows, (tail.x + 8, tail.y + 16))

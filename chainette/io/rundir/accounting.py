@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from chainette.io.rundir.events import RootDone, UnitCommitted
-from chainette.io.rundir.graph import End, Graph, Target, ToBranchEnd, ToFork, ToNode
+from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, EdgeToFork, EdgeToNode, Graph
 
 __all__ = ["Passed", "imbalance", "ranges"]
 
@@ -39,24 +39,24 @@ def imbalance(graph: Graph, passed: Mapping[str, Passed], done: RootDone) -> str
 
     Each node must give back the rows that it took, and take the rows that its predecessor gave.
     """
-    arriving: list[tuple[Target, int]] = [(graph.first, done.records - done.bad)]
+    arriving: list[tuple[Edge, int]] = [(graph.first, done.records - done.bad)]
     while arriving:
         target, rows = arriving.pop()
         match target:
-            case ToNode(node=name):
+            case EdgeToNode(node=name):
                 counts = passed.get(name, _NOTHING)
                 taken, given = counts.taken, counts.given
                 if taken != given + counts.gone:
                     return f"{name!r} took {taken:,} rows and accounts for {given + counts.gone:,}"
                 arriving.append((graph.by_id[name].next, given))
-            case ToFork(fork=name):
+            case EdgeToFork(fork=name):
                 fork = graph.forks_by_id[name]
                 taken, stopped = done.forks.get(name, (0, 0)) if fork.joins else (rows, 0)
                 arriving += [(branch.first, rows) for branch in fork.branches]
                 arriving.append((fork.after, taken - stopped))
-            case End():
+            case EdgeToEnd():
                 name, taken = "the end of the chain", done.finished
-            case ToBranchEnd():
+            case EdgeToBranchEnd():
                 continue
         if taken != rows:
             return f"{name!r} took {taken:,} rows, but {rows:,} came"

@@ -17,7 +17,7 @@ import msgspec
 
 from chainette.core.settings import SETTINGS, Settings, settings_of_engine
 from chainette.errors import EngineConfigError
-from chainette.io.rundir.graph import Graph, Join, Node, Target
+from chainette.io.rundir.graph import Edge, Graph, GraphJoin, GraphNode
 from chainette.records import CHAIN_INPUT
 
 __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between"]
@@ -80,7 +80,7 @@ def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
             yield name
 
 
-def _worse(old: Node, new: Node, engine: Settings) -> Iterator[str]:
+def _worse(old: GraphNode, new: GraphNode, engine: Settings) -> Iterator[str]:
     """Settings of a node that could reject rows which were accepted: those that rescue rows, changed the other way."""
     rescues = {name: rescues for settings in (*SETTINGS.values(), engine) for name, rescues in settings.rescue.items()}
     known = old.rescues
@@ -103,9 +103,9 @@ def _lineages(graph: Graph) -> dict[str, str]:
     """Node -> a digest of everything that decides its rows: its own fingerprint, and what its input comes through."""
     found: dict[str, str] = {}
 
-    def follow(target: Target, came: str) -> str:
+    def follow(target: Edge, came: str) -> str:
         for element in graph.line(target):
-            if isinstance(element, Node):
+            if isinstance(element, GraphNode):
                 came = found[element.id] = _digest(came, element.id, element.fingerprint)
                 continue
             for side in element.sides:
@@ -170,7 +170,7 @@ def _engine_of(graph: Graph, name: str) -> tuple[Settings, dict[str, Any]]:
 
 
 def _node_sentences(
-    old: Node, new: Node, renamed: Mapping[str, str], engine: Sequence[str], settings: Settings
+    old: GraphNode, new: GraphNode, renamed: Mapping[str, str], engine: Sequence[str], settings: Settings
 ) -> Iterator[str]:
     name = new.id
     if old.fingerprint != new.fingerprint:
@@ -188,7 +188,7 @@ def _node_sentences(
         yield f"{name} moved from {_line(''.join(old.path[-1:]))} to {_line(''.join(new.path[-1:]))}"
 
 
-def _without_rescue(node: Node) -> dict[str, Any]:
+def _without_rescue(node: GraphNode) -> dict[str, Any]:
     return {name: value for name, value in (node.sampling or {}).items() if name not in node.rescues}
 
 
@@ -201,7 +201,7 @@ def _branches(graph: Graph) -> dict[str, _Branch]:
     for fork in graph.forks:
         for branch in fork.branches:
             nodes = tuple(node.id for node in graph.nodes if branch.branch in node.path)
-            alias = branch.alias if isinstance(branch, Join) else None
+            alias = branch.alias if isinstance(branch, GraphJoin) else None
             found[branch.branch] = _Branch("".join(fork.path[-1:]), alias, nodes)
     return found
 
@@ -255,10 +255,10 @@ def _lines(graph: Graph, renamed: Mapping[str, str]) -> dict[str, Elements]:
     """The elements of the main flow ("") and of every branch: a node is (id,), a list of branches ("", names...)."""
     found: dict[str, Elements] = {}
 
-    def follow(line: str, target: Target) -> None:
+    def follow(line: str, target: Edge) -> None:
         elements = found[renamed.get(line, line)] = []
         for element in graph.line(target):
-            if isinstance(element, Node):
+            if isinstance(element, GraphNode):
                 elements.append((element.id,))
                 continue
             elements.append(("", *(renamed.get(branch.branch, branch.branch) for branch in element.branches)))

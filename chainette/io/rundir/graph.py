@@ -12,66 +12,77 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-__all__ = ["End", "Fork", "Graph", "Join", "Node", "Side", "Target", "ToBranchEnd", "ToFork", "ToNode"]
+__all__ = [
+    "Edge",
+    "EdgeToBranchEnd",
+    "EdgeToEnd",
+    "EdgeToFork",
+    "EdgeToNode",
+    "Graph",
+    "GraphFork",
+    "GraphJoin",
+    "GraphNode",
+    "GraphSide",
+]
 
 
 class _Tagged(msgspec.Struct, frozen=True, tag_field="to", tag=True):
     """Says what it is under the key `to`."""
 
 
-class ToNode(_Tagged, frozen=True, tag=True):
+class EdgeToNode(_Tagged, frozen=True, tag="ToNode"):
     node: str
 
 
-class ToFork(_Tagged, frozen=True, tag=True):
+class EdgeToFork(_Tagged, frozen=True, tag="ToFork"):
     fork: str
 
 
-class ToBranchEnd(_Tagged, frozen=True, tag=True):
+class EdgeToBranchEnd(_Tagged, frozen=True, tag="ToBranchEnd"):
     fork: str
     branch: str
 
 
-class End(_Tagged, frozen=True, tag=True):
+class EdgeToEnd(_Tagged, frozen=True, tag="End"):
     """Rows end the main flow."""
 
 
-Target = ToNode | ToFork | ToBranchEnd | End
+Edge = EdgeToNode | EdgeToFork | EdgeToBranchEnd | EdgeToEnd
 
 
-class Join(_Tagged, frozen=True, tag=True):
+class GraphJoin(_Tagged, frozen=True, tag="Join"):
     branch: str
     alias: str
-    first: Target
+    first: Edge
     value: str = ""
     many: bool = False
 
 
-class Side(_Tagged, frozen=True, tag=True):
+class GraphSide(_Tagged, frozen=True, tag="Side"):
     branch: str
-    first: Target
+    first: Edge
     value: str = ""
     many: bool = False
 
 
-class Fork(_Tagged, frozen=True, tag=True):
+class GraphFork(_Tagged, frozen=True, tag="Fork"):
     id: str
     depth: int
-    joins: list[Join]
-    sides: list[Side]
-    after: Target
+    joins: list[GraphJoin]
+    sides: list[GraphSide]
+    after: Edge
     path: list[str]
     last: bool
 
     @property
-    def branches(self) -> list[Join | Side]:
+    def branches(self) -> list[GraphJoin | GraphSide]:
         """As the chain lists them: the fork's id names them in that order."""
         order = self.id.removeprefix("+").split("+")
-        every: list[Join | Side] = [*self.joins, *self.sides]
+        every: list[GraphJoin | GraphSide] = [*self.joins, *self.sides]
         return sorted(every, key=lambda branch: order.index(branch.branch))
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True):
+class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
     """A node that does work. The fields behind `rescue` are there for steps alone."""
 
     id: str
@@ -82,7 +93,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     hidden: bool = False
     engine: str
     input: str = ""
-    next: Target
+    next: Edge
     path: list[str]
     cardinality: str = ""
     input_model: str | None = None
@@ -117,9 +128,9 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     input_model: dict[str, Any] = {}
     input_fingerprint: str | UnsetType = UNSET
     columns: list[str] = []
-    first: Target = End()
-    nodes: list[Node] = []
-    forks: list[Fork] = []
+    first: Edge = EdgeToEnd()
+    nodes: list[GraphNode] = []
+    forks: list[GraphFork] = []
     engines: dict[str, dict[str, Any]] = {}
     features: dict[str, Any] = {}
 
@@ -127,12 +138,12 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Raises ValueError unless every node and fork is reached, and only once: whoever walks the graph comes to an end."""
         reached: list[str] = []
 
-        def follow(target: Target) -> None:
+        def follow(target: Edge) -> None:
             for element in self.line(target):
                 if element.id in reached:
                     raise ValueError(f"{element.id!r} is reached twice")
                 reached.append(element.id)
-                for branch in element.branches if isinstance(element, Fork) else ():
+                for branch in element.branches if isinstance(element, GraphFork) else ():
                     follow(branch.first)
 
         try:
@@ -143,17 +154,17 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             raise ValueError("a node or a fork cannot be reached")
 
     @cached_property
-    def by_id(self) -> dict[str, Node]:
+    def by_id(self) -> dict[str, GraphNode]:
         return {node.id: node for node in self.nodes}
 
     @cached_property
-    def forks_by_id(self) -> dict[str, Fork]:
+    def forks_by_id(self) -> dict[str, GraphFork]:
         return {fork.id: fork for fork in self.forks}
 
-    def line(self, target: Target) -> Iterator[Node | Fork]:
+    def line(self, target: Edge) -> Iterator[GraphNode | GraphFork]:
         """What rows pass from a target to the end of the main flow, or of the branch; what is inside a fork is left out."""
-        while isinstance(target, ToNode | ToFork):
-            if isinstance(target, ToNode):
+        while isinstance(target, EdgeToNode | EdgeToFork):
+            if isinstance(target, EdgeToNode):
                 node = self.by_id[target.node]
                 yield node
                 target = node.next
@@ -190,12 +201,12 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         }
 
 
-def _name(target: Target) -> str:
+def _name(target: Edge) -> str:
     """The node or fork that a target names; "" at an end."""
     match target:
-        case ToNode():
+        case EdgeToNode():
             return target.node
-        case ToFork():
+        case EdgeToFork():
             return target.fork
         case _:
             return ""

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from chainette.core.compile import compile_chain
-from chainette.io.rundir.graph import Fork, Graph, Node
+from chainette.io.rundir.graph import Graph, GraphFork, GraphNode
 from chainette.io.rundir.open import graph_of
 from chainette.io.rundir.replay import pretty
 from tests.support.chains import everything
@@ -37,9 +37,9 @@ def test_a_line_goes_past_forks_and_their_branches_are_lines_too(graph: Graph) -
     while lines:
         for element in graph.line(lines.pop()):
             seen.append(element.id)
-            lines += [branch.first for branch in element.branches] if isinstance(element, Fork) else []
+            lines += [branch.first for branch in element.branches] if isinstance(element, GraphFork) else []
     assert sorted(seen) == sorted([*graph.by_id, *graph.forks_by_id])
-    assert all(isinstance(element, Node | Fork) for element in graph.line(graph.first))
+    assert all(isinstance(element, GraphNode | GraphFork) for element in graph.line(graph.first))
 
 
 def test_the_source_of_a_node_is_what_gives_it_its_rows() -> None:

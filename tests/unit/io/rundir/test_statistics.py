@@ -24,7 +24,7 @@ from chainette.io.rundir.events import (
     WorkerRefused,
     timestamp,
 )
-from chainette.io.rundir.graph import End, Graph, Node, ToNode
+from chainette.io.rundir.graph import EdgeToEnd, EdgeToNode, Graph, GraphNode
 from chainette.io.rundir.statistics import COMPLETION, PROMPT, figures
 from chainette.records import Usage
 
@@ -38,8 +38,8 @@ def at(seconds: float) -> str:
 
 
 def created() -> RunCreated:
-    step = Node(id="step", kind="step", engine="e", next=End(), path=[])
-    graph = Graph(nodes=[step], first=ToNode("step"), fingerprint="f")
+    step = GraphNode(id="step", kind="step", engine="e", next=EdgeToEnd(), path=[])
+    graph = Graph(nodes=[step], first=EdgeToNode("step"), fingerprint="f")
     return RunCreated(
         at=at(0),
         run_id="r",
