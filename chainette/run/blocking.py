@@ -6,12 +6,10 @@ import asyncio
 import os
 import queue
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -67,8 +65,7 @@ def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         assert task is not None
         cancel = partial(loop.call_soon_threadsafe, task.cancel)
         try:
-            with _woken_by_signals(loop):
-                return await call(*arguments)
+            return await call(*arguments)
         finally:
             cancel = None
 
@@ -90,24 +87,6 @@ def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, _default)
-
-
-@contextmanager
-def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """A signal that comes just before the loop begins to wait ends the wait; Python alone handles it only afterwards."""
-    heard, told = socket.socketpair()
-    with heard, told:
-        heard.settimeout(0)
-        told.settimeout(0)
-        before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-        if before != -1:  # uvloop has one
-            signal.set_wakeup_fd(before)
-        loop.add_reader(heard, heard.recv, 64)
-        try:
-            yield
-        finally:
-            loop.remove_reader(heard)
-            signal.set_wakeup_fd(before)
 
 
 def iterate(
