@@ -21,6 +21,7 @@ from chainette.core.plan import Plan
 from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.events import (
+    AnswersDiscarded,
     AnyEvent,
     EngineLoaded,
     RunFinished,
@@ -258,7 +259,7 @@ class _Fork:
                     yield self._keep_unit(event, reader)
             case EngineLoaded():
                 yield msgspec.structs.replace(event, identity=event.identity if self._answered(event.engine) else {})
-            case UnitRetried() | UnitSplit():
+            case UnitRetried() | UnitSplit() | AnswersDiscarded():
                 if self._has(event.node):
                     yield event
             case _:
