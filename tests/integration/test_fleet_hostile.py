@@ -41,9 +41,18 @@ def run(database: Database) -> Iterator[QueueRun]:
         yield run
 
 
+def is_idle(run: QueueRun) -> bool:
+    """Whether no unit waits and none is in the worker's hands, at one moment."""
+    at_once = run.client.pipeline()
+    for queue in run.queues:
+        at_once.llen(f"rq:queue:{queue}")
+    at_once.scard("chainette:held:worker")
+    return not any(at_once.execute())
+
+
 def work_off(run: QueueRun, queue: FleetQueue | None = None) -> EngineWorker:
     """A real worker takes what the queues hold, until they are empty."""
-    worker = work(run, lambda: not run.waiting() and not run.held("worker"), queue)
+    worker = work(run, lambda: is_idle(run), queue)
     assert run.queue.workers() == {}, "the worker did not sign off"
     return worker
 

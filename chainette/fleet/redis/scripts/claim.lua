@@ -101,9 +101,10 @@ end
 local function ready(P, run, epoch, queue, room, most)
   local units, light, jobs = {}, A.light, 'rq:queue:' .. queue
   for _ = 1, 64 do
-    local job = (#units == 0 or room > 0) and redis.call('LINDEX', jobs, 0)
-    if not job or (#units > 0 and not fits(job, P, room, light)) then break end
-    redis.call('LPOP', jobs)
+    local ahead = #units > 0 and room > 0 and redis.call('LINDEX', jobs, 0)
+    if #units > 0 and not (ahead and fits(ahead, P, room, light)) then break end
+    local job = redis.call('LPOP', jobs)
+    if not job then break end
     local unit = open(job, run, epoch, queue, 'queued')
     if unit then
       room, light = room - unit.j.rows, light - bytes_of(unit)
@@ -113,11 +114,22 @@ local function ready(P, run, epoch, queue, room, most)
   return units
 end
 
+local states = {}
+local function state_of(run)
+  states[run] = states[run] or redis.call('HMGET', run_key(run), 'state', 'epoch', 'batch_size')
+  return states[run]
+end
+
+local function is_empty(P, queue)
+  local kinds = {'rq:queue:' .. queue, 'rq:scheduled:' .. queue, P .. 'solo:' .. queue, P .. 'broken:' .. queue}
+  return redis.call('EXISTS', unpack(kinds)) == 0
+end
+
 for _, entry in ipairs(A.queues) do
   local run, queue = entry[1], entry[2]
-  local state = redis.call('HMGET', run_key(run), 'state', 'epoch', 'batch_size')
-  if state[1] == 'running' then
-    local P = prefix_of(run, state[2])
+  local state = state_of(run)
+  local P = prefix_of(run, state[2] or '')
+  if state[1] == 'running' and not is_empty(P, queue) then
     for _, job in ipairs(redis.call('ZRANGEBYSCORE', 'rq:scheduled:' .. queue, '-inf', now(), 'LIMIT', 0, 16)) do
       redis.call('ZREM', 'rq:scheduled:' .. queue, job)
       local j = job_of(job)

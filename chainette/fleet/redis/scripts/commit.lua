@@ -53,8 +53,9 @@ else
   drop(job, j, A.incarnation)
   redis.call('DEL', job_key(job), taken_key(j, job), unpack(j.fork == '' and payload_keys(j, job) or {fork_key(root, j.fork)}))
 end
+local done = settle(root, j.scope)
 weigh(root, -A.size)
-local stage = stage_of(settle(root, j.scope))
+local stage = stage_of(done)
 -- rows that went into all results of the epoch: between two entries, their difference says how many rows lie
 local results = redis.call('HINCRBY', run_key(RUN), 'results', A.size)
 local apart = type(A.entry) == 'table'

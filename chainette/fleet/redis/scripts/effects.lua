@@ -63,11 +63,14 @@ local function lost_scope(job, root, scope, effects)
   if gone then return 'a fork of root ' .. root .. ' is gone from Redis' end
 end
 
--- Rows of the root that were outstanding when that was changed last; units that wait for a later phase are not among them.
-local outstanding = 0
+-- Rows of the root that are outstanding, once `weigh` has added what came and went; units that wait for a later phase are not
+-- among them.
+local outstanding, moved = 0, 0
 
--- Live rows of a root are what it admitted, or what is outstanding where rows were expanded.
+-- Live rows of a root are what it admitted, or what is outstanding if rows were expanded. Once for all units of a script.
 local function weigh(root, delta)
+  delta = delta + moved
+  moved = 0
   local admitted = tonumber(redis.call('HGET', P .. 'live', root) or 0)
   local before = tonumber(redis.call('HGET', P .. 'out', root) or 0)
   local after = redis.call('HINCRBY', P .. 'out', root, delta)
@@ -82,7 +85,7 @@ local function enqueue(u, root, scope, fork)
     'description', u.description, 'status', 'queued', 'timeout', '-1', 'result_ttl', '0', 'run', RUN, 'epoch', EPOCH,
     'root', root, 'scope', scope, 'fork', fork, 'rows', u.rows, 'strikes', '0', 'part', '0')
   redis.call('RPUSH', 'rq:queue:' .. u.queue, u.job)
-  weigh(root, u.rows)
+  moved = moved + u.rows
 end
 
 -- A unit of a later phase is a member of its scope and nothing else: its rows come back out of what is durable.
