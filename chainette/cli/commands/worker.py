@@ -25,33 +25,37 @@ from chainette.utils.ids import name_problem
 __all__ = ["worker"]
 
 
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="N | N,M | all",
+        help="GPUs to use (indexes into CUDA_VISIBLE_DEVICES if set); `0,1`: both for one model; `all`: a worker for each.",
+    ),
+]
+RowsInFlight = Annotated[
+    int | None,
+    typer.Option(
+        "--rows-in-flight",
+        metavar="N",
+        min=1,
+        help="Rows inside an engine at once [default: twice its capacity, and at least two units].",
+    ),
+]
+
+
 @guarded
 def worker(
     engine: Annotated[
         list[str] | None,
         typer.Option("--engine", metavar="NAME", help="An engine to serve; repeatable. `python`: functions only."),
     ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            "--gpu",
-            metavar="N | N,M | all",
-            help="GPUs to use (indexes into CUDA_VISIBLE_DEVICES if set); `0,1`: both for one model; `all`: a worker for each.",
-        ),
-    ] = None,
+    gpu: Gpus = None,
     redis: RedisUrl = None,
     chain_root: ChainRoot = Path(),
     settings: Offers = None,
     engines: EngineFile = None,
-    rows_in_flight: Annotated[
-        int | None,
-        typer.Option(
-            "--rows-in-flight",
-            metavar="N",
-            min=1,
-            help="Rows inside an engine at once [default: twice its capacity, and at least two units].",
-        ),
-    ] = None,
+    rows_in_flight: RowsInFlight = None,
     python: Annotated[bool, typer.Option("--python/--no-python", help="Also run functions (Apply) and joins.")] = True,
     drain_after: Annotated[
         float | None,
