@@ -91,7 +91,7 @@ def test_services_are_found_through_the_coordinator_and_keep_their_numbers(proje
     board = Board(database.client)
     with fleet(database.url, project.path):
         members = until(lambda: len(found := board.members()) == 3 and found)
-        addresses = {words.get("kind", "worker"): words["metrics"] for words in members.values()}
+        addresses = {member.kind: member.metrics for member in members.values()}
         assert set(addresses) == {"coordinator", "sink", "worker"}
         found = json.loads(get(addresses["coordinator"], "/sd"))
         assert {target["labels"]["role"]: target["targets"] for target in found} == {
