@@ -24,7 +24,7 @@ from chainette.errors import EngineRefused, EngineUnavailable, RunStopped
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import Claim
+from chainette.fleet.protocol.states import Drain
 from chainette.hooks import Hook
 from chainette.io.inputs.roots import Root
 from chainette.io.rundir.events import Event
@@ -123,7 +123,7 @@ class LocalRun(Worker):
         places = list(places_of(info, self.plan, _lane_of))
         later = {place.queue for place in places if place.lane in barred}
         self._places = [place for place in places if place.queue not in later]
-        limits = {"window": self._window, "window_bytes": _LIVE_BYTES}
+        limits = {"window": self._window, "window_bytes": _LIVE_BYTES, "batch_size": self.plan.batch_size}
         self.queue.install(_HERE, info.epoch, "", token, [], {**limits, "barred": " ".join(later)})
         self.sink.begin(keys, token)
 
@@ -216,15 +216,17 @@ class LocalRun(Worker):
         return self._lane(place.lane).has_room(place.rows) and (place.lane != _EXPANDING or self._may_expand())
 
     def _dispatch(self, group: TaskGroup) -> None:
-        while places := [(place.run, place.queue) for place in self._places if self._may_take(place)]:
+        while places := [place for place in self._places if self._may_take(place)]:
             self._claims += 1
-            claim = self.queue.claim(self.incarnation, str(self._claims), places, alone=not self.hands.claims)
-            if not isinstance(claim, Claim):
+            rooms = [(place.run, place.queue, self._lane(place.lane).room(ahead=False)) for place in places]
+            claims = self.queue.claim_rows(self.incarnation, str(self._claims), rooms, alone=not self.hands.claims)
+            if isinstance(claims, Drain) or not claims:
                 return
-            held = Held(self._info, self.plan, self.hook, self._lane(_lane_of(self.plan, claim.unit.node)), claim)
-            self.hands.take(held.lane, claim)
-            self.hands.start(held.lane, claim)
-            group.start_soon(self._guard, self.work, held)
+            for claim in claims:
+                held = Held(self._info, self.plan, self.hook, self._lane(_lane_of(self.plan, claim.unit.node)), claim)
+                self.hands.take(held.lane, claim)
+                self.hands.start(held.lane, claim)
+                group.start_soon(self._guard, self.work, held)
 
     # -- one unit
 
