@@ -1,4 +1,4 @@
-"""What was skipped, and how to get it, in one line at the end; in CI a skip is a failure."""
+"""What was skipped or left out, and how to get it, at the end; in CI a skip is a failure."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reasons:
         found = "; ".join(f"{count} because {reason}" for reason, count in reasons.most_common())
         terminalreporter.write_line(f"skipped {sum(reasons.values())}: {found}", yellow=True)
+    if "not long" in terminalreporter.config.option.markexpr:
+        terminalreporter.write_line("left out: long tests, most of which kill parts of real fleets; `CI=1 make test` runs them")
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -403,6 +403,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     found.unmount()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
 def test_a_disk_that_fills_stops_the_run_and_with_room_it_comes_to_the_same_rows(
     tmp_path: Path, disk: SmallDisk, format: str

@@ -71,6 +71,7 @@ def test_a_run_through_two_workers_is_that_of_one_process(site: Site) -> None:
     assert lines(site.project, "fleet") == lines(site.project, "local")
 
 
+@pytest.mark.long
 def test_two_runs_share_the_workers(site: Site) -> None:
     with stopped(*site.workers(2)):
         runs = [site.start("enqueue", "chain.py", "in.jsonl", "-o", name) for name in ("one", "two")]
@@ -78,6 +79,7 @@ def test_two_runs_share_the_workers(site: Site) -> None:
     assert lines(site.project, "one") == lines(site.project, "two")
 
 
+@pytest.mark.long
 def test_an_enqueue_that_is_killed_is_gone_on_with_in_the_same_epoch(site: Site, database: Database) -> None:
     database.may_leave("chainette:lease", "chainette:worker*")  # until somebody reaps it
     site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet")
@@ -114,6 +116,7 @@ def interrupted(site: Site) -> str:
     return str(out + err)
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_the_enqueue_and_a_plain_resume_goes_on_over_the_same_redis(site: Site) -> None:
     with stopped(*site.workers(1)):
         assert "go on: chainette resume fleet\n" in interrupted(site)
@@ -135,6 +138,7 @@ def test_resume_local_does_the_work_here_and_takes_the_run_out_of_redis(site: Si
     assert_no_keys_left(database.client)
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_elsewhere_is_taken_out_of_the_redis_that_it_was_begun_with(site: Site, database: Database) -> None:
     with stopped(*site.workers(1)):
         interrupted(site)
@@ -161,6 +165,7 @@ def test_a_run_is_taken_out_of_every_redis_that_it_was_resumed_over(site: Site, 
     assert not [*database.client.scan_iter("chainette:run*"), *database.client.scan_iter("rq:queue*")]
 
 
+@pytest.mark.long
 def test_two_that_write_the_same_run_do_not_take_it_from_each_other_again_and_again(site: Site, database: Database) -> None:
     database.may_leave(*LEASES)
     assert site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
@@ -180,6 +185,7 @@ def test_two_that_write_the_same_run_do_not_take_it_from_each_other_again_and_ag
     assert len(epochs) < 8, epochs
 
 
+@pytest.mark.long
 def test_a_plain_resume_whose_redis_is_gone_says_how_to_do_without(tmp_path: Path, server: Server) -> None:
     with ExitStack() as stack:
         site = Site(Project(tmp_path, rows=96, latency=0.1), server.url, stack)
@@ -232,6 +238,7 @@ def test_a_cancelled_run_leaves_nothing_in_redis_and_says_so_in_its_directory(si
         assert "no live runs" in site.project.chainette("runs", "--redis", site.url).stdout
 
 
+@pytest.mark.long
 def test_a_worker_with_another_chain_takes_nothing_and_names_both_digests(site: Site, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere"
     other.mkdir()
@@ -249,6 +256,7 @@ def test_a_worker_with_another_chain_takes_nothing_and_names_both_digests(site: 
             assert run.wait(LONG) == 0
 
 
+@pytest.mark.long
 def test_workers_that_are_asked_to_end_do_and_hand_back_what_they_have(site: Site) -> None:
     asked, other = site.start("worker", "--engine", "judge"), site.start("worker", "--engine", "writer")
     run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
@@ -260,6 +268,7 @@ def test_workers_that_are_asked_to_end_do_and_hand_back_what_they_have(site: Sit
             assert run.wait(LONG) == 0
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_is_killed_and_its_units_run_elsewhere(site: Site, database: Database) -> None:
     database.may_leave(*LEASES)
     hung, other = site.start("worker", "--engine", "judge"), site.start("worker", "--engine", "writer")
@@ -276,6 +285,7 @@ def test_a_worker_that_hangs_is_killed_and_its_units_run_elsewhere(site: Site, d
             assert run.wait(LONG) == 0
 
 
+@pytest.mark.long
 def test_a_run_that_no_worker_serves_says_so_with_the_command_that_helps(site: Site) -> None:
     with stopped(site.start("worker", "--engine", "writer")):
         run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")

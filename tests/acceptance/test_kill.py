@@ -120,6 +120,7 @@ def mortals(doomed: Doomed) -> Iterator[Mortals]:
     found.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_killed_at_any_disk_step_again_and_again_a_run_comes_to_the_same_rows(
     doomed: Doomed, mortals: Mortals, format: str
@@ -147,6 +148,7 @@ def test_killed_at_any_disk_step_again_and_again_a_run_comes_to_the_same_rows(
     assert not (doomed.path / "out/.journal").exists()
 
 
+@pytest.mark.long
 def test_killed_while_rejected_rows_are_taken_back_a_run_comes_to_the_same_rows(doomed: Doomed, mortals: Mortals) -> None:
     assert mortals.run("run", "chain.py", "in.jsonl", "-o", "whole", "--quiet") == 3
     assert mortals.run("run", "chain.py", "in.jsonl", "-o", "out", "--quiet") == 3
@@ -172,6 +174,7 @@ def test_killed_while_rejected_rows_are_taken_back_a_run_comes_to_the_same_rows(
 STRIDE = 1 if CI else 5
 
 
+@pytest.mark.long
 def test_killed_at_any_disk_step_of_a_recomputation_the_old_rows_are_in_place_or_one_rollback_away(
     doomed: Doomed, mortals: Mortals
 ) -> None:

@@ -79,6 +79,7 @@ DEADLY = """
 """
 
 
+@pytest.mark.long
 def test_a_row_whose_answer_ends_its_worker_is_found_and_rejected_and_costs_no_other(tmp_path: Path) -> None:
     project = Project(tmp_path, rows=2)
     text = (tmp_path / "chain.py").read_text().replace("    name: str\n", "    name: str\n" + DEADLY)
@@ -96,6 +97,7 @@ def test_a_row_whose_answer_ends_its_worker_is_found_and_rejected_and_costs_no_o
     assert until(lambda: not processes_of(project))
 
 
+@pytest.mark.long
 def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(project: Project) -> None:
     run = start(project)
     run.kill()
@@ -108,6 +110,7 @@ def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(proj
     assert [event["type"] for event in project.events("fleet")].count("worker_joined") > before
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> None:
     run = start(project)
     run.send_signal(signal.SIGINT)
@@ -142,6 +145,7 @@ def test_flags_that_cannot_work_are_said(project: Project, words: list[str], sai
     assert done.returncode in (1, 2) and said in " ".join(done.stderr.split())
 
 
+@pytest.mark.long
 def test_an_input_that_changes_while_a_fleet_reads_it_stops_the_run_and_the_old_file_ends_it(tmp_path: Path) -> None:
     project = Project(tmp_path, rows=160, latency=0.02)
     path = tmp_path / "in.jsonl"

@@ -245,6 +245,7 @@ def test_a_worker_without_values_serves_a_run_of_the_defaults(site: Site) -> Non
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("variable", "told"),
     [("TONE", "'say' has another prompt"), ("MOOD", "'sign' has other code or settings")],
@@ -282,6 +283,7 @@ def served(site: Site, *words: str, **keys: Any) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("odd", ["coordinator", "sink"])
 def test_a_service_with_another_environment_takes_nothing_and_names_the_steps(site: Site, odd: str) -> None:
     environment = site.project.environment | {"TONE": "Shout"}
@@ -297,6 +299,7 @@ def test_a_service_with_another_environment_takes_nothing_and_names_the_steps(si
     assert metadata(site.project, "fleet")["status"] == "finished"
 
 
+@pytest.mark.long
 def test_a_sink_begins_a_run_only_with_its_own_values_and_a_coordinator_takes_those_of_the_log(site: Site) -> None:
     site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet", *CASUAL)
     [worker] = site.workers(1, *CASUAL)

@@ -89,6 +89,7 @@ def test_runs_that_are_handed_over_are_those_of_one_process_and_leave_nothing(si
     assert "run_finished" in (site.project.path / "one" / "events.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_several_inputs_are_handed_over_as_one_run(site: Site) -> None:
     whole = (site.project.path / "in.jsonl").read_text().splitlines(keepends=True)
     (site.project.path / "shards").mkdir()
@@ -144,6 +145,7 @@ def test_a_path_that_leads_elsewhere_is_not_handed_over(site: Site) -> None:
             assert done.returncode == 1 and "services take relative paths below their roots only" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "sink"])
 def test_a_service_that_is_killed_is_replaced_in_the_same_epoch(site: Site, database: Database, victim: int) -> None:
     database.may_leave(*LEASES)
@@ -161,6 +163,7 @@ def test_a_service_that_is_killed_is_replaced_in_the_same_epoch(site: Site, data
     assert site.epochs("fleet") == {0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", some([1, 0, None]), ids={None: "none", 0: "coordinator", 1: "sink"}.get)
 def test_a_run_in_phases_goes_on_whichever_service_is_killed_when_one_begins(
     site: Site, database: Database, victim: int | None
@@ -182,6 +185,7 @@ def test_a_run_in_phases_goes_on_whichever_service_is_killed_when_one_begins(
     assert phases[0] == phases[-1] == 1
 
 
+@pytest.mark.long
 def test_two_coordinators_admit_every_row_once_and_the_one_that_lives_goes_on(site: Site, database: Database) -> None:
     database.may_leave(*LEASES)
     expected = site.local()
@@ -198,6 +202,7 @@ def test_two_coordinators_admit_every_row_once_and_the_one_that_lives_goes_on(si
     assert site.epochs("fleet") == {0}
 
 
+@pytest.mark.long
 def test_a_run_that_cannot_go_on_says_why_and_costs_another_nothing(site: Site) -> None:
     (site.project.path / "other.jsonl").write_text('{"text": "x"}\n')
     with site.fleet("coordinator", "sink"):
@@ -212,6 +217,7 @@ def test_a_run_that_cannot_go_on_says_why_and_costs_another_nothing(site: Site) 
         site.finished(bad)
 
 
+@pytest.mark.long
 def test_a_service_with_another_chain_names_both_digests(site: Site, tmp_path: Path) -> None:
     with site.fleet("coordinator", "sink"):
         chain = site.project.path / "chain.py"
@@ -226,6 +232,7 @@ def test_a_service_with_another_chain_names_both_digests(site: Site, tmp_path: P
             site.finished(each)
 
 
+@pytest.mark.long
 def test_a_cancelled_run_is_not_begun_again_by_a_sink_that_comes_back(site: Site, database: Database) -> None:
     database.may_leave(*LEASES)
     with site.fleet("coordinator", "sink") as fleet:
@@ -241,6 +248,7 @@ def test_a_cancelled_run_is_not_begun_again_by_a_sink_that_comes_back(site: Site
         assert sink.wait(LONG) == 0
 
 
+@pytest.mark.long
 def test_a_redis_that_comes_back_empty_costs_a_handed_over_run_an_epoch_and_no_row(tmp_path: Path, server: Server) -> None:
     with ExitStack() as stack:
         site = Site(Project(tmp_path, rows=96, latency=0.1), server.url, stack)
@@ -255,6 +263,7 @@ def test_a_redis_that_comes_back_empty_costs_a_handed_over_run_an_epoch_and_no_r
     assert site.epochs("fleet") == {0, 1}
 
 
+@pytest.mark.long
 def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before_them_is_kept(site: Site) -> None:
     with site.fleet("coordinator", "sink") as [*_, worker]:
         run = site.detach("fleet", "--window", "16")
@@ -275,6 +284,7 @@ def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before
     assert site.project.ids("fleet", "grade") == sorted(str(number) for number in range(96))
 
 
+@pytest.mark.long
 def test_a_held_run_is_gone_on_with_by_its_sink_when_its_directory_is_resumed(site: Site) -> None:
     with site.fleet("coordinator", "sink"):
         run = site.detach("fleet", "--window", "16")
@@ -289,6 +299,7 @@ def test_a_held_run_is_gone_on_with_by_its_sink_when_its_directory_is_resumed(si
         site.finished(run)
 
 
+@pytest.mark.long
 def test_an_input_that_changes_while_a_coordinator_reads_it_holds_the_run_until_the_old_file_is_back(site: Site) -> None:
     expected, path = site.local(), site.project.path / "in.jsonl"
     old = path.read_bytes()
@@ -326,6 +337,7 @@ def test_rows_that_wait_in_redis_are_not_mixed_with_those_of_a_file_that_changed
     assert any("new 14 " in line for line in found["flattened"])
 
 
+@pytest.mark.long
 def test_a_raised_limit_goes_to_the_sink_that_has_the_run(site: Site) -> None:
     with site.fleet("coordinator", "sink") as [*_, worker]:
         run = site.detach("fleet", "--limit", "60", "--window", "8")

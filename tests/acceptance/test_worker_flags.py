@@ -53,6 +53,7 @@ def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.long
 def test_gpu_all_is_one_worker_for_each_that_comes_back_when_it_dies_and_ends_with_its_parent(
     site: Site, database: Database
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_worker_that_drains_finishes_what_it_has_and_ends(site: Site) -> None:
     assert lines(site.project, "fleet") == lines(site.project, "local")
 
 
+@pytest.mark.long
 def test_engines_of_a_file_must_be_the_same_on_both_sides(site: Site) -> None:
     (site.project.path / "engines.yaml").write_text("engines: {writer: {model: other, backend: simulated}}\n")
     [without] = site.workers(1)
@@ -132,6 +134,7 @@ def test_a_chain_that_is_mended_on_the_workers_disk_is_served_without_a_restart(
         assert run.wait(LONG) == 0
 
 
+@pytest.mark.long
 def test_a_row_that_ends_the_process_of_its_function_is_rejected_and_the_worker_lives(site: Site) -> None:
     chain = site.project.path / "chain.py"
     text = chain.read_text().replace(

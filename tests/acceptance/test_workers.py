@@ -115,6 +115,7 @@ def finish(run: subprocess.Popen[str]) -> None:
     assert run.returncode == 0, out + errors
 
 
+@pytest.mark.long
 def test_workers_that_are_killed_again_and_again_cost_nothing(project: FleetProject) -> None:
     run = project.begin()
     kills = 0
@@ -129,6 +130,7 @@ def test_workers_that_are_killed_again_and_again_cost_nothing(project: FleetProj
     project.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_a_valkey_that_is_killed_is_started_again_and_costs_nothing(project: FleetProject) -> None:
     run = project.begin()
     kills = 0
@@ -144,6 +146,7 @@ def test_a_valkey_that_is_killed_is_started_again_and_costs_nothing(project: Fle
     project.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_a_valkey_that_is_killed_while_the_workers_start_costs_nothing(project: FleetProject) -> None:
     run = project.start(*ALL)
     until(lambda: project.processes("chainette_workers.worker.main"))
@@ -154,6 +157,7 @@ def test_a_valkey_that_is_killed_while_the_workers_start_costs_nothing(project: 
     project.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_a_way_that_the_chain_as_it_is_now_cannot_go_takes_no_row_away(project: FleetProject) -> None:
     run = project.start("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "writer=1,judge=1")
     finish(run)
@@ -169,6 +173,7 @@ def test_a_way_that_the_chain_as_it_is_now_cannot_go_takes_no_row_away(project: 
     assert lines(project, "fleet") == durable
 
 
+@pytest.mark.long
 def test_a_validator_that_interrupts_its_worker_ends_the_run_with_the_reason(project: FleetProject) -> None:
     project.change(
         "    score: int\n", "    score: int\n\n    def model_post_init(self, context):\n        raise KeyboardInterrupt\n"
@@ -203,6 +208,7 @@ def test_a_users_files_take_no_modules_place_in_worker_processes(tmp_path: Path)
     assert project.ids("fleet", "shout")
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_terminal_ends_every_process_and_the_run_can_be_gone_on_with(project: FleetProject) -> None:
     run = project.begin(start_new_session=True)
     os.killpg(run.pid, signal.SIGINT)
@@ -214,6 +220,7 @@ def test_ctrl_c_in_a_terminal_ends_every_process_and_the_run_can_be_gone_on_with
     assert lines(project, "fleet") == lines(project, "local")
 
 
+@pytest.mark.long
 def test_a_chain_that_has_changed_is_refused_as_one_process_refuses_it(project: FleetProject) -> None:
     run = project.begin()
     run.kill()
@@ -242,6 +249,7 @@ def test_a_chain_of_functions_alone_runs_through_workers(tmp_path: Path) -> None
     project.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_an_engine_that_can_never_open_ends_the_run_with_what_it_said(project: FleetProject) -> None:
     judge = '"judge-model", "simulated", latency=setting("latency"), capacity=4, invalid_rate=setting("invalid")'
     (project.path / "broken.gguf").write_bytes(b"GGUF, but not a model" * 100)  # what only loading it can tell
@@ -255,6 +263,7 @@ def test_an_engine_that_can_never_open_ends_the_run_with_what_it_said(project: F
     project.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_too_many_rejected_rows_stop_the_run(tmp_path: Path) -> None:
     project = FleetProject(tmp_path, rows=1000, invalid=0.9, latency=0.01)
     done = project.chainette(*ALL, "--quiet", "--max-reject-rate", "0.5")
@@ -264,6 +273,7 @@ def test_too_many_rejected_rows_stop_the_run(tmp_path: Path) -> None:
     project.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_the_log_tells_of_engines_that_were_loaded_and_of_calls_that_did_not_get_through(project: FleetProject) -> None:
     project.change('"writer-model", "simulated"', '"writer-model", "simulated", error_rate=0.2')
     done = project.chainette(*ALL, "--quiet")
