@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 from chainette_workers.worker.main import main
 
-from chainette.fleet.redis.queue import Claim, FleetQueue
+from chainette.fleet.redis.queue import FleetQueue
 
 __all__ = ["POINTS"]
 
 #: Point -> the call of the queue at which it lies.
 POINTS = {
-    "after a claim": "claim",
-    "after a claim ahead": "claim",
+    "after a claim": "claim_rows",
+    "after a claim ahead": "claim_rows",
     "after the start of a unit that was claimed ahead": "start",
     "before a commit": "commit",
     "after a commit whose reply is not seen": "commit",
@@ -47,7 +47,7 @@ def doom(point: str, number: int) -> None:
         if before and now():
             die()
         found = call(queue, *arguments, **keys)
-        reached = keys.get("ahead", False) is ("ahead" in point) if isinstance(found, Claim) else name != "claim"
+        reached = name != "claim_rows" or (isinstance(found, list) and found and keys.get("ahead", False) is ("ahead" in point))
         if not before and reached and now():
             die()
         return found
