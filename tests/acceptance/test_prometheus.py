@@ -56,13 +56,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
         worker = start("worker", "--engine", "writer", "--engine", "judge")
         start("enqueue", "chain.py", "in.jsonl", "-o", "out", "--window", "256")
-        home = until(lambda: words_of(client, "enqueue"))["metrics"]
+        home = until(lambda: member_of(client, "enqueue")).metrics
         run = str(next(project.events("out"))["run_id"])
         prometheus = stack.enter_context(scraping(f"http://{home}/sd", folder))
         yield Fleet(prometheus, client, worker, run)
 
 
-def words_of(client: Redis, kind: str) -> Member | None:
+def member_of(client: Redis, kind: str) -> Member | None:
     found = [member for member in look(client).members.values() if member.kind == kind]
     return found[0] if found else None
 
