@@ -51,7 +51,7 @@ _LIVE_BYTES = 128 << 20
 #: The name of the run, its worker and its sink in the queue, which serves nobody else.
 _HERE = "here"
 
-#: Seconds between two looks at an engine that has rested.
+#: The least seconds until the next look at an engine that has rested.
 _TICK = 0.005
 
 
@@ -200,9 +200,15 @@ class LocalRun(Worker):
         return lane
 
     def _rest(self) -> float | None:
-        """Seconds until an engine that did not answer is tried again; None if there is none."""
-        resting = [lane.rests_until for lane in self._lanes.values() if lane.failing_since is not None and lane.idle]
-        return max(_TICK, min(resting) - self.clock()) if resting else None
+        """Seconds until an engine that did not answer is tried again, or a unit that was put off may be claimed; None if
+        neither is to come. The engine may have answered other units meanwhile."""
+        failed = {name: lane for name, lane in self._lanes.items() if lane.rests_until}
+        if not failed:
+            return None
+        free = [place for place in self._places if place.lane in failed and self._may_take(place)]
+        times = [due for place in free if (due := self.queue.due(place.run, place.queue)) is not None]
+        times += [lane.rests_until for lane in failed.values() if lane.rests]
+        return max(_TICK, min(times) - self.clock()) if times else None
 
     def _may_expand(self) -> bool:
         """Whether a function may make many rows of one: below the window, or if nothing else can be done."""

@@ -431,6 +431,21 @@ def test_one_dead_engine_does_not_hold_back_another(tmp_path: Path) -> None:
     assert len(list(result.rows("second"))) == 10
 
 
+def test_a_unit_that_was_put_off_goes_on_though_its_engine_answered_another_meanwhile(tmp_path: Path) -> None:
+    failed = asyncio.Event()
+
+    async def answer(request: Request) -> str:
+        if row_of(request) == "0" and not failed.is_set():
+            failed.set()
+            raise EngineUnavailable("503: overloaded")
+        await failed.wait()
+        return SAME
+
+    with scripted(llm=answer):
+        result = asking("llm").run(texts(8), tmp_path / "run")
+    assert len(list(result.rows("llm"))) == 8 and result.metadata["units_retried"] == 1
+
+
 # -- runs that are interrupted
 
 

@@ -115,6 +115,11 @@ class MemoryQueue(LeasedQueue):
         waiting = [(name, run.queues[name]) for run in self._runs.values() for name in queues if name in run.queues]
         return {name: len(found.ready) for name, found in waiting if found.ready}
 
+    def due(self, run: str, queue: str) -> float | None:
+        """When the next unit that was put off may be claimed from a queue, by the clock; None if none was."""
+        waiting = self._runs[run].queues.get(queue)
+        return waiting.delayed[0][0] if waiting is not None and waiting.delayed else None
+
     def live_rows(self, run: str) -> int:
         """Rows that were admitted and are not acknowledged, or more where they were expanded."""
         return self._runs[run].live_rows
