@@ -170,11 +170,14 @@ class Worker(ABC):
 
     async def commit_parts(self) -> None:
         """Commits finished rows of units that go on; runs beside the work, as long as the worker does."""
-        async with anyio.create_task_group() as group:
-            while True:
-                await anyio.sleep(_LOOK)
-                for held in [held for held in self.busy if held.has_part]:
-                    group.start_soon(self.commit_finished, held)
+        try:
+            async with anyio.create_task_group() as group:
+                while True:
+                    await anyio.sleep(_LOOK)
+                    for held in [held for held in self.busy if held.has_part]:
+                        group.start_soon(self.commit_finished, held)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def commit_finished(self, held: Held) -> None:
         """Commits the rows of a unit that have finished so far."""

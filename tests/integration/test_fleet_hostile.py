@@ -147,6 +147,7 @@ def taken_is_a_string(run: QueueRun, touch: str) -> bytes:
 
 HOSTILE: dict[str, Make] = {
     "a counter of parts that is no number": lambda run, touch: forged(run, "run-a_0_0_count", part="x"),
+    "a counter of parts that is a fraction": lambda run, touch: forged(run, "run-a_0_0_count", part="1.5"),
     "rows taken by parts, of another type": taken_is_a_string,
     "fewer rows than its parts left": lambda run, touch: forged(run, "run-a_0_0_rows", part="1", rows="3"),
     "os.system": lambda run, touch: plain_rq(run, "evil", data=names("os.system", touch)),

@@ -18,6 +18,7 @@ from chainette.hooks import Hook
 from chainette.records import CHAIN_INPUT, Rejection
 from tests.support.chains import Text, everything, finished
 from tests.support.models import SMOL, needs_model
+from tests.support.patience import LONG
 from tests.support.scripted import scripted
 
 
@@ -178,6 +179,26 @@ def test_an_error_of_who_listens_stops_the_run_and_is_not_taken_for_the_engines(
         chain = only(fact_step())
     with pytest.raises(BrokenPipeError, match="nobody reads"):
         list(chain.run_iter([{"text": "a"}], hooks=(Clumsy(),)))
+
+
+def test_an_error_about_a_row_of_a_unit_that_goes_on_stops_the_run_as_it_was_raised() -> None:
+    class Strict(Hook):
+        streams = True
+
+        def on_stream(self, event: StreamEvent) -> None:
+            if isinstance(event, Passed):
+                told.set()
+                raise LookupError("not this one")
+
+    told = threading.Event()
+
+    def slow(item: Text) -> Fact:
+        if item.text == "b":
+            told.wait(LONG)  # until the row before has been told
+        return Fact(name=item.text)
+
+    with pytest.raises(LookupError, match="not this one"):
+        list(only(apply(slow)).run_iter([{"text": "a"}, {"text": "b"}], hooks=(Strict(),)))
 
 
 def test_a_run_that_nobody_streams_asks_whole_units(monkeypatch: pytest.MonkeyPatch) -> None:

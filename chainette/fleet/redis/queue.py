@@ -258,11 +258,11 @@ class FleetQueue(LeasedQueue):
         """A claim out of the script's reply; None if nobody can read its unit."""
         turn, job, token, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:7])
         try:
-            unit = claimed_unit(*reply[7:])
-        except BadMessage as error:
+            unit, number, parts = claimed_unit(*reply[7:]), int(epoch), int(part)
+        except (BadMessage, ValueError) as error:  # numbers to Lua, and none to Python: "0x1", "1.5"
             self._bury(_who(job, token, incarnation, reply[9].decode("utf-8", "replace")), str(error))
             return None
-        return Claim(job, token, run, int(epoch), unit, Turn(turn), moment(since), int(part))
+        return Claim(job, token, run, number, unit, Turn(turn), moment(since), parts)
 
     def start(self, claim: Claim, incarnation: str) -> bool:
         return bool(self._call("start", **_holder(claim, incarnation)) == b"OK")
