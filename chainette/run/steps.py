@@ -117,6 +117,9 @@ class Asking:
         try:
             for index, completion in enumerate(await self.answers(asks, requests, done)):
                 done(index, completion)
+            if unanswered:  # else the rows would wait for ever
+                given = len(asks) - len(unanswered)
+                raise RuntimeError(f"engine {self.node.engine!r} gave {given} answers to {len(asks)} requests")
         except EngineRefused:
             raise
         except EngineUnavailable as error:

@@ -20,7 +20,7 @@ import pytest
 
 import chainette
 from chainette import AsyncExecutor, Branch, Chain, Executor, RunResult, Step, apply, register_engine
-from chainette.engine.base import Completion, Request
+from chainette.engine.base import Completion, Done, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import (
     DiskError,
@@ -44,7 +44,7 @@ from chainette.run.local_sink import LocalSink
 from tests.support.chains import Facts, Text, Word, content, everything, finished, texts, write_inputs
 from tests.support.crash import copies
 from tests.support.patience import LONG
-from tests.support.scripted import row_of, scripted, user_text
+from tests.support.scripted import ScriptedEngine, row_of, scripted, user_text
 
 SAME = '{"word": "same"}'
 
@@ -444,6 +444,17 @@ def test_a_unit_that_was_put_off_goes_on_though_its_engine_answered_another_mean
     with scripted(llm=answer):
         result = asking("llm").run(texts(8), tmp_path / "run")
     assert len(list(result.rows("llm"))) == 8 and result.metadata["units_retried"] == 1
+
+
+def test_an_engine_that_gives_fewer_answers_than_it_was_asked_for_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def generate(self: ScriptedEngine, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        return [Completion(SAME) for _ in requests[1:]]
+
+    monkeypatch.setattr(ScriptedEngine, "generate", generate)
+    with scripted(llm=lambda request: SAME), pytest.raises(RuntimeError, match="engine 'llm' gave 3 answers to 4 requests"):
+        asking("llm").run(texts(8), tmp_path / "run")
 
 
 # -- runs that are interrupted
