@@ -262,7 +262,8 @@ class LocalRun(Worker):
             self._fit(held.lane, engine.capacity)
             await fill(result, held.claim.unit.rows, engine, seed=self.seed)
         except EngineUnavailable as error:
-            await self.commit_finished(held)  # they stay if the run stops
+            await self.commit_finished(held)  # they stay if the run stops, and what was asked in vain is counted
+            await self.count_discarded(held)
             self._require_patience(name, held.lane, error, began)
             raise
 

@@ -138,12 +138,12 @@ class Worker(ABC):
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_LAST_PARTS, shield=True):
                 await self.commit_finished(held)
-                await self._count_discarded(held)
+                await self.count_discarded(held)
             raise
         finally:
             self.busy.discard(held)
 
-    async def _count_discarded(self, held: Held) -> None:
+    async def count_discarded(self, held: Held) -> None:
         """Tells the log which answers, of a unit that leaves unfinished, were asked for in vain."""
         usage = Usage() if held.result is None else held.result.discard()
         if usage.requests:
@@ -155,7 +155,7 @@ class Worker(ABC):
             outcome = await self.process(held)
         except EngineUnavailable as error:
             await self.commit_finished(held)
-            await self._count_discarded(held)
+            await self.count_discarded(held)
             if not held.lost:
                 await self.put_off(held, error)
             return

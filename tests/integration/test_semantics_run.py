@@ -35,7 +35,15 @@ from chainette.errors import (
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.states import Claim, Entry
 from chainette.hooks import Hook
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunPaused, UnitCommitted, UnitRetried
+from chainette.io.rundir.events import (
+    AnswersDiscarded,
+    EngineLoaded,
+    EngineReleased,
+    Event,
+    RunPaused,
+    UnitCommitted,
+    UnitRetried,
+)
 from chainette.io.rundir.log import EventLog, read_log
 from chainette.io.rundir.replay import Status
 from chainette.io.rundir.writer import Item, RunWriter
@@ -44,7 +52,7 @@ from chainette.run.local_sink import LocalSink
 from tests.support.chains import Facts, Text, Word, content, everything, finished, texts, write_inputs
 from tests.support.crash import copies
 from tests.support.patience import LONG
-from tests.support.scripted import ScriptedEngine, row_of, scripted, user_text
+from tests.support.scripted import ScriptedEngine, ask_of, row_of, scripted, user_text
 
 SAME = '{"word": "same"}'
 
@@ -382,6 +390,18 @@ def test_an_engine_that_never_answers_stops_the_run_once_patience_ends_and_it_ca
         scripts["llm"].answer = lambda request: SAME
         result = resume(tmp_path / "run", chain)
     assert len(list(result.rows("llm"))) == 10 and not list(result.rows("rejected"))
+
+
+def test_answers_that_were_asked_in_vain_are_counted_if_patience_ends(tmp_path: Path) -> None:
+    def answer(request: Request) -> str:
+        if ask_of(request) > 1:
+            raise EngineUnavailable("gone")
+        return "no JSON"
+
+    with scripted(llm=answer), pytest.raises(RunStopped, match="gone"):
+        asking("llm").run(texts(4), tmp_path / "run", engine_patience=0)
+    [discarded] = [event for event in events(tmp_path / "run") if isinstance(event, AnswersDiscarded)]
+    assert discarded.usage.requests == 4
 
 
 @pytest.mark.usefixtures("impatient")
