@@ -155,14 +155,14 @@ class LocalRun(Worker):
         keys = self.sink.keys
         coordinator = Coordinator(self.queue, keys, self.plan, lambda _last: self.roots(), self.sink.durable, self._tell_bad)
         while self._failure is None:
-            self._changed = anyio.Event()
+            self._changed, looked = anyio.Event(), self.clock()
             while coordinator.step():
                 self._dispatch(group)
                 await anyio.lowlevel.checkpoint()
             self._dispatch(group)
             if coordinator.finished and self.queue.progress(keys).complete:
                 return
-            with anyio.move_on_after(self._rest()):
+            with anyio.move_on_after(self._rest(looked)):
                 await self._changed.wait()
 
     def _tell_bad(self, bad: list[Rejection]) -> None:
@@ -199,15 +199,15 @@ class LocalRun(Worker):
             lane = self._lanes[name] = Lane(1 if expands else 2 * self.plan.batch_size, expands, self.clock)
         return lane
 
-    def _rest(self) -> float | None:
+    def _rest(self, looked: float) -> float | None:
         """Seconds until an engine that did not answer is tried again, or a unit that was put off may be claimed; None if
-        neither is to come. The engine may have answered other units meanwhile."""
+        neither is to come. The engine may have answered other units meanwhile, or have rested since units were `looked` at."""
         failed = {name: lane for name, lane in self._lanes.items() if lane.rests_until}
         if not failed:
             return None
         free = [place for place in self._places if place.lane in failed and self._may_take(place)]
         times = [due for place in free if (due := self.queue.due(place.run, place.queue)) is not None]
-        times += [lane.rests_until for lane in failed.values() if lane.rests]
+        times += [lane.rests_until for lane in failed.values() if lane.rests_until > looked]
         return max(_TICK, min(times) - self.clock()) if times else None
 
     def _may_expand(self) -> bool:
@@ -235,6 +235,12 @@ class LocalRun(Worker):
                 group.start_soon(self._guard, self.work, held)
 
     # -- one unit
+
+    async def work(self, held: Held) -> None:
+        try:
+            await super().work(held)
+        finally:
+            self._changed.set()  # there is room, though the last rows may have been committed before, as a part
 
     async def ask(self, call: Callable[[], T]) -> T:
         return call()

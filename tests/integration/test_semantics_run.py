@@ -466,6 +466,29 @@ def test_a_unit_that_was_put_off_goes_on_though_its_engine_answered_another_mean
     assert len(list(result.rows("llm"))) == 8 and result.metadata["units_retried"] == 1
 
 
+@pytest.mark.usefixtures("impatient")
+def test_units_go_on_behind_one_whose_last_rows_were_committed_before_its_engine_was_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    async def generate(self: ScriptedEngine, requests: Sequence[Request], done: Done) -> list[Completion]:
+        calls.append(len(requests))
+        if len(calls) <= 2:
+            raise EngineUnavailable("503: overloaded")  # so that it is tried with one unit
+        for index in range(len(requests)):
+            done(index, Completion(SAME))
+        await asyncio.sleep(0.2)
+        return [Completion(SAME)] * len(requests)
+
+    monkeypatch.setattr(ScriptedEngine, "generate", generate)
+    monkeypatch.setattr("chainette.run.worker._PART", 0.0)
+    monkeypatch.setattr("chainette.run.worker._LOOK", 0.01)
+    with scripted(llm=lambda request: SAME):
+        result = asking("llm").run(texts(8), tmp_path / "run")
+    assert len(list(result.rows("llm"))) == 8 and calls == [4] * 4
+
+
 def test_an_engine_that_gives_fewer_answers_than_it_was_asked_for_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
