@@ -6,6 +6,7 @@ fixes it), a keyword of `Chain.run`, and part of every order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -78,6 +79,8 @@ class RunSettings:
             value = getattr(self, name)
             if flag.minimum is not None and value is not None and value < flag.minimum:
                 raise InputError(f"{name} is {value}; it must be {flag.minimum} or more")
+        if not math.isfinite(self.engine_patience):  # JSON, in which orders travel, has no word for it
+            raise InputError(f"engine_patience is {self.engine_patience}; it must be a number of seconds, such as 1e9")
         if self.format not in get_args(Format):
             raise InputError(f"format is {self.format!r}; it must be jsonl, parquet or csv")
         if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:

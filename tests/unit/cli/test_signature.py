@@ -55,3 +55,4 @@ def test_a_command_has_only_the_flags_that_it_names_with_the_help_for_going_on()
 
 def test_a_value_out_of_range_is_a_message_and_no_traceback() -> None:
     assert "error: max_reject_rate is 2.0; it must be above 0 and at most 1" in told(show, "--max-reject-rate", "2")
+    assert "error: engine_patience is inf; it must be a number of seconds" in told(show, "--engine-patience", "inf")
