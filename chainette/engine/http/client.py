@@ -28,6 +28,8 @@ __all__ = ["Client", "Reply"]
 #: Shorter values stay visible; hiding them would hide every "1" of a message.
 _SHORTEST_SECRET = 4
 
+_UNFIT = "a line break, a control character or bytes that are not UTF-8"
+
 
 class Reply(msgspec.Struct, frozen=True):
     """A server's answer to one HTTP request."""
@@ -162,7 +164,7 @@ class Client:
         """
         value = expand_secrets(declared)
         if not _fits_header(name + value):
-            raise EngineConfigError(f"engine {self._config.name!r}: header {name!r} holds a line break or control character")
+            raise EngineConfigError(f"engine {self._config.name!r}: header {name!r} holds {_UNFIT}")
         return value
 
     def _key(self, addresses: Sequence[Address], default_keys: Mapping[str, str]) -> str:
@@ -182,7 +184,7 @@ class Client:
             )
         if not _fits_header(key):
             raise EngineConfigError(
-                f"engine {self._config.name!r}: the environment variable {name} holds a line break or control character; "
+                f"engine {self._config.name!r}: the environment variable {name} holds {_UNFIT}; "
                 "it must hold the API key and nothing else"
             )
         return key
@@ -195,7 +197,10 @@ def _merged(*layers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fits_header(value: str) -> bool:
-    return not any((character < " " and character != "\t") or character == "\x7f" for character in value)
+    return not any(
+        (character < " " and character != "\t") or character == "\x7f" or "\ud800" <= character <= "\udfff"
+        for character in value
+    )
 
 
 def _is_loopback(host: str) -> bool:

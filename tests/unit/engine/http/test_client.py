@@ -138,13 +138,14 @@ def test_a_redirect_is_not_followed_with_the_key(http: Http, serve: Any) -> None
     run(main())
 
 
+@pytest.mark.parametrize("secret", ["sk-top\nsecret", "sk-top-secret\udcff"], ids=["line break", "not UTF-8"])
 @pytest.mark.parametrize(
     ("name", "keys"), [("T_KEY", {"api_key_env": "T_KEY"}), ("X-Token", {"headers": {"X-Token": "${T_KEY}"}})]
 )
 def test_a_secret_that_no_header_can_carry_is_refused_unseen(
-    http: Http, monkeypatch: pytest.MonkeyPatch, name: str, keys: dict[str, Any]
+    http: Http, monkeypatch: pytest.MonkeyPatch, name: str, keys: dict[str, Any], secret: str
 ) -> None:
-    monkeypatch.setenv("T_KEY", "sk-top\nsecret")
+    monkeypatch.setenv("T_KEY", secret)
     with pytest.raises(EngineConfigError, match=f"{name}.* holds a line break") as caught:
         run(http.make("http://127.0.0.1:1", **keys).open())
     assert "sk-top" not in str(caught.value)
