@@ -7,6 +7,7 @@ business: those requests go through aiohttp.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 import zlib
@@ -36,6 +37,8 @@ __all__ = ["Connections"]
 _IDLE = 15.0
 #: Seconds until the next address of a host is tried beside the first (RFC 8305).
 _NEXT_ADDRESS = 0.25
+#: The largest head of an answer, with those of its interim answers.
+_MOST_HEAD_BYTES = 1 << 20
 
 
 class Connections(Carrier):
@@ -45,7 +48,7 @@ class Connections(Carrier):
         self._where = where
         self._connect_timeout = connect_timeout
         named = {name.lower() for name in headers}
-        standard = {"Host": where.url.host_port_subcomponent or "", "Accept-Encoding": "gzip, deflate"}
+        standard = {"Host": where.url.host_port_subcomponent or "", "Accept-Encoding": "gzip"}
         self._headers = {name: value for name, value in standard.items() if name.lower() not in named} | dict(headers)
         #: What precedes the length of the body, per method and path.
         self._heads: dict[tuple[str, str], bytes] = {}
@@ -73,7 +76,7 @@ class Connections(Carrier):
         self._closed = True
         idle, self._idle = self._idle, []
         for connection in idle:
-            connection.transport.close()
+            connection.abort()  # over TLS, a farewell would be waited for
         await asyncio.sleep(0)  # the transports close on the loop's next turn
 
     def _head(self, method: str, path: str) -> bytes:
@@ -90,14 +93,14 @@ class Connections(Carrier):
             connection = self._idle.pop()
             if connection.transport.is_closing():
                 continue
-            if asyncio.get_running_loop().time() - connection.idle_since < _IDLE:
+            if asyncio.get_running_loop().time() - connection.idle_since < _IDLE and connection.is_quiet():
                 return connection
             connection.abort()
         return None
 
     def _put_back(self, connection: _Connection) -> None:
         if self._closed or not connection.is_reusable():
-            connection.transport.close()
+            connection.abort()  # to close it would wait until the server has read the whole request
             return
         connection.idle_since = asyncio.get_running_loop().time()
         self._idle.append(connection)
@@ -137,6 +140,7 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, request: bytes, on_line: OnLine | None) -> Answer:
         self._on_line = on_line
+        self._head_size = 0
         self._begin()
         self._answer = asyncio.get_running_loop().create_future()
         self.transport.write(request)
@@ -145,6 +149,12 @@ class _Connection(asyncio.Protocol):
     def is_reusable(self) -> bool:
         """Whether another request may follow: the server keeps it open, and has read and sent all of this one."""
         return self._keep and not self.transport.is_closing() and not self.transport.get_write_buffer_size()
+
+    def is_quiet(self) -> bool:
+        """Whether the server has sent nothing, and not closed it, since the loop last looked."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return not poll.poll(0)
 
     def abort(self) -> None:
         self._answer = None
@@ -167,23 +177,33 @@ class _Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]  # asyncio gives a Transport to a Protocol
 
     def data_received(self, data: bytes) -> None:
-        from httptools import HttpParserCallbackError, HttpParserError
+        from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade
 
         if self._answer is None or self._answer.done():  # nobody asked
             self.transport.abort()
             return
+        if self._body is None:
+            self._head_size += len(data)
+            if self._head_size > _MOST_HEAD_BYTES:
+                self.fail(Broken(f"the head of the answer is larger than {_MOST_HEAD_BYTES >> 20} MiB"))
+                return
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
             self.fail(error.__context__ or error)
         except HttpParserError as error:
             self.fail(Broken(f"not HTTP: {error}"))
+        except HttpParserUpgrade:
+            self.fail(Broken("the server switched to another protocol"))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._answer is None or self._answer.done():
             return
         if error is None and self._body is not None and not self._has_length():
-            self.on_message_complete()  # the end of the connection is the end of the body
+            try:
+                self.on_message_complete()  # the end of the connection is the end of the body
+            except Exception as failed:  # of the body or of its listener
+                self.fail(failed)
         else:
             self.fail(Broken(f"the server closed the connection{f' ({error})' if error else ''}"))
 
@@ -192,8 +212,13 @@ class _Connection(asyncio.Protocol):
 
     # -- of httptools
 
+    def on_message_begin(self) -> None:
+        if self._answer is None or self._answer.done():
+            raise Broken("a second answer to one request")  # the next request must not get the rest of it
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        if self._body is None:  # not a trailer
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._keep = self._parser.should_keep_alive()
@@ -210,9 +235,6 @@ class _Connection(asyncio.Protocol):
             self._begin()
             return
         assert self._body is not None and self._answer is not None
-        if self._answer.done():  # cancelled, or a second answer to one request
-            self._keep = False
-            return
         retry_after, location = self._headers.get(b"retry-after"), self._headers.get(b"location")
         self._answer.set_result(Answer(status, self._body.whole(), _text(retry_after), _text(location)))
 
@@ -244,11 +266,20 @@ class _Body:
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     def _inflated(self, part: bytes) -> bytes:
+        """The part decompressed. Compressed streams may follow each other (RFC 1952, 2.2)."""
         assert self._inflater is not None
+        pieces: list[bytes] = []
+        most = MOST_BYTES - self._size + 1
         try:
-            return self._inflater.decompress(part, MOST_BYTES - self._size + 1)
+            while part and most > 0:
+                if self._inflater.eof:
+                    self._inflater = _new_inflater()
+                pieces.append(self._inflater.decompress(part, most))
+                most -= len(pieces[-1])
+                part = self._inflater.unused_data
         except zlib.error as error:
             raise Broken(f"not compressed as it says: {error}") from None
+        return b"".join(pieces)
 
 
 def _inflater(encoding: bytes) -> zlib._Decompress | None:
@@ -256,9 +287,13 @@ def _inflater(encoding: bytes) -> zlib._Decompress | None:
         case b"" | b"identity":
             return None
         case b"gzip" | b"x-gzip" | b"deflate":
-            return zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip and zlib apart by their headers
+            return _new_inflater()
         case other:
             raise Broken(f"the answer is encoded as {other.decode('latin-1')!r}, which was not asked for")
+
+
+def _new_inflater() -> zlib._Decompress:
+    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip and zlib apart by their headers
 
 
 def _text(value: bytes | None) -> str | None:

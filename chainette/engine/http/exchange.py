@@ -62,17 +62,20 @@ class LineSplitter:
 
     def __init__(self, on_line: OnLine) -> None:
         self._on_line = on_line
-        self._rest = b""
+        #: The parts of a line that has not ended, joined once it has: a long line may come in very many.
+        self._rest: list[bytes] = []
 
     def feed(self, part: bytes) -> None:
-        *lines, self._rest = (self._rest + part).split(b"\n")
-        for line in lines:
-            self._on_line(line.rstrip(b"\r"))
+        first, *more = part.split(b"\n")
+        self._rest.append(first)
+        for start in more:
+            self._on_line(b"".join(self._rest).rstrip(b"\r"))
+            self._rest = [start]
 
     def end(self) -> None:
         """Passes on a last line that has no end."""
-        if self._rest:
-            self._on_line(self._rest)
+        if rest := b"".join(self._rest):
+            self._on_line(rest)
 
 
 def system_tls() -> ssl.SSLContext:

@@ -224,19 +224,99 @@ def test_a_request_that_is_cancelled_or_late_closes_its_connection() -> None:
 
 
 @pytest.mark.parametrize("carrier", ["httptools"], indirect=True)  # aiohttp is lenient here
-def test_bytes_that_nobody_asked_for_answer_no_request() -> None:
+@pytest.mark.parametrize("missing", [0, 6, 12, 35], ids=["all of it", "no body", "half a head", "half a line"])
+def test_bytes_that_nobody_asked_for_answer_no_request(missing: int) -> None:
+    forged = ok(b"forged")
+
     async def main() -> None:
-        async with serving(Raw(ok(b"whole!") + ok(b"forged"))) as raw, Asking(raw.url) as asking:
+        raw = Raw(ok(b"whole!") + forged[: len(forged) - missing])
+        async with serving(raw), Asking(raw.url) as asking:
             assert [await asking.data() for _ in range(3)] == [b"whole!"] * 3
 
     run(main())
 
 
 @pytest.mark.parametrize("carrier", ["httptools"], indirect=True)
-def test_a_compressed_answer_that_ends_too_early_is_broken() -> None:
+@pytest.mark.parametrize("sent", [b"", ok(b"forged")], ids=["its end", "another answer"])
+def test_a_connection_is_not_used_again_if_it_holds_something_that_the_loop_has_not_seen(sent: bytes) -> None:
+    async def answer(listening: socket.socket) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        served, _ = await loop.sock_accept(listening)
+        await loop.sock_recv(served, 1 << 16)
+        await loop.sock_sendall(served, ok(b"whole!"))
+        return served
+
     async def main() -> None:
-        async with serving(Raw(ok(GZIPPED[:-6], "Content-Encoding: gzip"))) as raw, Asking(raw.url) as asking:
-            assert "ended too early" in (await asking.failure()).words
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.settimeout(0.0)
+            async with Asking(f"http://127.0.0.1:{listening.getsockname()[1]}") as asking:
+                served = asyncio.create_task(answer(listening))
+                assert await asking.data() == b"whole!"
+                with await served as first:
+                    first.sendall(sent) if sent else first.shutdown(socket.SHUT_WR)
+                    served = asyncio.create_task(answer(listening))
+                    assert await asking.data() == b"whole!"  # begins before the loop looks again
+                    (await served).close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("carrier", ["httptools"], indirect=True)
+def test_a_connection_whose_request_was_answered_unread_is_closed_at_once() -> None:
+    may_read, has_read = asyncio.Event(), asyncio.Event()
+    length = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal length
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        await may_read.wait()
+        with suppress(ConnectionError):
+            while part := await reader.read(1 << 20):
+                length += len(part)
+        writer.close()
+        has_read.set()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with Asking(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as asking:
+            reply = await asking.client.send(asking.endpoint, "/ask", bytes(MOST_BYTES), LONG)
+            assert isinstance(reply, Reply) and reply.status == 413
+            may_read.set()
+            await has_read.wait()
+            assert length < MOST_BYTES
+        server.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("carrier", ["httptools"], indirect=True)
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (ok(GZIPPED[:-6], "Content-Encoding: gzip"), "ended too early"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + GZIPPED[:-6], "ended too early"),
+        (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "another protocol"),
+        (b"HTTP/1.1 200 OK\r\nX: " + bytes(2 << 20).replace(b"\0", b"x"), "head of the answer is larger than 1 MiB"),
+    ],
+    ids=["half of gzip", "half of gzip without a length", "another protocol", "long head"],
+)
+def test_a_broken_answer_is_told_as_such_and_not_waited_for(answer: bytes, words: str) -> None:
+    async def main() -> None:
+        async with serving(Raw(answer, close=True)) as raw, Asking(raw.url) as asking:
+            assert words in (await asking.failure()).words
+
+    run(main())
+
+
+@pytest.mark.parametrize("carrier", ["httptools"], indirect=True)
+def test_compressed_streams_that_follow_each_other_are_one_body() -> None:
+    async def main() -> None:
+        body = gzip.compress(b"who") + gzip.compress(b"le!")
+        async with serving(Raw(ok(body, "Content-Encoding: gzip"))) as raw, Asking(raw.url) as asking:
+            assert await asking.data() == b"whole!"
+        async with serving(Raw(ok(GZIPPED + b"more", "Content-Encoding: gzip"))) as raw, Asking(raw.url) as asking:
+            assert (await asking.failure()).fault is Fault.BROKEN
 
     run(main())
 
