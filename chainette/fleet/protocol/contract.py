@@ -1,8 +1,8 @@
-"""The leased queue as coordinator, sink and workers see it: transitions, each of which happens whole or not at all.
+"""The leased queue as coordinator, sink and workers see it: each transition happens whole or not at all.
 
-Every call may be repeated, and is after a lost reply. A claim holds while its token stands at the unit, its epoch is the
-run's and the run was not cancelled; what is done with a claim that does not hold changes nothing (PROTOCOL).
-`fleet/redis/queue.py` keeps the contract on Redis, `fleet/memory/memory_queue.py` in plain Python.
+Callers may repeat any call, and do after a lost reply. A claim holds while the unit carries its token, its epoch is the
+run's and the run was not cancelled; a call with a claim that no longer holds changes nothing (docs/protocol.md).
+`fleet/redis/queue.py` implements the contract on Redis, `fleet/memory/memory_queue.py` in plain Python.
 """
 
 from __future__ import annotations
@@ -31,48 +31,48 @@ class LeasedQueue(ABC):
     def install(
         self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int | float]
     ) -> None:
-        """Makes an epoch current; its stream begins with the anchor `(ANCHOR, token)`. Everything older is refused, and
+        """Makes an epoch current; its stream begins with the anchor `(ANCHOR, token)`. Everything older is refused and
         deleted.
 
         Raises:
-            Lost: this epoch is known from another owner or anchor, or a later one is.
-            Cancelled: the run was given up meanwhile.
+            Lost: this epoch has another owner or anchor, or a later epoch exists.
+            Cancelled: the run was cancelled meanwhile.
         """
 
     @abstractmethod
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
-        """A sink takes an epoch over.
+        """Takes an epoch over for a sink.
 
         Raises:
-            Lost: the stream does not continue what is durable.
+            Lost: the stream does not continue the durable results.
         """
 
     @abstractmethod
     def close(self, run: str, epoch: int, owner: str, queues: Sequence[str]) -> None:
-        """Takes a run out; nothing of it stays. A run that is not there is closed.
+        """Removes a run and all its data; does nothing if there is no such run.
 
         Raises:
-            Lost: another owner, or another epoch.
+            Lost: the run has another owner or epoch.
         """
 
     @abstractmethod
     def set_state(self, run: str, state: str, reason: str = "") -> None:
-        """Pauses ("paused"), continues ("running") or gives up ("cancelled") a run, and keeps why. Giving up is for good: its
-        units are deleted, and a sink that comes back within a week learns of it.
+        """Pauses ("paused"), continues ("running") or cancels ("cancelled") a run, and records the reason. Cancelling is final:
+        its units are deleted, and a sink that comes back within a week learns of it.
 
         Raises:
-            Lost: there is no such run, or it was given up.
+            Lost: there is no such run, or it was cancelled.
         """
 
     @abstractmethod
     def bar(self, keys: RunKeys, owner: str, queues: Sequence[str]) -> None:
-        """Units that come for these queues (RQ's names) wait for a later phase from now on; those in them already do not.
+        """Makes new units of these queues (RQ's names) wait for a later phase; units already queued are unaffected.
 
-        They are not kept: their rows come back when an epoch admits what is durable by then. A root that has none but such
-        units is suspended, which its last entry says; it leaves the window once that is acknowledged.
+        Barred units are not stored: a later epoch admits their rows again. A root with only barred units is suspended, as
+        its last entry says, and leaves the window when that entry is acknowledged.
 
         Raises:
-            Lost: another owner, or another epoch.
+            Lost: the run has another owner or epoch.
         """
 
     @abstractmethod
@@ -81,7 +81,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def waiting(self, queues: Sequence[str]) -> dict[str, int]:
-        """Those of the queues (RQ's names) in which units wait, and how many."""
+        """The number of waiting units in each non-empty queue (RQ's names)."""
 
     # -- roots
 
@@ -97,7 +97,7 @@ class LeasedQueue(ABC):
         effects: Effects,
         token: str,
     ) -> Admitted:
-        """Puts a root in: its rows, its bad lines, its first units. `k` is how many this epoch has admitted before.
+        """Admits a root: its rows, its bad lines, its first units. `k` is the number of roots that this epoch admitted before.
 
         Raises:
             TooLarge: its rows have too many bytes.
@@ -106,7 +106,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def end_of_input(self, keys: RunKeys, total: int) -> bool:
-        """Says how many roots this epoch admits in all; False where it has admitted another number.
+        """Sets the number of roots that this epoch admits in all; False if it has admitted another number.
 
         Raises:
             Lost: the epoch is over.
@@ -117,19 +117,19 @@ class LeasedQueue(ABC):
         """The rows of a live root as they were admitted.
 
         Raises:
-            BadMessage: they are not there, or not what they must be.
+            BadMessage: they are missing or malformed.
         """
 
     @abstractmethod
     def progress(self, keys: RunKeys) -> Progress:
-        """How far admission is, and which roots are live."""
+        """The progress of admission, and the live roots."""
 
     @abstractmethod
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
-        """What is outstanding of live roots and can never be claimed, in words; "" if nothing is.
+        """Describes units of live roots that nobody can ever claim; "" if there are none.
 
-        It is in no queue, does not wait for a time, and no live worker has it: a key that named it is gone. Its cost
-        grows with the units outstanding, so it is for runs in which nothing moves.
+        Such a unit is in no queue, not scheduled, and held by no live worker, because a key that named it is gone. The
+        cost grows with the outstanding units, so call this only if nothing moves.
         """
 
     # -- workers
@@ -143,27 +143,27 @@ class LeasedQueue(ABC):
         *,
         queues: Sequence[tuple[str, str]] = (),
     ) -> bool:
-        """Renews a worker's lease of that many seconds; False where it had none: it is its first, or its claims are gone.
-        The units that were taken from it get their strikes back: it lives. RQ's tools show it at
+        """Renews a worker's lease for `lease` seconds; False if it had none, being new or having lost its claims.
+        Strikes of units that were taken from it are undone, since it lives. RQ's tools show the worker at
         `queues`, each with its run."""
 
     @abstractmethod
     def leave(self, incarnation: str) -> bool:
-        """Signs a worker off; False while it holds units."""
+        """Unregisters a worker; False while it holds units."""
 
     @abstractmethod
     def reap(self) -> list[str]:
-        """Takes units back from workers whose lease is over; returns those workers. Anybody may call it at any time.
+        """Takes units back from workers whose lease has expired; returns those workers. Anyone may call it at any time.
 
-        A unit that was begun gets a strike: after the second it runs alone, and after a death alone it is mended (`Turn`)."""
+        A unit that was begun gets a strike: after two it runs alone, and if it then kills a worker it is mended (`Turn`)."""
 
     @abstractmethod
     def workers(self) -> dict[str, Member]:
-        """What live workers say about themselves."""
+        """The live workers, as they describe themselves."""
 
     @abstractmethod
     def ask_to_stop(self, engine: str | None) -> list[str]:
-        """Asks the workers of an engine, or all, to hand back what they have and end; returns whom."""
+        """Asks the workers of an engine, or all workers, to hand back their units and end; returns the workers asked."""
 
     @abstractmethod
     def is_asked_to_stop(self, incarnation: str) -> bool:
@@ -174,7 +174,7 @@ class LeasedQueue(ABC):
     def claim(
         self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False, ahead: bool = False
     ) -> Claim | Drain | None:
-        """One unit, as `claim_rows` gives it."""
+        """Claims one unit, as `claim_rows` does."""
         found = self.claim_rows(incarnation, token, [(*pair, 0) for pair in queues], alone=alone, ahead=ahead)
         return found if isinstance(found, Drain) else next(iter(found), None)
 
@@ -188,23 +188,23 @@ class LeasedQueue(ABC):
         alone: bool = False,
         ahead: bool = False,
     ) -> list[Claim] | Drain:
-        """The next units out of the first queue that has some; [] if none has. `alone` says that the worker holds nothing.
+        """Claims the next units of the first non-empty queue; [] if all are empty. `alone` says that the worker holds nothing.
 
-        `queues` are (run, queue, room), tried in order. The first unit comes whatever its size; the units behind it come too
-        as long as all of them together have `room` rows at most, so that many small units cost one call. Fragments of one root
-        and scope become one unit again, as far as the run's batch_size allows, unless a part was taken from one of them or a
-        worker died of it. A unit that must run alone comes by itself. Each claim has its own token, made of `token`.
+        `queues` are (run, queue, room), tried in order. The first unit is claimed whatever its size, and the next ones
+        as long as all together have at most `room` rows, so that many small units cost one call. Fragments of one root
+        and scope become one unit again, as far as the run's batch_size allows, unless a part of one was committed or a
+        worker died with it. A unit that must run alone is claimed by itself. Each claim has its own token, made of `token`.
 
-        A unit that is claimed `ahead` is not worked on before `start`: until then the worker's death does not count against
+        A unit claimed `ahead` is not worked on before `start`: until then the worker's death does not count against
         it. Units that must run alone are never claimed ahead.
 
         Raises:
-            Lost: the worker's lease is over.
+            Lost: the worker's lease has expired.
         """
 
     @abstractmethod
     def start(self, claim: Claim, incarnation: str) -> bool:
-        """Work on a unit that was claimed ahead begins; False where the claim does not hold. Called before the work."""
+        """Marks a unit that was claimed ahead as begun; False if the claim does not hold. Called before the work."""
 
     @abstractmethod
     def commit(
@@ -218,64 +218,64 @@ class LeasedQueue(ABC):
     ) -> bool:
         """Commits the outcome of a unit, or of some of its rows: result, successors and the step of its scope at once.
 
-        `rows` are the ids of the rows that end with this part (None: all that are left), and `outcome` is that of
-        `claim.piece(rows)`. `claim.rest(rows)` stays in hand; a unit without rows left is gone. `token` names the part: call
-        again with the same arguments until an answer comes, and commit no other part of the unit meanwhile. A join never goes
-        in parts. False if the claim does not hold, or if the queue does not know of the parts before: then drop the claim
-        with all its rows, and `reconcile` makes the unit go round.
+        `rows` are the ids of the rows that end with this part (None: all remaining ones), and `outcome` is that of
+        `claim.piece(rows)`. The worker keeps `claim.rest(rows)`; a unit without remaining rows is gone. `token` names the
+        part: repeat the call with the same arguments until a reply comes, and commit no other part of the unit meanwhile. A
+        join has no parts. False if the claim does not hold, or if the queue does not know the earlier parts: then drop
+        the claim with all its rows, and `reconcile` puts the unit back.
 
         Raises:
-            TooLarge: it has too many bytes; nothing happened, and the claim is as it was.
+            TooLarge: it has too many bytes; nothing happened, and the claim still holds.
         """
 
     @abstractmethod
     def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
-        """Cuts what is left of a unit in two that run alone; False where the claim does not hold, as in `commit`."""
+        """Cuts the rest of a unit into two that run alone; False if the claim does not hold, as in `commit`."""
 
     @abstractmethod
     def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:
-        """Puts a unit off for some seconds: its engine did not answer. False where the claim does not hold."""
+        """Delays a unit whose engine did not answer by `delay` seconds; False if the claim does not hold."""
 
     @abstractmethod
     def release(self, claim: Claim, incarnation: str) -> bool:
-        """Hands a unit back unharmed, to the front; False where the claim does not hold."""
+        """Hands a unit back without a strike, to the front; False if the claim does not hold."""
 
     @abstractmethod
     def bury(self, claim: Claim, incarnation: str, reason: str) -> bool:
-        """Takes a unit out of the run that cannot be what it says. Where it was one of the run's, the run's sink begins
-        a new epoch, so that its rows come back. False where the claim does not hold."""
+        """Removes an invalid unit. If it was one of the run's, the run's sink begins a new epoch, so that its rows
+        come back. False if the claim does not hold."""
 
     @abstractmethod
     def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
-        """Hands back what the worker holds but for `known`: what a claim took whose reply was lost, and commits that a
-        Redis which went back does not know of. Returns how many units."""
+        """Returns every unit that the queue thinks this worker holds, except `known`, to its queue: claims whose reply was
+        lost, and commits that a restored Redis has forgotten. Returns the number of units."""
 
     # -- results
 
     @abstractmethod
     def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
-        """Entries behind a position, oldest first; [] where there are none yet. Fewer than `count` where they are large.
+        """Entries after a position, oldest first; [] if there are none yet. Fewer than `count` if they are large.
 
         Raises:
-            Lost: the entry at the position is not the one that is durable: the queue does not continue the log.
+            Lost: the entry at the position is not the durable one: the queue does not continue the log.
             BadMessage: an entry does not decode.
         """
 
     @abstractmethod
     def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
-        """Everything up to a position is durable: gives back the credit of finished roots, and of those that are
+        """Records that everything up to a position is durable: returns the credit of roots that are finished or
         suspended by then, and trims the stream.
 
         Raises:
-            Lost: another owner, another epoch, or the position is not in the stream.
+            Lost: the run has another owner or epoch, or the position is not in the stream.
         """
 
     # -- notes
 
     @abstractmethod
     def note(self, run: str, event: Event) -> None:
-        """Tells the run's sink something that may get lost: an engine was loaded, a unit goes round again."""
+        """Sends the run's sink an event that may get lost, say that an engine was loaded or a unit is retried."""
 
     @abstractmethod
     def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
-        """What was noted behind a stream id, and the id to go on from. What does not read as an event is passed over."""
+        """The events noted after a stream id, and the id to continue from. Skips notes that do not decode."""

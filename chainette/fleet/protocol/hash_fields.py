@@ -1,4 +1,4 @@
-"""The fields of a Redis hash as a typed struct. Each is decoded by itself, so garbage in one costs no other."""
+"""The fields of a Redis hash as a typed struct. Each is decoded separately, so garbage in one does not affect the others."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MOST = 4 << 20
 
 
 class HashFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What a hash says. A field that is missing, or does not decode, has its default."""
+    """A decoded hash. A field that is missing or does not decode has its default."""
 
     #: Fields that did not decode.
     wrong: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, found: Mapping[bytes, bytes], **known: Any) -> Self:
-        """The struct of a hash; the values in `known` stand beside it and are not looked up. Never raises."""
+        """Decodes a hash; the fields in `known` are set as given and not looked up. Never raises."""
         values, wrong = dict(known), []
         for field in msgspec.structs.fields(cls):
             raw = found.get(field.encode_name.encode())
@@ -40,7 +40,7 @@ class HashFields(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def words(cls, **values: Any) -> dict[str, str | int | float]:
-        """Some of its fields as a hash takes them: flags as 0 or 1, everything that is not plain as JSON."""
+        """Encodes some fields for a hash: flags as 0 or 1, everything but text and numbers as JSON."""
         names = {field.encode_name for field in msgspec.structs.fields(cls)}
         assert values.keys() <= names, f"{cls.__name__} has no field {', '.join(values.keys() - names)}"
         return {name: _word(value) for name, value in values.items()}

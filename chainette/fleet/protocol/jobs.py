@@ -1,4 +1,4 @@
-"""What units look like on RQ's keys: the fields of a job's hash, and a unit out of them again."""
+"""Units on RQ's keys: encodes them as the fields of a job's hash, and decodes them again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from chainette.records import Effects, Scope, Unit, encode
 
 __all__ = ["age", "claimed_unit", "halves", "moment", "require_part", "require_size", "set_apart", "stamp", "wire_effects"]
 
-#: The one function that a job may name. It is never imported: workers know what a job means.
+#: The one function that a job may name. Workers never import it.
 FUNCTION = "chainette.run.process"
 
 _pack = msgspec.msgpack.Encoder().encode
 
-#: What a job's hash says under `data`: function, no instance, (run, epoch, node, root, part), no keywords.
+#: The field `data` of a job's hash: function, no instance, (run, epoch, node, root, part), no keywords.
 _arguments = msgspec.json.Decoder(tuple[str, None, tuple[str, int, str, int, str], dict[str, None]])
 
 
@@ -30,7 +30,7 @@ def stamp() -> str:
 
 
 def moment(stamp: str) -> float:
-    """A stamp in seconds since 1970; 0 if it is none."""
+    """A timestamp in seconds since 1970; 0 if it does not parse."""
     try:
         return datetime.fromisoformat(stamp).timestamp()
     except ValueError:
@@ -43,7 +43,7 @@ def age(since: float, now: float) -> float:
 
 
 def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects) -> dict[str, Any]:
-    """Effects as the scripts take them."""
+    """Encodes effects for the scripts."""
     at = stamp()
     return {
         "units": [_unit(keys, plan, unit, at) for unit in effects.units],
@@ -72,7 +72,7 @@ def _scope(keys: RunKeys, plan: Plan, root: int, scope: Scope, at: str) -> dict[
 
 
 def _job(keys: RunKeys, plan: Plan, node: str, root: int, part: str, rows: int, at: str) -> dict[str, Any]:
-    """What RQ shows of a unit: identifiers only, as JSON; its rows lie beside it."""
+    """A unit for RQ's tools: identifiers only, as JSON; its rows are stored separately."""
     arguments = [keys.run, keys.epoch, node, root, part]
     return {
         "job": keys.job(node, root, part),
@@ -85,7 +85,7 @@ def _job(keys: RunKeys, plan: Plan, node: str, root: int, part: str, rows: int, 
 
 
 def _identity(data: bytes) -> tuple[str, str]:
-    """(node, part) out of a job's arguments.
+    """(node, part) from a job's arguments.
 
     Raises:
         BadMessage: the job names another function, or does not decode.
@@ -102,10 +102,10 @@ def _identity(data: bytes) -> tuple[str, str]:
 def claimed_unit(
     taken: Sequence[bytes], root: bytes, scope: bytes, fork: bytes, left: bytes, data: bytes, payload: list[bytes]
 ) -> Unit:
-    """The unit of a claimed job, with the rows that are left of it: all but those `taken`. It may have several payloads.
+    """The unit of a claimed job, with its rows except those `taken`. It may have several payloads.
 
     Raises:
-        BadMessage: it cannot be read, or is not the one that the job names.
+        BadMessage: it cannot be read, or is not the unit that the job names.
     """
     node, part = _identity(data)
     try:
@@ -138,7 +138,7 @@ def halves(unit: Unit) -> list[Unit]:
 
 
 def require_size(what: str, most: int, first: bytes, effects: dict[str, Any]) -> None:
-    """Lets through what a queue takes at once.
+    """Checks the size of one admission or commit.
 
     Raises:
         TooLarge: it has more bytes than `most`.
@@ -158,7 +158,7 @@ def _weights(value: Any) -> Iterator[int]:
 
 
 def set_apart(commit: dict[str, Any], most: int) -> tuple[dict[str, Any], list[bytes]]:
-    """A commit with its large bodies replaced by their numbers, and those bodies."""
+    """The commit with its large bodies replaced by indexes, and those bodies."""
     parts: list[bytes] = []
 
     def light(body: bytes) -> Any:

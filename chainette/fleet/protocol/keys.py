@@ -1,4 +1,4 @@
-"""Every Redis key that Chainette uses; nothing else spells one (PROTOCOL, Redis keys).
+"""Every Redis key that Chainette uses; no other file spells one.
 
 RQ's own keys keep RQ's names, so that `rq info` and dashboards read them.
 """
@@ -30,7 +30,7 @@ RUNS = "chainette:runs"
 #: Sorted set: worker incarnation -> when its lease ends, by the server's clock.
 LEASES = "chainette:lease"
 
-#: Set of worker incarnations that have said something about themselves.
+#: Set of worker incarnations that have described themselves.
 WORKERS = "chainette:workers"
 
 
@@ -40,17 +40,17 @@ def held(incarnation: str) -> str:
 
 
 def worker(incarnation: str) -> str:
-    """Hash of what a worker says about itself."""
+    """Hash in which a worker describes itself."""
     return f"chainette:worker:{incarnation}"
 
 
 def rq_queue(name: str) -> str:
-    """RQ's list of the jobs that wait in a queue."""
+    """RQ's list of a queue's waiting jobs."""
     return f"rq:queue:{name}"
 
 
 def rq_scheduled(name: str) -> str:
-    """RQ's sorted set of a queue's jobs that are put off, by when they go round again."""
+    """RQ's sorted set of a queue's delayed jobs, by the time they are due."""
     return f"rq:scheduled:{name}"
 
 
@@ -60,7 +60,7 @@ def rq_job(job: str) -> str:
 
 
 def word(engine: str) -> str:
-    """The name of an engine, which may be any text, as one word: all but letters, digits, "_" and "-" is percent-encoded."""
+    """An engine's name (any text) as one word: percent-encodes everything but letters, digits, "_" and "-"."""
     return re.sub(r"[^\w-]", lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), engine)
 
 
@@ -78,12 +78,12 @@ class RunKeys:
 
     @property
     def state(self) -> str:
-        """Hash: epoch, state, owner, cursor, window, live_rows, live_bytes, and what workers must know."""
+        """Hash: epoch, state, owner, cursor, window, live_rows, live_bytes, and the fields that workers need."""
         return f"chainette:run:{self.run}"
 
     @property
     def notes(self) -> str:
-        """Side stream of things that may get lost."""
+        """Side stream of events that may get lost."""
         return f"{self.state}:notes"
 
     @property
@@ -96,12 +96,12 @@ class RunKeys:
         return f"{self.prefix}stream"
 
     def body(self, token: str) -> str:
-        """The body of a stream entry that lies apart, since it is large."""
+        """The body of a stream entry, if it is so large that it is stored separately."""
         return f"{self.prefix}e:{token}"
 
     @property
     def live(self) -> str:
-        """Hash: root -> rows that it admitted, while it is not acknowledged."""
+        """Hash: root -> its number of rows, until it is acknowledged."""
         return f"{self.prefix}live"
 
     def solo(self, queue: str) -> str:
@@ -113,7 +113,7 @@ class RunKeys:
         return f"{self.prefix}r:{root}"
 
     def queue(self, engine: str, node: str) -> str:
-        """RQ's name of the queue of one node: three words with dots between."""
+        """RQ's name of a node's queue: three words separated by dots."""
         return f"{word(engine)}.{node}.{self.run}"
 
     def job(self, node: str, root: int, part: str) -> str:

@@ -1,4 +1,4 @@
-"""What a process of the fleet says about itself in Redis: workers, services and `enqueue`."""
+"""How a process of the fleet (worker, service or `enqueue`) describes itself in Redis."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Member(HashFields, frozen=True):
     kind: str = WORKER
     #: The engines that it serves, as `listed` writes them.
     names: str = msgspec.field(default="", name="engines")
-    #: Rows and units in its hands, and the rows that its engines have room for.
+    #: Rows and units that it holds, and the rows that its engines have room for.
     rows_in_flight: Count = 0
     rows_budget: Count = 0
     units_in_flight: Count = 0
-    #: Times that it gave one engine up for another, and seconds that the last time took.
+    #: Times that it swapped one engine for another, and seconds that the last swap took.
     swaps: Count = 0
     swap_seconds: Seconds = 0.0
-    #: Share of its time that went into swaps.
+    #: Share of its time spent on swaps.
     swapping: Seconds = 0.0
     #: Where its metrics are served, `host:port`.
     metrics: str = ""
@@ -50,5 +50,5 @@ class Member(HashFields, frozen=True):
 
 
 def listed(engines: Iterable[str]) -> str:
-    """The engines that a worker serves, as it says them: words with commas between."""
+    """Encodes the engines that a worker serves: words separated by commas."""
     return ",".join(map(word, sorted(engines)))

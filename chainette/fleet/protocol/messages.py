@@ -1,4 +1,4 @@
-"""What the fleet's processes say to each other through Redis: typed, msgpack, sizes checked before decoding."""
+"""The messages between the fleet's processes through Redis: typed, msgpack, sizes checked before decoding."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from chainette.records import Outcome, Output, Partial, Read, Rejection, Row, Un
 
 __all__ = ["MAX_BYTES", "MAX_COMMIT", "Admission", "BadMessage", "Result", "RootRecord", "TooLarge", "open_message"]
 
-#: Bytes of one message that a process is willing to decode.
+#: The most bytes of one message that a process decodes.
 MAX_BYTES = 256 << 20
 
-#: Bytes that one admission or commit puts into the queue: a result and its successors.
+#: The most bytes that one admission or commit puts into the queue: a result and its successors.
 MAX_COMMIT = 128 << 20
 
 T = TypeVar("T")
 
 
 class BadMessage(ChainetteError):
-    """Bytes in Redis that are not what they must be; nothing of them was used."""
+    """Malformed bytes in Redis; none of them were used."""
 
 
 class TooLarge(ChainetteError):
-    """One admission or commit has more bytes than the queue takes; nothing of it happened."""
+    """One admission or commit has more bytes than the queue takes; it had no effect."""
 
     def __init__(self, what: str, found: int, most: int) -> None:
         super().__init__(f"{what}: {found:,} bytes with what it leads to; a queue takes {most:,} at once")
@@ -36,7 +36,7 @@ class RootRecord(msgspec.Struct, frozen=True, array_like=True):
 
     rows: list[Row]
     records: int
-    #: How far the input was read for it.
+    #: The position that the input was read to.
     read: Read | None = None
 
 
@@ -61,7 +61,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, unit: Unit, outcome: Outcome, worker: str) -> Result:
-        """What the sink has to write of a unit's outcome."""
+        """The part of a unit's outcome that the sink must write."""
         return cls(
             unit.node,
             unit.root,
@@ -76,7 +76,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 
 
 def open_message(data: Any, kind: type[T]) -> T:
-    """A message out of bytes that anybody may have written.
+    """Decodes a message from bytes that anyone may have written.
 
     Raises:
         BadMessage: not bytes, too large, or not a `kind`.
@@ -86,15 +86,15 @@ def open_message(data: Any, kind: type[T]) -> T:
         raise BadMessage(f"a {kind.__name__} in Redis is {found}; at most {MAX_BYTES:,} bytes are decoded")
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except ValueError as error:  # msgspec's errors, and text that is no UTF-8
+    except ValueError as error:  # msgspec's errors, and text that is not UTF-8
         raise BadMessage(f"a {kind.__name__} in Redis does not decode: {error}") from error
 
 
 def open_join(node: str, root: int, part: str, scope: str, fields: dict[bytes, bytes]) -> Unit:
-    """The join unit that a fork's hash holds: base rows, partials in order, stopped ids.
+    """Decodes a join unit from a fork's hash: base rows, partials in order, stopped ids.
 
     Raises:
-        BadMessage: one of its parts is not what it must be.
+        BadMessage: a part is malformed.
     """
     partials: dict[str, list[Row]] = {}
     stopped: list[str] = []

@@ -1,4 +1,4 @@
-"""The record of a run in Redis, `chainette:run:{run}`: where it stands, and what workers and people must know of it."""
+"""The record of a run in Redis, `chainette:run:{run}`: its progress, and what workers and people need to know."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from chainette.io.rundir.graph import Graph
 
 __all__ = ["Counts", "RunInfo"]
 
-#: Fields without which workers cannot tell what to compute, or a run that was begun cannot go on.
+#: Fields that workers, or a run that was begun, cannot do without.
 _NEEDED = {"chain_ref", "digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks"} | {
     *("owner", "queues", "cursor", "live_rows", "live_bytes", "results")
 }
 
-#: Fields that the run does without, or that are written again and again.
+#: Fields that the run can do without, or that are rewritten continually.
 _SPARE = {"reason", "still", "counts", "order", "sink", "coordinator"}
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """How far a run is, as its sink last said: only what is durable."""
+    """A run's progress, as its sink last reported it: durable rows only."""
 
     records: int = 0
     expected: int | None = None
@@ -34,17 +34,17 @@ class RunInfo(HashFields, frozen=True):
 
     run: str
     state: Literal["asked", "running", "paused", "cancelled", "damaged"] = "damaged"
-    #: -1 if it was handed over and no sink has begun it yet.
+    #: -1 if it was queued for services and no sink has begun it yet.
     epoch: int = -1
     #: Token of the sink that writes it.
     owner: str = ""
-    #: Who has which role.
+    #: The processes that hold these roles.
     sink: str = ""
     coordinator: str = ""
     #: Why it was paused, and why its epoch cannot go on.
     reason: str = ""
     damaged: str = ""
-    #: Roots that were admitted in this epoch, and all that will be.
+    #: Roots admitted in this epoch so far, and in all.
     cursor: Count = 0
     total: Count | None = None
     #: Roots that left the epoch with rows for a later phase.
@@ -56,18 +56,18 @@ class RunInfo(HashFields, frozen=True):
     window_bytes: Count = 0
     #: Rows of all results of this epoch.
     results: Count = 0
-    #: Records that earlier epochs have done; records of the whole input, -1 if unknown.
+    #: Records that earlier epochs completed; records of the whole input, -1 if unknown.
     records_before: Count = 0
     expected: int = -1
-    #: Seconds since a row was admitted or became durable, as its sink last said.
+    #: Seconds since a row was admitted or became durable, as its sink last reported.
     still: Count = 0
     counts: Counts = Counts()
-    #: What feeds what, and which engine answers: graph.json without models and prompts.
+    #: The nodes, their edges and engines: graph.json without models and prompts.
     outline: Graph = Graph()
     #: RQ's names of its queues, and of those whose units wait for a later phase.
     queue_names: str = msgspec.field(default="", name="queues")
     barred_names: str = msgspec.field(default="", name="barred")
-    #: What workers must know to make the same plan; `parameters` and `marks` are JSON.
+    #: The values that workers need to make the same plan; `parameters` and `marks` are JSON.
     chain_ref: str = ""
     digest: str = ""
     batch_size: Count | None = None
@@ -77,11 +77,11 @@ class RunInfo(HashFields, frozen=True):
     engines: dict[str, str] | None = None
     parameters: str = ""
     marks: str = ""
-    #: How it was handed over to services, as JSON (`fleet.redis.run_registry.Order`); "" if it was not.
+    #: The order to services as JSON (`fleet.redis.run_registry.Order`); "" if there is none.
     order: str = ""
-    #: Member -> why it takes nothing of the run.
+    #: Member -> why it does not serve the run.
     refusals: dict[str, str] = {}
-    #: Fields that every run has which was begun, and that are not there.
+    #: Fields that every run in progress needs and this one lacks.
     missing: tuple[str, ...] = ()
 
     @property
@@ -96,12 +96,12 @@ class RunInfo(HashFields, frozen=True):
 
     @property
     def damage(self) -> str:
-        """Names the fields that are missing or garbage and that a new epoch writes anew; "" if there are none."""
+        """Names the missing or garbage fields that a new epoch would write; "" if there are none."""
         return ", ".join(sorted({*self.missing, *self.wrong} - _SPARE))
 
     @classmethod
     def of(cls, run: str, found: dict[bytes, bytes]) -> RunInfo | None:
-        """What the hash of a run says; None if the run is closed. Never raises."""
+        """Decodes a run's hash; None if the run is closed. Never raises."""
         if b"state" not in found:
             return None
         mark = b"refused:"

@@ -1,4 +1,4 @@
-"""What a queue says: claims, entries of a run's stream, how far a run is."""
+"""The values that a queue returns: claims, entries of a run's stream, progress."""
 
 from __future__ import annotations
 
@@ -32,67 +32,67 @@ ANCHOR = "0-1"
 
 
 class Lost(Exception):
-    """A claim, an epoch or an owner that no longer holds: what was asked for did not happen."""
+    """A claim, an epoch or an owner no longer holds, so the call had no effect."""
 
 
 class Cancelled(Exception):
-    """Somebody gave the run up."""
+    """The run was cancelled."""
 
 
 class Admitted(StrEnum):
-    """What became of an admission."""
+    """The result of an admission."""
 
-    #: the root is in
+    #: the root was admitted
     OK = "OK"
     #: no credit: the window is full
     FULL = "FULL"
-    #: the cursor is elsewhere: another coordinator admitted, or an earlier call of this one did
+    #: the cursor moved: another coordinator, or an earlier call of this one, has admitted the root
     BEHIND = "BEHIND"
-    #: the run is held
+    #: the run is paused
     PAUSED = "paused"
-    #: the run was given up
+    #: the run was cancelled
     CANCELLED = "cancelled"
 
 
 class Turn(StrEnum):
-    """How a claimed unit is to be taken."""
+    """How to process a claimed unit."""
 
     #: beside others
     JOB = "JOB"
-    #: alone: workers died with it in their hands
+    #: alone: workers died while they held it
     SOLO = "SOLO"
-    #: not at all: it killed a worker while it ran alone, so it is cut in two, or its row rejected
+    #: not at all: it killed a worker while it ran alone, so it is cut in two, or its row is rejected
     MEND = "MEND"
 
 
 @dataclass(frozen=True)
 class Drain:
-    """A unit waits that must run alone: finish what is in hand, then claim again, and not ahead."""
+    """A waiting unit must run alone: finish the units in hand, then claim again, and not ahead."""
 
-    #: Where it waits.
+    #: The queue that holds it.
     queue: str
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A unit in a worker's hands, which may be committed in parts."""
+    """A unit that a worker holds; it may be committed in parts."""
 
     job: str
     token: str
     run: str
     epoch: int
-    #: Only the rows that no part has ended yet.
+    #: Only the rows that no part has committed yet.
     unit: Unit
     turn: Turn = Turn.JOB
-    #: When it was queued, in seconds since 1970 by the clock of the process that did; 0 if unknown.
+    #: When it was queued, in seconds since 1970 by the clock of the process that queued it; 0 if unknown.
     since: float = 0.0
-    #: Parts that were committed of the unit so far.
+    #: Number of parts committed so far.
     part: int = 0
 
     def piece(self, rows: Container[str] | None = None) -> Unit:
-        """The unit that the next part commits: these rows (None: all that are left).
+        """The unit that the next part commits: these rows (None: all remaining ones).
 
-        Compute its effects for this unit, since a successor is named after the part it comes from: parts of "7" lead to
+        Compute the effects for this unit, since successors are named after their part: parts of "7" lead to
         "7+0", "7+1", ...; if the whole unit ends in one commit, its successor is "7" too.
         """
         unit = self.unit if rows is None else _with_rows(self.unit, [row for row in self.unit.rows if row.row_id in rows])
@@ -101,7 +101,7 @@ class Claim:
         return msgspec.structs.replace(unit, part=f"{unit.part}+{self.part}")
 
     def rest(self, rows: Container[str] | None = None) -> Claim | None:
-        """What stays in hand when that part is committed; None if nothing does."""
+        """The claim on the remaining rows after that part is committed; None if there are none."""
         left = [] if rows is None else [row for row in self.unit.rows if row.row_id not in rows]
         return replace(self, unit=_with_rows(self.unit, left), part=self.part + 1) if left else None
 
@@ -118,33 +118,33 @@ class Entry:
     token: str
     message: Result | Admission
     root: int
-    #: Whether the root is complete with it.
+    #: Whether it completes the root.
     done: bool = False
-    #: Whether nothing is left of the root but units that wait for a later phase.
+    #: Whether all remaining units of the root wait for a later phase.
     suspended: bool = False
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run's admission is."""
+    """The progress of a run's admission."""
 
     #: Roots admitted in this epoch.
     cursor: int
-    #: Roots that this epoch admits in all; None until the input is at its end.
+    #: Roots that this epoch admits in all; None until the input ends.
     total: int | None
     state: str
     #: Roots that are admitted and not acknowledged.
     live: set[int]
-    #: The root admitted last in this epoch; -1 where there is none.
+    #: The root admitted last in this epoch; -1 if there is none.
     last: int = -1
-    #: Why the epoch cannot go on: a unit is gone, or nobody can read it. Its rows come back with the next one.
+    #: Why the epoch cannot go on: a unit is lost or unreadable. Its rows come back in the next epoch.
     damaged: str = ""
     #: Roots that left this epoch with units for a later phase.
     suspended: int = 0
-    #: Whether the run is in this epoch still, as far as Redis says.
+    #: Whether this is still the run's epoch in Redis.
     is_current: bool = True
 
     @property
     def complete(self) -> bool:
-        """Whether everything was admitted, and made durable as far as this epoch brings it."""
+        """Whether everything was admitted, and everything that this epoch computes is durable."""
         return self.total is not None and self.cursor >= self.total and not self.live
