@@ -1,1 +1,1 @@
-"""What the user declares, and the plan that it compiles to."""
+"""The user's declarations, and the plan that they compile to."""

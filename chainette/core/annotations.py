@@ -1,6 +1,6 @@
-"""Reading type annotations: what a union holds, what a collection holds, how to name a type.
+"""Reading type annotations: members of unions, elements of collections, names of types.
 
-`Any` stands for everything that cannot be told; callers stay silent about it.
+`Any` means the type is unknown; callers report nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COLLECTIONS = (list, tuple, set, frozenset, Sequence, Set, Collection, Iterable
 
 
 def plain(annotation: Any) -> Any:
-    """The annotation without `Annotated`, `NewType` and aliases; Any where a name is unresolved."""
+    """The annotation without `Annotated`, `NewType` and aliases; Any if a name is unresolved."""
     while True:
         if hasattr(annotation, "__metadata__"):
             annotation = annotation.__origin__
@@ -49,7 +49,7 @@ def plain(annotation: Any) -> Any:
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """What a union holds, flat; a type that is no union holds itself."""
+    """The members of a union, flat; the type itself if it is not a union."""
     annotation = plain(annotation)
     if get_origin(annotation) in _UNIONS:
         return tuple(inner for part in get_args(annotation) for inner in members(part))
@@ -57,7 +57,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def union_of(parts: Iterable[Any]) -> Any:
-    """One type for all of `parts`; Any where there is none."""
+    """One type for all of `parts`; Any if there is none."""
     flat: list[Any] = []
     for part in parts:
         flat += [member for member in members(part) if member not in flat]
@@ -105,7 +105,7 @@ def tuple_types(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def element_type(annotation: Any) -> Any | None:
-    """What a list, tuple or set holds; None for another type, text and mappings included."""
+    """The element type of a list, tuple or set; None for another type, text and mappings included."""
     fixed = tuple_types(annotation)
     if fixed is not None:
         return union_of(fixed)

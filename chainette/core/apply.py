@@ -30,13 +30,13 @@ Out = TypeVar("Out", bound=BaseModel, default=BaseModel)
 
 
 class Cardinality(StrEnum):
-    """How many rows a node makes of one."""
+    """How many rows a node makes from one."""
 
     #: exactly one; the row keeps its id
     ONE = "one"
     #: one or none; the row keeps its id or is dropped
     OPTIONAL = "optional"
-    #: a list; rows become `<id>~<i>`, also where the list has one item
+    #: a list; rows become `<id>~<i>`, even if the list has one item
     MANY = "many"
 
 
@@ -55,10 +55,10 @@ _HINTS = {
 class ApplyNode(Node, Generic[In, Out]):
     """`fn(item)` or `fn(item, history)` for every row, off the event loop unless it is async.
 
-    The declared return type says what becomes of a row: `-> list[OUT]` expands it to `<id>~<i>`, as does a function
-    that yields (`-> Iterator[OUT]`, `-> AsyncIterator[OUT]`); `-> OUT` keeps it; `-> OUT | None` keeps or drops it.
-    Without annotation it counts as a list. The annotations also say the models, unless they are given. An exception
-    rejects the row. The function may run twice for a row after a crash; its outputs count once.
+    The declared return type decides: `-> list[OUT]` expands a row to `<id>~<i>`, as does a function that yields
+    (`-> Iterator[OUT]`, `-> AsyncIterator[OUT]`); `-> OUT` keeps it; `-> OUT | None` keeps or drops it. Without
+    annotation it counts as a list. The models are taken from the annotations, unless they are given. An exception
+    rejects the row. After a crash the function may run twice for a row; its outputs count once.
 
     Raises:
         DeclarationError: the function takes no item, its id cannot be a name (a lambda needs `id=`), or it yields
@@ -113,7 +113,7 @@ class ApplyNode(Node, Generic[In, Out]):
         return len(_positional(self.fn)) > 1
 
     def decode(self, value: bytes) -> Out:
-        """The validated output out of a row's JSON."""
+        """The validated output from a row's JSON."""
         if self.output_model is None:
             raise TypeError(f"apply {self.id!r} declares no output model")
         return self.output_model.model_validate_json(value)
@@ -201,7 +201,7 @@ def _name(fn: Callable[..., Any]) -> str:
 
 
 def _id(fn: Callable[..., Any], place: Place) -> str:
-    """The id that a function's name makes; `import_` stays as it is, since `import` cannot be an id.
+    """The id made from a function's name; `import_` keeps its underscore, since `import` cannot be an id.
 
     Raises:
         DeclarationError: the name has no letters, or the function has none.
@@ -230,7 +230,7 @@ def _positional(fn: Callable[..., Any]) -> list[str]:
 
 
 def _function(fn: Callable[..., Any]) -> Any:
-    """The function below a partial, or that an object is called through."""
+    """The function inside a partial, or behind a callable object."""
     fn = fn.func if isinstance(fn, functools.partial) else fn
     return fn if inspect.isfunction(fn) or inspect.ismethod(fn) else type(fn).__call__
 
@@ -241,7 +241,7 @@ def _yields(fn: Callable[..., Any]) -> bool:
 
 
 def _hints(fn: Callable[..., Any], local: Mapping[str, Any]) -> dict[str, Any]:
-    """The annotations that resolve, also to models of the calling function; one that does not counts as none."""
+    """The annotations that resolve, also to models of the calling function; others are left out."""
     function = _function(fn)
     names = {**local, **getattr(function, "__globals__", {})}
     found: dict[str, Any] = {}

@@ -13,14 +13,14 @@ from chainette.errors import Problem
 
 __all__ = ["unbounded_fields", "unbounded_outputs"]
 
-#: Text that ends by itself.
+#: Formats of text with a bounded length.
 _SHORT = frozenset({"date", "date-time", "duration", "ipv4", "ipv6", "time", "uuid"})
 #: Fields that a warning names.
 _NAMED = 6
 
 
 def unbounded_outputs(plan: Plan) -> list[Problem]:
-    """One warning for each model that steps answer with and that has fields without a limit."""
+    """One warning for each output model of a step that has fields without a limit."""
     steps: dict[type[BaseModel], list[Step[Any, Any]]] = {}
     for node in plan.nodes.values():
         if isinstance(node.node, Step):

@@ -13,7 +13,7 @@ from chainette.utils.mistakes import explained
 
 __all__ = ["Branch", "Element", "JoinBranch", "checked_elements"]
 
-#: What `steps` may hold: a node, or a list of branches that run side by side.
+#: An element of `steps`: a node, or a list of branches that run side by side.
 Element = Node | Sequence["Branch"]
 
 
@@ -66,7 +66,7 @@ class JoinBranch(Branch):
         return self.alias
 
     def decode(self, value: bytes) -> Any:
-        """The final output of the branch: a model, or a list of models where the branch expands."""
+        """The final output of the branch: a model, or a list of models if the branch expands."""
         from chainette.core.plan import join_adapter
 
         return join_adapter(self).validate_json(value)

@@ -53,7 +53,7 @@ class Chain:
     emoji: str = ""
     #: Rows per root and the most rows per unit.
     batch_size: int = DEFAULT_BATCH_SIZE
-    #: Left out, it is the input model of the first node.
+    #: Defaults to the input model of the first node.
     input_model: type[BaseModel] | None = None
     place: Place = field(default_factory=caller_place, init=False, repr=False)
     registry: EngineRegistry = field(default_factory=current_registry, init=False, repr=False)
@@ -83,16 +83,16 @@ class Chain:
         return run(self, inputs, output_dir, **options)
 
     async def arun(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
-        """`run` for callers that are on an event loop."""
+        """`run` for callers on an event loop."""
         from chainette.run.executor import arun
 
         return await arun(self, inputs, output_dir, **options)
 
     @explained()
     def run_iter(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> Iterator[list[Row]]:
-        """Yields the finished rows of one root after another and keeps none.
+        """Yields the finished rows root by root and keeps none.
 
-        Rejected rows do not appear. Writes nothing unless `output_dir` is given. Closing the iterator stops the run.
+        Rejected rows are left out. Writes nothing unless `output_dir` is given. Closing the iterator stops the run.
         """
         from chainette.run.executor import run_iter
 

@@ -1,7 +1,7 @@
-"""Whether one model's rows fit another, and whether a model can carry rows at all.
+"""Checks whether one model's rows fit another, and whether a model can carry rows at all.
 
-A row travels as the JSON that its model dumps by alias (SEMANTICS, Rows), so that JSON is what must fit.
-Only what is certain is reported: custom serializers, `before` validators and unknown types count as fitting.
+A row travels as the JSON that its model dumps by alias, so that JSON must fit.
+Only certain misfits are reported: custom serializers, `before` validators and unknown types count as fitting.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _Seen = frozenset[tuple[Any, Any]]
 
 
 def misfits(given: Any, wanted: type[BaseModel]) -> list[str]:
-    """Why a row of type `given` cannot be the input of a node that declares `wanted`; [] where it can, or where `given` is None
-    or Any: not known."""
+    """Why a row of type `given` cannot be the input of a node that declares `wanted`; [] if it can, or if `given` is unknown
+    (None or Any)."""
     if given is None or plain(given) is Any:
         return []
     if not is_model(given):
@@ -127,7 +127,7 @@ def _member_fits(given: Any, wanted: Any, seen: _Seen) -> bool:
 
 
 def _values_fit(given: Any, wanted: Any, seen: _Seen) -> bool | None:
-    """Literals and enums, by value; None where neither side is one."""
+    """Compares literals and enums by value; None if neither side is one."""
     values, allowed = allowed_values(given), allowed_values(wanted)
     if values is None and allowed is None:
         return None
@@ -158,7 +158,7 @@ def _objects_fit(given: Any, wanted: Any, seen: _Seen) -> bool:
 
 
 def _kind(annotation: Any) -> str:
-    """What JSON has for a type: "scalar", "list", "object", or "unknown" for what pydantic writes in its own way."""
+    """The kind of JSON for a type: "scalar", "list", "object", or "unknown" for types that pydantic writes in its own way."""
     if annotation in _SCALARS:
         return "scalar"
     if element_type(annotation) is not None:
@@ -179,7 +179,7 @@ def _has(annotation: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def _reshaped(given: type[BaseModel], wanted: type[BaseModel]) -> bool:
-    """Whether code decides what is dumped or what is accepted, or one of them is no JSON object."""
+    """Whether custom code shapes the dump or the accepted input, or one of them is not a JSON object."""
     validators = wanted.__pydantic_decorators__.model_validators.values()
     return (
         any(validator.info.mode in ("before", "wrap") for validator in validators)
@@ -224,10 +224,10 @@ def _accepted(model: type[BaseModel], name: str, field: FieldInfo) -> tuple[list
 
 
 def model_problems(model: type[BaseModel]) -> list[str]:
-    """Why rows of `model` would not survive from one node to the next; [] where they do.
+    """Why rows of `model` would not survive from one node to the next; [] if they do.
 
-    Covers the models that it contains. Rows travel as their dump: what is not in it is lost, what cannot be
-    read back is rejected.
+    Covers nested models. Rows travel as their dump: values missing from it are lost, values that cannot be
+    read back are rejected.
     """
     unresolved = _unresolved(model)
     if unresolved:
@@ -244,7 +244,7 @@ def model_problems(model: type[BaseModel]) -> list[str]:
         )
     try:
         model.model_json_schema()
-    except Exception as error:  # pydantic and the user's own types raise what they like
+    except Exception as error:  # pydantic and the user's types may raise anything
         found.append(f"it has no JSON Schema: {_first_line(error)}")
     return found
 
@@ -260,7 +260,7 @@ def json_kind(model: type[BaseModel]) -> str:
 
 
 def _writes_constants(model: type[BaseModel]) -> bool:
-    """Whether a float, or what may be one, is dumped with `ser_json_inf_nan="constants"`."""
+    """Whether a possible float is dumped with `ser_json_inf_nan="constants"`."""
     nodes = list(schema_nodes(model))
     constants = any((node.get("config") or {}).get("ser_json_inf_nan") == "constants" for node in nodes)
     return constants and any(node.get("type") in ("float", "any") for node in nodes)
@@ -303,7 +303,7 @@ def _shared_keys(model: type[BaseModel], prefix: str) -> list[str]:
 
 
 def same_but_for_case(model: type[BaseModel]) -> list[tuple[str, str]]:
-    """Names beside each other in a row that differ in case only; its column `row_id` is one of them."""
+    """Pairs of names in one object that differ only in case; the column `row_id` counts as one."""
     found = []
     for owner, prefix in _models(model):
         seen = {} if prefix else {"row_id": "row_id"}

@@ -53,13 +53,13 @@ def compile_chain(
     batch_size: int | None = None,
     known: Iterable[str] = (),
 ) -> Plan:
-    """The chain as a Plan; `simulate` puts a simulated engine in the place of every engine.
+    """The chain as a Plan; `simulate` replaces every engine by a simulated one.
 
     `known` names values that rows bring along from elsewhere: templates may use them unchecked, and
     the input is then the value `inputs` beside them.
 
     Raises:
-        PlanError: with every problem that was found.
+        PlanError: the chain has problems; carries all of them.
     """
     compiler = _Compiler(chain, registry or chain.registry, simulate, tuple(known))
     plan = compiler.plan(batch_size or chain.batch_size)
@@ -71,11 +71,11 @@ def compile_chain(
 
 @dataclass(frozen=True)
 class _Flow:
-    """What is known on the way between two elements."""
+    """The state between two elements."""
 
     #: The name of the value that the next element receives.
     source: str
-    #: Its type; None where an Apply did not say.
+    #: Its type; None if an Apply did not declare it.
     type: type[BaseModel] | None
     #: Names that templates may use.
     scope: tuple[str, ...]
@@ -225,13 +225,13 @@ class _Compiler:
             self.error(place, problem)
 
     def check_reasoning_name(self, node: PlanNode) -> None:
-        """Rows keep a step's reasoning under a name of its own."""
+        """Reports a clash with the name under which rows keep a step's reasoning."""
         if node.kind is NodeKind.STEP and node.reasoning_key in self.names:
             key = node.reasoning_key
             self.error(node.place, f"{key!r} holds the reasoning of step {node.id!r}; choose another name for one of them")
 
     def check_edge(self, node: Step[Any, Any] | ApplyNode[Any, Any], flow: _Flow) -> None:
-        """Whether the node can take the rows that reach it."""
+        """Reports misfits between the node and the rows that reach it."""
         if node.input_model is not None and flow.type is not None:
             for misfit in misfits(flow.type, node.input_model):
                 self.error(
@@ -327,7 +327,7 @@ class _Compiler:
         return {name: found[name] for settings, found in declared for name in settings.rescue if name in found}
 
     def engine_settings(self, name: str) -> tuple[Settings, dict[str, Any]]:
-        """What each setting of an engine means, and its values."""
+        """The classes of an engine's settings, and their values."""
         try:
             config = self.registry.get(name)
         except UnknownEngine:

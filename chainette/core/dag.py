@@ -1,7 +1,7 @@
 """A plan as text for people: an ASCII tree, a Unicode tree with icons, a Mermaid flowchart.
 
-Pure functions; every node, branch and join of the plan is in the text unless `max_branches` folds it away, and
-then the text says how many it folded. The trees are drawn out of one shape, so they always agree.
+Pure functions. The text has every node, branch and join of the plan; if `max_branches` folds some away, it says how
+many. All trees are drawn from one shape, so they always agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["describe_models", "describe_rows", "render_ascii", "render_mermaid",
 
 
 class _Kind(Enum):
-    """What a line of a tree stands for, and its icon."""
+    """The kind of a tree's line, and its icon."""
 
     INPUT = "📄"
     STEP = "🤖"
@@ -42,7 +42,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Glyphs:
-    """How a tree is drawn: before a line, before the last line, and before what is below each."""
+    """The characters of a tree: before a line, before the last line, and before the children of each."""
 
     tee: str
     elbow: str
@@ -66,7 +66,7 @@ def render_unicode(plan: Plan, max_branches: int | None = None) -> str:
     return _draw(_tree(plan, max_branches), _UNICODE)
 
 
-# -- what is on a line
+# -- lines
 
 
 def describe_models(node: PlanNode) -> tuple[str, str]:
@@ -82,7 +82,7 @@ def describe_models(node: PlanNode) -> tuple[str, str]:
 
 
 def describe_rows(node: PlanNode) -> str:
-    """What the node does to the number of rows; "" where it gives one for one."""
+    """How the node changes the number of rows; "" if it keeps it."""
     match node.cardinality:
         case Cardinality.ONE:
             return ""
@@ -118,7 +118,7 @@ def _branch_text(branch: Join | Side) -> str:
 
 
 def _stages(plan: Plan, target: Target) -> Iterator[PlanNode | Fork]:
-    """What rows that arrive at `target` pass, to the end of the main flow or of the branch."""
+    """The stages from `target` to the end of the main flow or of the branch."""
     while True:
         match target:
             case ToNode():
@@ -204,7 +204,7 @@ def _text(line: _Line, glyphs: _Glyphs) -> str:
 
 # -- Mermaid
 
-#: Where an arrow starts, and what is written on it.
+#: The start of an arrow, and its label.
 _Source = tuple[str, str]
 
 
@@ -235,7 +235,7 @@ class _Chart:
         self.arrows.append(f'    {name} -- "{_quoted(label)}" --> {target}' if label else f"    {name} --> {target}")
 
     def sequence(self, target: Target, sources: list[_Source]) -> list[_Source]:
-        """Draws the stages from `target` on; returns where the arrows to what follows start."""
+        """Draws the stages from `target` on; returns the starts of the arrows to the next stage."""
         for stage in _stages(self.plan, target):
             sources = self.fork(stage, sources) if isinstance(stage, Fork) else self.node(stage, sources)
         return sources

@@ -1,8 +1,8 @@
-"""The one form of a value outside a node: its JSON dump (SEMANTICS, Rows; PROTOCOL 20).
+"""The one form of a value outside a node: its JSON dump (docs/protocol.md, 20).
 
-A dump that does not validate back to the value it came from is refused here, before it can reach a
-queue, a shard or another node. So are NaN and the infinities, which JSON does not have, unless the
-model writes them as text, and integers beyond 64 bits, which no Parquet column and few readers of JSON hold.
+A dump that does not validate back to its value is refused here, before it can reach a queue, a shard or another
+node. So are integers beyond 64 bits, which no Parquet column and few JSON readers hold, and NaN and the
+infinities, which JSON does not have, unless the model writes them as text.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _SHOWN_CHARACTERS = 60
 
 
 class NotRoundTrip(ValueError):
-    """A value that its own dump does not give back; the message names the first field that differs."""
+    """A value does not survive its own dump; the message names the first field that differs."""
 
 
 def dump_model(instance: BaseModel) -> bytes:
-    """`model_dump_json(by_alias=True, round_trip=True)`, proven to validate back to an equal model.
+    """`model_dump_json(by_alias=True, round_trip=True)`, checked to validate back to an equal model.
 
     Raises:
         NotRoundTrip: it does not.
@@ -56,10 +56,10 @@ def dump_model(instance: BaseModel) -> bytes:
 
 
 def dump_row(instance: BaseModel) -> bytes:
-    """`dump_model` of what a node gives: a JSON object without names that shards have already.
+    """`dump_model` of a node's output: a JSON object without names that shards use themselves.
 
     Raises:
-        NotRoundTrip: its dump is no such object, or does not give it back.
+        NotRoundTrip: its dump is no such object, or does not validate back to it.
     """
     dump = dump_model(instance)
     if not dump.startswith(b"{"):
@@ -86,7 +86,7 @@ def _finding(finding: dict[str, Any]) -> str:
 
 
 def short(value: object) -> str:
-    """How a value looks, for a message."""
+    """A short form of a value for a message."""
     try:
         text = repr(value)
     except RAISED as error:  # a user's __repr__ must not hide what was wrong
@@ -105,7 +105,7 @@ def _require_same(instance: BaseModel, back: BaseModel, dump: bytes) -> None:
 
 
 def _difference(one: Any, two: Any, path: str) -> str:
-    """The first place where two values differ; "" where they are equal or cannot be compared."""
+    """The first place where two values differ; "" if they are equal or cannot be compared."""
     if type(one) is type(two):
         if one == two or "__eq__" not in _own_methods(type(one)):
             return ""
@@ -125,7 +125,7 @@ def _own_methods(kind: type) -> set[str]:
 
 
 def _parts(one: Any, two: Any) -> list[tuple[object, Any, Any]] | None:
-    """What two values of one type are made of, side by side; None where they are not made of the same parts."""
+    """The parts of two values of one type, in pairs; None if their parts do not correspond."""
     if isinstance(one, BaseModel):
         left, right = ({**value.__dict__, **(value.__pydantic_extra__ or {})} for value in (one, two))
         names = [*type(one).model_fields, *(one.__pydantic_extra__ or {})]
@@ -158,7 +158,7 @@ def schema_nodes(model: type[BaseModel]) -> Iterator[Mapping[str, Any]]:
 
 @lru_cache(maxsize=256)
 def _declares_dumps(model: type[BaseModel]) -> bool:
-    """Whether a serializer of the model says what it gives: then it must, since columns are made from that."""
+    """Whether a serializer of the model declares its type, which columns are made from."""
     return any("return_schema" in node for node in schema_nodes(model) if str(node.get("type", "")).startswith("function-"))
 
 

@@ -1,8 +1,8 @@
-"""How rows flow through a plan: pure functions over what is durable.
+"""How rows flow through a plan: pure functions over the durable outcomes.
 
-`frontier` is the one admission function (PROTOCOL 1): it walks a root's rows from the start, takes
-every durable outcome, and puts only pending rows into units. `advance` is the same walk where nothing
-is durable: it finds the successors of a finished unit. `settle` is what a complete root came to.
+`frontier` is the one admission function (docs/protocol.md, 1): it walks a root's rows from the start, takes
+every durable outcome, and puts only pending rows into units. `advance` is the same walk with nothing
+durable: it finds the successors of a finished unit. `settle` gives the results of a complete root.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Durable:
         self._earlier: dict[str, dict[str, Earlier]] = {}
 
     def add(self, node: PlanNode, outputs: Iterable[Output], rejected: Iterable[str], dropped: Iterable[str]) -> None:
-        """Takes in what one unit, or one line of the log, says."""
+        """Adds the outcome of one unit, or of one line of the log."""
         children = self._outputs.setdefault(node.id, {})
         many = node.cardinality is Cardinality.MANY
         for output in outputs:
@@ -42,23 +42,23 @@ class Durable:
         self._dropped.setdefault(node.id, set()).update(dropped)
 
     def add_rejected(self, step_id: str, row_ids: Iterable[str]) -> None:
-        """Rejections alone: bad lines of the input."""
+        """Adds rejections alone: bad lines of the input."""
         self._rejected.setdefault(step_id, set()).update(row_ids)
 
     def add_earlier(self, node: str, asks: Mapping[str, Earlier]) -> None:
-        """The asks for rows that `--retry` opened again; a later retry of a row knows more of them."""
+        """Adds the asks for rows that `--retry` reopened; a later retry of a row replaces an earlier one."""
         self._earlier.setdefault(node, {}).update(asks)
 
     def rejected(self, node: str) -> set[str]:
         return self._rejected.get(node, set())
 
     def reopened(self, node: str, row: Row) -> Row:
-        """A pending row with the asks that it had before it was opened again."""
+        """A pending row with its asks from before it was reopened."""
         earlier = self._earlier.get(node, {}).get(row.row_id)
         return row if earlier is None else msgspec.structs.replace(row, earlier=earlier)
 
     def outputs(self, node: str, row_id: str) -> list[Output] | None:
-        """The outputs of a row in id order, [] where it was dropped, None where it is pending."""
+        """The outputs of a row in id order, [] if it was dropped, None if it is pending."""
         found = self._outputs.get(node, {}).get(row_id)
         if found is not None:
             return sorted(found, key=lambda output: row_order(output.row_id)) if len(found) > 1 else found
@@ -150,7 +150,7 @@ class _Walk:
             self.go(fork.after, joined, scope)
 
     def open_scope(self, scope: Scope, inner: Effects) -> None:
-        """Takes over what the branches left pending, with the finished part of the same base rows."""
+        """Takes over the pending work of the branches, with the finished part of the same base rows."""
         self.effects.units += inner.units
         if scope.base:
             self.effects.scopes.append(scope)
@@ -209,8 +209,8 @@ def join_rows(
 ) -> tuple[list[Row], list[str]]:
     """(rows with every alias, ids of rows that leave the main flow).
 
-    A row leaves when one of its descendants was rejected in a joined branch, or when a branch that
-    gives one value dropped it. Lists are in numeric row-id order, and empty where all was dropped.
+    A row leaves if one of its descendants was rejected in a joined branch, or if a branch that
+    gives one value dropped it. Lists are in numeric row-id order, and empty if all rows were dropped.
     """
     ids = {row.row_id for row in base}
     lost = {owner_of(row_id, ids) for row_id in stopped}
@@ -226,7 +226,7 @@ def join_rows(
 
 
 def _branch_value(branch: Join | Side, rows: list[Row]) -> bytes | None:
-    """The JSON of what a branch gave for one row; None where it gave nothing and should have."""
+    """The JSON of a branch's value for one row; None if it should have given one and did not."""
     if branch.many:
         ordered = sorted(rows, key=lambda row: row_order(row.row_id))
         return b"[" + b",".join(row.values[branch.value] for row in ordered) + b"]"
@@ -234,9 +234,9 @@ def _branch_value(branch: Join | Side, rows: list[Row]) -> bytes | None:
 
 
 def frontier(plan: Plan, root: int, rows: list[Row], durable: Durable | None = None) -> Effects:
-    """What to queue so that the root goes on from what is durable; nothing durable is a fresh root.
+    """The units that continue a root from its durable outcomes; without any, it is a fresh root.
 
-    Pure: the same arguments give the same units with the same ids, wherever it runs.
+    Pure: the same arguments give the same units with the same ids in every process.
     """
     walk = _Walk(plan, root, durable or _NOTHING, None if durable is not None else "")
     walk.go(plan.first, rows, ROOT)
@@ -262,7 +262,7 @@ class Settled:
 
 
 def settle(plan: Plan, root: int, rows: list[Row], durable: Durable) -> Settled:
-    """What a complete root came to.
+    """The results of a complete root.
 
     Raises:
         ValueError: some of its rows are still pending.
@@ -280,7 +280,7 @@ def settle(plan: Plan, root: int, rows: list[Row], durable: Durable) -> Settled:
 
 
 def _with_sides(fork: Fork, rows: list[Row], sides: Mapping[str, list[Row]]) -> list[Row]:
-    """The rows with the values of the branches that end the chain; null where one gave nothing."""
+    """The rows with the values of the branches that end the chain; null for a branch without one."""
     ids = {row.row_id for row in rows}
     found = {side: _by_owner(sides.get(side.branch, ()), ids) for side in fork.sides}
     return [

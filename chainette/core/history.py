@@ -1,4 +1,4 @@
-"""A row's past as validated models, decoded where it is looked at."""
+"""A row's history as validated models, decoded on access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["History", "received"]
 
 
 def received(node: PlanNode, row: Row) -> Any:
-    """The row that a node receives, as its input model (plain data where no model is known)."""
+    """The row that a node receives, as its input model (plain data if no model is known)."""
     value = row.values[node.source]
     if node.input_type is None:
         return row[node.source]
@@ -20,7 +20,7 @@ def received(node: PlanNode, row: Row) -> Any:
 
 
 class History(Mapping[str, Any]):
-    """What a node may look back at: ids and aliases to models (SEMANTICS, Templates)."""
+    """The earlier values that a node may use: ids and aliases to models."""
 
     def __init__(self, plan: Plan, node: PlanNode, row: Row) -> None:
         self._plan, self._node, self._row = plan, node, row

@@ -1,4 +1,4 @@
-"""The names that a chain takes for nodes, branches and aliases, and whether each can have a folder to itself."""
+"""The names of a chain's nodes, branches and aliases; each must have its own folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chainette.utils.ids import folder_key, has_path, snake_case
 
 __all__ = ["INPUTS", "RESERVED", "Names"]
 
-#: The input of a node that is executed alone, beside the history it is given.
+#: The input of a node that is executed alone, beside its history.
 INPUTS = "inputs"
 
 #: Names that the run directory or the templates use themselves.
@@ -28,7 +28,7 @@ class Names:
         return name in self._folders.values()
 
     def take(self, name: str) -> Iterator[str]:
-        """Takes a name; yields why it cannot be had."""
+        """Takes a name; yields the reasons why it cannot be used."""
         folder = snake_case(name)
         key = folder_key(folder)
         if name in RESERVED:

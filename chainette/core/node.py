@@ -1,4 +1,4 @@
-"""What a chain is made of: the base of every node, and where the user declared it."""
+"""The base of every node, and the place where the user declared it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Node", "check_name"]
 
 
-#: What templates read as something else.
+#: Names with another meaning in templates.
 _TAKEN = frozenset({"true", "false", "none", "self"})
 
 
@@ -44,7 +44,7 @@ def check_name(kind: str, name: object) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Node(ABC):
-    """A named part of a chain. Equal only to itself."""
+    """A named part of a chain, equal only to itself."""
 
     id: str
     #: For people: logs and the live view. Defaults to the id.

@@ -37,7 +37,7 @@ __all__ = [
 
 
 class NodeKind(StrEnum):
-    """Who answers for a node."""
+    """What computes a node."""
 
     #: an engine
     STEP = "step"
@@ -167,7 +167,7 @@ class Plan:
     emoji: str
     batch_size: int
     input_model: type[BaseModel]
-    #: Changes when the records are read as other rows: another model of the input.
+    #: Changes with the input model, which turns records into rows.
     input_fingerprint: str
     first: Target
     #: In topological order: a node comes after everything whose rows it receives.
@@ -182,8 +182,8 @@ class Plan:
     warnings: tuple[Problem, ...] = ()
     #: Values of the parameters of the factory that made the chain, as JSON.
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    #: What was compiled out of the plan alone: adapters, prompts. Filled on demand, from
-    #: any thread: two may make the same thing, and either will do.
+    #: Objects compiled from the plan alone: adapters, prompts. Filled on demand from any thread; if two threads make
+    #: the same object, either will do.
     memo: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -198,7 +198,7 @@ class Plan:
 
     @cached_property
     def phases(self) -> tuple[str, ...]:
-        """Engines that share a device, in the order in which rows need them; one that is needed again comes again."""
+        """Engines that share a device, in the order in which rows need them; one that is needed again is repeated."""
         configs = self.engines.values()
         contended = {a.name for a in configs for b in configs if a.name != b.name and a.shares_device_with(b)}
         needed = [node.engine for node in self.nodes.values() if node.engine in contended]
@@ -206,7 +206,7 @@ class Plan:
 
     @cached_property
     def depths(self) -> Mapping[str, int]:
-        """How deep everything lies that units travel to: nodes, and forks that are joined."""
+        """The depth of every destination of units: nodes, and forks with joins."""
         forks = {fork.id: fork.depth for fork in self.forks.values() if fork.joins}
         return {node.id: node.depth for node in self.nodes.values()} | forks
 
@@ -224,7 +224,7 @@ class Plan:
 
 @lru_cache(maxsize=256)
 def join_adapter(join: JoinBranch) -> TypeAdapter[Any]:
-    """Validates the JSON that a row holds under a join's alias; plain data where its last node does not say a model."""
+    """Validates the JSON that a row holds under a join's alias; plain data if its last node declares no model."""
     works = [step for step in join.steps if isinstance(step, (Step, ApplyNode))]
     model: Any = (works[-1].output_model if works else None) or Any
     many = any(isinstance(work, ApplyNode) and work.cardinality is Cardinality.MANY for work in works)

@@ -27,7 +27,7 @@ def prompter(plan: Plan, node: PlanNode) -> Prompter:
 
 
 class Prompter:
-    """Renders one step's prompts; decodes only what the templates name."""
+    """Renders one step's prompts; decodes only the values that the templates name."""
 
     def __init__(self, plan: Plan, node: PlanNode) -> None:
         assert isinstance(node.node, Step)
@@ -35,7 +35,7 @@ class Prompter:
         self._system = Template(self._step.system_prompt, f"step {node.id!r}, system_prompt")
         self._user = Template(self._step.user_prompt, f"step {node.id!r}, user_prompt")
         names = self._system.names | self._user.names
-        #: Ids and aliases that the templates name, and what else they name: `input` and its bare fields.
+        #: Ids and aliases that the templates name, and the other names: `input` and its bare fields.
         self._past = sorted(names & {*node.scope})
         self._bare = sorted(names - {*node.scope, "row_id"})
 
@@ -47,7 +47,7 @@ class Prompter:
 
     @cached_property
     def instruction(self) -> str:
-        """What is appended to the system prompt."""
+        """The text appended to the system prompt."""
         own = self._step.output_format_instruction
         return generate_json_output_prompt(self._step.output_model) if own is None else own
 

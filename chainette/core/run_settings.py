@@ -37,7 +37,7 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How to run, in values that travel: to the log, and to services on other machines.
+    """How to run, in values that the log and orders to services can hold.
 
     Raises:
         InputError: a value is out of range.
@@ -97,8 +97,8 @@ FLAGS: Mapping[str, Flag] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(RunSettings, include_extras=True).items()
 }
 
-#: What the log fixes for every later session of a directory.
+#: Settings that the log fixes for every later session of a directory.
 RECORDED = frozenset(name for name, flag in FLAGS.items() if flag.recorded)
 
-#: What a later session may give.
+#: Settings that a later session may give.
 RESUMABLE = frozenset(name for name, flag in FLAGS.items() if flag.raised or not flag.recorded)

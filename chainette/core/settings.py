@@ -1,4 +1,4 @@
-"""What a change of each setting means for a run that has rows already; docs/semantics.md shows the same table."""
+"""The effect of changing each setting of a run that already has rows; docs/semantics.md shows the same table."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Rescues = Callable[[Any, Any], bool]
 
 
 def raised(old: Any, new: Any) -> bool:
-    """Whether a number is at least what it was."""
+    """Whether a number was not lowered."""
     return bool(new >= old)
 
 
 def lowered(old: Any, new: Any) -> bool:
-    """Whether a number is at most what it was."""
+    """Whether a number was not raised."""
     return bool(new <= old)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one thing that a user declares, in three classes."""
+    """The settings of one kind of declaration, in three classes."""
 
     #: They decide accepted rows, or files: `resume` refuses another value, and names the `--from` that takes it.
     decide: frozenset[str] = frozenset()
@@ -41,7 +41,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Every setting that a user can declare, by what it belongs to; `settings_of_engine` adds the keys of its backend.
+#: Every setting that a user can declare, by kind of declaration; `settings_of_engine` adds the keys of its backend.
 SETTINGS: Mapping[str, Settings] = {
     "Chain": Settings(decide=_words("steps input_model"), free=_words("name emoji batch_size")),
     "Step": Settings(
@@ -68,7 +68,7 @@ SETTINGS: Mapping[str, Settings] = {
 
 
 def settings_of_engine(backend: str) -> Settings:
-    """The settings of an engine, its backend's own keys with them.
+    """The settings of an engine, including its backend's own keys.
 
     Raises:
         EngineConfigError: there is no such backend here.

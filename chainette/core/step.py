@@ -56,7 +56,7 @@ PromptBuilder = Callable[["Step[Any, Any]", Any, Mapping[str, Any]], Sequence[Me
 
 
 class _Prompt:
-    """A field for text that may be given as a file (`Path`): it is read when the step is declared."""
+    """A field for text that may be given as a file (`Path`), which is read when the step is declared."""
 
     def __init__(self, default: str) -> None:
         self._default = default
@@ -100,9 +100,9 @@ def _model_hint(value: object) -> str:
 class Step(Node, Generic[In, Out]):
     """Asks an engine once per row for an `output_model` and validates the answer.
 
-    Prompts are jinja2 templates (docs/templates.md says what is in scope). The JSON-schema
+    Prompts are jinja2 templates (docs/templates.md lists the names in scope). The JSON-schema
     instruction is appended to the system prompt unless `output_format_instruction` replaces it ("" leaves
-    it out). A bad answer is sent back with what was wrong, up to `max_attempts` asks.
+    it out). A bad answer is sent back with the error, up to `max_attempts` asks.
 
     Raises:
         DeclarationError: a value that cannot work, at the line that declares the step.
@@ -110,7 +110,7 @@ class Step(Node, Generic[In, Out]):
 
     output_model: type[Out]
     engine_name: str
-    #: Left out, it is the output model of the node before.
+    #: Defaults to the output model of the node before.
     input_model: type[In] | None = None
     sampling: SamplingParams = _DEFAULT_SAMPLING
     #: Text, or a Path relative to the file that declares the step.
@@ -120,7 +120,7 @@ class Step(Node, Generic[In, Out]):
     output_format_instruction: str | None = None
     #: False keeps the rows out of the outputs; later nodes still see them.
     yield_output: bool = True
-    #: Builds the messages instead of the two templates.
+    #: Builds the messages in place of the two templates.
     prompt_builder: PromptBuilder | None = None
     max_attempts: int = 3
 
@@ -142,5 +142,5 @@ class Step(Node, Generic[In, Out]):
         return DeclarationError(f"{self.place}: step {self.id!r}: {said}")
 
     def decode(self, value: bytes) -> Out:
-        """The validated output out of a row's JSON."""
+        """The validated output from a row's JSON."""
         return self.output_model.model_validate_json(value)

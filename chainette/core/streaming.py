@@ -1,7 +1,7 @@
-"""What a run tells while its answers come, token by token: `chain.stream(row)`, `chainette run --stream`.
+"""Events of a run whose answers stream token by token: `chain.stream(row)`, `chainette run --stream`.
 
-Per row and step: `Asked`, its `Piece`s, then `Passed`, `Unusable` (asked again) or a `Rejection`. The row's way
-through functions and joins is told too. Rows side by side are told side by side; (step_id, row_id) tells them apart.
+Per row and step: `Asked`, its `Piece`s, then `Passed`, `Unusable` (asked again) or a `Rejection`. Functions and
+joins have events too. Events of concurrent rows are interleaved; (step_id, row_id) tells them apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Asked", "Dropped", "Finished", "Joined", "Passed", "Piece", "StreamE
 class Asked(msgspec.Struct, frozen=True):
     """A step's question about a row went to its engine.
 
-    It comes again, with the same number, where an answer broke off and is begun anew: pieces before it are void.
+    It is repeated, with the same number, if an answer broke off and starts again: earlier pieces are void.
     """
 
     step_id: str
@@ -27,7 +27,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """What came of the answer since the last piece, before it is validated."""
+    """The part of an answer that arrived since the last piece; not validated yet."""
 
     step_id: str
     row_id: str
@@ -37,7 +37,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Unusable(msgspec.Struct, frozen=True):
-    """An answer that did not validate and has asks left: it is asked again."""
+    """An answer did not validate, and the row is asked again."""
 
     step_id: str
     row_id: str
@@ -62,7 +62,7 @@ class Dropped(msgspec.Struct, frozen=True):
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """Joined branches are merged: `row[branch]` is what they gave."""
+    """Joined branches are merged: `row[branch]` is the branch's value."""
 
     aliases: tuple[str, ...]
     row: Row

@@ -1,1 +1,1 @@
-"""Small things without an owner: ids, banner, debugging."""
+"""Small modules that know nothing of chains: ids, banner, debugging."""

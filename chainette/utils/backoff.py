@@ -1,4 +1,4 @@
-"""Exponential back-off, once for everything that tries again."""
+"""Exponential back-off for everything that retries."""
 
 from __future__ import annotations
 

@@ -13,5 +13,5 @@ _LETTERS = r"""
 
 
 def banner(version: str) -> str:
-    """Four lines without a newline at the end; the last one says the version."""
+    """Four lines without a final newline; the last one has the version."""
     return f"{_LETTERS.strip(chr(10))}  {version}"

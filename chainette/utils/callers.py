@@ -1,4 +1,4 @@
-"""Where the user's code called into this package."""
+"""Finds the line of the user's code that called into this package."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def caller_frame() -> FrameType:
 
 
 def caller_place() -> Place:
-    """The line where that frame is."""
+    """The line of that frame."""
     frame = caller_frame()
     return Place(frame.f_code.co_filename, frame.f_lineno)

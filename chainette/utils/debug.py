@@ -1,7 +1,7 @@
-"""ChainDebugger: the hook behind `--debug`, which tells prompts, answers and timings as they happen.
+"""ChainDebugger: the hook behind `--debug`, which reports prompts, answers and timings as they happen.
 
-It prints nothing itself: every text goes to the callable that it was given. Each text is whole, so texts of
-steps that run side by side do not mix.
+It prints nothing itself: it passes every text to the callable that it was given. Each text is whole, so texts of
+concurrent steps do not mix.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SILENT = frozenset({"seq", "at", "epoch", "off", "graph", "settings", "versions
 
 
 class ChainDebugger(Hook):
-    """Writes every event, and every request with its answer; seconds count from its creation."""
+    """Writes every event, and every request with its answer; time counts from its creation."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write

@@ -11,13 +11,13 @@ RAISED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExce
 
 
 def is_stray(error: BaseException) -> bool:
-    """Whether an error is of the code that was run, and no cancellation of the task that runs it."""
+    """Whether the error comes from the code that was run, and is not a cancellation of its task."""
     task = asyncio.current_task()
     return not isinstance(error, asyncio.CancelledError) or task is None or not task.cancelling()
 
 
 def told(error: BaseException) -> str:
-    """`LookupError: not this one`; the type alone where the error cannot say more."""
+    """`LookupError: not this one`; the type alone if the error has no text."""
     try:
         return f"{type(error).__name__}: {error}"
     except RAISED:

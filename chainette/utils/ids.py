@@ -36,7 +36,7 @@ def folder_key(folder: str) -> str:
 
 
 def has_path(folder: str) -> bool:
-    """Whether paths of this process can spell the name: not with an ASCII locale and UTF-8 mode switched off."""
+    """Whether this process can use the name in paths: not with an ASCII locale and UTF-8 mode switched off."""
     try:
         os.fsencode(folder)
     except UnicodeEncodeError:
@@ -47,7 +47,7 @@ def has_path(folder: str) -> bool:
 def name_problem(name: object) -> str:
     """Why a name that only people read (of a chain, an engine) cannot be used; "" when it can.
 
-    Any text will do: whatever turns it into a queue, a label or a command escapes it.
+    Almost any text will do, since queues, labels and commands escape it.
     """
     if not isinstance(name, str):
         return f"is {type(name).__name__}, not text; put it in quotes"

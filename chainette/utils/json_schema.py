@@ -22,7 +22,7 @@ class _WithoutFieldTitles(GenerateJsonSchema):
 
 
 def generate_json_output_prompt(model: type[BaseModel]) -> str:
-    """What is appended to a system prompt so that the answer is an instance of `model`.
+    """The text appended to a system prompt so that the answer is an instance of `model`.
 
     The same model gives the same text in every process. Descriptions and titles that the user wrote stay in.
     """

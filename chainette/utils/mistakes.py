@@ -1,4 +1,4 @@
-"""Arguments that a call does not take: what to write in their place."""
+"""Advice for unknown arguments of a call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def advice(unknown: Mapping[str, Any], known: Iterable[str], hints: Mapping[str, str], *, kind: str = "no parameter") -> str:
-    """What to write in the place of unknown arguments.
+    """Says what to write in place of unknown arguments.
 
     A hint may use `{value}`, and `{given}` for all arguments that share it: `sampling=SamplingParams({given})` makes one
     piece of `temperature=0.2` and `top_p=0.9`.
@@ -46,10 +46,10 @@ def advice(unknown: Mapping[str, Any], known: Iterable[str], hints: Mapping[str,
 
 
 def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Callable[[T], T]:
-    """Makes a class or a function refuse wrong arguments with the caller's line and with what to write.
+    """Makes a class or a function refuse wrong arguments with the caller's line and with advice.
 
-    `hints` says it for names that people bring along from elsewhere; other names get the nearest. `called` is what the
-    user knows it as.
+    `hints` has the advice for names that people know from other libraries; other names get the nearest one. `called` is
+    the name that the user knows.
     """
 
     def wrap(target: T) -> T:
@@ -101,7 +101,7 @@ def _refusal(
 
 
 def _shown(value: Any) -> str:
-    """The value as one would write it, if it is short."""
+    """The value as the user would write it, if it is short."""
     if isinstance(value, type):
         return value.__name__
     text = repr(value) if isinstance(value, str | int | float) or value is None else "..."

@@ -1,4 +1,4 @@
-"""What every part of the process needs, and a function of the user's may have taken away."""
+"""Repairs global state of the process that a user's function may have broken."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PATH = tuple(sys.path)
 
 
 def put_back() -> None:
-    """Restores entries of `sys.path`, and opens standard streams that were closed: what is printed then goes where it can.
+    """Restores entries of `sys.path`, and reopens standard streams that were closed.
 
-    A closed file descriptor 1 would be the next file that is opened, and prints would end up in it.
+    Otherwise the next opened file would get a closed file descriptor 1, and prints would end up in it.
     """
     missing = [entry for entry in _PATH if entry not in sys.path]
     if missing:

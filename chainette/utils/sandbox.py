@@ -1,6 +1,6 @@
-"""The jinja2 environment: sandboxed, strict about missing names, and JSON for whatever is not text.
+"""The jinja2 environment: sandboxed, strict about missing names, and JSON for everything but text.
 
-The one file that sets jinja2 up. It is imported where the first template is compiled, since jinja2
+The only file that sets jinja2 up. It is imported when the first template is compiled, since jinja2
 costs a tenth of the start-up budget. Nothing in it draws random numbers: a template gives the same
 text for the same values.
 """
@@ -25,7 +25,7 @@ from pydantic_core import to_json
 
 __all__ = ["as_text", "compile_tree", "environment", "names_of", "parse"]
 
-#: Filters that turn what they are given into text first.
+#: Filters that first turn their arguments into text.
 _TEXT_FILTERS = frozenset(
     {"capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "striptags", "title", "trim"}
     | {"truncate", "upper", "urlencode", "urlize", "wordcount", "wordwrap"}
@@ -35,10 +35,10 @@ _LOADS = {"Include": "include", "Import": "import", "FromImport": "from ... impo
 
 
 def as_text(value: Any) -> Any:
-    """What `{{ value }}` prints.
+    """The text that `{{ value }}` prints.
 
-    Text and numbers as they are, an enum as its value, a model or a collection as JSON, None as
-    `null`, True as `true`: the same as inside that JSON.
+    Text and numbers stay as they are; an enum becomes its value, a model or a collection JSON, None
+    `null`, True `true`, as inside that JSON.
 
     Raises:
         TemplateRuntimeError: the value is a method that was not called.
@@ -77,7 +77,7 @@ def _as_json(value: Any, indent: int | None = None) -> str:
 
 
 def _refused(value: Any) -> str:
-    """What is inside a collection and is no data: a missing name says so itself."""
+    """Raises for an item of a collection that is not data; a missing name raises its own error."""
     if isinstance(value, Undefined):
         return str(value)
     raise TypeError(f"a {type(value).__name__} cannot be printed as JSON")
@@ -93,7 +93,7 @@ def _joined(values: Any, d: str = "", attribute: str | int | None = None) -> str
 
 
 class _Missing(StrictUndefined):
-    """Fails where it is used, in the words of the models."""
+    """Fails when it is used, in the words of the models."""
 
     __slots__ = ()
 
@@ -128,7 +128,7 @@ def parse(source: str) -> nodes.Template:
 
     Raises:
         TemplateSyntaxError: it cannot be parsed, loads another template, or names a filter or a test that does not
-            exist (jinja2 itself finds out late where it stands in an `if`).
+            exist (jinja2 itself finds out late if it is inside an `if`).
     """
     tree = environment().parse(source)
     for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
@@ -144,7 +144,7 @@ def parse(source: str) -> nodes.Template:
 
 
 def names_of(tree: nodes.Template) -> frozenset[str]:
-    """The names that a template takes from its context; also those of jinja2's own globals, which a field may be called."""
+    """The names that a template takes from its context, including jinja2's own globals, which may be field names."""
     loaded = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     return frozenset(meta.find_undeclared_variables(tree) | (loaded & environment().globals.keys()))
 
@@ -155,7 +155,7 @@ def compile_tree(tree: nodes.Template) -> JinjaTemplate:
 
 
 class _TextFirst(NodeTransformer):
-    """Makes `~` and the text filters see what `{{ }}` would print: "red", never "Color.RED"."""
+    """Makes `~` and the text filters see the text that `{{ }}` would print: "red", never "Color.RED"."""
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
         self.generic_visit(node)

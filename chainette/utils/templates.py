@@ -1,4 +1,4 @@
-"""Prompts as jinja2 templates: compiled once, rendered per row, never silent about what is missing.
+"""Prompts as jinja2 templates: compiled once, rendered per row, with an error for every missing name.
 
 Rendering is sandboxed and strict. `{{ value }}` prints text and numbers as they are, an enum as its
 value, and everything else as JSON: a model (by alias), a list, a dict, None as `null`, True as `true`.
@@ -24,7 +24,7 @@ class Template:
         TemplateError: the source has a syntax error; the message names the label and the line.
     """
 
-    #: Names that the template takes from its context; also those of jinja2's own globals (`range`).
+    #: Names that the template takes from its context, including jinja2's own globals (`range`).
     names: frozenset[str]
 
     def __init__(self, source: str, label: str = "template") -> None:
@@ -47,7 +47,7 @@ class Template:
 
         Raises:
             TemplateError: a name or field is missing, the sandbox forbids an access, or the code of a
-                model raised; the message names the label, the line and what was found.
+                model raised; the message names the label, the line and the cause.
         """
         try:
             return "".join(self._compiled.root_render_func(self._compiled.new_context(context)))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Coroutines side by side."""
+"""Concurrent coroutines."""
 
 from __future__ import annotations
 

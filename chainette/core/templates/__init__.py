@@ -1,1 +1,1 @@
-"""Names in prompts against the models that they stand for."""
+"""Checks names in prompts against the models that they stand for."""

@@ -15,7 +15,7 @@ def root_of(path: str) -> str:
 
 
 def text_of(node: nodes.Node, *, item: bool = False) -> str:
-    """An expression as the user wrote it, as far as it is a path."""
+    """The part of an expression that is a path, as the user wrote it."""
     from jinja2 import nodes
 
     match node:

@@ -1,4 +1,4 @@
-"""What a filter makes of a value, and whether the field that it names exists."""
+"""The result type of a filter, and whether the field that it names exists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEXT = frozenset(
 _NUMBERS: Mapping[str, Any] = {"length": int, "count": int, "int": int, "wordcount": int, "float": float, "round": float}
 _ONE_OF = frozenset({"first", "last", "min", "max"})
 _SAME = frozenset({"list", "sort", "reverse", "unique", "select", "reject", "selectattr", "rejectattr"})
-#: Filters that name a field of the items: keyword, and position where it may be given without.
+#: Filters that name a field of the items, by keyword, and its position if it may be positional.
 _BY_FIELD: Mapping[str, int | None] = {
     "map": None,
     "selectattr": 0,
@@ -33,7 +33,7 @@ _BY_FIELD: Mapping[str, int | None] = {
     "sum": 0,
     "join": 1,
 }
-#: Filters after which a field that may be None is there, since the template looked.
+#: Filters after which an optional field counts as present, since the template tested it.
 _SELECTS = frozenset({"select", "selectattr", "reject", "rejectattr"})
 
 
@@ -85,7 +85,7 @@ def _walk(kind: Any, path: str) -> tuple[Any, str]:
 
 
 def _field_of(node: nodes.Filter) -> str | None:
-    """The field that a filter names, where it is written out."""
+    """The field that a filter names by a literal."""
     from jinja2 import nodes
 
     if node.name not in _BY_FIELD:
@@ -100,5 +100,5 @@ def _field_of(node: nodes.Filter) -> str | None:
 
 
 def _unchecked(kind: Any) -> Any:
-    """Items that a filter selected: their fields may have been tested, so nothing is said about them."""
+    """Items that a filter selected: their fields may have been tested, so nothing is reported about them."""
     return kind if all(getattr(part, "model_fields", None) is None for part in members(kind)) else Any

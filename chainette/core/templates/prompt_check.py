@@ -1,4 +1,4 @@
-"""Prompts that are sent as they stand although they were meant to hold a value of the row."""
+"""Finds prompts that were meant to hold a value of the row but do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILE = re.compile(r"[\w./\\-]+\.(?:txt|md|j2|jinja2?|prompt|tmpl)")
 
 
 def prompt_warnings(prompts: Mapping[str, str], names: Collection[str], *, constant_is_fine: bool) -> list[str]:
-    """What looks like a mistake in the prompts of a step; `names` are those that a template may use.
+    """Likely mistakes in the prompts of a step; `names` are those that a template may use.
 
     `constant_is_fine` says that the row has no value to mention.
     """
@@ -33,7 +33,7 @@ def prompt_warnings(prompts: Mapping[str, str], names: Collection[str], *, const
 
 
 def _single_braces(label: str, source: str, names: Collection[str]) -> list[str]:
-    """One warning for all names of a prompt in single braces, as of an f-string or `str.format`."""
+    """One warning for all names of a prompt in single braces, as in an f-string or `str.format`."""
     if "{% raw" in source or "{%- raw" in source:
         return []
     found = {match[0]: match[1] + match[2] for match in _SINGLE.finditer(source) if match[1] in names}
@@ -44,6 +44,6 @@ def _single_braces(label: str, source: str, names: Collection[str]) -> list[str]
 
 
 def tag_hint(message: str, names: Collection[str]) -> str:
-    """What to write if an unknown tag is the name of a value: `{% text %}`."""
+    """A suggestion if an unknown tag is the name of a value: `{% text %}`."""
     tag = re.match(r"Encountered unknown tag '(\w+)'", message)
     return f"; write {{{{ {tag[1]} }}}} for the value" if tag and tag[1] in names else ""

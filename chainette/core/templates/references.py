@@ -1,8 +1,8 @@
 """Resolves every name and field of a prompt against the types in scope, before any row is read.
 
-What it reports as an error fails for every row that gets there; what may fail for some rows is a warning.
-Where a type cannot be told it is silent, and a value that the template tests (`{% if x %}`, `x is defined`)
-counts as present inside that test's branches.
+An error fails for every row that reaches it; if only some rows may fail, it is a warning. Nothing is reported about
+unknown types, and a value that the template tests (`{% if x %}`, `x is defined`) counts as present inside that
+test's branches.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["TemplateFinding", "template_problems"]
 
 @dataclass(frozen=True)
 class TemplateFinding:
-    """One thing that is wrong with a template."""
+    """One problem of a template."""
 
     message: str
     #: 1-based, in the template.
@@ -56,10 +56,10 @@ def template_problems(
     bare: type[BaseModel] | None,
     elsewhere: Mapping[str, str] | None = None,
 ) -> list[TemplateFinding]:
-    """What is wrong with a template, each thing once, in reading order.
+    """The problems of a template, each once, in reading order.
 
     `scope` maps names to types, `bare` is the model whose fields are names too (`scope` wins), and `elsewhere`
-    says why an id that exists is not in scope here. Where `bare` is None, unknown names are not reported.
+    says why an id that exists is not in scope here. If `bare` is None, unknown names are not reported.
     """
     from jinja2 import TemplateSyntaxError
 
@@ -102,7 +102,7 @@ class _Checker:
                 visit(statement)
 
     def visit_other(self, node: nodes.Node) -> None:
-        """A statement without rules of its own: its expressions, then its body in a scope of its own."""
+        """Any other statement: its expressions, then its body in an inner scope."""
         from jinja2 import nodes
 
         with self.inner():
@@ -210,7 +210,7 @@ class _Checker:
 
     @contextmanager
     def guarding(self, *tests: nodes.Node) -> Iterator[None]:
-        """Everything that `tests` mention counts as present inside."""
+        """All values that `tests` mention count as present inside."""
         kept = self._guarded
         self._guarded = kept | {path for test in tests for path in paths_in(test)}
         try:
@@ -229,7 +229,7 @@ class _Checker:
     # -- expressions
 
     def type_of(self, node: nodes.Node) -> Any:
-        """The type of an expression, or Any; reports what is wrong in it."""
+        """The type of an expression, or Any; reports its problems."""
         handler = getattr(self, f"type_{type(node).__name__}", None)
         if handler is not None:
             return handler(node)
@@ -383,7 +383,7 @@ class _Checker:
             self.report(node, f"{name!r} is not in scope{self.suggestion(name)}")
 
     def suggestion(self, name: str) -> str:
-        """The name that was probably meant: one in scope, or the value that has such a field."""
+        """The name that was probably meant: one in scope, or a value with such a field."""
         fields = self.bare.model_fields if self.bare is not None else {}
         owners = [
             f"{owner}.{name}"

@@ -1,7 +1,7 @@
-"""What a template finds behind a name, a dot or an index, told from types alone.
+"""The types behind a template's names, dots and indexes, found from annotations alone.
 
-Everything answers with a type, or with a message where the access can never work. `Any` means that it
-cannot be told; whoever asks stays silent about it.
+Every function returns a type, or a message if the access can never work. `Any` means the type is unknown;
+callers report nothing.
 """
 
 from __future__ import annotations
@@ -76,19 +76,19 @@ class Loop:
 
 @dataclass(frozen=True)
 class Access:
-    """What `value.name` gives."""
+    """The result of `value.name`."""
 
     type: Any = Any
-    #: Why it cannot work, without saying what `value` is; "" where it can.
+    #: Why it cannot work, without naming `value`; "" if it can.
     problem: str = ""
     #: Whether it works for some values only.
     sometimes: bool = False
-    #: What a template may append to the value to find out: {% if value<test> %}.
+    #: The test that a template may append to the value: {% if value<test> %}.
     test: str = ""
 
 
 def nearest(word: str, known: Iterable[str], *, shown: int = 8) -> str:
-    """ "; did you mean ...?", or the first names there are."""
+    """ "; did you mean ...?", or the first known names."""
     names = sorted({name for name in known if not name.startswith("_")})
     close = difflib.get_close_matches(word, names, n=1)
     if close:
@@ -98,7 +98,7 @@ def nearest(word: str, known: Iterable[str], *, shown: int = 8) -> str:
 
 
 def attribute(annotation: Any, name: str) -> Access:
-    """What `.name` gives on a value of this type."""
+    """The result of `.name` on a value of this type."""
     if isinstance(annotation, Method):
         return Access()
     parts = members(annotation)
@@ -164,7 +164,7 @@ def _properties(model: type[BaseModel]) -> list[str]:
 
 
 def has_member(model: type[BaseModel], name: str) -> bool:
-    """Whether `name` is a field of the model, or something that its author defined on it."""
+    """Whether `name` is a field of the model, or another attribute that its author defined."""
     return name in model.model_fields or (not name.startswith("_") and not hasattr(BaseModel, name) and hasattr(model, name))
 
 
@@ -213,7 +213,7 @@ def _article(kind: type) -> str:
 
 
 def iterated(annotation: Any) -> Access:
-    """What a loop over a value of this type gives."""
+    """The items of a loop over a value of this type."""
     if isinstance(annotation, Method):
         return Access(problem=f"is a method; call it: .{annotation.name}()")
     parts = members(annotation)
@@ -239,7 +239,7 @@ def _iterated_member(kind: Any) -> Any:
 
 
 def item_type(kind: Any) -> Any:
-    """What `value[i]` gives."""
+    """The type of `value[i]`."""
     mapping = mapping_types(kind)
     if mapping is not None:
         return mapping[1]
@@ -250,7 +250,7 @@ def item_type(kind: Any) -> Any:
 
 
 def result_of(called: Any, arguments: Sequence[Any]) -> Any:
-    """What a call gives, for the methods whose result later names hang on."""
+    """The type of a call, for the methods whose results later names depend on."""
     if not isinstance(called, Method):
         return Any
     mapping = mapping_types(called.owner)
@@ -283,5 +283,5 @@ def without_none(kind: Any) -> Any:
 
 
 def same_or_any(left: Any, right: Any) -> Any:
-    """The type of an expression that gives one or the other."""
+    """The type of an expression that yields one or the other."""
     return left if left == right else Any

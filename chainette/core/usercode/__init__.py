@@ -1,1 +1,1 @@
-"""The user's code: found, imported in isolation, told apart."""
+"""The user's code: found, imported in isolation, fingerprinted."""

@@ -72,14 +72,14 @@ class Held:
 
 
 def is_constant(value: Any) -> bool:
-    """Whether a value says everything itself, and cannot change."""
+    """Whether a value is immutable and its own text."""
     return isinstance(value, (Enum, re.Pattern)) or type(value) in _CONSTANTS
 
 
 def text_at_first(value: Any, *, ordered: bool = True, file: str = "") -> str | None:
-    """Data as text: constants as they are, the rest as they were when this was first asked; None for anything else.
+    """Data as text: constants as they are, other data as they were at the first call; None for anything else.
 
-    Folders above `file` are named relative to it, so that a project that moved is the same.
+    Folders above `file` are named relative to it, so that moving a project changes nothing.
     """
     if is_constant(value):
         text = canonical(value)
@@ -91,7 +91,7 @@ def text_at_first(value: Any, *, ordered: bool = True, file: str = "") -> str | 
 def _digest_at_first(held: Held, ordered: bool, file: str) -> str | None:
     try:
         text = canonical(held.value, ordered=ordered)
-    except Exception:  # containers of the user's may raise anything, and may hold themselves
+    except Exception:  # the user's containers may raise anything, and may contain themselves
         return None
     return text and hashlib.sha256(without_places(text, file).encode(errors="surrogatepass")).hexdigest()
 
@@ -105,7 +105,7 @@ def without_places(text: str, file: str) -> str:
 
 
 def attributes_at_first(value: Any) -> tuple[tuple[str, Any], ...]:
-    """An object's attributes, by name, as they were when this was first asked."""
+    """An object's attributes, by name, as they were at the first call."""
     return _attributes_at_first(Held(value))
 
 
@@ -115,7 +115,7 @@ def _attributes_at_first(held: Held) -> tuple[tuple[str, Any], ...]:
 
 
 def instance_attributes(value: Any) -> dict[str, Any]:
-    """An object's attributes, those in slots too."""
+    """An object's attributes, including those in slots."""
     slots = (name for kind in type(value).__mro__ for name in _slots(kind))
     return {**{name: getattr(value, name) for name in slots if hasattr(value, name)}, **getattr(value, "__dict__", {})}
 
@@ -126,7 +126,7 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def code_at_first(value: Any) -> tuple[Any, ...]:
-    """The functions and classes directly in a container, as they were when this was first asked: a registry's."""
+    """The functions and classes directly in a container (say, a registry), as they were at the first call."""
     return _code_at_first(Held(value))
 
 
@@ -153,13 +153,13 @@ def types_within(value: Any) -> Iterator[type]:
 
 
 def differs_by_process(statements: Iterable[ast.AST]) -> bool:
-    """Whether assignments take a value from the clock or from the process, which is another one at every resume."""
+    """Whether assignments take a value from the clock or from the process, which differs at every resume."""
     calls = (part.func for statement in statements for part in ast.walk(statement) if isinstance(part, ast.Call))
     return any(getattr(call, "attr", getattr(call, "id", "")) in _OF_A_PROCESS for call in calls)
 
 
 def origins_of(tree: ast.Module, statements: Iterable[ast.AST]) -> list[ast.AST]:
-    """Statements, those that set the globals they use, and what the functions they call return."""
+    """Statements, those that set the globals they use, and the returns of the functions they call."""
     tops = _tops(tree)
     found: dict[int, ast.AST] = {}
     pending = [*statements]
@@ -187,7 +187,7 @@ def _tops(tree: ast.Module) -> dict[str, list[ast.AST]]:
 
 
 def from_a_set(statements: Iterable[ast.AST]) -> bool:
-    """Whether assignments go through a set, whose order is another one in every process."""
+    """Whether assignments go through a set, whose order differs in every process."""
     parts = (part for statement in statements for part in ast.walk(statement))
     return any(
         isinstance(part, (ast.Set, ast.SetComp)) or (isinstance(part, ast.Name) and part.id in ("set", "frozenset"))
@@ -199,7 +199,7 @@ def from_a_set(statements: Iterable[ast.AST]) -> bool:
 def names_of_state(tree: ast.Module) -> frozenset[str]:
     """Globals that functions change while rows are computed: caches and counters.
 
-    Functions that run at the import, because the top of the module calls them, fill data and hold no state.
+    Functions that run during the import, because module-level code calls them, fill data and hold no state.
     """
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     inside = {part for function in functions for part in ast.walk(function)}
@@ -212,7 +212,7 @@ def names_of_state(tree: ast.Module) -> frozenset[str]:
 
 @lru_cache(maxsize=256)
 def names_of_own_state(node: ast.ClassDef) -> frozenset[str]:
-    """Attributes of `self` that methods change after the object is made, or that are another one in every process."""
+    """Attributes of `self` that methods change after construction, or that differ in every process."""
     methods = {part.name: part for part in node.body if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))}
     early = {"__init__", "__post_init__", "__new__"} & methods.keys()
     while (more := early.union(*(_methods_called(methods[name]) for name in early)) & methods.keys()) != early:
@@ -249,7 +249,7 @@ def _called(parts: Iterable[ast.AST]) -> set[str]:
 
 
 def _changed_by(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
-    """The globals that a function sets anew or changes in place."""
+    """The globals that a function rebinds or changes in place."""
     parts = [*ast.walk(function)]
     declared = {name for part in parts if isinstance(part, ast.Global) for name in part.names}
     own = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
@@ -275,7 +275,7 @@ def _base(node: ast.expr) -> str:
 
 
 def canonical(value: Any, *, ordered: bool = True) -> str | None:
-    """Data as text; None if any part is none."""
+    """Data as text; None if any part is not data."""
     if isinstance(value, Enum):
         return f"{type(value).__name__}.{value.name}={value.value!r}"
     if isinstance(value, re.Pattern):

@@ -1,9 +1,9 @@
-"""Fingerprints of the user's code: equal where it computes the same, different where it was changed.
+"""Fingerprints of the user's code: equal if it computes the same, different if it was changed.
 
-A fingerprint is a hash of syntax trees without positions, comments, docstrings and file names, of everything that
-the code refers to by global name, and of the data among it (`data_text.py`, `held_data.py`), also if an import read
+A fingerprint is a hash of syntax trees without positions, comments, docstrings and file names. It covers everything
+that the code refers to by global name, and the data among it (`data_text.py`, `held_data.py`), also if an import read
 them from a file. It is the same in every process. Modules that a function imports when it is called count whole, by
-their source. The insides of installed packages are not followed.
+their source. Installed packages are not followed.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def fingerprint_model(model: type[BaseModel]) -> str:
 def _schema(model: type[BaseModel]) -> str:
     try:
         return public_name(json.dumps(model.model_json_schema(), sort_keys=True))
-    except Exception:  # the plan's check reports it; here any text will do
+    except Exception:  # the plan's check reports it, so any text will do
         return repr(sorted(model.model_fields))
 
 
 class _Trace:
-    """Collects what a definition consists of, each part once, in an order that depends on the code alone."""
+    """Collects the parts of a definition, each once, in an order that depends on the code alone."""
 
     def __init__(self, root: Any) -> None:
         self._lines: list[str] = []
@@ -100,7 +100,7 @@ class _Trace:
         self._lines.append(f"{label}: {text}")
 
     def add(self, value: Any) -> None:
-        """Takes in a value and what it refers to."""
+        """Adds a value and everything that it refers to."""
         text = text_at_first(value)
         if text is not None:
             self.note("value", text)
@@ -164,19 +164,19 @@ class _Trace:
         self._add_attached(fn)
 
     def _add_imports(self, node: ast.AST, module: Mapping[str, Any]) -> None:
-        """Modules that a function imports when it is called: as they are now, whole."""
+        """Adds modules that a function imports when it is called: their whole source, as it is now."""
         for name, file in files_imported(node, module).items():
             tree = source_tree(file, {})
             self.note("imports", f"{name} {dump(tree) if tree is not None else ''}")
 
     def _add_attached(self, fn: FunctionType) -> None:
-        """What decorators and assignments put on a function: `f.limit = 3`, the cases of `singledispatch`."""
+        """Adds a function's attributes: `f.limit = 3`, the cases of `singledispatch`."""
         for name, value in attributes_at_first(fn):
             self.note("attribute", name)
             self.add(value)
 
     def _add_library_function(self, fn: FunctionType) -> None:
-        """A function of a package by its name, and the user's functions that it calls: as a decorator's result does."""
+        """Adds a package's function by its name, and the user's functions that it wraps, as a decorator's result does."""
         self.note("library", _qualified(fn))
         if fn.__code__.co_filename.startswith("<"):
             self.note("code", code_text(fn.__code__))
@@ -202,7 +202,7 @@ class _Trace:
             self.add(nested)
 
     def _add_class_data(self, cls: type, node: ast.ClassDef) -> None:
-        """Data that the body of a class sets: `labels = json.loads(...)`."""
+        """Adds data that the body of a class sets: `labels = json.loads(...)`."""
         for statement in node.body:
             for name in sorted(targets(statement) & vars(cls).keys()):
                 text = None if differs_by_process([statement]) else text_at_first(vars(cls)[name])
@@ -210,7 +210,7 @@ class _Trace:
                     self.note(name, text)
 
     def _add_instance(self, value: Any) -> None:
-        """An object: its class, and what it was set up with."""
+        """Adds an object: its class, and its initial attributes."""
         self.add(type(value))
         if not self._is_users(type(value)):
             self.note("holds", held_at_first(value, self._counted))
@@ -220,7 +220,7 @@ class _Trace:
             self.add(attribute)
 
     def _attributes(self, value: Any) -> Mapping[str, Any] | None:
-        """The attributes of an object of the user's that neither its methods change nor the process decides."""
+        """The attributes of a user's object that its methods do not change and that do not depend on the process."""
         if not self._is_users(type(value)):
             return None
         kinds = [kind for kind in type(value).__mro__ if self._is_users(kind)]
@@ -229,7 +229,7 @@ class _Trace:
         return {name: attribute for name, attribute in instance_attributes(value).items() if name not in left_out}
 
     def _follow(self, names: Set[str], node: ast.AST, module: Mapping[str, Any]) -> None:
-        """The globals behind names, if they are user code or data."""
+        """Adds the globals behind names, if they are user code or data."""
         for name in sorted(names & module.keys()):
             value = module[name]
             if isinstance(value, ModuleType):
@@ -239,7 +239,7 @@ class _Trace:
                 self._add_global(name, value, module)
 
     def _add_global(self, name: str, value: Any, module: Mapping[str, Any]) -> None:
-        """Data count by their value after the import; state, and objects that may hold some, by their source."""
+        """Adds data by their value after the import; state, and objects that may hold state, by their source."""
         if isinstance(value, type) or inspect.isroutine(value) or type(value).__module__.startswith("chainette."):
             self.add(value)
             return
@@ -260,7 +260,7 @@ class _Trace:
             self.add(value)
 
     def _add_assignments(self, statements: Iterable[ast.AST], module: Mapping[str, Any]) -> bool:
-        """The statements at the top of a module that set a name; False if there are none."""
+        """Adds the module-level statements that set a name; False if there are none."""
         for statement in statements:
             text = dump(statement)
             if text not in self._assigned:
@@ -270,7 +270,7 @@ class _Trace:
         return bool(statements)
 
     def _follow_module(self, name: str, module: ModuleType, node: ast.AST) -> None:
-        """`helpers.f`: what the code takes from a module of the user's."""
+        """Adds what the code uses of a user's module, say `helpers.f`."""
         if not self._is_users(module) or (id(module), node) in self._modules:
             return
         self._modules.add((id(module), node))
@@ -306,7 +306,7 @@ def _qualified(thing: Any) -> str:
 
 
 def _globals_of(cls: type) -> Mapping[str, Any]:
-    """The globals of the module that made a class, also where the module is not importable any more."""
+    """The globals of the module that made a class, even if the module is no longer importable."""
     for member in vars(cls).values():
         function = getattr(member, "__func__", getattr(member, "fget", member))
         if isinstance(function, FunctionType) and function.__module__ == cls.__module__:

@@ -1,7 +1,7 @@
-"""The data that objects hold, as text: tables, arrays, bound methods, partials, objects of the user's, and containers of them.
+"""The data in objects, as text: tables, arrays, bound methods, partials, the user's objects, and containers of them.
 
-What holds no data counts by the name of its type, and so does what is another one in every process: locks, clients,
-paths, generators of random numbers.
+Objects without data count by the name of their type, and so do objects that differ in every process: locks, clients,
+paths, random number generators.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Counted", "held_at_first"]
 _PLAIN = (str, int, float, bytes, bytearray)
 _ORDERED = (list, tuple, deque, KeysView, ValuesView, ItemsView)
 
-#: Modules whose objects say all that they are when they are asked how to copy them.
+#: Modules whose objects reveal all their data through the copy protocol.
 _COPIED = frozenset(
     {"array", "builtins", "collections", "configparser", "ipaddress", "markupsafe", "operator", "string", "types", "_operator"}
     | {"xml"}
@@ -44,7 +44,7 @@ class Counted:
 
 
 def held_at_first(value: Any, counted: Counted, file: str = "") -> str:
-    """All data that can be reached from a value, as they were when this was first asked."""
+    """All data that can be reached from a value, as they were at the first call."""
     return _held_at_first(Held(value), counted, file)
 
 
@@ -52,13 +52,13 @@ def held_at_first(value: Any, counted: Counted, file: str = "") -> str:
 def _held_at_first(held: Held, counted: Counted, file: str) -> str:
     try:
         text = _Walk(counted).text(held.value)
-    except Exception:  # objects of others may raise anything when they are looked at
+    except Exception:  # foreign objects may raise anything on access
         return type(held.value).__qualname__
     return hashlib.sha256(without_places(text, file).encode(errors="surrogatepass")).hexdigest()
 
 
 class _Walk:
-    """One walk; what holds itself is met once."""
+    """One walk; objects that contain themselves are visited once."""
 
     def __init__(self, counted: Counted) -> None:
         self._counted = counted

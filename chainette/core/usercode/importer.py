@@ -1,12 +1,12 @@
-"""Imports the user's modules under names of their own, so that two chains may both have a `models.py`.
+"""Imports the user's modules under private names, so that two chains may both have a `models.py`.
 
-Every load gets a package name that nobody writes (`_chainette_1a2b3c4d`); `import models` inside the user's code finds
+Every load gets a private package name (`_chainette_1a2b3c4d`); `import models` inside the user's code finds
 `_chainette_1a2b3c4d.models`. The modules stay in `sys.modules` under those names, which keeps forward references of
 pydantic, dataclasses and pickle working, and imports inside functions resolve the same way whenever they run, from any thread.
 `sys.path` is never touched. Not covered: `importlib.import_module("models")` with the public name.
 
 User modules are Python files under the roots. They win over installed packages, as for a script; a folder without
-`__init__.py` does so only where nothing else has its name. Bytecode is neither read nor written: what runs is what was hashed.
+`__init__.py` does so only if nothing else has its name. Bytecode is neither read nor written: the code that runs was hashed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class PrivateImporter:
         return name
 
     def forget(self) -> None:
-        """Takes a load that failed out of `sys.modules`."""
+        """Removes a failed load from `sys.modules`."""
         for name in [name for name in sys.modules if name == self.name or name.startswith(self.name + ".")]:
             del sys.modules[name]
 
@@ -112,7 +112,7 @@ class PrivateImporter:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """What `import` statements in user code call."""
+        """Implements `import` statements in user code."""
         top = name.partition(".")[0]
         if level or not self.owns(top):
             return builtins.__import__(name, globals, locals, fromlist or (), level)
@@ -121,7 +121,7 @@ class PrivateImporter:
 
 
 class _PrivateFinder(MetaPathFinder):
-    """Finds modules of private packages. One serves all loads: it holds nothing, the packages know their importers."""
+    """Finds modules of private packages. One serves all loads: it is stateless, and packages know their importers."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""Files of the user's that a function imports when it is called."""
+"""The user's files that a function imports when it is called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["files_imported"]
 
 
 def files_imported(node: ast.AST, module: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> file of every module of the user's that the code below `node` imports, and of those that these import."""
+    """Name -> file of every user module that the code below `node` imports, directly or indirectly."""
     found: dict[str, str] = {}
     pending = [(node, Path(str(module.get("__file__", ""))))]
     while pending:
@@ -27,7 +27,7 @@ def files_imported(node: ast.AST, module: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _roots(module: Mapping[str, Any]) -> list[Path]:
-    """Where imports of the module's are looked for: as its importer does, or as a script does."""
+    """The folders in which the module's imports are looked up, as by its importer or as for a script."""
     package = sys.modules.get(str(module.get("__name__", "")).partition(".")[0])
     importer = getattr(package, "__importer__", None)
     if importer is not None:

@@ -3,7 +3,7 @@
 A reference names a Chain, or a factory: a function `-> Chain` whose parameters get their values here (parameters.py).
 A load has its own module names (importer.py) and its own engine registry. The digest covers chain.py, every module
 under the chain root that it imported, and every file under the chain root that it or the factory read (prompts,
-engines.yml): equal digests are equal code. Hidden folders, installed packages and imports that a function does later are
+engines.yml): equal digests mean equal code. Hidden folders, installed packages and imports inside functions are
 left out.
 """
 
@@ -41,7 +41,7 @@ _ENGINES = "engines.yml"
 
 @dataclass(frozen=True)
 class LoadedChain:
-    """A chain and where it came from."""
+    """A chain and its origin."""
 
     chain: Chain
     #: Loads the same chain again: "folder/chain.py:name" below the chain root, or "package.module:name". A file outside of
@@ -51,7 +51,7 @@ class LoadedChain:
     registry: EngineRegistry
     #: sha256 over the files, by their paths below the chain root and their contents.
     digest: str
-    #: What the digest covers, sorted.
+    #: The files that the digest covers, sorted.
     files: tuple[Path, ...]
     #: Of the factory that made the chain; () for a chain at module level.
     declared: tuple[Parameter, ...] = ()
@@ -61,11 +61,11 @@ class LoadedChain:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a reference points to."""
+    """The target of a reference."""
 
     #: The reference without the chain's name.
     base: str
-    #: What the digest's paths are relative to.
+    #: The folder that the digest's paths are relative to.
     root: Path
     file: Path
     importer: PrivateImporter
@@ -79,7 +79,7 @@ def load_chain(reference: str, chain_root: Path, values: Values | None = None) -
     factory's, `values` chooses the values of its parameters.
 
     Raises:
-        LoadError: nothing is there, the code raised (with the user's line), or it is not clear which chain is meant.
+        LoadError: nothing was found, the code raised (with the user's line), or the reference is ambiguous.
         ParameterError: the values do not fit the factory's parameters.
     """
     target, _, name = reference.partition(":")
@@ -204,7 +204,7 @@ _reading: ContextVar[set[str] | None] = ContextVar("chainette_files_read", defau
 
 
 def _executed(source: _Source, run: Callable[[], _T], registry: EngineRegistry, opened: set[str]) -> _T:
-    """What the user's code gives; engines that it registers and files that it reads are noted."""
+    """Runs the user's code; records the engines that it registers and the files that it reads."""
     try:
         with using_registry(registry), _watching(opened):
             return run()
@@ -224,7 +224,7 @@ def _watching(opened: set[str]) -> Iterator[None]:
 
 @functools.cache
 def _install_hook() -> None:
-    """Python's own way to see which files are opened; a hook cannot be removed, so there is one for all loads."""
+    """Installs the audit hook that sees opened files; it cannot be removed, so one serves all loads."""
 
     def note(event: str, arguments: tuple[Any, ...], reading: ContextVar[set[str] | None] = _reading) -> None:
         if event == "open":
@@ -334,7 +334,7 @@ def _references(source: _Source, variables: Iterable[str]) -> str:
 
 
 def _contents(source: _Source, opened: set[str]) -> dict[str, str]:
-    """Path below the root -> sha256, of everything that makes the chain what it is."""
+    """Path below the root -> sha256 of every file that defines the chain."""
     contents = {_below(file, source.root): hashlib.sha256(data).hexdigest() for file, data in source.importer.sources.items()}
     read = {Path(file) for file in opened} | {source.file.parent / _ENGINES}
     for path in sorted(path for path in read if _counts(path, source.root)):

@@ -67,7 +67,7 @@ class Parameter:
     """One parameter of a factory."""
 
     name: str
-    #: What values are validated by.
+    #: The type that validates values.
     type: Any
     #: `inspect.Parameter.empty` if a value must be given.
     default: Any
@@ -83,7 +83,7 @@ class Parameter:
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any] | None:
-        """None if pydantic knows nothing of the type."""
+        """None if pydantic does not know the type."""
         try:
             return TypeAdapter(self.type)
         except (PydanticUserError, NameError):
@@ -95,7 +95,7 @@ class Parameter:
         return self._adapter is not None
 
     def parsed(self, text: str) -> Any:
-        """The value that a text stands for: the text itself, what pydantic makes of it, or JSON.
+        """The value that a text stands for: the text itself, pydantic's conversion of it, or JSON.
 
         Raises:
             ParameterError: it does not fit the annotation.
@@ -160,7 +160,7 @@ def _problems(error: ValidationError) -> str:
 
 
 def is_factory(value: Any) -> TypeGuard[FunctionType]:
-    """Whether it is a function that says that it returns a Chain. No other function is ever called."""
+    """Whether it is a function annotated to return a Chain. No other function is ever called."""
     if not isinstance(value, FunctionType) or inspect.iscoroutinefunction(value):
         return False
     returned = _hints(value).get("return")
@@ -249,7 +249,7 @@ def settings_of(words: Iterable[str]) -> dict[str, list[str]]:
 
 
 def given(texts: Mapping[str, str], kept: Mapping[str, Any] | None = None) -> Values:
-    """Values by their texts. `kept` are recorded values for parameters without a text; those of lost parameters are ignored.
+    """Values given as text. `kept` are recorded values for parameters without a text; those of removed parameters are ignored.
 
     Raises (the values):
         ParameterError: a name is unknown or missing, or a text does not fit; with every problem.
@@ -283,9 +283,9 @@ def _unknown(name: str, text: str, known: Mapping[str, Parameter]) -> str:
 
 
 def agreed(wanted: Mapping[str, Any], offered: Offered) -> Values:
-    """The values that a run was enqueued with, out of texts that this process was given itself, and of defaults.
+    """The values that a run was enqueued with, built from this process's own texts and defaults.
 
-    The wanted values come from Redis: they are compared, and never used.
+    The wanted values come from Redis: they are compared and never used.
 
     Raises (the values):
         ParameterError: a value is neither offered nor the default.
@@ -330,7 +330,7 @@ def _differs(parameter: Parameter, text: str, offered: Offered) -> str:
 
 
 def recorded(parameters: Iterable[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the log keeps: every value, defaults too, as JSON.
+    """The values for the log, including defaults, as JSON.
 
     Raises:
         ParameterError: JSON cannot hold a value that was given.

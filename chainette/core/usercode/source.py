@@ -1,4 +1,4 @@
-"""Whose code a file is, and the source that a function was made from."""
+"""Tells the user's files from libraries, and finds the source of a module."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def is_library(file: str) -> bool:
 
 
 def source_tree(file: str, module: Mapping[str, Any]) -> ast.Module | None:
-    """The syntax tree of a module's file; None where there is no source.
+    """The syntax tree of a module's file; None if there is no source.
 
-    `module` are the module's globals: where its loader kept the source that it executed, that is used, so that
+    `module` are the module's globals: if its loader kept the source that it executed, that source is used, so that
     an edit after the import does not matter.
     """
     source = _kept_source(file, module)

@@ -54,7 +54,7 @@ def _inside(span: tuple[int | None, int | None, int | None, int | None], body: a
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything below a node that is not inside a function or class of its own."""
+    """Everything below a node that is not inside a nested function or class."""
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, _DEFINITIONS):
@@ -62,7 +62,7 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def class_node(tree: ast.AST, qualname: str) -> ast.ClassDef | None:
-    """The class of that name; where it is defined twice, the last."""
+    """The class of that name; the last one if it is defined twice."""
     head, _, rest = qualname.replace(".<locals>", "").partition(".")
     found = [node for node in _statements(tree) if isinstance(node, _DEFINITIONS) and node.name == head]
     for node in reversed(found):
@@ -85,7 +85,7 @@ def targets(statement: ast.AST) -> set[str]:
 
 
 def is_passed_on(node: ast.AST, name: str) -> bool:
-    """Whether a name stands somewhere without a dot behind it: `getattr(helpers, ...)`, `h = helpers`."""
+    """Whether a name is used somewhere without a dot after it: `getattr(helpers, ...)`, `h = helpers`."""
     dotted = {id(part.value) for part in ast.walk(node) if isinstance(part, ast.Attribute)}
     return any(isinstance(part, ast.Name) and part.id == name and id(part) not in dotted for part in ast.walk(node))
 
@@ -96,7 +96,7 @@ def code_text(code: CodeType) -> str:
 
 
 def global_names(code: CodeType) -> set[str]:
-    """Globals that the code and the functions inside it load."""
+    """Globals that the code and its nested functions load."""
     names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -105,13 +105,13 @@ def global_names(code: CodeType) -> set[str]:
 
 
 def names_outside_body(node: ast.AST) -> set[str]:
-    """Names in decorators, which run where the function is made."""
+    """Names in decorators, which run when the function is defined."""
     parts = getattr(node, "decorator_list", [])
     return {name.id for part in parts for name in ast.walk(part) if isinstance(name, ast.Name)}
 
 
 def dump(node: Any) -> str:
-    """A tree as text without positions, docstrings and empty fields: the same for every version of Python."""
+    """A tree as text without positions, docstrings and empty fields: the same in every version of Python."""
     if isinstance(node, list):
         return "[" + ",".join(map(dump, node)) + "]"
     if not isinstance(node, ast.AST):
