@@ -17,16 +17,16 @@
       RunError
         RunDirectoryError   the output directory cannot be used
         RunDirectoryInUse   another process writes to it
-        DamagedRun          the log or a shard does not say what it must
+        DamagedRun          the log or a shard is damaged
         ChainChanged        the chain is not the one the directory was made with
         DiskError           the disk is full, or a write failed
         RedisUnavailable    Redis does not answer now
         RunStopped          a run stopped itself; the directory is resumable
           NotFinished       its log does not have every record of the input; carries the gaps
-        RunCancelled        somebody gave the run up
+        RunCancelled        the run was cancelled
       RowsRejected          `Node.execute` had to reject rows; carries the rejections
 
-`exit_code` is what the command line exits with (DESIGN 8).
+`exit_code` is the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class EngineUnavailable(EngineError):
 
 class EngineRefused(EngineUnavailable):
     """The endpoint refuses every request (bad key, unknown model). Waiting may help once someone
-    mends it; no row is rejected for it."""
+    fixes it; no row is rejected."""
 
 
 class RunError(ChainetteError):
@@ -193,7 +193,7 @@ class DiskError(RunError):
 
 
 class RedisUnavailable(RunError):
-    """Redis does not answer, and may later."""
+    """Redis does not answer now, but may later."""
 
 
 class RunStopped(RunError):
@@ -201,7 +201,7 @@ class RunStopped(RunError):
 
 
 class NotFinished(RunStopped):
-    """By its log, the run is not finished: rows are missing, or a step does not balance."""
+    """According to its log, the run is not finished: rows are missing, or a step does not balance."""
 
     def __init__(self, directory: object, gaps: Sequence[str]) -> None:
         self.gaps = tuple(gaps)
@@ -211,7 +211,7 @@ class NotFinished(RunStopped):
 
 
 class RunCancelled(RunError):
-    """The run was given up with `chainette cancel`."""
+    """The run was cancelled with `chainette cancel`."""
 
 
 class RowsRejected(ChainetteError):

@@ -1,4 +1,4 @@
-"""What watches a run: hooks are called by name at fixed points and never change what happens.
+"""Hooks watch a run: they are called by name at fixed points and never change it.
 
 The live view, `--json-logs`, `--show`, metrics and the debugger are hooks. An exception in a hook is
 the caller's bug and stops the run; it never costs a row.
@@ -25,25 +25,25 @@ class Stage(StrEnum):
 
     #: from queued to begun
     WAIT = "wait"
-    #: prompts are made of its rows
+    #: prompts are rendered from its rows
     RENDER = "render"
     #: the engine answers, or the function runs
     GENERATE = "generate"
     #: answers are checked
     VALIDATE = "validate"
-    #: Redis takes what became of it
+    #: Redis takes the outcome
     COMMIT = "commit"
 
 
 class Laps:
-    """Where the seconds of one unit go; told to a hook once the unit is through."""
+    """How the seconds of one unit divide over its stages; passed to a hook when the unit ends."""
 
     def __init__(self) -> None:
         self._seconds: dict[Stage, float] = {}
         self._at = perf_counter()
 
     def lap(self, stage: Stage) -> None:
-        """What went by since the last lap belongs to this stage."""
+        """Adds the time since the last lap to this stage."""
         now = perf_counter()
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._at
         self._at = now
@@ -66,32 +66,32 @@ class Hook:
         """Answers arrived, each with its request; before they are validated."""
 
     def of_run(self, run: str, plan: Plan) -> Hook:  # noqa: ARG002 - for those that tell runs apart
-        """What watches one run, from here on; again where its plan changed."""
+        """The hook for one run, from here on; called again if its plan changed."""
         return self
 
     def forget_run(self, run: str) -> None:
         """The run is closed, or no longer served here."""
 
     def on_stage(self, node: str, stage: Stage, seconds: float) -> None:
-        """A unit spent so long in a stage; once per unit and stage."""
+        """A unit spent `seconds` in a stage; once per unit and stage."""
 
     def on_generating(self, engine: str, requests: int) -> None:
-        """So many requests of one unit go into an engine, in one call."""
+        """That many requests of one unit go into an engine, in one call."""
 
     def on_generated(self, engine: str, requests: int) -> None:
-        """So many of them are out of it again, answered or not."""
+        """That many of them left it again, answered or not."""
 
     def on_refused(self) -> None:
-        """A commit did not hold; what it brought is thrown away."""
+        """A commit was refused; its results are thrown away."""
 
     def on_lease_lost(self) -> None:
-        """A worker found its own lease over."""
+        """A worker found that its own lease had expired."""
 
     def on_workers_lost(self, workers: Sequence[str]) -> None:
-        """Workers are dead, and what they held is queued again."""
+        """Workers are dead, and their units are queued again."""
 
     def on_flush(self, seconds: float) -> None:
-        """A group of results became durable; the disk took so long."""
+        """A group of results became durable; the disk took `seconds`."""
 
     def on_stream(self, event: StreamEvent) -> None:
         """Something happened to a row. Called on the run's event loop; must not block."""

@@ -1,8 +1,8 @@
-"""What moves: rows, units of rows, and what became of them.
+"""Rows, units of rows, and their outcomes.
 
-Everything here is frozen and encodes to msgpack with `encode`/`decode`. The value of a node for one
-row is kept as the JSON that `model_dump_json(by_alias=True, round_trip=True)` gave, so that a row
-reads the same in memory, on the wire and on disk (SEMANTICS, Rows).
+All records are frozen and encode to msgpack with `encode`/`decode`. The value of a node for one
+row is kept as the JSON of `model_dump_json(by_alias=True, round_trip=True)`, so that a row
+reads the same in memory, on the wire and on disk.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ __all__ = [
 #: The id under which a row keeps the record it came from.
 CHAIN_INPUT = "chain_input"
 
-#: Stands between a row's id and the number of its child. With "." the ids "0.1" and "0.10" would be the same
+#: Separates a row's id from the number of its child. With "." the ids "0.1" and "0.10" would be the same
 #: number to pandas, polars, duckdb and datasets.
 _CHILD = "~"
 
-#: The engine name of what no engine answers: functions and joins.
+#: The engine name of functions and joins, which no engine answers.
 PYTHON = "python"
 
 T = TypeVar("T")
@@ -62,11 +62,11 @@ class Source(Protocol[T_co]):
         """The name under which a row keeps the value."""
 
     def decode(self, value: bytes) -> T_co:
-        """The value of this node out of its JSON."""
+        """The value of this node from its JSON."""
 
 
 class Spent(msgspec.Struct, frozen=True, array_like=True):
-    """What all answers for one row took; seconds as in `Usage`."""
+    """The cost of all answers for one row; seconds as in `Usage`."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -83,14 +83,14 @@ class Spent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Earlier(msgspec.Struct, frozen=True, array_like=True):
-    """The asks for a row before `--retry` opened it again; the next ask continues their numbering."""
+    """The asks for a row before `--retry` reopened it; the next ask continues their numbering."""
 
     asks: int
     spent: Spent = Spent()
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True):
-    """How far an input was read, and what was found there."""
+    """A position in an input, and the digest of everything before it."""
 
     #: Bytes, over all files in reading order.
     upto: int
@@ -105,7 +105,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     row_id: str
     #: JSON per name: `chain_input`, node ids, joined aliases, `<id>_reasoning`.
     values: dict[str, bytes]
-    #: 1-based line (JSONL, CSV) or record number of the input; 0 where there is none.
+    #: 1-based line (JSONL, CSV) or record number of the input; 0 if there is none.
     line: int = 0
     #: JSON of the column named by `--key`, carried into every shard as `_key`.
     key: bytes | None = None
@@ -128,7 +128,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def asks(self) -> int:
-        """Asks for it before `--retry` opened it again."""
+        """Number of asks for it before `--retry` reopened it."""
         return 0 if self.earlier is None else self.earlier.asks
 
     def with_values(self, row_id: str, values: dict[str, bytes]) -> Row:
@@ -157,7 +157,7 @@ def row_order(row_id: str) -> tuple[int, ...]:
 
 
 def owner_of(row_id: str, ids: Container[str]) -> str | None:
-    """The id in `ids` that the row is or descends from; None where there is none."""
+    """The id in `ids` that the row has or descends from; None if there is none."""
     candidate = row_id
     while candidate and candidate not in ids:
         candidate = parent_of(candidate)
@@ -183,23 +183,23 @@ class Reason(StrEnum):
     REFUSED = "refused"
     #: the engine answered this request, and only this one, with an error
     ENGINE_ERROR = "engine_error"
-    #: the Python function raised or returned something else than it declared
+    #: the Python function raised, or returned another type than it declared
     APPLY_ERROR = "apply_error"
-    #: what became of the row is more than a unit can carry
+    #: the outcome of the row is larger than a unit can carry
     TOO_LARGE = "too_large"
     #: the row killed the workers that took it
     POISON = "poison"
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a unit asked of its engine."""
+    """The cost of a unit's requests."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     #: Seconds that requests spent inside the engine, summed over requests.
     seconds: float = 0.0
-    #: Of these, seconds before the engine began with them; 0 where it does not say.
+    #: Of these, seconds before the engine began on them; 0 if unknown.
     queued: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
@@ -218,7 +218,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """One line of `rejected/`. A row is in there once, at the node that rejected it."""
+    """One line of `rejected/`. A row appears there once, at the node that rejected it."""
 
     row_id: str
     step_id: str
@@ -243,7 +243,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
-    """One output row of a node, as it goes to the node's shard."""
+    """One output row of a node, as written to the node's shard."""
 
     row_id: str
     value: bytes
@@ -263,7 +263,7 @@ class Partial(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Scope(msgspec.Struct, frozen=True, array_like=True):
-    """An executed fork with joins: outstanding until every unit below it is gone (PROTOCOL 2)."""
+    """An executed fork with joins: outstanding until every unit below it is gone (docs/protocol.md, 2)."""
 
     scope: str
     fork: str
@@ -276,7 +276,7 @@ class Scope(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Unit(msgspec.Struct, frozen=True, array_like=True):
-    """Rows that travel together through one node; what one queue job carries.
+    """Rows that travel together through one node; one queue job carries one unit.
 
     (node, root, part) identifies a unit within an epoch. A join unit carries the base rows, the
     branches' partials and the ids that a branch rejected.
@@ -293,7 +293,7 @@ class Unit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Effects(msgspec.Struct, array_like=True):
-    """What an admission or a commit adds to a root."""
+    """The work that an admission or a commit adds to a root."""
 
     units: list[Unit] = []
     scopes: list[Scope] = []
@@ -303,7 +303,7 @@ class Effects(msgspec.Struct, array_like=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a unit's rows. Every row that went in is an output, a rejection or a drop."""
+    """The result of a unit. Every row that went in is an output, a rejection or a drop."""
 
     outputs: list[Output]
     rejected: list[Rejection]
@@ -321,7 +321,7 @@ def encode(record: msgspec.Struct) -> bytes:
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """The record out of msgpack.
+    """The record from msgpack.
 
     Raises:
         msgspec.ValidationError: the bytes are not a `kind`.

@@ -1,1 +1,1 @@
-"""Who answers: declarations, the registry, and the backends."""
+"""Engines: declarations, the registry, and the backends."""

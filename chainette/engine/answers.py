@@ -1,4 +1,4 @@
-"""The answers of many requests that an engine asks side by side."""
+"""Collects the answers of concurrent requests of an engine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["ask_all"]
 
 
 async def ask_all(asks: Sequence[Coroutine[Any, Any, Completion]], done: Done | None) -> list[Completion]:
-    """All answers, in order; `done` is told of each as it arrives.
+    """All answers, in order; calls `done` for each as it arrives.
 
     Raises:
-        EngineUnavailable: a request got no answer. The others are waited for first: their answers are paid for.
-        EngineRefused: the others would get the same, so they are cancelled.
+        EngineUnavailable: a request got no answer. The others finish first, since their answers are paid for.
+        EngineRefused: the engine would refuse the others too, so they are cancelled.
     """
     failures: list[EngineUnavailable] = []
 

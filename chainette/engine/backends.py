@@ -1,7 +1,7 @@
-"""Which backends there are: the built-in ones, and those of plugins. A backend is one class (`base.Engine`) and its name here.
+"""The list of backends: built-in ones, and those of plugins. A backend is one class (`base.Engine`) and its name here.
 
 A plugin is a distribution with entry points of the group `chainette.backends`, each a name and a `module:Class`.
-A backend is imported when an engine that uses it is declared, and not before.
+A backend is imported only when an engine that uses it is declared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from chainette.utils.mistakes import nearest
 
 __all__ = ["BUILT_IN", "backend_class", "backend_names", "maker_of"]
 
-#: Name of a built-in backend -> where its class is.
+#: Name of a built-in backend -> `module:Class`.
 BUILT_IN: Mapping[str, str] = {
     "vllm": "chainette.engine.vllm.async_llm:VllmEngine",
     "openai": "chainette.engine.http.openai:OpenAIEngine",
@@ -30,7 +30,7 @@ _GROUP = "chainette.backends"
 _SERVER = "backend 'openai' with the endpoint of the server"
 _IN_PROCESS = "backend 'vllm' for a model in this process, or 'openai' with the endpoint of a server (`vllm serve`)"
 
-#: What people call a backend elsewhere -> what to write here. Spelled in lower case with "_".
+#: Names of backends in other libraries -> advice. Spelled in lower case with "_".
 _HINTS: Mapping[str, str] = (
     dict.fromkeys(("vllm_api", "vllm_server", "vllm_openai", "vllm_serve", "vllm_local", "vllm_offline"), _IN_PROCESS)
     | dict.fromkeys(("hf", "huggingface", "hugging_face", "transformers", "torch", "pytorch", "local"), _IN_PROCESS)
@@ -70,7 +70,7 @@ def backend_class(name: str) -> type[Engine]:
     """The class of a backend, imported.
 
     Raises:
-        EngineConfigError: there is no such backend, or the plugin that has it is broken; the message names the plugin.
+        EngineConfigError: there is no such backend, or its plugin is broken; the message names the plugin.
     """
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
@@ -89,7 +89,7 @@ def _loaded(point: EntryPoint) -> type[Engine]:
     whose = f"backend {point.name!r} of the plugin {_maker(point)} ({point.value})"
     try:
         found = point.load()
-    except Exception as error:  # it is somebody else's code
+    except Exception as error:  # a plugin's code may raise anything
         raise EngineConfigError(f"{whose} cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Engine) and issubclass(found.options, Options)):
         raise EngineConfigError(f"{whose} is no class derived from chainette.Engine with its Options")

@@ -36,7 +36,7 @@ _HINTS = {
 
 
 class _Explained(msgspec.StructMeta):
-    """Construction that says what to write in the place of an unknown parameter."""
+    """Construction that gives advice for an unknown parameter."""
 
     def __call__(cls, *arguments: Any, **keys: Any) -> Any:
         fields = cls.__struct_fields__
@@ -51,7 +51,7 @@ class _Explained(msgspec.StructMeta):
 class SamplingParams(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, metaclass=_Explained
 ):
-    """How an answer is drawn. Each backend maps it to its own names; None leaves the backend's default.
+    """Sampling parameters of an answer. Each backend maps them to its own names; None keeps the backend's default.
 
     Raises:
         DeclarationError: a value is out of its range.
@@ -63,7 +63,7 @@ class SamplingParams(
     #: The most tokens of an answer; a longer one is `truncated`.
     max_tokens: int = 1024
     stop: tuple[str, ...] = ()
-    #: Replaces the run's seed for this step; rows still get seeds of their own.
+    #: Replaces the run's seed for this step; rows still get different seeds.
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -99,11 +99,11 @@ class Request(msgspec.Struct, frozen=True):
 
     messages: tuple[Message, ...]
     sampling: SamplingParams
-    #: This ask's own seed, 0 <= seed < 2**31 (SEMANTICS, Seeds).
+    #: The seed of this ask, 0 <= seed < 2**31.
     seed: int
     #: JSON Schema the answer must follow.
     schema: dict[str, Any]
-    #: A name for the schema where a backend wants one: letters, digits, "_".
+    #: A name for the schema if a backend wants one: letters, digits, "_".
     schema_name: str
     #: For logs and hooks: step, row and ask.
     label: str = ""
@@ -120,7 +120,7 @@ class Finish(StrEnum):
     REFUSED = "refused"
     #: the prompt does not fit the context; `error` holds the counts
     TOO_LONG = "too_long"
-    #: the engine answered this one request with an error; `error` holds it
+    #: the engine failed this one request; `error` holds its message
     ERROR = "error"
 
 
@@ -140,25 +140,25 @@ class Delta(msgspec.Struct, frozen=True):
 
     text: str = ""
     reasoning: str = ""
-    #: The answer is begun anew: the pieces before this one are void.
+    #: Whether the answer starts again: the pieces before this one are void.
     anew: bool = False
 
 
-#: Gets the pieces of one answer in order, on the event loop; must not block.
+#: Called with the pieces of one answer in order, on the event loop; must not block.
 Tell = Callable[[Delta], None]
 
 
-#: Gets the answer to `requests[index]` of a call as it arrives, on the event loop; does not block and does not raise.
+#: Called with the answer to `requests[index]` as it arrives, on the event loop; must not block or raise.
 Done = Callable[[int, Completion], None]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys that only one backend knows: a subclass has a typed field with a default for each.
+    """The keys of one backend: a subclass has a typed field with a default for each.
 
-    A key decides rows, so that another value makes them stale, unless the class says otherwise.
+    Unless the class says otherwise, a key decides rows: another value makes them stale.
     """
 
-    #: Keys that may change freely: they decide how an answer is computed, never which.
+    #: Keys that may change freely: they affect how an answer is computed, never its content.
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
     #: Keys that can only turn rejected rows into good ones if they are raised, or lowered.
     RESCUING: ClassVar[Mapping[str, Literal["raised", "lowered"]]] = {}
@@ -167,8 +167,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Engine(ABC):
     """A model that is, or can be, loaded. A backend is a subclass; its constructor takes the `EngineConfig` alone.
 
-    `generate` may be called concurrently; it answers every request, in order. A failure that says
-    something about one request is that request's completion; a failure of the engine itself raises.
+    `generate` may be called concurrently; it answers every request, in order. A failure of one request is
+    that request's completion; a failure of the engine itself raises.
     """
 
     #: The backend's own keys.
@@ -180,7 +180,7 @@ class Engine(ABC):
     #: Whether its engines share the device with others unless they say `exclusive=False`.
     exclusive: ClassVar[bool] = False
 
-    #: The package that it needs beside those of its distribution, as `pip install` and `import` name it.
+    #: The extra package that it needs, as `pip install` and `import` name it.
     package: ClassVar[str] = ""
 
     #: Requests that the engine answers at once; callers keep at least this many in flight.
@@ -192,12 +192,12 @@ class Engine(ABC):
     #: Whether the same request gives the same answer whatever else is in flight.
     deterministic: bool = False
 
-    #: What it was loaded from, by setting: digest of a local file, revision of a hub, digest of a server. Known once open.
+    #: The origin of the model, by setting: digest of a local file, revision of a hub, digest of a server. Known once open.
     identity: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def create(cls, config: EngineConfig, patience: float | None = None) -> Engine:
-        """An engine that is not opened; one with a server of its own gives it up after `patience` seconds of silence.
+        """An unopened engine; if it asks a server, it gives up after `patience` seconds of silence.
 
         Raises:
             EngineConfigError: the values of the configuration cannot work.
@@ -207,29 +207,29 @@ class Engine(ABC):
 
     @classmethod
     def local_parts(cls, config: EngineConfig) -> Iterator[tuple[str, Path | bytes]]:
-        """Setting -> the file, the folder or the text that it names here. Their digests are part of the engine's identity."""
+        """Setting -> the file, folder or text that it names on this machine; their digests are part of the identity."""
         del config
         return iter(())
 
     @classmethod
     def gpus(cls, config: EngineConfig) -> int:
-        """GPUs that a worker of `run --workers` must have for itself; 0 if it needs none, or names its own."""
+        """The number of GPUs that a worker of `run --workers` needs for itself; 0 if it needs none or names its own."""
         del config
         return 0
 
     @classmethod
     def spread(cls, config: EngineConfig, gpus: int) -> EngineConfig:
-        """The configuration over all GPUs of a worker, unless it names its own."""
+        """The configuration spread over all GPUs of a worker, unless it names its own."""
         del gpus
         return config
 
     @property
     def dead(self) -> bool:
-        """Whether it can never answer again; `Engines` closes it then, and opens another."""
+        """Whether it can never answer again; `Engines` then closes it and opens another."""
         return False
 
     def obstacles(self) -> Iterator[str]:
-        """The reasons why it cannot open on this machine, as far as they show without opening it."""
+        """The reasons why it cannot open on this machine that show without opening it."""
         return iter(())
 
     @abstractmethod
@@ -246,20 +246,20 @@ class Engine(ABC):
         """One completion per request, in the order of the requests.
 
         `done(index, completion)` is called for each answer as it arrives, at most once per request, so that a row need
-        not wait for the slowest of its call. What it was told stands, even if `generate` then raises or is cancelled.
-        An engine may leave out calls of `done`; for those requests the returned list counts.
+        not wait for the slowest one. These answers count even if `generate` then raises or is cancelled.
+        An engine may skip calls of `done`; for those requests the returned list counts.
 
         Raises:
-            EngineUnavailable: the engine does not answer; nothing is known about the requests that `done` was not told of.
+            EngineUnavailable: the engine does not answer; nothing is known about requests without a call of `done`.
         """
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
-        """One answer, told as it comes. The pieces of an answer that ends well, joined, are its text and its reasoning.
+        """One answer, passed to `tell` piece by piece. The joined pieces of a complete answer are its text and reasoning.
 
-        An engine that cannot tell pieces tells the whole at the end. Cancelling stops the generation.
+        An engine that cannot stream passes the whole answer at the end. Cancelling stops the generation.
 
         Raises:
-            EngineUnavailable: as `generate`; pieces may have been told by then.
+            EngineUnavailable: as `generate`; `tell` may have got pieces by then.
         """
         [completion] = await self.generate([request])
         tell_whole(completion, tell)
@@ -270,15 +270,15 @@ class Engine(ABC):
         """Frees the model, its memory, its connections and its child processes. Safe to repeat."""
 
     def revisions(self) -> dict[str, str]:
-        """The part of the identity that only an open engine knows: which revision a hub or a server gave it."""
+        """The part of the identity that only an open engine knows: the revision that a hub or a server gave it."""
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """What metadata.json says about the engine: versions, model revision. No secrets."""
+        """The engine's entry in metadata.json: versions, model revision. No secrets."""
         return {}
 
 
 def tell_whole(completion: Completion, tell: Tell) -> None:
-    """Tells a whole answer as one piece."""
+    """Passes a whole answer as one piece."""
     if completion.text or completion.reasoning:
         tell(Delta(completion.text, completion.reasoning or ""))

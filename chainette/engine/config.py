@@ -46,14 +46,14 @@ class EngineConfig(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     """One engine, declared. Opens nothing and reads no environment."""
 
     name: str
-    #: A Hugging Face id, a path, or the name that an endpoint knows.
+    #: A Hugging Face id, a path, or the endpoint's name for the model.
     model: str
     backend: str
-    #: Base URLs; several are used least in flight first.
+    #: Base URLs; the one with the fewest requests in flight is used first.
     endpoint: tuple[str, ...] = ()
     #: The environment variable that holds the API key, read when the engine opens.
     api_key_env: str | None = None
-    #: Requests in flight at most; None lets the backend choose.
+    #: The most requests in flight; None lets the backend choose.
     capacity: int | None = None
     #: Whether it shares a device with other exclusive engines, so that only one is loaded at a time.
     exclusive: bool = False
@@ -67,12 +67,12 @@ class EngineConfig(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     download_dir: str | None = None
     #: The backend's own keys, validated.
     options: Options = Options()
-    #: Handed to the backend as they are.
+    #: Passed to the backend unchanged.
     extra: dict[str, Any] = {}
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the configuration: equal digests answer alike (SEMANTICS, engines on workers)."""
+        """Identifies the configuration: engines with equal digests answer alike."""
         data = msgspec.json.encode(self.describe(), order="deterministic")
         return hashlib.sha256(data).hexdigest()
 
@@ -90,7 +90,7 @@ class EngineConfig(msgspec.Struct, frozen=True, dict=True, kw_only=True):
 
 
 def share_device(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two engines cannot be loaded at the same time, by what `EngineConfig.describe` says of them."""
+    """Whether two engines cannot be loaded at the same time, judged by their `EngineConfig.describe`."""
     if not (one.get("exclusive") and other.get("exclusive")):
         return False
     return not one["gpu_ids"] or not other["gpu_ids"] or bool({*one["gpu_ids"]} & {*other["gpu_ids"]})
@@ -165,12 +165,12 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
 
 
 def simulated(config: EngineConfig) -> EngineConfig:
-    """The simulated engine that stands in for another one."""
+    """The simulated engine that replaces another one."""
     return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated")
 
 
 def _of_other_backends(key: str) -> str:
-    """What to do about a key that only other backends have; "" if none has it."""
+    """Advice for a key that only other backends have; "" if none has it."""
     owners = [backend for backend in backend_names() if key in _keys_of(backend)]
     return f"none: it is a key of backend {' and '.join(map(repr, owners))}" if owners else ""
 
@@ -208,7 +208,7 @@ class EngineRegistry:
         """The configuration of an engine.
 
         Raises:
-            UnknownEngine: there is none of that name; the nearest is suggested.
+            UnknownEngine: no engine has that name; the nearest is suggested.
         """
         if name not in self._configs:
             raise UnknownEngine(f"no engine {name!r}{self._advice(name)}")
@@ -226,7 +226,7 @@ _current: ContextVar[EngineRegistry] = ContextVar("chainette_engine_registry")
 
 
 def current_registry() -> EngineRegistry:
-    """The registry that `register_engine` fills here."""
+    """The registry that `register_engine` currently fills."""
     return _current.get(_default)
 
 
@@ -301,10 +301,10 @@ def get_engine_config(name: str) -> EngineConfig:
 def load_engines(path: str | os.PathLike[str], *, replace: bool = False) -> list[EngineConfig]:
     """Registers the engines of a YAML file: a list under `engines:`, or a mapping name -> keys.
 
-    With `replace` an engine takes the place of one of the same name.
+    With `replace` an engine replaces one of the same name.
 
     Raises:
-        EngineConfigError: not readable as such, with the file and the entry.
+        EngineConfigError: the file is invalid; the message names the file and the entry.
     """
     import yaml
 
@@ -333,7 +333,7 @@ def load_engines(path: str | os.PathLike[str], *, replace: bool = False) -> list
 
 
 def overlaid(base: EngineRegistry, path: str | os.PathLike[str]) -> EngineRegistry:
-    """The engines of a registry, those of a YAML file in the place of the ones that they name.
+    """A registry's engines, with those of a YAML file replacing the ones of the same name.
 
     Raises:
         EngineConfigError: as `load_engines`.
@@ -353,7 +353,7 @@ def public_url(url: str) -> str:
 
 
 def expand_secrets(text: str) -> str:
-    """`${NAME}` replaced from the environment; called when an engine opens, never before.
+    """Replaces `${NAME}` from the environment; called when an engine opens, never before.
 
     Raises:
         EngineConfigError: the variable is not set; the message names it, never a value.

@@ -1,7 +1,7 @@
-"""Opening engines when they are first needed, and giving them back.
+"""Opens engines when they are first needed, and releases them.
 
-Guarantees: an engine is opened once however many callers ask at the same time; engines that share a device are
-never open together; on leaving, everything that was opened is closed, also when the run was cancelled.
+Guarantees: concurrent callers open an engine only once; engines that share a device are
+never open together; on exit, all opened engines are closed, even if the run was cancelled.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["Engines", "create_engine", "release_engine"]
 OnLoaded = Callable[[EngineConfig, Engine, float], None]
 OnReleased = Callable[[EngineConfig], None]
 
-#: What `release_engine` reaches: it is called without knowing the runs of this process.
+#: The engines of all runs in this process, for `release_engine`, which does not know the runs.
 _live: weakref.WeakSet[Engines] = weakref.WeakSet()
 
 
 def create_engine(config: EngineConfig, patience: float | None = None) -> Engine:
-    """The engine of a configuration, not opened. One behind HTTP is silent for `patience` seconds at most, then says so.
+    """The unopened engine of a configuration. One behind HTTP gives up after `patience` seconds of silence.
 
     Raises:
         EngineConfigError: its values cannot work.
@@ -76,9 +76,9 @@ class Engines:
         return tuple(self._engines)
 
     async def get(self, name: str) -> Engine:
-        """The engine, opened. Those that share its device are released first; their callers must be done.
+        """The opened engine. Those that share its device are released first; their callers must be done.
 
-        A failed open is forgotten: the next caller tries again. An engine that has died is closed and opened anew.
+        After a failed open the next caller tries again. An engine that has died is closed and opened anew.
 
         Raises:
             UnknownEngine: the run has no engine of that name.
@@ -101,9 +101,9 @@ class Engines:
         return name in self._engines and not self._engines[name].dead
 
     async def release(self, name: str | None = None) -> None:
-        """Closes one engine, or all. One that is not open is left alone.
+        """Closes one engine, or all; does nothing for one that is not open.
 
-        Every engine is closed before the first error of a close is raised.
+        Every engine is closed before the first error is raised.
         """
         errors: list[Exception] = []
         for opened in [name] if name else list(self._engines):
@@ -150,7 +150,7 @@ class Engines:
 def release_engine(name: str | None = None) -> None:
     """Closes the engine of that name, or every engine, that a run of this process still holds open.
 
-    A run that goes on opens it again when it needs it. Returns once the memory is free, except on the event
+    A run in progress opens it again when it needs it. Returns once the memory is free, except on the event
     loop of the run itself: there the release happens as soon as the caller returns to the loop.
     """
     for engines in list(_live):
@@ -167,7 +167,7 @@ def release_engine(name: str | None = None) -> None:
             asyncio.run_coroutine_threadsafe(engines.release(name), loop).result()
 
 
-#: The loop holds its tasks weakly.
+#: Keeps the tasks alive, since the loop holds them weakly.
 _releasing: set[asyncio.Task[None]] = set()
 
 

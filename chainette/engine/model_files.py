@@ -16,7 +16,7 @@ _SAMPLE = 1 << 20
 
 
 def files_of(config: EngineConfig) -> dict[str, str]:
-    """Setting -> size and digest of what it names on this machine; what a hub or a server has is left out."""
+    """Setting -> size and digest of the files that it names on this machine; hubs and servers are left out."""
     found: dict[str, str] = {}
     try:
         for setting, part in backend_class(config.backend).local_parts(config):
@@ -24,7 +24,7 @@ def files_of(config: EngineConfig) -> dict[str, str]:
                 found[setting] = _words(len(part), hashlib.sha256(part))
             elif part.exists():
                 found[setting] = _identity(part)
-    except (OSError, EngineConfigError):  # opening the engine says it better
+    except (OSError, EngineConfigError):  # opening the engine gives a better message
         return {}
     return found
 
@@ -43,7 +43,7 @@ def _identity(path: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or the files of a folder that a model is made of: no hidden ones, and no pages for people."""
+    """The file, or the model files of a folder: no hidden files and no documentation."""
     if path.is_file():
         return [path]
     inside = sorted(file for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Obstacles to opening engines, as far as they show without opening one."""
+"""Obstacles to opening engines that show without opening one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["foreseen", "require_openable"]
 
 
 def foreseen(config: EngineConfig) -> Iterator[str]:
-    """One sentence per obstacle on this machine: a missing package, model file or variable; a server is not asked."""
+    """One sentence per obstacle on this machine: a missing package, model file or variable. Asks no server."""
     try:
         found = [*create_engine(config).obstacles()]
     except EngineConfigError as error:

@@ -1,4 +1,4 @@
-"""warm_up: an engine opened and asked once, with what that took. Behind `chainette warmup`."""
+"""warm_up: opens an engine, asks it once and measures the cost. Behind `chainette warmup`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _ANSWERED = (Finish.STOP, Finish.LENGTH)
 
 
 class GpuMemory(msgspec.Struct, frozen=True):
-    """Memory of one device, in bytes; whoever uses it."""
+    """Memory of one device, in bytes, whichever process uses it."""
 
     used: int
     total: int
 
 
 class Warmth(msgspec.Struct, frozen=True):
-    """What one answer of an engine took. Times in seconds, memory in bytes."""
+    """The cost of one answer of an engine. Times in seconds, memory in bytes."""
 
     open_seconds: float
     #: From the question to the first piece of the answer.
@@ -45,7 +45,7 @@ class Warmth(msgspec.Struct, frozen=True):
     completion: Completion
     capacity: int
     described: dict[str, Any]
-    #: Resident memory of this process and its descendants; None where the system does not say.
+    #: Resident memory of this process and its descendants; None if unknown.
     memory: int | None
     gpus: list[GpuMemory]
 
@@ -83,7 +83,7 @@ async def _ask(engine: Engine) -> tuple[float, float, Completion]:
 
 
 def process_tree_memory(proc: Path = Path("/proc"), root: str = "self") -> int | None:
-    """Resident bytes of a process and everything below it, summed; shared pages count in each."""
+    """Resident bytes of a process and its descendants, summed; shared pages count in each."""
     try:
         top = (proc / root).resolve().name
         parents = {path.name: _parent(path) for path in proc.iterdir() if path.name.isdigit()}

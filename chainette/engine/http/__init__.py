@@ -1,1 +1,1 @@
-"""Backends that ask a server, and the transport that they share."""
+"""Backends that ask a server, and their shared transport."""

@@ -1,4 +1,4 @@
-"""AiohttpSession: carries requests with aiohttp, through a proxy or if httptools is not installed."""
+"""AiohttpSession: carries requests with aiohttp, for proxies or if httptools is not installed."""
 
 from __future__ import annotations
 

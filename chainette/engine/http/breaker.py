@@ -1,6 +1,6 @@
-"""Breaker: takes an endpoint out of use while it fails, and lets one request at a time try it again.
+"""Breaker: takes an endpoint out of use while it fails, and lets one request at a time probe it.
 
-Pure: it holds no task and no timer. Guarantees: while it is open nothing but one probe passes.
+It holds no task and no timer. Guarantee: while it is open, only one probe passes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class State(StrEnum):
     CLOSED = "closed"
     #: none passes until the cooldown is over, then one
     OPEN = "open"
-    #: one is under way; what becomes of it decides
+    #: one is in flight; its result decides
     PROBING = "probing"
 
 
@@ -34,7 +34,7 @@ class Breaker:
         self._recent: deque[bool] = deque(maxlen=policy.window)
         self._trips = 0
         self.state = State.CLOSED
-        #: When an open one lets a probe pass.
+        #: When an open breaker lets a probe pass.
         self.probe_at = 0.0
 
     def admits(self) -> bool:
@@ -42,7 +42,7 @@ class Breaker:
         return self.state is State.CLOSED or (self.state is State.OPEN and self._timing.clock() >= self.probe_at)
 
     def enter(self) -> bool:
-        """Lets a request pass that it admits; true makes it the probe."""
+        """Lets an admitted request pass; true if it is the probe."""
         if self.state is State.CLOSED:
             return False
         self.state = State.PROBING
@@ -57,7 +57,7 @@ class Breaker:
             self._recent.append(True)
 
     def failed(self, probe: bool) -> None:
-        """The endpoint failed. Requests that were sent before it opened say nothing new."""
+        """The endpoint failed. Failures of requests sent before the breaker opened do not count."""
         if probe:
             self.trip()
         elif self.state is State.CLOSED:
@@ -66,7 +66,7 @@ class Breaker:
                 self.trip()
 
     def abandoned(self, probe: bool) -> None:
-        """The request ended without saying anything; the next one may probe."""
+        """The request ended without a result; the next one may probe."""
         if probe:
             self.state = State.OPEN
 

@@ -1,7 +1,7 @@
-"""Client: the exchanges of one engine, and everything that must stay secret.
+"""Client: the exchanges of one engine, and its secrets.
 
-Guarantees: an exchange ends as a Reply or a Failure, never as an error of the library that carried it; no text that
-leaves here holds a key, a password or a header value.
+Guarantees: an exchange ends as a Reply or a Failure, never as an error of the underlying library; no text that
+leaves here contains a key, a password or a header value.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Reply(msgspec.Struct, frozen=True):
     """A server's answer to one HTTP request."""
 
     endpoint: Endpoint
-    #: The URL as people may see it.
+    #: The URL without secrets.
     shown: str
     status: int
     data: bytes
@@ -76,7 +76,7 @@ class Client:
         return addresses
 
     def obstacles(self, declared: Iterable[str], base_path: BasePath, default_keys: Mapping[str, str]) -> Iterator[str]:
-        """What `connect` would raise, all of it."""
+        """All errors that `connect` would raise."""
         addresses = []
         for text in declared:
             try:
@@ -109,7 +109,7 @@ class Client:
     async def send(
         self, endpoint: Endpoint, path: str, body: bytes | None, seconds: float, on_line: OnLine | None = None
     ) -> Reply | Failure:
-        """POSTs a body, or GETs if there is none. The lines of a 200 go to `on_line` before the answer is whole.
+        """POSTs a body, or GETs if there is none. The lines of a 200 go to `on_line` as they arrive.
 
         Raises:
             EngineUnavailable: the engine is not open.
@@ -168,10 +168,10 @@ class Client:
         return value
 
     def _key(self, addresses: Sequence[Address], default_keys: Mapping[str, str]) -> str:
-        """The API key, "" if none is asked for.
+        """The API key, "" if none is needed.
 
         Raises:
-            EngineConfigError: its variable is not set, or holds something else.
+            EngineConfigError: its variable is not set, or does not hold a key.
         """
         defaults = {default_keys.get(where.url.host or "") for where in addresses}
         name = self._config.api_key_env or (defaults.pop() if len(defaults) == 1 else None)

@@ -1,7 +1,7 @@
-"""Connections: carries requests over asyncio streams that stay open, parsed by httptools (llhttp).
+"""Connections: carries requests over persistent asyncio connections, parsed by httptools (llhttp).
 
-HTTP/1.1 only, one exchange at a time per connection, over TLS with the system's certificates. A proxy is not its
-business: those requests go through aiohttp.
+HTTP/1.1 only, one exchange at a time per connection, over TLS with the system's certificates. Requests through a
+proxy go through aiohttp instead.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Connections(Carrier):
         named = {name.lower() for name in headers}
         standard = {"Host": where.url.host_port_subcomponent or "", "Accept-Encoding": "gzip"}
         self._headers = {name: value for name, value in standard.items() if name.lower() not in named} | dict(headers)
-        #: What precedes the length of the body, per method and path.
+        #: The head up to the length of the body, per method and path.
         self._heads: dict[tuple[str, str], bytes] = {}
         self._idle: list[_Connection] = []
         self._closed = False
@@ -88,7 +88,7 @@ class Connections(Carrier):
         return head
 
     def _reused(self) -> _Connection | None:
-        """The connection that was used last, if it is still good."""
+        """The most recently used connection, if it is still good."""
         while self._idle:
             connection = self._idle.pop()
             if connection.transport.is_closing():
@@ -147,7 +147,7 @@ class _Connection(asyncio.Protocol):
         return await self._answer
 
     def is_reusable(self) -> bool:
-        """Whether another request may follow: the server keeps it open, and has read and sent all of this one."""
+        """Whether another request may follow: the server keeps it open, and the whole exchange is over."""
         return self._keep and not self.transport.is_closing() and not self.transport.get_write_buffer_size()
 
     def is_quiet(self) -> bool:
@@ -166,7 +166,7 @@ class _Connection(asyncio.Protocol):
         self._keep = False
 
     def fail(self, error: BaseException) -> None:
-        """Ends the exchange, and the connection with it."""
+        """Ends the exchange and its connection."""
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
         self.transport.abort()
@@ -240,7 +240,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Body:
-    """A body as it comes: decompressed, bounded, and told line by line."""
+    """A body as it arrives: decompressed, bounded, and passed on line by line."""
 
     def __init__(self, encoding: bytes, on_line: OnLine | None) -> None:
         self._parts: list[bytes] = []

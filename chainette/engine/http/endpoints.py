@@ -1,7 +1,7 @@
-"""Endpoints: base URLs of one engine, and which of them takes the next request.
+"""Endpoints: base URLs of one engine, and the choice of one for the next request.
 
-Guarantees: the endpoint with the fewest requests in flight is taken among those that answer; one that
-does not is left alone but for a probe now and then; a URL is only ever shown without user, password and query.
+Guarantees: among the endpoints that answer, the one with the fewest requests in flight is taken; one that
+does not answer only gets an occasional probe; a URL is only ever shown without user, password and query.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "BasePath", "Endpoint", "Pool", "address", "shown"]
 
-#: Completes the path of a base URL the way a protocol wants it.
+#: Completes the path of a base URL as the protocol requires.
 BasePath = Callable[[str], str]
 
 
@@ -34,7 +34,7 @@ class Address:
     url: URL
     #: What people see.
     shown: str
-    #: The user and password of the URL.
+    #: The user and password of the URL, as headers.
     headers: dict[str, str]
     #: Parts that no message may contain.
     secrets: tuple[str, ...]
@@ -84,15 +84,15 @@ class Endpoint:
         self.address = where
         self.breaker = breaker
         self.in_flight = 0
-        #: Requests it was given, so that equals take turns.
+        #: Number of requests it got, so that equal endpoints take turns.
         self.given = 0
-        #: Until when the server asked to be left alone.
+        #: The time until which the server asked for no requests.
         self.held_until = 0.0
         #: Why it last failed.
         self.words = ""
 
     def ready_at(self) -> float:
-        """When it may take a request; infinity while a probe is under way."""
+        """When it may take a request; infinity during a probe."""
         match self.breaker.state:
             case State.CLOSED:
                 return self.held_until
@@ -111,9 +111,9 @@ class Pool:
         self._timing = timing
         self._changed: asyncio.Future[None] | None = None
         self.endpoints = [Endpoint(where, Breaker(policy, timing)) for where in addresses]
-        #: Requests that were answered with an answer.
+        #: Number of requests that were answered.
         self.answers = 0
-        #: When any endpoint last said anything but "I fail".
+        #: When any endpoint last gave a sign of life.
         self.alive_at = timing.clock()
 
     def take(self) -> tuple[Endpoint, bool] | None:
@@ -135,14 +135,14 @@ class Pool:
         return all(endpoint.breaker.state is not State.CLOSED for endpoint in self.endpoints)
 
     def answered(self, endpoint: Endpoint, probe: bool, words: str = "") -> None:
-        """It lives: it answered the request, or said why not now."""
+        """The endpoint is alive: it answered the request, or said why not now."""
         endpoint.words = words
         self.alive_at = self._timing.clock()
         endpoint.breaker.succeeded(probe)
         self._give(endpoint, probe)
 
     def failed(self, endpoint: Endpoint, probe: bool, words: str, gone: bool) -> None:
-        """It did not; `gone` ejects it at once."""
+        """The endpoint failed; `gone` ejects it at once."""
         endpoint.words = words
         if gone:
             self.eject(endpoint, words)
@@ -156,20 +156,20 @@ class Pool:
         self._give(endpoint, probe)
 
     def eject(self, endpoint: Endpoint, words: str) -> None:
-        """Takes an endpoint out of use until a probe succeeds; several failures of one moment count once."""
+        """Takes an endpoint out of use until a probe succeeds; simultaneous failures count once."""
         endpoint.words = words
         if endpoint.breaker.state is not State.OPEN:
             endpoint.breaker.trip()
 
     def hold(self, endpoint: Endpoint, seconds: float) -> None:
-        """Leaves an endpoint alone for as long as it asked."""
+        """Sends an endpoint nothing for as long as it asked."""
         endpoint.held_until = max(endpoint.held_until, self._timing.clock() + seconds)
 
     async def ready(self, asked_at: float) -> None:
         """Waits until some endpoint may take a request.
 
         Raises:
-            EngineUnavailable: none answered anyone for the patience of the policy, or it is known that
+            EngineUnavailable: none answered any request for the patience of the policy, or it is known that
                 none will in time.
         """
         while not self.is_usable():

@@ -1,4 +1,4 @@
-"""Exchange: one HTTP request and its answer, whichever library carries the bytes.
+"""Exchange: one HTTP request and its answer, independent of the library that carries the bytes.
 
 `connections` and `aiohttp_session` implement this contract for one server each; `client` chooses between them.
 """
@@ -16,7 +16,7 @@ __all__ = ["MOST_BYTES", "Answer", "Broken", "Carrier", "LineSplitter", "OnLine"
 #: The largest body that is read, also after decompression.
 MOST_BYTES = 64 << 20
 
-#: Gets each line of a streamed answer as it comes, without its end.
+#: Called with each line of a streamed answer as it arrives, without its line end.
 OnLine = Callable[[bytes], None]
 
 
@@ -25,7 +25,7 @@ class Unreachable(Exception):
 
 
 class Broken(Exception):
-    """The exchange began and gave no whole answer."""
+    """The exchange began but gave no complete answer."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -41,14 +41,14 @@ class Carrier(Protocol):
     """Carries requests to one server. Belongs to the event loop on which it is first used."""
 
     async def exchange(self, path: str, body: bytes | None, seconds: float, on_line: OnLine | None) -> Answer:
-        """POSTs a body, or GETs if there is none. The lines of a 200 go to `on_line` before the answer is whole.
+        """POSTs a body, or GETs if there is none. The lines of a 200 go to `on_line` as they arrive.
 
         A cancelled exchange closes its connection, so that the server notices. Redirects are not followed.
 
         Raises:
             Unreachable: no connection.
             Broken: the server closed the connection, or sent something that is not HTTP or too large.
-            TimeoutError: no whole answer within `seconds`.
+            TimeoutError: no complete answer within `seconds`.
         """
         ...
 
@@ -58,7 +58,7 @@ class Carrier(Protocol):
 
 
 class LineSplitter:
-    """Cuts a body that comes in parts into lines."""
+    """Cuts a body that arrives in parts into lines."""
 
     def __init__(self, on_line: OnLine) -> None:
         self._on_line = on_line
@@ -73,7 +73,7 @@ class LineSplitter:
             self._rest = [start]
 
     def end(self) -> None:
-        """Passes on a last line that has no end."""
+        """Passes on a last line without a line end."""
         if rest := b"".join(self._rest):
             self._on_line(rest)
 

@@ -1,4 +1,4 @@
-"""The keys that all backends behind HTTP know."""
+"""The keys that all HTTP backends share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class HttpOptions(Options, frozen=True):
 
     #: Seconds a request may take before it is tried again.
     request_timeout: float = 600.0
-    #: Tries of one request after 429, 5xx, a broken connection or a timeout.
+    #: Retries of one request after 429, 5xx, a broken connection or a timeout.
     max_retries: int = 6
     #: Extra HTTP headers; `${NAME}` is read from the environment when the engine opens.
     headers: dict[str, str] = {}

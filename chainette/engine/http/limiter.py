@@ -1,7 +1,7 @@
-"""Limiter: how many requests may be in flight, learned from what the server does (AIMD).
+"""Limiter: how many requests may be in flight, learned from the server's behaviour (AIMD).
 
-Guarantees: never more than `ceiling`, never less than one; slots are given in the order in which they
-were asked for; every operation costs O(1), amortised. One event loop only.
+Guarantees: never more than `ceiling`, never less than one; slots are given in the order of the calls;
+every operation costs O(1), amortised. One event loop only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Limiter", "Pace"]
 
 #: A refusal for load halves the limit, a slow spell takes a quarter.
 _REFUSED, _SLOW = 0.5, 0.75
-#: Answers that make one look at the latency.
+#: Answers per check of the latency.
 _SPELL = 16
 #: A spell this many times slower than the best one is a slow spell.
 _FAR_ABOVE = 4.0
@@ -24,8 +24,8 @@ _FAR_ABOVE = 4.0
 class Pace:
     """Whether answers have become far slower than they were.
 
-    Compares the median of each 16 answers with the lowest such median, which drifts towards what is
-    seen, so that a step with longer prompts is learned after a few spells and not taken for load.
+    Compares the median of each 16 answers with the lowest such median, which drifts towards recent
+    medians, so that a step with longer prompts is learned after a few spells and not taken for load.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Pace:
         self._best: float | None = None
 
     def is_slow_after(self, pace: float) -> bool:
-        """Counts one answer; true where it ends a slow spell."""
+        """Counts one answer; true if it ends a slow spell."""
         self._spell.append(pace)
         if len(self._spell) < _SPELL:
             return False
@@ -73,7 +73,7 @@ class Limiter:
         return self._in_flight
 
     async def acquire(self) -> None:
-        """Takes a slot, or waits for one behind everyone who asked before."""
+        """Takes a slot, or waits for one behind all earlier callers."""
         if not self._waiters and self._in_flight < self.limit:
             self._in_flight += 1
             return
@@ -87,7 +87,7 @@ class Limiter:
             raise
 
     def release(self) -> None:
-        """Gives a slot back, and hands out what is free."""
+        """Gives a slot back, and hands out free slots."""
         self._in_flight -= 1
         while self._waiters and self._in_flight < self.limit:
             waiter = self._waiters.popleft()
@@ -96,14 +96,14 @@ class Limiter:
                 waiter.set_result(None)
 
     def succeeded(self, sent_at: float, pace: float) -> None:
-        """An answer came; `pace` is its latency in a unit that compares short answers with long ones."""
+        """An answer arrived; `pace` is its latency in a unit that makes short and long answers comparable."""
         if self._pace.is_slow_after(pace):
             self._cut(sent_at, _SLOW)
         else:
             self._limit = min(self._limit + 1 / self._limit, float(self._ceiling))
 
     def overloaded(self, sent_at: float) -> None:
-        """The server said that it is asked too much, or took longer than a request may."""
+        """The server reported overload, or took longer than a request may."""
         self._cut(sent_at, _REFUSED)
 
     def _cut(self, sent_at: float, factor: float) -> None:

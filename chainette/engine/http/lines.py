@@ -1,6 +1,6 @@
-"""Lines: the pieces of an answer that an HTTP server streams line by line, told as they come.
+"""Lines: passes on the pieces of an answer that an HTTP server streams line by line.
 
-What the answer is, and whether it is whole, is read from the whole body at the end; here nothing can go wrong.
+The answer itself, and whether it is complete, is read from the whole body at the end, so nothing can go wrong here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Lines"]
 
 
 class Lines:
-    """Tells the pieces of one answer, over as many tries as it takes."""
+    """Passes on the pieces of one answer, over as many tries as it takes."""
 
     def __init__(self, delta_of: Callable[[bytes], Delta], tell: Tell) -> None:
         self._delta_of = delta_of
@@ -24,14 +24,14 @@ class Lines:
         self._told = False
 
     def listen(self) -> OnLine:
-        """A try begins; what earlier ones told is void."""
+        """A try begins; the pieces of earlier ones are void."""
         if self._told:
             self._tell(Delta(anew=True))
             self._told = False
         return self._take
 
     def end(self, completion: Completion) -> None:
-        """The answer is whole. A server that does not stream gave it in one piece."""
+        """The answer is complete. If the server does not stream, passes it on as one piece."""
         if not self._told:
             tell_whole(completion, self._tell)
 

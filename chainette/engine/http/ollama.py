@@ -1,7 +1,7 @@
-"""OllamaEngine: a model that an Ollama server holds.
+"""OllamaEngine: a model on an Ollama server.
 
-The answer's schema goes as `format`, sampling parameters as `options`. A prompt that does not fit is
-refused (`truncate: false`) instead of being cut silently. How requests travel is `engine/http/transport.py`.
+The answer's schema is sent as `format`, sampling parameters as `options`. A prompt that does not fit is
+refused (`truncate: false`) instead of being cut silently. `engine/http/transport.py` sends the requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from chainette.records import Usage
 
 __all__ = ["OllamaEngine", "OllamaOptions", "chat_body"]
 
-#: Keys of `extra` that stand beside `options` in a request; every other one is an option.
+#: Keys of `extra` that go beside `options` in a request; every other one is an option.
 _BESIDE_OPTIONS = frozenset({"format", "keep_alive", "logprobs", "shift", "think", "tools", "top_logprobs", "truncate"})
 
 
@@ -89,7 +89,7 @@ class OllamaEngine(Engine):
 
         Raises:
             EngineConfigError: an environment variable is missing, or an endpoint is not a URL.
-            EngineRefused: the server does not have the model, or is no Ollama server.
+            EngineRefused: the server does not have the model, or is not an Ollama server.
             EngineUnavailable: nothing answered within the startup timeout.
         """
         reply = await self._transport.open()
@@ -115,14 +115,14 @@ class OllamaEngine(Engine):
         await self._transport.close()
 
     def revisions(self) -> dict[str, str]:
-        """The digest of what the server has under the model's name."""
+        """The server's digest of the model."""
         return {"model": str(self._known["digest"])} if self._known.get("digest") else {}
 
     def describe(self) -> dict[str, Any]:
         return {"endpoints": list(self._transport.declared), **self._known}
 
     def _find(self, reply: Reply) -> _Model:
-        """The model among those that the server has.
+        """Finds the model in the server's list.
 
         Raises:
             EngineRefused: it is not there.
@@ -168,7 +168,7 @@ class OllamaEngine(Engine):
 
 
 def chat_body(config: EngineConfig, request: Request, *, stream: bool) -> bytes:
-    """The JSON of a chat request. A key of `extra` replaces ours, and None takes it out."""
+    """The JSON of a chat request. A key of `extra` replaces ours, and None removes it."""
     assert isinstance(config.options, OllamaOptions)
     extra = config.extra | request.sampling.extra
     options = _options(request.sampling, request.seed, config.options.num_ctx)
@@ -210,7 +210,7 @@ def _read(data: bytes, seconds: float) -> Completion:
 
 
 def _read_lines(data: bytes, seconds: float) -> Completion:
-    """The answer out of the lines of a stream."""
+    """The answer from the lines of a stream."""
     return _completion([_decode_answer(line) for line in data.splitlines() if line.strip()], seconds)
 
 
@@ -227,6 +227,6 @@ def _completion(answers: Sequence[_Answer], seconds: float) -> Completion:
 
 
 def _delta(line: bytes) -> Delta:
-    """What a line of a streamed answer adds to it."""
+    """The piece in a line of a streamed answer."""
     message = _decode_answer(line).message
     return Delta(message.content or "", message.thinking or "")

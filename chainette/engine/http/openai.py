@@ -1,7 +1,7 @@
 """OpenAIEngine: any server that speaks OpenAI's chat completions (OpenAI, `vllm serve`, llama.cpp, TGI).
 
-The answer's schema goes as `response_format`; sampling parameters go under OpenAI's names, the ones it does not
-have under vLLM's. How requests travel is `engine/http/transport.py`.
+The answer's schema is sent as `response_format`; sampling parameters under OpenAI's names, or vLLM's for those that
+OpenAI lacks. `engine/http/transport.py` sends the requests.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _decode_models = msgspec.json.Decoder(_Models).decode
 class OpenAIOptions(HttpOptions, frozen=True):
     #: "json_schema", "json_object" (the schema is in the prompt only) or "none".
     response_format: str = "json_schema"
-    #: OpenAI's strict dialect of JSON Schema; what it cannot say is left to validation.
+    #: OpenAI's strict dialect of JSON Schema; constraints that it cannot express are left to validation.
     strict: bool | None = None
 
 
@@ -199,7 +199,7 @@ class OpenAIEngine(Engine):
         return {"type": "json_schema", "json_schema": made}
 
     def _strict(self, request: Request) -> dict[str, Any] | None:
-        """The schema in the strict dialect, None where it has no words for it; says what is lost."""
+        """The schema in the strict dialect, None if it cannot be expressed; reports lost constraints."""
         strict = strict_subset(request.schema)
         where = f"engine {self._config.name!r}, schema {request.schema_name!r}"
         if strict.schema is None:
@@ -236,7 +236,7 @@ class OpenAIEngine(Engine):
 
 
 def base_path(path: str) -> str:
-    """The path below which the operations are: `/v1` where none is given; a pasted operation is cut off."""
+    """The path below which the operations are: `/v1` if none is given; a pasted operation is cut off."""
     return path.rstrip("/").removesuffix(_OPERATION) or "/v1"
 
 
@@ -247,8 +247,8 @@ def chat_body(
     official: bool,
     asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> bytes:
-    """The JSON of a chat request; `asked` are keys that say how to answer. A key of `extra` replaces ours, and None takes
-    it out."""
+    """The JSON of a chat request; `asked` are keys that say how to answer. A key of `extra` replaces ours, and None
+    removes it."""
     body = {
         "model": config.model,
         "messages": request.messages,
@@ -263,7 +263,7 @@ def chat_body(
 
 
 def _schema_name(name: str) -> str:
-    """The name in the characters and the length that OpenAI takes; a changed name ends in a digest, to stay distinct."""
+    """The name in characters and a length that OpenAI accepts; a changed name ends in a digest, to stay distinct."""
     plain = _NOT_IN_NAMES.sub("_", name)
     if plain == name and 0 < len(name) <= _LONGEST_NAME:
         return name
@@ -285,7 +285,7 @@ def _sampling(sampling: SamplingParams, official: bool) -> dict[str, Any]:
 
 
 def _events(data: bytes) -> Iterator[bytes]:
-    """The data of server-sent events, without the one that says the end."""
+    """The data of server-sent events, without the one that marks the end."""
     for line in data.splitlines():
         event = line.removeprefix(b"data:").strip()
         if line.startswith(b"data:") and event != b"[DONE]":
@@ -293,14 +293,14 @@ def _events(data: bytes) -> Iterator[bytes]:
 
 
 def _delta(line: bytes) -> Delta:
-    """What a line of a streamed answer adds to it."""
+    """The piece in a line of a streamed answer."""
     messages = [choice.delta for event in _events(line) for choice in _decode_chunk(event).choices]
     text = "".join(message.content or "" for message in messages)
     return Delta(text, "".join(message.reasoning_content or message.reasoning or "" for message in messages))
 
 
 def _whole(chunks: Sequence[_Chunk]) -> _Choice:
-    """The answer that the chunks make.
+    """The answer that the chunks add up to.
 
     Raises:
         msgspec.ValidationError: it broke off.
@@ -329,7 +329,7 @@ def _completion(choice: _Choice, tokens: _Tokens, seconds: float) -> Completion:
 
 
 def _served_model(reply: Reply, model: str) -> str:
-    """What the server calls the model: the declared name if it lists it, or its only one."""
+    """The server's name for the model: the declared name if the server lists it, or its only one."""
     try:
         names = [each.id for each in _decode_models(reply.data).data] if reply.status == 200 else []
     except msgspec.MsgspecError:

@@ -1,6 +1,6 @@
-"""What a server's answer means: about its request, about the server, or about how Chainette is set up.
+"""Interprets a server's answer: a matter of the request, of the server, or of Chainette's configuration.
 
-Pure functions over statuses and bodies; the words of a server are looked for in the places where OpenAI,
+Pure functions over statuses and bodies; error texts are looked for in the places where OpenAI,
 vLLM, llama.cpp, Ollama, TGI and FastAPI put them.
 """
 
@@ -19,11 +19,11 @@ __all__ = ["Failure", "Fault", "completion_of", "fault_of", "first_words"]
 
 _MOST_WORDS = 500
 
-#: Statuses that speak about one request.
+#: Statuses that concern one request.
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
 #: Statuses below 500 after which the same request may succeed.
 _PASSING = frozenset({408, 409, 425})
-#: 529 is what Anthropic-compatible gateways say for 503.
+#: Anthropic-compatible gateways send 529 for 503.
 _OVERLOADED = frozenset({503, 529})
 
 _TOO_LONG = re.compile(
@@ -32,18 +32,18 @@ _TOO_LONG = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _DECLINED = re.compile(r"content[ _](filter|policy)|content management policy", re.IGNORECASE)
-#: OpenAI says "too many requests" for an empty account too.
+#: OpenAI also answers 429 for an account without credit.
 _UNPAID = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
 
 
 class Fault(StrEnum):
-    """Why a try gave no answer, though another may."""
+    """Why a try gave no answer, although another may."""
 
-    #: 429: alive, and asked too much
+    #: 429: alive, but overloaded
     BUSY = "busy"
-    #: 503: asked too much, or starting, or ending
+    #: 503: overloaded, starting or ending
     OVERLOADED = "overloaded"
-    #: another 5xx, a broken connection, a body that is no answer
+    #: another 5xx, a broken connection, a malformed body
     BROKEN = "broken"
     #: no connection; the request was not sent
     UNREACHABLE = "unreachable"
@@ -58,17 +58,17 @@ class Failure:
     fault: Fault
     #: What happened and where, without secrets.
     words: str
-    #: Seconds that the server asked to be left alone.
+    #: Seconds for which the server asked for no requests.
     retry_after: float | None = None
 
     @property
     def is_overload(self) -> bool:
-        """Whether fewer requests at once may help."""
+        """Whether fewer concurrent requests may help."""
         return self.fault in (Fault.BUSY, Fault.OVERLOADED, Fault.TIMEOUT)
 
 
 def first_words(data: bytes) -> str:
-    """What an error body says, on one line, shortened."""
+    """The text of an error body, on one line, shortened."""
     try:
         found = _message(msgspec.json.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -78,9 +78,9 @@ def first_words(data: bytes) -> str:
 
 
 def completion_of(status: int, data: bytes, words: str) -> Completion | None:
-    """The completion of a request that the server will not answer; None where the status is not about the request.
+    """The completion of a request that the server will not answer; None if the status does not concern the request.
 
-    A prompt that is too long counts with a 500 too: older llama.cpp servers say it that way.
+    A prompt that is too long may also be a 500, from older llama.cpp servers.
     """
     if status not in _ABOUT_THE_REQUEST and status != 500:
         return None
@@ -95,7 +95,7 @@ def completion_of(status: int, data: bytes, words: str) -> Completion | None:
 
 
 def fault_of(status: int, data: bytes) -> Fault | None:
-    """What a status says about the next try; None where every try would end the same."""
+    """What a status says about the next try; None if every try would end the same way."""
     if status == 429:
         return None if _UNPAID.search(data.decode(errors="replace")) else Fault.BUSY
     if status in _OVERLOADED:

@@ -1,7 +1,7 @@
 """OpenAI's strict dialect of JSON Schema: the part of a schema that its servers enforce.
 
-Every object closes (all properties required, no others), and keywords outside the dialect go. What the
-result admits is wider than the schema, or narrower only in that optional fields must be given; the full model
+Every object is closed (all properties required, no others), and keywords outside the dialect are dropped. The
+result admits more than the schema, and less only in that optional fields must be given; the full model
 validates the answer later. See "Structured model outputs", Supported schemas, in OpenAI's API guide.
 """
 
@@ -17,15 +17,15 @@ Schema = dict[str, Any]
 
 _KEPT = frozenset({"type", "enum", "description", "title"})
 
-#: Said in another way by a closed object and by anyOf.
+#: Keywords that a closed object or anyOf expresses in another way.
 _SAID = frozenset({"properties", "required", "additionalProperties", "discriminator"})
 
 
 @dataclass(frozen=True)
 class Strict:
-    """What can be sent of a schema."""
+    """The part of a schema that can be sent."""
 
-    #: None where the dialect cannot say it.
+    #: None if the dialect cannot express it.
     schema: Schema | None
     #: Keywords that were left out, sorted.
     dropped: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class Strict:
 
 @dataclass
 class _Conversion:
-    """One schema under way; what was dropped and what cannot be said add up."""
+    """The conversion of one schema; collects dropped keywords and obstacles."""
 
     dropped: set[str] = field(default_factory=set)
     reasons: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""Time for the HTTP engines: where it comes from, how long to wait, what a server asked for.
+"""Time for the HTTP engines: its sources, how long to wait, and a server's `Retry-After`.
 
-Everything that waits takes a `Timing`, so that a test replaces the clock instead of sleeping.
+Everything that waits takes a `Timing`, so that tests replace the clock instead of sleeping.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ __all__ = ["Policy", "Timing", "full_jitter", "retry_after"]
 
 @dataclass(frozen=True)
 class Timing:
-    """The sources of time and chance."""
+    """The sources of time and randomness."""
 
-    #: Seconds that only grow.
+    #: Monotonic seconds.
     clock: Callable[[], float] = time.monotonic
     #: Seconds since 1970, for dates that a server sends.
     wall: Callable[[], float] = time.time
@@ -37,12 +37,12 @@ class Policy:
     #: The first pause before a retry is drawn from 0 to this, then doubles.
     backoff: float = 0.5
     backoff_cap: float = 30.0
-    #: How long an ejected endpoint rests before one request may try it, then doubles.
+    #: How long an ejected endpoint rests before a probe, then doubles.
     cooldown: float = 1.0
     cooldown_cap: float = 30.0
-    #: How long a request waits while no endpoint answers anyone.
+    #: How long a request waits while no endpoint answers any request.
     patience: float = 120.0
-    #: Recent requests of an endpoint that count, and how many it takes before they do.
+    #: Recent requests of an endpoint that count, and the fewest that count at all.
     window: int = 20
     least_seen: int = 8
     #: The share of them that may fail.
@@ -60,7 +60,7 @@ def full_jitter(chance: float, attempt: int, base: float, cap: float) -> float:
 
 
 def retry_after(header: str | None, wall: float) -> float | None:
-    """Seconds that a `Retry-After` header asks for (RFC 9110, 10.2.3), None where it says nothing."""
+    """Seconds that a `Retry-After` header asks for (RFC 9110, 10.2.3), None if there is no valid one."""
     if header is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Transport: how a request reaches a server, shared by the backends that ask one over HTTP.
+"""Transport: sends requests to servers, shared by the HTTP backends.
 
-A request goes to one of the engine's endpoints within a learned concurrency, is tried again with the
-same body where that can help, and ends as a completion or as EngineUnavailable. Guarantees: what a
-server says about one request is that request's completion; what says nothing about it never is.
+A request goes to one of the engine's endpoints within a learned concurrency, is retried with the
+same body if that can help, and ends as a completion or as EngineUnavailable. Guarantee: an error
+becomes a request's completion only if it concerns that request.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ __all__ = ["Protocol", "Reader", "Transport"]
 
 _log = logging.getLogger("chainette")
 
-#: Failed readiness checks, some seconds, after which the wait is said.
+#: Failed readiness checks (some seconds) after which the wait is reported.
 _TRIES_BEFORE_WARNING = 5
 #: Seconds between readiness checks: the first pause, and the longest.
 _CHECK_PAUSE = 0.2, 5.0
 #: Timeouts in a row, while other requests are answered, that make them the request's own.
 _LONE_TIMEOUTS = 2
-#: What a request costs before its first token, in tokens, so that short answers compare with long ones.
+#: The cost of a request before its first token, in tokens, so that short answers compare with long ones.
 _FIXED_TOKENS = 16
 
-#: A completion out of a body and the seconds it took.
-#: Raises msgspec.MsgspecError where the body is no answer.
+#: Makes a completion from a body and the seconds it took.
+#: Raises msgspec.MsgspecError if the body is not an answer.
 Reader = Callable[[bytes, float], Completion]
 
 #: Called before each try of a streamed answer.
@@ -62,7 +62,7 @@ class Protocol:
     #: What to do about a status that refuses every request, one clause.
     refusal_hint: Callable[[int], str]
     base_path: BasePath = str
-    #: Host -> the environment variable of its API key, where the configuration names none.
+    #: Host -> the environment variable of its API key, if the configuration names none.
     default_keys: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,13 +72,13 @@ class _Slot(msgspec.Struct, frozen=True):
     endpoint: Endpoint
     probe: bool
     sent_at: float
-    #: Answers that the engine had given by then.
+    #: Number of answers that the engine had given by then.
     answers: int
 
 
 @dataclass
 class _Tries:
-    """What one request has been through."""
+    """The history of one request."""
 
     asked_at: float
     most: int
@@ -100,12 +100,12 @@ class Transport:
         self.capacity = config.capacity or protocol.capacity
         self.limiter = Limiter(self.capacity, timing.clock)
         self.pool = Pool(config.name, [], policy, timing)
-        #: Whether it was said that no endpoint answers.
+        #: Whether the silence of all endpoints was reported.
         self._said_silence = False
 
     @property
     def declared(self) -> tuple[str, ...]:
-        """The endpoints, as people may see them."""
+        """The endpoints without secrets."""
         return tuple(shown(text, self._protocol.base_path) for text in self._endpoints())
 
     @property
@@ -118,7 +118,7 @@ class Transport:
         return self._client.obstacles(self._endpoints(), self._protocol.base_path, self._protocol.default_keys)
 
     async def open(self) -> Reply:
-        """Waits until an endpoint answers; gives what it says to the readiness request.
+        """Waits until an endpoint answers; returns its reply to the readiness request.
 
         Raises:
             EngineConfigError: an environment variable is missing, or an endpoint is not a URL.
@@ -139,7 +139,7 @@ class Transport:
         await self._client.close()
 
     async def ask(self, body: bytes, read: Reader, listen: Listen | None = None) -> Completion:
-        """The completion that the server gives for a body. With `listen`, each try gets a listener to its lines.
+        """The server's completion for a body. With `listen`, each try gets a listener for its lines.
 
         Raises:
             EngineRefused: the server refuses every request.
@@ -156,7 +156,7 @@ class Transport:
                 await self._pause(tries, result)
 
     def refusal(self, reply: Reply) -> EngineRefused:
-        """The error for a status that every request would get; the words of a 401 often quote the key."""
+        """The error for a status that every request would get. Omits the text of a 401, which often quotes the key."""
         said = "" if reply.status == 401 else self._client.hide(first_words(reply.data))
         moved = f" and points to {self._client.hide(reply.location.partition('?')[0])}" if reply.location else ""
         return EngineRefused(
@@ -186,7 +186,7 @@ class Transport:
             self.limiter.release()
 
     def _leave(self, slot: _Slot, result: Completion | Failure | None) -> None:
-        """Gives the slot back and passes on what was learned; nothing from a cancelled or refused try."""
+        """Gives the slot back and records the result; a cancelled or refused try teaches nothing."""
         match result:
             case None:
                 self.pool.abandoned(slot.endpoint, slot.probe)
@@ -208,7 +208,7 @@ class Transport:
             self._say_silence(failure)
 
     def _say_silence(self, failure: Failure) -> None:
-        """Says once per silence that requests wait, long before the patience with it ends."""
+        """Reports once per silence that requests wait, long before the patience ends."""
         if not self._said_silence and self.pool.is_silent():
             self._said_silence = True
             _log.warning(
@@ -224,10 +224,10 @@ class Transport:
         self._said_silence = False
 
     def _judge(self, reply: Reply | Failure, read: Reader, seconds: float) -> Completion | Failure:
-        """What a reply means for its request.
+        """The result of a reply for its request.
 
         Raises:
-            EngineRefused: every request would get the same.
+            EngineRefused: every request would be refused.
         """
         if isinstance(reply, Failure):
             return reply
@@ -261,7 +261,7 @@ class Transport:
         """Waits before the next try.
 
         Raises:
-            EngineUnavailable: there is none.
+            EngineUnavailable: there is no next try.
         """
         tries.failed += 1
         if tries.failed >= tries.most:
@@ -291,7 +291,7 @@ class Transport:
         return await together([self._client.send(endpoint, path, None, seconds) for endpoint in self.pool.endpoints])
 
     def _first_of(self, ready: Sequence[Reply]) -> Reply:
-        """The first answer; endpoints that gave none are ejected until they do."""
+        """The first answer; endpoints without an answer are ejected until they give one."""
         for reply in ready:
             if reply.status in (401, 403):
                 raise self.refusal(reply)

@@ -1,7 +1,7 @@
-"""A JSON Schema as the grammar that llama.cpp's constrained decoding (llguidance) reads.
+"""Turns a JSON Schema into a grammar for llama.cpp's constrained decoding (llguidance).
 
-Guarantee: every answer that the grammar allows and the schema could refuse is left to validation; no answer is
-lost that the schema allows, but for unknown properties, which models only invent.
+Guarantee: the grammar allows every answer that the schema allows, except unknown properties, which models only
+invent. If it allows more than the schema, validation decides.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def compact_grammar(schema: dict[str, Any]) -> str:
 
 
 def grammar_holds(first_token: str) -> bool:
-    """Whether an answer that was asked to be prose began as the grammar wants it.
+    """Whether the answer to a request for prose began as the grammar requires.
 
-    llama.cpp drops a grammar that it cannot compile without saying so.
+    llama.cpp silently drops a grammar that it cannot compile.
     """
     return first_token[:1] in {"{", "[", '"'} and not first_token[1:].isspace()
 
 
 def _closed(schema: Any) -> Any:
-    """The schema with objects that name their properties closed to others: small models go on forever else."""
+    """The schema with objects that name their properties closed to others, or small models would never stop."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):

@@ -1,8 +1,8 @@
-"""A GGUF model in this process: llama.cpp's server engine through xllamacpp, no torch, no child process.
+"""A GGUF model in this process: llama.cpp's server engine through xllamacpp, without torch or a child process.
 
-Guarantees: the event loop is never blocked; a cancelled request stops at its next token; `close` gives the
-model's memory and threads back. Answers are drawn under a grammar made from the request's schema where
-llama.cpp can express it, and validated by the caller in any case.
+Guarantees: the event loop is never blocked; a cancelled request stops at its next token; `close` frees the
+model's memory and threads. Answers follow a grammar made from the request's schema if llama.cpp can express it;
+the caller validates them in any case.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _PROBE = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens":
 _MISSING = "backend llama_cpp needs the package xllamacpp: pip install xllamacpp"
 
 Body = dict[str, Any]
-#: Gets a chunk of an answer; true stops the answer.
+#: Called with each chunk of an answer; returning true stops the answer.
 Receive = Callable[[Body], bool]
 
 
@@ -93,9 +93,9 @@ class LlamaCppEngine(Engine):
     A slot keeps the prompt it computed last, so prompts that begin alike (one system prompt) are cheap. `extra`
     sets fields of `xllamacpp.CommonParams` by name; `SamplingParams.extra` goes into the request.
 
-    Not deterministic. Measured on SmolLM2-135M Q4_1, the same 8 requests alone and 8 at a time: equal where the
-    prompts were in the cache (32 of 32), 2 to 6 of 8 equal where the prompts were computed side by side, greedy or
-    seeded alike, with or without flash attention: the arithmetic of a prompt depends on what shares its batch.
+    Not deterministic. Measured on SmolLM2-135M Q4_1, the same 8 requests alone and 8 at a time: equal if the
+    prompts were in the cache (32 of 32), 2 to 6 of 8 equal if the prompts were computed side by side, greedy or
+    seeded, with or without flash attention: the arithmetic of a prompt depends on the rest of its batch.
     """
 
     options = LlamaCppOptions
@@ -134,7 +134,7 @@ class LlamaCppEngine(Engine):
         try:
             await asyncio.get_running_loop().run_in_executor(pool, self._load, params)
         except BaseException:
-            # Loading cannot be interrupted: wait for it, or its thread would keep the model for good.
+            # Loading cannot be interrupted: wait for it, or its thread would keep the model forever.
             with anyio.CancelScope(shield=True):
                 await asyncio.to_thread(pool.shutdown, wait=True)
             self._unload()
@@ -145,7 +145,7 @@ class LlamaCppEngine(Engine):
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        # In-flight requests hold the server; it may go only after the last of them.
+        # In-flight requests use the server, so it must outlive the last of them.
         await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
         await asyncio.to_thread(self._unload)
 
@@ -196,7 +196,7 @@ class LlamaCppEngine(Engine):
         # Prompts of finished slots are not kept in memory besides the slots' own (the default keeps 8 GiB of them).
         params.cache_ram_mib = 0
         params.fit_params = False
-        # The library serves HTTP on a loopback port as well; a key that nobody knows closes it.
+        # The library also serves HTTP on a loopback port; a random key closes it to others.
         params.n_threads_http, params.ui, params.api_keys = 1, False, [secrets.token_hex(16)]
         for key, value in self._config.extra.items():
             self._set(params, key, value)
@@ -218,10 +218,10 @@ class LlamaCppEngine(Engine):
                 f"engine {self._config.name!r}: llama.cpp cannot load {params.model.path}: {error}"
             ) from error
         ask = partial(_ask, self._server.listening_address, params.api_keys[0])
-        # Its loop runs once it has answered this. One that is destroyed before does not hear of it, and is waited for, for
-        # ever (xllamacpp 2026.10, one of some hundred loads that were closed at once).
+        # Once it answers this, its loop runs. A server that is destroyed earlier misses the signal, and the destructor waits
+        # forever (xllamacpp 2026.10, one of some hundred loads that were closed at once).
         ask("/slots")
-        # as llama.cpp uses it: it may come from the file or from `extra`
+        # the template that llama.cpp uses: it may come from the file or from `extra`
         self._thinks = "</think>" in str((ask("/props") or {}).get("chat_template", ""))
 
     def _unload(self) -> None:
@@ -238,7 +238,7 @@ class LlamaCppEngine(Engine):
         return _completion(chunks, time.perf_counter() - began)
 
     def _chat(self, body: Body, receive: Receive) -> list[Body]:
-        """Every chunk of one streamed answer; `receive` gets each as it comes, and may stop it."""
+        """Every chunk of one streamed answer; `receive` gets each as it arrives, and may stop the answer."""
         chunks: list[Body] = []
 
         def take(chunk: Body) -> bool:
@@ -270,7 +270,7 @@ class LlamaCppEngine(Engine):
         }
 
     def _constraint(self, request: Request) -> Body:
-        """What holds the answer to the schema; found out once per schema."""
+        """The request keys that hold the answer to the schema; found once per schema."""
         key = msgspec.json.encode(request.schema)
         with self._probing:
             if key not in self._constraints:
@@ -278,8 +278,8 @@ class LlamaCppEngine(Engine):
             return self._constraints[key]
 
     def _find_constraint(self, request: Request) -> Body:
-        """A grammar without blanks halves the tokens of an answer. llama.cpp answers without any grammar where it cannot
-        compile one, and a thinking model could not think under it: both get the slower `response_format`."""
+        """A grammar without blanks halves the tokens of an answer. But llama.cpp silently drops a grammar that it cannot
+        compile, and a thinking model could not think under one: both cases get the slower `response_format`."""
         if not self._thinks:
             grammar = {"grammar": compact_grammar(request.schema)}
             with contextlib.suppress(Exception):
@@ -290,7 +290,7 @@ class LlamaCppEngine(Engine):
 
 
 def _ask(address: str, key: str, path: str) -> Any:
-    """What the library's own server says; None where it does not."""
+    """The reply of the library's own server; None if there is none."""
     request = urllib.request.Request(f"{address}{path}", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 (our own loopback port)
     # A proxy from the environment must not see, or swallow, a request to ourselves.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -302,7 +302,7 @@ def _ask(address: str, key: str, path: str) -> Any:
 
 
 def _completion(chunks: Sequence[Body], seconds: float) -> Completion:
-    """One Completion out of the chunks of a streamed answer, or out of the error in their place."""
+    """A Completion from the chunks of a streamed answer, or from the error in their place."""
     deltas: list[Delta] = []
     finish, usage = "", Body()
     for chunk in chunks:
@@ -321,7 +321,7 @@ def _completion(chunks: Sequence[Body], seconds: float) -> Completion:
 
 
 def _delta(chunk: Body) -> Delta:
-    """What a chunk adds to the answer."""
+    """The piece of the answer in a chunk."""
     parts = [choice["delta"] for choice in chunk.get("choices", ())]
     text = "".join(part.get("content") or "" for part in parts)
     return Delta(text, "".join(part.get("reasoning_content") or "" for part in parts))

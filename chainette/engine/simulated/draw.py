@@ -1,7 +1,7 @@
 """Values drawn at random that are valid under a JSON Schema as pydantic writes it.
 
 Guarantee: the same schema and the same state of the generator give the same value, and the value passes the
-schema. What a schema cannot say (custom validators) is not met; a pattern that cannot be drawn gives a
+schema, but not necessarily custom validators, which are not in it. A pattern that cannot be drawn gives a
 text that names it, so that the rejected row explains itself.
 """
 
@@ -15,11 +15,11 @@ from chainette.engine.simulated import scalars
 
 __all__ = ["compile_schema", "draw"]
 
-#: References followed before the smallest alternative is taken, and before a value is given up.
+#: References followed before only the smallest alternative is taken, and before a value is abandoned.
 _DEEP, _DEEPEST = 4, 40
-#: Items and keys drawn beyond the least, where a schema sets no upper bound.
+#: Items and keys drawn beyond the minimum if a schema sets no upper bound.
 _SPREAD = 3
-#: How often a property that may be left out is there.
+#: The probability that an optional property is present.
 _PRESENT = 0.8
 _ENDLESS = 10_000
 
@@ -28,7 +28,7 @@ Schema = Mapping[str, Any]
 
 
 def draw(schema: Schema, rng: Random) -> Any:
-    """One value; `compile_schema` where many are needed."""
+    """Draws one value; use `compile_schema` for many."""
     return compile_schema(schema)(rng)
 
 
@@ -86,7 +86,7 @@ class _Compiler:
         return resolved
 
     def reference(self, schema: Schema) -> Node:
-        """Compiled when first drawn, so that a schema may hold itself."""
+        """Compiled when first drawn, so that a schema may contain itself."""
         name = schema["$ref"]
         if schema.keys() - {"$ref"} & _CONSTRAINTS:
             return self.node(self.merged({"allOf": [schema]}))
@@ -102,7 +102,7 @@ class _Compiler:
         return draw_reference
 
     def merged(self, schema: Schema) -> Schema:
-        """One schema out of `allOf` and what stands beside it; the later of two bounds wins."""
+        """One schema from `allOf` and the keywords beside it; the later of two bounds wins."""
         result: dict[str, Any] = {}
         parts = [*schema.get("allOf", ()), {key: value for key, value in schema.items() if key != "allOf"}]
         for part in parts:
@@ -115,7 +115,7 @@ class _Compiler:
         return result
 
     def beside(self, schema: Schema, key: str, option: Any) -> Any:
-        """The alternative, with the constraints that stand beside the list of alternatives."""
+        """The alternative, with the constraints beside the list of alternatives."""
         around = {name: schema[name] for name in _CONSTRAINTS & schema.keys() - {key}}
         return {"allOf": [around, option]} if around and isinstance(option, Mapping) else option
 
@@ -164,7 +164,7 @@ class _Compiler:
         return draw_object
 
     def extra_keys(self, schema: Schema) -> Callable[[Random, int, dict[str, Any]], dict[str, Any]] | None:
-        """What fills a mapping such as `dict[str, X]`."""
+        """Draws the entries of a mapping such as `dict[str, X]`."""
         by_pattern = schema.get("patternProperties", {})
         values = next(iter(by_pattern.values()), schema.get("additionalProperties"))
         least, most = schema.get("minProperties", 0), schema.get("maxProperties")
@@ -210,7 +210,7 @@ class _Compiler:
         return draw_array
 
 
-#: Keywords that narrow a value when they stand beside `$ref` or `anyOf`.
+#: Keywords that narrow a value if they are beside `$ref` or `anyOf`.
 _CONSTRAINTS = frozenset(
     {"type", "properties", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
     | {"minLength", "maxLength", "pattern", "format", "minItems", "maxItems", "items", "anyOf", "oneOf", "enum", "const"}
@@ -222,7 +222,7 @@ def _plain(draw_scalar: Callable[[Random], Any]) -> Node:
 
 
 def _without_decimal_text(options: list[Any]) -> list[Any]:
-    """pydantic writes a Decimal as "number or string" and does not say which strings; the number will do."""
+    """pydantic writes a Decimal as "number or string" without describing the strings, so the number is taken."""
     kinds = [option.get("type") if isinstance(option, Mapping) else None for option in options]
     if "number" not in kinds:
         return options

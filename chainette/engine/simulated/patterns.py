@@ -1,7 +1,7 @@
 """Text that matches a regular expression, drawn at random.
 
-Guarantee: a drawn text matches its pattern (it is checked before it is given out). What cannot be drawn,
-such as most lookarounds, is answered with None; the caller says so.
+Guarantee: a drawn text matches its pattern (it is checked before it is returned). A pattern that cannot be
+drawn, such as most lookarounds, gives None; the caller reports it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["compile_pattern"]
 
 Draw = Callable[[Random], str]
 
-#: Repetitions drawn beyond the least, where a pattern sets no upper bound.
+#: Repetitions drawn beyond the minimum if a pattern sets no upper bound.
 _SPREAD = 6
 _TRIES = 30
 _ANY = string.ascii_letters + string.digits + " "
@@ -33,7 +33,7 @@ _CATEGORIES = {
 
 
 def compile_pattern(pattern: str, shortest: int = 0, longest: int | None = None) -> Callable[[Random], str | None]:
-    """A function that draws a text which matches, with a length inside the bounds; None where it found none."""
+    """A function that draws a matching text with a length inside the bounds; None if it found none."""
     try:
         matcher = re.compile(pattern)
         # `\Z` of Python and `\z` of Rust both end the text.
@@ -52,7 +52,7 @@ def compile_pattern(pattern: str, shortest: int = 0, longest: int | None = None)
 
 
 def _padded(text: str, shortest: int) -> str:
-    """Longer by repetition of its last character: what an open pattern such as `^[a-z]+$` allows."""
+    """Repeats the last character, as an open pattern such as `^[a-z]+$` allows."""
     return text + text[-1:] * (shortest - len(text))
 
 

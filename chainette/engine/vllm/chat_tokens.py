@@ -17,7 +17,7 @@ TEMPLATE_KEY = "chat_template_kwargs"
 
 
 class ChatTokens:
-    """Not for several threads at once: a tokenizer is not.
+    """Not thread-safe, since tokenizers are not.
 
     Raises:
         EngineConfigError: there is no chat template.
@@ -57,8 +57,8 @@ class ChatTokens:
 
 
 def prefix_order(prompts: Sequence[list[int] | str]) -> list[int]:
-    """The places of the prompts, those that begin alike one after the other: what they share is computed once then, also
-    where the cache has no room for everything."""
+    """The indexes of the prompts, ordered so that equal beginnings are adjacent and computed once, even if the cache
+    has no room for everything."""
     return sorted(range(len(prompts)), key=lambda at: [] if isinstance(prompts[at], str) else prompts[at])
 
 
@@ -71,7 +71,7 @@ def too_long(tokens: int, limit: int) -> str:
 
 
 def cut(usage: Usage, limit: int) -> str:
-    """Where an answer ended that its own max_tokens did not cut."""
+    """Says where an answer was cut before its max_tokens."""
     return (
         f"the answer was cut after {usage.completion_tokens} tokens, because prompt ({usage.prompt_tokens} tokens) and "
         f"answer fill max_model_len={limit}; raise it, or ask for less"
@@ -79,7 +79,7 @@ def cut(usage: Usage, limit: int) -> str:
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """Some templates know no system message: its words begin the first message."""
+    """Moves the system message into the first message, for templates without system messages."""
     system, first, *rest = messages
     return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
 
@@ -89,7 +89,7 @@ def _refused(error: Exception) -> str:
 
 
 def template_text(template: str | None) -> str | None:
-    """A template as it stands, or out of a file."""
+    """The template itself, or the content of its file."""
     if template is None or "{" in template:
         return template
     try:

@@ -1,8 +1,8 @@
-"""What vLLM's child processes run as their main module, in the place of the user's script.
+"""The main module of vLLM's child processes, in place of the user's script.
 
-A child of `multiprocessing` imports its parent's main module anew: a `chain.py` that runs itself would run again in there.
-This module stands in for it (`spawned_here`), and does in each child, before anything else is imported, what vLLM does not
-do: the child ends when its parent is gone, however that ended, and what it prints goes to the parent's `ChildWords`.
+A child of `multiprocessing` imports its parent's main module again, so a `chain.py` that runs itself would run in the child.
+This module replaces it (`spawned_here`), and sets up each child before anything else is imported: the child ends when
+its parent is gone, however that ended, and its output goes to the parent's `ChildWords`. vLLM does neither.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = ["ChildWords", "spawned_here"]
 #: Names the pipe to the parent in a child's environment.
 PIPE = "CHAINETTE_ENGINE_PIPE"
 
-#: Seconds between two looks for the parent.
+#: Seconds between two checks for the parent.
 TICK = 0.25
 
-#: Lines of a child that are kept.
+#: Number of output lines that are kept.
 _TAIL = 200
 
 
 @contextlib.contextmanager
 def spawned_here() -> Iterator[None]:
-    """Processes that are spawned meanwhile have this module as their main."""
+    """Makes this module the main module of processes spawned inside."""
     main = sys.modules["__main__"]
     stand_in = types.ModuleType("__main__")
     stand_in.__spec__ = importlib.util.find_spec("chainette.engine.vllm.child")
@@ -49,14 +49,14 @@ def spawned_here() -> Iterator[None]:
 
 
 class ChildWords:
-    """What the children of one engine print: the last lines are kept to say why one died; `echo` gets every line."""
+    """The output of one engine's children: keeps the last lines to explain a death; `echo` gets every line."""
 
     def __init__(self, echo: TextIO | None) -> None:
-        #: For whatever the children need in the file system, until `close`.
+        #: For the children's files, until `close`.
         self.folder = tempfile.mkdtemp(prefix="chainette-")
         self.path = str(Path(self.folder, "words"))
         os.mkfifo(self.path, 0o600)
-        # our own writing end keeps the pipe open until the first child has come, and is what ends it otherwise
+        # our own writing end keeps the pipe open until the first child opens it; if none does, closing it ends the pipe
         self._reader, self._writer = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), os.open(self.path, os.O_WRONLY)
         os.set_blocking(self._reader, True)
         self._lines: deque[str] = deque(maxlen=_TAIL)
@@ -71,18 +71,18 @@ class ChildWords:
                     echo.write(line)
 
     def connected(self) -> None:
-        """Every child has opened the pipe: it ends with the last of them."""
+        """Every child has opened the pipe, which now ends with the last of them."""
         writer, self._writer = self._writer, -1
         if writer >= 0:
             os.close(writer)
 
     def close(self) -> None:
-        """No child lives, or none came: nothing stays on the disk."""
+        """Called when no child lives, or none started; leaves nothing on the disk."""
         self.connected()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def last_error(self, seconds: float = 2.0) -> str:
-        """The last line that names an error, "" where there is none; waits for the children's end."""
+        """The last line that names an error, "" if there is none; waits for the children's end."""
         self.connected()
         self._thread.join(seconds)
         plain = [line.rpartition("] ")[2].strip() if " ERROR " in line else line.strip() for line in self._lines]
@@ -97,7 +97,7 @@ def _names_an_error(line: str) -> bool:
 
 
 def _attend() -> None:
-    """In a child: speak to the parent, end with it, and with nobody else: Ctrl-C in a terminal is for the parent."""
+    """In a child: send output to the parent, end with it, and ignore Ctrl-C, which is for the parent."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     with contextlib.suppress(KeyError, OSError):
@@ -109,7 +109,7 @@ def _attend() -> None:
 
 
 def _end_with_parent() -> None:
-    # PR_SET_PDEATHSIG would come with the end of the thread that started us, not of its process
+    # PR_SET_PDEATHSIG would fire at the end of the thread that started us, not of its process
     while (parent := multiprocessing.parent_process()) is None:
         time.sleep(TICK)
     while os.getppid() == parent.pid:

@@ -1,6 +1,6 @@
-"""A JSON Schema cut down, as little as it takes, to what a grammar backend can express.
+"""Reduces a JSON Schema, as little as possible, to what a grammar backend can express.
 
-What is left out is checked by validation alone: a looser grammar lets more answers through, it never loses one.
+Validation alone checks the rest: a looser grammar allows more answers and never loses one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["fitted"]
 
 Schema = dict[str, Any]
 
-#: Keywords in the order in which they are given up. Bounds of strings go late: without them a small model never ends.
+#: Keywords in the order in which they are dropped. Bounds of strings go late: without them a small model never ends.
 _GIVEN_UP: tuple[frozenset[str], ...] = (
     frozenset({"multipleOf", "uniqueItems", "contains", "minContains", "maxContains", "not", "if", "then", "else"}),
     frozenset({"propertyNames", "patternProperties", "dependentRequired", "dependentSchemas", "unevaluatedProperties"}),
@@ -23,7 +23,7 @@ _GIVEN_UP: tuple[frozenset[str], ...] = (
 
 
 def fitted(schema: Schema, fits: Callable[[Schema], str]) -> tuple[Schema | None, str]:
-    """(the fullest schema that fits, what is wrong with the whole one); (None, ...) where nothing fits.
+    """(the fullest schema that fits, why the whole one does not); (None, ...) if nothing fits.
 
     `fits` gives "" or the reason why not.
     """

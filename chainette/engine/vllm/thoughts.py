@@ -1,4 +1,4 @@
-"""A model's thoughts apart from its answer, as a parser of vLLM's tells them apart."""
+"""Separates a model's thoughts from its answer with one of vLLM's parsers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Pieces", "thinking"]
 
 
 class Pieces:
-    """One answer as it comes. Without a parser all of it is the answer."""
+    """One answer as it arrives. Without a parser all of it is the answer."""
 
     def __init__(self, parser: Any = None, chat: Any = None) -> None:
         self._parser, self._chat = parser, chat
@@ -24,7 +24,7 @@ class Pieces:
         return len(self._ids)
 
     def take(self, text: str, ids: Sequence[int]) -> Delta:
-        """What a piece adds to the answer and to the thoughts before it."""
+        """The parts of a piece that belong to the thoughts and to the answer."""
         before, ids_before = self._raw, self._ids
         self._raw, self._ids, self._pieces = before + text, [*ids_before, *ids], self._pieces + 1
         if self._parser is None:
@@ -35,7 +35,7 @@ class Pieces:
         return delta
 
     def whole(self) -> tuple[str | None, str]:
-        """(thoughts, answer): the pieces joined; no answer where the model did not come to the end of its thoughts."""
+        """(thoughts, answer): the joined pieces; no answer if the model did not finish its thoughts."""
         if self._parser is None:
             return None, self._raw
         if self._pieces > 1:
@@ -45,7 +45,7 @@ class Pieces:
 
 
 def thinking(parser: str, tokenizer: Any) -> Pieces:
-    """An answer of a model that thinks first, told apart by vLLM's parser for its kind."""
+    """The pieces of a model that thinks first, separated by vLLM's parser for its kind."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.reasoning import ReasoningParserManager
 
