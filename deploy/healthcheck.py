@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Whether the process beside it serves its metrics: `chainette-healthcheck PORT`; exit code 0 or 1.
+"""Checks that the container's process serves its metrics: `chainette-healthcheck PORT`; exit code 0 or 1.
 
-A worker that waits for Redis is well: ending it would throw its loaded engine away. What is wrong with the fleet, alerts say.
+A worker that waits for Redis is healthy: ending it would throw its loaded engine away. Alerts report problems of the fleet.
 """
 
 import sys

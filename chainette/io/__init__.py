@@ -1,1 +1,1 @@
-"""What touches the disk: inputs, the event log, shards, and the run directory."""
+"""Disk access: inputs, the event log, shards, and the run directory."""

@@ -1,6 +1,6 @@
-"""Writes the Grafana dashboards: `python deploy/grafana/make.py`. What is committed is what this writes (a test holds it so).
+"""Writes the Grafana dashboards: `python deploy/grafana/make.py`. A test checks that the committed files are its output.
 
-A panel is one question's part of an answer; rows are the questions.
+A row of panels answers one question.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Query:
 
     expr: str
     legend: str = ""
-    #: One value now instead of a line over time.
+    #: The current value instead of a line over time.
     instant: bool = False
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What is shown."""
+    """One panel."""
 
     title: str
     kind: str
@@ -42,9 +42,9 @@ class Panel:
     says: str
     width: int = 8
     height: int = 8
-    #: The whole, where there is one: 1 for shares.
+    #: The maximum, if there is one: 1 for shares.
     top: float | None = None
-    #: (value from which on, colour).
+    #: (value from which it applies, colour).
     marks: Sequence[tuple[float | None, str]] = ((None, "green"),)
     stacked: bool = False
 
@@ -59,7 +59,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Variable:
-    """A choice at the top, out of the values of a label."""
+    """A selection of a label's values at the top of the page."""
 
     name: str
     label: str
@@ -84,7 +84,7 @@ def lines(title: str, unit: str, says: str, *queries: tuple[str, str], **keys: A
 
 
 def now(title: str, kind: str, unit: str, says: str, expr: str, legend: str = "", **keys: Any) -> Panel:
-    """A panel of what is so now."""
+    """A panel of the current value."""
     return Panel(title, kind, unit, [Query(expr, legend, instant=True)], says, **keys)
 
 
@@ -95,7 +95,7 @@ _BAD_WHEN_FULL = ((None, "green"), (0.7, "yellow"), (0.9, "red"))
 
 
 def _of_run(metric: str) -> str:
-    """A number of the whole fleet, by run: every process that has it says the same."""
+    """A number of the whole fleet, by run: every process that reports it has the same value."""
     return f"max by (run) (chainette_{metric})"
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Random passwords for the roles of a fleet: users.acl for the server, and per role an env file with CHAINETTE_REDIS_URL.
+"""Generates passwords for the roles of a fleet: users.acl for the server, and per role an env file with CHAINETTE_REDIS_URL.
 
     python3 deploy/redis/make_users.py [--url redis://redis:6379/0] [--into deploy/secrets]
 
-What is there stays as it is, so that a second call changes no password. The server gets hashes only.
+Existing files stay unchanged, so that a second call changes no password. The server gets only hashes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def main() -> None:
     users = RULES.read_text()
     for role, digest in digests.items():
         users = users.replace(f"#{role}", f"#{digest}")
-    # readable by the server's own user, which is none of ours; it holds hashes of long random passwords
+    # readable by the server's user, which is not one of ours; it only holds hashes of long random passwords
     (options.into / "users.acl").write_text(users)
     print(f"{options.into}: users.acl, {', '.join(f'{role}.env' for role in ROLES)}")
 
 
 def _digest(file: Path, role: str, url: str) -> str:
-    """SHA-256 of the role's password; makes its env file where there is none."""
+    """SHA-256 of the role's password; creates its env file if there is none."""
     if not file.exists():
         scheme, _, address = url.partition("://")
         line = f"CHAINETTE_REDIS_URL={scheme}://{role}:{secrets.token_urlsafe(32)}@{address}\n"

@@ -29,10 +29,10 @@ BasePath = Callable[[str], str]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Address:
-    """Where to send requests; holds secrets, so it has no repr. Two are never equal."""
+    """The target of requests; holds secrets, so it has no repr. Two are never equal."""
 
     url: URL
-    #: What people see.
+    #: The URL without secrets.
     shown: str
     #: The user and password of the URL, as headers.
     headers: dict[str, str]

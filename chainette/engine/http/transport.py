@@ -49,13 +49,13 @@ Listen = Callable[[], OnLine]
 
 @dataclass(frozen=True)
 class Protocol:
-    """What differs between the servers that the transport talks to."""
+    """The differences between the servers that the transport talks to."""
 
     ready_path: str
     ask_path: str
-    #: Requests at once, where the configuration says nothing.
+    #: The default number of concurrent requests.
     capacity: int
-    #: Where the configuration names no endpoint.
+    #: The default endpoint.
     endpoint: str
     #: What to do when nothing answers at the start, one clause.
     start_hint: str

@@ -97,7 +97,7 @@ def _names_an_error(line: str) -> bool:
 
 
 def _attend() -> None:
-    """In a child: send output to the parent, end with it, and ignore Ctrl-C, which is for the parent."""
+    """In a child: sends output to the parent, ends with it, and leaves Ctrl-C in a terminal to the parent."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     with contextlib.suppress(KeyError, OSError):

@@ -1,4 +1,4 @@
-"""Arrow columns as Python values that JSON can hold. One value that Python cannot hold costs no other."""
+"""Arrow columns as Python values that JSON can hold. A value that Python cannot hold does not affect the others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _require_times_of_day(column: pa.Array) -> None:
-    """Raises ValueError if a time is not within a day, which pyarrow would turn into another time without a word."""
+    """Raises ValueError if a time is not within a day, which pyarrow would silently turn into another time."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -96,7 +96,7 @@ def _known_zone(zone: str | None) -> str | None:
 
     try:
         pa.scalar(0, pa.timestamp("us", zone)).as_py()
-    except Exception:  # pyarrow raises what its database of zones, or Python's, happens to raise
+    except Exception:  # pyarrow passes on any error of its time zone database, or Python's
         return "UTC"
     return zone
 
@@ -108,7 +108,7 @@ def _has_map(kind: Any) -> bool:
 
 
 def _with_dicts(value: Any, kind: Any) -> Any:
-    """The value with dicts in place of the pairs that Arrow gives for a map."""
+    """The value with dicts in place of Arrow's pairs for a map."""
     import pyarrow as pa
 
     if value is None or not _has_map(kind):

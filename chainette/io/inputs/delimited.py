@@ -1,4 +1,4 @@
-"""CSV and TSV as text: cutting a stream into records, records into cells, and writing them.
+"""CSV and TSV as text: cuts a stream into records and records into cells, and writes them.
 
 RFC 4180, read leniently the way Python's csv module does: a quote matters only at the start of a
 cell. Unlike that module it tells an empty cell (None) from a quoted empty one (""), knows the line
@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple, Protocol
 __all__ = ["BOM", "KEPT", "AnyLineEnd", "Line", "format_cells", "lines", "records", "split_cells", "without_mark"]
 
 _SPECIAL = frozenset('",\r\n')
-#: How much of a line that is too long is kept for the rejection.
+#: Bytes of a too long line that are kept for the rejection.
 KEPT = 65536
 _BLOCK = 1 << 16
 #: UTF-8's byte-order mark.
@@ -26,7 +26,7 @@ class Line(NamedTuple):
 
     number: int
     data: bytes
-    #: "" or why the data is not whole; then `data` is its beginning.
+    #: "" or why `data` is only the beginning of the line.
     error: str = ""
 
 
@@ -39,11 +39,11 @@ class AnyLineEnd:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        #: Lines that were read along with one before them, the next one last.
+        #: Lines that were read ahead, the next one last.
         self._read: list[bytes] = []
 
     def readline(self, size: int, /) -> bytes:
-        """The next line; of one over `size` bytes a part that is as long at least."""
+        """The next line; if it is over `size` bytes, a part of at least that length."""
         line = b""
         while self._fill():
             line += self._read.pop()
@@ -62,7 +62,7 @@ class AnyLineEnd:
 
 
 def lines(stream: _Lines, max_bytes: int, first: int = 1) -> Iterator[Line]:
-    """The lines of a stream; of one over `max_bytes` only the beginning is ever held."""
+    """The lines of a stream; only the beginning of a line over `max_bytes` is ever held."""
     ends = (b"\n", b"\r") if isinstance(stream, AnyLineEnd) else (b"\n",)
     number = first - 1
     while data := stream.readline(max_bytes + 1):
@@ -79,7 +79,7 @@ def lines(stream: _Lines, max_bytes: int, first: int = 1) -> Iterator[Line]:
 
 
 def without_mark(line: Line) -> Line:
-    """The line without a byte-order mark at its beginning, left there when files were put one behind another."""
+    """The line without a byte-order mark at its beginning, as concatenated files have."""
     return line._replace(data=line.data[len(BOM) :]) if line.data.startswith(BOM) else line
 
 
@@ -93,7 +93,7 @@ def _skip_line(stream: _Lines, ends: tuple[bytes, ...]) -> int:
 
 
 def records(stream: _Lines, separator: bytes, max_bytes: int, first: int = 1) -> Iterator[Line]:
-    """The records of a CSV stream: lines, joined where a quoted cell holds a line end."""
+    """The records of a CSV stream: lines, joined if a quoted cell contains a line end."""
     source = lines(stream, max_bytes, first)
     for line in map(without_mark, source):
         if not line.error and b'"' in line.data and _is_open(line.data, separator, inside=False):
@@ -185,7 +185,7 @@ def _quoted(text: str, at: int, separator: str) -> tuple[str, int]:
 
 
 def format_cells(cells: Iterable[Any]) -> str:
-    """A line of CSV. None is nothing, an empty string is "", so that they can be told apart."""
+    """A line of CSV. None is an empty cell, an empty string is "", so that they can be told apart."""
     return ",".join(["" if cell is None else _quote(cell) for cell in cells]) + "\n"
 
 

@@ -16,7 +16,7 @@ from chainette.io.inputs.readers import Record, TextFile, not_utf8, open_bytes, 
 __all__ = ["DelimitedFile"]
 
 _SEPARATORS = (",", ";", "\t", "|")
-#: Excel's first line for a file whose separator is not the country's.
+#: Excel's first line for a file whose separator is not the locale's.
 _SEP_LINE = re.compile(rb'"?sep=([^\w"])"?[\r\n]*', re.IGNORECASE)
 _HEAD = 1 << 16
 _SAMPLE = 20
@@ -45,9 +45,9 @@ class DelimitedFile(TextFile):
         return found if self._cr else self._split_at_cr(found)
 
     def _split_at_cr(self, found: Iterator[Line]) -> Iterator[Line]:
-        """Takes a lone CR for the end of a record if the pieces are records like any other, else for a part of its cell.
+        """Treats a lone CR as the end of a record if the pieces are valid records, else as part of its cell.
 
-        Files of two systems that were put one behind the other have such ends; Python and pandas write such cells.
+        Concatenated files of two systems have such ends; Python and pandas write such cells.
         """
         more = 0
         for line in found:
@@ -83,7 +83,7 @@ class DelimitedFile(TextFile):
 
 
 def _dialect(path: Path, max_bytes: int, usual: str) -> tuple[str, int, bool]:
-    """The separator, how many records stand before the header, and whether a lone CR ends a line, as it ends the first."""
+    """The separator, the number of records before the header, and whether a lone CR ends lines, as it ends the first."""
     with open_bytes(path) as stream:
         head = stream.read(_HEAD)
     source = (line.data for line in lines(AnyLineEnd(io.BytesIO(head)), max_bytes) if not line.data.isspace())
@@ -97,7 +97,7 @@ def _dialect(path: Path, max_bytes: int, usual: str) -> tuple[str, int, bool]:
 
 
 def _fit(head: bytes, separator: str, max_bytes: int) -> tuple[int, int]:
-    """How many of the first records have as many cells as the header, and how many those are (0 if there is no record)."""
+    """How many of the first records have as many cells as the header, and that number of cells (0 without records)."""
     cut = records(AnyLineEnd(io.BytesIO(head)), separator.encode(), max_bytes)
     counts = list(islice((_width(line.data, separator) for line in cut if not line.data.isspace()), _SAMPLE + 1))
     return sum(count == counts[0] for count in counts[1:]), counts[0] if len(counts) > 1 else 0

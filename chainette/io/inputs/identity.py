@@ -1,4 +1,4 @@
-"""Whether an input is still the one that a run read."""
+"""Checks whether an input is still the one that a run read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["require_same_input"]
 
 
 def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read | None, run: str) -> bool:
-    """Checks an input against what the log of a run says of it: sizes, ends, and every byte that was read.
+    """Checks an input against the log of a run: sizes, ends, and every byte that was read.
 
-    Equal times save the reading. Returns whether sizes and times are equal.
+    If the times are equal, nothing is read. Returns whether sizes and times are equal.
 
     Raises:
-        InputError: it is another input; the message says what is different.
+        InputError: it is another input; the message names the difference.
     """
     known = [Stamp(*stamp) for stamp in recorded.get("files", ())]
     equal = [stamp[:3] for stamp in known] == [stamp[:3] for stamp in source.stamps]
@@ -31,7 +31,7 @@ def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read |
 
 
 def _difference(source: InputFile, recorded: dict[str, Any], read: Read | None) -> str:
-    """What is different, in words; "" if nothing that can be known is."""
+    """Describes the difference; "" if none was found."""
     size = source.size
     begins_alike = read is None or digest_of(source.files(), read.upto) == read.digest
     if size > recorded["size"] and begins_alike:

@@ -1,4 +1,4 @@
-"""JSON that is not one object per line: an array of objects, or objects over several lines, cut apart as it is read."""
+"""JSON that is not one object per line: splits an array of objects, or objects over several lines, while reading."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from chainette.io.inputs.readers import JsonLinesFile
 __all__ = ["JsonFile", "values"]
 
 _BLOCK = 1 << 18
-#: A whole string, a bracket, or the quote of a string whose end is not there yet.
+#: A complete string, a bracket, or the quote of a string whose end was not read yet.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
-#: What may stand between two values.
+#: Bytes that may be between two values.
 _BETWEEN = b" \t\r\n,\xef\xbb\xbf"
 
 
 class JsonFile(JsonLinesFile):
-    """A JSON array of objects, or JSON objects one behind the other."""
+    """A JSON array of objects, or a sequence of JSON objects."""
 
     def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
         return values(stream, self._max_line_bytes)
@@ -30,9 +30,9 @@ class JsonFile(JsonLinesFile):
 
 
 def values(stream: IO[bytes], max_bytes: int) -> Iterator[Line]:
-    """The members of an array, or the values one behind the other; of one over `max_bytes` only the beginning is held.
+    """The members of an array, or the values of a sequence; only the beginning of one over `max_bytes` is held.
 
-    A bracket or quote that is missing makes one bad value of all that follows.
+    A missing bracket or quote makes everything after it one bad value.
     """
     cutter = _Cutter(max_bytes)
     while block := stream.read(_BLOCK):
@@ -41,19 +41,19 @@ def values(stream: IO[bytes], max_bytes: int) -> Iterator[Line]:
 
 
 class _Cutter:
-    """How far a scan has come: the bytes not given out yet, and how many brackets are open."""
+    """The state of a scan: the bytes not returned yet, and the number of open brackets."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._rest = b""
-        #: Where in `rest` the bytes that are not given out begin, and their line.
+        #: The start in `rest` of the bytes not returned yet, and their line.
         self._start, self._line = 0, 1
-        #: Up to where `rest` is scanned.
+        #: The position up to which `rest` was scanned.
         self._at = 0
         self._depth = 0
-        #: The depth at which values stand: 1 in an array.
+        #: The depth of values: 1 in an array.
         self._base = 0
-        #: Bytes and line ends of the present value that are not held, since it is too long.
+        #: Bytes and line ends that were dropped from the current value, since it is too long.
         self._dropped, self._dropped_lines = 0, 0
 
     def cut(self, block: bytes) -> Iterator[Line]:
@@ -71,7 +71,7 @@ class _Cutter:
             yield from self._between(self._rest.rfind(b",", self._start, self._at))
 
     def end(self) -> Iterator[Line]:
-        """What is left at the end of the file."""
+        """The remaining values at the end of the file."""
         if self._depth > self._base:
             why = "the file ends inside this value; a bracket or a quote is missing in it"
             yield Line(self._line, self._rest[self._start :][:KEPT], why)
@@ -110,7 +110,7 @@ class _Cutter:
         return line
 
     def _between(self, end: int) -> Iterator[Line]:
-        """Text between values that is no value itself (numbers, strings, garbage), each piece a bad record."""
+        """Text between values that is not an object (numbers, strings, garbage), each piece a bad record."""
         if end <= self._start:
             return
         for piece in self._rest[self._start : end].split(b","):
@@ -125,7 +125,7 @@ class _Cutter:
         self._start = end
 
     def _drop_what_is_too_long(self) -> None:
-        """Keeps the beginning of a long value, and of a long string in it what decides where it ends."""
+        """Keeps the beginning of a long value, and the part of a long string that decides where it ends."""
         if self._at - self._start > self._max_bytes:
             self._drop(self._start + KEPT, self._at)
         if len(self._rest) - self._at > self._max_bytes:

@@ -1,8 +1,8 @@
-"""Inputs: what a path holds, and the reader for it.
+"""Inputs: finds the reader for a path.
 
 JSONL, CSV, TSV (each also as .gz) or Parquet: a file, a folder, a pattern, or several of these. The kind is taken from
-the extension, else from the content. An input that cannot be read as a whole is an `InputError` before
-anything runs; a bad record never is one. An empty file is an input of no records.
+the extension, else from the content. An unreadable input is an `InputError` before anything runs; a bad
+record never is. An empty file is an input without records.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def open_input(
     """The reader for a file, a folder, a pattern, or several of them in the order given; cut at `limit` records.
 
     Raises:
-        InputError: there is nothing that can be read; the message says what was found and what to do.
+        InputError: nothing can be read; the message says what was found and what to do.
     """
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(item) for item in source]
     files = [file for path in sources for file in _files(path)]
@@ -55,7 +55,7 @@ def open_input(
 def _files(path: Path) -> list[Path]:
     try:
         return expand(path)
-    except OSError as error:  # as of a text that somebody took for a row
+    except OSError as error:  # say, a text that was meant as a row
         raise InputError(f"{short(str(path))}: cannot be read: {error.strerror}; a row is a model or a dict") from error
 
 

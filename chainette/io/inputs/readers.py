@@ -1,9 +1,8 @@
 """Readers: one input, record by record, in bounded memory.
 
-Every record of an input has an index from 0 that never changes: bad records have one, blank lines
-have none. A record that cannot even be read (too long, not UTF-8, too many cells) is a record with an
-`error`; it costs no other record. `records(start)` goes straight on from an index without decoding
-what lies before it.
+Every record of an input has a fixed index from 0: bad records have one, blank lines have none. A record
+that cannot even be read (too long, not UTF-8, too many cells) is a record with an `error`; it does not affect
+the others. `records(start)` starts at an index without decoding the records before it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ __all__ = ["InputFile", "JsonLinesFile", "Record", "TextFile", "not_utf8", "open
 
 _SAMPLE = 1 << 20
 _HEAD = 1 << 16
-#: What a file raises that went away, or a compressed one that is cut or damaged.
+#: Errors of a file that disappeared, or of a compressed file that is cut or damaged.
 _BROKEN = (OSError, EOFError, zlib.error)
 #: Inputs up to this size are counted, larger ones estimated.
 _COUNTED_BYTES = 64 << 20
@@ -40,7 +39,7 @@ class Record(msgspec.Struct, frozen=True):
     index: int
     #: The 1-based line of its file where it starts; in Parquet the record's number in its file, from 1.
     line: int
-    #: JSON of a JSONL line; cells by column for CSV (empty ones left out) and Parquet; where `error` is
+    #: JSON of a JSONL line; cells by column for CSV (without empty ones) and Parquet; if `error` is
     #: set, the beginning of the bytes that could not be read.
     data: bytes | dict[str, Any]
     #: Why the record cannot be read at all.
@@ -70,7 +69,7 @@ class InputFile(ABC):
         #: Sizes and times of the files when the input was opened.
         self.stamps = tuple(stamps) or (stamp_of(self.path),)
         self._left_out: frozenset[str] = frozenset()
-        #: Records up to the limit, once a pass has come to its end.
+        #: Number of records up to the limit, once a pass has reached the end.
         self._total: int | None = None
 
     @abstractmethod
@@ -85,15 +84,15 @@ class InputFile(ABC):
         """The columns every record has; None if each record names its own."""
 
     def leave_out(self, columns: Collection[str]) -> None:
-        """Says which columns nobody needs; a reader that can skip them does."""
+        """Names columns that nobody needs, so that the reader may skip them."""
         self._left_out = frozenset(columns)
 
     def parts(self) -> Sequence[InputFile]:
-        """Its files as inputs of their own, in reading order."""
+        """Its files as separate inputs, in reading order."""
         return [self]
 
     def files(self) -> list[Path]:
-        """The files it is made of, in reading order."""
+        """Its files, in reading order."""
         return [part.path for part in self.parts()]
 
     def trail(self) -> Trail:
@@ -101,10 +100,10 @@ class InputFile(ABC):
         return Trail(self.files(), self.stamps)
 
     def records(self, start: int = 0, trail: Trail | None = None) -> Iterator[Record]:
-        """The records from index `start` up to the limit. `trail` tells how far the files were read for them.
+        """The records from index `start` up to the limit. `trail` follows how far the files were read for them.
 
         Raises:
-            InputError: a file went away, broke, or changed while it was read.
+            InputError: a file disappeared, is damaged, or changed while it was read.
         """
         trail = trail or self.trail()
         reading = self.read(start, 0, trail)
@@ -122,10 +121,10 @@ class InputFile(ABC):
         trail.end()
 
     def total(self) -> int:
-        """How many records `records()` yields: known once they were read to the end, else counted by reading them.
+        """The number of records that `records()` yields: known after a complete pass, else counted by reading them.
 
         Raises:
-            InputError: a file went away, broke, or changed while it was read.
+            InputError: a file disappeared, is damaged, or changed while it was read.
         """
         if self._total is None:
             now = Trail(self.files(), [stamp_of(file) for file in self.files()])  # others read it, maybe before it was touched
@@ -137,28 +136,28 @@ class InputFile(ABC):
         """Yields the records from index `start` on, numbered from `first`; returns the index after the last one.
 
         Raises:
-            InputError: the file went away, broke, or changed while it was read.
+            InputError: the file disappeared, is damaged, or changed while it was read.
         """
         try:
             return (yield from self._records(start, first, trail))
         except InputError:
-            trail.mark()  # a change is the better explanation
+            trail.mark()  # if the file changed, that explains the error better
             raise
         except _BROKEN as error:
             trail.mark()
             raise InputError(f"{self.path}: cannot be read on: {error}") from error
 
     def count(self) -> int | None:
-        """How many records `records()` yields: exact up to 64 MiB and for Parquet, beyond that an estimate
-        from samples, for an ETA. None where even that would mean reading everything (large gzip)."""
+        """The number of records that `records()` yields: exact up to 64 MiB and for Parquet, beyond that an estimate
+        from samples, for an ETA. None if even that would mean reading everything (large gzip)."""
         try:
             found = self._count()
-        except _BROKEN:  # what can be read of it is read, and then says where it broke
+        except _BROKEN:  # reading it later says where it is damaged
             found = None
         return found if found is None or self.limit is None else min(found, self.limit)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this input from another: sizes, times, and a digest of its first and last MiB."""
+        """Identifies this input: sizes, times, and a digest of its first and last MiB."""
         return {
             "path": str(self.path),
             "kind": self.kind,
@@ -174,7 +173,7 @@ class InputFile(ABC):
         return sum(stamp.size for stamp in self.stamps)
 
     def digest(self, read: Read | None = None) -> str:
-        """sha256 of the whole input as it lies on disk, over its files in order. `read` may say it already.
+        """sha256 of the whole input on disk, over its files in order. `read` may have it already.
 
         "" if the files are no longer those that were opened.
         """
@@ -199,7 +198,7 @@ def _sample_digest(files: list[Path]) -> str:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The text of a file behind gzip and a UTF-8 byte-order mark, if it has those."""
+    """The text of a file without gzip and a UTF-8 byte-order mark, if it has those."""
     return _text_of(path.open("rb"))
 
 
@@ -216,7 +215,7 @@ def _text_of(stream: IO[bytes]) -> IO[bytes]:
 
 
 class TextFile(InputFile):
-    """What JSONL and CSV share: text, cut into lines or records."""
+    """The common part of JSONL and CSV: text, cut into lines or records."""
 
     def __init__(self, path: Path, limit: int | None, max_line_bytes: int) -> None:
         super().__init__(path, limit)
@@ -279,7 +278,7 @@ class JsonLinesFile(TextFile):
         super().__init__(path, limit, max_line_bytes)
         with open_bytes(path) as stream:
             head = stream.read(_HEAD)
-        #: Whether lines end in a lone carriage return, which JSON otherwise takes for a blank.
+        #: Whether lines end in a lone carriage return, which JSON otherwise treats as a blank.
         self._cr = b"\r" in head.replace(b"\r\n", b"")
 
     def columns(self) -> None:
@@ -308,7 +307,7 @@ def not_utf8(data: bytes) -> str | None:
 
 
 def require_distinct(columns: list[str], place: str) -> None:
-    """Raises InputError if a name stands for more than one column."""
+    """Raises InputError if two columns have the same name."""
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise InputError(f"{place}: more than one column is named {', '.join(map(repr, twice))}; rename them")

@@ -1,4 +1,4 @@
-"""Roots: the input in slices of batch_size records, good rows and bad lines apart."""
+"""Roots: the input in slices of batch_size records, with good rows and bad lines separated."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ class Root:
     rows: list[Row]
     bad: list[Rejection]
     records: int
-    #: How far the input was read for it.
+    #: The position that the input was read to.
     read: Read | None = None
 
 
 class Roots:
-    """The roots of one input; deterministic, so that any process numbers them alike."""
+    """The roots of one input; deterministic, so that every process numbers them alike."""
 
     def __init__(
         self, source: InputFile, model: InputModel, batch_size: int, starts: Sequence[tuple[int, int]] = ((0, 0),)
     ) -> None:
-        """`starts`: (root, record) where roots begin to be counted from; the root before each may be shorter."""
+        """`starts`: (root, record) pairs from which roots are counted; the root before each may be shorter."""
         self._source = source
         self._model = model
         self._size = batch_size
         self._starts = starts
         files = source.files()
-        #: What the names of several files have in common, which no message needs; None for one file.
+        #: The common folder of several files, which messages omit; None for one file.
         self._folder = Path(os.path.commonpath([file.parent for file in files])) if len(files) > 1 else None
         source.leave_out(model.unused(source.columns() or ()))
 
     def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
-        """Roots that are not done, in order; done ones are passed over without decoding them.
+        """Roots that are not done, in order; done ones are skipped without decoding them.
 
         Raises:
-            InputError: the input changed, or cannot be read on.
+            InputError: the input changed, or can no longer be read.
         """
         number = 0
         while is_done(number):

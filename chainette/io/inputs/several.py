@@ -1,4 +1,4 @@
-"""Several files as one input: which files a folder or a pattern stands for, and reading them one after another."""
+"""Several files as one input: finds the files of a folder or a pattern, and reads them one after another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SeveralFiles", "expand"]
 
 _log = logging.getLogger("chainette")
 
-#: Files whose counts stand for all of a large input.
+#: Number of files whose counts stand for all of a large input.
 _COUNTED = 8
 #: An input up to this size is counted file by file.
 _COUNTED_BYTES = 64 << 20
@@ -47,7 +47,7 @@ class SeveralFiles(InputFile):
             part.leave_out(columns)
 
     def identity(self) -> dict[str, Any]:
-        """As of one file, with `sources` if the user named several."""
+        """As for one file, with `sources` if the user named several."""
         found = super().identity()
         return found if len(self._sources) == 1 else found | {"sources": [str(path.absolute()) for path in self._sources]}
 

@@ -1,4 +1,4 @@
-"""What a file holds, told by its first 64 KiB more than by its name."""
+"""Recognises the format of a file, by its first 64 KiB more than by its name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from chainette.io.inputs.json_values import values
 
 __all__ = ["HEAD", "KINDS", "kind_of"]
 
-#: Bytes that are looked at.
+#: Bytes that are examined.
 HEAD = 1 << 16
 #: Extension -> kind; each may be followed by .gz.
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _BOM = b"\xef\xbb\xbf"
-#: What a file starts with -> what it is and what to do.
+#: First bytes of a file -> its format and the remedy.
 _FOREIGN = {
     b"PK\x03\x04": "is a zip archive (or an Excel workbook); unpack it, or save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "is an old Excel workbook or another Office file; save the sheet as CSV",
@@ -54,7 +54,7 @@ def kind_of(path: Path, head: bytes) -> str:
     """jsonl, json (an array, or objects over several lines), csv, tsv or parquet.
 
     Raises:
-        InputError: it is something else, or its content is not what its name says.
+        InputError: it has another format, or its content contradicts its name.
     """
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     named = KINDS.get(suffix.lower(), "")
@@ -74,7 +74,7 @@ def kind_of(path: Path, head: bytes) -> str:
 
 
 def _kind_of_lines(path: Path, named: str, text: bytes, suffix: str) -> str:
-    """The kind of a file that does not begin like JSON and has no name of a table."""
+    """The kind of a file that does not begin like JSON and is not named like a table."""
     lines = text.splitlines()
     first = lines[0] if lines else b""
     is_table = any(separator in first for separator in (b",", b";", b"\t", b"|"))
@@ -100,7 +100,7 @@ def _holds_json(text: bytes, whole: bool) -> bool:
 
 
 def _is_spread(text: bytes, whole: bool) -> bool:
-    """Whether JSON is an array, or objects over several lines, in place of one object per line."""
+    """Whether JSON is an array, or objects over several lines, instead of one object per line."""
     first, *others = text.splitlines()
     first = first.strip()
     if text.startswith(b"["):

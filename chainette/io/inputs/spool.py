@@ -1,4 +1,4 @@
-"""Spooling: what can be read only once becomes a file that can be read again."""
+"""Spooling: writes an input that can be read only once to a file that can be read again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _BLOCK = 1 << 20
 
 
 def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]], path: Path) -> Path:
-    """Writes a stream as it is, or models and dicts as JSON lines, to `path`: whole and fsynced, or not at all.
+    """Writes a stream unchanged, or models and dicts as JSON lines, to `path`: whole and fsynced, or not at all.
 
-    A model that its dump does not give back, or a value with NaN in it, becomes a line that is
+    A model that does not survive its dump, or a value with NaN in it, becomes a line that is
     rejected like any other bad line.
 
     Raises:
-        InputError: an item is neither a model nor a dict, or holds what JSON cannot.
+        InputError: an item is neither a model nor a dict, or JSON cannot hold it.
         DiskError: the disk refused.
     """
     blocks = _blocks(cast("IO[Any]", source)) if hasattr(source, "read") else _dumps(cast("Iterable[Any]", source))

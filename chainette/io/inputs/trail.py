@@ -1,7 +1,7 @@
-"""The trail of an input: which of its bytes were read, and whether they are still there.
+"""The trail of an input: which of its bytes were read, and whether they are still the same.
 
-One sha256 runs over the files of an input in reading order. The log keeps it as reading goes on, so that a later session
-can check every byte that rows were made of. Sizes and times of the files tell whether that check needs to read them.
+One sha256 covers the files of an input in reading order. The log records it as reading goes on, so that a later session
+can check every byte that rows were made from. Sizes and times of the files tell whether that check needs to read them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Stamp", "Trail", "digest_of", "stamp_of"]
 
-#: Bytes that are read at once.
+#: Bytes per read.
 _BLOCK = 1 << 18
-#: A write this soon (ns) after another may leave a file with the same time: where times have fractions of a second, and
-#: where they do not.
+#: A write this soon (ns) after another may leave a file with the same time: if times have fractions of a second, and
+#: if they do not.
 _TICK, _COARSE_TICK = 100_000_000, 2_100_000_000
 
 
 class Stamp(NamedTuple):
-    """What tells a file from a changed one without reading it."""
+    """Detects changes of a file without reading it."""
 
     size: int
     mtime_ns: int
     ctime_ns: int
-    #: Whether any later change shows in the times; not if the file is so new that two writes may bear the same time.
+    #: Whether any later change shows in the times; not if the file is so new that two writes may have the same time.
     settled: bool = True
 
 
@@ -44,7 +44,7 @@ def stamp_of(path: Path) -> Stamp:
     """The stamp of a file as it is now.
 
     Raises:
-        InputError: it is gone, or cannot be looked at.
+        InputError: it is gone, or inaccessible.
     """
     now = time.time_ns()
     try:
@@ -59,7 +59,7 @@ def stamp_of(path: Path) -> Stamp:
 class Trail:
     """One pass over the files of an input, from the first byte on.
 
-    Files are opened through it in order; it hears what is read of them. Readers that jump call `catch_up`.
+    Files are opened through it in order; it sees all bytes read from them. Readers that skip bytes call `catch_up`.
     """
 
     def __init__(self, files: Sequence[Path], stamps: Sequence[Stamp]) -> None:
@@ -72,29 +72,29 @@ class Trail:
         self._checked = 0
 
     def open(self, file: Path) -> IO[bytes]:
-        """A file of the input, to be read from its start; what is left of the files before it is read first."""
+        """Opens a file of the input at its start; the rest of the files before it is read first."""
         self.catch_up(0, file)
         return io.BufferedReader(_Heard(file, self, self._start[file]), _BLOCK)
 
     def catch_up(self, upto: int, file: Path) -> None:
-        """Reads on to byte `upto` of a file whose reader does not read through the trail."""
+        """Reads up to byte `upto` of a file whose reader bypasses the trail."""
         missing = self._start[file] + upto - self._upto
         if missing > 0:
             for block in _blocks(self._files, self._starts, self._upto, missing):
                 self.hear(self._upto, block)
 
     def hear(self, at: int, data: memoryview | bytes) -> None:
-        """Takes note of bytes that were read at this place, counted from the start of the first file."""
+        """Records bytes that were read at this position, counted from the start of the first file."""
         known = self._upto - at
         if 0 <= known < len(data):
             self._hash.update(data[known:])
             self._upto = at + len(data)
 
     def mark(self) -> Read:
-        """How far the input was read, by files that have not changed since the input was opened.
+        """The position of the pass, after a check that no file has changed since the input was opened.
 
         Raises:
-            InputError: one of them has.
+            InputError: a file has changed.
         """
         current = next(index for index, end in enumerate([*self._starts[1:-1], self._upto]) if self._upto <= end)
         for index in range(self._checked, current + 1):
@@ -103,10 +103,10 @@ class Trail:
         return Read(self._upto, self._hash.hexdigest())
 
     def end(self) -> None:
-        """Says that the reader has all that it wants.
+        """Ends the pass.
 
         Raises:
-            InputError: a file has changed, even at a moment that its times do not tell apart.
+            InputError: a file has changed, even if its times do not show it.
         """
         self.mark()
         if not all(stamp.settled for stamp in self._stamps[: self._checked + 1]):
@@ -141,7 +141,7 @@ def _difference(known: Stamp, found: Stamp) -> str:
 
 
 class _Heard(io.RawIOBase):
-    """A file whose bytes the trail hears as they are read, whichever way they are."""
+    """A file that reports all bytes read from it to the trail."""
 
     def __init__(self, path: Path, trail: Trail, start: int) -> None:
         self._file = io.FileIO(path)
@@ -173,7 +173,7 @@ class _Heard(io.RawIOBase):
 
 
 def digest_of(files: Sequence[Path], upto: int | None = None) -> str:
-    """sha256 of files in order, or of their first `upto` bytes. If there are fewer, of all there are.
+    """sha256 of files in order, or of at most their first `upto` bytes.
 
     Raises:
         InputError: a file cannot be read.
@@ -186,7 +186,7 @@ def digest_of(files: Sequence[Path], upto: int | None = None) -> str:
 
 
 def _blocks(files: Sequence[Path], starts: Sequence[int], at: int, missing: int) -> Iterator[bytes]:
-    """The bytes from place `at` of the first file on."""
+    """The bytes from position `at` of the first file on."""
     for path, start, end in zip(files, starts, starts[1:], strict=False):
         first = max(0, at - start)
         left = min(missing, end - start - first)

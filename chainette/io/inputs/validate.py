@@ -22,9 +22,9 @@ __all__ = ["BadRecord", "InputModel", "columns_of"]
 
 _log = logging.getLogger("chainette")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-#: Names of ignored columns kept for the caller; inputs may have one per row.
+#: The most names of ignored columns that are kept; inputs may have one per row.
 _MOST_IGNORED = 100
-#: Records of JSON that are looked at for their columns.
+#: Records of JSON that are examined for their columns.
 _SAMPLE = 100
 
 
@@ -37,13 +37,13 @@ class InputModel:
 
     Values of JSON and Parquet are validated as JSON (a date is its ISO text); CSV cells by pydantic's conversions from text,
     except that a cell for a list, dict or model is JSON. Unknown columns follow the model's `extra`;
-    those that are ignored are said once, in the log of the process.
+    ignored ones are reported once, in the log of the process.
     """
 
     def __init__(self, model: type[BaseModel], key: str | None = None) -> None:
         self.model = model
         self.key = key
-        #: Columns seen so far that the model does not know and ignores, up to a hundred.
+        #: Unknown columns that were ignored so far, up to a hundred.
         self.ignored: set[str] = set()
         self._known = _known_columns(model)
         self._ignores = model.model_config.get("extra") in (None, "ignore") and not issubclass(model, RootModel)
@@ -52,7 +52,7 @@ class InputModel:
         self._sees_all = any(validator.info.mode != "after" for validator in validators)
 
     def unused(self, columns: Iterable[str]) -> list[str]:
-        """Those of an input's columns that no row needs; they are said once."""
+        """The columns of an input that no row needs; reported once."""
         columns = list(columns)
         self._note_ignored(columns)
         return [column for column in columns if column != self.key and not self._uses(column)]
@@ -60,7 +60,8 @@ class InputModel:
     def require_columns(self, source: InputFile) -> None:
         """Checks that the columns of every file are not all unknown, as they are when a header is missing.
 
-        JSON is looked into if the model needs no field: every record would be a row of defaults, else each is rejected.
+        JSON is examined only if the model requires no field: then every record would be a row of defaults, else each is
+        rejected.
 
         Raises:
             InputError: a file has none of the model's columns.
@@ -78,7 +79,7 @@ class InputModel:
                 )
 
     def validate(self, record: Record) -> tuple[bytes, bytes | None]:
-        """The row's JSON dump, and the JSON of its key column (None where it has none).
+        """The row's JSON dump, and the JSON of its key column (None if it has none).
 
         Raises:
             BadRecord: the record does not fit the model.
@@ -151,7 +152,7 @@ def _listed(names: list[str]) -> str:
 
 
 def columns_of(source: InputFile) -> list[str]:
-    """The columns of an input; of JSON those of its first records."""
+    """The columns of an input; for JSON, those of its first records."""
     columns = source.columns()
     if columns is not None:
         return columns
@@ -168,7 +169,7 @@ def _object_names(data: bytes) -> set[str]:
 
 
 def _decode_object(data: bytes) -> dict[str, msgspec.Raw]:
-    """The members of a JSON object, checked for syntax and not decoded."""
+    """The members of a JSON object, checked for syntax but not decoded."""
     try:
         return _object.decode(data)
     except msgspec.ValidationError as error:

@@ -1,1 +1,1 @@
-"""The run directory: its log, its shards, and the files that follow from both."""
+"""The run directory: its log, its shards, and the files derived from both."""

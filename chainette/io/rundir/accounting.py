@@ -1,6 +1,6 @@
-"""Whether the rows of a root are all accounted for, from the log alone: in = out + rejected + dropped + stopped - expanded.
+"""Checks that all rows of a root are accounted for, from the log alone: in = out + rejected + dropped + stopped - expanded.
 
-Checked root by root while the log is folded, so that errors of two roots never cancel each other out.
+Done root by root while the log is folded, so that errors of two roots never cancel each other out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Passed:
 
     taken: int = 0
     given: int = 0
-    #: Rejected and dropped, less those that expansion added.
+    #: Rejected and dropped rows, minus those that expansion added.
     gone: int = 0
 
     def add(self, event: UnitCommitted) -> None:
@@ -35,9 +35,9 @@ _NOTHING = Passed()
 
 
 def imbalance(graph: Graph, passed: Mapping[str, Passed], done: RootDone) -> str:
-    """The first place of a complete root that does not add up, in words; "" if every row is accounted for.
+    """Describes the first mismatch in a complete root; "" if every row is accounted for.
 
-    Each node must give back the rows that it took, and take the rows that its predecessor gave.
+    Each node must account for the rows that it took, and take the rows that its predecessor gave.
     """
     arriving: list[tuple[Edge, int]] = [(graph.first, done.records - done.bad)]
     while arriving:

@@ -1,4 +1,4 @@
-"""Answers of this process's engines that have arrived and whose rows are not durable yet."""
+"""Counts answers of this process's engines whose rows are not durable yet."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["Arrivals"]
 
 
 class Arrivals:
-    """Per step: what arrived, less what the log has. Always nothing for engines of other processes."""
+    """Per step: answers that arrived, minus those in the log. Always zero for engines of other processes."""
 
     def __init__(self) -> None:
         self._answers: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
 
     def answer(self, step: str, completions: Sequence[Completion]) -> None:
-        """These have arrived."""
+        """Counts answers that arrived."""
         self._answers[step] += len(completions)
         self._tokens[step] += sum(completion.usage.completion_tokens for completion in completions)
 
     def follow(self, event: Event) -> None:
-        """An event is durable."""
+        """Takes in a durable event."""
         if isinstance(event, UnitCommitted | AnswersDiscarded):
             self._answers[event.node] -= event.usage.requests
             self._tokens[event.node] -= event.usage.completion_tokens

@@ -4,8 +4,8 @@
 digest of its content, because `datasets` takes its cache key from the card alone: without it, grown
 shards, or another directory of the same name, would give the rows of the first load. A config
 without rows is left out, since one that matches no file breaks the loading of the others. JSONL
-configs should state their features: `datasets` infers the types of the first file only, and fails on a
-column that is null all through it and text in the next.
+configs should state their features: `datasets` infers types from the first file only, and fails on a
+column that is null throughout that file and text in the next.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CardConfig:
     rows: int
     #: Changes with the content of the folder.
     digest: str
-    #: What a row is, for people.
+    #: Says what a row is, for people.
     description: str
     #: `dataset_features` of its columns.
     features: Sequence[Any] | None = None
@@ -38,7 +38,7 @@ class CardConfig:
 def render_card(title: str, run_id: str, status: str, format: str, configs: Sequence[CardConfig]) -> str:
     """The card: YAML front matter for `datasets`, then a page for people. Pure.
 
-    `flattened` is the default config where it has rows, else the last step is.
+    The default config is `flattened` if it has rows, else the last step.
     """
     import yaml
 
@@ -59,7 +59,7 @@ def _front_matter(title: str, run_id: str, format: str, configs: Sequence[CardCo
 
 
 def _is_typed(config: CardConfig) -> bool:
-    """Whether all columns are known. The front matter of JSONL says them; Parquet has them in the file, and
+    """Whether all columns are known. The front matter of JSONL declares them; Parquet has them in the file, and
     `datasets` cannot read nulls into declared numbers of a CSV file."""
     return bool(config.features) and not is_open(columns_of(config.features or ()))
 

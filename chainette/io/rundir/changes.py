@@ -1,8 +1,8 @@
-"""What changed between the chain that a directory was written with and the chain as it is now.
+"""Compares the chain that a directory was written with and the chain as it is now.
 
-Both are compared as graphs (graph.json), because that is all a log keeps of the old chain. A row depends on
-everything that its node receives: a change at one node makes the rows of all later nodes stale, and a change of
-names or joins alone makes only `flattened/` and the counts stale.
+Both are compared as graphs (graph.json), because the log keeps nothing else of the old chain. A row depends on
+everything that its node receives: a change at one node makes the rows of all later nodes stale, but a change of
+only names or joins makes only `flattened/` and the counts stale.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLATTENED = "flattened"
 
 _SAME: Mapping[str, Sequence[str]] = MappingProxyType({})
 
-#: What a sentence calls the parts of a step that graph.json shows.
+#: Names in sentences of the parts of a step in graph.json.
 PARTS = {
     "input_model": "input model",
     "output_schema": "output model",
@@ -40,7 +40,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Changes:
-    """Differences, each as a sentence, and the nodes that must be computed anew."""
+    """Differences, each as a sentence, and the nodes that must be computed again."""
 
     sentences: tuple[str, ...]
     #: Nodes whose rows the chain would not make now, in its order; `chain_input` and `flattened` count as nodes.
@@ -48,12 +48,12 @@ class Changes:
 
 
 def different_models(engine: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Files and revisions that an engine has now instead of others, in words; unknown ones count as the same."""
+    """Describes files and revisions of an engine that changed; unknown ones count as the same."""
     return [f"the {part} of engine {engine} changed" for part in sorted(old.keys() & new.keys()) if old[part] != new[part]]
 
 
 def changes_between(old: Graph, new: Graph, models: Mapping[str, Sequence[str]] = _SAME) -> Changes | None:
-    """What changed; None if every row and every file of the old chain is one of the new chain too.
+    """The changes; None if the new chain would produce the same rows and files.
 
     `models`: sentences about engines whose model changed behind the same settings.
     """
@@ -81,7 +81,7 @@ def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
 
 
 def _worse(old: GraphNode, new: GraphNode, engine: Settings) -> Iterator[str]:
-    """Settings of a node that could reject rows which were accepted: those that rescue rows, changed the other way."""
+    """Changed settings of a node that could reject accepted rows: those that rescue rows, changed the other way."""
     rescues = {name: rescues for settings in (*SETTINGS.values(), engine) for name, rescues in settings.rescue.items()}
     known = old.rescues
     for name, value in new.rescues.items():
@@ -90,7 +90,7 @@ def _worse(old: GraphNode, new: GraphNode, engine: Settings) -> Iterator[str]:
 
 
 def rescues_between(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
-    """(node, sentence) for every setting that was changed so that it can rescue rejected rows."""
+    """(node, sentence) for every change of a setting that can rescue rejected rows."""
     recorded = {node.id: node.rescues for node in old.nodes}
     for node in new.nodes:
         known = recorded.get(node.id, {})
@@ -100,7 +100,7 @@ def rescues_between(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
 
 
 def _lineages(graph: Graph) -> dict[str, str]:
-    """Node -> a digest of everything that decides its rows: its own fingerprint, and what its input comes through."""
+    """Node -> a digest of everything that decides its rows: its fingerprint, and those of the nodes before it."""
     found: dict[str, str] = {}
 
     def follow(target: Edge, came: str) -> str:
@@ -129,7 +129,7 @@ def _digest(*parts: Any) -> str:
 class _Branch:
     """A branch as its chain declares it."""
 
-    #: The branch that it is inside of; "" for the main flow.
+    #: The branch around it; "" for the main flow.
     inside: str
     alias: str | None
     nodes: tuple[str, ...]
@@ -152,14 +152,14 @@ def _sentences(old: Graph, new: Graph) -> Iterator[str]:
 
 
 def _engine_words(old: Graph, new: Graph, name: str) -> list[str]:
-    """Deciding settings in which the engine of a step changed."""
+    """Describes changed engine settings that decide rows."""
     (was, before), (is_now, now) = (_engine_of(graph, name) for graph in (old, new))
     deciding = sorted(key for key in {*before, *now} if key in was.decide | is_now.decide)
     return [f"{key} of its engine" for key in deciding if before.get(key) != now.get(key)]
 
 
 def _engine_of(graph: Graph, name: str) -> tuple[Settings, dict[str, Any]]:
-    """What each setting of a node's engine means, and its values; of a plugin that is not here any more, all of them decide."""
+    """The classes of a node's engine settings, and their values; if a plugin is no longer installed, all of them decide."""
     config = graph.engines.get(graph.by_id[name].engine, {})
     found = config | config.get("options", {})
     try:
@@ -239,7 +239,7 @@ def _joined(alias: str | None) -> str:
 
 
 def _order_sentences(old: Graph, new: Graph, renamed: Mapping[str, str]) -> Iterator[str]:
-    """Elements that both chains have, in another order or in other lists of branches."""
+    """Describes elements of both chains that are in another order or in other lists of branches."""
     before, now = _lines(old, renamed), _lines(new, {})
     for line in (line for line in now if line in before):
         common = {*_flat(before[line])} & {*_flat(now[line])}
@@ -274,7 +274,7 @@ def _flat(elements: Elements) -> Iterator[str]:
 
 
 def _written(elements: Elements, common: Iterable[str]) -> str:
-    """The elements as a chain writes them, names that only one chain has left out."""
+    """The elements as a chain writes them, without names that only one chain has."""
     words = []
     for first, *names in elements:
         kept = [name for name in names if name in common]

@@ -1,4 +1,4 @@
-"""The event log's vocabulary: one frozen record per event, tagged by `type` (DESIGN 5).
+"""The event log's vocabulary: one frozen record per event, tagged by `type`.
 
 Events are facts about a run, in the order in which they became durable. `replay` folds them into
 graph.json and metadata.json; hooks see them live; `--json-logs` prints them.
@@ -48,17 +48,17 @@ def timestamp() -> str:
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """What every event carries; the log adds seq, at and epoch as it appends."""
+    """The common fields of events; the log sets seq, at and epoch when it appends."""
 
     #: Position in the log, from 0, without gaps.
     seq: int = -1
     at: str = ""
-    #: Rises each time a run is resumed, and with each phase of a fleet's.
+    #: Rises each time a run is resumed, and with each phase of a fleet's run.
     epoch: int = 0
 
 
 class RunCreated(Event, frozen=True, tag="run_created"):
-    """The first line: everything that later runs of this directory must agree with."""
+    """The first line: everything that later sessions of this directory must agree with."""
 
     run_id: str
     chain: str
@@ -77,39 +77,39 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     git: str | None = None
     #: The chain root as seen from the run directory, for a project that moved.
     way_to_chain: str = ""
-    #: Who moved its units, as flags of the command line: {"workers": "2"}, {"redis": URL without password}; {}: the process.
+    #: How its units were moved, as command line flags: {"workers": "2"}, {"redis": URL without password}; {}: in the process.
     way: dict[str, str] = {}
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
     """Work begins in a fresh directory."""
 
-    #: Records expected in the input after --limit; None where it cannot be known.
+    #: Records expected in the input after --limit; None if unknown.
     expected: int | None = None
-    #: Where the results of this epoch begin in a fleet: (stream id, token).
+    #: The start of this epoch's results in a fleet: (stream id, token).
     anchor: tuple[str, str] | None = None
 
 
 class RunResumed(Event, frozen=True, tag="run_resumed"):
-    """Work goes on in an epoch of its own."""
+    """Work goes on in a new epoch."""
 
     fingerprint: str
     expected: int | None = None
-    #: Set where the chain changed on purpose (`--from`).
+    #: Set if the chain changed on purpose (`--from`).
     graph: Graph | None = None
     anchor: tuple[str, str] | None = None
-    #: Of a fleet's run that goes in phases, one engine after the other: how many were gone through.
+    #: Number of completed phases, if a fleet's run goes in phases, one engine after the other.
     phase: int = 0
-    #: The Redis over which, without its password; "" where there is none that outlives the session.
+    #: The URL of its Redis without the password; "" if no Redis outlives the session.
     redis: str = ""
-    #: The input, if it is elsewhere than before or has other times.
+    #: The input, if it moved or has other times.
     input: dict[str, Any] | None = None
-    #: Records of the input in all, if they are more than before.
+    #: The limit of records, if it was raised.
     limit: int | None = None
 
 
 class InputRead(Event, frozen=True, tag="input_read"):
-    """The input was read this far by the time of the units that follow."""
+    """The position in the input when the units after this line were read."""
 
     #: Bytes, over all files in reading order.
     upto: int
@@ -118,7 +118,7 @@ class InputRead(Event, frozen=True, tag="input_read"):
 
 
 class RootDone(msgspec.Struct, frozen=True):
-    """What is known once a root is complete."""
+    """The counts of a complete root."""
 
     #: Records of the input in this root, bad ones included.
     records: int
@@ -137,7 +137,7 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     root: int
     #: The unit's part; for people, replay does not need it.
     unit: str = ""
-    #: Per file (`<folder>/<n>`): where its rows lie in the journal, as bytes and rows: start, start, end, end.
+    #: Per file (`<folder>/<n>`): the span of its rows in the journal: start byte, start row, end byte, end row.
     off: dict[str, tuple[int, int, int, int]] = {}
     #: Rows that went in, came out, were rejected; and rows that expansion added.
     taken: int = 0
@@ -148,7 +148,7 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     dropped: list[str] = []
     #: Rejections by reason.
     reasons: dict[str, int] = {}
-    #: Rejections that `--retry` took back, by row id: the asks that they had.
+    #: Row id -> the asks of a rejection that `--retry` took back.
     earlier: dict[str, Earlier] = {}
     usage: Usage = Usage()
     root_done: RootDone | None = None
@@ -157,7 +157,7 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
 
 
 class UnitRetried(Event, frozen=True, tag="unit_retried"):
-    """A unit goes round again because its engine did not answer."""
+    """A unit is retried because its engine did not answer."""
 
     node: str
     root: int
@@ -168,8 +168,8 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
 
 
 class AnswersDiscarded(Event, frozen=True, tag="answers_discarded"):
-    """Answers of a step that led to no row, since their unit was stopped or taken over. A best-effort figure: a process that
-    is killed says nothing."""
+    """Answers of a step that led to no row, since their unit was stopped or taken over. A best-effort figure: a killed
+    process reports none."""
 
     node: str
     #: Requests that were cancelled count as requests without tokens.
@@ -194,12 +194,12 @@ class EngineLoaded(Event, frozen=True, tag="engine_loaded"):
     seconds: float
     deterministic: bool = False
     details: dict[str, Any] = {}
-    #: What it was loaded from (`Engine.identity`).
+    #: The origin of the model (`Engine.identity`).
     identity: dict[str, str] = {}
 
     @classmethod
     def of(cls, config: EngineConfig, engine: Engine, seconds: float) -> EngineLoaded:
-        """The event of an engine that has just become ready."""
+        """The event for an engine that has just become ready."""
         return cls(
             engine=config.name,
             backend=config.backend,
@@ -212,7 +212,7 @@ class EngineLoaded(Event, frozen=True, tag="engine_loaded"):
 
 
 class EngineReleased(Event, frozen=True, tag="engine_released"):
-    """An engine gave back its memory."""
+    """An engine released its memory."""
 
     engine: str
 
@@ -224,14 +224,14 @@ class WorkerJoined(Event, frozen=True, tag="worker_joined"):
 
 
 class WorkerRefused(Event, frozen=True, tag="worker_refused"):
-    """A process may not serve the run: its copy of the chain is another one."""
+    """A process may not serve the run, because its copy of the chain differs."""
 
     worker: str
     reason: str
 
 
 class WorkerLeft(Event, frozen=True, tag="worker_left"):
-    """A process ended in good order."""
+    """A process exited cleanly."""
 
     worker: str
 

@@ -1,8 +1,8 @@
-"""Forking inside a directory: `--from` and `--retry` reopen rows of a run (PROTOCOL 18).
+"""Forking inside a directory: `--from` and `--retry` reopen rows of a run (docs/protocol.md, 18).
 
-A directory is built aside out of what is kept - sealed shards hard-linked, open ones and log lines copied, `rejected/`
-and `flattened/` rewritten - and swapped in by rename, with the directory that it replaces as its newest version. After
-that it is an ordinary directory to resume.
+A new directory is built aside from the kept rows: sealed shards are hard-linked, open ones and log lines copied,
+`rejected/` and `flattened/` rewritten. It is swapped in by rename, with the directory that it replaces as its newest
+version. After that it is an ordinary directory to resume.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Reopen:
-    """What a fork takes back."""
+    """The results that a fork takes back."""
 
-    #: Nodes all of whose rows are computed anew; `chain_input` reads the input anew, `flattened` computes no row.
+    #: Nodes whose rows are all computed again; `chain_input` reads the input again, `flattened` computes no row.
     nodes: frozenset[str] = frozenset()
     #: Whether a rejection (step id, reason) is taken back.
     rejection: Callable[[str, str], bool] = lambda _step, _reason: False
-    #: Roots whose rows do not add up: every row that is there stays, and is counted again.
+    #: Roots whose rows do not add up: their rows stay and are counted again.
     roots: frozenset[int] = frozenset()
 
 
 def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
-    """Nodes and everything that depends on them."""
+    """The nodes of these steps and everything that depends on them."""
     affected = {*steps}
     for node in plan.nodes.values():
         if any(name in affected for name in node.scope) or any(_alias_of(plan, name) & affected for name in node.scope):
@@ -77,7 +77,7 @@ def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
 
 
 def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
-    """The fewest of the nodes, in the plan's order, that all of them depend on; `flattened` if there is no other."""
+    """The smallest set of nodes, in the plan's order, that all of them depend on; `flattened` if there is no other."""
     wanted = {*nodes}
     starts: list[str] = []
     for node in (CHAIN_INPUT, *plan.nodes):
@@ -98,7 +98,7 @@ def _alias_of(plan: Plan, name: str) -> set[str]:
 
 
 def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
-    """Replaces the directory by one in which rows are pending again; returns how many rejections that took back.
+    """Replaces the directory by one in which rows are pending again; returns the number of rejections taken back.
 
     Raises:
         RunDirectoryInUse: another process writes to it.
@@ -126,7 +126,7 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
 
 
 def aside_of(path: Path) -> Path:
-    """Where the directory that replaces another one is built."""
+    """The path at which the replacement of a directory is built."""
     return _beside(path, "fork")
 
 
@@ -140,7 +140,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def swap(path: Path) -> None:
-    """Puts the directory that was built aside in the place of the one that is there; called under its lock."""
+    """Replaces a directory by the one that was built aside; called under its lock."""
     path = path.resolve()
     path.rename(_old(path))
     aside_of(path).rename(path)
@@ -149,7 +149,7 @@ def swap(path: Path) -> None:
 
 
 def finish_swap(directory: RunDir) -> None:
-    """Ends a swap that a crash cut in two; called before anybody asks what a directory holds.
+    """Completes a swap that a crash interrupted; called before a directory is read.
 
     Raises:
         RunDirectoryInUse: it is being swapped now.
@@ -163,7 +163,7 @@ def finish_swap(directory: RunDir) -> None:
                 aside_of(path).rename(path)
                 fsync_dir(path.parent)
     except (DiskError, RunDirectoryInUse):
-        if _is_cut_in_two(path):  # else somebody else has ended it meanwhile
+        if _is_cut_in_two(path):  # else another process has completed it meanwhile
             raise
 
 
@@ -172,7 +172,7 @@ def _is_cut_in_two(path: Path) -> bool:
 
 
 def remove_leftovers(directory: RunDir) -> None:
-    """Removes what a fork that a crash ended left beside a directory; called under its lock."""
+    """Removes the leftovers of a crashed fork beside a directory; called under its lock."""
     for left in (_old(directory.path), aside_of(directory.path)):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -223,7 +223,7 @@ class _Fork:
         return rejection["step_id"] != CHAIN_INPUT and self.reopen.rejection(rejection["step_id"], rejection["reason"])
 
     def _link_shards(self) -> None:
-        """Everything that is kept as it is. What is still written to is copied: the replaced directory keeps its own."""
+        """Links the files that stay unchanged. Files still written to are copied: the replaced directory keeps its own."""
         folders = [node.folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
         for folder in folders:
             self._take(folder, {str(number) for number in self.state.sealed.get(folder, ())})
@@ -232,7 +232,7 @@ class _Fork:
         self._take(self.source.inputs.name, {path.stem for path in self.source.inputs.glob("*")})
 
     def _take(self, place: str, final: Container[str] = ()) -> None:
-        """The files of one folder: links of those that nobody writes to any more, copies of the others."""
+        """Takes over the files of one folder: links those that are final, copies the others."""
         paths = sorted((self.source.path / place).glob("*"))
         if paths:
             (folder := self.target.path / place).mkdir(parents=True, exist_ok=True)
@@ -242,12 +242,12 @@ class _Fork:
             fsync_dir(folder.parent)
 
     def _keep(self, event: AnyEvent, reader: ShardReader) -> Iterator[AnyEvent]:
-        """The event as the fork's log has it; nothing where it no longer holds."""
+        """The event for the fork's log; nothing if it no longer holds."""
         match event:
             case RunPaused() | RunFinished():
                 return
             case RunStarted() | RunResumed():
-                # what a queue holds does not continue this log, and rows come back that need earlier phases
+                # no queue continues this log, and reopened rows may need earlier phases
                 phase = {"phase": 0} if isinstance(event, RunResumed) else {}
                 yield msgspec.structs.replace(event, anchor=None, **phase)
             case ShardSealed():
@@ -266,20 +266,20 @@ class _Fork:
                 yield event
 
     def _answered(self, engine: str) -> bool:
-        """Whether rows that an engine answered are kept, so that it must be loaded from the same again."""
+        """Whether rows that an engine answered are kept, so that it must be loaded from the same model again."""
         return any(node.engine == engine and node.id not in self.reopen.nodes for node in self.plan.nodes.values())
 
     def _is_kept(self, folder: str) -> bool:
         return any(node.folder == folder and self._has(node.id) for node in self.plan.nodes.values())
 
     def _has(self, node: str) -> bool:
-        """Whether the rows of a node or a fork stay: the chain still has it, and it is not taken back."""
+        """Whether the rows of a node or a fork are kept: the chain still has it, and it is not taken back."""
         joins = node in self.plan.forks and bool(self.plan.forks[node].joins)
         known = node == CHAIN_INPUT or node in self.plan.nodes or joins
         return known and node not in self.reopen.nodes
 
     def _keep_unit(self, event: UnitCommitted, reader: ShardReader) -> UnitCommitted:
-        """The unit with the spans that its rejections and its finished rows have now."""
+        """The unit with the new spans of its rejections and its finished rows."""
         off: dict[str, Span] = {
             file: span for file, span in event.off.items() if file.rpartition("/")[0] not in self._rewritten
         }
@@ -312,7 +312,7 @@ class _Fork:
 
 
 def _recounted(event: UnitCommitted) -> UnitCommitted:
-    """A unit with the counts that its spans in the shards have."""
+    """A unit with counts taken from its spans in the shards."""
     rows = {"rejected": 0, "flattened": 0, "given": 0}
     for file, (_, first, _, last) in event.off.items():
         folder = file.rpartition("/")[0]

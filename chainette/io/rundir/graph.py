@@ -1,6 +1,6 @@
-"""graph.json: the plan as the log keeps it. Typed here once; every reader of the log sees these structs.
+"""graph.json: the plan as the log keeps it. Every reader of the log sees these structs.
 
-Bytes stay as they are: a graph that was read is written with the same fields in the same order.
+Bytes do not change: a graph that was read is written with the same fields in the same order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class _Tagged(msgspec.Struct, frozen=True, tag_field="to", tag=True):
-    """Says what it is under the key `to`."""
+    """Tagged by the key `to`."""
 
 
 class EdgeToNode(_Tagged, frozen=True, tag="ToNode"):
@@ -76,14 +76,14 @@ class GraphFork(_Tagged, frozen=True, tag="Fork"):
 
     @property
     def branches(self) -> list[GraphJoin | GraphSide]:
-        """As the chain lists them: the fork's id names them in that order."""
+        """The branches in the chain's order, in which the fork's id names them."""
         order = self.id.removeprefix("+").split("+")
         every: list[GraphJoin | GraphSide] = [*self.joins, *self.sides]
         return sorted(every, key=lambda branch: order.index(branch.branch))
 
 
 class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that does work. The fields behind `rescue` are there for steps alone."""
+    """A node that does work. Only steps have the fields after `rescue`."""
 
     id: str
     name: str = ""
@@ -118,7 +118,7 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A chain as it was compiled. A run in Redis has its nodes, forks and engines alone."""
+    """A compiled chain. A run in Redis has only its nodes, forks and engines."""
 
     chain: str = ""
     emoji: str = ""
@@ -135,7 +135,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     features: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
-        """Raises ValueError unless every node and fork is reached, and only once: whoever walks the graph comes to an end."""
+        """Raises ValueError unless every node and fork is reached exactly once, so that every walk ends."""
         reached: list[str] = []
 
         def follow(target: Edge) -> None:
@@ -162,7 +162,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {fork.id: fork for fork in self.forks}
 
     def line(self, target: Edge) -> Iterator[GraphNode | GraphFork]:
-        """What rows pass from a target to the end of the main flow, or of the branch; what is inside a fork is left out."""
+        """The nodes and forks from a target to the end of the main flow or branch, without the insides of forks."""
         while isinstance(target, EdgeToNode | EdgeToFork):
             if isinstance(target, EdgeToNode):
                 node = self.by_id[target.node]
@@ -175,7 +175,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _sources(self) -> tuple[dict[str, str], dict[str, str]]:
-        """What gives its rows to a node or a fork; and what receives the same rows as a fork does."""
+        """Node or fork -> the source of its rows; and node or fork -> the fork that receives the same rows."""
         feeds = {_name(node.next): node.id for node in self.nodes}
         same: dict[str, str] = {}
         for fork in self.forks:
@@ -184,7 +184,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return feeds, same
 
     def source(self, name: str) -> str | None:
-        """The node or join whose rows a node, or a fork, receives; None: those of the input."""
+        """The node or join whose rows a node or a fork receives; None for the input."""
         feeds, same = self._sources
         while name in same:
             name = same[name]

@@ -1,4 +1,4 @@
-"""Whether two processes compiled the same chain: marks of its nodes that fit beside a run in Redis.
+"""Checks whether two processes compiled the same chain, by marks of its nodes that are small enough for Redis.
 
 Equal files need not give equal chains: a prompt may come from the environment, a model from a file elsewhere. Each
 process compiles the chain itself, and compares its marks with those of the process that began the run.
@@ -23,7 +23,7 @@ Marks = dict[str, dict[str, str]]
 
 SHAPE = ""
 
-#: Parts that have no words.
+#: Parts without a name for people.
 _OTHERS = ("fingerprint", "rescue")
 
 #: Parts that matter only to a process that serves the node: engines may have other settings elsewhere.
@@ -31,7 +31,7 @@ _SERVED = ("fingerprint", "rescue", "engine")
 
 
 def marks_of(plan: Plan) -> Marks:
-    """What to compare."""
+    """The marks of a plan's nodes."""
     graph = graph_of(plan)
     marks = {node.id: {part: _mark(node.part(part)) for part in (*PARTS, *_OTHERS)} for node in graph.nodes}
     return marks | {SHAPE: {"shape": _mark([graph.shape(), graph.input_fingerprint or None])}}
@@ -42,12 +42,12 @@ def _mark(value: Any) -> str:
 
 
 def differences(here: Marks, there: Marks, served: Container[str] | None = None) -> list[str]:
-    """What differs, each as a sentence. `served` are the nodes that this process serves; None: all of them."""
+    """The differences, each as a sentence. `served` are the nodes that this process serves; None: all of them."""
     return [*_between(here, there, served)]
 
 
 def other_nodes(differences: Iterable[str]) -> str:
-    """What to say of a chain with differences, after its name."""
+    """The clause about differences, after a chain's name."""
     return (
         f"is compiled to other steps here than where it was enqueued: {', '.join(differences)}; its files are the same, "
         "so look at environment variables that it reads, at files outside the chain root, and at versions of packages"

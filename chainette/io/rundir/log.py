@@ -1,4 +1,4 @@
-"""The event log: append-only lines with seq and crc; the truth of a run directory (PROTOCOL 16)."""
+"""The event log: append-only lines with seq and crc; the truth about a run directory (docs/protocol.md, 16)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _TAIL = len(b',"crc":"00000000"}')
 
 
 def encode_line(event: Event) -> bytes:
-    """The event as a line of the log: its JSON with the CRC-32 of everything before as the last field."""
+    """The event as a line of the log: its JSON, whose last field is the CRC-32 of everything before it."""
     body = _encoder.encode(event)
     return b'%b,"crc":"%08x"}\n' % (body[:-1], zlib.crc32(body))
 
 
 def parse_line(line: bytes) -> AnyEvent | None:
-    """The event of a whole line without its newline; None where the line is torn or changed."""
+    """The event of a whole line without its newline; None if the line is torn or changed."""
     tail = line[-_TAIL:]
     body = line[:-_TAIL] + b"}"
     if tail != b',"crc":"%08x"}' % zlib.crc32(body):
@@ -54,7 +54,7 @@ def read_log(path: Path, start: int = 0) -> Iterator[tuple[int, AnyEvent]]:
         offset = start
         for line in file:
             if not line.endswith(b"\n"):
-                return  # the end as of now; whoever writes it may be at it, so what follows is not looked at
+                return  # the end for now; a writer may be active, so the bytes after it are not examined
             event = parse_line(line[:-1])
             if event is None:
                 _refuse_unless_tail(path, offset, file)
@@ -110,17 +110,17 @@ class EventLog:
             fsync_dir(path.parent)
 
     def continue_after(self, offset: int, seq: int, epoch: int) -> None:
-        """Cuts a torn tail at `offset` and goes on behind event `seq`."""
+        """Cuts a torn tail at `offset` and continues after event `seq`."""
         os.ftruncate(self._file, offset)
         os.fsync(self._file)
         os.lseek(self._file, offset, os.SEEK_SET)
         self._seq, self.epoch = seq + 1, epoch
 
     def append(self, events: Sequence[Event]) -> list[tuple[int, Event]]:
-        """Writes and fsyncs events; returns each with its offset, as it stands in the log.
+        """Writes and fsyncs events; returns each as logged, with its offset.
 
         Raises:
-            DiskError: the disk refused; nothing of the group is in the log.
+            DiskError: the disk refused; no event of the group is in the log.
         """
         at = timestamp()
         start = offset = os.lseek(self._file, 0, os.SEEK_CUR)
@@ -142,13 +142,13 @@ class EventLog:
         return written
 
     def _take_back(self, offset: int, seq: int) -> None:
-        """Cuts off a group that did not get through, so that no later line follows a torn one."""
+        """Cuts off a group that failed, so that no later line follows a torn one."""
         os.ftruncate(self._file, offset)
         os.lseek(self._file, offset, os.SEEK_SET)
         self._seq = seq
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,4 +1,4 @@
-"""Opening a run directory: a fresh one is created, an older one is recovered to what its log says."""
+"""Opening a run directory: creates a new one, or recovers an older one to the state in its log."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def claim_directory(directory: RunDir) -> EventLog:
     """Takes an unused directory for a new run and locks it.
 
     Raises:
-        RunDirectoryError: it holds a run, or files of something else.
+        RunDirectoryError: it holds a run, or other files.
         RunDirectoryInUse: another process writes to it.
     """
     finish_swap(directory)
@@ -92,7 +92,7 @@ def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) ->
 
 
 def read_state(directory: RunDir) -> tuple[RunState, int]:
-    """Where the run of a directory stands, and where its intact log ends. Reads only, but for what `finish_swap` does.
+    """The state of a directory's run, and the end of its intact log. Read-only, except for `finish_swap`.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -111,7 +111,7 @@ def read_state(directory: RunDir) -> tuple[RunState, int]:
 
 
 def read_created(directory: RunDir) -> RunCreated:
-    """How the run of a directory began; raises as `read_state` does."""
+    """The first event of a directory's run; raises as `read_state` does."""
     _require_run(directory)
     state = RunState()
     for offset, event in read_log(directory.log):
@@ -129,10 +129,10 @@ def _require_run(directory: RunDir) -> None:
 
 
 def require_shards(directory: RunDir, state: RunState) -> None:
-    """Checks that every shard of a finished run is there, and as long as the log says.
+    """Checks that every shard of a finished run exists and is as long as the log says.
 
     Raises:
-        DamagedRun: one is not.
+        DamagedRun: a shard is missing or too short.
     """
     if state.status is not Status.FINISHED:
         return  # its journals are checked when it is resumed
@@ -142,14 +142,14 @@ def require_shards(directory: RunDir, state: RunState) -> None:
 
 
 def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWriter:
-    """The writer of a directory that holds a run: files cut to what the log says.
+    """The writer of a directory that holds a run, with its files cut to the lengths in the log.
 
-    It goes on in a new epoch; or in the last one, where what is in flight of it still counts.
+    It continues in a new epoch; or in the last one, if units in flight of that epoch still count.
 
     Raises:
         RunDirectoryError: there is no run.
         RunDirectoryInUse: another process writes to it.
-        DamagedRun: the log or a shard lost something that was durable.
+        DamagedRun: the log or a shard lost durable data.
     """
     if not directory.exists():
         read_state(directory)
@@ -197,7 +197,7 @@ _NOTHING = Added()
 
 
 def graph_of(plan: Plan, added: Added = _NOTHING) -> Graph:
-    """The plan as graph.json. It equals what is read back of it."""
+    """The plan as graph.json, equal to the graph that is read back."""
     schemas = ShardSchemas(plan, added)
     graph = {
         "chain": plan.chain,
@@ -249,7 +249,7 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A target or a fork as plain data that says what it is."""
+    """A target or a fork as tagged plain data."""
     return {"to": type(value).__name__} | {key: _entry(entry) for key, entry in vars(value).items()}
 
 
@@ -260,7 +260,7 @@ def _entry(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What the run's arithmetic and files may depend on."""
+    """Versions that the run's arithmetic and files may depend on."""
     found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
     for package in ("chainette", "pydantic", "jinja2", "msgspec", "pyarrow"):
         try:
@@ -271,7 +271,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit of the folder that holds the chain, with "+" where files differ; None outside of git."""
+    """The commit of the chain's folder, with "+" if files differ from it; None outside git."""
     git = shutil.which("git")
     if git is None:
         return None

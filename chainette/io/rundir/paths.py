@@ -1,4 +1,4 @@
-"""Where everything lies in a run directory (DESIGN 5), and how files become durable."""
+"""The layout of a run directory, and how files become durable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunDir:
     """The paths below one output directory."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        #: Absolute, so that it stays the same wherever code of the user's goes.
+        #: Absolute, so that it stays valid if the user's code changes the working directory.
         self.path = Path(path).absolute()
         self._shown = str(path)
 
@@ -47,7 +47,7 @@ class RunDir:
 
     @property
     def inputs(self) -> Path:
-        """Inputs that are not files of the user's: standard input, Python iterables."""
+        """Inputs that are not the user's files: standard input, Python iterables."""
         return self.path / "inputs"
 
     @property
@@ -57,12 +57,12 @@ class RunDir:
 
     @property
     def fleet(self) -> Path:
-        """What a fleet of this machine keeps as long as it lives."""
+        """Files of a fleet on this machine, while it lives."""
         return self.path / ".fleet"
 
     @property
     def held(self) -> Path:
-        """Rows of steps with `yield_output=False`, until the run is finished."""
+        """Rows of steps with `yield_output=False`, until the run finishes."""
         return self.path / ".held"
 
     @property
@@ -71,7 +71,7 @@ class RunDir:
         return self.path / ".versions"
 
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the directory holds a run."""
         return self.log.exists()
 
 
@@ -92,7 +92,7 @@ def write_all(file: int, data: bytes) -> None:
 
 
 def publish(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: aside, fsync, rename, fsync of the directory."""
+    """Writes a file whole or not at all: writes it aside, fsyncs, renames, fsyncs the directory."""
     aside = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Paths in the log: relative to the chain root, or to the run directory, so that a project that moved resumes as it is."""
+"""Paths in the log: relative to the chain root or the run directory, so that a moved project can be resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["chain_root_of", "input_paths", "placed_below", "placed_input", "way_
 
 
 def placed_below(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str | None:
-    """The path relative to a folder; None if it does not lie below it. Symbolic links in the path stay what they are."""
+    """The path relative to a folder; None if it is not below it. Does not resolve symbolic links."""
     folder = Path(root).resolve()
     for place in (_plain(path), _resolved(path)):
         if place.is_relative_to(folder):
@@ -23,7 +23,7 @@ def placed_below(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> 
 
 
 def _plain(path: str | os.PathLike[str]) -> Path:
-    """The path from the root, without "..", as the user named it."""
+    """The absolute path, without "..", as the user named it."""
     place = Path(path).absolute()
     return _resolved(place) if ".." in place.parts else place
 
@@ -34,7 +34,7 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
 
 
 def placed_input(identity: Mapping[str, Any], directory: RunDir, chain_root: str) -> dict[str, Any]:
-    """The identity of an input with its paths as the log has them: all of them below one folder, or absolute."""
+    """The identity of an input with paths for the log: all relative to one folder, or absolute."""
     paths = [identity["path"], *identity.get("sources", ())]
     for below, root in (("run", str(directory.path)), ("chain", chain_root)):
         placed = [placed_below(path, root) for path in paths] if root else [None]
@@ -46,7 +46,7 @@ def placed_input(identity: Mapping[str, Any], directory: RunDir, chain_root: str
 
 
 def input_paths(recorded: Mapping[str, Any], directory: RunDir, chain_root: Path) -> list[Path]:
-    """Where the input of a run should be now."""
+    """The paths at which the input of a run should be now."""
     root = {"run": directory.path, "chain": chain_root}.get(recorded.get("below", ""), Path())
     return [root / path for path in recorded.get("sources") or [recorded["path"]]]
 
@@ -57,7 +57,7 @@ def way_to(chain_root: str, directory: RunDir) -> str:
 
 
 def chain_root_of(run: RunCreated, directory: RunDir) -> Path:
-    """Where the chain of a run is now: at its old place, else where it was as seen from the run directory."""
+    """The chain root of a run now: its old place, else the same place relative to the run directory."""
     there = Path(run.chain_root)
     if not run.way_to_chain or _has_chain(there, run.chain_ref):
         return there

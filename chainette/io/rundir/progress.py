@@ -1,7 +1,7 @@
 """The progress of a run in numbers for people: per node, per engine and in total.
 
 `Progress` folds the same events as recovery does (`RunState`), so counts are of durable rows; speeds count answers as
-they arrive. Totals of nodes behind an expanding or dropping node are estimates from the rows so far, exact at the
+they arrive. Totals of nodes after an expanding or dropping node are estimates from the rows so far, exact at the
 end. Nothing here prints or waits; time comes from the `clock`.
 """
 
@@ -55,14 +55,14 @@ class NodeView:
     id: str
     #: Branches around it.
     depth: int
-    #: Rows that went in so far, and all that will; None where nobody knows.
+    #: Rows that went in so far, and all that will; None if unknown.
     done: int
     total: int | None
     rejected: int
     #: Rows and answer tokens per second.
     rate: float
     tokens: float
-    #: Seconds to the end; None where nobody knows.
+    #: Seconds to the end; None if unknown.
     left: float | None
 
 
@@ -72,7 +72,7 @@ class EngineView:
 
     name: str
     text: str
-    #: Whether someone should look.
+    #: Whether it needs attention.
     trouble: bool = False
 
 
@@ -80,7 +80,7 @@ class EngineView:
 class TotalView:
     """The run."""
 
-    #: Records that are done with, and all of them.
+    #: Completed records, and all records.
     done: int
     total: int | None
     rejected: int
@@ -122,17 +122,17 @@ class Progress:
         self._clock = clock
         self._began = clock()
         self._engines: dict[str, EngineView] = {}
-        #: Whether workers move the units in this session.
+        #: Whether workers process the units in this session.
         self._workers = False
-        #: Engines that have memory now.
+        #: Engines that are loaded now.
         self._loaded: set[str] = set()
-        #: Engine -> since when rows wait for it to load.
+        #: Engine -> when rows began to wait for it to load.
         self._waiting: dict[str, float] = {}
         self._meters: dict[str, _Meter] = {}
         self.arrivals = Arrivals()
 
     def apply(self, event: Event) -> None:
-        """Takes in an event; before the first one, everything that is in the log."""
+        """Takes in an event; before the first one, all earlier events of the log."""
         if self.state.seq < 0:
             for earlier in earlier_events(self._directory, event):
                 self.state.apply(earlier)
@@ -148,7 +148,7 @@ class Progress:
         self.total()
 
     def look(self, state: RunState, engines: Mapping[str, EngineView]) -> None:
-        """Takes in a state that others have read."""
+        """Takes in a state that the caller has read."""
         self.state = state
         self._engines |= engines
 
@@ -179,7 +179,7 @@ class Progress:
             case _:
                 pass
 
-    # -- what is shown
+    # -- views
 
     def nodes(self) -> list[NodeView]:
         """The nodes in the order of the plan."""
@@ -232,7 +232,7 @@ class Progress:
         return EngineView(name, f"loading, {self._clock() - since:.0f} s")
 
     def _waits_for_its_turn(self, name: str) -> bool:
-        """Whether this process has another engine on the same device; workers have devices of their own."""
+        """Whether this process has another engine on the same device; workers have separate devices."""
         engines = self.state.graph.engines
         others = [engines[other] for other in self._loaded if other in engines]
         return not self._workers and any(share_device(engines[name], other) for other in others)

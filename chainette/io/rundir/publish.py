@@ -1,4 +1,4 @@
-"""The files that follow from the log: graph.json, metadata.json, the dataset card and the columns of its folders."""
+"""The files derived from the log: graph.json, metadata.json, the dataset card and the columns of its folders."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _folders(state: RunState) -> list[tuple[str, str]]:
 
 
 def _config(state: RunState, folder: str, description: str) -> CardConfig:
-    """A folder that has shards which readers may open."""
+    """The card's entry for a folder with readable shards."""
     ends = state.ends.get(folder, {})
     features = state.graph.features.get(folder)
     if state.run.settings["format"] != "jsonl":

@@ -1,4 +1,4 @@
-"""Reading durable rows back: of one outcome, or of everything that an incomplete root has."""
+"""Reads durable rows back: those of one outcome, or all of an incomplete root."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["ShardReader", "lines_of_root", "rows_of_root"]
 
 
 def rows_of_root(directory: RunDir, plan: Plan, state: RunState, root: int) -> Durable | None:
-    """What is durable of an incomplete root; None where nothing is."""
+    """The durable outcomes of an incomplete root; None if there are none."""
     if root not in state.lines:
         return None
     reader = ShardReader(directory, plan, state)
@@ -50,7 +50,7 @@ def lines_of_root(directory: RunDir, state: RunState, root: int) -> Iterable[Uni
 
 
 class ShardReader:
-    """The rows of a run, wherever they lie now: in a journal, or in a sealed shard."""
+    """Reads the rows of a run from a journal or a sealed shard."""
 
     def __init__(self, directory: RunDir, plan: Plan, state: RunState) -> None:
         settings = state.run.settings
@@ -75,7 +75,7 @@ class ShardReader:
             yield from (row["row_id"] for row in self._first(folder, f"{folder}/{next(iter(numbers))}"))
 
     def _first(self, folder: str, file: str) -> Iterable[dict[str, Any]]:
-        """The first row of a journal or shard, whatever its columns are; nothing if the file is gone."""
+        """The first row of a journal or shard, whatever its columns; nothing if the file is gone."""
         from chainette.io.tables.arrow import read_rows
 
         journal, shard = self._journal(folder, file), self._directory.path / f"{file}.{self._format}"

@@ -1,4 +1,4 @@
-"""Rows of a run directory for people: whatever the format, without the chain."""
+"""Reads rows of a run directory for people, in any format and without the chain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["cells_of", "read_folder", "rejection_examples"]
 
 
 def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
-    """The rows of a folder that the log knows, from shards and from journals of shards; CSV cells are text."""
+    """The logged rows of a folder, from shards and journals; CSV cells are text."""
     from chainette.io.tables.arrow import read_rows
 
     suffix = state.run.settings["format"]
@@ -35,7 +35,7 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
 
 
 def rejection_examples(run: RunDir, state: RunState, each: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The first rejected rows, up to `each` per (step, reason); reads no further than it must."""
+    """The first rejected rows, up to `each` per (step, reason); reads no further than necessary."""
     wanted = {
         (step, reason): min(count, each)
         for step, counts in state.nodes.items()

@@ -1,10 +1,10 @@
 """How each tool reads a folder of a run: the code that the card shows.
 
-Readers guess the types of JSON Lines and CSV, and change text that looks like something else. So the
-code gives them the columns, from the empty Parquet file that lies in `.schema/` for every folder.
+Readers guess the types of JSON Lines and CSV, and change text that looks like another type. So the
+code gives them the columns, from the empty Parquet file in `.schema/` for every folder.
 
 Each recipe stands alone and mentions no tool that comes after it. All are written for the folder
-`flattened`; its name in them is replaced by another one.
+`flattened`; other folders replace its name.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ _FITTED = "\nrows = pyarrow.Table.from_pylist([fit(line, pyarrow.struct(list(sch
 
 _LOOSE_TABLE = _FIT + _FITTED
 
-#: For runs in which some column holds JSON. `datasets` has a type for it, which takes the text "1" for a number and
+#: For runs in which some column holds JSON. The JSON type of `datasets` turns the text "1" into a number and
 #: rounds floats.
 _LOOSE_JSONL = (
     _LOOSE_TABLE,
@@ -107,7 +107,7 @@ for line in lines:  # fields that the model does not list go to the column _extr
     extra = {{name: line.pop(name) for name in list(line) if name not in schema.names}}
     line |= {{"_extra": extra}} if extra else {{}}{_FITTED}"""
 
-#: For runs with fields that no column is named after, or that differ in case only, one of which duckdb leaves out.
+#: For runs with fields without a column, or with fields that differ only in case, one of which duckdb omits.
 _OPEN_JSONL = (
     _OPEN_TABLE,
     f"{_OPEN_TABLE}\nimport polars\nrows = polars.from_arrow(rows)",
@@ -122,8 +122,8 @@ rows = datasets.Dataset(rows)""",
 def recipes(folder: str, format: str, *, loose: bool, open: bool) -> str:
     """The Python code that reads a folder with each tool, with a blank line between the tools.
 
-    `loose`: some column of the run holds JSON. `open`: some model of it allows unknown fields, or has fields that
-    differ in case only.
+    `loose`: some column of the run holds JSON. `open`: some model allows unknown fields, or has fields that
+    differ only in case.
     """
     return "\n\n".join(_chosen(format, loose, open)).replace("flattened", folder)
 

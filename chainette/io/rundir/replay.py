@@ -1,7 +1,7 @@
-"""Folding the event log: where a run stands, and the graph.json and metadata.json that follow from it.
+"""Folds the event log into the state of a run, and derives graph.json and metadata.json from it.
 
-`RunState` is fed every event once, by recovery and by the live writer alike; `replay` is the same fold over
-a whole log. Neither looks at anything but events.
+`RunState` takes in every event once, during recovery and in the live writer alike; `replay` is the same fold over
+a whole log. Both depend on events only.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from chainette.records import CHAIN_INPUT, Read, Reason, Usage
 
 __all__ = ["NodeCounts", "RunState", "Status", "pretty", "replay"]
 
-#: Inputs up to this size, and Parquet, were counted exactly by versions that did not log the number of records at the end.
+#: Versions that did not log the final number of records counted Parquet, and inputs up to this size, exactly.
 _COUNTED_BYTES = 8 << 20
 
-#: Roots that do not add up and are named.
+#: How many roots that do not add up are named.
 _SHOWN = 5
 
 
-#: What the log calls folders of steps with `yield_output=False`.
+#: The log's prefix for folders of steps with `yield_output=False`.
 _HELD = ".held/"
 
 
 class Status(StrEnum):
-    """Where a run stands."""
+    """The status of a run."""
 
     #: a process works on it, or was killed while it did
     RUNNING = "running"
     #: it stopped before the end and can be resumed
     PAUSED = "paused"
-    #: it was given up
+    #: it was cancelled
     CANCELLED = "cancelled"
     #: every record of the input is in a complete root, and every step balances
     FINISHED = "finished"
@@ -80,7 +80,7 @@ class NodeCounts:
     retried: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
-    #: Asked of the engine in vain (`AnswersDiscarded`); not in `usage`.
+    #: Usage of discarded answers (`AnswersDiscarded`); not in `usage`.
     discarded: Usage = field(default_factory=Usage)
 
     @property
@@ -127,11 +127,11 @@ class RunState:
     input_digest: str = ""
     #: The input as the last session found it; see `RunCreated.input`.
     input: dict[str, Any] = field(default_factory=dict)
-    #: How far the input was read for everything that is durable.
+    #: The position that the input was read to for all durable rows.
     read: Read | None = None
     #: Records to take from the input; None: all.
     limit: int | None = None
-    #: (root, record) where roots begin to be counted from; a raised limit begins a new root.
+    #: (root, record) pairs from which roots are counted; a raised limit begins a new root.
     starts: tuple[tuple[int, int], ...] = ((0, 0),)
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
     #: Folder -> journal number -> (bytes, rows).
@@ -139,29 +139,29 @@ class RunState:
     sealed: dict[str, dict[int, int]] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     workers: set[str] = field(default_factory=set)
-    #: Every Redis that moved the run's units, without passwords.
+    #: URLs without passwords of every Redis that the run used.
     redis: set[str] = field(default_factory=set)
     retries: int = 0
     finished_rows: int = 0
     records: int = 0
-    #: Whether the run was finished once, so that the rows of steps with `yield_output=False` are gone.
+    #: Whether the run finished once, so that the rows of steps with `yield_output=False` are gone.
     swept: bool = False
     #: (stream id, token) of the last durable result of a fleet, or of the epoch's anchor.
     position: tuple[str, str] | None = None
     #: One byte per root, 1 once it is complete.
     done: bytearray = field(default_factory=bytearray)
     done_count: int = 0
-    #: Root -> log offsets of its lines, while it is not complete.
+    #: Incomplete root -> log offsets of its lines.
     lines: dict[int, list[int]] = field(default_factory=dict)
-    #: Root -> node -> its rows there, while it is not complete.
+    #: Incomplete root -> node -> its rows there.
     passed: dict[int, dict[str, Passed]] = field(default_factory=dict)
-    #: Complete root -> where its rows do not add up, in words.
+    #: Complete root -> description of the place where its rows do not add up.
     broken: dict[int, str] = field(default_factory=dict)
-    #: Journal -> what of its rows no line of the log speaks of, in words.
+    #: Journal -> description of its rows that no line of the log covers.
     holes: dict[str, str] = field(default_factory=dict)
-    #: Records that the whole input had at the end; None before, and in logs of older versions.
+    #: Records of the whole input, known at the end; None before, and in logs of older versions.
     total: int | None = None
-    #: Whether a `run_finished` is in the log: rows that are kept for resuming only are gone.
+    #: Whether the log has a `run_finished`: rows kept only for resuming are gone.
     ended: bool = False
     #: Roots that were complete when the current epoch began.
     done_before: int = 0
@@ -190,7 +190,7 @@ class RunState:
         return self.nodes.setdefault(node, NodeCounts())
 
     def apply(self, event: AnyEvent | Event, offset: int = 0) -> None:
-        """Takes in the next event, which stands at `offset` in the log."""
+        """Takes in the next event, which is at `offset` in the log."""
         if event.epoch != self.epoch:
             self.done_before = self.done_count
         self.seq, self.epoch = event.seq, event.epoch
@@ -237,7 +237,7 @@ class RunState:
                 pass
 
     def _finish(self, event: RunFinished) -> None:
-        """Believes that the run is finished only if the rest of the log bears it out."""
+        """Marks the run as finished only if the rest of the log confirms it."""
         self.ended_at, self.input_digest, self.total, self.ended = event.at, event.input_digest, event.records, True
         gaps = self.gaps()
         self.status = Status.PAUSED if gaps else Status.FINISHED
@@ -251,12 +251,12 @@ class RunState:
             self.limit, self.total, self.ended = limit, None, False
 
     def _roots_of(self, records: int) -> int:
-        """How many roots this many records make."""
+        """The number of roots for this number of records."""
         root, first = next(start for start in reversed(self.starts) if start[1] < records or start[1] == 0)
         return root + -(-(records - first) // int(self.run.settings["batch_size"]))
 
     def apply_read(self, read: Read) -> None:
-        """The input was read this far, for rows that may be durable."""
+        """Takes in a position that the input was read to, for rows that may be durable."""
         if self.read is None or read.upto > self.read.upto:
             self.read = read
 
@@ -323,20 +323,20 @@ class RunState:
         known["load_seconds"] = round(known["load_seconds"] + event.seconds, 3)
 
     def loaded_from(self, engine: str) -> Mapping[str, str]:
-        """What the engine was loaded from when it answered the rows that are there; {} if that is not known."""
+        """The origin of the engine that answered the existing rows; {} if unknown."""
         identity: dict[str, str] = self.engines.get(engine, {}).get("identity", {})
         return identity
 
     def imbalances(self) -> list[str]:
-        """What does not add up, in words; [] if every row of every complete root is accounted for."""
+        """Describes what does not add up; [] if every row of every complete root is accounted for."""
         found = [f"{node}: {counts.plain()}" for node, counts in self.nodes.items() if not counts.balanced]
         late = {root: "rows came after it was complete" for root in self.lines if self.is_done(root)}
         return found + [f"root {root:,}: {words}" for root, words in sorted((self.broken | late).items())[:_SHOWN]]
 
     def gaps(self, records: int | None = None) -> list[str]:
-        """Why the run is not finished, in words; [] if it is. `records`: how many the whole input has.
+        """Says why the run is not finished; [] if it is. `records`: the number of records in the whole input.
 
-        The only place that decides it: every record is in a root that is complete in the log, and every step balances.
+        The only place that decides this: every record is in a root that is complete in the log, and every step balances.
         """
         records = self._known_records() if records is None else records
         size = self.run.settings["batch_size"]
@@ -351,7 +351,7 @@ class RunState:
         return found + [*self.holes.values()][:_SHOWN] + self.imbalances()
 
     def _known_records(self) -> int | None:
-        """How many records the input had; None if neither the log's end nor its beginning says so exactly."""
+        """The number of records in the input; None if neither the end nor the beginning of the log has it exactly."""
         if self.total is not None:
             return self.total
         read = self.run.input
@@ -399,7 +399,7 @@ class RunState:
 
 
 def replay(events: Iterable[AnyEvent]) -> tuple[bytes, bytes]:
-    """(graph.json, metadata.json) as bytes, out of a run's events alone."""
+    """(graph.json, metadata.json) as bytes, from a run's events alone."""
     state = RunState()
     for event in events:
         state.apply(event)

@@ -1,4 +1,4 @@
-"""RunResult: what a finished, or stopped, run left behind."""
+"""RunResult: the results of a finished or stopped run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["RunResult"]
 
 
 class RunResult:
-    """A run directory and where its run stands. Reads rows when asked; holds none."""
+    """A run directory and its run's status. Reads rows on demand; holds none."""
 
     def __init__(self, directory: RunDir, state: RunState, plan: Plan) -> None:
         #: The run directory.
@@ -33,17 +33,17 @@ class RunResult:
 
     @property
     def status(self) -> Status:
-        """`finished` where every row is in its place."""
+        """`finished` if every row is accounted for."""
         return self._state.status
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What metadata.json says."""
+        """The content of metadata.json."""
         return self._state.metadata()
 
     @property
     def redis(self) -> list[str]:
-        """The address, without its password, of every Redis that moved the run's units."""
+        """The address, without its password, of every Redis that the run used."""
         return sorted(self._state.redis)
 
     @property

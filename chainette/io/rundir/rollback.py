@@ -1,4 +1,4 @@
-"""Going back to the newest version of a run directory, and forth again."""
+"""Swaps a run directory with its newest version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["rollback"]
 
 
 def rollback(directory: RunDir) -> None:
-    """Swaps a directory with its newest version; once more swaps them back.
+    """Swaps a directory with its newest version; a second call swaps them back.
 
     Raises:
         RunDirectoryInUse: another process writes to it.

@@ -1,4 +1,4 @@
-"""Sealing: a full journal becomes a shard in the run's format (PROTOCOL 16)."""
+"""Sealing: turns a full journal into a shard in the run's format (docs/protocol.md, 16)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Sealer:
         self._directory = directory
         self._format = format
         self._streams = streams
-        #: Folder -> what the format's writer needs to know of its columns.
+        #: Folder -> its columns, as the format's writer needs them.
         self._schemas = schemas
-        #: Journal -> roots with rows in it that are not complete.
+        #: Journal -> number of incomplete roots with rows in it.
         self._open: Counter[str] = Counter()
-        #: Root that is not complete -> journals with its rows. In phases that may be every root of the run.
+        #: Incomplete root -> journals with its rows. In phases that may be every root of the run.
         self._files: dict[int, tuple[str, ...]] = {}
 
     def note(self, root: int, files: Iterable[str], *, done: bool) -> None:
-        """Rows of a root went to these journals; `done` where the root is complete."""
+        """Records that rows of a root went to these journals; `done` if the root is complete."""
         if self._format == "jsonl":
             return
         before = self._files.pop(root, ())
@@ -57,7 +57,7 @@ class Sealer:
                     yield stream, number
 
     def rest(self) -> Iterator[tuple[StreamWriter, int]]:
-        """Every journal that is left at the end of a run."""
+        """The remaining journals at the end of a run."""
         for stream in self._sealable():
             for number in list(stream.close()):
                 stream.full.remove(number)
@@ -94,16 +94,16 @@ class Sealer:
         convert(journal, aside, self._schemas[folder])
 
     def sweep(self, stream: StreamWriter, number: int) -> None:
-        """Deletes the journal of a shard that the log says is sealed."""
+        """Deletes the journal of a shard that is sealed according to the log."""
         if self._format != "jsonl":
             stream.journal(number).unlink(missing_ok=True)
 
     def shard(self, folder: str, number: int) -> Path:
-        """Where a sealed shard lies."""
+        """The path of a sealed shard."""
         return self._directory.path / folder / f"{number}.{self._format}"
 
     def delete_unsealed(self, sealed: Mapping[str, Mapping[int, int]]) -> None:
-        """Deletes shards that no shard_sealed speaks of: their journals are still there.
+        """Deletes shards without a shard_sealed event: their journals still exist.
 
         Raises:
             DamagedRun: a sealed shard is not whole.

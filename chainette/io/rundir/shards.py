@@ -20,7 +20,7 @@ Span = tuple[int, int, int, int]
 
 @dataclass
 class _Open:
-    """The journal that rows go to now."""
+    """The current journal."""
 
     number: int
     path: Path
@@ -60,7 +60,7 @@ class StreamWriter:
         return self._rows[number]
 
     def append(self, lines: Sequence[bytes]) -> dict[str, Span]:
-        """Appends whole lines (without newline); returns what went where.
+        """Appends whole lines (without newline); returns their spans by journal.
 
         Raises:
             DiskError: the disk refused.
@@ -91,7 +91,7 @@ class StreamWriter:
             journal = self._dirty[0]
             with disk_errors(journal.path):
                 os.fsync(journal.file)
-            del self._dirty[0]  # before the close: `let_go` closes what is left here
+            del self._dirty[0]  # before the close, since `let_go` closes the rest of this list
             if journal is not self._open:
                 os.close(journal.file)
 
@@ -113,7 +113,7 @@ class StreamWriter:
         self._open = None
 
     def recover(self, ends: dict[int, tuple[int, int]], sealed: set[int]) -> None:
-        """Makes the folder say what the log says: `ends` is (bytes, rows) per journal.
+        """Brings the folder to the state in the log: `ends` is (bytes, rows) per journal.
 
         Raises:
             DamagedRun: a journal is shorter than the log says.
@@ -157,10 +157,10 @@ class StreamWriter:
 
 
 def require_size(path: Path, size: int) -> None:
-    """Checks that a file holds at least what the log says.
+    """Checks that a file is at least as long as the log says.
 
     Raises:
-        DamagedRun: it does not.
+        DamagedRun: it is shorter.
     """
     found = path.stat().st_size if path.exists() else 0
     if found < size:

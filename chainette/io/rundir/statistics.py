@@ -1,7 +1,7 @@
-"""What can be counted of a run over time, folded out of its events.
+"""Statistics of a run over time, folded from its events.
 
-Memory depends on the chain, never on the number of rows or of events. Time is working time: seconds in which a process
-worked on the run; the gaps before a resume are left out.
+Memory depends on the chain, never on the number of rows or events. Time is working time: seconds in which a process
+worked on the run, without the gaps before a resume.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from chainette.io.rundir.replay import RunState, Status
 
 __all__ = ["COMPLETION", "PROMPT", "Figures", "Latency", "Stretch", "Timeline", "figures"]
 
-#: Names under which a timeline holds what belongs to no node.
+#: Names of a timeline's series that belong to no node.
 PROMPT, COMPLETION = "prompt tokens", "answer tokens"
 
-#: Bins of a timeline at most; when they run out, two become one.
+#: The most bins of a timeline; when they run out, pairs are merged.
 _BINS = 72
 #: Seconds of a bin at first.
 _FINEST = 1 / 64
-#: How much longer a latency is than the one a class below.
+#: The ratio between the latencies of neighbouring classes.
 _STEP = 1.1
-#: Refusals that are kept, oldest first.
+#: The most refusals that are kept, oldest first.
 _REFUSALS = 20
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """One epoch: from its start, its resume or its phase's to the last that is heard of it."""
+    """One epoch: from the start, resume or phase that began it to its last event."""
 
     epoch: int
     began: str
@@ -48,7 +48,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of one request inside the engine; per unit the mean of its requests, weighed by them."""
+    """Seconds of one request inside the engine; per unit the mean of its requests, weighted by their number."""
 
     requests: int
     mean: float
@@ -87,7 +87,7 @@ class Timeline:
 
 @dataclass
 class _Spread:
-    """How long requests took: classes, each a tenth longer than the one below."""
+    """A histogram of latencies: each class is a tenth longer than the one below."""
 
     classes: dict[int, int] = field(default_factory=dict)
     requests: int = 0
@@ -103,7 +103,7 @@ class _Spread:
         self.slowest = max(self.slowest, mean)
 
     def quantile(self, share: float) -> float:
-        """Within a twentieth of what it is."""
+        """Exact to within a twentieth."""
         left = share * self.requests
         for number, requests in sorted(self.classes.items()):
             left -= requests
@@ -124,11 +124,11 @@ class Figures:
     stretches: list[Stretch]
     #: Rows out per node id, and tokens.
     timeline: Timeline
-    #: By node id; nodes that asked no engine are not in it.
+    #: By node id, without nodes that asked no engine.
     latencies: dict[str, Latency]
     workers_joined: int
     workers_lost: int
-    #: Why workers took nothing of the run.
+    #: Why workers did not serve the run.
     refusals: list[str]
     units_split: int
 
@@ -144,7 +144,7 @@ class Figures:
 
     @property
     def seconds_left(self) -> float | None:
-        """Working time to the end at the pace so far; None where it cannot be known, or there is none left."""
+        """Working time to the end at the pace so far; None if unknown, or if none is left."""
         if self.state.status in (Status.FINISHED, Status.CANCELLED) or not self.state.expected or not self.rows_per_second:
             return None
         return max(0, self.state.expected - self.state.records) / self.rows_per_second
@@ -159,7 +159,7 @@ class Figures:
 
 
 def figures(events: Iterable[AnyEvent]) -> Figures:
-    """The numbers of a run, out of its events in the order of the log."""
+    """The numbers of a run, from its events in the order of the log."""
     fold = _Fold()
     for event in events:
         fold.take(event)

@@ -1,7 +1,7 @@
 """Earlier states of a run directory, kept whole inside it as `.versions/<n>`.
 
-A version is a tree of hard links. Nothing that is linked is ever written in place: logs, journals and open shards have one
-place each (`fork` copies those that the new directory goes on with), and derived files are replaced by rename.
+A version is a tree of hard links. No linked file is ever written in place: logs, journals and open shards are never
+shared (`fork` copies those that the new directory continues), and derived files are replaced by rename.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from chainette.io.rundir.paths import RunDir, fsync_dir
 
 __all__ = ["KEPT", "copy", "keep_versions", "link", "link_tree", "version_numbers"]
 
-#: Versions of one directory.
+#: The most versions of one directory.
 KEPT = 2
 
 
@@ -27,7 +27,7 @@ def version_numbers(directory: RunDir) -> list[int]:
 
 
 def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> None:
-    """Gives a directory that replaces another one its versions: the newest of `numbers`, and the replaced one as a new one."""
+    """Gives a replacement directory its versions: the newest of `numbers`, and the replaced directory as a new one."""
     for number in numbers[1 - KEPT :]:
         link_tree(source.versions / str(number), target.versions / str(number))
     number = max(version_numbers(source), default=0) + 1
@@ -35,7 +35,7 @@ def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> Non
 
 
 def link_tree(source: Path, target: Path, but: Container[str] = ()) -> None:
-    """A second tree with the same files, durable on return."""
+    """Links all files of a tree into a second tree, durable on return."""
     target.mkdir(parents=True)
     for entry in sorted(source.iterdir()):
         if entry.name in but:

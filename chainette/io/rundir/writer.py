@@ -1,8 +1,8 @@
 """RunWriter: outcomes in, durable rows out. The only writer of a run directory.
 
 `commit` takes a group: rows go to the shards and are fsynced, then one log line per outcome is written and
-fsynced. A crash between the two leaves rows that the log does not know, which recovery cuts off; so every
-row that the log speaks of is on the disk once, and nothing else is (DESIGN 5, PROTOCOL 16, 17).
+fsynced. A crash between the two leaves rows without a log line, which recovery cuts off; so every logged
+row is on the disk once, and nothing else is (docs/protocol.md, 16 and 17).
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ __all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "Reopened", "
 
 @dataclass(frozen=True)
 class Admitted:
-    """A root enters: its good rows, and how many records it has."""
+    """A root enters: its good rows, and its number of records."""
 
     root: int
     rows: list[Row]
     records: int
-    #: What an earlier session made durable of it.
+    #: Its durable outcomes from earlier sessions.
     durable: Durable | None = None
-    #: How far the input was read for it.
+    #: The position that the input was read to.
     read: Read | None = None
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A unit's outcome; `done` where it was the last of its root.
+    """A unit's outcome; `done` if it was the last of its root.
 
-    The rejections of bad lines come as a commit at `chain_input`; a root without any pending row
+    The rejections of bad lines are a commit at `chain_input`; a root without pending rows
     completes with one too.
     """
 
@@ -69,32 +69,32 @@ class Commit:
     done: bool
     #: (stream id, token) of the result in a fleet.
     pos: tuple[str, str] | None = None
-    #: Rows that went in, where the unit came without them.
+    #: Number of rows that went in, if the unit came without them.
     taken: int | None = None
 
 
 @dataclass(frozen=True)
 class Suspended:
-    """A root waits for a later phase; what it has is in the shards."""
+    """A root waits for a later phase; its rows are in the shards."""
 
     root: int
 
 
 @dataclass(frozen=True)
 class Committed:
-    """What a group came to."""
+    """The result of a group."""
 
     #: Finished rows of each root that the group completed.
     finished: list[list[Row]]
     #: Log events in order.
     events: list[Event]
-    #: Seconds that rows and log took to be synced.
+    #: Seconds to sync rows and log.
     synced: float = 0.0
 
 
 @dataclass(frozen=True)
 class Reopened:
-    """What a session found different from what the log says, and what it is told; for its first line."""
+    """Differences between a session and the log, and its options; for its first line."""
 
     #: The input's identity, if it moved or has other times.
     input: dict[str, Any] | None = None
@@ -102,7 +102,7 @@ class Reopened:
     limit: int | None = None
 
 
-#: What a writer takes in; an event is logged in its place.
+#: An item of a group; an event is logged in its place.
 Item = Admitted | Commit | Suspended | Event
 
 
@@ -136,14 +136,14 @@ class LiveRoots:
         return self._live[root].keys.get(record_of(row_id))
 
     def close(self, root: int) -> tuple[list[Row], RootDone]:
-        """Finished rows of a complete root, and what its log line says."""
+        """Finished rows of a complete root, and the counts for its log line."""
         live = self._live.pop(root)
         settled = settle(self._plan, root, live.rows, live.durable)
         bad = live.records - len(live.rows)
         return settled.rows, RootDone(live.records, bad, len(settled.rows), settled.forks)
 
     def suspend(self, root: int) -> Durable:
-        """Lets go of a root that is not complete; returns what it has."""
+        """Drops an incomplete root from memory; returns its outcomes."""
         return self._live.pop(root).durable
 
 
@@ -161,23 +161,23 @@ class RunWriter:
         self._sealer = sealer
         self._roots = LiveRoots(plan)
         self.reopened = Reopened()
-        #: How far the input was read, if the log does not say so yet.
+        #: The position that the input was read to, if it is not logged yet.
         self._read: Read | None = None
         self.added = Added.of(state.run.settings)
         self._flattened = bool(state.run.settings.get("flattened", True))
 
     @property
     def epoch(self) -> int:
-        """How often the run was resumed, or went on in another phase."""
+        """The number of times that the run was resumed or entered another phase."""
         return self._log.epoch
 
     @property
     def raised(self) -> bool:
-        """Whether this session began an epoch of its own."""
+        """Whether this session began a new epoch."""
         return self._log.epoch > self.state.epoch
 
     def raise_epoch(self) -> None:
-        """Begins a new epoch with the next event, unless that was done already and not yet said."""
+        """Begins a new epoch with the next event, unless one that was begun is not logged yet."""
         self._log.epoch = max(self._log.epoch, self.state.epoch + 1)
 
     # -- rows
@@ -186,7 +186,7 @@ class RunWriter:
         """Makes a group durable; the whole group or, after a crash, a prefix of it.
 
         Raises:
-            DiskError: the disk refused; nothing of the group counts.
+            DiskError: the disk refused; no part of the group counts.
         """
         finished: list[list[Row]] = []
         events: list[Event] = []
@@ -213,7 +213,7 @@ class RunWriter:
         return Committed(finished, logged + self._seal(self._sealer.ready()), synced)
 
     def _require_same_model(self, event: EngineLoaded) -> None:
-        """Raises RunStopped if an engine was loaded from something else than the one that answered earlier rows."""
+        """Raises RunStopped if an engine was loaded from another model than the one that answered earlier rows."""
         found = different_models(event.engine, self.state.loaded_from(event.engine), event.identity)
         if found:
             answered = [node.id for node in self.plan.nodes.values() if node.engine == event.engine]
@@ -224,7 +224,7 @@ class RunWriter:
             )
 
     def _seal(self, shards: Iterable[tuple[StreamWriter, int]]) -> list[Event]:
-        """Gives full shards their final form; a journal goes once the log says that its shard is sealed."""
+        """Gives full shards their final form; deletes a journal once the log says that its shard is sealed."""
         sealed = [(stream, number, self._sealer.seal(stream, number)) for stream, number in shards]
         logged = self.record([event for _, _, event in sealed])
         for stream, number, _ in sealed:
@@ -232,7 +232,7 @@ class RunWriter:
         return logged
 
     def _write(self, commit: Commit, finished: list[list[Row]]) -> UnitCommitted:
-        """Appends the rows of one outcome, and of its root where that is complete."""
+        """Appends the rows of one outcome, and those of its root if it is complete."""
         unit, outcome = commit.unit, commit.outcome
         works = unit.node in self.plan.nodes  # joins and bad lines are counted with their root
         taken = (commit.taken if commit.taken is not None else len(unit.rows)) if works else 0
@@ -270,7 +270,7 @@ class RunWriter:
             self._read = read
 
     def _unlogged_read(self) -> list[Event]:
-        """How far the input was read, in front of the first unit whose rows come from there."""
+        """The event for the position in the input, logged before the first unit with rows from there."""
         read, self._read = self._read, None
         return [] if read is None else [InputRead(upto=read.upto, digest=read.digest)]
 
@@ -285,7 +285,7 @@ class RunWriter:
         return self._streams[node.id].append(lines)
 
     def durable(self, root: int) -> Durable | None:
-        """What earlier phases or sessions left of an incomplete root."""
+        """The outcomes of an incomplete root from earlier phases or sessions."""
         return rows_of_root(self.directory, self.plan, self.state, root)
 
     # -- events
@@ -302,10 +302,10 @@ class RunWriter:
         return logged
 
     def finish(self, input_digest: str, records: int) -> list[Event]:
-        """Seals every shard, closes the log with run_finished, and writes what follows from it.
+        """Seals every shard, closes the log with run_finished, and writes the derived files.
 
         Raises:
-            NotFinished: by the log, some of the input's `records` are missing, or a step does not balance.
+            NotFinished: according to the log, some of the input's `records` are missing, or a step does not balance.
         """
         if gaps := self.state.gaps(records):
             raise NotFinished(self.directory, gaps)
@@ -315,13 +315,13 @@ class RunWriter:
         return logged
 
     def cancel(self) -> list[Event]:
-        """Says in the log that the run was given up, and brings the derived files up to date."""
+        """Logs that the run was cancelled, and updates the derived files."""
         logged = self.record([RunCancelled()])
         publish_metadata(self.directory, self.state)
         return logged
 
     def pause(self, reason: str) -> list[Event]:
-        """Says in the log that the run stopped, and brings the derived files up to date; a finished run stays finished."""
+        """Logs that the run stopped, and updates the derived files; a finished run stays finished."""
         if self.state.status is Status.FINISHED:
             return []
         logged = self.record([RunPaused(reason=reason)])
@@ -329,28 +329,28 @@ class RunWriter:
         return logged
 
     def close(self) -> None:
-        """Gives the directory back. What is logged stays; the rest is cut off by the next session."""
+        """Releases the directory. Logged rows stay; the next session cuts off the rest."""
         for stream in self._streams.values():
             stream.let_go()
         self._log.close()
 
 
 def tidy(directory: RunDir, state: RunState) -> None:
-    """Leaves a finished run's directory as it is meant to be read; safe to repeat after a crash."""
+    """Cleans up a finished run's directory for readers; safe to repeat after a crash."""
     shutil.rmtree(directory.held, ignore_errors=True)
     shutil.rmtree(directory.journals, ignore_errors=True)
     publish_metadata(directory, state)
 
 
 class Scratch:
-    """The writer of a run without a directory: keeps live roots only, and hands on what is finished."""
+    """The writer of a run without a directory: keeps only live roots, and passes finished rows on."""
 
     def __init__(self, plan: Plan) -> None:
         self._roots = LiveRoots(plan)
         self._suspended: dict[int, Durable] = {}
 
     def commit(self, group: Sequence[Item]) -> Committed:
-        """Takes a group in; nothing is written."""
+        """Takes in a group; writes nothing."""
         finished: list[list[Row]] = []
         for item in group:
             match item:
@@ -367,5 +367,5 @@ class Scratch:
         return Committed(finished, [])
 
     def durable(self, root: int) -> Durable | None:
-        """What earlier phases left of a root."""
+        """The outcomes of a root from earlier phases."""
         return self._suspended.pop(root, None)

@@ -1,10 +1,10 @@
 """Sealing a shard: from the JSONL journal to Parquet or CSV, and back to the same rows.
 
-Columns are those of `io.columns`. In CSV nothing between two commas is null and `""` is the empty
-string; lists, structs and JSON are JSON in their cell; text is never altered, also where a
-spreadsheet would take it for a formula.
+Columns are those of `columns.py`. In CSV an empty cell is null and `""` is the empty string; lists,
+structs and JSON are JSON in their cell; text is never altered, even if a spreadsheet would treat it
+as a formula.
 
-A row that is sealed reads back equal as JSON; a column that a row lacks reads back as null.
+A sealed row reads back equal as JSON; a column that a row lacks reads back as null.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 def seal_parquet(journal: Path, target: Path, schema: pa.Schema) -> tuple[int, int]:
-    """Writes a journal's rows as one Parquet file (zstd), fsynced; returns its rows and bytes.
+    """Writes a journal's rows as one fsynced Parquet file (zstd); returns its rows and bytes.
 
     Memory holds 5,000 rows or 32 MiB of the journal at a time. A failure leaves no target behind.
 
@@ -58,7 +58,7 @@ def seal_parquet(journal: Path, target: Path, schema: pa.Schema) -> tuple[int, i
 
 
 def seal_csv(journal: Path, target: Path, schema: pa.Schema) -> tuple[int, int]:
-    """Writes a journal's rows as one CSV file with a header, fsynced; returns its rows and bytes.
+    """Writes a journal's rows as one fsynced CSV file with a header; returns its rows and bytes.
 
     Memory and errors are those of `seal_parquet`.
     """
@@ -160,7 +160,7 @@ def _blame(values: Sequence[Any], field: pa.Field, journal: Path, first: int) ->
 
 
 def _row_encoder(schema: pa.Schema, nested_as_text: bool) -> Callable[[Row, Path, int], Row]:
-    """Turns a journal row into values that the columns take."""
+    """Converts journal rows into values for the columns."""
     convert = {field.name: found for field in schema if (found := _encoder(field, nested_as_text))}
     names = frozenset(schema.names)
 
@@ -199,10 +199,10 @@ def _from_text(value: Any) -> Any:
 def read_rows(path: Path, start: int = 0, count: int | None = None, schema: pa.Schema | None = None) -> Iterator[Row]:
     """Rows `start` .. `start + count - 1` of a shard or journal, shaped as in the journal.
 
-    A CSV file needs the schema that it was sealed with; the others bring theirs.
+    A CSV file needs the schema that it was sealed with; other formats contain theirs.
 
     Raises:
-        DamagedRun: the file is not what its name says.
+        DamagedRun: the file does not have the format of its name.
     """
     stop = None if count is None else start + count
     if path.suffix == ".parquet":

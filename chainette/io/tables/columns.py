@@ -1,9 +1,9 @@
-"""Columns: the fixed Arrow schema of a step, from the shape of its model's JSON dump (`io.shape`).
+"""Columns: the fixed Arrow schema of a step, from the shape of its model's JSON dump (`shape.py`).
 
-Text, whole numbers (int64), numbers (double), booleans, lists and structs are what they are. Dates,
+Text, whole numbers (int64), numbers (double), booleans, lists and structs keep their types. Dates,
 times and decimals stay the text that pydantic dumped, because an Arrow timestamp would lose their
-offset and their precision; every tool casts such text. What has no fixed shape is JSON text and is
-marked so in the schema's field metadata. A model that allows unknown fields gets one more column,
+offset and precision; every tool casts such text. Values without a fixed shape are JSON text, marked
+in the schema's field metadata. A model that allows unknown fields gets one more column,
 `_extra`, with those as JSON text. Every column may be null.
 """
 
@@ -33,14 +33,14 @@ Columns = tuple[tuple[str, Shape], ...]
 def step_columns(model: Any, extra: Sequence[tuple[str, Any]] = ()) -> Columns:
     """The columns of a step's shards: `extra` ones, then the model's, then the `extra` ones that start with `_`.
 
-    No model means no other columns, `Any` one that is not known.
+    None means no other columns, `Any` an unknown model.
     """
     shape = _row_shape(model) if model is not None else Shape(Kind.STRUCT)
     return _with_extra(_columns("", shape), extra, shape.open)
 
 
 def _row_shape(model: Any) -> Shape:
-    """The shape of a row. One that a serializer, a RootModel or an unknown model makes may have any fields."""
+    """The shape of a row. A row made by a serializer, a RootModel or an unknown model may have any fields."""
     shape = shape_of(model)
     return shape if shape.kind is Kind.STRUCT else Shape(Kind.STRUCT, open=True)
 
@@ -67,7 +67,7 @@ def _with_extra(columns: Sequence[tuple[str, Shape]], extra: Sequence[tuple[str,
 
 
 def arrow_schema(columns: Columns) -> pa.Schema:
-    """The columns as Arrow has them."""
+    """The columns as an Arrow schema."""
     import pyarrow as pa
 
     return pa.schema([_field(name, shape) for name, shape in columns])
@@ -103,7 +103,7 @@ def is_json(field: pa.Field) -> bool:
 
 
 def json_places(field: pa.Field, at_json: Convert) -> Convert | None:
-    """Applies `at_json` to the JSON places inside a value; None where there are none."""
+    """A function that applies `at_json` to the JSON parts of a value; None if there are none."""
     import pyarrow as pa
 
     if is_json(field):

@@ -1,4 +1,4 @@
-"""Columns as plain data: the way `datasets` writes them in YAML, and back."""
+"""Converts columns to the plain data that `datasets` writes as YAML, and back."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def _shape(described: Any) -> Shape:
 
 
 def is_open(columns: Columns) -> bool:
-    """Whether rows may have fields that no column is named after."""
+    """Whether rows may have fields without a column."""
     return any(name == EXTRA_COLUMN for name, _ in columns)
 
 
 def is_loose(columns: Columns) -> bool:
-    """Whether some value has no fixed shape: JSON may hold anything there, an Arrow column holds text."""
+    """Whether some value has no fixed shape: JSON may hold anything there, but an Arrow column holds text."""
     return any(_holds_json(shape) for _, shape in columns)
 
 
@@ -73,7 +73,7 @@ def _holds_json(shape: Shape) -> bool:
 
 
 def differ_in_case(columns: Columns) -> bool:
-    """Whether two names differ in case only, beside each other at any depth."""
+    """Whether two names of one object, at any depth, differ only in case."""
     return len({name.lower() for name, _ in columns}) < len(columns) or any(_clash_in(shape) for _, shape in columns)
 
 

@@ -32,7 +32,7 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
 
 
 def parse_output(line: bytes) -> Output:
-    """The output row that `output_line` wrote; what it took is not read back."""
+    """The output row that `output_line` wrote, without its cost."""
     fields = _fields.decode(line)
     row_id: str = msgspec.json.decode(fields.pop("row_id"))
     fields.pop("_key", None)
@@ -53,7 +53,7 @@ def _usage(spent: Spent) -> dict[str, float]:
 
 
 def parse_earlier(rejection: Mapping[str, Any]) -> Earlier:
-    """The asks of a rejection that `rejection_line` wrote, with what they took if the run keeps that."""
+    """The asks of a rejection that `rejection_line` wrote, with their cost if the run records it."""
     return Earlier(rejection["attempts"], Spent(*(rejection.get(name, zero) for name, zero in _usage(Spent()).items())))
 
 
@@ -92,7 +92,7 @@ def flattened_line(plan: Plan, row: Row, added: Added) -> bytes:
 
 
 def _spread(plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Columns that are spread over their model's fields -> the names of the fields."""
+    """Column with a model, written as one column per field -> the names of the fields."""
     found: dict[str, tuple[str, ...]] | None = plan.memo.get(("spread", ""))
     if found is None:
         found = plan.memo["spread", ""] = dict(_models(plan))

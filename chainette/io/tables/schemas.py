@@ -12,7 +12,7 @@ from chainette.io.tables.shape import Kind, Shape
 
 __all__ = ["Added", "ShardSchemas"]
 
-#: In a column that has one type it is text: what is none becomes its JSON.
+#: The key column has one type, text: other values become their JSON.
 _KEY, _TEXT = "_key", Shape(Kind.STRING)
 
 _USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", float), ("_seconds", float))
@@ -30,16 +30,16 @@ _REJECTED = (
 
 @dataclass(frozen=True)
 class Added:
-    """Columns that a run adds to shards because it was asked to."""
+    """Optional columns that a run adds to shards."""
 
     #: `_key`: the column of the input that was named.
     key: bool = False
-    #: What the answers for a row took, to steps and rejected rows: tokens, seconds until the engine began, seconds in all.
+    #: The cost of the answers for a row, in steps and rejected rows: tokens, seconds until the engine began, seconds in all.
     usage: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Added:
-        """By the settings that the log fixes."""
+        """From the settings that the log fixes."""
         return cls(bool(settings.get("key")), bool(settings.get("usage")))
 
 

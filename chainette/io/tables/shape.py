@@ -1,9 +1,9 @@
-"""The shape of a type's JSON dump: what a column made from it must be able to hold.
+"""The shape of a type's JSON dump, which decides the type of its column.
 
-Read off pydantic's JSON Schema of the dump (aliases, custom serializers and round trip included),
-so that a shape never promises more than the dump keeps. What has no fixed shape - dicts, unions of
-different things, Any, recursive models, models that allow unknown fields, floats whose infinities are
-dumped as text - is `JSON`.
+Taken from pydantic's JSON Schema of the dump (aliases, custom serializers and round trip included),
+so that a shape never promises more than the dump keeps. Types without a fixed shape are `JSON`: dicts,
+unions of different kinds, Any, recursive models, models that allow unknown fields, and floats whose
+infinities are dumped as text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Kind", "Shape", "json_fields", "shape_of"]
 
 
 class Kind(StrEnum):
-    """What a JSON value is."""
+    """The kind of a JSON value."""
 
     #: text; dates, times, decimals, UUIDs, bytes and enums of text as pydantic dumps them
     STRING = "string"
@@ -92,7 +92,7 @@ class _DumpSchema(GenerateJsonSchema):
 
 
 def shape_of(annotation: Any) -> Shape:
-    """The shape of a type's dump. A model's own shape is a struct even where it has no or open fields."""
+    """The shape of a type's dump. A model's own shape is a struct even if it has no or open fields."""
     schema = TypeAdapter(annotation).json_schema(schema_generator=_DumpSchema, mode="serialization", by_alias=True)
     reader = _Reader(schema.get("$defs", {}))
     top = reader.resolve(schema)
@@ -113,7 +113,7 @@ def json_fields(model: Any) -> Mapping[str, bool]:
 
 
 class _Lenient(GenerateJsonSchema):
-    """A JSON Schema that says nothing where pydantic could say nothing."""
+    """A JSON Schema that is empty for types that pydantic cannot describe."""
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:  # noqa: ARG002
         return {}
@@ -130,7 +130,7 @@ class _Reader:
         return schema if isinstance(schema, dict) else {}
 
     def shape(self, schema: Any, above: frozenset[str]) -> Shape:
-        """`above` are the definitions being read, so that a recursive one ends as JSON."""
+        """`above` are the enclosing definitions, so that a recursive one ends as JSON."""
         if isinstance(schema, dict) and "$ref" in schema:
             name = _name(schema)
             return _JSON if name in above else self.shape(self.defs[name], above | {name})
