@@ -84,9 +84,9 @@ class Place:
 class Problem:
     """One finding of the static check."""
 
-    #: What was found and what to do, as one sentence without the place.
+    #: The finding and its remedy, as one sentence without the place.
     message: str
-    #: Where the user wrote it.
+    #: The line that the user wrote.
     place: Place | None
     #: A warning does not stop the chain.
     warning: bool = False
@@ -96,7 +96,7 @@ class Problem:
 
 
 class ChainetteError(Exception):
-    """The root of the tree; its message says what was found, where, and what to do."""
+    """The root of the tree; its message gives the finding, the place and the remedy."""
 
     exit_code: ClassVar[int] = 1
 

@@ -230,7 +230,7 @@ class Rejection(msgspec.Struct, frozen=True):
     raw: str | None
     line: int
     key: bytes | None = None
-    #: What those answers took.
+    #: The cost of those answers.
     spent: Spent = Spent()
 
 
@@ -250,7 +250,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     #: Answers asked for, the good one and those before a `--retry` included; 0 for Apply.
     attempts: int = 0
     reasoning: str | None = None
-    #: What those answers took.
+    #: The cost of those answers.
     spent: Spent = Spent()
 
 

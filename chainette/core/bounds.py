@@ -71,7 +71,7 @@ def _inner_paths(schema: dict[str, Any], path: str, definitions: Mapping[str, An
 
 
 def _grows(schema: dict[str, Any], has_parts: bool) -> bool:
-    """Whether a value may be of any size, apart from what is inside it."""
+    """Whether a value may be of any size, apart from its parts."""
     match schema.get("type"):
         case "string":
             return not ("maxLength" in schema or "pattern" in schema or schema.get("format") in _SHORT)

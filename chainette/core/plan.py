@@ -87,7 +87,7 @@ class PlanNode:
     engine: str
     #: The name of the row value that is this node's input.
     source: str
-    #: Where its rows go.
+    #: The destination of its rows.
     next: Target
     #: Names that its templates or its history may use, ids before bare fields.
     scope: tuple[str, ...]
@@ -97,7 +97,7 @@ class PlanNode:
     node: Step[Any, Any] | ApplyNode[Any, Any]
     input_type: Any
     output_model: type[BaseModel] | None
-    #: Changes when what the node computes changes: prompts, models, sampling, engine, code.
+    #: Changes when anything that decides its rows changes: prompts, models, sampling, engine, code.
     fingerprint: str
     #: Settings outside the fingerprint that can only rescue rejected rows (`core.settings`).
     rescue: Mapping[str, Any]
@@ -151,7 +151,7 @@ class Fork:
     depth: int
     joins: tuple[Join, ...]
     sides: tuple[Side, ...]
-    #: Where the rows go after the branches.
+    #: The destination of the rows after the branches.
     after: Target
     #: Branches around it, outermost first.
     path: tuple[str, ...]

@@ -41,7 +41,7 @@ def create_engine(config: EngineConfig, patience: float | None = None) -> Engine
 
 
 class Engines:
-    """The engines of one run; an async context manager that closes what it opened."""
+    """The engines of one run; an async context manager that closes those it opened."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Code of the user's: what it may raise about a row, and how that is told."""
+"""Errors of the user's code: which ones reject a row, and how they are described."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 __all__ = ["RAISED", "is_stray", "told"]
 
-#: What costs a row, and nothing else: also where it looks like the end of the program, or like a cancellation.
+#: Errors that cost only their row, even those that look like the end of the program or a cancellation.
 RAISED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
 
 

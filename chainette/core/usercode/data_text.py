@@ -44,14 +44,14 @@ __all__ = [
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, range, Decimal, Fraction, uuid.UUID)
 _TIMES = (datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo)
 
-#: Calls whose value says when, where or as which process a module was imported.
+#: Calls whose value depends on the time, machine or process of the import.
 _OF_A_PROCESS = frozenset(
     {"now", "utcnow", "today", "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "uuid1"}
     | {"uuid4", "getpid", "getppid", "get_ident", "gethostname", "mkdtemp", "mkstemp", "gettempdir", "cpu_count"}
     | {"TemporaryDirectory", "NamedTemporaryFile", "token_hex", "token_bytes", "token_urlsafe", "urandom", "getnode"}
 )
 
-#: Methods that change what they are called on.
+#: Methods that change their object.
 _CHANGING = frozenset(
     {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear"}
     | {"appendleft", "extendleft", "popleft", "subtract"}

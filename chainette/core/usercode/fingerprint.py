@@ -270,7 +270,7 @@ class _Trace:
         return bool(statements)
 
     def _follow_module(self, name: str, module: ModuleType, node: ast.AST) -> None:
-        """Adds what the code uses of a user's module, say `helpers.f`."""
+        """Adds the parts of a user's module that the code uses, say `helpers.f`."""
         if not self._is_users(module) or (id(module), node) in self._modules:
             return
         self._modules.add((id(module), node))

@@ -47,7 +47,7 @@ class PrivateImporter:
     def __init__(self, identity: str, roots: Sequence[Path], only: str | None = None) -> None:
         """`only` restricts the search to one top-level package: its root holds strangers' packages too."""
         self.roots = [str(root) for root in roots]
-        #: File -> what was executed of it.
+        #: File -> its executed source.
         self.sources: dict[str, bytes] = {}
         self._only = only
         self._owned: dict[str, bool] = {}

@@ -170,7 +170,7 @@ def is_factory(value: Any) -> TypeGuard[FunctionType]:
 def _hints(function: FunctionType) -> dict[str, Any]:
     try:
         return get_type_hints(inspect.unwrap(function), include_extras=True)
-    except Exception:  # a name in an annotation is missing: the signature still has what was written
+    except Exception:  # a name in an annotation is missing: the signature still has its text
         return dict(function.__annotations__)
 
 

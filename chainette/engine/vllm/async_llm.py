@@ -346,7 +346,7 @@ class VllmEngine(Engine):
             if engine.errored or not self._lives():
                 raise self._died() from error
             return Completion("", Finish.ERROR, error=f"vllm: {_first_line(error.__cause__ or error)}")
-        if output.outputs[0].finish_reason == "abort":  # not by us: somebody told the child to end
+        if output.outputs[0].finish_reason == "abort":  # not by us: another process told the child to end
             raise self._died()
         return self._completion(request, output, pieces, len(prompt), time.perf_counter() - began)
 

@@ -31,7 +31,7 @@ class Member(HashFields, frozen=True):
     swap_seconds: Seconds = 0.0
     #: Share of its time spent on swaps.
     swapping: Seconds = 0.0
-    #: Where its metrics are served, `host:port`.
+    #: The address of its metrics, `host:port`.
     metrics: str = ""
     host: str = ""
     pid: Count = 0

@@ -191,7 +191,7 @@ def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Itera
         yield name, StreamWriter(name, base / name, max_rows)
 
 
-# -- what the first line says
+# -- the first line
 
 _NOTHING = Added()
 
