@@ -52,7 +52,7 @@ def _paths(schema: Any, path: str, definitions: Mapping[str, Any], around: froze
         return
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        if name not in around:  # a model that holds itself
+        if name not in around:  # a model that contains itself
             yield from _paths(definitions.get(name), path, definitions, around | {name})
         return
     parts = [part for key in ("anyOf", "oneOf", "allOf") for part in schema.get(key, ())]

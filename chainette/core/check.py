@@ -252,7 +252,7 @@ def model_problems(model: type[BaseModel]) -> list[str]:
 def json_kind(model: type[BaseModel]) -> str:
     """The JSON type that a model reads and writes: "object" unless one of the two is certain to be another."""
     for mode in ("validation", "serialization"):
-        with contextlib.suppress(Exception):  # serializers of the user's have no schema, or raise in making one
+        with contextlib.suppress(Exception):  # the user's serializers have no schema, or raise when it is made
             kind = str(model.model_json_schema(mode=mode).get("type", "object"))
             if kind != "object":
                 return kind

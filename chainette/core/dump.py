@@ -99,7 +99,7 @@ def _require_same(instance: BaseModel, back: BaseModel, dump: bytes) -> None:
     if difference:
         raise NotRoundTrip(difference)
     again = back.__pydantic_serializer__.to_json(back, by_alias=True, round_trip=True, warnings=False)
-    # a set may come back in another order: the same bytes, moved
+    # a set may come back in another order, with the same bytes
     if again != dump and sorted(again) != sorted(dump):
         raise NotRoundTrip(f"{type(instance).__name__} dumps differently once it was read back")
 

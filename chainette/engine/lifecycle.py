@@ -121,10 +121,10 @@ class Engines:
 
     async def _open(self, config: EngineConfig) -> Engine:
         engine = self._create(config)
-        files = await anyio.to_thread.run_sync(files_of, config)  # before it reads them: they may change meanwhile
+        files = await anyio.to_thread.run_sync(files_of, config)  # before it reads them, since they may change
         began = time.perf_counter()
         try:
-            # a little more: an engine that watches the time itself knows why it is not ready
+            # slightly more, since an engine with its own time limit knows why it is not ready
             with anyio.fail_after(config.startup_timeout + min(1.0, config.startup_timeout / 4)):
                 await engine.open()
         except BaseException as error:

@@ -38,7 +38,7 @@ class Template:
         try:
             self.names = sandbox.names_of(sandbox.parse(source))
             self._compiled = sandbox.compile_tree(sandbox.parse(source))
-            self._compiled.globals = {**self._compiled.globals}  # a ChainMap, which each rendering would walk twice
+            self._compiled.globals = {**self._compiled.globals}  # not a ChainMap, which each rendering would walk twice
         except TemplateSyntaxError as error:
             raise TemplateError(f"{label}, line {error.lineno}: {error.message}") from None
 

@@ -113,7 +113,7 @@ class Parameter:
         try:
             json.loads(text)
             return self._adapter.validate_json(text)
-        except ValueError as error:  # of json, and of pydantic
+        except ValueError as error:  # from json or pydantic
             if isinstance(error, ValidationError) and text[:1] in ("[", "{"):
                 failed = error
         hint = ' (write JSON, such as \'["a", "b"]\')' if "array" in str(failed) else ""

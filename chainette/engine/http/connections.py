@@ -179,7 +179,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade
 
-        if self._answer is None or self._answer.done():  # nobody asked
+        if self._answer is None or self._answer.done():  # there was no request
             self.transport.abort()
             return
         if self._body is None:

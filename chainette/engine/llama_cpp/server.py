@@ -193,7 +193,7 @@ class LlamaCppEngine(Engine):
         params.n_ctx = self._options.n_ctx * self.capacity
         params.n_gpu_layers = self._options.n_gpu_layers
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._options.threads
-        # Prompts of finished slots are not kept in memory besides the slots' own (the default keeps 8 GiB of them).
+        # Keep no prompts of finished slots besides the slots' own (the default keeps 8 GiB of them).
         params.cache_ram_mib = 0
         params.fit_params = False
         # The library also serves HTTP on a loopback port; a random key closes it to others.

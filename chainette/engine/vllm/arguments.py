@@ -179,7 +179,7 @@ def _check_extra(config: EngineConfig, known: Collection[str]) -> None:
 
 def environment(config: EngineConfig, options: VllmOptions, present: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
     """The variables that vLLM's environment gets while it starts; they override those already present."""
-    found = {"VLLM_ENGINE_READY_TIMEOUT_S": str(int(config.startup_timeout) + 60)}  # whoever opens it watches the time
+    found = {"VLLM_ENGINE_READY_TIMEOUT_S": str(int(config.startup_timeout) + 60)}  # the caller enforces the timeout
     if options.offline or all(map(is_local, filter(None, (config.model, config.tokenizer, options.lora)))):
         found["HF_HUB_OFFLINE"] = "1"
     if config.gpu_ids:

@@ -143,7 +143,7 @@ class VllmEngine(Engine):
             await asyncio.shield(loading)
         except asyncio.CancelledError:
             self._given_up = True
-            with anyio.CancelScope(shield=True):  # a load cannot be interrupted; it ends when its child does
+            with anyio.CancelScope(shield=True):  # a load cannot be interrupted; it ends with its child
                 while not loading.done():
                     self._kill_children()
                     await asyncio.wait([loading], timeout=0.1)

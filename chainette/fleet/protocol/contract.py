@@ -143,7 +143,7 @@ class LeasedQueue(ABC):
         *,
         queues: Sequence[tuple[str, str]] = (),
     ) -> bool:
-        """Renews a worker's lease for `lease` seconds; False if it had none, being new or having lost its claims.
+        """Renews a worker's lease for `lease` seconds; False if it had none: it is new, or its claims are gone.
         Strikes of units that were taken from it are undone, since it lives. RQ's tools show the worker at
         `queues`, each with its run."""
 

@@ -17,7 +17,7 @@ def cells(column: pa.Array) -> tuple[list[Any], dict[int, str]]:
     """
     try:
         return _values(column), {}
-    except Exception:  # a date beyond year 9999, text that is not UTF-8, a map with a key twice: find the rows
+    except Exception:  # a date after 9999, text that is not UTF-8, a map with a duplicate key: find the rows
         return _one_by_one(column)
 
 

@@ -117,7 +117,7 @@ class Trail:
         found = stamp_of(path)
         if found[:2] != known[:2]:
             raise InputError(f"{path} changed while the run was reading it: {_difference(known, found)}; {_GO_ON}")
-        if found.ctime_ns != known.ctime_ns:  # renamed, linked, another mode; or changed by something that sets times
+        if found.ctime_ns != known.ctime_ns:  # renamed, linked, another mode; or changed, with its times set back
             self._require_same_bytes(index)
             self._stamps[index] = found
 

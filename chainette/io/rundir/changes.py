@@ -100,7 +100,7 @@ def rescues_between(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
 
 
 def _lineages(graph: Graph) -> dict[str, str]:
-    """Node -> a digest of everything that decides its rows: its fingerprint, and those of the nodes before it."""
+    """Node -> a digest of everything that decides its rows: its fingerprint, and the lineage of its input."""
     found: dict[str, str] = {}
 
     def follow(target: Edge, came: str) -> str:

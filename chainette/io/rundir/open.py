@@ -158,7 +158,7 @@ def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWrit
         state, end = read_state(directory)
         _ = state.run
         log.continue_after(end, state.seq, state.epoch + new_epoch)
-        shutil.rmtree(directory.fleet, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(directory.fleet, ignore_errors=True)  # left by a killed fleet
         remove_leftovers(directory)
         writer = _writer(directory, plan, log, state)
     except BaseException:

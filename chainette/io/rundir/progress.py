@@ -140,7 +140,7 @@ class Progress:
         self.arrivals.follow(event)
         self._follow_engine(event)
         if isinstance(event, RunStarted | RunResumed | EngineLoaded):
-            self.total()  # speeds are measured from here
+            self.total()  # starts the measurement of speeds
 
     def begin(self) -> None:
         """Measures speeds from here: earlier events had their own."""

@@ -86,7 +86,7 @@ def schema_file(columns: Columns, format: str) -> bytes:
     import pyarrow.parquet as pq
 
     file = io.BytesIO()
-    # a table, even an empty one, would have pyarrow import pandas if it is installed, which takes longer than a small run
+    # for a table, even an empty one, pyarrow would import pandas if installed, which takes longer than a small run
     pq.ParquetWriter(file, arrow_schema(_flat(columns) if format == "csv" else columns)).close()
     return file.getvalue()
 

@@ -152,7 +152,7 @@ class _Reader:
 
     def struct(self, schema: dict[str, Any], above: frozenset[str]) -> Shape:
         fields = {name: field for name, field in schema.get("properties", {}).items() if not _is_computed(field)}
-        optional = fields.keys() - set(schema.get("required", []))  # a column would make null of a field that is left out
+        optional = fields.keys() - set(schema.get("required", []))  # a column would turn an omitted field into null
         shapes = tuple((name, self.shape(field, above)) for name, field in fields.items() if name not in optional)
         return Shape(Kind.STRUCT, fields=shapes, open=bool(schema.get("additionalProperties")) or bool(optional))
 
