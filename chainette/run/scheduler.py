@@ -31,7 +31,7 @@ from chainette.io.rundir.events import Event
 from chainette.records import Outcome, Rejection, Row
 from chainette.run.coordinator import Coordinator
 from chainette.run.in_hand import Hands, Lane
-from chainette.run.limits import Limits, RejectWatch, window_for
+from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
 from chainette.run.unit_result import UnitResult, raised
@@ -274,8 +274,8 @@ class LocalRun(Worker):
             raise
 
     def _fit(self, lane: Lane, capacity: int) -> None:
-        """Two units at least are in an engine, and twice what it answers at once; the window follows."""
-        budget = 2 * max(capacity, self.plan.batch_size)
+        """The lane takes what the engine needs, and the window follows."""
+        budget = budget_for(capacity, self.plan.batch_size)
         if lane.budget != budget:
             lane.budget = budget
             self.queue.widen(_HERE, self._window)

@@ -6,17 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from chainette.engine.http.endpoints import Address
-from chainette.engine.http.exchange import (
-    MOST_BYTES,
-    Answer,
-    Broken,
-    Carrier,
-    LineSplitter,
-    OnLine,
-    Unreachable,
-    system_tls,
-    too_large,
-)
+from chainette.engine.http.exchange import Answer, Body, Broken, Carrier, OnLine, Unreachable, system_tls
 
 if TYPE_CHECKING:
     import aiohttp
@@ -66,16 +56,7 @@ class AiohttpSession(Carrier):
 
 
 async def _read(response: aiohttp.ClientResponse, on_line: OnLine | None) -> bytes:
-    lines = LineSplitter(on_line) if on_line is not None else None
-    parts: list[bytes] = []
-    size = 0
+    body = Body(on_line)
     async for part in response.content.iter_any():
-        size += len(part)
-        if size > MOST_BYTES:
-            raise too_large()
-        parts.append(part)
-        if lines is not None:
-            lines.feed(part)
-    if lines is not None:
-        lines.end()
-    return b"".join(parts)
+        body.feed(part)
+    return body.whole()

@@ -16,17 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from chainette.engine.http.endpoints import Address
-from chainette.engine.http.exchange import (
-    MOST_BYTES,
-    Answer,
-    Broken,
-    Carrier,
-    LineSplitter,
-    OnLine,
-    Unreachable,
-    system_tls,
-    too_large,
-)
+from chainette.engine.http.exchange import MOST_BYTES, Answer, Body, Broken, Carrier, OnLine, Unreachable, system_tls
 
 if TYPE_CHECKING:
     from httptools import HttpResponseParser
@@ -239,31 +229,20 @@ class _Connection(asyncio.Protocol):
         self._answer.set_result(Answer(status, self._body.whole(), _text(retry_after), _text(location)))
 
 
-class _Body:
-    """A body as it arrives: decompressed, bounded, and passed on line by line."""
+class _Body(Body):
+    """A body that may be compressed."""
 
     def __init__(self, encoding: bytes, on_line: OnLine | None) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._lines = LineSplitter(on_line) if on_line is not None else None
+        super().__init__(on_line)
         self._inflater = _inflater(encoding)
 
     def feed(self, part: bytes) -> None:
-        if self._inflater is not None:
-            part = self._inflated(part)
-        self._size += len(part)
-        if self._size > MOST_BYTES:
-            raise too_large()
-        self._parts.append(part)
-        if self._lines is not None:
-            self._lines.feed(part)
+        super().feed(part if self._inflater is None else self._inflated(part))
 
     def whole(self) -> bytes:
         if self._inflater is not None and self._parts and not self._inflater.eof:
             raise Broken("the compressed answer ended too early")
-        if self._lines is not None:
-            self._lines.end()
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        return super().whole()
 
     def _inflated(self, part: bytes) -> bytes:
         """The part decompressed. Compressed streams may follow each other (RFC 1952, 2.2)."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-__all__ = ["MOST_BYTES", "Answer", "Broken", "Carrier", "LineSplitter", "OnLine", "Unreachable", "system_tls", "too_large"]
+__all__ = ["MOST_BYTES", "Answer", "Body", "Broken", "Carrier", "OnLine", "Unreachable", "system_tls"]
 
 #: The largest body that is read, also after decompression.
 MOST_BYTES = 64 << 20
@@ -57,7 +57,35 @@ class Carrier(Protocol):
         ...
 
 
-class LineSplitter:
+class Body:
+    """A body that arrives in parts: bounded, and passed on line by line."""
+
+    def __init__(self, on_line: OnLine | None) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._lines = _Lines(on_line) if on_line is not None else None
+
+    def feed(self, part: bytes) -> None:
+        """Takes in the next part.
+
+        Raises:
+            Broken: the body is larger than MOST_BYTES.
+        """
+        self._size += len(part)
+        if self._size > MOST_BYTES:
+            raise Broken(f"the answer is larger than {MOST_BYTES >> 20} MiB")
+        self._parts.append(part)
+        if self._lines is not None:
+            self._lines.feed(part)
+
+    def whole(self) -> bytes:
+        """All parts joined, at the end of the body."""
+        if self._lines is not None:
+            self._lines.end()
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
+class _Lines:
     """Cuts a body that arrives in parts into lines."""
 
     def __init__(self, on_line: OnLine) -> None:
@@ -83,7 +111,3 @@ def system_tls() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def too_large() -> Broken:
-    return Broken(f"the answer is larger than {MOST_BYTES >> 20} MiB")

@@ -20,7 +20,7 @@ from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.paths import RunDir
-from chainette.run.limits import window_for
+from chainette.run.limits import budget_for, window_for
 from chainette.run.session import Session, require_engines
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.drive import Drive
@@ -157,9 +157,9 @@ def _folder(directory: RunDir) -> Iterator[Path]:
 
 
 def _rows_in_flight(plan: Plan, engine: str) -> int:
-    """Twice the capacity of the engine, and at least two units."""
+    """The budget of an engine that is not open yet."""
     config = plan.engines.get(engine)
-    return 2 * max((config.capacity if config is not None else None) or 64, plan.batch_size)
+    return budget_for((config.capacity if config is not None else None) or 64, plan.batch_size)
 
 
 def _tend(children: list[Child], moved: bool) -> None:

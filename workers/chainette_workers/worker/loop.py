@@ -36,6 +36,7 @@ from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
 from chainette.run.in_hand import Hands, Lane
+from chainette.run.limits import budget_for
 from chainette.run.process import fill, join, poisoned, too_large
 from chainette.run.unit_result import UnitResult
 from chainette.run.worker import Held, Place, Worker
@@ -293,7 +294,7 @@ class EngineWorker(Worker):
         """The engine, opened, with what it takes at once known."""
         engine, lane = await self._opened(config), self._lane(config.digest)
         if lane.budget is None:
-            lane.budget = 2 * max(engine.capacity, plan.batch_size)
+            lane.budget = budget_for(engine.capacity, plan.batch_size)
             self.hands.tell()
         return engine
 
