@@ -1,16 +1,23 @@
-"""docs/protocol.md names tests that exist."""
+"""docs/protocol.md and docs/guarantees.md name tests that exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
+from tests.support.counts import record
+
 ROOT = Path(__file__).parents[2]
 
 
+def defined_tests() -> set[str]:
+    return {name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+
+
 def test_every_rule_of_the_page_names_tests_that_exist() -> None:
-    page = (ROOT / "docs" / "protocol.md").read_text()
-    defined = {name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    page, defined = (ROOT / "docs" / "protocol.md").read_text(), defined_tests()
     rules = [line for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
     assert [int(rule.split("|")[1]) for rule in rules] == list(range(1, len(rules) + 1)) and len(rules) >= 23
     for rule in rules:
@@ -19,7 +26,29 @@ def test_every_rule_of_the_page_names_tests_that_exist() -> None:
     assert set(re.findall(r"`(test_\w+)`", page)) <= defined
 
 
-def test_the_files_that_the_page_names_exist() -> None:
-    page = (ROOT / "docs" / "protocol.md").read_text()
-    for name in re.findall(r"`([\w/]+\.(?:py|md))`", page):
-        assert (ROOT / name).exists() or list((ROOT / "tests").rglob(name)), name
+def test_every_promise_of_the_guarantees_names_tests_that_exist() -> None:
+    promises = (ROOT / "docs" / "guarantees.md").read_text().partition("## Promises")[2].partition("## Not promised")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("| ") and not line.startswith("| promise |")]
+    defined = defined_tests()
+    assert len(rows) >= 3
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named and named <= defined, (row, named - defined)
+
+
+def test_a_command_puts_its_counts_in_place_of_its_last_ones(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs" / "guarantees.md").read_text())
+    before = page.read_text()
+    for result in ("1 seed", "2 seeds"):
+        record("make nothing", result, page)
+    [row] = [line for line in page.read_text().splitlines() if "make nothing" in line]
+    assert "2 seeds" in row
+    assert page.read_text().replace(row + "\n", "") == before
+
+
+@pytest.mark.parametrize("name", ["protocol.md", "guarantees.md"])
+def test_the_files_that_the_page_names_exist(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text()
+    for file in re.findall(r"`([\w/]+\.(?:py|md))`", page):
+        assert (ROOT / file).exists() or list((ROOT / "tests").rglob(file)), file
