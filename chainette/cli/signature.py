@@ -1,7 +1,7 @@
 """Flags in bundles: a command's parameter whose type is a dataclass stands for one flag per field.
 
 Typer reads flags off the parameters of a function. `Flags` shows it the fields of the bundles, and puts the dataclasses
-together out of what the user typed, so that no command repeats the thirty flags of `run`.
+together out of the words that the user typed, so that no command repeats the thirty flags of `run`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Flags:
             yield from self._bundles[parameter.name].flags if parameter.name in self._bundles else (parameter,)
 
     def arguments(self, typed: dict[str, Any]) -> dict[str, Any]:
-        """The command's arguments, out of what was typed for each flag."""
+        """The command's arguments, out of the words typed for each flag."""
         rest = dict(typed)
         bundles = {name: bundle.filled(rest) for name, bundle in self._bundles.items()}
         return rest | bundles

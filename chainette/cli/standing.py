@@ -1,4 +1,4 @@
-"""The state of the run in a directory: what its log says, and whether a process works on it."""
+"""The state of the run in a directory: from its log, and whether a process works on it."""
 
 from __future__ import annotations
 

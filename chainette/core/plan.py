@@ -37,7 +37,7 @@ __all__ = [
 
 
 class NodeKind(StrEnum):
-    """What computes a node."""
+    """The kind of a node's computation."""
 
     #: an engine
     STEP = "step"

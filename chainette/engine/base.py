@@ -125,13 +125,13 @@ class Finish(StrEnum):
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """One answer. A request that failed for a reason of its own is a completion too."""
+    """One answer. A request that failed by its own fault is a completion too."""
 
     text: str
     finish: Finish = Finish.STOP
     reasoning: str | None = None
     usage: Usage = Usage(requests=1)
-    #: What the engine said about this request, for REFUSED, TOO_LONG and ERROR.
+    #: The engine's words about this request, for REFUSED, TOO_LONG and ERROR.
     error: str = ""
 
 

@@ -1,2 +1,2 @@
-"""What the command line and the workers both speak: Redis keys, run state, the queue and its transitions, and the
+"""Shared by the command line and the workers: Redis keys, run state, the queue and its transitions, and the
 Valkey server that a machine without one starts for itself."""

@@ -37,7 +37,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
 @contextmanager
 def on_record(name: str, engines: Sequence[str], redis: str) -> Iterator[None]:
-    """This process is on record as a worker while inside; where no file can be written, it is not."""
+    """This process is on record as a worker while inside, unless no file can be written."""
     pid = os.getpid()
     path, born = _folder() / f"{pid}-{name}.json", _born(pid)
     if born is not None:
@@ -67,7 +67,7 @@ def recorded(redis: str, engine: str | None = None) -> list[Recorded]:
 
 
 def end(workers: Iterable[Recorded], grace: float) -> list[Recorded]:
-    """Tells processes to hand back what they hold and to end, waits, and kills the rest; returns those.
+    """Tells processes to hand back their units and to end, waits, and kills the rest; returns those.
 
     SIGTERM first, SIGKILL after `grace` seconds. Gone on return, unless the system holds them.
     """
@@ -100,7 +100,7 @@ def _records() -> list[Path]:
 
 
 def _born(pid: int) -> str | None:
-    """What tells a process from every other that had or will have its id; None where there is no such process."""
+    """Tells a process from every other that had or will have its id; None if there is no such process."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
@@ -110,7 +110,7 @@ def _born(pid: int) -> str | None:
 
 
 def _open(worker: Recorded) -> int | None:
-    """A descriptor that means this process whatever becomes of its id; None where it is gone."""
+    """A descriptor that means this process even if its id is used again; None if it is gone."""
     try:
         descriptor = os.pidfd_open(worker.pid)
     except OSError:

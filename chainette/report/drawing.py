@@ -38,7 +38,7 @@ class Arrow:
     path: str
     width: float
     rows: int
-    #: Where the number of rows stands; None for the part of a way that goes on.
+    #: The place of the number of rows; None for the part of a way that goes on.
     spot: tuple[float, float] | None
 
 
@@ -81,7 +81,7 @@ def draw(state: RunState, lean: float) -> Drawing:
 
 @dataclass(frozen=True)
 class _Column:
-    """Where a sequence may draw."""
+    """The area in which a sequence may draw."""
 
     left: float
     width: float

@@ -28,7 +28,7 @@ _RAW, _MESSAGE = 1500, 600
 
 @dataclass(frozen=True)
 class Price:
-    """What an engine asks for a million tokens."""
+    """The price of an engine's million tokens."""
 
     prompt: float
     completion: float
@@ -144,7 +144,7 @@ def _steps(figures: Figures, metadata: Mapping[str, Any], prices: Mapping[str, P
 
 
 def _columns(steps: Sequence[StepLine]) -> list[str]:
-    """Columns of the table: rows in, out and rejected, and whatever else there is."""
+    """Columns of the table: rows in, out and rejected, and further counts."""
     always = {"in", "out", "rejected"}
     return [name for name in _AMOUNTS if name in always or any(step.amounts[name] for step in steps)]
 

@@ -38,7 +38,7 @@ _ECHO = 0.2
 
 
 def block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-    """Runs a coroutine to its end, in a thread of its own where this one has an event loop already."""
+    """Runs a coroutine to its end, in another thread if this one has an event loop already."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -92,7 +92,7 @@ def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
 def iterate(
     chain: Chain | Plan, inputs: Inputs, output_dir: str | os.PathLike[str] | None, options: RunOptions
 ) -> Iterator[list[Row]]:
-    """A run in a thread, which waits where the caller does not take its rows."""
+    """A run in a thread, which waits until the caller takes its rows."""
     ready: queue.Queue[list[Row] | None] = queue.Queue(maxsize=2)
     closed = threading.Event()
 
@@ -103,14 +103,14 @@ def iterate(
 
 
 def stream(chain: Chain, row: BaseModel | dict[str, Any], options: RunOptions) -> Iterator[StreamEvent]:
-    """A run of one row in a thread; what the caller has not taken yet waits in memory, the model does not."""
+    """A run of one row in a thread; events wait in memory for the caller, the model does not wait."""
     ready: queue.Queue[StreamEvent | None] = queue.Queue()
     options = replace(options, hooks=(*options.hooks, _Told(ready)))
     return _taken(ready, threading.Event(), partial(start.iterate, chain, [row], None, options))
 
 
 class _Told(Hook):
-    """Puts aside what is told."""
+    """Puts events aside."""
 
     streams = True
 
@@ -122,7 +122,7 @@ class _Told(Hook):
 
 
 def _taken(ready: queue.Queue[T | None], closed: threading.Event, run: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[T]:
-    """What a run in a thread puts into `ready`, until its end; closing the iterator cancels the run."""
+    """Everything that a run in a thread puts into `ready`, until its end; closing the iterator cancels the run."""
 
     async def work() -> None:
         try:

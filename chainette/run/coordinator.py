@@ -1,6 +1,6 @@
 """The coordinator: admits roots in order while there is credit. It keeps no state that a second one would not find.
 
-Any two coordinators of a run agree, since admission is one transition that asks where the cursor is (PROTOCOL 6).
+Any two coordinators of a run agree, since admission is one transition that compares the cursor (PROTOCOL 6).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Coordinator:
     plan: Plan
     #: The pending roots behind a given root (-1: all); called again when another coordinator went ahead.
     pending: Callable[[int], Iterator[Root]]
-    #: What was durable of a root when the epoch began.
+    #: The rows of a root that were durable when the epoch began.
     durable: Callable[[int], Durable | None]
     #: Called with the rejections of a root's bad lines, once it is admitted.
     tell: Callable[[list[Rejection]], None] = lambda _bad: None

@@ -1,4 +1,4 @@
-"""From a run's stream to its directory: what the writer is given for entries, and what follows once they are durable."""
+"""From a run's stream to its directory: entries become commits of the writer, and are counted once they are durable."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def items_of(opened: Iterable[Admitted], commits: Iterable[tuple[Entry, Commit |
 
 
 def commit_of(entry: Entry, position: tuple[str, str] | None = None) -> Commit:
-    """An entry as the writer takes it; `position` if the log is to say where the stream goes on."""
+    """An entry as the writer takes it; with `position` the log records where the stream goes on."""
     match entry.message:
         case Result() as result:
             outcome = Outcome(result.outputs, result.rejected, result.dropped, result.usage, Effects())
@@ -49,7 +49,7 @@ def commit_of(entry: Entry, position: tuple[str, str] | None = None) -> Commit:
 
 
 def count_rejects(watch: RejectWatch, entries: Sequence[Entry]) -> None:
-    """Takes in what became durable.
+    """Counts the rejections that became durable.
 
     Raises:
         RunStopped: too many rows of a step were rejected.

@@ -59,7 +59,7 @@ class AsyncExecutor:
 
 
 class Executor:
-    """Runs a chain from ordinary code, also where an event loop runs already."""
+    """Runs a chain from ordinary code, even if an event loop runs already."""
 
     def __init__(self, chain: Chain | Plan, **options: Any) -> None:
         self.chain = chain
@@ -75,7 +75,7 @@ class Executor:
 
 
 def run(chain: Chain | Plan, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
-    """See `Chain.run`. Whoever has compiled the chain already hands in its plan."""
+    """See `Chain.run`. Callers that have compiled the chain pass its plan."""
     return Executor(chain, **options).run(inputs, output_dir)
 
 
@@ -107,12 +107,12 @@ def resume(
     """Goes on with the run of a directory from what is durable; nothing durable is asked for again.
 
     The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
-    everything that depends on them is computed anew. `inputs` says where the input lies now, if it has moved.
+    everything that depends on them is computed anew. `inputs` names the input's new place if it has moved.
     `options` may name hooks, window, engine_patience, max_reject_rate and a higher limit; the rest is fixed by the log.
 
     Raises:
         RunDirectoryError: there is no run, it was made by a chain that lives in Python only, or the limit is lower.
-        ChainChanged: a step is not what it was when its rows were written.
+        ChainChanged: a step has changed since its rows were written.
         InputError: the input is not the one that the run began with.
     """
     steps = [from_step] if isinstance(from_step, str) else from_step

@@ -62,7 +62,7 @@ class _Values:
     returned: dict[int, Any] = field(default_factory=dict)
 
     def take_in(self) -> None:
-        """Takes what is there by now."""
+        """Takes the values that have been returned so far."""
         self.take([index for index in self.waiting if index in self.returned and not _is_pending(self.returned[index])])
 
     def take(self, indexes: list[int]) -> None:
@@ -88,7 +88,7 @@ def _is_pending(value: Any) -> bool:
 
 
 async def _settle(returned: dict[int, Any], pending: Mapping[int, Callable[[], Awaitable[Any]]]) -> None:
-    """Awaits side by side what is pending, and puts the results in their places."""
+    """Awaits pending values side by side, and puts the results in their places."""
 
     async def settle(index: int, finish: Callable[[], Awaitable[Any]]) -> None:
         try:
@@ -151,7 +151,7 @@ def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
 
 
 def _take(result: UnitResult, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
-    """What the function returned for one row, as outputs, a drop or a rejection."""
+    """Turns the value that the function returned for one row into outputs, a drop or a rejection."""
     try:
         if isinstance(value, _Raised):
             raise _Unusable(_told(value.error))
@@ -179,7 +179,7 @@ def _told(error: BaseException) -> str:
 
 
 class _Unusable(Exception):
-    """What a function gave cannot become rows."""
+    """A function's value cannot become rows."""
 
 
 def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:

@@ -25,7 +25,7 @@ class Lane:
 
     #: The weight that may run at once; None until the engine is open. A heavier unit runs alone.
     budget: int | None
-    #: Whether a unit weighs one, whatever its rows.
+    #: Whether every unit weighs one.
     by_unit: bool = False
     clock: Callable[[], float] = monotonic
     #: Weight of the units that run.
@@ -94,7 +94,7 @@ class Lane:
 
 @dataclass
 class Hands:
-    """Every unit that the worker holds, until the queue has answered what became of it."""
+    """Every unit that the worker holds, until the queue has accepted or refused its outcome."""
 
     claims: dict[str, Claim] = field(default_factory=dict)
     rows: int = 0
@@ -144,7 +144,7 @@ class Hands:
         self.tell()
 
     def tell(self) -> None:
-        """Wakes whoever waits for a change."""
+        """Wakes everyone who waits for a change."""
         self._changed.set()
         self._changed = anyio.Event()
 

@@ -45,7 +45,7 @@ class RejectWatch:
         self._counts: dict[str, tuple[int, int]] = {}
 
     def count(self, step: str, taken: int, rejected: int) -> None:
-        """Takes in what one unit came to.
+        """Counts the outcome of one unit.
 
         Raises:
             RunStopped: the step has reached the limit.

@@ -31,7 +31,7 @@ _ALL = 1 << 20
 
 
 class Writer(Protocol):
-    """Where outcomes go."""
+    """Makes outcomes durable."""
 
     def commit(self, group: Sequence[Item]) -> Committed: ...
     def durable(self, root: int) -> Durable | None: ...
@@ -52,7 +52,7 @@ class LocalSink:
     torn: bool = False
     _position: tuple[str, str] = (ANCHOR, "")
     _noted: str = "0-0"
-    #: What was durable of a root when it was read.
+    #: The rows of a root that were durable when it was read.
     _durable: dict[int, Durable | None] = field(default_factory=dict)
     #: The writer waits for no function of the user's.
     _own_thread: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
@@ -63,7 +63,7 @@ class LocalSink:
         self._durable.clear()
 
     def durable(self, root: int) -> Durable | None:
-        """What earlier epochs and sessions made durable of a root. The writer is asked once: it may hand it over."""
+        """The rows of a root that earlier epochs and sessions made durable. The writer is asked once: it may forget them."""
         self._durable[root] = found = self.writer.durable(root)
         return found
 
@@ -88,14 +88,14 @@ class LocalSink:
         return True
 
     async def flush(self) -> None:
-        """Makes what is left durable, on the way out: nobody asks for credit any more."""
+        """Makes the last entries durable, on the way out: nobody asks for credit any more."""
         events, entries = self.take()
         if (events or entries) and not self.torn:
             for event in (await self._commit(events, entries)).events:
                 self.hook.on_event(event)
 
     def take(self) -> tuple[Sequence[Item], list[Entry]]:
-        """What is not durable yet: notes, which come before what they led to, and entries."""
+        """Notes and entries that are not durable yet; notes come first, since they happened first."""
         self._noted, events = self.queue.notes(self.keys.run, self._noted)
         entries = self.queue.read(self.keys, self._position, _ALL)
         if entries:
@@ -105,7 +105,7 @@ class LocalSink:
     async def _commit(self, events: Sequence[Item], entries: list[Entry]) -> Committed:
         self.torn = True
         items = [*events, *items_of(self._opened(entries), ((entry, _commit_of(entry)) for entry in entries))]
-        with anyio.CancelScope(shield=True):  # what was taken is written, whatever happens
+        with anyio.CancelScope(shield=True):  # entries that were taken are written, whatever happens
             committed = await anyio.to_thread.run_sync(self.writer.commit, items, limiter=self._own_thread)
         self.torn = False
         return committed

@@ -85,7 +85,7 @@ def _missing(node: Branch, rows: list[Row], finished: list[Row], rejected: list[
 
 
 class _Collected(Scratch):
-    """Keeps what a directory would hold; passes the node's outcomes on to a directory where one is given."""
+    """Keeps the rows that a directory would hold; passes the node's outcomes on to a directory if one is given."""
 
     def __init__(self, plan: Plan, writer: RunWriter | None) -> None:
         super().__init__(plan)

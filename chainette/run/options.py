@@ -24,22 +24,22 @@ class Drive(Protocol):
 
     @property
     def attaches(self) -> bool:
-        """Whether a later session may find this one's units where it left them, so that the epoch goes on."""
+        """Whether this session's units outlive it, so that a later session goes on with the epoch."""
 
     @property
     def way(self) -> dict[str, str]:
         """How `resume` is told to move a run in this way: values of its flags, by name."""
 
     def check(self, plan: Plan, /) -> None:
-        """Raises what keeps it from moving the units of a plan; called before anything is written or taken back."""
+        """Raises if it cannot move the units of a plan; called before anything is written or taken back."""
 
     def __call__(self, session: Any) -> None: ...
 
     def clean(self, run: str) -> None:
-        """Takes away what may be left of a run whose directory says that it is finished.
+        """Deletes the leftovers of a run whose directory says that it is finished.
 
         Raises:
-            RunError: it stays where it is.
+            RunError: they cannot be deleted.
         """
 
 
@@ -66,9 +66,9 @@ del _HINTS["seed"]
 @explained(_HINTS, called="run options")
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(RunSettings):
-    """How to run a chain in this process: the run's settings, and what only a process can hold."""
+    """How to run a chain in this process: the run's settings, and objects that only a process can hold."""
 
-    #: The run's id; a new one where it is empty.
+    #: The run's id; a new one if it is empty.
     run_id: str = ""
     #: How `resume` finds the chain again; set by the command line.
     chain_ref: str = ""
@@ -79,7 +79,7 @@ class RunOptions(RunSettings):
     parameters: Mapping[str, Any] = field(default_factory=dict)
     #: Goes on with a directory that holds a run.
     resume: bool = False
-    #: Where the input of a run that is resumed lies now; (): where it was.
+    #: Paths of a resumed run's input if it has moved; () otherwise.
     inputs: Sequence[str | os.PathLike[str]] = ()
     hooks: tuple[Hook, ...] = ()
     #: Who moves the units; None: this process does.
@@ -97,7 +97,7 @@ class RunOptions(RunSettings):
 
     @property
     def way(self) -> dict[str, str]:
-        """See `Drive.way`; {} where this process moves the units."""
+        """See `Drive.way`; {} if this process moves the units."""
         return self.drive.way if self.drive is not None else {}
 
     @property

@@ -1,4 +1,4 @@
-"""process(): the only executor of nodes. A unit goes in; what became of each of its rows comes out.
+"""process(): the only executor of nodes. A unit goes in; the outcome of each of its rows comes out.
 
 It knows nothing of queues, files or other units: local runs and the fleet call it alike.
 """
@@ -33,7 +33,7 @@ async def process(
     hook: Hook = _QUIET,
     away: Away = anyio.to_thread.run_sync,
 ) -> Outcome:
-    """Runs a unit through its node. `away` runs what must not hold up the event loop.
+    """Runs a unit through its node. `away` runs calls that must not hold up the event loop.
 
     Every row of the unit is in the outcome once: as outputs, as a rejection, or as dropped.
 

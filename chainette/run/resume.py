@@ -97,7 +97,7 @@ def _mend(directory: RunDir, plan: Plan, state: RunState) -> RunState:
 async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
     source, equal = await anyio.to_thread.run_sync(_same_input, directory, state, options)
     limit = options.limit if options.limit != state.limit else None
-    # what a queue holds of a file that was touched is of what it was then, and its end is that of the old limit
+    # units in a queue are of the file before it was touched, and end at the old limit
     attaches = options.drive is not None and options.drive.attaches and equal and limit is None
     writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, new_epoch=not attaches))
     identity = placed_input(source.identity(), directory, options.chain_root)
@@ -145,7 +145,7 @@ def _tidy(directory: RunDir, state: RunState) -> None:
 
 
 def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
-    """Raises ChainChanged unless every row and file of the directory is what the plan would make."""
+    """Raises ChainChanged unless the plan would make every row and file of the directory as they are."""
     _require_same_chain(directory, state, plan)
     changes = _changes(state, plan)
     if changes is None:
@@ -158,7 +158,7 @@ def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
 
 
 def _changes(state: RunState, plan: Plan) -> Changes | None:
-    """What changed since the rows of a directory were written: the chain, or files of its engines."""
+    """Changes of the chain, or of files of its engines, since the rows of a directory were written."""
     found = {name: different_models(name, state.loaded_from(name), files_of(config)) for name, config in plan.engines.items()}
     return changes_between(state.graph, graph_of(plan), {name: words for name, words in found.items() if words})
 
@@ -313,7 +313,7 @@ def _load(directory: RunDir, state: RunState, options: RunOptions) -> LoadedChai
 
 
 def observe(directory: RunDir, plan: Plan, inputs: Path | Sequence[Path], read: Read | None = None) -> Observed:
-    """What is needed to admit the rows of a run whose directory somebody else writes. `read` is how far the input was
+    """Everything needed to admit the rows of a run whose directory somebody else writes. `read` is how far the input was
     read for roots that may not be durable yet.
 
     Raises:
@@ -333,8 +333,8 @@ def observe(directory: RunDir, plan: Plan, inputs: Path | Sequence[Path], read: 
 def _same_input(
     directory: RunDir, state: RunState, options: RunOptions, path: Path | Sequence[Path] | None = None
 ) -> tuple[InputFile, bool]:
-    """The input of the run, and whether its sizes and times are those recorded. It is at `path`, or where the options or
-    the log say.
+    """The input of the run, and whether its sizes and times are those recorded. It is at `path`, else at the path of the
+    options or the log.
 
     Raises:
         InputError: it is gone, or it has changed.

@@ -1,6 +1,6 @@
 """A local run: coordinator, worker and sink on one event loop, over the queue in memory.
 
-All nodes are in flight at once. What bounds memory is the window: rows that were admitted and are not yet
+All nodes are in flight at once. The window bounds memory: it limits the rows that are admitted and not yet
 durable. If engines share a device, the run goes in phases, each of which is an epoch of the queue (SEMANTICS, Sizes).
 """
 
@@ -87,7 +87,7 @@ class LocalRun(Worker):
     _places: list[Place] = field(default_factory=list)
     _claims: int = 0
     _failure: Exception | None = None
-    #: What wakes the loop that admits and dispatches, and the one that writes.
+    #: Wake the loop that admits and dispatches, and the one that writes.
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _come: anyio.Event = field(default_factory=anyio.Event)
 
@@ -112,7 +112,7 @@ class LocalRun(Worker):
             await self.engines.release(name)
 
     def post(self, event: Event) -> None:
-        """Has the log say something, before whatever comes of it."""
+        """Has the log record an event, before its consequences."""
         self.queue.note(_HERE, event)
         self._tell()
 
@@ -268,13 +268,13 @@ class LocalRun(Worker):
             self._fit(held.lane, engine.capacity)
             await fill(result, held.claim.unit.rows, engine, seed=self.seed)
         except EngineUnavailable as error:
-            await self.commit_finished(held)  # they stay if the run stops, and what was asked in vain is counted
+            await self.commit_finished(held)  # they stay if the run stops, and asks in vain are counted
             await self.count_discarded(held)
             self._require_patience(name, held.lane, error, began)
             raise
 
     def _fit(self, lane: Lane, capacity: int) -> None:
-        """The lane takes what the engine needs, and the window follows."""
+        """Fits the lane to the engine's capacity, and the window to the lanes."""
         budget = budget_for(capacity, self.plan.batch_size)
         if lane.budget != budget:
             lane.budget = budget
@@ -284,7 +284,7 @@ class LocalRun(Worker):
         """An engine that did not open was silent meanwhile, and would be for as long again.
 
         Raises:
-            RunStopped: it refuses whatever is asked, or it has not answered for too long.
+            RunStopped: it refuses every request, or it has not answered for too long.
         """
         opening = 0.0 if engine in self.engines.opened else self.clock() - began
         lane.fail(opening)

@@ -51,7 +51,7 @@ Deliver = Callable[[list[Row]], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Session:
-    """An open directory whose units somebody else moves."""
+    """An open directory of a run that a `Drive` moves."""
 
     plan: Plan
     source: InputFile
@@ -132,7 +132,7 @@ async def finish_run(
 
 
 async def _in_thread(drive: Drive, session: Session) -> None:
-    """Waits for the drive's end also where it is cancelled: it looks for that itself, and has workers to end.
+    """Waits for the drive's end even if cancelled: it looks for that itself, and has workers to end.
 
     Ctrl-C cancels the task and not its scope, which neither holds the wait nor reaches the thread; a task group turns
     the one into the other.

@@ -138,7 +138,7 @@ class Asking:
         return await ask_all([streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)], done)
 
     def take_in(self, ask: _Ask, request: Request, completion: Completion) -> None:
-        """Judges an answer. Called by the engine, which must not mistake an error in here for one of its own."""
+        """Judges an answer. Called by the engine, which must not take an error in here for an error of the engine."""
         try:
             self.laps.lap(Stage.GENERATE)
             self.hook.on_generated(self.node.engine, 1)

@@ -30,8 +30,8 @@ RAW_LIMIT = 65_536
 class UnitResult:
     """Every row is kept, dropped or rejected once, and is finished then.
 
-    `process` fills it. Whoever holds it may take the rows that are finished so far, at any time and between any two
-    awaits of his own: nothing of a row is in here before the row is finished.
+    `process` fills it. Its holder may take the rows that are finished so far at any time: nothing of a row is in
+    here before the row is finished.
     """
 
     plan: Plan
@@ -162,7 +162,7 @@ async def streamed(engine: Engine, request: Request, asked: Asked, hook: Hook) -
 
 
 def excess(outputs: Sequence[Output]) -> str:
-    """Why a row may not become these; "" where it may."""
+    """The reason why a row may not become these outputs; "" if it may."""
     found = sum(len(output.value) + len(output.reasoning or "") for output in outputs)
     return f"the row became {found:,} bytes; at most {MAX_ROW_BYTES:,} are kept of one" if found > MAX_ROW_BYTES else ""
 
@@ -173,7 +173,7 @@ def writable(text: str) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """What was raised, and by which line of the user's: `LookupError: not this one (chain.py:7)`."""
+    """The error and the line that raised it, for example `LookupError: not this one (chain.py:7)`."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

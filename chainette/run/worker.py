@@ -1,7 +1,7 @@
 """The heart of every worker: a unit that was claimed is processed, then committed or put off.
 
 A local run has one worker over the queue in memory; a fleet has many over Redis. They differ in how they reach
-their queue, and in where engines and functions run.
+their queue, and in the processes that run engines and functions.
 
 Rows of a slow engine do not wait for their unit (PROTOCOL 21): a part with those that have finished is committed once the
 oldest of them is a second old, and before the unit leaves the worker for any reason. A unit that finishes within that
@@ -100,7 +100,7 @@ class Held:
 
 
 class Worker(ABC):
-    """Processes units side by side. A unit leaves its hands when the queue has answered what became of it."""
+    """Processes units side by side. A unit leaves its hands when the queue has accepted or refused its outcome."""
 
     queue: LeasedQueue
     incarnation: str
@@ -166,7 +166,7 @@ class Worker(ABC):
         else:
             await self.commit_finished(held)
         if held.lost:
-            await anyio.lowlevel.checkpoint()  # raises: the unit's scope is cancelled, and counts what was asked in vain
+            await anyio.lowlevel.checkpoint()  # raises: the unit's scope is cancelled, and counts asks in vain
 
     async def commit_parts(self) -> None:
         """Commits finished rows of units that go on; runs beside the work, as long as the worker does."""
@@ -225,7 +225,7 @@ class Worker(ABC):
         return is_in
 
     def refused(self, held: Held) -> None:
-        """The claim did not hold; what was computed is thrown away."""
+        """The claim did not hold; its answers are thrown away."""
         held.hook.on_refused()
 
     async def put_off(self, held: Held, error: EngineUnavailable) -> None:

@@ -27,7 +27,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def advice(unknown: Mapping[str, Any], known: Iterable[str], hints: Mapping[str, str], *, kind: str = "no parameter") -> str:
-    """Says what to write in place of unknown arguments.
+    """Suggests arguments in place of unknown ones.
 
     A hint may use `{value}`, and `{given}` for all arguments that share it: `sampling=SamplingParams({given})` makes one
     piece of `temperature=0.2` and `top_p=0.9`.

@@ -1,4 +1,4 @@
-"""What every long-lived process of the fleet does alike: signals, the readiness line, exit codes, patience with Redis."""
+"""Common to every long-lived process of the fleet: signals, the readiness line, exit codes, patience with Redis."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "warn_of_evi
 
 T = TypeVar("T")
 
-#: Exit code of a process that can never do what it was told to: starting it again is no use.
+#: Exit code of a process that can never do its task: starting it again is no use.
 UNUSABLE = 78
 
 #: Seconds from the end of standard input to the end of the process.
@@ -31,14 +31,14 @@ _GRACE = 10.0
 #: Seconds between two tries of a call that Redis does not answer; the longest is below the lease.
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.5
 
-#: Tries of a call that met a key which held what is not ours: every try deletes such keys (fleet/redis/scripts/mend.lua).
+#: Tries of a call that met a key of a foreign type: every try deletes such keys (fleet/redis/scripts/mend.lua).
 _MENDS = 3
 
 
 def heed_signals(stopping: threading.Event, *numbers: signal.Signals) -> None:
     """The first of these signals sets `stopping`; a second one ends the process at once, with 128 + its number.
 
-    What a process that ends at once held comes back when its lease is over.
+    If a process ends at once, its units come back when its lease is over.
     """
 
     def heed(number: int, _frame: FrameType | None) -> None:
@@ -51,7 +51,7 @@ def heed_signals(stopping: threading.Event, *numbers: signal.Signals) -> None:
 
 
 def watch_parent(stopping: threading.Event) -> None:
-    """Sets `stopping` when standard input ends: whoever started this process is gone, however that happened."""
+    """Sets `stopping` when standard input ends: the process that started this one is gone."""
 
     def watch() -> None:
         # of the descriptor: a thread that waits inside of sys.stdin aborts the interpreter's exit
@@ -92,6 +92,6 @@ async def insist(call: Callable[[], T]) -> T:
 
 
 async def try_once(call: Callable[[], object]) -> None:
-    """Calls Redis once, off the event loop: what it does not hear, the lease's end tells it."""
+    """Calls Redis once, off the event loop; if the call is lost, the end of the lease has the same effect."""
     with suppress(redis.RedisError):
         await anyio.to_thread.run_sync(call)

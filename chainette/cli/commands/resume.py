@@ -90,7 +90,7 @@ resume.context_settings = {"ignore_unknown_options": True, "allow_extra_args": T
 
 @dataclass(frozen=True)
 class Resumption:
-    """What the user asks of a resume, beside going on."""
+    """Changes that the user asks of a resume."""
 
     from_steps: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()

@@ -37,7 +37,7 @@ def warmup(
         float, typer.Option("--engine-patience", metavar="SECONDS", min=0, help="How long to wait for a remote engine.")
     ] = 30.0,
 ) -> None:
-    """Open an engine of CHAIN or of --engines FILE, ask it once, and report what that took.
+    """Open an engine of CHAIN or of --engines FILE, ask it once, and report the time that took.
 
     Downloads and loads the model as a run would. Exit codes: 0 it answers, 1 it does not, 2 its declaration
     is wrong.

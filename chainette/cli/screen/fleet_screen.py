@@ -1,4 +1,4 @@
-"""A live run, and a whole fleet, in a terminal: lines that fit its width, drawn from what Redis says."""
+"""A live run, and a whole fleet, in a terminal: lines that fit its width, drawn from Redis."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Draw = Callable[[int, int], list[Text] | None]
 
 
 def watch(console: Console, draw: Draw) -> None:
-    """Draws again and again until there is nothing left, or Ctrl-C; what does not go to a terminal gets new lines only.
+    """Draws again and again until there is nothing left, or Ctrl-C; output that is no terminal gets new lines only.
 
     A Redis that does not answer for a while is waited for, and said so.
     """

@@ -12,7 +12,7 @@ from chainette.records import Message, Usage
 
 __all__ = ["TEMPLATE_KEY", "ChatTokens", "cut", "prefix_order", "too_long"]
 
-#: What `SamplingParams.extra` holds under this name goes to the template: {"enable_thinking": False}.
+#: The value of this name in `SamplingParams.extra` goes to the template, for example {"enable_thinking": False}.
 TEMPLATE_KEY = "chat_template_kwargs"
 
 

@@ -1,4 +1,4 @@
-"""The leased queue in plain Python, for one thread of one process: local runs use it, and it shows what the scripts do.
+"""The leased queue in plain Python, for one thread of one process: local runs use it, and it documents the scripts.
 
 It keeps and hands over objects; `fleet/redis/queue.py` with the scripts in `fleet/redis/scripts/` does the same on keys.
 No call blocks, and none takes longer the more units there are, except `missing`.
@@ -35,7 +35,7 @@ from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MemoryQueue"]
 
-#: Times that one unit gets a strike back, since it may be what stalls its workers.
+#: Times that one unit gets a strike back, since it may be the one that stalls its workers.
 _PARDONS = 3
 
 
@@ -121,7 +121,7 @@ class MemoryQueue(LeasedQueue):
         return waiting.delayed[0][0] if waiting is not None and waiting.delayed else None
 
     def live_rows(self, run: str) -> int:
-        """Rows that were admitted and are not acknowledged, or more where they were expanded."""
+        """Rows that were admitted and are not acknowledged, or more if they were expanded."""
         return self._runs[run].live_rows
 
     def widen(self, run: str, window: int) -> None:

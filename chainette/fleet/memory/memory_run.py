@@ -60,7 +60,7 @@ class Waiting:
     """The units that wait in one queue, by name."""
 
     ready: deque[str] = field(default_factory=deque)
-    #: Units that run alone, units that killed a worker while they did, and whose turn it is to run one.
+    #: Units that run alone, units that killed a worker while they did, and the worker whose turn it is to run one.
     solo: deque[str] = field(default_factory=deque)
     broken: deque[str] = field(default_factory=deque)
     turn: str = ""
@@ -73,7 +73,7 @@ class Waiting:
 
 @dataclass(slots=True)
 class Fork:
-    """An executed fork: what it was opened with, and what its branches gave so far."""
+    """An executed fork: its rows, and the outputs of its branches so far."""
 
     opened: Scope
     queue: str
@@ -134,7 +134,7 @@ class Stream:
         return list(islice(self._entries, place + 1, place + 1 + count))
 
     def trim(self, place: int) -> list[Entry]:
-        """Drops everything before an entry; returns what is durable now: that entry, and what was dropped."""
+        """Drops everything before an entry; returns the entries that are durable now: the dropped ones, and that one."""
         dropped = [self._entries.popleft() for _ in range(place)]
         self._first += place
         return [*dropped, self._entries[0]]
@@ -162,7 +162,7 @@ class RunInMemory:
     live_bytes: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
     queues: dict[str, Waiting] = field(default_factory=dict)
-    #: Worker -> what its lost leases have cost.
+    #: Worker -> strikes that its lost leases gave, as (unit, counter).
     struck: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     noted: list[Event] = field(default_factory=list)
     #: Node -> name of its queue.
@@ -222,7 +222,7 @@ class RunInMemory:
         return name
 
     def add(self, plan: Plan, root: int, effects: Effects, barred: Container[str] = ()) -> None:
-        """Opens forks, queues units, and keeps what branches gave."""
+        """Opens forks, queues units, and keeps the outputs of branches."""
         live = self.roots[root]
         for opened in effects.scopes:
             if opened.scope in live.forks:
@@ -288,7 +288,7 @@ class RunInMemory:
         self.weigh(self.roots[job.unit.root], len(left.rows) - len(job.unit.rows))
         job.unit, job.part, job.done = left, job.part + 1, token
 
-    # -- what is lost
+    # -- losses
 
     def require(self, name: str, root: int, scope: str) -> None:
         """A unit that its scope still names, and that is gone, was lost and not committed."""

@@ -1,4 +1,4 @@
-"""The record of a run in Redis, `chainette:run:{run}`: its progress, and what workers and people need to know."""
+"""The record of a run in Redis, `chainette:run:{run}`: its progress, and the settings that workers and people need."""
 
 from __future__ import annotations
 

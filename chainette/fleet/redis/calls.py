@@ -58,7 +58,7 @@ class Scripts:
         """A script's reply. `bytes` among the arguments travel as they are.
 
         Raises:
-            redis.RedisError: Redis did not answer, or a key held what is not ours; such a key is deleted then, so that the
+            redis.RedisError: Redis did not answer, or a key had a foreign type; such a key is deleted then, so that the
                 next call meets a lost one.
         """
         import redis

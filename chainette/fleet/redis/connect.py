@@ -21,7 +21,7 @@ _log = logging.getLogger("chainette")
 VARIABLE = "CHAINETTE_REDIS_URL"
 #: Seconds between two questions whether Redis has loaded its data.
 _LOADING = 0.5
-#: How replies begin that say "not now", where redis-py has no class of its own for them.
+#: Beginnings of replies that say "not now" and for which redis-py has no class.
 _PASSING = ("BUSY", "MASTERDOWN", "UNBLOCKED", "MISCONF", "NOREPLICAS")
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
@@ -120,7 +120,7 @@ def is_damage(error: redis.RedisError) -> bool:
 
 
 def shown(url: str) -> str:
-    """The URL without user, password and options, but for the database; what is no URL loses more, never less."""
+    """The URL without user, password and options, but for the database; text that is no URL loses more, never less."""
     bare = re.sub(r"^(unix:)//(?!/).*@(?=/)|^((?!unix:)\w*:?)//.*@", r"\1\2//", url)
     address, _, query = bare.partition("?")
     database = re.search(r"(?:^|&)(db=\d+)(?=&|$)", query)

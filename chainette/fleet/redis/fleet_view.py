@@ -1,4 +1,4 @@
-"""What Redis says of a fleet at this moment: the only reader of it, for commands, metrics, services and workers alike.
+"""A fleet as Redis shows it at this moment: its only reader, for commands, metrics, services and workers alike.
 
 Nothing is read as one transaction: numbers of one look may be a few milliseconds apart. A key of
 another type, and a field that does not decode, are as good as lost: they cost at most the line of their run or process.
@@ -144,12 +144,12 @@ def known_runs(connection: redis.Redis) -> list[RunInfo]:
 
 
 def run_info(connection: redis.Redis, run: str) -> RunInfo | None:
-    """What Redis says of a run; None if it is closed."""
+    """The record of a run; None if it is closed."""
     return _records(connection, [run], ())[0][0]
 
 
 def live_members(connection: redis.Redis) -> dict[str, Member]:
-    """Everybody whose lease holds: workers, services and `enqueue`."""
+    """The members whose lease holds: workers, services and `enqueue`."""
     with connection.pipeline(transaction=False) as pipe:
         pipe.zrange(LEASES, 0, -1, withscores=True)
         pipe.time()
@@ -173,7 +173,7 @@ def _records(
 
 
 def _replies(pipe: Pipeline) -> list[Any]:
-    """What a pipeline asked for; None for a key of another type, and for INFO where the user may not call it."""
+    """The replies of a pipeline; None for a key of another type, and for INFO if the user may not call it."""
     found = pipe.execute(raise_on_error=False)
     for reply in found:
         if isinstance(reply, Exception) and not any(word in str(reply) for word in ("WRONGTYPE", "'info'")):
@@ -181,7 +181,7 @@ def _replies(pipe: Pipeline) -> list[Any]:
     return [None if isinstance(reply, Exception) else reply for reply in found]
 
 
-# -- what is in the queues of runs
+# -- the queues of runs
 
 
 def _live_runs(
@@ -223,7 +223,7 @@ class _Raw:
 
 
 class _Jobs:
-    """Of the jobs that matter: when they were queued, what their engine said, and whose they are."""
+    """The jobs that matter: when they were queued, the last words of their engine, and their owners."""
 
     def __init__(self, connection: redis.Redis, named: Iterable[bytes], in_hand: Iterable[bytes]) -> None:
         named, in_hand = [*named], [*in_hand]

@@ -1,4 +1,4 @@
-"""Deleting what runs and epochs leave in Redis."""
+"""Deleting the leftovers of runs and epochs from Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WEEK = 7 * 86400
 
 
 def give_up(connection: redis.Redis, run: str) -> None:
-    """Deletes the units of a run that was cancelled. What its sink may still read goes by itself, within a week."""
+    """Deletes the units of a run that was cancelled. Keys that its sink may still read expire within a week."""
     for name in connection.scan_iter(f"rq:job:{run}_[0-9]*", count=1000):
         connection.unlink(name)
     kept = re.compile(rf"chainette:{re.escape(run)}:\d+:(stream|live|out|r:|e:|apart|parked)".encode())
@@ -27,7 +27,7 @@ def give_up(connection: redis.Redis, run: str) -> None:
 
 
 def sweep(connection: redis.Redis, run: str, before: int) -> None:
-    """Deletes what older epochs of a run left: nothing refers to it any more."""
+    """Deletes the keys of older epochs of a run: nothing refers to them any more."""
     for pattern, end in ((f"chainette:{run}:", ":"), (f"rq:job:{run}_", "_")):
         epoch_of = re.compile(re.escape(pattern).encode() + rb"(\d+)" + end.encode())
         found = connection.scan_iter(f"{pattern}[0-9]*", count=1000)

@@ -95,7 +95,7 @@ class FleetQueue(LeasedQueue):
         self._redis = connection
         self._max_bytes, self._max_commit, self._max_inline = max_bytes, max_commit, max_inline
         self._scripts = Scripts(connection)
-        #: What RQ shows of the workers in this process.
+        #: Fields that RQ shows of the workers in this process.
         self._about = _this_process()
 
     # -- runs
@@ -369,7 +369,7 @@ class FleetQueue(LeasedQueue):
 
 
 def _this_process() -> dict[str, str | int]:
-    """What RQ shows of a worker."""
+    """Fields that RQ shows of a worker."""
     return {
         "hostname": socket.gethostname(),
         "pid": os.getpid(),

@@ -1,4 +1,4 @@
-"""Why a run does not move: computed from what is in Redis, for `enqueue`, `status` and `runs` alike."""
+"""Reasons why a run does not move, computed from Redis, for `enqueue`, `status` and `runs` alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BEHIND = 256
 
 
 def reasons(run: LiveRun) -> list[str]:
-    """What keeps a run from moving, in words, with the command that helps; [] if nothing is known to."""
+    """Sentences why a run does not move, each with the command that helps; [] if no reason is known."""
     if run.info.state == "cancelled":
         return ["it was cancelled, and its sink has not heard of it yet"]
     return [*_held(run), *_damaged(run), *_unattended(run), *_refused(run), *_unserved(run), *_failing(run), *_full(run)]
@@ -36,7 +36,7 @@ def _damaged(run: LiveRun) -> Iterator[str]:
 
 
 def _unattended(run: LiveRun) -> Iterator[str]:
-    """Roles that nobody who lives has; a run that was never handed over has both in one process."""
+    """Roles without a live process; a run that was never handed over has both in one process."""
     info = run.info
     has = {Role.SINK: info.sink} if info.total is not None else {Role.COORDINATOR: info.coordinator, Role.SINK: info.sink}
     missing = [role for role, member in has.items() if member not in run.members]
@@ -50,7 +50,7 @@ def _unattended(run: LiveRun) -> Iterator[str]:
 
 
 def _refused(run: LiveRun) -> Iterator[str]:
-    """What workers and services that live said of it."""
+    """Refusals of live workers and services."""
     yield from (words for member, words in run.info.refusals.items() if member in run.members)
 
 

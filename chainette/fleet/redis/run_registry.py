@@ -28,7 +28,7 @@ class Role(StrEnum):
 
     #: admits its rows
     COORDINATOR = "coordinator"
-    #: writes what comes back
+    #: writes its results
     SINK = "sink"
 
 
@@ -65,7 +65,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fields(self) -> dict[str, str | int | float]:
-        """The order as fields of the run's record, with what workers read of it."""
+        """The order as fields of the run's record, with copies of those that workers read."""
         return RunInfo.words(
             order=self, chain_ref=self.chain_ref, digest=self.digest, parameters=self.parameters, marks=self.marks
         )
@@ -91,11 +91,11 @@ class Board:
         return run_info(self._redis, run)
 
     def live(self, run: str) -> LiveRun | None:
-        """One of them with what is in its queues; None if it is closed."""
+        """A run with its queues; None if it is closed."""
         return next(iter(look(self._redis, run).runs), None)
 
     def fleet(self) -> Fleet:
-        """Everybody who lives, and every run with what is in its queues."""
+        """All live members, and every run with its queues."""
         return look(self._redis)
 
     def members(self) -> dict[str, Member]:

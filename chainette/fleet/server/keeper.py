@@ -27,7 +27,7 @@ except ImportError:  # a Python built without libffi
 
 __all__: list[str] = []
 
-#: Seconds between two looks at what sends no event here: the server's end, another parent.
+#: Seconds between two looks at the server and the parent, whose ends send no event here.
 TICK = 0.25
 
 #: Bytes of the log that the starter is told at the end.

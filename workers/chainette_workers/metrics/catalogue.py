@@ -1,4 +1,4 @@
-"""Every metric of Chainette: its name, type and labels, which process has it, and what it means.
+"""Every metric of Chainette: its name, type and labels, which process has it, and its meaning.
 
 `docs/metrics.md` is this table. Labels are bounded: runs that are not closed (and those closed a while ago), nodes,
 engines, reasons, stages; never a row.

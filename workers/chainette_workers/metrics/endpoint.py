@@ -17,7 +17,7 @@ from chainette.fleet.protocol.member_fields import Member
 
 __all__ = ["Endpoint", "Route", "Unavailable", "serving", "targets"]
 
-#: What a path answers with, given the request's Accept: content type and body.
+#: Answers a path, given the request's Accept: content type and body.
 Route = Callable[[str], tuple[str, bytes]]
 
 #: Seconds that a client may take to send its request.

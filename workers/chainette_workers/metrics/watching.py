@@ -27,7 +27,7 @@ _SCRAPE = 2.0
 
 @dataclass(frozen=True)
 class Watch:
-    """The hooks that count what a process does; they do nothing if it has no endpoint."""
+    """Hooks that count a process's work; they do nothing if it has no endpoint."""
 
     hook: Hook = field(default_factory=Hook)
     #: Fields for its heartbeat.

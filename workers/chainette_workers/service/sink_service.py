@@ -128,7 +128,7 @@ class _Served:
 
 
 class _Admitted:
-    """For runs whose rows a coordinator service admits."""
+    """For runs that a coordinator service admits rows of."""
 
     finished = True
 

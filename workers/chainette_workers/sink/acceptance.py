@@ -21,7 +21,7 @@ __all__ = ["LiveRoot"]
 
 @dataclass
 class LiveRoot:
-    """A root between its first entry and its end: what is durable of it, or will be with the entries accepted so far."""
+    """A root between its first entry and its end: its durable rows, and those of the entries accepted so far."""
 
     plan: Plan
     root: int

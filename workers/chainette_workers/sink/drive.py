@@ -1,4 +1,4 @@
-"""Driving a run over Redis: admission and durability in one loop, whoever the workers are."""
+"""Driving a run over Redis: admission and durability in one loop; any workers will do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _log = logging.getLogger("chainette")
 #: Bytes of admitted rows that may be live.
 _WINDOW_BYTES = 128 << 20
 
-#: Seconds between two looks at what others said of the run.
+#: Seconds between two looks at the run's record and notes.
 _LOOK = 0.5
 
 #: Seconds without movement before it is explained, and before that is said again.
@@ -80,9 +80,9 @@ class RedisFleet:
     """
 
     url: str | None = None
-    #: Where its metrics are served; None: nowhere.
+    #: Serves its metrics here; None: nowhere.
     metrics: Endpoint | None = None
-    #: What is in flight survives this process, and the next one goes on with it.
+    #: Units in flight survive this process, and the next one goes on with them.
     attaches: ClassVar[bool] = True
 
     @property
@@ -125,7 +125,7 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
     """Admits the session's own input.
 
     Raises:
-        InputError: what is admitted already was read from other bytes.
+        InputError: the rows admitted so far were read from other bytes.
     """
     if (read := read_for_live_roots(sink.queue, sink.keys)) is not None:
         state, directory = session.writer.state, str(session.writer.directory)
@@ -134,7 +134,7 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
     roots = roots_of(session.plan, session.source, session.options, writer.state.starts)
 
     def pending(last: int) -> Iterator[Root]:
-        # behind the last root that the epoch admitted, what is complete now was complete when the epoch began
+        # roots behind the last one that the epoch admitted were complete before the epoch if they are complete now
         return roots.pending(lambda root: root <= last or writer.state.is_done(root))
 
     return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable)
@@ -153,7 +153,7 @@ class Drive:
     session: Session
     queue: LeasedQueue
     board: Board
-    #: Who serves the run, and what else others must know of it.
+    #: Fields of the run's record: who serves it, and all that others must know of it.
     fields: Mapping[str, str | int | float]
     #: Live rows at most; None: as the workers need.
     window: int | None = None
@@ -236,7 +236,7 @@ class Drive:
             self.tend(moved)
 
     def drain(self) -> None:
-        """Makes durable what workers have committed, after `run` was stopped and if the queue ends with this process."""
+        """Makes committed rows durable after `run` was stopped, if the queue ends with this process."""
         with suppress(redis.RedisError, Lost, ChainetteError):
             if self._at_work is not None:
                 while self._at_work.step():
@@ -244,7 +244,7 @@ class Drive:
                 self._hear(self._at_work)
 
     def _look(self, sink: Sink) -> None:
-        """What others did to the run: gave it up, or found a unit that is no more. Others see how far it is."""
+        """Looks whether others cancelled the run or lost a unit of it, and publishes its progress."""
         now = time.monotonic()
         if now < self._looked_at + _LOOK:
             return
@@ -288,7 +288,7 @@ class Drive:
             return
         self._searched_at = now
         if words := sink.missing():
-            raise BadMessage(sink.damage(sink.progress) or words)  # whoever took the unit away may have said why
+            raise BadMessage(sink.damage(sink.progress) or words)  # the worker that removed the unit may have said why
 
     def _went_in_phases(self, sink: Sink) -> bool:
         """Whether an earlier sink, or this one in the epoch before, had the run go in phases."""
@@ -328,7 +328,7 @@ class Drive:
             self.tend(moved)
 
     def _other_sink(self, sink: Sink) -> str:
-        """Who lives and has the run in this one's place; "" where nobody does, or Redis does not say."""
+        """The live sink that has taken the run over; "" if there is none, or if Redis does not say."""
         try:
             info, members = self.board.run(sink.run), self.board.members()
         except redis.RedisError:
@@ -353,11 +353,11 @@ class Drive:
             self.tend(closed)
 
     def _give_up_if_often(self, error: ChainetteError) -> None:
-        """What cannot be read, or is gone, is made anew out of what is durable: once a lease, then in twice that time, and
-        not for ever unless rows become durable meanwhile.
+        """Waits before the next epoch replaces damaged or lost units: a lease at first, twice as long each time, and not for
+        ever unless rows become durable meanwhile.
 
         Raises:
-            RunStopped: it was done often enough.
+            RunStopped: too many epochs have failed in a row.
         """
         done = self.session.writer.state.done_count
         self._damages = self._damages + 1 if done == self._done_at_damage else 1
@@ -374,7 +374,7 @@ class Drive:
         _log.warning("a new epoch begins: %s", error)
 
     def _explain(self, sink: Sink, trouble: redis.RedisError | None) -> None:
-        """Says why nothing moves, where it can be known; again after a while."""
+        """Says why nothing moves, if it can be known; again after a while."""
         now = time.monotonic()
         if now < max(self._moved_at + _STILL, self._explained_at + _AGAIN):
             return
@@ -417,7 +417,7 @@ class Drive:
         return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch, phase, redis)
 
     def _hear(self, sink: Sink) -> None:
-        """What workers noted goes to the log and to the hooks."""
+        """Passes workers' notes to the log and to the hooks."""
         self._noted, events = self.queue.notes(sink.run, self._noted)
         known = self.session.writer.state.workers
         ours = [event for event in events if not isinstance(event, WorkerLost) or event.worker in known]

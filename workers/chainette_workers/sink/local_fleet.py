@@ -110,11 +110,11 @@ class LocalFleet:
 
 
 def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:
-    """What the environment of each worker says of GPUs: vLLM's get their own, in order; where there are none, vLLM is for
-    the CPU.
+    """The GPU variables of each worker's environment: vLLM workers get a device each, in order; without GPUs, vLLM is taken
+    to run on the CPU.
 
     Raises:
-        InputError: there are fewer than they need.
+        InputError: there are fewer GPUs than workers that need one.
     """
     there = visible(os.environ.get(CUDA_DEVICES))
     configs = [plan.engines.get(engine) for engine in engines]

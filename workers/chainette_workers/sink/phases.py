@@ -2,7 +2,7 @@
 
 All rows go through one engine's nodes, then through the next one's (SEMANTICS, Sizes). A phase is an epoch: at its end
 the shards hold the rows that later phases need, and they are admitted from there. The choice affects only time, so it may be
-made again at any moment, from what the workers report.
+made again at any moment, from the reports of the workers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Phases:
     _turns: list[list[str]] = field(default_factory=list)
 
     def look(self, members: Iterable[Member]) -> None:
-        """Decides again, from what the live processes report."""
+        """Decides again, from the reports of the live processes."""
         serving = [(member, {*member.engines} & {*self.plan.phases}) for member in members]
         own = {name for _, names in serving if len(names) == 1 for name in names}
         shared = [(member, names - own) for member, names in serving if len(names) > 1]

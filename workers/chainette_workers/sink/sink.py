@@ -1,7 +1,7 @@
 """The sink: reads a run's stream in order, makes it durable, and gives back the credit.
 
 It owns the directory's lock, the log and the epoch. Killed at any point, the next one attaches where the log
-ends; an epoch is raised only where Redis does not continue the log (PROTOCOL 7 to 10).
+ends; an epoch is raised only if Redis does not continue the log (PROTOCOL 7 to 10).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Sink:
     writer: RunWriter
     plan: Plan
     run: str
-    #: What workers must know of the run; written when an epoch is installed.
+    #: Fields of the run's record that workers need; written when an epoch is installed.
     fields: Mapping[str, str | int | float]
     hook: Hook
     rejects: RejectWatch
     #: Phases that the run has gone through.
     phase: int = 0
-    #: The address of the Redis, where it outlives the session; without its password.
+    #: The address of the Redis, without its password, if it outlives the session; else "".
     redis: str = ""
-    #: Engines whose units wait for a later one; None where Redis is to be told.
+    #: Engines whose units wait for a later phase; None until Redis was told.
     barred: frozenset[str] | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
     #: Roots that the writer holds open.
@@ -52,7 +52,7 @@ class Sink:
     _ever_barred: frozenset[str] | None = None
     #: Whether Redis may not know how far this is durable.
     _doubted: bool = False
-    #: Token of the anchor of an epoch that is in the log and not yet in Redis; "" where there is none.
+    #: Token of the anchor of an epoch that is in the log and not yet in Redis; "" if there is none.
     _installing: str = ""
 
     @property
@@ -89,8 +89,8 @@ class Sink:
         self.raise_epoch(expected)
 
     def raise_epoch(self, expected: int | None) -> None:
-        """A new epoch, in the log before Redis: what is not durable will be admitted again. May be repeated where Redis
-        did not answer."""
+        """Begins an epoch, in the log before Redis: rows that are not durable will be admitted again. May be repeated if
+        Redis did not answer."""
         while True:
             if not self._installing:
                 self._log_epoch(expected)
@@ -105,7 +105,7 @@ class Sink:
             return
 
     def _fields(self, expected: int | None) -> dict[str, str | int | float]:
-        """What Redis says of the run: what workers must know, and what its progress is counted from."""
+        """The run's record in Redis: all that workers need, and the numbers from which progress is counted."""
         known = -1 if expected is None else expected
         barred = " ".join(self._queues_of(self.barred or ()))
         return {**self.fields, "records_before": self.writer.state.records, "expected": known, "barred": barred}
@@ -146,7 +146,7 @@ class Sink:
             self.hook.on_event(event)
 
     def step(self) -> bool:
-        """Makes what has come durable; False where nothing had.
+        """Makes the entries that have come durable; False if there are none.
 
         Raises:
             Lost: Redis does not continue the log, or another sink took over.
@@ -208,7 +208,7 @@ class Sink:
         self._acknowledge(finished_roots(entries))
 
     def _acknowledge(self, done: list[int]) -> None:
-        """What is durable may go, these roots with it; until Redis has answered it is in doubt."""
+        """Releases durable entries and these roots in Redis; in doubt until Redis has answered."""
         position = self.writer.state.position
         assert position is not None
         self.queue.ack(self.keys, self.owner, position, done)
@@ -240,7 +240,7 @@ class Sink:
         return self.queue.progress(self.keys)
 
     def damage(self, progress: Progress) -> str:
-        """Says what is missing in Redis, as far as counts show it; "" if nothing is.
+        """Names the keys that are missing in Redis, as far as counts show it; "" if none is.
 
         Raises:
             Lost: another epoch has begun.

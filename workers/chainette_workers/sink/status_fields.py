@@ -13,7 +13,7 @@ __all__ = ["counts_of", "outline_of"]
 
 
 def outline_of(plan: Plan) -> dict[str, Any]:
-    """What feeds what, and which engine answers: graph.json without models and prompts."""
+    """Nodes, edges and engines: graph.json without models and prompts."""
     graph, names = graph_of(plan), ("id", "kind", "engine", "next", "path")
     nodes = [{name: getattr(node, name) for name in names} for node in graph.nodes]
     return {"first": graph.first, "nodes": nodes, "forks": graph.forks, "engines": {name: {} for name in graph.engines}}

@@ -28,7 +28,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.2, 30.0
 #: Seconds that a child must live for its earlier deaths to be forgotten.
 _HEALTHY = 60.0
 
-#: Seconds that a child has to hand back what it holds.
+#: Seconds that a child has to hand back its units.
 _GRACE = 15.0
 
 #: Seconds between two looks.
@@ -37,12 +37,12 @@ _LOOK = 0.1
 
 @dataclass
 class Child:
-    """One worker process; started again where it died, a little later each time."""
+    """One worker process; started again if it dies, a little later each time."""
 
     config: WorkerConfig
-    #: Where its output goes; None: where that of this process goes.
+    #: Takes its output; None: this process's standard streams do.
     log: Path | None = None
-    #: What its environment has beside that of this process.
+    #: Variables of its environment, beside those of this process.
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     deaths: int = 0
@@ -59,7 +59,7 @@ class Child:
             )
         self._started_at = time.monotonic()
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it died; whoever looks after it sees that
+        with suppress(BrokenPipeError):  # it died, which its supervisor will see
             self.process.stdin.write(msgspec.json.encode(self.config) + b"\n")
             self.process.stdin.flush()
 
@@ -119,7 +119,7 @@ def supervise(children: Sequence[Child], stopping: threading.Event) -> None:
     """Keeps children alive until `stopping` is set, or until all of them have ended in good order.
 
     Raises:
-        RunError: one can never serve what it was told to.
+        RunError: a child can never serve its engines.
     """
     with running(children):
         while not stopping.wait(_LOOK):

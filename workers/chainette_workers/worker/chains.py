@@ -1,6 +1,6 @@
 """Chains by reference: a run's plan out of the files on this machine's disk, if it is the one that was enqueued.
 
-Redis says what the files, the parameters and the nodes must be; all of it is compared, and nothing of it is used.
+Redis has digests of the files, parameters and nodes. They are only compared with the files here; nothing from Redis is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["ChainDiffers", "Chains", "Reference"]
 
 @dataclass(frozen=True)
 class Reference:
-    """What must be known to make a plan: equal references make equal plans."""
+    """Everything that decides a plan: equal references make equal plans."""
 
     chain: str
     digest: str
@@ -35,16 +35,16 @@ class Reference:
     simulate: bool
     #: (name, digest) of every engine.
     engines: tuple[tuple[str, str], ...] = ()
-    #: Values of the parameters, and what the nodes must be (io/rundir/likeness.py): JSON, as Redis has it.
+    #: Values of the parameters, and marks of the nodes (io/rundir/likeness.py): JSON, as Redis has it.
     parameters: str = "{}"
     marks: str = "{}"
 
     @classmethod
     def of(cls, info: RunInfo) -> Reference:
-        """What Redis says of a run.
+        """The reference in a run's record.
 
         Raises:
-            ChainDiffers: a part of it is missing or damaged.
+            ChainDiffers: a field of the record is missing or damaged.
         """
         if info.damage:
             raise ChainDiffers(f"is unknown: the record of the run in Redis is damaged ({info.damage})")
@@ -67,7 +67,7 @@ class Chains:
     #: Values that parameters may have here.
     parameters: Offered = field(default_factory=dict)
     _plans: dict[Reference, Plan] = field(default_factory=dict)
-    #: The last load of a chain, by everything but what it must be.
+    #: The last load of a chain, by its reference without the marks.
     _loads: dict[Reference, _Load] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
 

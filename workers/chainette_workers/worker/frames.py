@@ -1,4 +1,4 @@
-"""What a worker and the processes that run its functions say to each other: msgpack behind four bytes of length."""
+"""Messages between a worker and the processes that run its functions: msgpack behind four bytes of length."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Began(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The chain is loaded; what happens from here on, the unit's rows do."""
+    """The chain is loaded; from here on, the unit's rows are to blame for an end of the process."""
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -3,8 +3,8 @@
 `python -m chainette_workers.worker.function_child PARENT ROOT ENGINES PARAMETERS`: the worker's process id, its
 --chain-root, its --engines or "", and its --set as JSON.
 
-Units come through standard input and answers go through standard output, which the functions do not get: what they print
-goes to the worker's log. It loads chains by reference, from the same disk as its worker, and ends when its worker does.
+Units come through standard input and answers go through standard output, which the functions do not get: their prints
+go to the worker's log. It loads chains by reference, from the same disk as its worker, and ends when its worker does.
 """
 
 from __future__ import annotations

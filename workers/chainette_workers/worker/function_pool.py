@@ -1,4 +1,4 @@
-"""Who runs functions (Apply): the worker's own process, or processes of their own that may hang and die.
+"""Runs functions (Apply): in the worker's process, or in child processes that may hang and die.
 
 A unit whose process died is run row by row; a row that ends a process twice is rejected as `poison`, and its neighbours
 finish.
@@ -46,10 +46,10 @@ __all__ = ["Children", "Functions", "InLoop"]
 #: Processes that a row may end.
 _DEATHS = 2
 
-#: Seconds that a process has to end by itself, and for what it said last to be read.
+#: Seconds that a process has to end by itself, and that its last message may take.
 _LAST_WORDS = 0.2
 
-#: What reading from a process that ends, or writes nonsense, comes to.
+#: Errors of reading from a process that ends, or writes nonsense.
 _BROKEN = (
     anyio.BrokenResourceError,
     anyio.ClosedResourceError,
@@ -71,12 +71,12 @@ class Functions(Protocol):
 
         Raises:
             ChainDiffers: the chain's files are no longer those of the plan.
-            EngineUnavailable: it cannot be run now, for no reason of its own.
+            EngineUnavailable: it cannot be run now, and is not to blame.
         """
         ...
 
     async def aclose(self) -> None:
-        """Ends whatever runs."""
+        """Ends all units that run."""
         ...
 
 
@@ -115,13 +115,13 @@ class _Child:
         self.began = False
 
         async def listen() -> None:
-            with suppress(*_BROKEN):  # what a function wrote to descriptors that are not its own ends it too
+            with suppress(*_BROKEN):  # bytes that a function wrote to our descriptors end it too
                 found.append(await self._answer(frame(call), take))
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(listen)
-            await self.process.wait()  # the pipe may be held open by what the function started
+            await self.process.wait()  # processes that the function started may hold the pipe open
             await anyio.sleep(_LAST_WORDS)
             group.cancel_scope.cancel()
         if not found:

@@ -1,4 +1,4 @@
-"""A worker's sign of life: one thread that renews its lease, and takes back what dead workers held."""
+"""A worker's sign of life: one thread that renews its lease and takes back the units of dead workers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Heartbeat:
 
     queue: LeasedQueue
     incarnation: str
-    #: What the worker says about itself.
+    #: The worker's fields in Redis.
     words: Callable[[], Mapping[str, str | int | float]]
     #: Seconds that the event loop may stand still.
     deadline: float
-    #: (run, queue) of what it takes units from.
+    #: (run, queue) of every queue that it claims from.
     queues: Callable[[], Sequence[tuple[str, str]]]
     #: Whether somebody asked the worker to end.
     asked_to_stop: bool = False
@@ -40,7 +40,7 @@ class Heartbeat:
     _thread: threading.Thread | None = None
 
     def beat(self) -> bool:
-        """Renews the lease now, or begins it; False where there was none.
+        """Renews the lease now, or begins it; False if there was none.
 
         Raises:
             redis.RedisError: Redis did not answer.

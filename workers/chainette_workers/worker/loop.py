@@ -1,7 +1,7 @@
-"""The engine worker: claims units, processes them on one event loop, commits what became of them.
+"""The engine worker: claims units, processes them on one event loop, commits their outcomes.
 
-It waits out Redis for as long as that takes, with its engine loaded. What it does without a lease that holds is
-refused by Redis, so a worker that was thought dead costs work, never rows.
+It waits out Redis for as long as that takes, with its engine loaded. Redis refuses the commits of a worker
+whose lease is over, so a worker that was thought dead costs work, never rows.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ _SOON, _LATE = 0.002, 0.05
 #: Seconds between two looks at whether the worker is to end.
 _WATCH = 0.05
 
-#: Seconds between two looks at which engine is to be served, where some exclude each other.
+#: Seconds between two choices of the engine to serve, if some exclude each other.
 _CHOICE = 0.25
 
-#: Seconds between two times that Redis is told what is in hand: it may have gone back to before a commit.
+#: Seconds between two lists of the claims in hand for Redis, which may have gone back to before a commit.
 _AGREEMENT = LEASE
 
 #: Join units that run side by side; each takes the event loop for as long as it lasts.
@@ -80,15 +80,15 @@ class EngineWorker(Worker):
     queue: LeasedQueue
     serving: Serving
     models: Models
-    #: Rows in flight in each engine; None takes twice what the engine answers at once, and two units at least.
+    #: Rows in flight in each engine; None takes twice the engine's capacity, and two units at least.
     rows_in_flight: int | None = None
     functions: Functions = field(default_factory=InLoop)
-    #: Seconds until nothing more is claimed; what is in hand is finished, and the worker ends.
+    #: Seconds until nothing more is claimed; the units in hand are finished, and the worker ends.
     drain_after: float | None = None
     #: Seconds that the event loop may stand still before the worker counts as dead.
     deadline: float = 600.0
     hook: Hook = field(default_factory=Hook)
-    #: What it says about itself beside how much it holds.
+    #: Its fields in Redis that do not change.
     about: Mapping[str, str] = field(default_factory=dict)
     incarnation: str = field(default_factory=lambda: f"w-{secrets.token_hex(6)}")
     #: Called once, when units can come.
@@ -103,7 +103,7 @@ class EngineWorker(Worker):
     _pause: float = _SOON
 
     async def run(self, stop: Callable[[], bool]) -> None:
-        """Works until `stop()`, then hands back what is unfinished; or until it has drained."""
+        """Works until `stop()`, then hands back unfinished units; or until it has drained."""
         try:
             async with self._attached() as heartbeat, anyio.create_task_group() as group:
                 group.start_soon(self._watch, stop, heartbeat, group.cancel_scope)
@@ -145,7 +145,7 @@ class EngineWorker(Worker):
         scope.cancel()
 
     async def _choose(self) -> None:
-        """Looks which engine is to be served, where some exclude each other."""
+        """Chooses the engine to serve, if some exclude each other."""
         while True:
             self.device.know(config for _, plan in self.serving.plans() for config in self._own(plan))
             if self.device.contended:
@@ -291,7 +291,7 @@ class EngineWorker(Worker):
         return None
 
     async def _ready(self, config: EngineConfig, plan: Plan) -> Engine:
-        """The engine, opened, with what it takes at once known."""
+        """The engine, opened, with its capacity known."""
         engine, lane = await self._opened(config), self._lane(config.digest)
         if lane.budget is None:
             lane.budget = budget_for(engine.capacity, plan.batch_size)
@@ -353,7 +353,7 @@ class EngineWorker(Worker):
         return sum(lane.budget or 0 for lane in self._lanes.values() if not lane.by_unit)
 
     def _words(self) -> dict[str, str | int | float]:
-        """What the worker says about itself."""
+        """The worker's fields in Redis."""
         return Member.words(
             **self.about,
             engines=listed(self.serving.names),
@@ -367,7 +367,7 @@ class EngineWorker(Worker):
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One error of several; one that tells the user what to do comes first."""
+    """One error of several; those that tell the user how to go on come first."""
     found: BaseException = errors.subgroup(ChainetteError) or errors
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]

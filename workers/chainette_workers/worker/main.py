@@ -1,7 +1,7 @@
-"""The worker process: `python -m chainette_workers.worker.main`, told on standard input what to serve.
+"""The worker process: `python -m chainette_workers.worker.main`, which reads its configuration from standard input.
 
-The end of standard input means that whoever started it is gone: it hands its units back and ends. So no worker
-outlives its fleet, however that ended, and no password stands in argv or in the environment.
+When standard input ends, its parent is gone: it hands its units back and ends. So no worker outlives
+its fleet, and no password stands in argv or in the environment.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ __all__ = ["WorkerConfig", "main", "serve"]
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """What a worker serves: the one line that it reads."""
+    """A worker's configuration: the one line that it reads."""
 
     url: str | None
     engines: list[str]
     chain_root: str
-    #: Rows in flight in each engine; None takes twice what the engine answers at once.
+    #: Rows in flight in each engine; None takes twice the engine's capacity.
     rows_in_flight: int | None = None
     #: Whether it runs Apply functions and joins too.
     python: bool = True
@@ -57,21 +57,21 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     gpus: int = 1
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None = None
-    #: Seconds until nothing more is claimed; what is in hand is finished, and the worker ends.
+    #: Seconds until nothing more is claimed; the units in hand are finished, and the worker ends.
     drain_after: float | None = None
-    #: Where its metrics are served; None: nowhere.
+    #: Serves its metrics here; None: nowhere.
     metrics: Endpoint | None = None
     #: Values that parameters of chains may have.
     parameters: dict[str, list[str]] = {}
 
     @property
     def names(self) -> list[str]:
-        """What it serves, functions as "python"."""
+        """Names of its engines; functions are "python"."""
         return [*dict.fromkeys([*self.engines, *[PYTHON][: self.python]])]
 
 
 def serve(config: WorkerConfig, stopping: threading.Event) -> None:
-    """Claims and processes units until `stopping` is set; then hands back what is unfinished.
+    """Claims and processes units until `stopping` is set; then hands back unfinished units.
 
     Raises:
         RedisUnavailable: Redis does not answer at the start. Later on, it is waited for.
@@ -91,11 +91,11 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
 
 
 def main() -> int:
-    """Serves until standard input ends; returns the exit code: UNUSABLE where another try cannot do better."""
+    """Serves until standard input ends; returns the exit code: UNUSABLE if another try cannot do better."""
     collect_rarely()
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     stopping = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     heed_signals(stopping, signal.SIGTERM)
     watch_parent(stopping)
     try:
@@ -107,7 +107,7 @@ def main() -> int:
 
 
 class _Process:
-    """One worker with its chains and engines, and what it says: to its log, and to the runs that it serves."""
+    """One worker with its chains and engines, and its messages to its log and to the runs that it serves."""
 
     def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
         self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, watch.hook
@@ -141,7 +141,7 @@ class _Process:
         )
 
     def _refuse(self, info: RunInfo, why: str) -> None:
-        """Takes nothing of the run, and goes on with others; or takes it after all, where there is no reason."""
+        """Takes nothing of the run, and goes on with others; or takes it after all, if `why` is empty."""
         me = self.worker.incarnation
         words = f"worker {me} takes nothing of run {info.run}: {why}" if why else ""
         self._send(lambda: self._board.refuse(info.run, me, words))
@@ -160,7 +160,7 @@ class _Process:
                 self._note(run, event)
 
     async def _announce(self, info: RunInfo, config: EngineConfig | None) -> None:
-        """Tells a run who works for it, and with what, before there is anything to show for it."""
+        """Tells a run about its worker and its engine, before either has done anything for it."""
         events: list[Event] = []
         if info.run not in self._joined:
             self._joined.add(info.run)
@@ -181,7 +181,7 @@ class _Process:
         return self._send(lambda: self._queue.note(run, event))
 
     def _send(self, words: Callable[[], None]) -> Future[None]:
-        """Off the event loop; what is said may get lost."""
+        """Calls Redis off the event loop; the call may get lost."""
 
         def send() -> None:
             with suppress(redis.RedisError):

@@ -1,4 +1,4 @@
-"""Which runs a worker serves: what it knows of each, and the queues it may claim from, best first."""
+"""The runs that a worker serves, and the queues that it may claim from, best first."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LOOK, _AGAIN = 1.0, 5.0
 
 @dataclass
 class _Known:
-    """A run with its plan; None where this worker may not serve it, until it is looked at again."""
+    """A run with its plan; None if this worker may not serve it, until it is looked at again."""
 
     info: RunInfo
     plan: Plan | None
     places: tuple[Place, ...] = ()
-    #: What watches the run here.
+    #: Told of all that happens to the run here.
     hook: Hook = field(default_factory=Hook)
     looked_at: float = field(default_factory=time.monotonic)
 
@@ -45,9 +45,9 @@ class Serving:
     queue: LeasedQueue
     #: Names of engines; "python" among them for functions and joins.
     names: Collection[str]
-    #: The plan of a run, or None where this worker may not serve it. Called in a thread: it imports the user's code.
+    #: The plan of a run, or None if this worker may not serve it. Called in a thread: it imports the user's code.
     plan_of: Callable[[RunInfo], Plan | None]
-    #: The plan that was given is not what is on the disk any more.
+    #: Called if the files on the disk are no longer those of the plan.
     forget_plan: Callable[[RunInfo], None] = lambda _info: None
     hook: Hook = field(default_factory=Hook)
     _known: dict[tuple[str, int], _Known] = field(default_factory=dict)
@@ -82,12 +82,12 @@ class Serving:
         return _Known(info, plan, tuple(places_of(info, plan, lane)), self.hook.of_run(info.run, plan))
 
     def plan(self, claim: Claim) -> tuple[RunInfo, Plan, Hook] | None:
-        """What is known of the run of a claim; None where its epoch is another one by now."""
+        """A claim's run, with its plan and hook; None if the run is in another epoch by now."""
         known = self._known.get((claim.run, claim.epoch))
         return None if known is None or known.plan is None else (known.info, known.plan, known.hook)
 
     def forget(self, claim: Claim) -> None:
-        """The chain of a claim's run is not what it was: nothing more of the run is claimed before it was looked at."""
+        """Forgets a run whose chain has changed: nothing more of it is claimed before its files were compared again."""
         known = self._known.pop((claim.run, claim.epoch), None)
         if known is not None:
             self.forget_plan(known.info)
