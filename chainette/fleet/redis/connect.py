@@ -21,6 +21,8 @@ _log = logging.getLogger("chainette")
 VARIABLE = "CHAINETTE_REDIS_URL"
 #: Seconds between two questions whether Redis has loaded its data.
 _LOADING = 0.5
+#: Tries of the first call, since a connection may break for once; seconds between two of them.
+_TRIES, _PAUSE = 3, 0.1
 #: Beginnings of replies that say "not now" and for which redis-py has no class.
 _PASSING = ("BUSY", "MASTERDOWN", "UNBLOCKED", "MISCONF", "NOREPLICAS")
 
@@ -55,7 +57,7 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
 def _wait_until_loaded(client: redis.Redis, address: str) -> None:
     import redis
 
-    said = False
+    said, failures = False, 0
     while True:
         try:
             client.ping()
@@ -65,6 +67,11 @@ def _wait_until_loaded(client: redis.Redis, address: str) -> None:
                 _log.warning("Redis at %s is still loading its data; waiting for it", address)
             said = True
             time.sleep(_LOADING)
+        except redis.ConnectionError as error:
+            failures += 1
+            if failures == _TRIES or not is_passing(error):
+                raise
+            time.sleep(_PAUSE)
 
 
 def eviction_risk(client: redis.Redis) -> str:
