@@ -1,6 +1,7 @@
 """Shared by all commands: errors and exit codes, paths and tables for people.
 
-`guarded` is the boundary: no exception leaves a command as a traceback unless the user passes --debug.
+`guarded` is the boundary: no exception leaves a command as a traceback unless the user passes --debug. Everything printed
+for people goes through `tell` or `console`, which escape control characters; JSON goes through `visible_json`.
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 
 from chainette.cli.exit_codes import INTERRUPTED
 from chainette.cli.flags import Debug
 from chainette.cli.signature import Flags
 from chainette.errors import ChainetteError, PlanError, Problem
+from chainette.utils.visible import visible
 
 __all__ = [
     "command_line",
     "console",
     "error_lines",
+    "for_scripts",
     "guarded",
     "is_terminal",
     "new_table",
@@ -37,6 +43,7 @@ __all__ = [
     "show_error",
     "show_path",
     "silence_stdout",
+    "tell",
     "warn",
 ]
 
@@ -59,10 +66,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**flags.arguments(typed))
             sys.stdout.flush()
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort):
+            raise
+        except typer.BadParameter as error:
+            error.message = visible(error.message)
             raise
         except KeyboardInterrupt:
-            typer.secho("interrupted", fg="red", err=True)
+            tell("interrupted", fg="red", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             silence_stdout()
@@ -78,10 +88,20 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 def show_error(error: Exception, *, debug: bool) -> int:
     """Prints an error to stderr and returns its exit code."""
     if debug:
-        typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        tell("".join(traceback.format_exception(error)).rstrip(), err=True)
     for line in error_lines(error):
-        typer.secho(line, fg="red", err=True)
+        tell(line, fg="red", err=True)
     return error.exit_code if isinstance(error, ChainetteError) else 1
+
+
+def tell(text: str, *, fg: str | None = None, err: bool = False) -> None:
+    """Prints text with its control characters escaped."""
+    typer.secho(visible(text), fg=fg, err=err)
+
+
+def for_scripts(path: str | Path) -> str:
+    """A path that a script may read: exact, except on a terminal."""
+    return visible(str(path)) if is_terminal() else str(path)
 
 
 def error_lines(error: Exception) -> list[str]:
@@ -117,7 +137,7 @@ def problem_line(problem: Problem) -> str:
 def warn(problems: Iterable[Problem]) -> None:
     """Prints a check's warnings to stderr."""
     for problem in problems:
-        typer.secho(f"warning: {problem_line(problem)}", fg="yellow", err=True)
+        tell(f"warning: {problem_line(problem)}", fg="yellow", err=True)
 
 
 def silence_stdout() -> None:
@@ -145,18 +165,25 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-class _PipedConsole(Console):
-    """Leaves a pipe that was closed to `guarded`, instead of ending the process."""
+class _SafeConsole(Console):
+    """Escapes control characters, and leaves a closed pipe to `guarded` instead of ending the process."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+    def render_str(self, text: str, *, style: str | Style = "", **options: Any) -> Text:
+        return super().render_str(visible(text), style=style, **options)  # before it is measured
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def console(*, stderr: bool = False) -> Console:
     """A rich console that prints text as it is: no markup, no highlighting, no emoji codes."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _FILE_WIDTH
-    return _PipedConsole(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+    return _SafeConsole(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
 def new_table(columns: Sequence[str], *, numbers: Iterable[str] = (), cut: Iterable[str] = ()) -> Table:

@@ -25,6 +25,7 @@ from chainette.cli.common import (
     show_error,
     show_path,
     silence_stdout,
+    tell,
     warn,
 )
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
@@ -124,7 +125,7 @@ class Telling:
         if self.show:
             yield ShowAnswers(console())
         if self.debug:
-            yield ChainDebugger(lambda text: typer.echo(text, err=True))
+            yield ChainDebugger(lambda text: tell(text, err=True))
 
     @contextlib.contextmanager
     def foreign_output(self) -> Iterator[None]:
@@ -155,7 +156,7 @@ def launch(
             result = start((reporter, *telling.others()))
         reporter.end(result)
     except KeyboardInterrupt:
-        typer.secho("interrupted", fg="red", err=True)
+        tell("interrupted", fg="red", err=True)
         _say_how_to_go_on(directory, telling.again)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
@@ -170,7 +171,7 @@ def launch(
     if not result.metadata["records"]:
         given = result.metadata["input"]
         name = "the input" if given.get("below") == "run" else show_path(given["path"])  # standard input has no path to show
-        typer.secho(f"warning: {name} holds no records", fg="yellow", err=True)
+        tell(f"warning: {name} holds no records", fg="yellow", err=True)
     if result.metadata["rows_rejected"]:
         raise typer.Exit(REJECTED)
 
@@ -196,7 +197,7 @@ def _terminating_as_ctrl_c() -> Iterator[None]:
 
 def _say_how_to_go_on(directory: RunDir, again: Sequence[str]) -> None:
     if can_go_on(directory.path):
-        typer.secho(f"go on: {command_line('resume', str(directory), *again)}", err=True)
+        tell(f"go on: {command_line('resume', str(directory), *again)}", err=True)
 
 
 def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Telling) -> None:

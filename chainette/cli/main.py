@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from chainette.cli.exit_codes import INTERRUPTED
 from chainette.utils.garbage import collect_rarely
+from chainette.utils.visible import guard_logs
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
 
@@ -107,6 +108,7 @@ def options(
 def main() -> None:
     """The entry point. A character that a terminal cannot show becomes "?" there."""
     collect_rarely()
+    guard_logs()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -279,6 +279,10 @@ class _Chart:
         return [(name, ", ".join(aliases))] if aliases else []
 
 
+#: Characters that end a label, begin an entity, or turn it into markup.
+_MERMAID = {"&": "&amp;", '"': "#quot;", "<": "&lt;", ">": "&gt;", "#": "#35;", "`": "#96;"}
+
+
 def _mermaid_id(prefix: str, name: str) -> str:
     """An identifier in ASCII: Mermaid's grammar has letters of other scripts, but not their accents and vowel signs."""
     return f"{prefix}_{name}" if name.isascii() else f"{prefix}u_{name.encode().hex()}"
@@ -286,4 +290,4 @@ def _mermaid_id(prefix: str, name: str) -> str:
 
 def _quoted(text: str) -> str:
     """Text inside a Mermaid label."""
-    return text.replace("&", "&amp;").replace('"', "#quot;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(_MERMAID.get(letter, letter) for letter in text)

@@ -39,6 +39,8 @@ __all__ = [
     "using_registry",
 ]
 
+#: A host with a port, either of which may come from the environment.
+_HOST = re.compile(r"(?:[^\s:@\[\]]*|\[[0-9a-fA-F:.]+\])(?::(?:\d*|\$\{\w+\}))?")
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -344,12 +346,19 @@ def overlaid(base: EngineRegistry, path: str | os.PathLike[str]) -> EngineRegist
 
 
 def public_url(url: str) -> str:
-    """The URL without user, password, query and fragment, any of which may be a secret."""
+    """The URL without user, password, query and fragment, any of which may be a secret.
+
+    An unescaped `/` or `?` in a password ends the host too early; such a text is hidden as a whole.
+    """
     try:
         parts = urlsplit(url)
     except ValueError:
         return "(not a URL)"
-    return SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "").geturl()
+    host = parts.netloc.rpartition("@")[2]
+    cut = "@" in parts.path or ("@" not in parts.netloc and ":" in host and "@" in url)
+    if cut or not _HOST.fullmatch(host):
+        return "(not a URL)"
+    return SplitResult(parts.scheme, host, parts.path, "", "").geturl()
 
 
 def expand_secrets(text: str) -> str:

@@ -1,7 +1,7 @@
 """The page: numbers in, one HTML file out. Nothing in it runs, and nothing in it is fetched.
 
-Text out of rows and models is escaped by the template; besides, the page forbids scripts and every request by its
-Content-Security-Policy.
+Text out of rows and models is escaped by the template, control characters included; besides, the page forbids scripts
+and every request by its Content-Security-Policy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from chainette.io.rundir.statistics import COMPLETION, PROMPT, Figures
 from chainette.report.charts import COLOURS, Series, Span, render_lines, render_spans
 from chainette.report.drawing import draw
+from chainette.utils.visible import visible
 
 __all__ = ["Chart", "Price", "Rejects", "StepLine", "render_page"]
 
@@ -94,7 +95,9 @@ def render_page(
     from markupsafe import Markup
 
     loader = jinja2.PackageLoader("chainette.report", "")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalized
+    )
     environment.filters |= {"count": _count, "short": _short, "duration": _duration, "seconds": _seconds, "money": _money}
     environment.filters |= {"percent": _percent, "when": _when}
     metadata = figures.state.metadata()
@@ -117,6 +120,10 @@ def render_page(
         style=Markup(files("chainette.report").joinpath("style.css").read_text("utf-8")),  # noqa: S704 - our own file
         svg=Markup,
     )
+
+
+def _finalized(value: Any) -> Any:
+    return visible(value) if type(value) is str else value  # Markup is a subclass
 
 
 def _standing(status: str, *, working: bool) -> str:
@@ -185,7 +192,7 @@ def _charts(figures: Figures) -> Iterator[Chart]:
         title = "Rows per second, by step"
         if len(nodes) > COLOURS:
             nodes, title = nodes[-COLOURS:], f"Rows per second, the last {COLOURS} steps"
-        rows = [Series(name, timeline.rates(name)) for name in nodes]
+        rows = [Series(visible(name), timeline.rates(name)) for name in nodes]
         yield _chart(title, lambda width: render_lines(rows, rules, width=width), nodes)
     if any(PROMPT in found or COMPLETION in found for found in timeline.bins):
         tokens = [Series(name, timeline.rates(name)) for name in (PROMPT, COMPLETION)]
@@ -193,7 +200,7 @@ def _charts(figures: Figures) -> Iterator[Chart]:
         yield _chart("Tokens per second", lambda width: render_lines(tokens, rules, width=width, stacked=True), names)
     if figures.latencies:
         order = [node.id for node in figures.state.graph.nodes if node.id in figures.latencies]
-        spans = [Span(name, found.median, found.p95, found.slowest) for name, found in _in_order(figures, order)]
+        spans = [Span(visible(name), found.median, found.p95, found.slowest) for name, found in _in_order(figures, order)]
         yield _chart("Seconds per request: median, 95th percentile, slowest", lambda width: render_spans(spans, width=width))
 
 

@@ -29,6 +29,7 @@ from chainette.run.resume import resume as resume_run
 from chainette.run.resume import retry
 from chainette.run.start import start
 from chainette.utils.debug import ChainDebugger
+from chainette.utils.visible import visible
 
 __all__ = [
     "AsyncExecutor",
@@ -166,5 +167,5 @@ def execute(
     batch_size: int | None = None,
 ) -> tuple[list[Any], list[Row]]:
     """See `Node.execute`."""
-    hook = ChainDebugger(lambda text: sys.stderr.write(f"{text}\n")) if debug else None
+    hook = ChainDebugger(lambda text: sys.stderr.write(f"{visible(text)}\n")) if debug else None
     return block(execute_node, node, inputs, histories, writer, hook, batch_size)

@@ -17,6 +17,7 @@ import redis
 
 from chainette.fleet.redis.connect import eviction_risk, is_damage, is_passing
 from chainette.utils.backoff import backoff
+from chainette.utils.visible import visible_paragraph
 
 __all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "warn_of_eviction", "watch_parent"]
 
@@ -66,8 +67,8 @@ def watch_parent(stopping: threading.Event) -> None:
 
 
 def say(words: str) -> None:
-    """One line of the process's log, which is its stderr."""
-    print(words, file=sys.stderr, flush=True)  # noqa: T201
+    """One message of the process's log, which is its stderr."""
+    print(visible_paragraph(words), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def warn_of_eviction(connection: redis.Redis) -> None:

@@ -14,7 +14,7 @@ from chainette_workers.service.service import Places, serve
 from rich.text import Text
 
 from chainette.cli.commands.run import StreamWriter
-from chainette.cli.common import command_line, console, guarded, warn
+from chainette.cli.common import command_line, console, for_scripts, guarded, tell, warn
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
 from chainette.cli.launch import Task, Telling, run_task
 from chainette.cli.screen.fleet_screen import RunView, watch
@@ -102,10 +102,10 @@ def _hand_over(task: Task, settings: RunSettings, way: FleetWay, *, quiet: bool,
             _tell_end(Path(order.directory), quiet=quiet)
             return
     if quiet:
-        typer.echo(run_id)
+        tell(run_id)
         return
-    typer.echo(f"run {run_id} queued; the sink on {hosts} writes it to {order.directory} (relative to its --runs-root)")
-    typer.echo(f"watch: {command_line('status', run_id, '--watch')}")
+    tell(f"run {run_id} queued; the sink on {hosts} writes it to {order.directory} (relative to its --runs-root)")
+    tell(f"watch: {command_line('status', run_id, '--watch')}")
 
 
 def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quiet: bool) -> None:
@@ -121,8 +121,8 @@ def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quie
     try:
         _watch(board, run_id, quiet=quiet)
     except KeyboardInterrupt:
-        typer.secho("interrupted; what was admitted goes on", fg="red", err=True)
-        typer.secho(f"admit the rest: chainette coordinator; give it up: {command_line('cancel', run_id)}", err=True)
+        tell("interrupted; what was admitted goes on", fg="red", err=True)
+        tell(f"admit the rest: chainette coordinator; give it up: {command_line('cancel', run_id)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         stopping.set()
@@ -148,7 +148,7 @@ def _tell_end(directory: Path, *, quiet: bool) -> None:
     """
     found = RunDir(directory)
     if not found.exists():
-        typer.echo(f"the run is over; its rows are in {directory} (relative to the sink's --runs-root)")
+        tell(f"the run is over; its rows are in {directory} (relative to the sink's --runs-root)")
         return
     state, _ = read_state(found)
     metadata = state.metadata()
@@ -157,7 +157,7 @@ def _tell_end(directory: Path, *, quiet: bool) -> None:
         for line in summary_lines(metadata, directory):
             console().print(line, soft_wrap=True)
     else:
-        typer.echo(str(directory))
+        typer.echo(for_scripts(directory))
     if state.status is not Status.FINISHED:
         raise typer.Exit(1)
     if metadata["rows_rejected"]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from chainette.cli.common import console, guarded, new_table, warn
+from chainette.cli.common import console, guarded, new_table, tell, warn
 from chainette.cli.flags import ChainRef, ChainRoot, Settings
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.tree import draw
@@ -91,6 +91,6 @@ def inspect_dag(
     _, plan = load_plan(chain, chain_root, parameters, settings)
     warn(plan.warnings)
     if mermaid:
-        typer.echo(render_mermaid(plan, max_branches))
+        tell(render_mermaid(plan, max_branches))
     else:
-        typer.echo(draw(plan, max_branches, icons=icons))
+        tell(draw(plan, max_branches, icons=icons))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from chainette.cli.common import guarded, show_path
+from chainette.cli.common import guarded, show_path, tell
 from chainette.cli.flags import RunDirectory
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.open import read_state, require_shards
@@ -30,6 +28,6 @@ def rebuild(directory: RunDirectory) -> None:
             old = path.read_bytes() if path.exists() else None
             publish(path, data)
             verdict = "unchanged" if old == data else "new" if old is None else "changed"
-            typer.echo(f"wrote {show_path(path)} ({len(data):,} bytes, {verdict})")
+            tell(f"wrote {show_path(path)} ({len(data):,} bytes, {verdict})")
     finally:
         log.close()

@@ -22,6 +22,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
 from chainette.records import CHAIN_INPUT, Reason
 from chainette.run import executor
+from chainette.utils.visible import visible, visible_json
 
 __all__ = ["rejected"]
 
@@ -92,7 +93,7 @@ def _typed(row: dict[str, Any]) -> dict[str, Any]:
 
 def _print_json(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
-        typer.echo(msgspec.json.encode(row))
+        typer.echo(visible_json(msgspec.json.encode(row).decode()))
 
 
 def _print_table(rows: Iterator[dict[str, Any]], limit: int) -> None:
@@ -122,7 +123,7 @@ def _narrow_table(rows: Iterable[dict[str, Any]]) -> Table:
     fixed = ("row", "step", "reason")
     table = new_table((*fixed, "message and raw answer"), cut=fixed)
     for row in rows:
-        text = Text(" ".join(row["message"].split()), no_wrap=True, overflow="ellipsis").append(
+        text = Text(visible(" ".join(row["message"].split())), no_wrap=True, overflow="ellipsis").append(
             f"\n{_cut(row['raw'])}", style="dim"
         )
         table.add_row(row["row_id"], row["step_id"], row["reason"], text)
@@ -131,7 +132,7 @@ def _narrow_table(rows: Iterable[dict[str, Any]]) -> Table:
 
 def _cut(raw: str | None) -> str:
     """A raw answer on one line."""
-    text = " ".join((raw or "").split())
+    text = visible(" ".join((raw or "").split()))
     return text if len(text) <= _RAW else f"{text[: _RAW - 3]}..."
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.common import guarded, show_path
+from chainette.cli.common import guarded, show_path, tell
 from chainette.cli.flags import RunDirectory
 from chainette.cli.standing import is_working
 from chainette.io.rundir.events import timestamp
@@ -58,7 +58,7 @@ def report(
     )
     path = output or directory / "report.html"
     publish(path, page.encode())
-    typer.echo(f"wrote {show_path(path)} ({len(page) >> 10:,} KiB)")
+    tell(f"wrote {show_path(path)} ({len(page) >> 10:,} KiB)")
 
 
 def _prices(given: list[str], found: Figures) -> Mapping[str, Price]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from chainette.cli.common import command_line, guarded, warn
+from chainette.cli.common import command_line, guarded, tell, warn
 from chainette.cli.flags import RunDirectory, Settings
 from chainette.cli.launch import Telling, launch, texts_of
 from chainette.cli.signature import Only, fixed_flags, words_of
@@ -165,8 +165,8 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: R
         except Lost:
             return False  # it ended meanwhile
     hosts = ", ".join(sorted({member.host or "?" for member in sinks.values()}))
-    typer.echo(f"run {run.run_id}: asked the sink on {hosts} to go on")
-    typer.echo(f"watch: {command_line('status', run.run_id, '--watch')}")
+    tell(f"run {run.run_id}: asked the sink on {hosts} to go on")
+    tell(f"watch: {command_line('status', run.run_id, '--watch')}")
     return True
 
 

@@ -6,9 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import typer
-
-from chainette.cli.common import guarded
+from chainette.cli.common import guarded, tell
 from chainette.cli.flags import RunDirectory
 from chainette.cli.standing import summary_line, version_lines
 from chainette.io.rundir.paths import RunDir
@@ -27,6 +25,6 @@ def rollback(directory: RunDirectory) -> None:
     go_back(RunDir(directory))
     with suppress(OSError):
         os.chdir(here)  # inside DIR, the folder of that name is another one now
-    typer.echo(f"{directory} is as it was before: {summary_line(directory)}")
+    tell(f"{directory} is as it was before: {summary_line(directory)}")
     for line in version_lines(directory):
-        typer.echo(line)
+        tell(line)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.common import console, guarded, new_table
+from chainette.cli.common import console, guarded, new_table, tell
 from chainette.cli.flags import RedisUrl
 from chainette.errors import RunError
 from chainette.fleet.processes import end, recorded
@@ -14,6 +14,7 @@ from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.queue import FleetQueue, Lost
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
+from chainette.utils.visible import visible_line
 
 __all__ = ["cancel", "kill", "pause", "runs", "unpause"]
 
@@ -30,16 +31,18 @@ def runs(redis: RedisUrl = None) -> None:
     for run in fleet.runs:
         info, total = run.info, f" of {run.info.total}" if run.info.total is not None else ""
         epoch = str(info.epoch) if info.epoch >= 0 else "-"
-        table.add_row(info.run, info.state, info.chain_ref, epoch, f"{info.cursor}{total}", str(info.live_rows))
+        table.add_row(
+            *map(visible_line, (info.run, info.state, info.chain_ref)), epoch, f"{info.cursor}{total}", str(info.live_rows)
+        )
         why += [f"{info.run}: {reason}" for reason in reasons(run)]
     screen = console()
     screen.print(table if fleet.runs else "no live runs")
     for line in why:
-        screen.print(line, soft_wrap=True)
+        screen.print(visible_line(line), soft_wrap=True)
     for name, member in sorted(fleet.members.items()):
         served = f"{', '.join(member.engines)}, {member.rows_in_flight} rows in flight"
         about = served if member.is_worker else f"pid {member.pid} on {member.host}"
-        screen.print(f"{member.kind} {name}: {about}", soft_wrap=True)
+        screen.print(visible_line(f"{member.kind} {name}: {about}"), soft_wrap=True)
     if not any(member.is_worker for member in fleet.members.values()):
         screen.print("no live workers; start one: chainette worker --engine NAME")
 
@@ -81,9 +84,9 @@ def kill(
     here = recorded(shown(chosen_url(redis)), engine)
     whom = f"of {engine!r} " if engine else ""
     asked = _ask_to_stop(engine, redis, instead=len(here))
-    typer.echo(f"asked {asked} workers {whom}to end" if asked else f"no live workers {whom}there")
+    tell(f"asked {asked} workers {whom}to end" if asked else f"no live workers {whom}there")
     for worker in end(here, grace):
-        typer.echo(f"worker {worker.name} (process {worker.pid}) did not end in {grace:g} s and was killed")
+        tell(f"worker {worker.name} (process {worker.pid}) did not end in {grace:g} s and was killed")
 
 
 def _ask_to_stop(engine: str | None, url: str | None, *, instead: int) -> int:
@@ -98,7 +101,7 @@ def _ask_to_stop(engine: str | None, url: str | None, *, instead: int) -> int:
     except RunError as error:
         if not instead:
             raise
-        typer.secho(f"warning: {error}; only workers of this machine are ended", fg="yellow", err=True)
+        tell(f"warning: {error}; only workers of this machine are ended", fg="yellow", err=True)
         return instead
 
 
@@ -108,4 +111,4 @@ def _set_state(run: str, state: str, url: str | None) -> None:
             FleetQueue(connection).set_state(run, state)
         except Lost as error:
             raise RunError(str(error)) from error
-    typer.echo(f"run {run}: {state}")
+    tell(f"run {run}: {state}")

@@ -18,6 +18,7 @@ from chainette.cli.common import guarded
 from chainette.cli.flags import ChainRoot, InputsRoot, Metrics, Offers, RedisUrl, RunsRoot
 from chainette.core.usercode.parameters import settings_of
 from chainette.fleet.redis.connect import chosen_url, shown
+from chainette.utils.visible import SafeFormatter
 
 __all__ = ["coordinator", "sink"]
 
@@ -59,7 +60,9 @@ def sink(redis: RedisUrl = None, *, roots: Roots, metrics: Metrics) -> None:
 
 
 def _serve(redis: str | None, duty: Duty, metrics: Metrics) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     stopping = threading.Event()
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
     serve(redis, duty, stopping, metrics=Endpoint(metrics.metrics_host, metrics.metrics_port))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chainette.cli.common import guarded
+from chainette.cli.common import guarded, tell
 from chainette.cli.flags import ChainRoot, EngineFile, Settings
 from chainette.cli.launch import texts_of
 from chainette.core.usercode.loading import load_chain
@@ -19,6 +19,7 @@ from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.warmup import Warmth, warm_up
 from chainette.run.session import registry_of
 from chainette.utils.event_loop import run_loop
+from chainette.utils.visible import visible
 
 __all__ = ["warmth_lines", "warmup"]
 
@@ -45,9 +46,9 @@ def warmup(
     config = _chosen(_registry(chain, engines, chain_root, settings), engine)
     if simulate:
         config = simulated(config)
-    typer.echo(f"engine {config.name}: {config.backend}, {config.model}")
+    tell(f"engine {config.name}: {config.backend}, {config.model}")
     for line in warmth_lines(config, run_loop(warm_up, config, patience)):
-        typer.echo(line)
+        tell(line)
 
 
 def _registry(chain: str | None, file: Path | None, chain_root: Path, settings: list[str] | None) -> EngineRegistry:
@@ -103,7 +104,7 @@ def _flaw(warmth: Warmth) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return visible(" ".join(text.split()))
 
 
 def _plain(value: Any) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from chainette.cli.screen.live import view_lines
+from chainette.cli.screen.live import fitting, view_lines
 from chainette.cli.screen.summary import clock, short
 from chainette.fleet.protocol.member_fields import WORKER, Member
 from chainette.fleet.redis.connect import is_passing
@@ -18,6 +18,7 @@ from chainette.fleet.redis.fleet_view import LiveRun, Queue
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.progress import EngineView, Progress
+from chainette.utils.visible import visible_line
 
 __all__ = ["FleetView", "RunView", "watch"]
 
@@ -88,10 +89,10 @@ class RunView:
             return None
         self.progress.look(run.state(), engines_of(run))
         head = [_headline(run), *_queue_lines(run)]
-        why = [Text(f"why: {reason}", style="yellow") for reason in reasons(run)]
+        why = [Text(visible_line(f"why: {reason}"), style="yellow") for reason in reasons(run)]
         room = height - len(head) - len(why)
         bars = view_lines(self.progress, width, room) if run.info.outline.nodes else []
-        return [*_fitting([*head, *bars], width), *why]
+        return [*fitting([*head, *bars], max(40, width - 1)), *why]
 
 
 class FleetView:
@@ -112,12 +113,12 @@ class FleetView:
         room = max(4, height - 1 - len(runs))
         if len(lines) > room:
             lines = [*lines[: room - 1], Text(f"+{len(lines) - room + 1} more", style="dim")]
-        return [*_fitting(lines, width), *runs]
+        return [*fitting(lines, max(40, width - 1)), *runs]
 
     def _lines_of(self, run: LiveRun, width: int) -> list[Text]:
         """A run, and behind it why it does not move; the reasons may take more than a line."""
-        why = [Text(f"  why: {reason}", style="yellow") for reason in reasons(run)]
-        return [*_fitting(list(self._run_lines(run)), width), *why]
+        why = [Text(visible_line(f"  why: {reason}"), style="yellow") for reason in reasons(run)]
+        return [*fitting(list(self._run_lines(run)), max(40, width - 1)), *why]
 
     def _run_lines(self, run: LiveRun) -> Iterator[Text]:
         info = run.info
@@ -191,10 +192,3 @@ def _member_line(name: str, member: Member) -> Text:
     turns = f"; {member.swaps} swaps, the last took {member.swap_seconds} s" if member.swaps else ""
     held = f"{member.rows_in_flight} rows in flight in {member.units_in_flight} units"
     return Text(f"worker {name}: {member.names}, {held}{turns}")
-
-
-def _fitting(lines: list[Text], width: int) -> list[Text]:
-    for line in lines:
-        line.no_wrap = True
-        line.truncate(max(40, width - 1), overflow="ellipsis")
-    return lines

@@ -24,8 +24,9 @@ from chainette.engine.base import Completion, Request
 from chainette.io.rundir.events import Event
 from chainette.io.rundir.progress import EngineView, NodeView, Progress, TotalView
 from chainette.io.rundir.result import RunResult
+from chainette.utils.visible import visible, visible_line
 
-__all__ = ["LiveView", "view_lines"]
+__all__ = ["LiveView", "fitting", "view_lines"]
 
 _REFRESH = 4
 
@@ -52,7 +53,7 @@ class LiveView(Reporter):
 
     def __enter__(self) -> Self:
         if self._head:
-            self._console.print(Text(self._head), no_wrap=True, overflow="ellipsis", crop=True)
+            self._console.print(Text(visible(self._head)), no_wrap=True, overflow="ellipsis", crop=True)
             self._console.print()
         self._live.start()
         return self
@@ -78,7 +79,7 @@ class LiveView(Reporter):
         self._console.print(counts_table(metadata))
         self._console.print()
         for line in summary_lines(metadata, show_path(result.dir)):
-            self._console.print(Text(line, style=_line_style(line)), soft_wrap=True)
+            self._console.print(Text(visible(line), style=_line_style(line)), soft_wrap=True)
 
 
 def _line_style(line: str) -> str:
@@ -104,11 +105,20 @@ def view_lines(progress: Progress, width: int, height: int) -> list[Text]:
     if folded:
         done = sum(node.done == node.total for node in folded)
         lines.append(Text(f"+{len(folded)} more steps, {done} of them done", style="dim"))
-    lines += tail
-    for line in lines:
-        line.no_wrap = True
-        line.truncate(width, overflow="ellipsis")
-    return lines
+    return fitting([*lines, *tail], width)
+
+
+def fitting(lines: Sequence[Text], width: int) -> list[Text]:
+    """Each text on a single line of that width."""
+    return [_fitted(line, width) for line in lines]
+
+
+def _fitted(line: Text, width: int) -> Text:
+    if (plain := visible_line(line.plain)) != line.plain:
+        line.plain = plain
+    line.no_wrap = True
+    line.truncate(width, overflow="ellipsis")
+    return line
 
 
 def _fold(nodes: Sequence[NodeView], room: int) -> tuple[list[NodeView], list[NodeView]]:
@@ -140,7 +150,7 @@ class _Columns:
         return Text(f"{'':{self.label}} {'':{self.bar}}{cells}", style="dim")
 
     def line(self, node: NodeView) -> Text:
-        label = Text("  " * node.depth + node.id)
+        label = Text("  " * node.depth + visible_line(node.id))
         label.truncate(self.label, overflow="ellipsis", pad=True)
         line = Text.assemble(label, " ", _bar(node, self.bar))
         cells = _cells(node)

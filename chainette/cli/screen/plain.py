@@ -14,13 +14,14 @@ from typing import Self
 
 import msgspec
 
-from chainette.cli.common import console, show_path
+from chainette.cli.common import console, for_scripts, show_path
 from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitRetried
 from chainette.io.rundir.progress import Progress, TotalView, earlier_events
 from chainette.io.rundir.result import RunResult
+from chainette.utils.visible import visible_json, visible_paragraph
 
 __all__ = ["JsonLines", "Plain", "QuietReporter", "Reporter", "line_writer"]
 
@@ -62,7 +63,7 @@ class QuietReporter(Reporter):
         self._write = write
 
     def end(self, result: RunResult) -> None:
-        self._write(show_path(result.dir))
+        self._write(for_scripts(show_path(result.dir)))
 
 
 class JsonLines(Reporter):
@@ -82,7 +83,7 @@ class JsonLines(Reporter):
         self._print(event)
 
     def _print(self, event: Event) -> None:
-        self._write(msgspec.json.encode(event).decode())
+        self._write(visible_json(msgspec.json.encode(event).decode()))
 
 
 class Plain(Reporter):
@@ -93,7 +94,7 @@ class Plain(Reporter):
     ) -> None:
         self.progress = Progress(directory, clock)
         self._directory = directory
-        self._write = write
+        self._write = lambda line: write(visible_paragraph(line))
         self._clock = clock
         self._last = clock()
         self._part = 0

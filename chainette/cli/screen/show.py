@@ -11,6 +11,7 @@ from rich.text import Text
 
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
+from chainette.utils.visible import visible
 
 __all__ = ["ShowAnswers", "side_by_side"]
 
@@ -39,15 +40,15 @@ def side_by_side(step_id: str, request: Request, completion: Completion) -> Tabl
 def _prompt(request: Request) -> Text:
     text = Text()
     for message in request.messages:
-        text.append(f"{message.role}\n", style="bold cyan").append(f"{message.content.rstrip()}\n")
+        text.append(f"{visible(message.role)}\n", style="bold cyan").append(f"{visible(message.content.rstrip())}\n")
     return text
 
 
 def _answer(completion: Completion) -> Text:
     text = Text()
     if completion.reasoning:
-        text.append("reasoning\n", style="bold cyan").append(f"{completion.reasoning.rstrip()}\n")
-    text.append(completion.text or completion.error)
+        text.append("reasoning\n", style="bold cyan").append(f"{visible(completion.reasoning.rstrip())}\n")
+    text.append(visible(completion.text or completion.error))
     usage = completion.usage
     return text.append(
         f"\n{completion.finish}, {usage.prompt_tokens} + {usage.completion_tokens} tokens, {usage.seconds:.2f} s", style="dim"

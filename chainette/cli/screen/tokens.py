@@ -13,11 +13,9 @@ from chainette.cli.common import is_terminal
 from chainette.cli.screen.plain import Plain
 from chainette.core.streaming import Asked, Dropped, Finished, Joined, Passed, Piece, StreamEvent, Unusable
 from chainette.records import Rejection
+from chainette.utils.visible import visible
 
 __all__ = ["Tokens", "Turns", "text_writer"]
-
-#: Control characters, which a model's text must not send to a terminal.
-_CONTROL = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def text_writer() -> Callable[[str], None]:
@@ -109,7 +107,7 @@ class Tokens(Plain):
                 self._ask(event)
             case Piece():
                 key = event.step_id, event.row_id
-                self._turns.add(key, self._style(event.reasoning, dim=True) + event.text.translate(_CONTROL))
+                self._turns.add(key, self._style(event.reasoning, dim=True) + visible(event.text))
             case Unusable():
                 words = f"not usable ({event.reason}): {event.message}; asked again"
                 self._turns.end((event.step_id, event.row_id), self._style(words, fg="yellow"))
@@ -148,14 +146,14 @@ class Tokens(Plain):
         """Writes a text that is complete."""
         key = object()
         self._turns.add(key, self._style(head, bold=True))
-        self._turns.end(key, text.translate(_CONTROL))
+        self._turns.end(key, visible(text))
 
     def _style(self, text: str, *, fg: str | None = None, bold: bool | None = None, dim: bool | None = None) -> str:
-        text = text.translate(_CONTROL)
+        text = visible(text)
         return typer.style(text, fg=fg, bold=bold, dim=dim) if self._colored and text else text
 
     def _tell_ready(self, line: str) -> None:
-        self._turns.between(line)  # the event comes once it is in the log, and answers may have begun
+        self._turns.between(visible(line))  # the event comes once it is in the log, and answers may have begun
 
     def _tell_progress(self) -> None:
         """The answers themselves show the progress."""

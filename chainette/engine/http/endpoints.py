@@ -11,7 +11,7 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 from chainette.engine.config import expand_secrets, public_url
 from chainette.engine.http.breaker import Breaker, State
@@ -73,7 +73,8 @@ def address(engine: str, declared: str, base_path: BasePath = str) -> Address:
     url = url.with_path(base_path(parts.path).rstrip("/") or "/", encoded=True, keep_query=True)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     token = base64.b64encode(f"{user}:{password}".encode()).decode()
-    secrets = (password, token if user else "", *(value for _, value in parse_qsl(parts.query)))
+    values = [password or user, *(value for _, value in parse_qsl(parts.query))]
+    secrets = (token if user else "", *values, *map(quote, values), *map(quote_plus, values))
     return Address(url, visible, {"Authorization": f"Basic {token}"} if user else {}, secrets)
 
 

@@ -26,6 +26,17 @@ _TRIES, _PAUSE = 3, 0.1
 #: Beginnings of replies that say "not now" and for which redis-py has no class.
 _PASSING = ("BUSY", "MASTERDOWN", "UNBLOCKED", "MISCONF", "NOREPLICAS")
 
+#: Forms of an address, and what stands for a URL that has none of them and may hold a password anywhere.
+_FORMS = "redis://USER:PASSWORD@HOST:PORT/DB, rediss://..., or unix://PATH, and / ? # @ % in a password as %2F %3F %23 %40 %25"
+_HIDDEN = "(a hidden text)"
+
+_HOST = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?"
+_SERVER = re.compile(
+    rf"(?P<scheme>(?:[\w+.-]+:|:?)//)(?:(?P<user>.*)@)?(?P<address>{_HOST}(?:,{_HOST})*(?:/\d*)?)(?:\?(?P<options>[^@]*))?",
+    re.DOTALL,
+)
+_SOCKET = re.compile(r"(?P<scheme>unix://)(?:(?P<user>(?!/)[^?]*)@)?(?P<address>/[^?#]*)(?:\?(?P<options>.*))?", re.DOTALL)
+
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
 
@@ -44,13 +55,23 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
     from redis.retry import Retry
 
     url = chosen_url(url)
+    address = shown(url)
     try:
         client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout)
-        _wait_until_loaded(client, shown(url))
-    except (redis.RedisError, ValueError, OSError) as error:
-        reason = str(error).replace(url, shown(url)).rstrip(".")
+        settings = client.connection_pool.connection_kwargs
+        if str(settings.get("host", "")).lower() not in address.lower():
+            raise ValueError
+        client.connection_pool.make_connection()  # fails on unknown options
+    except (redis.RedisError, ValueError, TypeError):  # their words hold parts of the URL
+        raise RunError(f"{address} is no address of a Redis; write {_FORMS}") from None
+    try:
+        _wait_until_loaded(client, address)
+    except (redis.RedisError, OSError, UnicodeError) as error:
         kind = RedisUnavailable if isinstance(error, redis.RedisError) and is_passing(error) else RunError
-        raise kind(f"Redis at {shown(url)} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}") from error
+        words = str(error).rstrip(".")
+        reason = words.replace(password, "***") if (password := settings.get("password")) else words
+        said = f"Redis at {address} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}"
+        raise kind(said) from (error if reason == words else None)
     return client
 
 
@@ -127,8 +148,9 @@ def is_damage(error: redis.RedisError) -> bool:
 
 
 def shown(url: str) -> str:
-    """The URL without user, password and options, but for the database; text that is no URL loses more, never less."""
-    bare = re.sub(r"^(unix:)//(?!/).*@(?=/)|^((?!unix:)\w*:?)//.*@", r"\1\2//", url)
-    address, _, query = bare.partition("?")
-    database = re.search(r"(?:^|&)(db=\d+)(?=&|$)", query)
-    return f"{address}?{database[1]}" if database else address
+    """The URL without user, password and options, except the database; a text in which those cannot be told apart is hidden."""
+    found = _SOCKET.fullmatch(url) or _SERVER.fullmatch(url)
+    if found is None or re.search(r"[?&]\w+=", found["user"] or ""):  # an option with an "@"
+        return _HIDDEN
+    database = re.search(r"(?:^|&)(db=\d+)(?=&|$)", found["options"] or "")
+    return found["scheme"] + found["address"] + (f"?{database[1]}" if database else "")

@@ -19,6 +19,15 @@ from chainette.errors import EngineConfigError
         ("https://host/v1?api-key=hunter2#hunter2", "https://host/v1"),
         ("https://${USER}:${KEY}@host/v1", "https://host/v1"),
         ("http://user:hunter2@[::1/v1", "(not a URL)"),
+        ("http://user:hunter2/x@host/v1", "(not a URL)"),
+        ("http://user:12?hunter2@host/v1", "(not a URL)"),
+        ("http://user:hunter2", "(not a URL)"),
+        ("user:hunter2@host:1/v1", "(not a URL)"),
+        (":hunter2@host/v1", "(not a URL)"),
+        ("http://user:hunter2@host:port/v1", "(not a URL)"),
+        ("https://${HOST}:${PORT}/v1", "https://${HOST}:${PORT}/v1"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("localhost:8000/v1", "localhost:8000/v1"),
     ],
 )
 def test_secrets_in_urls_are_left_out(url: str, shown: str) -> None:

@@ -30,6 +30,7 @@ from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
 from chainette.utils.event_loop import run_loop
 from chainette.utils.garbage import collect_rarely
+from chainette.utils.visible import guard_logs
 from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.metrics.watching import Watch, watching
@@ -93,6 +94,7 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
 def main() -> int:
     """Serves until standard input ends; returns the exit code: UNUSABLE if another try cannot do better."""
     collect_rarely()
+    guard_logs()
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     stopping = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
@@ -135,7 +137,7 @@ class _Process:
         watch.read("chainette_rows_in_flight_max", lambda: self.worker.rows_budget)
 
     def _ready(self) -> None:
-        served, where = ", ".join(self._config.names), shown(self._config.url or "")
+        served, where = ", ".join(self._config.names), shown(self._config.url) if self._config.url else ""
         say(
             f"worker {self.worker.incarnation}: serving {served} below {self._config.chain_root}{f', at {where}' * bool(where)}"
         )

@@ -85,5 +85,5 @@ def test_an_answer_that_breaks_off_is_begun_anew_below() -> None:
     assert told(asked(), piece("{"), asked(), piece("{}")) == ("sum, row 0\n{\nit broke off and starts again\n\nsum, row 0\n{}")
 
 
-def test_control_characters_of_a_model_are_not_written() -> None:
-    assert told(asked(), piece("a\x1b[2Jb\x9bc\td\n")) == "sum, row 0\na?[2Jb?c\td\n"
+def test_control_characters_of_a_model_are_written_escaped() -> None:
+    assert told(asked(), piece("a\x1b[2Jb\x9bc\td\n")) == "sum, row 0\na\\x1b[2Jb\\x9bc\td\n"
