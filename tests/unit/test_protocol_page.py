@@ -1,4 +1,4 @@
-"""docs/protocol.md and docs/guarantees.md name tests that exist."""
+"""docs/protocol.md, docs/guarantees.md and docs/security.md name tests that exist."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def test_every_promise_of_the_guarantees_names_tests_that_exist() -> None:
         assert named and named <= defined, (row, named - defined)
 
 
+def test_every_row_of_the_threat_model_names_tests_that_exist() -> None:
+    model = (ROOT / "docs" / "security.md").read_text().partition("## Threat model")[2].partition("\n## ")[0]
+    rows = [line for line in model.splitlines() if line.startswith("| ") and not line.startswith("| who |")]
+    defined = defined_tests()
+    assert len(rows) >= 4
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named and named <= defined, (row, named - defined)
+
+
 def test_a_command_puts_its_counts_in_place_of_its_last_ones(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text((ROOT / "docs" / "guarantees.md").read_text())
@@ -47,7 +57,7 @@ def test_a_command_puts_its_counts_in_place_of_its_last_ones(tmp_path: Path) -> 
     assert page.read_text().replace(row + "\n", "") == before
 
 
-@pytest.mark.parametrize("name", ["protocol.md", "guarantees.md"])
+@pytest.mark.parametrize("name", ["protocol.md", "guarantees.md", "security.md"])
 def test_the_files_that_the_page_names_exist(name: str) -> None:
     page = (ROOT / "docs" / name).read_text()
     for file in re.findall(r"`([\w/]+\.(?:py|md))`", page):
