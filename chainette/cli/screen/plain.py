@@ -94,7 +94,7 @@ class Plain(Reporter):
     ) -> None:
         self.progress = Progress(directory, clock)
         self._directory = directory
-        self._write = lambda line: write(visible_paragraph(line))
+        self._write: Callable[[str], object] = lambda line: write(visible_paragraph(line))
         self._clock = clock
         self._last = clock()
         self._part = 0
