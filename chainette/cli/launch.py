@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
 
 import typer
 
+from chainette.cli.bundles import Task, Telling
 from chainette.cli.common import (
     command_line,
     console,
@@ -29,7 +28,6 @@ from chainette.cli.common import (
     warn,
 )
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
-from chainette.cli.flags import ChainRef, ChainRoot, Debug, JsonLogs, Quiet, Settings, Show, Stream
 from chainette.cli.screen.live import LiveView
 from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, Reporter, line_writer
 from chainette.cli.screen.show import ShowAnswers
@@ -53,88 +51,29 @@ from chainette.utils.banner import banner
 from chainette.utils.debug import ChainDebugger
 from chainette.utils.ids import new_run_id
 
-__all__ = ["Task", "Telling", "launch", "load_plan", "run_task", "texts_of"]
+__all__ = ["launch", "load_plan", "run_task", "texts_of"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A chain, an input and a run directory, as the user names them."""
-
-    chain: ChainRef
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUTS...",
-            help="JSONL, CSV, TSV or Parquet: files, folders or 'patterns*', read one after another; - for standard input.",
-        ),
-    ]
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run directory [default: runs/<run id>].")
-    ] = None
-    parameters: Settings = None
-    chain_root: ChainRoot = Path()
-
-    def load(self, settings: RunSettings) -> tuple[LoadedChain, Plan]:
-        """See `load_plan`."""
-        return load_plan(self.chain, self.chain_root, self.parameters, settings)
+def _reporter(telling: Telling, directory: RunDir, plan: Plan | None) -> Reporter:
+    """The reporter that the flags and stdout ask for."""
+    if telling.quiet:
+        return QuietReporter(line_writer())
+    if telling.json_logs:
+        return JsonLines(directory, line_writer())
+    if telling.stream:
+        return Tokens(directory, text_writer())
+    screen = console()
+    if telling.show or telling.debug or not is_terminal() or screen.is_dumb_terminal:
+        return Plain(directory, line_writer())
+    return LiveView(directory, screen, _head(plan))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Telling:
-    """The output that the user wants of a run.
-
-    Raises:
-        typer.BadParameter: two wishes exclude each other.
-    """
-
-    quiet: Quiet = False
-    json_logs: JsonLogs = False
-    show: Show = False
-    stream: Stream = False
-    debug: Debug = False
-    #: The flags with which `resume` continues in the same way.
-    again: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        wishes = {"--quiet": self.quiet, "--json-logs": self.json_logs, "--show": self.show, "--stream": self.stream}
-        chosen = [flag for flag, wished in wishes.items() if wished]
-        if len(chosen) > 1:
-            raise typer.BadParameter(f"{' and '.join(chosen)} exclude each other; give one")
-
-    @property
-    def watching(self) -> str:
-        """The flag whose output needs the engines in this process; "" if none was given."""
-        return "--stream" if self.stream else "--show" if self.show else ""
-
-    def reporter(self, directory: RunDir, plan: Plan | None) -> Reporter:
-        """The reporter that the flags and stdout ask for."""
-        if self.quiet:
-            return QuietReporter(line_writer())
-        if self.json_logs:
-            return JsonLines(directory, line_writer())
-        if self.stream:
-            return Tokens(directory, text_writer())
-        screen = console()
-        if self.show or self.debug or not is_terminal() or screen.is_dumb_terminal:
-            return Plain(directory, line_writer())
-
-        return LiveView(directory, screen, _head(plan))
-
-    def others(self) -> Iterator[Hook]:
-        """The other hooks that the flags ask for."""
-        if self.show:
-            yield ShowAnswers(console())
-        if self.debug:
-            yield ChainDebugger(lambda text: tell(text, err=True))
-
-    @contextlib.contextmanager
-    def foreign_output(self) -> Iterator[None]:
-        """Sends prints of the user's code to stderr if a program reads stdout."""
-        if self.quiet or self.json_logs:
-            with contextlib.redirect_stdout(sys.stderr):
-                yield
-        else:
-            yield
+def _others(telling: Telling) -> Iterator[Hook]:
+    """The other hooks that the flags ask for."""
+    if telling.show:
+        yield ShowAnswers(console())
+    if telling.debug:
+        yield ChainDebugger(lambda text: tell(text, err=True))
 
 
 def _head(plan: Plan | None) -> str:
@@ -150,10 +89,10 @@ def launch(
     Raises:
         typer.Exit: unless the run finished without a rejected row.
     """
-    reporter = telling.reporter(directory, plan)
+    reporter = _reporter(telling, directory, plan)
     try:
         with telling.foreign_output(), reporter, _terminating_as_ctrl_c():
-            result = start((reporter, *telling.others()))
+            result = start((reporter, *_others(telling)))
         reporter.end(result)
     except KeyboardInterrupt:
         tell("interrupted", fg="red", err=True)
@@ -205,7 +144,7 @@ def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Te
     run_id, here = new_run_id(), Path.cwd()
     directory = RunDir(task.output or Path("runs") / run_id)
     with telling.foreign_output():
-        loaded, plan = task.load(settings)
+        loaded, plan = load_plan(task.chain, task.chain_root, task.parameters, settings)
     if not telling.quiet:
         warn(plan.warnings)
     moved = Path.cwd() != here  # by the chain

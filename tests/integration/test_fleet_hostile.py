@@ -15,6 +15,7 @@ from chainette_workers.worker.loop import EngineWorker
 from chainette.fleet.redis.queue import Claim, FleetQueue
 from chainette.io.rundir.events import WorkerRefused
 from chainette.records import CHAIN_INPUT, Row, Unit, encode
+from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, forked, opened, straight, work
 from tests.support.valkey import Database
 
@@ -245,7 +246,7 @@ def test_a_unit_of_the_run_that_is_gone_is_said_and_not_waited_for(run: QueueRun
         case "hash":
             run.client.delete(f"rq:job:{first}")
     run.queue.beat("w1", {}, 3600)
-    found = queue.claim("w1", "t", run.pairs)
+    found = claim_one(queue, "w1", "t", run.pairs)
     assert found is None if loss == "huge" else isinstance(found, Claim)
     assert run.queue.progress(run.keys).damaged
     with pytest.raises(Exception, match="attach"):

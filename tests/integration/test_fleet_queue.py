@@ -25,6 +25,7 @@ from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.io.rundir.events import EngineReleased
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Reason, Rejection, Scope, Unit, Usage
 from chainette.run.process import poisoned, process
+from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
@@ -313,7 +314,7 @@ def test_units_come_deepest_first_and_oldest_first_of_a_node(run: QueueRun) -> N
 
 
 def test_a_worker_without_a_lease_claims_nothing(run: QueueRun) -> None:
-    refused(run, lambda: run.queue.claim("nobody", "t", run.pairs))
+    refused(run, lambda: claim_one(run.queue, "nobody", "t", run.pairs))
 
 
 def test_a_held_or_given_up_run_gives_no_units_and_another_run_does(run: QueueRun) -> None:
@@ -324,7 +325,7 @@ def test_a_held_or_given_up_run_gives_no_units_and_another_run_does(run: QueueRu
             assert run.claim("w1") is None
             assert len(run.waiting()) == (1 if state == "paused" else 0)
         run.queue.beat("w1", {}, 3600)
-        claim = run.queue.claim("w1", "t", [*run.pairs, *other.pairs])
+        claim = claim_one(run.queue, "w1", "t", [*run.pairs, *other.pairs])
         assert isinstance(claim, Claim) and claim.run == "run-b"
 
 
@@ -654,7 +655,7 @@ def test_a_worker_leaves_with_empty_hands_only(run: QueueRun) -> None:
     assert run.queue.release(claim, "w1")
     assert run.queue.leave("w1") and run.queue.leave("w1")
     assert not [key for key in snapshot(run.client) if b"w1" in key]
-    refused(run, lambda: run.queue.claim("w1", "t", run.pairs))
+    refused(run, lambda: claim_one(run.queue, "w1", "t", run.pairs))
 
 
 # -- poison
@@ -718,7 +719,7 @@ def strikes(run: QueueRun, job: str) -> tuple[int, int]:
 
 def ahead(run: QueueRun, me: str, token: str) -> Claim | Drain | None:
     run.queue.beat(me, {}, 3600)
-    return run.queue.claim(me, token, run.pairs, ahead=True)
+    return claim_one(run.queue, me, token, run.pairs, ahead=True)
 
 
 def test_a_unit_that_was_claimed_ahead_and_not_begun_comes_back_in_front_without_a_strike(run: QueueRun) -> None:
@@ -979,7 +980,7 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.end_of_input(run.keys, 1)
     spy.missing(run.keys, [0])
     spy.note(run.keys.run, EngineReleased(engine="e"))
-    spy.claim("w1", "t", run.pairs)
+    claim_one(spy, "w1", "t", run.pairs)
     spy.beat("w1", {"engines": "e"})
     part = anyio.run(process, run.plan, claim.piece(["0"]), None)
     spy.commit(claim, "w1", run.plan, part, "t", ["0"])

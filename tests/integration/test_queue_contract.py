@@ -23,6 +23,7 @@ from chainette.fleet.redis.queue import ANCHOR, Admitted, Cancelled, Claim, Drai
 from chainette.io.rundir.events import EngineReleased, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row
 from chainette.run.process import poisoned, process
+from tests.support.claims import claim_one
 from tests.support.fleet import forked, straight
 from tests.support.valkey import Database
 
@@ -71,7 +72,7 @@ class Site:
         self.queue.beat(me, {}, 3600)
         self._claims += 1
         pairs = [(self.keys.run, name) for name in self.queues]
-        return self.queue.claim(me, f"{me}-{self._claims}", pairs, alone=alone, ahead=ahead)
+        return claim_one(self.queue, me, f"{me}-{self._claims}", pairs, alone=alone, ahead=ahead)
 
     def take(self, me: str = "w1", *, ahead: bool = False) -> Claim:
         found = self.claim(me, ahead=ahead)
@@ -347,7 +348,7 @@ def test_units_come_deepest_first_and_what_they_lead_to_is_read_in_order(site: S
 
 
 def test_a_worker_without_a_lease_claims_nothing(site: Site) -> None:
-    refused(lambda: site.queue.claim("nobody", "t", [("run-a", name) for name in site.queues]))
+    refused(lambda: claim_one(site.queue, "nobody", "t", [("run-a", name) for name in site.queues]))
 
 
 @pytest.mark.parametrize("how", ["commit", "release", "fail", "split", "bury", "start"])

@@ -18,6 +18,7 @@ from rq.worker import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
 from chainette.fleet.redis.queue import Claim
+from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
 from tests.support.valkey import Database
 
@@ -70,7 +71,7 @@ def test_rq_shows_what_workers_hold_as_started_until_it_is_out_of_their_hands(ru
         assert registry.get_job_ids() == [claim.job] and claim.job in registry, end
         ends[end](claim)
         assert registry.count == 0, end
-    ahead = run.queue.claim("w1", "t", run.pairs[1:], ahead=True)
+    ahead = claim_one(run.queue, "w1", "t", run.pairs[1:], ahead=True)
     assert ahead is not None and registry.count == 1
 
 

@@ -26,6 +26,7 @@ from chainette.fleet.redis.queue import ANCHOR, Admitted, Claim, Entry, FleetQue
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
 from chainette.run.process import process
 from tests.support.chains import Text, Word
+from tests.support.claims import claim_one
 from tests.support.patience import LONG
 
 __all__ = ["QueueRun", "forked", "opened", "record", "snapshot", "straight", "work", "workers_gone"]
@@ -208,7 +209,7 @@ class QueueRun:
         """The next unit; the worker's lease is renewed before."""
         self.queue.beat(me, {}, 3600)
         self._claims += 1
-        found = (queue or self.queue).claim(me, token or f"{me}-{self._claims}", self.pairs, alone=True)
+        found = claim_one(queue or self.queue, me, token or f"{me}-{self._claims}", self.pairs, alone=True)
         assert found is None or isinstance(found, Claim)
         return found
 

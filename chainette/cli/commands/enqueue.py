@@ -13,10 +13,11 @@ from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Places, serve
 from rich.text import Text
 
+from chainette.cli.bundles import Task, Telling
 from chainette.cli.commands.run import StreamWriter
 from chainette.cli.common import command_line, console, for_scripts, guarded, tell, warn
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
-from chainette.cli.launch import Task, Telling, run_task
+from chainette.cli.launch import load_plan, run_task
 from chainette.cli.screen.fleet_screen import RunView, watch
 from chainette.cli.screen.summary import counts_table, summary_lines
 from chainette.cli.signature import Hidden
@@ -85,7 +86,7 @@ def _require_nothing_of_this_process(way: FleetWay, telling: Telling, apart: str
 
 def _hand_over(task: Task, settings: RunSettings, way: FleetWay, *, quiet: bool, here: bool) -> None:
     """Hands a run over to services; `here`: this process admits its rows."""
-    loaded, plan = task.load(settings)
+    loaded, plan = load_plan(task.chain, task.chain_root, task.parameters, settings)
     if not quiet:
         warn(plan.warnings)
     run_id = new_run_id()

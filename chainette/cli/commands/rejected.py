@@ -13,9 +13,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from chainette.cli.bundles import Telling
 from chainette.cli.common import console, guarded, is_terminal, new_table
 from chainette.cli.flags import RunDirectory
-from chainette.cli.launch import Telling, launch
+from chainette.cli.launch import launch
 from chainette.cli.signature import Only
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir

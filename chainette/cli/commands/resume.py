@@ -10,9 +10,10 @@ from typing import Annotated
 import msgspec
 import typer
 
+from chainette.cli.bundles import Telling
 from chainette.cli.common import command_line, guarded, tell, warn
 from chainette.cli.flags import RunDirectory, Settings
-from chainette.cli.launch import Telling, launch, texts_of
+from chainette.cli.launch import launch, texts_of
 from chainette.cli.signature import Only, fixed_flags, words_of
 from chainette.cli.standing import can_go_on, is_working
 from chainette.cli.way import ResumedWay, over_redis, reached

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from chainette.cli.bundles import Task, Telling
 from chainette.cli.common import guarded
-from chainette.cli.launch import Task, Telling, run_task
 from chainette.cli.way import Way
 from chainette.core.run_settings import RunSettings
 
@@ -28,6 +28,8 @@ def run(task: Task, settings: RunSettings, way: Way, telling: Telling, stream_wr
     Ctrl-C leaves a directory that `chainette resume` goes on with. Exit codes: 0 done, 1 error, 2 usage,
     3 done with rejected rows, 130 interrupted.
     """
+    from chainette.cli.launch import run_task  # noqa: PLC0415 - most of the package, which --help does without
+
     del stream_writer
     drive = way.drive(telling.watching)
     if telling.stream and (settings.limit is None or settings.limit > MOST_STREAMED):

@@ -171,13 +171,6 @@ class LeasedQueue(ABC):
 
     # -- units
 
-    def claim(
-        self, incarnation: str, token: str, queues: Sequence[tuple[str, str]], *, alone: bool = False, ahead: bool = False
-    ) -> Claim | Drain | None:
-        """Claims one unit, as `claim_rows` does."""
-        found = self.claim_rows(incarnation, token, [(*pair, 0) for pair in queues], alone=alone, ahead=ahead)
-        return found if isinstance(found, Drain) else next(iter(found), None)
-
     @abstractmethod
     def claim_rows(
         self,

@@ -32,7 +32,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.replay import RunState, Status
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["EngineView", "NodeView", "Progress", "TotalView", "earlier_events"]
+__all__ = ["EngineView", "NodeView", "Progress", "TotalView", "earlier_events", "seconds_left"]
 
 #: Seconds over which rates are measured, and between two samples.
 _WINDOW = 30.0
@@ -46,6 +46,40 @@ def earlier_events(directory: os.PathLike[str], event: Event) -> Iterator[AnyEve
         if earlier.seq >= event.seq:
             return
         yield earlier
+
+
+def _expected_rows(state: RunState, node: str) -> int | None:
+    """Rows that a node will have received at the end of the run; None if unknown."""
+    taken = state.node(node).taken
+    if state.status is Status.FINISHED:
+        return taken
+    arriving = _arriving(state, node)
+    return None if arriving is None else max(taken, round(arriving))
+
+
+def _arriving(state: RunState, node: str) -> float | None:
+    source = state.graph.source(node)
+    if source is None:
+        return None if state.expected is None else state.expected - state.node(CHAIN_INPUT).rejected
+    arriving = _arriving(state, source)
+    if arriving is None:
+        return None
+    counts = state.node(source)
+    share = counts.given / counts.taken if counts.taken else 1.0
+    return counts.given + max(0.0, arriving - counts.taken) * share
+
+
+def _left(state: RunState, node: str, rate: float) -> float | None:
+    total = _expected_rows(state, node)
+    return (total - state.node(node).taken) / rate if total is not None and rate > 0 else None
+
+
+def seconds_left(state: RunState, rates: Mapping[str, float]) -> float | None:
+    """Seconds to the end of the run if every node goes on at its rate (rows per second by node); None if unknown."""
+    rates = {node: rate for node, rate in rates.items() if _expected_rows(state, node) != state.node(node).taken}
+    lefts = [_left(state, node, rate) for node, rate in rates.items()]
+    known = [left for left in lefts if left is not None]
+    return max(known, default=0.0) if state.graph.nodes and len(known) == len(lefts) else None
 
 
 @dataclass(frozen=True)
@@ -187,34 +221,14 @@ class Progress:
 
     def _node(self, name: str, depth: int) -> NodeView:
         counts = self.state.node(name)
-        total = self._total(name)
+        total = _expected_rows(self.state, name)
         answers, in_them = self.arrivals.waiting(name)
         rate, tokens = self._speed(name, counts.taken + answers, counts.usage.completion_tokens + in_them)
-        left = (total - counts.taken) / rate if total is not None and rate > 0 else None
+        left = _left(self.state, name, rate)
         return NodeView(name, depth, counts.taken, total, counts.rejected, rate, tokens, left)
 
     def _speed(self, name: str, rows: int, tokens: int) -> tuple[float, float]:
         return self._meters.setdefault(name, _Meter()).read(self._clock(), rows, tokens)
-
-    def _total(self, name: str) -> int | None:
-        """Rows that a node will have received at the end of the run."""
-        taken = self.state.node(name).taken
-        if self.state.status is Status.FINISHED:
-            return taken
-        expected = self._arriving(name)
-        return None if expected is None else max(taken, round(expected))
-
-    def _arriving(self, name: str) -> float | None:
-        source = self.state.graph.source(name)
-        if source is None:
-            expected = self.state.expected
-            return None if expected is None else expected - self.state.node(CHAIN_INPUT).rejected
-        arriving = self._arriving(source)
-        if arriving is None:
-            return None
-        counts = self.state.node(source)
-        share = counts.given / counts.taken if counts.taken else 1.0
-        return counts.given + max(0.0, arriving - counts.taken) * share
 
     def engines(self) -> list[EngineView]:
         """The engines that the graph names."""
@@ -244,7 +258,6 @@ class Progress:
     def total(self) -> TotalView:
         """The run as a whole."""
         state, nodes = self.state, self.nodes()
-        lefts = [node.left for node in nodes if node.total is None or node.done < node.total]
         rate, _ = self._speed("", state.records, 0)
         return TotalView(
             done=state.records,
@@ -253,6 +266,6 @@ class Progress:
             elapsed=self._clock() - self._began,
             rate=rate,
             tokens=sum(node.tokens for node in nodes),
-            left=None if None in lefts or not nodes else max((left for left in lefts if left is not None), default=0.0),
+            left=seconds_left(state, {node.id: node.rate for node in nodes}),
             arrived=sum(self.arrivals.waiting(node.id)[0] for node in nodes),
         )

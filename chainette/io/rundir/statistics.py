@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from chainette.io.rundir.events import AnyEvent, RunResumed, UnitCommitted, UnitSplit, WorkerJoined, WorkerLost, WorkerRefused
+from chainette.io.rundir.progress import seconds_left
 from chainette.io.rundir.replay import RunState, Status
 
 __all__ = ["COMPLETION", "PROMPT", "Figures", "Latency", "Stretch", "Timeline", "figures"]
@@ -145,9 +146,10 @@ class Figures:
     @property
     def seconds_left(self) -> float | None:
         """Working time to the end at the pace so far; None if unknown, or if none is left."""
-        if self.state.status in (Status.FINISHED, Status.CANCELLED) or not self.state.expected or not self.rows_per_second:
+        if self.state.status in (Status.FINISHED, Status.CANCELLED) or not self.seconds:
             return None
-        return max(0, self.state.expected - self.state.records) / self.rows_per_second
+        nodes = [node.id for node in self.state.graph.nodes]
+        return seconds_left(self.state, {node: self.state.node(node).taken / self.seconds for node in nodes})
 
     def resumes(self) -> list[float]:
         """Seconds of working time at which the run was resumed, or went on in another phase."""

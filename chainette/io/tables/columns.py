@@ -17,13 +17,23 @@ from chainette.io.tables.shape import Kind, Shape, shape_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["EXTRA_COLUMN", "Columns", "Convert", "arrow_schema", "flattened_columns", "is_json", "json_places", "step_columns"]
+__all__ = [
+    "EXTRA_COLUMN",
+    "MARK",
+    "Columns",
+    "Convert",
+    "arrow_schema",
+    "flattened_columns",
+    "is_json",
+    "json_places",
+    "step_columns",
+]
 
 #: Unknown fields of a model that allows them, as JSON text.
 EXTRA_COLUMN = "_extra"
 
 #: Field metadata of a text column that holds JSON.
-_MARK = {b"chainette": b"json"}
+MARK = {b"chainette": b"json"}
 
 Convert = Callable[[Any], Any]
 
@@ -76,7 +86,7 @@ def arrow_schema(columns: Columns) -> pa.Schema:
 def _field(name: str, shape: Shape) -> pa.Field:
     import pyarrow as pa
 
-    return pa.field(name, _type(shape), metadata=_MARK if shape.kind is Kind.JSON else None)
+    return pa.field(name, _type(shape), metadata=MARK if shape.kind is Kind.JSON else None)
 
 
 def _type(shape: Shape) -> pa.DataType:

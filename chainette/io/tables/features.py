@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from chainette.io.tables.columns import EXTRA_COLUMN, Columns, arrow_schema
+from chainette.io.tables.columns import EXTRA_COLUMN, Columns
 from chainette.io.tables.shape import Kind, Shape
 
-__all__ = ["columns_of", "dataset_features", "differ_in_case", "is_loose", "is_open", "schema_file"]
+__all__ = ["columns_of", "dataset_features", "differ_in_case", "is_loose", "is_open"]
 
 _DTYPES = {
     Kind.STRING: "string",
@@ -79,18 +78,3 @@ def differ_in_case(columns: Columns) -> bool:
 
 def _clash_in(shape: Shape) -> bool:
     return differ_in_case(shape.fields) or (shape.item is not None and _clash_in(shape.item))
-
-
-def schema_file(columns: Columns, format: str) -> bytes:
-    """A Parquet file without rows, from which every tool can take the types of a JSON Lines or CSV folder."""
-    import pyarrow.parquet as pq
-
-    file = io.BytesIO()
-    # for a table, even an empty one, pyarrow would import pandas if installed, which takes longer than a small run
-    pq.ParquetWriter(file, arrow_schema(_flat(columns) if format == "csv" else columns)).close()
-    return file.getvalue()
-
-
-def _flat(columns: Columns) -> Columns:
-    """The columns of CSV, in which lists and objects are text."""
-    return tuple((name, Shape(Kind.STRING) if shape.kind in (Kind.LIST, Kind.STRUCT) else shape) for name, shape in columns)

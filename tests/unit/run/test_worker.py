@@ -30,6 +30,7 @@ from chainette.run.in_hand import Hands, Lane
 from chainette.run.process import fill
 from chainette.run.worker import Held, Worker
 from tests.support.chains import Text, Word
+from tests.support.claims import claim_one
 from tests.support.patience import LONG
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ class OneUnit(Worker):
         self.hands.take(self.held.lane, self.held.claim)
 
     def claim(self) -> Claim:
-        found = self.memory.claim("me", "token", self.pairs)
+        found = claim_one(self.memory, "me", "token", self.pairs)
         assert isinstance(found, Claim)
         return found
 

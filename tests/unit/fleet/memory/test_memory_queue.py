@@ -13,6 +13,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
 from chainette.fleet.protocol.states import ANCHOR, Claim
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Output, Row, Usage
+from tests.support.claims import claim_one
 from tests.support.fleet import straight
 
 KEYS = RunKeys("run", 0)
@@ -37,7 +38,7 @@ class Watched:
         self.queue.admit(KEYS, self.plan, 0, 0, RootRecord(rows, 1), [], frontier(self.plan, 0, rows), "t")
 
     def take(self) -> Claim:
-        claim = self.queue.claim("w", "token", [("run", KEYS.queue("python", "first"))])
+        claim = claim_one(self.queue, "w", "token", [("run", KEYS.queue("python", "first"))])
         assert isinstance(claim, Claim)
         return claim
 

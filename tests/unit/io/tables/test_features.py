@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import BaseModel, ConfigDict
 
 from chainette.io.tables.columns import step_columns
-from chainette.io.tables.features import columns_of, dataset_features, is_loose, is_open, schema_file
+from chainette.io.tables.features import columns_of, dataset_features, is_loose, is_open
 
 
 class Inner(BaseModel):
@@ -51,12 +49,3 @@ def test_columns_come_back_from_their_features() -> None:
 def test_open_and_loose_columns_are_told_apart(model: type[BaseModel], open: bool, loose: bool) -> None:
     columns = step_columns(model)
     assert (is_open(columns), is_loose(columns)) == (open, loose)
-
-
-def test_a_schema_file_has_columns_and_no_rows(tmp_path: Any) -> None:
-    for kind, words in (("jsonl", pa.list_(pa.field("element", pa.string()))), ("csv", pa.string())):
-        file = tmp_path / f"{kind}.parquet"
-        file.write_bytes(schema_file(step_columns(Flat), kind))
-        table = pq.read_table(file)
-        assert table.num_rows == 0
-        assert table.schema.field("words").type == words
