@@ -46,7 +46,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive, RunOptions
-from chainette.run.session import compile_plan
+from chainette.run.planning import compile_plan
 from chainette.utils.banner import banner
 from chainette.utils.debug import ChainDebugger
 from chainette.utils.ids import new_run_id

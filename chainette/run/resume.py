@@ -25,16 +25,18 @@ from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
 from chainette.io.rundir.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.rundir.log import EventLog
-from chainette.io.rundir.open import graph_of, read_state, recover, require_shards
+from chainette.io.rundir.open import read_state, recover, require_shards
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.places import chain_root_of, input_paths, placed_input
+from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.readback import ShardReader
 from chainette.io.rundir.replay import RunState, Status
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.writer import Reopened, tidy
 from chainette.records import CHAIN_INPUT, Read
 from chainette.run.options import RunOptions
-from chainette.run.session import check_drive, compile_plan, finish_run, registry_of
+from chainette.run.planning import compile_plan, registry_of
+from chainette.run.session import check_drive, finish_run
 
 __all__ = ["Observed", "compiled_now", "observe", "require_limit", "resume", "retry"]
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import anyio
 import anyio.to_thread
 
-from chainette.core.chain import Chain
-from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
-from chainette.engine.config import EngineConfig, EngineRegistry, overlaid
+from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.engine.preflight import require_openable
 from chainette.errors import ChainetteError, RunCancelled
@@ -24,7 +21,7 @@ from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.roots import Roots
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
-from chainette.io.rundir.open import graph_of
+from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.replay import Status
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.writer import RunWriter
@@ -37,10 +34,8 @@ __all__ = [
     "Deliver",
     "Session",
     "check_drive",
-    "compile_plan",
     "finish_run",
     "local_run",
-    "registry_of",
     "require_engines",
     "roots_of",
 ]
@@ -84,27 +79,6 @@ def require_engines(plan: Plan) -> None:
     """Checks every engine that a node of the plan asks; see `require_openable`."""
     asked = {node.engine for node in plan.nodes.values()}
     require_openable(config for name, config in plan.engines.items() if name in asked)
-
-
-def compile_plan(chain: Chain | Plan, options: RunOptions) -> Plan:
-    """The chain as the options say: with engines of a file, simulated, in roots of another size.
-
-    A caller that has compiled it already hands in the plan, which stays as it is.
-    """
-    if isinstance(chain, Plan):
-        return chain
-    registry = registry_of(chain, options.engines_file)
-    plan = compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
-    return replace(plan, parameters=options.parameters)
-
-
-def registry_of(chain: Chain, engines_file: str | os.PathLike[str] | None) -> EngineRegistry:
-    """The chain's engines, or those of a file in their place.
-
-    Raises:
-        EngineConfigError: the file cannot be read as engines.
-    """
-    return overlaid(chain.registry, engines_file) if engines_file else chain.registry
 
 
 async def finish_run(

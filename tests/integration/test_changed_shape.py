@@ -19,12 +19,12 @@ from chainette.hooks import Hook
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.events import Event, UnitCommitted
 from chainette.io.rundir.log import read_log
-from chainette.io.rundir.open import graph_of
+from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.replay import replay
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
 from chainette.run.options import RunOptions
-from chainette.run.session import compile_plan
+from chainette.run.planning import compile_plan
 from tests.support.chains import Facts, Text, content, write_inputs
 from tests.support.tools import some
 

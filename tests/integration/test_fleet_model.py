@@ -33,8 +33,9 @@ from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.roots import Root, Roots
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.events import RunCreated
-from chainette.io.rundir.open import claim_directory, create, graph_of, read_state, recover
+from chainette.io.rundir.open import claim_directory, create, read_state, recover
 from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.replay import RunState
 from chainette.io.rundir.result import RunResult

@@ -21,7 +21,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.records import Message, Usage
 from chainette.run.executor import resume, retry_rejected
 from chainette.run.options import RunOptions
-from chainette.run.session import compile_plan
+from chainette.run.planning import compile_plan
 from chainette.run.steps import row_seed
 from tests.support.chains import Text, Word, texts
 from tests.support.cli import Project, lines

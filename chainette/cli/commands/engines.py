@@ -16,7 +16,7 @@ from chainette.core.run_settings import RunSettings
 from chainette.engine.backends import backend_class, backend_names, maker_of
 from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, public_url, using_registry
 from chainette.errors import EngineConfigError
-from chainette.run.session import registry_of
+from chainette.run.planning import registry_of
 
 __all__ = ["engines"]
 

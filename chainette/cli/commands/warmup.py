@@ -17,7 +17,7 @@ from chainette.engine.base import Finish
 from chainette.engine.config import EngineConfig, EngineRegistry, overlaid, simulated
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.warmup import Warmth, warm_up
-from chainette.run.session import registry_of
+from chainette.run.planning import registry_of
 from chainette.utils.event_loop import run_loop
 from chainette.utils.visible import visible
 

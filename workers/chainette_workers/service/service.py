@@ -35,7 +35,7 @@ from chainette.io.inputs.several import expand
 from chainette.io.rundir.likeness import differences, marks_of, other_nodes
 from chainette.io.rundir.replay import RunState
 from chainette.run.options import RunOptions
-from chainette.run.session import compile_plan
+from chainette.run.planning import compile_plan
 from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.metrics.watching import Watch, watching

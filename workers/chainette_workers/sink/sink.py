@@ -18,7 +18,7 @@ from chainette.fleet.redis.queue import ANCHOR, Entry, LeasedQueue, Lost, Progre
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, RunResumed, RunStarted
 from chainette.io.rundir.graph import Graph
-from chainette.io.rundir.open import graph_of
+from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.writer import Admitted, RunWriter
 from chainette.run.durability import admitted, commit_of, count_rejects, finished_roots, items_of
 from chainette.run.limits import RejectWatch

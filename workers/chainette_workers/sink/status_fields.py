@@ -6,7 +6,7 @@ from typing import Any
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.run_fields import Counts
-from chainette.io.rundir.open import graph_of
+from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.replay import RunState
 
 __all__ = ["counts_of", "outline_of"]

@@ -20,7 +20,7 @@ from chainette.errors import ChainetteError, ParameterError
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.io.rundir.likeness import Marks, differences, marks_of, other_nodes
 from chainette.run.options import RunOptions
-from chainette.run.session import compile_plan
+from chainette.run.planning import compile_plan
 
 __all__ = ["ChainDiffers", "Chains", "Reference"]
 

@@ -1,0 +1,35 @@
+"""From a chain and the options of a run to its plan."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from chainette.core.chain import Chain
+from chainette.core.compile import compile_chain
+from chainette.core.plan import Plan
+from chainette.engine.config import EngineRegistry, overlaid
+from chainette.run.options import RunOptions
+
+__all__ = ["compile_plan", "registry_of"]
+
+
+def compile_plan(chain: Chain | Plan, options: RunOptions) -> Plan:
+    """The chain as the options say: with engines of a file, simulated, in roots of another size.
+
+    A caller that has compiled it already hands in the plan, which stays as it is.
+    """
+    if isinstance(chain, Plan):
+        return chain
+    registry = registry_of(chain, options.engines_file)
+    plan = compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
+    return replace(plan, parameters=options.parameters)
+
+
+def registry_of(chain: Chain, engines_file: str | os.PathLike[str] | None) -> EngineRegistry:
+    """The chain's engines, or those of a file in their place.
+
+    Raises:
+        EngineConfigError: the file cannot be read as engines.
+    """
+    return overlaid(chain.registry, engines_file) if engines_file else chain.registry
