@@ -17,6 +17,7 @@ from chainette.core.plan import Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
 from chainette.core.streaming import Asked, Unusable
+from chainette.engine.answer_text import unwrapped
 from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Done, Engine, Finish, Request
 from chainette.errors import EngineRefused, EngineUnavailable, TemplateError
@@ -243,18 +244,26 @@ class Asking:
                 return self.read_whole(completion, ask, usage)
 
     def read_whole(self, completion: Completion, ask: _Ask, usage: Usage) -> Output | _Bad:
-        reasoning, text = _split_reasoning(completion)
+        thoughts, value = "", self.value(completion.text)
+        if isinstance(value, _Bad) and value.reason is Reason.NOT_JSON:
+            thoughts, text = unwrapped(completion.text)
+            value = self.value(text)
+        if isinstance(value, _Bad):
+            return value
+        output = Output(ask.row.row_id, value, ask.number, completion.reasoning or thoughts or None, spent_on(ask.row, usage))
+        large = excess([output])
+        return _Bad(Reason.TOO_LARGE, large) if large else output
+
+    def value(self, text: str) -> bytes | _Bad:
+        """The output row that a text of plain JSON says."""
         try:
-            value = dump_row(self.step.output_model.model_validate_json(text))
+            return dump_row(self.step.output_model.model_validate_json(text))
         except ValidationError as error:
             return _bad_answer(error)
         except NotRoundTrip as error:
             return _Bad(Reason.INVALID_OUTPUT, str(error))
         except RAISED as error:  # a validator of the user's own
             return _Bad(Reason.INVALID_OUTPUT, told(error))
-        output = Output(ask.row.row_id, value, ask.number, reasoning, spent_on(ask.row, usage))
-        large = excess([output])
-        return _Bad(Reason.TOO_LARGE, large) if large else output
 
     def truncated(self, completion: Completion) -> _Bad:
         limit = self.step.sampling.max_tokens
@@ -270,17 +279,6 @@ def _readable(completion: Completion) -> Completion:
     text, error = writable(completion.text), writable(completion.error)
     reasoning = None if completion.reasoning is None else writable(completion.reasoning)
     return msgspec.structs.replace(completion, text=text, error=error, reasoning=reasoning)
-
-
-def _split_reasoning(completion: Completion) -> tuple[str | None, str]:
-    """(reasoning, answer): strips `<think>` blocks and a fence around the JSON."""
-    reasoning, text = completion.reasoning, completion.text.strip()
-    if text.startswith("<think>") and "</think>" in text:
-        thought, _, text = text.removeprefix("<think>").partition("</think>")
-        reasoning, text = reasoning or thought.strip(), text.strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text.removeprefix("```json").strip("`").strip()
-    return reasoning, text
 
 
 def _corrected(messages: tuple[Message, ...], bad: str, complaint: str) -> tuple[Message, ...]:

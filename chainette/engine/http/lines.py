@@ -5,11 +5,8 @@ The answer itself, and whether it is complete, is read from the whole body at th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import msgspec
-
 from chainette.engine.base import Completion, Delta, Tell, tell_whole
+from chainette.engine.http.chat_reply import Pieces
 from chainette.engine.http.exchange import OnLine
 
 __all__ = ["Lines"]
@@ -18,28 +15,33 @@ __all__ = ["Lines"]
 class Lines:
     """Passes on the pieces of one answer, over as many tries as it takes."""
 
-    def __init__(self, delta_of: Callable[[bytes], Delta], tell: Tell) -> None:
-        self._delta_of = delta_of
+    def __init__(self, tell: Tell) -> None:
         self._tell = tell
-        self._told = False
+        #: The text and the thoughts passed on in this try.
+        self._told: list[Delta] = []
 
     def listen(self) -> OnLine:
         """A try begins; the pieces of earlier ones are void."""
-        if self._told:
-            self._tell(Delta(anew=True))
-            self._told = False
-        return self._take
+        self._void()
+        pieces = Pieces()
+
+        def take(line: bytes) -> None:
+            delta = pieces.of(line)
+            if delta.text or delta.reasoning:
+                self._told.append(delta)
+                self._tell(delta)
+
+        return take
 
     def end(self, completion: Completion) -> None:
-        """The answer is complete. If the server does not stream, passes it on as one piece."""
-        if not self._told:
+        """The answer is complete. Passes it on as one piece unless its pieces were: a server may not stream, or stream an
+        answer as something else."""
+        told = "".join(delta.text for delta in self._told), "".join(delta.reasoning for delta in self._told)
+        if told != (completion.text, completion.reasoning or ""):
+            self._void()
             tell_whole(completion, self._tell)
 
-    def _take(self, line: bytes) -> None:
-        try:
-            delta = self._delta_of(line)
-        except msgspec.MsgspecError:
-            return
-        if delta.text or delta.reasoning:
-            self._told = True
-            self._tell(delta)
+    def _void(self) -> None:
+        if self._told:
+            self._tell(Delta(anew=True))
+            self._told = []

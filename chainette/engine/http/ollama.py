@@ -12,33 +12,20 @@ from typing import Any
 import msgspec
 
 from chainette.engine.answers import ask_all
-from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, SamplingParams, Tell
+from chainette.engine.base import Completion, Done, Engine, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig
+from chainette.engine.http.chat_reply import read
 from chainette.engine.http.client import Reply
 from chainette.engine.http.http_options import HttpOptions, hurried
 from chainette.engine.http.lines import Lines
 from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Protocol, Transport
 from chainette.errors import EngineConfigError, EngineRefused
-from chainette.records import Usage
 
 __all__ = ["OllamaEngine", "OllamaOptions", "chat_body"]
 
 #: Keys of `extra` that go beside `options` in a request; every other one is an option.
 _BESIDE_OPTIONS = frozenset({"format", "keep_alive", "logprobs", "shift", "think", "tools", "top_logprobs", "truncate"})
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    thinking: str | None = None
-
-
-class _Answer(msgspec.Struct):
-    message: _Message
-    done: bool = True
-    done_reason: str | None = None
-    prompt_eval_count: int | None = None
-    eval_count: int | None = None
 
 
 class _Model(msgspec.Struct):
@@ -50,7 +37,6 @@ class _Models(msgspec.Struct):
     models: list[_Model] | None = None
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
 
 
@@ -106,8 +92,8 @@ class OllamaEngine(Engine):
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""
-        lines = Lines(_delta, tell)
-        completion = await self._transport.ask(chat_body(self._config, request, stream=True), _read_lines, lines.listen)
+        lines = Lines(tell)
+        completion = await self._transport.ask(chat_body(self._config, request, stream=True), _read, lines.listen)
         lines.end(completion)
         return completion
 
@@ -132,7 +118,7 @@ class OllamaEngine(Engine):
         name = self._config.model
         try:
             models = _decode_models(reply.data).models or []
-        except msgspec.MsgspecError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise EngineRefused(
                 f"engine {self._config.name!r}: {reply.shown} is not an Ollama server; correct its endpoint"
             ) from None
@@ -206,27 +192,4 @@ def _given(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(data: bytes, seconds: float) -> Completion:
-    return _completion([_decode_answer(data)], seconds)
-
-
-def _read_lines(data: bytes, seconds: float) -> Completion:
-    """The answer from the lines of a stream."""
-    return _completion([_decode_answer(line) for line in data.splitlines() if line.strip()], seconds)
-
-
-def _completion(answers: Sequence[_Answer], seconds: float) -> Completion:
-    if not answers or not answers[-1].done:
-        raise msgspec.ValidationError("it ended before the answer did")
-    last = answers[-1]
-    return Completion(
-        "".join(answer.message.content or "" for answer in answers),
-        Finish.LENGTH if last.done_reason == "length" else Finish.STOP,
-        "".join(answer.message.thinking or "" for answer in answers) or None,
-        Usage(1, last.prompt_eval_count or 0, last.eval_count or 0, seconds),
-    )
-
-
-def _delta(line: bytes) -> Delta:
-    """The piece in a line of a streamed answer."""
-    message = _decode_answer(line).message
-    return Delta(message.content or "", message.thinking or "")
+    return read(data, seconds).completion

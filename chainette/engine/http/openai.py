@@ -17,17 +17,16 @@ from typing import Any
 import msgspec
 
 from chainette.engine.answers import ask_all
-from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Request, SamplingParams, Tell
+from chainette.engine.base import Completion, Done, Engine, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig
+from chainette.engine.http.chat_reply import read
 from chainette.engine.http.client import Reply
 from chainette.engine.http.http_options import HttpOptions, hurried
 from chainette.engine.http.lines import Lines
-from chainette.engine.http.replies import first_words
 from chainette.engine.http.strict_schema import strict_subset
 from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Protocol, Transport
 from chainette.errors import EngineConfigError
-from chainette.records import Usage
 
 __all__ = ["OpenAIEngine", "OpenAIOptions", "base_path", "chat_body"]
 
@@ -43,41 +42,6 @@ _OPERATION = "/chat/completions"
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-class _Message(msgspec.Struct, frozen=True):
-    content: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Tokens(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
-    model: str | None = None
-    usage: _Tokens | None = None
-
-
-class _PartOfChoice(msgspec.Struct):
-    delta: _Message = _Message()
-    finish_reason: str | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_PartOfChoice] = []
-    model: str | None = None
-    usage: _Tokens | None = None
-    error: Any = None
-
-
 class _Model(msgspec.Struct):
     id: str
 
@@ -86,8 +50,6 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
 
 
@@ -143,9 +105,9 @@ class OpenAIEngine(Engine):
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""
-        lines = Lines(_delta, tell)
+        lines = Lines(tell)
         body = chat_body(self._config, request, self._format(request), self._official, _STREAMED)
-        completion = await self._transport.ask(body, self._read_stream, lines.listen)
+        completion = await self._transport.ask(body, self._read, lines.listen)
         lines.end(completion)
         return completion
 
@@ -165,19 +127,9 @@ class OpenAIEngine(Engine):
                 yield chat_body(self._config, request, response_format, self._official)
 
     def _read(self, data: bytes, seconds: float) -> Completion:
-        answer = _decode_answer(data)
-        self._model = answer.model or self._model
-        if not answer.choices:
-            raise msgspec.ValidationError("no choices")
-        return _completion(answer.choices[0], answer.usage or _Tokens(), seconds)
-
-    def _read_stream(self, data: bytes, seconds: float) -> Completion:
-        if data.lstrip().startswith(b"{"):  # a server that does not stream
-            return self._read(data, seconds)
-        chunks = [_decode_chunk(event) for event in _events(data)]
-        self._model = next((chunk.model for chunk in chunks if chunk.model), self._model)
-        usage = next((chunk.usage for chunk in reversed(chunks) if chunk.usage), _Tokens())
-        return _completion(_whole(chunks), usage, seconds)
+        reading = read(data, seconds)
+        self._model = reading.model or self._model
+        return reading.completion
 
     def _format(self, request: Request) -> msgspec.Raw | None:
         """`response_format` as JSON, made once per schema."""
@@ -284,54 +236,10 @@ def _sampling(sampling: SamplingParams, official: bool) -> dict[str, Any]:
     }
 
 
-def _events(data: bytes) -> Iterator[bytes]:
-    """The data of server-sent events, without the one that marks the end."""
-    for line in data.splitlines():
-        event = line.removeprefix(b"data:").strip()
-        if line.startswith(b"data:") and event != b"[DONE]":
-            yield event
-
-
-def _delta(line: bytes) -> Delta:
-    """The piece in a line of a streamed answer."""
-    messages = [choice.delta for event in _events(line) for choice in _decode_chunk(event).choices]
-    text = "".join(message.content or "" for message in messages)
-    return Delta(text, "".join(message.reasoning_content or message.reasoning or "" for message in messages))
-
-
-def _whole(chunks: Sequence[_Chunk]) -> _Choice:
-    """The answer that the chunks add up to.
-
-    Raises:
-        msgspec.ValidationError: it broke off.
-    """
-    for chunk in chunks:
-        if chunk.error is not None:
-            raise msgspec.ValidationError(f"it ended with an error: {first_words(msgspec.json.encode(chunk.error))}")
-    parts = [choice for chunk in chunks for choice in chunk.choices]
-    finish = next((part.finish_reason for part in reversed(parts) if part.finish_reason), None)
-    if finish is None:
-        raise msgspec.ValidationError("it ended before the answer did")
-    fields = {name: "".join(getattr(part.delta, name) or "" for part in parts) for name in _Message.__struct_fields__}
-    return _Choice(_Message(**fields), finish)
-
-
-def _completion(choice: _Choice, tokens: _Tokens, seconds: float) -> Completion:
-    message = choice.message
-    refused = choice.finish_reason == "content_filter" or bool(message.refusal)
-    return Completion(
-        message.content or "",
-        Finish.REFUSED if refused else Finish.LENGTH if choice.finish_reason == "length" else Finish.STOP,
-        message.reasoning_content or message.reasoning or None,
-        Usage(1, tokens.prompt_tokens or 0, tokens.completion_tokens or 0, seconds),
-        (message.refusal or "stopped by the provider's content filter") if refused else "",
-    )
-
-
 def _served_model(reply: Reply, model: str) -> str:
     """The server's name for the model: the declared name if the server lists it, or its only one."""
     try:
         names = [each.id for each in _decode_models(reply.data).data] if reply.status == 200 else []
-    except msgspec.MsgspecError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     return model if model in names else names[0] if len(names) == 1 else ""

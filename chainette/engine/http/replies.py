@@ -1,7 +1,6 @@
-"""Interprets a server's answer: a matter of the request, of the server, or of Chainette's configuration.
+"""Reading of statuses and error bodies: whether they concern the request, the server, or Chainette's configuration.
 
-Pure functions over statuses and bodies; error texts are looked for in the places where OpenAI,
-vLLM, llama.cpp, Ollama, TGI and FastAPI put them.
+Pure functions. `chat_reply` reads the bodies of answers.
 """
 
 from __future__ import annotations
@@ -15,25 +14,50 @@ import msgspec
 
 from chainette.engine.base import Completion, Finish
 
-__all__ = ["Failure", "Fault", "completion_of", "fault_of", "first_words"]
+__all__ = ["Failure", "Fault", "NoAnswer", "completion_of", "fault_of", "finish_said", "first_words"]
 
-_MOST_WORDS = 500
+#: Characters of a server's words that are shown, and bytes of an error that are searched and decoded.
+_MOST_WORDS, _MOST_BYTES = 500, 1 << 16
+#: The fields that hold a server's words, and how deep they lie inside each other at most.
+_WORDS = ("error", "errors", "message", "detail", "msg", "error_msg", "error_message", "description", "reason")
+_DEEPEST = 6
 
 #: Statuses that concern one request.
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
-#: Statuses below 500 after which the same request may succeed.
-_PASSING = frozenset({408, 409, 425})
+#: Statuses that may refuse one request for its content, and may concern all.
+_MAY_DECLINE = frozenset({403, 451})
+#: Statuses below 500 after which the same request may succeed: time-outs, conflicts, and what gateways say if one of the
+#: two sides hung up (444, 460, 499).
+_PASSING = frozenset({408, 409, 425, 444, 460, 499})
+#: 420 is an older 429.
+_BUSY = frozenset({420, 429})
 #: Anthropic-compatible gateways send 529 for 503.
 _OVERLOADED = frozenset({503, 529})
 
-_TOO_LONG = re.compile(
-    r"context[ _-]?(length|size|window)|maximum context|exceed_context|(prompt|input|request) is too long|too many tokens"
-    r"|tokens? .{0,60}must be <=|maximum (input|prompt|model) length|longer than the maximum",
+#: How servers say that a prompt does not fit. Words about `max_tokens` alone are absent: they concern the declaration.
+_TOO_LONG_WORDS = (
+    r"context[ _-]?(length|size|window|limit)|maximum context|exceed_context|context the overflows",
+    r"(prompt|input|request|message|messages)( is| are)? too (long|large)|(string|text) too long|request_too_large",
+    r"too many (input |prompt )?tokens|must have less than \d+ tokens|inputs.{0,60}must be <=",
+    r"longer than the (maximum|model|specified maximum)|(maximum|max) (input|prompt|model|sequence) length",
+    r"(input|prompt|token) (token )?(count|length|tokens)\b.{0,60}\bexceed",
+    r"exceed\w*.{0,40}(token limit|maximum number of (input |prompt )?tokens|max(imum)? (allowed )?(length|input))",
+    r"range of input length|reduce the length of|reduce your prompt|shorten (the|your) (prompt|input)",
+    r"(prompt|input) length.{0,120}(should not exceed|exceeds)|max_prompt_tokens|payload size exceeds",
+    r"prompt exceeds|exceeds? (the )?max(imum)? (length|prompt)|\u8d85\u957f",
+)
+_TOO_LONG = re.compile("|".join(_TOO_LONG_WORDS), re.IGNORECASE | re.DOTALL)
+_DECLINED = re.compile(
+    r"content[ _-](filter|policy|exists risk)|content management policy|data_?inspection|inappropriate content"
+    r"|(input|prompt|content|message)s?\b.{0,40}\bflagged|prohibited (use|content)|\u654f\u611f",
     re.IGNORECASE | re.DOTALL,
 )
-_DECLINED = re.compile(r"content[ _](filter|policy)|content management policy", re.IGNORECASE)
 #: OpenAI also answers 429 for an account without credit.
 _UNPAID = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
+
+
+class NoAnswer(Exception):
+    """A body without a usable answer, although the status promises one."""
 
 
 class Fault(StrEnum):
@@ -70,10 +94,10 @@ class Failure:
 def first_words(data: bytes) -> str:
     """The text of an error body, on one line, shortened."""
     try:
-        found = _message(msgspec.json.decode(data))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        found = _words(msgspec.json.decode(data)) if len(data) <= _MOST_BYTES else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = None
-    line = " ".join((found or data.decode(errors="replace")).split())
+    line = " ".join((found or _decoded(data)).split())
     return line if len(line) <= _MOST_WORDS else line[:_MOST_WORDS] + "..."
 
 
@@ -82,32 +106,54 @@ def completion_of(status: int, data: bytes, words: str) -> Completion | None:
 
     A prompt that is too long may also be a 500, from older llama.cpp servers.
     """
-    if status not in _ABOUT_THE_REQUEST and status != 500:
-        return None
-    text = data.decode(errors="replace")
-    if _TOO_LONG.search(text):
-        return Completion("", Finish.TOO_LONG, error=words)
+    finish = Finish.TOO_LONG if status == 413 else finish_said(_decoded(data))
+    if status in _MAY_DECLINE:
+        return Completion("", Finish.REFUSED, error=words) if finish is Finish.REFUSED else None
     if status == 500:
+        return Completion("", Finish.TOO_LONG, error=words) if finish is Finish.TOO_LONG else None
+    if status not in _ABOUT_THE_REQUEST:
         return None
-    if _DECLINED.search(text):
-        return Completion("", Finish.REFUSED, error=words)
-    return Completion("", Finish.ERROR, error=f"{status}: {words}")
+    if finish is None:
+        return Completion("", Finish.ERROR, error=f"{status}: {words}")
+    return Completion("", finish, error=words or str(status))
+
+
+def finish_said(words: str) -> Finish | None:
+    """TOO_LONG or REFUSED, if an error says so."""
+    if _TOO_LONG.search(words):
+        return Finish.TOO_LONG
+    return Finish.REFUSED if _DECLINED.search(words) else None
 
 
 def fault_of(status: int, data: bytes) -> Fault | None:
     """What a status says about the next try; None if every try would end the same way."""
-    if status == 429:
-        return None if _UNPAID.search(data.decode(errors="replace")) else Fault.BUSY
+    if status in _BUSY:
+        return None if _UNPAID.search(_decoded(data)) else Fault.BUSY
     if status in _OVERLOADED:
         return Fault.OVERLOADED
     return Fault.BROKEN if status >= 500 or status in _PASSING else None
 
 
-def _message(body: Any) -> str | None:
-    if isinstance(body, str):
-        return body
-    if isinstance(body, dict):
-        for name in ("error", "message", "detail"):
-            if name in body:
-                return _message(body[name]) or msgspec.json.encode(body[name]).decode()
+def _decoded(data: bytes) -> str:
+    return data[:_MOST_BYTES].decode(errors="replace")
+
+
+def _words(body: Any, deepest: int = _DEEPEST) -> str | None:
+    """The words in an error, which servers wrap in objects and lists."""
+    if isinstance(body, list) and body:
+        body = body[0]
+    if isinstance(body, str) or not deepest:
+        return body if isinstance(body, str) else None
+    if not isinstance(body, dict):
+        return None
+    for name in _WORDS:
+        if body.get(name):
+            return _with_cause(_words(body[name], deepest - 1) or msgspec.json.encode(body[name]).decode(), body)
     return None
+
+
+def _with_cause(words: str, error: dict[str, Any]) -> str:
+    """The words of a router, and those of the server behind it."""
+    metadata = error.get("metadata")
+    cause = metadata.get("raw") if isinstance(metadata, dict) else None
+    return f"{words}: {cause}" if isinstance(cause, str) else words

@@ -20,7 +20,7 @@ from chainette.engine.http.endpoints import BasePath, Endpoint, Pool, shown
 from chainette.engine.http.exchange import OnLine
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.http.limiter import Limiter
-from chainette.engine.http.replies import Failure, Fault, completion_of, fault_of, first_words
+from chainette.engine.http.replies import Failure, Fault, NoAnswer, completion_of, fault_of, first_words
 from chainette.engine.http.timing import Policy, Timing, full_jitter, retry_after
 from chainette.errors import EngineRefused, EngineUnavailable
 from chainette.utils.backoff import backoff
@@ -40,7 +40,7 @@ _LONE_TIMEOUTS = 2
 _FIXED_TOKENS = 16
 
 #: Makes a completion from a body and the seconds it took.
-#: Raises msgspec.MsgspecError if the body is not an answer.
+#: Raises NoAnswer if the body is not an answer.
 Reader = Callable[[bytes, float], Completion]
 
 #: Called before each try of a streamed answer.
@@ -231,7 +231,7 @@ class Transport:
         """
         if isinstance(reply, Failure):
             return reply
-        if reply.status == 200:
+        if 200 <= reply.status < 300:
             return self._read(reply, read, seconds)
         said = self._client.hide(first_words(reply.data))
         completion = completion_of(reply.status, reply.data, said)
@@ -245,10 +245,13 @@ class Transport:
 
     def _read(self, reply: Reply, read: Reader, seconds: float) -> Completion | Failure:
         try:
-            return read(reply.data, seconds)
-        except msgspec.MsgspecError as error:
-            said = self._client.hide(first_words(reply.data))
-            return Failure(Fault.BROKEN, f"{reply.shown} answered with something else than a chat answer ({error}): {said}")
+            completion = read(reply.data, seconds)
+        except NoAnswer as error:
+            said = self._client.hide(f"{error}: {first_words(reply.data)}")
+            return Failure(Fault.BROKEN, f"{reply.shown} gave no usable answer ({said})")
+        if completion.error:
+            completion = msgspec.structs.replace(completion, error=self._client.hide(completion.error))
+        return completion
 
     def _hung_alone(self, slot: _Slot, result: Completion | Failure) -> bool:
         return isinstance(result, Failure) and result.fault is Fault.TIMEOUT and self.pool.answers > slot.answers
