@@ -1,7 +1,7 @@
 """Turns a JSON Schema into a grammar for llama.cpp's constrained decoding (llguidance).
 
-Guarantee: the grammar allows every answer that the schema allows, except unknown properties, which models only
-invent. If it allows more than the schema, validation decides.
+Guarantee: the grammar allows every answer that the schema allows, except properties that the schema does not name, which
+models only invent. If it allows more than the schema, validation decides.
 """
 
 from __future__ import annotations
@@ -10,24 +10,33 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["compact_grammar", "grammar_holds"]
+__all__ = ["compact_grammar", "grammar_holds", "marked_grammar"]
 
 #: No blanks between tokens; keywords that it does not know are skipped instead of giving up.
 _GUIDANCE = {"whitespace_flexible": False, "lenient": True, "coerce_one_of": True}
 
 
+#: Opens an answer to a probe: no model begins with it unless a grammar makes it.
+_MARK = "~"
+
+
 def compact_grammar(schema: dict[str, Any]) -> str:
     """The grammar for answers that are JSON of this schema without blanks."""
-    body = msgspec.json.encode({**_closed(schema), "x-guidance": _GUIDANCE}).decode()
-    return "%llguidance {}\nstart: %json " + body
+    return f"%llguidance {{}}\nstart: {_json_rule(schema)}"
+
+
+def marked_grammar(schema: dict[str, Any]) -> str:
+    """The same grammar behind a mark, which shows whether llama.cpp follows it."""
+    return f'%llguidance {{}}\nstart: "{_MARK}" answer\nanswer: {_json_rule(schema)}'
 
 
 def grammar_holds(first_token: str) -> bool:
-    """Whether the answer to a request for prose began as the grammar requires.
+    """Whether the answer to a probe began as `marked_grammar` requires; llama.cpp silently drops a grammar that it cannot compile."""
+    return first_token.startswith(_MARK)
 
-    llama.cpp silently drops a grammar that it cannot compile.
-    """
-    return first_token[:1] in {"{", "[", '"'} and not first_token[1:].isspace()
+
+def _json_rule(schema: dict[str, Any]) -> str:
+    return "%json " + msgspec.json.encode({**_closed(schema), "x-guidance": _GUIDANCE}).decode()
 
 
 def _closed(schema: Any) -> Any:

