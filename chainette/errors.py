@@ -11,6 +11,7 @@
       EngineError
         EngineConfigError   an engine was declared or loaded with values that cannot work
         EnginesCannotOpen   engines of a run lack something on this machine; carries all obstacles
+        Undrawable          a simulated engine finds no answer that the output model accepts
         UnknownEngine       no engine is registered under that name
         EngineUnavailable   the engine does not answer now; the unit is tried again
         EngineRefused       the engine answers, and will refuse every request (401, 404)
@@ -64,6 +65,7 @@ __all__ = [
     "RunError",
     "RunStopped",
     "TemplateError",
+    "Undrawable",
     "UnknownEngine",
     "WrongArguments",
 ]
@@ -153,6 +155,10 @@ class EnginesCannotOpen(EngineError):
         self.obstacles = tuple(obstacles)
         lines = "\n".join(f"  {words}" for words in self.obstacles)
         super().__init__(f"the run cannot start: engines it needs cannot open here\n{lines}")
+
+
+class Undrawable(EngineError):
+    exit_code = 2
 
 
 class UnknownEngine(EngineError):

@@ -38,6 +38,7 @@ from chainette.core.step import Step
 from chainette.core.templates.prompt_check import prompt_warnings
 from chainette.core.templates.references import template_problems
 from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
+from chainette.engine.backends import backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT
@@ -301,7 +302,9 @@ class _Compiler:
         except UnknownEngine as error:
             self.error(step.place, f"step {step.id!r}: {error}; register_engine(...) declares one")
             return
-        self.engines[config.name] = simulated(config) if self.simulate else config
+        config = self.engines[config.name] = simulated(config) if self.simulate else config
+        if objection := backend_class(config.backend).objection(step.output_model):
+            self.error(step.place, f"step {step.id!r}: engine {config.name!r} ({config.backend}): {objection}")
 
     def fingerprint(self, node: Step[Any, Any] | ApplyNode[Any, Any], input_type: type[BaseModel] | None) -> str:
         parts: list[Any] = [node.id, type(node).__name__]

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
+from pydantic import BaseModel
 
 from chainette.errors import DeclarationError, WrongArguments
 from chainette.records import Message, Usage
@@ -107,6 +108,8 @@ class Request(msgspec.Struct, frozen=True):
     schema_name: str
     #: For logs and hooks: step, row and ask.
     label: str = ""
+    #: The class that the answer must be an instance of; it never leaves the process.
+    model: type[BaseModel] | None = None
 
 
 class Finish(StrEnum):
@@ -222,6 +225,12 @@ class Engine(ABC):
         """The configuration spread over all GPUs of a worker, unless it names its own."""
         del gpus
         return config
+
+    @classmethod
+    def objection(cls, model: type[BaseModel]) -> str:
+        """The reason why no answer of such an engine can be an instance of `model`; "" if there is none."""
+        del model
+        return ""
 
     @property
     def dead(self) -> bool:

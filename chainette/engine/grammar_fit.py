@@ -64,7 +64,7 @@ def lightened(schema: Schema) -> tuple[Schema, list[str]]:
 
 def _is_light(key: str, value: Any) -> bool:
     if key in _LARGEST:
-        return abs(value) <= _LARGEST[key]
+        return bool(abs(value) <= _LARGEST[key])
     return key not in _LONGEST or len(value) <= _LONGEST[key]
 
 

@@ -189,6 +189,7 @@ class Asking:
             schema=prompts.schema,
             schema_name=self.node.id,
             label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",
+            model=self.step.output_model,
         )
 
     def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:

@@ -125,3 +125,41 @@ def test_resume_checks_the_engines_that_the_log_names(tmp_path: Path) -> None:
     stopped = project.chainette("resume", "out")
     assert stopped.returncode == 1 and "T_NO_KEY is not set here" in stopped.stderr
     assert (tmp_path / "out/events.jsonl").read_bytes() == log
+
+
+UNDRAWABLE = """
+from typing import Annotated
+from pydantic import BaseModel, Field
+from chainette import Chain, Step, register_engine
+
+class Text(BaseModel):
+    text: str
+
+class Vowel(BaseModel):
+    letter: Annotated[str, Field(pattern="^[a-z&&[aeiou]]$")]
+
+register_engine("e", "m", {backend!r})
+chain = Chain(name="c", steps=[Step(id="ask", input_model=Text, output_model=Vowel, engine_name="e")])
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        ("simulated", ("inspect", "chain.py")),
+        ("simulated", ("run", "chain.py", "in.jsonl", "-o", "out")),
+        ("openai", ("run", "chain.py", "in.jsonl", "-o", "out", "--simulate")),
+    ],
+)
+def test_an_answer_that_cannot_be_drawn_is_one_error_before_the_first_row(
+    tmp_path: Path, backend: str, words: tuple[str, ...]
+) -> None:
+    project = Project(tmp_path, rows=3)
+    (tmp_path / "chain.py").write_text(UNDRAWABLE.format(backend=backend))
+    refused = project.chainette(*words)
+    assert refused.returncode == 2 and not (tmp_path / "out").exists()
+    head, problem = refused.stderr.splitlines()
+    assert head == "error: chain 'c' cannot run: 1 problem"
+    assert problem.startswith(
+        "  chain.py:13: step 'ask': engine 'e' (simulated): no answer can be drawn that Vowel accepts; the last"
+    )

@@ -31,7 +31,10 @@ def marked_grammar(schema: dict[str, Any]) -> str:
 
 
 def grammar_holds(first_token: str) -> bool:
-    """Whether the answer to a probe began as `marked_grammar` requires; llama.cpp silently drops a grammar that it cannot compile."""
+    """Whether the answer to a probe began as `marked_grammar` requires.
+
+    llama.cpp silently drops a grammar that it cannot compile.
+    """
     return first_token.startswith(_MARK)
 
 

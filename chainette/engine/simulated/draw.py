@@ -183,7 +183,8 @@ class _Compiler:
             for _ in range(10 * wanted):
                 if len(value) >= wanted:
                     break
-                value[str(key(rng, depth))] = node(rng, depth)
+                name = key(rng, depth)
+                value[name if isinstance(name, str) else scalars.as_json(name)] = node(rng, depth)
             return value
 
         return fill

@@ -14,6 +14,8 @@ from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser as sre_parser  # type: ignore[attr-defined]
 from typing import Any
 
+from chainette.engine.simulated.rust_regex import as_python
+
 __all__ = ["compile_pattern"]
 
 Draw = Callable[[Random], str]
@@ -35,9 +37,9 @@ _CATEGORIES = {
 def compile_pattern(pattern: str, shortest: int = 0, longest: int | None = None) -> Callable[[Random], str | None]:
     """A function that draws a matching text with a length inside the bounds; None if it found none."""
     try:
-        matcher = re.compile(pattern)
-        # `\Z` of Python and `\z` of Rust both end the text.
-        draw = _sequence(sre_parser.parse(pattern))
+        python = as_python(pattern)
+        matcher = re.compile(python)
+        draw = _sequence(sre_parser.parse(python))
     except (re.error, NotImplementedError, OverflowError, RecursionError):
         return lambda _rng: None
 

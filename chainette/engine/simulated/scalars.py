@@ -5,6 +5,8 @@ The leaves of `chainette.engine.simulated.draw`; same guarantee.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import math
 import uuid
@@ -13,6 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from random import Random
 from typing import Any
 
+from chainette.engine.simulated.moments import moment
 from chainette.engine.simulated.patterns import compile_pattern
 
 __all__ = ["as_json", "choice", "count", "scalar", "text"]
@@ -81,8 +84,10 @@ def _string(schema: Mapping[str, Any]) -> Draw:
         pattern = schema["pattern"]
         matching = compile_pattern(pattern, shortest, longest)
         return lambda rng: matching(rng) or ("" if shortest == 0 and not pattern else f"<no text drawn for {pattern}>")
-    formatted = _FORMATS.get(schema.get("format", ""))
-    return formatted or text(shortest, longest)
+    kind = schema.get("format", "")
+    if any(key.startswith("x-") for key in schema):
+        return _url(schema["x-scheme"]) if "x-scheme" in schema else moment(kind, schema)
+    return _FORMATS.get(kind) or text(shortest, longest)
 
 
 def _bounds(schema: Mapping[str, Any], step: float) -> tuple[float, float]:
@@ -148,7 +153,22 @@ def _octets(rng: Random) -> str:
 
 
 def _uuid(version: int) -> Draw:
-    return lambda rng: str(uuid.UUID(int=rng.getrandbits(128), version=version))
+    """Sets the bits of the version by hand, since Python knows versions above 5 from 3.14 on."""
+
+    def draw_uuid(rng: Random) -> str:
+        bits = rng.getrandbits(128) & ~(0xF000 << 64 | 0xC000 << 48)
+        return str(uuid.UUID(int=bits | version << 76 | 0x8000 << 48))
+
+    return draw_uuid
+
+
+def _url(scheme: str) -> Draw:
+    host = "" if scheme == "file" else "example.com"
+    return lambda rng: f"{scheme}://{host}/{_word(rng)}"
+
+
+def _encoded(encode: Callable[[bytes], bytes]) -> Draw:
+    return lambda rng: encode(_word(rng).encode()).decode()
 
 
 _FORMATS: Mapping[str, Draw] = {
@@ -171,7 +191,14 @@ _FORMATS: Mapping[str, Draw] = {
     "ipv6network": lambda rng: ":".join(f"{int(rng.random() * 65536):x}" for _ in range(8)) + "/128",
     "ipv6interface": lambda rng: ":".join(f"{int(rng.random() * 65536):x}" for _ in range(8)) + "/64",
     "uuid": _uuid(4),
-    **{f"uuid{version}": _uuid(version) for version in (1, 3, 4, 5)},
+    **{f"uuid{version}": _uuid(version) for version in range(1, 9)},
+    "base64": _encoded(base64.b64encode),
+    "base64url": _encoded(base64.urlsafe_b64encode),
+    "hex": _encoded(binascii.hexlify),
+    "complex": lambda rng: f"{int(rng.random() * 10)}+{int(rng.random() * 10)}j",
+    "zoneinfo": lambda _rng: "UTC",
+    "file-path": lambda _rng: "/etc/hosts",
+    "directory-path": lambda _rng: "/",
     "json-string": lambda rng: as_json(_word(rng)),
     "regex": _word,
     "color": lambda rng: f"#{rng.getrandbits(24):06x}",

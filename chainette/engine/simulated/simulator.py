@@ -12,12 +12,14 @@ from typing import Any
 
 import anyio
 import msgspec
+from pydantic import BaseModel
 
 from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Options, Request, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.simulated.draw import compile_schema
-from chainette.errors import EngineConfigError, EngineUnavailable
+from chainette.engine.simulated.model_draw import compile_model
+from chainette.errors import EngineConfigError, EngineUnavailable, Undrawable
 from chainette.records import Usage
 
 __all__ = ["SimulatedEngine", "SimulatedOptions"]
@@ -68,6 +70,14 @@ class SimulatedEngine(Engine):
         self._calls = 0
         self._draws: dict[int, tuple[dict[str, Any], Draw]] = {}
         self._inside: anyio.Semaphore | None = None
+
+    @classmethod
+    def objection(cls, model: type[BaseModel]) -> str:
+        try:
+            compile_model(model)
+        except Undrawable as error:
+            return str(error)
+        return ""
 
     async def open(self) -> None:
         await anyio.sleep(self._options.load)
@@ -121,7 +131,7 @@ class SimulatedEngine(Engine):
 
     def _answer(self, request: Request) -> Completion:
         rng = Random(request.seed)  # noqa: S311 (not a secret)
-        value = self._draw(request.schema)(rng)
+        value = self._draw(request)(rng)
         if self._options.invalid_rate > 0 and rng.random() < self._options.invalid_rate:
             text, finish = _spoiled(value, request.schema, rng)
         else:
@@ -132,13 +142,15 @@ class SimulatedEngine(Engine):
         prompt = sum([len(message.content) for message in request.messages])
         return Usage(1, 1 + prompt // _TOKEN, 1 + len(text) // _TOKEN, self._options.latency)
 
-    def _draw(self, schema: dict[str, Any]) -> Draw:
+    def _draw(self, request: Request) -> Draw:
         """Cached by identity: keeping the schema prevents its id from being reused."""
+        schema, model = request.schema, request.model
         known = self._draws.get(id(schema))
         if known is None:
             if len(self._draws) >= _KEPT:
                 self._draws.clear()
-            known = self._draws[id(schema)] = (schema, compile_schema(schema))
+            draw = compile_schema(schema) if model is None else compile_model(model)
+            known = self._draws[id(schema)] = (schema, draw)
         return known[1]
 
 

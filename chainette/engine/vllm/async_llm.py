@@ -29,6 +29,7 @@ import msgspec
 from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Done, Engine, Finish, Request, Tell
 from chainette.engine.config import EngineConfig
+from chainette.engine.grammar_fit import VALIDATED_LATER, fitted
 from chainette.engine.vllm.arguments import (
     SETTLED,
     VllmOptions,
@@ -40,7 +41,6 @@ from chainette.engine.vllm.arguments import (
 )
 from chainette.engine.vllm.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, template_text, too_long
 from chainette.engine.vllm.child import PIPE, ChildWords, spawned_here
-from chainette.engine.grammar_fit import VALIDATED_LATER, fitted
 from chainette.engine.vllm.thoughts import Pieces, thinking
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
