@@ -17,8 +17,9 @@ from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, UnitCommitted
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
-from tests.integration.test_random_chains import ROWS, Item, Maker
+from tests.integration.test_random_chains import ROWS
 from tests.support.chains import content
+from tests.support.drawn import Drawing, Item, built
 from tests.support.tools import some
 
 #: A branch as it can be edited: name, alias, elements. An element is a node, or a list of branches.
@@ -102,7 +103,7 @@ def counts(result: RunResult) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", some(range(40)))
 def test_a_random_change_is_computed_anew_as_printed(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    steps = Maker(seed).elements(0, 4)
+    steps = built(Drawing(seed).elements(0, 4))
     old = Chain(name="random", batch_size=2, steps=steps)
     spec = spec_of(old.steps)
     for _ in range(rng.randint(1, 2)):

@@ -1,0 +1,186 @@
+"""Random chains: first as plain data, which can be read, cut down and interpreted; then as a Chain."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from zlib import crc32
+
+from pydantic import BaseModel
+
+from chainette import Branch, Step, apply
+from chainette.core import branch as core
+
+__all__ = ["Drawing", "Element", "Item", "Kind", "Node", "Refused", "Verdict", "Way", "built", "judged", "nodes_of", "value_of"]
+
+Kind = Literal["one", "optional", "many", "back", "ask"]
+
+
+class Item(BaseModel):
+    v: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """A function, or a step that asks an engine."""
+
+    id: str
+    kind: Kind
+    salt: int
+    #: Of a step: asks per row, and whether its rows are kept to itself.
+    attempts: int = 1
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Way:
+    """One branch of a fork; joined if it has an alias."""
+
+    name: str
+    alias: str
+    steps: Sequence[Element]
+
+
+Element = Node | tuple[Way, ...]
+
+
+class Refused(ValueError):
+    """A function refuses its row."""
+
+
+def value_of(node: Node, item: Item, history: Mapping[str, Any]) -> list[int]:
+    """The numbers that a function makes of an item; no number drops it.
+
+    Raises:
+        Refused: the row is rejected.
+    """
+    if (item.v * 31 + node.salt) % 7 == 0:
+        raise Refused("no")
+    v = (item.v * 17 + node.salt) % 1000
+    match node.kind:
+        case "optional":
+            return [v] if v % 3 else []
+        case "many":
+            return [v + index for index in range(v % 4)]
+        case "back":
+            return [(v + sum(len(str(value)) for value in history.values())) % 1000]
+        case _:
+            return [v]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An answer of an engine, and the reason why it cannot be used."""
+
+    text: str
+    reason: str = ""
+
+    @property
+    def may_be_asked_again(self) -> bool:
+        return self.reason in ("not_json", "invalid_output")
+
+
+def judged(node: str, prompt: str, ask: int) -> Verdict:
+    """The answer to one ask. It follows from the question alone, so that no schedule changes it."""
+    drawn = crc32(f"{node} {prompt} {ask}".encode())
+    match drawn % 12:
+        case 0:
+            return Verdict("I would rather not say.", "not_json")
+        case 1:
+            return Verdict('{"v": "many"}', "invalid_output")
+        case 2:
+            return Verdict('{"v": 1', "truncated")
+        case 3 if drawn % 5:
+            return Verdict("", "refused")
+        case _:
+            return Verdict(f'{{"v": {drawn % 1000}}}')
+
+
+def prompt_of(node: Node, item: Item, start: Item) -> str:
+    """The question of a step, as its template renders it."""
+    return f"{node.id}: {item.v} of {start.v}"
+
+
+class Drawing:
+    """Draws the elements of a chain; with steps among them if `asks`."""
+
+    def __init__(self, seed: int, *, asks: bool = False) -> None:
+        self.rng = random.Random(seed)
+        self.asks = asks
+        self.names = 0
+
+    def name(self, prefix: str) -> str:
+        self.names += 1
+        return f"{prefix}{self.names}"
+
+    def elements(self, depth: int, longest: int) -> list[Element]:
+        return [self.element(depth) for _ in range(self.rng.randint(1, longest))]
+
+    def element(self, depth: int) -> Element:
+        if depth < 2 and self.rng.random() < 0.4:
+            return tuple(self.way(depth) for _ in range(self.rng.randint(1, 3)))
+        if self.asks and self.rng.random() < 0.5:
+            return Node(self.name("n"), "ask", self.rng.randrange(1000), self.rng.randint(1, 3), self.rng.random() < 0.2)
+        kinds: list[Kind] = ["one", "one", "optional", "many", "back"]
+        return Node(self.name("n"), self.rng.choice(kinds), self.rng.randrange(1000))
+
+    def way(self, depth: int) -> Way:
+        name, steps = self.name("b"), self.elements(depth + 1, 2)
+        return Way(name, self.name("j") if self.rng.random() < 0.6 else "", steps)
+
+
+def nodes_of(elements: Sequence[Element]) -> list[Node]:
+    """Every node, in the order of the chain."""
+    found: list[Node] = []
+    for element in elements:
+        found += [element] if isinstance(element, Node) else [node for way in element for node in nodes_of(way.steps)]
+    return found
+
+
+def built(elements: Sequence[Element], engines: Sequence[str] = (), call: Callable[[Node, Item], object] = lambda *_: 0) -> Any:
+    """The elements as `Chain(steps=...)` takes them. `call` is told of every call of a function."""
+    return [
+        _node(element, engines, call)
+        if isinstance(element, Node)
+        else [_branch(way, built(way.steps, engines, call)) for way in element]
+        for element in elements
+    ]
+
+
+def _branch(way: Way, steps: list[core.Element]) -> Branch:
+    branch = Branch(way.name, steps)
+    return branch.join(way.alias) if way.alias else branch
+
+
+def _node(node: Node, engines: Sequence[str], call: Callable[[Node, Item], object]) -> Any:
+    if node.kind == "ask":
+        return Step(
+            id=node.id,
+            input_model=Item,
+            output_model=Item,
+            engine_name=engines[node.salt % len(engines)],
+            user_prompt=node.id + ": {{ input.v }} of {{ chain_input.v }}",
+            max_attempts=node.attempts,
+            yield_output=not node.hidden,
+        )
+
+    def numbers(item: Item, history: Mapping[str, Any]) -> list[Item]:
+        call(node, item)
+        return [Item(v=number) for number in value_of(node, item, history)]
+
+    def one(item: Item) -> Item:
+        return numbers(item, {})[0]
+
+    def optional(item: Item) -> Item | None:
+        return next(iter(numbers(item, {})), None)
+
+    def many(item: Item) -> list[Item]:
+        return numbers(item, {})
+
+    def back(item: Item, history: Mapping[str, Any]) -> Item:
+        return numbers(item, history)[0]
+
+    made: dict[str, Callable[..., Any]] = {"one": one, "optional": optional, "many": many, "back": back}
+    return apply(made[node.kind], id=node.id)

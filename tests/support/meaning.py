@@ -1,0 +1,116 @@
+"""The meaning of a drawn chain, one row at a time: no units, no scopes, no queue, no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.drawn import Element, Item, Node, Refused, Way, judged, nodes_of, prompt_of, value_of
+
+__all__ = ["Meaning"]
+
+
+@dataclass(frozen=True)
+class _End:
+    """A row at the end of some elements. `round`: the number of retries that it took to come here."""
+
+    row_id: str
+    value: Item
+    history: Mapping[str, Any]
+    round: int
+
+
+@dataclass
+class Meaning:
+    """Reads rows through the elements, and notes all that each comes to.
+
+    Rejected rows are asked again `retries` times. A node in `anew` was computed anew after so many of them.
+    """
+
+    retries: int = 0
+    anew: Mapping[str, int] = field(default_factory=dict)
+    #: (node, value) of rows that kill whoever takes them.
+    deadly: tuple[str, int] | None = None
+    #: Node -> (row id, number, asks).
+    outputs: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
+    #: (node, row id, reason, asks).
+    rejected: list[tuple[str, str, str, int]] = field(default_factory=list)
+    #: Row id -> the row's history.
+    finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def read(self, elements: Sequence[Element], row_id: str, v: int) -> None:
+        start = Item(v=v)
+        ends, _ = self.flow(elements, _End(row_id, start, {"chain_input": start}, 0))
+        self.finished |= {end.row_id: end.history for end in ends}
+
+    def flow(self, elements: Sequence[Element], row: _End) -> tuple[list[_End], bool]:
+        """Rows at the end of the elements; and whether none was rejected or stopped on the way."""
+        if not elements:
+            return [row], True
+        head, rest = elements[0], elements[1:]
+        if not isinstance(head, Node):
+            return self.fork(head, rest, row)
+        children = self.node(head, row)
+        found = [self.flow(rest, child) for child in children or []]
+        return [end for ends, _ in found for end in ends], children is not None and all(whole for _, whole in found)
+
+    def fork(self, ways: Sequence[Way], rest: Sequence[Element], row: _End) -> tuple[list[_End], bool]:
+        aliases: dict[str, Any] = {}
+        last, stopped = row.round, False
+        for way in ways:
+            ends, whole = self.flow(way.steps, row)
+            many = any(isinstance(node, Node) and node.kind == "many" for node in way.steps)
+            given = [end.value for end in ends] if many else ends[0].value if ends else None
+            if way.alias:
+                stopped |= not whole or given is None
+                last = max([last, *(end.round for end in ends)])
+                aliases[way.alias] = given
+            elif not rest:
+                aliases[way.name] = given
+        return ([], False) if stopped else self.flow(rest, _End(row.row_id, row.value, {**row.history, **aliases}, last))
+
+    def node(self, node: Node, row: _End) -> list[_End] | None:
+        """The rows that a node makes of one; None if it rejects it."""
+        try:
+            if (node.id, row.value.v) == self.deadly:
+                raise Refused("poison")
+            numbers, asks, at = self.numbers(node, row)
+        except Refused as refused:
+            reason, asks = (*refused.args, 0)[:2]
+            self.rejected.append((node.id, row.row_id, "apply_error" if reason == "no" else reason, asks))
+            return None
+        ids = [f"{row.row_id}~{index}" for index in range(len(numbers))] if node.kind == "many" else [row.row_id]
+        rows = [_End(child, Item(v=v), {**row.history, node.id: Item(v=v)}, at) for child, v in zip(ids, numbers, strict=False)]
+        self.outputs.setdefault(node.id, []).extend((child.row_id, child.value.v, asks) for child in rows)
+        return rows
+
+    def numbers(self, node: Node, row: _End) -> tuple[list[int], int, int]:
+        """The numbers, the asks that they took, and the retry in which they came."""
+        at = max(row.round, self.anew.get(node.id, 0))
+        if node.kind != "ask":
+            return value_of(node, row.value, row.history), 0, at
+        ask, prompt = 0, prompt_of(node, row.value, row.history["chain_input"])
+        for now in range(at, self.retries + 1):
+            for attempt in range(1, node.attempts + 1):
+                ask += 1
+                verdict = judged(node.id, prompt, ask)
+                if not verdict.reason:
+                    return [int(verdict.text[6:-1])], ask, now
+                if not verdict.may_be_asked_again or attempt == node.attempts:
+                    break
+        raise Refused(verdict.reason, ask)
+
+
+def after(elements: Sequence[Element], start: str) -> set[str]:
+    """The node and all nodes that depend on it."""
+    for place, element in enumerate(elements):
+        rest = {node.id for node in nodes_of(elements[place + 1 :])}
+        if isinstance(element, Node):
+            if element.id == start:
+                return {start} | rest
+            continue
+        for way in element:
+            if found := after(way.steps, start):
+                return found | rest if way.alias else found
+    return set()
