@@ -65,7 +65,8 @@ def value_of(node: Node, item: Item, history: Mapping[str, Any]) -> list[int]:
         case "many":
             return [v + index for index in range(v % 4)]
         case "back":
-            return [(v + sum(len(str(value)) for value in history.values())) % 1000]
+            seen = (len(str(value)) for name, value in history.items() if not name.endswith("_reasoning"))
+            return [(v + sum(seen)) % 1000]
         case _:
             return [v]
 

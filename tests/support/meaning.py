@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support.drawn import Element, Item, Node, Refused, Way, judged, nodes_of, prompt_of, value_of
 
-__all__ = ["Meaning"]
+__all__ = ["Meaning", "after"]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Self
 
 import msgspec
@@ -28,7 +29,7 @@ class HashFields(msgspec.Struct, frozen=True, kw_only=True):
     def read(cls, found: Mapping[bytes, bytes], **known: Any) -> Self:
         """Decodes a hash; the fields in `known` are set as given and not looked up. Never raises."""
         values, wrong = dict(known), []
-        for field in msgspec.structs.fields(cls):
+        for field in _fields_of(cls):
             raw = found.get(field.encode_name.encode())
             if raw is None or field.name in known or field.name == "wrong":
                 continue
@@ -41,9 +42,15 @@ class HashFields(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def words(cls, **values: Any) -> dict[str, str | int | float]:
         """Encodes some fields for a hash: flags as 0 or 1, everything but text and numbers as JSON."""
-        names = {field.encode_name for field in msgspec.structs.fields(cls)}
+        names = {field.encode_name for field in _fields_of(cls)}
         assert values.keys() <= names, f"{cls.__name__} has no field {', '.join(values.keys() - names)}"
         return {name: _word(value) for name, value in values.items()}
+
+
+@cache
+def _fields_of(kind: type[HashFields]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a class; msgspec evaluates their annotations anew with every call."""
+    return msgspec.structs.fields(kind)
 
 
 def _value(raw: bytes, kind: Any) -> Any:

@@ -48,7 +48,7 @@ def claim_directory(directory: RunDir) -> EventLog:
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file; name a directory for the run")
     found = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if directory.log.name in found and directory.log.stat().st_size:
+    if directory.log.name in found and _has_line(directory.log):
         _refuse_existing(directory)
     if found - {directory.log.name, directory.inputs.name}:
         raise RunDirectoryError(
@@ -59,8 +59,15 @@ def claim_directory(directory: RunDir) -> EventLog:
     except OSError as error:
         raise RunDirectoryError(f"cannot create {path}: {error.strerror}") from error
     log = EventLog(directory.log)
+    log.continue_after(0, -1, 0)  # a crash may have torn the first line
     remove_leftovers(directory)
     return log
+
+
+def _has_line(log: Path) -> bool:
+    """Whether a log has a whole line; without one nothing of a run was ever durable."""
+    with log.open("rb") as file:
+        return file.readline().endswith(b"\n")
 
 
 def _refuse_existing(directory: RunDir) -> None:

@@ -1,0 +1,140 @@
+"""Decides from an input and a run directory whether the run kept every promise. It asks nobody who took part."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from tests.simulation.scenario import Scenario
+from tests.support.drawn import nodes_of
+from tests.support.meaning import Meaning
+
+__all__ = ["check"]
+
+
+def check(scenario: Scenario, meaning: Meaning, directory: Path) -> None:
+    """Raises AssertionError with the first promise that was broken."""
+    events = list(_log(directory / "events.jsonl"))
+    for index, number in enumerate(scenario.numbers):
+        if number is not None:
+            meaning.read(scenario.elements, str(index), number)
+    _check_rows(scenario, meaning, directory)
+    _check_rejected(scenario, meaning, directory)
+    _check_flattened(scenario, meaning, directory)
+    _check_log(scenario, meaning, events)
+    _check_rebuild(directory)
+
+
+def _log(path: Path) -> Iterator[dict[str, Any]]:
+    """Every line, whole and in its place."""
+    data = path.read_bytes()
+    assert data.endswith(b"\n"), "the log ends in a torn line"
+    for number, line in enumerate(data.splitlines()):
+        body, crc = line[:-18] + b"}", line[-10:-2]
+        assert b"%08x" % zlib.crc32(body) == crc, f"line {number} of the log is damaged"
+        event = json.loads(line)
+        assert event["seq"] == number, f"line {number} of the log says that it is {event['seq']}"
+        yield event
+
+
+def _rows(scenario: Scenario, folder: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted(folder.glob(f"*.{scenario.format}"), key=lambda file: int(file.stem)):
+        if scenario.format == "parquet":
+            yield from pyarrow.parquet.read_table(file).to_pylist()
+        elif scenario.format == "csv":
+            with file.open(newline="") as lines:
+                yield from csv.DictReader(lines)
+        else:
+            yield from map(json.loads, file.read_bytes().splitlines())
+
+
+def _require_equal(what: str, found: list[Any], expected: list[Any]) -> None:
+    if sorted(found) != sorted(expected):
+        more, less = Counter(found) - Counter(expected), Counter(expected) - Counter(found)
+        raise AssertionError(f"{what}: there are {sorted(more.elements())[:5]}, missing are {sorted(less.elements())[:5]}")
+
+
+def _check_rows(scenario: Scenario, meaning: Meaning, directory: Path) -> None:
+    for node in nodes_of(scenario.elements):
+        if node.hidden:
+            assert not (directory / node.id).exists(), f"{node.id} is hidden, and has a folder"
+            continue
+        found = [(row["row_id"], int(row["v"]), int(row.get("_attempts") or 0)) for row in _rows(scenario, directory / node.id)]
+        _require_equal(f"rows of {node.id}", found, meaning.outputs.get(node.id, []))
+
+
+def _check_rejected(scenario: Scenario, meaning: Meaning, directory: Path) -> None:
+    found = [
+        (row["step_id"], row["row_id"], row["reason"], int(row["attempts"])) for row in _rows(scenario, directory / "rejected")
+    ]
+    bad = [("chain_input", str(index), "invalid_input", 0) for index, number in enumerate(scenario.numbers) if number is None]
+    _require_equal("rejections", found, bad + meaning.rejected)
+
+
+def _check_flattened(scenario: Scenario, meaning: Meaning, directory: Path) -> None:
+    found = [_line(row) for row in _rows(scenario, directory / "flattened")]
+    hidden = {node.id for node in nodes_of(scenario.elements) if node.hidden}
+    expected = []
+    for row_id, history in meaning.finished.items():
+        expected.append(_line({"row_id": row_id} | {name: value for name, value in _flat(history, hidden)}))
+    _require_equal("finished rows", found, expected)
+
+
+def _flat(history: Any, hidden: set[str]) -> Iterator[tuple[str, Any]]:
+    for name, value in history.items():
+        if name in hidden:
+            continue
+        if isinstance(value, list):
+            yield name, [item.model_dump() for item in value]
+        else:
+            yield f"{name}.v", None if value is None else value.v
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as text in which the formats do not differ: CSV knows no numbers and no null."""
+    cells = {name: json.loads(value) if isinstance(value, str) and value[:1] == "[" else value for name, value in row.items()}
+    plain = {
+        name: None if value == "" else str(value) if not isinstance(value, list) else value for name, value in cells.items()
+    }
+    return json.dumps({name: None if value == "None" else value for name, value in plain.items()}, sort_keys=True)
+
+
+def _check_log(scenario: Scenario, meaning: Meaning, events: list[dict[str, Any]]) -> None:
+    assert events[-1]["type"] == "run_finished", f"the log ends with {events[-1]['type']}"
+    epochs = [event.get("epoch", 0) for event in events]
+    assert epochs == sorted(epochs), "epochs go back"
+    done = [event["root"] for event in events if event.get("root_done")]
+    roots = -(-len(scenario.numbers) // scenario.batch_size)
+    _require_equal("complete roots", done, list(range(roots)))
+    asked: Counter[str] = Counter()
+    for event in events:
+        if event["type"] == "unit_committed":
+            asked[event["node"]] += event.get("usage", {}).get("requests", 0)
+    for node in nodes_of(scenario.elements):
+        kept = sum(asks for _, _, asks in meaning.outputs.get(node.id, []))
+        lost = sum(asks for step, _, _, asks in meaning.rejected if step == node.id)
+        if node.kind == "ask":
+            assert asked[node.id] == kept + lost, (
+                f"{node.id}: the log counts {asked[node.id]} asks, and its rows took {kept + lost}"
+            )
+
+
+def _check_rebuild(directory: Path) -> None:
+    """The derived files are those that the log implies."""
+    from chainette.io.rundir.open import read_state
+    from chainette.io.rundir.paths import RunDir
+    from chainette.io.rundir.publish import render_files
+
+    state, _ = read_state(RunDir(directory))
+    for name, data in render_files(state).items():
+        assert (directory / name).read_bytes() == data, f"{name} is not what the log implies"
+    metadata = json.loads((directory / "metadata.json").read_text())
+    assert metadata["status"] == "finished", f"metadata.json says {metadata['status']}"
+    assert metadata["balanced"], "the steps do not balance"

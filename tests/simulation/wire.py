@@ -1,0 +1,181 @@
+"""The queue as a process reaches it: calls take time, are lost, come late, and answer into nothing.
+
+The queue itself may be emptied, go back to an earlier state, or lose a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from chainette.fleet.memory.memory_queue import MemoryQueue
+from chainette.fleet.memory.memory_run import RunInMemory, Stream
+from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.states import LEASE
+from tests.simulation.virtual import is_thread
+from tests.simulation.world import Dead, Fault, Process, World
+
+__all__ = ["Line", "Server", "SimulatedBoard"]
+
+#: Seconds until a call that gets no answer is given up.
+_TIMEOUT = 2.0
+
+
+@dataclass
+class Server:
+    """The queue that all processes share, and its past."""
+
+    world: World
+    queue: MemoryQueue = field(init=False)
+    #: Calls so far -> the state then, for those to which the schedule goes back.
+    _past: dict[int, bytes] = field(default_factory=dict)
+    _calls: int = 0
+    #: Process -> until when it is a member, and its words.
+    attending: dict[str, tuple[float, dict[str, str | int | float]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.queue = MemoryQueue(lambda: self.world.clock.now)
+        self._returns = {max(1, at - int(fault.amount * 30)): at for (site, at), fault in self.world.faults.items()
+                         if site == "queue" and fault.kind == "queue rolled back"}  # fmt: skip
+
+    def fate(self) -> Fault | None:
+        """What befalls the next call; the queue's own accidents happen at once."""
+        fault = self.world.fate("queue")
+        at = self.world.events["queue"]
+        if (later := self._returns.get(at)) is not None:
+            self._past[later] = pickle.dumps((self.queue._runs, self.queue._workers))
+        match fault.kind if fault is not None else "":
+            case "queue emptied":
+                self.queue._runs.clear()
+                self.queue._workers.clear()
+            case "queue rolled back":
+                if at not in self._past:
+                    return None
+                self.queue._runs, self.queue._workers = pickle.loads(self._past.pop(at))
+            case "key lost":
+                assert fault is not None
+                self._lose(fault)
+            case _:
+                return fault
+        assert fault is not None
+        self.world.happen(fault.kind)
+        return None
+
+    def _lose(self, fault: Fault) -> None:
+        """One key is gone."""
+        keys: list[Callable[[], object]] = []
+        for name, run in self.queue._runs.items():
+            keys += self._keys_of(name, run)
+        keys += [lambda me=me: self.queue._workers.pop(me) for me in self.queue._workers]
+        if keys:
+            keys[int(fault.amount * len(keys)) % len(keys)]()
+
+    def _keys_of(self, name: str, run: RunInMemory) -> list[Callable[[], object]]:
+        keys: list[Callable[[], object]] = [lambda: self.queue._runs.pop(name), lambda: setattr(run, "stream", Stream("none"))]
+        keys += [lambda job=job: run.jobs.pop(job) for job in run.jobs]
+        keys += [lambda queue=queue: run.queues.pop(queue) for queue in run.queues]
+        for live in run.roots.values():
+            keys += [lambda live=live, scope=scope: live.members.pop(scope) for scope in live.members]
+            keys += [lambda live=live, scope=scope: live.forks.pop(scope) for scope in live.forks]
+        return keys
+
+
+class Line:
+    """One process's connection: the calls of the queue, from a thread or from the event loop."""
+
+    def __init__(self, process: Process, server: Server) -> None:
+        self._process, self._server = process, server
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._server.queue, name)
+
+        def call(*arguments: Any, **keys: Any) -> Any:
+            return self._call(lambda: method(*arguments, **keys))
+
+        return call
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        process, world = self._process, self._process.world
+        process.check()
+        self._pass(0.002 * world.rng.random())
+        fault = self._server.fate()
+        if fault is None:
+            found = call()
+            self._pass(0.002 * world.rng.random())
+            process.check()
+            return found
+        world.happen(fault.kind)
+        match fault.kind:
+            case "request lost":
+                self._give_up()
+            case "request late":
+                asyncio.get_running_loop().call_later(_TIMEOUT + 8 * fault.amount, self._late, call)
+                self._give_up()
+            case "reply lost":
+                call()
+                self._give_up()
+            case "killed before a call":
+                process.kill()
+            case "killed after a call":
+                call()
+                process.kill()
+        raise Dead(process.name)
+
+    def _late(self, call: Callable[[], Any]) -> None:
+        """The queue gets a call that its caller has given up; nobody hears its answer."""
+        try:
+            call()
+        except Exception as error:
+            if not isinstance(error, redis.RedisError) and type(error).__name__ not in ("Lost", "Cancelled", "BadMessage"):
+                raise
+
+    def _give_up(self) -> None:
+        self._pass(_TIMEOUT)
+        raise redis.TimeoutError("no answer")
+
+    def _pass(self, seconds: float) -> None:
+        if is_thread():
+            self._process.world.clock.sleep(seconds)
+
+
+class SimulatedBoard:
+    """`Board` over a server."""
+
+    def __init__(self, process: Process, server: Server) -> None:
+        self._process, self._server = process, server
+
+    def run(self, run: str) -> RunInfo | None:
+        self._process.check()
+        return next((info for info in self._server.queue.runs() if info.run == run), None)
+
+    def live(self, _run: str) -> None:
+        return None
+
+    def members(self) -> dict[str, Member]:
+        self._process.check()
+        now = self._server.world.clock.now
+        self._server.attending = {me: held for me, held in self._server.attending.items() if held[0] > now}
+        found = {
+            me: Member.read({name.encode(): str(word).encode() for name, word in words.items()})
+            for me, (_, words) in self._server.attending.items()
+        }
+        return self._server.queue.workers() | found
+
+    def beat(self, me: str, fields: Mapping[str, str | int | float]) -> None:
+        self._process.check()
+        self._server.attending[me] = (self._server.world.clock.now + LEASE, dict(fields))
+
+    def leave(self, me: str) -> None:
+        self._process.check()
+        self._server.attending.pop(me, None)
+
+    def say(self, run: str, fields: Mapping[str, str | int | float]) -> None:
+        self._process.check()
+        if (found := self._server.queue._runs.get(run)) is not None:
+            found.fields = found.fields | {name: str(value) for name, value in fields.items()}
