@@ -83,7 +83,7 @@ def _check_flattened(scenario: Scenario, meaning: Meaning, directory: Path) -> N
     hidden = {node.id for node in nodes_of(scenario.elements) if node.hidden}
     expected = []
     for row_id, history in meaning.finished.items():
-        expected.append(_line({"row_id": row_id} | {name: value for name, value in _flat(history, hidden)}))
+        expected.append(_line({"row_id": row_id} | dict(_flat(history, hidden))))
     _require_equal("finished rows", found, expected)
 
 

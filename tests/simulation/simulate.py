@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import yaml
 from chainette_workers.sink import drive as drive_module
-from chainette_workers.sink import sink
+from chainette_workers.sink import sink, status_fields
 from chainette_workers.worker import heartbeat, loop, serving
 
 from chainette import Chain, register_engine
@@ -24,8 +25,9 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine import backends
 from chainette.engine.config import EngineRegistry, using_registry
+from chainette.io.rundir import likeness, publish
 from chainette.io.rundir import open as open_module
-from chainette.io.rundir import publish
+from chainette.io.tables import columns, row_lines, shape
 from chainette.run import resume, session, start, worker
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
@@ -53,8 +55,11 @@ _LOOKS = {
 
 #: Pure functions that take long, with the modules that call them. They are asked once per argument.
 _PURE = {
-    "graph_of": (open_module, session, start, resume, sink),
+    "graph_of": (open_module, session, start, resume, sink, status_fields),
+    "marks_of": (likeness, drive_module),
     "render_card": (publish,),
+    "shape_of": (shape, columns, row_lines),
+    "versions": (open_module, start),
 }
 
 
@@ -114,6 +119,7 @@ class Simulator:
             remembered = _Remembered(getattr(modules[0], name))
             for module in modules:
                 setattr(module, name, remembered)
+        vars(yaml)["SafeDumper"] = yaml.CSafeDumper
         self.disk.install()
 
     def run(self, scenario: Scenario) -> Outcome:

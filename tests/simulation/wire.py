@@ -103,11 +103,14 @@ class Line:
     def _call(self, call: Callable[[], Any]) -> Any:
         process, world = self._process, self._process.world
         process.check()
-        self._pass(0.002 * world.rng.random())
+        before, after = world.rng.random(), world.rng.random()
+        if before < 0.4:
+            self._pass(0.005 * before)
         fault = self._server.fate()
         if fault is None:
             found = call()
-            self._pass(0.002 * world.rng.random())
+            if after < 0.2:
+                self._pass(0.01 * after)
             process.check()
             return found
         world.happen(fault.kind)

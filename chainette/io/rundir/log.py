@@ -107,12 +107,21 @@ class EventLog:
                 f"write it at once. Put the run directory on a local disk and copy it when the run is finished"
             ) from error
         if new:
-            fsync_dir(path.parent)
+            try:
+                fsync_dir(path.parent)
+            except BaseException:
+                self.close()
+                raise
 
     def continue_after(self, offset: int, seq: int, epoch: int) -> None:
-        """Cuts a torn tail at `offset` and continues after event `seq`."""
-        os.ftruncate(self._file, offset)
-        os.fsync(self._file)
+        """Cuts a torn tail at `offset` and continues after event `seq`.
+
+        Raises:
+            DiskError: the disk refused.
+        """
+        with disk_errors(self.path):
+            os.ftruncate(self._file, offset)
+            os.fsync(self._file)
         os.lseek(self._file, offset, os.SEEK_SET)
         self._seq, self.epoch = seq + 1, epoch
 

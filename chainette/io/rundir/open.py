@@ -15,7 +15,7 @@ from chainette.errors import DamagedRun, RunDirectoryError
 from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.fork import finish_swap, remove_leftovers
 from chainette.io.rundir.log import EventLog, read_log
-from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.paths import RunDir, disk_errors
 from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import lines_of_root
 from chainette.io.rundir.replay import RunState, Status
@@ -59,7 +59,11 @@ def claim_directory(directory: RunDir) -> EventLog:
     except OSError as error:
         raise RunDirectoryError(f"cannot create {path}: {error.strerror}") from error
     log = EventLog(directory.log)
-    log.continue_after(0, -1, 0)  # a crash may have torn the first line
+    try:
+        log.continue_after(0, -1, 0)  # a crash may have torn the first line
+    except BaseException:
+        log.close()
+        raise
     remove_leftovers(directory)
     return log
 
@@ -172,9 +176,10 @@ def _writer(directory: RunDir, plan: Plan, log: EventLog, state: RunState) -> Ru
     settings = state.run.settings
     streams = dict(_streams(directory, plan, settings["format"], settings["max_rows_per_file"]))
     sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, Added.of(settings)))
-    sealer.delete_unsealed(state.sealed)
-    for stream in streams.values():
-        stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
+    with disk_errors(directory.path):
+        sealer.delete_unsealed(state.sealed)
+        for stream in streams.values():
+            stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
     for root in state.lines:
         for event in lines_of_root(directory, state, root):
             sealer.note(root, event.off, done=False)

@@ -76,12 +76,17 @@ class RunDir:
 
 
 def fsync_dir(path: Path) -> None:
-    """Makes creations and renames in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Makes creations and renames in a directory durable.
+
+    Raises:
+        DiskError: the disk refused.
+    """
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_all(file: int, data: bytes) -> None:
@@ -100,7 +105,8 @@ def publish(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    with disk_errors(path):
+        aside.replace(path)
     fsync_dir(path.parent)
 
 
