@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The tests start hundreds of processes; each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-vllm check fix lint clean
+.PHONY: demo test test-vllm simulate check fix lint clean
 
 demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	rm -rf runs/demo
@@ -17,6 +17,11 @@ test: .venv/.dev  ## Every test but vLLM's and, unless CI is set, the long ones;
 
 test-vllm: .venv/.vllm .models/smollm2  ## vLLM for the CPU with a small real model: 3 GB once
 	$(BIN)/pytest -m vllm
+
+SEEDS ?= 200
+START ?= 0
+simulate: .venv/.dev  ## Simulated runs under a virtual clock, one schedule of faults per seed: make simulate SEEDS=10000 START=0
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START) $(if $(RECORD),--record)
 
 lint: .venv/.dev  ## Format, lint, types, layers
 	$(BIN)/ruff format --check

@@ -66,7 +66,7 @@ class SimulatedByWorld(Engine):
             world.happen(kind)
         order = [*range(len(requests))]
         rng.shuffle(order)
-        slow = 40 * fault.amount if kind == "slow engine" else rng.choice((0.0, 0.0, 0.01, 0.8))
+        slow = 40 * fault.amount if fault is not None and kind == "slow engine" else rng.choice((0.0, 0.0, 0.01, 0.8))
         found: dict[int, Completion] = {}
         for number, index in enumerate(order):
             if slow:

@@ -155,8 +155,8 @@ class Sessions:
         process = Process("main", world)
         task = process.start(self._guarded(work(options)))
         await self._end([task])
-        left = process.files if process.alive else ()
-        assert not left, f"a session that ended by itself leaves {len(left)} files open"
+        left = process.open_files()
+        assert not left or not process.alive, f"a session that ended by itself leaves files open: {left}"
         process.bury()
         error = task.exception() if not task.cancelled() else None
         if not process.alive or task.cancelled():

@@ -34,7 +34,7 @@ class Stuck(AssertionError):
     """Nobody will ever move again, or somebody turns in circles."""
 
 
-class _Thread(greenlet):
+class _Thread(greenlet):  # type: ignore[misc]
     scope: anyio.CancelScope
 
 
@@ -136,8 +136,8 @@ class VirtualTime:
             time_ns=lambda: int((_BEGIN + self.now) * 1e9),
             sleep=self.sleep,
         )
-        anyio.to_thread.run_sync = in_thread
-        anyio.from_thread.check_cancelled = check_cancelled
+        vars(anyio.to_thread)["run_sync"] = in_thread
+        vars(anyio.from_thread)["check_cancelled"] = check_cancelled
 
     def sleep(self, seconds: float) -> None:
         if is_thread():

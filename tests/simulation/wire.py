@@ -9,6 +9,7 @@ import asyncio
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import redis
@@ -72,17 +73,19 @@ class Server:
         keys: list[Callable[[], object]] = []
         for name, run in self.queue._runs.items():
             keys += self._keys_of(name, run)
-        keys += [lambda me=me: self.queue._workers.pop(me) for me in self.queue._workers]
+        keys += [partial(self.queue._workers.pop, me) for me in self.queue._workers]
         if keys:
             keys[int(fault.amount * len(keys)) % len(keys)]()
 
     def _keys_of(self, name: str, run: RunInMemory) -> list[Callable[[], object]]:
-        keys: list[Callable[[], object]] = [lambda: self.queue._runs.pop(name), lambda: setattr(run, "stream", Stream("none"))]
-        keys += [lambda job=job: run.jobs.pop(job) for job in run.jobs]
-        keys += [lambda queue=queue: run.queues.pop(queue) for queue in run.queues]
+        keys: list[Callable[[], object]] = [
+            partial(self.queue._runs.pop, name),
+            partial(setattr, run, "stream", Stream("none")),
+        ]
+        named: list[dict[str, Any]] = [run.jobs, run.queues]
         for live in run.roots.values():
-            keys += [lambda live=live, scope=scope: live.members.pop(scope) for scope in live.members]
-            keys += [lambda live=live, scope=scope: live.forks.pop(scope) for scope in live.forks]
+            named += [live.members, live.forks]
+        keys += [partial(holder.pop, key) for holder in named for key in holder]
         return keys
 
 

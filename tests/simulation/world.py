@@ -73,9 +73,14 @@ class Process:
 
     async def awake(self) -> None:
         """As `check`, on the event loop."""
-        while (rest := self.stopped_until - self.world.clock.now) > 0 and self.alive:
+        rest = self.stopped_until - self.world.clock.now
+        if rest > 0 and self.alive:
             await asyncio.sleep(rest)
+            await self.awake()
         self.check()
+
+    def open_files(self) -> list[str]:
+        return [Path(f"/proc/self/fd/{file}").readlink().name for file in self.files]
 
     def bury(self) -> None:
         """What the kernel does once the process is gone."""

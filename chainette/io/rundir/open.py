@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from chainette.core.plan import Plan
-from chainette.errors import DamagedRun, RunDirectoryError
+from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.fork import finish_swap, remove_leftovers
 from chainette.io.rundir.log import EventLog, read_log
@@ -60,6 +60,8 @@ def claim_directory(directory: RunDir) -> EventLog:
         raise RunDirectoryError(f"cannot create {path}: {error.strerror}") from error
     log = EventLog(directory.log)
     try:
+        if _has_line(directory.log):  # another process was faster
+            raise RunDirectoryInUse(f"another process has just begun a run in {path}; name another directory")
         log.continue_after(0, -1, 0)  # a crash may have torn the first line
     except BaseException:
         log.close()
@@ -176,10 +178,15 @@ def _writer(directory: RunDir, plan: Plan, log: EventLog, state: RunState) -> Ru
     settings = state.run.settings
     streams = dict(_streams(directory, plan, settings["format"], settings["max_rows_per_file"]))
     sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, Added.of(settings)))
-    with disk_errors(directory.path):
-        sealer.delete_unsealed(state.sealed)
+    try:
+        with disk_errors(directory.path):
+            sealer.delete_unsealed(state.sealed)
+            for stream in streams.values():
+                stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
+    except BaseException:
         for stream in streams.values():
-            stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
+            stream.let_go()
+        raise
     for root in state.lines:
         for event in lines_of_root(directory, state, root):
             sealer.note(root, event.off, done=False)

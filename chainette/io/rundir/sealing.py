@@ -95,8 +95,10 @@ class Sealer:
 
     def sweep(self, stream: StreamWriter, number: int) -> None:
         """Deletes the journal of a shard that is sealed according to the log."""
+        journal = stream.journal(number)
         if self._format != "jsonl":
-            stream.journal(number).unlink(missing_ok=True)
+            with disk_errors(journal):
+                journal.unlink(missing_ok=True)
 
     def shard(self, folder: str, number: int) -> Path:
         """The path of a sealed shard."""

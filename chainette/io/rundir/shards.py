@@ -149,10 +149,10 @@ class StreamWriter:
         with disk_errors(path):
             self.directory.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o644)
-            fsync_dir(self.directory)
-            fsync_dir(self.directory.parent)
-        self._open = _Open(self._next, path, file, 0, 0)
+        self._open = _Open(self._next, path, file, 0, 0)  # from here on `let_go` closes it
         self._next += 1
+        fsync_dir(self.directory)
+        fsync_dir(self.directory.parent)
         return self._open
 
 

@@ -199,9 +199,9 @@ class Drive:
                 moved = coordinator.step()
                 moved |= sink.step()
                 self._hear(sink)
-                if not moved:
-                    self._search(sink)
-                if not moved and coordinator.finished and (progress := sink.progress).complete:
+                if not moved and self._search(sink) and coordinator.finished and sink.progress.total is None:
+                    coordinator = None  # Redis went back to before it knew the end of the input
+                elif not moved and coordinator.finished and (progress := sink.progress).complete:
                     if not progress.suspended:
                         session.finish()
                         self._close(sink)
@@ -277,18 +277,19 @@ class Drive:
         if info is not None and info.damage:
             raise BadMessage(f"the record of run {sink.run} in Redis is damaged ({info.damage})")
 
-    def _search(self, sink: Sink) -> None:
-        """Looks for units that no worker can ever take, once a lease while nothing moves.
+    def _search(self, sink: Sink) -> bool:
+        """Looks for units that no worker can ever take, once a lease while nothing moves; whether it looked.
 
         Raises:
             BadMessage: there is one; its rows come back with the next epoch.
         """
         now = time.monotonic()
         if now < max(self._moved_at, self._searched_at) + LEASE:
-            return
+            return False
         self._searched_at = now
         if words := sink.missing():
             raise BadMessage(sink.damage(sink.progress) or words)  # the worker that removed the unit may have said why
+        return True
 
     def _went_in_phases(self, sink: Sink) -> bool:
         """Whether an earlier sink, or this one in the epoch before, had the run go in phases."""

@@ -1,0 +1,38 @@
+"""Simulated runs keep every promise, whatever befalls them. `make simulate SEEDS=10000` runs more of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tools import CI
+
+ROOT = Path(__file__).parents[2]
+
+#: Seeds of one block; there are four.
+SEEDS = 500 if CI else 50
+
+
+def simulate(*flags: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "tests.simulation", *flags]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_whatever_befalls_a_simulated_run_its_directory_is_what_its_chain_means(block: int) -> None:
+    done = simulate("--seeds", str(SEEDS), "--start", str(block * SEEDS))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_once_broke_in_simulation_holds() -> None:
+    done = simulate("--found")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_seed_is_the_same_run_every_time() -> None:
+    one, two = (simulate("--seeds", "5", "--start", "30").stdout.splitlines()[-1] for _ in range(2))
+    assert one == two
+    assert one.startswith("5 seeds, ")
