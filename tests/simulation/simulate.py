@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from unittest import mock
 
 import yaml
 from chainette_workers.sink import drive as drive_module
-from chainette_workers.sink import sink, status_fields
 from chainette_workers.worker import heartbeat, loop, serving
 
 from chainette import Chain, register_engine
@@ -25,10 +25,10 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine import backends
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.io.rundir import likeness, publish
+from chainette.io.rundir import card, likeness, plan_graph
 from chainette.io.rundir import open as open_module
-from chainette.io.tables import columns, row_lines, shape
-from chainette.run import resume, session, start, worker
+from chainette.io.tables import shape
+from chainette.run import worker
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
 from tests.simulation.engines import BACKEND
@@ -53,14 +53,8 @@ _LOOKS = {
     (drive_module, "_LAZY"): 1.0,
 }
 
-#: Pure functions that take long, with the modules that call them. They are asked once per argument.
-_PURE = {
-    "graph_of": (open_module, session, start, resume, sink, status_fields),
-    "marks_of": (likeness, drive_module),
-    "render_card": (publish,),
-    "shape_of": (shape, columns, row_lines),
-    "versions": (open_module, start),
-}
+#: Pure functions that take long. They are asked once per argument, whichever module calls them.
+_PURE = (plan_graph.graph_of, likeness.marks_of, card.render_card, shape.shape_of, open_module.versions)
 
 
 @dataclass
@@ -69,6 +63,13 @@ class _Beats(heartbeat.Heartbeat):
 
     def __post_init__(self) -> None:
         vars(self)["_over"] = Threading.Event()
+
+
+def _replace(call: Callable[..., Any], other: Callable[..., Any]) -> None:
+    """Every module of the product that has the function gets the other."""
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("chainette"):
+            vars(module).update({known: other for known, value in vars(module).items() if value is call})
 
 
 class _Remembered:
@@ -115,10 +116,8 @@ class Simulator:
         vars(loop)["Heartbeat"] = _Beats
         for (module, name), seconds in _LOOKS.items():
             setattr(module, name, seconds)
-        for name, modules in _PURE.items():
-            remembered = _Remembered(getattr(modules[0], name))
-            for module in modules:
-                setattr(module, name, remembered)
+        for call in _PURE:
+            _replace(call, _Remembered(call))
         vars(yaml)["SafeDumper"] = yaml.CSafeDumper
         self.disk.install()
 
