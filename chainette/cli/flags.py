@@ -30,6 +30,7 @@ __all__ = [
     "Show",
     "Stream",
     "Workers",
+    "Yes",
 ]
 
 
@@ -84,6 +85,10 @@ EngineFile = Annotated[
         resolve_path=True,
         help=FLAGS["engines_file"].help,
     ),
+]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", "-y", envvar="CHAINETTE_YES", help="Run the directory's chain, even if somebody else began the run."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the directory at the end.")]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Print the run's events, one JSON object per line.")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,9 +41,12 @@ from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, settings_of
 from chainette.engine.config import EngineRegistry, overlaid
-from chainette.errors import DiskError, EngineError, InputError, Problem, RunStopped
+from chainette.errors import DiskError, EngineError, InputError, Problem, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
+from chainette.io.rundir.open import read_created
+from chainette.io.rundir.origin import doubt
 from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.places import chain_root_of
 from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive, RunOptions
@@ -50,8 +54,9 @@ from chainette.run.planning import compile_plan
 from chainette.utils.banner import banner
 from chainette.utils.debug import ChainDebugger
 from chainette.utils.ids import new_run_id
+from chainette.utils.visible import visible
 
-__all__ = ["launch", "load_plan", "run_task", "texts_of"]
+__all__ = ["launch", "load_plan", "require_trust", "run_task", "texts_of"]
 
 
 def _reporter(telling: Telling, directory: RunDir, plan: Plan | None) -> Reporter:
@@ -132,6 +137,32 @@ def _terminating_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def require_trust(directory: RunDir, *, trusted: bool) -> None:
+    """Asks before code runs that the log of somebody else names. Without a terminal, a chain below the current folder may run.
+
+    Raises:
+        RunDirectoryError: nobody can be asked, or the answer is no.
+    """
+    created = read_created(directory)
+    why = "" if trusted or not created.chain_ref else doubt(directory, created)
+    if not why:
+        return
+    chain = chain_root_of(created, directory) / created.chain_ref
+    said = f"{directory}: {why}. Going on runs its chain, {chain}, which is code"
+    asked = sys.stdin.isatty() and sys.stderr.isatty()
+    if asked and typer.confirm(visible(f"{said}. Go on?"), err=True):
+        return
+    if asked or not _in_plain_sight(directory, chain):
+        raise RunDirectoryError(f"{said}; if you trust it, add --yes")
+
+
+def _in_plain_sight(directory: RunDir, chain: Path) -> bool:
+    """Whether a chain is a file of this user's below the current folder, and so is the log."""
+    file = Path(str(chain).rpartition(":")[0] or chain).resolve()
+    mine = all(path.is_file() and path.stat().st_uid == os.geteuid() for path in (file, directory.log))
+    return mine and file.is_relative_to(Path.cwd().resolve())
 
 
 def _say_how_to_go_on(directory: RunDir, again: Sequence[str]) -> None:

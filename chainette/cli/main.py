@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from chainette.cli.exit_codes import INTERRUPTED
 from chainette.utils.garbage import collect_rarely
+from chainette.utils.private import VARIABLE as UMASK
 from chainette.utils.visible import guard_logs
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
@@ -101,8 +102,15 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
+    umask: Annotated[
+        str | None,
+        typer.Option("--umask", metavar="MODE", help="Who may read new files [default: $CHAINETTE_UMASK, else 077: only you]."),
+    ] = None,
 ) -> None:
     """Typed LLM pipelines over millions of rows, on your own GPUs, exactly once."""
+    del version
+    if umask is not None:
+        os.environ[UMASK] = umask  # child processes write files, too
 
 
 def main() -> None:

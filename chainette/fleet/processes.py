@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
+
+from chainette.utils.private import make_folder, new_file
 
 __all__ = ["Recorded", "end", "on_record", "recorded"]
 
@@ -42,8 +45,10 @@ def on_record(name: str, engines: Sequence[str], redis: str) -> Iterator[None]:
     path, born = _folder() / f"{pid}-{name}.json", _born(pid)
     if born is not None:
         with suppress(OSError):
-            _folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_bytes(msgspec.json.encode(Recorded(name, pid, born, [*engines], redis)))
+            make_folder(_folder())
+            if _is_mine():
+                with new_file(path) as file:
+                    file.write(msgspec.json.encode(Recorded(name, pid, born, [*engines], redis)))
     try:
         yield
     finally:
@@ -91,12 +96,16 @@ def _folder() -> Path:
 
 def _records() -> list[Path]:
     """Files that nobody else can have put there."""
-    folder = _folder()
     try:
-        mine = all(path.stat().st_uid == os.getuid() and not path.is_symlink() for path in (folder.parent, folder))
-        return [*folder.glob("*.json")] if mine else []
+        return [*_folder().glob("*.json")] if _is_mine() else []
     except OSError:
         return []
+
+
+def _is_mine() -> bool:
+    """Whether nobody else can write to the folder, although anyone may have made one of its name first."""
+    found = [path.lstat() for path in (_folder().parent, _folder())]
+    return all(stat.S_ISDIR(one.st_mode) and one.st_uid == os.getuid() and not one.st_mode & 0o022 for one in found)
 
 
 def _born(pid: int) -> str | None:

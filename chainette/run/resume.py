@@ -26,6 +26,7 @@ from chainette.io.rundir.changes import FLATTENED, Changes, changes_between, dif
 from chainette.io.rundir.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.open import read_state, recover, require_shards
+from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.places import chain_root_of, input_paths, placed_input
 from chainette.io.rundir.plan_graph import graph_of
@@ -141,6 +142,7 @@ def _refuse_old_ids(directory: RunDir, plan: Plan, state: RunState) -> None:
 
 
 def _tidy(directory: RunDir, state: RunState) -> None:
+    require_no_links(directory)
     with suppress(RunDirectoryInUse), closing(EventLog(directory.log)):  # else somebody forks it now
         remove_leftovers(directory)
     tidy(directory, state)

@@ -6,6 +6,7 @@ from chainette.cli.common import guarded, show_path, tell
 from chainette.cli.flags import RunDirectory
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.open import read_state, require_shards
+from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.publish import render_files
 
@@ -21,6 +22,7 @@ def rebuild(directory: RunDirectory) -> None:
     run = RunDir(directory)
     state, _ = read_state(run)
     require_shards(run, state)
+    require_no_links(run)
     log = EventLog(run.log)
     try:
         for name, data in render_files(state).items():

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from chainette.cli.bundles import Telling
 from chainette.cli.common import console, guarded, is_terminal, new_table
-from chainette.cli.flags import RunDirectory
-from chainette.cli.launch import launch
+from chainette.cli.flags import RunDirectory, Yes
+from chainette.cli.launch import launch, require_trust
 from chainette.cli.signature import Only
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
@@ -51,6 +51,7 @@ def rejected(
     ] = None,
     *,
     telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug"})],
+    yes: Yes = False,
 ) -> None:
     """List the rejected rows of DIR, or --retry them.
 
@@ -59,6 +60,7 @@ def rejected(
     steps, reasons = step or [], reason or []
     _check_reasons(reasons)
     if retry:
+        require_trust(RunDir(directory), trusted=yes)
         _retry(directory, steps, reasons, engine, telling)
         return
     if engine:

@@ -12,8 +12,8 @@ import typer
 
 from chainette.cli.bundles import Telling
 from chainette.cli.common import command_line, guarded, tell, warn
-from chainette.cli.flags import RunDirectory, Settings
-from chainette.cli.launch import launch, texts_of
+from chainette.cli.flags import RunDirectory, Settings, Yes
+from chainette.cli.launch import launch, require_trust, texts_of
 from chainette.cli.signature import Only, fixed_flags, words_of
 from chainette.cli.standing import can_go_on, is_working
 from chainette.cli.way import ResumedWay, over_redis, reached
@@ -61,6 +61,7 @@ def resume(
     parameters: Settings = None,
     way: ResumedWay,
     telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug"})],
+    yes: Yes = False,
 ) -> None:
     """Continue the run in DIR the way it was started, unless --local, --workers or --redis says otherwise.
 
@@ -68,13 +69,14 @@ def resume(
 
     Nothing durable is asked for again. The chain, its parameters, the input, the engines and the settings are those in the
     log of DIR; --set changes a parameter if no row depends on it, or if --from recomputes those rows. If a live `chainette
-    sink` serves the run, it is asked to continue.
+    sink` serves the run, it is asked to continue. If somebody else began the run, you are asked before its chain runs.
     """
     _refuse(context.args)
     moved = tuple(path.absolute() for path in inputs or ())
     asked = Resumption(tuple(from_step or ()), moved, texts_of(parameters), settings)
     run = RunDir(directory)
     begun = read_created(run)
+    require_trust(run, trusted=yes)
     chosen = way.or_as_begun(begun)
     drive = chosen.drive(telling.watching)
     here = chosen.local or chosen.workers or asked.inputs

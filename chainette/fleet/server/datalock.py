@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chainette.errors import RunDirectoryError, RunDirectoryInUse
+from chainette.utils.private import make_folder, open_file
 
 __all__ = ["LOCK", "data_lock", "disown"]
 
@@ -31,8 +32,8 @@ def data_lock(data_dir: Path, grace: float) -> Iterator[int]:
         RunDirectoryError: the directory cannot be made or written to.
     """
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        make_folder(data_dir)
+        lock = open_file(data_dir / LOCK, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise RunDirectoryError(
             f"{data_dir} cannot hold the server's data: {error.strerror}; name another directory"

@@ -47,6 +47,7 @@ def main() -> None:
 
 def keep(request: dict[str, Any]) -> None:
     directory = request["directory"]
+    os.umask(0o077)  # for the log, the socket and the server's data
     os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib doubles the start-up of this script
     try:
         with open(f"{directory}/log", "w+b") as log:  # noqa: PTH123

@@ -13,6 +13,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from chainette.core.dump import NotRoundTrip, dump_model
 from chainette.errors import InputError
 from chainette.io.rundir.paths import disk_errors, fsync_dir
+from chainette.utils.private import beside, make_folder, new_file
 
 __all__ = ["spool"]
 
@@ -30,23 +31,16 @@ def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]],
         DiskError: the disk refused.
     """
     blocks = _blocks(cast("IO[Any]", source)) if hasattr(source, "read") else _dumps(cast("Iterable[Any]", source))
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with disk_errors(path):
-            _write(blocks, aside)
+    aside = beside(path)
+    with disk_errors(path):
+        make_folder(path.parent)
+        with new_file(aside) as file:
+            file.writelines(blocks)
+            file.flush()
+            os.fsync(file.fileno())
             aside.replace(path)
-            fsync_dir(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+        fsync_dir(path.parent)
     return path
-
-
-def _write(blocks: Iterator[bytes], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.writelines(blocks)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _blocks(stream: IO[Any]) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ import msgspec
 
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
-from chainette.io.rundir.graph import Graph
+from chainette.io.rundir.graph import Graph, require_file
 from chainette.records import Earlier, Usage
 
 __all__ = [
@@ -79,6 +79,8 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     way_to_chain: str = ""
     #: How its units were moved, as command line flags: {"workers": "2"}, {"redis": URL without password}; {}: in the process.
     way: dict[str, str] = {}
+    #: A keyed digest of this line, by which the user who began the run recognizes it (`origin.py`); "" without a key.
+    seal: str = ""
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
@@ -154,6 +156,10 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     root_done: RootDone | None = None
     #: Stream position (id, token) in a fleet.
     pos: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for file in self.off:
+            require_file(file)
 
 
 class UnitRetried(Event, frozen=True, tag="unit_retried"):
@@ -249,6 +255,9 @@ class ShardSealed(Event, frozen=True, tag="shard_sealed"):
     file: str
     rows: int
     bytes: int
+
+    def __post_init__(self) -> None:
+        require_file(self.file)
 
 
 class RunPaused(Event, frozen=True, tag="run_paused"):

@@ -34,6 +34,7 @@ from chainette.io.rundir.events import (
     UnitSplit,
 )
 from chainette.io.rundir.log import EventLog, encode_line, read_log
+from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.readback import ShardReader
 from chainette.io.rundir.replay import RunState
@@ -41,6 +42,7 @@ from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.rundir.versions import copy, keep_versions, link, version_numbers
 from chainette.io.tables.row_lines import parse_earlier
 from chainette.records import CHAIN_INPUT
+from chainette.utils.private import make_folder, new_file, permitted
 
 __all__ = [
     "Reopen",
@@ -111,6 +113,7 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
             f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
             f"compute them anew: `chainette resume {directory} --from {lost[0]}`"
         )
+    require_no_links(directory)
     lock = EventLog(directory.log)
     try:
         aside = RunDir(aside_of(directory.path))
@@ -172,9 +175,12 @@ def _is_cut_in_two(path: Path) -> bool:
 
 
 def remove_leftovers(directory: RunDir) -> None:
-    """Removes the leftovers of a crashed fork beside a directory; called under its lock."""
+    """Removes the leftovers of a crash: of a fork beside a directory, and unfinished files in it; called under its lock."""
     for left in (_old(directory.path), aside_of(directory.path)):
         shutil.rmtree(left, ignore_errors=True)
+    for folder in (directory.path, directory.path / ".schema", directory.inputs):
+        for file in folder.glob(".*.tmp"):
+            file.unlink()
 
 
 @dataclass
@@ -193,12 +199,12 @@ class _Fork:
     def build(self) -> None:
         reader = ShardReader(self.source, self.plan, self.state)
         self._open_roots = set(self._roots_to_open(reader))
-        self.target.path.mkdir(parents=True)
+        self.target.path.mkdir(permitted(0o777))
         self._link_shards()
         base = self.target.path if self.state.run.settings["format"] == "jsonl" else self.target.journals
         for name in ("rejected", "flattened"):
             self._rewritten[name] = StreamWriter(name, base / name, self.state.run.settings["max_rows_per_file"])
-        with self.target.log.open("wb") as log:
+        with new_file(self.target.log) as log:
             for _, event in read_log(self.source.log):
                 for kept in self._keep(event, reader):
                     log.write(encode_line(msgspec.structs.replace(kept, seq=self._seq)))
@@ -235,7 +241,7 @@ class _Fork:
         """Takes over the files of one folder: links those that are final, copies the others."""
         paths = sorted((self.source.path / place).glob("*"))
         if paths:
-            (folder := self.target.path / place).mkdir(parents=True, exist_ok=True)
+            make_folder(folder := self.target.path / place)
             for path in paths:
                 (link if path.stem in final else copy)(path, folder / path.name)
             fsync_dir(folder)

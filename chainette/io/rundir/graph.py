@@ -5,6 +5,7 @@ Bytes do not change: a graph that was read is written with the same fields in th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -23,7 +24,19 @@ __all__ = [
     "GraphJoin",
     "GraphNode",
     "GraphSide",
+    "require_file",
 ]
+
+
+#: A folder of rows lies directly in the run directory, or in `.held/`.
+_FOLDER = re.compile(r"[^/\0.][^/\0]*")
+_FILE = re.compile(rf"(?:\.held/)?{_FOLDER.pattern}/\d+")
+
+
+def require_file(name: str) -> None:
+    """Raises ValueError unless the name (`extract/0`, `.held/extract/0`) stays inside the run directory."""
+    if not _FILE.fullmatch(name):
+        raise ValueError(f"{name!r} is no file of a run directory")
 
 
 class _Tagged(msgspec.Struct, frozen=True, tag_field="to", tag=True):
@@ -110,6 +123,10 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
         """One of its fields; None if it has no such part."""
         value = getattr(self, name)
         return None if value is UNSET else value
+
+    def __post_init__(self) -> None:
+        if self.folder and not _FOLDER.fullmatch(self.folder):
+            raise ValueError(f"{self.folder!r} is no folder of a run directory")
 
     @property
     def rescues(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import msgspec
 from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.events import AnyEvent, Event, timestamp
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
+from chainette.utils.private import open_file
 
 __all__ = ["EventLog", "encode_line", "parse_line", "read_log"]
 
@@ -91,7 +92,7 @@ class EventLog:
         self._seq = 0
         new = not path.exists()
         with disk_errors(path):
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -15,6 +15,7 @@ from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.fork import finish_swap, remove_leftovers
 from chainette.io.rundir.log import EventLog, read_log
+from chainette.io.rundir.origin import require_no_links, sealed
 from chainette.io.rundir.paths import RunDir, disk_errors
 from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import lines_of_root
@@ -23,6 +24,7 @@ from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import StreamWriter, require_size
 from chainette.io.rundir.writer import RunWriter
 from chainette.io.tables.schemas import Added, ShardSchemas
+from chainette.utils.private import make_folder
 
 __all__ = [
     "claim_directory",
@@ -55,9 +57,10 @@ def claim_directory(directory: RunDir) -> EventLog:
             f"{path} is not empty and holds no run ({', '.join(sorted(found)[:3])}); name another directory"
         )
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     except OSError as error:
         raise RunDirectoryError(f"cannot create {path}: {error.strerror}") from error
+    require_no_links(directory)
     log = EventLog(directory.log)
     try:
         if _has_line(directory.log):  # another process was faster
@@ -91,7 +94,7 @@ def _refuse_existing(directory: RunDir) -> None:
 def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) -> RunWriter:
     """The writer of a directory that `claim_directory` took; the log has its first line on return."""
     state = RunState()
-    for offset, event in log.append([created]):
+    for offset, event in log.append([sealed(created)]):
         state.apply(event, offset)
     writer = _writer(directory, plan, log, state)
     publish_metadata(directory, state)
@@ -160,6 +163,7 @@ def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWrit
     """
     if not directory.exists():
         read_state(directory)
+    require_no_links(directory)
     log = EventLog(directory.log)
     try:
         state, end = read_state(directory)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chainette.errors import DiskError
+from chainette.utils.private import beside, make_folder, new_file
 
 __all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "write_all"]
 
@@ -98,15 +99,14 @@ def write_all(file: int, data: bytes) -> None:
 
 def publish(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: writes it aside, fsyncs, renames, fsyncs the directory."""
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = beside(path)
     with disk_errors(path):
-        path.parent.mkdir(exist_ok=True)
-    with disk_errors(path), aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    with disk_errors(path):
-        aside.replace(path)
+        make_folder(path.parent)
+        with new_file(aside) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            aside.replace(path)
     fsync_dir(path.parent)
 
 

@@ -8,6 +8,7 @@ from chainette.errors import RunDirectoryError
 from chainette.io.rundir.fork import aside_of, remove_leftovers, swap
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.open import read_created, read_state
+from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors
 from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.versions import keep_versions, link_tree, version_numbers
@@ -25,6 +26,7 @@ def rollback(directory: RunDir) -> None:
         DiskError: the disk refused; the directory is as it was.
     """
     read_created(directory)
+    require_no_links(directory)
     with closing(EventLog(directory.log)):
         remove_leftovers(directory)
         numbers = version_numbers(directory)

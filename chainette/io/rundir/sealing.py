@@ -12,6 +12,7 @@ from chainette.core.run_settings import Format
 from chainette.io.rundir.events import ShardSealed
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.shards import StreamWriter, require_size
+from chainette.utils.private import beside, make_folder
 
 __all__ = ["Sealer"]
 
@@ -78,9 +79,9 @@ class Sealer:
         if self._format == "jsonl":
             return ShardSealed(file=stream.file(number), rows=rows, bytes=journal.stat().st_size)
         target = self.shard(stream.folder, number)
-        aside = journal.with_suffix(f".{self._format}.tmp")
+        aside = beside(journal)
         with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             self._convert(journal, aside, stream.folder)
             aside.replace(target)
             fsync_dir(target.parent)
@@ -119,6 +120,8 @@ class Sealer:
             known = {self.shard(stream.folder, number) for number in sealed.get(stream.folder, ())}
             for number in sealed.get(stream.folder, ()):
                 self.sweep(stream, number)
+            for left in stream.directory.glob(".*.tmp"):  # of a crash while sealing
+                left.unlink()
             for path in (self._directory.path / stream.folder).glob(f"*.{self._format}"):
                 if path not in known:
                     path.unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chainette.errors import DamagedRun
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
+from chainette.utils.private import make_folder, open_file
 
 __all__ = ["Span", "StreamWriter", "require_size"]
 
@@ -133,7 +134,7 @@ class StreamWriter:
 
     def _reopen(self, number: int, path: Path, size: int, rows: int) -> None:
         _truncate(path, size)
-        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        file = open_file(path, os.O_WRONLY | os.O_APPEND)
         self._open = _Open(number, path, file, size, rows)
 
     def _delete_unknown(self, ends: dict[int, tuple[int, int]]) -> None:
@@ -147,8 +148,8 @@ class StreamWriter:
     def _create(self) -> _Open:
         path = self.journal(self._next)
         with disk_errors(path):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o644)
+            make_folder(self.directory)
+            file = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC)
         self._open = _Open(self._next, path, file, 0, 0)  # from here on `let_go` closes it
         self._next += 1
         fsync_dir(self.directory)

@@ -12,6 +12,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from chainette.io.rundir.paths import RunDir, fsync_dir
+from chainette.utils.private import make_folder, permitted
 
 __all__ = ["KEPT", "copy", "keep_versions", "link", "link_tree", "version_numbers"]
 
@@ -36,7 +37,8 @@ def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> Non
 
 def link_tree(source: Path, target: Path, but: Container[str] = ()) -> None:
     """Links all files of a tree into a second tree, durable on return."""
-    target.mkdir(parents=True)
+    make_folder(target.parent)
+    target.mkdir(permitted(0o777))
     for entry in sorted(source.iterdir()):
         if entry.name in but:
             continue

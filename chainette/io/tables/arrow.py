@@ -22,6 +22,7 @@ from chainette.errors import DamagedRun
 from chainette.io.inputs.delimited import format_cells, records, split_cells
 from chainette.io.rundir.paths import disk_errors
 from chainette.io.tables.columns import EXTRA_COLUMN, Convert, is_json, json_places
+from chainette.utils.private import new_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,12 +94,10 @@ def _cell(value: Any) -> str | None:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with disk_errors(path), path.open("wb") as file:
-            yield file
-    except BaseException:
+    with disk_errors(path):
         path.unlink(missing_ok=True)
-        raise
+        with new_file(path) as file:
+            yield file
 
 
 def _sync(file: IO[bytes]) -> int:

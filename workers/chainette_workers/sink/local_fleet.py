@@ -22,6 +22,7 @@ from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.paths import RunDir
 from chainette.run.limits import budget_for, window_for
 from chainette.run.session import Session, require_engines
+from chainette.utils.private import make_folder
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.drive import Drive
 from chainette_workers.sink.supervise import Child, running
@@ -149,7 +150,7 @@ def _folder(directory: RunDir) -> Iterator[Path]:
     """A folder inside the run directory for the fleet's files, so that a killed fleet leaves nothing elsewhere."""
     folder = directory.fleet
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    make_folder(folder)
     try:
         yield folder
     finally:

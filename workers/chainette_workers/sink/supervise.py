@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from chainette.errors import RunError
 from chainette.utils.backoff import backoff
+from chainette.utils.private import open_file
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.worker.main import WorkerConfig
 
@@ -51,7 +53,7 @@ class Child:
 
     def start(self) -> None:
         with ExitStack() as stack:
-            log = stack.enter_context(self.log.open("ab")) if self.log is not None else None
+            log = stack.enter_context(_appended(self.log)) if self.log is not None else None
             command = [sys.executable, "-P", "-m", "chainette_workers.worker.main"]  # -P: nothing of the current folder
             environment = os.environ | self.environment
             self.process = subprocess.Popen(  # noqa: S603
@@ -99,6 +101,10 @@ class Child:
         lines = self.log.read_text(errors="replace").strip().splitlines()[-5:]
         free = shutil.disk_usage(self.log.parent).free >> 20
         return "\n".join(lines) or f"(it said nothing; the disk of {self.log.parent} has {free:,} MiB free)"
+
+
+def _appended(log: Path) -> IO[bytes]:
+    return os.fdopen(open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
 
 
 @contextmanager

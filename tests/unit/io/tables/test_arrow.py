@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -254,11 +256,25 @@ def test_a_torn_journal_line_is_damage(tmp_path: Path, suffix: str) -> None:
 
 
 @BOTH
-def test_a_full_disk_is_a_disk_error(tmp_path: Path, suffix: str) -> None:
+def test_a_full_disk_is_a_disk_error(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "j.jsonl").write_text('{"row_id": "0"}\n')
-    (tmp_path / "full").symlink_to("/dev/full")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskError):
-        SEALS[suffix](tmp_path / "j.jsonl", tmp_path / "full", arrow_schema(step_columns(None, [("row_id", str)])))
+        SEALS[suffix](tmp_path / "j.jsonl", tmp_path / "out", arrow_schema(step_columns(None, [("row_id", str)])))
+    assert not (tmp_path / "out").exists()
+
+
+@BOTH
+def test_a_link_in_place_of_the_target_is_replaced_and_its_file_stays(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "j.jsonl").write_text('{"row_id": "0"}\n')
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out").symlink_to(tmp_path / "precious")
+    SEALS[suffix](tmp_path / "j.jsonl", tmp_path / "out", arrow_schema(step_columns(None, [("row_id", str)])))
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "out").is_symlink()
 
 
 def test_a_file_that_is_not_parquet_is_damage(tmp_path: Path) -> None:
