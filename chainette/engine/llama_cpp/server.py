@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Options, Request, Tell
 from chainette.engine.config import EngineConfig
 from chainette.engine.grammar_fit import VALIDATED_LATER, fitted, lightened
+from chainette.engine.llama_cpp.gguf import marker_tokens
 from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds, marked_grammar
+from chainette.engine.special_tokens import SpecialTokens
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
 
@@ -116,6 +119,8 @@ class LlamaCppEngine(Engine):
         self._server: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._thinks = False
+        self._ask: Callable[..., Any] = partial(_ask, "", "")
+        self._special = SpecialTokens(())
         self._constraints: dict[bytes, Body] = {}
         self._probing = threading.Lock()
 
@@ -220,12 +225,14 @@ class LlamaCppEngine(Engine):
             raise EngineConfigError(
                 f"engine {self._config.name!r}: llama.cpp cannot load {params.model.path}: {error}"
             ) from error
-        ask = partial(_ask, self._server.listening_address, params.api_keys[0])
+        ask = self._ask = partial(_ask, self._server.listening_address, params.api_keys[0])
         # Once it answers this, its loop runs. A server that is destroyed earlier misses the signal, and the destructor waits
         # forever (xllamacpp 2026.10, one of some hundred loads that were closed at once).
         ask("/slots")
         # the template that llama.cpp uses: it may come from the file or from `extra`
-        self._thinks = "</think>" in str((ask("/props") or {}).get("chat_template", ""))
+        template = str((ask("/props") or {}).get("chat_template", ""))
+        self._thinks = "</think>" in template
+        self._special = SpecialTokens(marker_tokens(Path(params.model.path), template))
 
     def _unload(self) -> None:
         self._server = None
@@ -235,12 +242,26 @@ class LlamaCppEngine(Engine):
         """Blocks a thread of the pool until the answer is complete."""
         began = time.perf_counter()
         try:
-            chunks = self._chat(self._body(request), receive)
+            chunks = self._asked(request, receive)
         except Exception as error:
             return Completion("", Finish.ERROR, error=f"llama.cpp: {error}")
         return _completion(chunks, time.perf_counter() - began)
 
+    def _asked(self, request: Request, receive: Receive) -> list[Body]:
+        masked = self._special.mask(request.messages)
+        if masked is None:
+            return self._chat(self._body(request), receive)
+        body = self._body(msgspec.structs.replace(request, messages=masked.messages))
+        prompt = self._ask("/apply-template", {key: body[key] for key in body if key not in ("grammar", "response_format")})
+        pieces = masked.pieces(prompt["prompt"])
+        tokens = [self._ask("/tokenize", {"content": piece, "parse_special": True})["tokens"] for piece in pieces]
+        own = {key: body[key] for key in body if key not in ("messages", "response_format")}
+        return self._stream(self._server.handle_completions, own | {"prompt": [*chain.from_iterable(tokens)]}, receive)
+
     def _chat(self, body: Body, receive: Receive) -> list[Body]:
+        return self._stream(self._server.handle_chat_completions, body, receive)
+
+    def _stream(self, handle: Callable[[Body, Receive], object], body: Body, receive: Receive) -> list[Body]:
         """Every chunk of one streamed answer; `receive` gets each as it arrives, and may stop the answer."""
         chunks: list[Body] = []
 
@@ -249,7 +270,7 @@ class LlamaCppEngine(Engine):
             return receive(chunk)
 
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
-        self._server.handle_chat_completions(body | streamed, take)
+        handle(body | streamed, take)
         return chunks
 
     def _body(self, request: Request) -> Body:
@@ -304,9 +325,11 @@ class LlamaCppEngine(Engine):
         return "" if grammar_holds(_completion(chunks, 0.0).text) else "llama.cpp cannot compile its grammar"
 
 
-def _ask(address: str, key: str, path: str) -> Any:
+def _ask(address: str, key: str, path: str, body: Body | None = None) -> Any:
     """The reply of the library's own server; None if there is none."""
-    request = urllib.request.Request(f"{address}{path}", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 (our own loopback port)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    data = None if body is None else msgspec.json.encode(body)
+    request = urllib.request.Request(f"{address}{path}", data, headers)  # noqa: S310 (our own loopback port)
     # A proxy from the environment must not see, or swallow, a request to ourselves.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -337,7 +360,7 @@ def _completion(chunks: Sequence[Body], seconds: float) -> Completion:
 
 def _delta(chunk: Body) -> Delta:
     """The piece of the answer in a chunk."""
-    parts = [choice["delta"] for choice in chunk.get("choices", ())]
+    parts = [choice.get("delta") or {"content": choice.get("text")} for choice in chunk.get("choices", ())]
     text = "".join(part.get("content") or "" for part in parts)
     return Delta(text, "".join(part.get("reasoning_content") or "" for part in parts))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chainette.engine.base import Request
+from chainette.engine.special_tokens import SpecialTokens
 from chainette.errors import EngineConfigError
 from chainette.records import Message, Usage
 
@@ -26,6 +27,7 @@ class ChatTokens:
     def __init__(self, tokenizer: Any, template: str | None, engine: str) -> None:
         self._tokenizer = tokenizer
         self._template = template_text(template)
+        self._special = SpecialTokens(_marker_tokens(tokenizer, self._template))
         if self._template is None and not getattr(tokenizer, "chat_template", True):
             raise EngineConfigError(
                 f"engine {engine!r}: the model's tokenizer has no chat template; give one (text or file): chat_template=..."
@@ -48,12 +50,16 @@ class ChatTokens:
             return _refused(error)
 
     def _tokens(self, messages: Sequence[Message], arguments: dict[str, Any]) -> list[int]:
+        masked = self._special.mask(messages)
+        if masked is None:
+            return list(self._rendered(messages, arguments, tokenize=True, return_dict=False))
+        pieces = masked.pieces(self._rendered(masked.messages, arguments, tokenize=False))
+        return [token for piece in pieces for token in self._tokenizer.encode(piece, add_special_tokens=False)]
+
+    def _rendered(self, messages: Sequence[Message], arguments: dict[str, Any], **form: bool) -> Any:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         chosen = {} if self._template is None else {"chat_template": self._template}
-        tokens = self._tokenizer.apply_chat_template(
-            plain, add_generation_prompt=True, tokenize=True, return_dict=False, **chosen, **arguments
-        )
-        return list(tokens)
+        return self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, **form, **chosen, **arguments)
 
 
 def prefix_order(prompts: Sequence[list[int] | str]) -> list[int]:
@@ -76,6 +82,14 @@ def cut(usage: Usage, limit: int) -> str:
         f"the answer was cut after {usage.completion_tokens} tokens, because prompt ({usage.prompt_tokens} tokens) and "
         f"answer fill max_model_len={limit}; raise it, or ask for less"
     )
+
+
+def _marker_tokens(tokenizer: Any, template: str | None) -> list[str]:
+    """The texts that the tokenizer turns into one token wherever they are: its special tokens, and others that the chat
+    template writes."""
+    written = str(template or getattr(tokenizer, "chat_template", ""))
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return [token.content for token in added if token.special or token.content in written]
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
