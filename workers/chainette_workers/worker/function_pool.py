@@ -49,6 +49,9 @@ _DEATHS = 2
 #: Seconds that a process has to end by itself, and that its last message may take.
 _LAST_WORDS = 0.2
 
+#: Seconds that another process takes to start on a busy machine.
+_START = 1.0
+
 #: Errors of reading from a process that ends, or writes nonsense.
 _BROKEN = (
     anyio.BrokenResourceError,
@@ -156,7 +159,7 @@ class _Child:
 
 @dataclass
 class Children:
-    """Runs them in processes: none before the first unit, and no more than are needed at once."""
+    """Runs them in processes: none before the first unit, and another one only if all are busy for a while."""
 
     root: Path
     engines_file: str | None = None
@@ -165,6 +168,7 @@ class Children:
     _idle: list[_Child] = field(default_factory=list)
     _all: list[_Child] = field(default_factory=list)
     _room: anyio.Semaphore | None = None
+    _freed: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self, info: RunInfo, result: UnitResult, unit: Unit, /) -> None:
         reference, left = Reference.of(info), {row.row_id: row for row in unit.rows}
@@ -205,7 +209,7 @@ class Children:
         """A process that nobody else uses; the one used last comes first. One that did not answer is gone afterwards."""
         self._room = self._room or anyio.Semaphore(self.width)
         async with self._room:
-            child = self._idle.pop() if self._idle else await self._start()
+            child = await self._idle_or_new()
             try:
                 yield child
             except _Died as error:
@@ -218,6 +222,16 @@ class Children:
                 await child.end()
                 raise
             self._idle.append(child)
+            self._freed.set()
+            self._freed = anyio.Event()
+
+    async def _idle_or_new(self) -> _Child:
+        """Waits a moment for a busy process, since short units end sooner than another process starts."""
+        if self._all:
+            with anyio.move_on_after(_START):
+                while not self._idle:
+                    await self._freed.wait()
+        return self._idle.pop() if self._idle else await self._start()
 
     async def _start(self) -> _Child:
         command = [sys.executable, "-P", "-m", "chainette_workers.worker.function_child", str(os.getpid()), str(self.root)]
