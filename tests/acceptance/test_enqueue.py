@@ -127,6 +127,7 @@ def test_ctrl_c_stops_the_enqueue_and_a_plain_resume_goes_on_over_the_same_redis
     assert {event.get("epoch", 0) for event in site.project.events("fleet")} == {0}
 
 
+@pytest.mark.long
 def test_resume_local_does_the_work_here_and_takes_the_run_out_of_redis(site: Site, database: Database) -> None:
     with stopped(*site.workers(1)):
         interrupted(site)
@@ -147,6 +148,7 @@ def test_a_run_that_goes_on_elsewhere_is_taken_out_of_the_redis_that_it_was_begu
     assert_no_keys_left(database.client)
 
 
+@pytest.mark.long
 def test_a_run_is_taken_out_of_every_redis_that_it_was_resumed_over(site: Site, database: Database) -> None:
     database.may_leave(*LEASES)
     with site.project.start("run", "chain.py", "in.jsonl", "-o", "fleet") as run:

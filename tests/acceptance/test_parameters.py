@@ -222,6 +222,7 @@ def why(site: Site, run: str) -> str:
     return site.project.chainette("status", run, "--redis", site.url).stdout
 
 
+@pytest.mark.long
 def test_a_worker_takes_a_run_only_with_the_values_that_it_was_started_with(site: Site) -> None:
     site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet", *CASUAL)
     [other] = site.workers(1, "--set", "tone=formal")

@@ -136,6 +136,7 @@ def test_labels_of_ours_and_of_targets_do_not_clash(fleet: Fleet) -> None:
         assert not fleet.prometheus.series(f'{{__name__=~"chainette_.+", exported_{label}=~".+"}}')
 
 
+@pytest.mark.long
 def test_rules_are_evaluated(fleet: Fleet) -> None:
     def health() -> set[str]:
         groups = fleet.prometheus.get("/api/v1/rules")["groups"]

@@ -98,6 +98,7 @@ def started(project: Project, *words: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.long
 def test_rqs_tools_show_the_truth_of_a_live_run_and_change_nothing_of_it(
     project: Project, database: Database, tools: Tools
 ) -> None:

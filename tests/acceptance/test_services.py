@@ -118,6 +118,7 @@ def test_a_link_out_of_the_inputs_root_is_not_read(site: Site, tmp_path: Path) -
     assert not (site.project.path / "out").exists()
 
 
+@pytest.mark.long
 def test_rows_may_be_admitted_here_and_written_by_a_sink(site: Site) -> None:
     expected = site.local()
     call = ("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--no-sink", "--redis", site.url)
@@ -316,6 +317,7 @@ def test_an_input_that_changes_while_a_coordinator_reads_it_holds_the_run_until_
     assert lines(site.project, "fleet") == expected
 
 
+@pytest.mark.long
 def test_rows_that_wait_in_redis_are_not_mixed_with_those_of_a_file_that_changed_meanwhile(
     site: Site, database: Database
 ) -> None:

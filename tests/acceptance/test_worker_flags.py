@@ -96,6 +96,7 @@ def test_gpus_are_counted_in_those_that_are_visible(site: Site) -> None:
         pass
 
 
+@pytest.mark.long
 def test_a_worker_that_drains_finishes_what_it_has_and_ends(site: Site) -> None:
     site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet")
     drained = site.start("worker", "--engine", "writer", "--engine", "judge", "--drain-after", "2")

@@ -73,6 +73,7 @@ def test_a_log_cut_at_any_byte_resumes_to_the_same_rows(tmp_path: Path, inputs: 
         assert content(resume(cut, chain)) == expected, size
 
 
+@pytest.mark.long
 def test_a_second_crash_during_the_resume_costs_nothing(tmp_path: Path, inputs: Path) -> None:
     chain = everything()
     whole = content(chain.run(inputs, tmp_path / "whole", max_rows_per_file=10))
@@ -86,6 +87,7 @@ def test_a_second_crash_during_the_resume_costs_nothing(tmp_path: Path, inputs: 
         assert content(resume(copy, chain)) == whole, copy.name
 
 
+@pytest.mark.long
 def test_a_resumed_run_asks_nothing_that_is_durable_again(tmp_path: Path, inputs: Path) -> None:
     chain = everything()
     whole = chain.run(inputs, tmp_path / "whole")

@@ -382,6 +382,7 @@ def test_a_row_that_kills_its_worker_is_found_also_in_memory(tmp_path: Path, see
 
 @pytest.mark.parametrize("seed", some(range(4)))
 @pytest.mark.parametrize("kind", ["redis", "memory"])
+@pytest.mark.long
 def test_two_runs_share_workers_and_one_that_is_given_up_costs_the_other_nothing(
     tmp_path: Path, database: Database, kind: str, seed: int
 ) -> None:

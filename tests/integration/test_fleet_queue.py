@@ -1030,6 +1030,7 @@ WRONG: tuple[Any, ...] = (None, {}, [[]], True, float("nan"))
 FREE = {("claim", "alone"), ("claim", "ahead")}
 
 
+@pytest.mark.long
 def test_every_script_refuses_every_malformed_argument_before_it_writes(run: QueueRun) -> None:
     calls = valid_arguments(run)
     assert set(calls) == set(SCRIPTS) - {"reap", "mend"}

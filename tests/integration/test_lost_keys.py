@@ -89,7 +89,7 @@ def require_whole(site: Site, run: Background) -> None:
     site.require_whole(result)
 
 
-@pytest.mark.parametrize("pattern", some(ADMITTED))
+@pytest.mark.parametrize("pattern", some(ADMITTED, 8))
 def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, database: Database, pattern: str) -> None:
     client = database.client
     database.may_leave("rq:worker*")
@@ -99,7 +99,7 @@ def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, dat
         require_whole(site, run)
 
 
-@pytest.mark.parametrize("pattern", some(AT_WORK))
+@pytest.mark.parametrize("pattern", some(AT_WORK, 8))
 def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, database: Database, pattern: str) -> None:
     client = database.client
     database.may_leave("rq:worker*")
@@ -113,7 +113,7 @@ def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, dat
         require_whole(site, run)
 
 
-@pytest.mark.parametrize("pattern", some(AT_WORK))
+@pytest.mark.parametrize("pattern", some(AT_WORK, 8))
 def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, database: Database, pattern: str) -> None:
     client = database.client
     database.may_leave("rq:worker*")
