@@ -81,6 +81,8 @@ def letters(item: Text) -> list[Text]:
             time.sleep(5)
             os._exit(0)
         os._exit(4)
+    if text == "environment":
+        return [Text(text=name) for name in sorted(os.environ) if name.startswith(("CHAINETTE_", "MY_"))]
     if text.startswith("calls"):
         return [Text(text=str(calls)), Text(text=str(os.getpid()))]
     return [Text(text=letter) for letter in text[:2]] if text != "drop" else []
@@ -164,6 +166,14 @@ def rejections(outcome: Outcome) -> list[tuple[str, str]]:
 def test_a_unit_comes_to_the_same_as_in_the_process_itself(site: Site, node: str) -> None:
     texts = ("ab", "drop", "cd") + (("raise",) if node == "letters" else ())
     assert site.outcome(*texts, node=node) == anyio.run(process, site.plan, site.unit(*texts, node=node), None)
+
+
+def test_a_function_sees_no_password_in_its_environment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAINETTE_REDIS_URL", "redis://:CANARY@127.0.0.1:1/0")
+    monkeypatch.setenv("CHAINETTE_FLEET_KEY", "CANARY")
+    monkeypatch.setenv("MY_API_KEY", "needed")
+    found = [json.loads(output.value)["text"] for output in site.outcome("environment").outputs]
+    assert "MY_API_KEY" in found and not {"CHAINETTE_REDIS_URL", "CHAINETTE_FLEET_KEY"} & {*found}
 
 
 def test_what_a_function_prints_and_reads_is_not_the_workers_talk(site: Site, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,9 @@ import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.runtime import heed_signals
 from chainette_workers.service.coordinator_service import CoordinatorDuty
@@ -39,13 +41,22 @@ class Roots:
 
 
 @guarded
-def coordinator(redis: RedisUrl = None, *, roots: Roots, metrics: Metrics) -> None:
+def coordinator(
+    redis: RedisUrl = None,
+    *,
+    roots: Roots,
+    metrics: Metrics,
+    sd_all: Annotated[
+        bool,
+        typer.Option("--sd-all", help="Let /sd name members at any address that Redis has, not only on this machine."),
+    ] = False,
+) -> None:
     """Admit the rows of runs that were queued with `enqueue --detach`, as a service.
 
     It reads inputs below --inputs-root and the run directories that the sink writes below --runs-root, so both need that
     folder. If it is killed, the next one continues; several share the runs. SIGTERM or Ctrl-C ends it, a second one at once.
     """
-    _serve(redis, CoordinatorDuty(roots.places), metrics)
+    _serve(redis, CoordinatorDuty(roots.places), metrics, anywhere=sd_all)
 
 
 @guarded
@@ -59,10 +70,10 @@ def sink(redis: RedisUrl = None, *, roots: Roots, metrics: Metrics) -> None:
     _serve(redis, SinkDuty(roots.places, shown(chosen_url(redis))), metrics)
 
 
-def _serve(redis: str | None, duty: Duty, metrics: Metrics) -> None:
+def _serve(redis: str | None, duty: Duty, metrics: Metrics, *, anywhere: bool = False) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(SafeFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     stopping = threading.Event()
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
-    serve(redis, duty, stopping, metrics=Endpoint(metrics.metrics_host, metrics.metrics_port))
+    serve(redis, duty, stopping, metrics=Endpoint(metrics.metrics_host, metrics.metrics_port, anywhere))

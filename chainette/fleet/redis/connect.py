@@ -13,7 +13,7 @@ from chainette.errors import RedisUnavailable, RunError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["DEFAULT_URL", "chosen_url", "connect", "eviction_risk", "impatient", "is_damage", "is_passing", "shown"]
+__all__ = ["DEFAULT_URL", "VARIABLE", "chosen_url", "connect", "eviction_risk", "impatient", "is_damage", "is_passing", "shown"]
 
 _log = logging.getLogger("chainette")
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
 
 from chainette.errors import RunError
 from chainette.fleet.protocol.member_fields import Member
+from chainette.utils.visible import visible_line
 
 __all__ = ["Endpoint", "Route", "Unavailable", "serving", "targets"]
 
 #: Answers a path, given the request's Accept: content type and body.
 Route = Callable[[str], tuple[str, bytes]]
 
-#: Seconds that a client may take to send its request.
+#: Seconds from the connection of a client to the end of its answer, and bytes of its request.
 _PATIENCE = 10.0
+_MOST_BYTES = 16_384
+#: Clients at once; more are turned away.
+_MOST_CLIENTS = 64
+#: Members in an answer to Prometheus, and characters of a label.
+_MOST_TARGETS = 2_000
+_LABEL = 200
+
+_ADDRESS = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", re.ASCII)
+_LOOPBACK = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\]):\d{1,5}", re.ASCII)
 
 
 class Unavailable(Exception):
@@ -34,6 +45,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     #: 0 takes a free one.
     port: int = 0
+    #: Whether /sd names members at any address: whoever can write to Redis then chooses where Prometheus sends requests.
+    anywhere: bool = False
 
 
 @contextmanager
@@ -67,13 +80,58 @@ class _Server(ThreadingHTTPServer):
     #: A scrape that hangs does not delay the end of the process.
     block_on_close = False
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._room = threading.BoundedSemaphore(_MOST_CLIENTS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        deadline = threading.Timer(_PATIENCE, _cut, (request,))
+        deadline.daemon = True
+        deadline.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            deadline.cancel()
+            self._room.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignores clients that disconnect."""
+
+
+def _cut(connection: socket.socket) -> None:
+    """Ends a connection, however much its client still sends or does not read."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Bounded:
+    """The lines of a request, which ends after so many bytes."""
+
+    def __init__(self, stream: Any, most: int) -> None:
+        self._stream, self._left = stream, most
+
+    def readline(self, most: int) -> bytes:
+        line: bytes = self._stream.readline(min(most, self._left))
+        self._left -= len(line)
+        return line
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = _PATIENCE
+
+        def setup(self) -> None:
+            super().setup()
+            self.rfile = cast("Any", _Bounded(self.rfile, _MOST_BYTES))
 
         def do_GET(self) -> None:
             route = routes.get(urlsplit(self.path).path)
@@ -109,16 +167,18 @@ def _reachable(host: str, towards: tuple[str, int]) -> str:
             return socket.gethostname()
 
 
-def targets(members: Mapping[str, Member]) -> bytes:
-    """Prometheus's HTTP service discovery of the processes that have an endpoint. No label is one of our metrics' own."""
+def targets(members: Mapping[str, Member], *, anywhere: bool) -> bytes:
+    """Prometheus's HTTP service discovery of the processes that have an endpoint, on this machine or anywhere.
+
+    No label is one of our metrics' own.
+    """
+    allowed = _ADDRESS if anywhere else _LOOPBACK
+    found = [(name, member) for name, member in sorted(members.items()) if allowed.fullmatch(member.metrics)]
     return msgspec.json.encode(
-        [
-            {"targets": [member.metrics], "labels": {"worker": name, "role": member.kind, **_about(member)}}
-            for name, member in sorted(members.items())
-            if member.metrics
-        ]
+        [{"targets": [member.metrics], "labels": _labels(name, member)} for name, member in found[:_MOST_TARGETS]]
     )
 
 
-def _about(member: Member) -> dict[str, str]:
-    return {label: text for label, text in (("serves", member.names), ("host", member.host)) if text}
+def _labels(name: str, member: Member) -> dict[str, str]:
+    about = {"worker": name, "role": member.kind, "serves": member.names, "host": member.host}
+    return {label: visible_line(text)[:_LABEL] for label, text in about.items() if text}

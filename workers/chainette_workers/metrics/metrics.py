@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -25,6 +26,7 @@ from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, UnitCommitted, UnitRetried
 from chainette.records import CHAIN_INPUT, Reason
+from chainette.utils.visible import visible_line
 from chainette_workers.metrics.catalogue import CATALOGUE, Kind, Metric, Part
 from chainette_workers.metrics.overview import Overview
 
@@ -32,6 +34,9 @@ __all__ = ["Metrics"]
 
 #: Seconds that the series of a closed run stay, so that the last scrape sees its last rows; and for how many such runs.
 _LINGER, _MOST_CLOSED = 600.0, 32
+
+#: Series of one run and of the fleet, and characters of a label: names come from Redis.
+_MOST_OF_RUN, _MOST_OF_FLEET, _LABEL = 50_000, 50_000, 200
 
 _OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR}
 _OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
@@ -155,6 +160,8 @@ class _OfRun(Hook):
     def _of(self, name: str, *labels: str) -> Any:
         key = (name, *labels)
         series = self._series.get(key)
+        if series is None and len(self._series) >= _MOST_OF_RUN and {*labels} - {"other"}:
+            return self._of(name, *("other" for _ in labels))
         if series is None:
             series = self._series[key] = self._metrics.series(name, self._run, *labels)
         return series
@@ -295,8 +302,8 @@ class _Fleet(Collector):
         seen = self._look()
         families["chainette_redis_up"].add_metric([], seen is not None)
         if seen is not None:
-            for name, labels, value in self._overview.values(seen):
-                families[name].add_metric(labels, value)
+            for name, labels, value in islice(self._overview.values(seen), _MOST_OF_FLEET):
+                families[name].add_metric([visible_line(label)[:_LABEL] for label in labels], value)
         return iter(families.values())
 
 

@@ -56,7 +56,7 @@ def watching(endpoint: Endpoint | None, connection: redis.Redis, *parts: Part, e
     with impatient(connection, _SCRAPE) as client:
         lookout = Lookout(client)
         metrics = Metrics(*parts, engines=engines, look=lookout.look)
-        with serving(endpoint, _routes(metrics, lookout), _redis_at(connection)) as address:
+        with serving(endpoint, _routes(metrics, lookout, anywhere=endpoint.anywhere), _redis_at(connection)) as address:
             yield Watch(metrics, {"metrics": address}, metrics.read)
 
 
@@ -66,14 +66,14 @@ def _redis_at(connection: redis.Redis) -> tuple[str, int]:
     return str(said.get("host", "127.0.0.1")), int(said.get("port", 6379))
 
 
-def _routes(metrics: Metrics, lookout: Lookout) -> dict[str, Route]:
+def _routes(metrics: Metrics, lookout: Lookout, *, anywhere: bool) -> dict[str, Route]:
     routes: dict[str, Route] = {"/metrics": metrics.text}
     if Part.FLEET in metrics.parts:
-        routes["/sd"] = lambda _accept: ("application/json", _discovered(lookout))
+        routes["/sd"] = lambda _accept: ("application/json", _discovered(lookout, anywhere=anywhere))
     return routes
 
 
-def _discovered(lookout: Lookout) -> bytes:
+def _discovered(lookout: Lookout, *, anywhere: bool) -> bytes:
     """The processes that have an endpoint, for Prometheus.
 
     Raises:
@@ -82,4 +82,4 @@ def _discovered(lookout: Lookout) -> bytes:
     seen = lookout.look()
     if seen is None:
         raise Unavailable("Redis does not answer")
-    return targets(seen.members)
+    return targets(seen.members, anywhere=anywhere)

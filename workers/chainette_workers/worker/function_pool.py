@@ -23,6 +23,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from chainette.core.usercode.parameters import Offered
 from chainette.errors import EngineUnavailable
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.redis.connect import VARIABLE
 from chainette.records import Reason, Rejection, Row, Unit
 from chainette.run.process import fill
 from chainette.run.unit_result import UnitResult
@@ -45,6 +46,9 @@ __all__ = ["Children", "Functions", "InLoop"]
 
 #: Processes that a row may end.
 _DEATHS = 2
+
+#: Variables that a user's function has no use for.
+_SECRETS = frozenset({VARIABLE, "CHAINETTE_FLEET_KEY"})
 
 #: Seconds that a process has to end by itself, and that its last message may take.
 _LAST_WORDS = 0.2
@@ -236,7 +240,8 @@ class Children:
     async def _start(self) -> _Child:
         command = [sys.executable, "-P", "-m", "chainette_workers.worker.function_child", str(os.getpid()), str(self.root)]
         command += [self.engines_file or "", msgspec.json.encode(self.parameters).decode()]
-        process = await anyio.open_process(command, stderr=None)
+        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        process = await anyio.open_process(command, stderr=None, env=environment)
         assert process.stdout is not None
         child = _Child(process, BufferedByteReceiveStream(process.stdout))
         self._all.append(child)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from chainette_workers.metrics.endpoint import Endpoint, Route, Unavailable, serving, targets
@@ -78,17 +82,79 @@ def test_one_that_listens_everywhere_is_named_as_redis_is_reached() -> None:
         assert address.startswith(f"{socket.gethostname()}:")
 
 
-def test_processes_that_have_an_endpoint_are_found_by_prometheus() -> None:
-    found = json.loads(
-        targets(
-            {
-                "w1": Member(names="llama,python", metrics="10.0.0.1:9100", host="h", stop="1"),
-                "w2": Member(names="llama"),
-                "c1": Member(kind="coordinator", metrics="10.0.0.2:9100"),
-            }
-        )
-    )
-    assert found == [
-        {"targets": ["10.0.0.2:9100"], "labels": {"worker": "c1", "role": "coordinator"}},
-        {"targets": ["10.0.0.1:9100"], "labels": {"worker": "w1", "role": "worker", "serves": "llama,python", "host": "h"}},
-    ]
+MEMBERS = {
+    "w1": Member(names="llama,python", metrics="10.0.0.1:9100", host="h", stop="1"),
+    "w2": Member(names="llama"),
+    "w3": Member(names="llama\x1b[2J" + 300 * "x", metrics="127.0.0.1:9100"),
+    "w4": Member(metrics="http://10.0.0.1:9100/metrics?x="),
+    "w5": Member(metrics="127.0.0.1.evil.example:80"),
+    "c1": Member(kind="coordinator", metrics="[::1]:9100"),
+}
+
+
+def found(*, anywhere: bool) -> list[str]:
+    return [target["targets"][0] for target in json.loads(targets(MEMBERS, anywhere=anywhere))]
+
+
+def test_prometheus_is_sent_to_this_machine_only_unless_told_otherwise() -> None:
+    assert found(anywhere=False) == ["[::1]:9100", "127.0.0.1:9100"]
+    assert found(anywhere=True) == ["[::1]:9100", "10.0.0.1:9100", "127.0.0.1:9100", "127.0.0.1.evil.example:80"]
+
+
+def test_a_target_has_labels_that_are_short_and_no_metrics_own() -> None:
+    _, first, second, _ = json.loads(targets(MEMBERS, anywhere=True))
+    assert first["labels"] == {"worker": "w1", "role": "worker", "serves": "llama,python", "host": "h"}
+    assert second["labels"]["serves"] == "llama\\x1b[2J" + 188 * "x"
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chainette_workers.metrics.endpoint._PATIENCE", 0.3)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_request_that_drips_in_is_cut_off_as_a_whole() -> None:
+    with serving(Endpoint(), ROUTES) as address, connected(address) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n")
+        with pytest.raises(OSError):
+            while True:  # each byte comes well within the time of a single read
+                client.sendall(b"X")
+                time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_reader_that_reads_nothing_is_cut_off() -> None:
+    big: dict[str, Route] = {"/metrics": lambda _accept: ("text/plain", bytes(64 << 20))}
+    with serving(Endpoint(), big) as address, connected(address) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert client.recv(1)
+        until(lambda: not any("process_request" in thread.name for thread in threading.enumerate()))
+
+
+def test_a_request_ends_after_16_kib() -> None:
+    with serving(Endpoint(), ROUTES) as address, connected(address) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n" + 16 * (b"X: " + 1020 * b"y" + b"\r\n"))
+        assert client.recv(1000).startswith(b"HTTP/1.0 200")
+
+
+def test_clients_beyond_the_most_are_turned_away_and_others_are_served_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chainette_workers.metrics.endpoint._MOST_CLIENTS", 2)
+    with serving(Endpoint(), ROUTES) as address:
+        with connected(address), connected(address), connected(address) as third:
+            assert third.recv(1) == b""
+        until(lambda: get(address) == b"for me")
+
+
+def connected(address: str) -> socket.socket:
+    host, _, port = address.partition(":")
+    return socket.create_connection((host, int(port)), timeout=LONG)
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + LONG
+    while time.monotonic() < end:
+        with suppress(OSError):
+            if condition():
+                return
+        time.sleep(0.01)
+    raise AssertionError("it never happened")

@@ -439,3 +439,15 @@ def test_a_process_without_vllm_shows_its_own_metrics_only(clock: Clock, monkeyp
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
     assert b"vllm:" not in Metrics(Part.WORKER, clock=clock).text(OPEN_METRICS)[1]
     assert b"python_gc" not in Metrics(Part.WORKER, clock=clock).text(OPEN_METRICS)[1]
+
+
+def test_names_without_end_make_no_series_without_end(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics(Part.SINK)
+    run = metrics.of_run("7", plan)
+    expected = metrics.text("")[1].decode().count("chainette_rows_rejected_total{")
+    monkeypatch.setattr("chainette_workers.metrics.metrics._MOST_OF_RUN", 0)
+    for number in range(200):
+        run.on_event(UnitCommitted(node="extract", root=number, reasons={f"reason {number}": 1}))
+    text = metrics.text("")[1].decode()
+    assert text.count("chainette_rows_rejected_total{") == expected + 1
+    assert 'reason="other",run="7",step="other"} 200.0' in text
