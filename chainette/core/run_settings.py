@@ -59,6 +59,9 @@ class RunSettings:
     flattened: Annotated[bool, Flag(help="Also write one row per item across all steps.")] = True
     key: Annotated[str | None, Flag(help="Copy this input column into every shard, as _key.", metavar="FIELD")] = None
     usage: Annotated[bool, Flag(help="Also write the tokens and seconds that each row's answers took.")] = False
+    csv_safe: Annotated[bool, Flag(help="With --format csv: put ' before text that a spreadsheet would run as a formula.")] = (
+        False
+    )
     engines_file: Annotated[
         str | None,
         Flag(help="A YAML file whose engines replace those of the chain.", metavar="FILE", name="--engines", file=True),
@@ -83,6 +86,8 @@ class RunSettings:
             raise InputError(f"engine_patience is {self.engine_patience}; it must be a number of seconds, such as 1e9")
         if self.format not in get_args(Format):
             raise InputError(f"format is {self.format!r}; it must be jsonl, parquet or csv")
+        if self.csv_safe and self.format != "csv":
+            raise InputError(f"csv_safe is for the format csv, and the format is {self.format}")
         if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:
             raise InputError(f"max_reject_rate is {self.max_reject_rate}; it must be above 0 and at most 1")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainette.errors import DamagedRun
+from chainette.io.tables.formulas import restored
 
 if TYPE_CHECKING:
     from chainette.io.rundir.paths import RunDir
@@ -29,9 +30,14 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
         elif not shard.exists():
             raise DamagedRun(f"{shard} is not there, but the log knows {count:,} rows of it. Restore the file from a backup")
         elif suffix == "csv":
-            yield from cells_of(shard)
+            rows = cells_of(shard)
+            yield from map(_restored, rows) if state.run.settings.get("csv_safe") else rows
         else:
             yield from read_rows(shard, 0, count)
+
+
+def _restored(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: cell and restored(cell) for name, cell in row.items()}
 
 
 def rejection_examples(run: RunDir, state: RunState, each: int) -> dict[tuple[str, str], list[dict[str, Any]]]:

@@ -1,8 +1,8 @@
 """Sealing a shard: from the JSONL journal to Parquet or CSV, and back to the same rows.
 
 Columns are those of `columns.py`. In CSV an empty cell is null and `""` is the empty string; lists,
-structs and JSON are JSON in their cell; text is never altered, even if a spreadsheet would treat it
-as a formula.
+structs and JSON are JSON in their cell; text is not altered, even if a spreadsheet would treat it
+as a formula, unless the run asks for that (`formulas.py`).
 
 A sealed row reads back equal as JSON; a column that a row lacks reads back as null.
 """
@@ -22,6 +22,7 @@ from chainette.errors import DamagedRun
 from chainette.io.inputs.delimited import format_cells, records, split_cells
 from chainette.io.rundir.paths import disk_errors
 from chainette.io.tables.columns import EXTRA_COLUMN, Convert, is_json, json_places
+from chainette.io.tables.formulas import CSV_SAFE, harmless, restored
 from chainette.utils.private import new_file
 
 if TYPE_CHECKING:
@@ -65,12 +66,17 @@ def seal_csv(journal: Path, target: Path, schema: pa.Schema) -> tuple[int, int]:
     """
     encode = _row_encoder(schema, nested_as_text=True)
     names = schema.names
+    cells = [_safe_cell if _is_safe(field, schema) else _cell for field in schema]
     rows = 0
     with _new_file(target) as file:
         file.write(format_cells(names).encode())
         for first, batch in _batches(journal):
             encoded = [encode(row, journal, first + at) for at, row in enumerate(batch)]
-            file.write("".join([format_cells([_cell(row.get(name)) for name in names]) for row in encoded]).encode())
+            file.write(
+                "".join(
+                    [format_cells([cell(row.get(name)) for name, cell in zip(names, cells, strict=True)]) for row in encoded]
+                ).encode()
+            )
             rows += len(batch)
         return rows, _sync(file)
 
@@ -86,6 +92,18 @@ def table_of(rows: Iterable[Row], schema: pa.Schema) -> pa.Table:
         batches.append(pa.RecordBatch.from_arrays(_arrays(encoded, schema, nowhere, first), schema=schema))
         first += len(batch)
     return pa.Table.from_batches(batches, schema=schema)
+
+
+def _is_safe(field: pa.Field, schema: pa.Schema) -> bool:
+    """Whether a CSV column holds text that is kept from being a formula."""
+    import pyarrow as pa
+
+    return CSV_SAFE.encode() in (schema.metadata or {}) and field.type == pa.string() and not is_json(field)
+
+
+def _safe_cell(value: Any) -> str | None:
+    cell = _cell(value)
+    return cell and harmless(cell)
 
 
 def _cell(value: Any) -> str | None:
@@ -261,7 +279,7 @@ def _row_decoder(schema: pa.Schema) -> Convert:
 
 
 def _csv_rows(path: Path, schema: pa.Schema) -> Iterator[Row]:
-    names, readers = schema.names, [_cell_reader(field) for field in schema]
+    names, readers = schema.names, [restored if _is_safe(field, schema) else _cell_reader(field) for field in schema]
     with path.open("rb") as file:
         for record in islice(records(file, b",", 1 << 40), 1, None):
             cells = split_cells(record.data.decode(), ",")

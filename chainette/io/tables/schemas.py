@@ -8,6 +8,7 @@ from typing import Any
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.io.tables.columns import Columns, arrow_schema, flattened_columns, step_columns
+from chainette.io.tables.formulas import CSV_SAFE
 from chainette.io.tables.shape import Kind, Shape
 
 __all__ = ["Added", "ShardSchemas"]
@@ -30,17 +31,19 @@ _REJECTED = (
 
 @dataclass(frozen=True)
 class Added:
-    """Optional columns that a run adds to shards."""
+    """What a run adds to shards."""
 
     #: `_key`: the column of the input that was named.
     key: bool = False
     #: The cost of the answers for a row, in steps and rejected rows: tokens, seconds until the engine began, seconds in all.
     usage: bool = False
+    #: Whether text in CSV is kept from being a formula.
+    csv_safe: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Added:
         """From the settings that the log fixes."""
-        return cls(bool(settings.get("key")), bool(settings.get("usage")))
+        return cls(*(bool(settings.get(name)) for name in ("key", "usage", "csv_safe")))
 
 
 class ShardSchemas(Mapping[str, Any]):
@@ -51,6 +54,7 @@ class ShardSchemas(Mapping[str, Any]):
         self._nodes = {node.folder: node for node in plan.nodes.values() if not node.hidden}
         self._tail = [(_KEY, Any)] if added.key else []
         self._usage = _USAGE if added.usage else ()
+        self._metadata = {CSV_SAFE: "yes"} if added.csv_safe else None
         self._made: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -65,7 +69,8 @@ class ShardSchemas(Mapping[str, Any]):
     def __getitem__(self, folder: str) -> Any:
         if folder not in self._made:
             columns = self.columns(folder)
-            self._made[folder] = arrow_schema(tuple((name, _TEXT if name == _KEY else shape) for name, shape in columns))
+            schema = arrow_schema(tuple((name, _TEXT if name == _KEY else shape) for name, shape in columns))
+            self._made[folder] = schema.with_metadata(self._metadata) if self._metadata else schema
         return self._made[folder]
 
     def columns(self, folder: str) -> Columns:
