@@ -86,8 +86,6 @@ class RunSettings:
             raise InputError(f"engine_patience is {self.engine_patience}; it must be a number of seconds, such as 1e9")
         if self.format not in get_args(Format):
             raise InputError(f"format is {self.format!r}; it must be jsonl, parquet or csv")
-        if self.csv_safe and self.format != "csv":
-            raise InputError(f"csv_safe is for the format csv, and the format is {self.format}")
         if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:
             raise InputError(f"max_reject_rate is {self.max_reject_rate}; it must be above 0 and at most 1")
 

@@ -55,8 +55,3 @@ def test_a_csv_safe_run_has_no_formula_and_its_rows_come_back_exactly(tmp_path: 
     [rejected] = map(json.loads, project.chainette("rejected", "out", "--json").stdout.splitlines())
     assert rejected["message"].startswith("ValueError: =") or "=bad" in rejected["message"]
     assert "--csv-safe" in (tmp_path / "out/README.md").read_text()
-
-
-def test_csv_safe_is_for_csv(tmp_path: Path) -> None:
-    done = Project(tmp_path).chainette("run", "chain.py", "in.jsonl", "-o", "out", "--csv-safe")
-    assert done.returncode == 1 and "csv_safe is for the format csv, and the format is jsonl" in done.stderr

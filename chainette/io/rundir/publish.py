@@ -29,7 +29,7 @@ def render_files(state: RunState) -> dict[str, bytes]:
     run = state.run
     configs = [_config(state, folder, description) for folder, description in _folders(state)]
     card = render_card(title=run.chain, run_id=run.run_id, status=state.status, format=run.settings["format"], configs=configs)
-    if run.settings.get("csv_safe"):
+    if run.settings.get("csv_safe") and run.settings["format"] == "csv":
         card += "\nText that a spreadsheet would run as a formula has a `'` before it (`--csv-safe`).\n"
     files = {"graph.json": pretty(state.graph), "metadata.json": pretty(state.metadata()), "README.md": card.encode()}
     return files | _schemas(configs, run.settings["format"])
