@@ -78,9 +78,9 @@ def test_no_output_of_a_fleet_holds_a_password_or_a_key(tmp_path: Path, database
         assert b"chainette_build_info" in seen
         assert run.wait(LONG) == 0
     finally:
-        for process in (run, worker):
-            process.terminate()
-            process.wait(LONG)
+        for started in (run, worker):
+            started.terminate()
+            started.wait(LONG)
         log.close()
     wrong = project.chainette("runs", "--debug", CHAINETTE_REDIS_URL=database.url.replace(password, f"x{password}"))
     assert wrong.returncode == 1
