@@ -30,13 +30,16 @@ from chainette.fleet.protocol.states import (
     Progress,
     Turn,
 )
-from chainette.io.rundir.events import AnyEvent, Event
+from chainette.io.rundir.events import AnyEvent, Event, WorkerRefused
 from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MemoryQueue"]
 
 #: Times that one unit gets a strike back, since it may be the one that stalls its workers.
 _PARDONS = 3
+
+#: Seconds for which a worker that drains keeps others from running a queue's next unit alone.
+_TURN = 30.0
 
 
 @dataclass
@@ -71,7 +74,8 @@ class MemoryQueue(LeasedQueue):
             return
         if known and known.keys.epoch >= epoch:
             raise Lost(f"run {run}: epoch {epoch} is not newer than {known.keys.epoch}")
-        words = {name: str(value) for name, value in fields.items()}
+        kept = {name: word for name, word in known.fields.items() if name != "barred"} if known else {}
+        words = kept | {name: str(value) for name, value in fields.items()}
         new = RunInMemory(RunKeys(run, epoch), owner, words, Stream(token), barred=frozenset(words.get("barred", "").split()))
         if known:
             new.state, new.noted = known.state, known.noted
@@ -97,7 +101,7 @@ class MemoryQueue(LeasedQueue):
         known.state = state
         known.fields = {**known.fields, "reason": reason}
         if state == "cancelled":
-            self._runs[run] = RunInMemory(known.keys, known.owner, known.fields, Stream(""), state)
+            known.give_up()
         self._changed()
 
     def bar(self, keys: RunKeys, owner: str, queues: Sequence[str]) -> None:
@@ -170,7 +174,7 @@ class MemoryQueue(LeasedQueue):
 
     def record(self, keys: RunKeys, root: int) -> RootRecord:
         run = self._runs.get(keys.run)
-        live = run.roots.get(root) if run is not None else None
+        live = run.roots.get(root) if run is not None and run.keys == keys else None
         if live is None:
             raise BadMessage(f"root {root} of run {keys.run} is not live")
         return live.record
@@ -215,7 +219,8 @@ class MemoryQueue(LeasedQueue):
         return True
 
     def reap(self) -> list[str]:
-        lost = [name for name, worker in self._workers.items() if worker.until <= self._clock()]
+        now = self._clock()
+        lost = [name for name, worker in self._workers.items() if worker.until <= now]
         for me in lost:
             for name, run in self._workers.pop(me).held.items():
                 if (job := self._in_hand(run, name, me)) is not None:
@@ -225,7 +230,8 @@ class MemoryQueue(LeasedQueue):
         return lost
 
     def workers(self) -> dict[str, Member]:
-        return {name: Member.read(_raw(worker.words)) for name, worker in self._workers.items()}
+        now = self._clock()
+        return {name: Member.read(_raw(worker.words)) for name, worker in self._workers.items() if worker.until > now}
 
     def ask_to_stop(self, engine: str | None) -> list[str]:
         asked = [name for name, member in self.workers().items() if engine is None or engine in member.engines]
@@ -298,7 +304,7 @@ class MemoryQueue(LeasedQueue):
             if (job := run.next_of(waiting.broken)) is not None:
                 return [self._hand_out(run, job, incarnation, token, Turn.MEND)]
             if waiting.solo and self._has_turn(waiting, incarnation):
-                waiting.turn = incarnation
+                waiting.turn, waiting.turn_ends = incarnation, self._clock() + _TURN
                 if ahead or not alone:
                     return Drain(queue)
                 if (job := run.next_of(waiting.solo)) is not None:
@@ -312,7 +318,7 @@ class MemoryQueue(LeasedQueue):
 
     def _has_turn(self, waiting: Waiting, me: str) -> bool:
         """Whether nobody else who lives is about to run a unit alone."""
-        return waiting.turn == me or waiting.turn not in self._workers
+        return waiting.turn == me or waiting.turn not in self._workers or waiting.turn_ends <= self._clock()
 
     def _hand_out(self, run: RunInMemory, job: Job, me: str, token: str, turn: Turn, ahead: bool = False) -> Claim:
         job.token, job.holder, job.ahead = token, me, ahead
@@ -353,15 +359,15 @@ class MemoryQueue(LeasedQueue):
         token: str,
         rows: Collection[str] | None = None,
     ) -> bool:
+        piece, rest = claim.piece(rows), claim.rest(rows)
+        if rest is not None:
+            require_part(piece, plan)
         if self._is_repeated(claim, token):
             return True
         found = self._held(claim, incarnation)
         if found is None:
             return False
         run, job = found
-        piece, rest = claim.piece(rows), claim.rest(rows)
-        if rest is not None:
-            require_part(piece, plan)
         if job.part != claim.part:
             return False  # maybe an old call that comes late, so the unit stays where it is
         if run.lacks_scope(job, outcome.effects):
@@ -390,6 +396,8 @@ class MemoryQueue(LeasedQueue):
             return False
         run, job = found
         self._drop(claim, incarnation)
+        if run.lacks_scope(job, Effects()):
+            return False
         for half in halves(claim.unit):
             run.enqueue(half, job.queue, solo=True)
         run.finish(job)
@@ -416,6 +424,7 @@ class MemoryQueue(LeasedQueue):
         if found is not None:
             run, job = found
             run.damaged, job.token = reason, ""
+            self.note(claim.run, WorkerRefused(worker=incarnation, reason=f"{incarnation} buried unit {job.name}: {reason}"))
         return found is not None
 
     def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
@@ -457,7 +466,7 @@ class MemoryQueue(LeasedQueue):
     # -- notes
 
     def note(self, run: str, event: Event) -> None:
-        if run in self._runs:
+        if run in self._runs and self._runs[run].state != "cancelled":
             self._runs[run].noted.append(event)
 
     def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:

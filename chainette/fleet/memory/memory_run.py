@@ -64,8 +64,9 @@ class Waiting:
     solo: deque[str] = field(default_factory=deque)
     broken: deque[str] = field(default_factory=deque)
     turn: str = ""
-    #: Heap of (due, unit).
-    delayed: list[tuple[float, str]] = field(default_factory=list)
+    turn_ends: float = 0.0
+    #: Heap of (due, number of the call, unit).
+    delayed: list[tuple[float, int, str]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[str]:
         yield from (*self.ready, *self.solo, *self.broken)
@@ -167,6 +168,17 @@ class RunInMemory:
     noted: list[Event] = field(default_factory=list)
     #: Node -> name of its queue.
     _names: dict[str, str] = field(default_factory=dict)
+    #: Units that were put off so far: of two that are due at the same time the first comes first.
+    _delays: int = 0
+
+    def give_up(self) -> None:
+        """Deletes the units of a run that was cancelled; its sink may still read and acknowledge the stream."""
+        self.jobs.clear()
+        self.queues.clear()
+        self.struck.clear()
+        for live in self.roots.values():
+            live.members.clear()
+            live.forks.clear()
 
     # -- roots
 
@@ -257,12 +269,13 @@ class RunInMemory:
 
     def put_off(self, job: Job, due: float) -> None:
         job.token, job.holder, job.ahead, job.delayed = "", "", False, True
-        heapq.heappush(self.waiting(job.queue).delayed, (due, job.name))
+        self._delays += 1
+        heapq.heappush(self.waiting(job.queue).delayed, (due, self._delays, job.name))
 
     def promote(self, waiting: Waiting, now: float) -> None:
         """Units that were put off until now may be claimed."""
         while waiting.delayed and waiting.delayed[0][0] <= now:
-            job = self.jobs.get(heapq.heappop(waiting.delayed)[1])
+            job = self.jobs.get(heapq.heappop(waiting.delayed)[2])
             if job is not None and job.delayed:
                 self.put_back(job)
 
@@ -355,8 +368,10 @@ class RunInMemory:
             for name in (member for member in members if member[:2] not in ("S:", "P:")):
                 units += 1
                 job = self.jobs.get(name)
+                if name in waiting:
+                    continue  # its claim finds out if it is gone
                 if job is None:
                     return f"unit {name} is gone"
-                if name not in waiting and not job.delayed and (not job.token or job.holder not in alive):
+                if not job.delayed and (not job.token or job.holder not in alive):
                     return f"unit {name} is in no queue"
         return "" if units else f"root {root} waits for a later phase and was not let go"

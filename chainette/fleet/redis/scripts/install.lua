@@ -3,13 +3,13 @@
 local key = run_key(need(A.run, 'string', 'run'))
 whole(A.epoch, 'epoch'); need(A.owner, 'string', 'owner'); need(A.token, 'string', 'token')
 strings(A.queues, 'queues'); scalars(A.fields, 'fields'); whole(A.fields.window, 'window')
+if redis.call('HGET', key, 'state') == 'cancelled' then return {'CANCELLED'} end
 local stream = prefix_of(A.run, A.epoch) .. 'stream'
 local known = tonumber(redis.call('HGET', key, 'epoch') or -1) or -1
 if known == A.epoch and redis.call('HGET', key, 'owner') == A.owner then
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if first and first[2][2] == A.token then return {'OK', A.epoch} end -- the same call, repeated after a lost reply
 end
-if redis.call('HGET', key, 'state') == 'cancelled' then return {'CANCELLED'} end
 if known >= A.epoch then return {'BEHIND', known} end
 for _, queue in ipairs(split_words(redis.call('HGET', key, 'queues'))) do -- of the epoch before, whose chain may have been another
   forget_queue(queue)

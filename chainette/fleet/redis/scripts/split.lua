@@ -9,6 +9,12 @@ local RUN, EPOCH = j.run, j.epoch
 local P, BARRED = prefix_of(RUN, EPOCH), ''
 --EFFECTS
 check_effects(A.effects, j.root)
+local lost = lost_scope(job, j.root, j.scope, A.effects)
+if lost then -- else its scope would seem to hold the two halves only
+  drop(job, j, A.incarnation)
+  damage(RUN, lost)
+  return 'LOST'
+end
 add(A.effects, j.root)
 for _, u in ipairs(A.effects.units) do
   redis.call('LREM', 'rq:queue:' .. u.queue, -1, u.job)
