@@ -213,6 +213,15 @@ def test_a_held_run_gives_no_units_and_takes_commits_and_a_given_up_one_neither(
     refused(lambda: site.queue.set_state("nowhere", "paused"))
 
 
+def test_a_cancelled_run_can_still_be_drained_and_its_epoch_is_not_installed_again(site: Site) -> None:
+    assert site.commit(site.take())
+    site.queue.set_state("run-a", "cancelled")
+    with pytest.raises(Cancelled):
+        site.install()
+    assert site.drain() == [] and site.rows("first") == ["0", "1", "2", "3"]
+    assert site.queue.progress(site.keys).live == {0}
+
+
 # -- roots
 
 
@@ -791,3 +800,11 @@ def test_a_commit_that_is_repeated_is_no_damage(site: Site) -> None:
     claim = site.take("w1")
     assert site.commit(claim) and not site.commit(claim)
     assert not site.queue.progress(site.keys).damaged
+
+
+def test_a_unit_is_not_cut_in_two_whose_scope_is_gone(site: Site) -> None:
+    claim = site.take("w1")
+    lose(site, "members")
+    assert not site.queue.split(claim, "w1", site.plan)
+    assert site.queue.progress(site.keys).damaged
+    assert site.queue.leave("w1") and site.queue.waiting(site.queues) == {}
