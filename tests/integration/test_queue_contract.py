@@ -268,6 +268,13 @@ def test_bad_lines_come_with_the_admission_and_a_root_of_them_alone_is_done(site
     assert [(entry.root, entry.done, len(entry.message.rejected)) for entry in entries] == [(1, True, 2), (2, True, 0)]
 
 
+def test_a_root_may_be_acknowledged_again(site: Site) -> None:
+    site.work_off()
+    assert site.drain() == [0]
+    site.queue.ack(site.keys, OWNER, site.position, [0])
+    assert site.queue.progress(site.keys).live == set()
+
+
 # -- phases
 
 

@@ -21,8 +21,8 @@ end
 local function forget(root)
   local admitted = tonumber(redis.call('HGET', P .. 'live', root) or 0)
   local outstanding = tonumber(redis.call('HGET', P .. 'out', root) or 0)
-  redis.call('HINCRBY', run_key(RUN), 'live_rows', -math.max(admitted, outstanding))
-  redis.call('HINCRBY', run_key(RUN), 'live_bytes', -redis.call('STRLEN', P .. 'r:' .. root))
+  redis.call('HINCRBY', run_key(RUN), 'live_rows', 0 - math.max(admitted, outstanding)) -- "-0" is no number to Redis 7
+  redis.call('HINCRBY', run_key(RUN), 'live_bytes', 0 - redis.call('STRLEN', P .. 'r:' .. root))
   redis.call('HDEL', P .. 'live', root)
   redis.call('HDEL', P .. 'out', root)
   redis.call('DEL', P .. 'r:' .. root)
