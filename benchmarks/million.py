@@ -179,9 +179,11 @@ def main() -> None:
         folder = project(Path(base) / "million", chosen.rows)
         with EmbeddedServer.start(folder / "data") as server:
             fleet = Fleet(folder, server)
-            with Readings(fleet.read) as readings:
-                endure(fleet, chosen.rows, readings)
-            fleet.stop()
+            try:
+                with Readings(fleet.read) as readings:
+                    endure(fleet, chosen.rows, readings)
+            finally:
+                fleet.stop()
         if found := list(faults(fleet.out, chosen.rows)):
             sys.exit("\n".join(found))
     if chosen.picture:
