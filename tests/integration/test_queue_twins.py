@@ -132,7 +132,7 @@ class Twins:
         for run in self.runs:
             self.install_epoch(run, 12, 4)
         for me in WORKERS[:2]:
-            self.both(lambda queue, _, me=me: queue.beat(me, {}, 450.0))
+            self.beat(me, 450.0, "a")
 
     def install_epoch(self, run: InRun, window: int, batch: int, barred: str = "") -> None:
         fields: dict[str, str | int] = {"window": window, "batch_size": batch, "seed": 7}
@@ -226,8 +226,11 @@ class Twins:
         self.both(lambda queue, _: queue.workers())
         self.both(lambda queue, _: [queue.is_asked_to_stop(me) for me in WORKERS])
         for root in range(4):
-            self.both(lambda queue, _, root=root: queue.record(keys, root))
-            self.both(lambda queue, _, root=root: queue.missing(keys, [root]), bool)
+            self.look_at(keys, root)
+
+    def look_at(self, keys: RunKeys, root: int) -> None:
+        self.both(lambda queue, _: queue.record(keys, root))
+        self.both(lambda queue, _: queue.missing(keys, [root]), bool)
 
     # -- workers
 
@@ -305,7 +308,7 @@ class Twins:
         token = self.token()
         found = self.both(lambda queue, _: queue.claim_rows(me, token, places, alone=alone, ahead=ahead and not alone), seen)
         if found and not any(isinstance(one, Drain) for one in found):
-            self.known += [Known(me, list(pair)) for pair in zip(*found, strict=True)]  # type: ignore[arg-type]
+            self.known += [Known(me, list(pair)) for pair in zip(*found, strict=True)]
 
     @op(4, which=st.integers(0, 1), me=st.sampled_from(WORKERS[:2]), times=st.integers(1, 8), room=st.sampled_from([0, 8]))
     def work(self, which: int, me: str, times: int, room: int) -> None:
@@ -385,8 +388,10 @@ class Twins:
         run = self.runs[which]
         owner = "another" if of_another else run.owner
         roots = [] if early else run.done
-        if run.positions and self.both(lambda queue, n: queue.ack(run.keys, owner, run.positions[n], roots)) and not early:
-            run.done = []
+        if not run.positions:
+            return
+        taken = self.both(lambda queue, n: queue.ack(run.keys, owner, run.positions[n], roots))
+        run.done = run.done if early or not taken else []
 
     @op(which=st.integers(0, 1), read=st.booleans())
     def note(self, which: int, read: bool) -> None:

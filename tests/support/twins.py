@@ -191,5 +191,5 @@ def pass_time(client: Redis, seconds: float, queues: Iterable[str]) -> None:
         for name, score in cast("list[tuple[bytes, float]]", client.zrange(key, 0, -1, withscores=True)):
             client.zadd(key, {name: score - seconds})
     for key in client.scan_iter("chainette:*:turn:*"):
-        left = cast("int", client.pttl(key)) - int(1000 * seconds)
+        left = client.pttl(key) - int(1000 * seconds)
         client.pexpire(key, left) if left > 0 else client.delete(key)
