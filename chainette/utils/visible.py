@@ -7,9 +7,10 @@ import re
 
 __all__ = ["SafeFormatter", "guard_logs", "visible", "visible_json", "visible_line", "visible_paragraph"]
 
-#: Characters that move the cursor, change the direction of text, or cannot be seen.
+#: Characters that move the cursor, change the direction of text, or cannot be seen. The joiners U+200C and U+200D are
+#: not among them, since Persian and emoji need them.
 _HIDDEN = (
-    "\\x00-\\x1f\\x7f-\\x9f\\xad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b-\\u200f\\u2028-\\u202e"
+    "\\x00-\\x1f\\x7f-\\x9f\\xad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b\\u200e\\u200f\\u2028-\\u202e"
     "\\u2060-\\u206f\\u3164\\ud800-\\udfff\\ufeff\\uffa0\\ufff9-\\ufffb\\U0001d173-\\U0001d17a\\U000e0000-\\U000e007f"
 )
 _IN_LINE = re.compile(f"[{_HIDDEN}]")

@@ -12,7 +12,7 @@ from chainette.utils.visible import SafeFormatter, visible, visible_json, visibl
 
 HIDDEN = (
     *map(chr, (*range(9), *range(11, 32), *range(127, 160))),
-    *"\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202a\u202e\u2060\u2066\u2069\u206f\u3164\ufeff",
+    *"\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u202a\u202e\u2060\u2066\u2069\u206f\u3164\ufeff",
     *"\ufff9\U000e0041\ud800\udfff",
 )
 
@@ -28,7 +28,8 @@ def test_a_hidden_character_is_escaped_everywhere_and_json_keeps_its_value(lette
 
 
 def test_every_control_and_direction_mark_of_unicode_is_hidden() -> None:
-    visible_marks = {*map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2))}  # signs that Arabic and Syriac print
+    visible_marks = {*map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2))}  # signs of Arabic and Syriac
+    visible_marks |= {"\u200c", "\u200d"}  # joiners
     for code in range(0x10000):
         letter = chr(code)
         if unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp", "Cs") and letter not in visible_marks | {"\n", "\t"}:
@@ -36,7 +37,7 @@ def test_every_control_and_direction_mark_of_unicode_is_hidden() -> None:
 
 
 def test_plain_text_of_every_script_stays() -> None:
-    text = "naïve Ελληνικά 漢字 עברית العربية 👩 ❤️ \\x1b [red]bold[/red] | <b>"
+    text = "naïve Ελληνικά 漢字 עברית العربية می\u200cخواهم 👩\u200d🔬 ❤️ \\x1b [red]bold[/red] | <b>"
     assert visible(text) == visible_line(text) == visible_json(text) == text
 
 
