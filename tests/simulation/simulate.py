@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from chainette.engine import backends
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.io.rundir import card, likeness, plan_graph
 from chainette.io.rundir import open as open_module
-from chainette.io.tables import shape
+from chainette.io.tables import schema_file, shape
 from chainette.run import worker
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
@@ -44,17 +45,26 @@ __all__ = ["Outcome", "Simulator"]
 
 #: Seconds between two looks of those who wait, longer than in the field: a look that finds nothing tests nothing.
 _LOOKS = {
+    (loop, "_SOON"): 0.03,
     (loop, "_LATE"): 1.0,
     (loop, "_WATCH"): 1.0,
     (loop, "_CHOICE"): 4.0,
     (serving, "_LOOK"): 2.0,
     (worker, "_LOOK"): 0.5,
-    (drive_module, "_IDLE"): 0.05,
+    (drive_module, "_LOOK"): 2.0,
+    (drive_module, "_IDLE"): 0.1,
     (drive_module, "_LAZY"): 1.0,
 }
 
 #: Pure functions that take long. They are asked once per argument, whichever module calls them.
-_PURE = (plan_graph.graph_of, likeness.marks_of, card.render_card, shape.shape_of, open_module.versions)
+_PURE = (
+    plan_graph.graph_of,
+    likeness.marks_of,
+    card.render_card,
+    schema_file.schema_file,
+    shape.shape_of,
+    open_module.versions,
+)
 
 
 @dataclass
@@ -106,6 +116,7 @@ class Simulator:
     root: Path
     disk: Disk = field(default_factory=Disk)
     _plans: dict[str, Plan] = field(default_factory=dict)
+    _runs: int = 0
 
     def install(self) -> None:
         """For the rest of the process."""
@@ -120,9 +131,13 @@ class Simulator:
             _replace(call, _Remembered(call))
         vars(yaml)["SafeDumper"] = yaml.CSafeDumper
         self.disk.install()
+        gc.disable()  # between the runs it is enough
 
     def run(self, scenario: Scenario) -> Outcome:
         rng = random.Random(f"world {scenario.seed}")
+        self._runs += 1
+        if self._runs % 100 == 0:
+            gc.collect()
         root = self.root / "w"
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
