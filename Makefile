@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The tests start hundreds of processes; each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-vllm simulate check fix lint clean
+.PHONY: demo test test-vllm simulate mutations check fix lint clean
 
 demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	rm -rf runs/demo
@@ -22,6 +22,9 @@ SEEDS ?= 200
 START ?= 0
 simulate: .venv/.dev  ## Simulated runs under a virtual clock, one schedule of faults per seed: make simulate SEEDS=10000 START=0
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START) $(if $(RECORD),--record)
+
+mutations: .venv/.dev  ## Plants bugs on purpose, one after the other, and says which seed or test catches each
+	$(BIN)/python -m tests.simulation.planted $(if $(RECORD),--record)
 
 lint: .venv/.dev  ## Format, lint, types, layers
 	$(BIN)/ruff format --check

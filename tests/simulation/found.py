@@ -3,7 +3,31 @@
 from __future__ import annotations
 
 from tests.simulation.scenario import Scenario
+from tests.simulation.world import Fault
+from tests.support.drawn import Element, Node, Way
 
 __all__ = ["FOUND"]
 
-FOUND: tuple[Scenario, ...] = ()
+_ONE: tuple[Element, ...] = (Node("n2", "many", 265),)
+
+FOUND = (
+    # a new directory whose log could not be synced kept its lock as long as the process lived
+    Scenario(99, _ONE, (540,), 4, "jsonl", 100, None, 1, (Fault("disk", 3, "disk full", 0.969),)),
+    # killed within the first line of the log, a directory could be neither begun nor resumed
+    Scenario(2, _ONE, (540, 7), 2, "jsonl", 100, 2, 0, (Fault("disk", 3, "killed within a disk call", 0.5),)),
+    # a queue that went back to before the end of the input was known let its run wait for ever
+    Scenario(5, _ONE, (540, 7, 8), 2, "jsonl", 100, None, 1, (Fault("queue", 40, "queue rolled back", 0.9),)),
+    # `--from` on a full disk kept the shards open that it had begun
+    Scenario(
+        117,
+        ((Way("b1", "", (Node("n2", "optional", 257),)), Way("b3", "", (Node("n4", "ask", 441, 3),))),),
+        (614, 318, 472, 763),
+        1,
+        "jsonl",
+        1,
+        1,
+        0,
+        (Fault("disk", 166, "disk full", 0.73),),
+        ("from n4",),
+    ),
+)

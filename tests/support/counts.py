@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["record"]
+__all__ = ["put", "record"]
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = _ROOT / "docs" / "guarantees.md"
-_HEAD = "|---|---|---|---|\n"
 
 
 def record(command: str, result: str, page: Path = _PAGE) -> None:
     """Puts a command's result into the table, in place of its last one."""
     asked = subprocess.run(["git", "-C", _ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     line = f"| `{command}` | {result} | {datetime.now(UTC):%Y-%m-%d} | `{asked.stdout.strip()}` |\n"
-    before, _, rest = page.read_text().partition(_HEAD)
-    table, gap, after = rest.partition("\n## ")
-    kept = [row for row in table.splitlines(keepends=True) if row.strip() and not row.startswith(f"| `{command}` |")]
-    page.write_text(f"{before}{_HEAD}{''.join(sorted([*kept, line]))}{gap}{after}")
+    kept = [row for row in _table(page, "command")[1] if not row.startswith(f"| `{command}` |")]
+    put("command", sorted([*kept, line]), page)
+
+
+def put(head: str, rows: Iterable[str], page: Path = _PAGE) -> None:
+    """Gives the table with this first heading these rows."""
+    before, _, after = _table(page, head)
+    page.write_text(f"{before}{''.join(rows)}{after}")
+
+
+def _table(page: Path, head: str) -> tuple[str, list[str], str]:
+    """The page up to a table's first row, its rows, and the page behind it."""
+    lines = page.read_text().splitlines(keepends=True)
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {head} |")) + 2
+    end = next((number for number in range(start, len(lines)) if not lines[number].startswith("|")), len(lines))
+    return "".join(lines[:start]), lines[start:end], "".join(lines[end:])

@@ -204,16 +204,23 @@ class _Fork:
         base = self.target.path if self.state.run.settings["format"] == "jsonl" else self.target.journals
         for name in ("rejected", "flattened"):
             self._rewritten[name] = StreamWriter(name, base / name, self.state.run.settings["max_rows_per_file"])
+        try:
+            self._write_log(reader)
+            for stream in self._rewritten.values():
+                stream.close()
+        finally:
+            for stream in self._rewritten.values():
+                stream.let_go()
+        fsync_dir(self.target.path)
+
+    def _write_log(self, reader: ShardReader) -> None:
         with new_file(self.target.log) as log:
             for _, event in read_log(self.source.log):
                 for kept in self._keep(event, reader):
                     log.write(encode_line(msgspec.structs.replace(kept, seq=self._seq)))
                     self._seq += 1
-            for stream in self._rewritten.values():
-                stream.close()
             log.flush()
             os.fsync(log.fileno())
-        fsync_dir(self.target.path)
 
     def _roots_to_open(self, reader: ShardReader) -> Iterator[int]:
         for _, event in read_log(self.source.log):

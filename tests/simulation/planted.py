@@ -1,0 +1,99 @@
+"""`python -m tests.simulation.planted` (`make mutations`): plants each bug in a copy of the tree, and says what catches it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.support.counts import put, record
+
+__all__ = ["main"]
+
+_ROOT = Path(__file__).parents[2]
+_TREE = ("chainette", "workers", "tests", "docs", "examples", "pyproject.toml")
+
+#: Seconds until a simulation that does not end counts as one that found the bug.
+_LONG = 300
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("mutations", description=__doc__)
+    parser.add_argument("words", nargs="*", help="only bugs with these words in their name")
+    parser.add_argument("--seeds", type=int, default=500, help="seeds that are tried before the named test")
+    parser.add_argument("--record", action="store_true", help="write the table into docs/guarantees.md")
+    given = parser.parse_args()
+    chosen = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in given.words)]
+    rows, survived = [], 0
+    for mutation in chosen:
+        catcher = caught(mutation, given.seeds)
+        survived += not catcher
+        rows.append(f"| {mutation.name} | `{mutation.file}` | {catcher or 'nothing'} |\n")
+        print(rows[-1], end="", flush=True)
+    words = f"{len(chosen) - survived} of {len(chosen)} planted bugs were caught"
+    print(words)
+    if given.record:
+        put("planted bug", rows)
+        record("make mutations", words)
+    return int(survived > 0)
+
+
+def caught(mutation: Mutation, seeds: int) -> str:
+    """What catches a bug: a seed, or a test; "" if nothing does."""
+    with tempfile.TemporaryDirectory(prefix="chainette-planted-") as folder:
+        tree = Path(folder)
+        _plant(mutation, tree)
+        return _by_seed(tree, seeds) or (_by_test(tree, mutation.test) if mutation.test else "")
+
+
+def _plant(mutation: Mutation, tree: Path) -> None:
+    for name in _TREE:
+        source = _ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree / name)
+    file = tree / mutation.file
+    text = file.read_text()
+    assert text.count(mutation.old) == 1, f"{mutation.name}: {mutation.file} has the text {text.count(mutation.old)} times"
+    file.write_text(text.replace(mutation.old, mutation.new))
+
+
+def _call(tree: Path, *words: str) -> tuple[int, str]:
+    paths = f"{tree}{os.pathsep}{tree / 'workers'}"
+    command = [sys.executable, "-m", *words]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LONG,
+        )
+    except subprocess.TimeoutExpired as late:
+        return 124, late.stdout.decode() if late.stdout else ""
+    return done.returncode, done.stdout
+
+
+def _by_seed(tree: Path, seeds: int) -> str:
+    code, said = _call(tree, "tests.simulation", "--seeds", str(seeds), "--whole")
+    found = re.search(r"^seed (\d+):", said, re.MULTILINE)
+    return f"seed {found[1]}" if found else "a simulation that does not end" if code == 124 else ""
+
+
+def _by_test(tree: Path, test: str) -> str:
+    _, said = _call(tree, "pytest", "-x", "-q", "-p", "no:cacheprovider", test)
+    found = re.search(r"^FAILED \S+::(test_\w+)", said, re.MULTILINE)
+    return f"`{found[1]}`" if found else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
