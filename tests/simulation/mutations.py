@@ -85,7 +85,12 @@ MUTATIONS = (
         "(waiting.solo if job.solo else waiting.ready).appendleft(job.name)",
         "(waiting.solo if job.solo else deque()).appendleft(job.name)",
     ),
-    Mutation("nobody reaps dead workers", _QUEUE, "if worker.until <= self._clock()]", "if worker.until < 0]"),
+    Mutation(
+        "nobody reaps dead workers",
+        _QUEUE,
+        "for name, worker in self._workers.items() if worker.until <= now]",
+        "for name, worker in self._workers.items() if worker.until < 0]",
+    ),
     Mutation(
         "strikes count twice",
         _QUEUE,
@@ -102,8 +107,8 @@ MUTATIONS = (
     Mutation(
         "lost units are never missed",
         _RUN,
-        'if job is None:\n                    return f"unit {name} is gone"\n                if name not in waiting and',
-        "if job is None:\n                    continue\n                if False and",
+        "if not job.delayed and (not job.token or job.holder not in alive):",
+        "if False:",
     ),
     Mutation(
         "a root is admitted wherever the cursor is",
@@ -188,8 +193,8 @@ MUTATIONS = (
     Mutation(
         "recovery leaves rows that the log does not mention",
         _SHARDS,
-        "        _truncate(path, size)\n        file = os.open",
-        "        file = os.open",
+        "        _truncate(path, size)\n        file = open_file",
+        "        file = open_file",
     ),
     Mutation(
         "recovery leaves shards that the log does not mention",
