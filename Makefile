@@ -26,6 +26,9 @@ simulate: .venv/.dev  ## Simulated runs under a virtual clock, one schedule of f
 mutations: .venv/.dev  ## Plants bugs on purpose, one after the other, and says which seed or test catches each
 	$(BIN)/python -m tests.simulation.planted $(if $(RECORD),--record)
 
+conformance: .venv/.vllm .models/smollm2  ## Holds every backend to the same cases, and writes the table in docs/engines.md
+	PYTHONPATH=.:workers $(BIN)/python -m tests.conformance.subjects $(BACKENDS)
+
 lint: .venv/.dev  ## Format, lint, types, layers
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check

@@ -6,6 +6,7 @@
       PlanError             the static check found problems; carries all of them
       LoadError             a chain reference or a chain file could not be loaded
         ParameterError      values do not fit the parameters of a chain's factory
+      PluginError           a prompt builder or hook of another distribution is missing or broken
       InputError            the input as a whole cannot be read (one bad line is a rejected row)
       TemplateError         a template cannot be compiled or rendered
       EngineError
@@ -56,6 +57,7 @@ __all__ = [
     "ParameterError",
     "Place",
     "PlanError",
+    "PluginError",
     "Problem",
     "RedisUnavailable",
     "RowsRejected",
@@ -130,6 +132,10 @@ class LoadError(ChainetteError):
 
 class ParameterError(LoadError):
     pass
+
+
+class PluginError(ChainetteError):
+    exit_code = 2
 
 
 class InputError(ChainetteError):

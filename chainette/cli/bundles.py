@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.flags import ChainRef, ChainRoot, Debug, JsonLogs, Quiet, Settings, Show, Stream
+from chainette.cli.flags import ChainRef, ChainRoot, Debug, Hooked, JsonLogs, Quiet, Settings, Show, Stream
 
 __all__ = ["Task", "Telling"]
 
@@ -48,6 +48,7 @@ class Telling:
     show: Show = False
     stream: Stream = False
     debug: Debug = False
+    hook: Hooked = None
     #: The flags with which `resume` continues in the same way.
     again: tuple[str, ...] = ()
 

@@ -15,6 +15,7 @@ __all__ = [
     "ChainRoot",
     "Debug",
     "EngineFile",
+    "Hooked",
     "InputsRoot",
     "JsonLogs",
     "Metrics",
@@ -92,6 +93,9 @@ Yes = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the directory at the end.")]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Print the run's events, one JSON object per line.")]
+Hooked = Annotated[
+    list[str] | None, typer.Option("--hook", metavar="NAME", help="A plugin's hook that watches the run; repeatable.")
+]
 Show = Annotated[bool, typer.Option("--show", help="Print prompts and answers side by side.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Print answers token by token as they arrive; needs a small --limit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print every event, prompt and answer to stderr; show tracebacks.")]

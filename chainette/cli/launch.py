@@ -41,7 +41,7 @@ from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, settings_of
 from chainette.engine.config import EngineRegistry, overlaid
-from chainette.errors import DiskError, EngineError, InputError, Problem, RunDirectoryError, RunStopped
+from chainette.errors import DiskError, EngineError, InputError, PluginError, Problem, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.origin import doubt
@@ -53,7 +53,9 @@ from chainette.run.options import Drive, RunOptions
 from chainette.run.planning import compile_plan
 from chainette.utils.banner import banner
 from chainette.utils.debug import ChainDebugger
+from chainette.utils.foreign import told
 from chainette.utils.ids import new_run_id
+from chainette.utils.plugins import HOOKS
 from chainette.utils.visible import visible
 
 __all__ = ["launch", "load_plan", "require_trust", "run_task", "texts_of"]
@@ -79,6 +81,23 @@ def _others(telling: Telling) -> Iterator[Hook]:
         yield ShowAnswers(console())
     if telling.debug:
         yield ChainDebugger(lambda text: tell(text, err=True))
+    yield from map(_plugged, telling.hook or ())
+
+
+def _plugged(name: str) -> Hook:
+    """The hook of a plugin.
+
+    Raises:
+        PluginError: there is none of that name, or its plugin is broken.
+    """
+    make, whose = HOOKS.load(name)
+    try:
+        hook = make()
+    except Exception as error:  # a plugin's code may raise anything
+        raise PluginError(f"{whose} cannot be made: {told(error)}") from error
+    if not isinstance(hook, Hook):
+        raise PluginError(f"{whose} is no class derived from chainette.hooks.Hook, and no function that returns a hook")
+    return hook
 
 
 def _head(plan: Plan | None) -> str:
@@ -94,10 +113,10 @@ def launch(
     Raises:
         typer.Exit: unless the run finished without a rejected row.
     """
-    reporter = _reporter(telling, directory, plan)
+    reporter, others = _reporter(telling, directory, plan), [*_others(telling)]
     try:
         with telling.foreign_output(), reporter, _terminating_as_ctrl_c():
-            result = start((reporter, *_others(telling)))
+            result = start((reporter, *others))
         reporter.end(result)
     except KeyboardInterrupt:
         tell("interrupted", fg="red", err=True)

@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, Command] = {
     "inspect-dag": Command("inspect", "Draw CHAIN."),
     "engines": Command("engines", "List backends, or the engines of CHAIN."),
     "warmup": Command("warmup", "Open an engine, ask it once, and say what that took."),
+    "conformance": Command("conformance", "Hold an engine to the promises runs rely on."),
     "status": Command("status", "Show the state of a run, or of a fleet."),
     "rows": Command("rows", "Show the rows of the run in DIR as a table."),
     "rejected": Command("rejected", "List the rejected rows of DIR, or --retry them."),

@@ -312,7 +312,7 @@ class _Compiler:
         if isinstance(node, ApplyNode):
             parts += [fingerprint_code(node.fn), node.cardinality]
         else:
-            builder = fingerprint_code(node.prompt_builder) if node.prompt_builder else None
+            builder = fingerprint_code(node.prompt_builder) if callable(node.prompt_builder) else None
             parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
             parts += [_deciding(SETTINGS["SamplingParams"], msgspec.to_builtins(node.sampling))]
             parts += [_deciding(*self.engine_settings(node.engine_name))]

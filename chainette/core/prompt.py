@@ -83,7 +83,7 @@ class Prompter:
 
     def _built(self, row: Row) -> tuple[Message, ...]:
         builder = self._step.prompt_builder
-        assert builder is not None
+        assert callable(builder)
         try:
             messages = tuple(builder(self._step, received(self._node, row), History(self._plan, self._node, row)))
         except RAISED as error:

@@ -13,9 +13,10 @@ from typing_extensions import TypeVar
 
 from chainette.core.node import Node
 from chainette.engine.base import SamplingParams
-from chainette.errors import DeclarationError, Place
+from chainette.errors import DeclarationError, Place, PluginError
 from chainette.records import Message
 from chainette.utils.mistakes import explained
+from chainette.utils.plugins import PROMPT_BUILDERS
 
 __all__ = ["DEFAULT_USER_PROMPT", "PromptBuilder", "Step"]
 
@@ -120,8 +121,8 @@ class Step(Node, Generic[In, Out]):
     output_format_instruction: str | None = None
     #: False keeps the rows out of the outputs; later nodes still see them.
     yield_output: bool = True
-    #: Builds the messages in place of the two templates.
-    prompt_builder: PromptBuilder | None = None
+    #: Builds the messages in place of the two templates; text names one that a plugin brings.
+    prompt_builder: PromptBuilder | str | None = None
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
@@ -133,10 +134,22 @@ class Step(Node, Generic[In, Out]):
             raise self._wrong(f"max_attempts is {self.max_attempts!r}, it must be 1 or more")
         if isinstance(self.sampling, dict):
             raise self._wrong("sampling is a dict; write SamplingParams(...)")
+        if isinstance(self.prompt_builder, str):
+            object.__setattr__(self, "prompt_builder", self._plugged(self.prompt_builder))
         if not isinstance(self.engine_name, str):
             name = getattr(self.engine_name, "name", None)
             wanted = f"write engine_name={name!r}" if name else "give the name of a registered engine"
             raise self._wrong(f"engine_name is no text but {type(self.engine_name).__name__}; {wanted}")
+
+    def _plugged(self, name: str) -> PromptBuilder:
+        try:
+            builder, whose = PROMPT_BUILDERS.load(name)
+        except PluginError as error:
+            raise self._wrong(str(error)) from error
+        if not callable(builder):
+            raise self._wrong(f"{whose} is no function (step, row, history)")
+        found: PromptBuilder = builder
+        return found
 
     def _wrong(self, said: str) -> DeclarationError:
         return DeclarationError(f"{self.place}: step {self.id!r}: {said}")

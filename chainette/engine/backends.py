@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 
 from chainette.engine.base import Engine, Options
-from chainette.errors import EngineConfigError
+from chainette.errors import EngineConfigError, PluginError
 from chainette.utils.mistakes import nearest
+from chainette.utils.plugins import Group
 
 __all__ = ["BUILT_IN", "backend_class", "backend_names", "maker_of"]
 
@@ -25,7 +25,7 @@ BUILT_IN: Mapping[str, str] = {
     "simulated": "chainette.engine.simulated.simulator:SimulatedEngine",
 }
 
-_GROUP = "chainette.backends"
+_PLUGINS = Group("chainette.backends", "backend")
 
 _SERVER = "backend 'openai' with the endpoint of the server"
 _IN_PROCESS = "backend 'vllm' for a model in this process, or 'openai' with the endpoint of a server (`vllm serve`)"
@@ -58,12 +58,12 @@ _HINTS: Mapping[str, str] = (
 
 def backend_names() -> list[str]:
     """Every backend: the built-in ones, then those of plugins."""
-    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=_GROUP)} - BUILT_IN.keys())]
+    return [*BUILT_IN, *(name for name in _PLUGINS.names() if name not in BUILT_IN)]
 
 
 def maker_of(name: str) -> str:
     """The distribution that a backend comes from, with its version."""
-    return "chainette" if name in BUILT_IN else " and ".join(_maker(point) for point in entry_points(group=_GROUP, name=name))
+    return "chainette" if name in BUILT_IN else _PLUGINS.maker_of(name)
 
 
 def backend_class(name: str) -> type[Engine]:
@@ -76,28 +76,15 @@ def backend_class(name: str) -> type[Engine]:
         module, _, attribute = BUILT_IN[name].partition(":")
         found: type[Engine] = getattr(import_module(module), attribute)
         return found
-    points = entry_points(group=_GROUP, name=name)
-    if not points:
+    if name not in _PLUGINS.names():
         raise EngineConfigError(f"unknown backend {name!r}{_advice(name)}")
-    if len(points) > 1:
-        raise EngineConfigError(f"backend {name!r} comes from two plugins, {maker_of(name)}; uninstall one of them")
-    [point] = points
-    return _loaded(point)
-
-
-def _loaded(point: EntryPoint) -> type[Engine]:
-    whose = f"backend {point.name!r} of the plugin {_maker(point)} ({point.value})"
     try:
-        found = point.load()
-    except Exception as error:  # a plugin's code may raise anything
-        raise EngineConfigError(f"{whose} cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Engine) and issubclass(found.options, Options)):
+        plugged, whose = _PLUGINS.load(name)
+    except PluginError as error:
+        raise EngineConfigError(str(error)) from error
+    if not (isinstance(plugged, type) and issubclass(plugged, Engine) and issubclass(plugged.options, Options)):
         raise EngineConfigError(f"{whose} is no class derived from chainette.Engine with its Options")
-    return found
-
-
-def _maker(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
+    return plugged
 
 
 def _advice(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Backends of plugins: found by their entry point, used like built-in ones, and blamed by name if they are broken."""
+"""Backends, prompt builders and hooks of plugins: found by entry point, used like our own, and blamed by name if broken."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ def project(tmp_path: Path) -> Project:
     return project
 
 
+def of_page(name: str) -> str:
+    """A module that the page shows."""
+    blocks = (REPOSITORY / "docs/plugins.md").read_text().split("```python\n")[1:]
+    return next(block.partition("```")[0] for block in blocks if block.startswith(name))
+
+
 def declare(project: Project, keys: str = "word='hello'", model: str = "grey") -> None:
     (project.path / "chain.py").write_text(CHAIN.format(keys=keys, model=model))
 
@@ -70,8 +76,7 @@ def test_a_chain_runs_on_the_backend_of_a_plugin_and_commands_show_it(project: P
 
 
 def test_the_plugin_of_the_page_works_as_it_stands_there(project: Project, tmp_path: Path) -> None:
-    page = (REPOSITORY / "docs/plugins.md").read_text()
-    install(tmp_path / "site", page.split("```python\n")[1].partition("```")[0])
+    install(tmp_path / "site", of_page("# chainette_parrot.py"))
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out").returncode == 0
     assert answers(project) == ["hello", "hello"]
 
@@ -128,3 +133,85 @@ def test_two_plugins_with_one_name_and_a_backend_that_nobody_has_are_refused(pro
     install(tmp_path / "site", PARROT, name="other-parrot", version="0.1")
     said = " ".join(project.chainette("run", "chain.py", "in.jsonl", "-o", "out").stderr.split())
     assert "comes from two plugins, " in said and "other-parrot 0.1" in said and "uninstall one of them" in said, said
+
+
+SHOTS = "[chainette.prompt_builders]\nfew_shot = {module}:few_shot\n"
+BELL = "[chainette.hooks]\nbell = {module}:Bell\n"
+
+
+def of_prompts(project: Project, name: str = "few_shot") -> None:
+    """A chain whose step names a prompt builder."""
+    chain = (
+        CHAIN.format(model="any", keys="")
+        .replace('"parrot", ', '"simulated"')
+        .replace('"bird")])', f'"bird", prompt_builder={name!r})])')
+    )
+    (project.path / "chain.py").write_text(chain)
+
+
+def test_the_prompt_builder_of_the_page_works_as_it_stands_there(project: Project, tmp_path: Path) -> None:
+    install(tmp_path / "site", of_page("# chainette_shots.py"), "chainette-shots", "0.3", SHOTS)
+    of_prompts(project)
+    shown = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--show")
+    assert shown.returncode == 0 and "a red mug" in shown.stdout and "with the fields: word" in shown.stdout, shown.stderr
+    listed = " ".join(project.chainette("engines").stdout.split())
+    assert "prompt builder few_shot chainette-shots 0.3 yes" in listed.replace("│", "").replace("  ", " "), listed
+
+
+def test_another_source_of_a_prompt_builder_makes_rows_stale(project: Project, tmp_path: Path) -> None:
+    install(tmp_path / "site", of_page("# chainette_shots.py"), "chainette-shots", "0.3", SHOTS)
+    of_prompts(project)
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet").returncode == 0
+    module = tmp_path / "site/chainette_shots.py"
+    module.write_text(module.read_text().replace("a red mug", "a blue mug"))
+    refused = project.chainette("resume", "out")
+    assert refused.returncode != 0 and "--from ask" in refused.stderr, refused.stderr
+
+
+def test_the_hook_of_the_page_works_as_it_stands_there(project: Project, tmp_path: Path) -> None:
+    install(tmp_path / "site", of_page("# chainette_bell.py"), "chainette-bell", "2.0", BELL)
+    of_prompts(project, "few_shot")
+    (project.path / "chain.py").write_text(CHAIN.format(model="any", keys="").replace('"parrot", ', '"simulated"'))
+    rung = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--hook", "bell")
+    assert rung.returncode == 0 and rung.stderr.count("\aring") == 1, rung.stderr
+    assert "\aring" not in project.chainette("run", "chain.py", "in.jsonl", "-o", "quiet").stderr
+    assert "hook" in project.chainette("engines").stdout and "chainette-bell 2.0" in project.chainette("engines").stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "raise SystemError('of the author')",
+            "hook 'bell' of the plugin chainette-bell 2.0 (chainette_bell:Bell) cannot be imported",
+        ),
+        ("class Bell:\n    pass", "is no class derived from chainette.hooks.Hook"),
+        ("def Bell():\n    raise ValueError('no bell')", "cannot be made: ValueError: no bell"),
+    ],
+)
+def test_a_hook_that_is_broken_is_named_before_the_first_row(project: Project, tmp_path: Path, source: str, words: str) -> None:
+    install(tmp_path / "site", source, "chainette-bell", "2.0", BELL)
+    (project.path / "chain.py").write_text(CHAIN.format(model="any", keys="").replace('"parrot", ', '"simulated"'))
+    said = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--hook", "bell")
+    assert said.returncode == 2 and words in said.stderr and "Traceback" not in said.stderr, said.stderr
+    assert not (project.path / "out").exists()
+
+
+def test_a_prompt_builder_or_hook_that_nobody_has_is_answered_with_the_nearest(project: Project, tmp_path: Path) -> None:
+    install(tmp_path / "site", of_page("# chainette_shots.py"), "chainette-shots", "0.3", SHOTS)
+    of_prompts(project, "few_shots")
+    said = project.chainette("inspect", "chain.py")
+    assert (
+        said.returncode == 2
+        and "chain.py:15: step 'ask': unknown prompt builder 'few_shots'; did you mean 'few_shot'" in said.stderr
+    )
+    of_prompts(project)
+    assert "unknown hook 'ring'" in project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--hook", "ring").stderr
+
+
+def test_a_plugin_is_held_to_the_contract_by_a_command(project: Project, tmp_path: Path) -> None:
+    install(tmp_path / "site")
+    judged = project.chainette("conformance", "chain.py")
+    assert judged.returncode == 1
+    assert "passed          answers an empty call" in judged.stdout
+    assert "failed          answers with a boolean: Field required" in judged.stdout, judged.stdout

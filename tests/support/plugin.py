@@ -50,12 +50,18 @@ class Parrot(Engine):
 """
 
 
-def install(folder: Path, source: str = PARROT, name: str = "chainette-parrot", version: str = "1.2") -> Path:
+def install(
+    folder: Path,
+    source: str = PARROT,
+    name: str = "chainette-parrot",
+    version: str = "1.2",
+    points: str = "[chainette.backends]\nparrot = {module}:Parrot\n",
+) -> Path:
     """Puts the plugin into a folder, and returns it."""
     module = name.replace("-", "_")
     info = folder / f"{module}-{version}.dist-info"
     info.mkdir(parents=True)
     (folder / f"{module}.py").write_text(source)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[chainette.backends]\nparrot = {module}:Parrot\n")
+    (info / "entry_points.txt").write_text(points.format(module=module))
     return folder

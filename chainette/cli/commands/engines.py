@@ -15,8 +15,9 @@ from chainette.cli.launch import load_plan
 from chainette.core.run_settings import RunSettings
 from chainette.engine.backends import backend_class, backend_names, maker_of
 from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, public_url, using_registry
-from chainette.errors import EngineConfigError
+from chainette.errors import EngineConfigError, PluginError
 from chainette.run.planning import registry_of
+from chainette.utils.plugins import HOOKS, PROMPT_BUILDERS
 
 __all__ = ["engines"]
 
@@ -28,7 +29,7 @@ def engines(
     file: EngineFile = None,
     chain_root: ChainRoot = Path(),
 ) -> None:
-    """List backends, or the engines of CHAIN.
+    """List backends and other plugins, or the engines of CHAIN.
 
     With CHAIN or --engines FILE: the engines declared there, and the steps that use them. No engine is opened.
     """
@@ -56,6 +57,22 @@ def _list_backends() -> None:
         here = "yes" if not kind.package or find_spec(kind.package) else f"no: pip install {kind.package}"
         table.add_row(name, maker_of(name), here, ", ".join(kind.options.__struct_fields__))
     console().print(table)
+    _list_others()
+
+
+def _list_others() -> None:
+    """Prompt builders and hooks of plugins, if there are any."""
+    table = new_table(("plugin", "name", "from", "here"))
+    for group in (PROMPT_BUILDERS, HOOKS):
+        for name in group.names():
+            try:
+                group.load(name)
+                here = "yes"
+            except PluginError as error:
+                here = f"no: {error}"
+            table.add_row(group.kind, name, group.maker_of(name), here)
+    if table.row_count:
+        console().print(table)
 
 
 def _list_engines(configs: Iterable[EngineConfig], users: dict[str, list[str]]) -> None:

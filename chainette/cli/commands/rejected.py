@@ -50,7 +50,7 @@ def rejected(
         str | None, typer.Option("--engine", metavar="NAME", help="With --retry: the engine that answers this time.")
     ] = None,
     *,
-    telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug"})],
+    telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug", "hook"})],
     yes: Yes = False,
 ) -> None:
     """List the rejected rows of DIR, or --retry them.

@@ -60,7 +60,7 @@ def resume(
     settings: Annotated[RunSettings, Only(RESUMABLE)],
     parameters: Settings = None,
     way: ResumedWay,
-    telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug"})],
+    telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug", "hook"})],
     yes: Yes = False,
 ) -> None:
     """Continue the run in DIR the way it was started, unless --local, --workers or --redis says otherwise.

@@ -21,7 +21,7 @@ from chainette.run.planning import registry_of
 from chainette.utils.event_loop import run_loop
 from chainette.utils.visible import visible
 
-__all__ = ["warmth_lines", "warmup"]
+__all__ = ["chosen", "registry_with", "warmth_lines", "warmup"]
 
 
 @guarded
@@ -43,7 +43,7 @@ def warmup(
     Downloads and loads the model as a run would. Exit codes: 0 it answers, 1 it does not, 2 its declaration
     is wrong.
     """
-    config = _chosen(_registry(chain, engines, chain_root, settings), engine)
+    config = chosen(registry_with(chain, engines, chain_root, settings), engine)
     if simulate:
         config = simulated(config)
     tell(f"engine {config.name}: {config.backend}, {config.model}")
@@ -51,7 +51,7 @@ def warmup(
         tell(line)
 
 
-def _registry(chain: str | None, file: Path | None, chain_root: Path, settings: list[str] | None) -> EngineRegistry:
+def registry_with(chain: str | None, file: Path | None, chain_root: Path, settings: list[str] | None) -> EngineRegistry:
     """The registry that declares the engine.
 
     Raises:
@@ -64,7 +64,7 @@ def _registry(chain: str | None, file: Path | None, chain_root: Path, settings: 
     raise typer.BadParameter("name the chain that declares the engine, or a file of engines with --engines")
 
 
-def _chosen(registry: EngineRegistry, name: str | None) -> EngineConfig:
+def chosen(registry: EngineRegistry, name: str | None) -> EngineConfig:
     """The engine by name, or the only one.
 
     Raises:

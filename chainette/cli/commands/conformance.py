@@ -1,0 +1,48 @@
+"""`chainette conformance`: whether an engine keeps the promises that runs rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chainette.cli.commands.warmup import chosen, registry_with
+from chainette.cli.common import guarded, tell
+from chainette.cli.flags import ChainRoot, EngineFile, Settings
+from chainette.conformance.case import Outcome, Verdict
+from chainette.conformance.examination import examine
+from chainette.utils.event_loop import run_loop
+from chainette.utils.visible import visible
+
+__all__ = ["conformance"]
+
+
+@guarded
+def conformance(
+    chain: Annotated[str | None, typer.Argument(metavar="CHAIN", help="The chain that declares the engine.")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="Which engine [default: the only one].")
+    ] = None,
+    settings: Settings = None,
+    engines: EngineFile = None,
+    chain_root: ChainRoot = Path(),
+    patience: Annotated[
+        float, typer.Option("--case-patience", metavar="SECONDS", min=1, help="How long a case may take.")
+    ] = 120.0,
+) -> None:
+    """Hold an engine of CHAIN or of --engines FILE to the cases that every backend is held to.
+
+    About a hundred questions, each of at most 400 tokens. Exit codes: 0 it keeps every promise, 1 it breaks one or does not
+    open, 2 its declaration is wrong.
+    """
+    config = chosen(registry_with(chain, engines, chain_root, settings), engine)
+    verdicts = run_loop(examine, config, _told, patience)
+    counts = {outcome: sum(verdict.outcome is outcome for verdict in verdicts) for outcome in Outcome}
+    tell(f"{config.name} ({config.backend}): {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
+    raise typer.Exit(1 if counts[Outcome.FAILED] else 0)
+
+
+def _told(verdict: Verdict) -> None:
+    words = f": {visible(' '.join(verdict.words.split()))}" if verdict.words else ""
+    tell(f"{verdict.outcome:14}  {verdict.case}{words}")

@@ -1,0 +1,86 @@
+"""A case of the conformance suite: one promise of `Engine`, and the check of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from chainette.engine.base import Completion, Engine, Finish, Request, SamplingParams
+from chainette.engine.config import EngineConfig
+from chainette.records import Message
+from chainette.utils.json_schema import generate_json_output_prompt
+
+__all__ = ["Broken", "Case", "NotApplicable", "Outcome", "Subject", "Thing", "Verdict", "answered", "question", "require"]
+
+
+class Outcome(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    #: The backend has nothing that the case could be about.
+    NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    case: str
+    outcome: Outcome
+    #: Why, unless it passed.
+    words: str = ""
+
+
+class Broken(Exception):
+    """The engine broke the case's promise."""
+
+
+class NotApplicable(Exception):
+    """The case has no meaning for this engine."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The engine under examination, open."""
+
+    config: EngineConfig
+    engine: Engine
+    #: A new engine of the same configuration, not open.
+    create: Callable[[], Engine]
+
+
+@dataclass(frozen=True)
+class Case:
+    #: A sentence about the engine.
+    name: str
+    check: Callable[[Subject], Awaitable[None]]
+
+
+class Thing(BaseModel):
+    color: Literal["red", "blue"]
+    name: str = Field(max_length=20)
+
+
+def question(text: str, model: type[BaseModel] = Thing, seed: int = 1, system: str = "", **sampling: Any) -> Request:
+    """A request for an instance of `model`, with the instruction that a step would add."""
+    instruction = "\n\n".join(filter(None, [system, generate_json_output_prompt(model)]))
+    messages = (Message("system", instruction), Message("user", text))
+    params = SamplingParams(**{"max_tokens": 160} | sampling)
+    return Request(messages, params, seed, model.model_json_schema(), "answer", "conformance", model)
+
+
+def require(holds: object, words: str) -> None:
+    """Raises Broken with these words unless the condition holds."""
+    if not holds:
+        raise Broken(words)
+
+
+async def answered(subject: Subject, *requests: Request) -> list[Completion]:
+    """One call of `generate`, whose answers are as many as its requests, none of them an error."""
+    found = await subject.engine.generate(requests)
+    require(len(found) == len(requests), f"{len(found)} answers to {len(requests)} requests")
+    for completion in found:
+        said = f"{completion.finish}: {completion.error or completion.text[:80]!r}"
+        require(completion.finish in (Finish.STOP, Finish.LENGTH), f"a plain question ended with {said}")
+    return found
