@@ -27,14 +27,34 @@ def admitted(queue: LeasedQueue, keys: RunKeys, root: int, durable: Durable | No
 
 
 def items_of(opened: Iterable[Admitted], commits: Iterable[tuple[Entry, Commit | None]]) -> list[Item]:
-    """One group for the writer. Roots come first, so that one line says how far the input was read for all of them."""
+    """One group for the writer. Roots come first, so that one line says how far the input was read for all of them.
+
+    Adjacent results of one root and node become one line of the log: rows that fan out arrive in many small units. They
+    must be adjacent because a crash may keep the first lines of a group only, each with its position in the stream.
+    """
     items: list[Item] = [*opened]
     for entry, commit in commits:
         if commit is not None:
-            items.append(commit)
+            before = items[-1] if items else None
+            if isinstance(before, Commit) and (before.unit.node, before.unit.root) == (commit.unit.node, commit.unit.root):
+                items[-1] = _merged(before, commit)
+            else:
+                items.append(commit)
         if entry.suspended:
             items.append(Suspended(entry.root))
     return items
+
+
+def _merged(before: Commit, commit: Commit) -> Commit:
+    first, then = before.outcome, commit.outcome
+    outcome = Outcome(
+        first.outputs + then.outputs,
+        first.rejected + then.rejected,
+        first.dropped + then.dropped,
+        first.usage + then.usage,
+        Effects(),
+    )
+    return Commit(before.unit, outcome, commit.done, commit.pos, (before.taken or 0) + (commit.taken or 0))
 
 
 def commit_of(entry: Entry, position: tuple[str, str] | None = None) -> Commit:

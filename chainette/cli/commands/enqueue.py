@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from chainette_workers.service.coordinator_service import CoordinatorDuty
-from chainette_workers.service.service import Places, serve
-from rich.text import Text
 
 from chainette.cli.bundles import Task, Telling
 from chainette.cli.commands.run import StreamWriter
-from chainette.cli.common import command_line, console, for_scripts, guarded, tell, warn
-from chainette.cli.exit_codes import INTERRUPTED, REJECTED
-from chainette.cli.launch import load_plan, run_task
-from chainette.cli.screen.fleet_screen import RunView, watch
-from chainette.cli.screen.summary import counts_table, summary_lines
+from chainette.cli.common import guarded
 from chainette.cli.signature import Hidden
 from chainette.cli.way import FleetWay
-from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
-from chainette.core.usercode.loading import LoadedChain
-from chainette.core.usercode.parameters import settings_of
-from chainette.errors import Problem, RunError
-from chainette.fleet.redis.connect import connect, eviction_risk
-from chainette.fleet.redis.run_registry import Board, Order, Role, inside
-from chainette.io.rundir.likeness import marks_of
-from chainette.io.rundir.open import read_state
-from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import Status
-from chainette.utils.ids import new_run_id
 
-__all__ = ["enqueue", "order_of"]
+__all__ = ["enqueue"]
 
 Detach = Annotated[
     bool,
@@ -70,10 +48,14 @@ def enqueue(
     if detach and no_sink:
         raise typer.BadParameter("--detach leaves both halves to services, --no-sink one of them; give one")
     if not (detach or no_sink):
+        from chainette.cli.launch import run_task  # noqa: PLC0415 - most of the package, which --help does without
+
         run_task(task, settings, way.drive(telling.watching), telling)
         return
     _require_nothing_of_this_process(way, telling, "--no-sink" if no_sink else "--detach")
-    _hand_over(task, settings, way, quiet=telling.quiet, here=no_sink)
+    from chainette.cli.detached import hand_over  # noqa: PLC0415 - as above
+
+    hand_over(task, settings, way, quiet=telling.quiet, here=no_sink)
 
 
 def _require_nothing_of_this_process(way: FleetWay, telling: Telling, apart: str) -> None:
@@ -82,121 +64,3 @@ def _require_nothing_of_this_process(way: FleetWay, telling: Telling, apart: str
     for flag, wished in wishes.items():
         if wished:
             raise typer.BadParameter(f"{flag} needs the run in this process; leave out {apart}")
-
-
-def _hand_over(task: Task, settings: RunSettings, way: FleetWay, *, quiet: bool, here: bool) -> None:
-    """Hands a run over to services; `here`: this process admits its rows."""
-    loaded, plan = load_plan(task.chain, task.chain_root, task.parameters, settings)
-    if not quiet:
-        warn(plan.warnings)
-    run_id = new_run_id()
-    order = order_of(task, settings, loaded, plan, task.output or Path("runs") / run_id)
-    with connect(way.redis) as connection:
-        board = Board(connection)
-        hosts = _require_services(board, [Role.SINK] if here else [*Role])
-        board.ask(run_id, order)
-        if (risk := eviction_risk(connection)) and not here:  # else its coordinator says so
-            warn([Problem(risk, None, warning=True)])
-        if here:
-            places = Places(task.chain_root.resolve(), Path.cwd(), Path.cwd(), settings_of(task.parameters or ()))
-            _admit(board, run_id, way.redis, places, quiet=quiet)
-            _tell_end(Path(order.directory), quiet=quiet)
-            return
-    if quiet:
-        tell(run_id)
-        return
-    tell(f"run {run_id} queued; the sink on {hosts} writes it to {order.directory} (relative to its --runs-root)")
-    tell(f"watch: {command_line('status', run_id, '--watch')}")
-
-
-def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quiet: bool) -> None:
-    """Coordinates a run until it has left Redis, and shows its progress.
-
-    Raises:
-        typer.Exit: Ctrl-C.
-    """
-    stopping = threading.Event()
-    duty = CoordinatorDuty(places)
-    thread = threading.Thread(target=serve, args=(redis, duty, stopping, run_id), name="coordinator")
-    thread.start()
-    try:
-        _watch(board, run_id, quiet=quiet)
-    except KeyboardInterrupt:
-        tell("interrupted; what was admitted goes on", fg="red", err=True)
-        tell(f"admit the rest: chainette coordinator; give it up: {command_line('cancel', run_id)}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        stopping.set()
-        thread.join()
-
-
-def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
-    """Shows a run until it has left Redis; waits for a Redis that does not answer."""
-    view = RunView(board, run_id)
-
-    def draw(width: int, height: int) -> list[Text] | None:
-        lines = view.draw(width, height)
-        return lines if lines is None or not quiet else []
-
-    watch(console(), draw)
-
-
-def _tell_end(directory: Path, *, quiet: bool) -> None:
-    """Shows the result that the sink wrote, if this process can see the directory.
-
-    Raises:
-        typer.Exit: not every row got through.
-    """
-    found = RunDir(directory)
-    if not found.exists():
-        tell(f"the run is over; its rows are in {directory} (relative to the sink's --runs-root)")
-        return
-    state, _ = read_state(found)
-    metadata = state.metadata()
-    if not quiet:
-        console().print(counts_table(metadata))
-        for line in summary_lines(metadata, directory):
-            console().print(line, soft_wrap=True)
-    else:
-        typer.echo(for_scripts(directory))
-    if state.status is not Status.FINISHED:
-        raise typer.Exit(1)
-    if metadata["rows_rejected"]:
-        raise typer.Exit(REJECTED)
-
-
-def _require_services(board: Board, roles: Sequence[Role]) -> str:
-    """The hosts of live sinks.
-
-    Raises:
-        RunError: a service is missing.
-    """
-    missing = [role for role in roles if not board.services(role)]
-    if missing:
-        commands = " and ".join(f"`chainette {role}`" for role in missing)
-        way = "--detach" if Role.COORDINATOR in roles else "--no-sink"
-        raise RunError(
-            f"no live {' and no live '.join(missing)} serves this Redis; start {commands}, or leave out {way} to do it here"
-        )
-    return ", ".join(sorted({member.host or "?" for member in board.services(Role.SINK).values()}))
-
-
-def order_of(task: Task, settings: RunSettings, loaded: LoadedChain, plan: Plan, directory: Path) -> Order:
-    """The run as services take it.
-
-    Raises:
-        RunError: a path is not relative to the folders that services have.
-    """
-    if settings.engines_file is not None:
-        file, root = Path(settings.engines_file).resolve(), task.chain_root.resolve()
-        below = file.relative_to(root) if file.is_relative_to(root) else file
-        settings = replace(settings, engines_file=inside(str(below), "the engine file"))
-    return Order(
-        chain_ref=inside(loaded.reference, "the chain"),
-        digest=loaded.digest,
-        parameters=dict(plan.parameters),
-        marks=marks_of(plan),
-        inputs=tuple(inside(path if path != "-" else "/dev/stdin", "the input") for path in task.inputs),
-        directory=inside(str(directory), "the run directory"),
-        options=settings,
-    )

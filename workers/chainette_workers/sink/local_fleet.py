@@ -65,7 +65,8 @@ class LocalFleet:
         require_engines(plan)
 
     def __call__(self, session: Session) -> None:
-        with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data") as server:
+        # nobody reads its data once the session is over, so it need not end in good order
+        with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data", grace=0) as server:
             connection = connect(server.url)
             root, file = session.options.chain_root, session.options.engines_file
             offered = {name: [text_of(value)] for name, value in session.options.parameters.items()}

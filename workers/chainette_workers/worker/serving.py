@@ -22,8 +22,9 @@ __all__ = ["FUNCTIONS", "JOINS", "Serving", "lane_of"]
 #: Lanes that are no engine's.
 FUNCTIONS, JOINS = "functions", "joins"
 
-#: Seconds between two looks at the list of runs, and at a run that could not be served: its files may have changed.
-_LOOK, _AGAIN = 1.0, 5.0
+#: Seconds between two looks at the list of runs, if there are any or none, and at a run that could not be served: its files
+#: may have changed.
+_LOOK, _SOON, _AGAIN = 1.0, 0.1, 5.0
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Serving:
         """Keeps up with the list of runs."""
         while True:
             await self.look()
-            await anyio.sleep(_LOOK)
+            await anyio.sleep(_LOOK if self._known else _SOON)
 
     async def look(self) -> None:
         """Learns of new runs and of new epochs, and forgets those that are gone."""
