@@ -60,6 +60,10 @@ _MOST_DAMAGES = 3
 #: Seconds between two looks when nothing moves: at first, and later.
 _IDLE, _LAZY = 0.02, 0.2
 
+#: Roots that are admitted between two looks at the results, and seconds in which results gather, so that one group of
+#: calls and fsyncs serves several.
+_ROOTS, _GATHER = 16, 0.01
+
 
 class Admitting(Protocol):
     """Who admits a run's roots."""
@@ -140,6 +144,14 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
     return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable)
 
 
+def _admit(coordinator: Admitting) -> bool:
+    """Admits the next roots; False if the first of them has to wait."""
+    number = 0
+    while number < _ROOTS and coordinator.step():
+        number += 1
+    return number > 0
+
+
 @dataclass
 class Drive:
     """One run's coordinator and sink in one loop of plain verbs.
@@ -196,7 +208,7 @@ class Drive:
                     self.board.say(sink.run, {**self.fields, "window": sink.fields["window"]})
                     coordinator = self.coordinated(session, sink)
                 self._look(sink)
-                moved = coordinator.step()
+                moved = _admit(coordinator)
                 moved |= sink.step()
                 self._hear(sink)
                 if not moved and self._search(sink) and coordinator.finished and sink.progress.total is None:
@@ -230,6 +242,7 @@ class Drive:
             if moved:
                 self._failing.clear()
                 self._moved_at = time.monotonic()
+                time.sleep(_GATHER)
             else:
                 self._explain(sink, trouble)
                 time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))

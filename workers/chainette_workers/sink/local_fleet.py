@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
+
 from chainette.core.plan import PYTHON, Plan
 from chainette.core.usercode.parameters import text_of
 from chainette.engine.backends import backend_class
@@ -25,7 +27,7 @@ from chainette.run.session import Session, require_engines
 from chainette.utils.private import make_folder
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.drive import Drive
-from chainette_workers.sink.supervise import Child, running
+from chainette_workers.sink.supervise import Child, prepared, running
 from chainette_workers.worker.gpus import CUDA_DEVICES, visible
 from chainette_workers.worker.main import WorkerConfig
 
@@ -65,37 +67,40 @@ class LocalFleet:
         require_engines(plan)
 
     def __call__(self, session: Session) -> None:
-        # nobody reads its data once the session is over, so it need not end in good order
-        with _folder(session.writer.directory) as folder, EmbeddedServer.start(folder / "data", grace=0) as server:
-            connection = connect(server.url)
-            root, file = session.options.chain_root, session.options.engines_file
-            offered = {name: [text_of(value)] for name, value in session.options.parameters.items()}
-            configs = [
-                WorkerConfig(server.url, [name], root, engines_file=file, parameters=offered)
-                for name in self._engines(session.plan)
-            ]
-            rows = sum(_rows_in_flight(session.plan, name) for config in configs for name in config.engines)
-            window = window_for(rows, session.options.window)
-            environments = devices(session.plan, [config.engines[0] for config in configs])
-            children = [
-                Child(config, folder / f"worker-{number}.log", environment)
-                for number, (config, environment) in enumerate(zip(configs, environments, strict=True))
-            ]
+        with _folder(session.writer.directory) as folder:
+            children = list(self._children(session, folder))
+            # the server starts while the workers import; nobody reads its data later, so it need not end in good order
+            with prepared(children), EmbeddedServer.start(folder / "data", grace=0) as server:
+                self._drive(session, children, server)
 
-            def tend(moved: bool) -> None:
-                if not server.running:
-                    _revive(server)
-                _tend(children, moved)
+    def _children(self, session: Session, folder: Path) -> Iterator[Child]:
+        """The workers, which do not know yet where Redis is."""
+        options, engines = session.options, self._engines(session.plan)
+        offered = {name: [text_of(value)] for name, value in options.parameters.items()}
+        for number, (engine, environment) in enumerate(zip(engines, devices(session.plan, engines), strict=True)):
+            config = WorkerConfig(None, [engine], options.chain_root, engines_file=options.engines_file, parameters=offered)
+            yield Child(config, folder / f"worker-{number}.log", environment)
 
-            with connection:
-                drive = Drive(session, FleetQueue(connection), Board(connection), {}, window, tend=tend)
-                try:
-                    with running(children):
-                        drive.run()
-                except BaseException as error:
-                    if isinstance(error, RunStopped) or not isinstance(error, Exception):
-                        drive.drain()  # workers that stop commit the rows that have finished
-                    raise
+    def _drive(self, session: Session, children: list[Child], server: EmbeddedServer) -> None:
+        for child in children:
+            child.config = msgspec.structs.replace(child.config, url=server.url)
+        rows = sum(_rows_in_flight(session.plan, name) for child in children for name in child.config.engines)
+        window = window_for(rows, session.options.window)
+
+        def tend(moved: bool) -> None:
+            if not server.running:
+                _revive(server)
+            _tend(children, moved)
+
+        with connect(server.url) as connection:
+            drive = Drive(session, FleetQueue(connection), Board(connection), {}, window, tend=tend)
+            try:
+                with running(children):
+                    drive.run()
+            except BaseException as error:
+                if isinstance(error, RunStopped) or not isinstance(error, Exception):
+                    drive.drain()  # workers that stop commit the rows that have finished
+                raise
 
     def clean(self, run: str) -> None:
         """Does nothing: the Valkey ended with the session."""

@@ -22,7 +22,7 @@ from chainette.utils.private import open_file
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.worker.main import WorkerConfig
 
-__all__ = ["Child", "running", "supervise"]
+__all__ = ["Child", "prepared", "running", "supervise"]
 
 #: Seconds until a child that died is started again: at first, and at most.
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 30.0
@@ -51,7 +51,10 @@ class Child:
     _restart_at: float = 0.0
     _started_at: float = 0.0
 
-    def start(self) -> None:
+    def prepare(self) -> None:
+        """Starts the process, unless it lives: it imports its modules, and waits to be told what to serve."""
+        if self.process is not None and self.code is None:
+            return
         with ExitStack() as stack:
             log = stack.enter_context(_appended(self.log)) if self.log is not None else None
             command = [sys.executable, "-P", "-m", "chainette_workers.worker.main"]  # -P: nothing of the current folder
@@ -60,7 +63,11 @@ class Child:
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
             )
         self._started_at = time.monotonic()
-        assert self.process.stdin is not None
+
+    def start(self) -> None:
+        """Has the process serve."""
+        self.prepare()
+        assert self.process is not None and self.process.stdin is not None
         with suppress(BrokenPipeError):  # it died, which its supervisor will see
             self.process.stdin.write(msgspec.json.encode(self.config) + b"\n")
             self.process.stdin.flush()
@@ -109,10 +116,19 @@ def _appended(log: Path) -> IO[bytes]:
 
 @contextmanager
 def running(children: Sequence[Child]) -> Iterator[None]:
+    """The children serve; on the way out all are gone."""
+    with prepared(children):
+        for child in children:
+            child.start()
+        yield
+
+
+@contextmanager
+def prepared(children: Sequence[Child]) -> Iterator[None]:
     """The children live; on the way out all are gone."""
     try:
         for child in children:
-            child.start()
+            child.prepare()
         yield
     finally:
         for child in children:
