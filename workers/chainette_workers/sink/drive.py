@@ -60,9 +60,9 @@ _MOST_DAMAGES = 3
 #: Seconds between two looks when nothing moves: at first, and later.
 _IDLE, _LAZY = 0.02, 0.2
 
-#: Roots that are admitted between two looks at the results, and seconds in which results gather, so that one group of
-#: calls and fsyncs serves several.
-_ROOTS, _GATHER = 16, 0.01
+#: Seconds of admissions between two looks at the results, and seconds in which results gather, so that one group of calls
+#: and fsyncs serves several.
+_ADMITTING, _GATHER = 0.02, 0.01
 
 
 class Admitting(Protocol):
@@ -145,11 +145,12 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
 
 
 def _admit(coordinator: Admitting) -> bool:
-    """Admits the next roots; False if the first of them has to wait."""
-    number = 0
-    while number < _ROOTS and coordinator.step():
-        number += 1
-    return number > 0
+    """Admits roots for a moment; False if the first of them has to wait."""
+    end = time.monotonic() + _ADMITTING
+    moved = goes_on = coordinator.step()
+    while goes_on and time.monotonic() < end:
+        goes_on = coordinator.step()
+    return moved
 
 
 @dataclass
