@@ -99,7 +99,7 @@ class Disk:
             return int(_REAL["open"](path, flags, mode, dir_fd=dir_fd))
         new = self.journals and not Path(path).exists()
         file = int(self._around(lambda: _REAL["open"](path, flags, mode)))
-        process.files.add(file)
+        process.files[file] = os.fstat(file).st_ino
         if new:
             self._note((Path(path).parent,), lambda: _REAL["unlink"](path))
         return file
@@ -107,7 +107,7 @@ class Disk:
     def _close(self, file: int) -> None:
         process = CURRENT.get()
         if process is not None:
-            process.files.discard(file)
+            process.files.pop(file, None)
         _REAL["close"](file)
 
     def _write(self, file: int, data: Any) -> int:

@@ -17,6 +17,10 @@ FOUND = (
     Scenario(2, _ONE, (540, 7), 2, "jsonl", 100, 2, 0, (Fault("disk", 3, "killed within a disk call", 0.5),)),
     # a queue that went back to before the end of the input was known let its run wait for ever
     Scenario(5, _ONE, (540, 7, 8), 2, "jsonl", 100, None, 1, (Fault("queue", 40, "queue rolled back", 0.9),)),
+    # a queue that went back to before an acknowledgement, without an error, kept the window full for ever
+    Scenario(
+        569, (Node("n2", "one", 265),), (1, 2, 5, 8), 1, "jsonl", 100, 1, 1, (Fault("queue", 54, "queue rolled back", 0.3),)
+    ),
     # `--from` on a full disk kept the shards open that it had begun
     Scenario(
         117,

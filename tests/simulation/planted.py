@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tests.simulation.mutations import MUTATIONS, Mutation
@@ -27,15 +29,16 @@ def main() -> int:
     parser = argparse.ArgumentParser("mutations", description=__doc__)
     parser.add_argument("words", nargs="*", help="only bugs with these words in their name")
     parser.add_argument("--seeds", type=int, default=500, help="seeds that are tried before the named test")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="bugs that are tried at the same time")
     parser.add_argument("--record", action="store_true", help="write the table into docs/guarantees.md")
     given = parser.parse_args()
     chosen = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in given.words)]
     rows, survived = [], 0
-    for mutation in chosen:
-        catcher = caught(mutation, given.seeds)
-        survived += not catcher
-        rows.append(f"| {mutation.name} | `{mutation.file}` | {catcher or 'nothing'} |\n")
-        print(rows[-1], end="", flush=True)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for mutation, catcher in zip(chosen, pool.map(partial(caught, seeds=given.seeds), chosen), strict=True):
+            survived += not catcher
+            rows.append(f"| {mutation.name} | `{mutation.file}` | {catcher or 'nothing'} |\n")
+            print(rows[-1], end="", flush=True)
     words = f"{len(chosen) - survived} of {len(chosen)} planted bugs were caught"
     print(words)
     if given.record:

@@ -156,7 +156,7 @@ class Sessions:
         task = process.start(self._guarded(work(options)))
         await self._end([task])
         left = process.open_files()
-        assert not left or not process.alive, f"a session that ended by itself leaves files open: {left}"
+        assert not left or not process.alive, f"a session that ended by itself leaves files open: {[*left.values()]}"
         process.bury()
         error = task.exception() if not task.cancelled() else None
         if not process.alive or task.cancelled():

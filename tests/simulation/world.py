@@ -47,7 +47,8 @@ class Process:
     stopped_until: float = 0.0
     #: Somebody asked it to end (SIGTERM).
     asked: bool = False
-    files: set[int] = field(default_factory=set)
+    #: Descriptor -> inode, of files that it has opened; file objects close theirs without telling.
+    files: dict[int, int] = field(default_factory=dict)
     task: asyncio.Task[Any] | None = None
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -79,12 +80,14 @@ class Process:
             await self.awake()
         self.check()
 
-    def open_files(self) -> list[str]:
-        return [Path(f"/proc/self/fd/{file}").readlink().name for file in self.files]
+    def open_files(self) -> dict[int, str]:
+        """Descriptor -> name, of files that are still open."""
+        links = ((file, inode, Path(f"/proc/self/fd/{file}")) for file, inode in self.files.items())
+        return {file: link.readlink().name for file, inode, link in links if link.exists() and link.stat().st_ino == inode}
 
     def bury(self) -> None:
         """What the kernel does once the process is gone."""
-        for file in self.files:
+        for file in self.open_files():
             os.close(file)
         self.files.clear()
         if self in self.world.processes:

@@ -303,6 +303,7 @@ class Drive:
         self._searched_at = now
         if words := sink.missing():
             raise BadMessage(sink.damage(sink.progress) or words)  # the worker that removed the unit may have said why
+        sink.doubt()  # Redis may have gone back without an error, and hold credit that was returned
         return True
 
     def _went_in_phases(self, sink: Sink) -> bool:
