@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The tests start hundreds of processes; each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-vllm simulate mutations check fix lint clean
+.PHONY: demo test test-vllm simulate mutations conformance check fix lint clean
 
 demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	rm -rf runs/demo

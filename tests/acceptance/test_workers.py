@@ -175,8 +175,11 @@ def test_a_way_that_the_chain_as_it_is_now_cannot_go_takes_no_row_away(project: 
 
 @pytest.mark.long
 def test_a_validator_that_interrupts_its_worker_ends_the_run_with_the_reason(project: FleetProject) -> None:
+    # not before the chain is compiled, when the simulated engine tries some answers
     project.change(
-        "    score: int\n", "    score: int\n\n    def model_post_init(self, context):\n        raise KeyboardInterrupt\n"
+        "    score: int\n",
+        "    score: int\n\n    def model_post_init(self, context, made=[]):\n        made.append(1)\n"
+        "        if len(made) > 60:\n            raise KeyboardInterrupt\n",
     )
     done = project.chainette(*ALL, "--quiet")
     assert done.returncode == 1 and "processing it failed: KeyboardInterrupt" in done.stderr, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -24,6 +25,7 @@ _TRIED = 24
 _MOST = 400
 
 
+@lru_cache(maxsize=256)
 def compile_model(model: type[BaseModel]) -> Draw:
     """A function that draws values which `model` accepts. The same state of the generator gives the same value.
 
