@@ -84,6 +84,9 @@ class Hook:
     def on_refused(self) -> None:
         """A commit was refused; its results are thrown away."""
 
+    def on_aside(self, messages: int) -> None:
+        """That many messages from Redis cannot be right; they were put aside."""
+
     def on_lease_lost(self) -> None:
         """A worker found that its own lease had expired."""
 
@@ -134,6 +137,10 @@ class Hooks(Hook):
     def on_refused(self) -> None:
         for hook in self._hooks:
             hook.on_refused()
+
+    def on_aside(self, messages: int) -> None:
+        for hook in self._hooks:
+            hook.on_aside(messages)
 
     def on_lease_lost(self) -> None:
         for hook in self._hooks:

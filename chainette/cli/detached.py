@@ -21,6 +21,7 @@ from chainette.cli.screen.summary import counts_table, summary_lines
 from chainette.cli.way import FleetWay
 from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
+from chainette.core.usercode.confined import module_of
 from chainette.core.usercode.loading import LoadedChain
 from chainette.core.usercode.parameters import settings_of
 from chainette.errors import Problem, RunError
@@ -49,7 +50,8 @@ def hand_over(task: Task, settings: RunSettings, way: FleetWay, *, quiet: bool, 
         if (risk := eviction_risk(connection)) and not here:  # else its coordinator says so
             warn([Problem(risk, None, warning=True)])
         if here:
-            places = Places(task.chain_root.resolve(), Path.cwd(), Path.cwd(), settings_of(task.parameters or ()))
+            offered, modules = settings_of(task.parameters or ()), module_of(loaded.reference)
+            places = Places(task.chain_root.resolve(), Path.cwd(), Path.cwd(), offered, modules)
             _admit(board, run_id, way.redis, places, quiet=quiet)
             _tell_end(Path(order.directory), quiet=quiet)
             return
@@ -145,6 +147,7 @@ def _order_of(task: Task, settings: RunSettings, loaded: LoadedChain, plan: Plan
     return Order(
         chain_ref=inside(loaded.reference, "the chain"),
         digest=loaded.digest,
+        files=loaded.names,
         parameters=dict(plan.parameters),
         marks=marks_of(plan),
         inputs=tuple(inside(path if path != "-" else "/dev/stdin", "the input") for path in task.inputs),

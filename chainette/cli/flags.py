@@ -11,6 +11,7 @@ import typer
 from chainette.core.run_settings import FLAGS
 
 __all__ = [
+    "ChainModules",
     "ChainRef",
     "ChainRoot",
     "Debug",
@@ -64,6 +65,14 @@ ChainRoot = Annotated[
         file_okay=False,
         resolve_path=True,  # before the chain is loaded, which may change the current folder
         help="The folder below which chains are found.",
+    ),
+]
+ChainModules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chain-module",
+        metavar="NAME",
+        help="A module that runs may name as their chain, or a package of such modules; repeatable [default: files only].",
     ),
 ]
 InputsRoot = Annotated[

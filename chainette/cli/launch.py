@@ -204,7 +204,7 @@ def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Te
         "run_id": run_id,
         "chain_ref": loaded.reference,
         "chain_root": str(task.chain_root),
-        "chain_digest": loaded.digest,
+        "chain_claim": loaded.claim,
         "parameters": loaded.parameters,
         "drive": drive,
     }

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from chainette.core.flow import Durable
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.messages import Admission, Result
+from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.states import Entry
 from chainette.io.rundir.writer import Admitted, Commit, Item, Suspended
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage
 from chainette.run.limits import RejectWatch
 
-__all__ = ["admitted", "commit_of", "count_rejects", "finished_roots", "items_of"]
+__all__ = ["admitted", "admitted_as", "commit_of", "count_rejects", "finished_roots", "items_of"]
 
 
 def admitted(queue: LeasedQueue, keys: RunKeys, root: int, durable: Durable | None) -> Admitted:
@@ -22,7 +22,11 @@ def admitted(queue: LeasedQueue, keys: RunKeys, root: int, durable: Durable | No
     Raises:
         BadMessage: its rows are missing or invalid.
     """
-    record = queue.record(keys, root)
+    return admitted_as(root, queue.record(keys, root), durable)
+
+
+def admitted_as(root: int, record: RootRecord, durable: Durable | None) -> Admitted:
+    """A root whose rows are known."""
     return Admitted(root, record.rows, record.records, durable, record.read)
 
 

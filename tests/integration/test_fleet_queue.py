@@ -18,7 +18,7 @@ import redis
 
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
-from chainette.fleet.protocol.messages import Admission, Result
+from chainette.fleet.protocol.messages import Admission, Aside, Result
 from chainette.fleet.redis.calls import SCRIPTS, Scripts
 from chainette.fleet.redis.queue import Admitted, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
 from chainette.fleet.redis.run_registry import Board, Order, Role
@@ -155,7 +155,7 @@ def test_of_a_run_that_was_given_up_stays_for_a_week_what_its_sink_may_still_rea
     ours = {key for key in run.client.scan_iter("*run-a*") if b"rq:workers:" not in key}
     prefix = run.keys.prefix.encode()
     kept = {prefix + name for name in (b"stream", b"live", b"out", b"r:0", b"r:1")}
-    assert ours == kept | {run.keys.state.encode(), run.keys.notes.encode()}
+    assert ours == kept | {run.keys.state.encode(), run.keys.notes.encode(), f"{run.keys.order}:cancel".encode()}
     assert all(0 < run.client.ttl(key) <= 7 * 86400 for key in ours)
     assert len(run.drain()) == 1
     run.client.delete(run.keys.state)  # as after that week
@@ -1000,6 +1000,8 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     board.take(run.keys.run, Role.SINK, "s1")
     board.drop(run.keys.run, Role.SINK, run.owner)
     board.say(run.keys.run, {"counts": "1"})
+    board.revive(run.keys.run)
+    spy.put_aside(run.keys.run, [Aside("why", "1-1", b"x")], 0)
     return calls
 
 
@@ -1061,7 +1063,8 @@ def harmless(name: str, path: tuple[Any, ...], wrong: Any) -> bool:
         return True  # a list ends there
     if wrong is None and name == "commit" and path == ("rows",):
         return True  # all rows that are left, which the unit does not allow
-    container = path[-1] in ("about", "queues", "fields", "effects", "units", "scopes", "partials", "stopped", "roots", "known")
+    lists = ("units", "scopes", "partials", "stopped", "roots", "words", "asides", "entries")
+    container = path[-1] in ("about", "queues", "fields", "effects", "known", *lists)
     return wrong == {} and container and path[-1] != "effects"
 
 

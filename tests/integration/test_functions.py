@@ -118,7 +118,9 @@ class Site:
         loaded = load_chain("chain.py", path)
         self.plan: Plan = compile_chain(loaded.chain)
         marks = msgspec.json.encode(marks_of(self.plan)).decode()
-        self.info = record("run", chain_ref="chain.py", digest=loaded.digest, batch_size="8", marks=marks)
+        self.info = record(
+            "run", chain_ref="chain.py", digest=loaded.digest, files=json.dumps(loaded.names), batch_size="8", marks=marks
+        )
         self.children = Children(path, width=2)
 
     def unit(self, *texts: str, node: str = "letters") -> Unit:

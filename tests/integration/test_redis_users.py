@@ -121,8 +121,42 @@ def test_without_a_password_there_is_only_a_health_check(fleet: Fleet) -> None:
             health.execute_command("GET", "chainette:runs")
 
 
-def test_every_command_of_a_script_is_allowed_to_every_role() -> None:
-    scripts = (REPOSITORY / "chainette/fleet/redis/scripts").glob("*.lua")
+#: What a run's worker must not change: orders, words that end a run or a worker, rows of the input, messages put aside.
+NOT_A_WORKERS = (
+    "SET chainette:order:20261129-1 x",
+    "SET chainette:order:20261129-1:cancel x",
+    "DEL chainette:order:20261129-1",
+    "SET chainette:stop:w-1 1",
+    "RPUSH chainette:aside:20261129-1 x",
+    "SET chainette:20261129-1:0:r:5 x",
+    "HSET chainette:20261129-1:0:live 5 4",
+    "HSET chainette:other x y",
+    "RENAME chainette:20261129-1:0:u:x chainette:order:20261129-1",
+)
+
+
+@pytest.mark.parametrize("command", NOT_A_WORKERS)
+def test_a_worker_writes_neither_orders_nor_rows_of_the_input(fleet: Fleet, command: str) -> None:
+    with connect(fleet.urls["worker"]) as client:
+        with pytest.raises(NoPermissionError):
+            client.execute_command(*command.split())
+        assert client.execute_command("GET", "chainette:order:20261129-1") is None
+        assert client.execute_command("HSET", "chainette:20261129-1:0:out", "5", "4") == 1
+        client.execute_command("DEL", "chainette:20261129-1:0:out")
+
+
+@pytest.mark.parametrize("command", NOT_A_WORKERS[:5])
+def test_a_coordinator_writes_no_orders_either(fleet: Fleet, command: str) -> None:
+    with connect(fleet.urls["coordinator"]) as client, pytest.raises(NoPermissionError):
+        client.execute_command(*command.split())
+
+
+#: Scripts that only some roles call.
+OF_SINKS = {"aside.lua"}
+
+
+def test_every_command_of_a_script_is_allowed_to_every_role_that_calls_it() -> None:
+    scripts = [path for path in (REPOSITORY / "chainette/fleet/redis/scripts").glob("*.lua") if path.name not in OF_SINKS]
     calls = {
         name.lower()
         for path in scripts

@@ -16,6 +16,7 @@ from chainette_workers.worker.models import Models
 from chainette_workers.worker.serving import Serving
 
 from chainette.core.plan import PYTHON, Plan
+from chainette.core.usercode.confined import ChainClaim
 from chainette.errors import ChainetteError, RunDirectoryError
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.redis.run_registry import Board
@@ -149,7 +150,7 @@ class Sessions:
             format=scenario.format,
             max_rows_per_file=scenario.rows_per_file,
             window=scenario.window,
-            chain_digest="sim",
+            chain_claim=ChainClaim("sim"),
             drive=drive,
         )
         process = Process("main", world)

@@ -173,6 +173,9 @@ class SimulatedBoard:
         }
         return self._server.queue.workers() | found
 
+    def revive(self, _run: str) -> bool:
+        return False
+
     def beat(self, me: str, fields: Mapping[str, str | int | float]) -> None:
         self._process.check()
         self._server.attending[me] = (self._server.world.clock.now + LEASE, dict(fields))

@@ -22,6 +22,7 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.seals import Seals
 from chainette.fleet.redis.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
 from chainette.run.process import process
@@ -40,7 +41,8 @@ def record(run: str, **fields: str) -> RunInfo:
     """A run whose hash in Redis has these fields beside all that it needs."""
     found = dict.fromkeys(("epoch", "cursor", "live_rows", "live_bytes", "results"), "0")
     found |= {"state": "running", "owner": "o", "queues": "", "parameters": "{}", "marks": "{}", **_NEEDED, **fields}
-    info = RunInfo.of(run, {name.encode(): value.encode() for name, value in found.items()})
+    raw = {name.encode(): value.encode() for name, value in found.items()}
+    info = RunInfo.of(run, raw, raw.get(b"order"))
     assert info is not None
     return info
 
@@ -138,8 +140,10 @@ def work(run: QueueRun, until: Callable[[], bool], queue: FleetQueue | None = No
 class QueueRun:
     """A run's epoch, with its coordinator, its sink and any number of workers."""
 
-    def __init__(self, client: Redis, plan: Plan, *, run: str = "run-a", window: int = 1000) -> None:
-        self.client, self.queue, self.plan = client, FleetQueue(client), plan
+    def __init__(
+        self, client: Redis, plan: Plan, *, run: str = "run-a", window: int = 1000, seals: Seals | None = None
+    ) -> None:
+        self.client, self.queue, self.plan = client, FleetQueue(client, seals=seals), plan
         self.keys = RunKeys(run, 0)
         self.owner = "owner-1"
         self.anchor = (ANCHOR, "anchor-0")

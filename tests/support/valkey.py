@@ -40,6 +40,10 @@ __all__ = [
 LEASES = ("chainette:lease", "chainette:worker*", "chainette:held:*", "rq:worker*")
 
 
+#: Words that end a worker; they expire within minutes, since workers may not delete them.
+_BRIEF = "chainette:stop:*"
+
+
 def connect(url: str, *, socket_timeout: float | None = 60.0) -> Redis:
     """A client that repeats nothing by itself: redis-py's default sends a command up to eleven times."""
     return Redis.from_url(url, socket_timeout=socket_timeout, retry=Retry(NoBackoff(), 0))
@@ -48,7 +52,7 @@ def connect(url: str, *, socket_timeout: float | None = 60.0) -> Redis:
 def assert_no_keys_left(client: Redis, allowed: Sequence[str] = ()) -> None:
     """Fails with the name and type of each key that no pattern in `allowed` covers."""
     found = sorted(key.decode() for key in client.scan_iter(count=1000))
-    left = [key for key in found if not any(fnmatch.fnmatchcase(key, pattern) for pattern in allowed)]
+    left = [key for key in found if not any(fnmatch.fnmatchcase(key, pattern) for pattern in (*allowed, _BRIEF))]
     assert not left, "keys left in Redis: " + ", ".join(f"{key} ({_type(client, key)})" for key in left)
 
 

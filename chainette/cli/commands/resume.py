@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,11 +159,12 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: R
         info = board.run(run.run_id)
         if info is None or info.state == "cancelled":
             return False
-        order, sinks = Order.of(info), board.services(Role.SINK)
+        order, sinks = board.order(info), board.services(Role.SINK)
         if order is None or not sinks:
             return False
         if asked != Resumption():
-            board.say(run.run_id, _changed(order, directory, asked).fields)
+            changed = msgspec.structs.replace(_changed(order, directory, asked), id=secrets.token_hex(8))
+            board.say(run.run_id, board.sealed(run.run_id, changed).fields)
         try:
             FleetQueue(connection).set_state(run.run_id, "running")
         except Lost:
@@ -180,10 +182,11 @@ def _changed(order: Order, directory: RunDir, asked: Resumption) -> Order:
     order = msgspec.structs.replace(order, options=replace(order.options, **asked.settings.given))
     if not (asked.from_steps or asked.parameters):
         return order
-    digest, plan = compiled_now(directory, asked.parameters)
+    claim, plan = compiled_now(directory, asked.parameters)
     return msgspec.structs.replace(
         order,
-        digest=digest,
+        digest=claim.digest,
+        files=claim.files,
         from_steps=asked.from_steps,
         parameters=dict(plan.parameters),
         marks=marks_of(plan),

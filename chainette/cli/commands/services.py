@@ -17,7 +17,7 @@ from chainette_workers.service.service import Duty, Places, serve
 from chainette_workers.service.sink_service import SinkDuty
 
 from chainette.cli.common import guarded
-from chainette.cli.flags import ChainRoot, InputsRoot, Metrics, Offers, RedisUrl, RunsRoot
+from chainette.cli.flags import ChainModules, ChainRoot, InputsRoot, Metrics, Offers, RedisUrl, RunsRoot
 from chainette.core.usercode.parameters import settings_of
 from chainette.fleet.redis.connect import chosen_url, shown
 from chainette.utils.visible import SafeFormatter
@@ -31,13 +31,14 @@ class Roots:
 
     parameters: Offers = None
     chain_root: ChainRoot = Path()
+    modules: ChainModules = None
     inputs_root: InputsRoot = Path()
     runs_root: RunsRoot = Path()
 
     @property
     def places(self) -> Places:
         chains, inputs, runs = (root.resolve() for root in (self.chain_root, self.inputs_root, self.runs_root))
-        return Places(chains, inputs, runs, settings_of(self.parameters or ()))
+        return Places(chains, inputs, runs, settings_of(self.parameters or ()), tuple(self.modules or ()))
 
 
 @guarded

@@ -17,7 +17,7 @@ from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
 from chainette_workers.worker.main import WorkerConfig, serve
 
 from chainette.cli.common import guarded
-from chainette.cli.flags import ChainRoot, EngineFile, Metrics, Offers, RedisUrl
+from chainette.cli.flags import ChainModules, ChainRoot, EngineFile, Metrics, Offers, RedisUrl
 from chainette.core.usercode.parameters import settings_of
 from chainette.fleet.redis.connect import connect
 from chainette.utils.ids import name_problem
@@ -53,6 +53,7 @@ def worker(
     gpu: Gpus = None,
     redis: RedisUrl = None,
     chain_root: ChainRoot = Path(),
+    modules: ChainModules = None,
     settings: Offers = None,
     engines: EngineFile = None,
     rows_in_flight: RowsInFlight = None,
@@ -87,6 +88,7 @@ def worker(
         drain_after=drain_after,
         metrics=Endpoint(metrics.metrics_host, metrics.metrics_port),
         parameters=settings_of(settings or ()),
+        modules=tuple(modules or ()),
     )
     stopping = threading.Event()
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)

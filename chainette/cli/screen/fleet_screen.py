@@ -12,7 +12,9 @@ from rich.text import Text
 
 from chainette.cli.screen.live import fitting, view_lines
 from chainette.cli.screen.summary import clock, short
+from chainette.fleet.protocol.keys import aside as kept_aside
 from chainette.fleet.protocol.member_fields import WORKER, Member
+from chainette.fleet.protocol.seals import VARIABLE
 from chainette.fleet.redis.connect import is_passing
 from chainette.fleet.redis.fleet_view import LiveRun, Queue
 from chainette.fleet.redis.reasons import reasons
@@ -108,6 +110,8 @@ class FleetView:
         lines = [_totals(fleet.members), *(_member_line(name, member) for name, member in sorted(fleet.members.items()))]
         if not any(member.is_worker for member in fleet.members.values()):
             lines.append(Text("no live workers; start one: chainette worker --engine NAME", style="yellow"))
+        if any(not run.info.key and run.info.epoch >= 0 for run in fleet.runs):
+            lines.append(Text(f"messages are not sealed; a key in {VARIABLE} seals them (docs/security.md)", style="dim"))
         runs = [line for run in fleet.runs for line in self._lines_of(run, width)]
         runs = runs or [Text("no live runs", style="dim")]
         room = max(4, height - 1 - len(runs))
@@ -137,6 +141,8 @@ class FleetView:
         yield Text(f"run {info.run}: {' · '.join(part for part in parts if part)}", style="bold")
         share = total.done / total.total if total.total else 0.0
         full = round(20 * min(1.0, share))
+        if aside := _aside_words(run):
+            yield Text(f"  {aside}", style="yellow")
         yield Text.assemble("  ", ("━" * full, "cyan"), ("─" * (20 - full), "dim"), f" {info.chain_ref}")
 
 
@@ -170,8 +176,19 @@ def _queue_lines(run: LiveRun) -> Iterator[Text]:
     busy = [f"{queue.node} {_load(queue)}" for queue in run.queues if queue.waiting or queue.units]
     if busy:
         yield Text(f"queues: {', '.join(busy)}", style="dim")
+    if run.info.epoch >= 0:
+        yield Text(f"messages: {f'sealed with fleet key {run.info.key}' if run.info.key else 'not sealed'}", style="dim")
+    if aside := _aside_words(run):
+        yield Text(aside, style="yellow")
     if run.barred:
         yield Text(f"phases: rows for {', '.join(run.barred)} wait in the shards for a later one", style="dim")
+
+
+def _aside_words(run: LiveRun) -> str:
+    """That messages were put aside; "" if none was."""
+    info = run.info
+    last = f"the last: {info.aside_why}; " if info.aside_why else ""
+    return f"{info.aside:,} messages cannot be right and were put aside; {last}see {kept_aside(info.run)}" if info.aside else ""
 
 
 def _load(queue: Queue) -> str:

@@ -49,6 +49,8 @@ class PrivateImporter:
         self.roots = [str(root) for root in roots]
         #: File -> its executed source.
         self.sources: dict[str, bytes] = {}
+        #: File -> sha256 of each source that may be executed; None: any.
+        self.allowed: Mapping[str, str] | None = None
         self._only = only
         self._owned: dict[str, bool] = {}
         self.name = self._claim(hashlib.sha256(identity.encode()).hexdigest()[:8])
@@ -149,7 +151,9 @@ class _PrivateLoader(SourceFileLoader):
         super().exec_module(module)
 
     def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002  (a loader is made for one module)
-        data = Path(self.path).read_bytes()
+        data, allowed = Path(self.path).read_bytes(), self._importer.allowed
+        if allowed is not None and allowed.get(self.path) != hashlib.sha256(data).hexdigest():
+            raise ImportError(f"{self.path} is not among the files that were enqueued, or has changed since")
         self._importer.sources[self.path] = data
         code: CodeType = self.source_to_code(data, self.path)
         return code

@@ -4,7 +4,7 @@ A reference names a Chain, or a factory: a function `-> Chain` whose parameters 
 A load has its own module names (importer.py) and its own engine registry. The digest covers chain.py, every module
 under the chain root that it imported, and every file under the chain root that it or the factory read (prompts,
 engines.yml): equal digests mean equal code. Hidden folders, installed packages and imports inside functions are
-left out.
+left out. A reference from Redis comes with a claim (confined.py), which is checked before the import.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 from chainette.core.chain import Chain
+from chainette.core.usercode.confined import ChainClaim, confined_file, digest_of
 from chainette.core.usercode.importer import PrivateImporter, public_name
 from chainette.core.usercode.parameters import Parameter, Values, given, is_factory, parameters_of, recorded
 from chainette.core.usercode.source import is_library
@@ -51,12 +52,18 @@ class LoadedChain:
     registry: EngineRegistry
     #: sha256 over the files, by their paths below the chain root and their contents.
     digest: str
-    #: The files that the digest covers, sorted.
+    #: The files that the digest covers, sorted; and their names below the folder that the digest counts from.
     files: tuple[Path, ...]
+    names: tuple[str, ...] = ()
     #: Of the factory that made the chain; () for a chain at module level.
     declared: tuple[Parameter, ...] = ()
     #: Their values as JSON, defaults too.
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def claim(self) -> ChainClaim:
+        """What others must know to load the same code."""
+        return ChainClaim(self.digest, self.names)
 
 
 @dataclass(frozen=True)
@@ -72,21 +79,23 @@ class _Source:
     run: Callable[[], ModuleType]
 
 
-def load_chain(reference: str, chain_root: Path, values: Values | None = None) -> LoadedChain:
+def load_chain(reference: str, chain_root: Path, values: Values | None = None, claim: ChainClaim | None = None) -> LoadedChain:
     """The chain that `reference` names: "chain.py" (its only one), "chain.py:name", "package.module[:name]".
 
     Files are looked for below `chain_root`, then below the current folder. Every call imports anew. If the name is a
-    factory's, `values` chooses the values of its parameters.
+    factory's, `values` chooses the values of its parameters. A `claim` says that others named the chain: it must lie
+    below `chain_root` and have the claim's digest.
 
     Raises:
         LoadError: nothing was found, the code raised (with the user's line), or the reference is ambiguous.
+        ClaimRefused: the claim's digest is another; nothing was executed.
         ParameterError: the values do not fit the factory's parameters.
     """
     target, _, name = reference.partition(":")
     root = Path(chain_root).resolve()
     if ":" in reference and not name:
         raise LoadError(f"{reference!r} ends in ':'; write {target!r}, or the name of a chain after it")
-    source = _file_source(target, root) if _is_path(target, root) else _module_source(target, root)
+    source = _source(target, root) if claim is None else _claimed_source(target, root, claim)
     try:
         return _loaded(source, name, values or given({}))
     except BaseException:
@@ -115,8 +124,9 @@ def _loaded(source: _Source, name: str, values: Values) -> LoadedChain:
         chain=chain,
         reference=reference,
         registry=chain.registry,
-        digest=_digest(contents),
+        digest=digest_of(contents),
         files=tuple(sorted(source.root / path for path in contents)),
+        names=tuple(sorted(contents)),
         declared=declared,
         parameters=recorded(declared, chosen),
     )
@@ -143,14 +153,31 @@ def _require_no_values(reference: str, values: Values) -> None:
 # -- finding
 
 
+def _source(target: str, root: Path) -> _Source:
+    return _file_source(target, _located(target, root), root) if _is_path(target, root) else _module_source(target, root)
+
+
+def _claimed_source(target: str, root: Path, claim: ChainClaim) -> _Source:
+    """The target of a reference that others named; it executes the files of the claim, and no others."""
+    if target.endswith(".py") or "/" in target:
+        source = _file_source(target, confined_file(root, target, "the chain"), root)
+        least = [source.file]
+    else:
+        claim.require_module(target)
+        source = _module_source(target, root)
+        packages = [source.file, *source.file.parents][: target.count(".") + 1]
+        least = [source.file.with_suffix(".py"), *(package / "__init__.py" for package in packages)]
+    source.importer.allowed = claim.sources(source.root, [*least, source.file.parent / _ENGINES])
+    return source
+
+
 def _is_path(target: str, root: Path) -> bool:
     if target.endswith((".py", *_YAML)) or "/" in target or os.sep in target or target in ("", "."):
         return True
     return not all(part.isidentifier() for part in target.split(".")) or (root / target).is_file()
 
 
-def _file_source(target: str, root: Path) -> _Source:
-    path = _located(target, root)
+def _file_source(target: str, path: Path, root: Path) -> _Source:
     if path.is_dir():
         inside = " or ".join(f"{target.rstrip('/')}/{file.name}" for file in sorted(path.glob("*.py"))[:3])
         raise LoadError(f"{target or '.'} is a directory; name the chain's file{f', such as {inside}' if inside else ''}")
@@ -172,9 +199,12 @@ def _file_source(target: str, root: Path) -> _Source:
 
 def _located(target: str, root: Path) -> Path:
     given = Path(target).expanduser()
-    for path in (root / given, Path.cwd() / given):
-        if path.exists():
-            return path.resolve()
+    try:
+        for path in (root / given, Path.cwd() / given):
+            if path.exists():
+                return path.resolve()
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise LoadError(f"{target[:80]!r} cannot be the name of a file: {error.args[-1]}") from error
     folder = (root / given).parent
     names = [file.name for file in folder.glob("*.py")] if folder.is_dir() else []
     close = difflib.get_close_matches(given.name, names, n=1)
@@ -354,8 +384,3 @@ def _counts(path: Path, root: Path) -> bool:
 
 def _below(file: str, root: Path) -> str:
     return Path(file).relative_to(root).as_posix()
-
-
-def _digest(contents: dict[str, str]) -> str:
-    lines = "".join(f"{path}\0{digest}\n" for path, digest in sorted(contents.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()

@@ -16,7 +16,7 @@ from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.jobs import halves, require_part
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
-from chainette.fleet.protocol.messages import Admission, BadMessage, Result, RootRecord
+from chainette.fleet.protocol.messages import Admission, Aside, Missing, Result, RootRecord
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import (
     ANCHOR,
@@ -30,7 +30,7 @@ from chainette.fleet.protocol.states import (
     Progress,
     Turn,
 )
-from chainette.io.rundir.events import AnyEvent, Event, WorkerRefused
+from chainette.io.rundir.events import Event, Note, WorkerRefused
 from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MemoryQueue"]
@@ -61,6 +61,8 @@ class MemoryQueue(LeasedQueue):
         self._clock, self._changed = clock, changed
         self._runs: dict[str, RunInMemory] = {}
         self._workers: dict[str, _Worker] = {}
+        #: Workers that somebody asked to end.
+        self._stopped: set[str] = set()
 
     # -- runs
 
@@ -176,7 +178,7 @@ class MemoryQueue(LeasedQueue):
         run = self._runs.get(keys.run)
         live = run.roots.get(root) if run is not None and run.keys == keys else None
         if live is None:
-            raise BadMessage(f"root {root} of run {keys.run} is not live")
+            raise Missing(f"root {root} of run {keys.run} is not live")
         return live.record
 
     def progress(self, keys: RunKeys) -> Progress:
@@ -235,13 +237,11 @@ class MemoryQueue(LeasedQueue):
 
     def ask_to_stop(self, engine: str | None) -> list[str]:
         asked = [name for name, member in self.workers().items() if engine is None or engine in member.engines]
-        for name in asked:
-            self._workers[name].words["stop"] = "1"
+        self._stopped.update(asked)
         return asked
 
     def is_asked_to_stop(self, incarnation: str) -> bool:
-        worker = self._workers.get(incarnation)
-        return worker is not None and "stop" in worker.words
+        return incarnation in self._stopped
 
     def _in_hand(self, run: str, name: str, me: str) -> Job | None:
         """A unit that a worker holds."""
@@ -465,11 +465,17 @@ class MemoryQueue(LeasedQueue):
 
     # -- notes
 
+    def put_aside(self, run: str, asides: Sequence[Aside], epoch: int | None = None) -> None:
+        if run in self._runs:
+            fields = self._runs[run].fields
+            number = int(fields.get("aside", "0")) + len(asides)
+            self._runs[run].fields = {**fields, "aside": str(number), "aside_why": asides[-1].why}
+
     def note(self, run: str, event: Event) -> None:
         if run in self._runs and self._runs[run].state != "cancelled":
             self._runs[run].noted.append(event)
 
-    def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
+    def notes(self, run: str, after: str) -> tuple[str, list[Note]]:
         noted = self._runs[run].noted if run in self._runs else []
         return f"1-{len(noted)}", list(noted[int(after.partition("-")[2]) :])  # type: ignore[arg-type]
 

@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
-from chainette.fleet.protocol.messages import RootRecord
+from chainette.fleet.protocol.messages import Aside, RootRecord
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import LEASE, Admitted, Claim, Drain, Entry, Progress
-from chainette.io.rundir.events import AnyEvent, Event
+from chainette.io.rundir.events import Event, Note
 from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["LeasedQueue"]
@@ -117,7 +117,8 @@ class LeasedQueue(ABC):
         """The rows of a live root as they were admitted.
 
         Raises:
-            BadMessage: they are missing or malformed.
+            Missing: there are none.
+            BadMessage: they are malformed, or have no seal.
         """
 
     @abstractmethod
@@ -251,8 +252,13 @@ class LeasedQueue(ABC):
 
         Raises:
             Lost: the entry at the position is not the durable one: the queue does not continue the log.
-            BadMessage: an entry does not decode.
+            PutAside: an entry does not decode, or has no seal.
         """
+
+    @abstractmethod
+    def put_aside(self, run: str, asides: Sequence[Aside], epoch: int | None = None) -> None:
+        """Keeps messages that cannot be right for a week, the last of them at least, and says in the run's record how many
+        there were. With an epoch, they are taken out of its stream."""
 
     @abstractmethod
     def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
@@ -270,5 +276,5 @@ class LeasedQueue(ABC):
         """Sends the run's sink an event that may get lost, say that an engine was loaded or a unit is retried."""
 
     @abstractmethod
-    def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
+    def notes(self, run: str, after: str) -> tuple[str, list[Note]]:
         """The events noted after a stream id, and the id to continue from. Skips notes that do not decode."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 
@@ -15,13 +15,14 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
-#: The most bytes of one field that are decoded.
+#: The most bytes of one field that are decoded, unless a struct says otherwise.
 _MOST = 4 << 20
 
 
 class HashFields(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded hash. A field that is missing or does not decode has its default."""
 
+    longest: ClassVar[int] = _MOST
     #: Fields that did not decode.
     wrong: tuple[str, ...] = ()
 
@@ -34,7 +35,7 @@ class HashFields(msgspec.Struct, frozen=True, kw_only=True):
             if raw is None or field.name in known or field.name == "wrong":
                 continue
             try:
-                values[field.name] = _value(raw, field.type)
+                values[field.name] = _value(raw, field.type, cls.longest)
             except (ValueError, RecursionError):
                 wrong.append(field.encode_name)
         return cls(**values, wrong=tuple(wrong))
@@ -53,8 +54,8 @@ def _fields_of(kind: type[HashFields]) -> tuple[msgspec.structs.FieldInfo, ...]:
     return msgspec.structs.fields(kind)
 
 
-def _value(raw: bytes, kind: Any) -> Any:
-    if len(raw) > _MOST:
+def _value(raw: bytes, kind: Any, most: int) -> Any:
+    if len(raw) > most:
         raise ValueError(f"{len(raw):,} bytes")
     if kind is not str and raw[:1] in (b"{", b"["):
         return msgspec.json.decode(raw, type=kind)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,12 +14,27 @@ import msgspec
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
+from chainette.fleet.protocol.seals import Kind, Seals
 from chainette.records import Effects, Scope, Unit, encode
 
-__all__ = ["age", "claimed_unit", "halves", "moment", "require_part", "require_size", "set_apart", "stamp", "wire_effects"]
+__all__ = [
+    "ClaimedJob",
+    "age",
+    "claimed_unit",
+    "halves",
+    "moment",
+    "require_part",
+    "require_size",
+    "set_apart",
+    "stamp",
+    "wire_effects",
+]
 
 #: The one function that a job may name. Workers never import it.
 FUNCTION = "chainette.run.process"
+
+#: Bytes that tell apart the sealed pieces of a fork.
+_UNIQUE = 8
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -42,33 +59,37 @@ def age(since: float, now: float) -> float:
     return max(0.0, now - since) if since else 0.0
 
 
-def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects) -> dict[str, Any]:
-    """Encodes effects for the scripts."""
+def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects, seals: Seals, token: str) -> dict[str, Any]:
+    """Encodes effects for the scripts; `token` is that of the entry which they come with."""
     at = stamp()
+
+    def piece(scope: str, number: int, body: bytes) -> bytes:
+        unique = hashlib.blake2b(f"{token} {number}".encode(), digest_size=_UNIQUE).digest() if seals.fingerprint else b""
+        return seals.seal(keys.run, keys.epoch, Kind.PIECE, f"{root}\0{scope}", unique + body)
+
+    partials = enumerate(effects.partials)
+    stopped = enumerate(effects.stopped, len(effects.partials))
     return {
-        "units": [_unit(keys, plan, unit, at) for unit in effects.units],
-        "scopes": [_scope(keys, plan, root, scope, at) for scope in effects.scopes],
-        "partials": [[partial.scope, encode(partial)] for partial in effects.partials],
-        "stopped": [[scope, _pack(row_ids)] for scope, row_ids in effects.stopped],
+        "units": [_unit(keys, plan, unit, at, seals) for unit in effects.units],
+        "scopes": [_scope(keys, plan, root, scope, at, seals) for scope in effects.scopes],
+        "partials": [[partial.scope, piece(partial.scope, number, encode(partial))] for number, partial in partials],
+        "stopped": [[scope, piece(scope, number, _pack(row_ids))] for number, (scope, row_ids) in stopped],
     }
 
 
-def _unit(keys: RunKeys, plan: Plan, unit: Unit, at: str) -> dict[str, Any]:
-    return {
-        **_job(keys, plan, unit.node, unit.root, unit.part, len(unit.rows), at),
-        "scope": unit.scope,
-        "payload": encode(unit),
-    }
+def _unit(keys: RunKeys, plan: Plan, unit: Unit, at: str, seals: Seals) -> dict[str, Any]:
+    job = _job(keys, plan, unit.node, unit.root, unit.part, len(unit.rows), at)
+    return {**job, "scope": unit.scope, "payload": seals.seal(keys.run, keys.epoch, Kind.UNIT, job["job"], encode(unit))}
 
 
-def _scope(keys: RunKeys, plan: Plan, root: int, scope: Scope, at: str) -> dict[str, Any]:
-    part = f"{scope.part}j"
-    return {
-        **_job(keys, plan, scope.fork, root, part, len(scope.base), at),
-        "scope": scope.scope,
-        "parent": scope.parent,
-        "base": _pack(scope.base),
-    }
+def _scope(keys: RunKeys, plan: Plan, root: int, scope: Scope, at: str, seals: Seals) -> dict[str, Any]:
+    job = _job(keys, plan, scope.fork, root, f"{scope.part}j", len(scope.base), at)
+    base = seals.seal(keys.run, keys.epoch, Kind.BASE, _base_of(job["job"], scope.scope, scope.parent), _pack(scope.base))
+    return {**job, "scope": scope.scope, "parent": scope.parent, "base": base}
+
+
+def _base_of(job: str, scope: str, parent: str) -> str:
+    return f"{job}\0{scope}\0{parent}"
 
 
 def _job(keys: RunKeys, plan: Plan, node: str, root: int, part: str, rows: int, at: str) -> dict[str, Any]:
@@ -99,29 +120,72 @@ def _identity(data: bytes) -> tuple[str, str]:
     return node, part
 
 
-def claimed_unit(
-    taken: Sequence[bytes], root: bytes, scope: bytes, fork: bytes, left: bytes, data: bytes, payload: list[bytes]
-) -> Unit:
-    """The unit of a claimed job, with its rows except those `taken`. It may have several payloads.
+@dataclass(frozen=True)
+class ClaimedJob:
+    """A job as `claim.lua` gives it."""
+
+    keys: RunKeys
+    job: str
+    taken: Sequence[bytes]
+    root: bytes
+    scope: bytes
+    fork: bytes
+    left: bytes
+    data: bytes
+    payload: list[bytes]
+    #: Jobs that became one with it, whose payloads follow its own.
+    also: bytes = b""
+
+    def opened(self, seals: Seals, kind: Kind, identity: str, message: bytes) -> bytes | None:
+        return seals.open(self.keys.run, self.keys.epoch, kind, identity, message)
+
+
+def claimed_unit(claimed: ClaimedJob, seals: Seals) -> Unit:
+    """The unit of a claimed job, with its rows except those taken by parts. It may have several payloads.
 
     Raises:
-        BadMessage: it cannot be read, or is not the unit that the job names.
+        BadMessage: it cannot be read, carries no seal, or is not the unit that the job names.
     """
-    node, part = _identity(data)
+    root, scope, left = claimed.root, claimed.scope, claimed.left
+    node, part = _identity(claimed.data)
     try:
         number, where = int(root), scope.decode()
     except ValueError as error:
         raise BadMessage(f"a job in Redis has the root {root[:80]!r} and the scope {scope[:80]!r}") from error
-    if fork:
-        return open_join(node, number, part, where, dict(zip(payload[::2], payload[1::2], strict=True)))
-    first, *others = (open_message(blob, Unit) for blob in payload)
+    if seals.fingerprint and claimed.keys.job(node, number, part) != claimed.job:
+        raise BadMessage(f"job {claimed.job} in Redis says that it is {node[:80]!r}, root {number}")
+    if claimed.fork:
+        return _join(claimed, seals, Unit(node, number, part, where, []))
+    names = [claimed.job, *claimed.also.decode("utf-8", "replace").split()]
+    first, *others = (
+        open_message(claimed.opened(seals, Kind.UNIT, name, blob), Unit)
+        for name, blob in zip(names, claimed.payload, strict=True)
+    )
     if first.part != part or any((unit.node, unit.root, unit.scope) != (node, number, where) for unit in (first, *others)):
         raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload: {first.node[:80]!r}, root {first.root}")
-    ended = set(taken)
+    ended = set(claimed.taken)
     rows = [row for unit in (first, *others) for row in unit.rows if row.row_id.encode() not in ended]
     if str(len(rows)).encode() != left:
         raise BadMessage(f"a job in Redis has {left[:20]!r} rows left; by its payload and the parts before, {len(rows)}")
     return msgspec.structs.replace(first, rows=rows)
+
+
+def _join(claimed: ClaimedJob, seals: Seals, unit: Unit) -> Unit:
+    """A join unit out of its fork's hash: base rows, partials in order, stopped ids."""
+    fields = dict(zip(claimed.payload[::2], claimed.payload[1::2], strict=True))
+    fork, seen = claimed.fork.decode("utf-8", "replace"), set[bytes]()
+    for name, blob in fields.items():
+        if name[:2] in (b"p:", b"x:"):
+            body = claimed.opened(seals, Kind.PIECE, f"{unit.root}\0{fork}", blob) or b""
+            if seals.fingerprint:
+                unique, body = body[:_UNIQUE], body[_UNIQUE:]
+                if unique in seen:
+                    raise BadMessage(f"a piece of fork {fork[:80]!r} is in Redis twice")
+                seen.add(unique)
+            fields[name] = body
+        elif name == b"base":
+            fields[name] = claimed.opened(seals, Kind.BASE, _base_of(claimed.job, fork, unit.scope), blob) or b""
+    return open_join(unit.node, unit.root, unit.part, unit.scope, fields)
 
 
 def require_part(piece: Unit, plan: Plan) -> None:

@@ -15,11 +15,13 @@ __all__ = [
     "RUNS",
     "WORKERS",
     "RunKeys",
+    "aside",
     "engine_of",
     "held",
     "rq_job",
     "rq_queue",
     "rq_scheduled",
+    "stop",
     "word",
     "worker",
 ]
@@ -34,9 +36,19 @@ LEASES = "chainette:lease"
 WORKERS = "chainette:workers"
 
 
+def aside(run: str) -> str:
+    """List of the messages of a run that were put aside, as JSON."""
+    return f"chainette:aside:{run}"
+
+
 def held(incarnation: str) -> str:
     """Set of job ids that a worker has claimed."""
     return f"chainette:held:{incarnation}"
+
+
+def stop(incarnation: str) -> str:
+    """Key that is there once somebody asked a worker to end; workers only read it."""
+    return f"chainette:stop:{incarnation}"
 
 
 def worker(incarnation: str) -> str:
@@ -80,6 +92,11 @@ class RunKeys:
     def state(self) -> str:
         """Hash: epoch, state, owner, cursor, window, live_rows, live_bytes, and the fields that workers need."""
         return f"chainette:run:{self.run}"
+
+    @property
+    def order(self) -> str:
+        """The order to services, as JSON; workers only read it."""
+        return f"chainette:order:{self.run}"
 
     @property
     def notes(self) -> str:

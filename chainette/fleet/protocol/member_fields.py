@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 from urllib.parse import unquote
 
 import msgspec
@@ -19,6 +20,7 @@ WORKER = "worker"
 class Member(HashFields, frozen=True):
     """One process whose lease holds."""
 
+    longest: ClassVar[int] = 1 << 16
     kind: str = WORKER
     #: The engines that it serves, as `listed` writes them.
     names: str = msgspec.field(default="", name="engines")
@@ -36,8 +38,6 @@ class Member(HashFields, frozen=True):
     host: str = ""
     pid: Count = 0
     started: str = ""
-    #: Not empty once somebody asked it to end.
-    stop: str = ""
 
     @property
     def is_worker(self) -> bool:

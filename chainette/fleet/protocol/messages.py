@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -9,7 +10,19 @@ import msgspec
 from chainette.errors import ChainetteError
 from chainette.records import Outcome, Output, Partial, Read, Rejection, Row, Unit, Usage
 
-__all__ = ["MAX_BYTES", "MAX_COMMIT", "Admission", "BadMessage", "Result", "RootRecord", "TooLarge", "open_message"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_COMMIT",
+    "Admission",
+    "Aside",
+    "BadMessage",
+    "Missing",
+    "PutAside",
+    "Result",
+    "RootRecord",
+    "TooLarge",
+    "open_message",
+]
 
 #: The most bytes of one message that a process decodes.
 MAX_BYTES = 256 << 20
@@ -22,6 +35,33 @@ T = TypeVar("T")
 
 class BadMessage(ChainetteError):
     """Malformed bytes in Redis; none of them were used."""
+
+
+class Missing(BadMessage):
+    """Something is gone from Redis that must be there; its rows come back with a new epoch."""
+
+
+class PutAside(BadMessage):
+    """Messages of a run that cannot be right; nothing of them was written.
+
+    `strays` have no seal of the fleet's key, so they stand in place of nothing. Any other message may stand in place of a
+    result, whose rows come back with a new epoch.
+    """
+
+    def __init__(self, asides: Sequence[Aside], *, strays: bool = False) -> None:
+        super().__init__("; ".join(dict.fromkeys(aside.why for aside in asides)))
+        self.asides = asides
+        self.strays = strays
+
+
+class Aside(msgspec.Struct, frozen=True):
+    """A message that was put aside, as the list in Redis keeps it."""
+
+    why: str
+    #: Its id in the stream; "" if it was elsewhere.
+    entry: str = ""
+    #: Its beginning.
+    body: bytes = b""
 
 
 class TooLarge(ChainetteError):
@@ -79,14 +119,17 @@ def open_message(data: Any, kind: type[T]) -> T:
     """Decodes a message from bytes that anyone may have written.
 
     Raises:
+        Missing: there is nothing.
         BadMessage: not bytes, too large, or not a `kind`.
     """
+    if data is None:
+        raise Missing(f"a {kind.__name__} is gone from Redis")
     if not isinstance(data, bytes) or len(data) > MAX_BYTES:
         found = f"{len(data):,} bytes" if isinstance(data, bytes) else type(data).__name__
         raise BadMessage(f"a {kind.__name__} in Redis is {found}; at most {MAX_BYTES:,} bytes are decoded")
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except ValueError as error:  # msgspec's errors, and text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # msgspec's errors, text that is not UTF-8, and nesting
         raise BadMessage(f"a {kind.__name__} in Redis does not decode: {error}") from error
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from chainette.fleet.protocol.hash_fields import Count, HashFields
+from chainette.fleet.protocol.seals import VARIABLE, Kind, Seals, Unsealed
 from chainette.io.rundir.graph import Graph
 
 __all__ = ["Counts", "RunInfo"]
@@ -16,8 +18,15 @@ _NEEDED = {"chain_ref", "digest", "batch_size", "simulate", "seed", "engines", "
     *("owner", "queues", "cursor", "live_rows", "live_bytes", "results")
 }
 
+#: Fields that a seal covers.
+_SEALED = (b"chain_ref", b"digest", b"files", b"batch_size", b"simulate", b"seed", b"engines", b"parameters", b"marks")
+
 #: Fields that the run can do without, or that are rewritten continually.
-_SPARE = {"reason", "still", "counts", "order", "sink", "coordinator"}
+_SPARE = {"aside", "aside_why", "key", "seal", "reason", "still", "counts", "order", "sink", "coordinator"}
+
+
+#: The most queues of one run that anybody looks at.
+_MOST_QUEUES = 2000
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -70,6 +79,7 @@ class RunInfo(HashFields, frozen=True):
     #: The values that workers need to make the same plan; `parameters` and `marks` are JSON.
     chain_ref: str = ""
     digest: str = ""
+    files: tuple[str, ...] = ()
     batch_size: Count | None = None
     simulate: bool | None = None
     seed: int | None = None
@@ -77,17 +87,24 @@ class RunInfo(HashFields, frozen=True):
     engines: dict[str, str] | None = None
     parameters: str = ""
     marks: str = ""
-    #: The order to services as JSON (`fleet.redis.run_registry.Order`); "" if there is none.
+    #: The order to services as JSON (`fleet.redis.run_registry.Order`), from a key apart; "" if there is none.
     order: str = ""
     #: Member -> why it does not serve the run.
     refusals: dict[str, str] = {}
+    #: The fingerprint of the fleet's key; "" without one. Its seal over the record, and what that covers.
+    key: str = ""
+    seal: str = ""
+    sealed_part: bytes = b""
+    #: Messages that were put aside, and what was wrong with the last one.
+    aside: Count = 0
+    aside_why: str = ""
     #: Fields that every run in progress needs and this one lacks.
     missing: tuple[str, ...] = ()
 
     @property
     def queues(self) -> list[str]:
         """RQ's names of its queues."""
-        return self.queue_names.split()
+        return self.queue_names.split()[:_MOST_QUEUES]
 
     @property
     def barred(self) -> list[str]:
@@ -100,15 +117,47 @@ class RunInfo(HashFields, frozen=True):
         return ", ".join(sorted({*self.missing, *self.wrong} - _SPARE))
 
     @classmethod
-    def of(cls, run: str, found: dict[bytes, bytes]) -> RunInfo | None:
-        """Decodes a run's hash; None if the run is closed. Never raises."""
+    def of(cls, run: str, found: Mapping[bytes, bytes], order: bytes | None = None) -> RunInfo | None:
+        """Decodes a run's hash, and its order; None if the run is closed. Never raises."""
         if b"state" not in found:
             return None
+        found = {**found, b"order": order or b""}
         mark = b"refused:"
         refused = {name.removeprefix(mark): words for name, words in found.items() if name.startswith(mark) and words}
         missing = sorted(name for name in _NEEDED if name.encode() not in found) if b"epoch" in found else ()
         refusals = {_text(name): _text(words) for name, words in refused.items()}
-        return cls.read(found, run=run, refusals=refusals, missing=tuple(missing))
+        part = _sealed_part(found)
+        return cls.read(found, run=run, refusals=refusals, missing=tuple(missing), sealed_part=part)
+
+    def seal_fault(self, seals: Seals) -> str:
+        """Why a process with these seals does not serve the run; "" if it does."""
+        if self.key != seals.fingerprint:
+            return (
+                f"is sealed with the fleet key {self.key[:20] or '(none)'}, and this process has "
+                f"{seals.fingerprint or 'none'}; all processes of a fleet need the same {VARIABLE}"
+            )
+        if not seals.fingerprint:
+            return ""
+        try:
+            tag = bytes.fromhex(self.seal)
+            seals.open(self.run, self.epoch, Kind.RECORD, "", tag + self.sealed_part)
+        except ValueError:
+            return "has a record in Redis with a seal that is none"
+        except Unsealed:
+            return "has a record in Redis that somebody without the fleet's key has changed"
+        return ""
+
+
+def record_seal(seals: Seals, run: str, epoch: int, fields: Mapping[str, str | int | float]) -> dict[str, str]:
+    """The fields of a run's record that say who may read it, and that nobody has changed it."""
+    body = _sealed_part({name.encode(): str(value).encode() for name, value in fields.items()})
+    sealed = seals.seal(run, epoch, Kind.RECORD, "", body)
+    return {"key": seals.fingerprint, "seal": sealed[: len(sealed) - len(body)].hex()}
+
+
+def _sealed_part(found: Mapping[bytes, bytes]) -> bytes:
+    """What workers and services act on."""
+    return msgspec.msgpack.encode([found.get(name, b"") for name in _SEALED])
 
 
 def _text(raw: bytes) -> str:

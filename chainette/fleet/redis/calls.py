@@ -17,6 +17,7 @@ __all__ = ["SCRIPTS", "Scripts"]
 SCRIPTS = (
     "ack",
     "admit",
+    "aside",
     "ask",
     "attach",
     "attend",
@@ -36,6 +37,7 @@ SCRIPTS = (
     "reap",
     "reconcile",
     "release",
+    "revive",
     "say",
     "split",
     "stage",

@@ -6,11 +6,13 @@ another type, and a field that does not decode, are as good as lost: they cost a
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from redis.client import Pipeline
 
 __all__ = ["Fleet", "LiveRun", "Lookout", "Queue", "known_runs", "live_members", "look", "run_info"]
+
+_log = logging.getLogger("chainette")
+
+#: The most bytes of the name of a run or of a process, and the most of them at once.
+_LONGEST_NAME, _MOST_NAMES = 200, 10_000
 
 #: Seconds that a look is good for.
 _FRESH = 1.0
@@ -125,22 +132,35 @@ def look(connection: redis.Redis, run: str | None = None) -> Fleet:
         pipe.time()
         memory, names, leases, clock = _replies(pipe)
     now, memory = clock[0] + clock[1] / 1e6, memory or {}
-    alive = [_text(name) for name, end in leases or () if end > now]
-    wanted = sorted(map(_text, names or ())) if run is None else [run]
+    alive = _named(name for name, end in leases or () if end > now)
+    wanted = sorted(_named(names or ())) if run is None else [run]
     infos, members = _records(connection, wanted, alive)
     runs = _live_runs(connection, [info for info in infos if info is not None], members, now)
     return Fleet(tuple(runs), members, memory.get("used_memory", 0), memory.get("maxmemory", 0))
 
 
 def known_runs(connection: redis.Redis) -> list[RunInfo]:
-    """Runs that are not closed, by name, also those that no sink has begun. Forgets names whose record is gone."""
+    """Runs that are not closed, by name, also those that no sink has begun. Forgets names whose record is gone, and names
+    that no run has, if this process may."""
     with connection.pipeline(transaction=False) as pipe:
         pipe.smembers(RUNS)
-        names = sorted(map(_text, _replies(pipe)[0] or ()))
+        found = _replies(pipe)[0] or set()
+    names = sorted(_named(found))
     infos, _ = _records(connection, names, ())
-    if gone := [name for name, info in zip(names, infos, strict=True) if info is None]:
-        connection.srem(RUNS, *gone)  # cancelled a week ago; a live run's sink puts its name back
+    gone = [name.encode() for name, info in zip(names, infos, strict=True) if info is None]
+    if gone or (garbage := [name for name in found if not _is_name(name)]):
+        _forget(connection, gone or garbage)
     return [info for info in infos if info is not None]
+
+
+def _forget(connection: redis.Redis, names: Sequence[bytes]) -> None:
+    """Forgets runs that were cancelled a week ago, and garbage; a live run's sink puts its name back."""
+    from redis.exceptions import NoPermissionError
+
+    if not _is_name(names[0]):
+        _log.warning("%d names of runs in Redis cannot be names; they are removed", len(names))
+    with suppress(NoPermissionError):  # workers may not
+        connection.srem(RUNS, *names)
 
 
 def run_info(connection: redis.Redis, run: str) -> RunInfo | None:
@@ -155,7 +175,7 @@ def live_members(connection: redis.Redis) -> dict[str, Member]:
         pipe.time()
         leases, clock = _replies(pipe)
     now = clock[0] + clock[1] / 1e6
-    return _records(connection, (), [_text(name) for name, end in leases or () if end > now])[1]
+    return _records(connection, (), _named(name for name, end in leases or () if end > now))[1]
 
 
 def _records(
@@ -164,12 +184,13 @@ def _records(
     with connection.pipeline(transaction=False) as pipe:
         for run in runs:
             pipe.hgetall(RunKeys(run, 0).state)
+            pipe.get(RunKeys(run, 0).order)
         for name in members:
             pipe.hgetall(worker(name))
-        found = [reply or {} for reply in _replies(pipe)]
-    infos = [RunInfo.of(run, fields) for run, fields in zip(runs, found, strict=False)]
-    said = (Member.read(fields) for fields in found[len(runs) :])
-    return infos, dict(zip(members, said, strict=True))
+        found = _replies(pipe)
+    pairs, said = zip(found[: 2 * len(runs) : 2], found[1 : 2 * len(runs) : 2], strict=True), found[2 * len(runs) :]
+    infos = [RunInfo.of(run, fields or {}, order) for run, (fields, order) in zip(runs, pairs, strict=True)]
+    return infos, {name: Member.read(fields or {}) for name, fields in zip(members, said, strict=True)}
 
 
 def _replies(pipe: Pipeline) -> list[Any]:
@@ -260,6 +281,15 @@ def _live_run(info: RunInfo, raw: _Raw, jobs: _Jobs, members: Mapping[str, Membe
         lag_rows = max(0, info.results - _whole(raw.oldest[0][1].get(b"n")))
         lag_seconds = max(0.0, now - int(raw.oldest[1][0].partition(b"-")[0]) / 1000)
     return LiveRun(info, members, tuple(queues), raw.entries, int(lag_rows), lag_seconds, raw.live, trouble)
+
+
+def _named(raw: Iterable[bytes]) -> list[str]:
+    """Names as our processes give them, and no more than there can be."""
+    return [name.decode() for name in raw if _is_name(name)][:_MOST_NAMES]
+
+
+def _is_name(raw: bytes) -> bool:
+    return 0 < len(raw) <= _LONGEST_NAME and raw.isascii() and raw.decode().isprintable()
 
 
 def _text(raw: bytes | None) -> str:

@@ -10,9 +10,12 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.jobs import (
+    ClaimedJob,
     claimed_unit,
     halves,
     moment,
@@ -22,10 +25,22 @@ from chainette.fleet.protocol.jobs import (
     stamp,
     wire_effects,
 )
-from chainette.fleet.protocol.keys import RUNS, RunKeys, rq_queue, worker
+from chainette.fleet.protocol.keys import RUNS, RunKeys, rq_queue, stop
 from chainette.fleet.protocol.member_fields import Member
-from chainette.fleet.protocol.messages import MAX_BYTES, MAX_COMMIT, Admission, BadMessage, Result, RootRecord, open_message
-from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.messages import (
+    MAX_BYTES,
+    MAX_COMMIT,
+    Admission,
+    Aside,
+    BadMessage,
+    Missing,
+    PutAside,
+    Result,
+    RootRecord,
+    open_message,
+)
+from chainette.fleet.protocol.run_fields import RunInfo, record_seal
+from chainette.fleet.protocol.seals import Kind, Seals, Unsealed, seals_of
 from chainette.fleet.protocol.states import (
     ANCHOR,
     LEASE,
@@ -43,7 +58,7 @@ from chainette.fleet.redis.connect import is_damage
 from chainette.fleet.redis.fleet_view import known_runs, live_members
 from chainette.fleet.redis.leftovers import give_up, sweep
 from chainette.fleet.redis.streams import entry_id, lies_apart, noted_event, stream_entry
-from chainette.io.rundir.events import AnyEvent, Event
+from chainette.io.rundir.events import Event, Note
 from chainette.io.rundir.log import encode_line
 from chainette.records import Effects, Outcome, Rejection, encode
 
@@ -77,6 +92,10 @@ _LIGHT = 4 << 20
 _STAGED = 600
 
 
+#: Seconds in which a worker that was asked to end notices it.
+_STOP = 120
+
+
 class FleetQueue(LeasedQueue):
     """The transitions, over one connection pool. Thread-safe.
 
@@ -91,8 +110,10 @@ class FleetQueue(LeasedQueue):
         max_bytes: int = MAX_BYTES,
         max_commit: int = MAX_COMMIT,
         max_inline: int = MAX_INLINE,
+        seals: Seals | None = None,
     ) -> None:
         self._redis = connection
+        self._seals = seals_of() if seals is None else seals
         self._max_bytes, self._max_commit, self._max_inline = max_bytes, max_commit, max_inline
         self._scripts = Scripts(connection)
         #: Fields that RQ shows of the workers in this process.
@@ -103,7 +124,8 @@ class FleetQueue(LeasedQueue):
     def install(
         self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int | float]
     ) -> None:
-        reply = self._call("install", run=run, epoch=epoch, owner=owner, token=token, queues=list(queues), fields=dict(fields))
+        sealed = {**fields, **record_seal(self._seals, run, epoch, fields)}
+        reply = self._call("install", run=run, epoch=epoch, owner=owner, token=token, queues=list(queues), fields=sealed)
         if reply[0] == b"CANCELLED":
             raise Cancelled(f"run {run} was cancelled")
         if reply[0] != b"OK":
@@ -118,7 +140,8 @@ class FleetQueue(LeasedQueue):
         sweep(self._redis, run, before=epoch + 1)
 
     def set_state(self, run: str, state: str, reason: str = "") -> None:
-        reply = self._call("state", run=run, state=state, reason=reason)
+        word = self._seals.seal(run, 0, Kind.CANCEL, "", b"1").hex()
+        reply = self._call("state", run=run, state=state, reason=reason, word=word)
         if reply == b"CANCELLED":
             raise Lost(f"run {run} was cancelled, which is for good; `chainette resume DIR` goes on with its directory")
         if reply != b"OK":
@@ -152,7 +175,9 @@ class FleetQueue(LeasedQueue):
         effects: Effects,
         token: str,
     ) -> Admitted:
-        rows, plain = encode(record), wire_effects(keys, plan, root, effects)
+        rows = self._seal(keys, Kind.ROOT, str(root), encode(record))
+        plain = wire_effects(keys, plan, root, effects, self._seals, token)
+        admission = self._seal(keys, Kind.ENTRY, f"{root}\0{token}", encode(Admission(bad)))
         require_size(f"root {root} of {len(record.rows)} rows", self._max_commit, rows, plain)
         reply = self._call(
             "admit",
@@ -163,7 +188,8 @@ class FleetQueue(LeasedQueue):
             rows=len(record.rows),
             record=rows,
             effects=plain,
-            entry=encode(Admission(bad)) if bad else b"",
+            entry=admission if bad else b"",
+            empty=b"" if bad else admission,
             token=token,
         )
         if reply == b"LOST":
@@ -171,7 +197,8 @@ class FleetQueue(LeasedQueue):
         return Admitted(reply.decode())
 
     def record(self, keys: RunKeys, root: int) -> RootRecord:
-        return open_message(self._redis.get(keys.root(root)), RootRecord)
+        message = cast("bytes | None", self._redis.get(keys.root(root)))
+        return open_message(self._seals.open(keys.run, keys.epoch, Kind.ROOT, str(root), message), RootRecord)
 
     def end_of_input(self, keys: RunKeys, total: int) -> bool:
         reply = self._call("total", run=keys.run, epoch=keys.epoch, total=total)
@@ -180,13 +207,14 @@ class FleetQueue(LeasedQueue):
         return bool(reply == b"OK")
 
     def progress(self, keys: RunKeys) -> Progress:
-        names = ("cursor", "total", "state", "last", "damaged", "suspended", "epoch")
-        found = cast("list[bytes | None]", self._redis.hmget(keys.state, names))
-        live = cast("list[bytes]", self._redis.hkeys(keys.live))
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(keys.state, ("cursor", "total", "state", "last", "damaged", "suspended", "epoch"))
+            pipe.hkeys(keys.live)
+            found, live = pipe.execute()
         try:
-            return _progress(keys, [(value or b"").decode() for value in found], live)
+            return _progress(keys, [(value or b"").decode("utf-8", "replace") for value in found], live)
         except ValueError as error:
-            raise BadMessage(f"the record of run {keys.run} in Redis does not decode: {error}") from error
+            raise Missing(f"the record of run {keys.run} in Redis does not decode: {error}") from error
 
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
         found: bytes = self._call("missing", run=keys.run, epoch=keys.epoch, roots=list(roots))
@@ -217,7 +245,7 @@ class FleetQueue(LeasedQueue):
         return bool(self._call("leave", incarnation=incarnation) == b"OK")
 
     def reap(self) -> list[str]:
-        return [name.decode() for name in self._call("reap")]
+        return [name.decode("utf-8", "replace") for name in self._call("reap")]
 
     def workers(self) -> dict[str, Member]:
         return {name: member for name, member in live_members(self._redis).items() if member.is_worker}
@@ -225,11 +253,15 @@ class FleetQueue(LeasedQueue):
     def ask_to_stop(self, engine: str | None) -> list[str]:
         asked = [name for name, member in self.workers().items() if engine is None or engine in member.engines]
         for name in asked:
-            self._redis.hset(worker(name), "stop", "1")
+            self._redis.set(stop(name), self._seals.seal("", 0, Kind.STOP, name, b"1"), ex=_STOP)
         return asked
 
     def is_asked_to_stop(self, incarnation: str) -> bool:
-        return bool(self._redis.hget(worker(incarnation), "stop"))
+        try:
+            word = cast("bytes | None", self._redis.get(stop(incarnation)))
+            return self._seals.open("", 0, Kind.STOP, incarnation, word) == b"1"
+        except Unsealed:
+            return False
 
     # -- units
 
@@ -258,7 +290,8 @@ class FleetQueue(LeasedQueue):
         """A claim out of the script's reply; None if nobody can read its unit."""
         turn, job, token, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:7])
         try:
-            unit, number, parts = claimed_unit(*reply[7:]), int(epoch), int(part)
+            number, parts = _count(epoch), _count(part)
+            unit = claimed_unit(ClaimedJob(RunKeys(run, number), job, *reply[7:]), self._seals)
         except (BadMessage, ValueError) as error:  # numbers to Lua, and none to Python: "0x1", "1.5"
             self._bury(_who(job, token, incarnation, reply[9].decode("utf-8", "replace")), str(error))
             return None
@@ -292,8 +325,9 @@ class FleetQueue(LeasedQueue):
         if claim.rest(rows) is not None:
             require_part(piece, plan)
             ends["rows"] = [row.row_id for row in piece.rows]
-        entry = encode(Result.of(piece, outcome, incarnation))
-        effects = wire_effects(RunKeys(claim.run, claim.epoch), plan, piece.root, outcome.effects)
+        keys = RunKeys(claim.run, claim.epoch)
+        entry = self._seal(keys, Kind.ENTRY, f"{piece.root}\0{token}", encode(Result.of(piece, outcome, incarnation)))
+        effects = wire_effects(keys, plan, piece.root, outcome.effects, self._seals, token)
         require_size(f"{piece.node}, root {piece.root}", self._max_commit, entry, effects)
         light, bodies = set_apart({"entry": entry, "effects": effects}, self._max_inline)
         while True:
@@ -305,7 +339,7 @@ class FleetQueue(LeasedQueue):
 
     def split(self, claim: Claim, incarnation: str, plan: Plan) -> bool:
         effects = Effects(halves(claim.unit))
-        plain = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, effects)
+        plain = wire_effects(RunKeys(claim.run, claim.epoch), plan, claim.unit.root, effects, self._seals, "")
         reply = self._call("split", **_holder(claim, incarnation), part=claim.part, effects=plain)
         return bool(reply == b"OK")
 
@@ -323,14 +357,21 @@ class FleetQueue(LeasedQueue):
         raw = cast("list[Any]", self._redis.xrange(keys.stream, min=position[0], count=count + 1))
         if not raw or entry_id(raw[0]) != position[0] or raw[0][1].get(b"t") != position[1].encode():
             raise Lost(f"run {keys.run}: the stream of epoch {keys.epoch} does not continue at {position[0]}")
-        entries, weight = [], 0
+        entries, strays, weight = list[Entry](), list[Aside](), 0
         for item in raw[1:]:
             token = lies_apart(item)
             body = item[1].get(b"e") if token is None else self._redis.get(keys.body(token))
-            entries.append(stream_entry(item, body))
+            try:
+                entries.append(stream_entry(item, body, partial(self._seals.open, keys.run, keys.epoch, Kind.ENTRY)))
+            except PutAside as error:
+                if not self._seals.fingerprint:
+                    raise
+                strays += error.asides
             weight += len(body or b"")
             if weight > self._max_commit:
                 break
+        if strays:
+            raise PutAside(strays, strays=True)
         return entries
 
     def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
@@ -341,9 +382,9 @@ class FleetQueue(LeasedQueue):
     def note(self, run: str, event: Event) -> None:
         if not self._redis.sismember(RUNS, run):
             return  # the run is closed, and nothing of it stays
-        self._call("note", run=run, line=encode_line(event))
+        self._call("note", run=run, line=self._seals.seal(run, 0, Kind.NOTE, "", encode_line(event)))
 
-    def notes(self, run: str, after: str) -> tuple[str, list[AnyEvent]]:
+    def notes(self, run: str, after: str) -> tuple[str, list[Note]]:
         from redis import ResponseError
 
         key = RunKeys(run, 0).notes
@@ -354,10 +395,19 @@ class FleetQueue(LeasedQueue):
                 raise
             self._redis.delete(key)  # notes may be lost
             found = []
-        events = [event for _, fields in found if (event := noted_event(fields)) is not None]
+        opened = partial(self._seals.open, run, 0, Kind.NOTE)
+        events = [event for _, fields in found if (event := noted_event(fields, opened)) is not None]
         return (entry_id(found[-1]) if found else after), events
 
+    def put_aside(self, run: str, asides: Sequence[Aside], epoch: int | None = None) -> None:
+        bodies = [msgspec.json.encode(aside) for aside in asides]
+        entries = [aside.entry for aside in asides] if epoch is not None else []
+        self._call("aside", run=run, why=asides[-1].why, asides=bodies, epoch=epoch or 0, entries=entries)
+
     # -- calling
+
+    def _seal(self, keys: RunKeys, kind: Kind, identity: str, body: bytes) -> bytes:
+        return self._seals.seal(keys.run, keys.epoch, kind, identity, body)
 
     def _call(self, name: str, **arguments: Any) -> Any:
         return self._scripts.call(name, **arguments)
@@ -382,15 +432,26 @@ def _this_process() -> dict[str, str | int]:
 def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> Progress:
     cursor, total, state, last, damaged, suspended, epoch = found
     return Progress(
-        int(cursor or 0),
-        int(total) if total else None,
+        _count(cursor or "0"),
+        _count(total) if total else None,
         state,
-        {int(root) for root in live},
-        int(last or -1),
+        {_count(root.decode()) for root in live},
+        _count(last) if last else -1,
         damaged,
-        int(suspended or 0),
+        _count(suspended or "0"),
         is_current=epoch in ("", str(keys.epoch)),
     )
+
+
+def _count(text: str) -> int:
+    """A count, as Lua has it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise ValueError(f"{text[:40]!r} is no count")
+    return int(text)
 
 
 def _holder(claim: Claim, incarnation: str) -> dict[str, str]:

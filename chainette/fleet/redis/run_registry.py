@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from chainette.core.run_settings import RunSettings
 from chainette.errors import InputError, RunError
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.seals import Kind, Seals, Unsealed, seals_of
 from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.calls import Scripts
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun, known_runs, live_members, look, run_info
@@ -36,8 +38,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """A run as it is handed over to services. Its paths are relative, since each service has its own roots."""
 
     chain_ref: str
-    #: Digest of the chain's files.
+    #: Digest of the chain's files, and their names below the chain root.
     digest: str
+    files: tuple[str, ...] = ()
     #: Values of its parameters, and marks of its nodes (io/rundir/likeness.py); a service compares both with its own.
     parameters: dict[str, Any] = {}
     marks: dict[str, dict[str, str]] = {}
@@ -48,6 +51,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     options: RunSettings = RunSettings()
     #: Steps to compute anew, with all that depend on them.
     from_steps: tuple[str, ...] = ()
+    #: Tells orders apart, and the fleet's seal over it (`Board.sealed`); "" without a key.
+    id: str = msgspec.field(default_factory=lambda: secrets.token_hex(8))
+    seal: str = ""
 
     @classmethod
     def of(cls, info: RunInfo) -> Order | None:
@@ -67,7 +73,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     def fields(self) -> dict[str, str | int | float]:
         """The order as fields of the run's record, with copies of those that workers read."""
         return RunInfo.words(
-            order=self, chain_ref=self.chain_ref, digest=self.digest, parameters=self.parameters, marks=self.marks
+            order=self,
+            chain_ref=self.chain_ref,
+            digest=self.digest,
+            files=self.files,
+            parameters=self.parameters,
+            marks=self.marks,
         )
 
 
@@ -78,8 +89,9 @@ class Board:
         redis.RedisError: Redis did not answer.
     """
 
-    def __init__(self, connection: redis.Redis) -> None:
+    def __init__(self, connection: redis.Redis, seals: Seals | None = None) -> None:
         self._redis = connection
+        self._seals = seals_of() if seals is None else seals
         self._scripts = Scripts(connection)
 
     def runs(self) -> list[RunInfo]:
@@ -124,8 +136,35 @@ class Board:
         Raises:
             RunError: a run with this id is live.
         """
-        if self._scripts.call("ask", run=run, fields=order.fields) != b"OK":
+        if self._scripts.call("ask", run=run, fields=self.sealed(run, order).fields) != b"OK":
             raise RunError(f"run {run} is live already; `chainette status {run}` shows it")
+
+    def order(self, info: RunInfo) -> Order | None:
+        """The order of a run; None if it was not handed over.
+
+        Raises:
+            RunError: it is none, or it was sealed with another key.
+        """
+        order = Order.of(info)
+        if order is None or (not order.seal and not self._seals.fingerprint):
+            return order
+        if order.seal != self._seal_of(info.run, order):
+            raise Unsealed(Kind.ORDER)
+        return order
+
+    def sealed(self, run: str, order: Order) -> Order:
+        """The order with the fleet's seal; as it is if there is no key."""
+        return msgspec.structs.replace(order, seal=self._seal_of(run, order))
+
+    def _seal_of(self, run: str, order: Order) -> str:
+        body = msgspec.json.encode(msgspec.structs.replace(order, seal=""))
+        sealed = self._seals.seal(run, 0, Kind.ORDER, order.id, body)
+        return sealed[: len(sealed) - len(body)].hex()
+
+    def revive(self, run: str) -> bool:
+        """Lets a run go on that was called cancelled by somebody who may not; False if `chainette cancel` did it."""
+        words = [self._seals.seal(run, 0, Kind.CANCEL, "", b"1").hex()] if self._seals.fingerprint else []
+        return bool(self._scripts.call("revive", run=run, words=words) == b"OK")
 
     def take(self, run: str, role: Role, me: str) -> bool:
         """Takes a role; False if a live process has it, or if the run is closed."""
@@ -141,7 +180,7 @@ class Board:
 
     def hold(self, run: str, reason: str) -> None:
         """Pauses a run that cannot go on, until somebody unpauses it."""
-        self._scripts.call("state", run=run, state="paused", reason=reason[:2000])
+        self._scripts.call("state", run=run, state="paused", reason=reason[:2000], word="")
 
     def say(self, run: str, fields: Mapping[str, str | int | float]) -> None:
         """Writes fields of a run's record; nothing if the run is closed."""

@@ -12,7 +12,13 @@ from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.validate import BadRecord, InputModel
 from chainette.records import CHAIN_INPUT, Read, Reason, Rejection, Row
 
-__all__ = ["Root", "Roots"]
+__all__ = ["Root", "Roots", "first_record"]
+
+
+def first_record(root: int, starts: Sequence[tuple[int, int]], batch_size: int) -> int:
+    """The number of a root's first record; `starts` as in `Roots`."""
+    first, record = next(start for start in reversed(starts) if start[0] <= root)
+    return record + (root - first) * batch_size
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,7 @@ class Roots:
             number += 1
 
     def _first(self, number: int) -> int:
-        """The first record of a root."""
-        root, record = next(start for start in reversed(self._starts) if start[0] <= number)
-        return record + (number - root) * self._size
+        return first_record(number, self._starts, self._size)
 
     def _root(self, number: int, batch: list[Record], read: Read) -> Root:
         rows, bad = [], []

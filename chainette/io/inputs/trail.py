@@ -102,6 +102,18 @@ class Trail:
         self._checked = current
         return Read(self._upto, self._hash.hexdigest())
 
+    def confirms(self, read: Read) -> bool:
+        """Whether the bytes up to a position have the digest that somebody says; reads on to it.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        if read.upto < self._upto:
+            return digest_of(self._files, read.upto) == read.digest
+        for block in _blocks(self._files, self._starts, self._upto, read.upto - self._upto):
+            self.hear(self._upto, block)
+        return self._upto == read.upto and self._hash.hexdigest() == read.digest
+
     def end(self) -> None:
         """Ends the pass.
 

@@ -23,6 +23,7 @@ __all__ = [
     "EngineReleased",
     "Event",
     "InputRead",
+    "Note",
     "RootDone",
     "RunCancelled",
     "RunCreated",
@@ -279,13 +280,9 @@ class RunFinished(Event, frozen=True, tag="run_finished"):
     records: int | None = None
 
 
-AnyEvent = (
-    RunCreated
-    | RunStarted
-    | RunResumed
-    | InputRead
-    | UnitCommitted
-    | UnitRetried
+#: The events that workers tell a run's sink. No row, shard, or end of a run depends on them.
+Note = (
+    UnitRetried
     | AnswersDiscarded
     | UnitSplit
     | EngineLoaded
@@ -294,6 +291,15 @@ AnyEvent = (
     | WorkerLeft
     | WorkerLost
     | WorkerRefused
+)
+
+AnyEvent = (
+    RunCreated
+    | RunStarted
+    | RunResumed
+    | InputRead
+    | UnitCommitted
+    | Note
     | ShardSealed
     | RunPaused
     | RunCancelled

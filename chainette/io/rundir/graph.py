@@ -153,13 +153,13 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def __post_init__(self) -> None:
         """Raises ValueError unless every node and fork is reached exactly once, so that every walk ends."""
-        reached: list[str] = []
+        reached: set[str] = set()
 
         def follow(target: Edge) -> None:
             for element in self.line(target):
                 if element.id in reached:
                     raise ValueError(f"{element.id!r} is reached twice")
-                reached.append(element.id)
+                reached.add(element.id)
                 for branch in element.branches if isinstance(element, GraphFork) else ():
                     follow(branch.first)
 

@@ -7,18 +7,22 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
-from chainette.io.rundir.events import AnyEvent, Event, timestamp
+from chainette.io.rundir.events import AnyEvent, Event, Note, timestamp
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
 from chainette.utils.private import open_file
 
-__all__ = ["EventLog", "encode_line", "parse_line", "read_log"]
+__all__ = ["EventLog", "encode_line", "parse_line", "parse_note", "read_log"]
+
+_E = TypeVar("_E")
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEvent)
+_note_decoder = msgspec.json.Decoder(Note)
 
 #: `,"crc":"xxxxxxxx"}` closes every line.
 _TAIL = len(b',"crc":"00000000"}')
@@ -32,15 +36,23 @@ def encode_line(event: Event) -> bytes:
 
 def parse_line(line: bytes) -> AnyEvent | None:
     """The event of a whole line without its newline; None if the line is torn or changed."""
+    return _parsed(line, _decoder)
+
+
+def parse_note(line: bytes) -> Note | None:
+    """The event of a line that another process sent; None if it is of a kind that only the sink writes."""
+    return _parsed(line, _note_decoder)
+
+
+def _parsed(line: bytes, decoder: msgspec.json.Decoder[_E]) -> _E | None:
     tail = line[-_TAIL:]
     body = line[:-_TAIL] + b"}"
     if tail != b',"crc":"%08x"}' % zlib.crc32(body):
         return None
     try:
-        event: AnyEvent = _decoder.decode(body)
-    except msgspec.DecodeError:
+        return decoder.decode(body)
+    except (ValueError, RecursionError):  # msgspec's errors, text that is not UTF-8, and nesting
         return None
-    return event
 
 
 def read_log(path: Path, start: int = 0) -> Iterator[tuple[int, AnyEvent]]:

@@ -53,6 +53,9 @@ _SHOWN = 5
 #: The log's prefix for folders of steps with `yield_output=False`.
 _HELD = ".held/"
 
+#: What the log itself counts of an engine; no description replaces it.
+_OF_ENGINES = frozenset({"loads", "load_seconds", "identity"})
+
 
 class Status(StrEnum):
     """The status of a run."""
@@ -196,6 +199,8 @@ class RunState:
         self.seq, self.epoch = event.seq, event.epoch
         match event:
             case RunCreated():
+                if self.created is not None:
+                    raise DamagedRun(f"events.jsonl: event {event.seq} begins a run in the middle of another; restore a backup")
                 self.created, self.graph, self.input = event, event.graph, event.input
                 self.limit = event.settings.get("limit")
                 self._note_redis(event.way.get("redis", ""))
@@ -317,7 +322,8 @@ class RunState:
 
     def _load(self, event: EngineLoaded) -> None:
         known = self.engines.setdefault(event.engine, {"loads": 0, "load_seconds": 0.0})
-        known |= {"backend": event.backend, "model": event.model, "deterministic": event.deterministic, **event.details}
+        known |= {name: value for name, value in event.details.items() if name not in _OF_ENGINES}
+        known |= {"backend": event.backend, "model": event.model, "deterministic": event.deterministic}
         known["identity"] = event.identity or known.get("identity", {})
         known["loads"] += 1
         known["load_seconds"] = round(known["load_seconds"] + event.seconds, 3)

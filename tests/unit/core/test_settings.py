@@ -39,7 +39,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
 OURS = {"place", "registry", "annotated", "options"}
 
 #: What says how a process runs or finds a chain, and is no setting of the run.
-SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "parameters", "chain_digest", "inputs"}
+SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "parameters", "chain_claim", "inputs"}
 
 
 class Item(BaseModel):

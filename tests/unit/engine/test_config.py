@@ -58,6 +58,15 @@ def test_a_file_that_cannot_be_read_as_engines_is_refused_with_its_name(tmp_path
     assert message in str(refused.value)
 
 
+def test_a_broken_engine_file_is_not_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "engines.yml"
+    for text in ("KEY=abc\nother: CANARY: [1\n", "a: !!python/object:CANARY {}\n", "CANARY: [\n", "- &a [*a, CANARY: {\n"):
+        path.write_text(text)
+        with using_registry(EngineRegistry()), pytest.raises(EngineConfigError) as refused:
+            load_engines(path)
+        assert "CANARY" not in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_engines_of_a_file_take_the_place_of_those_of_the_chain_and_leave_the_chains_own(tmp_path: Path) -> None:
     path = tmp_path / "engines.yml"
     path.write_text("engines:\n  judge: {model: small, backend: simulated}\n")

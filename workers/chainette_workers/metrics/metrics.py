@@ -178,7 +178,12 @@ class _OfRun(Hook):
                         self._of("chainette_unit_stage_seconds", node, stage)
 
     def _expect_results(self, plan: Plan) -> None:
-        for name in ("chainette_rows_finished_total", "chainette_sink_written_bytes_total", "chainette_sink_fsync_seconds"):
+        for name in (
+            "chainette_rows_finished_total",
+            "chainette_messages_aside_total",
+            "chainette_sink_written_bytes_total",
+            "chainette_sink_fsync_seconds",
+        ):
             self._of(name)
         for node in (CHAIN_INPUT, *_nodes(plan)):
             self._of("chainette_rows_done_total", node)
@@ -227,6 +232,9 @@ class _OfRun(Hook):
 
     def on_refused(self) -> None:
         self._of("chainette_commits_refused_total").inc()
+
+    def on_aside(self, messages: int) -> None:
+        self._of("chainette_messages_aside_total").inc(messages)
 
     def on_flush(self, seconds: float) -> None:
         self._of("chainette_sink_fsync_seconds").observe(seconds)

@@ -23,10 +23,12 @@ import redis
 
 from chainette.core.chain import Chain
 from chainette.core.plan import Plan
+from chainette.core.usercode.confined import ChainClaim, ClaimRefused, engine_file
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import Offered, agreed, set_flags, text_of
-from chainette.errors import ChainetteError, ParameterError, RunCancelled, RunDirectoryInUse, RunError, RunStopped
+from chainette.errors import ChainetteError, ParameterError, RunCancelled, RunDirectoryInUse, RunStopped
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.seals import Unsealed
 from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.connect import connect, is_passing
 from chainette.fleet.redis.queue import FleetQueue
@@ -67,6 +69,8 @@ class Places:
     runs: Path
     #: Values that parameters of chains may have. Values from Redis are compared with these and never used.
     parameters: Offered = field(default_factory=dict)
+    #: Modules that a run may name as its chain.
+    modules: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"chains below {self.chains}, inputs below {self.inputs}, runs below {self.runs}"
@@ -93,10 +97,10 @@ class Places:
         """The settings of a run, with its engine file as it is found here.
 
         Raises:
-            Elsewhere: the file's path leads out of the root.
+            LoadError: the file is not an engine file below the root.
         """
         file = order.options.engines_file
-        here = None if file is None else str(self._below(self.chains, file, "engine file"))
+        here = None if file is None else str(engine_file(self.chains, file))
         return RunOptions(**asdict(replace(order.options, engines_file=here)))
 
     def _below(self, root: Path, relative: str, what: str) -> Path:
@@ -156,7 +160,10 @@ def same_chain(order: Order, places: Places, state: RunState | None = None) -> t
     for name, value in (state.parameters if state is not None else {}).items():
         offered.setdefault(name, []).append(text_of(value))
     try:
-        loaded = load_chain(inside(order.chain_ref, "chain"), root, agreed(order.parameters, offered))
+        claim = ChainClaim(order.digest, order.files, places.modules)
+        loaded = load_chain(order.chain_ref, root, agreed(order.parameters, offered), claim)
+    except ClaimRefused as error:
+        raise Elsewhere(f"{order.chain_ref} {error}") from error
     except ParameterError as error:
         raise Elsewhere(f"{error}; start it with {set_flags(order.parameters)}") from error
     except ChainetteError as error:
@@ -205,12 +212,12 @@ class _Turn:
     thread: threading.Thread
     handed: Handed
 
-    def mind(self, info: RunInfo) -> None:
+    def mind(self, order: Order | None) -> None:
         """Ends the turn if the run was ordered anew with other settings."""
-        done_with = msgspec.structs.replace(self.handed.order, from_steps=())
-        with suppress(RunError):  # an order that does not decode asks for nothing
-            if Order.of(info) not in (self.handed.order, done_with, None):
-                self.handed.stop.set()
+        known = self.handed.order
+        done_with = msgspec.structs.replace(known, from_steps=())
+        if order is not None and msgspec.structs.replace(order, seal=known.seal) not in (known, done_with):
+            self.handed.stop.set()
 
 
 @dataclass
@@ -256,12 +263,16 @@ class Service:
         self._turns = {run: turn for run, turn in self._turns.items() if turn.thread.is_alive()}
         for run, info in runs.items():
             if run in self._turns:
-                self._turns[run].mind(info)
+                with suppress(ChainetteError):  # an order that does not decode, or has no seal, asks for nothing
+                    self._turns[run].mind(self.board.order(info))
             elif self._resting.get(run, 0.0) <= time.monotonic():
                 self._guarded(info, lambda info=info: self._consider(info))  # type: ignore[misc]
 
     def _consider(self, info: RunInfo) -> None:
-        order = Order.of(info)
+        try:
+            order = self.board.order(info)
+        except Unsealed as error:
+            raise Elsewhere(f"its order cannot be served here: {error}") from error
         if order is None:
             return
         handed = Handed(info, order, self.me, threading.Event(), self.watch)

@@ -43,6 +43,8 @@ class SinkDuty:
 
     def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
         info, order = handed.info, handed.order
+        if info.state == "cancelled" and board.revive(info.run):
+            return  # and is looked at again
         directory = self._directory(handed)
         state = self._state(handed, directory)
         if (state is None and info.state == "cancelled") or (state is not None and _is_closed(state, order)):
@@ -59,7 +61,7 @@ class SinkDuty:
                 run_id=info.run,
                 chain_ref=loaded.reference,
                 chain_root=str(self.places.chains.resolve()),
-                chain_digest=loaded.digest,
+                chain_claim=loaded.claim,
                 parameters=loaded.parameters,
                 drive=drive,
                 **{name: getattr(settings, name) for name in FLAGS},
@@ -70,7 +72,7 @@ class SinkDuty:
                 plan,
                 from_step=order.from_steps,
                 drive=drive,
-                chain_digest=loaded.digest,
+                chain_claim=loaded.claim,
                 parameters=loaded.parameters,
                 **{name: getattr(settings, name) for name in RESUMABLE},
             )
@@ -115,7 +117,8 @@ class _Served:
         """Checks nothing: Redis has just answered."""
 
     def __call__(self, session: Session) -> None:
-        order = msgspec.structs.replace(self.handed.order, from_steps=())  # that is done with
+        run, done_with = self.handed.info.run, msgspec.structs.replace(self.handed.order, from_steps=())
+        order = self.board.sealed(run, done_with)
         fields = {**order.fields, Role.SINK.value: self.handed.me}
         Drive(self.handed.watch.over(session), self.queue, self.board, fields, coordinated=_elsewhere, tend=self._tend).run()
 

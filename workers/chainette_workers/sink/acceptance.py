@@ -1,20 +1,22 @@
 """Checks which rows of a run's stream may become durable: only rows that are pending at the node they name.
 
 Redis is checked, not believed (PROTOCOL 22). A lost key may end a fork or a root too early, or have a row
-computed twice; the walk over durable rows (`frontier`) shows it.
+computed twice; the walk over durable rows (`frontier`) shows it. Messages that no worker of ours writes are refused first
+(`faults.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from chainette.core.apply import Cardinality
 from chainette.core.flow import Durable, frontier
 from chainette.core.plan import Plan, PlanNode, Target, ToFork, ToNode
-from chainette.fleet.protocol.messages import Result
+from chainette.fleet.protocol.messages import Admission, Result
 from chainette.fleet.protocol.states import Entry
-from chainette.records import Row, parent_of, record_of
+from chainette.records import CHAIN_INPUT, Row, record_of
+from chainette_workers.sink.faults import admission_fault, ended_rows, result_fault
 
 __all__ = ["LiveRoot"]
 
@@ -27,6 +29,8 @@ class LiveRoot:
     root: int
     rows: list[Row]
     durable: Durable
+    #: The numbers of its records; None if its bad ones are not counted.
+    ids: range | None = None
     #: Node -> rows known to be pending there; recomputed if an entry has others.
     _pending: dict[str, set[str]] = field(default_factory=dict)
 
@@ -35,21 +39,37 @@ class LiveRoot:
 
         `barred`: engines whose units may wait for a later phase; None if that is not known.
         """
-        result = entry.message
-        node = self.plan.nodes.get(result.node) if isinstance(result, Result) else None
-        if isinstance(result, Result) and node is not None:
-            ended = _ended(node, result)
-            if len(ended) != result.taken or not self._has_pending(node, ended):
+        if fault := self._fault(entry):
+            return f"root {self.root}: {fault}"
+        if isinstance(entry.message, Admission):
+            self.durable.add_rejected(CHAIN_INPUT, (rejection.row_id for rejection in entry.message.rejected))
+        elif node := self.plan.nodes.get(entry.message.node):
+            ended = ended_rows(node, entry.message)
+            if not self._has_pending(node, ended):
                 return f"root {self.root}: rows at {node.id!r} came that were not pending there"
-            self._accept(node, result, ended)
+            self._accept(node, entry.message, ended)
         if not (entry.done or entry.suspended):
             return ""
+        if self.ids is not None and len(self.rows) + len(self.durable.rejected(CHAIN_INPUT)) != len(self.ids):
+            return f"root {self.root}: bad records of it are missing"
         left = {self.plan.engine_of(unit.node) for unit in frontier(self.plan, self.root, self.rows, self.durable).units}
         if entry.done and left:
             return f"root {self.root} was called complete while rows of it are pending"
         if entry.suspended and barred is not None and not left <= {*barred}:
             return f"root {self.root} was set aside for a later phase while rows of it can be processed now"
         return ""
+
+    def _fault(self, entry: Entry) -> str:
+        rows, message = self._by_id, entry.message
+        if isinstance(message, Result):
+            other = message.root != self.root
+            return f"a result of root {message.root}" if other else result_fault(self.plan, rows, message)
+        known = self.durable.rejected(CHAIN_INPUT)
+        return "" if self.ids is None else admission_fault(self.ids, rows, known, message)
+
+    @cached_property
+    def _by_id(self) -> dict[str, Row]:
+        return {row.row_id: row for row in self.rows}
 
     def _has_pending(self, node: PlanNode, row_ids: set[str]) -> bool:
         if row_ids <= self._pending.get(node.id, set()):
@@ -78,10 +98,3 @@ class LiveRoot:
                     self._arrive(fork.after, row_ids)
             case _:
                 pass
-
-
-def _ended(node: PlanNode, result: Result) -> set[str]:
-    """The ids of the rows that went in."""
-    outputs = (output.row_id for output in result.outputs)
-    parents = map(parent_of, outputs) if node.cardinality is Cardinality.MANY else outputs
-    return {*parents, *(rejection.row_id for rejection in result.rejected), *result.dropped}

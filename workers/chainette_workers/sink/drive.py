@@ -18,8 +18,9 @@ from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunError, RunStopped
 from chainette.fleet.protocol.member_fields import Member
-from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.protocol.messages import Aside, BadMessage, Missing, PutAside
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.seals import Seals, seals_of
 from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.connect import chosen_url, connect, is_damage, is_passing, shown
 from chainette.fleet.redis.queue import Cancelled, FleetQueue, LeasedQueue, Lost
@@ -27,7 +28,7 @@ from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.inputs.identity import require_same_input
 from chainette.io.inputs.roots import Root
-from chainette.io.rundir.events import UnitRetried, WorkerLost
+from chainette.io.rundir.events import UnitRetried
 from chainette.io.rundir.likeness import marks_of
 from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.limits import RejectWatch, window_for
@@ -36,6 +37,7 @@ from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.metrics.watching import watching
 from chainette_workers.runtime import warn_of_eviction
+from chainette_workers.sink.notes import NoteFilter
 from chainette_workers.sink.phases import Phases
 from chainette_workers.sink.presence import Presence
 from chainette_workers.sink.sink import Sink
@@ -170,10 +172,12 @@ class Drive:
     fields: Mapping[str, str | int | float]
     #: Live rows at most; None: as the workers need.
     window: int | None = None
+    seals: Seals = field(default_factory=seals_of)
     coordinated: Callable[[Session, Sink], Admitting] = coordinated_here
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
     _phases: Phases = field(init=False)
+    _notes: NoteFilter = field(init=False)
     _at_work: Sink | None = None
     _looked_at: float = 0.0
     #: Damages since rows became durable the last time, and until when the next one waits.
@@ -188,6 +192,7 @@ class Drive:
 
     def __post_init__(self) -> None:
         writer = self.session.writer
+        self._notes = NoteFilter(self.session.plan)
         number = writer.state.phase if writer.reopened.limit is None else 0  # new rows need the earlier phases
         self._phases = Phases(self.session.plan, number, begun=number > 0)
 
@@ -195,7 +200,8 @@ class Drive:
         session = self.session
         expected = session.source.count()
         sink = self._at_work = self._sink()
-        begin: Callable[[int | None], None] | None = sink.open
+        attaches = self._has_its_key(sink)
+        begin: Callable[[int | None], None] | None = sink.open if attaches else sink.begin
         coordinator: Admitting | None = None
         while True:
             anyio.from_thread.check_cancelled()
@@ -222,18 +228,21 @@ class Drive:
                     self._enter_next_phase(sink)
                     begin = sink.raise_epoch
             except Cancelled as error:
-                raise self._cancelled(sink) from error
+                if self._is_cancelled(sink):
+                    raise self._cancelled(sink) from error
+                continue
             except Lost:
                 self._yield_to_another(sink)
                 begin = sink.raise_epoch
                 continue
             except (BadMessage, NotFinished) as error:
+                self._put_aside(sink, error)
                 self._give_up_if_often(error)
                 begin = sink.raise_epoch
                 continue
             except redis.RedisError as error:
                 if is_damage(error):
-                    self._give_up_if_often(BadMessage(f"a key of run {sink.run} in Redis holds what is not ours: {error}"))
+                    self._give_up_if_often(Missing(f"a key of run {sink.run} in Redis holds what is not ours: {error}"))
                     begin = sink.raise_epoch
                     continue
                 if not is_passing(error):
@@ -248,6 +257,21 @@ class Drive:
                 self._explain(sink, trouble)
                 time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
             self.tend(moved)
+
+    def _has_its_key(self, sink: Sink) -> bool:
+        """Whether the epoch in Redis, if there is one, is sealed as this process seals.
+
+        Raises:
+            RunStopped: it is sealed, and this process has no key.
+        """
+        try:
+            info = self.board.run(sink.run)
+        except redis.RedisError:
+            return True  # then the rows that are there are refused one by one
+        fault = info.seal_fault(self.seals) if info is not None and info.epoch >= 0 else ""
+        if fault and not self.seals.fingerprint:
+            raise RunStopped(f"run {sink.run} {fault}")
+        return not fault
 
     def drain(self) -> None:
         """Makes committed rows durable after `run` was stopped, if the queue ends with this process."""
@@ -265,7 +289,7 @@ class Drive:
         self._looked_at = now
         progress = sink.progress
         if words := sink.damage(progress):
-            raise BadMessage(words)
+            raise Missing(words)
         if progress.state == "cancelled":
             raise Cancelled
         self._mend(sink)
@@ -283,26 +307,26 @@ class Drive:
         """Fields of the run's record that no longer decode are written anew.
 
         Raises:
-            BadMessage: workers cannot do without one of them; a new epoch writes it.
+            Missing: workers cannot do without one of them; a new epoch writes it.
         """
         info = self.board.run(sink.run)
-        if info is not None and info.wrong:
+        if info is not None and (info.wrong or ("order" in self.fields and not info.order)):
             self.board.say(sink.run, self.fields)
         if info is not None and info.damage:
-            raise BadMessage(f"the record of run {sink.run} in Redis is damaged ({info.damage})")
+            raise Missing(f"the record of run {sink.run} in Redis is damaged ({info.damage})")
 
     def _search(self, sink: Sink) -> bool:
         """Looks for units that no worker can ever take, once a lease while nothing moves; whether it looked.
 
         Raises:
-            BadMessage: there is one; its rows come back with the next epoch.
+            Missing: there is one; its rows come back with the next epoch.
         """
         now = time.monotonic()
         if now < max(self._moved_at, self._searched_at) + LEASE:
             return False
         self._searched_at = now
         if words := sink.missing():
-            raise BadMessage(sink.damage(sink.progress) or words)  # the worker that removed the unit may have said why
+            raise Missing(sink.damage(sink.progress) or words)  # the worker that removed the unit may have said why
         sink.doubt()  # Redis may have gone back without an error, and hold credit that was returned
         return True
 
@@ -315,6 +339,16 @@ class Drive:
         self._phases.look(self.board.members().values())
         self._phases.go_on()
         sink.phase, sink.barred = self._phases.number, self._phases.barred
+
+    def _is_cancelled(self, sink: Sink) -> bool:
+        """Whether the run was cancelled by somebody who may do that; otherwise it goes on."""
+        try:
+            if not self.board.revive(sink.run):
+                return True
+        except redis.RedisError:
+            return False  # it is asked again
+        self._put_aside(sink, BadMessage(f"run {sink.run} was called cancelled, and nobody who may do that did"))
+        return False
 
     def _cancelled(self, sink: Sink) -> RunCancelled:
         with suppress(redis.RedisError, Lost):
@@ -368,6 +402,15 @@ class Drive:
                 time.sleep(_LOOK)
             self.tend(closed)
 
+    def _put_aside(self, sink: Sink, error: ChainetteError) -> None:
+        """Keeps messages that cannot be right for whoever looks into them, and counts them."""
+        if not isinstance(error, BadMessage) or isinstance(error, Missing):
+            return
+        asides = error.asides if isinstance(error, PutAside) else [Aside(str(error))]
+        self.session.hook.on_aside(len(asides))
+        with suppress(redis.RedisError):
+            self.queue.put_aside(sink.run, asides)
+
     def _give_up_if_often(self, error: ChainetteError) -> None:
         """Waits before the next epoch replaces damaged or lost units: a lease at first, twice as long each time, and not for
         ever unless rows become durable meanwhile.
@@ -414,12 +457,14 @@ class Drive:
     def _sink(self) -> Sink:
         session, options = self.session, self.session.options
         state = session.writer.state
+        claim = options.chain_claim or load_chain(options.chain_ref, Path(options.chain_root)).claim
         fields = {**self.fields} | RunInfo.words(
             window=self._window(()),
             window_bytes=_WINDOW_BYTES,
             seed=options.seed,
             chain_ref=options.chain_ref,
-            digest=options.chain_digest or load_chain(options.chain_ref, Path(options.chain_root)).digest,
+            digest=claim.digest,
+            files=claim.files,
             parameters=session.plan.parameters,
             marks=marks_of(session.plan),
             batch_size=session.plan.batch_size,
@@ -430,14 +475,24 @@ class Drive:
         watch = RejectWatch(options.max_reject_rate)
         redis = options.way.get("redis", "")
         phase = self._phases.number
-        return Sink(self.queue, session.writer, session.plan, state.run.run_id, fields, session.hook, watch, phase, redis)
+        return Sink(
+            self.queue,
+            session.writer,
+            session.plan,
+            state.run.run_id,
+            fields,
+            session.hook,
+            watch,
+            session.source,
+            phase,
+            redis,
+        )
 
     def _hear(self, sink: Sink) -> None:
         """Passes workers' notes to the log and to the hooks."""
         self._noted, events = self.queue.notes(sink.run, self._noted)
-        known = self.session.writer.state.workers
-        ours = [event for event in events if not isinstance(event, WorkerLost) or event.worker in known]
-        for event in self.session.writer.record(ours):
+        state = self.session.writer.state
+        for event in self.session.writer.record(self._notes.passing(events, state.workers, state.loaded_from)):
             self.session.hook.on_event(event)
             if isinstance(event, UnitRetried):
                 self._watch_patience(event)

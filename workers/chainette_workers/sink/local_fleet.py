@@ -14,6 +14,7 @@ from typing import ClassVar
 import msgspec
 
 from chainette.core.plan import PYTHON, Plan
+from chainette.core.usercode.confined import module_of
 from chainette.core.usercode.parameters import text_of
 from chainette.engine.backends import backend_class
 from chainette.errors import InputError, RunError, RunStopped
@@ -23,6 +24,7 @@ from chainette.fleet.redis.run_registry import Board
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.paths import RunDir
 from chainette.run.limits import budget_for, window_for
+from chainette.run.options import RunOptions
 from chainette.run.session import Session, require_engines
 from chainette.utils.private import make_folder
 from chainette_workers.runtime import UNUSABLE
@@ -77,8 +79,9 @@ class LocalFleet:
         """The workers, which do not know yet where Redis is."""
         options, engines = session.options, self._engines(session.plan)
         offered = {name: [text_of(value)] for name, value in options.parameters.items()}
+        file, (root, modules) = options.engines_file, _bounds(options)
         for number, (engine, environment) in enumerate(zip(engines, devices(session.plan, engines), strict=True)):
-            config = WorkerConfig(None, [engine], options.chain_root, engines_file=options.engines_file, parameters=offered)
+            config = WorkerConfig(None, [engine], root, engines_file=file, parameters=offered, modules=modules)
             yield Child(config, folder / f"worker-{number}.log", environment)
 
     def _drive(self, session: Session, children: list[Child], server: EmbeddedServer) -> None:
@@ -114,6 +117,12 @@ class LocalFleet:
             said = f"--workers {self.way['workers']}: the chain has no engine {unknown[0]!r}; it has {', '.join(engines)}"
             raise InputError(f"{said}; name those, or give one number for all")
         return [name for name in engines for _ in range(wanted.get(name, 1))]
+
+
+def _bounds(options: RunOptions) -> tuple[str, tuple[str, ...]]:
+    """The folder and the modules that workers may load chains from: the user has named the one chain."""
+    file = Path(options.chain_ref.partition(":")[0])
+    return (str(file.parent) if file.is_absolute() else options.chain_root), module_of(options.chain_ref)
 
 
 def devices(plan: Plan, engines: Sequence[str]) -> list[dict[str, str]]:

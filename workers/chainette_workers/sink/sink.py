@@ -13,18 +13,24 @@ from dataclasses import dataclass, field
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.protocol.messages import Aside, PutAside
 from chainette.fleet.redis.queue import ANCHOR, Entry, LeasedQueue, Lost, Progress
 from chainette.hooks import Hook
+from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.events import Event, RunResumed, RunStarted
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.writer import Admitted, RunWriter
-from chainette.run.durability import admitted, commit_of, count_rejects, finished_roots, items_of
+from chainette.records import encode
+from chainette.run.durability import admitted_as, commit_of, count_rejects, finished_roots, items_of
 from chainette.run.limits import RejectWatch
 from chainette_workers.sink.acceptance import LiveRoot
+from chainette_workers.sink.input_check import InputCheck
 
 __all__ = ["Sink"]
+
+#: The most characters and bytes that are kept of a message that was put aside.
+_LONGEST = 4000
 
 
 @dataclass
@@ -39,6 +45,7 @@ class Sink:
     fields: Mapping[str, str | int | float]
     hook: Hook
     rejects: RejectWatch
+    source: InputFile
     #: Phases that the run has gone through.
     phase: int = 0
     #: The address of the Redis, without its password, if it outlives the session; else "".
@@ -46,6 +53,8 @@ class Sink:
     #: Engines whose units wait for a later phase; None until Redis was told.
     barred: frozenset[str] | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
+    #: What roots are held against.
+    _input: InputCheck = field(init=False)
     #: Roots that the writer holds open.
     _live: dict[int, LiveRoot] = field(default_factory=dict)
     #: Engines whose units had to wait for a later phase at any time of this epoch; None if another sink began it.
@@ -77,6 +86,7 @@ class Sink:
 
         A chain with other settings begins an epoch, so that the log has them and workers are told of its files.
         """
+        self._input = InputCheck(self.source, self.plan.batch_size, lambda: self.writer.state.starts, expected)
         position = self.writer.state.position
         if position is not None and not self.writer.raised and self._changed_graph() is None:
             try:
@@ -86,6 +96,11 @@ class Sink:
                 return
             except Lost:
                 pass
+        self.raise_epoch(expected)
+
+    def begin(self, expected: int | None) -> None:
+        """As `open`, if what Redis has may not be attached to."""
+        self._input = InputCheck(self.source, self.plan.batch_size, lambda: self.writer.state.starts, expected)
         self.raise_epoch(expected)
 
     def raise_epoch(self, expected: int | None) -> None:
@@ -150,14 +165,21 @@ class Sink:
 
         Raises:
             Lost: Redis does not continue the log, or another sink took over.
-            BadMessage: something that came cannot be right; the rest is durable, and a new epoch must begin.
+            PutAside: something that came cannot be right; the rest is durable, and a new epoch must begin.
             DiskError: the disk refused.
         """
         if self._doubted:
             self._settle()
         position = self.writer.state.position
         assert position is not None
-        entries = self.queue.read(self.keys, position)
+        try:
+            entries = self.queue.read(self.keys, position)
+        except PutAside as error:
+            if not error.strays:
+                raise
+            self.queue.put_aside(self.run, error.asides, self.writer.epoch)
+            self.hook.on_aside(len(error.asides))
+            return True
         if not entries:
             return False
         opened = self._opened(entries)
@@ -165,36 +187,46 @@ class Sink:
         if accepted:
             self._make_durable(accepted, opened)
         if refused:
-            raise BadMessage(next(iter(refused.values())))
+            raise PutAside([*refused.values()])
         return True
 
     def _opened(self, entries: list[Entry]) -> dict[int, Admitted]:
-        """Roots of which this is the first entry, as they were admitted."""
-        roots = dict.fromkeys(entry.root for entry in entries if entry.root not in self._live)
+        """Roots of which this is the first entry, as they were admitted; without those that cannot be."""
         opened = {}
-        for root in roots:
-            opened[root] = admitted(self.queue, self.keys, root, self.writer.durable(root))
-        for root, record in opened.items():
-            durable = self.writer.durable(root) if record.durable is not None else None
-            self._live[root] = LiveRoot(self.plan, root, record.rows, durable or Durable())
+        for root in dict.fromkeys(entry.root for entry in entries if entry.root not in self._live):
+            if self.writer.state.is_done(root):
+                continue
+            record = self.queue.record(self.keys, root)
+            if self._input.fault(root, record):
+                continue
+            durable = self.writer.durable(root)
+            opened[root] = admitted_as(root, record, durable)
+            again = self.writer.durable(root) if durable is not None else None
+            ids = self._input.ids(root)[: record.records]
+            self._live[root] = LiveRoot(self.plan, root, record.rows, again or Durable(), ids)
         return opened
 
-    def _accepted(self, entries: list[Entry]) -> tuple[list[Entry], dict[int, str]]:
-        """Entries that may become durable; and roots of which one may not, with the reason."""
+    def _accepted(self, entries: list[Entry]) -> tuple[list[Entry], dict[int, Aside]]:
+        """Entries that may become durable; and the first of each root that may not."""
         accepted: list[Entry] = []
-        refused: dict[int, str] = {}
+        refused: dict[int, Aside] = {}
         for entry in entries:
             live = self._live.get(entry.root)
             if entry.root in refused:
                 continue
-            words = live.refuse(entry, self._ever_barred) if live else f"root {entry.root}: rows came after its end"
-            if words:
-                refused[entry.root] = words
+            if words := live.refuse(entry, self._ever_barred) if live else self._stray(entry.root):
+                refused[entry.root] = Aside(words[:_LONGEST], entry.id, encode(entry.message)[:_LONGEST])
                 continue
             accepted.append(entry)
             if entry.done or entry.suspended:
                 del self._live[entry.root]
         return accepted, refused
+
+    def _stray(self, root: int) -> str:
+        """Why a root has rows that nothing is known of."""
+        if self.writer.state.is_done(root):
+            return f"root {root}: rows came after its end"
+        return f"root {root}: {self._input.fault(root, self.queue.record(self.keys, root)) or 'it is not live'}"
 
     def _make_durable(self, entries: list[Entry], opened: dict[int, Admitted]) -> None:
         begun = {entry.root for entry in entries}

@@ -14,10 +14,12 @@ from typing import Any
 import msgspec
 
 from chainette.core.plan import Plan
+from chainette.core.usercode.confined import ChainClaim, ClaimRefused
 from chainette.core.usercode.loading import load_chain
 from chainette.core.usercode.parameters import Offered, agreed, set_flags
 from chainette.errors import ChainetteError, ParameterError
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.seals import NoKey, Seals
 from chainette.io.rundir.likeness import Marks, differences, marks_of, other_nodes
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
@@ -33,6 +35,8 @@ class Reference:
     digest: str
     batch_size: int
     simulate: bool
+    #: The files that the digest covers.
+    files: tuple[str, ...] = ()
     #: (name, digest) of every engine.
     engines: tuple[tuple[str, str], ...] = ()
     #: Values of the parameters, and marks of the nodes (io/rundir/likeness.py): JSON, as Redis has it.
@@ -50,7 +54,7 @@ class Reference:
             raise ChainDiffers(f"is unknown: the record of the run in Redis is damaged ({info.damage})")
         engines = tuple(sorted((info.engines or {}).items()))
         batch, simulate = info.batch_size or 1, bool(info.simulate)
-        return cls(info.chain_ref, info.digest, batch, simulate, engines, info.parameters, info.marks)
+        return cls(info.chain_ref, info.digest, batch, simulate, info.files, engines, info.parameters, info.marks)
 
 
 @dataclass
@@ -66,14 +70,19 @@ class Chains:
     refuse: Callable[[RunInfo, str], None] = lambda _info, _why: None
     #: Values that parameters may have here.
     parameters: Offered = field(default_factory=dict)
+    #: Modules that a run may name as its chain.
+    modules: tuple[str, ...] = ()
+    seals: Seals = field(default_factory=NoKey)
     _plans: dict[Reference, Plan] = field(default_factory=dict)
-    #: The last load of a chain, by its reference without the marks.
+    #: The last load of a chain, by everything but its engines and nodes.
     _loads: dict[Reference, _Load] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
 
     def plan_of(self, info: RunInfo) -> Plan | None:
         """The run's plan; None if this machine has no such chain, or a different one."""
         try:
+            if fault := info.seal_fault(self.seals):
+                raise ChainDiffers(fault)
             plan = self.plan(Reference.of(info))
         except ChainetteError as error:
             why = f"cannot be loaded here: {error}"
@@ -81,6 +90,8 @@ class Chains:
             why = f"is unknown: the record of the run in Redis does not decode ({error})"
         except ChainDiffers as error:
             why = str(error)
+        except Exception as error:  # of one run; others are served
+            why = f"cannot be served here: {type(error).__name__}: {error}"
         else:
             if self._refused.pop(info.run, ""):
                 self.refuse(info, "")
@@ -102,7 +113,6 @@ class Chains:
         """
         if reference not in self._plans:
             load = self._load(reference)
-            _require("", load.digest, reference.digest, "")
             for name, digest in reference.engines:
                 if name in self.names and name in load.plan.engines:
                     hint = "; give the worker the same --engines FILE"
@@ -112,8 +122,8 @@ class Chains:
         return self._plans[reference]
 
     def _load(self, reference: Reference) -> _Load:
-        """The chain as its files are now; loaded and compiled once, as long as they stay as they are."""
-        key = replace(reference, digest="", engines=(), marks="")
+        """The chain as its files are now, which have the digest; loaded and compiled once, as long as they stay so."""
+        key = replace(reference, engines=(), marks="")
         load = self._loads.get(key)
         if load is None or load.stamp != _stamp(load.files):
             load = self._loads[key] = self._fresh(reference)
@@ -122,12 +132,16 @@ class Chains:
     def _fresh(self, reference: Reference) -> _Load:
         wanted = msgspec.json.decode(reference.parameters, type=dict[str, Any])
         try:
-            loaded = load_chain(reference.chain, self.root, agreed(wanted, self.parameters))
+            claim = ChainClaim(reference.digest, reference.files, self.modules)
+            loaded = load_chain(reference.chain, self.root, agreed(wanted, self.parameters), claim)
+        except ClaimRefused as error:
+            raise ChainDiffers(str(error)) from error
         except ParameterError as error:
             raise ChainDiffers(f"{error}; start the worker with {set_flags(wanted)}") from error
         options = RunOptions(batch_size=reference.batch_size, simulate=reference.simulate, engines_file=self.engines_file)
+        _require("", loaded.digest, reference.digest, "")
         files = [*loaded.files, *([Path(self.engines_file)] if self.engines_file else [])]
-        return _Load(compile_plan(loaded.chain, options), loaded.digest, tuple(files), _stamp(files))
+        return _Load(compile_plan(loaded.chain, options), tuple(files), _stamp(files))
 
     def _require_nodes(self, plan: Plan, there: Marks) -> None:
         served = {name for name, node in plan.nodes.items() if node.engine in self.names}
@@ -147,7 +161,6 @@ class _Load:
     """A chain as it was loaded here."""
 
     plan: Plan
-    digest: str
     files: tuple[Path, ...]
     #: Tells whether the files have changed since.
     stamp: tuple[tuple[int, int], ...]

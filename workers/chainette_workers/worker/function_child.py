@@ -1,7 +1,7 @@
 """A process that runs functions (Apply) for a worker.
 
-`python -m chainette_workers.worker.function_child PARENT ROOT ENGINES PARAMETERS`: the worker's process id, its
---chain-root, its --engines or "", and its --set as JSON.
+`python -m chainette_workers.worker.function_child PARENT ROOT ENGINES PARAMETERS MODULE...`: the worker's process id, its
+--chain-root, its --engines or "", its --set as JSON, and each --chain-module.
 
 Units come through standard input and answers go through standard output, which the functions do not get: their prints
 go to the worker's log. It loads chains by reference, from the same disk as its worker, and ends when its worker does.
@@ -52,13 +52,14 @@ _LOOK = 0.25
 
 def main() -> None:
     """Answers calls until standard input ends."""
-    _, parent, root, engines_file, parameters = sys.argv
+    _, parent, root, engines_file, parameters, *modules = sys.argv
     _die_with(int(parent))
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the worker, which ends this process
         signal.signal(number, signal.SIG_IGN)
     calls, replies = _taken_pipes()
     offered = msgspec.json.decode(parameters, type=dict[str, list[str]])
-    chains, main_thread = Chains(Path(root), (PYTHON,), engines_file or None, parameters=offered), _MainThread()
+    chains = Chains(Path(root), (PYTHON,), engines_file or None, parameters=offered, modules=tuple(modules))
+    main_thread = _MainThread()
     threading.Thread(target=_answer, args=(calls, replies, chains, main_thread), daemon=True).start()
     main_thread.serve()
 

@@ -168,6 +168,7 @@ class Children:
     root: Path
     engines_file: str | None = None
     parameters: Offered = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
     width: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     _idle: list[_Child] = field(default_factory=list)
     _all: list[_Child] = field(default_factory=list)
@@ -239,7 +240,7 @@ class Children:
 
     async def _start(self) -> _Child:
         command = [sys.executable, "-P", "-m", "chainette_workers.worker.function_child", str(os.getpid()), str(self.root)]
-        command += [self.engines_file or "", msgspec.json.encode(self.parameters).decode()]
+        command += [self.engines_file or "", msgspec.json.encode(self.parameters).decode(), *self.modules]
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
         process = await anyio.open_process(command, stderr=None, env=environment)
         assert process.stdout is not None

@@ -24,6 +24,7 @@ from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, RedisUnavailable
 from chainette.fleet.processes import on_record
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.seals import seals_of
 from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
@@ -64,6 +65,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     metrics: Endpoint | None = None
     #: Values that parameters of chains may have.
     parameters: dict[str, list[str]] = {}
+    #: Modules that a run may name as its chain.
+    modules: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -113,15 +116,15 @@ class _Process:
 
     def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
         self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, watch.hook
-        root, file, offered = Path(config.chain_root), config.engines_file, config.parameters
-        chains = Chains(root, config.names, file, self._refuse, offered)
+        root, file, offered, modules = Path(config.chain_root), config.engines_file, config.parameters, config.modules
+        chains = Chains(root, config.names, file, self._refuse, offered, modules, seals_of())
         self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, watch.hook)
         self.worker = EngineWorker(
             queue,
             self._serving,
             Models(self._tell, partial(spread, config.gpus)),
             config.rows_in_flight,
-            Children(root, file, offered),
+            Children(root, file, offered, modules),
             drain_after=config.drain_after,
             hook=watch.hook,
             about=watch.words,

@@ -67,7 +67,7 @@ local function hand_out(unit, queue, kind, token)
   redis.call('SADD', held_key(me), job)
   redis.call('ZADD', wip_key(queue), '+inf', execution(job, token))
   return {kind, job, token, j.run, j.epoch, since, j.part, taken, j.root, j.scope, j.fork, tostring(j.rows), #data > 65536 and '' or data,
-    unit.payload}
+    unit.payload, j.also or ''}
 end
 
 -- A unit becomes one with another of the same root and scope: fragments grow together again. False if it cannot.

@@ -9,6 +9,6 @@ for _, queue in ipairs(A.queues) do
   redis.call('SREM', 'rq:queues', 'rq:queue:' .. queue)
   redis.call('DEL', 'rq:workers:' .. queue)
 end
-redis.call('DEL', key, key .. ':notes', P .. 'stream', P .. 'live', P .. 'out', P .. 'parked')
+redis.call('DEL', key, key .. ':notes', order_key(A.run), cancel_key(A.run), P .. 'stream', P .. 'live', P .. 'out', P .. 'parked')
 redis.call('SREM', 'chainette:runs', A.run)
 return 'OK'

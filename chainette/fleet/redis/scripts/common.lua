@@ -57,6 +57,16 @@ local function now()
 end
 
 local function run_key(run) return 'chainette:run:' .. run end
+-- Keys that workers may not write (deploy/redis/users.acl): the order to services, and the word that a run is cancelled.
+local function order_key(run) return 'chainette:order:' .. run end
+local function cancel_key(run) return 'chainette:order:' .. run .. ':cancel' end
+
+local function write_fields(run, fields)
+  for name, value in pairs(fields) do
+    if name == 'order' then redis.call('SET', order_key(run), value) else redis.call('HSET', run_key(run), name, value) end
+  end
+end
+
 local function prefix_of(run, epoch) return 'chainette:' .. run .. ':' .. epoch .. ':' end
 local function job_key(job) return 'rq:job:' .. job end
 local function stage_key(j, entry, number) return prefix_of(j.run, j.epoch) .. 'stage:' .. entry .. ':' .. number end

@@ -20,7 +20,7 @@ for _, queue in ipairs(A.queues) do
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
 end
 redis.call('HDEL', key, 'total', 'last', 'damaged', 'barred', 'suspended')
-for name, value in pairs(A.fields) do redis.call('HSET', key, name, value) end
+write_fields(A.run, A.fields)
 redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0, 'live_bytes', 0, 'results', 0, 'queues', table.concat(A.queues, ' '))
 if redis.call('HGET', key, 'state') ~= 'paused' then redis.call('HSET', key, 'state', 'running') end
 redis.call('SADD', 'chainette:runs', A.run)

@@ -9,7 +9,8 @@ if not run and A.job then run, epoch = string.match(A.job, '^(.*)_(%d+)_%d+_%x+$
 local function own(key, kind, run)
   local found = redis.call('TYPE', key).ok
   if found == 'none' or found == kind then return end
-  redis.call('DEL', key)
+  local deleted = redis.pcall('DEL', key)
+  if type(deleted) == 'table' and deleted.err then return end -- workers may not: a process that may meets it too
   if run then damage(run, key .. ' held a ' .. found .. ', not a ' .. kind) end
 end
 
@@ -28,7 +29,8 @@ local function own_queue(run, epoch, queue)
 end
 
 local function own_run(run)
-  own(run_key(run), 'hash'); own(run_key(run) .. ':notes', 'stream')
+  own(run_key(run), 'hash'); own(run_key(run) .. ':notes', 'stream'); own('chainette:aside:' .. run, 'list')
+  own(order_key(run), 'string'); own(cancel_key(run), 'string')
   return redis.call('HGET', run_key(run), 'epoch') or '0'
 end
 

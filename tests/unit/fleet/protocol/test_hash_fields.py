@@ -30,7 +30,7 @@ TYPED = [field.encode_name for field in msgspec.structs.fields(RunInfo) if field
 
 def read(**fields: bytes) -> RunInfo:
     found = {b"state": b"running", b"epoch": b"0"} | {name.encode(): value for name, value in fields.items()}
-    info = RunInfo.of("r1", found)
+    info = RunInfo.of("r1", found, found.get(b"order"))
     assert info is not None
     return info
 

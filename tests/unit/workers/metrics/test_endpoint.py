@@ -83,7 +83,7 @@ def test_one_that_listens_everywhere_is_named_as_redis_is_reached() -> None:
 
 
 MEMBERS = {
-    "w1": Member(names="llama,python", metrics="10.0.0.1:9100", host="h", stop="1"),
+    "w1": Member(names="llama,python", metrics="10.0.0.1:9100", host="h"),
     "w2": Member(names="llama"),
     "w3": Member(names="llama\x1b[2J" + 300 * "x", metrics="127.0.0.1:9100"),
     "w4": Member(metrics="http://10.0.0.1:9100/metrics?x="),

@@ -1,0 +1,116 @@
+"""Garbage in any key costs at most its run: whoever reads Redis goes on, and other runs end whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import redis.exceptions
+from chainette_workers.metrics.endpoint import targets
+from chainette_workers.metrics.overview import Overview
+from chainette_workers.service.service import Handed, Places, Service
+from chainette_workers.worker.chains import Chains
+
+from chainette.cli.screen.fleet_screen import FleetView, RunView
+from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.redis.connect import is_damage
+from chainette.fleet.redis.queue import Cancelled, FleetQueue, Lost
+from chainette.fleet.redis.reasons import reasons
+from chainette.fleet.redis.run_registry import Board, Role
+from tests.support.fleet import QueueRun, opened, straight, work
+from tests.support.garbage import Put, global_garbage, run_garbage
+from tests.support.tools import CI
+from tests.support.valkey import Database
+
+
+@dataclass(frozen=True)
+class NoDuty:
+    """Looks at every run, and takes none."""
+
+    places: Places
+    role: ClassVar[Role] = Role.SINK
+
+    def wants(self, handed: Handed) -> bool:
+        str(handed.order)
+        return False
+
+    def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
+        raise AssertionError
+
+
+def read_everything(run: QueueRun, folder: Path) -> None:
+    """What commands, metrics, services and workers read, as often as they do."""
+    board, client = Board(run.client), run.client
+    fleet = board.fleet()
+    for live in fleet.runs:
+        assert all(isinstance(reason, str) for reason in reasons(live))
+        RunView(board, live.info.run).draw(100, 40)
+    FleetView(board).draw(100, 40)
+    list(Overview(lambda: 0.0).values(fleet))
+    targets(board.members(), anywhere=True)
+    for info in FleetQueue(client).runs():
+        Chains(folder, ("python",), None).plan_of(info)
+    service = Service(board, FleetQueue(client), NoDuty(Places(folder, folder, folder)))
+    service._quiet_until = 0.0
+    service._look()
+    FleetQueue(client).workers()
+
+
+def sink_reads(run: QueueRun) -> None:
+    """What the sink and the coordinator of the run itself read: they say that it is damaged, and nothing else."""
+    calls: list[Callable[[], Any]] = [
+        lambda: run.queue.progress(run.keys),
+        lambda: run.queue.read(run.keys, run.position),
+        lambda: run.queue.notes(run.keys.run, "0-0"),
+        lambda: run.queue.record(run.keys, 0),
+        lambda: run.queue.missing(run.keys, [0]),
+        lambda: run.queue.ack(run.keys, run.owner, run.position, []),
+        lambda: run.queue.attach(run.keys.run, 0, run.owner, run.position),
+    ]
+    for call in calls:
+        try:
+            call()
+        except (BadMessage, Lost, Cancelled):
+            pass
+        except redis.exceptions.ResponseError as error:
+            assert is_damage(error) or "argument" in str(error), error
+
+
+def puts(run: QueueRun) -> dict[str, Put]:
+    return dict([*global_garbage(), *run_garbage(run.keys, run.queues, run.waiting())])
+
+
+#: Parts of the matrix, each in a test of its own.
+PARTS = 12
+
+
+@pytest.mark.parametrize("part", range(PARTS) if CI else [0])
+def test_garbage_in_any_key_costs_at_most_its_run(database: Database, tmp_path: Path, part: int) -> None:
+    client = database.client
+    with opened(client, straight()) as bad:
+        bad.admit()
+        names = [*puts(bad)][part :: PARTS if CI else 24]
+        client.flushall()
+    for number, name in enumerate(names):
+        bad, good = QueueRun(client, straight()), QueueRun(client, straight(), run="run-b")
+        bad.admit()
+        good.admit()
+        puts(bad)[name](client)
+        try:
+            read_everything(good, tmp_path)
+            sink_reads(bad)
+            if number % 8 == 0:
+                work(good, lambda good=good: not good.waiting() and not client.scard("chainette:held:worker"))  # type: ignore[misc]
+            good.work_off()
+            good.drain()
+            assert not good.queue.progress(good.keys).live, "the other run does not end"
+            assert "run-b" in {info.run for info in good.queue.runs()}
+            read_everything(good, tmp_path)
+        except BaseException as error:
+            error.add_note(name)
+            raise
+        client.flushall()
+    assert len(names) > 20

@@ -1,0 +1,326 @@
+"""A fleet with a key takes nothing that was not sealed with it, for this run, epoch, unit and purpose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from chainette.errors import RunError
+from chainette.fleet.protocol.keys import aside
+from chainette.fleet.protocol.messages import Admission, PutAside, Result
+from chainette.fleet.protocol.seals import FleetKey, Kind, NoKey, Unsealed, seals_of
+from chainette.fleet.redis.queue import ANCHOR, FleetQueue
+from chainette.fleet.redis.run_registry import Board, Order
+from chainette.io.rundir.events import WorkerJoined
+from chainette.io.rundir.log import encode_line
+from chainette.records import CHAIN_INPUT, Output, Row, Unit, Usage, encode
+from tests.support.fleet import QueueRun, forked, opened, record, straight
+from tests.support.valkey import Database
+
+KEY = FleetKey("correct horse battery staple")
+OTHER = FleetKey("another key of the same length")
+
+
+@pytest.fixture
+def run(database: Database) -> Iterator[QueueRun]:
+    database.may_leave("chainette:aside:*", "rq:*")
+    with opened(database.client, straight(), seals=KEY) as run:
+        run.admit()
+        run.admit()
+        yield run
+
+
+def rows(run: QueueRun) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for entry in run.entries:
+        if isinstance(entry.message, Result):
+            found.setdefault(entry.message.node, []).extend(output.row_id for output in entry.message.outputs)
+    return {node: sorted(ids) for node, ids in found.items()}
+
+
+def everything(run: QueueRun) -> dict[str, list[str]]:
+    run.work_off()
+    run.drain()
+    return rows(run)
+
+
+WHOLE = {"first": [str(index) for index in range(8)], "second": [str(index) for index in range(8)]}
+
+
+def put_aside(run: QueueRun) -> list[str]:
+    found = cast("list[bytes]", run.client.lrange(aside(run.keys.run), 0, -1))
+    return [json.loads(each)["why"] for each in found]
+
+
+def test_a_sealed_run_comes_to_the_same(run: QueueRun) -> None:
+    assert everything(run) == WHOLE
+    assert run.queue.progress(run.keys).live == set() and put_aside(run) == []
+
+
+def test_a_sealed_run_with_forks_comes_to_the_same(database: Database) -> None:
+    found = []
+    for seals in (KEY, NoKey()):
+        with opened(database.client, forked(), seals=seals) as run:
+            run.admit(["ab", "xy"])
+            found.append(everything(run))
+            assert run.queue.progress(run.keys).live == set() and not run.queue.progress(run.keys).damaged
+    assert found[0] == found[1] and found[0]["second"]
+
+
+def put_strays_aside(run: QueueRun) -> None:
+    """As the sink does."""
+    with pytest.raises(PutAside) as caught:
+        run.queue.read(run.keys, run.position)
+    assert caught.value.strays
+    run.queue.put_aside(run.keys.run, caught.value.asides, run.keys.epoch)
+
+
+# -- the stream
+
+
+def forged(root: int = 0) -> bytes:
+    return encode(Result("first", root, "", 4, [Output(str(n), b'{"word":"x"}') for n in range(4)], [], [], Usage(), "w"))
+
+
+def sealed(body: bytes, run: str = "run-a", epoch: int = 0, kind: Kind = Kind.ENTRY, identity: str = "0\0t") -> bytes:
+    return KEY.seal(run, epoch, kind, identity, body)
+
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "unsealed": {"e": forged()},
+    "sealed with another key": {"e": OTHER.seal("run-a", 0, Kind.ENTRY, "0\0t", forged())},
+    "of another run": {"e": sealed(forged(), run="run-b")},
+    "of another epoch": {"e": sealed(forged(), epoch=1)},
+    "of another purpose": {"e": sealed(forged(), kind=Kind.UNIT)},
+    "of another root": {"e": sealed(forged(), identity="1\0t")},
+    "of another token": {"e": sealed(forged(), identity="0\0other")},
+    "changed": {"e": sealed(forged())[:-1] + b"?"},
+    "cut": {"e": sealed(forged())[:10]},
+    "empty": {"e": b""},
+    "an empty admission": {"k": "admit", "e": b"", "d": "1"},
+    "an unsealed admission": {"k": "admit", "e": encode(Admission([])), "d": "1"},
+    "without a body": {"e": None},
+    "without a root": {"r": None, "e": forged()},
+    "a body apart that is not there": {"e": None, "b": "apart"},
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_without_a_valid_seal_is_put_aside_and_the_run_goes_on_in_its_epoch(run: QueueRun, name: str) -> None:
+    entry = {"t": "t", "k": "unit", "r": "0", "d": "0", "n": "4", **ENTRIES[name]}
+    run.client.xadd(run.keys.stream, {key: value for key, value in entry.items() if value is not None})
+    put_strays_aside(run)
+    assert everything(run) == WHOLE
+    assert len(put_aside(run)) == 1 and run.state("aside") == "1"
+    assert run.queue.progress(run.keys).live == set() and not run.queue.progress(run.keys).damaged
+
+
+def test_an_entry_that_was_copied_is_not_taken_for_another(run: QueueRun) -> None:
+    assert run.commit(run.take())
+    _, (_, first), *_ = cast("list[tuple[bytes, dict[Any, Any]]]", run.client.xrange(run.keys.stream))
+    run.client.xadd(run.keys.stream, {**first, b"r": b"1"})
+    run.client.xadd(run.keys.stream, {**first, b"t": b"another"})
+    put_strays_aside(run)
+    assert len(run.drain()) == 1 and len(put_aside(run)) == 2
+
+
+# -- units and roots
+
+
+def payload(run: QueueRun, job: str) -> str:
+    return f"{run.keys.prefix}u:{job}"
+
+
+def unsealed_rows(run: QueueRun, job: str, other: str) -> None:
+    rows = [Row(str(number), {CHAIN_INPUT: b'{"text":"evil"}'}) for number in range(4)]
+    run.client.set(payload(run, job), encode(Unit("first", 0, "", "", rows)))
+
+
+def of_another_unit(run: QueueRun, job: str, other: str) -> None:
+    run.client.set(payload(run, job), run.client.get(payload(run, other)))  # type: ignore[arg-type]
+
+
+def changed(run: QueueRun, job: str, other: str) -> None:
+    run.client.setrange(payload(run, job), 30, "X")
+
+
+def cut(run: QueueRun, job: str, other: str) -> None:
+    run.client.set(payload(run, job), b"short")
+
+
+def called_another(run: QueueRun, job: str, other: str) -> None:
+    data = json.dumps(["chainette.run.process", None, [run.keys.run, 0, "second", 0, ""], {}])
+    run.client.hset(f"rq:job:{job}", "data", data)
+
+
+@pytest.mark.parametrize("spoil", [unsealed_rows, of_another_unit, changed, cut, called_another])
+def test_a_unit_without_a_valid_seal_is_never_worked_on(run: QueueRun, spoil: Callable[[QueueRun, str, str], None]) -> None:
+    job, other = run.waiting()
+    spoil(run, job, other)
+    claim = run.take()
+    assert claim.job == other, "the next one"
+    assert run.queue.progress(run.keys).damaged
+    run.raise_epoch()
+    run.admit(root=0)
+    run.admit(root=1)
+    assert everything(run) == WHOLE
+
+
+def test_the_rows_of_a_root_are_sealed(run: QueueRun) -> None:
+    key = run.keys.root(0)
+    good = run.client.get(key)
+    assert isinstance(good, bytes)
+    for wrong in (b"", good[16:], good[:-1] + b"?", run.client.get(run.keys.root(1))):
+        run.client.set(key, wrong)  # type: ignore[arg-type]
+        with pytest.raises(Unsealed):
+            run.queue.record(run.keys, 0)
+    run.client.set(key, good)
+    assert len(run.queue.record(run.keys, 0).rows) == 4
+
+
+@pytest.mark.parametrize("spoil", ["unsealed", "doubled", "of another fork", "base"])
+def test_a_join_takes_only_pieces_that_its_branches_gave(database: Database, spoil: str) -> None:
+    database.may_leave("rq:*")
+    with opened(database.client, forked(), seals=KEY) as run:
+        run.admit(["ab"])
+        while not (joins := [job for job in run.waiting() if run.client.hget(f"rq:job:{job}", "fork")]):
+            assert run.commit(run.take())
+        fork = cast("bytes", run.client.hget(f"rq:job:{joins[0]}", "fork")).decode()
+        key = f"{run.keys.prefix}f:0:{fork}"
+        fields = cast("dict[bytes, bytes]", run.client.hgetall(key))
+        pieces = {name: value for name, value in fields.items() if name[:2] in (b"p:", b"x:")}
+        name, value = next(iter(pieces.items()))
+        match spoil:
+            case "unsealed":
+                run.client.hset(key, name, value[16:])
+            case "doubled":
+                run.client.hset(key, b"p:99", value)
+            case "of another fork":
+                run.client.hset(key, name, KEY.seal("run-a", 0, Kind.PIECE, "0\0other", value[16:]))
+            case "base":
+                run.client.hset(key, b"base", msgspec.msgpack.encode([]))
+        while claim := run.claim():
+            assert claim.job != joins[0]
+            assert run.commit(claim)
+        assert run.queue.progress(run.keys).damaged
+
+
+# -- words
+
+
+def test_a_note_without_a_seal_is_not_heard(run: QueueRun) -> None:
+    line = encode_line(WorkerJoined(worker="evil"))
+    for text in (line, OTHER.seal("run-a", 0, Kind.NOTE, "", line), KEY.seal("run-b", 0, Kind.NOTE, "", line)):
+        run.client.xadd(run.keys.notes, {"kind": "event", "text": text})
+    run.queue.note(run.keys.run, WorkerJoined(worker="good"))
+    _, events = run.queue.notes(run.keys.run, "0-0")
+    assert [event.worker for event in events if isinstance(event, WorkerJoined)] == ["good"]
+
+
+def test_a_worker_ends_only_at_a_sealed_word(run: QueueRun) -> None:
+    run.queue.beat("w1", {"engines": "python"}, 3600)
+    run.client.set("chainette:stop:w1", "1", ex=60)
+    assert not run.queue.is_asked_to_stop("w1")
+    run.client.set("chainette:stop:w1", KEY.seal("", 0, Kind.STOP, "w2", b"1"), ex=60)
+    assert not run.queue.is_asked_to_stop("w1")
+    assert run.queue.ask_to_stop(None) == ["w1"] and run.queue.is_asked_to_stop("w1")
+
+
+def test_a_run_is_cancelled_only_by_a_sealed_word(run: QueueRun) -> None:
+    board = Board(run.client, KEY)
+    assert not board.revive(run.keys.run), "it is not cancelled"
+    run.client.hset(run.keys.state, "state", "cancelled")
+    assert board.revive(run.keys.run) and run.state("state") == "running"
+    run.client.hset(run.keys.state, "state", "cancelled")
+    run.client.set("chainette:order:run-a:cancel", OTHER.seal("run-a", 0, Kind.CANCEL, "", b"1").hex())
+    assert board.revive(run.keys.run) and run.state("state") == "running"
+    run.queue.set_state(run.keys.run, "cancelled")
+    assert not board.revive(run.keys.run) and run.state("state") == "cancelled"
+
+
+def test_without_a_key_a_run_is_cancelled_only_by_the_key_that_workers_cannot_write(database: Database) -> None:
+    with opened(database.client, straight()) as run:
+        board = Board(run.client)
+        run.client.hset(run.keys.state, "state", "cancelled")
+        assert board.revive(run.keys.run) and run.state("state") == "running"
+        run.queue.set_state(run.keys.run, "cancelled")
+        assert not board.revive(run.keys.run)
+
+
+def test_an_order_counts_only_with_its_seal(run: QueueRun) -> None:
+    board = Board(run.client, KEY)
+    order = Order(chain_ref="chain.py", digest="d", inputs=("in.jsonl",), directory="out")
+
+    def found(given: Order | bytes) -> Order | None:
+        run.client.set("chainette:order:run-a", given if isinstance(given, bytes) else msgspec.json.encode(given))
+        info = board.run("run-a")
+        assert info is not None
+        return board.order(info)
+
+    good = board.sealed("run-a", order)
+    assert found(good) == good
+    for wrong in (
+        order,
+        Board(run.client, OTHER).sealed("run-a", order),
+        board.sealed("run-b", order),
+        msgspec.structs.replace(good, from_steps=("first",)),
+        msgspec.structs.replace(good, directory="elsewhere"),
+        msgspec.structs.replace(good, id="another"),
+        msgspec.structs.replace(good, seal="zz"),
+    ):
+        with pytest.raises(Unsealed):
+            found(wrong)
+    with pytest.raises(RunError, match="does not decode"):
+        found(b"{garbage")
+    info = board.run("run-a")
+    assert info is not None
+    with pytest.raises(Unsealed):
+        found(good) and Board(run.client, NoKey()).order(board.run("run-a"))  # type: ignore[arg-type]
+
+
+FIELDS = {
+    "chain_ref": "evil.py",
+    "digest": "00",
+    "files": "[]",
+    "batch_size": "9",
+    "seed": "9",
+    "engines": "{}",
+    "parameters": "{}",
+}
+
+
+@pytest.mark.parametrize("field", [*FIELDS, "seal", "epoch"])
+def test_a_record_that_somebody_changed_is_not_served(run: QueueRun, field: str) -> None:
+    [info] = run.queue.runs()
+    assert info.seal_fault(KEY) == ""
+    run.client.hset(run.keys.state, field, FIELDS.get(field, "7"))
+    [info] = run.queue.runs()
+    assert "seal" in info.seal_fault(KEY) or "changed" in info.seal_fault(KEY)
+
+
+def test_processes_with_another_key_and_without_one_say_so(run: QueueRun) -> None:
+    [info] = run.queue.runs()
+    for seals in (OTHER, NoKey()):
+        assert "all processes of a fleet need the same CHAINETTE_FLEET_KEY" in info.seal_fault(seals)
+    plain = record("run-b")
+    assert plain.seal_fault(NoKey()) == ""
+    assert "sealed with the fleet key (none)" in plain.seal_fault(KEY)
+
+
+def test_the_key_shows_nowhere_and_must_be_long() -> None:
+    assert "correct" not in repr(KEY) and "correct" not in KEY.fingerprint and len(KEY.fingerprint) == 12
+    assert KEY.fingerprint != OTHER.fingerprint
+    with pytest.raises(RunError, match="CHAINETTE_FLEET_KEY has 5 characters") as caught:
+        seals_of({"CHAINETTE_FLEET_KEY": "short"})
+    assert "short" not in str(caught.value).replace("too short", "")
+    assert isinstance(seals_of({}), NoKey) and isinstance(seals_of({"CHAINETTE_FLEET_KEY": "x" * 16}), FleetKey)
+
+
+def test_a_sealed_anchor_is_not_needed_to_begin_an_epoch(database: Database) -> None:
+    with opened(database.client, straight(), seals=KEY) as run:
+        assert run.queue.read(run.keys, (ANCHOR, "anchor-0")) == []
+        assert FleetQueue(database.client, seals=OTHER).read(run.keys, (ANCHOR, "anchor-0")) == []

@@ -1,0 +1,158 @@
+"""What is wrong with messages of a run before a byte of them is written: ids, JSON, numbers, keys (docs/protocol.md, 22).
+
+An answer may be false; the directory may not become unreadable, and no row may appear that the input does not lead to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+
+import msgspec
+
+from chainette.core.apply import Cardinality
+from chainette.core.plan import Plan, PlanNode
+from chainette.fleet.protocol.messages import Admission, Result, RootRecord
+from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage, child_id, parent_of, record_of
+
+__all__ = ["admission_fault", "ended_rows", "result_fault", "root_fault"]
+
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_value = msgspec.json.Decoder(msgspec.Raw).decode
+
+_REASONS = frozenset(Reason)
+
+#: The largest count and sum of seconds: exact in a double, and far from what a run can reach.
+_MOST = 2**53
+
+#: The most characters of a rejection's message, and of the answer or the line that it quotes (64 KiB, and a mark).
+_LONGEST_MESSAGE, _LONGEST_RAW = 1 << 20, 1 << 17
+
+
+def result_fault(plan: Plan, rows: Mapping[str, Row], result: Result) -> str:
+    """Why a result cannot be one of these rows of the input; "" if it can."""
+    node = plan.nodes.get(result.node)
+    if node is None:
+        empty = not (result.outputs or result.rejected or result.dropped)
+        return "" if empty and result.node in plan.forks else f"{result.node[:80]!r} is no step whose rows are written"
+    return _id_fault(node, result) or next(_row_faults(node, rows, result), "")
+
+
+def ended_rows(node: PlanNode, result: Result) -> set[str]:
+    """The ids of the rows that went in."""
+    outputs = (output.row_id for output in result.outputs)
+    parents = map(parent_of, outputs) if node.cardinality is Cardinality.MANY else outputs
+    return {*parents, *(rejection.row_id for rejection in result.rejected), *result.dropped}
+
+
+def _id_fault(node: PlanNode, result: Result) -> str:
+    """Each row that went in ends once, and its outputs are named after it."""
+    ids = [output.row_id for output in result.outputs]
+    sources = ids
+    if node.cardinality is Cardinality.MANY:
+        children = Counter(map(parent_of, ids))
+        if {*ids} != {child_id(parent, index) for parent, count in children.items() for index in range(count)}:
+            return "rows do not descend from those that went in"
+        sources = [*children]
+    ended = [*sources, *(rejection.row_id for rejection in result.rejected), *result.dropped]
+    if len(ended) != result.taken or len({*ended}) != len(ended):
+        return f"{result.taken} rows went in, and {len(ended)} came out"
+    return ""
+
+
+def _row_faults(node: PlanNode, rows: Mapping[str, Row], result: Result) -> Iterator[str]:
+    if not _is_sane(result.usage):
+        yield "its usage is no count"
+    for output in result.outputs:
+        if fault := _output_fault(output):
+            yield fault
+    for rejection in result.rejected:
+        if fault := _rejection_fault(node.id, _REASONS, rejection) or _origin_fault(rejection, rows):
+            yield fault
+
+
+def _output_fault(output: Output) -> str:
+    if not (0 <= output.attempts <= _MOST and _is_sane(output.spent)):
+        return "its attempts are no count"
+    return _object_fault(output.value)
+
+
+def _object_fault(value: bytes) -> str:
+    """Why a value is not one JSON object on one line whose fields leave the shard's own columns alone; "" if it is."""
+    try:
+        value.decode()
+        fields = _decode_object(value)
+    except (ValueError, RecursionError) as error:
+        return f"a row is no JSON object ({error})"
+    if b"\n" in value or value[:1] != b"{" or value[-1:] != b"}" or (not fields and value != b"{}"):
+        return "a row is not JSON as a model writes it"
+    if b'"row_id"' in value or b'"_' in value or b"\\" in value:
+        own = next((name for name in fields if name == "row_id" or name.startswith("_")), "")
+        return f"a row has the field {own!r}, which is a column of the shard" if own else ""
+    return ""
+
+
+def _rejection_fault(node: str, reasons: Collection[str], rejection: Rejection) -> str:
+    if rejection.step_id != node or rejection.reason not in reasons:
+        return f"a rejection at {rejection.step_id[:80]!r} for {rejection.reason[:80]!r}"
+    if len(rejection.message) > _LONGEST_MESSAGE or len(rejection.raw or "") > _LONGEST_RAW:
+        return "a rejection is too long"
+    if not (0 <= rejection.attempts <= _MOST and 0 <= rejection.line <= _MOST and _is_sane(rejection.spent)):
+        return "a rejection's attempts are no count"
+    return ""
+
+
+def _origin_fault(rejection: Rejection, rows: Mapping[str, Row]) -> str:
+    """A rejection repeats the line and the key of the record that it comes from."""
+    row = rows.get(record_of(rejection.row_id))
+    if row is None or (rejection.line, rejection.key) != (row.line, row.key):
+        return "a rejection has the key or the line of another row"
+    return ""
+
+
+def _is_sane(cost: Usage | Spent) -> bool:
+    return all(0 <= value <= _MOST for value in msgspec.structs.astuple(cost))
+
+
+# -- admissions
+
+
+def admission_fault(ids: range, rows: Mapping[str, Row], known: Collection[str], admission: Admission) -> str:
+    """Why these cannot be the bad records of a root whose records have these `ids`; `known` are those in the log."""
+    bad = [rejection.row_id for rejection in admission.rejected]
+    for rejection in admission.rejected:
+        if fault := _rejection_fault(CHAIN_INPUT, (Reason.INVALID_INPUT,), rejection):
+            return fault
+    if any(rejection.key is not None or rejection.attempts for rejection in admission.rejected):
+        return "a bad record has a key or attempts"
+    if {*bad, *rows, *known} != {*map(str, ids)} or len(bad) + len(rows) + len(known) != len(ids):
+        return "its bad records are not those that the root lacks"
+    return ""
+
+
+def root_fault(ids: range, most: int, record: RootRecord) -> str:
+    """Why these cannot be the rows of a root whose records have these `ids`; the input has at most `most` bytes."""
+    if not 0 < record.records <= len(ids):
+        return f"it has {record.records} records; there are {len(ids)}"
+    names = [row.row_id for row in record.rows]
+    if names != sorted({*names} & {*map(str, ids[: record.records])}, key=int):
+        return "its rows have other ids than its records"
+    if record.read is not None and not (0 <= record.read.upto <= most and len(record.read.digest) == 64):
+        return "the input was not read to where it says"
+    return next(filter(None, map(_record_fault, record.rows)), "")
+
+
+def _record_fault(row: Row) -> str:
+    if not 0 <= row.line <= _MOST or row.values.keys() != {CHAIN_INPUT}:
+        return "a row is no record of the input"
+    return _value_fault(row.values[CHAIN_INPUT]) or _value_fault(row.key or b"null")
+
+
+def _value_fault(value: bytes) -> str:
+    """Why a value is not JSON on one line; "" if it is."""
+    try:
+        value.decode()
+        _decode_value(value)
+    except (ValueError, RecursionError) as error:
+        return f"a value is no JSON ({error})"
+    return "a value has several lines" if b"\n" in value else ""
