@@ -20,6 +20,8 @@ from chainette.core.usercode.confined import ChainClaim
 from chainette.errors import ChainetteError, RunDirectoryError
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.redis.run_registry import Board
+from chainette.hooks import Hook
+from chainette.io.rundir.events import Event
 from chainette.io.rundir.paths import RunDir
 from chainette.run.options import RunOptions
 from chainette.run.resume import resume, retry
@@ -65,6 +67,17 @@ class SimulatedDrive:
 
     def clean(self, run: str) -> None:
         self.server.queue._runs.pop(run, None)
+
+
+class _Told(Hook):
+    """What a session said was durable: the last event of the log, and the version of the directory that it is in."""
+
+    def __init__(self, version: Callable[[], int]) -> None:
+        self._version = version
+        self.last: tuple[int, int] | None = None
+
+    def on_event(self, event: Event) -> None:
+        self.last = (self._version() if self.last is None else self.last[0], event.seq)
 
 
 @dataclass
@@ -126,6 +139,12 @@ class Sessions:
         log = self.directory / "events.jsonl"
         return (self.world.root / ".run.old").exists() or (log.exists() and b"\n" in log.read_bytes())
 
+    def _require_kept(self, told: _Told) -> None:
+        """What somebody was told stays, whatever took the power; a fork that was undone takes its own log with it."""
+        if told.last is not None and told.last[0] == self._version():
+            lines = (self.directory / "events.jsonl").read_bytes().count(b"\n")
+            assert lines > told.last[1], f"event {told.last[1]} was told, and the log has {lines} lines"
+
     def _version(self) -> int:
         folder = self.directory / ".versions"
         return max((int(entry.name) for entry in folder.iterdir()), default=0) if folder.exists() else 0
@@ -145,8 +164,10 @@ class Sessions:
         """One process that owns the directory; whether it ended well."""
         scenario, world = self.scenario, self.world
         drive = SimulatedDrive(self.server, scenario.window) if scenario.workers else None
+        told = _Told(self._version)
         options = RunOptions(
             run_id="sim",
+            hooks=(told,),
             format=scenario.format,
             max_rows_per_file=scenario.rows_per_file,
             window=scenario.window,
@@ -159,6 +180,7 @@ class Sessions:
         left = process.open_files()
         assert not left or not process.alive, f"a session that ended by itself leaves files open: {[*left.values()]}"
         process.bury()
+        self._require_kept(told)
         error = task.exception() if not task.cancelled() else None
         if not process.alive or task.cancelled():
             return False

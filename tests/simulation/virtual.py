@@ -27,7 +27,7 @@ __all__ = ["Stuck", "VirtualTime", "block", "in_thread"]
 _BEGIN = 1_800_000_000.0
 
 #: Turns of the event loop that no run comes near.
-_MOST_TURNS = 400_000
+_MOST_TURNS = 60_000
 
 
 class Stuck(AssertionError):
