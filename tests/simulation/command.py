@@ -75,6 +75,8 @@ def _run(simulator: Simulator, scenarios: Iterable[Scenario], totals: _Totals, *
     for scenario in scenarios:
         outcome = simulator.run(scenario)
         totals.add(outcome)
+        if totals.runs % 1000 == 0:
+            print(f"{totals.runs:,} seeds", flush=True)
         if outcome.fault is not None:
             failed = True
             _tell(simulator, outcome, shrinks=shrinks)
