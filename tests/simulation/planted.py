@@ -31,6 +31,9 @@ def main() -> int:
     given = parser.parse_args()
     chosen = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in given.words)]
     rows, survived = [], 0
+    if alone := caught(None, given.seeds):
+        print(f"the tree fails as it is: {alone}")
+        return 1
     with ThreadPoolExecutor(given.jobs) as pool:
         for mutation, catcher in zip(chosen, pool.map(partial(caught, seeds=given.seeds), chosen), strict=True):
             survived += not catcher
@@ -44,21 +47,26 @@ def main() -> int:
     return int(survived > 0)
 
 
-def caught(mutation: Mutation, seeds: int) -> str:
-    """What catches a bug: a seed, or a test; "" if nothing does."""
+def caught(mutation: Mutation | None, seeds: int) -> str:
+    """What catches a bug, or fails without one: a seed, or a test; "" if nothing does."""
     with tempfile.TemporaryDirectory(prefix="chainette-planted-") as folder:
         tree = Path(folder)
-        _plant(mutation, tree)
-        return _by_seed(tree, seeds) or (_by_test(tree, mutation.test) if mutation.test else "")
+        _copy(tree)
+        if mutation is not None:
+            _plant(mutation, tree)
+        return _by_seed(tree, seeds) or (_by_test(tree, mutation.test) if mutation is not None and mutation.test else "")
 
 
-def _plant(mutation: Mutation, tree: Path) -> None:
+def _copy(tree: Path) -> None:
     for name in _TREE:
         source = _ROOT / name
         if source.is_dir():
             shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, tree / name)
+
+
+def _plant(mutation: Mutation, tree: Path) -> None:
     file = tree / mutation.file
     text = file.read_text()
     assert text.count(mutation.old) == 1, f"{mutation.name}: {mutation.file} has the text {text.count(mutation.old)} times"
