@@ -38,9 +38,19 @@ _CONTRACT = "tests/integration/test_queue_contract.py"
 MUTATIONS = (
     # the queue
     Mutation(
-        "a claim that does not hold commits", _QUEUE, "and claim.token and job.token == claim.token and", "and job.token and"
+        "a claim that does not hold commits",
+        _QUEUE,
+        "and claim.token and job.token == claim.token and",
+        "and job.token and",
+        _CONTRACT,
     ),
-    Mutation("calls of an old epoch are served", _QUEUE, "if found is None or found.keys.epoch != epoch:", "if found is None:"),
+    Mutation(
+        "calls of an old epoch are served",
+        _QUEUE,
+        "if found is None or found.keys.epoch != epoch:",
+        "if found is None:",
+        _CONTRACT,
+    ),
     Mutation(
         "an epoch that is not newer is installed", _QUEUE, "if known and known.keys.epoch >= epoch:", "if False:", _CONTRACT
     ),
@@ -51,14 +61,17 @@ MUTATIONS = (
         'if place is None:\n            raise Lost(f"ack',
         _CONTRACT,
     ),
-    Mutation("the anchor's token is not compared", _RUN, "(found.id, found.token) == position", "found.id == position[0]"),
+    Mutation(
+        "the anchor's token is not compared", _RUN, "(found.id, found.token) == position", "found.id == position[0]", _CONTRACT
+    ),
     Mutation(
         "credit is returned twice",
         _RUN,
         "            self.live_rows -= live.live_rows\n",
         "            self.live_rows -= 2 * live.live_rows\n",
+        _CONTRACT,
     ),
-    Mutation("credit is never returned", _RUN, "            self.live_rows -= live.live_rows\n", ""),
+    Mutation("credit is never returned", _RUN, "            self.live_rows -= live.live_rows\n", "", _CONTRACT),
     Mutation(
         "the number of a part is not checked",
         _QUEUE,
@@ -72,24 +85,28 @@ MUTATIONS = (
         _STATES,
         "return replace(self, unit=_with_rows(self.unit, left), part",
         "return replace(self, unit=_with_rows(self.unit, left[1:]), part",
+        _CONTRACT,
     ),
     Mutation(
         "a part leaves its rows in the unit",
         _RUN,
         "job.unit, job.part, job.done = left, job.part + 1, token",
         "job.part, job.done = job.part + 1, token",
+        _CONTRACT,
     ),
     Mutation(
         "a unit that is handed back is not queued",
         _RUN,
         "(waiting.solo if job.solo else waiting.ready).appendleft(job.name)",
         "(waiting.solo if job.solo else deque()).appendleft(job.name)",
+        _CONTRACT,
     ),
     Mutation(
         "nobody reaps dead workers",
         _QUEUE,
         "for name, worker in self._workers.items() if worker.until <= now]",
         "for name, worker in self._workers.items() if worker.until < 0]",
+        _CONTRACT,
     ),
     Mutation(
         "strikes count twice",
@@ -103,12 +120,14 @@ MUTATIONS = (
         _RUN,
         "        if live is None or job.name not in live.members.get(scope, ()):\n",
         "        if False:\n",
+        _CONTRACT,
     ),
     Mutation(
         "lost units are never missed",
         _RUN,
         "if not job.delayed and (not job.token or job.holder not in alive):",
         "if False:",
+        _CONTRACT,
     ),
     Mutation(
         "a root is admitted wherever the cursor is",
@@ -123,12 +142,14 @@ MUTATIONS = (
         _RUN,
         "        if members:\n            return False\n",
         "        if members and not unit.scope:\n            return False\n",
+        _CONTRACT,
     ),
     Mutation(
         "units that grow together lose rows",
         _RUN,
         "job.unit = msgspec.structs.replace(unit, rows=rows)",
         "job.unit = msgspec.structs.replace(unit, rows=unit.rows)",
+        _CONTRACT,
     ),
     Mutation(
         "a worker gives back what it works on",
