@@ -123,9 +123,8 @@ class Project:
 
     def run_undisturbed(self, folder: Path) -> Path:
         """The directory of a local run that nothing happens to."""
-        out, quick = folder / "undisturbed", folder / "quick"
-        quick.mkdir()
-        self.write(quick)
+        out = folder / "undisturbed"
+        self.write(folder)
         command = [
             sys.executable,
             "-m",
@@ -138,7 +137,7 @@ class Project:
             *self.flags,
             "--quiet",
         ]
-        done = subprocess.run(command, cwd=quick, env=environment(), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
         assert done.returncode in (0, 3), done.stderr
         return out
 

@@ -50,7 +50,6 @@ class Site:
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
-        self.project.write(self.folder)
         self.server = Server(self.folder / "valkey")
         self._stack.callback(self.server.close)
         self.proxy = self._stack.enter_context(FaultProxy(self.server.url))
