@@ -26,12 +26,13 @@ from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
 from chainette.io.rundir.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.rundir.log import EventLog
-from chainette.io.rundir.open import read_state, recover, require_shards
+from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.places import chain_root_of, input_paths, placed_input
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.readback import ShardReader
+from chainette.io.rundir.reading import require_content
 from chainette.io.rundir.replay import RunState, Status
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.writer import Reopened, tidy
@@ -69,7 +70,7 @@ async def resume(
     _require_unchanged(directory, state, plan)
     _tell_rescues(directory, state, plan)
     if state.status is Status.FINISHED and options.limit == state.limit:
-        await anyio.to_thread.run_sync(require_shards, directory, state)
+        await anyio.to_thread.run_sync(require_content, directory, state)
         await anyio.to_thread.run_sync(_tidy, directory, state)
         if options.drive is not None:
             with suppress(RunError):  # a finished run needs nobody

@@ -5,10 +5,11 @@ from __future__ import annotations
 from chainette.cli.common import guarded, show_path, tell
 from chainette.cli.flags import RunDirectory
 from chainette.io.rundir.log import EventLog
-from chainette.io.rundir.open import read_state, require_shards
+from chainette.io.rundir.open import read_state
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.publish import render_files
+from chainette.io.rundir.reading import require_content
 
 __all__ = ["rebuild"]
 
@@ -21,7 +22,7 @@ def rebuild(directory: RunDirectory) -> None:
     """
     run = RunDir(directory)
     state, _ = read_state(run)
-    require_shards(run, state)
+    require_content(run, state)
     require_no_links(run)
     log = EventLog(run.log)
     try:

@@ -142,6 +142,8 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     unit: str = ""
     #: Per file (`<folder>/<n>`): the span of its rows in the journal: start byte, start row, end byte, end row.
     off: dict[str, tuple[int, int, int, int]] = {}
+    #: Per file: CRC-32 of the journal up to the end of that span; {} in logs of older versions.
+    sums: dict[str, int] = {}
     #: Rows that went in, came out, were rejected; and rows that expansion added.
     taken: int = 0
     given: int = 0
@@ -256,6 +258,8 @@ class ShardSealed(Event, frozen=True, tag="shard_sealed"):
     file: str
     rows: int
     bytes: int
+    #: CRC-32 of the shard; None in logs of older versions.
+    sum: int | None = None
 
     def __post_init__(self) -> None:
         require_file(self.file)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,6 +315,7 @@ class _Fork:
         return msgspec.structs.replace(
             event,
             off=off,
+            sums={file: crc for file, crc in event.sums.items() if file in off} | self._sums_of(off),
             taken=event.taken - gone,
             rejected=len(kept),
             reasons={reason: count for reason, count in reasons.items() if count},
@@ -322,6 +323,11 @@ class _Fork:
             root_done=None if is_open else event.root_done,
             pos=None,
         )
+
+    def _sums_of(self, off: Mapping[str, Span]) -> dict[str, int]:
+        """What the journals that are written anew add up to."""
+        streams = {file: self._rewritten.get(file.rpartition("/")[0]) for file in off}
+        return {file: stream.sums[file] for file, stream in streams.items() if stream is not None}
 
 
 def _recounted(event: UnitCommitted) -> UnitCommitted:

@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -168,32 +168,38 @@ def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWrit
     try:
         state, end = read_state(directory)
         _ = state.run
-        log.continue_after(end, state.seq, state.epoch + new_epoch)
         shutil.rmtree(directory.fleet, ignore_errors=True)  # left by a killed fleet
         remove_leftovers(directory)
-        writer = _writer(directory, plan, log, state)
+        writer = _writer(directory, plan, log, state, lambda: log.continue_after(end, state.seq, state.epoch + new_epoch))
     except BaseException:
         log.close()
         raise
     return writer
 
 
-def _writer(directory: RunDir, plan: Plan, log: EventLog, state: RunState) -> RunWriter:
+def _writer(
+    directory: RunDir, plan: Plan, log: EventLog, state: RunState, whole: Callable[[], object] = lambda: None
+) -> RunWriter:
+    """`whole` is called when everything was checked, before anything is cut off or deleted."""
     settings = state.run.settings
     streams = dict(_streams(directory, plan, settings["format"], settings["max_rows_per_file"]))
     sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, Added.of(settings)))
     try:
         with disk_errors(directory.path):
+            units = [(root, event) for root in state.lines for event in lines_of_root(directory, state, root)]
+            sealer.check(state.sealed, state.sums, {file for _, event in units for file in event.off})
+            for stream in streams.values():
+                stream.check(state.ends.get(stream.folder, {}), state.sealed.get(stream.folder, ()), state.sums)
+            whole()
             sealer.delete_unsealed(state.sealed)
             for stream in streams.values():
-                stream.recover(state.ends.get(stream.folder, {}), set(state.sealed.get(stream.folder, ())))
+                stream.recover(state.ends.get(stream.folder, {}), state.sealed.get(stream.folder, ()))
     except BaseException:
         for stream in streams.values():
             stream.let_go()
         raise
-    for root in state.lines:
-        for event in lines_of_root(directory, state, root):
-            sealer.note(root, event.off, done=False)
+    for root, event in units:
+        sealer.note(root, event.off, done=False)
     return RunWriter(directory, plan, log, state, streams, sealer)
 
 

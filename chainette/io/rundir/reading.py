@@ -9,31 +9,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainette.errors import DamagedRun
+from chainette.io.rundir.shards import require_bytes
 from chainette.io.tables.formulas import restored
 
 if TYPE_CHECKING:
     from chainette.io.rundir.paths import RunDir
     from chainette.io.rundir.replay import RunState
 
-__all__ = ["cells_of", "read_folder", "rejection_examples"]
+__all__ = ["cells_of", "read_folder", "rejection_examples", "require_content", "require_whole"]
 
 
 def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
-    """The logged rows of a folder, from shards and journals; CSV cells are text."""
+    """The logged rows of a folder, from shards and journals; CSV cells are text.
+
+    Raises:
+        DamagedRun: a file is not there, or does not hold the bytes that were written.
+    """
     from chainette.io.tables.arrow import read_rows
 
-    suffix = state.run.settings["format"]
     for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
-        shard, journal = run.path / f"{folder}/{number}.{suffix}", run.journals / f"{folder}/{number}.jsonl"
-        if journal.exists():
-            yield from read_rows(journal, 0, count)
-        elif not shard.exists():
-            raise DamagedRun(f"{shard} is not there, but the log knows {count:,} rows of it. Restore the file from a backup")
-        elif suffix == "csv":
-            rows = cells_of(shard)
+        path = require_whole(run, state, folder, number)
+        if path.suffix == ".csv":
+            rows = cells_of(path)
             yield from map(_restored, rows) if state.run.settings.get("csv_safe") else rows
         else:
-            yield from read_rows(shard, 0, count)
+            yield from read_rows(path, 0, count)
+
+
+def require_whole(run: RunDir, state: RunState, folder: str, number: int) -> Path:
+    """The shard of these rows, or their journal, once all its bytes were checked.
+
+    Raises:
+        DamagedRun: it is not there, or does not hold the bytes that were written.
+    """
+    suffix, (size, count) = state.run.settings["format"], state.ends[folder][number]
+    in_place = suffix == "jsonl" or folder.startswith(run.held.name)
+    shard = run.path / f"{folder}/{number}.{suffix}"
+    path = (run.path if in_place else run.journals) / f"{folder}/{number}.jsonl"
+    if (sealed := state.sealed.get(folder, {}).get(number)) is not None:
+        path, size = shard, sealed
+    elif not path.exists() and shard.exists():
+        return shard  # it was sealed after the log was read
+    if not path.exists():
+        raise DamagedRun(f"{path} is not there, but the log knows {count:,} rows of it. Restore the file from a backup")
+    require_bytes(path, size, state.sums.get(f"{folder}/{number}"))
+    return path
+
+
+def require_content(run: RunDir, state: RunState) -> None:
+    """Checks every byte of a run's shards and journals; raises as `require_whole` does."""
+    for folder, numbers in state.ends.items():
+        for number in numbers:
+            require_whole(run, state, folder, number)
 
 
 def _restored(row: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,8 @@ class RunState:
     #: Folder -> journal number -> (bytes, rows).
     ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     sealed: dict[str, dict[int, int]] = field(default_factory=dict)
+    #: Journal -> CRC-32 of its bytes; of the shard once that is sealed. Versions that did not log it left none.
+    sums: dict[str, int] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     workers: set[str] = field(default_factory=set)
     #: URLs without passwords of every Redis that the run used.
@@ -227,6 +229,9 @@ class RunState:
             case ShardSealed():
                 folder, _, number = event.file.rpartition("/")
                 self.sealed.setdefault(folder, {})[int(number)] = event.bytes
+                self.sums.pop(event.file, None)
+                if event.sum is not None:
+                    self.sums[event.file] = event.sum
                 _, known = self.ends.get(folder, {}).get(int(number), (0, 0))
                 if event.rows != known:
                     self.holes[event.file] = f"{event.file} has {event.rows:,} rows, and the log speaks of {known:,}"
@@ -274,6 +279,7 @@ class RunState:
         if event.node != CHAIN_INPUT:  # bad lines are counted when their root is complete
             self._count(event)
             self.passed.setdefault(event.root, {}).setdefault(event.node, Passed()).add(event)
+        self.sums |= event.sums
         for file, (_, first, size, rows) in event.off.items():
             folder, _, number = file.rpartition("/")
             ends = self.ends.setdefault(folder, {})

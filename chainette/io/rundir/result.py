@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from chainette.core.plan import Plan
 from chainette.errors import RunDirectoryError
 from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.replay import RunState, Status
 from chainette.io.tables.schemas import Added, ShardSchemas
 
@@ -57,6 +58,7 @@ class RunResult:
 
         Raises:
             RunDirectoryError: no folder of that name was written.
+            DamagedRun: a file is not there, or does not hold the bytes that were written.
         """
         folders = {node.id: node.folder for node in self._state.graph.nodes if not node.hidden}
         folders |= {"rejected": "rejected", "flattened": "flattened"}
@@ -67,12 +69,10 @@ class RunResult:
     def _read(self, folder: str) -> Iterator[dict[str, Any]]:
         from chainette.io.tables.arrow import read_rows
 
-        suffix = self._state.run.settings["format"]
         schemas = self._schemas()
-        for number in sorted(self._state.ends.get(folder, {})):
-            path = self.dir / folder / f"{number}.{suffix}"
-            if path.exists():
-                yield from read_rows(path, schema=schemas[folder] if suffix == "csv" else None)
+        for number, (_, count) in sorted(self._state.ends.get(folder, {}).items()):
+            path = require_whole(self._directory, self._state, folder, number)
+            yield from read_rows(path, 0, count, schemas[folder] if path.suffix == ".csv" else None)
 
     def _schemas(self) -> ShardSchemas:
         return ShardSchemas(self._plan, Added.of(self._state.run.settings))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from chainette.core.run_settings import Format
 from chainette.io.rundir.events import ShardSealed
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
-from chainette.io.rundir.shards import StreamWriter, require_size
+from chainette.io.rundir.shards import StreamWriter, require_bytes, require_size, sum_of
 from chainette.utils.private import beside, make_folder
 
 __all__ = ["Sealer"]
@@ -74,10 +74,11 @@ class Sealer:
             DiskError: the disk refused; the journal is untouched.
         """
         journal = stream.journal(number)
-        del self._open[stream.file(number)]
+        file = stream.file(number)
+        del self._open[file]
         rows = stream.rows(number)
         if self._format == "jsonl":
-            return ShardSealed(file=stream.file(number), rows=rows, bytes=journal.stat().st_size)
+            return ShardSealed(file=file, rows=rows, bytes=journal.stat().st_size, sum=stream.sums[file])
         target = self.shard(stream.folder, number)
         aside = beside(journal)
         with disk_errors(target):
@@ -86,7 +87,8 @@ class Sealer:
             aside.replace(target)
             fsync_dir(target.parent)
             fsync_dir(target.parent.parent)
-        return ShardSealed(file=stream.file(number), rows=rows, bytes=target.stat().st_size)
+        size = target.stat().st_size
+        return ShardSealed(file=file, rows=rows, bytes=size, sum=sum_of(target, size))
 
     def _convert(self, journal: Path, aside: Path, folder: str) -> None:
         from chainette.io.tables.arrow import seal_csv, seal_parquet
@@ -105,8 +107,8 @@ class Sealer:
         """The path of a sealed shard."""
         return self._directory.path / folder / f"{number}.{self._format}"
 
-    def delete_unsealed(self, sealed: Mapping[str, Mapping[int, int]]) -> None:
-        """Deletes shards without a shard_sealed event: their journals still exist.
+    def check(self, sealed: Mapping[str, Mapping[int, int]], sums: Mapping[str, int], needed: Container[str]) -> None:
+        """Checks the length of every sealed shard, and the bytes of those `needed`, whose rows are read again.
 
         Raises:
             DamagedRun: a sealed shard is not whole.
@@ -114,6 +116,11 @@ class Sealer:
         for folder, numbers in sealed.items():
             for number, size in numbers.items():
                 require_size(self.shard(folder, number), size)
+                if (file := f"{folder}/{number}") in needed:
+                    require_bytes(self.shard(folder, number), size, sums.get(file))
+
+    def delete_unsealed(self, sealed: Mapping[str, Mapping[int, int]]) -> None:
+        """Deletes shards without a shard_sealed event: their journals still exist."""
         if self._format == "jsonl":
             return
         for stream in self._sealable():

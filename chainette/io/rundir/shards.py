@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from chainette.errors import DamagedRun
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
 from chainette.utils.private import make_folder, open_file
 
-__all__ = ["Span", "StreamWriter", "require_size"]
+__all__ = ["Span", "StreamWriter", "require_bytes", "require_size", "sum_of"]
 
 
 #: Journal bytes and rows: (start bytes, start rows, end bytes, end rows).
@@ -46,6 +47,8 @@ class StreamWriter:
         self._next = 0
         self._dirty: list[_Open] = []
         self._rows: dict[int, int] = {}
+        #: Journal as the log names it -> CRC-32 of its bytes so far.
+        self.sums: dict[str, int] = {}
         #: Numbers of journals that are full.
         self.full: list[int] = []
 
@@ -78,7 +81,9 @@ class StreamWriter:
             journal.bytes += len(data)
             journal.rows += len(taken)
             self._rows[journal.number] = journal.rows
-            spans[self.file(journal.number)] = (*start, journal.bytes, journal.rows)
+            file = self.file(journal.number)
+            self.sums[file] = zlib.crc32(data, self.sums.get(file, 0))
+            spans[file] = (*start, journal.bytes, journal.rows)
             if journal not in self._dirty:
                 self._dirty.append(journal)
             if journal.rows >= self.max_rows:
@@ -113,19 +118,25 @@ class StreamWriter:
         self._dirty.clear()
         self._open = None
 
-    def recover(self, ends: dict[int, tuple[int, int]], sealed: set[int]) -> None:
-        """Brings the folder to the state in the log: `ends` is (bytes, rows) per journal.
+    def check(self, ends: Mapping[int, tuple[int, int]], sealed: Container[int], sums: Mapping[str, int]) -> None:
+        """Reads every journal that is not sealed; `ends` is (bytes, rows) per journal, `sums` what they must add up to.
 
         Raises:
-            DamagedRun: a journal is shorter than the log says.
+            DamagedRun: a journal is shorter than the log says, or holds other bytes.
         """
+        for number, (size, _) in ends.items():
+            if number not in sealed:
+                file = self.file(number)
+                self.sums[file] = require_bytes(self.journal(number), size, sums.get(file))
+
+    def recover(self, ends: Mapping[int, tuple[int, int]], sealed: Container[int]) -> None:
+        """Brings the folder to the state in the log, after `check`."""
         self._next = max(ends, default=-1) + 1
         for number, (size, rows) in ends.items():
             self._rows[number] = rows
             if number in sealed:
                 continue
             path = self.journal(number)
-            require_size(path, size)
             if rows >= self.max_rows:
                 self.full.append(number)
             else:
@@ -137,7 +148,7 @@ class StreamWriter:
         file = open_file(path, os.O_WRONLY | os.O_APPEND)
         self._open = _Open(number, path, file, size, rows)
 
-    def _delete_unknown(self, ends: dict[int, tuple[int, int]]) -> None:
+    def _delete_unknown(self, ends: Mapping[int, tuple[int, int]]) -> None:
         known = {f"{number}.jsonl" for number in ends}
         if self.directory.is_dir():
             for path in self.directory.glob("*.jsonl"):
@@ -167,6 +178,32 @@ def require_size(path: Path, size: int) -> None:
     if found < size:
         there = f"{found} bytes" if path.exists() else "is not there"
         raise DamagedRun(f"{path}: {there}, but the log says {size} bytes; rows were lost. Restore the file from a backup")
+
+
+def require_bytes(path: Path, size: int, crc: int | None) -> int:
+    """Checks that the first `size` bytes of a file are those that were written; returns their CRC-32.
+
+    Raises:
+        DamagedRun: they are not, or the file is shorter.
+    """
+    require_size(path, size)
+    found = sum_of(path, size)
+    if crc is not None and found != crc:
+        raise DamagedRun(
+            f"{path}: its {size:,} bytes are not those that were written (CRC-32 {found:08x}, the log says {crc:08x}). "
+            "Restore the file from a backup"
+        )
+    return found
+
+
+def sum_of(path: Path, size: int) -> int:
+    """CRC-32 of the first bytes of a file."""
+    found = 0
+    with path.open("rb") as file:
+        while size and (data := file.read(min(size, 1 << 20))):
+            found = zlib.crc32(data, found)
+            size -= len(data)
+    return found
 
 
 def _truncate(path: Path, size: int) -> None:

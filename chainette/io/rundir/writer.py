@@ -33,6 +33,7 @@ from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import rows_of_root
+from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.replay import RunState, Status
 from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import Span, StreamWriter
@@ -158,9 +159,12 @@ class RunWriter:
         self.state = state
         self._log = log
         self._streams = streams
+        self._by_folder = {stream.folder: stream for stream in streams.values()}
         self._sealer = sealer
         self._roots = LiveRoots(plan)
         self.reopened = Reopened()
+        #: Shards that earlier sessions sealed, which are read once more before the run is called finished.
+        self._found = [(folder, number) for folder, numbers in state.sealed.items() for number in numbers]
         #: The position that the input was read to, if it is not logged yet.
         self._read: Read | None = None
         self.added = Added.of(state.run.settings)
@@ -253,6 +257,7 @@ class RunWriter:
             root=unit.root,
             unit=unit.part,
             off=off,
+            sums={file: self._by_folder[file.rpartition("/")[0]].sums[file] for file in off},
             taken=taken,
             given=len(outcome.outputs),
             rejected=len(outcome.rejected),
@@ -306,9 +311,12 @@ class RunWriter:
 
         Raises:
             NotFinished: according to the log, some of the input's `records` are missing, or a step does not balance.
+            DamagedRun: a shard of an earlier session does not hold the bytes that were written.
         """
         if gaps := self.state.gaps(records):
             raise NotFinished(self.directory, gaps)
+        for folder, number in self._found:
+            require_whole(self.directory, self.state, folder, number)
         finished = RunFinished(input_digest=input_digest, records=records)
         logged = self._seal(self._sealer.rest()) + self.record([finished])
         tidy(self.directory, self.state)
