@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The tests start hundreds of processes; each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-vllm simulate mutations conformance check fix lint clean
+.PHONY: demo test test-vllm simulate mutations chaos million conformance check fix lint clean
 
 demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	rm -rf runs/demo
@@ -25,6 +25,14 @@ simulate: .venv/.dev  ## Simulated runs under a virtual clock, one schedule of f
 
 mutations: .venv/.dev  ## Plants bugs on purpose, one after the other, and says which seed or test catches each
 	$(BIN)/python -m tests.simulation.planted $(if $(RECORD),--record)
+
+SEED ?= 1
+chaos: .venv/.dev  ## A real fleet of processes under seeded faults: make chaos SEED=1 FAULTS=100, or MINUTES=2
+	$(BIN)/python -m tests.chaos --seed $(SEED) $(if $(FAULTS),--faults $(FAULTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RECORD),--record)
+
+million: .venv/.dev  ## A million rows through a fleet that is killed three times; ten million through coordinator and sink alone
+	$(BIN)/python -m benchmarks.million --picture docs/million.svg $(if $(RECORD),--record)
+	$(BIN)/python -m benchmarks.alone --picture docs/alone.svg $(if $(RECORD),--record)
 
 conformance: .venv/.vllm .models/smollm2  ## Holds every backend to the same cases, and writes the table in docs/engines.md
 	PYTHONPATH=.:workers $(BIN)/python -m tests.conformance.subjects $(BACKENDS)

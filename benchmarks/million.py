@@ -32,6 +32,7 @@ from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.replay import Status
+from tests.support.counts import record
 
 STEPS = ("one", "two", "three")
 
@@ -174,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--picture", type=Path, help="where the SVG goes")
+    parser.add_argument("--record", action="store_true", help="write the result into docs/guarantees.md")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         folder = project(Path(base) / "million", chosen.rows)
@@ -190,6 +192,8 @@ def main() -> None:
         title = f"{chosen.rows:,} rows x 3 steps, 2 workers, killed three times"
         chosen.picture.write_text(picture(title, panels(readings), readings.marks))
     print(summary(readings, chosen.rows))
+    if chosen.record:
+        record("make million", summary(readings, chosen.rows))
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def main() -> int:
         folder = Path(tempfile.mkdtemp(prefix="chainette-chaos-"))
         try:
             _run(folder, random.Random(f"{chosen.seed} {runs}"), happened, model=model)
-        except Broken as fault:
-            print(f"seed {chosen.seed}, run {runs}: {fault}\n{folder} has its files\n{_told(runs, happened)}")
+        except (Broken, SystemExit, KeyboardInterrupt) as fault:
+            print(f"seed {chosen.seed}, run {runs}: {fault!r}\n{folder} has its files\n{_told(runs, happened)}")
             return 1
         shutil.rmtree(folder)
         runs += 1
