@@ -35,7 +35,7 @@ _ANSWER = b'{"name":"a name of some length","score":12}'
 def answer_at_once() -> None:
     """Has the local run answer every unit without asking anybody."""
 
-    async def process(_run: LocalRun, held: Held) -> Outcome:
+    async def process(_run: LocalRun, held: Held) -> Outcome | None:
         unit, node = held.claim.unit, held.plan.nodes[held.claim.unit.node]
         outputs = [Output(row.row_id, _ANSWER, 1) for row in unit.rows]
         if not isinstance(node.next, ToNode):
