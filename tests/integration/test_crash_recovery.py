@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from chainette.errors import DamagedRun, RunDirectoryError
+from chainette.errors import DamagedRun, DiskError, RunDirectoryError
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
@@ -51,6 +53,24 @@ def test_a_crash_at_any_disk_step_costs_nothing(tmp_path: Path, inputs: Path, fo
         assert result.metadata["balanced"], copy.name
         assert derived_files_agree(result), copy.name
     assert resumed > len(taken) // 4
+
+
+def test_a_directory_whose_first_line_was_torn_is_begun_again(tmp_path: Path, inputs: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "events.jsonl").write_bytes(b'{"type":"run_created","at":"' + b"x" * 100_000)
+    result = everything().run(inputs, tmp_path / "run")
+    assert result.metadata["balanced"] and derived_files_agree(result)
+
+
+def test_a_directory_that_could_not_be_synced_is_let_go(tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(DiskError):
+            everything().run(inputs, tmp_path / "run")
+    assert everything().run(inputs, tmp_path / "run").metadata["balanced"]
 
 
 def test_a_log_cut_at_any_byte_resumes_to_the_same_rows(tmp_path: Path, inputs: Path) -> None:
