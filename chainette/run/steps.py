@@ -28,6 +28,9 @@ from chainette.utils.foreign import RAISED, told
 
 __all__ = ["Asking", "row_seed"]
 
+#: Characters of a bad answer that are sent back; some servers ignore `max_tokens`.
+_LONGEST_BAD = 32_768
+
 
 def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
     """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it."""
@@ -216,19 +219,19 @@ class Asking:
                 return _corrected(ask.messages, self.kept(completion, complaint), complaint)
             case Reason.TRUNCATED:  # only the seed differs, which does nothing at temperature 0
                 return ask.messages if self.step.sampling.temperature > 0 else None
-            case Reason.PROMPT_TOO_LONG if ask.corrects:
+            case Reason.PROMPT_TOO_LONG | Reason.ENGINE_ERROR if ask.corrects:  # the bad answer may be the reason
                 *messages, _, complained = ask.messages
                 return _corrected(tuple(messages), "", complained.content)
             case _:
                 return None
 
     def kept(self, bad: Completion, complaint: str) -> str:
-        """A bad answer, cut to the room that the context leaves beside the prompt and the next answer."""
+        """A bad answer, cut to the room that the context leaves beside the prompt and the next answer, if it is known."""
         if self.engine.context is None or not bad.usage.completion_tokens:
-            return bad.text
+            return bad.text[:_LONGEST_BAD]
         per_token = len(bad.text) / bad.usage.completion_tokens
         tokens = self.engine.context - bad.usage.prompt_tokens - self.step.sampling.max_tokens
-        return bad.text[: max(0, int(tokens * per_token) - len(complaint))]
+        return bad.text[: min(max(0, int(tokens * per_token) - len(complaint)), _LONGEST_BAD)]
 
     def read(self, completion: Completion, ask: _Ask, usage: Usage) -> Output | _Bad:
         match completion.finish:

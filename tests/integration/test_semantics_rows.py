@@ -260,6 +260,22 @@ def test_a_bad_answer_that_makes_the_prompt_too_long_is_left_out(tmp_path: Path)
     assert by_id(result, "ask")["0"]["_attempts"] == 3
 
 
+def test_a_bad_answer_that_the_server_refuses_is_left_out(tmp_path: Path) -> None:
+    def answer(request: Request) -> Completion:
+        if any(message.role == "assistant" for message in request.messages):
+            return Completion("", Finish.ERROR, error="400: messages[2]: invalid content")
+        return Completion('{"price": "x"}' if ask_of(request) == 1 else '{"price": 3}')
+
+    result, _ = answered(tmp_path, answer)
+    assert by_id(result, "ask")["0"]["_attempts"] == 3
+
+
+def test_a_huge_answer_is_sent_back_in_part_although_the_context_is_unknown(tmp_path: Path) -> None:
+    _, script = answered(tmp_path, lambda request: "x" * 5_000_000 if ask_of(request) == 1 else '{"price": 3}')
+    *_, kept, complaint = script.requests[1].messages
+    assert len(kept.content) == 32_768 and len(complaint.content) < 1000
+
+
 def test_a_truncated_answer_is_not_asked_for_again_at_temperature_0(tmp_path: Path) -> None:
     result, script = answered(tmp_path, lambda request: Completion('{"pri', Finish.LENGTH), max_attempts=5)
     assert len(script.requests) == 1

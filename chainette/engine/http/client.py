@@ -7,9 +7,10 @@ leaves here contains a key, a password or a header value.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -28,6 +29,13 @@ __all__ = ["Client", "Reply"]
 #: Shorter values stay visible; hiding them would hide every "1" of a message.
 _SHORTEST_SECRET = 4
 
+#: Headers that belong to the connection or to the body, and are ours to set.
+_OURS = frozenset(
+    "connection content-length expect keep-alive proxy-connection te trailer transfer-encoding upgrade".split()  # noqa: SIM905
+)
+#: A name of a header (RFC 9110, 5.1).
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
 _UNFIT = "a line break, a control character or bytes that are not UTF-8"
 
 
@@ -39,8 +47,8 @@ class Reply(msgspec.Struct, frozen=True):
     shown: str
     status: int
     data: bytes
-    retry_after: str | None
-    location: str | None
+    #: By their names in lower case; none of a 200.
+    headers: Mapping[str, str]
 
 
 class Client:
@@ -127,9 +135,9 @@ class Client:
             return Failure(Fault.TIMEOUT, f"{shown} gave no answer in {seconds:g} s")
         except Broken as error:
             return Failure(Fault.BROKEN, f"{shown} broke the exchange ({self.hide(str(error))})")
-        return Reply(endpoint, shown, answer.status, answer.data, answer.retry_after, answer.location)
+        return Reply(endpoint, shown, answer.status, answer.data, answer.headers)
 
-    def _carrier(self, where: Address, headers: Mapping[str, str], proxy: str | None) -> Carrier:
+    def _carrier(self, where: Address, headers: dict[str, str], proxy: str | None) -> Carrier:
         if proxy is None and find_spec("httptools") is not None:
             return Connections(where, headers, self._connect_timeout)
         from chainette.engine.http.aiohttp_session import AiohttpSession
@@ -143,10 +151,11 @@ class Client:
             EngineConfigError: it is not an HTTP proxy.
         """
         host = where.url.host or ""
-        proxy = getproxies().get(where.url.scheme)
-        if proxy is None or _is_loopback(host) or proxy_bypass(host):
+        proxies = getproxies()
+        proxy = proxies.get(where.url.scheme) or proxies.get("all")
+        if proxy is None or _is_loopback(host) or _goes_directly(host, where.url.port, proxies.get("no", "")):
             return None
-        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        proxy = (proxy if "://" in proxy else f"http://{proxy}").strip()
         scheme = proxy.partition("://")[0]
         if scheme not in ("http", "https"):
             variable = f"{where.url.scheme.upper()}_PROXY"
@@ -160,10 +169,18 @@ class Client:
         """A header of the configuration, with `${NAME}` read from the environment.
 
         Raises:
-            EngineConfigError: a variable is missing, or the value cannot travel in a header.
+            EngineConfigError: a variable is missing, or the header is not ours to send or cannot be sent.
         """
+        if not _NAME.fullmatch(name):
+            raise EngineConfigError(
+                f"engine {self._config.name!r}: {name!r} is not a name of a header; use letters, digits and hyphens only"
+            )
+        if name.lower() in _OURS:
+            raise EngineConfigError(
+                f"engine {self._config.name!r}: the header {name!r} belongs to the connection; remove it from headers"
+            )
         value = expand_secrets(declared)
-        if not _fits_header(name + value):
+        if not _fits_header(value):
             raise EngineConfigError(f"engine {self._config.name!r}: header {name!r} holds {_UNFIT}")
         return value
 
@@ -208,6 +225,24 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _goes_directly(host: str, port: int | None, listed: str) -> bool:
+    """Whether NO_PROXY lists a server: by host, domain, HOST:PORT, or a network such as 10.0.0.0/8."""
+    if proxy_bypass(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") or proxy_bypass(host):
+        return True
+    try:
+        asked = ip_address(host)
+    except ValueError:
+        return False
+    return any(asked in network for entry in listed.split(",") if (network := _network(entry.strip())) is not None)
+
+
+def _network(text: str) -> IPv4Network | IPv6Network | None:
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        return None
 
 
 def _longest_first(secrets: Iterable[str]) -> tuple[str, ...]:

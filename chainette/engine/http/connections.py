@@ -10,13 +10,13 @@ import asyncio
 import select
 import socket
 import ssl
-import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from chainette.engine.http.endpoints import Address
-from chainette.engine.http.exchange import MOST_BYTES, Answer, Body, Broken, Carrier, OnLine, Unreachable, system_tls
+from chainette.engine.http.exchange import Answer, Body, Broken, Carrier, OnLine, Unreachable, system_tls
 
 if TYPE_CHECKING:
     from httptools import HttpResponseParser
@@ -83,7 +83,8 @@ class Connections(Carrier):
             connection = self._idle.pop()
             if connection.transport.is_closing():
                 continue
-            if asyncio.get_running_loop().time() - connection.idle_since < _IDLE and connection.is_quiet():
+            loop = asyncio.get_running_loop()
+            if connection.loop is loop and loop.time() - connection.idle_since < _IDLE and connection.is_quiet():
                 return connection
             connection.abort()
         return None
@@ -126,6 +127,7 @@ class _Connection(asyncio.Protocol):
 
         self._parser: HttpResponseParser = HttpResponseParser(self)
         self._answer: asyncio.Future[Answer] | None = None
+        self.loop = asyncio.get_running_loop()
         self.idle_since = 0.0
 
     async def exchange(self, request: bytes, on_line: OnLine | None) -> Answer:
@@ -148,11 +150,12 @@ class _Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._answer = None
-        self.transport.abort()
+        with suppress(RuntimeError):  # its loop is closed, and took the connection along
+            self.transport.abort()
 
     def _begin(self) -> None:
         self._headers: dict[bytes, bytes] = {}
-        self._body: _Body | None = None
+        self._body: Body | None = None
         self._keep = False
 
     def fail(self, error: BaseException) -> None:
@@ -213,7 +216,7 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._keep = self._parser.should_keep_alive()
         on_line = self._on_line if self._parser.get_status_code() == 200 else None
-        self._body = _Body(self._headers.get(b"content-encoding", b""), on_line)
+        self._body = Body(_text(self._headers.get(b"content-encoding", b"")), on_line)
 
     def on_body(self, part: bytes) -> None:
         assert self._body is not None
@@ -225,55 +228,9 @@ class _Connection(asyncio.Protocol):
             self._begin()
             return
         assert self._body is not None and self._answer is not None
-        retry_after, location = self._headers.get(b"retry-after"), self._headers.get(b"location")
-        self._answer.set_result(Answer(status, self._body.whole(), _text(retry_after), _text(location)))
+        told = {} if status == 200 else {_text(name): _text(value) for name, value in self._headers.items()}
+        self._answer.set_result(Answer(status, self._body.whole(), told))
 
 
-class _Body(Body):
-    """A body that may be compressed."""
-
-    def __init__(self, encoding: bytes, on_line: OnLine | None) -> None:
-        super().__init__(on_line)
-        self._inflater = _inflater(encoding)
-
-    def feed(self, part: bytes) -> None:
-        super().feed(part if self._inflater is None else self._inflated(part))
-
-    def whole(self) -> bytes:
-        if self._inflater is not None and self._parts and not self._inflater.eof:
-            raise Broken("the compressed answer ended too early")
-        return super().whole()
-
-    def _inflated(self, part: bytes) -> bytes:
-        """The part decompressed. Compressed streams may follow each other (RFC 1952, 2.2)."""
-        assert self._inflater is not None
-        pieces: list[bytes] = []
-        most = MOST_BYTES - self._size + 1
-        try:
-            while part and most > 0:
-                if self._inflater.eof:
-                    self._inflater = _new_inflater()
-                pieces.append(self._inflater.decompress(part, most))
-                most -= len(pieces[-1])
-                part = self._inflater.unused_data
-        except zlib.error as error:
-            raise Broken(f"not compressed as it says: {error}") from None
-        return b"".join(pieces)
-
-
-def _inflater(encoding: bytes) -> zlib._Decompress | None:
-    match encoding.lower():
-        case b"" | b"identity":
-            return None
-        case b"gzip" | b"x-gzip" | b"deflate":
-            return _new_inflater()
-        case other:
-            raise Broken(f"the answer is encoded as {other.decode('latin-1')!r}, which was not asked for")
-
-
-def _new_inflater() -> zlib._Decompress:
-    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip and zlib apart by their headers
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")

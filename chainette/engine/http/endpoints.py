@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ __all__ = ["Address", "BasePath", "Endpoint", "Pool", "address", "shown"]
 
 #: Completes the path of a base URL as the protocol requires.
 BasePath = Callable[[str], str]
+
+_SLASHES = re.compile("//+")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -46,8 +49,8 @@ class Address:
 
 def shown(text: str, base_path: BasePath = str) -> str:
     """A declared URL without user, password, query; environment variables unexpanded."""
-    parts = urlsplit(public_url(text))
-    path = parts.path if "${" in text else base_path(parts.path)
+    parts = urlsplit(public_url(text.strip()))
+    path = parts.path if "${" in text else base_path(_SLASHES.sub("/", parts.path))
     return parts._replace(path=path.rstrip("/")).geturl()
 
 
@@ -59,18 +62,18 @@ def address(engine: str, declared: str, base_path: BasePath = str) -> Address:
     """
     from yarl import URL
 
-    text = expand_secrets(declared)
+    text = expand_secrets(declared).strip()
     visible = shown(declared, base_path)
     try:
         parts = urlsplit(text)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", text):
             raise ValueError
         url = URL(text).with_user(None).with_fragment(None)
     except ValueError:
         raise EngineConfigError(
             f"engine {engine!r}: endpoint {visible!r} is not a URL that can be asked; write http://HOST:PORT or https://HOST"
         ) from None
-    url = url.with_path(base_path(parts.path).rstrip("/") or "/", encoded=True, keep_query=True)
+    url = url.with_path(base_path(_SLASHES.sub("/", parts.path)).rstrip("/") or "/", encoded=True, keep_query=True)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     token = base64.b64encode(f"{user}:{password}".encode()).decode()
     values = [password or user, *(value for _, value in parse_qsl(parts.query))]
@@ -87,8 +90,8 @@ class Endpoint:
         self.in_flight = 0
         #: Number of requests it got, so that equal endpoints take turns.
         self.given = 0
-        #: The time until which the server asked for no requests.
-        self.held_until = 0.0
+        #: The time until which it gets no requests, and until which the server asked for none.
+        self.held_until = self.asked_until = 0.0
         #: Why it last failed.
         self.words = ""
 
@@ -163,8 +166,11 @@ class Pool:
             endpoint.breaker.trip()
 
     def hold(self, endpoint: Endpoint, seconds: float) -> None:
-        """Sends an endpoint nothing for as long as it asked."""
-        endpoint.held_until = max(endpoint.held_until, self._timing.clock() + seconds)
+        """Sends an endpoint nothing for as long as it asked, or for a little more than the patience: present requests then give
+        up at once, and later ones find out whether it still asks for so long."""
+        now = self._timing.clock()
+        endpoint.asked_until = max(endpoint.asked_until, now + seconds)
+        endpoint.held_until = max(endpoint.held_until, now + min(seconds, self._policy.patience + 1))
 
     async def ready(self, asked_at: float) -> None:
         """Waits until some endpoint may take a request.
@@ -207,5 +213,5 @@ class Pool:
 
     def _said(self, endpoint: Endpoint, now: float) -> str:
         if endpoint.held_until > now:
-            return f"{endpoint.address.shown} asked to wait {endpoint.held_until - now:.0f} s ({endpoint.words})"
+            return f"{endpoint.address.shown} asked to wait {endpoint.asked_until - now:.0f} s ({endpoint.words})"
         return f"{endpoint.address.shown}: {endpoint.words or 'a try is under way'}"

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -33,8 +34,8 @@ class Answer(msgspec.Struct, frozen=True):
 
     status: int
     data: bytes
-    retry_after: str | None
-    location: str | None
+    #: By their names in lower case; none of a 200, which nobody needs.
+    headers: Mapping[str, str]
 
 
 class Carrier(Protocol):
@@ -58,19 +59,22 @@ class Carrier(Protocol):
 
 
 class Body:
-    """A body that arrives in parts: bounded, and passed on line by line."""
+    """A body that arrives in parts, compressed or not: bounded, and passed on line by line.
 
-    def __init__(self, on_line: OnLine | None) -> None:
+    Raises:
+        Broken: the body is larger than MOST_BYTES, or not compressed as `encoding` says.
+    """
+
+    def __init__(self, encoding: str, on_line: OnLine | None) -> None:
         self._parts: list[bytes] = []
         self._size = 0
+        self._inflater = _inflater(encoding)
         self._lines = _Lines(on_line) if on_line is not None else None
 
     def feed(self, part: bytes) -> None:
-        """Takes in the next part.
-
-        Raises:
-            Broken: the body is larger than MOST_BYTES.
-        """
+        """Takes in the next part."""
+        if self._inflater is not None:
+            part = self._inflated(part)
         self._size += len(part)
         if self._size > MOST_BYTES:
             raise Broken(f"the answer is larger than {MOST_BYTES >> 20} MiB")
@@ -80,9 +84,41 @@ class Body:
 
     def whole(self) -> bytes:
         """All parts joined, at the end of the body."""
+        if self._inflater is not None and self._parts and not self._inflater.eof:
+            raise Broken("the compressed answer ended too early")
         if self._lines is not None:
             self._lines.end()
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def _inflated(self, part: bytes) -> bytes:
+        """The part decompressed. Compressed streams may follow each other (RFC 1952, 2.2)."""
+        assert self._inflater is not None
+        pieces: list[bytes] = []
+        most = MOST_BYTES - self._size + 1
+        try:
+            while part and most > 0:
+                if self._inflater.eof:
+                    self._inflater = _new_inflater()
+                pieces.append(self._inflater.decompress(part, most))
+                most -= len(pieces[-1])
+                part = self._inflater.unused_data
+        except zlib.error as error:
+            raise Broken(f"not compressed as it says: {error}") from None
+        return b"".join(pieces)
+
+
+def _inflater(encoding: str) -> zlib._Decompress | None:
+    match encoding.strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip" | "deflate":
+            return _new_inflater()
+        case other:
+            raise Broken(f"the answer is encoded as {other!r}, which was not asked for")
+
+
+def _new_inflater() -> zlib._Decompress:
+    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip and zlib apart by their headers
 
 
 class _Lines:

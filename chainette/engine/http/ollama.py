@@ -80,7 +80,7 @@ class OllamaEngine(Engine):
         """
         reply = await self._transport.open()
         try:
-            model = self._find(reply)
+            model = _Model(self._config.model) if reply is None else self._find(reply)
         except BaseException:
             await self.close()
             raise
@@ -113,6 +113,8 @@ class OllamaEngine(Engine):
         Raises:
             EngineRefused: it is not there.
         """
+        if reply.status in (401, 403):  # a key may be good for questions alone
+            return _Model(self._config.model)
         if reply.status != 200:
             raise self._transport.refusal(reply)
         name = self._config.model
@@ -135,6 +137,7 @@ class OllamaEngine(Engine):
         return Protocol(
             ready_path="/api/tags",
             ask_path="/api/chat",
+            hello=msgspec.json.encode({"model": self._config.model, "messages": [], "stream": False}),  # loads the model
             capacity=8,
             endpoint="http://127.0.0.1:11434",
             start_hint="start it with `ollama serve`, or correct the engine's endpoint",

@@ -27,6 +27,7 @@ from chainette.engine.http.strict_schema import strict_subset
 from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Protocol, Transport
 from chainette.errors import EngineConfigError
+from chainette.records import Message
 
 __all__ = ["OpenAIEngine", "OpenAIOptions", "base_path", "chat_body"]
 
@@ -89,11 +90,10 @@ class OpenAIEngine(Engine):
         return self._transport.obstacles()
 
     async def open(self) -> None:
-        """Reads the key and waits until an endpoint answers `GET /models`; a 404 there is an answer too.
+        """Reads the key and waits until an endpoint answers `GET /models`, or a question if that gets no answer.
 
         Raises:
             EngineConfigError: the key's environment variable is not set, or an endpoint is not a URL.
-            EngineRefused: the key is refused.
             EngineUnavailable: nothing answered within the startup timeout.
         """
         reply = await self._transport.open()
@@ -165,6 +165,7 @@ class OpenAIEngine(Engine):
         return Protocol(
             ready_path="/models",
             ask_path=_OPERATION,
+            hello=msgspec.json.encode({"model": self._config.model, "messages": [Message("user", "Hi")], "max_tokens": 1}),
             capacity=64,
             endpoint=f"https://{_OFFICIAL}/v1",
             start_hint="start the server, or correct the engine's endpoint",
@@ -236,10 +237,10 @@ def _sampling(sampling: SamplingParams, official: bool) -> dict[str, Any]:
     }
 
 
-def _served_model(reply: Reply, model: str) -> str:
+def _served_model(reply: Reply | None, model: str) -> str:
     """The server's name for the model: the declared name if the server lists it, or its only one."""
     try:
-        names = [each.id for each in _decode_models(reply.data).data] if reply.status == 200 else []
+        names = [each.id for each in _decode_models(reply.data).data] if reply is not None and reply.status == 200 else []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     return model if model in names else names[0] if len(names) == 1 else ""

@@ -34,6 +34,8 @@ _log = logging.getLogger("chainette")
 _TRIES_BEFORE_WARNING = 5
 #: Seconds between readiness checks: the first pause, and the longest.
 _CHECK_PAUSE = 0.2, 5.0
+#: The most seconds that a question may take which is asked because the readiness request got no answer.
+_LONGEST_HELLO = 60.0
 #: Timeouts in a row, while other requests are answered, that make them the request's own.
 _LONE_TIMEOUTS = 2
 #: The cost of a request before its first token, in tokens, so that short answers compare with long ones.
@@ -53,6 +55,8 @@ class Protocol:
 
     ready_path: str
     ask_path: str
+    #: The smallest question.
+    hello: bytes
     #: The default number of concurrent requests.
     capacity: int
     #: The default endpoint.
@@ -117,12 +121,13 @@ class Transport:
         """See `Engine.obstacles`."""
         return self._client.obstacles(self._endpoints(), self._protocol.base_path, self._protocol.default_keys)
 
-    async def open(self) -> Reply:
-        """Waits until an endpoint answers; returns its reply to the readiness request.
+    async def open(self) -> Reply | None:
+        """Waits until an endpoint answers; returns its reply to the readiness request, None if it answers only questions.
+
+        A refusal is an answer: some servers list their models for nobody, and a key may be good for questions alone.
 
         Raises:
             EngineConfigError: an environment variable is missing, or an endpoint is not a URL.
-            EngineRefused: the key is refused.
             EngineUnavailable: nothing answered within the startup timeout.
         """
         await self.close()
@@ -158,7 +163,8 @@ class Transport:
     def refusal(self, reply: Reply) -> EngineRefused:
         """The error for a status that every request would get. Omits the text of a 401, which often quotes the key."""
         said = "" if reply.status == 401 else self._client.hide(first_words(reply.data))
-        moved = f" and points to {self._client.hide(reply.location.partition('?')[0])}" if reply.location else ""
+        location = reply.headers.get("location", "").partition("?")[0]
+        moved = f" and points to {self._client.hide(location)}" if location else ""
         return EngineRefused(
             f"engine {self._config.name!r}: {reply.shown} answered {reply.status}{moved}{said and f' ({said})'}; "
             f"{self._protocol.refusal_hint(reply.status)}"
@@ -240,7 +246,7 @@ class Transport:
         fault = fault_of(reply.status, reply.data)
         if fault is None:
             raise self.refusal(reply)
-        wait = retry_after(reply.retry_after, self._timing.wall())
+        wait = retry_after(reply.headers, self._timing.wall())
         return Failure(fault, f"{reply.shown} answered {reply.status}{said and f' ({said})'}", wait)
 
     def _read(self, reply: Reply, read: Reader, seconds: float) -> Completion | Failure:
@@ -272,15 +278,14 @@ class Transport:
         policy = self._policy
         await self._timing.sleep(full_jitter(self._timing.random(), tries.failed, policy.backoff, policy.backoff_cap))
 
-    async def _wait_until_ready(self) -> Reply:
+    async def _wait_until_ready(self) -> Reply | None:
         started, limit = self._timing.clock(), self._config.startup_timeout
         attempt = 0
         while True:
             attempt += 1
             left = max(0.1, limit - (self._timing.clock() - started))
-            checks = await self._check_all(min(left, self._policy.connect_timeout))
-            ready = [check for check in checks if isinstance(check, Reply) and check.status < 500]
-            if ready:
+            checks = await self._check_all(left)
+            if ready := [check for check in checks if _is_up(check)]:
                 return self._first_of(ready)
             if attempt == _TRIES_BEFORE_WARNING:
                 _log.warning("engine %r is not ready: %s; trying for up to %g s", self._config.name, self._said(checks), limit)
@@ -290,19 +295,26 @@ class Transport:
             await self._timing.sleep(pause)
 
     async def _check_all(self, seconds: float) -> list[Reply | Failure]:
-        path = self._protocol.ready_path
-        return await together([self._client.send(endpoint, path, None, seconds) for endpoint in self.pool.endpoints])
+        return await together([self._check(endpoint, seconds) for endpoint in self.pool.endpoints])
 
-    def _first_of(self, ready: Sequence[Reply]) -> Reply:
-        """The first answer; endpoints without an answer are ejected until they give one."""
-        for reply in ready:
-            if reply.status in (401, 403):
-                raise self.refusal(reply)
-        answered = [reply.endpoint for reply in ready]
+    async def _check(self, endpoint: Endpoint, seconds: float) -> Reply | Failure:
+        """An endpoint's reply to the readiness request or, if that gets none, to a question."""
+        longest = min(seconds / 3, self._policy.connect_timeout)
+        check = await self._client.send(endpoint, self._protocol.ready_path, None, longest)
+        if _is_up(check) or (isinstance(check, Failure) and check.fault is Fault.UNREACHABLE):
+            return check
+        longest = min(seconds / 2, _LONGEST_HELLO)
+        answer = await self._client.send(endpoint, self._protocol.ask_path, self._protocol.hello, longest)
+        return answer if _is_up(answer) else check
+
+    def _first_of(self, ready: Sequence[Reply | Failure]) -> Reply | None:
+        """The first reply to the readiness request; endpoints that are not ready are ejected until they answer."""
+        replies = [check for check in ready if isinstance(check, Reply)]
+        answered = [reply.endpoint for reply in replies]
         for endpoint in self.pool.endpoints:
             if endpoint not in answered:
                 self.pool.eject(endpoint, "not ready when the engine opened")
-        return ready[0]
+        return next((reply for reply in replies if reply.shown.endswith(self._protocol.ready_path)), None)
 
     def _never_ready(self, checks: Sequence[Reply | Failure], seconds: float, attempts: int) -> EngineUnavailable:
         return EngineUnavailable(
@@ -318,3 +330,8 @@ class Transport:
 
     def _endpoints(self) -> tuple[str, ...]:
         return self._config.endpoint or (self._protocol.endpoint,)
+
+
+def _is_up(check: Reply | Failure) -> bool:
+    """Whether a server answered: anything but a failure of its own."""
+    return isinstance(check, Reply) and check.status < 500

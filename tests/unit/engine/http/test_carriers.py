@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +26,7 @@ from chainette.engine.http.replies import Failure, Fault
 from chainette.engine.http.timing import Policy, Timing
 from chainette.utils.event_loop import run_loop
 from tests.support.patience import LONG
+from tests.support.web_proxy import web_proxy
 
 pytestmark = pytest.mark.usefixtures("carrier")
 
@@ -367,7 +369,7 @@ def tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
     openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     made = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    named = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    named = ["-addext", "subjectAltName=DNS:localhost,DNS:llm.example", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*made.split(), *named], check=True, capture_output=True)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
@@ -423,3 +425,65 @@ def test_no_proxy_is_asked_for_this_machine_or_for_hosts_in_no_proxy(exception: 
             assert "127.0.0.1:9" not in (await asking.failure()).words
 
     run(main())
+
+
+def test_compressed_bytes_are_not_inflated_beyond_the_limit() -> None:
+    """2 GB of zeros in 2 MB: the memory never holds more than the limit."""
+    bomb = gzip.compress(bytes(MOST_BYTES), 1) * 32
+
+    async def main() -> None:
+        async with serving(Raw(ok(bomb, "Content-Encoding: gzip"))) as raw, Asking(raw.url) as asking:
+            tracemalloc.start()
+            failure = await asking.failure()
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert "larger than 64 MiB" in failure.words
+        assert peak < 2 * MOST_BYTES
+
+    run(main())
+
+
+@pytest.mark.parametrize("part", [b" ", b": ping\n\n", b"2\r\nab\r\n"], ids=["blanks", "comments", "chunks"])
+def test_an_answer_that_drips_is_cut_off_when_its_time_is_over(part: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" if b"ab" in part else b"HTTP/1.1 200 OK\r\n\r\n"
+    gone = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        with suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        gone.set()
+
+    async def main() -> None:
+        server = await asyncio.start_server(drip, "127.0.0.1", 0)
+        async with Asking(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as asking:
+            assert (await asking.failure(0.2)).fault is Fault.TIMEOUT
+            await gone.wait()
+        server.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_requests_go_through_a_real_proxy_in_another_process(
+    scheme: str, tls: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, certificate = tls
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+    async def main() -> int:
+        async with serving(Raw(ok(b"whole!")), tls=context if scheme == "https" else None) as raw:
+            port = int(raw.url.rpartition(":")[2].partition("/")[0])
+            async with Asking(f"{scheme}://llm.example:{port}/v1") as asking:
+                assert [await asking.data() for _ in range(2)] == [b"whole!"] * 2
+        return port
+
+    with web_proxy() as proxy:
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", proxy.url)
+        port = run_loop(asyncio.wait_for, main(), LONG)
+    asked = f"CONNECT llm.example:{port} " if scheme == "https" else f"POST http://llm.example:{port}/v1/ask "
+    assert proxy.asked[0].startswith(asked)

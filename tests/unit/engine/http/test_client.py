@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
+from chainette.engine.http.endpoints import address
 from chainette.engine.http.openai import OpenAIEngine
 from chainette.errors import EngineConfigError, EngineRefused, EngineUnavailable
 from tests.support.patience import LONG
+from tests.support.slow_server import SlowServer
 
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Http
@@ -155,3 +158,86 @@ def test_a_proxy_that_is_not_http_is_refused_before_the_run(http: Http, monkeypa
     monkeypatch.setenv("http_proxy", "socks5://proxy.example:1080")
     [obstacle] = http.make("http://llm.example").obstacles()
     assert "HTTP_PROXY names a socks5 proxy" in obstacle and "add llm.example to NO_PROXY" in obstacle
+
+
+@pytest.mark.parametrize("name", ["X Token", "", "X:Token", "X-Tökén", "X\n", "(x)"])
+def test_a_name_that_no_header_has_is_refused_before_the_run(http: Http, name: str) -> None:
+    [obstacle] = http.make("http://llm.example", headers={name: "1"}).obstacles()
+    assert f"{name!r} is not a name of a header" in obstacle
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "CONNECTION", "Upgrade", "Expect", "TE"])
+def test_a_header_of_the_connection_is_refused_before_the_run(http: Http, name: str) -> None:
+    [obstacle] = http.make("http://llm.example", headers={name: "5"}).obstacles()
+    assert f"the header {name!r} belongs to the connection; remove it" in obstacle
+
+
+def test_a_key_may_end_in_a_line_break(http: Http, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T_KEY", " sk-top-secret\r\n")
+
+    async def main() -> None:
+        async def answer(asked: Any) -> web.Response:
+            return http.good(asked.headers["Authorization"])
+
+        async with serve(answer) as server:
+            engine = http.make(server.url, api_key_env="T_KEY")
+            await engine.open()
+            [completion] = await engine.generate([http.ask()])
+            await engine.close()
+        assert completion.text == "Bearer sk-top-secret"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("url", "listed", "direct"),
+    [
+        ("http://llm.example", "", False),
+        ("http://llm.example", "*", True),
+        ("http://llm.example", "llm.example", True),
+        ("http://llm.example", "LLM.example", True),
+        ("http://llm.example", "other.example, .example", True),
+        ("http://llm.example", "example", True),
+        ("http://llm.example", "ample", False),
+        ("http://llm.example:8000", "llm.example:8000", True),
+        ("http://llm.example:8001", "llm.example:8000", False),
+        ("http://10.1.2.3", "10.1.2.3", True),
+        ("http://10.1.2.3:8000", "192.168.0.0/16,10.0.0.0/8", True),
+        ("http://11.1.2.3", "10.0.0.0/8", False),
+        ("http://[fd00::1]:8000", "fd00::/8", True),
+        ("http://127.0.0.1:8000", "", True),
+        ("http://localhost:8000", "", True),
+        ("http://[::1]:8000", "", True),
+    ],
+)
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_no_proxy_lists_hosts_domains_ports_and_networks(
+    http: Http, variable: str, url: str, listed: str, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", listed)
+    client = http.make(url)._transport._client
+    assert client._proxy(address("llm", url)) == (None if direct else "http://proxy.example:3128")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_engine_that_was_left_open_on_a_closed_loop_can_be_used_and_closed(http: Http) -> None:
+    server = SlowServer(_echo)
+    with server:
+        engine = http.make(server.url)
+
+        async def use() -> None:
+            await engine.open()
+            [completion] = await engine.generate([http.ask("hello")])
+            assert completion.text == "hello"
+
+        run(use())
+        run(use())
+        run(engine.close())
+        run(engine.close())
+    del engine, use
+    gc.collect()  # the loop that was closed first left sockets behind, which warn when they go
+
+
+async def _echo(text: str) -> str:
+    return text

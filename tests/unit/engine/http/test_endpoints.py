@@ -11,8 +11,10 @@ import pytest
 from aiohttp import web
 
 from chainette.engine.http.breaker import State
+from chainette.engine.http.endpoints import address
+from chainette.engine.http.openai import base_path
 from chainette.engine.http.timing import Policy
-from chainette.errors import EngineUnavailable
+from chainette.errors import EngineConfigError, EngineUnavailable
 from tests.support.patience import LONG
 
 if TYPE_CHECKING:
@@ -122,8 +124,12 @@ def test_a_server_that_asks_for_an_hour_is_not_waited_for(http: Http, serve: Any
             await engine.open()
             with pytest.raises(EngineUnavailable, match=r"asked to wait 3600 s \(.*daily limit\)"):
                 await engine.generate([http.ask()])
+            assert len(server.asked) == 1
+            fake_time.now += Policy.patience + 2
+            with pytest.raises(EngineUnavailable, match="asked to wait 3600 s"):
+                await engine.generate([http.ask()])
+            assert len(server.asked) == 2
             await engine.close()
-        assert len(server.asked) == 1
 
     run(main())
 
@@ -206,7 +212,7 @@ def test_open_waits_while_the_server_is_still_loading(http: Http, serve: Any, fa
         states = [503, 503, 200]
 
         async def answer(asked: Any) -> web.Response:
-            return http.good()
+            return http.bad(503) if states else http.good()
 
         async with serve(answer, lambda: web.json_response({"data": []}, status=states.pop(0))) as server:
             engine = http.make(server.url, time=fake_time)
@@ -235,3 +241,74 @@ def test_a_request_to_an_engine_that_is_closed_is_an_error_and_closing_twice_is_
             await engine.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 429, 500, 501, 503, 599])
+def test_an_engine_opens_if_questions_are_answered_whatever_becomes_of_the_list_of_models(
+    http: Http, serve: Any, status: int
+) -> None:
+    async def main() -> None:
+        async def answer(asked: Any) -> web.Response:
+            return http.good("yes")
+
+        async with serve(answer, lambda: web.json_response({"error": "no"}, status=status)) as server:
+            engine = http.make(server.url)
+            await engine.open()
+            [completion] = await engine.generate([http.ask()])
+            await engine.close()
+        assert completion.text == "yes"
+        assert len(server.asked) == (2 if status >= 500 else 1)
+
+    run(main())
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_an_engine_opens_although_the_list_of_models_hangs_or_breaks_off(http: Http, hangs: bool) -> None:
+    async def main() -> None:
+        async def handle(request: web.Request) -> web.Response:
+            if request.method == "GET":
+                await asyncio.sleep(LONG if hangs else 0)
+                assert request.transport is not None
+                request.transport.abort()
+            return http.good("yes")
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        engine = http.make(f"http://127.0.0.1:{runner.addresses[0][1]}", policy=Policy(connect_timeout=0.1))
+        await engine.open()
+        [completion] = await engine.generate([http.ask()])
+        await engine.close()
+        await runner.cleanup()
+        assert completion.text == "yes"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("declared", "url"),
+    [
+        (" http://h:8000/v1 ", "http://h:8000/v1"),
+        ("http://h:8000/v1\n", "http://h:8000/v1"),
+        ("http://h:8000//v1//", "http://h:8000/v1"),
+        ("http://h:8000/v1//chat/completions/", "http://h:8000/v1"),
+        ("http://h:8000//", "http://h:8000/v1"),
+        ("HTTP://H:8000/v1", "http://h:8000/v1"),
+        ("${T_URL}", "http://h:8000/v1"),
+    ],
+)
+def test_an_endpoint_may_have_blanks_around_it_and_slashes_twice(
+    declared: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T_URL", " http://h:8000//v1/ \n")
+    assert str(address("llm", declared, base_path).url) == url
+
+
+@pytest.mark.parametrize(
+    "declared", ["", " ", "http://", "http:// h/v1", "http://h:8000 /v1", "http://h/v 1", "http://h:x/v1", "h:80"]
+)
+def test_an_endpoint_that_is_no_url_is_refused(declared: str) -> None:
+    with pytest.raises(EngineConfigError, match="is not a URL that can be asked"):
+        address("llm", declared, base_path)

@@ -253,19 +253,6 @@ def test_a_refused_key_or_model_names_the_engine_the_url_and_what_to_do(
     assert "sk-secret" not in said
 
 
-def test_a_key_refused_at_the_start_refuses_the_engine_and_leaves_no_connection(serve: Any) -> None:
-    async def reply(asked: Any) -> web.Response:
-        return answer({"content": "{}"})
-
-    async def main() -> None:
-        async with serve(reply, lambda: web.Response(status=401, text="who are you?")) as server:
-            engine = OpenAIEngine(make_config("llama", "m", "openai", endpoint=server.url))
-            with pytest.raises(EngineRefused, match=r"/v1/models answered 401; the server wants a key: .* api_key_env"):
-                await engine.open()
-
-    run(main())
-
-
 def test_a_server_without_a_models_page_is_ready(serve: Any) -> None:
     async def reply(asked: Any) -> web.Response:
         return answer({"content": "{}"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
@@ -109,12 +110,54 @@ def test_a_server_that_goes_away_is_said_once_per_silence(
     assert said[0].startswith("engine 'llama' does not answer: http://127.0.0.1:")
 
 
-def test_retry_after_reads_seconds_and_dates_and_nothing_else() -> None:
-    assert retry_after("1.5", 0.0) == 1.5
-    assert retry_after(formatdate(100, usegmt=True), 40.0) == 60.0
-    assert retry_after(formatdate(100, usegmt=True), 400.0) == 0.0
-    assert retry_after("soon", 0.0) is None
-    assert retry_after(None, 0.0) is None
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": " 2s "}, 2.0),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "86401"}, 86400.0),
+        ({"retry-after": "9" * 30}, 86400.0),
+        ({"retry-after": "9" * 400}, None),
+        ({"retry-after": formatdate(100, usegmt=True)}, 60.0),
+        ({"retry-after": formatdate(100)}, 60.0),
+        ({"retry-after": "Thu, 01 Jan 1970 02:01:40 +0200"}, 60.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:01:40"}, 60.0),
+        ({"retry-after": "Thu Jan  1 00:01:40 1970"}, 60.0),
+        ({"retry-after": "Thursday, 01-Jan-70 00:01:40 GMT"}, 60.0),
+        ({"retry-after": "1970-01-01T00:01:40Z"}, 60.0),
+        ({"retry-after": "1970-01-01T00:01:40"}, 60.0),
+        ({"retry-after": formatdate(10, usegmt=True)}, 0.0),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86400.0),
+        ({"retry-after": "Fri, 31 Dec 99999 23:59:59 GMT"}, None),
+        ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5),
+        ({"x-ms-retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "2"}, 2.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e9"}, None),
+        ({"retry-after": "1_0"}, None),
+        ({"retry-after": "\u0663"}, None),
+        ({"retry-after": ""}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_every_form_and_never_exceeds_a_day(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers, 40.0) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_a_date_without_a_zone_is_utc_wherever_the_computer_is(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert retry_after({"retry-after": "Thu Jan  1 00:01:40 1970"}, 40.0) == 60.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_500s_are_tried_again_with_growing_pauses(http: Http, serve: Any, fake_time: Any) -> None:
