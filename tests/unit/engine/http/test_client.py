@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
+from chainette.engine.base import Request
 from chainette.engine.http.endpoints import address
 from chainette.engine.http.openai import OpenAIEngine
 from chainette.errors import EngineConfigError, EngineRefused, EngineUnavailable
@@ -222,21 +223,21 @@ def test_no_proxy_lists_hosts_domains_ports_and_networks(
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_engine_that_was_left_open_on_a_closed_loop_can_be_used_and_closed(http: Http) -> None:
-    server = SlowServer(_echo)
-    with server:
-        engine = http.make(server.url)
-
-        async def use() -> None:
-            await engine.open()
-            [completion] = await engine.generate([http.ask("hello")])
-            assert completion.text == "hello"
-
-        run(use())
-        run(use())
-        run(engine.close())
-        run(engine.close())
-    del engine, use
+    with SlowServer(_echo) as server:
+        _use_on_two_loops(http.make(server.url), http.ask("hello"))
     gc.collect()  # the loop that was closed first left sockets behind, which warn when they go
+
+
+def _use_on_two_loops(engine: OpenAIEngine, request: Request) -> None:
+    async def use() -> None:
+        await engine.open()
+        [completion] = await engine.generate([request])
+        assert completion.text == "hello"
+
+    for _ in range(2):
+        run(use())
+    for _ in range(2):
+        run(engine.close())
 
 
 async def _echo(text: str) -> str:
