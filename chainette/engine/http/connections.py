@@ -10,7 +10,7 @@ import asyncio
 import select
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from httptools import HttpResponseParser
 
 __all__ = ["Connections"]
+
+Callback = Callable[..., None]
 
 #: Seconds after which an idle connection is not used again; servers and middleboxes drop them silently.
 _IDLE = 15.0
@@ -117,6 +119,20 @@ class Connections(Carrier):
         return system_tls() if self._where.url.scheme == "https" else None
 
 
+def _kept(callback: Callback) -> Callback:
+    """Keeps what a callback raises. The parser's own error does not name it if another exception is being handled, as in a run
+    that begins inside an `except`."""
+
+    def kept(self: _Connection, *arguments: bytes) -> None:
+        try:
+            callback(self, *arguments)
+        except BaseException as error:
+            self._raised = error
+            raise
+
+    return kept
+
+
 class _Connection(asyncio.Protocol):
     """One connection. The `on_...` methods are called by the parser."""
 
@@ -127,6 +143,8 @@ class _Connection(asyncio.Protocol):
 
         self._parser: HttpResponseParser = HttpResponseParser(self)
         self._answer: asyncio.Future[Answer] | None = None
+        #: By a callback of the parser.
+        self._raised: BaseException | None = None
         self.loop = asyncio.get_running_loop()
         self.idle_since = 0.0
 
@@ -183,7 +201,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
-            self.fail(error.__context__ or error)
+            self.fail(self._raised or error)
         except HttpParserError as error:
             self.fail(Broken(f"not HTTP: {error}"))
         except HttpParserUpgrade:
@@ -205,6 +223,7 @@ class _Connection(asyncio.Protocol):
 
     # -- of httptools
 
+    @_kept
     def on_message_begin(self) -> None:
         if self._answer is None or self._answer.done():
             raise Broken("a second answer to one request")  # the next request must not get the rest of it
@@ -213,15 +232,18 @@ class _Connection(asyncio.Protocol):
         if self._body is None:  # not a trailer
             self._headers[name.lower()] = value
 
+    @_kept
     def on_headers_complete(self) -> None:
         self._keep = self._parser.should_keep_alive()
         on_line = self._on_line if self._parser.get_status_code() == 200 else None
         self._body = Body(_text(self._headers.get(b"content-encoding", b"")), on_line)
 
+    @_kept
     def on_body(self, part: bytes) -> None:
         assert self._body is not None
         self._body.feed(part)
 
+    @_kept
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:  # an interim answer, say 103 Early Hints

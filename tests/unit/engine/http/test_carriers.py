@@ -190,6 +190,17 @@ def test_an_answer_that_is_not_whole_or_too_large_is_broken(answer: bytes, words
     run(main())
 
 
+def test_an_answer_that_is_too_large_is_broken_although_the_run_began_inside_an_except() -> None:
+    async def main() -> None:
+        async with serving(Raw(ok(bytes(MOST_BYTES + 1)), close=True)) as raw, Asking(raw.url) as asking:
+            assert "larger than 64 MiB" in (await asking.failure()).words
+
+    try:
+        raise LookupError("another one")
+    except LookupError:
+        run(main())
+
+
 def test_lines_are_told_as_they_come_and_an_error_of_the_listener_is_raised_itself() -> None:
     class Stop(Exception):
         pass
