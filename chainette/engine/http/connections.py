@@ -201,7 +201,10 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
-            self.fail(self._raised or error)
+            raised, self._raised = self._raised, None
+            if isinstance(raised, Broken):
+                raised.__traceback__ = None  # it leads back here and would keep the body in memory
+            self.fail(raised or error)
         except HttpParserError as error:
             self.fail(Broken(f"not HTTP: {error}"))
         except HttpParserUpgrade:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ssl
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -16,6 +16,9 @@ __all__ = ["MOST_BYTES", "Answer", "Body", "Broken", "Carrier", "OnLine", "Unrea
 
 #: The largest body that is read, also after decompression.
 MOST_BYTES = 64 << 20
+
+#: Bytes that are decompressed at once.
+_PIECE = 1 << 20
 
 #: Called with each line of a streamed answer as it arrives, without its line end.
 OnLine = Callable[[bytes], None]
@@ -73,14 +76,14 @@ class Body:
 
     def feed(self, part: bytes) -> None:
         """Takes in the next part."""
-        if self._inflater is not None:
-            part = self._inflated(part)
-        self._size += len(part)
-        if self._size > MOST_BYTES:
-            raise Broken(f"the answer is larger than {MOST_BYTES >> 20} MiB")
-        self._parts.append(part)
-        if self._lines is not None:
-            self._lines.feed(part)
+        for piece in (part,) if self._inflater is None else self._inflated(part):
+            self._size += len(piece)
+            if self._size > MOST_BYTES:
+                self._parts.clear()  # the error's traceback would keep them
+                raise Broken(f"the answer is larger than {MOST_BYTES >> 20} MiB")
+            self._parts.append(piece)
+            if self._lines is not None:
+                self._lines.feed(piece)
 
     def whole(self) -> bytes:
         """All parts joined, at the end of the body."""
@@ -90,21 +93,21 @@ class Body:
             self._lines.end()
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
-    def _inflated(self, part: bytes) -> bytes:
-        """The part decompressed. Compressed streams may follow each other (RFC 1952, 2.2)."""
+    def _inflated(self, part: bytes) -> Iterator[bytes]:
+        """The part decompressed, piece by piece. Compressed streams may follow each other (RFC 1952, 2.2)."""
         assert self._inflater is not None
-        pieces: list[bytes] = []
-        most = MOST_BYTES - self._size + 1
+        piece = b""
         try:
-            while part and most > 0:
+            while part or len(piece) == _PIECE:  # a full piece may leave some output behind
                 if self._inflater.eof:
+                    if not part:
+                        return
                     self._inflater = _new_inflater()
-                pieces.append(self._inflater.decompress(part, most))
-                most -= len(pieces[-1])
-                part = self._inflater.unused_data
+                piece = self._inflater.decompress(part, _PIECE)
+                part = self._inflater.unconsumed_tail or self._inflater.unused_data
+                yield piece
         except zlib.error as error:
             raise Broken(f"not compressed as it says: {error}") from None
-        return b"".join(pieces)
 
 
 def _inflater(encoding: str) -> zlib._Decompress | None:
