@@ -41,7 +41,7 @@ def test_times_and_the_answer_of_a_server(serve: Any, http: Any) -> None:
 def test_a_wrong_key_and_an_unknown_model_say_what_to_do(serve: Any, http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_KEY", "sesame-1234")
     with pytest.raises(EngineRefused, match="LLM_KEY") as refused:
-        warm(serve, http.good(), ready=http.bad(401), api_key_env="LLM_KEY")
+        warm(serve, http.bad(401), ready=http.bad(401), api_key_env="LLM_KEY")
     assert "sesame" not in str(refused.value)
     with pytest.raises(EngineRefused, match="model 'm' is not there"):
         warm(serve, http.bad(404, "no such model"))
