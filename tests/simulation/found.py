@@ -21,6 +21,18 @@ FOUND = (
     Scenario(
         569, (Node("n2", "one", 265),), (1, 2, 5, 8), 1, "jsonl", 100, 1, 1, (Fault("queue", 54, "queue rolled back", 0.3),)
     ),
+    # a sink that lost Redis between the records of two roots took the first for opened
+    Scenario(
+        20040,
+        (Node("n1", "one", 579), Node("n2", "many", 958), Node("n3", "ask", 262, 2)),
+        (320, 501, 323, 484, 309),
+        2,
+        "jsonl",
+        3,
+        3,
+        1,
+        (Fault("queue", 48, "request late", 0.786), Fault("turn", 62, "main killed"), Fault("turn", 114, "main killed")),
+    ),
     # `--from` on a full disk kept the shards open that it had begun
     Scenario(
         117,

@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "killed before a disk call",
         "killed within a disk call",
         "killed after a disk call",
-        "power cut",
+        *("power cut",) * 4,  # without it fsync does nothing
     ),
     "engine": (
         "engine down",

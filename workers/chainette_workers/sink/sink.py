@@ -192,7 +192,7 @@ class Sink:
 
     def _opened(self, entries: list[Entry]) -> dict[int, Admitted]:
         """Roots of which this is the first entry, as they were admitted; without those that cannot be."""
-        opened = {}
+        opened, live = {}, {}
         for root in dict.fromkeys(entry.root for entry in entries if entry.root not in self._live):
             if self.writer.state.is_done(root):
                 continue
@@ -203,7 +203,8 @@ class Sink:
             opened[root] = admitted_as(root, record, durable)
             again = self.writer.durable(root) if durable is not None else None
             ids = self._input.ids(root)[: record.records]
-            self._live[root] = LiveRoot(self.plan, root, record.rows, again or Durable(), ids)
+            live[root] = LiveRoot(self.plan, root, record.rows, again or Durable(), ids)
+        self._live |= live  # all or none, as the writer: Redis may fail in between
         return opened
 
     def _accepted(self, entries: list[Entry]) -> tuple[list[Entry], dict[int, Aside]]:
