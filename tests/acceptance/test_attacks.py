@@ -44,7 +44,7 @@ class Site:
         return self.project.environment | {"CHAINETTE_REDIS_URL": self.fleet.urls[role]} | key
 
     def start(self, role: str, *words: str) -> subprocess.Popen[str]:
-        log = (self.project.path / f"{role}.log").open("w")
+        log = self._stack.enter_context((self.project.path / f"{role}.log").open("w"))
         process = self.project.start(role, *words, env=self.environment(role), stderr=log)
         self._stack.callback(process.communicate)
         self._stack.callback(process.kill)

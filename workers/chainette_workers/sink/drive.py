@@ -397,7 +397,7 @@ class Drive:
             except Lost:
                 closed = True  # somebody else's, or not there
             except redis.RedisError as error:
-                if not is_passing(error):
+                if not (is_passing(error) or is_damage(error)):  # a key of another type is deleted, so the next try works
                     raise
                 time.sleep(_LOOK)
             self.tend(closed)
