@@ -229,6 +229,7 @@ MUTATIONS = (
         _LOG,
         "            os.ftruncate(self._file, offset)\n            os.fsync(self._file)\n",
         "            pass\n",
+        "tests/integration/test_crash_recovery.py",
     ),
     Mutation("a write that failed stays in the log", _LOG, "            self._take_back(start, seq)\n", ""),
     Mutation(
@@ -236,6 +237,7 @@ MUTATIONS = (
         _WRITER,
         "        logged = self.record([event for _, _, event in sealed])\n        for stream, number, _ in sealed:\n            self._sealer.sweep(stream, number)\n",
         "        for stream, number, _ in sealed:\n            self._sealer.sweep(stream, number)\n        logged = self.record([event for _, _, event in sealed])\n",
+        "tests/integration/test_crash_recovery.py",
     ),
     Mutation(
         "a row is asked again from number 1 after a retry",
@@ -244,7 +246,11 @@ MUTATIONS = (
         "prompts.messages(row), 1)",
     ),
     Mutation(
-        "a retry counts its row twice", _FORK, "            taken=event.taken - gone,\n", "            taken=event.taken,\n"
+        "a retry counts its row twice",
+        _FORK,
+        "            taken=event.taken - gone,\n",
+        "            taken=event.taken,\n",
+        "tests/integration/test_retry.py",
     ),
     Mutation(
         "a retry leaves its root complete",
