@@ -15,7 +15,9 @@
         Undrawable          a simulated engine finds no answer that the output model accepts
         UnknownEngine       no engine is registered under that name
         EngineUnavailable   the engine does not answer now; the unit is tried again
-        EngineRefused       the engine answers, and will refuse every request (401, 404)
+          RequestsFailed    single requests got no answer; the engine may answer others
+          EngineRefused     the engine answers, and will refuse every request (401, 402)
+            DeclarationRefused  ... of one step, as the step is declared
       RunError
         RunDirectoryError   the output directory cannot be used
         RunDirectoryInUse   another process writes to it
@@ -33,7 +35,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -45,6 +47,7 @@ __all__ = [
     "ChainetteError",
     "DamagedRun",
     "DeclarationError",
+    "DeclarationRefused",
     "DiskError",
     "EngineConfigError",
     "EngineError",
@@ -60,6 +63,7 @@ __all__ = [
     "PluginError",
     "Problem",
     "RedisUnavailable",
+    "RequestsFailed",
     "RowsRejected",
     "RunCancelled",
     "RunDirectoryError",
@@ -175,9 +179,23 @@ class EngineUnavailable(EngineError):
     """The engine did not answer; nothing is known about the rows, so none is rejected."""
 
 
+class RequestsFailed(EngineUnavailable):
+    """Requests of some rows got no answer. That may be the rows' own fault, or the engine's."""
+
+    def __init__(self, words: str, rows: Collection[str], *, denied: bool) -> None:
+        self.rows = rows
+        #: Whether the engine answered that it will not, as it may to every request.
+        self.denied = denied
+        super().__init__(words)
+
+
 class EngineRefused(EngineUnavailable):
     """The endpoint refuses every request (bad key, unknown model). Waiting may help once someone
     fixes it; no row is rejected."""
+
+
+class DeclarationRefused(EngineRefused):
+    """The endpoint refuses every request of a step, for a setting in its declaration. Waiting does not help."""
 
 
 class RunError(ChainetteError):

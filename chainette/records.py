@@ -29,6 +29,7 @@ __all__ = [
     "Scope",
     "Source",
     "Spent",
+    "Unfinished",
     "Unit",
     "Usage",
     "child_id",
@@ -215,6 +216,18 @@ class Usage(msgspec.Struct, frozen=True):
     def spent(self) -> Spent:
         """The part of it that rows keep."""
         return Spent(self.prompt_tokens, self.completion_tokens, self.queued, self.seconds)
+
+
+class Unfinished(msgspec.Struct, frozen=True, array_like=True):
+    """What was done for a row that has not finished. It travels with the row when its unit is handed back."""
+
+    #: Asks that were answered, unusably, since the row was opened.
+    asks: int = 0
+    #: Failures of the next ask, as far as they count.
+    failures: int = 0
+    usage: Usage = Usage()
+    #: (bad answer, complaint) of these asks, which the next one repeats.
+    corrections: tuple[tuple[str, str], ...] = ()
 
 
 class Rejection(msgspec.Struct, frozen=True):

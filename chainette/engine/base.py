@@ -20,7 +20,19 @@ from chainette.utils.mistakes import advice
 if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig
 
-__all__ = ["Completion", "Delta", "Done", "Engine", "Finish", "Options", "Request", "SamplingParams", "Tell", "tell_whole"]
+__all__ = [
+    "Cause",
+    "Completion",
+    "Delta",
+    "Done",
+    "Engine",
+    "Finish",
+    "Options",
+    "Request",
+    "SamplingParams",
+    "Tell",
+    "tell_whole",
+]
 
 
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -110,6 +122,8 @@ class Request(msgspec.Struct, frozen=True):
     label: str = ""
     #: The class that the answer must be an instance of; it never leaves the process.
     model: type[BaseModel] | None = None
+    #: The endpoint at which it failed before (`Completion.by`): another one is preferred, and a failure says nothing new.
+    avoid: str = ""
 
 
 class Finish(StrEnum):
@@ -123,8 +137,22 @@ class Finish(StrEnum):
     REFUSED = "refused"
     #: the prompt does not fit the context; `error` holds the counts
     TOO_LONG = "too_long"
-    #: the engine failed this one request; `error` holds its message
+    #: the engine refuses this one request, and would again; `error` holds its message
     ERROR = "error"
+    #: no usable answer came, though another try may get one; `error` holds the engine's last words. Whose fault
+    #: it is shows only beside other requests (`run/evidence.py`).
+    FAILED = "failed"
+
+
+class Cause(StrEnum):
+    """Why no usable answer came."""
+
+    #: the server broke off, was silent, or sent something else than an answer
+    BROKEN = "broken"
+    #: the server says what a server under load says to anybody
+    BUSY = "busy"
+    #: the server will not answer this request, or any: 403 and its like
+    DENIED = "denied"
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -134,8 +162,19 @@ class Completion(msgspec.Struct, frozen=True):
     finish: Finish = Finish.STOP
     reasoning: str | None = None
     usage: Usage = Usage(requests=1)
-    #: The engine's words about this request, for REFUSED, TOO_LONG and ERROR.
+    #: The engine's words about this request, for REFUSED, TOO_LONG, ERROR and FAILED.
     error: str = ""
+    #: The endpoint that answered or failed; "" if the engine has only one.
+    by: str = ""
+    #: For FAILED: why another try may help, or may not.
+    cause: Cause | None = None
+    #: For ERROR and FAILED: what to change if every request ends like this, one clause.
+    hint: str = ""
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the engine would not take the request up."""
+        return self.finish is Finish.ERROR or self.cause is Cause.DENIED
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -179,6 +218,9 @@ class Engine(ABC):
 
     #: Whether it asks a server; one that loads the model in this process takes no `endpoint`.
     remote: ClassVar[bool] = True
+
+    #: Whether its server may refuse the way in which a step asks: a step's first requests then go ahead of the others.
+    may_refuse: ClassVar[bool] = False
 
     #: Whether its engines share the device with others unless they say `exclusive=False`.
     exclusive: ClassVar[bool] = False

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from chainette.engine.base import Completion, Delta, Engine, Finish, Request, SamplingParams
+from chainette.engine.base import Cause, Completion, Delta, Engine, Request, SamplingParams
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
-from chainette.errors import EngineError
+from chainette.engine.probe import ANSWERED, QUESTION
+from chainette.errors import EngineError, EngineRefused
 from chainette.records import Message
 
 __all__ = ["GpuMemory", "Warmth", "process_tree_memory", "warm_up"]
@@ -24,8 +25,6 @@ _SCHEMA = {
     "required": ["answer"],
     "additionalProperties": False,
 }
-_QUESTION = 'Why do people visit Paris? Answer in one sentence, as a JSON object: {"answer": "..."}'
-_ANSWERED = (Finish.STOP, Finish.LENGTH)
 
 
 class GpuMemory(msgspec.Struct, frozen=True):
@@ -61,16 +60,17 @@ async def warm_up(config: EngineConfig, patience: float) -> Warmth:
         engine = await engines.get(config.name)
         opened = time.perf_counter() - began
         first, seconds, completion = await _ask(engine)
-        if completion.finish not in _ANSWERED:
-            said = completion.error or "no reason given"
-            raise EngineError(f"engine {config.name!r} opened, and did not answer ({completion.finish}): {said}")
+        if completion.finish not in ANSWERED:
+            said = "; ".join(filter(None, (completion.error, completion.hint))) or "no reason given"
+            kind = EngineRefused if completion.cause is Cause.DENIED else EngineError
+            raise kind(f"engine {config.name!r} opened, and did not answer ({completion.finish}): {said}")
         memory, gpus = process_tree_memory(), _gpus()
         return Warmth(opened, first, seconds, completion, engine.capacity, engine.describe(), memory, gpus)
 
 
 async def _ask(engine: Engine) -> tuple[float, float, Completion]:
     """Seconds to the first piece and to the last, and the answer."""
-    request = Request((Message("user", _QUESTION),), SamplingParams(max_tokens=64), 1, _SCHEMA, "warmup", "warmup")
+    request = Request((Message("user", QUESTION),), SamplingParams(max_tokens=64), 1, _SCHEMA, "warmup", "warmup")
     pieces: list[float] = []
 
     def tell(_delta: Delta) -> None:

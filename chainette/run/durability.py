@@ -80,7 +80,8 @@ def count_rejects(watch: RejectWatch, entries: Sequence[Entry]) -> None:
     """
     for entry in entries:
         if isinstance(entry.message, Result):
-            watch.count(entry.message.node, entry.message.taken, len(entry.message.rejected))
+            result = entry.message
+            watch.count(result.node, result.taken, len(result.rejected), result.opened)
 
 
 def finished_roots(entries: Sequence[Entry]) -> list[int]:

@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 
 import anyio
@@ -35,8 +36,8 @@ class Lane:
     rests_until: float = 0.0
     #: When the engine's silence began; None while it answers.
     failing_since: float | None = None
-    #: Whether the engine ever answered.
-    answered: bool = False
+    #: When the engine last answered; -inf if it never did.
+    answered_at: float = -inf
     _failures: int = 0
     _ahead: deque[Claim] = field(default_factory=deque)
 
@@ -61,6 +62,10 @@ class Lane:
         return budget // 4 - sum(map(self.weight, self._ahead)) if ahead else budget - self.running
 
     @property
+    def has_answered(self) -> bool:
+        return self.answered_at > -inf
+
+    @property
     def idle(self) -> bool:
         return not self.running and not self._ahead
 
@@ -69,8 +74,8 @@ class Lane:
         return self.clock() < self.rests_until
 
     def succeed(self) -> None:
-        """The engine answered."""
-        self.failing_since, self._failures, self.answered = None, 0, True
+        """The engine answered, so it need not rest."""
+        self.failing_since, self.rests_until, self._failures, self.answered_at = None, 0.0, 0, self.clock()
 
     def fail(self, silent: float = 0.0) -> float:
         """The engine has not answered for `silent` seconds: it rests, longer each time. Returns seconds until the next try.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from chainette.errors import RunStopped
@@ -37,24 +38,45 @@ class Limits:
     max_reject_rate: float | None = None
 
 
+@dataclass
+class _Tally:
+    """The rows of one step."""
+
+    taken: int = 0
+    rejected: int = 0
+    #: Rows in flight of units that were committed in part.
+    open: int = 0
+
+
 class RejectWatch:
-    """Counts rows per step and stops a run that rejects too many."""
+    """Counts rows per step and stops a run that rejects too many.
+
+    Rejections come before slow good answers of the same unit. Rows still in flight of a unit with committed parts
+    therefore count as rows of the step; otherwise its first parts would look worse than the step is.
+    """
 
     def __init__(self, limit: float | None) -> None:
         self._limit = limit
-        self._counts: dict[str, tuple[int, int]] = {}
+        self._tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
 
-    def count(self, step: str, taken: int, rejected: int) -> None:
-        """Counts the outcome of one unit.
+    def begin(self) -> None:
+        """A new epoch: nothing is in flight."""
+        for tally in self._tallies.values():
+            tally.open = 0
+
+    def count(self, step: str, taken: int, rejected: int, opened: int = 0) -> None:
+        """Counts the rows of a commit. `opened` is the change in the rows in flight of units with committed parts.
 
         Raises:
             RunStopped: the step has reached the limit.
         """
-        before = self._counts.get(step, (0, 0))
-        taken, rejected = before[0] + taken, before[1] + rejected
-        self._counts[step] = (taken, rejected)
-        if self._limit is not None and taken >= _SAMPLE and rejected / taken >= self._limit:
+        tally = self._tallies[step]
+        tally.taken += taken
+        tally.rejected += rejected
+        tally.open += opened
+        rows = tally.taken + max(0, tally.open)
+        if self._limit is not None and tally.taken >= _SAMPLE and tally.rejected / rows >= self._limit:
             raise RunStopped(
-                f"step {step!r} rejected {rejected} of {taken} rows, which reaches --max-reject-rate {self._limit:g}; "
+                f"step {step!r} rejected {tally.rejected} of {rows} rows, which reaches --max-reject-rate {self._limit:g}; "
                 "`chainette rejected DIR` shows why"
             )

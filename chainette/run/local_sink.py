@@ -61,6 +61,7 @@ class LocalSink:
         """A new epoch, with this anchor; the stream before it is at its end."""
         self.keys, self._position = keys, (ANCHOR, token)
         self._durable.clear()
+        self.rejects.begin()
 
     def durable(self, root: int) -> Durable | None:
         """The rows of a root that earlier epochs and sessions made durable. The writer is asked once: it may forget them."""

@@ -15,7 +15,9 @@ from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Outcome, Reason, Rejection, Row, Unit, Usage
+from chainette.run.evidence import Evidence
 from chainette.run.functions import Away, call
+from chainette.run.in_hand import Lane
 from chainette.run.steps import Asking
 from chainette.run.unit_result import UnitResult
 
@@ -48,7 +50,13 @@ async def process(
 
 
 async def fill(
-    result: UnitResult, rows: Sequence[Row], engine: Engine | None, *, seed: int = 0, away: Away = anyio.to_thread.run_sync
+    result: UnitResult,
+    rows: Sequence[Row],
+    engine: Engine | None,
+    *,
+    seed: int = 0,
+    away: Away = anyio.to_thread.run_sync,
+    evidence: Evidence | None = None,
 ) -> None:
     """Runs rows through the result's node. Each is in the result as soon as it is finished, and stays there.
 
@@ -59,7 +67,7 @@ async def fill(
     laps = Laps()
     if node.kind is NodeKind.STEP:
         assert engine is not None
-        await Asking(plan, node, engine, seed, hook, laps, result).run(rows)
+        await Asking(plan, node, engine, seed, hook, laps, result, evidence or Evidence(Lane(None))).run(rows)
     else:
         await call(result, rows, away)
     laps.lap(Stage.GENERATE)

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from chainette.core.apply import Cardinality
 from chainette.core.plan import PYTHON, NodeKind, Plan
 from chainette.engine.lifecycle import Engines
-from chainette.errors import EngineRefused, EngineUnavailable, RunStopped
+from chainette.errors import DeclarationRefused, EngineRefused, EngineUnavailable, RequestsFailed, RunStopped
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.run_fields import RunInfo
@@ -30,6 +30,7 @@ from chainette.io.inputs.roots import Root
 from chainette.io.rundir.events import Event
 from chainette.records import Outcome, Rejection, Row
 from chainette.run.coordinator import Coordinator
+from chainette.run.evidence import Evidence
 from chainette.run.in_hand import Hands, Lane
 from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer
@@ -80,6 +81,7 @@ class LocalRun(Worker):
     incarnation: str = _HERE
     hands: Hands = field(default_factory=Hands)
     busy: set[Held] = field(default_factory=set)
+    evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     queue: MemoryQueue = field(init=False)
     sink: LocalSink = field(init=False)
     _lanes: dict[str, Lane] = field(default_factory=dict)
@@ -92,6 +94,7 @@ class LocalRun(Worker):
     _come: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
+        self.patience = self.limits.engine_patience
         self.queue = MemoryQueue(self.clock, self._tell)
         self.queue.beat(self.incarnation, {}, inf)
         self.sink = LocalSink(self.queue, self.writer, self.hook, RejectWatch(self.limits.max_reject_rate), self.deliver)
@@ -202,12 +205,9 @@ class LocalRun(Worker):
     def _rest(self, looked: float) -> float | None:
         """Seconds until an engine that did not answer is tried again, or a unit that was put off may be claimed; None if
         neither is to come. The engine may have answered other units meanwhile, or have rested since units were `looked` at."""
-        failed = {name: lane for name, lane in self._lanes.items() if lane.rests_until}
-        if not failed:
-            return None
-        free = [place for place in self._places if place.lane in failed and self._may_take(place)]
+        free = [place for place in self._places if self._may_take(place)]
         times = [due for place in free if (due := self.queue.due(place.run, place.queue)) is not None]
-        times += [lane.rests_until for lane in failed.values() if lane.rests_until > looked]
+        times += [lane.rests_until for lane in self._lanes.values() if lane.rests_until > looked]
         return max(_TICK, min(times) - self.clock()) if times else None
 
     def _may_expand(self) -> bool:
@@ -249,6 +249,11 @@ class LocalRun(Worker):
         raise AssertionError(f"{held.claim.unit.node}, root {held.claim.unit.root}: nobody else can have this unit")
 
     async def put_off(self, held: Held, error: EngineUnavailable) -> None:
+        try:
+            self._require_patience(held, error)
+        except RunStopped:
+            await self.count_discarded(held)
+            raise
         await super().put_off(held, error)
         self._tell()
 
@@ -262,16 +267,9 @@ class LocalRun(Worker):
         return None
 
     async def _ask_engine(self, held: Held, result: UnitResult) -> None:
-        began, name = self.clock(), result.node.engine
-        try:
-            engine = await self.engines.get(name)
-            self._fit(held.lane, engine.capacity)
-            await fill(result, held.claim.unit.rows, engine, seed=self.seed)
-        except EngineUnavailable as error:
-            await self.commit_finished(held)  # they stay if the run stops, and asks in vain are counted
-            await self.count_discarded(held)
-            self._require_patience(name, held.lane, error, began)
-            raise
+        engine = await self.engines.get(result.node.engine)
+        self._fit(held.lane, engine.capacity)
+        await self.ask_engine(held, result, engine, self.seed)
 
     def _fit(self, lane: Lane, capacity: int) -> None:
         """Fits the lane to the engine's capacity, and the window to the lanes."""
@@ -280,19 +278,24 @@ class LocalRun(Worker):
             lane.budget = budget
             self.queue.widen(_HERE, self._window)
 
-    def _require_patience(self, engine: str, lane: Lane, error: EngineUnavailable, began: float) -> None:
+    def _require_patience(self, held: Held, error: EngineUnavailable) -> None:
         """An engine that did not open was silent meanwhile, and would be for as long again.
 
         Raises:
-            RunStopped: it refuses every request, or it has not answered for too long.
+            RunStopped: it refuses whatever is asked, or it has not answered for too long.
         """
-        opening = 0.0 if engine in self.engines.opened else self.clock() - began
+        if isinstance(error, RequestsFailed):  # somebody else may be answered
+            return
+        lane, engine = held.lane, held.plan.nodes[held.claim.unit.node].engine
+        words = str(error).removeprefix(f"engine {engine!r}: ")
+        if isinstance(error, DeclarationRefused):
+            raise RunStopped(f"step {held.claim.unit.node!r}: {error}") from error
+        if isinstance(error, EngineRefused) and not lane.has_answered:
+            raise RunStopped(f"engine {engine!r} refuses to answer: {words}") from error
+        opening = 0.0 if engine in self.engines.opened else self.clock() - held.began
         lane.fail(opening)
         assert lane.failing_since is not None
         waited = self.clock() - lane.failing_since
-        words = str(error).removeprefix(f"engine {engine!r}: ")
-        if isinstance(error, EngineRefused) and not lane.answered:
-            raise RunStopped(f"engine {engine!r} refuses to answer: {words}") from error
         if waited + opening > self.limits.engine_patience:
             raise RunStopped(f"engine {engine!r} has not answered for {waited:.0f} s: {words}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import anyio
@@ -20,9 +21,10 @@ from chainette.core.streaming import Asked, Unusable
 from chainette.engine.answer_text import unwrapped
 from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Done, Engine, Finish, Request
-from chainette.errors import EngineRefused, EngineUnavailable, TemplateError
+from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Message, Output, Reason, Row, Usage
+from chainette.records import Message, Output, Reason, Row, Unfinished, Usage
+from chainette.run.evidence import Evidence
 from chainette.run.unit_result import UnitResult, excess, raised, spent_on, streamed, writable
 from chainette.utils.foreign import RAISED, told
 
@@ -43,24 +45,32 @@ class _Ask:
     """One row's question, and how often it was asked."""
 
     row: Row
-    messages: tuple[Message, ...]
-    #: From 1; goes on if `--retry` opened the row again.
-    number: int
-    #: The usage of the answers before this ask, since the row was opened.
-    usage: Usage | None = None
+    #: The messages of the first ask.
+    question: tuple[Message, ...]
+    #: The answers before this ask, since the row was opened.
+    before: Unfinished
+
+    @property
+    def number(self) -> int:
+        """From 1; goes on if `--retry` opened the row again."""
+        return self.row.asks + self.attempt
 
     @property
     def attempt(self) -> int:
         """The number of this ask among those since the row was opened."""
-        return self.number - self.row.asks
+        return self.before.asks + 1
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return reduce(_corrected, self.before.corrections, self.question)
 
     @property
     def corrects(self) -> bool:
         """Whether the messages end in a bad answer and a complaint about it."""
-        return self.attempt > 1 and len(self.messages) > 2 and self.messages[-2].role == "assistant"
+        return bool(self.before.corrections) and bool(self.before.corrections[-1][0].strip())
 
-    def again(self, messages: tuple[Message, ...], usage: Usage) -> _Ask:
-        return replace(self, messages=messages, number=self.number + 1, usage=usage)
+    def again(self, corrections: tuple[tuple[str, str], ...], usage: Usage) -> _Ask:
+        return replace(self, before=Unfinished(self.attempt, 0, usage, corrections))
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,9 @@ class _Bad:
 
     reason: Reason
     message: str
+
+
+_FRESH = Unfinished()
 
 
 @dataclass
@@ -82,11 +95,16 @@ class Asking:
     hook: Hook
     laps: Laps
     result: UnitResult
+    evidence: Evidence
     prompts: Prompter = field(init=False)
     #: Rows to ask again as soon as the event loop turns: answers that arrive together are asked again together.
     _again: list[_Ask] = field(default_factory=list)
     _rounds: TaskGroup = field(init=False)
     _failure: EngineUnavailable | None = None
+    #: Row -> the completion of its request that got no answer.
+    _failed: dict[str, Completion] = field(default_factory=dict)
+    #: Refused before the step had any answer.
+    _refused: list[tuple[_Ask, Request, Completion]] = field(default_factory=list)
     #: Of a hook, or of our own code.
     _error: BaseException | None = None
 
@@ -94,16 +112,49 @@ class Asking:
         """Puts every row into the result.
 
         Raises:
-            EngineUnavailable: some rows got no answer; the result has the others.
+            RequestsFailed: some rows got no answer; the result has the others.
+            EngineUnavailable: the engine does not answer; the result has the rows that were answered before.
         """
         self.prompts = prompter(self.plan, self.node)
         try:
             async with anyio.create_task_group() as self._rounds:
-                await self.ask(self.first_asks(self.prompts, rows))
+                await self.begin(self.first_asks(self.prompts, rows))
         except BaseExceptionGroup as errors:
             raise self._error or errors.exceptions[0] from None
-        if failed := self._error or self._failure:
+        if not (self._error or self._failure):
+            await self.settle()
+        if failed := self._error or self._failure or self.failure():
             raise failed
+
+    async def begin(self, asks: Sequence[_Ask]) -> None:
+        """Asks for all rows; a few go first if nobody knows yet whether the engine takes the step."""
+        first = self.evidence.ahead_of(asks, self.engine)
+        if len(first) == len(asks):
+            await self.ask(asks)
+            return
+        self._rounds.start_soon(self.go_ahead, first)
+        await self.evidence.opened()
+        await self.ask(asks[len(first) :])
+
+    async def go_ahead(self, asks: Sequence[_Ask]) -> None:
+        try:
+            await self.ask(asks)
+            await self.settle()
+        finally:
+            if asks:
+                self.evidence.open()
+
+    async def settle(self) -> None:
+        """Judges refusals that came before the step had any answer: a probe tells whether they concern the rows.
+
+        Raises:
+            EngineUnavailable: it does not serve the step; then nothing is known about the rows.
+        """
+        refused, self._refused = self._refused, []
+        if refused and not self.evidence.is_accepted:
+            await self.evidence.probe(self.engine, self.node.engine)
+        for ask, request, completion in refused:
+            self.take_in(ask, request, completion)
 
     async def ask(self, asks: Sequence[_Ask]) -> None:
         """One call of the engine; each answer is judged when it arrives."""
@@ -115,9 +166,11 @@ class Asking:
 
         def done(index: int, completion: Completion) -> None:
             if index in unanswered:
+                self.hook.on_generated(self.node.engine, 1)
                 self.take_in(unanswered.pop(index), requests[index], completion)
 
         self.hook.on_generating(self.node.engine, len(requests))
+        self.evidence.asked(ask.row.row_id for ask in asks)
         try:
             for index, completion in enumerate(await self.answers(asks, requests, done)):
                 done(index, completion)
@@ -129,10 +182,10 @@ class Asking:
         except EngineUnavailable as error:
             self._failure = self._failure or error
         except anyio.get_cancelled_exc_class():
-            for ask in unanswered.values():
-                self.result.ask_again(ask.row.row_id, (ask.usage or Usage()) + Usage(requests=1))
+            self.result.cancelled += Usage(requests=len(unanswered))
             raise
         finally:
+            self.evidence.cancelled(ask.row.row_id for ask in unanswered.values())
             self.hook.on_generated(self.node.engine, len(unanswered))
 
     async def answers(self, asks: Sequence[_Ask], requests: Sequence[Request], done: Done) -> list[Completion]:
@@ -142,11 +195,18 @@ class Asking:
         return await ask_all([streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)], done)
 
     def take_in(self, ask: _Ask, request: Request, completion: Completion) -> None:
-        """Judges an answer. Called by the engine, which must not take an error in here for an error of the engine."""
+        """Judges an answer. Called by the engine, which must not mistake an error in here for one of its own."""
         try:
             self.laps.lap(Stage.GENERATE)
-            self.hook.on_generated(self.node.engine, 1)
             completion = _readable(completion)
+            if completion.finish is Finish.FAILED:
+                self.fail(ask, request, completion)
+                return
+            if completion.finish is Finish.ERROR and not self.evidence.is_accepted:
+                self.evidence.refused(request)
+                self._refused.append((ask, request, completion))
+                return
+            self.evidence.answered(ask.row.row_id, completion)
             self.hook.on_answers(self.node.id, [request], [completion])
             again = self.judge(ask, completion)
             self.laps.lap(Stage.VALIDATE)
@@ -158,6 +218,26 @@ class Asking:
             self._again.append(again)
             if len(self._again) == 1:
                 self._rounds.start_soon(self.ask_again)
+
+    def fail(self, ask: _Ask, request: Request, completion: Completion) -> None:
+        """A request got no answer: its row is rejected if it is at fault itself, and else waits for another try."""
+        row_id = ask.row.row_id
+        counts = self.evidence.failed(row_id, request, completion)
+        failures = ask.before.failures + counts
+        if self.evidence.convicts(row_id, failures):
+            usage, raw = ask.before.usage + completion.usage, completion.text or None
+            self.result.reject(ask.row, Reason.ENGINE_ERROR, completion.error, ask.number, raw, usage)
+        else:
+            self.result.unfinished[row_id] = msgspec.structs.replace(ask.before, failures=failures)
+            self._failed[row_id] = completion
+
+    def failure(self) -> RequestsFailed | None:
+        """The error for the rows that failed, if there are any."""
+        if not self._failed:
+            return None
+        first = next(iter(self._failed.values()))
+        denied = all(completion.is_refusal for completion in self._failed.values())
+        return RequestsFailed(f"engine {self.node.engine!r}: {first.error}", self._failed.keys(), denied=denied)
 
     async def ask_again(self) -> None:
         asks, self._again = self._again, []
@@ -173,7 +253,7 @@ class Asking:
         asks = []
         for row in rows:
             try:
-                asks.append(_Ask(row, prompts.messages(row), row.asks + 1))
+                asks.append(_Ask(row, prompts.messages(row), self.result.unfinished.get(row.row_id, _FRESH)))
             except TemplateError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:
@@ -193,35 +273,37 @@ class Asking:
             schema_name=self.node.id,
             label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",
             model=self.step.output_model,
+            avoid=self.evidence.avoid(ask.row.row_id),
         )
 
     def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:
         """Finishes the row, or returns its next ask."""
-        usage = completion.usage if ask.usage is None else ask.usage + completion.usage
+        usage = ask.before.usage + completion.usage
         verdict = self.read(completion, ask, usage)
         if isinstance(verdict, Output):
             self.result.keep(ask.row, verdict, usage)
             return None
-        messages = self.next_messages(ask, completion, verdict) if ask.attempt < self.step.max_attempts else None
-        if messages is None:
+        corrections = self.next_corrections(ask, completion, verdict) if ask.attempt < self.step.max_attempts else None
+        if corrections is None:
             self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, usage)
             return None
-        self.result.ask_again(ask.row.row_id, usage)
+        again = ask.again(corrections, usage)
+        self.result.unfinished[ask.row.row_id] = again.before
         if self.hook.streams:
             self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
-        return ask.again(messages, usage)
+        return again
 
-    def next_messages(self, ask: _Ask, completion: Completion, verdict: _Bad) -> tuple[Message, ...] | None:
-        """The messages of the next ask; None if asking again cannot give another answer."""
+    def next_corrections(self, ask: _Ask, completion: Completion, verdict: _Bad) -> tuple[tuple[str, str], ...] | None:
+        """The corrections of the next ask; None if asking again cannot give another answer."""
+        so_far = ask.before.corrections
         match verdict.reason:
             case Reason.NOT_JSON | Reason.INVALID_OUTPUT:
-                complaint = f"That answer cannot be used: {verdict.message}\nAnswer again, with the JSON object only."
-                return _corrected(ask.messages, self.kept(completion, complaint), complaint)
+                complaint = f"That answer cannot be used: {writable(verdict.message)}\nAnswer again, with the JSON object only."
+                return *so_far, (self.kept(completion, complaint), complaint)
             case Reason.TRUNCATED:  # only the seed differs, which does nothing at temperature 0
-                return ask.messages if self.step.sampling.temperature > 0 else None
+                return so_far if self.step.sampling.temperature > 0 else None
             case Reason.PROMPT_TOO_LONG | Reason.ENGINE_ERROR if ask.corrects:  # the bad answer may be the reason
-                *messages, _, complained = ask.messages
-                return _corrected(tuple(messages), "", complained.content)
+                return *so_far[:-1], ("", so_far[-1][1])
             case _:
                 return None
 
@@ -239,7 +321,7 @@ class Asking:
                 return _Bad(Reason.REFUSED, completion.error or "the model declined to answer")
             case Finish.TOO_LONG:
                 return _Bad(Reason.PROMPT_TOO_LONG, completion.error)
-            case Finish.ERROR:
+            case Finish.ERROR | Finish.FAILED:
                 return _Bad(Reason.ENGINE_ERROR, completion.error)
             case Finish.LENGTH:
                 whole = self.read_whole(completion, ask, usage)
@@ -285,11 +367,12 @@ def _readable(completion: Completion) -> Completion:
     return msgspec.structs.replace(completion, text=text, error=error, reasoning=reasoning)
 
 
-def _corrected(messages: tuple[Message, ...], bad: str, complaint: str) -> tuple[Message, ...]:
+def _corrected(messages: tuple[Message, ...], correction: tuple[str, str]) -> tuple[Message, ...]:
     """The messages with a bad answer and a complaint about it.
 
     Without the answer, the complaint joins the last user message: many chat templates refuse two in a row.
     """
+    bad, complaint = correction
     if bad.strip():
         return *messages, Message("assistant", bad), Message("user", complaint)
     *before, last = messages

@@ -14,7 +14,7 @@ from chainette.core.plan import Plan, PlanNode
 from chainette.core.streaming import Asked, Dropped, Passed, Piece
 from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
-from chainette.records import Effects, Outcome, Output, Reason, Rejection, Row, Spent, Unit, Usage, owner_of
+from chainette.records import Effects, Outcome, Output, Reason, Rejection, Row, Spent, Unfinished, Unit, Usage, owner_of
 from chainette.utils.foreign import told
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]
@@ -43,8 +43,10 @@ class UnitResult:
     since: float | None = None
     #: Brings in rows that have finished in another thread.
     pull: Callable[[], None] | None = None
-    #: The usage of the answers for rows that are asked again.
-    unfinished: dict[str, Usage] = field(default_factory=dict)
+    #: Row -> what was done for it, as long as it has not finished.
+    unfinished: dict[str, Unfinished] = field(default_factory=dict)
+    #: Requests that were cancelled.
+    cancelled: Usage = field(default_factory=Usage)
     _outputs: list[tuple[Row, Output]] = field(default_factory=list)
     _rejected: list[Rejection] = field(default_factory=list)
     _dropped: list[str] = field(default_factory=list)
@@ -84,14 +86,15 @@ class UnitResult:
         for row_id in ended:
             self._finish(rows.pop(row_id), None)
 
-    def ask_again(self, row_id: str, usage: Usage) -> None:
-        """The answers for a row so far cannot be used, and another is asked for."""
-        self.unfinished[row_id] = usage
+    def hand_back(self) -> dict[str, Unfinished]:
+        """What was done for the rows that have not finished; it goes on with them."""
+        unfinished, self.unfinished = self.unfinished, {}
+        return unfinished
 
     def discard(self) -> Usage:
         """The usage of all that nobody has taken, once nobody is going to."""
-        usage = sum(self.unfinished.values(), self.usage)
-        self.unfinished, self.usage = {}, Usage()
+        usage = sum((each.usage for each in self.unfinished.values()), self.usage + self.cancelled)
+        self.unfinished, self.usage, self.cancelled = {}, Usage(), Usage()
         return usage
 
     def keep(self, row: Row, output: Output, usage: Usage | None = None) -> None:

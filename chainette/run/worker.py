@@ -11,11 +11,13 @@ second is one commit.
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TypeVar
 
@@ -23,16 +25,20 @@ import anyio
 import anyio.lowlevel
 
 from chainette.core.plan import Plan
-from chainette.errors import EngineUnavailable
+from chainette.engine.base import Engine
+from chainette.errors import EngineUnavailable, RequestsFailed
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import AnswersDiscarded, UnitRetried
+from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, UnitRetried
 from chainette.records import Outcome, Usage
+from chainette.run.evidence import Evidence
 from chainette.run.in_hand import Hands, Lane
+from chainette.run.process import fill
 from chainette.run.unit_result import UnitResult
+from chainette.utils.backoff import backoff
 
 __all__ = ["Held", "Place", "Worker", "places_of"]
 
@@ -40,6 +46,9 @@ T = TypeVar("T")
 
 #: Seconds that a finished row waits for the rest of its unit, and seconds between two looks at how long it has waited.
 _PART, _LOOK = 1.0, 0.25
+
+#: Seconds that a row waits whose request failed: at first, and at most; give or take a quarter.
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
 #: Seconds in which a worker that stops commits the rows that have finished.
 _LAST_PARTS = 5.0
@@ -65,6 +74,19 @@ def places_of(info: RunInfo, plan: Plan, lane_of: Callable[[Plan, str], str | No
             yield Place(info.run, queue, lane, plan.batch_size)
 
 
+@dataclass
+class Sending:
+    """A commit of some rows (None: all that are left)."""
+
+    call: Callable[[], bool]
+    rows: Collection[str] | None
+    tries: int = 0
+
+    def __call__(self) -> bool:
+        self.tries += 1
+        return self.call()
+
+
 @dataclass(eq=False)
 class Held:
     """A unit in hand."""
@@ -79,19 +101,26 @@ class Held:
     ahead: bool = False
     #: The rows that have finished; None for a join, which ends as a whole.
     result: UnitResult | None = None
+    #: When the work on it began, by the lane's clock.
+    began: float = 0.0
     #: Whether the unit is no longer the worker's; nothing more is done about it.
     lost: bool = False
     #: The work on the unit.
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     #: One part of a unit is on its way at a time.
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: The commit on its way, and the rows that it ends: it is repeated as it is until the queue answers.
-    unanswered: tuple[Callable[[], bool], Collection[str] | None] | None = None
+    #: The commit on its way; it is repeated as it is until the queue answers.
+    unanswered: Sending | None = None
 
     def lose(self) -> None:
         """The unit is somebody else's from here on: its requests are cancelled."""
         self.lost = True
         self.scope.cancel()
+
+    def handed_back(self) -> Claim:
+        """The claim, with what was done for the rows that are left."""
+        rest = {} if self.result is None else self.result.hand_back()
+        return replace(self.claim, unfinished={**self.claim.unfinished, **rest})
 
     @property
     def has_part(self) -> bool:
@@ -107,6 +136,10 @@ class Worker(ABC):
     hands: Hands
     #: Units that are being worked on.
     busy: set[Held]
+    #: (run, epoch, step) -> what was seen of its requests.
+    evidence: dict[tuple[str, int, str], Evidence]
+    #: Seconds that an engine may not answer before a run gives up.
+    patience: float = inf
 
     @abstractmethod
     async def ask(self, call: Callable[[], T]) -> T:
@@ -131,17 +164,24 @@ class Worker(ABC):
     async def work_on(self, held: Held) -> None:
         node = held.plan.nodes.get(held.claim.unit.node)
         if node is not None:
-            held.result = UnitResult(held.plan, node, held.hook)
+            held.result = UnitResult(held.plan, node, held.hook, unfinished={**held.claim.unfinished})
+        held.began = held.lane.clock()
         self.busy.add(held)
         try:
             await self._work_through(held)
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_LAST_PARTS, shield=True):
                 await self.commit_finished(held)
+                if not held.lost:
+                    await self.hand_back(held)
                 await self.count_discarded(held)
             raise
         finally:
             self.busy.discard(held)
+
+    async def hand_back(self, held: Held) -> None:
+        """Returns a unit that is left unfinished, if its queue outlives the worker."""
+        del held
 
     async def count_discarded(self, held: Held) -> None:
         """Tells the log which answers, of a unit that leaves unfinished, were asked for in vain."""
@@ -150,17 +190,24 @@ class Worker(ABC):
             event = AnswersDiscarded(node=held.claim.unit.node, usage=usage)
             await self.ask(partial(self.queue.note, held.claim.run, event))
 
+    async def count_probes(self, held: Held) -> None:
+        """Tells the log what was spent on fixed questions."""
+        evidence = self.evidence.get(_key_of(held))
+        if evidence is not None and evidence.spent.requests:
+            event, evidence.spent = EngineProbed(node=held.claim.unit.node, usage=evidence.spent), Usage()
+            await self.ask(partial(self.queue.note, held.claim.run, event))
+
     async def _work_through(self, held: Held) -> None:
         try:
             outcome = await self.process(held)
         except EngineUnavailable as error:
             await self.commit_finished(held)
-            await self.count_discarded(held)
+            await self.count_probes(held)
             if not held.lost:
                 await self.put_off(held, error)
+            await self.count_discarded(held)
             return
-        if not held.lost:
-            held.lane.succeed()
+        await self.count_probes(held)
         if outcome is not None:
             await self.commit(held, outcome)
         else:
@@ -198,20 +245,23 @@ class Worker(ABC):
             TooLarge: the queue does not take that much; the unit is still in hand.
         """
         token, began = secrets.token_hex(8), monotonic()
-        held.unanswered = partial(self.queue.commit, held.claim, self.incarnation, held.plan, outcome, token, rows), rows
+        call = partial(self.queue.commit, held.claim, self.incarnation, held.plan, outcome, token, rows)
+        sending = held.unanswered = Sending(call, rows)
         is_in = False
         try:
             is_in = await self._send(held)
         finally:
-            if not is_in and held.unanswered is None and held.result is not None:
+            # a call whose reply was lost may have committed the end of the unit, which the queue does not remember
+            may_be_in = sending.tries > 1 and held.claim.rest(rows) is None
+            if not is_in and held.unanswered is None and held.result is not None and not may_be_in:
                 held.result.usage += outcome.usage  # refused: discarded with the rest
         held.hook.on_stage(held.claim.unit.node, Stage.COMMIT, monotonic() - began)
 
     async def _send(self, held: Held) -> bool:
         assert held.unanswered is not None
-        call, rows = held.unanswered
+        sending = held.unanswered
         try:
-            is_in = await self.ask(call)
+            is_in = await self.ask(sending)
         except Exception:
             held.unanswered = None
             raise
@@ -219,7 +269,7 @@ class Worker(ABC):
         if not is_in:
             self.refused(held)
             held.lose()
-        elif rest := held.claim.rest(rows):
+        elif rest := held.claim.rest(sending.rows):
             self.hands.shorten(held.lane, held.claim, rest)
             held.claim = rest
         return is_in
@@ -229,9 +279,57 @@ class Worker(ABC):
         held.hook.on_refused()
 
     async def put_off(self, held: Held, error: EngineUnavailable) -> None:
-        """The engine did not answer: its units wait, longer each time."""
-        claim, unit, words = held.claim, held.claim.unit, str(error)
-        delay = round(held.lane.fail(), 3)
-        event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=delay)
+        """The unit waits, and longer each time: for its engine, or because its rows' requests failed again."""
+        delay, claim = round(self.delay(held, error), 3), held.handed_back()
+        unit, words = claim.unit, str(error)
+        alone = isinstance(error, RequestsFailed)
+        event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=delay, alone=alone)
         await self.ask(partial(self.queue.fail, claim, self.incarnation, delay, words))
         await self.ask(partial(self.queue.note, claim.run, event))
+
+    def delay(self, held: Held, error: EngineUnavailable) -> float:
+        """Seconds that a unit waits. The engine rests as well, unless it answered others meanwhile."""
+        if not isinstance(error, RequestsFailed):
+            return held.lane.fail()
+        unfinished = {} if held.result is None else held.result.unfinished
+        failures = min((unfinished[row].failures for row in error.rows if row in unfinished), default=1)
+        wait = backoff(failures - 1, _FIRST_WAIT, _LONGEST_WAIT) * random.uniform(0.75, 1.25)  # noqa: S311 - only jitter
+        return wait if held.lane.answered_at >= held.began else max(wait, held.lane.fail())
+
+    # -- whose fault it is that a request got no answer
+
+    async def ask_engine(self, held: Held, result: UnitResult, engine: Engine, seed: int) -> None:
+        """Asks for the rows of a unit. Those that are themselves at fault for getting no answer are rejected.
+
+        Raises:
+            RequestsFailed: some rows got no answer, and whose fault that is has yet to show.
+            EngineUnavailable: the engine does not answer.
+        """
+        evidence, rows = self.evidence_of(held), held.claim.unit.rows
+        while True:
+            try:
+                await fill(result, rows, engine, seed=seed, evidence=evidence)
+            except RequestsFailed as error:
+                if not self.must_probe(held.lane, evidence, error):
+                    raise
+                await evidence.probe(engine, result.node.engine)
+                rows = [row for row in rows if row.row_id in error.rows]  # they fail once more before they are rejected
+            else:
+                return
+
+    def must_probe(self, lane: Lane, evidence: Evidence, error: RequestsFailed) -> bool:
+        """Whether a fixed question must tell if the engine answers at all."""
+        impatient = lane.failing_since is not None and lane.clock() - lane.failing_since > self.patience
+        refuses_all = error.denied and not lane.has_answered
+        return refuses_all or impatient or evidence.is_due(error.rows)
+
+    def evidence_of(self, held: Held) -> Evidence:
+        key = run, epoch, _ = _key_of(held)
+        if key not in self.evidence:
+            self.evidence = {known: each for known, each in self.evidence.items() if known[0] != run or known[1] == epoch}
+            self.evidence[key] = Evidence(held.lane)
+        return self.evidence[key]
+
+
+def _key_of(held: Held) -> tuple[str, int, str]:
+    return held.claim.run, held.claim.epoch, held.claim.unit.node

@@ -157,19 +157,19 @@ def test_a_signal_keeps_every_answer_that_has_arrived(slow: Slow, way: tuple[str
 def test_a_request_that_fails_again_and_again_costs_its_neighbours_nothing(slow: Slow, way: tuple[str, ...]) -> None:
     failures = 0
 
-    async def fails_five_times(text: str) -> str | web.Response:
+    async def fails_four_times(text: str) -> str | web.Response:
         nonlocal failures
-        if number(text) == 13 and failures < 5:
+        if number(text) == 13 and failures < 4:
             failures += 1
             return web.json_response({"error": {"message": "Internal server error"}}, status=500)
         await asyncio.sleep(0.2)
         return answer_of(text)
 
-    with SlowServer(fails_five_times) as server:
+    with SlowServer(fails_four_times) as server:
         slow.url = server.url
         run = slow.chainette("run", "chain.py", "in.jsonl", "-o", "out", *way)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert server.asked.pop("first row 13") == 6
+    assert server.asked.pop("first row 13") == 5
     assert set(server.asked.values()) == {1}
 
 

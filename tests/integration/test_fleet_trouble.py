@@ -24,6 +24,8 @@ from chainette import Chain
 from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import RunDirectoryInUse, RunStopped
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.states import Entry
 from chainette.fleet.redis.connect import connect
 from chainette.fleet.redis.queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
@@ -399,3 +401,67 @@ def test_a_server_that_is_no_longer_the_master_is_waited_for(
     site.require_whole(result)
     assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}, "work was thrown away"
     assert client.keys("*") == []
+
+
+class OneByOne(FleetQueue):
+    """Gives the sink nothing before the workers are done, and then one entry at a time."""
+
+    complete = False
+
+    def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
+        del count
+        if not self.complete:
+            self.complete = len(super().read(keys, position)) == 20
+        return super().read(keys, position, 1) if self.complete else []
+
+
+class Drained(Driven):
+    """What its workers have committed is kept when it stops."""
+
+    def __call__(self, session: Session) -> None:
+        with connect(self.url) as client:
+            drive = Drive(session, self.kind(client), Board(client), {}, self.window, tend=self.tend)
+            drive.drain()  # Ctrl-C before there was an epoch
+            try:
+                drive.run()
+            finally:
+                drive.drain()
+
+
+REJECTING = """
+from chainette import Chain, apply
+from pydantic import BaseModel
+
+
+class Text(BaseModel):
+    text: str
+
+
+@apply
+def refuse(item: Text) -> Text:
+    raise ValueError("never")
+
+
+chain = Chain(name="rejecting", batch_size=20, steps=[refuse])
+"""
+
+
+def test_a_run_that_stops_for_its_rejections_keeps_all_that_was_committed(tmp_path: Path, database: Database) -> None:
+    Project(tmp_path, rows=400)
+    (tmp_path / "chain.py").write_text(REJECTING)
+    chain = load_chain("chain.py", tmp_path).chain
+    database.may_leave("*")
+    with (
+        serving(WorkerConfig(database.url, ["python"], str(tmp_path))),
+        pytest.raises(RunStopped, match="rejected 200 of 200 rows"),
+    ):
+        chain.run(
+            tmp_path / "in.jsonl",
+            tmp_path / "out",
+            chain_ref="chain.py",
+            chain_root=str(tmp_path),
+            max_reject_rate=0.5,
+            drive=Drained(database.url, OneByOne, window=1000),
+        )
+    rejected = [line for file in (tmp_path / "out/rejected").glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert len(rejected) == 400

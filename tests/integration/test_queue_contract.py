@@ -762,6 +762,8 @@ def test_notes_are_read_in_order_and_once(site: Site) -> None:
     after, events = site.queue.notes("run-a", "0-0")
     assert events == [EngineReleased(engine="a"), first]
     assert site.queue.notes("run-a", after) == (after, [])
+    site.queue.note("run-a", first)
+    assert site.queue.notes("run-a", after)[1] == [first]
 
 
 # -- lost keys

@@ -344,7 +344,7 @@ def test_reasoning_is_kept_beside_the_row_and_visible_to_later_prompts(tmp_path:
 def test_an_answer_is_rejected_with_its_reason(
     tmp_path: Path, answer: Completion, reason: Reason, attempts: int, words: str
 ) -> None:
-    result, _ = answered(tmp_path, lambda request: answer)
+    result, _ = answered(tmp_path, lambda request: '{"price": 1}' if row_of(request) == "probe" else answer)
     rejection = only_rejection(result)
     assert (rejection["step_id"], rejection["reason"], rejection["attempts"]) == ("ask", reason, attempts)
     assert rejection["raw"] == answer.text

@@ -115,17 +115,19 @@ class Pool:
         self._timing = timing
         self._changed: asyncio.Future[None] | None = None
         self.endpoints = [Endpoint(where, Breaker(policy, timing)) for where in addresses]
-        #: Number of requests that were answered.
-        self.answers = 0
         #: When any endpoint last gave a sign of life.
         self.alive_at = timing.clock()
 
-    def take(self) -> tuple[Endpoint, bool] | None:
-        """The endpoint for one request, and whether the request is its probe; None while none may be used."""
+    def take(self, avoid: str = "") -> tuple[Endpoint, bool] | None:
+        """The endpoint for one request, and whether the request is its probe; None while none may be used. The one that is
+        shown as `avoid` is taken only if there is no other."""
         usable = [endpoint for endpoint in self.endpoints if self._usable(endpoint)]
         if not usable:
             return None
-        endpoint = usable[0] if len(usable) == 1 else min(usable, key=lambda each: (each.in_flight, each.given))
+        if len(usable) == 1:
+            endpoint = usable[0]
+        else:
+            endpoint = min(usable, key=lambda each: (each.address.shown == avoid, each.in_flight, each.given))
         endpoint.in_flight += 1
         endpoint.given += 1
         return endpoint, endpoint.breaker.enter()
@@ -154,8 +156,10 @@ class Pool:
             endpoint.breaker.failed(probe)
         self._give(endpoint, probe)
 
-    def abandoned(self, endpoint: Endpoint, probe: bool) -> None:
-        """The request was cancelled."""
+    def abandoned(self, endpoint: Endpoint, probe: bool, *, alive: bool = False) -> None:
+        """The request was cancelled, or its failure says nothing about the endpoint but that it is `alive`."""
+        if alive:
+            self.alive_at = self._timing.clock()
         endpoint.breaker.abandoned(probe)
         self._give(endpoint, probe)
 

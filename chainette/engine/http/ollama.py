@@ -53,6 +53,7 @@ class OllamaEngine(Engine):
     """Asks an Ollama server."""
 
     options = OllamaOptions
+    may_refuse = True
 
     def __init__(self, config: EngineConfig, *, timing: Timing | None = None, policy: Policy | None = None) -> None:
         if not isinstance(config.options, OllamaOptions):
@@ -87,13 +88,14 @@ class OllamaEngine(Engine):
         self._known = {"server_model": model.name, "digest": model.digest}
 
     async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
-        bodies = [chat_body(self._config, request, stream=False) for request in requests]
-        return await ask_all([self._transport.ask(body, _read) for body in bodies], done)
+        bodies = [(chat_body(self._config, request, stream=False), request.avoid) for request in requests]
+        return await ask_all([self._transport.ask(body, _read, avoid=avoid) for body, avoid in bodies], done)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""
         lines = Lines(tell)
-        completion = await self._transport.ask(chat_body(self._config, request, stream=True), _read, lines.listen)
+        body = chat_body(self._config, request, stream=True)
+        completion = await self._transport.ask(body, _read, lines.listen, request.avoid)
         lines.end(completion)
         return completion
 

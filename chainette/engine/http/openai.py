@@ -65,6 +65,7 @@ class OpenAIEngine(Engine):
     """Asks an OpenAI-compatible endpoint."""
 
     options = OpenAIOptions
+    may_refuse = True
 
     def __init__(self, config: EngineConfig, *, timing: Timing | None = None, policy: Policy | None = None) -> None:
         options = config.options
@@ -101,13 +102,14 @@ class OpenAIEngine(Engine):
         self._model = _served_model(reply, self._config.model)
 
     async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
-        return await ask_all([self._transport.ask(body, self._read) for body in self._bodies(requests)], done)
+        bodies = zip(requests, self._bodies(requests), strict=True)
+        return await ask_all([self._transport.ask(body, self._read, avoid=each.avoid) for each, body in bodies], done)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""
         lines = Lines(tell)
         body = chat_body(self._config, request, self._format(request), self._official, _STREAMED)
-        completion = await self._transport.ask(body, self._read, lines.listen)
+        completion = await self._transport.ask(body, self._read, lines.listen, request.avoid)
         lines.end(completion)
         return completion
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from chainette.engine.base import Completion, Finish
+from chainette.engine.base import Cause, Completion, Finish
 
-__all__ = ["Failure", "Fault", "NoAnswer", "completion_of", "fault_of", "finish_said", "first_words"]
+__all__ = ["Failure", "Fault", "NoAnswer", "completion_of", "failure_of", "finish_said", "first_words"]
 
 #: Characters of a server's words that are shown, and bytes of an error that are searched and decoded.
 _MOST_WORDS, _MOST_BYTES = 500, 1 << 16
@@ -26,9 +26,6 @@ _DEEPEST = 6
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
 #: Statuses that may refuse one request for its content, and may concern all.
 _MAY_DECLINE = frozenset({403, 451})
-#: Statuses below 500 after which the same request may succeed: time-outs, conflicts, and what gateways say if one of the
-#: two sides hung up (444, 460, 499).
-_PASSING = frozenset({408, 409, 425, 444, 460, 499})
 #: 420 is an older 429.
 _BUSY = frozenset({420, 429})
 #: Anthropic-compatible gateways send 529 for 503.
@@ -54,6 +51,14 @@ _DECLINED = re.compile(
 )
 #: OpenAI also answers 429 for an account without credit.
 _UNPAID = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
+#: Statuses that refuse every request: no key, no credit, no such way of asking. A redirect is one too.
+_ABOUT_THE_ENGINE = frozenset({401, 402, 405})
+#: Statuses by which a server denies one request, say for its content, or every request.
+_DENYING = frozenset({403, 404, 406, 410, 424, 451})
+#: A 429 that waiting does not end: the request is larger than the limit.
+_TOO_LARGE = re.compile(r"request too large|larger than (the|your) .{0,40}limit", re.IGNORECASE)
+#: What a gateway says when the server behind it is starting, ending or slow.
+_GATEWAY = frozenset({502, 503, 504, 529})
 
 
 class NoAnswer(Exception):
@@ -67,8 +72,10 @@ class Fault(StrEnum):
     BUSY = "busy"
     #: 503: overloaded, starting or ending
     OVERLOADED = "overloaded"
-    #: another 5xx, a broken connection, a malformed body
+    #: another 5xx, a broken connection, a malformed body, an unknown status
     BROKEN = "broken"
+    #: 403 and its like: alive, and unwilling
+    DENIED = "denied"
     #: no connection; the request was not sent
     UNREACHABLE = "unreachable"
     #: no answer in time
@@ -84,6 +91,26 @@ class Failure:
     words: str
     #: Seconds for which the server asked for no requests.
     retry_after: float | None = None
+    #: The HTTP status; 0 if there was no complete reply.
+    status: int = 0
+
+    @property
+    def cause(self) -> Cause:
+        """The cause, for a request that is given up."""
+        if self.fault is Fault.DENIED:
+            return Cause.DENIED
+        is_busy = self.status in _GATEWAY or self.retry_after is not None or self.fault is Fault.BUSY
+        return Cause.BUSY if is_busy else Cause.BROKEN
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the server is well, although this request got no answer."""
+        return self.fault in (Fault.BUSY, Fault.DENIED)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed within seconds. After a timeout, that is too long to wait here."""
+        return self.fault not in (Fault.DENIED, Fault.TIMEOUT)
 
     @property
     def is_overload(self) -> bool:
@@ -125,13 +152,16 @@ def finish_said(words: str) -> Finish | None:
     return Finish.REFUSED if _DECLINED.search(words) else None
 
 
-def fault_of(status: int, data: bytes) -> Fault | None:
-    """What a status says about the next try; None if every try would end the same way."""
-    if status in _BUSY:
-        return None if _UNPAID.search(_decoded(data)) else Fault.BUSY
+def failure_of(status: int, data: bytes, words: str, wait: float | None) -> Failure | None:
+    """What a status without an answer says about the next try; None if it refuses every request."""
+    text = _decoded(data)
+    if status in _ABOUT_THE_ENGINE or 300 <= status < 400 or (status in _BUSY and _UNPAID.search(text)):
+        return None
+    if status in _DENYING or (status in _BUSY and _TOO_LARGE.search(text)):
+        return Failure(Fault.DENIED, words, status=status)
     if status in _OVERLOADED:
-        return Fault.OVERLOADED
-    return Fault.BROKEN if status >= 500 or status in _PASSING else None
+        return Failure(Fault.OVERLOADED, words, wait, status)
+    return Failure(Fault.BUSY if status in _BUSY else Fault.BROKEN, words, wait, status)
 
 
 def _decoded(data: bytes) -> str:

@@ -1,8 +1,8 @@
 """Transport: sends requests to servers, shared by the HTTP backends.
 
 A request goes to one of the engine's endpoints within a learned concurrency, is retried with the
-same body if that can help, and ends as a completion or as EngineUnavailable. Guarantee: an error
-becomes a request's completion only if it concerns that request.
+same body if that can help within seconds, and ends as a completion. Only if no endpoint can be reached, or if
+the engine refuses every request, it raises. Whether a failed request is at fault itself is judged elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chainette.engine.http.endpoints import BasePath, Endpoint, Pool, shown
 from chainette.engine.http.exchange import OnLine
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.http.limiter import Limiter
-from chainette.engine.http.replies import Failure, Fault, NoAnswer, completion_of, fault_of, first_words
+from chainette.engine.http.replies import Failure, Fault, NoAnswer, completion_of, failure_of, first_words
 from chainette.engine.http.timing import Policy, Timing, full_jitter, retry_after
 from chainette.errors import EngineRefused, EngineUnavailable
 from chainette.utils.backoff import backoff
@@ -36,8 +36,6 @@ _TRIES_BEFORE_WARNING = 5
 _CHECK_PAUSE = 0.2, 5.0
 #: The most seconds that a question may take which is asked because the readiness request got no answer.
 _LONGEST_HELLO = 60.0
-#: Timeouts in a row, while other requests are answered, that make them the request's own.
-_LONE_TIMEOUTS = 2
 #: The cost of a request before its first token, in tokens, so that short answers compare with long ones.
 _FIXED_TOKENS = 16
 
@@ -76,8 +74,8 @@ class _Slot(msgspec.Struct, frozen=True):
     endpoint: Endpoint
     probe: bool
     sent_at: float
-    #: Number of answers that the engine had given by then.
-    answers: int
+    #: Whether the request failed before it was asked again: its next failure says nothing new about the endpoint.
+    is_suspect: bool
 
 
 @dataclass
@@ -86,8 +84,10 @@ class _Tries:
 
     asked_at: float
     most: int
+    #: The URL of the endpoint at which it failed last, without secrets; "" if it has not failed.
+    avoid: str
+    is_suspect: bool
     failed: int = 0
-    lone_timeouts: int = 0
 
 
 class Transport:
@@ -143,22 +143,24 @@ class Transport:
         """Closes the connections; safe to repeat."""
         await self._client.close()
 
-    async def ask(self, body: bytes, read: Reader, listen: Listen | None = None) -> Completion:
+    async def ask(self, body: bytes, read: Reader, listen: Listen | None = None, avoid: str = "") -> Completion:
         """The server's completion for a body. With `listen`, each try gets a listener for its lines.
 
         Raises:
             EngineRefused: the server refuses every request.
-            EngineUnavailable: no try gave an answer.
+            EngineUnavailable: no server can be reached.
         """
-        tries = _Tries(self._timing.clock(), self._options.max_retries + 1)
+        tries = _Tries(self._timing.clock(), self._options.max_retries + 1, avoid, bool(avoid))
         while True:
             result = await self._try(body, read, tries, listen() if listen is not None else None)
             if isinstance(result, Completion):
                 return result
-            if tries.lone_timeouts >= min(_LONE_TIMEOUTS, tries.most):
-                return self._timed_out(tries.lone_timeouts)
-            if result.fault is not Fault.UNREACHABLE or not self.pool.is_usable():
-                await self._pause(tries, result)
+            if result.fault is Fault.UNREACHABLE and self.pool.is_usable():
+                continue
+            tries.failed += 1
+            if tries.failed >= tries.most or not result.may_pass:
+                return self._given_up(tries, result)
+            await self._pause(tries)
 
     def refusal(self, reply: Reply) -> EngineRefused:
         """The error for a status that every request would get. Omits the text of a 401, which often quotes the key."""
@@ -171,24 +173,26 @@ class Transport:
         )
 
     async def _try(self, body: bytes, read: Reader, tries: _Tries, on_line: OnLine | None) -> Completion | Failure:
-        slot = await self._enter(tries.asked_at)
+        slot = await self._enter(tries)
         result: Completion | Failure | None = None
         try:
             seconds = self._options.request_timeout
             reply = await self._client.send(slot.endpoint, self._protocol.ask_path, body, seconds, on_line)
             result = self._judge(reply, read, self._timing.clock() - slot.sent_at)
-            tries.lone_timeouts = tries.lone_timeouts + 1 if self._hung_alone(slot, result) else 0
+            if isinstance(result, Completion):
+                return msgspec.structs.replace(result, by=slot.endpoint.address.shown)
+            tries.avoid = slot.endpoint.address.shown
             return result
         finally:
             self._leave(slot, result)
 
-    async def _enter(self, asked_at: float) -> _Slot:
+    async def _enter(self, tries: _Tries) -> _Slot:
         while True:
-            await self.pool.ready(asked_at)
+            await self.pool.ready(tries.asked_at)
             await self.limiter.acquire()
-            taken = self.pool.take()
+            taken = self.pool.take(tries.avoid)
             if taken is not None:
-                return _Slot(*taken, self._timing.clock(), self.pool.answers)
+                return _Slot(*taken, self._timing.clock(), tries.is_suspect)
             self.limiter.release()
 
     def _leave(self, slot: _Slot, result: Completion | Failure | None) -> None:
@@ -203,11 +207,14 @@ class Transport:
         self.limiter.release()
 
     def _learn_failure(self, slot: _Slot, failure: Failure) -> None:
-        if failure.is_overload:
-            self.limiter.overloaded(slot.sent_at)
         if failure.retry_after is not None:
             self.pool.hold(slot.endpoint, failure.retry_after)
-        if failure.fault is Fault.BUSY:
+        if slot.is_suspect and failure.fault is not Fault.UNREACHABLE:  # else a few such requests would eject a good endpoint
+            self.pool.abandoned(slot.endpoint, slot.probe, alive=bool(failure.status))
+            return
+        if failure.is_overload:
+            self.limiter.overloaded(slot.sent_at)
+        if failure.is_answer:
             self.pool.answered(slot.endpoint, slot.probe, failure.words)
         else:
             self.pool.failed(slot.endpoint, slot.probe, failure.words, gone=failure.fault is Fault.UNREACHABLE)
@@ -225,7 +232,6 @@ class Transport:
         if completion.finish in (Finish.STOP, Finish.LENGTH):
             tokens = _FIXED_TOKENS + completion.usage.completion_tokens
             self.limiter.succeeded(slot.sent_at, completion.usage.seconds / tokens)
-        self.pool.answers += 1
         self.pool.answered(slot.endpoint, slot.probe)
         self._said_silence = False
 
@@ -243,11 +249,11 @@ class Transport:
         completion = completion_of(reply.status, reply.data, said)
         if completion is not None:
             return completion
-        fault = fault_of(reply.status, reply.data)
-        if fault is None:
+        words = f"{reply.shown} answered {reply.status}{said and f' ({said})'}"
+        failure = failure_of(reply.status, reply.data, words, retry_after(reply.headers, self._timing.wall()))
+        if failure is None:
             raise self.refusal(reply)
-        wait = retry_after(reply.headers, self._timing.wall())
-        return Failure(fault, f"{reply.shown} answered {reply.status}{said and f' ({said})'}", wait)
+        return failure
 
     def _read(self, reply: Reply, read: Reader, seconds: float) -> Completion | Failure:
         try:
@@ -259,22 +265,20 @@ class Transport:
             completion = msgspec.structs.replace(completion, error=self._client.hide(completion.error))
         return completion
 
-    def _hung_alone(self, slot: _Slot, result: Completion | Failure) -> bool:
-        return isinstance(result, Failure) and result.fault is Fault.TIMEOUT and self.pool.answers > slot.answers
-
-    def _timed_out(self, times: int) -> Completion:
-        error = f"timed out after {self._options.request_timeout:g} s, {times} times, while other requests were answered"
-        return Completion("", Finish.ERROR, error=error)
-
-    async def _pause(self, tries: _Tries, failure: Failure) -> None:
-        """Waits before the next try.
+    def _given_up(self, tries: _Tries, failure: Failure) -> Completion:
+        """The completion of a request without an answer.
 
         Raises:
-            EngineUnavailable: there is no next try.
+            EngineUnavailable: no endpoint can be reached.
         """
-        tries.failed += 1
-        if tries.failed >= tries.most:
-            raise EngineUnavailable(f"engine {self._config.name!r}: {failure.words}; given up after {tries.failed} tries")
+        words = failure.words if tries.failed == 1 else f"{failure.words}; given up after {tries.failed} tries"
+        if failure.fault is Fault.UNREACHABLE:
+            raise EngineUnavailable(f"engine {self._config.name!r}: {words}")
+        hint = self._protocol.refusal_hint(failure.status) if failure.status else ""
+        return Completion("", Finish.FAILED, error=words, by=tries.avoid, cause=failure.cause, hint=hint)
+
+    async def _pause(self, tries: _Tries) -> None:
+        """Waits before the next try."""
         policy = self._policy
         await self._timing.sleep(full_jitter(self._timing.random(), tries.failed, policy.backoff, policy.backoff_cap))
 

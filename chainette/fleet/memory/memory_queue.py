@@ -80,7 +80,7 @@ class MemoryQueue(LeasedQueue):
         words = kept | {name: str(value) for name, value in fields.items()}
         new = RunInMemory(RunKeys(run, epoch), owner, words, Stream(token), barred=frozenset(words.get("barred", "").split()))
         if known:
-            new.state, new.noted = known.state, known.noted
+            new.state, new.noted, new.read_notes = known.state, known.noted, known.read_notes
         self._runs[run] = new
         self._changed()
 
@@ -323,7 +323,7 @@ class MemoryQueue(LeasedQueue):
     def _hand_out(self, run: RunInMemory, job: Job, me: str, token: str, turn: Turn, ahead: bool = False) -> Claim:
         job.token, job.holder, job.ahead = token, me, ahead
         self._workers[me].held[job.name] = run.keys.run
-        return Claim(job.name, token, run.keys.run, run.keys.epoch, job.unit, turn, job.since, job.part)
+        return Claim(job.name, token, run.keys.run, run.keys.epoch, job.unit, turn, job.since, job.part, job.unfinished)
 
     def _held(self, claim: Claim, me: str) -> tuple[RunInMemory, Job] | None:
         """The run and the unit, if the claim holds; else the claim leaves the worker's hands."""
@@ -376,11 +376,11 @@ class MemoryQueue(LeasedQueue):
         run.add(plan, claim.unit.root, outcome.effects, run.barred)
         done = False
         if rest is not None:
-            run.shorten(job, rest.unit, token)
+            run.shorten(job, rest, token)
         else:
             self._drop(claim, incarnation)
             done = run.finish(job)
-        run.say(token, Result.of(piece, outcome, incarnation), claim.unit.root, done)
+        run.say(token, Result.of(piece, outcome, incarnation, claim.opens(rows)), claim.unit.root, done)
         self._changed()
         return True
 
@@ -408,6 +408,7 @@ class MemoryQueue(LeasedQueue):
         found = self._drop(claim, incarnation)
         if found is not None:
             run, job = found
+            job.unfinished = claim.unfinished
             run.put_off(job, self._clock() + delay)
         return found is not None
 
@@ -415,6 +416,7 @@ class MemoryQueue(LeasedQueue):
         found = self._drop(claim, incarnation)
         if found is not None:
             run, job = found
+            job.unfinished = claim.unfinished
             run.put_back(job)
             self._changed()
         return found is not None
@@ -476,8 +478,13 @@ class MemoryQueue(LeasedQueue):
             self._runs[run].noted.append(event)
 
     def notes(self, run: str, after: str) -> tuple[str, list[Note]]:
-        noted = self._runs[run].noted if run in self._runs else []
-        return f"1-{len(noted)}", list(noted[int(after.partition("-")[2]) :])  # type: ignore[arg-type]
+        found = self._runs.get(run)
+        if found is None:
+            return after, []
+        read = max(0, int(after.partition("-")[2]) - found.read_notes)
+        del found.noted[:read]  # the sink is the only reader, and goes forward
+        found.read_notes += read
+        return f"1-{found.read_notes + len(found.noted)}", list(found.noted)  # type: ignore[arg-type]
 
 
 def _raw(words: Mapping[str, str]) -> dict[bytes, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from time import time
@@ -14,9 +14,9 @@ import msgspec
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
-from chainette.fleet.protocol.states import ANCHOR, Entry
+from chainette.fleet.protocol.states import ANCHOR, Claim, Entry
 from chainette.io.rundir.events import Event
-from chainette.records import Effects, Partial, Row, Scope, Unit
+from chainette.records import Effects, Partial, Row, Scope, Unfinished, Unit
 
 __all__ = ["Job", "LiveRoot", "RunInMemory", "Stream", "Waiting"]
 
@@ -44,11 +44,13 @@ class Job:
     strikes: int = 0
     deaths: int = 0
     pardons: int = 0
+    #: What was done for its rows.
+    unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the unit may become one with another: it is no join, no part was taken from it, and no worker died of it."""
-        return not (self.joins or self.part or self.strikes)
+        """Whether the unit may become one with another: no join, nothing done for its rows, no worker died of it."""
+        return not (self.joins or self.part or self.strikes or self.unfinished)
 
     @property
     def is_broken(self) -> bool:
@@ -165,7 +167,9 @@ class RunInMemory:
     queues: dict[str, Waiting] = field(default_factory=dict)
     #: Worker -> strikes that its lost leases gave, as (unit, counter).
     struck: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    #: Notes that nobody has read yet, and the number of those before them.
     noted: list[Event] = field(default_factory=list)
+    read_notes: int = 0
     #: Node -> name of its queue.
     _names: dict[str, str] = field(default_factory=dict)
     #: Units that were put off so far: of two that are due at the same time the first comes first.
@@ -261,11 +265,12 @@ class RunInMemory:
         (self.waiting(queue).solo if solo else self.waiting(queue).ready).append(name)
         self.weigh(live, len(unit.rows))
 
-    def put_back(self, job: Job) -> None:
-        """A unit may be claimed again, before all others."""
+    def put_back(self, job: Job, *, last: bool = False) -> None:
+        """A unit may be claimed again, before all others or after them."""
         job.token, job.holder, job.ahead, job.delayed = "", "", False, False
         waiting = self.waiting(job.queue)
-        (waiting.solo if job.solo else waiting.ready).appendleft(job.name)
+        queue = waiting.solo if job.solo else waiting.ready
+        (queue.append if last else queue.appendleft)(job.name)
 
     def put_off(self, job: Job, due: float) -> None:
         job.token, job.holder, job.ahead, job.delayed = "", "", False, True
@@ -277,7 +282,8 @@ class RunInMemory:
         while waiting.delayed and waiting.delayed[0][0] <= now:
             job = self.jobs.get(heapq.heappop(waiting.delayed)[2])
             if job is not None and job.delayed:
-                self.put_back(job)
+                # rows that failed before must not keep others from showing that the engine answers
+                self.put_back(job, last=bool(job.unfinished))
 
     def finish(self, job: Job) -> bool:
         """Takes a unit out of its scope; whether its root is done with it."""
@@ -296,10 +302,10 @@ class RunInMemory:
         live.members[fork.opened.parent].discard(f"S:{unit.scope}")
         return False
 
-    def shorten(self, job: Job, left: Unit, token: str) -> None:
+    def shorten(self, job: Job, rest: Claim, token: str) -> None:
         """A part took rows out of a unit."""
-        self.weigh(self.roots[job.unit.root], len(left.rows) - len(job.unit.rows))
-        job.unit, job.part, job.done = left, job.part + 1, token
+        self.weigh(self.roots[job.unit.root], len(rest.unit.rows) - len(job.unit.rows))
+        job.unit, job.unfinished, job.part, job.done = rest.unit, rest.unfinished, job.part + 1, token
 
     # -- losses
 

@@ -15,7 +15,8 @@ from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
 from chainette.fleet.protocol.seals import Kind, Seals
-from chainette.records import Effects, Scope, Unit, encode
+from chainette.fleet.protocol.states import Claim
+from chainette.records import Effects, Scope, Unfinished, Unit, encode
 
 __all__ = [
     "ClaimedJob",
@@ -23,11 +24,13 @@ __all__ = [
     "claimed_unit",
     "halves",
     "moment",
+    "open_unfinished",
     "require_part",
     "require_size",
     "set_apart",
     "stamp",
     "wire_effects",
+    "wire_unfinished",
 ]
 
 #: The one function that a job may name. Workers never import it.
@@ -35,8 +38,11 @@ FUNCTION = "chainette.run.process"
 
 #: Bytes that tell apart the sealed pieces of a fork.
 _UNIQUE = 8
+#: Bytes of bad answers that a unit keeps for its rows.
+_MOST_UNFINISHED = 1 << 20
 
 _pack = msgspec.msgpack.Encoder().encode
+_unfinished = msgspec.msgpack.Decoder(dict[str, Unfinished])
 
 #: The field `data` of a job's hash: function, no instance, (run, epoch, node, root, part), no keywords.
 _arguments = msgspec.json.Decoder(tuple[str, None, tuple[str, int, str, int, str], dict[str, None]])
@@ -186,6 +192,24 @@ def _join(claimed: ClaimedJob, seals: Seals, unit: Unit) -> Unit:
         elif name == b"base":
             fields[name] = claimed.opened(seals, Kind.BASE, _base_of(claimed.job, fork, unit.scope), blob) or b""
     return open_join(unit.node, unit.root, unit.part, unit.scope, fields)
+
+
+def wire_unfinished(claim: Claim | None, seals: Seals) -> bytes:
+    """Encodes what was done for the rows of a claim; b"" if nothing was. Too long answers are left out."""
+    if claim is None or not claim.unfinished:
+        return b""
+    encoded = _pack(claim.unfinished)
+    if len(encoded) > _MOST_UNFINISHED:
+        encoded = _pack({row: msgspec.structs.replace(each, corrections=()) for row, each in claim.unfinished.items()})
+    return seals.seal(claim.run, claim.epoch, Kind.UNFINISHED, claim.job, encoded)
+
+
+def open_unfinished(claimed: ClaimedJob, seals: Seals, data: bytes) -> dict[str, Unfinished]:
+    """Decodes it; {} if it does not decode or carries no seal: failures are only counted on, and answers asked for again."""
+    try:
+        return _unfinished.decode(claimed.opened(seals, Kind.UNFINISHED, claimed.job, data) or b"") if data else {}
+    except (BadMessage, ValueError):
+        return {}
 
 
 def require_part(piece: Unit, plan: Plan) -> None:

@@ -98,9 +98,11 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     dropped: list[str]
     usage: Usage
     worker: str
+    #: The change in the rows in flight of units that were committed in part.
+    opened: int = 0
 
     @classmethod
-    def of(cls, unit: Unit, outcome: Outcome, worker: str) -> Result:
+    def of(cls, unit: Unit, outcome: Outcome, worker: str, opened: int = 0) -> Result:
         """The part of a unit's outcome that the sink must write."""
         return cls(
             unit.node,
@@ -112,6 +114,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
             outcome.dropped,
             outcome.usage,
             worker,
+            opened,
         )
 
 

@@ -33,6 +33,8 @@ class Kind(StrEnum):
 
     #: the rows of a unit (job)
     UNIT = "unit"
+    #: what was done for the rows of a unit (job)
+    UNFINISHED = "unfinished"
     #: the base rows of a fork, its join unit's (job, scope)
     BASE = "base"
     #: rows that a branch of a fork gave, or ended (scope, entry token, number)

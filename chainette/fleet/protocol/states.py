@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import msgspec
 
 from chainette.fleet.protocol.messages import Admission, Result
-from chainette.records import Row, Unit
+from chainette.records import Row, Unfinished, Unit
 
 __all__ = [
     "ANCHOR",
@@ -88,6 +88,8 @@ class Claim:
     since: float = 0.0
     #: Number of parts committed so far.
     part: int = 0
+    #: What was done for rows of the unit. A commit, `fail` and `release` leave it with the rows that remain.
+    unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
 
     def piece(self, rows: Container[str] | None = None) -> Unit:
         """The unit that the next part commits: these rows (None: all remaining ones).
@@ -100,10 +102,19 @@ class Claim:
             return self.unit
         return msgspec.structs.replace(unit, part=f"{unit.part}+{self.part}")
 
+    def opens(self, rows: Container[str] | None = None) -> int:
+        """The change, by that part, in the rows in flight of units that were committed in part."""
+        rest = self.rest(rows)
+        left = len(rest.unit.rows) if rest is not None else 0
+        return left - len(self.unit.rows) if self.part else left
+
     def rest(self, rows: Container[str] | None = None) -> Claim | None:
         """The claim on the remaining rows after that part is committed; None if there are none."""
         left = [] if rows is None else [row for row in self.unit.rows if row.row_id not in rows]
-        return replace(self, unit=_with_rows(self.unit, left), part=self.part + 1) if left else None
+        if not left:
+            return None
+        unfinished = {row.row_id: self.unfinished[row.row_id] for row in left if row.row_id in self.unfinished}
+        return replace(self, unit=_with_rows(self.unit, left), part=self.part + 1, unfinished=unfinished)
 
 
 def _with_rows(unit: Unit, rows: list[Row]) -> Unit:

@@ -19,11 +19,13 @@ from chainette.fleet.protocol.jobs import (
     claimed_unit,
     halves,
     moment,
+    open_unfinished,
     require_part,
     require_size,
     set_apart,
     stamp,
     wire_effects,
+    wire_unfinished,
 )
 from chainette.fleet.protocol.keys import RUNS, RunKeys, rq_queue, stop
 from chainette.fleet.protocol.member_fields import Member
@@ -291,11 +293,14 @@ class FleetQueue(LeasedQueue):
         turn, job, token, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:7])
         try:
             number, parts = _count(epoch), _count(part)
-            unit = claimed_unit(ClaimedJob(RunKeys(run, number), job, *reply[7:]), self._seals)
+            claimed = ClaimedJob(RunKeys(run, number), job, *reply[7:-1])
+            unit = claimed_unit(claimed, self._seals)
         except (BadMessage, ValueError) as error:  # numbers to Lua, and none to Python: "0x1", "1.5"
             self._bury(_who(job, token, incarnation, reply[9].decode("utf-8", "replace")), str(error))
             return None
-        return Claim(job, token, run, number, unit, Turn(turn), moment(since), parts)
+        return Claim(
+            job, token, run, number, unit, Turn(turn), moment(since), parts, open_unfinished(claimed, self._seals, reply[-1])
+        )
 
     def start(self, claim: Claim, incarnation: str) -> bool:
         return bool(self._call("start", **_holder(claim, incarnation)) == b"OK")
@@ -321,12 +326,13 @@ class FleetQueue(LeasedQueue):
         rows: Collection[str] | None = None,
     ) -> bool:
         piece, who = claim.piece(rows), _holder(claim, incarnation)
-        ends: dict[str, Any] = {"part": claim.part, "size": len(piece.rows)}
-        if claim.rest(rows) is not None:
+        rest = claim.rest(rows)
+        ends: dict[str, Any] = {"part": claim.part, "size": len(piece.rows), "unfinished": wire_unfinished(rest, self._seals)}
+        if rest is not None:
             require_part(piece, plan)
             ends["rows"] = [row.row_id for row in piece.rows]
-        keys = RunKeys(claim.run, claim.epoch)
-        entry = self._seal(keys, Kind.ENTRY, f"{piece.root}\0{token}", encode(Result.of(piece, outcome, incarnation)))
+        keys, result = RunKeys(claim.run, claim.epoch), Result.of(piece, outcome, incarnation, claim.opens(rows))
+        entry = self._seal(keys, Kind.ENTRY, f"{piece.root}\0{token}", encode(result))
         effects = wire_effects(keys, plan, piece.root, outcome.effects, self._seals, token)
         require_size(f"{piece.node}, root {piece.root}", self._max_commit, entry, effects)
         light, bodies = set_apart({"entry": entry, "effects": effects}, self._max_inline)
@@ -345,11 +351,15 @@ class FleetQueue(LeasedQueue):
 
     def fail(self, claim: Claim, incarnation: str, delay: float, message: str) -> bool:
         words = message[:2000]
-        reply = self._call("fail", **_holder(claim, incarnation), delay=delay, message=words)
+        reply = self._call(
+            "fail", **_holder(claim, incarnation), unfinished=wire_unfinished(claim, self._seals), delay=delay, message=words
+        )
         return bool(reply == b"OK")
 
     def release(self, claim: Claim, incarnation: str) -> bool:
-        return bool(self._call("release", **_holder(claim, incarnation)) == b"OK")
+        return bool(
+            self._call("release", **_holder(claim, incarnation), unfinished=wire_unfinished(claim, self._seals)) == b"OK"
+        )
 
     # -- results
 

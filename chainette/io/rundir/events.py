@@ -20,6 +20,7 @@ __all__ = [
     "AnswersDiscarded",
     "AnyEvent",
     "EngineLoaded",
+    "EngineProbed",
     "EngineReleased",
     "Event",
     "InputRead",
@@ -174,6 +175,15 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
     message: str
     #: Seconds until the next try.
     delay: float
+    #: Whether requests of single rows failed, and the engine may well answer others.
+    alone: bool = False
+
+
+class EngineProbed(Event, frozen=True, tag="engine_probed"):
+    """An engine was asked fixed questions as a step asks, to tell whether rows or the engine are at fault."""
+
+    node: str
+    usage: Usage
 
 
 class AnswersDiscarded(Event, frozen=True, tag="answers_discarded"):
@@ -288,6 +298,7 @@ class RunFinished(Event, frozen=True, tag="run_finished"):
 Note = (
     UnitRetried
     | AnswersDiscarded
+    | EngineProbed
     | UnitSplit
     | EngineLoaded
     | EngineReleased

@@ -24,6 +24,7 @@ from chainette.io.rundir.events import (
     AnswersDiscarded,
     AnyEvent,
     EngineLoaded,
+    EngineProbed,
     RunFinished,
     RunPaused,
     RunResumed,
@@ -272,7 +273,7 @@ class _Fork:
                     yield self._keep_unit(event, reader)
             case EngineLoaded():
                 yield msgspec.structs.replace(event, identity=event.identity if self._answered(event.engine) else {})
-            case UnitRetried() | UnitSplit() | AnswersDiscarded():
+            case UnitRetried() | UnitSplit() | AnswersDiscarded() | EngineProbed():
                 if self._has(event.node):
                     yield event
             case _:

@@ -19,6 +19,7 @@ from chainette.io.rundir.events import (
     AnswersDiscarded,
     AnyEvent,
     EngineLoaded,
+    EngineProbed,
     EngineReleased,
     Event,
     InputRead,
@@ -83,8 +84,9 @@ class NodeCounts:
     retried: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
-    #: Usage of discarded answers (`AnswersDiscarded`); not in `usage`.
+    #: Usage of discarded answers (`AnswersDiscarded`) and of probes (`EngineProbed`); not in `usage`.
     discarded: Usage = field(default_factory=Usage)
+    probes: Usage = field(default_factory=Usage)
 
     @property
     def balanced(self) -> bool:
@@ -109,6 +111,8 @@ class NodeCounts:
             counts["usage"] = _plain(self.usage)
         if self.discarded.requests:
             counts["discarded"] = _plain(self.discarded)
+        if self.probes.requests:
+            counts["probes"] = _plain(self.probes)
         return counts
 
 
@@ -224,6 +228,8 @@ class RunState:
                 self.node(event.node).retried += 1
             case AnswersDiscarded():
                 self.node(event.node).discarded += event.usage
+            case EngineProbed():
+                self.node(event.node).probes += event.usage
             case EngineLoaded():
                 self._load(event)
             case ShardSealed():
@@ -377,6 +383,7 @@ class RunState:
         order += [node for node in self.nodes if node not in order]
         usage = sum((counts.usage for counts in self.nodes.values()), Usage())
         discarded = sum((counts.discarded for counts in self.nodes.values()), Usage())
+        probes = sum((counts.probes for counts in self.nodes.values()), Usage())
         imbalances = self.imbalances()
         return {
             "run_id": run.run_id,
@@ -403,6 +410,7 @@ class RunState:
             "simulated": any(engine.get("simulated") for engine in self.engines.values()),
             "usage": _plain(usage),
             **({"discarded": _plain(discarded)} if discarded.requests else {}),
+            **({"probes": _plain(probes)} if probes.requests else {}),
             "units_retried": self.retries,
             "engines": self.engines,
             "workers": sorted(self.workers),

@@ -92,7 +92,7 @@ def test_an_engine_that_answers_one_unit_and_not_the_next_is_silent_from_then_on
     assert lane.fail() > 0 and lane.failing_since == 100
     clock.now += 0.1
     lane.succeed()
-    assert lane.failing_since is None and lane.answered
+    assert lane.failing_since is None and lane.has_answered
     assert 0 < lane.fail() < 1 and lane.failing_since == 100.1
 
 
@@ -137,3 +137,11 @@ def test_small_units_come_together_as_far_as_the_lane_has_room() -> None:
     lane.fail()
     assert lane.room(ahead=False) == 0, "a silent engine is tried with one unit"
     assert Lane(8, by_unit=True).room(ahead=False) == 0
+
+
+def test_an_answer_ends_the_rest_of_an_engine() -> None:
+    lane = Lane(8, clock=lambda: 10.0)
+    lane.fail()
+    assert lane.rests and not lane.has_room(1)
+    lane.succeed()
+    assert not lane.rests and lane.has_room(1)

@@ -27,7 +27,6 @@ from chainette.io.rundir.events import AnswersDiscarded, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Row, Usage
 from chainette.run import worker as worker_module
 from chainette.run.in_hand import Hands, Lane
-from chainette.run.process import fill
 from chainette.run.worker import Held, Worker
 from tests.support.chains import Text, Word
 from tests.support.claims import claim_one
@@ -81,7 +80,7 @@ class OneUnit(Worker):
 
     def __init__(self, engine: Gated) -> None:
         self.engine, self.incarnation = engine, "me"
-        self.hands, self.busy = Hands(), set()
+        self.hands, self.busy, self.evidence = Hands(), set(), {}
         self.queue = self.memory = MemoryQueue()
         self.plan = two_steps()
         self.keys = RunKeys("run", 0)
@@ -105,7 +104,7 @@ class OneUnit(Worker):
     async def process(self, held: Held) -> Outcome | None:
         await self.hands.begin(held.lane, held.claim)
         assert held.result is not None
-        await fill(held.result, held.claim.unit.rows, self.engine)
+        await self.ask_engine(held, held.result, self.engine, 0)
         return None
 
     # -- what is there
@@ -136,11 +135,11 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def on(engine: Gated, scene: Callable[[OneUnit], Awaitable[None]]) -> OneUnit:
+def on(engine: Gated, scene: Callable[[OneUnit], Awaitable[None]], kind: type[OneUnit] = OneUnit) -> OneUnit:
     """Plays a scene while the worker works on its unit and commits parts; the end of the unit is not awaited."""
 
     async def go() -> OneUnit:
-        worker = OneUnit(engine)
+        worker = kind(engine)
         with anyio.fail_after(LONG):
             async with anyio.create_task_group() as group:
                 group.start_soon(worker.work, worker.held)
@@ -241,3 +240,23 @@ def test_a_part_that_is_refused_cancels_the_requests_of_its_unit() -> None:
     worker = on(engine, scene)
     assert worker.committed() == []
     assert [event.usage.requests for event in worker.noted(AnswersDiscarded)] == [ROWS]
+
+
+class LostReply(OneUnit):
+    """Each reply to a commit is lost once."""
+
+    async def ask(self, call: Callable[[], T]) -> T:
+        call()
+        return call()
+
+
+def test_a_final_commit_whose_reply_was_lost_counts_no_usage_as_discarded() -> None:
+    engine = Gated()
+
+    async def scene(worker: OneUnit) -> None:
+        engine.let(*range(ROWS))
+        await until(lambda: not worker.hands.claims)
+
+    worker = on(engine, scene, LostReply)
+    assert worker.committed() == [([str(number) for number in range(ROWS)], Usage(ROWS, 60, 30))]
+    assert worker.noted(AnswersDiscarded) == []

@@ -275,11 +275,14 @@ class Drive:
 
     def drain(self) -> None:
         """Makes committed rows durable after `run` was stopped, if the queue ends with this process."""
+        sink = self._at_work
+        if sink is None or self.session.writer.state.position is None:  # stopped before there was an epoch to read
+            return
+        sink.rejects = RejectWatch(None)  # the run has stopped, maybe for its rejections; the rest is kept all the same
         with suppress(redis.RedisError, Lost, ChainetteError):
-            if self._at_work is not None:
-                while self._at_work.step():
-                    pass
-                self._hear(self._at_work)
+            while sink.step():
+                pass
+            self._hear(sink)
 
     def _look(self, sink: Sink) -> None:
         """Looks whether others cancelled the run or lost a unit of it, and publishes its progress."""

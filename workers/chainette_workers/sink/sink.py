@@ -127,6 +127,7 @@ class Sink:
 
     def _log_epoch(self, expected: int | None) -> None:
         self._live.clear()
+        self.rejects.begin()
         self._ever_barred = self.barred or frozenset()
         self._doubted = False
         token = secrets.token_hex(8)

@@ -21,7 +21,7 @@ import anyio.to_thread
 import redis
 from anyio.abc import TaskGroup
 
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import Plan
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, EngineUnavailable
@@ -35,9 +35,10 @@ from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
+from chainette.run.evidence import Evidence
 from chainette.run.in_hand import Hands, Lane
 from chainette.run.limits import budget_for
-from chainette.run.process import fill, join, poisoned, too_large
+from chainette.run.process import join, poisoned, too_large
 from chainette.run.unit_result import UnitResult
 from chainette.run.worker import Held, Place, Worker
 from chainette.utils.foreign import is_stray, told
@@ -97,6 +98,7 @@ class EngineWorker(Worker):
     announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
     hands: Hands = field(default_factory=Hands)
     busy: set[Held] = field(default_factory=set)
+    evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)
     _claims: int = 0
@@ -253,6 +255,11 @@ class EngineWorker(Worker):
 
     # -- one unit
 
+    async def hand_back(self, held: Held) -> None:
+        claim = held.handed_back()
+        await insist(lambda: self.queue.release(claim, self.incarnation))
+        held.lost = True
+
     async def ask(self, call: Callable[[], T]) -> T:
         return await insist(call)
 
@@ -313,8 +320,8 @@ class EngineWorker(Worker):
 
     async def _fill(self, held: Held, result: UnitResult, engine: Engine | None) -> None:
         unit = held.claim.unit
-        if result.node.kind is NodeKind.STEP:
-            await fill(result, unit.rows, engine, seed=held.info.seed or 0)
+        if engine is not None:
+            await self.ask_engine(held, result, engine, held.info.seed or 0)
             return
         began = monotonic()
         await self.functions.run(held.info, result, unit)

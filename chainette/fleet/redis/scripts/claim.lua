@@ -58,8 +58,8 @@ end
 
 local function hand_out(unit, queue, kind, token)
   local job, j = unit.job, unit.j
-  local words = redis.call('HMGET', job_key(job), 'data', 'enqueued_at')
-  local data, since = words[1] or '', words[2] or ''
+  local words = redis.call('HMGET', job_key(job), 'data', 'enqueued_at', 'unfinished')
+  local data, since, unfinished = words[1] or '', words[2] or '', words[3] or ''
   local taken = j.part == '0' and {} or redis.pcall('SMEMBERS', taken_key(j, job))
   if taken.err then taken = {} end -- then there are too many rows, which its worker sees
   redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at,
@@ -67,7 +67,7 @@ local function hand_out(unit, queue, kind, token)
   redis.call('SADD', held_key(me), job)
   redis.call('ZADD', wip_key(queue), '+inf', execution(job, token))
   return {kind, job, token, j.run, j.epoch, since, j.part, taken, j.root, j.scope, j.fork, tostring(j.rows), #data > 65536 and '' or data,
-    unit.payload, j.also or ''}
+    unit.payload, j.also or '', #unfinished <= A.light and unfinished or ''}
 end
 
 -- A unit becomes one with another of the same root and scope: fragments grow together again. False if it cannot.
@@ -75,6 +75,7 @@ local function is_whole(j) return j.fork == '' and j.part == '0' and j.strikes =
 local function absorb(unit, other, most)
   local j, k = unit.j, other.j
   if j.root ~= k.root or j.scope ~= k.scope or not is_whole(j) or not is_whole(k) or j.rows + k.rows > most then return false end
+  if has_unfinished(unit.job) or has_unfinished(other.job) then return false end
   for _, payload in ipairs(other.payload) do unit.payload[#unit.payload + 1] = payload end
   j.rows, j.also = j.rows + k.rows, (j.also or '') .. ' ' .. other.job .. ' ' .. (k.also or '')
   redis.call('HSET', job_key(unit.job), 'rows', j.rows, 'also', j.also)
@@ -134,7 +135,7 @@ for _, entry in ipairs(A.queues) do
       redis.call('ZREM', 'rq:scheduled:' .. queue, job)
       local j = job_of(job)
       if not j.run and starts(job, run .. '_' .. state[2] .. '_') then damage(run, 'unit ' .. job .. ' is gone from Redis') end
-      if j.status == 'scheduled' and not foreign(job, j, run, queue) and j.epoch == state[2] then put_back(job, j, true) end
+      if j.status == 'scheduled' and not foreign(job, j, run, queue) and j.epoch == state[2] then put_back(job, j, not has_unfinished(job)) end
     end
     local broken = redis.call('LPOP', P .. 'broken:' .. queue)
     local mend = broken and open(broken, run, state[2], queue, 'broken')

@@ -1,11 +1,12 @@
 -- What became of a unit, or of some of its rows: result entry, successors and scope step at once, or nothing. DONE: an earlier
 -- call did it. BEHIND: the part is not the next one of its unit. UNSTAGED: a body that was staged is gone, since it waited too
 -- long.
--- A: job, token (of the claim), incarnation, scope, part, size, rows, entry, entry_token, effects. `rows` are the ids of the `size`
---    rows that end; absent: all that are left.
+-- A: job, token (of the claim), incarnation, scope, part, size, rows, unfinished, entry, entry_token, effects. `rows` are the ids
+--    of the `size` rows that end; absent: all that are left. `unfinished` was done for the others.
 local job = need(A.job, 'string', 'job')
 need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation'); need(A.scope, 'string', 'scope')
 need(A.entry_token, 'string', 'entry_token'); whole(A.part, 'part')
+need(A.unfinished, 'string', 'unfinished')
 if whole(A.size, 'size') < 1 then error('chainette: a part of ' .. A.size .. ' rows') end
 if A.rows and #strings(A.rows, 'rows') ~= A.size then error('chainette: ' .. #A.rows .. ' rows are not ' .. A.size) end
 local j = job_of(job)
@@ -48,6 +49,7 @@ add(A.effects, root)
 if left > 0 then
   redis.call('HSET', job_key(job), 'part', A.part + 1, 'done', A.entry_token, 'rows', left)
   each_thousand(A.rows, function(...) redis.call('SADD', taken_key(j, job), ...) end)
+  leave_unfinished(job, A.unfinished)
 else
   redis.call('SREM', scope_key(root, j.scope), job)
   drop(job, j, A.incarnation)

@@ -118,6 +118,13 @@ local function drop(job, j, me)
   redis.call('ZREM', wip_key(j.origin), execution(job, j.claim))
 end
 
+-- What was done for the rows of a unit, as its worker says; it stays with the unit. Nobody needs it: a row's failures are only
+-- counted on, and its answers asked for again.
+local function leave_unfinished(job, unfinished)
+  if unfinished == '' then redis.call('HDEL', job_key(job), 'unfinished') else redis.call('HSET', job_key(job), 'unfinished', unfinished) end
+end
+local function has_unfinished(job) return redis.call('HEXISTS', job_key(job), 'unfinished') == 1 end
+
 -- Units that run alone, and units that killed a worker while they did.
 local function solo_key(j) return prefix_of(j.run, j.epoch) .. 'solo:' .. j.origin end
 local function broken_key(j) return prefix_of(j.run, j.epoch) .. 'broken:' .. j.origin end

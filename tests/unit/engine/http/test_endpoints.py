@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
+from chainette.engine.base import Finish
 from chainette.engine.http.breaker import State
 from chainette.engine.http.endpoints import address
 from chainette.engine.http.openai import base_path
@@ -47,8 +48,7 @@ def test_the_breaker_opens_on_errors_lets_one_probe_through_and_closes(http: Htt
         async with serve(answer) as server:
             engine = http.make(server.url, policy=policy, max_retries=3)
             await engine.open()
-            with pytest.raises(EngineUnavailable):
-                await engine.generate([http.ask()])
+            await engine.generate([http.ask()])
             assert http.state(engine) is State.OPEN
             broken = False
             waiting = [asyncio.create_task(engine.generate([http.ask()])) for _ in range(6)]
@@ -81,15 +81,13 @@ def test_when_a_probe_fails_the_next_waiting_request_probes(http: Http, serve: A
         async with serve(answer) as server:
             engine = http.make(server.url, policy=policy, max_retries=0)
             await engine.open()
-            with pytest.raises(EngineUnavailable):
-                await engine.generate([http.ask()])
+            await engine.generate([http.ask()])
             first = asyncio.create_task(engine.generate([http.ask()]))
             await probed.wait()
             second = asyncio.create_task(engine.generate([http.ask()]))
             await asyncio.sleep(0)
             go.set()
-            with pytest.raises(EngineUnavailable, match="given up after 1 tries"):
-                await first
+            assert [completion.finish for completion in await first] == [Finish.FAILED]
             assert [completion.text for completion in await second] == ["yes"]
             await engine.close()
 

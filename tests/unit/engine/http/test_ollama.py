@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from chainette.engine.base import Completion, Finish, Request, SamplingParams
+from chainette.engine.base import Cause, Completion, Finish, Request, SamplingParams
 from chainette.engine.config import make_config
 from chainette.engine.http.ollama import OllamaEngine, chat_body
 from chainette.errors import EngineConfigError, EngineRefused, EngineUnavailable
@@ -142,10 +142,10 @@ def test_a_missing_model_is_refused_at_the_start_with_the_command_that_gets_it(s
 
 
 def test_a_model_that_went_away_is_refused_with_the_command_that_gets_it(serve: Any) -> None:
-    with pytest.raises(
-        EngineRefused, match=r"/api/chat answered 404 \(model 'llama3.2' not found\); run `ollama pull llama3.2`"
-    ):
-        _open(serve, tags)
+    completion, _ = complete(serve, web.json_response({"error": "model 'llama3.2' not found"}, status=404))
+    assert (completion.finish, completion.cause) == (Finish.FAILED, Cause.DENIED)
+    assert completion.error.endswith("/api/chat answered 404 (model 'llama3.2' not found)")
+    assert completion.hint.startswith("run `ollama pull llama3.2`")
 
 
 @pytest.mark.parametrize("status", [200, 404])

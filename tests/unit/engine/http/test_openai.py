@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from chainette.engine.base import Completion, Finish, Request, SamplingParams
+from chainette.engine.base import Cause, Completion, Finish, Request, SamplingParams
 from chainette.engine.config import make_config
 from chainette.engine.http.openai import OpenAIEngine, base_path, chat_body
 from chainette.errors import EngineConfigError, EngineRefused
@@ -241,12 +241,16 @@ def test_a_refused_key_or_model_names_the_engine_the_url_and_what_to_do(
         async with serve(reply) as server:
             engine = OpenAIEngine(make_config("llama", "m", "openai", endpoint=server.url, api_key_env="T_KEY"))
             await engine.open()
-            with pytest.raises(EngineRefused) as caught:
-                await engine.generate([ask()])
+            try:
+                [completion] = await engine.generate([ask()])
+                said = f"engine 'llama': {completion.error}; {completion.hint}"
+                assert (completion.finish, completion.cause) == (Finish.FAILED, Cause.DENIED)
+            except EngineRefused as refused:
+                said = str(refused)
             await engine.close()
-            assert str(caught.value).startswith(f"engine 'llama': {server.url}/v1/chat/completions answered {status}")
+            assert said.startswith(f"engine 'llama': {server.url}/v1/chat/completions answered {status}")
             assert len(server.asked) == 1
-        return str(caught.value)
+        return said
 
     said = run(main())
     assert words in said

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from chainette.engine.base import Finish
-from chainette.engine.http.replies import Fault, completion_of, fault_of, first_words
+from chainette.engine.base import Cause, Finish
+from chainette.engine.http.replies import Fault, completion_of, failure_of, first_words
 
 TOO_LONG = {
     "OpenAI": "This model's maximum context length is 8192 tokens. However, your messages resulted in 9001 tokens.",
@@ -106,14 +106,16 @@ def test_a_403_for_another_reason_is_not_about_the_request() -> None:
 
 @pytest.mark.parametrize("status", [408, 409, 425, 444, 460, 499, 500, 502, *range(520, 529), 530, 599])
 def test_after_a_failure_of_the_server_or_a_gateway_the_same_request_may_succeed(status: int) -> None:
-    assert fault_of(status, b"") is Fault.BROKEN
+    failure = failure_of(status, b"", "", None)
+    assert failure is not None and failure.fault is Fault.BROKEN and failure.may_pass
 
 
 @pytest.mark.parametrize(
     ("status", "fault"), [(420, Fault.BUSY), (429, Fault.BUSY), (503, Fault.OVERLOADED), (529, Fault.OVERLOADED)]
 )
 def test_load_is_told_from_failure(status: int, fault: Fault) -> None:
-    assert fault_of(status, b"") is fault
+    failure = failure_of(status, b"", "", None)
+    assert failure is not None and failure.fault is fault and failure.cause is Cause.BUSY
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from collections.abc import Coroutine
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
-from chainette.engine.base import Completion, Finish
+from chainette.engine.base import Cause, Completion, Finish
 from chainette.engine.http.timing import retry_after
-from chainette.errors import EngineRefused, EngineUnavailable
+from chainette.errors import EngineRefused
 from tests.support.patience import LONG
 
 if TYPE_CHECKING:
@@ -177,9 +178,7 @@ def test_500s_are_tried_again_with_growing_pauses(http: Http, serve: Any, fake_t
     run(main())
 
 
-def test_500s_without_end_make_the_engine_unavailable_once_the_other_requests_have_their_answers(
-    http: Http, serve: Any, fake_time: Any
-) -> None:
+def test_500s_without_end_fail_their_request_alone_with_the_last_words(http: Http, serve: Any, fake_time: Any) -> None:
     async def main() -> None:
         given_up = asyncio.Event()
 
@@ -195,12 +194,13 @@ def test_500s_without_end_make_the_engine_unavailable_once_the_other_requests_ha
         async with serve(broken) as server:
             engine = http.make(server.url, time=fake_time, max_retries=2)
             await engine.open()
-            with pytest.raises(EngineUnavailable, match=r"answered 500 \(out of cheese\); given up after 3 tries"):
-                await engine.generate(
-                    [http.ask("slow"), http.ask("fail")], lambda index, completion: told.append((index, completion.text))
-                )
+            _, failed = await engine.generate(
+                [http.ask("slow"), http.ask("fail")], lambda index, completion: told.append((index, completion.text))
+            )
             await engine.close()
-        assert told == [(0, "yes")]
+        assert sorted(told) == [(0, "yes"), (1, "")]
+        assert (failed.finish, failed.cause, failed.by) == (Finish.FAILED, Cause.BROKEN, f"{server.url}/v1")
+        assert failed.error.endswith("answered 500 (out of cheese); given up after 3 tries")
         assert [asked.text for asked in server.asked].count("slow") == 1
         assert engine._transport.limiter.in_flight == 0
 
@@ -252,44 +252,98 @@ def test_a_broken_connection_and_a_body_that_is_no_answer_are_tried_again(http: 
     run(main())
 
 
-def test_a_request_that_hangs_alone_is_its_own_error(http: Http, serve: Any, fake_time: Any) -> None:
+def test_a_request_that_hangs_fails_after_one_timeout(http: Http, serve: Any, fake_time: Any) -> None:
     async def main() -> None:
-        hung = asyncio.Event()
-
         async def one_hangs(asked: Any) -> web.Response:
             if asked.text == "hang":
-                hung.set()
                 await asyncio.Event().wait()
-            await hung.wait()
             return http.good("yes")
 
         async with serve(one_hangs) as server:
             engine = http.make(server.url, time=fake_time, request_timeout=0.3)
             await engine.open()
-            stuck = asyncio.create_task(engine.generate([http.ask("hang")]))
-            texts = []
-            while not stuck.done():
-                texts += [completion.text for completion in await engine.generate([http.ask("go")])]
+            hung, fine = await engine.generate([http.ask("hang"), http.ask("go")])
             await engine.close()
-        [completion] = stuck.result()
-        assert completion.finish is Finish.ERROR
-        assert completion.error == "timed out after 0.3 s, 2 times, while other requests were answered"
-        assert set(texts) == {"yes"}
+        assert (hung.finish, hung.cause, fine.text) == (Finish.FAILED, Cause.BROKEN, "yes")
+        assert hung.error.endswith("gave no answer in 0.3 s")
+        assert [asked.text for asked in server.asked].count("hang") == 1
 
     run(main())
 
 
-def test_when_every_request_hangs_no_row_is_blamed(http: Http, serve: Any, fake_time: Any) -> None:
+@pytest.mark.parametrize(
+    ("status", "words", "tries", "cause"),
+    [
+        (500, "out of cheese", 2, Cause.BROKEN),
+        (499, "client closed", 2, Cause.BROKEN),
+        (520, "unknown", 2, Cause.BROKEN),
+        (204, "", 2, Cause.BROKEN),
+        (502, "bad gateway", 2, Cause.BUSY),
+        (503, "starting", 2, Cause.BUSY),
+        (504, "too slow", 2, Cause.BUSY),
+        (529, "overloaded", 2, Cause.BUSY),
+        (429, "slow down", 2, Cause.BUSY),
+        (429, "Request too large for m on tokens per min (TPM): Limit 10000, Requested 12000", 1, Cause.DENIED),
+        (403, "input was flagged", 1, Cause.DENIED),
+        (404, "no such model", 1, Cause.DENIED),
+        (406, "", 1, Cause.DENIED),
+        (424, "", 1, Cause.DENIED),
+        (451, "not here", 1, Cause.DENIED),
+    ],
+)
+def test_a_request_without_an_answer_fails_with_its_cause(
+    http: Http, serve: Any, fake_time: Any, status: int, words: str, tries: int, cause: Cause
+) -> None:
     async def main() -> None:
-        async def hang(asked: Any) -> web.Response:
-            await asyncio.Event().wait()
-            return http.good()
+        async def failing(asked: Any) -> web.Response:
+            return http.bad(status, words) if asked.text == "bad" else http.good("yes")
 
-        async with serve(hang) as server:
-            engine = http.make(server.url, time=fake_time, request_timeout=0.05, max_retries=1)
+        async with serve(failing) as server:
+            engine = http.make(server.url, time=fake_time, max_retries=1)
             await engine.open()
-            with pytest.raises(EngineUnavailable, match=r"gave no answer in 0.05 s; given up after 2 tries"):
-                await engine.generate([http.ask(), http.ask()])
+            bad, fine = await engine.generate([http.ask("bad"), http.ask("fine")])
+            await engine.close()
+        assert (bad.finish, bad.cause, fine.text) == (Finish.FAILED, cause, "yes")
+        assert f"answered {status}" in bad.error and words in bad.error
+        assert [asked.text for asked in server.asked].count("bad") == tries
+
+    run(main())
+
+
+def test_the_next_try_prefers_another_endpoint(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        async def broken(asked: Any) -> web.Response:
+            return http.bad(500)
+
+        async def fine(asked: Any) -> web.Response:
+            return http.good("yes")
+
+        async with serve(broken) as one, serve(fine) as other:
+            engine = http.make(one.url, other.url, time=fake_time)
+            await engine.open()
+            for _ in range(4):
+                [completion] = await engine.generate([http.ask()])
+                assert (completion.text, completion.by) == ("yes", f"{other.url}/v1")
+            [completion] = await engine.generate([msgspec.structs.replace(http.ask("last"), avoid=f"{other.url}/v1")])
+            await engine.close()
+        assert one.asked[-1].text == "last"
+
+    run(main())
+
+
+def test_requests_that_fail_again_and_again_do_not_eject_their_endpoint(http: Http, serve: Any, fake_time: Any) -> None:
+    async def main() -> None:
+        async def failing(asked: Any) -> web.Response:
+            return http.bad(500) if asked.text == "bad" else http.good("yes")
+
+        async with serve(failing) as server:
+            engine = http.make(server.url, time=fake_time, max_retries=0)
+            await engine.open()
+            again = msgspec.structs.replace(http.ask("bad"), avoid=f"{server.url}/v1")
+            await engine.generate([again] * 20)
+            assert not engine._transport.pool.is_silent() and engine._transport.limiter.limit == engine.capacity
+            await engine.generate([http.ask("bad")] * 20)
+            assert engine._transport.pool.is_silent()
             await engine.close()
 
     run(main())
@@ -348,8 +402,7 @@ def test_the_limit_shrinks_on_429_and_grows_back(http: Http, serve: Any, fake_ti
         async with serve(answer) as server:
             engine = http.make(server.url, time=fake_time, capacity=16, max_retries=3)
             await engine.open()
-            with pytest.raises(EngineUnavailable):
-                await engine.generate([http.ask()])
+            await engine.generate([http.ask()])
             shrunk = engine._transport.limiter.limit
             busy = False
             await engine.generate([http.ask() for _ in range(300)])

@@ -1,0 +1,29 @@
+"""The probe: a fixed question, asked as a step asks, that tells whether an engine serves the step at all."""
+
+from __future__ import annotations
+
+import msgspec
+
+from chainette.engine.base import Completion, Finish, Request
+from chainette.records import Message
+
+__all__ = ["ANSWERED", "QUESTION", "is_answer", "probe_of"]
+
+QUESTION = 'Why do people visit Paris? Answer in one sentence, as a JSON object: {"answer": "..."}'
+
+#: Endings of an answer that the model wrote, good or bad.
+ANSWERED = (Finish.STOP, Finish.LENGTH)
+
+_WORDS = {"system": "You answer questions.", "assistant": '{"answer": ""}'}
+
+
+def is_answer(completion: Completion) -> bool:
+    """Whether the engine took the request up."""
+    return completion.finish in (*ANSWERED, Finish.REFUSED)
+
+
+def probe_of(request: Request) -> Request:
+    """The request with nothing of its row: other words in the same roles, under the same sampling and schema."""
+    messages = tuple(Message(message.role, _WORDS.get(message.role, QUESTION)) for message in request.messages)
+    step = request.label.partition("/")[0]
+    return msgspec.structs.replace(request, messages=messages, label=f"{step}/probe/1", avoid="")

@@ -1,0 +1,223 @@
+"""Whose fault it is that a request got no answer: its row's, or the engine's (SEMANTICS; PROTOCOL g to i).
+
+One request shows nothing. A row is at fault if its requests failed five times while the engine answered others of
+the same step, or a probe. Everything here was seen by this process; only the number of failures comes along with a
+row that another worker had before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import anyio
+
+from chainette.engine.base import Cause, Completion, Engine, Request
+from chainette.engine.probe import is_answer, probe_of
+from chainette.errors import DeclarationRefused, EngineRefused, EngineUnavailable
+from chainette.records import Usage
+from chainette.run.in_hand import Lane
+
+__all__ = ["FAILURES", "Evidence"]
+
+T = TypeVar("T")
+
+#: Failures of a row, and answers to others since the first of them, after which it is rejected.
+FAILURES, _ANSWERS = 5, 5
+
+#: Failures that a server under load gives to anybody count if fewer than this share of the other requests failed.
+_SHARE = 0.25
+
+#: Seconds for which the result of a probe serves all rows.
+_PROBE_SERVES = 30.0
+
+#: Seconds without any answer after which requests in flight say nothing more.
+_SILENCE = 60.0
+
+#: Requests that go ahead of a step's others, and the seconds that these wait for the first answer.
+_AHEAD, _AHEAD_SECONDS = 2, 2.0
+
+
+@dataclass
+class _Suspect:
+    """A row whose request failed here, and what had been seen when it first did."""
+
+    answers: dict[str, int]
+    failures: int
+    #: The endpoint that failed it last.
+    by: str
+    own: int = 1
+    #: Whether a probe had been answered shortly before its last request.
+    proven: bool = False
+
+
+@dataclass(frozen=True)
+class _Probe:
+    at: float
+    #: Why it got no answer; "" if it got one.
+    words: str
+
+
+@dataclass
+class Evidence:
+    """What became of the requests of one step to one engine, as far as this process saw it."""
+
+    lane: Lane
+    #: Spent on probes, and not yet told to the log.
+    spent: Usage = field(default_factory=Usage)
+    #: Endpoint -> requests that it answered.
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: int = 0
+    _suspects: dict[str, _Suspect] = field(default_factory=dict)
+    #: Rows in flight that are no suspects.
+    _in_flight: set[str] = field(default_factory=set)
+    _since: float = 0.0
+    _probing: anyio.Lock = field(default_factory=anyio.Lock)
+    _probe: _Probe | None = None
+    #: The last request that failed or was refused.
+    _example: Request | None = None
+    _gate: anyio.Event = field(default_factory=anyio.Event)
+    _ahead: bool = False
+    _refusal: DeclarationRefused | None = None
+
+    # -- the first requests of a step
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the engine took up any request of the step."""
+        return bool(self.answers)
+
+    def ahead_of(self, asks: Sequence[T], engine: Engine) -> Sequence[T]:
+        """The asks that go first. A server that may refuse the step's declaration gets few requests before one is answered."""
+        if self._gate.is_set() or not engine.may_refuse:
+            return asks
+        first = [] if self._ahead else asks[:_AHEAD]
+        self._ahead = True
+        return first
+
+    async def opened(self) -> None:
+        """Waits until a request of the step was answered, but not long: answers take their time, and refusals do not.
+
+        Raises:
+            DeclarationRefused: the engine refuses the step.
+        """
+        with anyio.move_on_after(_AHEAD_SECONDS):
+            await self._gate.wait()
+        if self._refusal is not None:
+            raise self._refusal
+
+    def open(self) -> None:
+        """Lets all requests go."""
+        self._gate.set()
+
+    # -- what comes of requests
+
+    def asked(self, rows: Iterable[str]) -> None:
+        """Their requests are on the way."""
+        proven = self._has_answered_probe()
+        for row in rows:
+            suspect = self._suspects.get(row)
+            if suspect is None:
+                self._in_flight.add(row)
+            else:
+                suspect.proven = proven
+
+    def cancelled(self, rows: Iterable[str]) -> None:
+        """Nothing became of their requests."""
+        self._in_flight.difference_update(rows)
+
+    def avoid(self, row: str) -> str:
+        """The endpoint that failed the row last."""
+        suspect = self._suspects.get(row)
+        return suspect.by if suspect is not None else ""
+
+    def answered(self, row: str, completion: Completion) -> None:
+        """The engine is there; if it took the request up, it serves the step too."""
+        self._in_flight.discard(row)
+        self._suspects.pop(row, None)
+        self.lane.succeed()
+        if is_answer(completion):
+            self.answers[completion.by] += 1
+            self._gate.set()
+
+    def refused(self, request: Request) -> None:
+        """The request was refused before the step had any answer."""
+        self._example = request
+
+    def failed(self, row: str, request: Request, completion: Completion) -> bool:
+        """Whether this failure of a row counts."""
+        self._in_flight.discard(row)
+        self._example = request
+        self.failures += 1
+        suspect = self._suspects.get(row)
+        if suspect is None:
+            self._suspects[row] = _Suspect(dict(self.answers), self.failures, completion.by)
+            return True
+        suspect.own, suspect.by = suspect.own + 1, completion.by
+        return completion.cause is not Cause.BUSY or suspect.proven or self._is_rare(suspect)
+
+    def convicts(self, row: str, failures: int) -> bool:
+        """Whether a row that has just failed, for the so many-th time that counts, is itself at fault."""
+        suspect = self._suspects[row]
+        others = self.answers[suspect.by] - suspect.answers.get(suspect.by, 0)
+        return failures >= FAILURES and (others >= _ANSWERS or suspect.proven)
+
+    def is_due(self, rows: Iterable[str]) -> bool:
+        """Whether a probe must tell: some of these rows have failed often enough, and nothing else will."""
+        often = any((suspect := self._suspects.get(row)) is not None and suspect.own >= FAILURES for row in rows)
+        return often and self.is_quiet
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether every other request in flight has failed before, or none was answered for a while."""
+        return not self._in_flight or self.lane.clock() - self.lane.answered_at > _SILENCE
+
+    def _is_rare(self, suspect: _Suspect) -> bool:
+        """Whether few other requests failed since the row first did."""
+        answered = self.answers.total() - sum(suspect.answers.values())
+        failed = self.failures - suspect.failures - (suspect.own - 1)
+        return failed < _SHARE * (failed + answered) or not failed
+
+    # -- the probe
+
+    def _has_answered_probe(self) -> bool:
+        return self._probe is not None and not self._probe.words and self._is_fresh(self._probe)
+
+    def _is_fresh(self, probe: _Probe) -> bool:
+        return self.lane.clock() - probe.at <= _PROBE_SERVES
+
+    async def probe(self, engine: Engine, name: str) -> None:
+        """Asks a fixed question as the step asks. One probe at a time; its result serves all rows for a while.
+
+        Raises:
+            EngineUnavailable: it got no answer either.
+            DeclarationRefused: the engine refuses the step, whatever the row.
+            EngineRefused: the engine refuses everybody.
+        """
+        async with self._probing:
+            if self._probe is None or not self._is_fresh(self._probe):
+                self._probe = await self._ask(engine, name)
+        if self._probe.words:
+            raise EngineUnavailable(f"engine {name!r}: {self._probe.words}; it does not answer a fixed question either")
+
+    async def _ask(self, engine: Engine, name: str) -> _Probe:
+        assert self._example is not None
+        try:
+            [completion] = await engine.generate([probe_of(self._example)])
+        except EngineRefused:
+            raise
+        except EngineUnavailable as error:
+            return _Probe(self.lane.clock(), str(error).removeprefix(f"engine {name!r}: "))
+        self.spent += completion.usage
+        if is_answer(completion):
+            self.lane.succeed()
+            self.answers[completion.by] += 1
+            self._gate.set()
+        elif completion.is_refusal:
+            words = "; ".join(filter(None, (completion.error, completion.hint)))
+            self._refusal = DeclarationRefused(f"engine {name!r} refuses every request of this step: {words}")
+            self._gate.set()
+            raise self._refusal
+        return _Probe(self.lane.clock(), "" if is_answer(completion) else completion.error or "no answer")
