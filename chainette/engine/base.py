@@ -237,6 +237,9 @@ class Engine(ABC):
     #: Whether the same request gives the same answer whatever else is in flight.
     deterministic: bool = False
 
+    #: What is asked otherwise than declared, since the server refuses it: name -> words. Grows while requests are answered.
+    adaptations: Mapping[str, str] = MappingProxyType({})
+
     #: The origin of the model, by setting: digest of a local file, revision of a hub, digest of a server. Known once open.
     identity: Mapping[str, str] = MappingProxyType({})
 

@@ -8,7 +8,7 @@ row that another worker had before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -36,8 +36,8 @@ _PROBE_SERVES = 30.0
 #: Seconds without any answer after which requests in flight say nothing more.
 _SILENCE = 60.0
 
-#: Requests that go ahead of a step's others, and the seconds that these wait for the first answer.
-_AHEAD, _AHEAD_SECONDS = 2, 2.0
+#: Requests that go ahead of a step's others, and the seconds that these wait for an answer to them.
+_AHEAD, _AHEAD_SECONDS = 1, 2.0
 
 
 @dataclass
@@ -67,6 +67,9 @@ class Evidence:
     lane: Lane
     #: Spent on probes, and not yet told to the log.
     spent: Usage = field(default_factory=Usage)
+    #: What the engine is asked otherwise than declared, and as much of it as the log was told.
+    adaptations: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict)
     #: Endpoint -> requests that it answered.
     answers: Counter[str] = field(default_factory=Counter)
     failures: int = 0

@@ -26,13 +26,13 @@ import anyio.lowlevel
 
 from chainette.core.plan import Plan
 from chainette.engine.base import Engine
-from chainette.errors import EngineUnavailable, RequestsFailed
+from chainette.errors import DeclarationRefused, EngineUnavailable, RequestsFailed
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, UnitRetried
+from chainette.io.rundir.events import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
 from chainette.records import Outcome, Usage
 from chainette.run.evidence import Evidence
 from chainette.run.in_hand import Hands, Lane
@@ -190,24 +190,28 @@ class Worker(ABC):
             event = AnswersDiscarded(node=held.claim.unit.node, usage=usage)
             await self.ask(partial(self.queue.note, held.claim.run, event))
 
-    async def count_probes(self, held: Held) -> None:
-        """Tells the log what was spent on fixed questions."""
-        evidence = self.evidence.get(_key_of(held))
+    async def tell_log(self, held: Held) -> None:
+        """Tells the log what was spent on fixed questions, and what the engine is asked otherwise than declared."""
+        evidence, node = self.evidence.get(_key_of(held)), held.claim.unit.node
         if evidence is not None and evidence.spent.requests:
-            event, evidence.spent = EngineProbed(node=held.claim.unit.node, usage=evidence.spent), Usage()
+            event, evidence.spent = EngineProbed(node=node, usage=evidence.spent), Usage()
             await self.ask(partial(self.queue.note, held.claim.run, event))
+        if evidence is not None and evidence.adaptations != evidence.told:
+            evidence.told = evidence.adaptations
+            adapted = EngineAdapted(engine=held.plan.engine_of(node), changes=dict(evidence.told))
+            await self.ask(partial(self.queue.note, held.claim.run, adapted))
 
     async def _work_through(self, held: Held) -> None:
         try:
             outcome = await self.process(held)
         except EngineUnavailable as error:
             await self.commit_finished(held)
-            await self.count_probes(held)
+            await self.tell_log(held)
             if not held.lost:
                 await self.put_off(held, error)
             await self.count_discarded(held)
             return
-        await self.count_probes(held)
+        await self.tell_log(held)
         if outcome is not None:
             await self.commit(held, outcome)
         else:
@@ -280,12 +284,22 @@ class Worker(ABC):
 
     async def put_off(self, held: Held, error: EngineUnavailable) -> None:
         """The unit waits, and longer each time: for its engine, or because its rows' requests failed again."""
-        delay, claim = round(self.delay(held, error), 3), held.handed_back()
-        unit, words = claim.unit, str(error)
-        alone = isinstance(error, RequestsFailed)
-        event = UnitRetried(node=unit.node, root=unit.root, unit=unit.part, message=words, delay=delay, alone=alone)
-        await self.ask(partial(self.queue.fail, claim, self.incarnation, delay, words))
+        delay, claim = self.delay(held, error), held.handed_back()
+        event = self.retried(held, error, delay)
+        await self.ask(partial(self.queue.fail, claim, self.incarnation, event.delay, event.message))
         await self.ask(partial(self.queue.note, claim.run, event))
+
+    def retried(self, held: Held, error: EngineUnavailable, delay: float) -> UnitRetried:
+        unit = held.claim.unit
+        return UnitRetried(
+            node=unit.node,
+            root=unit.root,
+            unit=unit.part,
+            message=str(error),
+            delay=round(delay, 3),
+            alone=isinstance(error, RequestsFailed),
+            refused=isinstance(error, DeclarationRefused),
+        )
 
     def delay(self, held: Held, error: EngineUnavailable) -> float:
         """Seconds that a unit waits. The engine rests as well, unless it answered others meanwhile."""
@@ -316,6 +330,8 @@ class Worker(ABC):
                 rows = [row for row in rows if row.row_id in error.rows]  # they fail once more before they are rejected
             else:
                 return
+            finally:
+                evidence.adaptations = engine.adaptations
 
     def must_probe(self, lane: Lane, evidence: Evidence, error: RequestsFailed) -> bool:
         """Whether a fixed question must tell if the engine answers at all."""

@@ -17,15 +17,17 @@ from typing import Any
 import msgspec
 
 from chainette.engine.answers import ask_all
-from chainette.engine.base import Completion, Done, Engine, Request, SamplingParams, Tell
+from chainette.engine.base import Completion, Done, Engine, Finish, Request, SamplingParams, Tell
 from chainette.engine.config import EngineConfig
+from chainette.engine.http.adaptation import CHANGES, adapted, advice, remedy
 from chainette.engine.http.chat_reply import read
 from chainette.engine.http.client import Reply
 from chainette.engine.http.http_options import HttpOptions, hurried
 from chainette.engine.http.lines import Lines
 from chainette.engine.http.strict_schema import strict_subset
 from chainette.engine.http.timing import Policy, Timing
-from chainette.engine.http.transport import Protocol, Transport
+from chainette.engine.http.transport import Listen, Protocol, Transport
+from chainette.engine.probe import is_answer
 from chainette.errors import EngineConfigError
 from chainette.records import Message
 
@@ -79,6 +81,9 @@ class OpenAIEngine(Engine):
         self._transport = Transport(config, self._protocol(), timing or Timing(), policy or Policy())
         self._official = False
         self._model = ""
+        #: Names of changes to every request, in order; steps of which the server took up a request.
+        self._changes: list[str] = []
+        self._accepted: set[str] = set()
         self._formats: dict[tuple[str, bytes], msgspec.Raw | None] = {}
         self.capacity = self._transport.capacity
 
@@ -103,15 +108,43 @@ class OpenAIEngine(Engine):
 
     async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         bodies = zip(requests, self._bodies(requests), strict=True)
-        return await ask_all([self._transport.ask(body, self._read, avoid=each.avoid) for each, body in bodies], done)
+        return await ask_all([self._ask(request, body) for request, body in bodies], done)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""
         lines = Lines(tell)
-        body = chat_body(self._config, request, self._format(request), self._official, _STREAMED)
-        completion = await self._transport.ask(body, self._read, lines.listen, request.avoid)
+        body = self._fields(request, self._format(request), _STREAMED)
+        completion = await self._ask(request, body, lines.listen)
         lines.end(completion)
         return completion
+
+    async def _ask(self, request: Request, fields: dict[str, Any], listen: Listen | None = None) -> Completion:
+        """The completion of a request. If the server refuses a parameter by name before it took up any request of the step,
+        and its absence keeps the meaning, the request is changed, and all later ones are."""
+        while True:
+            made = tuple(self._changes)
+            body = msgspec.json.encode(adapted(fields, made))
+            completion = await self._transport.ask(body, self._read, listen, request.avoid)
+            if is_answer(completion):
+                self._accepted.add(request.schema_name)
+            if completion.finish is not Finish.ERROR:
+                return completion
+            declared = {*self._config.extra, *request.sampling.extra}
+            name = remedy(completion.error, request.sampling, fields, made, declared)
+            if request.schema_name in self._accepted or name is None:
+                return msgspec.structs.replace(completion, hint=advice(completion.error))
+            self._change(name, completion.error)
+
+    def _change(self, name: str, refusal: str) -> None:
+        if name not in self._changes:
+            self._changes.append(name)
+            self.adaptations = {**self.adaptations, name: CHANGES[name].words}
+            _log.warning("engine %r: %s, since its server refuses it: %s", self._config.name, CHANGES[name].words, refusal)
+
+    def _fields(
+        self, request: Request, response_format: msgspec.Raw | None, asked: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        return chat_fields(self._config, request, response_format, self._official, asked)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -120,13 +153,13 @@ class OpenAIEngine(Engine):
         known = {"server_model": self._model} if self._model else {}
         return {"endpoints": list(self._transport.declared), **known}
 
-    def _bodies(self, requests: Sequence[Request]) -> Iterator[bytes]:
+    def _bodies(self, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
         """The requests of a unit share one schema, which is looked up once."""
         for _, group in groupby(requests, lambda request: id(request.schema)):
             first, *rest = group
             response_format = self._format(first)
             for request in (first, *rest):
-                yield chat_body(self._config, request, response_format, self._official)
+                yield self._fields(request, response_format)
 
     def _read(self, data: bytes, seconds: float) -> Completion:
         reading = read(data, seconds)
@@ -195,14 +228,19 @@ def base_path(path: str) -> str:
     return path.rstrip("/").removesuffix(_OPERATION) or "/v1"
 
 
-def chat_body(
+def chat_body(config: EngineConfig, request: Request, response_format: msgspec.Raw | None, official: bool) -> bytes:
+    """The JSON of a chat request."""
+    return msgspec.json.encode(chat_fields(config, request, response_format, official))
+
+
+def chat_fields(
     config: EngineConfig,
     request: Request,
     response_format: msgspec.Raw | None,
     official: bool,
     asked: Mapping[str, Any] = MappingProxyType({}),
-) -> bytes:
-    """The JSON of a chat request; `asked` are keys that say how to answer. A key of `extra` replaces ours, and None
+) -> dict[str, Any]:
+    """The fields of a chat request; `asked` are keys that say how to answer. A key of `extra` replaces ours, and None
     removes it."""
     body = {
         "model": config.model,
@@ -214,7 +252,7 @@ def chat_body(
         **config.extra,
         **request.sampling.extra,
     }
-    return msgspec.json.encode({key: value for key, value in body.items() if value is not None})
+    return {key: value for key, value in body.items() if value is not None}
 
 
 def _schema_name(name: str) -> str:

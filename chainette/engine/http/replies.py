@@ -183,7 +183,10 @@ def _words(body: Any, deepest: int = _DEEPEST) -> str | None:
 
 
 def _with_cause(words: str, error: dict[str, Any]) -> str:
-    """The words of a router, and those of the server behind it."""
+    """The words of a router, and those of the server behind it; and the parameter that they are about."""
     metadata = error.get("metadata")
     cause = metadata.get("raw") if isinstance(metadata, dict) else None
-    return f"{words}: {cause}" if isinstance(cause, str) else words
+    words = f"{words}: {cause}" if isinstance(cause, str) else words
+    place = error.get("loc") or error.get("param")
+    name = ".".join(map(str, place)) if isinstance(place, list) else place
+    return f"{words} ({name})" if isinstance(name, str) and name not in words else words

@@ -26,7 +26,7 @@ from chainette.errors import EngineRefused, EngineUnavailable
 from chainette.utils.backoff import backoff
 from chainette.utils.together import together
 
-__all__ = ["Protocol", "Reader", "Transport"]
+__all__ = ["Listen", "Protocol", "Reader", "Transport"]
 
 _log = logging.getLogger("chainette")
 

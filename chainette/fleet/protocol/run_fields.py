@@ -11,7 +11,10 @@ from chainette.fleet.protocol.hash_fields import Count, HashFields
 from chainette.fleet.protocol.seals import VARIABLE, Kind, Seals, Unsealed
 from chainette.io.rundir.graph import Graph
 
-__all__ = ["Counts", "RunInfo"]
+__all__ = ["WITHDREW", "Counts", "RunInfo"]
+
+#: What a worker says in `refusals` if an engine refuses it: its key, the model, or the way in which a step asks.
+WITHDREW = "withdrew from an engine that refuses it"
 
 #: Fields that workers, or a run that was begun, cannot do without.
 _NEEDED = {"chain_ref", "digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks"} | {

@@ -19,6 +19,7 @@ from chainette.records import Earlier, Usage
 __all__ = [
     "AnswersDiscarded",
     "AnyEvent",
+    "EngineAdapted",
     "EngineLoaded",
     "EngineProbed",
     "EngineReleased",
@@ -177,6 +178,16 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
     delay: float
     #: Whether requests of single rows failed, and the engine may well answer others.
     alone: bool = False
+    #: Whether the engine refuses the step as it is declared, so that no worker can do it.
+    refused: bool = False
+
+
+class EngineAdapted(Event, frozen=True, tag="engine_adapted"):
+    """An engine is asked otherwise than declared, since its server refuses a parameter whose absence keeps the meaning."""
+
+    engine: str
+    #: Name of the change -> what it is.
+    changes: dict[str, str]
 
 
 class EngineProbed(Event, frozen=True, tag="engine_probed"):
@@ -298,6 +309,7 @@ class RunFinished(Event, frozen=True, tag="run_finished"):
 Note = (
     UnitRetried
     | AnswersDiscarded
+    | EngineAdapted
     | EngineProbed
     | UnitSplit
     | EngineLoaded

@@ -18,6 +18,7 @@ from chainette.io.rundir.accounting import Passed, imbalance, ranges
 from chainette.io.rundir.events import (
     AnswersDiscarded,
     AnyEvent,
+    EngineAdapted,
     EngineLoaded,
     EngineProbed,
     EngineReleased,
@@ -232,6 +233,8 @@ class RunState:
                 self.node(event.node).probes += event.usage
             case EngineLoaded():
                 self._load(event)
+            case EngineAdapted():
+                self.engines.setdefault(event.engine, {"loads": 0, "load_seconds": 0.0})["adapted"] = event.changes
             case ShardSealed():
                 folder, _, number = event.file.rpartition("/")
                 self.sealed.setdefault(folder, {})[int(number)] = event.bytes

@@ -19,7 +19,7 @@ from chainette.core.usercode.loading import load_chain
 from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunError, RunStopped
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Aside, BadMessage, Missing, PutAside
-from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.run_fields import WITHDREW, RunInfo
 from chainette.fleet.protocol.seals import Seals, seals_of
 from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.connect import chosen_url, connect, is_damage, is_passing, shown
@@ -189,6 +189,8 @@ class Drive:
     _explained_at: float = -_AGAIN
     _noted: str = "0-0"
     _failing: dict[str, float] = field(default_factory=dict)
+    #: Engine -> since when all of its workers have withdrawn.
+    _unserved: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         writer = self.session.writer
@@ -295,8 +297,11 @@ class Drive:
             raise Missing(words)
         if progress.state == "cancelled":
             raise Cancelled
-        self._mend(sink)
-        members = list(self.board.members().values())
+        by_name = self.board.members()
+        if (info := self.board.run(sink.run)) is not None:
+            self._mend(sink, info)
+            self._require_servers(info, by_name)
+        members = list(by_name.values())
         sink.fields = {**sink.fields, "window": self._window(members)}
         begun = self._phases.begun
         self._phases.look(members)
@@ -306,16 +311,15 @@ class Drive:
         counts, still = counts_of(self.session.writer.state), int(now - self._moved_at)
         self.board.say(sink.run, RunInfo.words(counts=counts, window=sink.fields["window"], still=still))
 
-    def _mend(self, sink: Sink) -> None:
+    def _mend(self, sink: Sink, info: RunInfo) -> None:
         """Fields of the run's record that no longer decode are written anew.
 
         Raises:
             Missing: workers cannot do without one of them; a new epoch writes it.
         """
-        info = self.board.run(sink.run)
-        if info is not None and (info.wrong or ("order" in self.fields and not info.order)):
+        if info.wrong or ("order" in self.fields and not info.order):
             self.board.say(sink.run, self.fields)
-        if info is not None and info.damage:
+        if info.damage:
             raise Missing(f"the record of run {sink.run} in Redis is damaged ({info.damage})")
 
     def _search(self, sink: Sink) -> bool:
@@ -500,7 +504,27 @@ class Drive:
             if isinstance(event, UnitRetried):
                 self._watch_patience(event)
 
+    def _require_servers(self, info: RunInfo, members: Mapping[str, Member]) -> None:
+        """A run whose engine refuses all of its live workers for too long stops.
+
+        Raises:
+            RunStopped: it did.
+        """
+        withdrawn = {name: words for name, words in info.refusals.items() if WITHDREW in words}
+        for engine in self.session.plan.engines:
+            servers = [name for name, member in members.items() if member.is_worker and engine in member.engines]
+            if not servers or not all(name in withdrawn for name in servers):
+                self._unserved.pop(engine, None)
+                continue
+            waited = time.monotonic() - self._unserved.setdefault(engine, time.monotonic())
+            if waited > self.session.options.engine_patience:
+                raise RunStopped(f"no live worker serves {engine!r} for {waited:.0f} s: {withdrawn[servers[0]]}")
+
     def _watch_patience(self, event: UnitRetried) -> None:
+        if event.refused:
+            raise RunStopped(f"step {event.node!r}: {event.message}")
+        if event.alone:
+            return
         began = self._failing.setdefault(event.node, time.monotonic())
         waited = time.monotonic() - began
         if waited > self.session.options.engine_patience:

@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup
 from chainette.core.plan import Plan
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
-from chainette.errors import ChainetteError, EngineUnavailable
+from chainette.errors import ChainetteError, EngineRefused, EngineUnavailable
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.jobs import age
 from chainette.fleet.protocol.member_fields import Member, listed
@@ -96,11 +96,15 @@ class EngineWorker(Worker):
     ready: Callable[[], None] = lambda: None
     #: Called before a unit of a run is worked on, with the engine that it needs; the unit waits for it.
     announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
+    #: Tells a run that one of its engines refuses this worker; "" that it does not any more.
+    withdraw: Callable[[RunInfo, str], None] = lambda _info, _why: None
     hands: Hands = field(default_factory=Hands)
     busy: set[Held] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)
+    #: Runs that were told of a refusal.
+    _withdrawn: set[str] = field(default_factory=set)
     _claims: int = 0
     _pause: float = _SOON
 
@@ -281,6 +285,17 @@ class EngineWorker(Worker):
             await self.commit_finished(held)
             await self._bury(held, f"processing it failed: {told(error)}")
 
+    async def put_off(self, held: Held, error: EngineUnavailable) -> None:
+        """As the base. A unit that is refused here, say for this machine's key, goes back at once: others may be served."""
+        if not isinstance(error, EngineRefused):
+            await super().put_off(held, error)
+            return
+        self._withdrawn.add(held.info.run)
+        self.withdraw(held.info, str(error))
+        event, claim = self.retried(held, error, held.lane.fail()), held.handed_back()
+        await insist(lambda: self.queue.release(claim, self.incarnation))
+        await insist(lambda: self.queue.note(claim.run, event))
+
     async def process(self, held: Held) -> Outcome | None:
         plan, claim, lane = held.plan, held.claim, held.lane
         node = plan.nodes.get(claim.unit.node)
@@ -322,6 +337,9 @@ class EngineWorker(Worker):
         unit = held.claim.unit
         if engine is not None:
             await self.ask_engine(held, result, engine, held.info.seed or 0)
+            if held.info.run in self._withdrawn:
+                self._withdrawn.discard(held.info.run)
+                self.withdraw(held.info, "")
             return
         began = monotonic()
         await self.functions.run(held.info, result, unit)

@@ -23,7 +23,7 @@ from chainette.core.plan import PYTHON
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, RedisUnavailable
 from chainette.fleet.processes import on_record
-from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.run_fields import WITHDREW, RunInfo
 from chainette.fleet.protocol.seals import seals_of
 from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.queue import FleetQueue
@@ -130,6 +130,7 @@ class _Process:
             about=watch.words,
             ready=self._ready,
             announce=self._announce,
+            withdraw=self._withdraw,
         )
         #: Runs that know of this worker; engines that are loaded now; and which runs know of which of them.
         self._joined: set[str] = set()
@@ -153,6 +154,14 @@ class _Process:
         if words:
             say(words)
             self._note(info.run, WorkerRefused(worker=me, reason=words))
+
+    def _withdraw(self, info: RunInfo, why: str) -> None:
+        """Tells a run that its engine refuses this worker, or no longer does."""
+        me = self.worker.incarnation
+        words = f"worker {me} {WITHDREW}: {why}" if why else ""
+        self._send(lambda: self._board.refuse(info.run, me, words))
+        if words:
+            say(words)
 
     def _tell(self, config: EngineConfig, event: EngineLoaded | EngineReleased) -> None:
         self._hook.on_event(event)

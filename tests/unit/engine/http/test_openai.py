@@ -145,7 +145,7 @@ def test_strict_sends_the_strict_subset_and_says_once_what_was_dropped(serve: An
 
 
 def schema_sent(engine: OpenAIEngine, request: Request) -> Any:
-    return json.loads(next(engine._bodies([request])))["response_format"]["json_schema"]
+    return json.loads(bytes(next(engine._bodies([request]))["response_format"]))["json_schema"]
 
 
 def test_openai_itself_gets_the_strict_subset_its_own_token_limit_and_the_usual_key(

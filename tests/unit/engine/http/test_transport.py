@@ -277,14 +277,14 @@ def test_a_request_that_hangs_fails_after_one_timeout(http: Http, serve: Any, fa
         (500, "out of cheese", 2, Cause.BROKEN),
         (499, "client closed", 2, Cause.BROKEN),
         (520, "unknown", 2, Cause.BROKEN),
-        (204, "", 2, Cause.BROKEN),
+        (204, "gave no usable answer", 2, Cause.BROKEN),
         (502, "bad gateway", 2, Cause.BUSY),
         (503, "starting", 2, Cause.BUSY),
         (504, "too slow", 2, Cause.BUSY),
         (529, "overloaded", 2, Cause.BUSY),
         (429, "slow down", 2, Cause.BUSY),
         (429, "Request too large for m on tokens per min (TPM): Limit 10000, Requested 12000", 1, Cause.DENIED),
-        (403, "input was flagged", 1, Cause.DENIED),
+        (403, "no permission", 1, Cause.DENIED),
         (404, "no such model", 1, Cause.DENIED),
         (406, "", 1, Cause.DENIED),
         (424, "", 1, Cause.DENIED),
@@ -304,7 +304,7 @@ def test_a_request_without_an_answer_fails_with_its_cause(
             bad, fine = await engine.generate([http.ask("bad"), http.ask("fine")])
             await engine.close()
         assert (bad.finish, bad.cause, fine.text) == (Finish.FAILED, cause, "yes")
-        assert f"answered {status}" in bad.error and words in bad.error
+        assert words in bad.error and (status == 204 or f"answered {status}" in bad.error)
         assert [asked.text for asked in server.asked].count("bad") == tries
 
     run(main())
