@@ -21,7 +21,7 @@ from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
 from chainette.fleet.redis.queue import ANCHOR, Admitted, Cancelled, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.io.rundir.events import EngineReleased, UnitRetried
-from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row
+from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unfinished, Usage
 from chainette.run.process import poisoned, process
 from tests.support.claims import claim_one
 from tests.support.fleet import forked, straight
@@ -749,6 +749,39 @@ def test_a_unit_that_must_run_alone_is_never_claimed_ahead(site: Site) -> None:
 
 def test_a_worker_that_lives_costs_no_strike_but_for_a_unit_that_stalls_it_again_and_again(site: Site) -> None:
     assert turns(site, 7, lives=True) == [Turn.JOB] * 5 + [Turn.SOLO, Turn.MEND]
+
+
+# -- what was done for rows that have not finished
+
+
+DONE = {row: Unfinished(1, 2, Usage(3, 30, 15), (("bad", "again"),)) for row in ("0", "1", "3")}
+
+
+def test_what_was_done_for_rows_stays_with_their_unit_when_it_is_handed_back(site: Site) -> None:
+    site.admit()
+    claim = replace(site.take(), unfinished=DONE)
+    assert site.queue.release(claim, "w1")
+    again = site.take("w2")
+    assert again.unfinished == DONE
+    assert site.queue.fail(replace(again, unfinished={"1": Unfinished(failures=4)}), "w2", 0.0, "away")
+    assert site.take("w3").unfinished == {"1": Unfinished(failures=4)}
+
+
+def test_a_part_leaves_with_the_unit_only_what_was_done_for_the_rows_that_remain(site: Site) -> None:
+    site.admit()
+    claim = replace(site.take(), unfinished=DONE)
+    rest = site.commit_part(claim, "0", "2")
+    assert rest.unfinished == {row: DONE[row] for row in ("1", "3")}
+    site.lose("w1")
+    assert site.take("w2").unfinished == rest.unfinished
+
+
+def test_a_unit_whose_rows_failed_comes_after_those_that_nobody_has_tried(site: Site) -> None:
+    site.admit()
+    site.admit()
+    failed = site.take()
+    assert site.queue.fail(replace(failed, unfinished={"0": Unfinished(failures=1)}), "w1", 0.0, "500")
+    assert [site.take().unit.root, site.take().unit.root] == [1, 0]
 
 
 # -- notes
