@@ -131,7 +131,7 @@ class OpenAIEngine(Engine):
                 return completion
             declared = {*self._config.extra, *request.sampling.extra}
             name = remedy(completion.error, request.sampling, fields, made, declared)
-            if request.schema_name in self._accepted or name is None:
+            if name is None or (name not in self._changes and request.schema_name in self._accepted):
                 return msgspec.structs.replace(completion, hint=advice(completion.error))
             self._change(name, completion.error)
 
