@@ -36,6 +36,8 @@ class Lane:
     rests_until: float = 0.0
     #: When the engine's silence began; None while it answers.
     failing_since: float | None = None
+    #: Since when requests have failed without any answer, and nobody knows yet whether the engine is silent.
+    doubted_since: float | None = None
     #: When the engine last answered; -inf if it never did.
     answered_at: float = -inf
     _failures: int = 0
@@ -76,6 +78,12 @@ class Lane:
     def succeed(self) -> None:
         """The engine answered, so it need not rest."""
         self.failing_since, self.rests_until, self._failures, self.answered_at = None, 0.0, 0, self.clock()
+        self.doubted_since = None
+
+    def doubt(self) -> None:
+        """Single requests failed. That alone does not make the engine rest: others may be answered."""
+        if self.doubted_since is None:
+            self.doubted_since = self.clock()
 
     def fail(self, silent: float = 0.0) -> float:
         """The engine has not answered for `silent` seconds: it rests, longer each time. Returns seconds until the next try.
@@ -84,7 +92,7 @@ class Lane:
         """
         now = self.clock()
         if self.failing_since is None:
-            self.failing_since = now - silent
+            self.failing_since = min(now - silent, now if self.doubted_since is None else self.doubted_since)
         if not self.rests:
             wait = backoff(self._failures, _FIRST_REST, _LONGEST_REST)
             self.rests_until = now + wait * random.uniform(0.75, 1.25)  # noqa: S311 - so that workers do not try in step

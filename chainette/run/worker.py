@@ -302,13 +302,15 @@ class Worker(ABC):
         )
 
     def delay(self, held: Held, error: EngineUnavailable) -> float:
-        """Seconds that a unit waits. The engine rests as well, unless it answered others meanwhile."""
+        """Seconds that a unit waits. The engine rests as well if it answers nobody."""
         if not isinstance(error, RequestsFailed):
             return held.lane.fail()
         unfinished = {} if held.result is None else held.result.unfinished
         failures = min((unfinished[row].failures for row in error.rows if row in unfinished), default=1)
         wait = backoff(failures - 1, _FIRST_WAIT, _LONGEST_WAIT) * random.uniform(0.75, 1.25)  # noqa: S311 - only jitter
-        return wait if held.lane.answered_at >= held.began else max(wait, held.lane.fail())
+        if held.lane.answered_at < held.began:
+            held.lane.doubt()
+        return wait
 
     # -- whose fault it is that a request got no answer
 
@@ -335,7 +337,7 @@ class Worker(ABC):
 
     def must_probe(self, lane: Lane, evidence: Evidence, error: RequestsFailed) -> bool:
         """Whether a fixed question must tell if the engine answers at all."""
-        impatient = lane.failing_since is not None and lane.clock() - lane.failing_since > self.patience
+        impatient = lane.doubted_since is not None and lane.clock() - lane.doubted_since > self.patience
         refuses_all = error.denied and not lane.has_answered
         return refuses_all or impatient or evidence.is_due(error.rows)
 
