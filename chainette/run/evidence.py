@@ -76,7 +76,6 @@ class Evidence:
     _suspects: dict[str, _Suspect] = field(default_factory=dict)
     #: Rows in flight that are no suspects.
     _in_flight: set[str] = field(default_factory=set)
-    _since: float = 0.0
     _probing: anyio.Lock = field(default_factory=anyio.Lock)
     _probe: _Probe | None = None
     #: The last request that failed or was refused.
@@ -84,6 +83,7 @@ class Evidence:
     _gate: anyio.Event = field(default_factory=anyio.Event)
     _ahead: bool = False
     _refusal: DeclarationRefused | None = None
+    _refused_at: float = 0.0
 
     # -- the first requests of a step
 
@@ -93,7 +93,15 @@ class Evidence:
         return bool(self.answers)
 
     def ahead_of(self, asks: Sequence[T], engine: Engine) -> Sequence[T]:
-        """The asks that go first. A server that may refuse the step's declaration gets few requests before one is answered."""
+        """The asks that go first. A server that may refuse the step's declaration gets few requests before one is answered.
+
+        Raises:
+            DeclarationRefused: it has just refused the step.
+        """
+        if self._refusal is not None:
+            if self.lane.clock() - self._refused_at <= _PROBE_SERVES:
+                raise self._refusal
+            self._refusal, self._gate, self._ahead = None, anyio.Event(), False
         if self._gate.is_set() or not engine.may_refuse:
             return asks
         first = [] if self._ahead else asks[:_AHEAD]
@@ -221,6 +229,7 @@ class Evidence:
         elif completion.is_refusal:
             words = "; ".join(filter(None, (completion.error, completion.hint)))
             self._refusal = DeclarationRefused(f"engine {name!r} refuses every request of this step: {words}")
+            self._refused_at = self.lane.clock()
             self._gate.set()
             raise self._refusal
         return _Probe(self.lane.clock(), "" if is_answer(completion) else completion.error or "no answer")

@@ -193,7 +193,10 @@ def test_a_probe_without_an_answer_makes_the_engine_unavailable(answer: Completi
     ],
 )
 def test_a_probe_that_is_refused_too_refuses_the_step(answer: Completion) -> None:
-    seen = evidence()
+    seen, engine = evidence(), Answers(answer)
+    engine.may_refuse = True  # type: ignore[misc]
     fail(seen)
     with pytest.raises(DeclarationRefused, match="refuses every request of this step: 400: bad schema; change it"):
-        probe(seen, Answers(answer))
+        probe(seen, engine)
+    with pytest.raises(DeclarationRefused):
+        seen.ahead_of(["a", "b", "c"], engine)
