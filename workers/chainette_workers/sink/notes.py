@@ -14,7 +14,9 @@ from chainette.core.plan import Plan
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.events import (
     AnswersDiscarded,
+    EngineAdapted,
     EngineLoaded,
+    EngineProbed,
     EngineReleased,
     Note,
     UnitRetried,
@@ -39,6 +41,9 @@ _BURST, _RATE = 2000.0, 50.0
 _LONGEST_NAME, _LONGEST_MESSAGE = 200, 2000
 
 _MOST = 2.0**53
+
+#: The most ways in which an engine is asked otherwise than declared.
+_MOST_CHANGES = 32
 
 
 @dataclass
@@ -78,7 +83,10 @@ class NoteFilter:
             case UnitSplit(node=node, unit=unit):
                 fits = node in self.plan.nodes and len(unit) <= _LONGEST_MESSAGE
                 return note if fits and _is_count(note.root) else None
-            case AnswersDiscarded(node=node, usage=usage):
+            case EngineAdapted(engine=engine, changes=changes):
+                fits = len(changes) <= _MOST_CHANGES and all(_is_name(word) for pair in changes.items() for word in pair)
+                return note if engine in self.plan.engines and fits else None
+            case AnswersDiscarded(node=node, usage=usage) | EngineProbed(node=node, usage=usage):
                 return note if node in self.plan.nodes and _is_sane(usage) else None
             case EngineReleased(engine=engine):
                 return note if engine in self.plan.engines else None
