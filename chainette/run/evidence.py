@@ -8,9 +8,11 @@ row that another worker had before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from math import inf
+from time import monotonic
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -18,7 +20,6 @@ from chainette.engine.base import Cause, Completion, Engine, Request
 from chainette.engine.probe import is_answer, probe_of
 from chainette.errors import DeclarationRefused, EngineRefused, EngineUnavailable
 from chainette.records import Usage
-from chainette.run.in_hand import Lane
 
 __all__ = ["FAILURES", "Evidence"]
 
@@ -38,6 +39,25 @@ _SILENCE = 60.0
 
 #: Requests that go ahead of a step's others, and the seconds that these wait for an answer to them.
 _AHEAD, _AHEAD_SECONDS = 1, 2.0
+
+
+class Pulse(Protocol):
+    """When an engine last answered; a lane is one."""
+
+    clock: Callable[[], float]
+    answered_at: float
+
+    def succeed(self) -> None:
+        """The engine answered."""
+
+
+@dataclass
+class _Pulse:
+    clock: Callable[[], float] = monotonic
+    answered_at: float = -inf
+
+    def succeed(self) -> None:
+        self.answered_at = self.clock()
 
 
 @dataclass
@@ -64,7 +84,7 @@ class _Probe:
 class Evidence:
     """What became of the requests of one step to one engine, as far as this process saw it."""
 
-    lane: Lane
+    lane: Pulse = field(default_factory=_Pulse)
     #: Spent on probes, and not yet told to the log.
     spent: Usage = field(default_factory=Usage)
     #: What the engine is asked otherwise than declared, and as much of it as the log was told.

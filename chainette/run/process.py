@@ -17,7 +17,6 @@ from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Outcome, Reason, Rejection, Row, Unit, Usage
 from chainette.run.evidence import Evidence
 from chainette.run.functions import Away, call
-from chainette.run.in_hand import Lane
 from chainette.run.steps import Asking
 from chainette.run.unit_result import UnitResult
 
@@ -67,7 +66,7 @@ async def fill(
     laps = Laps()
     if node.kind is NodeKind.STEP:
         assert engine is not None
-        await Asking(plan, node, engine, seed, hook, laps, result, evidence or Evidence(Lane(None))).run(rows)
+        await Asking(plan, node, engine, seed, hook, laps, result, evidence or Evidence()).run(rows)
     else:
         await call(result, rows, away)
     laps.lap(Stage.GENERATE)
