@@ -90,15 +90,15 @@ MUTATIONS = (
     Mutation(
         "a part leaves its rows in the unit",
         _RUN,
-        "job.unit, job.part, job.done = left, job.part + 1, token",
-        "job.part, job.done = job.part + 1, token",
+        "job.unit, job.unfinished, job.part, job.done = rest.unit, rest.unfinished, job.part + 1, token",
+        "job.unfinished, job.part, job.done = rest.unfinished, job.part + 1, token",
         _CONTRACT,
     ),
     Mutation(
         "a unit that is handed back is not queued",
         _RUN,
-        "(waiting.solo if job.solo else waiting.ready).appendleft(job.name)",
-        "(waiting.solo if job.solo else deque()).appendleft(job.name)",
+        "(queue.append if last else queue.appendleft)(job.name)",
+        "(queue if job.solo else deque()).appendleft(job.name)",
         _CONTRACT,
     ),
     Mutation(
@@ -242,8 +242,8 @@ MUTATIONS = (
     Mutation(
         "a row is asked again from number 1 after a retry",
         "chainette/run/steps.py",
-        "prompts.messages(row), row.asks + 1)",
-        "prompts.messages(row), 1)",
+        "return self.row.asks + self.attempt",
+        "return self.attempt",
     ),
     Mutation(
         "a retry counts its row twice",
@@ -279,7 +279,7 @@ MUTATIONS = (
     Mutation(
         "what was refused is counted as used",
         _WORKER,
-        "if not is_in and held.unanswered is None and held.result is not None:",
+        "if not is_in and held.unanswered is None and held.result is not None and not may_be_in:",
         "if held.result is not None:",
         "tests/unit/run/test_worker.py",
     ),
