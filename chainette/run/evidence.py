@@ -44,8 +44,10 @@ _AHEAD, _AHEAD_SECONDS = 1, 2.0
 class Pulse(Protocol):
     """When an engine last answered; a lane is one."""
 
-    clock: Callable[[], float]
     answered_at: float
+
+    @property
+    def clock(self) -> Callable[[], float]: ...
 
     def succeed(self) -> None:
         """The engine answered."""
