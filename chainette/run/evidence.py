@@ -98,6 +98,8 @@ class Evidence:
     _suspects: dict[str, _Suspect] = field(default_factory=dict)
     #: Rows in flight that are no suspects.
     _in_flight: set[str] = field(default_factory=set)
+    #: The time since which some of them are.
+    _waiting_since: float = 0.0
     _probing: anyio.Lock = field(default_factory=anyio.Lock)
     _probe: _Probe | None = None
     #: The last request that failed or was refused.
@@ -150,6 +152,8 @@ class Evidence:
     def asked(self, rows: Iterable[str]) -> None:
         """Their requests are on the way."""
         proven = self._has_answered_probe()
+        if not self._in_flight:
+            self._waiting_since = self.lane.clock()
         for row in rows:
             suspect = self._suspects.get(row)
             if suspect is None:
@@ -205,7 +209,7 @@ class Evidence:
     @property
     def is_quiet(self) -> bool:
         """Whether every other request in flight has failed before, or none was answered for a while."""
-        return not self._in_flight or self.lane.clock() - self.lane.answered_at > _SILENCE
+        return not self._in_flight or self.lane.clock() - max(self.lane.answered_at, self._waiting_since) > _SILENCE
 
     def _is_rare(self, suspect: _Suspect) -> bool:
         """Whether few other requests failed since the row first did."""

@@ -48,8 +48,8 @@ class Answers(Engine):
         return [self.completion] * len(requests)
 
 
-def evidence() -> Evidence:
-    return Evidence(Lane(64, clock=Clock()))
+def evidence(clock: Clock | None = None) -> Evidence:
+    return Evidence(Lane(64, clock=clock or Clock()))
 
 
 def fail(seen: Evidence, times: int = FAILURES, completion: Completion = BROKEN, row: str = "bad") -> int:
@@ -131,8 +131,8 @@ def test_a_probe_is_due_once_nothing_else_can_tell() -> None:
 
 
 def test_requests_in_flight_that_nobody_answers_for_a_minute_say_nothing_more() -> None:
-    seen, clock = evidence(), Clock()
-    seen.lane.clock = clock
+    clock = Clock()
+    seen = evidence(clock)
     answer(seen, 1)
     seen.asked(["slow"])
     fail(seen)
@@ -152,8 +152,8 @@ def test_a_row_that_fails_after_a_probe_was_answered_is_convicted_and_not_before
 
 
 def test_one_probe_serves_all_rows_for_half_a_minute() -> None:
-    seen, engine, clock = evidence(), Answers(GOOD), Clock()
-    seen.lane.clock = clock
+    engine, clock = Answers(GOOD), Clock()
+    seen = evidence(clock)
     fail(seen)
     probe(seen, engine)
     probe(seen, engine)

@@ -234,7 +234,7 @@ def once(_value: object) -> object:
         (pydantic.SocketPath, "socket"),
         (pydantic.ImportString, "python path"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",  # types of functions have their addresses as text
 )
 def test_a_type_that_cannot_be_drawn_is_an_error_with_the_last_value_tried(kind: Any, words: str) -> None:
     with pytest.raises(Undrawable, match=f"(?s)no answer can be drawn that Model accepts.*{words}"):
