@@ -149,7 +149,8 @@ def test_a_valkey_that_is_killed_is_started_again_and_costs_nothing(project: Fle
 @pytest.mark.long
 def test_a_valkey_that_is_killed_while_the_workers_start_costs_nothing(project: FleetProject) -> None:
     run = project.start(*ALL)
-    until(lambda: project.processes("chainette_workers.worker.main"))
+    log = project.path / "fleet/events.jsonl"
+    until(lambda: log.exists() and b'"run_started"' in log.read_bytes())  # the workers began to start before
     [valkey] = project.processes("valkey-server")
     os.kill(valkey, signal.SIGKILL)
     finish(run)
