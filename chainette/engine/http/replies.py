@@ -188,5 +188,5 @@ def _with_cause(words: str, error: dict[str, Any]) -> str:
     cause = metadata.get("raw") if isinstance(metadata, dict) else None
     words = f"{words}: {cause}" if isinstance(cause, str) else words
     place = error.get("loc") or error.get("param")
-    name = ".".join(map(str, place)) if isinstance(place, list) else place
+    name = ".".join(str(each) for each in place if each != "body") if isinstance(place, list) else place
     return f"{words} ({name})" if isinstance(name, str) and name not in words else words
