@@ -431,21 +431,22 @@ def test_a_disk_that_fills_stops_the_run_and_with_room_it_comes_to_the_same_rows
 
 
 def test_last_files_that_cannot_be_written_leave_a_finished_run_whose_resume_writes_them(tmp_path: Path) -> None:
-    chain = everything()
+    chain, metadata = everything(), tmp_path / "run/metadata.json"
 
     class Obstacle(Hook):
-        """Something lies where a file is made, from the middle of the run on."""
+        """A folder lies in a file's place, from the middle of the run on."""
 
         def on_event(self, event: Event) -> None:
-            if isinstance(event, UnitCommitted):
-                (tmp_path / "run/.metadata.json.tmp").mkdir(exist_ok=True)
+            if isinstance(event, UnitCommitted) and metadata.is_file():
+                metadata.unlink()
+                metadata.mkdir()
 
     with pytest.raises(DiskError, match=r"cannot write .*metadata\.json"):
         chain.run(texts(12), tmp_path / "run", hooks=(Obstacle(),))
-    (tmp_path / "run/.metadata.json.tmp").rmdir()
+    metadata.rmdir()
     result = resume(tmp_path / "run", chain)
     assert (result.status, result.metadata["balanced"]) == (Status.FINISHED, True)
-    assert json.loads((tmp_path / "run/metadata.json").read_text())["status"] == "finished"
+    assert json.loads(metadata.read_text())["status"] == "finished"
     assert content(result) == content(chain.run(texts(12), tmp_path / "whole"))
 
 

@@ -92,7 +92,7 @@ def require_whole(site: Site, run: Background) -> None:
 @pytest.mark.parametrize("pattern", some(ADMITTED, 8))
 def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, database: Database, pattern: str) -> None:
     client = database.client
-    database.may_leave("rq:worker*")
+    database.may_leave("rq:worker*", "chainette:aside:*")
     run = Background(site, RedisFleet(database.url))
     wait_for(lambda: list(client.scan_iter("rq:queue:*")) and lose_one(client, pattern))
     with site.worker(database.url):
@@ -102,7 +102,7 @@ def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, dat
 @pytest.mark.parametrize("pattern", some(AT_WORK, 8))
 def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, database: Database, pattern: str) -> None:
     client = database.client
-    database.may_leave("rq:worker*")
+    database.may_leave("rq:worker*", "chainette:aside:*")
     log = site.path / "out/events.jsonl"
     run = Background(site, RedisFleet(database.url))
     with site.worker(database.url):
@@ -116,7 +116,7 @@ def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, dat
 @pytest.mark.parametrize("pattern", some(AT_WORK, 8))
 def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, database: Database, pattern: str) -> None:
     client = database.client
-    database.may_leave("rq:worker*")
+    database.may_leave("rq:worker*", "chainette:aside:*")
     log = site.path / "out/events.jsonl"
     run = Background(site, RedisFleet(database.url))
     with site.worker(database.url):
@@ -136,6 +136,7 @@ def test_a_field_of_the_run_that_is_garbage_or_lost_costs_no_row(
     site: Site, database: Database, field: str, value: bytes | None
 ) -> None:
     client, log = database.client, site.path / "out/events.jsonl"
+    database.may_leave("chainette:aside:*")
     run = Background(site, RedisFleet(database.url))
     with site.worker(database.url):
         wait_for(log.exists)
