@@ -57,7 +57,7 @@ _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, "sampling=SamplingParam
     "max_rows": "limit={value}",
     "output": "output_dir={value}",
     "output_path": "output_dir={value}",
-    "redis": "drive=RedisFleet({value}) of chainette_workers.sink.drive, or run it with `chainette run --redis URL`",
+    "redis": "drive=RedisFleet({value}) of chainette_workers.sink.redis_fleet, or run it with `chainette run --redis URL`",
     "workers": "drive=LocalFleet({value}) of chainette_workers.sink.local_fleet, or run it with `chainette run --workers N`",
     "writer": "output_dir=..., the run's directory",
 }

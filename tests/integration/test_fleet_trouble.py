@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 import pytest
 import redis
-from chainette_workers.sink.drive import Drive, RedisFleet
+from chainette_workers.sink.drive import Drive
+from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.main import WorkerConfig
 
 from chainette import Chain

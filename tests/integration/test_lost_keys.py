@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chainette_workers.sink.drive import RedisFleet
+from chainette_workers.sink.redis_fleet import RedisFleet
 from redis import Redis
 
 from chainette.io.rundir.result import RunResult

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from chainette_workers.sink.drive import RedisFleet
+from chainette_workers.sink.redis_fleet import RedisFleet
 from redis import Redis
 from rich.console import Console
 from typer.testing import CliRunner

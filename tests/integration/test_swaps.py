@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 import redis
-from chainette_workers.sink.drive import RedisFleet
+from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.device import Device
 from chainette_workers.worker.main import WorkerConfig
 from chainette_workers.worker.models import Models

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from chainette_workers.sink.drive import RedisFleet
+from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.main import WorkerConfig
 from redis import Redis
 

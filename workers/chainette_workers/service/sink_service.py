@@ -19,7 +19,8 @@ from chainette.io.rundir.replay import RunState, Status
 from chainette.run import executor
 from chainette.run.session import Session
 from chainette_workers.service.service import Elsewhere, Handed, Places, Stopping, same_chain
-from chainette_workers.sink.drive import Admitting, Drive, take_out
+from chainette_workers.sink.drive import Admitting, Drive
+from chainette_workers.sink.redis_fleet import take_out
 from chainette_workers.sink.sink import Sink
 
 __all__ = ["SinkDuty"]

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import anyio.from_thread
 import redis
 
-from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
-from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunError, RunStopped
+from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunStopped
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Aside, BadMessage, Missing, PutAside
-from chainette.fleet.protocol.run_fields import WITHDREW, RunInfo
+from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Seals, seals_of
 from chainette.fleet.protocol.states import LEASE
-from chainette.fleet.redis.connect import chosen_url, connect, is_damage, is_passing, shown
-from chainette.fleet.redis.queue import Cancelled, FleetQueue, LeasedQueue, Lost
+from chainette.fleet.redis.connect import is_damage, is_passing
+from chainette.fleet.redis.queue import Cancelled, LeasedQueue, Lost
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.inputs.identity import require_same_input
@@ -33,17 +31,13 @@ from chainette.io.rundir.likeness import marks_of
 from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.limits import RejectWatch, window_for
 from chainette.run.session import Session, roots_of
-from chainette_workers.metrics.catalogue import Part
-from chainette_workers.metrics.endpoint import Endpoint
-from chainette_workers.metrics.watching import watching
-from chainette_workers.runtime import warn_of_eviction
 from chainette_workers.sink.notes import NoteFilter
+from chainette_workers.sink.patience import Patience
 from chainette_workers.sink.phases import Phases
-from chainette_workers.sink.presence import Presence
 from chainette_workers.sink.sink import Sink
 from chainette_workers.sink.status_fields import counts_of, outline_of
 
-__all__ = ["Admitting", "Drive", "RedisFleet", "coordinated_here", "take_out"]
+__all__ = ["Admitting", "Drive", "coordinated_here"]
 
 _log = logging.getLogger("chainette")
 
@@ -74,57 +68,6 @@ class Admitting(Protocol):
     def finished(self) -> bool: ...
 
     def step(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class RedisFleet:
-    """Moves a session's units through workers that serve a Redis; the `drive` of RunOptions.
-
-    Raises (`check`, and when called):
-        RedisUnavailable: Redis does not answer at the start. Later on, it is waited for.
-        RunError: it does not let us in.
-    """
-
-    url: str | None = None
-    #: Serves its metrics here; None: nowhere.
-    metrics: Endpoint | None = None
-    #: Units in flight survive this process, and the next one goes on with them.
-    attaches: ClassVar[bool] = True
-
-    @property
-    def way(self) -> dict[str, str]:
-        return {"redis": shown(chosen_url(self.url))}
-
-    def check(self, _plan: Plan, /) -> None:
-        connect(self.url).close()
-
-    def __call__(self, session: Session) -> None:
-        me = f"enqueue-{secrets.token_hex(6)}"
-        roles = {Role.SINK.value: me, Role.COORDINATOR.value: me}
-        with connect(self.url) as connection, watching(self.metrics, connection, Part.SINK, Part.FLEET) as watch:
-            warn_of_eviction(connection)
-            board, session = Board(connection), watch.over(session)
-            with Presence(board, me, "enqueue", watch.words) as presence:
-                Drive(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
-
-    def clean(self, run: str) -> None:
-        """See `options.Drive`: its sink died after the log's last line."""
-        try:
-            with connect(self.url) as connection:
-                info = Board(connection).run(run)
-                if info is not None and info.epoch >= 0:
-                    take_out(FleetQueue(connection), info)
-        except (RunError, redis.RedisError, Lost) as error:
-            raise RunError(f"whatever Redis still holds of run {run} stays there: {error}") from error
-
-
-def take_out(queue: LeasedQueue, info: RunInfo) -> None:
-    """Closes a run in the place of the sink that has it, which is not going to.
-
-    Raises:
-        Lost: another sink has taken it meanwhile.
-    """
-    queue.close(info.run, info.epoch, info.owner, info.queues)
 
 
 def coordinated_here(session: Session, sink: Sink) -> Admitting:
@@ -178,6 +121,7 @@ class Drive:
     tend: Callable[[bool], None] = lambda _moved: None
     _phases: Phases = field(init=False)
     _notes: NoteFilter = field(init=False)
+    _patience: Patience = field(init=False)
     _at_work: Sink | None = None
     _looked_at: float = 0.0
     #: Damages since rows became durable the last time, and until when the next one waits.
@@ -188,13 +132,11 @@ class Drive:
     _moved_at: float = field(default_factory=time.monotonic)
     _explained_at: float = -_AGAIN
     _noted: str = "0-0"
-    _failing: dict[str, float] = field(default_factory=dict)
-    #: Engine -> since when all of its workers have withdrawn.
-    _unserved: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         writer = self.session.writer
         self._notes = NoteFilter(self.session.plan)
+        self._patience = Patience(self.session.plan, self.session.options.engine_patience)
         number = writer.state.phase if writer.reopened.limit is None else 0  # new rows need the earlier phases
         self._phases = Phases(self.session.plan, number, begun=number > 0)
 
@@ -252,7 +194,7 @@ class Drive:
                 sink.doubt()
                 moved, trouble = False, error
             if moved:
-                self._failing.clear()
+                self._patience.renew()
                 self._moved_at = time.monotonic()
                 time.sleep(_GATHER)
             else:
@@ -300,7 +242,7 @@ class Drive:
         by_name = self.board.members()
         if (info := self.board.run(sink.run)) is not None:
             self._mend(sink, info)
-            self._require_servers(info, by_name)
+            self._patience.require_servers(info, by_name)
         members = list(by_name.values())
         sink.fields = {**sink.fields, "window": self._window(members)}
         begun = self._phases.begun
@@ -502,30 +444,4 @@ class Drive:
         for event in self.session.writer.record(self._notes.passing(events, state.workers, state.loaded_from)):
             self.session.hook.on_event(event)
             if isinstance(event, UnitRetried):
-                self._watch_patience(event)
-
-    def _require_servers(self, info: RunInfo, members: Mapping[str, Member]) -> None:
-        """A run whose engine refuses all of its live workers for too long stops.
-
-        Raises:
-            RunStopped: it did.
-        """
-        withdrawn = {name: words for name, words in info.refusals.items() if WITHDREW in words}
-        for engine in self.session.plan.engines:
-            servers = [name for name, member in members.items() if member.is_worker and engine in member.engines]
-            if not servers or not all(name in withdrawn for name in servers):
-                self._unserved.pop(engine, None)
-                continue
-            waited = time.monotonic() - self._unserved.setdefault(engine, time.monotonic())
-            if waited > self.session.options.engine_patience:
-                raise RunStopped(f"no live worker serves {engine!r} for {waited:.0f} s: {withdrawn[servers[0]]}")
-
-    def _watch_patience(self, event: UnitRetried) -> None:
-        if event.refused:
-            raise RunStopped(f"step {event.node!r}: {event.message}")
-        if event.alone:
-            return
-        began = self._failing.setdefault(event.node, time.monotonic())
-        waited = time.monotonic() - began
-        if waited > self.session.options.engine_patience:
-            raise RunStopped(f"the engine of {event.node!r} has not answered for {waited:.0f} s: {event.message}")
+                self._patience.spend(event)
