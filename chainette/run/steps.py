@@ -25,13 +25,11 @@ from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, T
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Unfinished, Usage
 from chainette.run.evidence import Evidence
+from chainette.run.reask import corrected, correction
 from chainette.run.unit_result import UnitResult, excess, raised, spent_on, streamed, writable
 from chainette.utils.foreign import RAISED, told
 
 __all__ = ["Asking", "row_seed"]
-
-#: Characters of a bad answer that are sent back; some servers ignore `max_tokens`.
-_LONGEST_BAD = 32_768
 
 
 def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
@@ -62,7 +60,7 @@ class _Ask:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        return reduce(_corrected, self.before.corrections, self.question)
+        return reduce(corrected, self.before.corrections, self.question)
 
     @property
     def corrects(self) -> bool:
@@ -298,22 +296,14 @@ class Asking:
         so_far = ask.before.corrections
         match verdict.reason:
             case Reason.NOT_JSON | Reason.INVALID_OUTPUT:
-                complaint = f"That answer cannot be used: {writable(verdict.message)}\nAnswer again, with the JSON object only."
-                return *so_far, (self.kept(completion, complaint), complaint)
+                context, answer = self.engine.context, self.step.sampling.max_tokens
+                return *so_far, correction(completion, writable(verdict.message), context, answer)
             case Reason.TRUNCATED:  # only the seed differs, which does nothing at temperature 0
                 return so_far if self.step.sampling.temperature > 0 else None
             case Reason.PROMPT_TOO_LONG | Reason.ENGINE_ERROR if ask.corrects:  # the bad answer may be the reason
                 return *so_far[:-1], ("", so_far[-1][1])
             case _:
                 return None
-
-    def kept(self, bad: Completion, complaint: str) -> str:
-        """A bad answer, cut to the room that the context leaves beside the prompt and the next answer, if it is known."""
-        if self.engine.context is None or not bad.usage.completion_tokens:
-            return bad.text[:_LONGEST_BAD]
-        per_token = len(bad.text) / bad.usage.completion_tokens
-        tokens = self.engine.context - bad.usage.prompt_tokens - self.step.sampling.max_tokens
-        return bad.text[: min(max(0, int(tokens * per_token) - len(complaint)), _LONGEST_BAD)]
 
     def read(self, completion: Completion, ask: _Ask, usage: Usage) -> Output | _Bad:
         match completion.finish:
@@ -365,20 +355,6 @@ def _readable(completion: Completion) -> Completion:
     text, error = writable(completion.text), writable(completion.error)
     reasoning = None if completion.reasoning is None else writable(completion.reasoning)
     return msgspec.structs.replace(completion, text=text, error=error, reasoning=reasoning)
-
-
-def _corrected(messages: tuple[Message, ...], correction: tuple[str, str]) -> tuple[Message, ...]:
-    """The messages with a bad answer and a complaint about it.
-
-    Without the answer, the complaint joins the last user message: many chat templates refuse two in a row.
-    """
-    bad, complaint = correction
-    if bad.strip():
-        return *messages, Message("assistant", bad), Message("user", complaint)
-    *before, last = messages
-    if last.role != "user":
-        return *messages, Message("user", complaint)
-    return *before, Message("user", f"{last.content}\n\n{complaint}")
 
 
 def _bad_answer(error: ValidationError) -> _Bad:

@@ -28,7 +28,7 @@ from chainette.engine import backends
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.io.rundir import card, likeness, plan_graph
 from chainette.io.rundir import open as open_module
-from chainette.io.tables import schema_file, shape
+from chainette.io.tables import column_types, schema_file
 from chainette.run import worker
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
@@ -62,7 +62,7 @@ _PURE = (
     likeness.marks_of,
     card.render_card,
     schema_file.schema_file,
-    shape.shape_of,
+    column_types.shape_of,
     open_module.versions,
 )
 

@@ -25,7 +25,7 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
     Raises:
         DamagedRun: a file is not there, or does not hold the bytes that were written.
     """
-    from chainette.io.tables.arrow import read_rows
+    from chainette.io.tables.sealed import read_rows
 
     for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
         path = require_whole(run, state, folder, number)

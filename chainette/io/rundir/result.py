@@ -67,7 +67,7 @@ class RunResult:
         return self._read(folders[step])
 
     def _read(self, folder: str) -> Iterator[dict[str, Any]]:
-        from chainette.io.tables.arrow import read_rows
+        from chainette.io.tables.sealed import read_rows
 
         schemas = self._schemas()
         for number, (_, count) in sorted(self._state.ends.get(folder, {}).items()):
@@ -89,7 +89,7 @@ class RunResult:
             import datasets
         except ImportError as error:
             raise RunDirectoryError("RunResult.dataset() needs the package datasets: pip install datasets") from error
-        from chainette.io.tables.arrow import table_of
+        from chainette.io.tables.sealed import table_of
 
         names = datasets.get_dataset_config_names(str(self.dir))
         if self._state.run.settings["format"] == "parquet":

@@ -91,7 +91,7 @@ class Sealer:
         return ShardSealed(file=file, rows=rows, bytes=size, sum=sum_of(target, size))
 
     def _convert(self, journal: Path, aside: Path, folder: str) -> None:
-        from chainette.io.tables.arrow import seal_csv, seal_parquet
+        from chainette.io.tables.sealed import seal_csv, seal_parquet
 
         convert = seal_parquet if self._format == "parquet" else seal_csv
         convert(journal, aside, self._schemas[folder])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chainette.io.tables.shape import Kind, Shape, shape_of
+from chainette.io.tables.column_types import Kind, Shape, shape_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

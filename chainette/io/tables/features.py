@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from chainette.io.tables.column_types import Kind, Shape
 from chainette.io.tables.columns import EXTRA_COLUMN, Columns
-from chainette.io.tables.shape import Kind, Shape
 
 __all__ = ["columns_of", "dataset_features", "differ_in_case", "is_loose", "is_open"]
 

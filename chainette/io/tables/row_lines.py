@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from chainette.core.plan import Plan, PlanNode
+from chainette.io.tables.column_types import Kind, shape_of
 from chainette.io.tables.schemas import Added
-from chainette.io.tables.shape import Kind, shape_of
 from chainette.records import Earlier, Output, Rejection, Row, Spent
 
 __all__ = ["flattened_line", "output_line", "parse_earlier", "parse_output", "rejection_line"]

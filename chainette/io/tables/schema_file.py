@@ -13,8 +13,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from chainette.io.tables.column_types import Kind, Shape
 from chainette.io.tables.columns import MARK, Columns
-from chainette.io.tables.shape import Kind, Shape
 
 __all__ = ["schema_file"]
 

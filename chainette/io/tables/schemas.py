@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainette.core.plan import NodeKind, Plan
+from chainette.io.tables.column_types import Kind, Shape
 from chainette.io.tables.columns import Columns, arrow_schema, flattened_columns, step_columns
 from chainette.io.tables.formulas import CSV_SAFE
-from chainette.io.tables.shape import Kind, Shape
 
 __all__ = ["Added", "ShardSchemas"]
 

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from chainette.engine.base import Cause, Completion, Finish
-from chainette.engine.http.timing import retry_after
+from chainette.engine.http.retry_after import retry_after
 from chainette.errors import EngineRefused
 from tests.support.patience import LONG
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
 
 from chainette.errors import DamagedRun, DiskError
-from chainette.io.tables import arrow
-from chainette.io.tables.arrow import read_rows, seal_csv, seal_parquet
+from chainette.io.tables import sealed
 from chainette.io.tables.columns import arrow_schema, flattened_columns, step_columns
+from chainette.io.tables.sealed import read_rows, seal_csv, seal_parquet
 
 Seal = Callable[[Path, Path, pa.Schema], tuple[int, int]]
 SEALS: dict[str, Seal] = {".parquet": seal_parquet, ".csv": seal_csv}
@@ -192,7 +192,7 @@ def test_a_journal_without_rows_gives_a_shard_with_all_columns(tmp_path: Path, s
 
 @BOTH
 def test_any_slice_can_be_read_without_the_rest(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(sealed, "_BATCH_ROWS", 3)
     schema = arrow_schema(step_columns(Open, [("row_id", str)]))
     rows = [{"row_id": str(n), "name": f"n{n}"} for n in range(10)]
     target = _seal(tmp_path, suffix, rows, schema)
