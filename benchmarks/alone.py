@@ -24,7 +24,7 @@ from chainette.core.flow import row_of
 from chainette.core.plan import ToNode
 from chainette.records import Effects, Outcome, Output, Unit, Usage
 from chainette.run.scheduler import LocalRun
-from chainette.run.worker import Held
+from chainette.run.unit_worker import Held
 from tests.support.counts import record
 
 __all__ = ["answer_at_once"]

@@ -36,7 +36,7 @@ from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
 from chainette.run.unit_result import UnitResult, raised
-from chainette.run.worker import Held, Place, Worker, places_of
+from chainette.run.unit_worker import Held, Place, Worker, places_of
 from chainette.utils.foreign import is_stray
 
 __all__ = ["LocalRun"]

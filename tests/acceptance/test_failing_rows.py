@@ -124,7 +124,7 @@ def test_failures_that_a_killed_worker_has_handed_back_count_on(tmp_path: Path) 
         run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1")
         until(lambda: server.asked["row 3"] == 3)
         [worker] = [
-            pid for pid in children(run.pid) if b"chainette_workers.worker.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            pid for pid in children(run.pid) if b"chainette_workers.worker.entry" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
         os.kill(worker, signal.SIGKILL)
         out, err = run.communicate(timeout=LONG)

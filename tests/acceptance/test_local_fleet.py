@@ -46,7 +46,7 @@ def start(project: Project) -> subprocess.Popen[str]:
 
 def test_a_fleet_gives_the_rows_of_one_process_also_when_workers_are_killed(project: Project) -> None:
     run = start(project)
-    workers = [pid for pid, words in processes_of(project).items() if "chainette_workers.worker.main" in words]
+    workers = [pid for pid, words in processes_of(project).items() if "chainette_workers.worker.entry" in words]
     assert len(workers) == 3
     for pid in workers[:2]:
         os.kill(pid, signal.SIGKILL)

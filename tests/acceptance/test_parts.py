@@ -191,7 +191,7 @@ def test_rows_that_a_killed_worker_has_committed_are_not_asked_again(slow: Slow)
         run = slow.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1")
         until(lambda: slow.given("second") == ROWS // 2)
         [worker] = [
-            pid for pid in children(run.pid) if b"chainette_workers.worker.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            pid for pid in children(run.pid) if b"chainette_workers.worker.entry" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
         os.kill(worker, signal.SIGKILL)
         later.open(server)

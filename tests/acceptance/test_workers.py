@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 from chainette_workers.runtime import UNUSABLE
-from chainette_workers.worker.main import WorkerConfig
+from chainette_workers.worker.entry import WorkerConfig
 
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
@@ -120,7 +120,7 @@ def test_workers_that_are_killed_again_and_again_cost_nothing(project: FleetProj
     run = project.begin()
     kills = 0
     while run.poll() is None and kills < 4:
-        for pid in project.processes("chainette_workers.worker.main")[:1]:
+        for pid in project.processes("chainette_workers.worker.entry")[:1]:
             os.kill(pid, signal.SIGKILL)
             kills += 1
         project.await_commits(run, project.committed() + 2)
@@ -193,7 +193,7 @@ def test_a_worker_that_finds_no_redis_may_find_one_later_and_one_that_may_not_en
     """What a supervisor needs to know of a worker that ended: whether to start it again."""
     urls = {f"unix://{tmp_path}/nobody": 1, re.sub(r"://[^@/]*@", "://:wrong@", database.url): UNUSABLE, "gopher://x": UNUSABLE}
     for url, code in urls.items():
-        command = [sys.executable, "-m", "chainette_workers.worker.main"]
+        command = [sys.executable, "-m", "chainette_workers.worker.entry"]
         told = msgspec.json.encode(WorkerConfig(url, ["judge"], str(tmp_path))).decode() + "\n"
         done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=LONG, check=False)
         assert (done.returncode, "Redis" in done.stderr, "wrong" in done.stderr) == (code, True, False), done.stderr

@@ -14,7 +14,7 @@ import pytest
 from chainette_workers.metrics.catalogue import Part
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.metrics.metrics import Metrics
-from chainette_workers.worker.main import WorkerConfig
+from chainette_workers.worker.entry import WorkerConfig
 from prometheus_client.parser import text_string_to_metric_families
 
 from chainette import Chain

@@ -17,8 +17,8 @@ from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Places, serve
 from chainette_workers.service.sink_service import SinkDuty
-from chainette_workers.worker.main import WorkerConfig
-from chainette_workers.worker.main import serve as work
+from chainette_workers.worker.entry import WorkerConfig
+from chainette_workers.worker.entry import serve as work
 from prometheus_client.parser import text_string_to_metric_families
 
 from chainette.core.compile import compile_chain

@@ -13,7 +13,7 @@ import pytest
 import redis
 from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.device import Device
-from chainette_workers.worker.main import WorkerConfig
+from chainette_workers.worker.entry import WorkerConfig
 from chainette_workers.worker.models import Models
 
 from chainette.core.run_settings import Format

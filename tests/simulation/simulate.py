@@ -29,7 +29,7 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.io.rundir import card, likeness, plan_graph
 from chainette.io.rundir import open as open_module
 from chainette.io.tables import column_types, schema_file
-from chainette.run import worker
+from chainette.run import unit_worker
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
 from tests.simulation.engines import BACKEND
@@ -50,7 +50,7 @@ _LOOKS = {
     (loop, "_WATCH"): 1.0,
     (loop, "_CHOICE"): 4.0,
     (serving, "_LOOK"): 2.0,
-    (worker, "_LOOK"): 0.5,
+    (unit_worker, "_LOOK"): 0.5,
     (drive_module, "_LOOK"): 2.0,
     (drive_module, "_IDLE"): 0.1,
     (drive_module, "_LAZY"): 1.0,

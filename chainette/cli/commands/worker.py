@@ -13,8 +13,8 @@ import typer
 from chainette_workers.metrics.endpoint import Endpoint
 from chainette_workers.runtime import heed_signals
 from chainette_workers.sink.supervise import Child, supervise
+from chainette_workers.worker.entry import WorkerConfig, serve
 from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
-from chainette_workers.worker.main import WorkerConfig, serve
 
 from chainette.cli.common import guarded
 from chainette.cli.flags import ChainModules, ChainRoot, EngineFile, Metrics, Offers, RedisUrl

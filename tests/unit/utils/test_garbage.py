@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-BOTH = [("chainette.cli.main", "app"), ("chainette_workers.worker.main", "serve")]
+BOTH = [("chainette.cli.main", "app"), ("chainette_workers.worker.entry", "serve")]
 
 
 @pytest.mark.parametrize(("module", "work"), BOTH, ids=["command", "worker"])

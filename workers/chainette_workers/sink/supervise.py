@@ -20,7 +20,7 @@ from chainette.errors import RunError
 from chainette.utils.backoff import backoff
 from chainette.utils.private import open_file
 from chainette_workers.runtime import UNUSABLE
-from chainette_workers.worker.main import WorkerConfig
+from chainette_workers.worker.entry import WorkerConfig
 
 __all__ = ["Child", "prepared", "running", "supervise"]
 
@@ -57,7 +57,7 @@ class Child:
             return
         with ExitStack() as stack:
             log = stack.enter_context(_appended(self.log)) if self.log is not None else None
-            command = [sys.executable, "-P", "-m", "chainette_workers.worker.main"]  # -P: nothing of the current folder
+            command = [sys.executable, "-P", "-m", "chainette_workers.worker.entry"]  # -P: nothing of the current folder
             environment = os.environ | self.environment
             self.process = subprocess.Popen(  # noqa: S603
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment

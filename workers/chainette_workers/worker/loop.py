@@ -40,7 +40,7 @@ from chainette.run.in_hand import Hands, Lane
 from chainette.run.limits import budget_for
 from chainette.run.process import join, poisoned, too_large
 from chainette.run.unit_result import UnitResult
-from chainette.run.worker import Held, Place, Worker
+from chainette.run.unit_worker import Held, Place, Worker
 from chainette.utils.foreign import is_stray, told
 from chainette_workers.runtime import insist, try_once
 from chainette_workers.worker.chains import ChainDiffers

@@ -14,7 +14,7 @@ from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook
-from chainette.run.worker import Place, places_of
+from chainette.run.unit_worker import Place, places_of
 from chainette_workers.runtime import insist
 
 __all__ = ["FUNCTIONS", "JOINS", "Serving", "lane_of"]

@@ -25,9 +25,9 @@ from chainette.fleet.protocol.states import ANCHOR, Claim
 from chainette.hooks import Hook
 from chainette.io.rundir.events import AnswersDiscarded, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Row, Usage
-from chainette.run import worker as worker_module
+from chainette.run import unit_worker as worker_module
 from chainette.run.in_hand import Hands, Lane
-from chainette.run.worker import Held, Worker
+from chainette.run.unit_worker import Held, Worker
 from tests.support.chains import Text, Word
 from tests.support.claims import claim_one
 from tests.support.patience import LONG

@@ -1,4 +1,4 @@
-"""The worker process: `python -m chainette_workers.worker.main`, which reads its configuration from standard input.
+"""The worker process: `python -m chainette_workers.worker.entry`, which reads its configuration from standard input.
 
 When standard input ends, its parent is gone: it hands its units back and ends. So no worker outlives
 its fleet, and no password stands in argv or in the environment.
