@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from chainette import Chain
@@ -97,9 +97,12 @@ def every_damage(tmp_path: Path, sources: list[Path], judge: Callable[[Path, str
         database=None,
         derandomize=True,
         suppress_health_check=[*HealthCheck],
-        phases=[Phase.generate],
+        phases=[Phase.explicit, Phase.generate],
     )
     @given(DAMAGES, st.integers(0, 100))
+    @example(Damage(28, 0.17452701834044992, 255), 28)  # text in Parquet that is no UTF-8
+    @example(Damage(117, 0.8397636157897602, 128), 68)  # text in CSV that is no UTF-8
+    @example(Damage(16, 0, 1), 100)  # a CSV header without row_id
     def damaged(damage: Damage, which: int) -> None:
         number[0] += 1
         copy = tmp_path / str(number[0])

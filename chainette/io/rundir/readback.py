@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import msgspec
 
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
+from chainette.errors import DamagedRun
 from chainette.io.rundir.events import UnitCommitted
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
@@ -70,9 +72,10 @@ class ShardReader:
                 yield from self._lines(folder, file, span)
 
     def first_ids(self) -> Iterator[str]:
-        """The id of the first row of every folder that has rows."""
+        """The id of the first row of every folder that has rows; damaged files are left to the checks that come later."""
         for folder, numbers in self._ends.items():
-            yield from (row["row_id"] for row in self._first(folder, f"{folder}/{next(iter(numbers))}"))
+            with suppress(DamagedRun):
+                yield from (str(row.get("row_id")) for row in self._first(folder, f"{folder}/{next(iter(numbers))}"))
 
     def _first(self, folder: str, file: str) -> Iterable[dict[str, Any]]:
         """The first row of a journal or shard, whatever its columns; nothing if the file is gone."""

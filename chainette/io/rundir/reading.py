@@ -87,7 +87,14 @@ def rejection_examples(run: RunDir, state: RunState, each: int) -> dict[tuple[st
 
 
 def cells_of(shard: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV shard as text, by the names in its header."""
+    """The rows of a CSV shard as text, by the names in its header.
+
+    Raises:
+        DamagedRun: it is not CSV in UTF-8.
+    """
     csv.field_size_limit(sys.maxsize)
-    with shard.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+    try:
+        with shard.open(encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DamagedRun(f"{shard}: not a whole CSV file: {error}") from error

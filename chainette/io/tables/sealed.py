@@ -235,7 +235,7 @@ def _jsonl_rows(path: Path, start: int, stop: int | None) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in islice(enumerate(file, 1), start, stop):
             try:
-                row: Row = msgspec.json.decode(line)
+                row = msgspec.json.decode(line, type=dict[str, Any])
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise DamagedRun(f"{path}:{number}: not a row: {error}") from error
             yield row
@@ -253,7 +253,7 @@ def _parquet_rows(path: Path, start: int, stop: int | None) -> Iterator[Row]:
             rows = (row for batch in batches for row in batch.to_pylist())
             length = None if stop is None else max(0, stop - start) + skip
             yield from map(decode, islice(rows, skip, length))
-    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+    except (pa.ArrowException, OSError, ValueError, msgspec.DecodeError) as error:  # damaged text fails late: ValueError
         raise DamagedRun(f"{path}: not a whole Parquet file: {error}") from error
 
 
@@ -282,11 +282,14 @@ def _csv_rows(path: Path, schema: pa.Schema) -> Iterator[Row]:
     names, readers = schema.names, [restored if _is_safe(field, schema) else _cell_reader(field) for field in schema]
     with path.open("rb") as file:
         for record in islice(records(file, b",", 1 << 40), 1, None):
-            cells = split_cells(record.data.decode(), ",")
-            if len(cells) != len(names) or record.error:
-                raise DamagedRun(f"{path}:{record.number}: {len(cells)} cells where the header has {len(names)}")
-            values = (None if cell is None else read(cell) for cell, read in zip(cells, readers, strict=True))
-            row = dict(zip(names, values, strict=True))
+            try:
+                cells = split_cells(record.data.decode(), ",")
+                if len(cells) != len(names) or record.error:
+                    raise DamagedRun(f"{path}:{record.number}: {len(cells)} cells where the header has {len(names)}")
+                values = (None if cell is None else read(cell) for cell, read in zip(cells, readers, strict=True))
+                row = dict(zip(names, values, strict=True))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise DamagedRun(f"{path}:{record.number}: not a row: {error}") from error
             yield row | (row.pop(EXTRA_COLUMN) or {}) if EXTRA_COLUMN in row else row
 
 
