@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -43,17 +45,20 @@ def test_every_file_of_a_run_is_private(tmp_path: Path, format: str) -> None:
 
 
 def test_a_run_that_lives_has_private_files(tmp_path: Path) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir(0o700)
-    project = Project(tmp_path, latency=0.05)
-    environment = project.environment | {"TMPDIR": str(temporary)}
+    project = Project(tmp_path, latency=30)  # it is stopped long before its end
     words = ("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1", "--format", "csv", "--quiet")
-    with project.start(*words, env=environment) as running:
-        until(lambda: (tmp_path / "out/.journal/extract").exists() and [*(tmp_path / "out/.fleet").rglob("worker-*.log")])
-        assert open_to_others(tmp_path / "out") == []
-        assert [*temporary.rglob("socket")] and open_to_others(temporary) == []
-        running.communicate()
-    assert running.returncode == 0
+    with TemporaryDirectory() as short:  # a socket's path may have 100 bytes, and `tmp_path` is nearly as long
+        temporary = Path(short)
+        with project.start(*words, env=project.environment | {"TMPDIR": short}) as running:
+            try:
+                journal, fleet = tmp_path / "out/.journal/extract", tmp_path / "out/.fleet"
+                until(lambda: journal.exists() and [*fleet.rglob("worker-*.log")])
+                assert open_to_others(tmp_path / "out") == []
+                assert [*temporary.rglob("socket")] and open_to_others(temporary) == []
+            finally:
+                running.send_signal(signal.SIGINT)
+                running.communicate()
+    assert running.returncode == 130
 
 
 @pytest.mark.parametrize("way", ["flag", "variable"])
