@@ -143,7 +143,7 @@ def test_a_resume_that_comes_when_the_run_has_just_ended_asks_no_sink(
     board.ask(begun.run_id, Order(chain_ref="c.py", digest="d", inputs=("in.jsonl",), directory="out"))
     board.beat("sink-1", {"kind": "sink"})
     stale = board.run(begun.run_id)
-    database.client.delete(f"chainette:run:{begun.run_id}", "chainette:runs")
+    database.client.delete(f"chainette:run:{begun.run_id}", f"chainette:order:{begun.run_id}", "chainette:runs")
     monkeypatch.setattr(Board, "run", lambda _self, _run: stale)
     assert not _asks_a_sink(directory, begun, database.url, Resumption())
     board.leave("sink-1")

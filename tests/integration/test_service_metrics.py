@@ -79,7 +79,10 @@ def handed_over(project: Project, database: Database, run: str) -> dict[str, Any
     board = Board(database.client)
     loaded = load_chain("chain.py", project.path)
     marks = marks_of(compile_chain(loaded.chain))
-    board.ask(run, Order(chain_ref="chain.py", digest=loaded.digest, marks=marks, inputs=("in.jsonl",), directory=run))
+    order = Order(
+        chain_ref="chain.py", digest=loaded.digest, files=loaded.names, marks=marks, inputs=("in.jsonl",), directory=run
+    )
+    board.ask(run, order)
     until(lambda: board.run(run) is None)
     found = json.loads((project.path / run / "metadata.json").read_text())
     assert found["status"] == "finished"

@@ -263,10 +263,10 @@ class Sink:
             Lost: another sink took over, or the epoch is gone.
         """
         if engines != self.barred:
+            if self._ever_barred is not None:
+                self._ever_barred |= engines  # first: Redis may have obeyed even if its reply is lost
             self.queue.bar(self.keys, self.owner, self._queues_of(engines))
             self.barred = engines
-            if self._ever_barred is not None:
-                self._ever_barred |= engines
 
     @property
     def progress(self) -> Progress:
