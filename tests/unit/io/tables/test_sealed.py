@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
 
 from chainette.errors import DamagedRun, DiskError
+from chainette.io.rundir.reading import cells_of
 from chainette.io.tables import sealed
 from chainette.io.tables.columns import arrow_schema, flattened_columns, step_columns
 from chainette.io.tables.sealed import read_rows, seal_csv, seal_parquet
+from tests.support.tools import CI
 
 Seal = Callable[[Path, Path, pa.Schema], tuple[int, int]]
 SEALS: dict[str, Seal] = {".parquet": seal_parquet, ".csv": seal_csv}
@@ -275,6 +277,24 @@ def test_a_link_in_place_of_the_target_is_replaced_and_its_file_stays(tmp_path: 
     (tmp_path / "out").symlink_to(tmp_path / "precious")
     SEALS[suffix](tmp_path / "j.jsonl", tmp_path / "out", arrow_schema(step_columns(None, [("row_id", str)])))
     assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "out").is_symlink()
+
+
+@BOTH
+def test_a_byte_that_was_changed_is_damage_or_other_rows_but_never_an_error_of_a_library(tmp_path: Path, suffix: str) -> None:
+    schema = arrow_schema(step_columns(Point, [("row_id", str)]))
+    rows = [{"row_id": str(n), "x": n / 2, "label": "é, ü", "more": {"a": n}} for n in range(4)]
+    target = _seal(tmp_path, suffix, rows, schema)
+    data = target.read_bytes()
+    refused = 0
+    places = range(0, len(data), 1 if CI else 9)
+    for at in places:
+        target.write_bytes(data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :])
+        try:
+            [*read_rows(target, schema=schema), *(cells_of(target) if suffix == ".csv" else ())]
+        except DamagedRun as error:
+            assert str(target) in str(error)
+            refused += 1
+    assert refused > len(places) / 4
 
 
 def test_a_file_that_is_not_parquet_is_damage(tmp_path: Path) -> None:
