@@ -47,6 +47,9 @@ SCRIPTS = (
     "total",
 )
 
+#: Scripts whose repetition does the rest of what a call left undone; callers of the others must look again first.
+_REPEATABLE = frozenset({"attend", "beat", "leave", "reap"})
+
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -60,8 +63,8 @@ class Scripts:
         """A script's reply. `bytes` among the arguments travel as they are.
 
         Raises:
-            redis.RedisError: Redis did not answer, or a key had a foreign type; such a key is deleted then, so that the
-                next call meets a lost one.
+            redis.RedisError: Redis did not answer, or a key had a foreign type. Such a key is deleted, and counts as lost from
+                then on; the scripts that may be repeated are repeated at once.
         """
         import redis
 
@@ -70,9 +73,12 @@ class Scripts:
         try:
             return self.by_name[name](args=[packed, *blobs])
         except redis.ResponseError as error:
-            if is_damage(error):
-                self.by_name["mend"](args=[packed, *blobs])
-            raise
+            if not is_damage(error):
+                raise
+            self.by_name["mend"](args=[packed, *blobs])
+            if name not in _REPEATABLE:
+                raise
+            return self.by_name[name](args=[packed, *blobs])
 
 
 def _source(name: str) -> str:

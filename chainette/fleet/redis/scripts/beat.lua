@@ -6,7 +6,6 @@ pairs_of(A.queues, 'queues')
 --STRIKES
 --WORKERS
 local new = not redis.call('ZSCORE', 'chainette:lease', me)
-redis.call('ZADD', 'chainette:lease', now() + A.lease, me)
 redis.call('SADD', 'chainette:workers', me)
 for name, value in pairs(A.fields) do redis.call('HSET', 'chainette:worker:' .. me, name, value) end
 local live, queues = {}, {}
@@ -17,4 +16,6 @@ for _, entry in ipairs(A.queues) do
 end
 register(me, A.about, queues, A.at)
 if new then pardon_all(me) end
+-- Last, so that a call that failed half-way still is NEW when it is repeated.
+redis.call('ZADD', 'chainette:lease', now() + A.lease, me)
 return new and 'NEW' or 'OK'

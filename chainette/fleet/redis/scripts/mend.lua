@@ -1,6 +1,6 @@
 -- After a script met a key of another type than ours: such a key is as good as lost, so it is deleted, and comes back as
--- lost keys do. A: the arguments of the script that failed, which tell the keys it uses.
-if A.incarnation == nil and A.me == nil and A.run == nil and A.job == nil then error('chainette: no key to mend is named') end
+-- lost keys do. A: the arguments of the script that failed, which tell the keys it uses; reap.lua names none, and uses those of
+-- members whose lease has ended.
 for _, name in ipairs({'incarnation', 'me', 'run', 'job'}) do if A[name] ~= nil then need(A[name], 'string', name) end end
 local run, epoch = A.run, A.epoch
 if not run and A.job then run, epoch = string.match(A.job, '^(.*)_(%d+)_%d+_%x+$') end
@@ -16,10 +16,6 @@ end
 
 for key, kind in pairs({['chainette:lease'] = 'zset', ['chainette:workers'] = 'set', ['chainette:runs'] = 'set',
     ['rq:workers'] = 'set', ['rq:queues'] = 'set'}) do own(key, kind) end
-local me = A.incarnation or A.me
-if me then
-  own('chainette:worker:' .. me, 'hash'); own('rq:worker:' .. me, 'hash'); own(held_key(me), 'set')
-end
 
 local function own_queue(run, epoch, queue)
   own('rq:queue:' .. queue, 'list', run); own('rq:scheduled:' .. queue, 'zset', run); own('rq:failed:' .. queue, 'zset', run)
@@ -43,14 +39,32 @@ if run then
   own(P .. 'stream', 'stream', run); own(P .. 'live', 'hash', run); own(P .. 'out', 'hash', run)
   own(P .. 'parked', 'list', run); own(P .. 'apart', 'list', run)
 end
-if A.job and run then
-  own(job_key(A.job), 'hash', run)
-  own(taken_key({run = run, epoch = epoch}, A.job), 'set', run)
-  local j = job_of(A.job)
+
+local function own_job(job, run, epoch)
+  own(job_key(job), 'hash', run)
+  own(taken_key({run = run, epoch = epoch}, job), 'set', run)
+  local j = job_of(job)
   if j.origin then own_queue(run, epoch, j.origin) end
   if j.root then
     own(prefix_of(run, epoch) .. 's:' .. j.root .. ':' .. (j.scope or ''), 'set', run)
     own(prefix_of(run, epoch) .. 'f:' .. j.root .. ':' .. (j.scope or ''), 'hash', run)
+  end
+end
+if A.job and run then own_job(A.job, run, epoch) end
+
+local function own_member(me)
+  own('chainette:worker:' .. me, 'hash'); own('rq:worker:' .. me, 'hash'); own(held_key(me), 'set')
+  for queue in string.gmatch(redis.call('HGET', 'chainette:worker:' .. me, 'queues') or '', '[^, ]+') do own('rq:workers:' .. queue, 'set') end
+  for _, run in ipairs(redis.call('SMEMBERS', 'chainette:runs')) do own(prefix_of(run, own_run(run)) .. 'struck:' .. me, 'hash') end
+end
+local me = A.incarnation or A.me
+if me then own_member(me) end
+if me or run then return 'OK' end
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', 'chainette:lease', '-inf', now(), 'LIMIT', 0, 16)) do
+  own_member(dead)
+  for _, job in ipairs(redis.call('SMEMBERS', held_key(dead))) do
+    run, epoch = string.match(job, '^(.*)_(%d+)_%d+_%x+$')
+    if run then own_run(run); own_job(job, run, epoch) end
   end
 end
 return 'OK'
