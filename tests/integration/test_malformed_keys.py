@@ -106,6 +106,7 @@ def test_garbage_in_any_key_costs_at_most_its_run(database: Database, tmp_path: 
                 work(good, lambda good=good: not good.waiting() and not client.scard("chainette:held:worker"))  # type: ignore[misc]
             good.work_off()
             good.drain()
+            Board(client).say("run-b", {"window": good.window})  # its sink does so: a lost name comes back
             assert not good.queue.progress(good.keys).live, "the other run does not end"
             assert "run-b" in {info.run for info in good.queue.runs()}
             read_everything(good, tmp_path)
@@ -114,3 +115,27 @@ def test_garbage_in_any_key_costs_at_most_its_run(database: Database, tmp_path: 
             raise
         client.flushall()
     assert len(names) > 20
+
+
+@pytest.mark.parametrize(
+    "spoiled", ["chainette:held:w1", "chainette:worker:w1", "rq:worker:w1", "rq:queue:{queue}", "rq:job:{job}"]
+)
+def test_a_key_of_another_type_does_not_keep_a_dead_worker_from_being_reaped(database: Database, spoiled: str) -> None:
+    with opened(database.client, straight()) as run:
+        run.admit()
+        job = run.take("w1").job
+        key = spoiled.format(queue=run.queues[-1], job=job)
+        run.client.delete(key)
+        run.client.set(key, "ours not")
+        run.client.zadd("chainette:lease", {"w1": 1})
+        assert run.queue.reap() == ["w1"] and run.queue.reap() == []
+
+
+@pytest.mark.parametrize(
+    "spoiled", ["chainette:lease", "chainette:workers", "chainette:worker:w1", "rq:worker:w1", "rq:workers"]
+)
+def test_a_heartbeat_that_meets_a_key_of_another_type_is_the_first_of_its_worker(database: Database, spoiled: str) -> None:
+    with opened(database.client, straight()) as run:
+        run.client.set(spoiled, "ours not")
+        assert not run.queue.beat("w1", {}) and run.queue.beat("w1", {})
+        assert run.queue.leave("w1")

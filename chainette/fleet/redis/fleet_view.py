@@ -265,7 +265,7 @@ class _Jobs:
         return age(moment(_text(self._said[job][0])), now) if job else 0.0
 
     def words(self, job: bytes) -> str:
-        return _text(self._said[job][1])
+        return _text(self._said[job][1]) if job else ""
 
 
 def _live_run(info: RunInfo, raw: _Raw, jobs: _Jobs, members: Mapping[str, Member], now: float) -> LiveRun:
