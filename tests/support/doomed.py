@@ -21,8 +21,8 @@ POINTS = {
     "after the start of a unit that was claimed ahead": "start",
     "before a commit": "commit",
     "after a commit whose reply is not seen": "commit",
-    "before handing back": "reconcile",
-    "while handing back": "reconcile",
+    "before handing back": "release",
+    "while handing back": "release",
 }
 
 
@@ -53,7 +53,7 @@ def doom(point: str, number: int) -> None:
         return found
 
     setattr(FleetQueue, name, doomed)
-    if name == "reconcile":
+    if name == "release":
         _stop_after(3)
 
 
