@@ -38,6 +38,7 @@ from chainette.io.rundir.log import EventLog, encode_line, read_log
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.readback import ShardReader
+from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.replay import RunState
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.rundir.versions import copy, keep_versions, link, version_numbers
@@ -106,6 +107,7 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
     Raises:
         RunDirectoryInUse: another process writes to it.
         RunDirectoryError: rows that are needed again were not kept.
+        DamagedRun: rows that are kept are not those that were written.
         DiskError: the disk refused; the directory is as it was.
     """
     lost = [node for node in lost_nodes(plan, state) if node not in reopen.nodes]
@@ -198,6 +200,7 @@ class _Fork:
     _seq: int = 0
 
     def build(self) -> None:
+        self._require_rewritten()
         reader = ShardReader(self.source, self.plan, self.state)
         self._open_roots = set(self._roots_to_open(reader))
         self.target.path.mkdir(permitted(0o777))
@@ -213,6 +216,12 @@ class _Fork:
             for stream in self._rewritten.values():
                 stream.let_go()
         fsync_dir(self.target.path)
+
+    def _require_rewritten(self) -> None:
+        """Checks the rows that are copied into other files: there a changed row would get a CRC-32 that fits it."""
+        for folder in ("rejected",) if self.reopen.nodes else ("rejected", "flattened"):
+            for number in self.state.ends.get(folder, ()):
+                require_whole(self.source, self.state, folder, number)
 
     def _write_log(self, reader: ShardReader) -> None:
         with new_file(self.target.log) as log:
