@@ -193,14 +193,18 @@ class Drive:
                     raise RunStopped(f"Redis refuses a command: {error}") from error
                 sink.doubt()
                 moved, trouble = False, error
-            if moved:
-                self._patience.renew()
-                self._moved_at = time.monotonic()
-                time.sleep(_GATHER)
-            else:
-                self._explain(sink, trouble)
-                time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
+            self._rest(sink, moved, trouble)
             self.tend(moved)
+
+    def _rest(self, sink: Sink, moved: bool, trouble: redis.RedisError | None) -> None:
+        """Waits until there may be more to do: longer if nothing moves, which is explained after a while."""
+        if moved:
+            self._patience.renew()
+            self._moved_at = time.monotonic()
+            time.sleep(_GATHER)
+        else:
+            self._explain(sink, trouble)
+            time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
 
     def _has_its_key(self, sink: Sink) -> bool:
         """Whether the epoch in Redis, if there is one, is sealed as this process seals.
