@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import render_files
 from chainette.io.rundir.reading import read_folder, require_content
-from chainette.io.rundir.result import RunResult
-from chainette.run.executor import resume, retry_rejected
+from chainette.run.executor import resume
 from tests.support.chains import content, everything, write_inputs
 from tests.support.crash import copies
 from tests.support.tools import CI
@@ -154,14 +152,10 @@ def test_a_damaged_finished_run_is_made_whole_by_resume_or_refused(runs: Runs, t
     every_damage(tmp_path, [runs.finished], judge)
 
 
-@pytest.mark.parametrize("reopen", [partial(resume, from_step="hidden"), retry_rejected], ids=["from", "retry"])
-def test_rows_that_a_reopened_run_keeps_are_those_of_the_run_or_refused(
-    runs: Runs, tmp_path: Path, reopen: Callable[[Path, Chain], RunResult]
-) -> None:
+def test_rows_that_a_run_keeps_from_before_a_step_are_those_of_the_run_or_refused(runs: Runs, tmp_path: Path) -> None:
     def judge(copy: Path, words: str) -> None:
         try:
-            result = reopen(copy, runs.chain)
-            assert content(result) == runs.rows, words
+            assert content(resume(copy, runs.chain, from_step="hidden")) == runs.rows, words
         except (DamagedRun, RunDirectoryError) as error:
             assert str(copy) in str(error) or "events.jsonl" in str(error), words
 
