@@ -176,7 +176,7 @@ def test_a_redis_that_comes_back_without_the_last_acknowledgement_gives_the_cred
     assert isinstance(drive.queue, Forgetful) and drive.queue.acks > 4
 
 
-@pytest.mark.parametrize("moves", [2, 6, 12])
+@pytest.mark.parametrize("moves", [1, 3, 6])
 @pytest.mark.parametrize("kind", [FleetQueue, Failing])
 def test_a_driver_that_stops_anywhere_is_gone_on_with_where_it_was(
     site: Site, database: Database, moves: int, kind: type[FleetQueue]
