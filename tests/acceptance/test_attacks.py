@@ -205,10 +205,6 @@ def forgeries(site: Site, run: str) -> Iterator[Put]:
 
 
 def test_a_run_ends_whole_whatever_a_worker_forges(site: Site) -> None:
-    if site.key:
-        pytest.xfail(
-            "with a key the run stands still after the forgeries, since foreign keys of leases are mended: to be found"
-        )
     with site.serving():
         run = site.enqueue("out")
         until(lambda: site.events("out") > 2)

@@ -9,6 +9,7 @@ import json
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import pytest
@@ -804,13 +805,22 @@ def lose(site: Site, kind: str) -> None:
     """All queues, members of scopes, or jobs of the run are gone, and nothing else."""
     if isinstance(site.queue, FleetQueue):
         client = site.queue._redis
-        pattern = {"queues": "rq:queue:*", "members": f"{site.keys.prefix}s:*", "jobs": "rq:job:*"}[kind]
+        members = f"{site.keys.prefix}s:*"
+        pattern = {"queues": "rq:queue:*", "members": members, "jobs": "rq:job:*", "hands": "chainette:held:*"}[kind]
         for key in list(client.scan_iter(pattern)):
             client.delete(key)
     else:
         assert isinstance(site.queue, MemoryQueue)
         run = site.queue._runs[site.keys.run]
-        for kept in [root.members for root in run.roots.values()] if kind == "members" else [getattr(run, kind)]:
+        lost: list[dict[str, Any]]
+        match kind:
+            case "members":
+                lost = [root.members for root in run.roots.values()]
+            case "hands":
+                lost = [worker.held for worker in site.queue._workers.values()]
+            case _:
+                lost = [getattr(run, kind)]
+        for kept in lost:
             kept.clear()
 
 
@@ -825,6 +835,13 @@ def test_units_that_are_in_no_queue_and_in_no_workers_hands_are_found(site: Site
     assert "unit " in site.queue.missing(site.keys, [0])
     lose(site, "members")
     assert "root 0" in site.queue.missing(site.keys, [0])
+
+
+def test_a_unit_that_its_live_worker_no_longer_holds_is_found(site: Site) -> None:
+    site.take("w1")
+    assert site.queue.missing(site.keys, [0]) == ""
+    lose(site, "hands")
+    assert "unit " in site.queue.missing(site.keys, [0])
 
 
 @pytest.mark.parametrize("kind", ["members", "jobs"])

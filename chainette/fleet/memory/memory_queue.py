@@ -193,7 +193,8 @@ class MemoryQueue(LeasedQueue):
         run = self._runs.get(keys.run)
         if run is None or run.keys.epoch != keys.epoch:
             return ""
-        return next((words for root in roots if (words := run.missing(root, self._workers))), "")
+        hands = {name: worker.held for name, worker in self._workers.items()}
+        return next((words for root in roots if (words := run.missing(root, hands))), "")
 
     # -- workers
 

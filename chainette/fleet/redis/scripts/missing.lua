@@ -22,7 +22,10 @@ local function why_lost(job)
   local j = job_of(job)
   if not j.run then return 'unit ' .. job .. ' is gone from Redis' end
   if j.status ~= 'started' then return 'unit ' .. job .. ' is in no queue' end
-  if not redis.call('ZSCORE', 'chainette:lease', j.worker_name) then return 'unit ' .. job .. ' is in the hands of no live worker' end
+  local lives = redis.call('ZSCORE', 'chainette:lease', j.worker_name)
+  if not lives or redis.call('SISMEMBER', held_key(j.worker_name), job) == 0 then
+    return 'unit ' .. job .. ' is in the hands of no live worker'
+  end
 end
 
 local units = 0
