@@ -15,6 +15,7 @@ __all__ = [
     "ChainRef",
     "ChainRoot",
     "Debug",
+    "Declaring",
     "EngineFile",
     "Hooked",
     "InputsRoot",
@@ -23,6 +24,7 @@ __all__ = [
     "MetricsHost",
     "MetricsPort",
     "Offers",
+    "OneEngine",
     "OverRedis",
     "Quiet",
     "RedisUrl",
@@ -43,6 +45,8 @@ ChainRef = Annotated[
         help="chain.py, chain.py:name or package.module:name: a Chain, or a function that returns one.",
     ),
 ]
+Declaring = Annotated[str | None, typer.Argument(metavar="CHAIN", help="The chain that declares the engine.")]
+OneEngine = Annotated[str | None, typer.Option("--engine", metavar="NAME", help="Which engine [default: the only one].")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the function that makes the chain; repeatable."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import zlib
 from collections import Counter
@@ -10,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
-
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import render_files
 from tests.chaos.site import Broken
+from tests.support.readers import rows_of
 
 __all__ = ["require_whole"]
 
@@ -75,12 +73,4 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows as another program reads them."""
-    for file in sorted(folder.iterdir()) if folder.exists() else ():
-        if file.suffix == ".parquet":
-            yield from pyarrow.parquet.read_table(file).to_pylist()
-        elif file.suffix == ".csv":
-            with file.open(newline="") as lines:
-                yield from csv.DictReader(lines)
-        else:
-            yield from map(json.loads, file.read_bytes().splitlines())
+    return rows_of(sorted(folder.iterdir()) if folder.exists() else ())

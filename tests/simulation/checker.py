@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import zlib
 from collections import Counter
@@ -10,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
-
 from tests.simulation.scenario import Scenario
 from tests.support.drawn import nodes_of
 from tests.support.meaning import Meaning
+from tests.support.readers import rows_of
 
 __all__ = ["check"]
 
@@ -45,14 +43,7 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(scenario: Scenario, folder: Path) -> Iterator[dict[str, Any]]:
-    for file in sorted(folder.glob(f"*.{scenario.format}"), key=lambda file: int(file.stem)):
-        if scenario.format == "parquet":
-            yield from pyarrow.parquet.read_table(file).to_pylist()
-        elif scenario.format == "csv":
-            with file.open(newline="") as lines:
-                yield from csv.DictReader(lines)
-        else:
-            yield from map(json.loads, file.read_bytes().splitlines())
+    return rows_of(sorted(folder.glob(f"*.{scenario.format}"), key=lambda file: int(file.stem)))
 
 
 def _require_equal(what: str, found: list[Any], expected: list[Any]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
-__all__ = ["TOOLS", "offline", "read", "recipe"]
+__all__ = ["TOOLS", "offline", "read", "recipe", "rows_of"]
 
 #: In the order of the card.
 TOOLS = ["pyarrow", "polars", "duckdb", "pandas", "datasets"]
@@ -55,3 +58,15 @@ def offline(cache: Path) -> Iterator[None]:
         datasets.disable_progress_bars()
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
         yield
+
+
+def rows_of(shards: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Rows as a program reads them that knows nothing of Chainette."""
+    for file in shards:
+        if file.suffix == ".parquet":
+            yield from pyarrow.parquet.read_table(file).to_pylist()
+        elif file.suffix == ".csv":
+            with file.open(newline="") as lines:
+                yield from csv.DictReader(lines)
+        else:
+            yield from map(json.loads, file.read_bytes().splitlines())

@@ -9,7 +9,7 @@ import typer
 
 from chainette.cli.commands.warmup import chosen, registry_with
 from chainette.cli.common import guarded, tell
-from chainette.cli.flags import ChainRoot, EngineFile, Settings
+from chainette.cli.flags import ChainRoot, Declaring, EngineFile, OneEngine, Settings
 from chainette.conformance.case import Outcome, Verdict
 from chainette.conformance.examination import examine
 from chainette.utils.event_loop import run_loop
@@ -20,10 +20,8 @@ __all__ = ["conformance"]
 
 @guarded
 def conformance(
-    chain: Annotated[str | None, typer.Argument(metavar="CHAIN", help="The chain that declares the engine.")] = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", metavar="NAME", help="Which engine [default: the only one].")
-    ] = None,
+    chain: Declaring = None,
+    engine: OneEngine = None,
     settings: Settings = None,
     engines: EngineFile = None,
     chain_root: ChainRoot = Path(),

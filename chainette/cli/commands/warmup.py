@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from chainette.cli.common import guarded, tell
-from chainette.cli.flags import ChainRoot, EngineFile, Settings
+from chainette.cli.flags import ChainRoot, Declaring, EngineFile, OneEngine, Settings
 from chainette.cli.launch import texts_of
 from chainette.core.usercode.loading import load_chain
 from chainette.core.usercode.parameters import given
@@ -26,10 +26,8 @@ __all__ = ["chosen", "registry_with", "warmth_lines", "warmup"]
 
 @guarded
 def warmup(
-    chain: Annotated[str | None, typer.Argument(metavar="CHAIN", help="The chain that declares the engine.")] = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", metavar="NAME", help="Which engine [default: the only one].")
-    ] = None,
+    chain: Declaring = None,
+    engine: OneEngine = None,
     settings: Settings = None,
     engines: EngineFile = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Ask a simulated engine instead.")] = False,

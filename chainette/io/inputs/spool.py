@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -12,8 +11,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from chainette.core.dump import NotRoundTrip, dump_model
 from chainette.errors import InputError
-from chainette.io.rundir.paths import disk_errors, fsync_dir
-from chainette.utils.private import beside, make_folder, new_file
+from chainette.io.rundir.paths import publish_blocks
 
 __all__ = ["spool"]
 
@@ -31,15 +29,7 @@ def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]],
         DiskError: the disk refused.
     """
     blocks = _blocks(cast("IO[Any]", source)) if hasattr(source, "read") else _dumps(cast("Iterable[Any]", source))
-    aside = beside(path)
-    with disk_errors(path):
-        make_folder(path.parent)
-        with new_file(aside) as file:
-            file.writelines(blocks)
-            file.flush()
-            os.fsync(file.fileno())
-            aside.replace(path)
-        fsync_dir(path.parent)
+    publish_blocks(path, blocks)
     return path
 
 

@@ -6,13 +6,13 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chainette.errors import DiskError
 from chainette.utils.private import beside, make_folder, new_file
 
-__all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "write_all"]
+__all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "publish_blocks", "write_all"]
 
 
 class RunDir:
@@ -99,11 +99,16 @@ def write_all(file: int, data: bytes) -> None:
 
 def publish(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: writes it aside, fsyncs, renames, fsyncs the directory."""
+    publish_blocks(path, (data,))
+
+
+def publish_blocks(path: Path, blocks: Iterable[bytes]) -> None:
+    """Like `publish`, for blocks that are made while they are written."""
     aside = beside(path)
     with disk_errors(path):
         make_folder(path.parent)
         with new_file(aside) as file:
-            file.write(data)
+            file.writelines(blocks)
             file.flush()
             os.fsync(file.fileno())
             aside.replace(path)

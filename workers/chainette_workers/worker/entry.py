@@ -148,20 +148,21 @@ class _Process:
 
     def _refuse(self, info: RunInfo, why: str) -> None:
         """Takes nothing of the run, and goes on with others; or takes it after all, if `why` is empty."""
-        me = self.worker.incarnation
-        words = f"worker {me} takes nothing of run {info.run}: {why}" if why else ""
-        self._send(lambda: self._board.refuse(info.run, me, words))
-        if words:
-            say(words)
-            self._note(info.run, WorkerRefused(worker=me, reason=words))
+        if words := self._object(info.run, f"takes nothing of run {info.run}", why):
+            self._note(info.run, WorkerRefused(worker=self.worker.incarnation, reason=words))
 
     def _withdraw(self, info: RunInfo, why: str) -> None:
         """Tells a run that its engine refuses this worker, or no longer does."""
+        self._object(info.run, WITHDREW, why)
+
+    def _object(self, run: str, what: str, why: str) -> str:
+        """Has a run know this worker's objection to it, or that there is none any more; the objection in words."""
         me = self.worker.incarnation
-        words = f"worker {me} {WITHDREW}: {why}" if why else ""
-        self._send(lambda: self._board.refuse(info.run, me, words))
+        words = f"worker {me} {what}: {why}" if why else ""
+        self._send(lambda: self._board.refuse(run, me, words))
         if words:
             say(words)
+        return words
 
     def _tell(self, config: EngineConfig, event: EngineLoaded | EngineReleased) -> None:
         self._hook.on_event(event)
