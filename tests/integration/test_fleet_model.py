@@ -416,8 +416,8 @@ def test_every_script_refuses_malformed_arguments_before_it_writes(database: Dat
     queue = FleetQueue(database.client)
     for name, script in queue._scripts.by_name.items():
         for argument in (b"", b"\xc1", b"\x80", b"\x90", b"\xa3abc"):
-            if name == "reap":
-                continue
+            if name in ("mend", "reap") and argument in (b"\x80", b"\x90"):
+                continue  # nothing named: they look for members whose lease has ended
             with pytest.raises(redis.ResponseError):
                 script(args=[argument])
     assert database.client.keys("*") == []
