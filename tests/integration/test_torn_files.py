@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from chainette import Chain
 from chainette.errors import ChainetteError, DamagedRun, RunDirectoryError
+from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import render_files
 from chainette.io.rundir.reading import read_folder, require_content
-from chainette.run.executor import resume
+from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import content, everything, write_inputs
 from tests.support.crash import copies
 from tests.support.tools import CI
@@ -88,7 +89,20 @@ class Damage:
 DAMAGES = st.builds(Damage, st.integers(0, 200), st.floats(0, 1, exclude_max=True), st.sampled_from([0, 1, 4, 32, 128, 255]))
 
 
-def every_damage(tmp_path: Path, sources: list[Path], judge: Callable[[Path, str], None]) -> None:
+@dataclass(frozen=True)
+class Damaged:
+    """A damaged copy of a run directory."""
+
+    source: Path
+    path: Path
+    #: Which byte of which file was changed, for messages.
+    words: str
+
+    def is_named_in(self, error: ChainetteError) -> bool:
+        return str(self.path) in str(error) or "events.jsonl" in str(error)
+
+
+def every_damage(tmp_path: Path, sources: list[Path], judge: Callable[[Damaged], None]) -> None:
     number = [0]
 
     @settings(
@@ -103,77 +117,104 @@ def every_damage(tmp_path: Path, sources: list[Path], judge: Callable[[Path, str
     @example(Damage(28, 0.17452701834044992, 255), 28)  # text in Parquet that is no UTF-8
     @example(Damage(117, 0.8397636157897602, 128), 68)  # text in CSV that is no UTF-8
     @example(Damage(16, 0, 1), 100)  # a CSV header without row_id
+    @example(Damage(77, 0.595, 4), 58)  # one letter of a row whose file is written again by a retry
     def damaged(damage: Damage, which: int) -> None:
         number[0] += 1
-        copy = tmp_path / str(number[0])
-        shutil.copytree(sources[which % len(sources)], copy)
-        judge(copy, damage.apply(copy))
+        source, copy = sources[which % len(sources)], tmp_path / str(number[0])
+        shutil.copytree(source, copy)
+        judge(Damaged(source, copy, damage.apply(copy)))
         shutil.rmtree(copy)
 
     damaged()
 
 
 def test_a_stopped_run_is_resumed_to_its_very_rows_or_refused(runs: Runs, tmp_path: Path) -> None:
-    def judge(copy: Path, words: str) -> None:
-        log = (copy / "events.jsonl").read_bytes()
+    def judge(damaged: Damaged) -> None:
+        log = (damaged.path / "events.jsonl").read_bytes()
         try:
-            result = resume(copy, runs.chain)
+            result = resume(damaged.path, runs.chain)
         except (DamagedRun, RunDirectoryError) as error:
-            assert str(copy) in str(error) or "events.jsonl" in str(error), words
-            assert (copy / "events.jsonl").read_bytes().startswith(log), f"refused, and cut off: {words}"
+            assert damaged.is_named_in(error), damaged.words
+            assert (damaged.path / "events.jsonl").read_bytes().startswith(log), f"refused, and cut off: {damaged.words}"
         else:
-            assert content(result) == runs.rows, words
-            assert result.metadata["balanced"], words
+            assert content(result) == runs.rows, damaged.words
+            assert result.metadata["balanced"], damaged.words
 
     every_damage(tmp_path, runs.stopped, judge)
 
 
 def test_a_finished_run_is_read_as_it_was_or_refused(runs: Runs, tmp_path: Path) -> None:
-    def judge(copy: Path, words: str) -> None:
+    def judge(damaged: Damaged) -> None:
         try:
-            state, _ = read_state(RunDir(copy))
+            state, _ = read_state(RunDir(damaged.path))
             if state.status == "finished":
-                assert read(copy) == runs.read, words
+                assert read(damaged.path) == runs.read, damaged.words
         except ChainetteError as error:
-            assert str(copy) in str(error) or "events.jsonl" in str(error), words
+            assert damaged.is_named_in(error), damaged.words
 
     every_damage(tmp_path, [runs.finished], judge)
 
 
 def test_a_damaged_finished_run_is_made_whole_by_resume_or_refused(runs: Runs, tmp_path: Path) -> None:
-    def judge(copy: Path, words: str) -> None:
+    def judge(damaged: Damaged) -> None:
         try:
-            result = resume(copy, runs.chain)
+            result = resume(damaged.path, runs.chain)
         except (DamagedRun, RunDirectoryError) as error:
-            assert str(copy) in str(error) or "events.jsonl" in str(error), words
+            assert damaged.is_named_in(error), damaged.words
         else:
-            assert content(result) == runs.rows, words
+            assert content(result) == runs.rows, damaged.words
 
     every_damage(tmp_path, [runs.finished], judge)
 
 
 def test_rows_that_a_run_keeps_from_before_a_step_are_those_of_the_run_or_refused(runs: Runs, tmp_path: Path) -> None:
-    def judge(copy: Path, words: str) -> None:
+    def judge(damaged: Damaged) -> None:
         try:
-            assert content(resume(copy, runs.chain, from_step="hidden")) == runs.rows, words
+            assert content(resume(damaged.path, runs.chain, from_step="hidden")) == runs.rows, damaged.words
         except (DamagedRun, RunDirectoryError) as error:
-            assert str(copy) in str(error) or "events.jsonl" in str(error), words
+            assert damaged.is_named_in(error), damaged.words
 
     every_damage(tmp_path, [runs.finished], judge)
+
+
+def test_a_retry_of_a_damaged_run_gives_the_rows_of_a_retry_of_the_whole_one_or_is_refused(runs: Runs, tmp_path: Path) -> None:
+    retried: dict[tuple[Path, int], dict[str, list[str]]] = {}
+
+    def rows_of_a_retry(source: Path, lines: int) -> dict[str, list[str]]:
+        """The rows of a retry after a crash that left so many lines of the log."""
+        if (source, lines) not in retried:
+            whole = tmp_path / "whole"
+            shutil.copytree(source, whole)
+            log = (whole / "events.jsonl").read_bytes().splitlines(keepends=True)
+            (whole / "events.jsonl").write_bytes(b"".join(log[:lines]))
+            retried[source, lines] = content(retry_rejected(whole, runs.chain))
+            shutil.rmtree(whole)
+        return retried[source, lines]
+
+    def judge(damaged: Damaged) -> None:
+        try:
+            lines = sum(1 for _ in read_log(damaged.path / "events.jsonl"))
+            rows = content(retry_rejected(damaged.path, runs.chain))
+        except (DamagedRun, RunDirectoryError) as error:
+            assert damaged.is_named_in(error), damaged.words
+        else:
+            assert rows == rows_of_a_retry(damaged.source, lines), damaged.words
+
+    every_damage(tmp_path, runs.stopped, judge)
 
 
 def test_the_derived_files_are_those_of_the_run_or_refused(runs: Runs, tmp_path: Path) -> None:
     whole = render_files(read_state(RunDir(runs.finished))[0])
 
-    def judge(copy: Path, words: str) -> None:
-        run = RunDir(copy)
+    def judge(damaged: Damaged) -> None:
+        run = RunDir(damaged.path)
         try:
             state, _ = read_state(run)
             require_content(run, state)
         except ChainetteError as error:
-            assert str(copy) in str(error) or "events.jsonl" in str(error), words
+            assert damaged.is_named_in(error), damaged.words
             return
         if state.status == "finished":
-            assert render_files(state) == whole, words
+            assert render_files(state) == whole, damaged.words
 
     every_damage(tmp_path, [runs.finished], judge)
