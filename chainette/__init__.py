@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chainette.core.apply import ApplyNode, apply
+    from chainette.core.batch_apply import BatchApply
     from chainette.core.branch import Branch, JoinBranch
     from chainette.core.chain import Chain
     from chainette.core.node import Node
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ApplyNode",
     "AsyncExecutor",
+    "BatchApply",
     "Branch",
     "Chain",
     "ChainetteError",
@@ -44,6 +46,7 @@ __all__ = [
 
 _HOMES = {
     "core.apply": ("ApplyNode", "apply"),
+    "core.batch_apply": ("BatchApply",),
     "core.branch": ("Branch", "JoinBranch"),
     "core.chain": ("Chain",),
     "core.node": ("Node",),

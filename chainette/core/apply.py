@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
-import keyword
-import types
 import typing
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -17,10 +13,22 @@ from typing import Any, Concatenate, Generic, overload
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
+from chainette.core.functions_read import (
+    checked_model,
+    hints_of,
+    id_of,
+    item_of,
+    model_name,
+    model_of,
+    name_of,
+    positional,
+    row_of,
+    without_none,
+    yields,
+)
 from chainette.core.node import Node
-from chainette.errors import DeclarationError, Place, WrongArguments
+from chainette.errors import DeclarationError, WrongArguments
 from chainette.utils.callers import caller_frame, caller_place
-from chainette.utils.ids import snake_case
 from chainette.utils.mistakes import explained
 
 __all__ = ["ApplyNode", "Cardinality", "apply"]
@@ -86,23 +94,26 @@ class ApplyNode(Node, Generic[In, Out]):
         if not callable(fn):
             hint = f"; write ApplyNode(fn, id={fn!r})" if isinstance(fn, str) else ""
             raise WrongArguments(f"{place}: ApplyNode: its only positional argument is the function, found {fn!r}{hint}")
-        item = _item(fn, place)
-        hints = _hints(fn, caller_frame().f_locals)
+        item = item_of(fn, place)
+        hints = hints_of(fn, caller_frame().f_locals)
         cardinality, returned = _cardinality(hints.get("return", inspect.Parameter.empty))
-        if _yields(fn) and cardinality is not Cardinality.MANY:
-            wanted = f"{'AsyncIterator' if inspect.isasyncgenfunction(fn) else 'Iterator'}[{_model_name(returned)}]"
-            raise DeclarationError(f"{place}: {_name(fn)} yields rows; declare it `-> {wanted}`, or return the one row")
-        values = {
-            "id": _id(fn, place) if id is None else id,
-            "name": name,
-            "emoji": emoji,
-            "place": place,
-            "fn": fn,
-            "input_model": _checked(input_model, "input_model", place) or _model(hints.get(item)),
-            "output_model": _checked(output_model, "output_model", place) or _model(returned),
-            "cardinality": cardinality,
-            "annotated": "return" in hints,
-        }
+        if yields(fn) and cardinality is not Cardinality.MANY:
+            wanted = f"{'AsyncIterator' if inspect.isasyncgenfunction(fn) else 'Iterator'}[{model_name(returned)}]"
+            raise DeclarationError(f"{place}: {name_of(fn)} yields rows; declare it `-> {wanted}`, or return the one row")
+        models = checked_model(input_model, "input_model", place), checked_model(output_model, "output_model", place)
+        self._declare(
+            id=id_of(fn, place) if id is None else id,
+            name=name,
+            emoji=emoji,
+            place=place,
+            fn=fn,
+            input_model=models[0] or model_of(hints.get(item)),
+            output_model=models[1] or model_of(returned),
+            cardinality=cardinality,
+            annotated="return" in hints,
+        )
+
+    def _declare(self, **values: Any) -> None:
         for key, value in values.items():
             object.__setattr__(self, key, value)
         self.__post_init__()
@@ -110,7 +121,7 @@ class ApplyNode(Node, Generic[In, Out]):
     @cached_property
     def wants_history(self) -> bool:
         """Whether the function takes `(item, history)`."""
-        return len(_positional(self.fn)) > 1
+        return len(positional(self.fn)) > 1
 
     def decode(self, value: bytes) -> Out:
         """The validated output from a row's JSON."""
@@ -195,86 +206,13 @@ def apply(fn: Callable[..., Any] | None = None, **keys: Any) -> Any:
     return ApplyNode(fn, **keys)
 
 
-def _name(fn: Callable[..., Any]) -> str:
-    fn = fn.func if isinstance(fn, functools.partial) else fn
-    return getattr(fn, "__name__", type(fn).__name__)
-
-
-def _id(fn: Callable[..., Any], place: Place) -> str:
-    """The id made from a function's name; `import_` keeps its underscore, since `import` cannot be an id.
-
-    Raises:
-        DeclarationError: the name has no letters, or the function has none.
-    """
-    name = _name(fn)
-    if name == "<lambda>" or not any(map(str.isalnum, name)):
-        called = "a lambda has no name" if name == "<lambda>" else f"the function's name {name!r} cannot be an id"
-        raise DeclarationError(f"{place}: {called}; give the node an id: apply(..., id='...')")
-    short = snake_case(name)
-    return name if keyword.iskeyword(short) else short
-
-
-def _item(fn: Callable[..., Any], place: Place) -> str:
-    """The name of the parameter that gets the item."""
-    parameters = _positional(fn)
-    if not 1 <= len(parameters) <= 2:
-        raise DeclarationError(
-            f"{place}: {_name(fn)} must take (item) or (item, history), it takes {len(parameters)} parameters"
-        )
-    return parameters[0]
-
-
-def _positional(fn: Callable[..., Any]) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds and p.default is p.empty]
-
-
-def _function(fn: Callable[..., Any]) -> Any:
-    """The function inside a partial, or behind a callable object."""
-    fn = fn.func if isinstance(fn, functools.partial) else fn
-    return fn if inspect.isfunction(fn) or inspect.ismethod(fn) else type(fn).__call__
-
-
-def _yields(fn: Callable[..., Any]) -> bool:
-    function = _function(fn)
-    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-
-
-def _hints(fn: Callable[..., Any], local: Mapping[str, Any]) -> dict[str, Any]:
-    """The annotations that resolve, also to models of the calling function; others are left out."""
-    function = _function(fn)
-    names = {**local, **getattr(function, "__globals__", {})}
-    found: dict[str, Any] = {}
-    for name, annotation in getattr(function, "__annotations__", {}).items():
-        with contextlib.suppress(NameError, TypeError, AttributeError, SyntaxError):
-            found |= typing.get_type_hints(types.SimpleNamespace(__annotations__={name: annotation}), names)
-    return found
-
-
-def _model(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _model_name(annotation: Any) -> str:
-    return str(getattr(annotation, "__name__", annotation))
-
-
-def _checked(model: Any, label: str, place: Place) -> Any:
-    if model is not None and _model(model) is None:
-        raise DeclarationError(f"{place}: {label} is {model!r}, not a pydantic model")
-    return model
-
-
 def _cardinality(annotation: Any) -> tuple[Cardinality, Any]:
     """(cardinality, type of one row) of a return annotation."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Awaitable, Coroutine):
-        return _cardinality(arguments[-1])
-    if isinstance(origin, type) and issubclass(origin, (Iterable, AsyncIterable)) and not issubclass(origin, Mapping):
-        return Cardinality.MANY, arguments[0]
-    if origin in (typing.Union, types.UnionType) and type(None) in arguments:
-        rest = [argument for argument in arguments if argument is not type(None)]
-        return Cardinality.OPTIONAL, rest[0] if len(rest) == 1 else None
-    if _model(annotation) is not None:
-        return Cardinality.ONE, annotation
-    return Cardinality.MANY, None
+    if typing.get_origin(annotation) in (Awaitable, Coroutine):
+        return _cardinality(typing.get_args(annotation)[-1])
+    if (row := row_of(annotation)) is not None:
+        return Cardinality.MANY, row
+    kept, may_drop = without_none(annotation)
+    if may_drop:
+        return Cardinality.OPTIONAL, kept
+    return (Cardinality.MANY, None) if model_of(kept) is None else (Cardinality.ONE, kept)

@@ -41,6 +41,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_FUNCTION = Settings(decide=_words("id fn input_model output_model cardinality"), free=_words("name emoji"))
+
 #: Every setting that a user can declare, by kind of declaration; `settings_of_engine` adds the keys of its backend.
 SETTINGS: Mapping[str, Settings] = {
     "Chain": Settings(decide=_words("steps input_model"), free=_words("name emoji batch_size")),
@@ -54,10 +56,8 @@ SETTINGS: Mapping[str, Settings] = {
         decide=_words("temperature top_p top_k stop seed presence_penalty frequency_penalty repetition_penalty extra"),
         rescue={"max_tokens": raised},
     ),
-    "ApplyNode": Settings(
-        decide=_words("id fn input_model output_model cardinality"),
-        free=_words("name emoji"),
-    ),
+    "ApplyNode": _FUNCTION,
+    "BatchApply": _FUNCTION,
     "Branch": Settings(decide=_words("id name steps alias"), free=_words("emoji")),
     "engine": Settings(
         decide=_words("model backend revision tokenizer extra"),

@@ -1,4 +1,4 @@
-"""Functions: called for every row of a unit, in this process."""
+"""Functions: called for every row of a unit, or once for all of them, in this process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import anyio.from_thread
 from pydantic import BaseModel, ValidationError
 
 from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.batch_apply import BatchApply
 from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, short
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
@@ -34,21 +35,30 @@ Away = Callable[..., Awaitable[Any]]
 
 
 async def call(result: UnitResult, rows: Sequence[Row], away: Away) -> None:
-    """Runs the function for every row: async ones side by side, others one after the other by `away`."""
+    """Runs the function for every row: async ones side by side, others one after the other by `away`; a BatchApply at once."""
     plan, node = result.plan, result.node
     apply = node.node
     assert isinstance(apply, ApplyNode)
     values = _Values(result, apply, dict(enumerate(rows)))
     result.pull = values.take_in
-    if _is_async(apply.fn):
-        pending = {index: partial(_call_here, apply.fn, plan, node, row) for index, row in enumerate(rows)}
+    if isinstance(apply, BatchApply):
+        await _Batch(plan, node, apply.fn, rows, away, values.returned).run(range(len(rows)))
     else:
-        await away(_call_each, apply.fn, [(plan, node, row) for row in rows], values.returned)
-        # a lambda around an async function, say
-        pending = {index: partial(_awaited, value) for index, value in values.returned.items() if _is_pending(value)}
-    await _settle(values.returned, pending)
+        await _call_rows(plan, node, apply.fn, rows, away, values.returned)
     values.take(list(values.waiting))
     result.pull = None
+
+
+async def _call_rows(
+    plan: Plan, node: PlanNode, fn: Callable[..., Any], rows: Sequence[Row], away: Away, returned: dict[int, Any]
+) -> None:
+    if _is_async(fn):
+        pending = {index: partial(_call_here, fn, plan, node, row) for index, row in enumerate(rows)}
+    else:
+        await away(_call_each, fn, [(plan, node, row) for row in rows], returned)
+        # a lambda around an async function, say
+        pending = {index: partial(_awaited, value) for index, value in returned.items() if _is_pending(value)}
+    await _settle(returned, pending)
 
 
 @dataclass
@@ -144,6 +154,60 @@ def _at_most(items: Iterator[Any]) -> list[Any]:
     return list(islice(items, MAX_FAN_OUT + 1))
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A function over all rows at once."""
+
+    plan: Plan
+    node: PlanNode
+    fn: Callable[..., Any]
+    rows: Sequence[Row]
+    away: Away
+    returned: dict[int, Any]
+
+    async def run(self, places: Sequence[int]) -> None:
+        """Calls the function with these rows; if it fails, with each half of them, so that a bad row fails alone."""
+        read, value = self._called(places) if _is_async(self.fn) else await self.away(self._called, places)
+        if _is_pending(value):
+            settled = {0: value}
+            await _settle(settled, {0: partial(_awaited, value)})
+            value = settled[0]
+        value = self._as_many(value, len(read))
+        if not isinstance(value, _Raised):
+            self.returned.update(zip(read, value, strict=True))
+        elif len(read) == 1:
+            self.returned[read[0]] = value
+        else:
+            for half in (read[: len(read) // 2], read[len(read) // 2 :]):
+                await self.run(half)
+
+    def _called(self, places: Sequence[int]) -> tuple[list[int], Any]:
+        """(rows that could be read, the function's value for them). Each call reads anew: a function may change its rows."""
+        items = {}
+        for place in places:
+            try:
+                items[place] = received(self.node, self.rows[place])
+            except RAISED as error:  # a validator of the user's own
+                self.returned[place] = _Raised(error)
+        try:
+            value = self.fn([*items.values()]) if items else []
+            return [*items], _at_most(value) if isinstance(value, Iterator) else value
+        except BaseException as error:  # no signal is raised in a thread
+            return [*items], _Raised(error)
+        finally:
+            put_back()
+
+    def _as_many(self, value: Any, wanted: int) -> Any:
+        """The value, if it is a list of as many rows as the function got."""
+        several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if isinstance(value, _Raised) or (several and len(value) == wanted):
+            return value
+        found = f"{len(value):,}" if several else short(value)
+        return _Raised(
+            _Unusable(f"{self.node.id!r} must return as many rows as it gets: it got {wanted:,} and returned {found}")
+        )
+
+
 def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
     assert isinstance(node.node, ApplyNode)
     item = received(node, row)
@@ -169,6 +233,8 @@ def _take(result: UnitResult, apply: ApplyNode[Any, Any], row: Row, value: Any) 
 
 
 def _told(error: BaseException) -> str:
+    if isinstance(error, _Unusable):
+        return str(error)
     words = raised(error)
     if isinstance(error, ValueError) and str(error).startswith("signal only works in main thread"):
         return (

@@ -37,7 +37,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from chainette import Chain, apply
+from chainette import BatchApply, Chain, apply
 import helper
 
 
@@ -104,7 +104,16 @@ async def slowly(item: Text) -> Text | None:
     return Text(text=f"{item.text} {same} {helper.WORD}") if item.text != "drop" else None
 
 
-chain = Chain(name="functions", batch_size=8, steps=[letters, slowly])
+@BatchApply
+def together(items: list[Text]) -> list[Text | None]:
+    if any(item.text == "die" for item in items):
+        os._exit(5)
+    if any(item.text == "raise" for item in items):
+        raise ValueError("no")
+    return [Text(text=f"{item.text} of {len(items)}") if item.text != "drop" else None for item in items]
+
+
+chain = Chain(name="functions", batch_size=8, steps=[letters, slowly, together])
 """
 
 
@@ -124,7 +133,7 @@ class Site:
         self.children = Children(path, width=2)
 
     def unit(self, *texts: str, node: str = "letters") -> Unit:
-        source = CHAIN_INPUT if node == "letters" else "letters"
+        source = {"letters": CHAIN_INPUT, "slowly": "letters", "together": "slowly"}[node]
         rows = [Row(str(number), {source: json.dumps({"text": text}).encode()}) for number, text in enumerate(texts)]
         return Unit(node, 0, "", "", rows)
 
@@ -164,9 +173,9 @@ def rejections(outcome: Outcome) -> list[tuple[str, str]]:
     return [(one.row_id, one.reason) for one in outcome.rejected]
 
 
-@pytest.mark.parametrize("node", ["letters", "slowly"])
+@pytest.mark.parametrize("node", ["letters", "slowly", "together"])
 def test_a_unit_comes_to_the_same_as_in_the_process_itself(site: Site, node: str) -> None:
-    texts = ("ab", "drop", "cd") + (("raise",) if node == "letters" else ())
+    texts = ("ab", "drop", "cd") + (("raise",) if node != "slowly" else ())
     assert site.outcome(*texts, node=node) == anyio.run(process, site.plan, site.unit(*texts, node=node), None)
 
 
@@ -190,6 +199,14 @@ def test_a_row_that_ends_its_process_twice_is_rejected_and_its_neighbours_finish
     assert rejections(outcome) == [("1", Reason.POISON)] and how in outcome.rejected[0].message
     assert [output.row_id for output in outcome.outputs] == ["0~0", "0~1", "2~0", "2~1"]
     assert [row.row_id for unit in outcome.effects.units for row in unit.rows] == ["0~0", "0~1", "2~0", "2~1"]
+
+
+def test_a_batch_runs_in_one_call_and_a_row_that_ends_its_process_costs_no_other(site: Site) -> None:
+    whole = site.outcome("a", "b", "c", node="together")
+    assert [json.loads(output.value)["text"] for output in whole.outputs] == ["a of 3", "b of 3", "c of 3"]
+    broken = site.outcome("a", "die", "c", node="together")
+    assert rejections(broken) == [("1", Reason.POISON)]
+    assert [json.loads(output.value)["text"] for output in broken.outputs] == ["a of 1", "c of 1"]
 
 
 @pytest.mark.parametrize("text", ["die", "interrupt"])

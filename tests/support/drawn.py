@@ -10,12 +10,12 @@ from zlib import crc32
 
 from pydantic import BaseModel
 
-from chainette import Branch, Step, apply
+from chainette import BatchApply, Branch, Step, apply
 from chainette.core import branch as core
 
 __all__ = ["Drawing", "Element", "Item", "Kind", "Node", "Refused", "Verdict", "Way", "built", "judged", "nodes_of", "value_of"]
 
-Kind = Literal["one", "optional", "many", "back", "ask"]
+Kind = Literal["one", "optional", "many", "back", "batch", "ask"]
 
 
 class Item(BaseModel):
@@ -60,7 +60,7 @@ def value_of(node: Node, item: Item, history: Mapping[str, Any]) -> list[int]:
         raise Refused("no")
     v = (item.v * 17 + node.salt) % 1000
     match node.kind:
-        case "optional":
+        case "optional" | "batch":
             return [v] if v % 3 else []
         case "many":
             return [v + index for index in range(v % 4)]
@@ -124,7 +124,7 @@ class Drawing:
             return tuple(self.way(depth) for _ in range(self.rng.randint(1, 3)))
         if self.asks and self.rng.random() < 0.5:
             return Node(self.name("n"), "ask", self.rng.randrange(1000), self.rng.randint(1, 3), self.rng.random() < 0.2)
-        kinds: list[Kind] = ["one", "one", "optional", "many", "back"]
+        kinds: list[Kind] = ["one", "one", "optional", "many", "back", "batch"]
         return Node(self.name("n"), self.rng.choice(kinds), self.rng.randrange(1000))
 
     def way(self, depth: int) -> Way:
@@ -183,5 +183,10 @@ def _node(node: Node, engines: Sequence[str], call: Callable[[Node, Item], objec
     def back(item: Item, history: Mapping[str, Any]) -> Item:
         return numbers(item, history)[0]
 
+    def batch(items: list[Item]) -> list[Item | None]:
+        return [optional(item) for item in items]
+
+    if node.kind == "batch":
+        return BatchApply(batch, id=node.id)
     made: dict[str, Callable[..., Any]] = {"one": one, "optional": optional, "many": many, "back": back}
     return apply(made[node.kind], id=node.id)

@@ -19,6 +19,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 PUBLIC = [
     "ApplyNode",
     "AsyncExecutor",
+    "BatchApply",
     "Branch",
     "Chain",
     "ChainetteError",

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
-from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step, register_engine
+from chainette import ApplyNode, BatchApply, Branch, Chain, JoinBranch, SamplingParams, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.settings import SETTINGS, Settings, lowered, raised, settings_of_engine
 from chainette.engine.backends import BUILT_IN, backend_class
@@ -56,6 +56,7 @@ def declared(of: str) -> set[str]:
         "Chain": (Chain,),
         "Step": (Step,),
         "ApplyNode": (ApplyNode,),
+        "BatchApply": (BatchApply,),
         "Branch": (Branch, JoinBranch),
         "run": (RunOptions,),
     }
