@@ -1,4 +1,4 @@
-"""The base of every node, and the place where the user declared it."""
+"""The base of every node, the place where the user declared it, and `>>` between nodes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from chainette.utils.ids import name_problem, snake_case
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from chainette.core.branch import Branch, Element
     from chainette.io.rundir.writer import RunWriter
     from chainette.records import Row
 
-__all__ = ["Node", "check_name"]
+__all__ = ["Node", "Steps", "check_name"]
 
 
 #: Names with another meaning in templates.
@@ -65,6 +66,13 @@ class Node(ABC):
         """The name under which a row keeps this node's value."""
         return self.id
 
+    def __rshift__(self, following: Element | Steps) -> Steps:
+        """This node and those that follow it, for `Chain(steps=...)`: `extract >> [a, b.join("x")] >> grade`."""
+        return Steps((self,)) >> following
+
+    def __rrshift__(self, before: Sequence[Branch]) -> Steps:
+        return Steps((before, self))
+
     def execute(
         self,
         inputs: Sequence[BaseModel],
@@ -85,3 +93,13 @@ class Node(ABC):
         from chainette.run.executor import execute
 
         return execute(self, inputs, histories, writer, debug, batch_size)
+
+
+class Steps(tuple["Element", ...]):
+    """Elements in order, made by `>>`; the chain or branch that gets them checks them."""
+
+    def __rshift__(self, following: Element | Steps) -> Steps:
+        return Steps((*self, *(following if isinstance(following, Steps) else (following,))))
+
+    def __rrshift__(self, before: Sequence[Branch]) -> Steps:
+        return Steps((before, *self))

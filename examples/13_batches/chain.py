@@ -72,4 +72,4 @@ def score(tickets: list[Known]) -> list[Scored]:
     ]
 
 
-chain = Chain(name="batches", steps=[look_up, score], batch_size=16)
+chain = Chain(name="batches", steps=look_up >> score, batch_size=16)

@@ -270,6 +270,27 @@ def test_what_is_no_node_is_refused_with_what_to_write(steps: Any, words: str) -
         Chain(name="c", steps=steps)
 
 
+def test_arrows_put_nodes_in_order_as_lists_do() -> None:
+    a, b, c, d = (apply(touch, id=name) for name in "abcd")
+    left, right = Branch("left", b >> c), Branch("right", [d]).join("x")
+    nested = Chain(name="c", steps=a >> [left, right] >> step("ask", user_prompt="{{ x.text }}"))
+    assert [*nested.steps][:2] == [a, (left, right)] and left.steps == (b, c)
+    assert (a >> (b >> c)) == ((a >> b) >> c) == (a, b, c)
+    assert (a >> left >> d) == (a, left, d)
+    assert ([left] >> d) == ([left], d) and ([left] >> (c >> d)) == ([left], c, d)
+    assert list(plan(a >> [left, right] >> d.__class__(touch, id="e")).nodes) == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [(split, r"is not a node; wrap a function in apply\(\.\.\.\)"), ([apply(touch)], "may hold branches only")],
+)
+def test_what_is_no_node_beside_an_arrow_is_refused_as_in_a_list(wrong: Any, words: str) -> None:
+    for steps in (apply(keep) >> wrong, wrong >> apply(keep)):
+        with pytest.raises(DeclarationError, match=words):
+            Chain(name="c", steps=steps)
+
+
 @pytest.mark.parametrize("run_id", ["../up", "a/b", "a.b", "a b", "步骤", "-a", "x" * 65])
 def test_a_run_id_that_no_queue_could_hold_is_refused(run_id: str, tmp_path: Path) -> None:
     with pytest.raises(ChainetteError, match="run_id is "):

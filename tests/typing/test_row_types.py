@@ -1,4 +1,4 @@
-"""What mypy knows about rows: `row[extract]` is what the step gives. Checked by mypy, and run as it stands."""
+"""What mypy knows about rows (`row[extract]` is what the step gives) and about `>>`. Checked by mypy, and run as it stands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from chainette import ApplyNode, Row, Step, apply
+from chainette import ApplyNode, BatchApply, Branch, Chain, Row, Step, apply
+from chainette.core.node import Steps
 
 
 class Text(BaseModel):
@@ -76,3 +77,30 @@ def test_a_function_keeps_its_types_as_a_node() -> None:
     assert_type(apply(stream), ApplyNode[Product, Word])
     assert_type(apply(fetch), ApplyNode[Product, Product])
     assert_type(ApplyNode(split, input_model=Product, output_model=Word), ApplyNode[Product, Word])
+
+
+def many(products: list[Product]) -> list[Word]:
+    return [Word(word=product.name) for product in products]
+
+
+async def fetch_many(products: list[Product]) -> list[Product | None]:
+    return [await fetch(product) for product in products]
+
+
+def test_a_function_over_batches_keeps_its_types_as_a_node() -> None:
+    assert_type(BatchApply(many), BatchApply[Product, Word])
+    assert_type(BatchApply(fetch_many), BatchApply[Product, Product])
+    BatchApply(split, id="one")  # type: ignore[arg-type]
+
+
+def test_nodes_and_lists_of_branches_are_put_in_order_and_nothing_else() -> None:
+    branch = Branch("b", [kept])
+    joined = assert_type(extract >> [branch, Branch("c", [words]).join("x")] >> kept, Steps)
+    assert_type([branch] >> kept, Steps)
+    assert_type(extract >> (kept >> words), Steps)
+    assert_type([branch] >> (kept >> words), Steps)
+    Chain(name="c", steps=joined)
+    extract >> "kept"  # type: ignore[operator]
+    extract >> split  # type: ignore[operator]
+    extract >> [kept]  # type: ignore[list-item]
+    ["b"] >> extract  # type: ignore[operator]
