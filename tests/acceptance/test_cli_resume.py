@@ -114,6 +114,7 @@ def test_a_step_hidden_after_a_kill_is_refused_and_computed_anew_as_told(project
     assert project.ids("out", "grade") == EVERY_ROW == project.ids("out", "flattened")
 
 
+@pytest.mark.long
 def test_a_label_list_in_a_file_and_a_variable_of_the_environment_are_noticed(tmp_path: Path) -> None:
     project = Project(tmp_path, rows=16)
     chain = tmp_path / "chain.py"

@@ -94,6 +94,7 @@ def test_an_enqueue_that_is_killed_is_gone_on_with_in_the_same_epoch(site: Site,
     assert {event.get("epoch", 0) for event in site.project.events("fleet")} == {0}
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_nothing(site: Site, database: Database) -> None:
     database.may_leave("chainette:lease", "chainette:worker*", "chainette:held:*", "rq:worker*")  # until somebody reaps it
     site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet")
@@ -218,6 +219,7 @@ def test_a_directory_that_a_crash_left_between_two_names_is_gone_on_with_over_a_
     assert not (project.path / ".out.old").exists() and not (project.path / ".out.fork").exists()
 
 
+@pytest.mark.long
 def test_a_paused_run_is_held_until_it_is_continued(site: Site) -> None:
     with stopped(*site.workers(1)):
         run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
@@ -229,6 +231,7 @@ def test_a_paused_run_is_held_until_it_is_continued(site: Site) -> None:
         assert run.wait(LONG) == 0
 
 
+@pytest.mark.long
 def test_a_cancelled_run_leaves_nothing_in_redis_and_says_so_in_its_directory(site: Site) -> None:
     with stopped(*site.workers(1)):
         run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")

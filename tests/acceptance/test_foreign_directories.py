@@ -64,6 +64,7 @@ def test_a_changed_log_runs_no_chain_unasked_and_does_with_yes(project: Project,
     assert ran(project)
 
 
+@pytest.mark.long
 def test_a_directory_that_came_from_another_machine_asks_unless_its_chain_is_in_the_current_folder(project: Project) -> None:
     other = {"XDG_STATE_HOME": str(project.path / "state")}
     (project.path / "state").mkdir()

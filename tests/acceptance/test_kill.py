@@ -195,6 +195,7 @@ def test_killed_at_any_disk_step_of_a_recomputation_the_old_rows_are_in_place_or
     assert doomed.rows("out") == whole
 
 
+@pytest.mark.long
 def test_killed_at_any_disk_step_of_a_rollback_a_directory_is_wholly_the_one_or_the_other(
     doomed: Doomed, mortals: Mortals
 ) -> None:

@@ -121,6 +121,7 @@ def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> No
     assert lines(project, "fleet") == lines(project, "local")
 
 
+@pytest.mark.long
 def test_nothing_of_a_fleet_that_was_killed_stays_when_one_process_goes_on(project: Project) -> None:
     run = start(project)
     run.kill()

@@ -200,6 +200,7 @@ def test_a_local_fleet_gets_the_parameters_of_its_run(project: Project) -> None:
     assert said(project, "fleet") == said(project, "local")
 
 
+@pytest.mark.long
 def test_a_chain_that_a_function_made_in_python_is_resumed_in_python(project: Project) -> None:
     code = "from chain import make; make(tone='casual').run('in.jsonl', 'out', resume=True)"
     for _ in range(2):
@@ -240,6 +241,7 @@ def test_a_worker_takes_a_run_only_with_the_values_that_it_was_started_with(site
     assert said(site.project, "fleet") == said(site.project, "local")
 
 
+@pytest.mark.long
 def test_a_worker_without_values_serves_a_run_of_the_defaults(site: Site) -> None:
     with stopped(*site.workers(1)):
         done = site.project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", site.url)

@@ -184,6 +184,7 @@ def test_rows_of_a_slow_function_do_not_wait_for_their_unit(slow: Slow, way: tup
     assert slow.ids("out", "flattened") == sorted(map(str, range(ROWS)))
 
 
+@pytest.mark.long
 def test_rows_that_a_killed_worker_has_committed_are_not_asked_again(slow: Slow) -> None:
     later = HalfLater()
     with SlowServer(later) as server:

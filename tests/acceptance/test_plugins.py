@@ -62,6 +62,7 @@ def answers(project: Project) -> list[str]:
     return [json.loads(line)["word"] for shard in shards for line in shard.read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_chain_runs_on_the_backend_of_a_plugin_and_commands_show_it(project: Project, tmp_path: Path) -> None:
     install(tmp_path / "site")
     done = project.chainette("run", "chain.py", "in.jsonl", "-o", "out")
@@ -81,6 +82,7 @@ def test_the_plugin_of_the_page_works_as_it_stands_there(project: Project, tmp_p
     assert answers(project) == ["hello", "hello"]
 
 
+@pytest.mark.long
 def test_keys_of_a_plugin_decide_rescue_or_are_free_as_its_class_says(project: Project, tmp_path: Path) -> None:
     install(tmp_path / "site")
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out").returncode == 0
@@ -126,6 +128,7 @@ def test_a_plugin_that_is_broken_is_named_and_costs_nothing_else(
     assert "simulated" in backends and "chainette-parrot" in backends
 
 
+@pytest.mark.long
 def test_two_plugins_with_one_name_and_a_backend_that_nobody_has_are_refused(project: Project, tmp_path: Path) -> None:
     said = project.chainette("run", "chain.py", "in.jsonl", "-o", "out").stderr
     assert "engine 'bird': unknown backend 'parrot'" in said, said
@@ -168,6 +171,7 @@ def test_another_source_of_a_prompt_builder_makes_rows_stale(project: Project, t
     assert refused.returncode != 0 and "--from ask" in refused.stderr, refused.stderr
 
 
+@pytest.mark.long
 def test_the_hook_of_the_page_works_as_it_stands_there(project: Project, tmp_path: Path) -> None:
     install(tmp_path / "site", of_page("# chainette_bell.py"), "chainette-bell", "2.0", BELL)
     of_prompts(project, "few_shot")

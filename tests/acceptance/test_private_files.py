@@ -44,6 +44,7 @@ def test_every_file_of_a_run_is_private(tmp_path: Path, format: str) -> None:
     assert open_to_others(tmp_path / "runs") == []
 
 
+@pytest.mark.long
 def test_a_run_that_lives_has_private_files(tmp_path: Path) -> None:
     project = Project(tmp_path, latency=30)  # it is stopped long before its end
     words = ("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1", "--format", "csv", "--quiet")

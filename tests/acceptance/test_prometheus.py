@@ -109,6 +109,7 @@ def filled_in(expression: str, run: str) -> str:
     return expression
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("asks", "expression"), [*queries()], ids=lambda value: value if ": " in value else "")
 def test_every_panel_shows_something(fleet: Fleet, asks: str, expression: str) -> None:
     wanted = filled_in(expression, fleet.run)
@@ -145,6 +146,7 @@ def test_rules_are_evaluated(fleet: Fleet) -> None:
     until(lambda: health() == {"ok"})
 
 
+@pytest.mark.long
 def test_the_numbers_are_those_of_the_fleet(fleet: Fleet) -> None:
     progress = until(lambda: fleet.prometheus.series("max(chainette_run_records_done) > 0"))
     assert progress

@@ -79,6 +79,7 @@ def site(tmp_path: Path, database: Database) -> Iterator[Site]:
         yield Site(Project(tmp_path, rows=96, latency=0.1), database.url, stack)
 
 
+@pytest.mark.long
 def test_runs_that_are_handed_over_are_those_of_one_process_and_leave_nothing(site: Site) -> None:
     expected = site.local()
     with site.fleet("coordinator", "sink"):
@@ -104,6 +105,7 @@ def test_several_inputs_are_handed_over_as_one_run(site: Site) -> None:
     assert lines(site.project, "out") == site.local()
 
 
+@pytest.mark.long
 def test_a_link_out_of_the_inputs_root_is_not_read(site: Site, tmp_path: Path) -> None:
     outside = tmp_path.parent / f"{tmp_path.name}-outside.jsonl"
     outside.write_text('{"text": "secret"}\n')
@@ -139,6 +141,7 @@ def test_without_a_live_service_nothing_is_handed_over_and_the_command_that_help
     assert site.board.runs() == []
 
 
+@pytest.mark.long
 def test_a_path_that_leads_elsewhere_is_not_handed_over(site: Site) -> None:
     with site.fleet("coordinator", "sink"):
         for words in (("/etc/passwd", "-o", "fleet"), ("in.jsonl", "-o", "../fleet"), ("-", "-o", "fleet")):

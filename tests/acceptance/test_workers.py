@@ -187,6 +187,7 @@ def test_a_validator_that_interrupts_its_worker_ends_the_run_with_the_reason(pro
     project.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_a_worker_that_finds_no_redis_may_find_one_later_and_one_that_may_not_enter_never_will(
     tmp_path: Path, database: Database
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_worker_that_finds_no_redis_may_find_one_later_and_one_that_may_not_en
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_users_files_take_no_modules_place_in_worker_processes(tmp_path: Path) -> None:
     project = FleetProject(tmp_path, rows=50)
     (tmp_path / "chain.py").write_text(FUNCTIONS)

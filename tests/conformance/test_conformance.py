@@ -24,7 +24,7 @@ NEEDS: Mapping[str, Sequence[pytest.MarkDecorator]] = {
     "openai": (needs_model,),
     "ollama": (needs_model,),
 }
-SHARE = {"simulated": 1, "vllm": 1, "llama_cpp": 6, "openai": 6, "ollama": 6}
+SHARE = {"simulated": 1, "vllm": 1, "llama_cpp": 30, "openai": 30, "ollama": 30}
 
 CHOSEN = [
     pytest.param(

@@ -271,6 +271,7 @@ def test_a_resume_says_how_an_input_of_another_size_has_changed(
         resumed(path, out)
 
 
+@pytest.mark.long
 def test_what_was_not_read_yet_may_be_mended(half: tuple[Path, Path]) -> None:
     path, out = half
     edit(path, 822 * 3 * ROWS + 20)
@@ -279,6 +280,7 @@ def test_what_was_not_read_yet_may_be_mended(half: tuple[Path, Path]) -> None:
     assert sorted(kept(out)) == sorted(expected)
 
 
+@pytest.mark.long
 def test_other_times_cost_a_resume_the_reading_only(half: tuple[Path, Path]) -> None:
     path, out = half
     os.utime(path)

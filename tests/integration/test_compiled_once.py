@@ -53,12 +53,14 @@ def counted(project: Project, *words: str) -> list[int]:
     return [int(number) for number in found]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", [[], ["--workers", "1"]], ids=["here", "workers"])
 def test_a_run_and_a_resume_compile_their_chain_once(project: Project, way: list[str]) -> None:
     assert counted(project, "run", "chain.py", "in.jsonl", "-o", "out", *way) == [1, 1]
     assert counted(project, "resume", "out", "--from", "grade", *way) == [1, 1]
 
 
+@pytest.mark.long
 def test_a_retry_compiles_its_chain_once(project: Project) -> None:
     (project.path / "invalid").write_text("0.9")
     project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet")

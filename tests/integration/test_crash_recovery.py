@@ -33,6 +33,7 @@ def inputs(tmp_path: Path) -> Path:
     return write_inputs(tmp_path / "inputs.jsonl", ROWS, bad=(3, 20))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
 def test_a_crash_at_any_disk_step_costs_nothing(tmp_path: Path, inputs: Path, format: str) -> None:
     chain = everything()
@@ -73,6 +74,7 @@ def test_a_directory_that_could_not_be_synced_is_let_go(tmp_path: Path, inputs: 
     assert everything().run(inputs, tmp_path / "run").metadata["balanced"]
 
 
+@pytest.mark.long
 def test_a_log_cut_at_any_byte_resumes_to_the_same_rows(tmp_path: Path, inputs: Path) -> None:
     chain = everything()
     whole = chain.run(inputs, tmp_path / "whole", max_rows_per_file=10)

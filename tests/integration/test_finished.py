@@ -180,6 +180,7 @@ def stopped_copies(tmp_path: Path, chain: Chain, inputs: Path) -> list[Path]:
     return [copy for copy in taken if (copy / "extract/0.jsonl").exists() and read_state(RunDir(copy))[0].done_count < ROOTS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("records", [None, ROWS], ids=["older version", "this version"])
 def test_a_run_that_was_called_finished_too_early_is_told_and_completed(
     tmp_path: Path, inputs: Path, records: int | None

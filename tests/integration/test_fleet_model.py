@@ -344,6 +344,7 @@ def test_whatever_dies_the_rows_are_those_of_a_local_run_also_on_redis(
     survive(tmp_path, on_redis(redis_database.client), 300, wild=wild)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", some(range(0, 40, 5)))
 @pytest.mark.parametrize("wild", [False, True])
 def test_whatever_dies_the_rows_are_those_of_a_local_run_also_in_memory(tmp_path: Path, seed: int, wild: bool) -> None:
@@ -369,6 +370,7 @@ def find_poison(tmp_path: Path, twin: Twin, seed: int) -> None:
     send_home(fleet)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", some(range(3)))
 def test_a_row_that_kills_its_worker_is_found_and_rejected_and_costs_no_other(
     tmp_path: Path, database: Database, seed: int

@@ -135,6 +135,7 @@ class Driven:
                 raise RunStopped("enough for now")
 
 
+@pytest.mark.long
 def test_calls_that_do_not_arrive_and_replies_that_are_lost_cost_nothing(site: Site, database: Database) -> None:
     drive = Driven(database.url, Failing)
     with site.worker(database.url):
@@ -166,6 +167,7 @@ class Forgetful(FleetQueue):
         return super().notes(*arguments)
 
 
+@pytest.mark.long
 def test_a_redis_that_comes_back_without_the_last_acknowledgement_gives_the_credit_back_all_the_same(
     site: Site, database: Database
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_redis_that_comes_back_without_the_last_acknowledgement_gives_the_cred
     assert isinstance(drive.queue, Forgetful) and drive.queue.acks > 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moves", [1, 3, 6])
 @pytest.mark.parametrize("kind", [FleetQueue, Failing])
 def test_a_driver_that_stops_anywhere_is_gone_on_with_where_it_was(
@@ -189,6 +192,7 @@ def test_a_driver_that_stops_anywhere_is_gone_on_with_where_it_was(
     assert {event.get("epoch", 0) for event in site.events("unit_committed")} == {0}, "work was thrown away"
 
 
+@pytest.mark.long
 def test_a_raised_setting_begins_an_epoch_of_the_fleet(site: Site, database: Database) -> None:
     with site.worker(database.url), pytest.raises(RunStopped, match="enough"):
         site.run(Driven(database.url, window=24, moves=6))
@@ -203,6 +207,7 @@ def test_a_raised_setting_begins_an_epoch_of_the_fleet(site: Site, database: Dat
     assert resumed["graph"]["nodes"][-1]["rescue"] == {"max_attempts": 2, "max_tokens": 1024}
 
 
+@pytest.mark.long
 def test_a_link_that_breaks_all_the_time_costs_nothing(site: Site, database: Database, proxy: FaultProxy) -> None:
     over = threading.Event()
     chance = random.Random(7)
@@ -259,6 +264,7 @@ class Background:
         return self.found[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["payload", "garbage", "stream", "everything"])
 def test_data_that_are_gone_from_redis_come_again_out_of_what_is_durable(site: Site, database: Database, loss: str) -> None:
     client = database.client
@@ -302,6 +308,7 @@ def test_a_run_knows_its_workers_and_engines_also_where_those_were_loaded_for_an
     assert worker.startswith("w-")
 
 
+@pytest.mark.long
 def test_a_worker_that_ends_in_good_order_says_so_to_the_runs_that_it_worked_for(tmp_path: Path, database: Database) -> None:
     (tmp_path / "latency").write_text("0.05")
     site = Site(tmp_path)
@@ -317,6 +324,7 @@ def test_a_worker_that_ends_in_good_order_says_so_to_the_runs_that_it_worked_for
     assert left["worker"] in {joined["worker"] for joined in site.events("worker_joined")}
 
 
+@pytest.mark.long
 def test_a_run_that_another_process_has_taken_is_left_to_it_as_long_as_that_lives(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,6 +349,7 @@ class Dying(FleetQueue):
         raise RuntimeError("killed")
 
 
+@pytest.mark.long
 def test_a_finished_run_whose_sink_died_before_it_was_out_of_redis_is_taken_out_when_it_is_resumed(
     site: Site, database: Database
 ) -> None:
@@ -351,6 +360,7 @@ def test_a_finished_run_whose_sink_died_before_it_was_out_of_redis_is_taken_out_
     assert Board(database.client).runs() == []
 
 
+@pytest.mark.long
 def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +374,7 @@ def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(
     site.require_whole(result)
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_and_comes_back_costs_nothing(site: Site, server: Server) -> None:
     run = Background(site, RedisFleet(server.url))
     wait_for((site.path / "out/events.jsonl").exists)
@@ -380,6 +391,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_nothing(site: Site, server
     assert server.client().keys("*") == []
 
 
+@pytest.mark.long
 def test_a_server_that_is_no_longer_the_master_is_waited_for(
     site: Site, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -448,6 +460,7 @@ chain = Chain(name="rejecting", batch_size=20, steps=[refuse])
 """
 
 
+@pytest.mark.long
 def test_a_run_that_stops_for_its_rejections_keeps_all_that_was_committed(tmp_path: Path, database: Database) -> None:
     Project(tmp_path, rows=400)
     (tmp_path / "chain.py").write_text(REJECTING)

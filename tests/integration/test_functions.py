@@ -193,6 +193,7 @@ def test_what_a_function_prints_and_reads_is_not_the_workers_talk(site: Site, ca
     assert "noise from a function" in capfd.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("text", "how"), [("segv", "signal SIGSEGV"), ("exit", "exit code 3"), ("fork", "exit code 4")])
 def test_a_row_that_ends_its_process_twice_is_rejected_and_its_neighbours_finish(site: Site, text: str, how: str) -> None:
     outcome = site.outcome("ab", text, "cd")
@@ -209,6 +210,7 @@ def test_a_batch_runs_in_one_call_and_a_row_that_ends_its_process_costs_no_other
     assert [json.loads(output.value)["text"] for output in broken.outputs] == ["a of 1", "c of 1"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", ["die", "interrupt"])
 def test_a_coroutine_that_ends_its_process_is_found_too(site: Site, text: str) -> None:
     assert rejections(site.outcome("ab", text, "cd", node="slowly")) == [("1", Reason.POISON)]
@@ -218,6 +220,7 @@ def test_a_function_that_interrupts_itself_costs_its_row_only(site: Site) -> Non
     assert rejections(site.outcome("ab", "interrupt", "cd")) == [("1", Reason.APPLY_ERROR)]
 
 
+@pytest.mark.long
 def test_one_death_costs_no_row(site: Site) -> None:
     assert not site.outcome("ab", "once").rejected
     (site.path / "died").unlink()
@@ -334,6 +337,7 @@ def _judged(folder: Path, *more: str) -> tuple[int, dict[str, str]]:
     return len(kept), {row["row_id"]: row["message"] for row in map(json.loads, rejected)}
 
 
+@pytest.mark.long
 def test_a_function_in_a_process_of_its_own_may_bound_its_time_by_an_alarm(tmp_path: Path) -> None:
     kept, rejected = _judged(tmp_path, "--workers", "1")
     assert kept == 4

@@ -99,6 +99,7 @@ def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, dat
         require_whole(site, run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pattern", some(AT_WORK, 8))
 def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, database: Database, pattern: str) -> None:
     client = database.client
@@ -113,6 +114,7 @@ def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, dat
         require_whole(site, run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pattern", some(AT_WORK, 8))
 def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, database: Database, pattern: str) -> None:
     client = database.client
@@ -127,6 +129,7 @@ def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, databa
         require_whole(site, run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [b"\xff\xfe", None])
 @pytest.mark.parametrize(
     "field",

@@ -87,6 +87,7 @@ def puts(run: QueueRun) -> dict[str, Put]:
 PARTS = 12
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(PARTS) if CI else [0])
 def test_garbage_in_any_key_costs_at_most_its_run(database: Database, tmp_path: Path, part: int) -> None:
     client = database.client

@@ -54,6 +54,7 @@ def test_a_run_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
         assert result.metadata["balanced"], (seed, result._state.imbalances())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", some(range(8)))
 def test_a_run_that_crashed_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
     for seed in range(block * 4, block * 4 + 4):

@@ -93,6 +93,7 @@ def test_a_user_who_may_not_ask_is_told_nothing_of_evictions(database: Database)
         client.acl_deluser("guest")
 
 
+@pytest.mark.long
 def test_workers_and_enqueue_name_a_redis_that_may_delete_keys(
     tmp_path: Path, database: Database, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     fleet.close()
 
 
+@pytest.mark.long
 def test_a_run_gets_through_and_nobody_asked_for_what_is_not_allowed(fleet: Fleet, tmp_path: Path) -> None:
     project = Project(tmp_path, rows=100, invalid=0.1)
     fleet.admin.acl_log_reset()

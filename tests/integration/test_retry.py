@@ -171,6 +171,7 @@ class Impossible(BaseModel):
         raise ValueError("not this one")
 
 
+@pytest.mark.long
 @needs_model
 def test_a_retry_gets_other_answers_from_a_real_model(tmp_path: Path) -> None:
     with using_registry(EngineRegistry()):

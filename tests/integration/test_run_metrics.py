@@ -104,6 +104,7 @@ def results(found: Numbers) -> Numbers:
     return Counter({key: value for key, value in found.items() if key[0] != "chainette_sink_written_bytes_total"})
 
 
+@pytest.mark.long
 def test_at_the_end_the_numbers_are_those_of_the_metadata(site: Site) -> None:
     metrics = sink()
     with site.worker():
@@ -116,6 +117,7 @@ def test_at_the_end_the_numbers_are_those_of_the_metadata(site: Site) -> None:
     assert found["chainette_sink_written_bytes_total",] == sizes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moves", [3, 9])
 def test_a_sink_that_begins_again_counts_nothing_twice(site: Site, moves: int) -> None:
     first, second = sink(), sink()
@@ -127,6 +129,7 @@ def test_a_sink_that_begins_again_counts_nothing_twice(site: Site, moves: int) -
     assert results(numbers(first) + numbers(second)) == meant(result.metadata)
 
 
+@pytest.mark.long
 def test_workers_that_come_and_go_change_no_number(site: Site) -> None:
     metrics = sink()
     with ThreadPoolExecutor(1) as side:
@@ -138,6 +141,7 @@ def test_workers_that_come_and_go_change_no_number(site: Site) -> None:
     assert results(numbers(metrics)) == meant(result.metadata)
 
 
+@pytest.mark.long
 def test_a_worker_says_where_its_units_spent_their_time(site: Site, database: Database) -> None:
     with site.worker():
         result = site.run(sink())

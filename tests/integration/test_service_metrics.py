@@ -90,6 +90,7 @@ def handed_over(project: Project, database: Database, run: str) -> dict[str, Any
     return found
 
 
+@pytest.mark.long
 def test_services_are_found_through_the_coordinator_and_keep_their_numbers(project: Project, database: Database) -> None:
     board = Board(database.client)
     with fleet(database.url, project.path):

@@ -212,6 +212,7 @@ def test_a_run_that_nobody_streams_asks_whole_units(monkeypatch: pytest.MonkeyPa
     assert len(rows) == 8
 
 
+@pytest.mark.long
 @needs_model
 def test_a_real_model_streams_the_row_that_a_run_gives() -> None:
     with using_registry(EngineRegistry()):

@@ -73,6 +73,7 @@ def opened(site: Site) -> list[str]:
     return order
 
 
+@pytest.mark.long
 def test_a_chain_with_two_models_finishes_on_one_device_and_swaps_a_few_times(site: Site, database: Database) -> None:
     run = Background(site, RedisFleet(database.url))
     wait_for(lambda: len(database.client.keys("rq:job:*")) == 12)
@@ -88,6 +89,7 @@ def phases(site: Site) -> list[int]:
     return [event.get("phase", 0) for event in site.events("run_resumed")]
 
 
+@pytest.mark.long
 def test_a_run_whose_engines_would_be_swapped_too_often_goes_in_phases(tmp_path: Path, database: Database) -> None:
     site = on_one_device(tmp_path, ", load=0.4")
     run = Background(site, Driven(database.url, window=8))
@@ -143,6 +145,7 @@ def test_a_phase_takes_every_row_as_far_as_one_engine_brings_it(
     assert {event["epoch"] for event in ends if event["root_done"]["finished"]} == {1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moves", [2, 9, 20])
 def test_a_run_that_stops_in_any_phase_goes_on_in_it_and_asks_nothing_again(
     thrashing: Site, database: Database, moves: int
@@ -158,6 +161,7 @@ def test_a_run_that_stops_in_any_phase_goes_on_in_it_and_asks_nothing_again(
     assert result.metadata["usage"]["requests"] == local["usage"]["requests"]
 
 
+@pytest.mark.long
 def test_steps_that_are_computed_anew_begin_with_the_first_phase(thrashing: Site, database: Database) -> None:
     thrashing.run(Driven(database.url, window=8))
     drive = Driven(database.url, window=8)
@@ -166,6 +170,7 @@ def test_steps_that_are_computed_anew_begin_with_the_first_phase(thrashing: Site
     assert phases(thrashing) == [0, 0, 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", ["parquet", "csv"])
 def test_shards_that_are_sealed_in_another_phase_than_they_were_begun_hold_every_row(
     thrashing: Site, database: Database, format: Format
@@ -205,6 +210,7 @@ def test_an_engine_that_is_given_up_has_answered_what_it_was_asked_before() -> N
     assert asked == ["a", "b"] and models.swaps == 1 and models.swap_seconds > 0
 
 
+@pytest.mark.long
 def test_runs_whose_engine_has_other_settings_take_turns_on_one_worker(site: Site, tmp_path: Path, database: Database) -> None:
     text = (site.path / "chain.py").read_text().replace(", exclusive=True", "")
     (site.path / "chain.py").write_text(text)

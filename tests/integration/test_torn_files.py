@@ -155,6 +155,7 @@ def test_a_finished_run_is_read_as_it_was_or_refused(runs: Runs, tmp_path: Path)
     every_damage(tmp_path, [runs.finished], judge)
 
 
+@pytest.mark.long
 def test_a_damaged_finished_run_is_made_whole_by_resume_or_refused(runs: Runs, tmp_path: Path) -> None:
     def judge(damaged: Damaged) -> None:
         try:
@@ -167,6 +168,7 @@ def test_a_damaged_finished_run_is_made_whole_by_resume_or_refused(runs: Runs, t
     every_damage(tmp_path, [runs.finished], judge)
 
 
+@pytest.mark.long
 def test_rows_that_a_run_keeps_from_before_a_step_are_those_of_the_run_or_refused(runs: Runs, tmp_path: Path) -> None:
     def judge(damaged: Damaged) -> None:
         try:

@@ -56,6 +56,7 @@ def doomed(site: Site, url: str, point: str) -> Iterator[subprocess.Popen[bytes]
             process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", some([*POINTS], 2))
 def test_a_worker_that_dies_anywhere_costs_no_row(site: Site, database: Database, point: str) -> None:
     database.may_leave("chainette:lease", "chainette:worker*", "rq:worker*")  # until somebody reaps it
@@ -105,6 +106,7 @@ def places(run: QueueRun) -> dict[str, int]:
     return {job: waiting.count(job) for job in jobs | {*waiting}}
 
 
+@pytest.mark.long
 def test_a_worker_that_is_stopped_at_any_moment_leaves_every_unit_in_exactly_one_queue(database: Database) -> None:
     chance = random.Random(3)
     for trial in range(20):

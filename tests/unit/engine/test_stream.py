@@ -313,6 +313,7 @@ def llama_server() -> Iterator[str]:
     del server
 
 
+@pytest.mark.long
 @needs_model
 def test_a_real_server_streams_the_answer_that_it_gives_whole(llama_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_KEY", "sesame")
