@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import typer
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -29,7 +30,7 @@ from chainette.cli.exit_codes import INTERRUPTED
 from chainette.cli.flags import Debug
 from chainette.cli.signature import Flags
 from chainette.errors import ChainetteError, PlanError, Problem
-from chainette.utils.visible import visible
+from chainette.utils.visible import visible, visible_json
 
 __all__ = [
     "command_line",
@@ -39,6 +40,7 @@ __all__ = [
     "guarded",
     "is_terminal",
     "new_table",
+    "print_json",
     "problem_line",
     "show_error",
     "show_path",
@@ -97,6 +99,12 @@ def show_error(error: Exception, *, debug: bool) -> int:
 def tell(text: str, *, fg: str | None = None, err: bool = False) -> None:
     """Prints text with its control characters escaped."""
     typer.secho(visible(text), fg=fg, err=err)
+
+
+def print_json(values: Iterable[Any]) -> None:
+    """Prints each value whole, one JSON document per line."""
+    for value in values:
+        typer.echo(visible_json(msgspec.json.encode(value).decode()))
 
 
 def for_scripts(path: str | Path) -> str:

@@ -11,6 +11,7 @@ import typer
 from chainette.core.run_settings import FLAGS
 
 __all__ = [
+    "AsJson",
     "ChainModules",
     "ChainRef",
     "ChainRoot",
@@ -105,6 +106,7 @@ Yes = Annotated[
     typer.Option("--yes", "-y", envvar="CHAINETTE_YES", help="Run the directory's chain, even if somebody else began the run."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and the directory at the end.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything exactly, one JSON object per line.")]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Print the run's events, one JSON object per line.")]
 Hooked = Annotated[
     list[str] | None, typer.Option("--hook", metavar="NAME", help="A plugin's hook that watches the run; repeatable.")

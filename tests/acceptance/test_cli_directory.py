@@ -167,6 +167,7 @@ def test_a_reader_that_goes_away_ends_a_list_quietly(finished: Project) -> None:
         ("rejected", "jsonl"),
         ("rebuild", "jsonl"),
         ("rows", "jsonl"),
+        ("why", "jsonl", "0"),
         ("run", "chain.py", "in.jsonl", "-o", "jsonl"),
     ],
 )

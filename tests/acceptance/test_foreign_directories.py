@@ -16,7 +16,15 @@ from tests.support.cli import Project
 from tests.support.tools import some
 
 EVIL = 'from pathlib import Path\nPath(__file__).with_name("ran").touch()\n'
-LOOKS = (("status", "out"), ("rows", "out"), ("rejected", "out"), ("report", "out"), ("rejected", "out", "--json"))
+LOOKS = (
+    ("status", "out"),
+    ("rows", "out"),
+    ("why", "out", "0"),
+    ("ls", "."),
+    ("rejected", "out"),
+    ("report", "out"),
+    ("rejected", "out", "--json"),
+)
 
 
 @pytest.fixture

@@ -82,6 +82,10 @@ def test_a_run_shows_no_command_of_its_rows(project: Project, tmp_path: Path, fl
     [
         ("rows", "out"),
         ("rows", "out", "--step", "echo"),
+        ("rows", "out", "--records"),
+        ("why", "out", "0"),
+        ("why", "out", HOSTILE),
+        ("ls", "."),
         ("rejected", "out"),
         ("status", "out"),
         ("engines", "chain.py:make"),

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from chainette.cli.bundles import Telling
-from chainette.cli.common import console, guarded, is_terminal, new_table
-from chainette.cli.flags import RunDirectory, Yes
+from chainette.cli.common import console, guarded, is_terminal, new_table, print_json
+from chainette.cli.flags import AsJson, RunDirectory, Yes
 from chainette.cli.launch import launch, require_trust
 from chainette.cli.signature import Only
 from chainette.io.rundir.open import read_state
@@ -23,7 +22,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
 from chainette.records import CHAIN_INPUT, Reason
 from chainette.run import executor
-from chainette.utils.visible import visible, visible_json
+from chainette.utils.visible import visible
 
 __all__ = ["rejected"]
 
@@ -42,7 +41,7 @@ def rejected(
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 50; --json: all].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each row whole, one JSON object per line.")] = False,
+    as_json: AsJson = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Ask for these rows again; `chainette rollback DIR` undoes it.")
     ] = False,
@@ -67,7 +66,7 @@ def rejected(
         raise typer.BadParameter("--engine says which engine answers a --retry; give both")
     rows = (row for row in _rejected_rows(directory, steps) if not reasons or row["reason"] in reasons)
     if as_json:
-        _print_json(itertools.islice(rows, limit))
+        print_json(itertools.islice(rows, limit))
     else:
         _print_table(rows, limit or _ROWS)
 
@@ -92,11 +91,6 @@ def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]
 def _typed(row: dict[str, Any]) -> dict[str, Any]:
     """A row of CSV like one of the other formats."""
     return row | {"attempts": int(row["attempts"]), "line": int(row["line"]), "raw": row["raw"] or None}
-
-
-def _print_json(rows: Iterable[dict[str, Any]]) -> None:
-    for row in rows:
-        typer.echo(visible_json(msgspec.json.encode(row).decode()))
 
 
 def _print_table(rows: Iterator[dict[str, Any]], limit: int) -> None:

@@ -1,56 +1,94 @@
-"""`chainette rows`: the rows of a run as a table."""
+"""`chainette rows`: the rows of a run as a table, as records or as JSON."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
-from chainette.cli.common import console, guarded, new_table
-from chainette.cli.flags import RunDirectory
+from chainette.cli.common import console, guarded, new_table, print_json
+from chainette.cli.flags import AsJson, RunDirectory
+from chainette.cli.screen.record import cell, field_lines
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
+from chainette.utils.mistakes import nearest
 
 __all__ = ["rows"]
+
+_Rows = Iterator[dict[str, Any]]
+
+#: Fewer characters than this for a column, and rows are shown as records.
+_NARROW = 14
 
 
 @guarded
 def rows(
     directory: RunDirectory,
     step: Annotated[str, typer.Option("--step", metavar="ID", help="The rows of this step.")] = "flattened",
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show N rows.")] = 30,
+    columns: Annotated[
+        str | None, typer.Option("--columns", metavar="A,B,...", help="Show these columns only, in this order.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 30; --json: all].")
+    ] = None,
+    records: Annotated[
+        bool, typer.Option("--records", help="Show one field per line; the default if a table would be too narrow to read.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show the rows of the run in DIR as a table: finished rows across all steps, or those of one step."""
+    """Show the rows of the run in DIR: finished rows across all steps, or those of one step.
+
+    A table whose columns would be too narrow to read becomes one line per field. Cells of CSV are text.
+    """
+    found, written = _written_rows(directory, step)
+    if columns is not None:
+        found = _with_columns(found, [name.strip() for name in columns.split(",")])
+    if as_json:
+        print_json(itertools.islice(found, limit))
+        return
+    shown = list(itertools.islice(found, limit or 30))
+    _print(shown, records=records)
+    if written > len(shown):
+        console().print(f"and {written - len(shown):,} more: --limit N shows more, --json all of them")
+
+
+def _written_rows(directory: Path, step: str) -> tuple[_Rows, int]:
+    """The rows of a step, and their number."""
     run = RunDir(directory)
     state, _ = read_state(run)
     folders = {node.id: node.folder for node in state.graph.nodes if not node.hidden}
     folders |= {name: name for name in ("flattened", "rejected")}
     if step not in folders:
         raise typer.BadParameter(f"--step {step}: the run has no rows of that name; it has {', '.join(folders)}")
-    found = read_folder(run, state, folders[step])
-    shown = list(itertools.islice(found, limit))
     written = sum(count for _, count in state.ends.get(folders[step], {}).values())
-    _print(shown, written - len(shown))
+    return read_folder(run, state, folders[step]), written
 
 
-def _print(shown: list[dict[str, Any]], more: int) -> None:
+def _with_columns(rows: _Rows, wanted: Sequence[str]) -> _Rows:
+    for row in rows:
+        for name in wanted:
+            if name not in row:
+                raise typer.BadParameter(f"--columns {name}: the rows have no such column{nearest(name, row)}")
+        yield {name: row[name] for name in wanted}
+
+
+def _print(shown: list[dict[str, Any]], *, records: bool) -> None:
     screen = console()
     if not shown:
         screen.print("no rows")
         return
     columns = [name for name in shown[0] if any(row.get(name) not in (None, "") for row in shown)]
+    if records or screen.width // max(1, len(columns)) < _NARROW:
+        for row in shown:
+            for line in field_lines({name: row[name] for name in columns}):
+                screen.print(line, soft_wrap=True)
+            screen.print()
+        return
     table = new_table([name.replace(".", "\n.") for name in columns])
     for row in shown:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
+        table.add_row(*(cell(row.get(name)) for name in columns))
     screen.print(table)
-    if more:
-        screen.print(f"and {more:,} more: --limit N shows more")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

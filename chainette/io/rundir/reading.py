@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from chainette.io.rundir.paths import RunDir
     from chainette.io.rundir.replay import RunState
 
-__all__ = ["cells_of", "read_folder", "rejection_examples", "require_content", "require_whole"]
+__all__ = ["cells_of", "read_folder", "read_span", "rejection_examples", "require_content", "require_whole"]
 
 
 def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
@@ -25,15 +26,20 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
     Raises:
         DamagedRun: a file is not there, or does not hold the bytes that were written.
     """
+    for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
+        yield from read_span(run, state, folder, number, 0, count)
+
+
+def read_span(run: RunDir, state: RunState, folder: str, number: int, first: int, last: int) -> Iterator[dict[str, Any]]:
+    """Rows `first` .. `last - 1` of one shard or journal, as `read_folder` gives them."""
     from chainette.io.tables.sealed import read_rows
 
-    for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
-        path = require_whole(run, state, folder, number)
-        if path.suffix == ".csv":
-            rows = cells_of(path)
-            yield from map(_restored, rows) if state.run.settings.get("csv_safe") else rows
-        else:
-            yield from read_rows(path, 0, count)
+    path = require_whole(run, state, folder, number)
+    if path.suffix == ".csv":
+        rows = islice(cells_of(path), first, last)
+        yield from map(_restored, rows) if state.run.settings.get("csv_safe") else rows
+    else:
+        yield from read_rows(path, first, last - first)
 
 
 def require_whole(run: RunDir, state: RunState, folder: str, number: int) -> Path:

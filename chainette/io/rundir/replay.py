@@ -274,6 +274,10 @@ class RunState:
         root, first = next(start for start in reversed(self.starts) if start[1] < records or start[1] == 0)
         return root + -(-(records - first) // int(self.run.settings["batch_size"]))
 
+    def root_of(self, record: int) -> int:
+        """The root that holds a record of the input."""
+        return self._roots_of(record + 1) - 1
+
     def apply_read(self, read: Read) -> None:
         """Takes in a position that the input was read to, for rows that may be durable."""
         if self.read is None or read.upto > self.read.upto:

@@ -1,0 +1,129 @@
+"""The story of one row, out of its run directory: its record, and the outcomes of it, its ancestors and its descendants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from chainette.errors import InputError, RunDirectoryError
+from chainette.io.inputs.locate import open_input
+from chainette.io.rundir.events import UnitCommitted
+from chainette.io.rundir.log import read_log
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.places import chain_root_of, input_paths
+from chainette.io.rundir.reading import read_span
+from chainette.io.rundir.replay import RunState
+from chainette.records import CHAIN_INPUT, owner_of, record_of, row_order
+
+__all__ = ["Outcome", "RowStory", "story_of"]
+
+#: Folders that are not a step's.
+_FLATTENED, _REJECTED = "flattened", "rejected"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step made of one row."""
+
+    step: str
+    row_id: str
+    #: "output", "rejected", "dropped", or "finished" for a row of `flattened/`.
+    kind: str
+    #: The columns of its row in the directory; {} if it was dropped.
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RowStory:
+    """All that a run directory knows about one row."""
+
+    row_id: str
+    #: The file and line of its record; "" if the input cannot be read now.
+    place: str
+    #: The record as the input has it now: its fields, or its text if it has none; None if the input cannot be read now.
+    record: Any
+    #: In the order of the chain, and of row ids within a step.
+    outcomes: list[Outcome]
+    #: Whether its root is complete, so that nothing more will come.
+    complete: bool
+
+
+def story_of(run: RunDir, row_id: str) -> RowStory:
+    """The story of a row. Imports no code of the chain, and reads the rows of one root only.
+
+    Raises:
+        RunDirectoryError: there is no run, or no such row in it so far.
+        DamagedRun: the log or a shard does not hold the bytes that were written.
+    """
+    state, _ = read_state(run)
+    root = state.root_of(int(record_of(row_id)))
+    outcomes = sorted(_outcomes(run, state, root, row_id), key=_order(state))
+    if not any(outcome.row_id == row_id for outcome in outcomes) and (state.is_done(root) or "~" in row_id):
+        raise RunDirectoryError(_no_row(run, state, row_id))
+    place, record = _record(run, state, int(record_of(row_id)))
+    if not place and not outcomes:
+        raise RunDirectoryError(_no_row(run, state, row_id))
+    return RowStory(row_id, place, record, outcomes, state.is_done(root))
+
+
+def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
+    return f"{run} has no row {row_id} so far; {state.records:,} records of its input are done, counted from 0"
+
+
+def _outcomes(run: RunDir, state: RunState, root: int, row_id: str) -> Iterator[Outcome]:
+    names = {node.folder: node.id for node in state.graph.nodes}
+    for _, event in read_log(run.log):
+        if not isinstance(event, UnitCommitted) or event.root != root:
+            continue
+        yield from (Outcome(event.node, gone, "dropped") for gone in event.dropped if _is_kin(gone, row_id))
+        for file, (_, first, _, last) in event.off.items():
+            folder, _, number = file.rpartition("/")
+            for row in _rows(run, state, folder, int(number), first, last):
+                if _is_kin(row["row_id"], row_id):
+                    yield _outcome(names, folder.removeprefix(f"{run.held.name}/"), row)
+
+
+def _is_kin(one: str, other: str) -> bool:
+    """Whether one of two rows is the other, or descends from it."""
+    return owner_of(one, {other}) is not None or owner_of(other, {one}) is not None
+
+
+def _rows(run: RunDir, state: RunState, folder: str, number: int, first: int, last: int) -> Iterator[dict[str, Any]]:
+    """Rows of a file; none of a hidden step's, whose rows are deleted once the run is finished."""
+    if folder.startswith(run.held.name) and not (run.path / folder).exists():
+        return iter(())
+    return read_span(run, state, folder, number, first, last)
+
+
+def _outcome(names: dict[str, str], folder: str, row: dict[str, Any]) -> Outcome:
+    row_id = row.pop("row_id")
+    if folder == _REJECTED:
+        return Outcome(row.pop("step_id"), row_id, "rejected", row)
+    if folder == _FLATTENED:
+        return Outcome(folder, row_id, "finished", row)
+    return Outcome(names[folder], row_id, "output", row)
+
+
+def _order(state: RunState) -> Any:
+    steps = [CHAIN_INPUT, *(node.id for node in state.graph.nodes), _FLATTENED]
+    return lambda outcome: (steps.index(outcome.step), row_order(outcome.row_id))
+
+
+def _record(run: RunDir, state: RunState, number: int) -> tuple[str, Any]:
+    """(file:line, fields or text) of a record of the input; ("", None) if the input is gone."""
+    paths = input_paths(state.input, run, chain_root_of(state.run, run))
+    try:
+        record = next(open_input(paths).records(number), None)
+    except InputError:
+        record = None
+    if record is None:
+        return "", None
+    try:
+        fields: Any = record.data if isinstance(record.data, dict) else msgspec.json.decode(record.data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = record.raw
+    return f"{record.file or paths[0]}:{record.line}", fields

@@ -1,0 +1,156 @@
+"""`ls`, `why` and `rows`: runs, rows and the story of a row, looked at without the chain and without a Redis."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Project
+
+FORMATS = ("jsonl", "csv", "parquet")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A run of 20 good lines and a bad one in each format; some grades are invalid."""
+    project = Project(tmp_path_factory.mktemp("look"), rows=20, invalid=0.25)
+    with (project.path / "in.jsonl").open("a") as file:
+        file.write('{"text": 3}\n')
+    for kind in FORMATS:
+        done = project.chainette("run", "chain.py", "in.jsonl", "-o", f"runs/{kind}", "--format", kind, "--quiet")
+        assert done.returncode == 3, done.stderr
+    return project
+
+
+def told(project: Project, *words: str) -> str:
+    done = project.chainette(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def story(project: Project, kind: str, row: str) -> dict[str, list[tuple[str, str]]]:
+    """Step -> the (row id, kind of outcome) pairs that `why` tells."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for outcome in json.loads(told(project, "why", f"runs/{kind}", row, "--json"))["outcomes"]:
+        found.setdefault(outcome["step"], []).append((outcome["row_id"], outcome["kind"]))
+    return found
+
+
+def rejected_grade(project: Project) -> str:
+    rows = told(project, "rejected", "runs/jsonl", "--json", "--step", "grade").splitlines()
+    return str(json.loads(rows[0])["row_id"])
+
+
+def test_ls_names_every_run_below_a_folder_and_nothing_inside_them(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.path / "runs/jsonl", tmp_path / "old/deep")
+    shutil.copytree(project.path / "runs/csv", tmp_path / "old/deep/.versions/1")
+    shutil.copytree(project.path / "runs/csv", tmp_path / "damaged")
+    (tmp_path / "damaged/events.jsonl").write_bytes(b"\xff" * 300 + b"\n" * 3)
+    (tmp_path / "damaged/metadata.json").unlink()
+    runs = {run["directory"]: run for run in map(json.loads, told(project, "ls", str(tmp_path), "--json").splitlines())}
+    assert set(runs) == {str(tmp_path / "old/deep"), str(tmp_path / "damaged")}
+    whole = runs[str(tmp_path / "old/deep")]
+    metadata = json.loads((project.path / "runs/jsonl/metadata.json").read_bytes())
+    assert (whole["status"], whole["rows"], whole["rejected"]) == (
+        "finished",
+        metadata["rows_finished"],
+        metadata["rows_rejected"],
+    )
+    assert runs[str(tmp_path / "damaged")]["status"].startswith("damaged: ")
+    assert [line.split()[0] for line in told(project, "ls").splitlines()[2:]] == ["runs/parquet", "runs/csv", "runs/jsonl"]
+
+
+def test_ls_reads_the_log_if_it_is_newer_than_the_metadata(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.path / "runs/jsonl", tmp_path / "run")
+    derived = tmp_path / "run/metadata.json"
+    derived.write_text(derived.read_text().replace('"rows_finished": ', '"rows_finished": 9'))
+    (tmp_path / "run/events.jsonl").touch()
+    whole = json.loads((project.path / "runs/jsonl/metadata.json").read_bytes())
+    assert json.loads(told(project, "ls", str(tmp_path), "--json"))["rows"] == whole["rows_finished"]
+
+
+def test_ls_without_a_run_says_how_to_make_one(project: Project, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert told(project, "ls", str(folder)) == f"no runs below {folder}; chainette run CHAIN INPUTS makes one\n"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_why_tells_each_outcome_of_a_row_and_of_the_rows_made_from_it(project: Project, kind: str) -> None:
+    finished = json.loads(told(project, "rows", "runs/jsonl", "--json", "--limit", "1"))["row_id"]
+    assert story(project, kind, finished) == {
+        "extract": [(finished, "output")],
+        "split": [(f"{finished}~0", "output"), (f"{finished}~1", "output")],
+        "side": [(finished, "output")],
+        "grade": [(finished, "output")],
+        "flattened": [(finished, "finished")],
+    }
+    child = story(project, kind, f"{finished}~1")
+    assert child["split"] == [(f"{finished}~1", "output")], "a sibling is no kin"
+    assert child["extract"] == [(finished, "output")]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_why_shows_a_rejection_with_its_answer_and_a_bad_line_with_its_text(project: Project, kind: str) -> None:
+    row = rejected_grade(project)
+    shown = told(project, "why", f"runs/{kind}", row)
+    assert f"row {row}: in.jsonl:{int(row) + 1}\n  text  row {row}\n" in shown
+    assert re.search(rf"^grade, row {row}: rejected, \w+ after 1 answer$", shown, re.MULTILINE)
+    assert "  raw " in shown and shown.endswith(f"row {row} is rejected at grade\n")
+    bad = told(project, "why", f"runs/{kind}", "20")
+    assert "chain_input, row 20: rejected, invalid_input\n" in bad and bad.endswith("row 20 is rejected at chain_input\n")
+
+
+def test_why_works_without_the_input_and_says_so(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.path / "runs/csv", tmp_path / "moved/run")
+    shutil.copy(project.path / "chain.py", tmp_path / "moved/chain.py")
+    (project.path / "in.jsonl").rename(project.path / "away.jsonl")
+    try:
+        shown = told(project, "why", str(tmp_path / "moved/run"), "1")
+    finally:
+        (project.path / "away.jsonl").rename(project.path / "in.jsonl")
+    assert shown.startswith("row 1: its input cannot be read now\n\nextract, row 1: output after 1 answer\n")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("21", "has no row 21 so far; 21 records of its input are done, counted from 0"),
+        ("3~7", "has no row 3~7 so far"),
+        ("seven", "'seven' is no row id; they look like 17"),
+    ],
+)
+def test_why_names_a_row_that_is_not_there(project: Project, row: str, words: str) -> None:
+    done = project.chainette("why", "runs/jsonl", row)
+    assert done.returncode in (1, 2) and words in " ".join(done.stderr.split())
+
+
+def test_why_says_that_a_row_of_a_stopped_run_is_not_finished_yet(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.path / "runs/jsonl", tmp_path / "run")
+    log = tmp_path / "run/events.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    first = next(index for index, line in enumerate(lines) if b'"node":"extract","root":0,' in line)
+    log.write_bytes(b"".join(lines[: first + 1]))
+    assert told(project, "why", str(tmp_path / "run"), "0").endswith(
+        "row 0 is not finished yet; its last outcome is that of extract\n"
+    )
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_rows_shows_the_columns_that_are_named_exactly_or_readably(project: Project, kind: str) -> None:
+    every = [json.loads(line) for line in told(project, "rows", f"runs/{kind}", "--json").splitlines()]
+    metadata = json.loads((project.path / f"runs/{kind}/metadata.json").read_bytes())
+    assert len(every) == metadata["rows_finished"]
+    two = told(project, "rows", f"runs/{kind}", "--columns", "extract.name, row_id", "--json", "--limit", "2").splitlines()
+    assert [json.loads(line) for line in two] == [{name: row[name] for name in ("extract.name", "row_id")} for row in every[:2]]
+    assert [*json.loads(two[0])] == ["extract.name", "row_id"]
+
+
+def test_rows_as_records_have_a_line_per_field_and_wide_rows_become_records_by_themselves(project: Project) -> None:
+    records = told(project, "rows", "runs/jsonl", "--records", "--limit", "1").splitlines()
+    assert [line.split()[0] for line in records[:3]] == ["row_id", "chain_input.text", "extract.name"]
+    narrow = project.chainette("rows", "runs/jsonl", "--columns", "row_id,nmae")
+    assert narrow.returncode == 2 and "the rows have no such column" in narrow.stderr
