@@ -20,7 +20,6 @@ LOOKS = (
     ("status", "out"),
     ("rows", "out"),
     ("why", "out", "0"),
-    ("ls", "."),
     ("rejected", "out"),
     ("report", "out"),
     ("rejected", "out", "--json"),
