@@ -43,7 +43,7 @@ ChainRef = Annotated[
     str,
     typer.Argument(
         metavar="CHAIN",
-        help="chain.py, chain.py:name or package.module:name: a Chain, or a function that returns one.",
+        help="chain.py, chain.py:name or package.module:name (a Chain, or a function that returns one), or chain.yml.",
     ),
 ]
 Declaring = Annotated[str | None, typer.Argument(metavar="CHAIN", help="The chain that declares the engine.")]

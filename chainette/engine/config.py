@@ -310,15 +310,15 @@ def load_engines(path: str | os.PathLike[str], *, replace: bool = False) -> list
     """
     import yaml
 
+    from chainette.utils.yaml_faults import yaml_fault
+
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise EngineConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    except yaml.YAMLError as error:  # without the lines that it quotes, which may hold a secret
-        mark, words = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it is none"
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        words = re.sub(r"'(?!<)[^']{4,}'?", "(...)", words)
-        raise EngineConfigError(f"{path}: cannot be read as YAML: {place}{words}") from None
+    except yaml.YAMLError as error:
+        line, words = yaml_fault(error)
+        raise EngineConfigError(f"{path}: cannot be read as YAML: line {line}: {words}") from None
     entries = document.get("engines") if isinstance(document, dict) else None
     if isinstance(entries, dict) and all(isinstance(keys, dict | None) for keys in entries.values()):
         entries = [{"name": name} | (keys or {}) for name, keys in entries.items()]

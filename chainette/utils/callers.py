@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
 from chainette.errors import Place
 
-__all__ = ["caller_frame", "caller_place"]
+__all__ = ["caller_frame", "caller_place", "declared_at"]
+
+#: The line of a file that is no Python, while it is being read.
+_declared_at: ContextVar[Place | None] = ContextVar("chainette_declared_at", default=None)
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -22,6 +28,21 @@ def caller_frame() -> FrameType:
 
 
 def caller_place() -> Place:
-    """The line of that frame."""
+    """The line of that frame, or the one that `declared_at` names."""
+    if (place := _declared_at.get()) is not None:
+        return place
     frame = caller_frame()
     return Place(frame.f_code.co_filename, frame.f_lineno)
+
+
+@contextmanager
+def declared_at(place: Place | None) -> Iterator[None]:
+    """Makes `caller_place` name a line of a YAML file, whose nodes are made by no frame of the user's.
+
+    None is for the import of Python files meanwhile.
+    """
+    token = _declared_at.set(place)
+    try:
+        yield
+    finally:
+        _declared_at.reset(token)

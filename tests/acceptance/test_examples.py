@@ -28,6 +28,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "07_one_device": {"reply": 60, "grade": 60, "flattened": 60},
     "08_parameters": {"rewrite": 24, "to_german": 24, "flattened": 24},
     "13_batches": {"look_up": 22, "score": 21, "flattened": 21, "rejected": 1},
+    "14_yaml": {"clean": 22, "classify": 22, "topic": 22, "reply": 22, "flattened": 22},
 }
 
 
@@ -37,7 +38,11 @@ def project(tmp_path: Path) -> Project:
 
 
 def paths(name: str) -> tuple[str, str]:
-    return str(EXAMPLES / name / "chain.py"), str(EXAMPLES / name / "inputs.jsonl")
+    return str(EXAMPLES / name / chain_file(name)), str(EXAMPLES / name / "inputs.jsonl")
+
+
+def chain_file(name: str) -> str:
+    return "chain.yml" if name == "14_yaml" else "chain.py"
 
 
 def test_there_are_the_examples_that_are_tested() -> None:
@@ -47,7 +52,7 @@ def test_there_are_the_examples_that_are_tested() -> None:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_example_has_a_readme_a_chain_and_20_to_200_rows(name: str) -> None:
     folder = EXAMPLES / name
-    assert {"README.md", "chain.py", "inputs.jsonl"} <= {path.name for path in folder.iterdir()}
+    assert {"README.md", chain_file(name), "inputs.jsonl"} <= {path.name for path in folder.iterdir()}
     rows = [json.loads(line) for line in (folder / "inputs.jsonl").read_text(encoding="utf-8").splitlines()]
     assert 20 <= len(rows) <= 200
     assert all(isinstance(row, dict) for row in rows)
@@ -55,7 +60,7 @@ def test_an_example_has_a_readme_a_chain_and_20_to_200_rows(name: str) -> None:
     assert not repeated
     readme = (folder / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("# ")
-    assert f"chainette run examples/{name}/chain.py examples/{name}/inputs.jsonl" in readme
+    assert f"chainette run examples/{name}/{chain_file(name)} examples/{name}/inputs.jsonl" in readme
 
 
 @pytest.mark.parametrize("name", FOLDERS)

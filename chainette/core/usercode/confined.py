@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from chainette.errors import LoadError
 
 __all__ = [
+    "YAML",
     "ChainClaim",
     "ClaimRefused",
     "confined_file",
@@ -25,6 +26,9 @@ __all__ = [
     "name_fault",
     "require_recorded",
 ]
+
+#: How names of chain files and engine files in YAML end.
+YAML = (".yml", ".yaml")
 
 #: The most characters of a name, and bytes of one of its parts, that a file system is asked for.
 _LONGEST_NAME, _LONGEST_PART = 1000, 255
@@ -133,7 +137,7 @@ def confined_file(root: Path, name: str, what: str, most: int = _MOST_BYTES) -> 
 def module_of(reference: str) -> tuple[str, ...]:
     """The module that a reference names; () if it names a file."""
     target = reference.partition(":")[0]
-    return () if target.endswith(".py") or "/" in target else (target,)
+    return () if target.endswith((".py", *YAML)) or "/" in target else (target,)
 
 
 def require_recorded(reference: str, engines: str | None, root: Path) -> None:
@@ -156,7 +160,7 @@ def engine_file(root: Path, name: str) -> Path:
         LoadError: it is no small YAML file below the root.
     """
     file = confined_file(root, name, "the engine file", _MOST_ENGINES)
-    if file.suffix not in (".yml", ".yaml"):
+    if file.suffix not in YAML:
         raise LoadError(f"the engine file {name!r} is no YAML file")
     return file
 

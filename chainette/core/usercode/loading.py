@@ -1,7 +1,8 @@
 """Loads a chain by reference, isolated from every other load, with a digest of the code it came from.
 
-A reference names a Chain, or a factory: a function `-> Chain` whose parameters get their values here (parameters.py).
-A load has its own module names (importer.py) and its own engine registry. The digest covers chain.py, every module
+A reference names a Chain, a YAML file that declares one (`core/document/`), or a factory: a function `-> Chain` whose
+parameters get their values here (parameters.py).
+A load has its own module names (importer.py) and its own engine registry. The digest covers the chain's file, every module
 under the chain root that it imported, and every file under the chain root that it or the factory read (prompts,
 engines.yml): equal digests mean equal code. Hidden folders, installed packages and imports inside functions are
 left out. A reference from Redis comes with a claim (confined.py), which is checked before the import.
@@ -24,7 +25,7 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 from chainette.core.chain import Chain
-from chainette.core.usercode.confined import ChainClaim, confined_file, digest_of
+from chainette.core.usercode.confined import YAML, ChainClaim, confined_file, digest_of, module_of
 from chainette.core.usercode.importer import PrivateImporter, public_name
 from chainette.core.usercode.parameters import Parameter, Values, given, is_factory, parameters_of, recorded
 from chainette.core.usercode.source import is_library
@@ -36,7 +37,6 @@ __all__ = ["LoadedChain", "load_chain"]
 
 _T = TypeVar("_T")
 
-_YAML = (".yml", ".yaml")
 _ENGINES = "engines.yml"
 
 
@@ -80,7 +80,7 @@ class _Source:
 
 
 def load_chain(reference: str, chain_root: Path, values: Values | None = None, claim: ChainClaim | None = None) -> LoadedChain:
-    """The chain that `reference` names: "chain.py" (its only one), "chain.py:name", "package.module[:name]".
+    """The chain that `reference` names: "chain.py" (its only one), "chain.py:name", "chain.yml", "package.module[:name]".
 
     Files are looked for below `chain_root`, then below the current folder. Every call imports anew. If the name is a
     factory's, `values` chooses the values of its parameters. A `claim` says that others named the chain: it must lie
@@ -159,7 +159,7 @@ def _source(target: str, root: Path) -> _Source:
 
 def _claimed_source(target: str, root: Path, claim: ChainClaim) -> _Source:
     """The target of a reference that others named; it executes the files of the claim, and no others."""
-    if target.endswith(".py") or "/" in target:
+    if not module_of(target):
         source = _file_source(target, confined_file(root, target, "the chain"), root)
         least = [source.file]
     else:
@@ -172,7 +172,7 @@ def _claimed_source(target: str, root: Path, claim: ChainClaim) -> _Source:
 
 
 def _is_path(target: str, root: Path) -> bool:
-    if target.endswith((".py", *_YAML)) or "/" in target or os.sep in target or target in ("", "."):
+    if target.endswith((".py", *YAML)) or "/" in target or os.sep in target or target in ("", "."):
         return True
     return not all(part.isidentifier() for part in target.split(".")) or (root / target).is_file()
 
@@ -181,10 +181,8 @@ def _file_source(target: str, path: Path, root: Path) -> _Source:
     if path.is_dir():
         inside = " or ".join(f"{target.rstrip('/')}/{file.name}" for file in sorted(path.glob("*.py"))[:3])
         raise LoadError(f"{target or '.'} is a directory; name the chain's file{f', such as {inside}' if inside else ''}")
-    if path.suffix in _YAML:
-        raise LoadError(f"{target}: chains in YAML cannot be loaded yet; declare the chain in Python")
-    if path.suffix != ".py":
-        raise LoadError(f"{target} is not a Python file; expected chain.py, chain.py:name or package.module:name")
+    if path.suffix not in (".py", *YAML):
+        raise LoadError(f"{target} is no chain; expected chain.py, chain.py:name, chain.yml or package.module:name")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -194,7 +192,16 @@ def _file_source(target: str, path: Path, root: Path) -> _Source:
     top = root if inside_root else path.parent
     roots = dict.fromkeys([path.parent, top])
     importer = PrivateImporter(f"{base}\n{hashlib.sha256(content).hexdigest()}", [*roots])
-    return _Source(base, top, path, importer, lambda: importer.run_file(path))
+    run = (
+        functools.partial(_run_yaml, path, top, importer) if path.suffix in YAML else functools.partial(importer.run_file, path)
+    )
+    return _Source(base, top, path, importer, run)
+
+
+def _run_yaml(path: Path, root: Path, importer: PrivateImporter) -> ModuleType:
+    from chainette.core.document.chain_file import run_chain_file  # pyyaml costs those who write Python nothing
+
+    return run_chain_file(path, root, importer)
 
 
 def _located(target: str, root: Path) -> Path:
@@ -206,7 +213,7 @@ def _located(target: str, root: Path) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a null byte
         raise LoadError(f"{target[:80]!r} cannot be the name of a file: {error.args[-1]}") from error
     folder = (root / given).parent
-    names = [file.name for file in folder.glob("*.py")] if folder.is_dir() else []
+    names = [file.name for file in folder.iterdir() if file.suffix in (".py", *YAML)] if folder.is_dir() else []
     close = difflib.get_close_matches(given.name, names, n=1)
     hint = f"; did you mean {(given.parent / close[0]).as_posix()!r}?" if close else ""
     raise LoadError(f"{target} does not exist (looked below {root}){hint}")

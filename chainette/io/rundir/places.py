@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from chainette.core.usercode.confined import YAML
 from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.paths import RunDir
 
@@ -67,4 +68,4 @@ def chain_root_of(run: RunCreated, directory: RunDir) -> Path:
 
 def _has_chain(root: Path, reference: str) -> bool:
     target = root / reference.rpartition(":")[0]
-    return target.exists() if target.suffix == ".py" else root.is_dir()  # a module may be an installed one
+    return target.exists() if target.suffix in (".py", *YAML) else root.is_dir()  # a module may be an installed one

@@ -328,8 +328,8 @@ def test_a_directory_is_refused_with_the_files_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("chain.yml", "chains in YAML cannot be loaded yet"),
-        ("notes.txt", "notes.txt is not a Python file; expected chain.py, chain.py:name or package.module:name"),
+        ("chain.yml", "chain.yml: is empty"),
+        ("notes.txt", "notes.txt is no chain; expected chain.py, chain.py:name, chain.yml or package.module:name"),
         ("chain.py:", "ends in ':'"),
         ("no_such_package.chains:x", "no module 'no_such_package' below"),
     ],

@@ -1,0 +1,1 @@
+"""Chains declared in YAML: read, turned into the same objects as Python makes, and written."""

@@ -1,0 +1,222 @@
+"""From the parts of a chain file to a Chain. The keys are the parameters of the classes that chains in Python use."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+import msgspec
+from pydantic import TypeAdapter, ValidationError
+
+from chainette.core.apply import ApplyNode
+from chainette.core.batch_apply import BatchApply
+from chainette.core.branch import Branch, Element
+from chainette.core.chain import Chain
+from chainette.core.document.code import Code, is_reference
+from chainette.core.document.models import Models, missing_model
+from chainette.core.document.parts import Part
+from chainette.core.step import Step
+from chainette.engine.backends import backend_class
+from chainette.engine.base import SamplingParams
+from chainette.engine.config import EngineConfig, current_registry, load_engines, make_config
+from chainette.errors import ChainetteError, LoadError
+from chainette.utils.callers import declared_at
+from chainette.utils.mistakes import advice
+
+__all__ = ["chain_of"]
+
+_MODELS = frozenset({"input_model", "output_model"})
+_PROMPTS = frozenset({"system_prompt", "user_prompt"})
+
+_FUNCTION_KEYS = ("id", "name", "emoji", "input_model", "output_model")
+
+#: Keys that people expect, and ours.
+_HINTS = {"engine": "engine_name", "input": "input_model", "model": "output_model", "output": "output_model"}
+_HINTS |= {"prompt": "user_prompt", "system": "system_prompt", "user": "user_prompt", "as": "join", "alias": "join"}
+
+
+def chain_of(document: Part, code: Code) -> Chain:
+    """The chain that a file declares; its engines are registered.
+
+    Raises:
+        LoadError: the file is wrong, at its line.
+    """
+    keys = document.keys("a chain", [*_settings_of(Chain), "models", "engines"], ["name", "steps"])
+    if "engines" in keys:
+        _register(keys["engines"], code)
+    declared = keys["models"].mapping("models") if "models" in keys else {}
+    models = Models(declared, code.model, code.parts)
+    reader = _Reader(code, models.made())
+    given = {key: reader.setting(Chain, key, keys[key], "the chain") for key in keys.keys() - {"models", "engines", "steps"}}
+    with _at(document):
+        return Chain(steps=reader.elements(keys["steps"]), **given)
+
+
+def _hint(owner: type, key: str) -> Any:
+    """The type of one parameter."""
+    kind = next(kind for kind in owner.__mro__ if key in vars(kind).get("__annotations__", {}))
+    alone = SimpleNamespace(__annotations__={key: vars(kind)["__annotations__"][key]})
+    return get_type_hints(alone, vars(sys.modules[kind.__module__]))[key]
+
+
+def _settings_of(kind: type) -> list[str]:
+    """The parameters of a declaration."""
+    return [each.name for each in dataclasses.fields(kind) if each.init]
+
+
+@contextmanager
+def _at(part: Part) -> Iterator[None]:
+    """Nodes and errors within belong to the part's line."""
+    try:
+        with declared_at(part.place):
+            yield
+    except ChainetteError as error:
+        words = str(error)
+        raise LoadError(words if words.startswith(f"{part.place.file}:") else f"{part.place}: {words}") from error
+
+
+def _register(part: Part, code: Code) -> None:
+    """Registers the engines: settings by name, or `{file: engines.yml}`."""
+    entries = part.mapping("engines")
+    with _at(part):
+        if entries.keys() == {"file"} and isinstance(entries["file"].value, str):
+            for config in load_engines(code.path(part, "engines")):
+                _require_no_code(config)
+            return
+    for name, entry in entries.items():
+        keys = dict(entry.mapping(f"engine {name!r}"))
+        if "model" not in keys or "name" in keys:
+            raise entry.fault(
+                f"engine {name!r} needs the key 'model'" if "model" not in keys else "the engine's name is given twice"
+            )
+        with _at(entry):
+            config = make_config(name, **{key: each.plain for key, each in keys.items()})
+            _require_no_code(config)
+            current_registry().add(config)
+
+
+def _require_no_code(config: EngineConfig) -> None:
+    """Raises LoadError for settings with which a backend in this process would run code of others."""
+    if not backend_class(config.backend).remote and (config.extra or getattr(config.options, "trust_remote_code", False)):
+        raise LoadError(
+            f"engine {config.name!r}: `extra` and `trust_remote_code` of backend {config.backend!r} can name code, so no chain "
+            "file takes them; give this engine by --engines FILE, or declare the chain in Python"
+        )
+
+
+class _Reader:
+    """Reads nodes, whose models are known."""
+
+    def __init__(self, code: Code, models: Mapping[str, Any]) -> None:
+        self.code, self.models = code, models
+        self.kinds: Mapping[str, Callable[[Part], Element]] = {
+            "step": self.step,
+            "apply": self.apply,
+            "batch_apply": self.batch_apply,
+            "branch": self.branch,
+            "branches": self.branches,
+        }
+
+    def elements(self, part: Part) -> list[Element]:
+        return [self.element(item) for item in part.items("steps")]
+
+    def element(self, part: Part) -> Element:
+        keys = part.mapping(f"an entry of steps (with one of the keys {', '.join(self.kinds)})")
+        kinds = [kind for kind in self.kinds if kind in keys]
+        if len(kinds) != 1:
+            found = " and ".join(map(repr, kinds)) or ", ".join(map(repr, keys)) or "nothing"
+            raise part.fault(f"an entry of steps has one of the keys {', '.join(self.kinds)}, found {found}")
+        return self.kinds[kinds[0]](part)
+
+    def step(self, part: Part) -> Element:
+        keys = self.keys(part, "step", _settings_of(Step), "id", ["output_model", "engine_name"])
+        name = keys["step"].text("step (the id)")
+        given = {key: self.setting(Step, key, each, f"step {name!r}") for key, each in keys.items() if key != "step"}
+        with _at(part):
+            return Step(id=name, **given)
+
+    def apply(self, part: Part) -> Element:
+        return self.function(part, "apply", ApplyNode)
+
+    def batch_apply(self, part: Part) -> Element:
+        return self.function(part, "batch_apply", BatchApply)
+
+    def function(self, part: Part, kind: str, make: type[ApplyNode[Any, Any]]) -> Element:
+        keys = self.keys(part, kind, _FUNCTION_KEYS)
+        fn = self.code.named(keys[kind], kind)
+        if isinstance(fn, ApplyNode):  # declared with @apply
+            if isinstance(fn, BatchApply) != (make is BatchApply):
+                right = "batch_apply" if make is ApplyNode else "apply"
+                raise keys[kind].fault(f"{keys[kind].value!r} is a {type(fn).__name__}; write {right}: ...")
+            fn = fn.fn
+        given = {key: self.setting(Step, key, each, kind) for key, each in keys.items() if key != kind}
+        with _at(part):
+            return make(fn, **given)
+
+    def branch(self, part: Part) -> Branch:
+        keys = self.keys(part, "branch", ("steps", "join", "emoji"), "", ["steps"])
+        steps = self.elements(keys["steps"])
+        emoji = keys["emoji"].text("emoji") if "emoji" in keys else ""
+        with _at(part):
+            branch = Branch(keys["branch"].text("branch (its name)"), steps, emoji=emoji)
+            return branch.join(keys["join"].text("join (the alias)")) if "join" in keys else branch
+
+    def branches(self, part: Part) -> Element:
+        keys = self.keys(part, "branches", ())
+        found = [self.branch(item) for item in keys["branches"].items("branches") if self.is_branch(item)]
+        return tuple(found)
+
+    def is_branch(self, part: Part) -> bool:
+        """Raises LoadError unless an entry of `branches` is a branch."""
+        if "branch" not in part.mapping("an entry of branches"):
+            raise part.fault("an entry of branches has the key branch, its name")
+        return True
+
+    def keys(self, part: Part, kind: str, known: Any, own: str = "", needed: Any = ()) -> Mapping[str, Part]:
+        """The entry's keys: `kind`, and those that are known; `own` is given by the kind's value."""
+        known = [kind, *(key for key in known if key != own)]
+        found = part.mapping(kind)
+        for key, each in found.items():
+            if key not in known:
+                hint = {key: _HINTS[key]} if _HINTS.get(key) in known else {}
+                raise each.fault(f"{kind} {found[kind].shown}: {advice({key: each.shown}, known, hint, kind='no key')}")
+        return part.keys(kind, known, needed)
+
+    def setting(self, owner: type, key: str, part: Part, what: str) -> Any:
+        """The value of a parameter, as its class takes it."""
+        what = f"{what}: {key}"
+        if key in _MODELS:
+            return self.model(part, what)
+        if key in _PROMPTS:
+            return self.code.path(part, what) if isinstance(part.value, dict) else part.text(what)
+        if key == "sampling":
+            return self.sampling(part)
+        if key == "prompt_builder" or (
+            key == "pick" and is_reference(str(part.value)) and not str(part.value).startswith("majority")
+        ):
+            return self.code.named(part, what)
+        try:
+            return TypeAdapter(_hint(owner, key)).validate_python(part.plain, strict=True)
+        except ValidationError as error:
+            raise part.fault(f"{what} is {part.shown}: {error.errors()[0]['msg']}") from error
+
+    def model(self, part: Part, what: str) -> Any:
+        """A model by its name, or module:Class."""
+        name = part.text(what)
+        if is_reference(name):
+            return self.code.model(part)
+        if name not in self.models:
+            raise missing_model(part, name, self.models)
+        return self.models[name]
+
+    def sampling(self, part: Part) -> SamplingParams:
+        keys = part.keys("sampling", SamplingParams.__struct_fields__)
+        with _at(part):
+            try:
+                return msgspec.convert({key: each.plain for key, each in keys.items()}, SamplingParams)
+            except msgspec.ValidationError as error:
+                raise part.fault(f"sampling: {error}") from error

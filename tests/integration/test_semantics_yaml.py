@@ -1,0 +1,405 @@
+"""Chains in YAML: the same chain as in Python, errors with lines, and no code but that of modules below the chain root."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chainette.core.compile import compile_chain
+from chainette.core.plan import Plan
+from chainette.core.usercode.confined import ClaimRefused
+from chainette.core.usercode.loading import LoadedChain, load_chain
+from chainette.errors import ChainetteError, LoadError, PlanError
+from chainette.io.rundir.likeness import marks_of
+from tests.support.cli import Project
+
+CHAIN = """\
+name: shop
+batch_size: 4
+models:
+  Text: functions:Text
+  Product:
+    name: str
+    price: {type: float | null, ge: 0}
+  Verdict:
+    json_schema: {file: schemas/verdict.json}
+engines:
+  llm: {model: any, backend: simulated}
+steps:
+  - apply: functions:clean
+  - step: extract
+    output_model: Product
+    engine_name: llm
+    system_prompt: {file: prompts/system.md}
+    user_prompt: "Product in: {{ text }}"
+    sampling: {temperature: 0.5, max_tokens: 99}
+  - branches:
+      - branch: words
+        steps: [{batch_apply: functions:lengths}]
+      - branch: judged
+        join: verdict
+        steps:
+          - step: judge
+            output_model: Verdict
+            engine_name: llm
+            user_prompt: "Good? {{ name }}"
+            yield_output: false
+  - step: reply
+    output_model: functions:Text
+    engine_name: llm
+    max_attempts: 2
+    user_prompt: "{{ extract.name }} is {{ verdict.ok }}"
+"""
+
+FUNCTIONS = """
+from os import system
+from pydantic import BaseModel
+from chainette import BatchApply, apply
+
+class Text(BaseModel):
+    text: str
+
+class Named(BaseModel):
+    name: str
+
+@apply
+def clean(item: Text) -> Text | None:
+    return item if item.text else None
+
+@BatchApply
+def lengths(items: list[Named]) -> list[Text]:
+    return [Text(text=item.name) for item in items]
+
+def build(step, row, history):
+    return []
+
+NUMBER = 3
+"""
+
+#: The same chain in Python.
+TWIN = """
+from pathlib import Path
+from pydantic import BaseModel, Field
+from chainette import Branch, Chain, SamplingParams, Step, register_engine
+from functions import Text, clean, lengths
+
+class Product(BaseModel):
+    name: str
+    price: float | None = Field(ge=0)
+
+class Verdict(BaseModel):
+    ok: bool
+
+register_engine("llm", "any", "simulated")
+extract = Step(
+    id="extract", output_model=Product, engine_name="llm", system_prompt=Path("prompts/system.md"),
+    user_prompt="Product in: {{ text }}", sampling=SamplingParams(temperature=0.5, max_tokens=99),
+)
+judge = Step(id="judge", output_model=Verdict, engine_name="llm", user_prompt="Good? {{ name }}", yield_output=False)
+reply = Step(
+    id="reply", output_model=Text, engine_name="llm", max_attempts=2, user_prompt="{{ extract.name }} is {{ verdict.ok }}"
+)
+steps = clean >> extract >> [Branch("words", [lengths]), Branch("judged", [judge]).join("verdict")] >> reply
+chain = Chain(name="shop", batch_size=4, steps=steps)
+"""
+
+VERDICT = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+
+
+def write(folder: Path, chain: str = CHAIN) -> Path:
+    files = {"chain.yml": chain, "functions.py": FUNCTIONS, "twin.py": TWIN, "prompts/system.md": "Be brief.\n"}
+    files |= {"schemas/verdict.json": json.dumps(VERDICT), "rows.jsonl": "".join(f'{{"text": "row {n}"}}\n' for n in range(9))}
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def load(folder: Path, name: str = "chain.yml", **keys: Any) -> LoadedChain:
+    return load_chain(name, folder, **keys)
+
+
+def compiled(folder: Path, name: str = "chain.yml") -> Plan:
+    return compile_chain(load(folder, name).chain)
+
+
+def fault(folder: Path, old: str, new: str) -> str:
+    """What is wrong with the chain after one change, with its line."""
+    assert old in CHAIN
+    write(folder, CHAIN.replace(old, new, 1))
+    with pytest.raises((LoadError, PlanError)) as caught:
+        compiled(folder)
+    return str(caught.value)
+
+
+def test_a_chain_in_yaml_is_the_chain_in_python(tmp_path: Path) -> None:
+    yaml, python = compiled(write(tmp_path)), compiled(tmp_path, "twin.py")
+    assert list(yaml.nodes) == list(python.nodes) == ["clean", "extract", "lengths", "judge", "reply"]
+    assert list(yaml.forks) == list(python.forks) and yaml.columns == python.columns and yaml.batch_size == 4
+    for name, node in python.nodes.items():
+        same = yaml.nodes[name]
+        assert (same.next, same.source, same.scope, same.cardinality, same.path) == (
+            node.next, node.source, node.scope, node.cardinality, node.path,
+        )  # fmt: skip
+        assert same.output_model is not None and node.output_model is not None
+        assert same.output_model.model_json_schema() == node.output_model.model_json_schema()
+    assert yaml.nodes["clean"].fingerprint == python.nodes["clean"].fingerprint
+    assert [config.digest for config in yaml.engines.values()] == [config.digest for config in python.engines.values()]
+
+
+def test_a_second_load_has_the_same_digest_and_fingerprints(tmp_path: Path) -> None:
+    first, second = load(write(tmp_path)), load(tmp_path)
+    assert first.digest == second.digest and first.reference == "chain.yml:chain"
+    assert marks_of(compile_chain(first.chain)) == marks_of(compile_chain(second.chain))
+
+
+@pytest.mark.parametrize("name", ["chain.yml", "functions.py", "prompts/system.md", "schemas/verdict.json"])
+def test_every_file_of_a_chain_in_yaml_counts_for_its_digest(tmp_path: Path, name: str) -> None:
+    before = load(write(tmp_path))
+    assert name in before.names
+    (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+    assert load(tmp_path).digest != before.digest
+    with pytest.raises(ClaimRefused):
+        load(tmp_path, claim=before.claim)
+
+
+def test_a_chain_that_others_named_is_loaded_from_the_files_they_named(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path))
+    assert load(tmp_path, loaded.reference, claim=loaded.claim).digest == loaded.digest
+
+
+def test_only_the_steps_that_a_change_concerns_get_another_fingerprint(tmp_path: Path) -> None:
+    before = compiled(write(tmp_path))
+    (tmp_path / "prompts/system.md").write_text("Be long.\n")
+    (tmp_path / "schemas/verdict.json").write_text(json.dumps(VERDICT | {"description": "Is it good?"}))
+    after = compiled(tmp_path)
+    changed = {name for name in before.nodes if before.nodes[name].fingerprint != after.nodes[name].fingerprint}
+    assert changed == {"extract", "judge"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ("name: shop", "nam: shop", 1, "a chain has no key 'nam'; did you mean 'name'?"),
+        ("batch_size: 4", "batch_size: no", 2, "the chain: batch_size is 'no': Input should be a valid integer"),
+        ("batch_size: 4", "batch_size: 0", 1, "batch_size is 0, it must be 1 or more"),
+        ("functions:Text\n  Product", "functions:Txt\n  Product", 4, "module 'functions' has no 'Txt'; did you mean 'Text'?"),
+        ("name: str", "name: strr", 6, "there is no type or model 'strr'"),
+        ("schemas/verdict.json", "schemas/none.json", 9, "does not exist below"),
+        ("backend: simulated", "backend: simulted", 11, "engine 'llm'"),
+        ("backend: simulated", "backend: simulated, capcity: 3", 11, "did you mean 'capacity'?"),
+        ("model: any, ", "", 11, "engine 'llm' needs the key 'model'"),
+        ("functions:clean", "functions:clear", 13, "module 'functions' has no 'clear'; did you mean 'clean'?"),
+        ("functions:clean", "function:clean", 13, "there is no module 'function' beside chain.yml or in the chain root"),
+        ("functions:clean", "functions:NUMBER", 13, "is not defined below the chain root"),
+        ("functions:clean", "functions:lengths", 13, "'functions:lengths' is a BatchApply; write batch_apply: ..."),
+        ("functions:clean", "clean", 13, "apply is module:name, such as functions:split, found 'clean'"),
+        ("- apply: functions:clean", "- applying: functions:clean", 13, "an entry of steps has one of the keys step, apply,"),
+        ("output_model: Product", "output_model: Produkt", 15, "there is no model 'Produkt'; did you mean 'Product'?"),
+        ("output_model: Product", "output: Product", 15, "step 'extract': no key 'output'; write output_model"),
+        ("engine_name: llm\n    system", "engine_name: lm\n    system", 14, "no engine 'lm'; did you mean 'llm'?"),
+        ("prompts/system.md", "prompts/sys.md", 17, "does not exist below"),
+        ("{{ text }}", "{{ txt }}", 14, "'txt'"),
+        ("{{ text }}", "{{ text.__class__ }}", 14, "__class__"),
+        ("{{ text }}", "{% include 'functions.py' %}", 14, "include %} is not available"),
+        ("temperature: 0.5", "temperatur: 0.5", 19, "sampling has no key 'temperatur'; did you mean 'temperature'?"),
+        ("temperature: 0.5", "temperature: hot", 19, "sampling: "),
+        ("temperature: 0.5", "temperature: -1", 19, "SamplingParams.temperature is -1.0; it must be 0 or more"),
+        ("- branch: words", "- branch: 2nd words", 21, "branch name '2nd words' must be letters"),
+        ("        join: verdict\n", "        join: verdict\n        jon: x\n", 25, "branch 'judged': no key 'jon'"),
+        ("yield_output: false", "yield_output: no", 30, "step 'judge': yield_output is 'no': Input should be a valid boolean"),
+        ("max_attempts: 2", "max_attempts: 0", 31, "max_attempts is 0, it must be 1 or more"),
+        ("step: reply", "step: extract", 31, "'extract'"),
+        ("verdict.ok", "verdict.okay", 31, "'okay'"),
+        ("output_model: functions:Text", "output_model: functions:build", 32, "'functions:build' is not a pydantic model"),
+    ],
+)
+def test_an_error_names_the_line_of_the_file(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
+    found = fault(tmp_path, old, new)
+    assert f"{tmp_path / 'chain.yml'}:{line}: " in found and said in found, found
+
+
+_ELSEWHERE = "os:system subprocess:run builtins:exec chainette.utils.visible:visible functions:system json.tool:main"
+
+
+@pytest.mark.parametrize("name", _ELSEWHERE.split())
+def test_code_from_elsewhere_is_not_run(tmp_path: Path, name: str) -> None:
+    found = fault(tmp_path, "functions:clean", name)
+    assert "chain.yml:13: " in found and ("there is no module" in found or "is not defined below the chain root" in found)
+
+
+@pytest.mark.parametrize("name", ["../secret.txt", "/etc/hostname", ".env", "link.txt", "prompts", "a\\0b", ""])
+def test_a_file_outside_of_the_chain_root_is_no_prompt(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for file in (tmp_path / "secret.txt", root / ".env"):
+        file.write_text("secret")
+    (root / "link.txt").symlink_to(tmp_path / "secret.txt")
+    assert "chain.yml:17: " in fault(root, "{file: prompts/system.md}", f'{{file: "{name}"}}')
+
+
+def test_an_engine_with_settings_that_can_name_code_is_refused(tmp_path: Path) -> None:
+    for keys in ("backend: vllm, trust_remote_code: true", "backend: vllm, extra: {worker_cls: x.y}"):
+        assert "can name code" in fault(tmp_path, "backend: simulated", keys)
+    (tmp_path / "engines.yml").write_text("engines: {llm: {model: any, backend: vllm, trust_remote_code: true}}")
+    assert "can name code" in fault(tmp_path, "  llm: {model: any, backend: simulated}", "  file: engines.yml")
+
+
+def test_engines_may_be_in_a_file_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, CHAIN.replace("  llm: {model: any, backend: simulated}", "  file: llms.yml"))
+    (tmp_path / "llms.yml").write_text("engines: {llm: {model: any, backend: simulated}}")
+    assert "llms.yml" in load(tmp_path).names and list(compiled(tmp_path).engines) == ["llm"]
+
+
+def test_a_module_that_raises_is_named_by_its_own_line(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "functions.py").write_text("import nothing_like_this\n")
+    with pytest.raises(LoadError, match=r"functions\.py:1: ModuleNotFoundError"):
+        load(tmp_path)
+
+
+# -- commands
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    found = Project(tmp_path)
+    write(tmp_path)
+    return found
+
+
+def test_a_chain_in_yaml_runs_is_interrupted_and_resumed(project: Project) -> None:
+    done = project.chainette("run", "chain.yml", "rows.jsonl", "-o", "out", "--limit", "4")
+    assert done.returncode == 0, done.stderr
+    more = project.chainette("resume", "out", "--limit", "9")
+    assert more.returncode == 0, more.stderr
+    assert sorted(project.ids("out", "reply")) == [str(n) for n in range(9)]
+    (project.path / "prompts/system.md").write_text("Be long.\n")
+    refused = project.chainette("resume", "out", "--from", "reply")
+    assert refused.returncode == 1 and "extract" in refused.stderr
+    assert project.chainette("resume", "out", "--from", "extract").returncode == 0
+
+
+@pytest.mark.long
+def test_workers_run_a_chain_in_yaml_and_its_functions_in_their_processes(project: Project) -> None:
+    done = project.chainette("run", "chain.yml", "rows.jsonl", "-o", "out", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert project.chainette("run", "chain.yml", "rows.jsonl", "-o", "local").returncode == 0
+    for folder in ("lengths", "reply", "flattened"):
+        assert sorted(project.ids("out", folder)) == sorted(project.ids("local", folder))
+
+
+def test_inspect_shows_the_nodes_and_each_problem_with_its_line(project: Project) -> None:
+    done = project.chainette("inspect", "chain.yml")
+    assert done.returncode == 0 and "chain shop: 5 nodes, input Text, batch size 4" in done.stdout
+    write(project.path, CHAIN.replace("{{ text }}", "{{ txt }}").replace("verdict.ok", "verdict.okay"))
+    wrong = project.chainette("inspect", "chain.yml")
+    assert wrong.returncode == 2 and "2 problems" in wrong.stderr
+    assert "  chain.yml:14: step 'extract'" in wrong.stderr and "  chain.yml:31: step 'reply'" in wrong.stderr
+
+
+# -- any document at all
+
+_WORDS = st.sampled_from(
+    [
+        *re.findall(r"[\w./:]+", CHAIN),
+        "os:system",
+        "functions:build",
+        "list[Product]",
+        "{% for",
+        "{{ ''.__class__ }}",
+        "../x",
+        "vllm",
+    ]
+)
+_KEYS = st.sampled_from(
+    [*re.findall(r"\w+(?=:)", CHAIN), "prompt_builder", "extra", "on", "default", "$ref", "properties", "pattern", "ge", "id"]
+)
+_SCALARS = st.one_of(_WORDS, st.text(max_size=8), st.none(), st.booleans(), st.integers(-3, 9), st.floats())
+_VALUES = st.recursive(
+    _SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(_KEYS, inner, max_size=3)), max_leaves=8
+)
+
+
+def _spots(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _spots(inner, (*path, key))
+
+
+def _changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = _changed(value[path[0]], path[1:], new)
+    return copy
+
+
+#: Events of the interpreter that no document may cause.
+_EFFECTS = frozenset({"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "os.remove"})
+_seen: list[str] | None = None
+
+
+def _note(event: str, _arguments: object) -> None:
+    if _seen is not None and event in _EFFECTS:
+        _seen.append(event)
+
+
+sys.addaudithook(_note)
+
+
+@contextmanager
+def no_effects() -> Iterator[None]:
+    global _seen
+    _seen = []
+    try:
+        yield
+        assert _seen == []
+    finally:
+        _seen = None
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    import yaml
+
+    return write(tmp_path_factory.mktemp("drawn")), yaml.safe_load(CHAIN)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_a_document_says_the_answer_is_a_chain_or_an_error(drawn: tuple[Path, Any], data: st.DataObject) -> None:
+    folder, document = drawn
+    for _ in range(data.draw(st.integers(1, 3))):
+        document = _changed(document, data.draw(st.sampled_from([*_spots(document)])), data.draw(_VALUES))
+    (folder / "drawn.yml").write_text(json.dumps(document))
+    _answered(folder)
+
+
+_LETTERS = st.text(st.sampled_from("{}[]&*!|>%@'\"\n\t -:,#~?\\ab0.\0\x85\ufeff"), max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(at=st.integers(0, len(CHAIN)), text=_LETTERS, cut=st.integers(0, 20))
+def test_whatever_is_in_a_file_the_answer_is_a_chain_or_an_error(drawn: tuple[Path, Any], at: int, text: str, cut: int) -> None:
+    folder, _ = drawn
+    (folder / "drawn.yml").write_text(CHAIN[:at] + text + CHAIN[at + cut :])
+    _answered(folder)
+
+
+def _answered(folder: Path) -> None:
+    with no_effects():
+        try:
+            compiled(folder, "drawn.yml")
+        except ChainetteError as error:
+            assert "drawn.yml" in str(error) or "functions.py" in str(error)
