@@ -104,7 +104,7 @@ async def _continue(directory: RunDir, plan: Plan, state: RunState, options: Run
     limit = options.limit if options.limit != state.limit else None
     # units in a queue are of the file before it was touched, and end at the old limit
     attaches = options.drive is not None and options.drive.attaches and equal and limit is None
-    writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, new_epoch=not attaches))
+    writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, state, new_epoch=not attaches))
     identity = placed_input(source.identity(), directory, options.chain_root)
     writer.reopened = Reopened(identity if identity != state.input else None, limit)
     return await finish_run(plan, source, writer, options)

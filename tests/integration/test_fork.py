@@ -227,3 +227,18 @@ def test_a_directory_with_ids_like_7_0_is_refused_by_name_and_left_as_it_is(tmp_
         with pytest.raises(RunDirectoryError, match=r"run .* names rows like 0\.0, which is now 0~0"):
             go_on(run.dir, chain)
     assert {path: path.read_bytes() for path in run.dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_log_that_was_read_before_is_read_on_if_it_is_still_the_same_file(tmp_path: Path, inputs: Path) -> None:
+    chain = three_steps()
+    directory = RunDir(chain.run(inputs, tmp_path / "run", limit=20).dir)
+    known, _ = read_state(directory)
+    resume(directory.path, chain, limit=30)
+    state, end = read_state(directory, known)
+    assert state is known
+    assert (state, end) == read_state(directory)
+    assert end == directory.log.stat().st_size
+    resume(directory.path, chain, from_step="label")
+    state, end = read_state(directory, known)
+    assert state is not known
+    assert (state, end) == read_state(directory)

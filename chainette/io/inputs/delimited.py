@@ -7,18 +7,35 @@ where a record starts, and never holds more than `max_bytes` of a record.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple, Protocol
 
-__all__ = ["BOM", "KEPT", "AnyLineEnd", "Line", "format_cells", "lines", "records", "split_cells", "without_mark"]
+__all__ = [
+    "BOM",
+    "KEPT",
+    "AnyLineEnd",
+    "Line",
+    "LineSource",
+    "format_cells",
+    "lines",
+    "records",
+    "skip_lines",
+    "split_cells",
+    "without_mark",
+]
 
 _SPECIAL = frozenset('",\r\n')
 #: Bytes of a too long line that are kept for the rejection.
 KEPT = 65536
 _BLOCK = 1 << 16
+#: Bytes of lines that are skipped at a time.
+_SKIPPED = 1 << 20
 #: UTF-8's byte-order mark.
 BOM = b"\xef\xbb\xbf"
+#: A blank line, from the end of the line before it up to its own end.
+_BLANK = re.compile(rb"\n(?:%b)?[ \t\r\v\f]*+(?=\n)" % BOM)
 
 
 class Line(NamedTuple):
@@ -30,7 +47,9 @@ class Line(NamedTuple):
     error: str = ""
 
 
-class _Lines(Protocol):
+class LineSource(Protocol):
+    """Text, line by line."""
+
     def readline(self, size: int, /) -> bytes: ...
 
 
@@ -61,7 +80,37 @@ class AnyLineEnd:
         return bool(self._read)
 
 
-def lines(stream: _Lines, max_bytes: int, first: int = 1) -> Iterator[Line]:
+class _Ahead:
+    """Bytes that were read ahead, whole lines and the beginning of one, and the stream that they are from."""
+
+    def __init__(self, data: bytes, stream: IO[bytes]) -> None:
+        self._data, self._stream = io.BytesIO(data), stream
+
+    def readline(self, size: int, /) -> bytes:
+        line = self._data.readline(size)
+        return line if line.endswith(b"\n") or len(line) == size else line + self._stream.readline(size - len(line))
+
+
+def skip_lines(stream: IO[bytes], records: int, max_bytes: int) -> tuple[int, int, LineSource]:
+    """Skips lines that end in LF by counting them, up to a block before so many records have passed.
+
+    Returns the records (lines that are not blank) and lines that were skipped, and the rest of the stream. Stops early at
+    a long line, so that memory stays bounded.
+    """
+    skipped = number = 0
+    ahead = b"\n"  # begins with the end of the line before
+    while len(ahead) <= max_bytes and (data := stream.read(_SKIPPED)):
+        ahead += data
+        last = ahead.rfind(b"\n")
+        ends = ahead.count(b"\n", 1, last + 1)
+        found = ends - sum(len(blank[0]) <= max_bytes + 1 for blank in _BLANK.finditer(ahead, 0, last + 1))
+        if skipped + found > records:
+            break
+        skipped, number, ahead = skipped + found, number + ends, ahead[last:]
+    return skipped, number, _Ahead(ahead[1:], stream)
+
+
+def lines(stream: LineSource, max_bytes: int, first: int = 1) -> Iterator[Line]:
     """The lines of a stream; only the beginning of a line over `max_bytes` is ever held."""
     ends = (b"\n", b"\r") if isinstance(stream, AnyLineEnd) else (b"\n",)
     number = first - 1
@@ -83,7 +132,7 @@ def without_mark(line: Line) -> Line:
     return line._replace(data=line.data[len(BOM) :]) if line.data.startswith(BOM) else line
 
 
-def _skip_line(stream: _Lines, ends: tuple[bytes, ...]) -> int:
+def _skip_line(stream: LineSource, ends: tuple[bytes, ...]) -> int:
     skipped = 0
     while data := stream.readline(1 << 20):
         skipped += len(data)
@@ -92,7 +141,7 @@ def _skip_line(stream: _Lines, ends: tuple[bytes, ...]) -> int:
     return skipped
 
 
-def records(stream: _Lines, separator: bytes, max_bytes: int, first: int = 1) -> Iterator[Line]:
+def records(stream: LineSource, separator: bytes, max_bytes: int, first: int = 1) -> Iterator[Line]:
     """The records of a CSV stream: lines, joined if a quoted cell contains a line end."""
     source = lines(stream, max_bytes, first)
     for line in map(without_mark, source):

@@ -21,6 +21,10 @@ _BETWEEN = b" \t\r\n,\xef\xbb\xbf"
 class JsonFile(JsonLinesFile):
     """A JSON array of objects, or a sequence of JSON objects."""
 
+    @property
+    def _by_lines(self) -> bool:
+        return False
+
     def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
         return values(stream, self._max_line_bytes)
 

@@ -11,14 +11,14 @@ import gzip
 import hashlib
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import msgspec
 
 from chainette.errors import InputError
-from chainette.io.inputs.delimited import BOM, KEPT, AnyLineEnd, Line, lines, without_mark
+from chainette.io.inputs.delimited import BOM, KEPT, AnyLineEnd, Line, lines, skip_lines, without_mark
 from chainette.io.inputs.trail import Stamp, Trail, digest_of, stamp_of
 from chainette.records import Read
 
@@ -229,16 +229,29 @@ class TextFile(InputFile):
     def _record(self, index: int, line: Line) -> Record: ...
 
     def _records(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
-        index = first
         with _text_of(trail.open(self.path)) as stream:
-            for line in self._lines(stream):
+            skipped, found = self._skip(stream, start - first)
+            index = first + skipped
+            for line in found:
                 if index >= start:
                     yield self._record(index, line)
                 index += 1
         return index
 
+    def _skip(self, stream: IO[bytes], records: int) -> tuple[int, Iterator[Line]]:
+        """Skips at most so many records, if that is faster than reading them; their number, and the records after them."""
+        if records <= 0 or not self._by_lines:
+            return 0, self._lines(stream)
+        skipped, number, rest = skip_lines(stream, records, self._max_line_bytes)
+        return skipped, _not_blank(map(without_mark, lines(rest, self._max_line_bytes, number + 1)))
+
+    @property
+    def _by_lines(self) -> bool:
+        """Whether every line that is not blank is a record, and ends in LF."""
+        return False
+
     def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
-        return (line for line in self._cut(stream) if line.error or line.data.strip())
+        return _not_blank(self._cut(stream))
 
     def _count(self) -> int | None:
         size = self.path.stat().st_size
@@ -265,6 +278,10 @@ class TextFile(InputFile):
         return found / max(1, _line_ends(head))
 
 
+def _not_blank(found: Iterable[Line]) -> Iterator[Line]:
+    return (line for line in found if line.error or line.data.strip())
+
+
 def _line_ends(block: bytes) -> int:
     return block.count(b"\n") or block.count(b"\r")
 
@@ -283,6 +300,10 @@ class JsonLinesFile(TextFile):
 
     def columns(self) -> None:
         return None
+
+    @property
+    def _by_lines(self) -> bool:
+        return not self._cr
 
     def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
         return map(without_mark, lines(AnyLineEnd(stream) if self._cr else stream, self._max_line_bytes))

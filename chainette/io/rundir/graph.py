@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ _FOLDER = re.compile(r"[^/\0.][^/\0]*")
 _FILE = re.compile(rf"(?:\.held/)?{_FOLDER.pattern}/\d+")
 
 
+@lru_cache(maxsize=1000)  # every line of a log names a file or two
 def require_file(name: str) -> None:
     """Raises ValueError unless the name (`extract/0`, `.held/extract/0`) stays inside the run directory."""
     if not _FILE.fullmatch(name):

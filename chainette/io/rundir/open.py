@@ -101,8 +101,10 @@ def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) ->
     return writer
 
 
-def read_state(directory: RunDir) -> tuple[RunState, int]:
+def read_state(directory: RunDir, known: RunState | None = None) -> tuple[RunState, int]:
     """The state of a directory's run, and the end of its intact log. Read-only, except for `finish_swap`.
+
+    If `known` was read from the same file before, it is brought up to date, and only newer events are read.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -110,14 +112,16 @@ def read_state(directory: RunDir) -> tuple[RunState, int]:
         DamagedRun: the log is damaged.
     """
     _require_run(directory)
-    state, end = RunState(), 0
-    for offset, event in read_log(directory.log):
-        state.apply(event, offset)
-        end = offset
-    with directory.log.open("rb") as file:
-        file.seek(end)
-        end += len(file.readline()) if state.seq >= 0 else 0
-    return state, end
+    file = directory.log.stat()
+    state = RunState(log=(file.st_dev, file.st_ino))
+    if known is not None and known.log == state.log:
+        state = known
+    for offset, event in read_log(directory.log, state.last):
+        if event.seq > state.seq:
+            state.apply(event, offset)
+    with directory.log.open("rb") as log:
+        log.seek(state.last)
+        return state, state.last + (len(log.readline()) if state.seq >= 0 else 0)
 
 
 def read_created(directory: RunDir) -> RunCreated:
@@ -151,10 +155,11 @@ def require_shards(directory: RunDir, state: RunState) -> None:
             require_size(directory.path / folder / f"{number}.{state.run.settings['format']}", size)
 
 
-def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWriter:
+def recover(directory: RunDir, plan: Plan, known: RunState | None = None, *, new_epoch: bool = True) -> RunWriter:
     """The writer of a directory that holds a run, with its files cut to the lengths in the log.
 
-    It continues in a new epoch; or in the last one, if units in flight of that epoch still count.
+    It continues in a new epoch; or in the last one, if units in flight of that epoch still count. `known`, an earlier
+    reading of the log, becomes the writer's.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -166,7 +171,7 @@ def recover(directory: RunDir, plan: Plan, *, new_epoch: bool = True) -> RunWrit
     require_no_links(directory)
     log = EventLog(directory.log)
     try:
-        state, end = read_state(directory)
+        state, end = read_state(directory, known)
         _ = state.run
         shutil.rmtree(directory.fleet, ignore_errors=True)  # left by a killed fleet
         remove_leftovers(directory)

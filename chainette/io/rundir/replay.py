@@ -175,6 +175,10 @@ class RunState:
     ended: bool = False
     #: Roots that were complete when the current epoch began.
     done_before: int = 0
+    #: Offset of the last event in the log.
+    last: int = 0
+    #: Device and inode of the log; (0, 0) if the events came from elsewhere.
+    log: tuple[int, int] = (0, 0)
 
     @property
     def run(self) -> RunCreated:
@@ -197,14 +201,18 @@ class RunState:
         return root < len(self.done) and bool(self.done[root])
 
     def node(self, node: str) -> NodeCounts:
-        return self.nodes.setdefault(node, NodeCounts())
+        if (counts := self.nodes.get(node)) is None:
+            counts = self.nodes[node] = NodeCounts()
+        return counts
 
     def apply(self, event: AnyEvent | Event, offset: int = 0) -> None:
         """Takes in the next event, which is at `offset` in the log."""
         if event.epoch != self.epoch:
             self.done_before = self.done_count
-        self.seq, self.epoch = event.seq, event.epoch
+        self.seq, self.epoch, self.last = event.seq, event.epoch, offset
         match event:
+            case UnitCommitted():  # first, since nearly every event is one
+                self._commit(event, offset)
             case RunCreated():
                 if self.created is not None:
                     raise DamagedRun(f"events.jsonl: event {event.seq} begins a run in the middle of another; restore a backup")
@@ -222,8 +230,6 @@ class RunState:
                 self._note_redis(event.redis)
             case InputRead():
                 self.apply_read(Read(event.upto, event.digest))
-            case UnitCommitted():
-                self._commit(event, offset)
             case UnitRetried():
                 self.retries += 1
                 self.node(event.node).retried += 1

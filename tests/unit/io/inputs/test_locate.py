@@ -6,6 +6,7 @@ import datetime as dt
 import gzip
 import hashlib
 import os
+import random
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
@@ -105,6 +106,32 @@ def test_reading_starts_at_any_index(tmp_path: Path) -> None:
     assert [(record.index, record.line) for record in open_input(path).records(8)] == [(8, 17), (9, 19)]
     assert [record.index for record in open_input(path, limit=9).records(7)] == [7, 8]
     assert list(open_input(path, limit=3).records(5)) == []
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_records_are_the_same_wherever_reading_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("chainette.io.inputs.readers._HEAD", 10)  # so that a CR further on does not end lines
+    rng = random.Random(name)
+    parts = [b'{"a":1}', b"", b"  \t", b"\r", b"\v\f", b" " * 60, b"\xef\xbb\xbf", b'\xef\xbb\xbf{"b":2}', b"x" * 60, b'"\xff"']
+    for block in (1, 2, 7, 40, 200):
+        monkeypatch.setattr("chainette.io.inputs.delimited._SKIPPED", block)
+        data = b'{"first":0}\n' + b"".join(rng.choice(parts) + rng.choice([b"\n", b"\r\n"]) for _ in range(40)) + b"last"
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        source = open_input(tmp_path / name, max_line_bytes=50)
+        every = list(source.records())
+        for start in range(len(every) + 2):
+            trail = source.trail()
+            assert list(source.records(start, trail)) == every[start:], (block, start, data)
+            assert trail.mark().digest == source.digest()
+
+
+def test_lines_are_skipped_across_files(tmp_path: Path) -> None:
+    for number, rows in enumerate((3, 0, 2, 4)):
+        _write(tmp_path / f"{number}.jsonl", "".join(f'{{"name":"{number}.{row}"}}\n' for row in range(rows)))
+    every = list(open_input(tmp_path).records())
+    assert [record.index for record in every] == [*range(9)]
+    for start in range(10):
+        assert list(open_input(tmp_path).records(start)) == every[start:]
 
 
 def test_cells_are_converted_and_empty_ones_are_missing(tmp_path: Path) -> None:
