@@ -13,11 +13,13 @@ from chainette.errors import RunError
 from chainette.fleet.protocol.keys import aside
 from chainette.fleet.protocol.messages import Admission, PutAside, Result
 from chainette.fleet.protocol.seals import FleetKey, Kind, NoKey, Unsealed, seals_of
+from chainette.fleet.protocol.states import Claim, Turn
 from chainette.fleet.redis.queue import ANCHOR, FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order
 from chainette.io.rundir.events import WorkerJoined
 from chainette.io.rundir.log import encode_line
 from chainette.records import CHAIN_INPUT, Output, Row, Unit, Usage, encode
+from chainette.run.process import poisoned
 from tests.support.fleet import QueueRun, forked, opened, record, straight
 from tests.support.valkey import Database
 
@@ -180,6 +182,85 @@ def test_the_rows_of_a_root_are_sealed(run: QueueRun) -> None:
             run.queue.record(run.keys, 0)
     run.client.set(key, good)
     assert len(run.queue.record(run.keys, 0).rows) == 4
+
+
+def solo(run: QueueRun) -> Claim:
+    """The run's only unit, a single row, once two workers died of it; w1 runs it alone."""
+    for me in ("d1", "d2"):
+        run.take(me)
+        run.lose(me)
+    claim = run.take("w1")
+    assert claim.turn is Turn.SOLO and len(claim.unit.rows) == 1
+    return claim
+
+
+def break_by_hand(run: QueueRun, job: str) -> None:
+    """What somebody with the worker's password writes so that a unit seems to have killed two workers alone."""
+    for place in (f"rq:queue:{run.queues[-1]}", f"{run.keys.prefix}solo:{run.queues[-1]}"):
+        run.client.lrem(place, 0, job)
+    run.client.hset(f"rq:job:{job}", mapping={"status": "broken", "claim": "", "solo": "1", "deaths": "9"})
+    run.client.rpush(f"{run.keys.prefix}broken:{run.queues[-1]}", job)
+
+
+@pytest.fixture
+def single(database: Database) -> Iterator[QueueRun]:
+    database.may_leave("rq:*")
+    with opened(database.client, straight(), seals=KEY) as run:
+        run.admit(["good"])
+        yield run
+
+
+def test_forged_deaths_reject_no_row(single: QueueRun) -> None:
+    [job] = single.waiting()
+    break_by_hand(single, job)
+    claim = single.take()
+    assert (claim.job, claim.turn) == (job, Turn.SOLO), "it runs alone once more"
+    assert single.commit(claim)
+    assert everything(single) == {"first": ["0"], "second": ["0"]}
+
+
+def test_words_that_other_rows_and_living_workers_left_reject_no_row(database: Database) -> None:
+    database.may_leave("rq:*")
+    with opened(database.client, straight(), seals=KEY) as run:
+        run.admit(["good"])
+        claim = solo(run)
+        own = cast("bytes", run.client.hget(f"rq:job:{claim.job}", "begun")).split()
+        assert len(own) == 1
+        row = f"{claim.job}\0{claim.unit.rows[0].row_id}"
+        wrong = [
+            own[0].decode(),
+            own[0].decode(),
+            KEY.seal("run-b", 0, Kind.BEGUN, row, b"w2").hex(),
+            KEY.seal("run-a", 1, Kind.BEGUN, row, b"w2").hex(),
+            KEY.seal("run-a", 0, Kind.BEGUN, f"{claim.job}\0other", b"w2").hex(),
+            OTHER.seal("run-a", 0, Kind.BEGUN, row, b"w2").hex(),
+            "zz",
+            "00",
+        ]
+        words = b"\xff " + " ".join(wrong).encode()
+        run.lose("w1")
+        run.client.hset(f"rq:job:{claim.job}", "begun", words)
+        break_by_hand(run, claim.job)
+        again = run.take("w2")
+        assert again.turn is Turn.SOLO, "one worker died with it alone"
+        run.client.srem("chainette:held:w2", claim.job)
+        break_by_hand(run, claim.job)
+        assert run.take("w2").turn is Turn.SOLO, "the other one lives"
+        run.queue.reconcile("w2")
+        run.client.delete(f"{run.keys.prefix}turn:{run.queues[-1]}")
+        assert everything(run) == {"first": ["0"], "second": ["0"]}
+
+
+def test_a_row_that_kills_alone_twice_is_mended_in_a_sealed_fleet_too(single: QueueRun) -> None:
+    solo(single)
+    single.lose("w1")
+    assert single.take("w2").turn is Turn.SOLO
+    single.lose("w2")
+    claim = single.take("w3")
+    assert claim.turn is Turn.MEND
+    assert single.queue.commit(claim, "w3", single.plan, poisoned(single.plan, claim.unit), "t")
+    [entry] = single.drain()
+    assert isinstance(entry.message, Result) and [each.row_id for each in entry.message.rejected] == ["0"]
 
 
 @pytest.mark.parametrize("spoil", ["unsealed", "doubled", "of another fork", "base"])

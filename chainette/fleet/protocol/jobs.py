@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,8 @@ from chainette.records import Effects, Scope, Unfinished, Unit, encode
 __all__ = [
     "ClaimedJob",
     "age",
+    "begun_by",
+    "begun_word",
     "claimed_unit",
     "halves",
     "moment",
@@ -210,6 +213,27 @@ def open_unfinished(claimed: ClaimedJob, seals: Seals, data: bytes) -> dict[str,
         return _unfinished.decode(claimed.opened(seals, Kind.UNFINISHED, claimed.job, data) or b"") if data else {}
     except (BadMessage, ValueError):
         return {}
+
+
+def begun_word(claim: Claim, incarnation: str, seals: Seals) -> str:
+    """The word that a worker begins a row that runs alone; "" without a key, or if there are several rows."""
+    if not seals.fingerprint or len(claim.unit.rows) != 1:
+        return ""
+    return seals.seal(claim.run, claim.epoch, Kind.BEGUN, _alone(claim), incarnation.encode()).hex()
+
+
+def begun_by(claim: Claim, words: bytes, seals: Seals) -> set[str]:
+    """The workers that began a row alone, by their sealed words; anything else there is left out."""
+    workers = set[str]()
+    for word in words.split():
+        with suppress(BadMessage, ValueError):
+            body = seals.open(claim.run, claim.epoch, Kind.BEGUN, _alone(claim), bytes.fromhex(word.decode()))
+            workers.add((body or b"").decode())
+    return workers
+
+
+def _alone(claim: Claim) -> str:
+    return f"{claim.job}\0{claim.unit.rows[0].row_id}"
 
 
 def require_part(piece: Unit, plan: Plan) -> None:

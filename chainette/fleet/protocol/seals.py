@@ -35,6 +35,8 @@ class Kind(StrEnum):
     UNIT = "unit"
     #: what was done for the rows of a unit (job)
     UNFINISHED = "unfinished"
+    #: the word that a worker begins a row that runs alone (job, row)
+    BEGUN = "begun"
     #: the base rows of a fork, its join unit's (job, scope)
     BASE = "base"
     #: rows that a branch of a fork gave, or ended (scope, entry token, number)

@@ -16,6 +16,8 @@ from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.jobs import (
     ClaimedJob,
+    begun_by,
+    begun_word,
     claimed_unit,
     halves,
     moment,
@@ -27,7 +29,7 @@ from chainette.fleet.protocol.jobs import (
     wire_effects,
     wire_unfinished,
 )
-from chainette.fleet.protocol.keys import RUNS, RunKeys, rq_queue, stop
+from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, rq_queue, stop
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import (
     MAX_BYTES,
@@ -92,6 +94,10 @@ _LIGHT = 4 << 20
 
 #: Seconds that a staged part waits for its commit.
 _STAGED = 600
+
+
+#: Workers that must have died with a row that ran alone before it is rejected.
+_DEATHS = 2
 
 
 #: Seconds in which a worker that was asked to end notices it.
@@ -293,17 +299,32 @@ class FleetQueue(LeasedQueue):
         turn, job, token, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:7])
         try:
             number, parts = _count(epoch), _count(part)
-            claimed = ClaimedJob(RunKeys(run, number), job, *reply[7:-1])
+            claimed = ClaimedJob(RunKeys(run, number), job, *reply[7:-2])
             unit = claimed_unit(claimed, self._seals)
         except (BadMessage, ValueError) as error:  # numbers to Lua, and none to Python: "0x1", "1.5"
             self._bury(_who(job, token, incarnation, reply[9].decode("utf-8", "replace")), str(error))
             return None
-        return Claim(
-            job, token, run, number, unit, Turn(turn), moment(since), parts, open_unfinished(claimed, self._seals, reply[-1])
-        )
+        unfinished = open_unfinished(claimed, self._seals, reply[-1])
+        claim = Claim(job, token, run, number, unit, Turn(turn), moment(since), parts, unfinished)
+        return claim if self._has_its_turn(claim, incarnation, reply[-2]) else None
+
+    def _has_its_turn(self, claim: Claim, incarnation: str, begun: bytes) -> bool:
+        """Whether a unit may run alone, or be mended.
+
+        With a key, a row is poison only if two workers sealed that they began it alone, and none of them lives: the
+        counters in Redis may be forged. Otherwise it goes back and runs once more.
+        """
+        if claim.turn is Turn.SOLO and (word := begun_word(claim, incarnation, self._seals)):
+            return bool(self._call("start", **_holder(claim, incarnation), begun=word) == b"OK")
+        if claim.turn is not Turn.MEND or not self._seals.fingerprint or len(claim.unit.rows) != 1:
+            return True
+        dead = [name for name in begun_by(claim, begun, self._seals) if self._redis.zscore(LEASES, name) is None]
+        if len(dead) < _DEATHS:
+            self.release(claim, incarnation)
+        return len(dead) >= _DEATHS
 
     def start(self, claim: Claim, incarnation: str) -> bool:
-        return bool(self._call("start", **_holder(claim, incarnation)) == b"OK")
+        return bool(self._call("start", **_holder(claim, incarnation), begun="") == b"OK")
 
     def bury(self, claim: Claim, incarnation: str, reason: str) -> bool:
         return self._bury(_holder(claim, incarnation), reason)

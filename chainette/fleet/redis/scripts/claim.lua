@@ -58,8 +58,8 @@ end
 
 local function hand_out(unit, queue, kind, token)
   local job, j = unit.job, unit.j
-  local words = redis.call('HMGET', job_key(job), 'data', 'enqueued_at', 'unfinished')
-  local data, since, unfinished = words[1] or '', words[2] or '', words[3] or ''
+  local words = redis.call('HMGET', job_key(job), 'data', 'enqueued_at', 'unfinished', 'begun')
+  local data, since, unfinished, begun = words[1] or '', words[2] or '', words[3] or '', words[4] or ''
   local taken = j.part == '0' and {} or redis.pcall('SMEMBERS', taken_key(j, job))
   if taken.err then taken = {} end -- then there are too many rows, which its worker sees
   redis.call('HSET', job_key(job), 'status', 'started', 'claim', token, 'worker_name', me, 'started_at', A.at,
@@ -67,7 +67,7 @@ local function hand_out(unit, queue, kind, token)
   redis.call('SADD', held_key(me), job)
   redis.call('ZADD', wip_key(queue), '+inf', execution(job, token))
   return {kind, job, token, j.run, j.epoch, since, j.part, taken, j.root, j.scope, j.fork, tostring(j.rows), #data > 65536 and '' or data,
-    unit.payload, j.also or '', #unfinished <= A.light and unfinished or ''}
+    unit.payload, j.also or '', kind == 'MEND' and #begun <= 4096 and begun or '', #unfinished <= A.light and unfinished or ''}
 end
 
 -- A unit becomes one with another of the same root and scope: fragments grow together again. False if it cannot.
