@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig, get_engine_config, load_engines, register_engine
     from chainette.engine.lifecycle import release_engine
     from chainette.errors import ChainetteError
-    from chainette.io.rundir.result import RunResult
-    from chainette.records import Row
+    from chainette.io.rundir.result import RunResult, open_run
+    from chainette.records import Message, Row
     from chainette.run.executor import AsyncExecutor, Executor
+    from chainette.run.options import RunOptions
+
+    __version__: str
 
 __all__ = [
     "ApplyNode",
@@ -32,14 +35,17 @@ __all__ = [
     "EngineConfig",
     "Executor",
     "JoinBranch",
+    "Message",
     "Node",
     "Row",
+    "RunOptions",
     "RunResult",
     "SamplingParams",
     "Step",
     "apply",
     "get_engine_config",
     "load_engines",
+    "open_run",
     "register_engine",
     "release_engine",
 ]
@@ -56,12 +62,21 @@ _HOMES = {
     "engine.lifecycle": ("release_engine",),
     "errors": ("ChainetteError",),
     "run.executor": ("AsyncExecutor", "Executor"),
-    "io.rundir.result": ("RunResult",),
-    "records": ("Row",),
+    "run.options": ("RunOptions",),
+    "io.rundir.result": ("RunResult", "open_run"),
+    "records": ("Message", "Row"),
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("chainette")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"chainette.{home}"), name)

@@ -75,7 +75,7 @@ async def resume(
         if options.drive is not None:
             with suppress(RunError):  # a finished run needs nobody
                 await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
-        return RunResult(directory, state, plan)
+        return RunResult(directory, state)
     await check_drive(plan, options)
     if state.status is not Status.FINISHED and (state.ended or state.broken or state.holes):
         state = await anyio.to_thread.run_sync(_mend, directory, plan, state)

@@ -96,7 +96,7 @@ async def finish_run(
             async with local_run(plan, roots, writer, writer.state.is_done, options, hook, deliver) as local:
                 await local.run()
         await anyio.to_thread.run_sync(session.finish)
-        return RunResult(writer.directory, writer.state, plan)
+        return RunResult(writer.directory, writer.state)
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, error))

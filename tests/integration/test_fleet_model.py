@@ -302,7 +302,7 @@ class Fleet:
         self.sink.close()
         self.sink.writer.finish("", self.source.total())
         self.sink.writer.close()
-        return RunResult(self.directory, read_state(self.directory)[0], self.plan)
+        return RunResult(self.directory, read_state(self.directory)[0])
 
 
 def send_home(fleet: Fleet) -> None:

@@ -1,36 +1,87 @@
-"""RunResult: the results of a finished or stopped run."""
+"""RunResult: the results of a finished or stopped run, as rows and as frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from html import escape
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chainette.core.plan import Plan
 from chainette.errors import RunDirectoryError
+from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.replay import RunState, Status
-from chainette.io.tables.schemas import Added, ShardSchemas
+from chainette.io.tables.features import columns_of
+from chainette.io.tables.schemas import Added, shard_schema
+from chainette.records import row_order
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
     from datasets import DatasetDict
 
-__all__ = ["RunResult"]
+__all__ = ["RunResult", "open_run"]
+
+#: Rows that a notebook shows.
+_HEAD = 5
+
+
+def open_run(directory: str | os.PathLike[str]) -> RunResult:
+    """The run in a directory, whatever wrote it: finished, stopped or still going on, in any format.
+
+        result = chainette.open_run("runs/20260501-101500-1a2b3c4d")
+        result.to_pandas("extract")
+
+    Imports no code of the chain: values are plain data. A run that goes on is read as far as it is durable now.
+
+    Raises:
+        RunDirectoryError: the directory holds no run.
+        DamagedRun: its log is damaged.
+    """
+    run = RunDir(Path(directory))
+    return RunResult(run, read_state(run)[0])
 
 
 class RunResult:
-    """A run directory and its run's status. Reads rows on demand; holds none."""
+    """A run directory and its run's status. Reads rows on demand; holds none.
 
-    def __init__(self, directory: RunDir, state: RunState, plan: Plan) -> None:
+    Any library that takes Arrow streams (`polars.DataFrame(result)`, `duckdb`, `pyarrow.table(result)`) reads `flattened`
+    from it without a copy.
+    """
+
+    def __init__(self, directory: RunDir, state: RunState) -> None:
         #: The run directory.
         self.dir: Path = directory.path
         self._directory = directory
         self._state = state
-        self._plan = plan
 
     def __repr__(self) -> str:
-        return f"RunResult(dir={str(self.dir)!r}, status={self.status.value!r})"
+        return f"RunResult({str(self.dir)!r}: {self._summary()})"
+
+    def _repr_html_(self) -> str:
+        """Counts per step, rejections by reason and the first rows, for notebooks."""
+        counts = [
+            {"step": step} | {name: found[name] for name in ("in", "out", "rejected")} for step, found in self.counts.items()
+        ]
+        reasons = [
+            {"step": step, "reason": reason, "rows": count}
+            for step, found in self.counts.items()
+            for reason, count in found.get("reasons", {}).items()
+        ]
+        rows = list(islice(self.rows("flattened"), _HEAD))
+        tables = "".join(map(_html_table, filter(None, (counts, reasons, rows))))
+        return f"<p><b>{escape(str(self.dir))}</b>: {escape(self._summary())}</p>{tables}"
+
+    def _summary(self) -> str:
+        """The status with the number of rows that reached the end, which may be none."""
+        metadata = self.metadata
+        rejected = f", {metadata['rows_rejected']:,} rejected" if metadata["rows_rejected"] else ""
+        return f"{self.status.value}, {metadata['rows_finished']:,} rows from {metadata['records']:,} records{rejected}"
 
     @property
     def status(self) -> Status:
@@ -53,6 +104,11 @@ class RunResult:
         steps: dict[str, dict[str, Any]] = self.metadata["steps"]
         return steps
 
+    @property
+    def rejected(self) -> Iterator[dict[str, Any]]:
+        """The rejected rows: row_id, step_id, reason, message, attempts, raw, line."""
+        return self.rows("rejected")
+
     def rows(self, step: str) -> Iterator[dict[str, Any]]:
         """The rows of a step (or `rejected`, `flattened`) as plain dicts, in the order of the shards.
 
@@ -60,22 +116,46 @@ class RunResult:
             RunDirectoryError: no folder of that name was written.
             DamagedRun: a file is not there, or does not hold the bytes that were written.
         """
-        folders = {node.id: node.folder for node in self._state.graph.nodes if not node.hidden}
-        folders |= {"rejected": "rejected", "flattened": "flattened"}
-        if step not in folders:
-            raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")
-        return self._read(folders[step])
+        return self._read(self._folder(step))
 
-    def _read(self, folder: str) -> Iterator[dict[str, Any]]:
-        from chainette.io.tables.sealed import read_rows
+    def to_arrow(self, step: str = "flattened") -> pa.Table:
+        """The rows of a step as an Arrow table, in the order of row ids, with the columns of Parquet whatever the format.
 
-        schemas = self._schemas()
-        for number, (_, count) in sorted(self._state.ends.get(folder, {}).items()):
-            path = require_whole(self._directory, self._state, folder, number)
-            yield from read_rows(path, 0, count, schemas[folder] if path.suffix == ".csv" else None)
+        Values without a fixed type are JSON text. Raises as `rows` does.
+        """
+        from chainette.io.tables.sealed import table_of
 
-    def _schemas(self) -> ShardSchemas:
-        return ShardSchemas(self._plan, Added.of(self._state.run.settings))
+        folder = self._folder(step)
+        table = table_of(self._read(folder), self._schema(folder))
+        ids = table.column("row_id").to_pylist()
+        order = sorted(range(len(ids)), key=lambda at: row_order(ids[at]))
+        return table.take(order) if order else table
+
+    def to_pandas(self, step: str = "flattened") -> pd.DataFrame:
+        """`to_arrow` as a pandas frame, in which whole numbers and booleans may be missing (`Int64`, `boolean`).
+
+        Raises:
+            RunDirectoryError: pandas is not installed, or as `rows`.
+        """
+        pandas = _library("pandas", "to_pandas")
+        import pyarrow as pa
+
+        nullable = {pa.int64(): pandas.Int64Dtype(), pa.bool_(): pandas.BooleanDtype()}
+        frame: pd.DataFrame = self.to_arrow(step).to_pandas(types_mapper=nullable.get)
+        return frame
+
+    def to_polars(self, step: str = "flattened") -> pl.DataFrame:
+        """`to_arrow` as a polars frame.
+
+        Raises:
+            RunDirectoryError: polars is not installed, or as `rows`.
+        """
+        frame: pl.DataFrame = _library("polars", "to_polars").from_arrow(self.to_arrow(step))
+        return frame
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """`flattened` as an Arrow stream (the Arrow PyCapsule interface)."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def dataset(self) -> DatasetDict:
         """The run as a Hugging Face DatasetDict, one split per folder: in memory, unless its files are Parquet.
@@ -85,14 +165,45 @@ class RunResult:
         Raises:
             RunDirectoryError: the package `datasets` is not installed.
         """
-        try:
-            import datasets
-        except ImportError as error:
-            raise RunDirectoryError("RunResult.dataset() needs the package datasets: pip install datasets") from error
+        datasets = _library("datasets", "dataset")
         from chainette.io.tables.sealed import table_of
 
         names = datasets.get_dataset_config_names(str(self.dir))
         if self._state.run.settings["format"] == "parquet":
-            return datasets.DatasetDict({name: datasets.load_dataset(str(self.dir), name, split="train") for name in names})
-        schemas = self._schemas()
-        return datasets.DatasetDict({name: datasets.Dataset(table_of(self._read(name), schemas[name])) for name in names})
+            found = {name: datasets.load_dataset(str(self.dir), name, split="train") for name in names}
+        else:
+            found = {name: datasets.Dataset(table_of(self._read(name), self._schema(name))) for name in names}
+        made: DatasetDict = datasets.DatasetDict(found)
+        return made
+
+    def _folder(self, step: str) -> str:
+        folders = {node.id: node.folder for node in self._state.graph.nodes if not node.hidden}
+        folders |= {"rejected": "rejected", "flattened": "flattened"}
+        if step not in folders:
+            raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")
+        return folders[step]
+
+    def _read(self, folder: str) -> Iterator[dict[str, Any]]:
+        from chainette.io.tables.sealed import read_rows
+
+        for number, (_, count) in sorted(self._state.ends.get(folder, {}).items()):
+            path = require_whole(self._directory, self._state, folder, number)
+            yield from read_rows(path, 0, count, self._schema(folder) if path.suffix == ".csv" else None)
+
+    def _schema(self, folder: str) -> pa.Schema:
+        return shard_schema(columns_of(self._state.graph.features[folder]), Added.of(self._state.run.settings))
+
+
+def _library(name: str, method: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise RunDirectoryError(f"RunResult.{method}() needs the package {name}: pip install {name}") from error
+
+
+def _html_table(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> str:
+    def line(cells: Iterator[Any], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
+
+    head = line(iter(rows[0]), "th")
+    return f"<table>{head}{''.join(line(iter(row.values()), 'td') for row in rows)}</table>"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.io.tables.column_types import Kind, Shape
 from chainette.io.tables.columns import Columns, arrow_schema, flattened_columns, step_columns
 from chainette.io.tables.formulas import CSV_SAFE
 
-__all__ = ["Added", "ShardSchemas"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Added", "ShardSchemas", "shard_schema"]
 
 #: The key column has one type, text: other values become their JSON.
 _KEY, _TEXT = "_key", Shape(Kind.STRING)
@@ -46,6 +49,12 @@ class Added:
         return cls(*(bool(settings.get(name)) for name in ("key", "usage", "csv_safe")))
 
 
+def shard_schema(columns: Columns, added: Added) -> pa.Schema:
+    """The schema of a shard with these columns."""
+    schema = arrow_schema(tuple((name, _TEXT if name == _KEY else shape) for name, shape in columns))
+    return schema.with_metadata({CSV_SAFE: "yes"}) if added.csv_safe else schema
+
+
 class ShardSchemas(Mapping[str, Any]):
     """Folder -> `pyarrow.Schema`. Hidden folders have none: they are never sealed."""
 
@@ -54,7 +63,7 @@ class ShardSchemas(Mapping[str, Any]):
         self._nodes = {node.folder: node for node in plan.nodes.values() if not node.hidden}
         self._tail = [(_KEY, Any)] if added.key else []
         self._usage = _USAGE if added.usage else ()
-        self._metadata = {CSV_SAFE: "yes"} if added.csv_safe else None
+        self._added = added
         self._made: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -68,9 +77,7 @@ class ShardSchemas(Mapping[str, Any]):
 
     def __getitem__(self, folder: str) -> Any:
         if folder not in self._made:
-            columns = self.columns(folder)
-            schema = arrow_schema(tuple((name, _TEXT if name == _KEY else shape) for name, shape in columns))
-            self._made[folder] = schema.with_metadata(self._metadata) if self._metadata else schema
+            self._made[folder] = shard_schema(self.columns(folder), self._added)
         return self._made[folder]
 
     def columns(self, folder: str) -> Columns:

@@ -119,7 +119,7 @@ def test_the_end_is_a_table_and_what_to_do_next(run: Any, plan: Plan) -> None:
     for offset, event in read_log(run.path / "events.jsonl"):
         state.apply(event, offset)
     console = terminal(100)
-    LiveView(run.path, console).end(RunResult(RunDir(run.path), state, plan))
+    LiveView(run.path, console).end(RunResult(RunDir(run.path), state))
     written = text_of(console)
     assert "accounting: balanced" in written
     assert "chainette rejected" in written

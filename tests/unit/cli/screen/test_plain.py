@@ -42,11 +42,11 @@ def root(number: int, records: int) -> UnitCommitted:
     return UnitCommitted(node="last", root=number, taken=records, given=records, root_done=done)
 
 
-def result_of(run: Any, plan: Plan) -> RunResult:
+def result_of(run: Any) -> RunResult:
     state = RunState()
     for offset, event in read_log(run.path / "events.jsonl"):
         state.apply(event, offset)
-    return RunResult(RunDir(run.path), state, plan)
+    return RunResult(RunDir(run.path), state)
 
 
 def test_a_run_begins_with_what_it_is(run: Any, plain: Plain, lines: list[str]) -> None:
@@ -109,7 +109,7 @@ def test_the_end_is_a_table_and_what_to_do_next(
 ) -> None:
     run.tell(RunStarted(expected=3))
     run.tell_root(3, rejected=1)
-    plain.end(result_of(run, plan))
+    plain.end(result_of(run))
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["step", "in", "out", "rejected", "dropped", "stopped", "expanded", "tokens"]
     assert next(line.split() for line in table if line.startswith("first")) == ["first", "3", "2", "1", "-", "-", "-", "-"]
@@ -142,7 +142,7 @@ def test_a_quiet_run_says_its_directory_at_the_end(run: Any, plan: Plan, lines: 
     run.tell(RunStarted(expected=1))
     run.tell_root(1)
     assert lines == []
-    quiet.end(result_of(run, plan))
+    quiet.end(result_of(run))
     assert lines == [str(run.path)]
 
 
