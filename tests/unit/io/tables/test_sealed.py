@@ -311,7 +311,7 @@ def test_csv_leaves_formula_characters_and_plain_text_alone(tmp_path: Path) -> N
 
 def test_polars_duckdb_and_pandas_read_both_formats(tmp_path: Path) -> None:
     import duckdb
-    import pandas  # type: ignore[import-untyped]
+    import pandas
     import polars
 
     schema = arrow_schema(step_columns(Point, [("row_id", str)]))
