@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, Command] = {
     "ls": Command("ls", "List the run directories below a folder."),
     "rows": Command("rows", "Show the rows of the run in DIR as a table."),
     "why": Command("why", "Tell the story of one row of the run in DIR."),
+    "diff": Command("diff", "Show which rows changed between two runs, by field."),
     "rejected": Command("rejected", "List the rejected rows of DIR, or --retry them."),
     "rollback": Command("rollback", "Swap DIR with its newest version."),
     "rebuild": Command("rebuild", "Write the derived files of DIR again."),

@@ -154,3 +154,49 @@ def test_rows_as_records_have_a_line_per_field_and_wide_rows_become_records_by_t
     assert [line.split()[0] for line in records[:3]] == ["row_id", "chain_input.text", "extract.name"]
     narrow = project.chainette("rows", "runs/jsonl", "--columns", "row_id,nmae")
     assert narrow.returncode == 2 and "the rows have no such column" in narrow.stderr
+
+
+def changed_rows(project: Project, *words: str) -> dict[str, dict[str, list[object]]]:
+    return {row["name"]: row["fields"] for row in map(json.loads, told(project, "diff", *words, "--json").splitlines())}
+
+
+def test_diff_finds_no_change_between_formats_of_one_run(project: Project) -> None:
+    for one, other in (("jsonl", "csv"), ("csv", "parquet"), ("parquet", "jsonl")):
+        for step in ("flattened", "extract", "split", "rejected"):
+            shown = told(project, "diff", f"runs/{one}", f"runs/{other}", step)
+            assert re.fullmatch(rf"{step}: \d+ rows equal, 0 changed \(matched by row_id\)\n", shown), shown
+
+
+def test_diff_names_changed_fields_and_rows_that_one_run_lacks(project: Project) -> None:
+    made = project.chainette("run", "chain.py", "in.jsonl", "-o", "other", "--seed", "7", "--limit", "12", "--quiet")
+    assert made.returncode in (0, 3), made.stderr
+    rows = {
+        kind: {
+            row["row_id"]: row
+            for row in map(json.loads, told(project, "rows", kind, "--step", "extract", "--json").splitlines())
+        }
+        for kind in ("runs/csv", "other")
+    }
+    changed = changed_rows(project, "runs/csv", "other", "extract")
+    names = {row_id: row["name"] for row_id, row in rows["other"].items()}
+    assert changed == {
+        row_id: {"name": [rows["runs/csv"][row_id]["name"], name]}
+        for row_id, name in names.items()
+        if rows["runs/csv"][row_id]["name"] != name
+    }
+    assert len(changed) > 6, "another seed gives other names"
+    shown = told(project, "diff", "runs/csv", "other", "extract", "--limit", "1")
+    assert "only in A: 8 rows: 12, 13, 14, 15, 16, 17, 18, 19\n" in shown
+    assert re.search(rf"^name +{len(changed)}$", shown, re.MULTILINE)
+    assert f"and {len(changed) - 1} more" in shown and shown.count("    + ") == 1
+
+
+def test_diff_matches_by_key_if_both_runs_have_one(project: Project) -> None:
+    texts = [{"text": f"t{number}", "id": f"k{number}"} for number in range(6)]
+    for name, order in (("forth", texts), ("back", texts[::-1])):
+        (project.path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in order))
+        made = project.chainette("run", "chain.py", f"{name}.jsonl", "-o", name, "--key", "id", "--quiet")
+        assert made.returncode in (0, 3), made.stderr
+    changed = changed_rows(project, "forth", "back", "extract")
+    assert {name[0] for name in changed} == {"k"}
+    assert "(matched by _key)" in told(project, "diff", "forth", "back", "extract")

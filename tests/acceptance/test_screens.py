@@ -84,6 +84,7 @@ def test_a_run_shows_no_command_of_its_rows(project: Project, tmp_path: Path, fl
         ("rows", "out", "--step", "echo"),
         ("rows", "out", "--records"),
         ("why", "out", "0"),
+        ("diff", "out", "out", "echo"),
         ("why", "out", HOSTILE),
         ("ls", "."),
         ("rejected", "out"),

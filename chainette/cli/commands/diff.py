@@ -1,0 +1,77 @@
+"""`chainette diff`: the rows that differ between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chainette.cli.common import console, guarded, new_table, print_json
+from chainette.cli.flags import AsJson
+from chainette.cli.screen.record import cell
+from chainette.io.rundir.comparison import ChangedRow, Comparison, compare
+from chainette.io.rundir.result import open_run
+
+__all__ = ["diff"]
+
+#: Names of rows that only one run has, as far as they are shown.
+_NAMES = 8
+
+
+@guarded
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A run directory.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, of this chain or a changed one.")],
+    step: Annotated[str, typer.Argument(metavar="[STEP]", help="The step whose rows are compared.")] = "flattened",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=0, help="Show N changed rows.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show which rows changed between the runs A and B, by field.
+
+    Rows are matched by `--key` if both runs were made with it, else by row_id; the formats of the runs may differ. What
+    begins with `_` (attempts, reasoning, cost) is not compared. --json prints one changed row per line.
+    """
+    found = compare(open_run(first), open_run(second), step)
+    if as_json:
+        print_json(found.changed)
+        return
+    screen = console()
+    for line in _summary(found, step):
+        screen.print(line, soft_wrap=True)
+    if found.by_field:
+        table = new_table(("field", "rows changed"), numbers=("rows changed",))
+        for name, count in found.by_field.items():
+            table.add_row(name, f"{count:,}")
+        screen.print(table)
+    for row in found.changed[:limit]:
+        screen.print()
+        for line in _lines(row, found.by):
+            screen.print(line, soft_wrap=True)
+    if len(found.changed) > limit:
+        screen.print(f"\nand {len(found.changed) - limit:,} more: --limit N shows more, --json all of them")
+
+
+def _summary(found: Comparison, step: str) -> Iterator[str]:
+    yield f"{step}: {found.equal:,} rows equal, {len(found.changed):,} changed (matched by {found.by})"
+    for side, names in (("A", found.only_first), ("B", found.only_second)):
+        if names:
+            yield f"only in {side}: {len(names):,} rows: {_listed(names)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(islice(names, _NAMES)) + (", ..." if len(names) > _NAMES else "")
+
+
+def _lines(row: ChangedRow, by: str) -> Iterator[str]:
+    yield f"{by.removeprefix('_').removesuffix('_id')} {row.name}"
+    for name, (before, after) in row.fields.items():
+        yield f"  {name}"
+        yield f"    - {_one_line(before)}"
+        yield f"    + {_one_line(after)}"
+
+
+def _one_line(value: object) -> str:
+    return " ".join(cell(value).split())
