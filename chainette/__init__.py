@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from chainette.core.branch import Branch, JoinBranch
     from chainette.core.chain import Chain
     from chainette.core.node import Node
+    from chainette.core.route import Route
     from chainette.core.step import Step
     from chainette.engine.base import Engine, SamplingParams
     from chainette.engine.config import EngineConfig, get_engine_config, load_engines, register_engine
@@ -37,6 +38,7 @@ __all__ = [
     "JoinBranch",
     "Message",
     "Node",
+    "Route",
     "Row",
     "RunOptions",
     "RunResult",
@@ -56,6 +58,7 @@ _HOMES = {
     "core.branch": ("Branch", "JoinBranch"),
     "core.chain": ("Chain",),
     "core.node": ("Node",),
+    "core.route": ("Route",),
     "core.step": ("Step",),
     "engine.base": ("Engine", "SamplingParams"),
     "engine.config": ("EngineConfig", "get_engine_config", "load_engines", "register_engine"),

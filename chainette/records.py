@@ -186,6 +186,8 @@ class Reason(StrEnum):
     ENGINE_ERROR = "engine_error"
     #: the Python function raised, or returned another type than it declared
     APPLY_ERROR = "apply_error"
+    #: the value by which a route chooses is none of its cases
+    NO_CASE = "no_case"
     #: the outcome of the row is larger than a unit can carry
     TOO_LARGE = "too_large"
     #: the row killed the workers that took it

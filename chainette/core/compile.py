@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
 from pydantic import BaseModel
 
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import Chain
 from chainette.core.check import json_kind, misfits, model_problems, same_but_for_case
+from chainette.core.compile_route import check_route, compile_route
+from chainette.core.elements import Flow, first_nodes, fork_id, target_of
+from chainette.core.identity import fingerprint_of, rescue_of
 from chainette.core.names import INPUTS, Names
 from chainette.core.node import Node
 from chainette.core.plan import (
@@ -30,20 +31,18 @@ from chainette.core.plan import (
     Side,
     Target,
     ToBranchEnd,
-    ToFork,
-    ToNode,
 )
-from chainette.core.settings import SETTINGS, Settings, settings_of_engine
+from chainette.core.route import Route
 from chainette.core.step import Step
 from chainette.core.templates.prompt_check import prompt_warnings
 from chainette.core.templates.references import template_problems
-from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
+from chainette.core.usercode.fingerprint import fingerprint_model
 from chainette.engine.backends import backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["compile_chain"]
+__all__ = ["Compiler", "compile_chain"]
 
 
 def compile_chain(
@@ -62,7 +61,7 @@ def compile_chain(
     Raises:
         PlanError: the chain has problems; carries all of them.
     """
-    compiler = _Compiler(chain, registry or chain.registry, simulate, tuple(known))
+    compiler = Compiler(chain, registry or chain.registry, simulate, tuple(known))
     plan = compiler.plan(batch_size or chain.batch_size)
     errors = [problem for problem in compiler.problems if not problem.warning]
     if errors:
@@ -70,24 +69,10 @@ def compile_chain(
     return plan
 
 
-@dataclass(frozen=True)
-class _Flow:
-    """The state between two elements."""
-
-    #: The name of the value that the next element receives.
-    source: str
-    #: Its type; None if an Apply did not declare it.
-    type: type[BaseModel] | None
-    #: Names that templates may use.
-    scope: tuple[str, ...]
-    #: Branches around, outermost first.
-    path: tuple[str, ...] = ()
-    #: Whether rows have been expanded since the branch (or the chain) began.
-    many: bool = False
-
-
 @dataclass
-class _Compiler:
+class Compiler:
+    """A chain on its way to a plan."""
+
     chain: Chain
     registry: EngineRegistry
     simulate: bool
@@ -108,18 +93,19 @@ class _Compiler:
         self.columns.append(source)
         if model is not BaseModel:
             self.check_model(model, self.chain.place, "the chain's input model")
-        start = _Flow(source, model, self.known or (CHAIN_INPUT,))
+        start = Flow(source, model, self.known or (CHAIN_INPUT,))
         self.sequence(self.chain.steps, start, End())
         for node in self.nodes.values():
             self.check_reasoning_name(node)
             self.check_templates(node)
+            check_route(self, node)
         return Plan(
             chain=self.chain.name,
             emoji=self.chain.emoji,
             batch_size=batch_size,
             input_model=model,
             input_fingerprint=fingerprint_model(model),
-            first=_target(self.chain.steps[0]),
+            first=target_of(self.chain.steps[0]),
             nodes=self.nodes,
             forks=self.forks,
             engines=self.engines,
@@ -132,7 +118,7 @@ class _Compiler:
         """The model of the records: declared by the chain, or by the nodes that see them first."""
         if self.chain.input_model is not None:
             return self.chain.input_model
-        firsts = [node for node in _first_nodes(self.chain.steps) if node.input_model is not None]
+        firsts = [node for node in first_nodes(self.chain.steps) if node.input_model is not None]
         if not firsts:
             self.error(self.chain.place, f"chain {self.chain.name!r}: the first node must declare its input_model")
             return BaseModel
@@ -148,20 +134,29 @@ class _Compiler:
 
     # -- structure
 
-    def sequence(self, elements: Sequence[Element], flow: _Flow, end: Target) -> _Flow:
+    def sequence(self, elements: Sequence[Element], flow: Flow, end: Target) -> Flow:
         """Compiles elements in order; the last one's rows go to `end`."""
-        targets = [*(_target(element) for element in elements[1:]), end]
+        targets = [*(target_of(element) for element in elements[1:]), end]
         for element, following in zip(elements, targets, strict=True):
-            compiled = self.node if isinstance(element, Node) else self.fork
-            flow = compiled(element, flow, following)  # type: ignore[arg-type]
+            flow = self.element(element, flow, following)
         return flow
 
-    def node(self, node: Node, flow: _Flow, following: Target) -> _Flow:
+    def element(self, element: Element, flow: Flow, following: Target) -> Flow:
+        match element:
+            case Route():
+                return compile_route(self, element, flow, following)
+            case Node():
+                return self.node(element, flow, following)
+            case _:
+                return self.fork(element, flow, following)
+
+    def node(self, node: Node, flow: Flow, following: Target) -> Flow:
         assert isinstance(node, Step | ApplyNode)
         self.claim(node.id, node.place)
         input_type = node.input_model or flow.type
         self.check_edge(node, flow)
         many = isinstance(node, ApplyNode) and node.cardinality is Cardinality.MANY
+        engine = self.engine(node) if isinstance(node, Step) else None
         self.depth += 1
         planned = PlanNode(
             id=node.id,
@@ -176,14 +171,13 @@ class _Compiler:
             node=node,
             input_type=input_type,
             output_model=node.output_model,
-            fingerprint=self.fingerprint(node, input_type),
-            rescue=self.rescue(node),
+            fingerprint=fingerprint_of(node, input_type, engine),
+            rescue=rescue_of(node, engine),
         )
         self.nodes.setdefault(node.id, planned)
         self.types[node.id] = node.output_model or Any
         names = [node.id]
         if isinstance(node, Step):
-            self.engine(node)
             self.types[planned.reasoning_key] = str | None
             names.append(planned.reasoning_key)
         if node.output_model is not None:
@@ -194,15 +188,15 @@ class _Compiler:
             self.columns.append(node.id)
         return replace(flow, source=node.id, type=node.output_model, scope=(*flow.scope, *names), many=flow.many or many)
 
-    def fork(self, branches: Sequence[Branch], flow: _Flow, following: Target) -> _Flow:
-        fork_id = _fork_id(branches)
+    def fork(self, branches: Sequence[Branch], flow: Flow, following: Target) -> Flow:
+        fork = fork_id(branches)
         joins, sides, aliases = [], [], []
         last = isinstance(following, End)
         for branch in branches:
             self.claim(branch.id, branch.place)
             inner = replace(flow, path=(*flow.path, branch.id), many=False)
-            ended = self.sequence(branch.steps, inner, ToBranchEnd(fork_id, branch.id))
-            first, kind = _target(branch.steps[0]), ended.type or Any
+            ended = self.sequence(branch.steps, inner, ToBranchEnd(fork, branch.id))
+            first, kind = target_of(branch.steps[0]), ended.type or Any
             name = branch.alias if isinstance(branch, JoinBranch) else branch.id
             if name != branch.id:
                 self.claim(name, branch.place)
@@ -215,7 +209,7 @@ class _Compiler:
             if not flow.path and (isinstance(branch, JoinBranch) or last):
                 self.columns.append(name)
         self.depth += 1
-        self.forks[fork_id] = Fork(fork_id, self.depth, tuple(joins), tuple(sides), following, flow.path, last)
+        self.forks[fork] = Fork(fork, self.depth, tuple(joins), tuple(sides), following, flow.path, last)
         return replace(flow, scope=(*flow.scope, *aliases))
 
     # -- checks
@@ -231,7 +225,7 @@ class _Compiler:
             key = node.reasoning_key
             self.error(node.place, f"{key!r} holds the reasoning of step {node.id!r}; choose another name for one of them")
 
-    def check_edge(self, node: Step[Any, Any] | ApplyNode[Any, Any], flow: _Flow) -> None:
+    def check_edge(self, node: Step[Any, Any] | ApplyNode[Any, Any], flow: Flow) -> None:
         """Reports misfits between the node and the rows that reach it."""
         if node.input_model is not None and flow.type is not None:
             for misfit in misfits(flow.type, node.input_model):
@@ -294,80 +288,28 @@ class _Compiler:
         if other.depth >= node.depth:
             return "it runs later" if other is not node else "it is this step"
         branch = next(name for name in other.path if name not in node.path)
+        route, is_way, _ = branch.partition(":")
+        if is_way or other.kind is NodeKind.DECISION:
+            return f"it is inside route {route!r}; Route(...).join('alias') brings the result of a row's way out"
         return f"it is inside branch {branch!r}; Branch(...).join('alias') brings a branch's result out"
 
-    def engine(self, step: Step[Any, Any]) -> None:
+    def engine(self, step: Step[Any, Any]) -> EngineConfig | None:
+        """The engine that a step asks; None, with a problem reported, if there is none of this name."""
         try:
             config = self.registry.get(step.engine_name)
         except UnknownEngine as error:
             self.error(step.place, f"step {step.id!r}: {error}; register_engine(...) declares one")
-            return
+            return None
         config = self.engines[config.name] = simulated(config) if self.simulate else config
         if objection := backend_class(config.backend).objection(step.output_model):
             self.error(step.place, f"step {step.id!r}: engine {config.name!r} ({config.backend}): {objection}")
-
-    def fingerprint(self, node: Step[Any, Any] | ApplyNode[Any, Any], input_type: type[BaseModel] | None) -> str:
-        parts: list[Any] = [node.id, type(node).__name__]
-        parts += [fingerprint_model(model) if model is not None else None for model in (input_type, node.output_model)]
-        if isinstance(node, ApplyNode):
-            parts += [fingerprint_code(node.fn), node.cardinality]
-        else:
-            builder = fingerprint_code(node.prompt_builder) if callable(node.prompt_builder) else None
-            parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
-            parts += [_deciding(SETTINGS["SamplingParams"], msgspec.to_builtins(node.sampling))]
-            parts += [_deciding(*self.engine_settings(node.engine_name))]
-        return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
-
-    def rescue(self, node: Step[Any, Any] | ApplyNode[Any, Any]) -> dict[str, Any]:
-        """The settings of a node that can only rescue rejected rows."""
-        if isinstance(node, ApplyNode):
-            return {}
-        declared = [
-            (SETTINGS["Step"], vars(node)),
-            (SETTINGS["SamplingParams"], msgspec.structs.asdict(node.sampling)),
-            self.engine_settings(node.engine_name),
-        ]
-        return {name: found[name] for settings, found in declared for name in settings.rescue if name in found}
-
-    def engine_settings(self, name: str) -> tuple[Settings, dict[str, Any]]:
-        """The classes of an engine's settings, and their values."""
-        try:
-            config = self.registry.get(name)
-        except UnknownEngine:
-            return SETTINGS["engine"], {}
-        plain = (simulated(config) if self.simulate else config).describe()
-        options: dict[str, Any] = plain.pop("options")
-        return settings_of_engine(plain["backend"]), plain | options
+        return config
 
     def error(self, place: Place, message: str) -> None:
         self.problems.append(Problem(message, place))
 
     def warn(self, place: Place, message: str) -> None:
         self.problems.append(Problem(message, place, warning=True))
-
-
-def _deciding(settings: Settings, declared: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in declared.items() if name in settings.decide}
-
-
-def _target(element: Element) -> Target:
-    return ToNode(element.id) if isinstance(element, Node) else ToFork(_fork_id(element))
-
-
-def _fork_id(branches: Sequence[Branch]) -> str:
-    """A name for a list of branches that no id can clash with."""
-    return "+".join(branch.id for branch in branches) if len(branches) > 1 else f"+{branches[0].id}"
-
-
-def _first_nodes(elements: Sequence[Element]) -> Iterator[Step[Any, Any] | ApplyNode[Any, Any]]:
-    """The nodes that receive the row before `elements`: after a list of branches it is the same row."""
-    for element in elements:
-        if isinstance(element, Step | ApplyNode):
-            yield element
-            return
-        assert not isinstance(element, Node)
-        for branch in element:
-            yield from _first_nodes(branch.steps)
 
 
 def _kind(node: Node) -> str:

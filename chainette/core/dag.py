@@ -13,7 +13,21 @@ from enum import Enum
 from typing import Any
 
 from chainette.core.apply import Cardinality
-from chainette.core.plan import End, Fork, Join, NodeKind, Plan, PlanNode, Side, Target, ToBranchEnd, ToFork, ToNode
+from chainette.core.plan import (
+    Choice,
+    End,
+    Fork,
+    Join,
+    NodeKind,
+    Plan,
+    PlanNode,
+    Side,
+    Target,
+    ToBranchEnd,
+    ToFork,
+    ToNode,
+    ToWays,
+)
 from chainette.records import CHAIN_INPUT
 
 __all__ = ["describe_models", "describe_rows", "render_ascii", "render_mermaid", "render_unicode"]
@@ -28,6 +42,8 @@ class _Kind(Enum):
     FORK = "🔀"
     JOIN = "🪢"
     SIDE = "🌿"
+    ROUTE = "🔱"
+    WAY = "👉"
     MORE = "…"
 
 
@@ -129,12 +145,25 @@ def _stages(plan: Plan, target: Target) -> Iterator[PlanNode | Fork]:
                 fork = plan.forks[target.fork]
                 target = fork.after
                 yield fork
-            case ToBranchEnd() | End():
+            case ToBranchEnd() | ToWays() | End():
                 return
+
+
+def _route_text(route: Choice) -> str:
+    alias = next((f", joined as {{{{ {join.alias} }}}}" for join in route.joins), ", not joined")
+    return f"route {route.decision}{alias}{', a list' if route.many else ''}"
+
+
+def _way_text(branch: Join | Side) -> str:
+    way = branch.branch.partition(":")[2] or "no case"
+    return way if isinstance(branch.first, ToNode | ToFork) else f"{way}: goes on as it is"
 
 
 def _branches(plan: Plan, fork: Fork, most: int | None) -> tuple[list[Join | Side], list[Join | Side]]:
     """(shown, folded) branches in the order in which they were declared."""
+    if isinstance(fork, Choice):
+        ways: list[Join | Side] = [*fork.joins, *fork.sides]
+        return (ways, []) if most is None else (ways[: max(most, 0)], ways[max(most, 0) :])
     place = {node: index for index, node in enumerate(plan.nodes)}
 
     def position(branch: Join | Side) -> int:
@@ -151,8 +180,8 @@ def _nodes_below(plan: Plan, target: Target) -> Iterator[PlanNode]:
         if isinstance(stage, PlanNode):
             yield stage
         else:
-            for first in (*(join.first for join in stage.joins), *(side.first for side in stage.sides)):
-                yield from _nodes_below(plan, first)
+            for start in (*stage.joined_starts, *stage.side_starts):
+                yield from _nodes_below(plan, start)
 
 
 def _tree(plan: Plan, most: int | None) -> _Line:
@@ -171,16 +200,19 @@ def _lines(plan: Plan, target: Target, most: int | None) -> Iterator[_Line]:
 
 def _fork_line(plan: Plan, fork: Fork, most: int | None) -> _Line:
     shown, folded = _branches(plan, fork, most)
+    route = isinstance(fork, Choice)
     below = [
         _Line(
-            _Kind.JOIN if isinstance(branch, Join) else _Kind.SIDE,
-            _branch_text(branch),
+            _Kind.WAY if route else _Kind.JOIN if isinstance(branch, Join) else _Kind.SIDE,
+            _way_text(branch) if route else _branch_text(branch),
             below=tuple(_lines(plan, branch.first, most)),
         )
         for branch in shown
     ]
     if folded:
         below.append(_Line(_Kind.MORE, f"+{len(folded)} more"))
+    if isinstance(fork, Choice):
+        return _Line(_Kind.ROUTE, _route_text(fork), plan.nodes[fork.decision].node.emoji, tuple(below))
     count = len(shown) + len(folded)
     return _Line(_Kind.FORK, f"{count} branch{'es' * (count > 1)}", below=tuple(below))
 
@@ -254,13 +286,28 @@ class _Chart:
     def fork(self, fork: Fork, sources: list[_Source]) -> list[_Source]:
         shown, folded = _branches(self.plan, fork, self.most)
         joined: list[_Source] = []
+        before = sources
+        if isinstance(fork, Choice):
+            [(decision, _)] = sources = self.decision(fork, sources)
         for branch in shown:
-            ends = self.branch(branch, sources)
+            if isinstance(fork, Choice):
+                ends = self.sequence(branch.first, [(decision, branch.branch.partition(":")[2] or "no case")])
+            else:
+                ends = self.branch(branch, sources)
             if isinstance(branch, Join):
-                joined += [(name, branch.alias) for name, _ in ends]
+                empty = isinstance(branch.first, ToBranchEnd)  # its arrow has the name of the way
+                joined += [(name, label if empty else branch.alias) for name, label in ends]
         if folded:
             joined += self.more(folded, sources)
-        return joined or sources
+        return joined or before
+
+    def decision(self, route: Choice, sources: list[_Source]) -> list[_Source]:
+        """The box from which the ways of a route lead."""
+        name = _mermaid_id("n", route.decision)
+        self.line(f'{name}{{"{_quoted(route.decision)}"}}')
+        for source in sources:
+            self.arrow(source, name)
+        return [(name, "")]
 
     def branch(self, branch: Join | Side, sources: list[_Source]) -> list[_Source]:
         self.line(f'subgraph {_mermaid_id("b", branch.branch)}["{_quoted(branch.branch)}"]')

@@ -7,13 +7,29 @@ durable: it finds the successors of a finished unit. `settle` gives the results 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 
 from chainette.core.apply import Cardinality
-from chainette.core.plan import End, Fork, Join, NodeKind, Plan, PlanNode, Side, Target, ToBranchEnd, ToFork, ToNode
+from chainette.core.decision import way_of
+from chainette.core.plan import (
+    Choice,
+    End,
+    Fork,
+    Join,
+    NodeKind,
+    Plan,
+    PlanNode,
+    Side,
+    Target,
+    ToBranchEnd,
+    ToFork,
+    ToNode,
+    ToWays,
+)
 from chainette.records import Earlier, Effects, Output, Partial, Row, Scope, Unit, owner_of, parent_of, row_order
 
 __all__ = ["ROOT", "Durable", "Settled", "advance", "frontier", "join_rows", "row_of", "settle"]
@@ -93,6 +109,8 @@ class _Walk:
                 self.fork(self.plan.forks[target.fork], rows, scope)
             case ToBranchEnd():
                 self.end_branch(target, rows, scope)
+            case ToWays():
+                self.part_ways(target, rows, scope)
             case End():
                 self.finished.extend(rows)
 
@@ -124,24 +142,24 @@ class _Walk:
             self.effects.units.append(Unit(node, self.root, chunk, scope, rows[start : start + size]))
 
     def fork(self, fork: Fork, rows: list[Row], scope: str) -> None:
-        for side in fork.sides:
-            self.go(side.first, rows, ROOT)
+        for start in fork.side_starts:
+            self.go(start, rows, ROOT)
         if not fork.joins:
             self.go(fork.after, rows, scope)
             return
         part = f"r.{fork.id}" if self.part is None else self.part
         name = f"{fork.id}@{part}"
         inner = _Walk(self.plan, self.root, self.durable, self.part, sides=self.sides, forks=self.forks)
-        for join in fork.joins:
-            inner.go(join.first, rows, name)
+        for start in fork.joined_starts:
+            inner.go(start, rows, name)
         open_ids = _pending_owners(inner.effects, {row.row_id for row in rows}, name)
         self.open_scope(Scope(name, fork.id, scope, part, [row for row in rows if row.row_id in open_ids]), inner.effects)
         done = [row for row in rows if row.row_id not in open_ids]
         if done:
-            partials: dict[str, list[Row]] = {join.branch: [] for join in fork.joins}
+            partials: dict[str, list[Row]] = {}
             for partial in inner.effects.partials:
                 if partial.scope == name:
-                    partials[partial.branch] += partial.rows
+                    partials.setdefault(partial.branch, []).extend(partial.rows)
             stopped = [row_id for where, ids in inner.effects.stopped if where == name for row_id in ids]
             joined, lost = join_rows(fork, done, partials, stopped)
             counted = self.forks.get(fork.id, (0, 0))
@@ -173,6 +191,21 @@ class _Walk:
             self.sides.setdefault(target.branch, []).extend(rows)
         else:
             self.effects.partials.append(Partial(scope, target.branch, rows))
+
+    def part_ways(self, target: ToWays, rows: list[Row], scope: str) -> None:
+        """Rows go on as was decided for each."""
+        fork = self.plan.forks[target.fork]
+        assert isinstance(fork, Choice)
+        taken: dict[str, list[Row]] = {}
+        for row in rows:
+            taken.setdefault(way_of(row.values[fork.decision]), []).append(row)
+        if fork.many:  # a row may become no row, and its decision is needed all the same
+            decided = [Row(row.row_id, {fork.decision: row.values[fork.decision]}, row.line) for row in rows]
+            self.effects.partials.append(Partial(scope, fork.decision, decided))
+        if fork.last and not fork.joins:
+            self.sides.setdefault(fork.decision, []).extend(rows)
+        for way, following in target.ways:
+            self.go(following, taken.get(way, []), scope)
 
 
 def _owned(row_id: str, ids: set[str]) -> bool:
@@ -214,10 +247,10 @@ def join_rows(
     """
     ids = {row.row_id for row in base}
     lost = {owner_of(row_id, ids) for row_id in stopped}
-    found = {join.branch: _by_owner(partials.get(join.branch, ()), ids) for join in fork.joins}
+    values_of = _chosen(fork, partials, ids) if isinstance(fork, Choice) else _all_branches(fork, partials, ids)
     joined = []
     for row in base:
-        values = {join.alias: _branch_value(join, found[join.branch].get(row.row_id, [])) for join in fork.joins}
+        values = values_of(row.row_id)
         if row.row_id in lost or None in values.values():
             lost.add(row.row_id)
         else:
@@ -225,11 +258,38 @@ def join_rows(
     return joined, [row.row_id for row in base if row.row_id in lost]
 
 
+#: Row id -> name -> JSON; None if there should be a value and is none.
+_ValuesOf = Callable[[str], dict[str, bytes | None]]
+
+
+def _all_branches(fork: Fork, partials: Mapping[str, Sequence[Row]], ids: set[str]) -> _ValuesOf:
+    found = {join.branch: _by_owner(partials.get(join.branch, ()), ids) for join in fork.joins}
+    return lambda row_id: {join.alias: _branch_value(join, found[join.branch].get(row_id, [])) for join in fork.joins}
+
+
+def _chosen(fork: Choice, partials: Mapping[str, Sequence[Row]], ids: set[str]) -> _ValuesOf:
+    """The value at the end of the way that a row took, and the decision."""
+    below = _by_owner(chain.from_iterable(partials.values()), ids)
+
+    def values_of(row_id: str) -> dict[str, bytes | None]:
+        arrived = below.get(row_id)
+        if not arrived:
+            return {fork.decision: None}
+        decision = arrived[0].values[fork.decision]
+        end = fork.end_of(decision)
+        rows = [row for row in arrived if end.value in row.values]
+        return {fork.decision: decision, fork.alias: _branch_value(end, rows)}
+
+    return values_of
+
+
 def _branch_value(branch: Join | Side, rows: list[Row]) -> bytes | None:
     """The JSON of a branch's value for one row; None if it should have given one and did not."""
+    if not branch.value and not branch.many:  # an empty way
+        return b"null"
     if branch.many:
         ordered = sorted(rows, key=lambda row: row_order(row.row_id))
-        return b"[" + b",".join(row.values[branch.value] for row in ordered) + b"]"
+        return b"[" + b",".join(row.values[branch.value] for row in ordered if branch.value) + b"]"
     return rows[0].values[branch.value] if rows else None
 
 
@@ -275,7 +335,10 @@ def settle(plan: Plan, root: int, rows: list[Row], durable: Durable) -> Settled:
     finished = sorted(walk.finished, key=lambda row: row_order(row.row_id))
     for fork in plan.forks.values():
         if fork.last and not fork.path:
-            finished = _with_sides(fork, finished, walk.sides)
+            if not isinstance(fork, Choice):
+                finished = _with_sides(fork, finished, walk.sides)
+            elif fork.sides:
+                finished = _with_way(fork, finished, walk.sides)
     return Settled(finished, walk.forks)
 
 
@@ -290,3 +353,17 @@ def _with_sides(fork: Fork, rows: list[Row], sides: Mapping[str, list[Row]]) -> 
         )
         for row in rows
     ]
+
+
+def _with_way(fork: Choice, rows: list[Row], sides: Mapping[str, list[Row]]) -> list[Row]:
+    """The rows with the decision of a route that ends the chain, and with the value at the end of their way."""
+    decided = {row.row_id: row.values[fork.decision] for row in sides.get(fork.decision, ())}
+    below = _by_owner(chain.from_iterable(sides.get(side.branch, ()) for side in fork.sides), {row.row_id for row in rows})
+    found = []
+    for row in rows:
+        decision, value = decided.get(row.row_id), None
+        if decision is not None:
+            value = _branch_value(fork.end_of(decision), below.get(row.row_id, []))
+        ended = {fork.decision: decision or b"null", fork.ending: value or b"null"}
+        found.append(row.with_values(row.row_id, ended))
+    return found

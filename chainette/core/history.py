@@ -28,7 +28,14 @@ class History(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._node.scope:
             raise KeyError(name)
-        return self._plan.adapter(name).validate_json(self._row.values[name])
+        return self._plan.value(name, self._row.values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._node.scope
+
+    @property
+    def row_id(self) -> str:
+        return self._row.row_id
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._node.scope)

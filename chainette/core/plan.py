@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import JoinBranch
+from chainette.core.decision import way_branch, way_of
 from chainette.core.step import Step
 from chainette.engine.config import EngineConfig
 from chainette.errors import Place, Problem
@@ -21,6 +22,7 @@ from chainette.utils.ids import snake_case
 
 __all__ = [
     "PYTHON",
+    "Choice",
     "End",
     "Fork",
     "Join",
@@ -32,6 +34,7 @@ __all__ = [
     "ToBranchEnd",
     "ToFork",
     "ToNode",
+    "ToWays",
     "join_adapter",
 ]
 
@@ -43,6 +46,8 @@ class NodeKind(StrEnum):
     STEP = "step"
     #: a Python function
     APPLY = "apply"
+    #: the choice of a row's way
+    DECISION = "decision"
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,20 @@ class ToBranchEnd:
 
 
 @dataclass(frozen=True)
+class ToWays:
+    """Rows go on as the node before decided for each of them."""
+
+    fork: str
+    #: (way, destination of its rows); "" is the way of rows for which no case holds.
+    ways: tuple[tuple[str, Target], ...]
+
+
+@dataclass(frozen=True)
 class End:
     """Rows end the main flow."""
 
 
-Target = ToNode | ToFork | ToBranchEnd | End
+Target = ToNode | ToFork | ToBranchEnd | ToWays | End
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,56 @@ class Fork:
     #: Whether the chain ends here, so that side branches become columns of `flattened/`.
     last: bool
 
+    @property
+    def joined_starts(self) -> tuple[Target, ...]:
+        """The first destinations of rows that the fork waits for."""
+        return tuple(join.first for join in self.joins)
+
+    @property
+    def side_starts(self) -> tuple[Target, ...]:
+        """The first destinations of rows that it does not wait for."""
+        return tuple(side.first for side in self.sides)
+
+
+@dataclass(frozen=True)
+class Choice(Fork):
+    """A fork whose rows take one of its ways each: a Route. All its joins give the same alias."""
+
+    #: The name under which rows keep what was decided for them.
+    decision: str
+    entry: Target
+
+    @property
+    def joined_starts(self) -> tuple[Target, ...]:
+        return (self.entry,) if self.joins else ()
+
+    @property
+    def side_starts(self) -> tuple[Target, ...]:
+        return () if self.joins else (self.entry,)
+
+    @cached_property
+    def many(self) -> bool:
+        """Whether the alias is a list."""
+        return any(join.many for join in self.joins)
+
+    @property
+    def alias(self) -> str:
+        return self.joins[0].alias
+
+    @property
+    def ending(self) -> str:
+        """The name of the values at the ends of the ways if the chain ends here without a join; no id can clash with it."""
+        return way_branch(self.decision, "")
+
+    @cached_property
+    def _ends(self) -> Mapping[str, Join | Side]:
+        ends: tuple[Join | Side, ...] = (*self.joins, *self.sides)
+        return {end.branch: end for end in ends}
+
+    def end_of(self, decision: bytes) -> Join | Side:
+        """The end of the way that was decided for a row."""
+        return self._ends[way_branch(self.decision, way_of(decision))]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -213,6 +277,17 @@ class Plan:
     def engine_of(self, node: str) -> str:
         """The engine of a node; "python" for an Apply and for the join of a fork."""
         return self.nodes[node].engine if node in self.nodes else PYTHON
+
+    @cached_property
+    def _choices(self) -> Mapping[str, Choice]:
+        """Alias -> the fork whose ways give it."""
+        return {join.alias: fork for fork in self.forks.values() if isinstance(fork, Choice) for join in fork.joins}
+
+    def value(self, name: str, values: Mapping[str, bytes]) -> Any:
+        """The value that a row holds under a name, decoded by the model of the way that the row took."""
+        choice = self._choices.get(name)
+        model = name if choice is None else choice.end_of(values[choice.decision]).branch
+        return self.adapter(model).validate_json(values[name])
 
     def adapter(self, name: str) -> TypeAdapter[Any]:
         """Validates the JSON that a row holds under a name."""

@@ -15,7 +15,7 @@ from chainette.utils.foreign import RAISED, told
 from chainette.utils.json_schema import generate_json_output_prompt
 from chainette.utils.templates import Template
 
-__all__ = ["Prompter", "prompter"]
+__all__ = ["Prompter", "is_field", "prompter"]
 
 
 def prompter(plan: Plan, node: PlanNode) -> Prompter:
@@ -77,7 +77,7 @@ class Prompter:
         context: dict[str, Any] = {name: history[name] for name in self._past}
         if self._bare:
             context["input"] = item = received(self._node, row)
-            context |= {name: getattr(item, name) for name in self._bare if _is_field(item, name)}
+            context |= {name: getattr(item, name) for name in self._bare if is_field(item, name)}
         context["row_id"] = row.row_id
         return context
 
@@ -95,6 +95,6 @@ class Prompter:
         return messages
 
 
-def _is_field(item: Any, name: str) -> bool:
+def is_field(item: Any, name: str) -> bool:
     """Whether a bare name means a field of the row that the step receives."""
     return has_member(type(item), name) or name in (item.model_extra or {})

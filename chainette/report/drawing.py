@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from chainette.io.rundir.graph import Edge, EdgeToEnd, GraphFork, GraphJoin, GraphNode
+from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, GraphChoice, GraphFork, GraphJoin, GraphNode, GraphSide
 from chainette.io.rundir.replay import NodeCounts, RunState
 from chainette.records import CHAIN_INPUT
 
@@ -19,7 +19,7 @@ _PILL = 30
 class Box:
     """A node, or the place at which rows begin, merge or end."""
 
-    #: "input", "step", "apply", "join", "end"
+    #: "input", "step", "apply", "decision", "join", "end"
     kind: str
     x: float
     y: float
@@ -121,8 +121,12 @@ class _Pen:
         return max(widths, default=0.0)
 
     def _fork_width(self, fork: GraphFork) -> float:
-        widths = [self._width(branch.first) for branch in fork.branches]
+        widths = [self._lane_width(branch.first) for branch in fork.branches]
         return sum(widths) + _ACROSS * (len(widths) - 1) + (0 if fork.joins else 2 * _LANE)
+
+    def _lane_width(self, first: Edge) -> float:
+        """The width of a branch; that of an empty way of a route leaves room for its name."""
+        return _WIDTH / 2 if isinstance(first, EdgeToBranchEnd) else self._width(first)
 
     # -- positions
 
@@ -144,21 +148,31 @@ class _Pen:
 
     def _fork(self, fork: GraphFork, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
         edge = column.left + (column.width - self._fork_width(fork)) * self._lean
-        left, joined, lowest = edge + (0 if fork.joins else 2 * _LANE), list[_Tail](), y
+        left, joined, before = edge + (0 if fork.joins else 2 * _LANE), list[_Tail](), tails
+        if isinstance(fork, GraphChoice):
+            tails, y = self._sequence(fork.entry, column, y, tails)
+        lowest = y
         for branch in fork.branches:
-            lane = _Column(left, self._width(branch.first))
-            self._drawing.words.append(Words(branch.branch, self._middle(lane) - 12, y + _DOWN + 4))
-            ends, bottom = self._sequence(branch.first, lane, y + 18, tails)
+            lane = _Column(left, self._lane_width(branch.first))
+            name, came = self._way(fork, branch, tails) if isinstance(fork, GraphChoice) else (branch.branch, tails)
+            self._drawing.words.append(Words(name, self._middle(lane) - 12, y + _DOWN + 4))
+            ends, bottom = self._sequence(branch.first, lane, y + 18, came)
             if isinstance(branch, GraphJoin):
                 joined += ends
-            else:
+            elif not isinstance(branch.first, EdgeToBranchEnd):
                 bottom = self._written(ends, self._middle(lane), bottom)
             lowest, left = max(lowest, bottom), left + lane.width + _ACROSS
         if fork.joins:
             return self._join(fork, self._middle(column), lowest, joined)
         if isinstance(fork.after, EdgeToEnd) and fork.last:
             return [], lowest
-        return self._pass(tails, edge + _LANE / 2, lowest), lowest
+        return self._pass(before, edge + _LANE / 2, lowest), lowest
+
+    def _way(self, route: GraphChoice, branch: GraphJoin | GraphSide, tails: list[_Tail]) -> tuple[str, list[_Tail]]:
+        """The name of a way with the number of its rows, and the rows that take it."""
+        way = route.way(branch)
+        rows = self._counts(route.decision).ways.get(way, 0)
+        return f"{way or 'no case'}: {rows:,}", [replace(tail, rows=rows) for tail in tails]
 
     def _written(self, ends: list[_Tail], middle: float, bottom: float) -> float:
         """The end of a branch that is not joined."""
@@ -170,7 +184,7 @@ class _Pen:
         counts = self._counts(fork.id)
         for tail in joined:
             self._arrow(tail, middle, y + _DOWN, tail.rows, (tail.x + 8, tail.y + 16))
-        names = ", ".join(join.alias for join in fork.joins)
+        names = ", ".join(fork.aliases)
         y = self._box(middle, y + _DOWN, "join", "join", names, counts)
         return [_Tail(middle, y, counts.given)], y
 

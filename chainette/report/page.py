@@ -135,7 +135,7 @@ def _standing(status: str, *, working: bool) -> str:
 
 def _steps(figures: Figures, metadata: Mapping[str, Any], prices: Mapping[str, Price]) -> Iterator[StepLine]:
     engines = {node.id: node.engine for node in figures.state.graph.nodes}
-    joins = {fork.id: "join of " + ", ".join(join.alias for join in fork.joins) for fork in figures.state.graph.forks}
+    joins = {fork.id: f"join of {', '.join(fork.aliases)}" for fork in figures.state.graph.forks}
     whole = metadata["usage"]["seconds"] or 1.0
     for name, counts in metadata["steps"].items():
         engine, usage = engines.get(name, ""), counts.get("usage")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.batch_apply import BatchApply
+from chainette.core.decision import Undecided, Way
 from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, short
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
@@ -218,10 +219,12 @@ def _take(result: UnitResult, apply: ApplyNode[Any, Any], row: Row, value: Any) 
     """Turns the value that the function returned for one row into outputs, a drop or a rejection."""
     try:
         if isinstance(value, _Raised):
+            if isinstance(value.error, Undecided):
+                raise _Unusable(str(value.error), value.error.reason)
             raise _Unusable(_told(value.error))
         outputs = _outputs(apply, row, value)
     except _Unusable as error:
-        result.reject(row, Reason.APPLY_ERROR, str(error))
+        result.reject(row, error.reason, str(error))
         return
     if large := excess(outputs):
         result.reject(row, Reason.TOO_LARGE, large)
@@ -246,6 +249,10 @@ def _told(error: BaseException) -> str:
 
 class _Unusable(Exception):
     """A function's value cannot become rows."""
+
+    def __init__(self, message: str, reason: Reason = Reason.APPLY_ERROR) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
@@ -276,7 +283,7 @@ def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
             raise _Unusable(f"{apply.id!r} returned {short(item)}, not {wanted}")
         if model is not None and type(item) is not model:  # a subclass: its own fields have no column
             item = model.model_validate_json(dump_model(item))
-        return dump_row(item)
+        return dump_model(item) if isinstance(item, Way) else dump_row(item)
     except ValidationError as error:
         raise _Unusable(explain(error)) from error
     except (NotRoundTrip, _Unusable) as error:

@@ -85,7 +85,7 @@ def join(plan: Plan, unit: Unit, hook: Hook = _QUIET) -> Outcome:
 def _joined(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:
     joined, lost = join_rows(fork, unit.rows, unit.partials, unit.stopped)
     if hook.streams:
-        aliases = tuple(join.alias for join in fork.joins)
+        aliases = tuple(dict.fromkeys(join.alias for join in fork.joins))
         for row in joined:
             hook.on_stream(Joined(aliases, row))
     return Outcome([], [], [], Usage(), advance(plan, unit, joined, fork.after, lost))

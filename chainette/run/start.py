@@ -28,6 +28,7 @@ from chainette.io.rundir.places import placed_below, placed_input, way_to
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.writer import RunWriter, Scratch
+from chainette.io.tables.columns import require_one_type
 from chainette.io.tables.schemas import Added
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
@@ -82,6 +83,7 @@ async def iterate(
 
 def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
     """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
+    require_one_type({name: plan.types[name] for name in plan.columns}, options.format)
     source = _open_files(inputs, plan, options)
     log = claim_directory(directory)
     try:

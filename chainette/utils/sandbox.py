@@ -23,7 +23,7 @@ from jinja2.visitor import NodeTransformer
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-__all__ = ["as_text", "compile_tree", "environment", "names_of", "parse"]
+__all__ = ["as_text", "assigned", "compile_tree", "defined", "environment", "lone_expression", "names_of", "parse"]
 
 #: Filters that first turn their arguments into text.
 _TEXT_FILTERS = frozenset(
@@ -147,6 +147,29 @@ def names_of(tree: nodes.Template) -> frozenset[str]:
     """The names that a template takes from its context, including jinja2's own globals, which may be field names."""
     loaded = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     return frozenset(meta.find_undeclared_variables(tree) | (loaded & environment().globals.keys()))
+
+
+def lone_expression(tree: nodes.Template) -> nodes.Expr | None:
+    """The expression of a template that is one `{{ x }}` and nothing else; None for another template."""
+    match tree.body:
+        case [nodes.Output(nodes=[only])] if not isinstance(only, nodes.TemplateData):
+            return only
+    return None
+
+
+def assigned(name: str, value: nodes.Expr) -> nodes.Template:
+    """A template that only sets a variable."""
+    target = nodes.Name(name, "store", lineno=value.lineno)
+    tree = nodes.Template([nodes.Assign(target, value, lineno=value.lineno)], lineno=value.lineno)
+    tree.set_environment(environment())
+    return tree
+
+
+def defined(value: Any) -> Any:
+    """The value; raises the error of a missing name."""
+    if isinstance(value, Undefined):
+        str(value)
+    return value
 
 
 def compile_tree(tree: nodes.Template) -> JinjaTemplate:

@@ -14,7 +14,7 @@ from typing import Any
 from chainette.errors import TemplateError
 from chainette.utils.foreign import RAISED, told
 
-__all__ = ["Template", "render"]
+__all__ = ["Expression", "Template", "render"]
 
 
 class Template:
@@ -62,6 +62,44 @@ class Template:
                 line = self._compiled.get_corresponding_lineno(traceback.tb_lineno)
             traceback = traceback.tb_next
         return line
+
+
+class Expression(Template):
+    """A template whose lone `{{ x }}` gives the value itself; any other template gives its text.
+
+    Raises:
+        TemplateError: as `Template`.
+    """
+
+    def __init__(self, source: str, label: str = "template") -> None:
+        from chainette.utils import sandbox
+
+        super().__init__(source, label)
+        lone = sandbox.lone_expression(sandbox.parse(source.strip()))
+        self._is_lone = lone is not None
+        if lone is not None:
+            self._compiled = sandbox.compile_tree(sandbox.assigned(_VALUE, lone))
+
+    def value(self, context: Mapping[str, Any]) -> Any:
+        """The value for these values.
+
+        Raises:
+            TemplateError: as `Template.render`.
+        """
+        from chainette.utils import sandbox
+
+        if not self._is_lone:
+            return self.render(context)
+        try:
+            within = self._compiled.new_context(context)  # type: ignore[arg-type]
+            "".join(self._compiled.root_render_func(within))
+            return sandbox.defined(within.vars[_VALUE])
+        except RAISED as error:
+            raise TemplateError(f"{self.label}, line {self._line(error.__traceback__)}: {_what(error)}") from error
+
+
+#: The variable that holds an expression's value; users' names cannot begin with "_".
+_VALUE = "_value"
 
 
 def _what(error: BaseException) -> str:

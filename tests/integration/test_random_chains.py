@@ -17,25 +17,28 @@ from tests.support.tools import some
 
 ROWS = 9
 
-Results = tuple[dict[str, list[tuple[str, int]]], list[tuple[str, str]]]
+Outputs = dict[str, list[tuple[str, Any]]]
+Results = tuple[Outputs, list[tuple[str, str]]]
 
 
 def meaning(elements: list[Element]) -> Results:
     read = Meaning()
     for index in range(ROWS):
         read.read(elements, str(index), index * 13)
-    outputs = {node: sorted((row_id, v) for row_id, v, _ in rows) for node, rows in read.outputs.items() if rows}
+    outputs: Outputs = {node: sorted((row_id, v) for row_id, v, _ in rows) for node, rows in read.outputs.items() if rows}
+    outputs |= {route: sorted(rows) for route, rows in read.decided.items()}
     return outputs, sorted((node, row_id) for node, row_id, _, _ in read.rejected)
 
 
 def carried_out(result: Any) -> Results:
-    nodes = [node for node, counts in result.counts.items() if counts["out"] and node.startswith("n")]
-    outputs = {node: sorted((row["row_id"], row["v"]) for row in result.rows(node)) for node in nodes}
+    nodes = [node for node, counts in result.counts.items() if counts["out"] and node[0] in "nr"]
+    value = {"n": "v", "r": "_way"}
+    outputs = {node: sorted((row["row_id"], row[value[node[0]]]) for row in result.rows(node)) for node in nodes}
     return outputs, sorted((row["step_id"], row["row_id"]) for row in result.rows("rejected"))
 
 
-def chain_of(seed: int, batch_size: int) -> tuple[Chain, list[Element]]:
-    elements = Drawing(seed).elements(0, 4)
+def chain_of(seed: int, batch_size: int, *, routes: bool = False) -> tuple[Chain, list[Element]]:
+    elements = Drawing(seed, routes=routes).elements(0, 4)
     return Chain(name="drawn", steps=built(elements), input_model=Item, batch_size=batch_size), elements
 
 
@@ -59,6 +62,30 @@ def test_a_run_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
 def test_a_run_that_crashed_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
     for seed in range(block * 4, block * 4 + 4):
         chain, elements = chain_of(seed, 2)
+        with copies(tmp_path / f"run{seed}", tmp_path / f"copies{seed}", every=5) as taken:
+            chain.run(inputs(), tmp_path / f"run{seed}")
+        for copy in random.Random(seed).sample(taken, min(6, len(taken))):
+            if not (copy / "events.jsonl").stat().st_size:
+                continue
+            result = resume(copy, chain)
+            assert carried_out(result) == meaning(elements), (seed, copy.name)
+            assert result.metadata["balanced"], (seed, copy.name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("block", some(range(8)))
+def test_a_run_with_routes_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
+    for seed in range(block * 15, block * 15 + 15):
+        chain, elements = chain_of(seed, (1, 2, 4, 64)[seed % 4], routes=True)
+        result = chain.run(inputs(), tmp_path / str(seed))
+        assert carried_out(result) == meaning(elements), seed
+        assert result.metadata["balanced"], (seed, result._state.imbalances())
+
+
+@pytest.mark.parametrize("block", some(range(8)))
+def test_a_run_with_routes_that_crashed_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
+    for seed in range(block * 4, block * 4 + 4):
+        chain, elements = chain_of(seed, 2, routes=True)
         with copies(tmp_path / f"run{seed}", tmp_path / f"copies{seed}", every=5) as taken:
             chain.run(inputs(), tmp_path / f"run{seed}")
         for copy in random.Random(seed).sample(taken, min(6, len(taken))):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tests.simulation.scenario import Scenario
-from tests.support.drawn import Element, Node, Way, nodes_of
+from tests.support.drawn import Choice, Element, Node, Way, nodes_of, ways_of
 
 __all__ = ["shrunk"]
 
@@ -63,10 +63,9 @@ def _fewer(elements: Sequence[Element]) -> Iterator[list[Element]]:
             yield [*before, *after]
         if isinstance(element, Node):
             continue
-        for ways in _without_one(element):
-            if ways:
-                yield [*before, ways, *after]
-        for number, way in enumerate(element):
+        if not isinstance(element, Choice):
+            yield from ([*before, ways, *after] for ways in _without_one(element) if ways)
+        for number, way in enumerate(ways_of(element)):
             for steps in _fewer(way.steps):
-                smaller = Way(way.name, way.alias, steps)
-                yield [*before, (*element[:number], smaller, *element[number + 1 :]), *after]
+                ways = (*ways_of(element)[:number], Way(way.name, way.alias, steps), *ways_of(element)[number + 1 :])
+                yield [*before, replace(element, ways=ways) if isinstance(element, Choice) else ways, *after]

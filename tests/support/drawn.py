@@ -10,10 +10,27 @@ from zlib import crc32
 
 from pydantic import BaseModel
 
-from chainette import BatchApply, Branch, Step, apply
+from chainette import BatchApply, Branch, Route, Step, apply
 from chainette.core import branch as core
 
-__all__ = ["Drawing", "Element", "Item", "Kind", "Node", "Refused", "Verdict", "Way", "built", "judged", "nodes_of", "value_of"]
+__all__ = [
+    "Choice",
+    "Drawing",
+    "Element",
+    "Item",
+    "Kind",
+    "Node",
+    "Refused",
+    "Verdict",
+    "Way",
+    "built",
+    "choices_of",
+    "judged",
+    "nodes_of",
+    "value_of",
+    "way_of",
+    "ways_of",
+]
 
 Kind = Literal["one", "optional", "many", "back", "batch", "ask"]
 
@@ -43,7 +60,23 @@ class Way:
     steps: Sequence[Element]
 
 
-Element = Node | tuple[Way, ...]
+@dataclass(frozen=True)
+class Choice:
+    """A route: each row takes one way, or passes by; joined if it has an alias.
+
+    With `on`, a function gives the number of the way; else each way but a `default` has its own condition.
+    """
+
+    id: str
+    alias: str
+    salt: int
+    on: bool
+    #: Whether the last way is for rows that fit no case.
+    default: bool
+    ways: tuple[Way, ...]
+
+
+Element = Node | tuple[Way, ...] | Choice
 
 
 class Refused(ValueError):
@@ -69,6 +102,26 @@ def value_of(node: Node, item: Item, history: Mapping[str, Any]) -> list[int]:
             return [(v + sum(seen)) % 1000]
         case _:
             return [v]
+
+
+def way_of(choice: Choice, item: Item) -> str | None:
+    """The name of the way that a row takes; None if it passes by.
+
+    Raises:
+        Refused: no case fits, or the function refuses the row.
+    """
+    drawn = (item.v * 13 + choice.salt) % 23
+    if drawn == 0:
+        raise Refused("no")
+    cases = len(choice.ways) - choice.default
+    number = drawn % (cases + 1)
+    if number < cases:
+        return choice.ways[number].name
+    if choice.default:
+        return "default"
+    if choice.on:
+        raise Refused("no_case")
+    return None
 
 
 @dataclass(frozen=True)
@@ -105,11 +158,12 @@ def prompt_of(node: Node, item: Item, start: Item) -> str:
 
 
 class Drawing:
-    """Draws the elements of a chain; with steps among them if `asks`."""
+    """Draws the elements of a chain; with steps among them if `asks`, and with routes if `routes`."""
 
-    def __init__(self, seed: int, *, asks: bool = False) -> None:
+    def __init__(self, seed: int, *, asks: bool = False, routes: bool = False) -> None:
         self.rng = random.Random(seed)
         self.asks = asks
+        self.routes = routes
         self.names = 0
 
     def name(self, prefix: str) -> str:
@@ -120,6 +174,8 @@ class Drawing:
         return [self.element(depth) for _ in range(self.rng.randint(1, longest))]
 
     def element(self, depth: int) -> Element:
+        if self.routes and depth < 2 and self.rng.random() < 0.35:
+            return self.choice(depth)
         if depth < 2 and self.rng.random() < 0.4:
             return tuple(self.way(depth) for _ in range(self.rng.randint(1, 3)))
         if self.asks and self.rng.random() < 0.5:
@@ -131,23 +187,83 @@ class Drawing:
         name, steps = self.name("b"), self.elements(depth + 1, 2)
         return Way(name, self.name("j") if self.rng.random() < 0.6 else "", steps)
 
+    def choice(self, depth: int) -> Choice:
+        name, on, default = self.name("r"), self.rng.random() < 0.5, self.rng.random() < 0.5
+        ways = [
+            Way(str(number) if on else f"w{number}", "", self.elements(depth + 1, 2) if self.rng.random() < 0.85 else [])
+            for number in range(self.rng.randint(1, 3) + default)
+        ]
+        if default:
+            ways[-1] = Way("default", "", ways[-1].steps)
+        alias = self.name("j") if self.rng.random() < 0.7 else ""
+        return Choice(name, alias, self.rng.randrange(1000), on, default, tuple(ways))
+
+
+def ways_of(element: tuple[Way, ...] | Choice) -> tuple[Way, ...]:
+    return element.ways if isinstance(element, Choice) else element
+
+
+def choices_of(elements: Sequence[Element]) -> list[Choice]:
+    """Every route, in the order of the chain."""
+    found: list[Choice] = []
+    for element in elements:
+        if not isinstance(element, Node):
+            found += [element] if isinstance(element, Choice) else []
+            found += [choice for way in ways_of(element) for choice in choices_of(way.steps)]
+    return found
+
 
 def nodes_of(elements: Sequence[Element]) -> list[Node]:
     """Every node, in the order of the chain."""
     found: list[Node] = []
     for element in elements:
-        found += [element] if isinstance(element, Node) else [node for way in element for node in nodes_of(way.steps)]
+        found += [element] if isinstance(element, Node) else [node for way in ways_of(element) for node in nodes_of(way.steps)]
     return found
 
 
 def built(elements: Sequence[Element], engines: Sequence[str] = (), call: Callable[[Node, Item], object] = lambda *_: 0) -> Any:
     """The elements as `Chain(steps=...)` takes them. `call` is told of every call of a function."""
-    return [
-        _node(element, engines, call)
-        if isinstance(element, Node)
-        else [_branch(way, built(way.steps, engines, call)) for way in element]
-        for element in elements
-    ]
+    return [_built(element, engines, call) for element in elements]
+
+
+def _built(element: Element, engines: Sequence[str], call: Callable[[Node, Item], object]) -> Any:
+    match element:
+        case Node():
+            return _node(element, engines, call)
+        case Choice():
+            return _route(element, [built(way.steps, engines, call) for way in element.ways])
+        case _:
+            return [_branch(way, built(way.steps, engines, call)) for way in element]
+
+
+def _route(choice: Choice, sequences: list[Any]) -> Route:
+    numbers = range(len(choice.ways) - choice.default)
+
+    def on(item: Item) -> Any:
+        way = way_of(choice, item) if choice.default else _even_outside(choice, item)
+        return next((number for number in numbers if choice.ways[number].name == way), len(numbers))
+
+    on.__annotations__["return"] = Literal[tuple(numbers)] if not choice.default else int
+
+    def condition(number: int) -> Callable[[Item], bool]:
+        return lambda item: way_of(choice, item) == choice.ways[number].name
+
+    names: list[Any] = [number if choice.on else choice.ways[number].name for number in numbers]
+    cases = dict(zip(names, sequences, strict=False))
+    default = sequences[-1] if choice.default else None
+    chosen = {"on": on} if choice.on else {"when": {choice.ways[number].name: condition(number) for number in numbers}}
+    route = Route(choice.id, cases=cases, default=default, **chosen)
+    return route.join(choice.alias) if choice.alias else route
+
+
+def _even_outside(choice: Choice, item: Item) -> str | None:
+    """The way; None for a value outside the cases, which its function gives although it declares a Literal."""
+    try:
+        return way_of(choice, item)
+    except Refused as refused:
+        if str(refused) == "no_case":
+            return None
+        raise
 
 
 def _branch(way: Way, steps: list[core.Element]) -> Branch:

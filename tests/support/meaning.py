@@ -6,7 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.drawn import Element, Item, Node, Refused, Way, judged, nodes_of, prompt_of, value_of
+from tests.support.drawn import (
+    Choice,
+    Element,
+    Item,
+    Node,
+    Refused,
+    Way,
+    judged,
+    nodes_of,
+    prompt_of,
+    value_of,
+    way_of,
+    ways_of,
+)
 
 __all__ = ["Meaning", "after"]
 
@@ -19,6 +32,8 @@ class _End:
     value: Item
     history: Mapping[str, Any]
     round: int
+    #: Joined route on the row's own line -> way.
+    ways: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -34,21 +49,28 @@ class Meaning:
     deadly: tuple[str, int] | None = None
     #: Node -> (row id, number, asks).
     outputs: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
+    #: Route -> (row id, way).
+    decided: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)
     #: (node, row id, reason, asks).
     rejected: list[tuple[str, str, str, int]] = field(default_factory=list)
     #: Row id -> the row's history.
     finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Row id -> route on the main flow -> way.
+    ways: dict[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     def read(self, elements: Sequence[Element], row_id: str, v: int) -> None:
         start = Item(v=v)
         ends, _ = self.flow(elements, _End(row_id, start, {"chain_input": start}, 0))
         self.finished |= {end.row_id: end.history for end in ends}
+        self.ways |= {end.row_id: end.ways for end in ends}
 
     def flow(self, elements: Sequence[Element], row: _End) -> tuple[list[_End], bool]:
         """Rows at the end of the elements; and whether none was rejected or stopped on the way."""
         if not elements:
             return [row], True
         head, rest = elements[0], elements[1:]
+        if isinstance(head, Choice):
+            return self.choice(head, rest, row)
         if not isinstance(head, Node):
             return self.fork(head, rest, row)
         children = self.node(head, row)
@@ -68,7 +90,28 @@ class Meaning:
                 aliases[way.alias] = given
             elif not rest:
                 aliases[way.name] = given
-        return ([], False) if stopped else self.flow(rest, _End(row.row_id, row.value, {**row.history, **aliases}, last))
+        history = {**row.history, **aliases}
+        return ([], False) if stopped else self.flow(rest, _End(row.row_id, row.value, history, last, row.ways))
+
+    def choice(self, choice: Choice, rest: Sequence[Element], row: _End) -> tuple[list[_End], bool]:
+        """The row goes one way, and on from there as it was before."""
+        try:
+            name = way_of(choice, row.value)
+        except Refused as refused:
+            self.rejected.append((choice.id, row.row_id, "no_case" if str(refused) == "no_case" else "apply_error", 0))
+            return self.flow(rest, row) if not choice.alias else ([], False)
+        self.decided.setdefault(choice.id, []).append((row.row_id, name))
+        steps = next((way.steps for way in choice.ways if way.name == name), ())
+        ends, whole = self.flow(steps, row) if steps else ([], True)
+        if not choice.alias:
+            return self.flow(rest, row)
+        many = any(isinstance(node, Node) and node.kind == "many" for way in choice.ways for node in way.steps)
+        given = [end.value for end in ends] if many else ends[0].value if ends else None
+        if not whole or (steps and not many and not ends):
+            return [], False
+        last = max([row.round, *(end.round for end in ends)])
+        history, ways = {**row.history, choice.alias: given}, {**row.ways, choice.id: name}
+        return self.flow(rest, _End(row.row_id, row.value, history, last, ways))
 
     def node(self, node: Node, row: _End) -> list[_End] | None:
         """The rows that a node makes of one; None if it rejects it."""
@@ -81,7 +124,10 @@ class Meaning:
             self.rejected.append((node.id, row.row_id, "apply_error" if reason == "no" else reason, asks))
             return None
         ids = [f"{row.row_id}~{index}" for index in range(len(numbers))] if node.kind == "many" else [row.row_id]
-        rows = [_End(child, Item(v=v), {**row.history, node.id: Item(v=v)}, at) for child, v in zip(ids, numbers, strict=False)]
+        rows = [
+            _End(child, Item(v=v), {**row.history, node.id: Item(v=v)}, at, row.ways)
+            for child, v in zip(ids, numbers, strict=False)
+        ]
         self.outputs.setdefault(node.id, []).extend((child.row_id, child.value.v, asks) for child in rows)
         return rows
 
@@ -110,7 +156,7 @@ def after(elements: Sequence[Element], start: str) -> set[str]:
             if element.id == start:
                 return {start} | rest
             continue
-        for way in element:
+        for way in ways_of(element):
             if found := after(way.steps, start):
-                return found | rest if way.alias else found
+                return found | rest if way.alias or getattr(element, "alias", "") else found
     return set()

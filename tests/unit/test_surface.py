@@ -29,6 +29,7 @@ PUBLIC = [
     "JoinBranch",
     "Message",
     "Node",
+    "Route",
     "Row",
     "RunOptions",
     "RunResult",

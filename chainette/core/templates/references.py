@@ -36,7 +36,7 @@ from chainette.core.templates.types import (
 if TYPE_CHECKING:
     from jinja2 import nodes
 
-__all__ = ["TemplateFinding", "template_problems"]
+__all__ = ["TemplateFinding", "expression_type", "template_problems"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,14 @@ def template_problems(
     checker.assigned = names_set_in(tree)
     checker.visit_all(tree.body)
     return checker.found
+
+
+def expression_type(source: str, scope: Mapping[str, Any], bare: type[BaseModel] | None) -> Any:
+    """The type of the value of a lone `{{ x }}`; text for any other template."""
+    from chainette.utils import sandbox
+
+    lone = sandbox.lone_expression(sandbox.parse(source.strip()))
+    return str if lone is None else value_type(_Checker(scope, bare, {}, sandbox.environment().globals).type_of(lone))
 
 
 class _Checker:
@@ -300,6 +308,16 @@ class _Checker:
             if argument is not None:
                 self.type_of(argument)
         return result_of(called, node.args)
+
+    def type_Compare(self, node: nodes.Compare) -> Any:
+        self.type_of(node.expr)
+        for operand in node.ops:
+            self.type_of(operand.expr)
+        return bool
+
+    def type_Not(self, node: nodes.Not) -> Any:
+        self.type_of(node.node)
+        return bool
 
     def type_And(self, node: nodes.And) -> Any:
         left = self.type_of(node.left)

@@ -6,11 +6,11 @@ Done root by root while the log is folded, so that errors of two roots never can
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from chainette.io.rundir.events import RootDone, UnitCommitted
-from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, EdgeToFork, EdgeToNode, Graph
+from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, EdgeToFork, EdgeToNode, EdgeToWays, Graph
 
 __all__ = ["Passed", "imbalance", "ranges"]
 
@@ -23,12 +23,16 @@ class Passed:
     given: int = 0
     #: Rejected and dropped rows, minus those that expansion added.
     gone: int = 0
+    #: Way -> rows that took it, of a node that decides.
+    ways: dict[str, int] = field(default_factory=dict)
 
     def add(self, event: UnitCommitted) -> None:
         """Counts one line of the log."""
         self.taken += event.taken
         self.given += event.given
         self.gone += event.rejected + len(event.dropped) - event.added
+        for way, rows in event.ways.items():
+            self.ways[way] = self.ways.get(way, 0) + rows
 
 
 _NOTHING = Passed()
@@ -48,15 +52,21 @@ def imbalance(graph: Graph, passed: Mapping[str, Passed], done: RootDone) -> str
                 taken, given = counts.taken, counts.given
                 if taken != given + counts.gone:
                     return f"{name!r} took {taken:,} rows and accounts for {given + counts.gone:,}"
-                arriving.append((graph.by_id[name].next, given))
+                following = graph.by_id[name].next
+                if isinstance(following, EdgeToWays):
+                    if sum(counts.ways.values()) != given:
+                        return f"{name!r} gave {given:,} rows, and {sum(counts.ways.values()):,} took a way"
+                    arriving += [(edge, counts.ways.get(way, 0)) for way, edge in following.ways]
+                else:
+                    arriving.append((following, given))
             case EdgeToFork(fork=name):
                 fork = graph.forks_by_id[name]
                 taken, stopped = done.forks.get(name, (0, 0)) if fork.joins else (rows, 0)
-                arriving += [(branch.first, rows) for branch in fork.branches]
+                arriving += [(start, rows) for start in fork.starts]
                 arriving.append((fork.after, taken - stopped))
             case EdgeToEnd():
                 name, taken = "the end of the chain", done.finished
-            case EdgeToBranchEnd():
+            case EdgeToBranchEnd() | EdgeToWays():
                 continue
         if taken != rows:
             return f"{name!r} took {taken:,} rows, but {rows:,} came"

@@ -17,7 +17,7 @@ import msgspec
 
 from chainette.core.settings import SETTINGS, Settings, settings_of_engine
 from chainette.errors import EngineConfigError
-from chainette.io.rundir.graph import Edge, Graph, GraphJoin, GraphNode
+from chainette.io.rundir.graph import Edge, Graph, GraphChoice, GraphJoin, GraphNode
 from chainette.records import CHAIN_INPUT
 
 __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between"]
@@ -108,9 +108,10 @@ def _lineages(graph: Graph) -> dict[str, str]:
             if isinstance(element, GraphNode):
                 came = found[element.id] = _digest(came, element.id, element.fingerprint)
                 continue
+            start = follow(element.entry, came) if isinstance(element, GraphChoice) else came
             for side in element.sides:
-                follow(side.first, came)
-            joined = [(join.alias, follow(join.first, came)) for join in element.joins]
+                follow(side.first, start)
+            joined = [(join.alias, follow(join.first, start)) for join in element.joins]
             came = _digest(came, joined) if joined else came
         return came
 
@@ -193,7 +194,13 @@ def _without_rescue(node: GraphNode) -> dict[str, Any]:
 
 
 def _line(branch: str) -> str:
-    return f"branch {branch}" if branch else "the main flow"
+    return _named(branch) if branch else "the main flow"
+
+
+def _named(branch: str) -> str:
+    """`branch b`, or `way refund of route handle`."""
+    route, is_way, way = branch.partition(":")
+    return f"way {way or '(no case)'} of route {route}" if is_way else f"branch {branch}"
 
 
 def _branches(graph: Graph) -> dict[str, _Branch]:
@@ -213,7 +220,7 @@ def _renamed_branches(old: Graph, new: Graph) -> dict[str, str]:
         name: other
         for name, branch in before.items()
         for other, candidate in now.items()
-        if name not in now and other not in before and branch.nodes == candidate.nodes
+        if name not in now and other not in before and branch.nodes == candidate.nodes != ()
     }
 
 
@@ -222,16 +229,16 @@ def _branch_sentences(old: Graph, new: Graph, renamed: Mapping[str, str]) -> Ite
     for name, branch in before.items():
         found = now.get(renamed.get(name, name))
         if found is None:
-            yield f"branch {name} is gone"
+            yield f"{_named(name)} is gone"
             continue
         if name in renamed:
-            yield f"branch {name} is called {renamed[name]} now"
+            yield f"{_named(name)} is called {renamed[name]} now"
         if found.alias != branch.alias:
-            yield f"branch {renamed.get(name, name)} is {_joined(found.alias)} now (was {_joined(branch.alias)})"
+            yield f"{_named(renamed.get(name, name))} is {_joined(found.alias)} now (was {_joined(branch.alias)})"
         if found.inside != renamed.get(branch.inside, branch.inside):
-            yield f"branch {renamed.get(name, name)} moved from {_line(branch.inside)} to {_line(found.inside)}"
+            yield f"{_named(renamed.get(name, name))} moved from {_line(branch.inside)} to {_line(found.inside)}"
     for name in (name for name in now if name not in before and name not in renamed.values()):
-        yield f"branch {name} is new"
+        yield f"{_named(name)} is new"
 
 
 def _joined(alias: str | None) -> str:

@@ -155,6 +155,8 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     dropped: list[str] = []
     #: Rejections by reason.
     reasons: dict[str, int] = {}
+    #: Way -> rows that take it, of a node that decides.
+    ways: dict[str, int] = {}
     #: Row id -> the asks of a rejection that `--retry` took back.
     earlier: dict[str, Earlier] = {}
     usage: Usage = Usage()

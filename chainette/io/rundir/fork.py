@@ -75,7 +75,8 @@ def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
     """The nodes of these steps and everything that depends on them."""
     affected = {*steps}
     for node in plan.nodes.values():
-        if any(name in affected for name in node.scope) or any(_alias_of(plan, name) & affected for name in node.scope):
+        used = {*node.scope, *(_decision_of(branch) for branch in node.path)}
+        if used & affected or any(_alias_of(plan, name) & affected for name in node.scope):
             affected.add(node.id)
     return frozenset(affected)
 
@@ -95,10 +96,15 @@ def lost_nodes(plan: Plan, state: RunState) -> list[str]:
     return [node.id for node in plan.nodes.values() if node.hidden and state.swept]
 
 
+def _decision_of(branch: str) -> str:
+    """The route whose decision led to a branch; the name of the branch itself if it is no way of a route."""
+    return branch.partition(":")[0]
+
+
 def _alias_of(plan: Plan, name: str) -> set[str]:
     """The nodes behind a joined alias."""
-    branches = {join.branch for fork in plan.forks.values() for join in fork.joins if join.alias == name}
-    return {node.id for node in plan.nodes.values() if branches & {*node.path}}
+    branches = {_decision_of(join.branch) for fork in plan.forks.values() for join in fork.joins if join.alias == name}
+    return {node.id for node in plan.nodes.values() if branches & {*map(_decision_of, node.path)}}
 
 
 def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:

@@ -19,7 +19,9 @@ __all__ = [
     "EdgeToEnd",
     "EdgeToFork",
     "EdgeToNode",
+    "EdgeToWays",
     "Graph",
+    "GraphChoice",
     "GraphFork",
     "GraphJoin",
     "GraphNode",
@@ -57,11 +59,18 @@ class EdgeToBranchEnd(_Tagged, frozen=True, tag="ToBranchEnd"):
     branch: str
 
 
+class EdgeToWays(_Tagged, frozen=True, tag="ToWays"):
+    """Rows go on as was decided for each; see `Choice` in `core/plan.py`."""
+
+    fork: str
+    ways: list[tuple[str, Edge]]
+
+
 class EdgeToEnd(_Tagged, frozen=True, tag="End"):
     """Rows end the main flow."""
 
 
-Edge = EdgeToNode | EdgeToFork | EdgeToBranchEnd | EdgeToEnd
+Edge = EdgeToNode | EdgeToFork | EdgeToBranchEnd | EdgeToWays | EdgeToEnd
 
 
 class GraphJoin(_Tagged, frozen=True, tag="Join"):
@@ -94,6 +103,35 @@ class GraphFork(_Tagged, frozen=True, tag="Fork"):
         order = self.id.removeprefix("+").split("+")
         every: list[GraphJoin | GraphSide] = [*self.joins, *self.sides]
         return sorted(every, key=lambda branch: order.index(branch.branch))
+
+    @property
+    def aliases(self) -> list[str]:
+        return [*dict.fromkeys(join.alias for join in self.joins)]
+
+    @property
+    def starts(self) -> list[Edge]:
+        """The destinations of all rows that come to the fork."""
+        return [branch.first for branch in self.branches]
+
+
+class GraphChoice(GraphFork, frozen=True, tag="Choice"):
+    """A fork whose rows take one of its branches each, as its first node decides."""
+
+    decision: str
+    entry: Edge
+
+    @property
+    def branches(self) -> list[GraphJoin | GraphSide]:
+        """The ways."""
+        return [*self.joins, *self.sides]
+
+    @property
+    def starts(self) -> list[Edge]:
+        return [self.entry]
+
+    def way(self, branch: GraphJoin | GraphSide) -> str:
+        """The name of a way; "" if it is that of rows that pass by."""
+        return branch.branch.removeprefix(f"{self.decision}:")
 
 
 class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +186,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     columns: list[str] = []
     first: Edge = EdgeToEnd()
     nodes: list[GraphNode] = []
-    forks: list[GraphFork] = []
+    forks: list[GraphFork | GraphChoice] = []
     engines: dict[str, dict[str, Any]] = {}
     features: dict[str, Any] = {}
 
@@ -161,8 +199,10 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 if element.id in reached:
                     raise ValueError(f"{element.id!r} is reached twice")
                 reached.add(element.id)
-                for branch in element.branches if isinstance(element, GraphFork) else ():
-                    follow(branch.first)
+                if isinstance(element, GraphFork):
+                    inside = [branch.first for branch in element.branches]
+                    for start in [element.entry, *inside] if isinstance(element, GraphChoice) else inside:
+                        follow(start)
 
         try:
             follow(self.first)
@@ -194,10 +234,10 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def _sources(self) -> tuple[dict[str, str], dict[str, str]]:
         """Node or fork -> the source of its rows; and node or fork -> the fork that receives the same rows."""
-        feeds = {_name(node.next): node.id for node in self.nodes}
+        feeds = {_name(target): node.id for node in self.nodes for _, target in _ways_of(node.next)}
         same: dict[str, str] = {}
         for fork in self.forks:
-            same |= {_name(branch.first): fork.id for branch in fork.branches}
+            same |= {_name(start): fork.id for start in fork.starts}
             (feeds if fork.joins else same)[_name(fork.after)] = fork.id
         return feeds, same
 
@@ -208,6 +248,18 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             name = same[name]
         return feeds.get(name)
 
+    @cached_property
+    def _ways(self) -> dict[str, str]:
+        """Node or fork at the beginning of a way -> the way."""
+        return {_name(target): way for node in self.nodes for way, target in _ways_of(node.next) if way is not None}
+
+    def way_to(self, name: str) -> str | None:
+        """The way of its source's rows that a node or a fork receives; None if it receives all of them."""
+        _, same = self._sources
+        while name in same:
+            name = same[name]
+        return self._ways.get(name)
+
     def shape(self) -> dict[str, Any]:
         """Everything that decides rows or files, apart from the nodes' own fingerprints."""
         plain, parts = msgspec.to_builtins(self), ("id", "path", "next", "hidden")
@@ -217,6 +269,11 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             "forks": [{key: value for key, value in fork.items() if key != "depth"} for fork in plain["forks"]],
             "columns": plain["columns"],
         }
+
+
+def _ways_of(target: Edge) -> list[tuple[str | None, Edge]]:
+    """(way, destination) of a node's rows; the way is None if all go to one destination."""
+    return list(target.ways) if isinstance(target, EdgeToWays) else [(None, target)]
 
 
 def _name(target: Edge) -> str:

@@ -64,9 +64,10 @@ def _arriving(state: RunState, node: str) -> float | None:
     arriving = _arriving(state, source)
     if arriving is None:
         return None
-    counts = state.node(source)
-    share = counts.given / counts.taken if counts.taken else 1.0
-    return counts.given + max(0.0, arriving - counts.taken) * share
+    counts, way = state.node(source), state.graph.way_to(node)
+    given = counts.given if way is None else counts.ways.get(way, 0)
+    share = given / counts.taken if counts.taken else 1.0
+    return given + max(0.0, arriving - counts.taken) * share
 
 
 def _left(state: RunState, node: str, rate: float) -> float | None:

@@ -84,6 +84,8 @@ class NodeCounts:
     expanded: int = 0
     retried: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    #: Way -> rows that took it, of a route; "" if they passed by.
+    ways: dict[str, int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     #: Usage of discarded answers (`AnswersDiscarded`) and of probes (`EngineProbed`); not in `usage`.
     discarded: Usage = field(default_factory=Usage)
@@ -105,6 +107,9 @@ class NodeCounts:
             "expanded": self.expanded,
             "balanced": self.balanced,
         }
+        if self.ways:
+            counts["ways"] = {way: rows for way, rows in sorted(self.ways.items()) if way}
+            counts["passed"] = self.ways.get("", 0)
         if self.reasons:
             counts["reasons"] = dict(sorted(self.reasons.items()))
         if self.usage.requests:
@@ -324,6 +329,8 @@ class RunState:
         counts.dropped += len(event.dropped)
         counts.expanded += event.added
         counts.usage += event.usage
+        for way, rows in event.ways.items():
+            counts.ways[way] = counts.ways.get(way, 0) + rows
         for reason, count in event.reasons.items():
             counts.reasons[reason] = counts.reasons.get(reason, 0) + count
 

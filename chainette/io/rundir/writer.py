@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from chainette.core.decision import way_of
 from chainette.core.flow import Durable, settle
-from chainette.core.plan import Plan
+from chainette.core.plan import NodeKind, Plan
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.events import (
@@ -264,10 +265,17 @@ class RunWriter:
             added=len(outcome.outputs) + len(outcome.rejected) + len(outcome.dropped) - taken if works else 0,
             dropped=outcome.dropped,
             reasons=dict(Counter(rejection.reason for rejection in outcome.rejected)),
+            ways=self._ways(unit, outcome),
             usage=outcome.usage,
             root_done=root_done,
             pos=commit.pos,
         )
+
+    def _ways(self, unit: Unit, outcome: Outcome) -> dict[str, int]:
+        node = self.plan.nodes.get(unit.node)
+        if node is None or node.kind is not NodeKind.DECISION:
+            return {}
+        return dict(sorted(Counter(way_of(output.value) for output in outcome.outputs).items()))
 
     def _note_read(self, read: Read | None) -> None:
         known = self._read or self.state.read

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from chainette.core.annotations import NONE, members, type_name
+from chainette.errors import DeclarationError
 from chainette.io.tables.column_types import Kind, Shape, shape_of
 
 if TYPE_CHECKING:
@@ -24,8 +26,11 @@ __all__ = [
     "Convert",
     "arrow_schema",
     "flattened_columns",
+    "group_shape",
     "is_json",
     "json_places",
+    "name_of_group",
+    "require_one_type",
     "step_columns",
 ]
 
@@ -57,9 +62,46 @@ def _row_shape(model: Any) -> Shape:
 
 def flattened_columns(groups: Mapping[str, Any], extra: Sequence[tuple[str, Any]] = ()) -> Columns:
     """The columns of `flattened/`: `<name>.<field>` for a model, one column `<name>` for anything else: a list join, a dict."""
-    shapes = {name: shape_of(annotation) for name, annotation in groups.items()}
-    columns = [column for name, shape in shapes.items() for column in _columns(name, shape)]
+    shapes = {name: group_shape(annotation) for name, annotation in groups.items()}
+    columns = [column for name, shape in shapes.items() for column in _columns(name_of_group(name), shape)]
     return _with_extra(columns, extra, any(shape.open for shape in shapes.values()))
+
+
+def name_of_group(column: str) -> str:
+    """The name in front of a group's columns; the values of a route that ends the chain stand beside its `<route>._way`."""
+    return column.removesuffix(":")
+
+
+def group_shape(annotation: Any) -> Shape:
+    """The shape of a group of columns. The models of a route's ways share one group, with the fields of all of them."""
+    shapes = [shape_of(part) for part in members(annotation) if part is not NONE]
+    if len(shapes) < 2:
+        return shapes[0] if shapes else shape_of(annotation)
+    if any(shape.kind is not Kind.STRUCT for shape in shapes):
+        return Shape(Kind.JSON)
+    fields: dict[str, Shape] = {}
+    for name, field in (pair for shape in shapes for pair in shape.fields):
+        fields[name] = field if fields.get(name, field) == field else Shape(Kind.JSON)
+    return Shape(Kind.STRUCT, fields=tuple(fields.items()), open=any(shape.open for shape in shapes))
+
+
+def require_one_type(groups: Mapping[str, Any], format: str) -> None:
+    """Checks that the ways of every route agree on the types of their fields, unless rows are JSON.
+
+    Raises:
+        DeclarationError: a field has two types, for which no column of the format can be made.
+    """
+    for group, annotation in groups.items() if format != "jsonl" else ():
+        types: dict[str, tuple[Shape, str]] = {}
+        for part in members(annotation):
+            for name, shape in shape_of(part).fields if len(members(annotation)) > 1 and part is not NONE else ():
+                known, model = types.setdefault(name, (shape, type_name(part)))
+                if known != shape:
+                    column, other = f"{name_of_group(group)}.{name}", type_name(part)
+                    raise DeclarationError(
+                        f"the column {column} would have two types: {known.kind} from {model}, {shape.kind} from {other}; "
+                        "give the fields one type or other names, or write --format jsonl"
+                    )
 
 
 def _columns(prefix: str, shape: Shape) -> list[tuple[str, Shape]]:

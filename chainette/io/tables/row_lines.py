@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from chainette.core.annotations import members
 from chainette.core.plan import Plan, PlanNode
-from chainette.io.tables.column_types import Kind, shape_of
+from chainette.io.tables.column_types import Kind
+from chainette.io.tables.columns import group_shape, name_of_group
 from chainette.io.tables.schemas import Added
 from chainette.records import Earlier, Output, Rejection, Row, Spent
 
@@ -17,6 +21,7 @@ __all__ = ["flattened_line", "output_line", "parse_earlier", "parse_output", "re
 _Fields = dict[str, msgspec.Raw]
 _fields = msgspec.json.Decoder(_Fields)
 _encode = msgspec.json.Encoder().encode
+_NULL = msgspec.Raw(b"null")
 
 
 def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added) -> bytes:
@@ -78,29 +83,45 @@ def rejection_line(rejection: Rejection, added: Added) -> bytes:
 def flattened_line(plan: Plan, row: Row, added: Added) -> bytes:
     """One finished row across all nodes: `{"row_id": "17", "chain_input.text": ..., "extract.name": ...}`."""
     flat: _Fields = {"row_id": msgspec.Raw(_encode(row.row_id))}
-    for column in plan.columns:
-        value = row.values.get(column, b"null")
-        if value[:1] == b"{" and column in _spread(plan):
-            flat |= {f"{column}.{name}": raw for name, raw in _fields.decode(value).items()}
-        elif column in _spread(plan):
-            flat |= {f"{column}.{name}": msgspec.Raw(b"null") for name in _spread(plan)[column]}
+    for group in _groups(plan):
+        value = row.values.get(group.column, b"null")
+        if group.fields is None:
+            flat[group.name] = msgspec.Raw(value)
         else:
-            flat[column] = msgspec.Raw(value)
+            found = _fields.decode(value) if value[:1] == b"{" else group.missing
+            if group.united:
+                found = group.missing | found
+            flat |= {f"{group.name}.{field}": raw for field, raw in found.items()}
     if added.key:
         flat["_key"] = msgspec.Raw(row.key or b"null")
     return _encode(flat)
 
 
-def _spread(plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Column with a model, written as one column per field -> the names of the fields."""
-    found: dict[str, tuple[str, ...]] | None = plan.memo.get(("spread", ""))
+@dataclass(frozen=True)
+class _Group:
+    """A name that rows of `flattened/` have a value for, and its columns."""
+
+    #: The name of the value in the row, and the name in front of its columns.
+    column: str
+    name: str
+    #: A model's fields, each of which is a column; None for anything else.
+    fields: tuple[str, ...] | None
+    #: Whether it holds the models of several ways, each with its own fields.
+    united: bool
+
+    @cached_property
+    def missing(self) -> _Fields:
+        return dict.fromkeys(self.fields or (), _NULL)
+
+
+def _groups(plan: Plan) -> tuple[_Group, ...]:
+    found: tuple[_Group, ...] | None = plan.memo.get(("groups", ""))
     if found is None:
-        found = plan.memo["spread", ""] = dict(_models(plan))
+        found = plan.memo["groups", ""] = tuple(_group(column, plan.types[column]) for column in plan.columns)
     return found
 
 
-def _models(plan: Plan) -> Iterable[tuple[str, tuple[str, ...]]]:
-    for column in plan.columns:
-        shape = shape_of(plan.types[column])
-        if shape.kind is Kind.STRUCT:
-            yield column, tuple(name for name, _ in shape.fields)
+def _group(column: str, annotation: Any) -> _Group:
+    shape = group_shape(annotation)
+    fields = tuple(name for name, _ in shape.fields) if shape.kind is Kind.STRUCT else None
+    return _Group(column, name_of_group(column), fields, len(members(annotation)) > 1)

@@ -38,8 +38,9 @@ _LINGER, _MOST_CLOSED = 600.0, 32
 #: Series of one run and of the fleet, and characters of a label: names come from Redis.
 _MOST_OF_RUN, _MOST_OF_FLEET, _LABEL = 50_000, 50_000, 200
 
-_OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR}
+_OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR, Reason.NO_CASE}
 _OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
+_OF_DECISION = _OF_FUNCTION | {Reason.TEMPLATE_ERROR, Reason.NO_CASE}
 
 #: Other escapings would turn the colon in vLLM's names into "_".
 _OPEN_METRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
@@ -333,7 +334,13 @@ def _reasons(plan: Plan, node: str) -> frozenset[Reason]:
         return frozenset({Reason.INVALID_INPUT})
     if node in plan.forks:
         return frozenset()
-    return _OF_STEP if plan.nodes[node].kind is NodeKind.STEP else _OF_FUNCTION
+    match plan.nodes[node].kind:
+        case NodeKind.STEP:
+            return _OF_STEP
+        case NodeKind.APPLY:
+            return _OF_FUNCTION
+        case NodeKind.DECISION:
+            return _OF_DECISION
 
 
 def _unit(name: str) -> str:

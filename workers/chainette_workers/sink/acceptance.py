@@ -86,14 +86,14 @@ class LiveRoot:
         self._arrive(node.next, [output.row_id for output in result.outputs])
 
     def _arrive(self, target: Target, row_ids: Collection[str]) -> None:
-        """Rows are pending at the next node; behind a join the next walk finds them."""
+        """Rows are pending at the next node; behind a join or a decision the next walk finds them."""
         match target:
             case ToNode():
                 self._pending.setdefault(target.node, set()).update(row_ids)
             case ToFork():
                 fork = self.plan.forks[target.fork]
-                for first in (*(join.first for join in fork.joins), *(side.first for side in fork.sides)):
-                    self._arrive(first, row_ids)
+                for start in (*fork.joined_starts, *fork.side_starts):
+                    self._arrive(start, row_ids)
                 if not fork.joins:
                     self._arrive(fork.after, row_ids)
             case _:

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 import msgspec
 
 from chainette.core.apply import Cardinality
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.decision import decision_fault
+from chainette.core.plan import Plan, PlanNode, ToWays
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage, child_id, parent_of, record_of
 
@@ -64,16 +65,18 @@ def _row_faults(node: PlanNode, rows: Mapping[str, Row], result: Result) -> Iter
     if not _is_sane(result.usage):
         yield "its usage is no count"
     for output in result.outputs:
-        if fault := _output_fault(output):
+        if fault := _output_fault(node, output):
             yield fault
     for rejection in result.rejected:
         if fault := _rejection_fault(node.id, _REASONS, rejection) or _origin_fault(rejection, rows):
             yield fault
 
 
-def _output_fault(output: Output) -> str:
+def _output_fault(node: PlanNode, output: Output) -> str:
     if not (0 <= output.attempts <= _MOST and _is_sane(output.spent)):
         return "its attempts are no count"
+    if isinstance(node.next, ToWays):
+        return decision_fault(output.value, [way for way, _ in node.next.ways])
     return _object_fault(output.value)
 
 

@@ -1,0 +1,73 @@
+"""What decides a node's rows: its fingerprint, and beside it the settings that can only rescue rejected rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+
+from chainette.core.apply import ApplyNode
+from chainette.core.condition import Condition
+from chainette.core.route import Chooser
+from chainette.core.settings import SETTINGS, Settings, settings_of_engine
+from chainette.core.step import Step
+from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
+from chainette.engine.config import EngineConfig
+
+__all__ = ["fingerprint_of", "rescue_of"]
+
+
+def fingerprint_of(
+    node: Step[Any, Any] | ApplyNode[Any, Any], input_type: type[BaseModel] | None, engine: EngineConfig | None
+) -> str:
+    """Changes when anything that decides the node's rows changes."""
+    parts: list[Any] = [node.id, type(node).__name__]
+    parts += [fingerprint_model(model) if model is not None else None for model in (input_type, node.output_model)]
+    if isinstance(node, ApplyNode):
+        parts += _choice(node.fn) if isinstance(node.fn, Chooser) else [fingerprint_code(node.fn), node.cardinality]
+    else:
+        builder = fingerprint_code(node.prompt_builder) if callable(node.prompt_builder) else None
+        parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
+        parts += [_deciding(SETTINGS["SamplingParams"], msgspec.to_builtins(node.sampling))]
+        parts += [_deciding(*_engine_settings(engine))]
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
+
+
+def _choice(chooser: Chooser) -> list[Any]:
+    """What decides the ways of a route's rows; the steps on them are nodes of their own."""
+    conditions = [chooser.route.on, *(way.when for way in chooser.route.ways)]
+    return [[_given(one) for one in conditions], [(way.name, way.key) for way in chooser.route.ways]]
+
+
+def _given(condition: Condition | None) -> str | None:
+    if condition is None:
+        return None
+    return condition.given if isinstance(condition.given, str) else fingerprint_code(condition.given)
+
+
+def rescue_of(node: Step[Any, Any] | ApplyNode[Any, Any], engine: EngineConfig | None) -> dict[str, Any]:
+    """The settings of a node that can only rescue rejected rows."""
+    if isinstance(node, ApplyNode):
+        return {}
+    declared = [
+        (SETTINGS["Step"], vars(node)),
+        (SETTINGS["SamplingParams"], msgspec.structs.asdict(node.sampling)),
+        _engine_settings(engine),
+    ]
+    return {name: found[name] for settings, found in declared for name in settings.rescue if name in found}
+
+
+def _engine_settings(engine: EngineConfig | None) -> tuple[Settings, dict[str, Any]]:
+    """The classes of an engine's settings, and their values."""
+    if engine is None:
+        return SETTINGS["engine"], {}
+    plain = engine.describe()
+    options: dict[str, Any] = plain.pop("options")
+    return settings_of_engine(plain["backend"]), plain | options
+
+
+def _deciding(settings: Settings, declared: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in declared.items() if name in settings.decide}
