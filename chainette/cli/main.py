@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Command] = {
     "kill": Command("runs", "Ask workers to hand back unfinished work and to end."),
     "inspect": Command("inspect", "Check CHAIN without running it; list its nodes."),
     "inspect-dag": Command("inspect", "Draw CHAIN."),
+    "schema": Command("schema", "Print the JSON Schema of chain.yml, for editors."),
     "engines": Command("engines", "List backends, or the engines of CHAIN."),
     "warmup": Command("warmup", "Open an engine, ask it once, and say what that took."),
     "conformance": Command("conformance", "Hold an engine to the promises runs rely on."),

@@ -10,17 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chainette.core.compile import compile_chain
+from chainette.core.document.editor_schema import editor_schema
+from chainette.core.document.parts import parts_of
 from chainette.core.plan import Plan
 from chainette.core.usercode.confined import ClaimRefused
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.errors import ChainetteError, LoadError, PlanError
 from chainette.io.rundir.likeness import marks_of
-from tests.support.cli import Project
+from tests.support.cli import REPOSITORY, Project
 
 CHAIN = """\
 name: shop
@@ -308,6 +311,37 @@ def test_inspect_shows_the_nodes_and_each_problem_with_its_line(project: Project
     assert "  chain.yml:14: step 'extract'" in wrong.stderr and "  chain.yml:31: step 'reply'" in wrong.stderr
 
 
+# -- editors
+
+
+def schema_faults(data: bytes) -> list[str]:
+    checker = jsonschema.Draft202012Validator(editor_schema())
+    return [error.message for error in checker.iter_errors(parts_of(Path("chain.yml"), data).plain)]
+
+
+def test_the_schema_for_editors_takes_what_loads_and_marks_wrong_keys_and_types() -> None:
+    jsonschema.Draft202012Validator.check_schema(editor_schema())
+    example = (REPOSITORY / "examples/14_yaml/chain.yml").read_bytes()
+    assert not schema_faults(CHAIN.encode()) and not schema_faults(example)
+    for old, new in [
+        ("name: shop", "nam: shop"),
+        ("batch_size: 4", "batch_size: no"),
+        ("functions:clean", "clean"),
+        ("output_model: Product", "output: Product"),
+        ("temperature: 0.5", "temperatur: 0.5"),
+        ("yield_output: false", "yield_output: no"),
+        ("{type: float | null, ge: 0}", "{type: float | null, min: 0}"),
+        ("model: any, ", ""),
+        ("branches:", "branch:"),
+    ]:
+        assert schema_faults(CHAIN.replace(old, new, 1).encode()), new
+
+
+def test_the_command_prints_the_schema(project: Project) -> None:
+    done = project.chainette("schema")
+    assert done.returncode == 0 and json.loads(done.stdout) == json.loads(json.dumps(editor_schema()))
+
+
 # -- any document at all
 
 _WORDS = st.sampled_from(
@@ -401,5 +435,6 @@ def _answered(folder: Path) -> None:
     with no_effects():
         try:
             compiled(folder, "drawn.yml")
+            assert not schema_faults((folder / "drawn.yml").read_bytes())
         except ChainetteError as error:
             assert "drawn.yml" in str(error) or "functions.py" in str(error)

@@ -29,13 +29,25 @@ WithEngines = Annotated[RunSettings, Only({"engines_file"})]
 
 
 @guarded
-def inspect(chain: ChainRef, parameters: Settings = None, *, settings: WithEngines, chain_root: ChainRoot = Path()) -> None:
+def inspect(
+    chain: ChainRef,
+    parameters: Settings = None,
+    as_yaml: Annotated[
+        bool, typer.Option("--as-yaml", help="Print CHAIN as a chain.yml; what YAML cannot say is listed, with exit code 1.")
+    ] = False,
+    *,
+    settings: WithEngines,
+    chain_root: ChainRoot = Path(),
+) -> None:
     """Check CHAIN without running it; list its nodes, and the parameters that --set can give.
 
     Each problem is shown with its file and line, and the exit code is then 2. No engine is opened; anything that would keep
     one from opening on this machine, such as a missing model file, is a warning.
     """
     loaded, plan = load_plan(chain, chain_root, parameters, settings)
+    if as_yaml:
+        _print_yaml(loaded)
+        return
     warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
     warn(warnings)
     screen = console()
@@ -49,6 +61,17 @@ def inspect(chain: ChainRef, parameters: Settings = None, *, settings: WithEngin
     screen.print()
     count = len(warnings)
     screen.print("no problems" + (f", {count} warning{'s' * (count > 1)}" if count else ""))
+
+
+def _print_yaml(loaded: LoadedChain) -> None:
+    from chainette.core.document.written import as_yaml  # noqa: PLC0415 - pyyaml, for this flag only
+
+    text, unsaid = as_yaml(loaded.chain)
+    tell(text.rstrip())
+    for words in unsaid:
+        tell(f"not written: {words}", err=True)
+    if unsaid:
+        raise typer.Exit(1)
 
 
 def _foreseen(plan: Plan) -> list[Problem]:

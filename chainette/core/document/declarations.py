@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +14,7 @@ from chainette.core.batch_apply import BatchApply
 from chainette.core.branch import Branch, Element
 from chainette.core.chain import Chain
 from chainette.core.document.code import Code, is_reference
+from chainette.core.document.keys import FUNCTION_KEYS, MODELS, PROMPTS, parameter_type, parameters_of
 from chainette.core.document.models import Models, missing_model
 from chainette.core.document.parts import Part
 from chainette.core.step import Step
@@ -27,12 +25,7 @@ from chainette.errors import ChainetteError, LoadError
 from chainette.utils.callers import declared_at
 from chainette.utils.mistakes import advice
 
-__all__ = ["chain_of"]
-
-_MODELS = frozenset({"input_model", "output_model"})
-_PROMPTS = frozenset({"system_prompt", "user_prompt"})
-
-_FUNCTION_KEYS = ("id", "name", "emoji", "input_model", "output_model")
+__all__ = ["chain_of", "declared"]
 
 #: Keys that people expect, and ours.
 _HINTS = {"engine": "engine_name", "input": "input_model", "model": "output_model", "output": "output_model"}
@@ -45,7 +38,7 @@ def chain_of(document: Part, code: Code) -> Chain:
     Raises:
         LoadError: the file is wrong, at its line.
     """
-    keys = document.keys("a chain", [*_settings_of(Chain), "models", "engines"], ["name", "steps"])
+    keys = document.keys("a chain", [*parameters_of(Chain), "models", "engines"], ["name", "steps"])
     if "engines" in keys:
         _register(keys["engines"], code)
     declared = keys["models"].mapping("models") if "models" in keys else {}
@@ -54,18 +47,6 @@ def chain_of(document: Part, code: Code) -> Chain:
     given = {key: reader.setting(Chain, key, keys[key], "the chain") for key in keys.keys() - {"models", "engines", "steps"}}
     with _at(document):
         return Chain(steps=reader.elements(keys["steps"]), **given)
-
-
-def _hint(owner: type, key: str) -> Any:
-    """The type of one parameter."""
-    kind = next(kind for kind in owner.__mro__ if key in vars(kind).get("__annotations__", {}))
-    alone = SimpleNamespace(__annotations__={key: vars(kind)["__annotations__"][key]})
-    return get_type_hints(alone, vars(sys.modules[kind.__module__]))[key]
-
-
-def _settings_of(kind: type) -> list[str]:
-    """The parameters of a declaration."""
-    return [each.name for each in dataclasses.fields(kind) if each.init]
 
 
 @contextmanager
@@ -108,6 +89,12 @@ def _require_no_code(config: EngineConfig) -> None:
         )
 
 
+def declared(node: ApplyNode[Any, Any]) -> dict[str, Any]:
+    """The parameters of a decorated function, which hold unless a file gives others."""
+    found = {key: getattr(node, key) for key in FUNCTION_KEYS}
+    return found if node.name != node.id else found | {"name": ""}
+
+
 class _Reader:
     """Reads nodes, whose models are known."""
 
@@ -133,7 +120,7 @@ class _Reader:
         return self.kinds[kinds[0]](part)
 
     def step(self, part: Part) -> Element:
-        keys = self.keys(part, "step", _settings_of(Step), "id", ["output_model", "engine_name"])
+        keys = self.keys(part, "step", parameters_of(Step), "id", ["output_model", "engine_name"])
         name = keys["step"].text("step (the id)")
         given = {key: self.setting(Step, key, each, f"step {name!r}") for key, each in keys.items() if key != "step"}
         with _at(part):
@@ -146,14 +133,15 @@ class _Reader:
         return self.function(part, "batch_apply", BatchApply)
 
     def function(self, part: Part, kind: str, make: type[ApplyNode[Any, Any]]) -> Element:
-        keys = self.keys(part, kind, _FUNCTION_KEYS)
+        keys = self.keys(part, kind, FUNCTION_KEYS)
         fn = self.code.named(keys[kind], kind)
-        if isinstance(fn, ApplyNode):  # declared with @apply
-            if isinstance(fn, BatchApply) != (make is BatchApply):
-                right = "batch_apply" if make is ApplyNode else "apply"
-                raise keys[kind].fault(f"{keys[kind].value!r} is a {type(fn).__name__}; write {right}: ...")
-            fn = fn.fn
+        if isinstance(fn, ApplyNode) and type(fn) is not make:
+            right = "batch_apply" if make is ApplyNode else "apply"
+            raise keys[kind].fault(f"{keys[kind].value!r} is a {type(fn).__name__}; write {right}: ...")
         given = {key: self.setting(Step, key, each, kind) for key, each in keys.items() if key != kind}
+        if isinstance(fn, ApplyNode):  # decorated
+            given = declared(fn) | given
+            fn = fn.fn
         with _at(part):
             return make(fn, **given)
 
@@ -189,9 +177,9 @@ class _Reader:
     def setting(self, owner: type, key: str, part: Part, what: str) -> Any:
         """The value of a parameter, as its class takes it."""
         what = f"{what}: {key}"
-        if key in _MODELS:
+        if key in MODELS:
             return self.model(part, what)
-        if key in _PROMPTS:
+        if key in PROMPTS:
             return self.code.path(part, what) if isinstance(part.value, dict) else part.text(what)
         if key == "sampling":
             return self.sampling(part)
@@ -200,7 +188,7 @@ class _Reader:
         ):
             return self.code.named(part, what)
         try:
-            return TypeAdapter(_hint(owner, key)).validate_python(part.plain, strict=True)
+            return TypeAdapter(parameter_type(owner, key)).validate_python(part.plain, strict=True)
         except ValidationError as error:
             raise part.fault(f"{what} is {part.shown}: {error.errors()[0]['msg']}") from error
 

@@ -24,7 +24,7 @@ from chainette.errors import LoadError, Place
 from chainette.utils.mistakes import nearest
 from chainette.utils.yaml_faults import yaml_fault
 
-__all__ = ["Part", "parts_of"]
+__all__ = ["IMPLICIT", "Part", "parts_of"]
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -111,6 +111,9 @@ _KINDS = {
 }
 for _kind, (_pattern, _first) in _KINDS.items():
     _Resolver.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
+
+#: First letter -> (tag, pattern) of what is not text.
+IMPLICIT = _Resolver.yaml_implicit_resolvers
 
 
 class _Loader(Reader, Scanner, Parser, Composer, _Resolver):

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-__all__ = ["PrivateImporter", "public_name"]
+__all__ = ["PrivateImporter", "is_private", "public_name"]
 
 _PREFIX = "_chainette_"
 _PRIVATE = re.compile(_PREFIX + r"[0-9a-f]{8}(_\d+)?(\.|__)?")
@@ -39,6 +39,11 @@ _lock = threading.Lock()
 def public_name(text: str) -> str:
     """The text with modules named as the user wrote them."""
     return _PRIVATE.sub("", text)
+
+
+def is_private(module: str) -> bool:
+    """Whether a module was imported by a load, and is the user's."""
+    return module.startswith(_PREFIX)
 
 
 class PrivateImporter:
