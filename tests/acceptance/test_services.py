@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from chainette.fleet.redis.connect import shown
-from chainette.fleet.redis.run_registry import Board
+from chainette.fleet.redis.run_registry import Board, Order
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
 from tests.support.tools import some
@@ -61,6 +62,13 @@ class Site:
     def finished(self, run: str) -> None:
         """Waits until a run is out of Redis."""
         until(lambda: self.board.run(run) is None)
+
+    def order(self, run: str) -> Order:
+        """The order of a run as it lies in Redis."""
+        info = self.board.run(run)
+        order = None if info is None else self.board.order(info)
+        assert order is not None
+        return order
 
     def local(self) -> dict[str, list[str]]:
         assert self.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
@@ -285,6 +293,26 @@ def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before
     assert events[-1]["type"] == "run_finished" and {event.get("epoch", 0) for event in events} == {0, 1}
     assert {event.get("epoch", 0) for event in events if event.get("node") == "grade"} == {1}
     assert before <= set(lines(site.project, "fleet")["extract"])
+    assert site.project.ids("fleet", "grade") == sorted(str(number) for number in range(96))
+
+
+@pytest.mark.long
+def test_an_order_that_somebody_puts_back_computes_nothing_anew_a_second_time(site: Site) -> None:
+    with site.fleet("coordinator", "sink") as [_, sink, worker]:
+        run = site.detach("fleet", "--window", "16")
+        until(lambda: site.committed("fleet") > 12)
+        worker.terminate()  # so that the run cannot end meanwhile
+        assert worker.wait(LONG) == 0
+        assert site.project.chainette("resume", "fleet", "--from", "grade", "--redis", site.url).returncode == 0
+        until(lambda: (order := site.order(run)).number == 1 and not order.from_steps)
+        sink.kill()
+        sink.wait(LONG)
+        followed = site.order(run)
+        site.board.say(run, msgspec.structs.replace(followed, from_steps=("grade",)).fields)
+        with site.fleet("sink"):
+            until(lambda: site.order(run) == followed)
+            site.finished(run)
+    assert site.epochs("fleet") == {0, 1}
     assert site.project.ids("fleet", "grade") == sorted(str(number) for number in range(96))
 
 

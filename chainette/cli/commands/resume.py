@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,8 +161,10 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: R
         order, sinks = board.order(info), board.services(Role.SINK)
         if order is None or not sinks:
             return False
-        if asked != Resumption():
-            changed = msgspec.structs.replace(_changed(order, directory, asked), id=secrets.token_hex(8))
+        followed = read_state(directory)[0].order
+        is_old = order.number < followed  # somebody put it back
+        if is_old or asked != Resumption():
+            changed = _changed(order.followed() if is_old else order, directory, asked).after(followed)
             board.say(run.run_id, board.sealed(run.run_id, changed).fields)
         try:
             FleetQueue(connection).set_state(run.run_id, "running")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -51,6 +52,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     options: RunSettings = RunSettings()
     #: Steps to compute anew, with all that depend on them.
     from_steps: tuple[str, ...] = ()
+    #: Rises with each order of a run, so that none is followed twice or after a later one; and when it was given, in seconds
+    #: since 1970.
+    number: int = 0
+    at: int = msgspec.field(default_factory=lambda: int(time.time()))
     #: Tells orders apart, and the fleet's seal over it (`Board.sealed`); "" without a key.
     id: str = msgspec.field(default_factory=lambda: secrets.token_hex(8))
     seal: str = ""
@@ -68,6 +73,14 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.json.decode(info.order, type=cls)
         except (ValueError, RecursionError, InputError) as error:
             raise RunError(f"run {info.run}: its order in Redis does not decode: {error}") from error
+
+    def after(self, number: int) -> Order:
+        """The same order as a new one, which counts after `number` and this one."""
+        return msgspec.structs.replace(self, number=max(self.number, number) + 1, at=int(time.time()), id=secrets.token_hex(8))
+
+    def followed(self) -> Order:
+        """The order of a run that has begun to follow it: nothing remains to be computed anew."""
+        return msgspec.structs.replace(self, from_steps=())
 
     @property
     def fields(self) -> dict[str, str | int | float]:

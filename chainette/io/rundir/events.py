@@ -111,6 +111,8 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     input: dict[str, Any] | None = None
     #: The limit of records, if it was raised.
     limit: int | None = None
+    #: The number of the last order that a sink has followed; none that is older is followed, and none twice.
+    order: int = 0
 
 
 class InputRead(Event, frozen=True, tag="input_read"):

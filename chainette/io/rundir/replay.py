@@ -156,6 +156,8 @@ class RunState:
     workers: set[str] = field(default_factory=set)
     #: URLs without passwords of every Redis that the run used.
     redis: set[str] = field(default_factory=set)
+    #: The number of the last order that a sink has followed.
+    order: int = 0
     retries: int = 0
     finished_rows: int = 0
     records: int = 0
@@ -232,6 +234,7 @@ class RunState:
                 self.input = event.input or self.input
                 if event.limit is not None:
                     self._raise_limit(event.limit)
+                self.order = max(self.order, event.order)
                 self._note_redis(event.redis)
             case InputRead():
                 self.apply_read(Read(event.upto, event.digest))

@@ -215,8 +215,9 @@ class _Turn:
     def mind(self, order: Order | None) -> None:
         """Ends the turn if the run was ordered anew with other settings."""
         known = self.handed.order
-        done_with = msgspec.structs.replace(known, from_steps=())
-        if order is not None and msgspec.structs.replace(order, seal=known.seal) not in (known, done_with):
+        if order is None or order.number < known.number:
+            return  # somebody put an old one back
+        if msgspec.structs.replace(order, seal=known.seal) not in (known, known.followed()):
             self.handed.stop.set()
 
 

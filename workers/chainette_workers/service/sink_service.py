@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import ClassVar
-
-import msgspec
 
 from chainette.core.plan import Plan
 from chainette.core.run_settings import FLAGS, RESUMABLE
@@ -24,6 +23,9 @@ from chainette_workers.sink.redis_fleet import take_out
 from chainette_workers.sink.sink import Sink
 
 __all__ = ["SinkDuty"]
+
+#: Seconds in which a run that was handed over must begin.
+_BEGINS_WITHIN = 7 * 86400
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,11 @@ class SinkDuty:
         if (state is None and info.state == "cancelled") or (state is not None and _is_closed(state, order)):
             take_out(queue, info)
             return
+        if (due := _due(order, state)) != order:
+            order = due
+            board.say(info.run, board.sealed(info.run, order).fields)
         loaded, plan = same_chain(order, self.places, state)
-        drive = _Served(handed, queue, board, {"redis": self.redis})
+        drive = _Served(replace(handed, order=order), queue, board, {"redis": self.redis})
         settings = self.places.options(order)
         if state is None:
             executor.run(
@@ -99,9 +104,31 @@ class SinkDuty:
         return state
 
 
+def _due(order: Order, state: RunState | None) -> Order:
+    """The part of an order that a sink still has to follow; `state` is that of the run's directory, if there is one.
+
+    Raises:
+        Elsewhere: somebody put it back into Redis, after the run that it began was deleted or after a later order.
+    """
+    if state is None:
+        if (age := time.time() - order.at) > _BEGINS_WITHIN:
+            raise Elsewhere(
+                f"its order is {age / 86400:.0f} days old and there is no run in {order.directory}; enqueue it again"
+            )
+        return order
+    if order.number < state.order:
+        raise Elsewhere(
+            f"its order in Redis is number {order.number}, and {order.directory} has followed number {state.order}; "
+            f"go on: `chainette resume` with that directory"
+        )
+    return order.followed() if order.number == state.order else order
+
+
 def _is_closed(state: RunState, order: Order) -> bool:
     """Whether the log says that the run is over."""
-    return state.status is Status.CANCELLED or (state.status is Status.FINISHED and not order.from_steps)
+    return state.status is Status.CANCELLED or (
+        state.status is Status.FINISHED and not (order.from_steps and order.number > state.order)
+    )
 
 
 @dataclass(frozen=True)
@@ -118,10 +145,18 @@ class _Served:
         """Checks nothing: Redis has just answered."""
 
     def __call__(self, session: Session) -> None:
-        run, done_with = self.handed.info.run, msgspec.structs.replace(self.handed.order, from_steps=())
-        order = self.board.sealed(run, done_with)
+        run = self.handed.info.run
+        order = self.board.sealed(run, self.handed.order.followed())
         fields = {**order.fields, Role.SINK.value: self.handed.me}
-        Drive(self.handed.watch.over(session), self.queue, self.board, fields, coordinated=_elsewhere, tend=self._tend).run()
+        Drive(
+            self.handed.watch.over(session),
+            self.queue,
+            self.board,
+            fields,
+            coordinated=_elsewhere,
+            order=order.number,
+            tend=self._tend,
+        ).run()
 
     def clean(self, run: str) -> None:
         """See `options.Drive`: the service closes runs that are over itself."""

@@ -117,6 +117,8 @@ class Drive:
     window: int | None = None
     seals: Seals = field(default_factory=seals_of)
     coordinated: Callable[[Session, Sink], Admitting] = coordinated_here
+    #: The number of the order that it follows, if it was handed over.
+    order: int = 0
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
     _phases: Phases = field(init=False)
@@ -439,6 +441,7 @@ class Drive:
             session.source,
             phase,
             redis,
+            self.order,
         )
 
     def _hear(self, sink: Sink) -> None:

@@ -50,6 +50,8 @@ class Sink:
     phase: int = 0
     #: The address of the Redis, without its password, if it outlives the session; else "".
     redis: str = ""
+    #: The number of the order that it follows.
+    order: int = 0
     #: Engines whose units wait for a later phase; None until Redis was told.
     barred: frozenset[str] | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -153,6 +155,7 @@ class Sink:
             anchor=anchor,
             phase=self.phase,
             redis=self.redis,
+            order=self.order,
             input=found.input,
             limit=found.limit,
         )
