@@ -41,6 +41,11 @@ def packed(path: Path, values: list[str]) -> None:
     path.write_bytes(gzip.compress("".join(json.dumps({"text": value}) + "\n" for value in values).encode(), 1))
 
 
+def zstd(path: Path, values: list[str]) -> None:
+    text = "".join(json.dumps({"text": value}) + "\n" for value in values)
+    path.write_bytes(pa.compress(text.encode(), codec="zstd", asbytes=True))
+
+
 def csv(path: Path, values: list[str]) -> None:
     path.write_text("text\n" + "".join(f"{value}\n" for value in values))
 
@@ -64,6 +69,7 @@ def lines(path: Path, values: list[str]) -> None:
 KINDS: dict[str, Callable[[Path, list[str]], None]] = {
     "in.jsonl": jsonl,
     "in.jsonl.gz": packed,
+    "in.jsonl.zst": zstd,
     "in.csv": csv,
     "in.parquet": parquet,
     "shards": folder,

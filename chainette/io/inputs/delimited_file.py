@@ -11,7 +11,8 @@ from typing import IO
 
 from chainette.errors import InputError
 from chainette.io.inputs.delimited import KEPT, AnyLineEnd, Line, lines, records, split_cells
-from chainette.io.inputs.readers import Record, TextFile, not_utf8, open_bytes, require_distinct
+from chainette.io.inputs.packing import open_text
+from chainette.io.inputs.readers import Record, TextFile, not_utf8, require_distinct
 
 __all__ = ["DelimitedFile"]
 
@@ -30,7 +31,7 @@ class DelimitedFile(TextFile):
         self._header: list[str] = []
         self._separator, self._before, self._cr = _dialect(path, max_line_bytes, "\t" if kind == "tsv" else ",")
         self.kind = "tsv" if self._separator == "\t" else "csv"
-        with open_bytes(path) as stream:
+        with open_text(path) as stream:
             header = next(islice(super()._lines(stream), self._before, None), None)
         self._header = _header_cells(path, header, self._separator) if header else []
         #: A column without a name (the index that pandas writes, Excel's empty columns) is called by its position.
@@ -84,7 +85,7 @@ class DelimitedFile(TextFile):
 
 def _dialect(path: Path, max_bytes: int, usual: str) -> tuple[str, int, bool]:
     """The separator, the number of records before the header, and whether a lone CR ends lines, as it ends the first."""
-    with open_bytes(path) as stream:
+    with open_text(path) as stream:
         head = stream.read(_HEAD)
     source = (line.data for line in lines(AnyLineEnd(io.BytesIO(head)), max_bytes) if not line.data.isspace())
     first = next(source, b"")

@@ -1,6 +1,6 @@
 """Inputs: finds the reader for a path.
 
-JSONL, CSV, TSV (each also as .gz) or Parquet: a file, a folder, a pattern, or several of these. The kind is taken from
+JSONL, CSV, TSV (each also as .gz or .zst) or Parquet: a file, a folder, a pattern, or several of these. The kind is taken from
 the extension, else from the content. An unreadable input is an `InputError` before anything runs; a bad
 record never is. An empty file is an input without records.
 """
@@ -18,6 +18,7 @@ from chainette.core.dump import short
 from chainette.errors import InputError
 from chainette.io.inputs.delimited_file import DelimitedFile
 from chainette.io.inputs.json_values import JsonFile
+from chainette.io.inputs.packing import open_text, packing_of
 from chainette.io.inputs.parquet import ParquetFile
 from chainette.io.inputs.readers import InputFile, JsonLinesFile, Record
 from chainette.io.inputs.several import SeveralFiles, expand
@@ -98,17 +99,15 @@ def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
-        if head.startswith(b"\x1f\x8b"):
-            with gzip.open(path) as packed:
-                head = packed.read(HEAD)
+        if packing := packing_of(head):
+            with open_text(path) as unpacked:
+                head = unpacked.read(HEAD)
             if head.startswith(b"PAR1"):
-                raise InputError(
-                    f"{path}: is a gzip-compressed Parquet file; unpack it: gunzip -c {path.name} > unpacked.parquet"
-                )
+                raise InputError(f"{path}: is a Parquet file inside {packing}; unpack it first: Parquet is compressed already")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: a damaged gzip file: {error}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     return head
 
 

@@ -7,22 +7,23 @@ the others. `records(start)` starts at an index without decoding the records bef
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import msgspec
 
 from chainette.errors import InputError
-from chainette.io.inputs.delimited import BOM, KEPT, AnyLineEnd, Line, lines, skip_lines, without_mark
+from chainette.io.inputs.delimited import KEPT, AnyLineEnd, Line, lines, skip_lines, without_mark
+from chainette.io.inputs.packing import open_text, packing_of, text_of
 from chainette.io.inputs.trail import Stamp, Trail, digest_of, stamp_of
 from chainette.records import Read
 
-__all__ = ["InputFile", "JsonLinesFile", "Record", "TextFile", "not_utf8", "open_bytes", "require_distinct"]
+__all__ = ["InputFile", "JsonLinesFile", "Record", "TextFile", "not_utf8", "require_distinct"]
 
 _SAMPLE = 1 << 20
 _HEAD = 1 << 16
@@ -149,7 +150,7 @@ class InputFile(ABC):
 
     def count(self) -> int | None:
         """The number of records that `records()` yields: exact up to 64 MiB and for Parquet, beyond that an estimate
-        from samples, for an ETA. None if even that would mean reading everything (large gzip)."""
+        from samples, for an ETA. None if even that would mean reading everything (a large compressed file)."""
         try:
             found = self._count()
         except _BROKEN:  # reading it later says where it is damaged
@@ -197,23 +198,6 @@ def _sample_digest(files: list[Path]) -> str:
     return total.hexdigest()
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The text of a file without gzip and a UTF-8 byte-order mark, if it has those."""
-    return _text_of(path.open("rb"))
-
-
-def _text_of(stream: IO[bytes]) -> IO[bytes]:
-    packed = stream.read(2) == b"\x1f\x8b"
-    stream.seek(0)
-    if packed:
-        unpacked = gzip.GzipFile(fileobj=stream)
-        unpacked.myfileobj = cast("Any", stream)  # closed with it
-        stream = cast("IO[bytes]", unpacked)
-    if stream.read(3) != BOM:
-        stream.seek(0)
-    return stream
-
-
 class TextFile(InputFile):
     """The common part of JSONL and CSV: text, cut into lines or records."""
 
@@ -229,7 +213,7 @@ class TextFile(InputFile):
     def _record(self, index: int, line: Line) -> Record: ...
 
     def _records(self, start: int, first: int, trail: Trail) -> Generator[Record, None, int]:
-        with _text_of(trail.open(self.path)) as stream:
+        with text_of(trail.open(self.path)) as stream:
             skipped, found = self._skip(stream, start - first)
             index = first + skipped
             for line in found:
@@ -255,8 +239,9 @@ class TextFile(InputFile):
 
     def _count(self) -> int | None:
         size = self.path.stat().st_size
-        with open_bytes(self.path) as stream:
-            compressed = isinstance(stream, gzip.GzipFile)
+        with self.path.open("rb") as file:
+            compressed = bool(packing_of(file.read(4)))
+        with open_text(self.path) as stream:
             if size <= (_COUNTED_BYTES >> 3 if compressed else _COUNTED_BYTES):
                 return sum(1 for _ in self._lines(stream))
             return None if compressed else self._estimate(stream, size)
@@ -272,8 +257,6 @@ class TextFile(InputFile):
         return round(size / (8 * _SAMPLE) * sampled * self._records_per_line(head))
 
     def _records_per_line(self, head: bytes) -> float:
-        import io
-
         found = sum(1 for _ in self._lines(io.BytesIO(head)))
         return found / max(1, _line_ends(head))
 
@@ -293,7 +276,7 @@ class JsonLinesFile(TextFile):
 
     def __init__(self, path: Path, limit: int | None, max_line_bytes: int) -> None:
         super().__init__(path, limit, max_line_bytes)
-        with open_bytes(path) as stream:
+        with open_text(path) as stream:
             head = stream.read(_HEAD)
         #: Whether lines end in a lone carriage return, which JSON otherwise treats as a blank.
         self._cr = b"\r" in head.replace(b"\r\n", b"")

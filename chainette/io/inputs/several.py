@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chainette.errors import InputError
+from chainette.io.inputs.packing import PACKED
 from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.sniff import KINDS
 from chainette.io.inputs.trail import Trail
@@ -105,8 +106,8 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _has_kind(path: Path) -> bool:
-    name = path.name.lower()
-    return Path(name.removesuffix(".gz")).suffix in KINDS
+    name = Path(path.name.lower())
+    return (Path(name.stem) if name.suffix in PACKED else name).suffix in KINDS
 
 
 def _names(paths: Iterable[Path]) -> str:

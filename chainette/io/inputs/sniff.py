@@ -11,19 +11,19 @@ import msgspec
 
 from chainette.errors import InputError
 from chainette.io.inputs.json_values import values
+from chainette.io.inputs.packing import PACKED
 
 __all__ = ["HEAD", "KINDS", "kind_of"]
 
 #: Bytes that are examined.
 HEAD = 1 << 16
-#: Extension -> kind; each may be followed by .gz.
+#: Extension -> kind; each may be followed by one of `PACKED`.
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _BOM = b"\xef\xbb\xbf"
 #: First bytes of a file -> its format and the remedy.
 _FOREIGN = {
     b"PK\x03\x04": "is a zip archive (or an Excel workbook); unpack it, or save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "is an old Excel workbook or another Office file; save the sheet as CSV",
-    b"\x28\xb5\x2f\xfd": "is zstd-compressed; unpack it with `zstd -d`",
     b"\x04\x22\x4d\x18": "is lz4-compressed; unpack it with `lz4 -d`",
     b"BZh": "is bzip2-compressed; unpack it with `bunzip2`",
     b"\xfd7zXZ\x00": "is xz-compressed; unpack it with `unxz`",
@@ -56,7 +56,7 @@ def kind_of(path: Path, head: bytes) -> str:
     Raises:
         InputError: it has another format, or its content contradicts its name.
     """
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
     named = KINDS.get(suffix.lower(), "")
     if head.startswith(b"PAR1") and named in ("", "parquet"):
         return "parquet"

@@ -266,7 +266,8 @@ def test_a_parquet_file_that_breaks_while_it_is_read_is_an_input_error(tmp_path:
         ("a.jsonl", '{"name":"a"}\n'.encode("utf-32"), "looks like UTF-32LE"),
         ("a.jsonl", bytes(range(256)), "binary content"),
         ("a.csv", b"PK\x03\x04rest", "save the sheet as CSV"),
-        ("a.jsonl.zst", b"\x28\xb5\x2f\xfdrest", "zstd -d"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfdrest", "a.jsonl.zst: cannot be read: "),
+        ("a.parquet.zst", pa.compress(b"PAR1 whole", codec="zstd", asbytes=True), "is a Parquet file inside zstd"),
         ("a.jsonl.gz", b"\x1f\x8b\x08damaged", "a damaged gzip file"),
         ("a.parquet", b"", "not a Parquet file"),
         ("a.parquet", b"PAR1 torn", "cannot be read as Parquet"),
@@ -277,7 +278,7 @@ def test_a_parquet_file_that_breaks_while_it_is_read_is_an_input_error(tmp_path:
         (
             "a.parquet",
             gzip.compress(b"PAR1 whole", mtime=0),
-            "is a gzip-compressed Parquet file; unpack it: gunzip -c a.parquet",
+            "is a Parquet file inside gzip; unpack it first",
         ),
         ("a.parquet", b'{"name":"a"}\n', "is not a Parquet file: it does not start with PAR1"),
         ("a.csv", b"\xd0\xcf\x11\xe0rest", "old Excel workbook"),
@@ -344,10 +345,24 @@ def test_an_empty_file_is_an_input_of_no_records(tmp_path: Path, name: str, data
 @pytest.mark.parametrize(
     ("name", "text"), [("a.jsonl.gz", '{"name":"a"}\n'), ("a.csv.gz", "name\na\n"), ("a.gz", '{"name":"a"}\n')]
 )
-def test_gzip_is_read_through(tmp_path: Path, name: str, text: str) -> None:
-    path = _write(tmp_path / name, gzip.compress(text.encode()))
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_compressed_text_is_read_through(tmp_path: Path, name: str, text: str, packing: str, mark: str) -> None:
+    data = (mark + text).encode()
+    packed = gzip.compress(data) if packing == "gz" else pa.compress(data, codec="zstd", asbytes=True)
+    path = _write(tmp_path / name.replace("gz", packing), packed)
     assert _validated(path)[0][2] == '{"name":"a","price":0.0,"tags":[]}'
     assert open_input(path).count() == 1
+
+
+def test_zstd_of_several_frames_is_one_text_and_a_cut_one_is_named(tmp_path: Path) -> None:
+    parts = [f'{{"name":"{number}"}}\n'.encode() * 50_000 for number in range(3)]
+    whole = b"".join(pa.compress(part, codec="zstd", asbytes=True) for part in parts)
+    path = _write(tmp_path / "a.jsonl.zst", whole)
+    assert sum(1 for _ in open_input(path).records()) == 150_000
+    path = _write(tmp_path / "b.jsonl.zst", whole[:-9])
+    with pytest.raises(InputError, match=r"b\.jsonl\.zst: cannot be read on: "):
+        list(open_input(path).records())
 
 
 def test_identity_changes_with_the_ends_of_the_file_and_digest_with_any_byte(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ def _shard(path: Path, texts: list[str]) -> Path:
             path.write_text("n\ttext\n" + "".join(f"0\t{text}\n" for text in texts))
         case ".gz":
             path.write_bytes(gzip.compress("".join(f'{{"text":"{text}"}}\n' for text in texts).encode()))
+        case ".zst":
+            text = "".join(f'{{"text":"{text}"}}\n' for text in texts)
+            path.write_bytes(pa.compress(text.encode(), codec="zstd", asbytes=True))
         case _:
             path.write_text("".join(f'{{"text":"{text}"}}\n' for text in texts))
     return path
@@ -45,7 +48,7 @@ def _text(record: Record) -> str:
     return Text.model_validate_json(InputModel(Text).validate(record)[0]).text
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet", ".jsonl.gz"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".jsonl.zst"])
 def test_a_folder_is_read_in_the_order_of_its_numbers_and_numbered_on(tmp_path: Path, suffix: str) -> None:
     for number, count in ((10, 3), (9, 3), (2, 0), (1, 1)):
         _shard(tmp_path / f"{number}{suffix}", [f"{number}-{row}" for row in range(count)])
@@ -128,7 +131,7 @@ def test_a_link_whose_file_is_gone_is_missing_and_not_left_out(tmp_path: Path) -
             open_input(source)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".jsonl.gz"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst"])
 def test_an_empty_file_among_others_is_fine(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"1{suffix}").touch()
     _shard(tmp_path / f"2{suffix}", ["a"])

@@ -1,0 +1,57 @@
+"""Compressed inputs: gzip and zstd are read through, whatever the file is called."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import IO, Any, cast
+
+from chainette.io.inputs.delimited import BOM
+
+__all__ = ["PACKED", "open_text", "packing_of", "text_of"]
+
+#: Extensions that may follow those of `KINDS`.
+PACKED = (".gz", ".zst")
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_BLOCK = 1 << 16
+
+
+def packing_of(head: bytes) -> str:
+    """The compression of a file that begins like this: "gzip", "zstd" or ""."""
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def open_text(path: Path) -> IO[bytes]:
+    """The text of a file, unpacked and without a UTF-8 byte-order mark."""
+    return text_of(path.open("rb"))
+
+
+def text_of(stream: IO[bytes]) -> IO[bytes]:
+    """The same for an open file, which is closed with the result."""
+    packing = packing_of(stream.read(4))
+    stream.seek(0)
+    match packing:
+        case "gzip":
+            stream = _gunzipped(stream)
+        case "zstd":
+            stream = _unpacked_zstd(stream)
+    try:
+        if cast("io.BufferedReader", stream).peek(3).startswith(BOM):
+            stream.read(3)
+    except BaseException:  # damaged
+        stream.close()
+        raise
+    return stream
+
+
+def _gunzipped(stream: IO[bytes]) -> IO[bytes]:
+    unpacked = gzip.GzipFile(fileobj=stream)
+    unpacked.myfileobj = cast("Any", stream)  # closed with it
+    return cast("IO[bytes]", unpacked)
+
+
+def _unpacked_zstd(stream: IO[bytes]) -> IO[bytes]:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"), _BLOCK)
