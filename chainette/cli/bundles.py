@@ -25,7 +25,7 @@ class Task:
         list[str],
         typer.Argument(
             metavar="INPUTS...",
-            help="JSONL, CSV, TSV (.gz, .zst) or Parquet: files, folders or 'patterns*', one after another; - for standard input.",
+            help="JSONL, CSV, TSV (.gz, .zst), Parquet: files, folders or 'patterns*', one after another; - is standard input.",
         ),
     ]
     output: Annotated[

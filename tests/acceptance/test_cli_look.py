@@ -156,6 +156,31 @@ def test_rows_as_records_have_a_line_per_field_and_wide_rows_become_records_by_t
     assert narrow.returncode == 2 and "the rows have no such column" in narrow.stderr
 
 
+def test_rows_where_an_expression_holds(project: Project) -> None:
+    every = [json.loads(line) for line in told(project, "rows", "runs/parquet", "--json").splitlines()]
+    high = told(project, "rows", "runs/parquet", "--where", "grade.score > 0 and 'row 1' in chain_input.text", "--json")
+    wanted = [row for row in every if row["grade.score"] > 0 and "row 1" in row["chain_input.text"]]
+    assert [json.loads(line) for line in high.splitlines()] == wanted and 0 < len(wanted) < len(every)
+    more = told(project, "rows", "runs/csv", "--where", "grade.score | int > 0", "--limit", "1").splitlines()[-1]
+    assert more == f"and {sum(row['grade.score'] > 0 for row in every) - 1} more: --limit N shows more, --json all of them"
+    assert told(project, "rows", "runs/jsonl", "--step", "rejected", "--where", "reason == 'nothing like it'") == "no rows\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("grade.scor > 1", "'grade.scor"),
+        ("grade.score >", "--where 'grade.score >'"),
+        ("().__class__", "unsafe"),
+        ("grade.score > 'a'", "'>' not supported"),
+    ],
+)
+def test_a_condition_that_cannot_be_evaluated_is_named(project: Project, where: str, words: str) -> None:
+    done = project.chainette("rows", "runs/jsonl", "--where", where)
+    assert done.returncode == 2 and words in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def changed_rows(project: Project, *words: str) -> dict[str, dict[str, list[object]]]:
     return {row["name"]: row["fields"] for row in map(json.loads, told(project, "diff", *words, "--json").splitlines())}
 

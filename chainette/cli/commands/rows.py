@@ -12,10 +12,12 @@ import typer
 from chainette.cli.common import console, guarded, new_table, print_json
 from chainette.cli.flags import AsJson, RunDirectory
 from chainette.cli.screen.record import cell, field_lines
+from chainette.errors import TemplateError
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
 from chainette.utils.mistakes import nearest
+from chainette.utils.templates import Expression
 
 __all__ = ["rows"]
 
@@ -32,6 +34,10 @@ def rows(
     columns: Annotated[
         str | None, typer.Option("--columns", metavar="A,B,...", help="Show these columns only, in this order.")
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", metavar="EXPR", help="Rows for which this is true, as in a template: 'extract.age > 40'."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 30; --json: all].")
     ] = None,
@@ -42,9 +48,12 @@ def rows(
 ) -> None:
     """Show the rows of the run in DIR: finished rows across all steps, or those of one step.
 
-    A table whose columns would be too narrow to read becomes one line per field. Cells of CSV are text.
+    A table whose columns would be too narrow to read becomes one line per field. In --where,
+    `extract.age` is a column of `flattened`; cells of CSV are text there.
     """
     found, written = _written_rows(directory, step)
+    if where is not None:
+        found = _kept(found, where)
     if columns is not None:
         found = _with_columns(found, [name.strip() for name in columns.split(",")])
     if as_json:
@@ -52,8 +61,9 @@ def rows(
         return
     shown = list(itertools.islice(found, limit or 30))
     _print(shown, records=records)
-    if written > len(shown):
-        console().print(f"and {written - len(shown):,} more: --limit N shows more, --json all of them")
+    more = written - len(shown) if where is None else sum(1 for _ in found)
+    if more:
+        console().print(f"and {more:,} more: --limit N shows more, --json all of them")
 
 
 def _written_rows(directory: Path, step: str) -> tuple[_Rows, int]:
@@ -74,6 +84,31 @@ def _with_columns(rows: _Rows, wanted: Sequence[str]) -> _Rows:
             if name not in row:
                 raise typer.BadParameter(f"--columns {name}: the rows have no such column{nearest(name, row)}")
         yield {name: row[name] for name in wanted}
+
+
+def _kept(rows: _Rows, where: str) -> _Rows:
+    try:
+        holds = Expression(f"{{{{ {where} }}}}", f"--where {where!r}")
+    except TemplateError as error:
+        raise typer.BadParameter(str(error)) from error
+    for row in rows:
+        try:
+            if holds.value(_nested(row)):
+                yield row
+        except TemplateError as error:
+            raise typer.BadParameter(f"row {row.get('row_id')}: {error}") from error
+
+
+def _nested(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the columns `extract.name` of `flattened` as parts of `extract`."""
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        group, dot, field = name.partition(".")
+        if dot:
+            values.setdefault(group, {})[field] = value
+        else:
+            values[name] = value
+    return values
 
 
 def _print(shown: list[dict[str, Any]], *, records: bool) -> None:
