@@ -24,7 +24,7 @@ from chainette.core.flow import row_of
 from chainette.core.plan import ToNode
 from chainette.records import Effects, Outcome, Output, Unit, Usage
 from chainette.run.scheduler import LocalRun
-from chainette.run.unit_worker import Held
+from chainette.run.unit_worker import HeldUnit
 from tests.support.counts import record
 
 __all__ = ["answer_at_once"]
@@ -35,7 +35,7 @@ _ANSWER = b'{"name":"a name of some length","score":12}'
 def answer_at_once() -> None:
     """Has the local run answer every unit without asking anybody."""
 
-    async def process(_run: LocalRun, held: Held) -> Outcome | None:
+    async def process(_run: LocalRun, held: HeldUnit) -> Outcome | None:
         unit, node = held.claim.unit, held.plan.nodes[held.claim.unit.node]
         outputs = [Output(row.row_id, _ANSWER, 1) for row in unit.rows]
         if not isinstance(node.next, ToNode):

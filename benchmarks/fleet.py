@@ -29,7 +29,7 @@ from typing import Any
 import redis
 
 from chainette.fleet.protocol.keys import held
-from chainette.fleet.redis.queue import LEASE, FleetQueue
+from chainette.fleet.redis.redis_queue import LEASE, FleetQueue
 from chainette.fleet.server.embedded import EmbeddedServer
 
 CHAIN = """

@@ -24,8 +24,8 @@ from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
-from chainette.fleet.protocol.states import ANCHOR, Claim, Drain
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.protocol.queue_values import ANCHOR, Claim, Drain
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.records import CHAIN_INPUT, Outcome, Output, Row, Unit, Usage
 

@@ -30,7 +30,7 @@ from chainette.cli.exit_codes import INTERRUPTED
 from chainette.cli.flags import Debug
 from chainette.cli.signature import Flags
 from chainette.errors import ChainetteError, PlanError, Problem
-from chainette.utils.visible import visible, visible_json
+from chainette.utils.terminal_text import visible, visible_json
 
 __all__ = [
     "command_line",

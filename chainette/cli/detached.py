@@ -14,11 +14,11 @@ from rich.text import Text
 
 from chainette.cli.bundles import Task
 from chainette.cli.common import command_line, console, for_scripts, tell, warn
+from chainette.cli.drive_flags import FleetDriveFlags
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.fleet_screen import RunView, watch
 from chainette.cli.screen.summary import counts_table, summary_lines
-from chainette.cli.way import FleetWay
 from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.confined import module_of
@@ -27,7 +27,7 @@ from chainette.core.usercode.parameters import settings_of
 from chainette.errors import Problem, RunError
 from chainette.fleet.redis.connect import connect, eviction_risk
 from chainette.fleet.redis.run_registry import Board, Order, Role, inside
-from chainette.io.rundir.likeness import marks_of
+from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.replay import Status
@@ -36,7 +36,7 @@ from chainette.utils.ids import new_run_id
 __all__ = ["hand_over"]
 
 
-def hand_over(task: Task, settings: RunSettings, way: FleetWay, *, quiet: bool, here: bool) -> None:
+def hand_over(task: Task, settings: RunSettings, way: FleetDriveFlags, *, quiet: bool, here: bool) -> None:
     """Hands a run over to services; `here`: this process admits its rows."""
     loaded, plan = load_plan(task.chain, task.chain_root, task.parameters, settings)
     if not quiet:

@@ -21,7 +21,7 @@ __all__ = [
     "Hooked",
     "InputsRoot",
     "JsonLogs",
-    "Metrics",
+    "MetricsFlags",
     "MetricsHost",
     "MetricsPort",
     "Offers",
@@ -146,7 +146,7 @@ MetricsPort = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metrics:
+class MetricsFlags:
     """Where a process of a fleet answers /metrics."""
 
     metrics_host: MetricsHost = "127.0.0.1"

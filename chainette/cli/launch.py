@@ -28,13 +28,13 @@ from chainette.cli.common import (
     tell,
     warn,
 )
+from chainette.cli.directory_status import can_go_on
 from chainette.cli.exit_codes import INTERRUPTED, REJECTED
 from chainette.cli.screen.live import LiveView
 from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, Reporter, line_writer
 from chainette.cli.screen.show import ShowAnswers
 from chainette.cli.screen.tokens import Tokens, text_writer
 from chainette.cli.screen.tree import draw
-from chainette.cli.standing import can_go_on
 from chainette.cli.version import version
 from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
@@ -43,20 +43,20 @@ from chainette.core.usercode.parameters import given, settings_of
 from chainette.engine.config import EngineRegistry, overlaid
 from chainette.errors import DiskError, EngineError, InputError, PluginError, Problem, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
+from chainette.io.rundir.logged_paths import chain_root_of
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.origin import doubt
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.places import chain_root_of
 from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive, RunOptions
 from chainette.run.planning import compile_plan
 from chainette.utils.banner import banner
 from chainette.utils.debug import ChainDebugger
-from chainette.utils.foreign import told
 from chainette.utils.ids import new_run_id
 from chainette.utils.plugins import HOOKS
-from chainette.utils.visible import visible
+from chainette.utils.terminal_text import visible
+from chainette.utils.user_errors import told
 
 __all__ = ["launch", "load_plan", "require_trust", "run_task", "texts_of"]
 

@@ -17,9 +17,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from chainette.cli.exit_codes import INTERRUPTED
-from chainette.utils.garbage import collect_rarely
-from chainette.utils.private import VARIABLE as UMASK
-from chainette.utils.visible import guard_logs
+from chainette.utils.garbage_collection import collect_rarely
+from chainette.utils.private_files import VARIABLE as UMASK
+from chainette.utils.terminal_text import guard_logs
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from chainette.conformance.case import Broken, Case, Subject, answered, question, require
+from chainette.conformance.case import BrokenPromise, Case, Subject, answered, question, require
 from chainette.engine.base import Finish
 
 __all__ = ["ANSWER_KINDS"]
@@ -103,7 +103,7 @@ def _case(name: str, model: type[BaseModel]) -> Case:
             model.model_validate_json(completion.text)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
-            raise Broken(f"{problem['msg']} in {completion.text[:120]!r}") from error
+            raise BrokenPromise(f"{problem['msg']} in {completion.text[:120]!r}") from error
 
     return Case(f"answers with {name}", check)
 

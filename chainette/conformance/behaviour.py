@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
-from chainette.conformance.case import Broken, Case, NotApplicable, Subject, Thing, answered, question, require
+from chainette.conformance.case import BrokenPromise, Case, NotApplicable, Subject, Thing, answered, question, require
 from chainette.engine.base import Completion, Delta, Finish, Request
 from chainette.errors import EngineUnavailable
 from chainette.records import Message
@@ -240,7 +240,7 @@ async def _describes_itself(subject: Subject) -> None:
     try:
         json.dumps(subject.engine.describe())
     except TypeError as error:
-        raise Broken(f"metadata.json cannot hold its description: {error}") from error
+        raise BrokenPromise(f"metadata.json cannot hold its description: {error}") from error
     require(subject.engine.capacity >= 1, f"its capacity is {subject.engine.capacity}")
 
 
@@ -257,7 +257,7 @@ async def _says_that_it_is_not_open(subject: Subject) -> None:
         await subject.create().generate([question("A red ball")])
     except EngineUnavailable:
         return
-    raise Broken("an engine that is not open answered")
+    raise BrokenPromise("an engine that is not open answered")
 
 
 BEHAVIOUR = (

@@ -14,10 +14,21 @@ from chainette.engine.config import EngineConfig
 from chainette.records import Message
 from chainette.utils.json_schema import generate_json_output_prompt
 
-__all__ = ["Broken", "Case", "NotApplicable", "Outcome", "Subject", "Thing", "Verdict", "answered", "question", "require"]
+__all__ = [
+    "BrokenPromise",
+    "Case",
+    "CaseOutcome",
+    "NotApplicable",
+    "Subject",
+    "Thing",
+    "Verdict",
+    "answered",
+    "question",
+    "require",
+]
 
 
-class Outcome(StrEnum):
+class CaseOutcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     #: The backend has nothing that the case could be about.
@@ -27,12 +38,12 @@ class Outcome(StrEnum):
 @dataclass(frozen=True)
 class Verdict:
     case: str
-    outcome: Outcome
+    outcome: CaseOutcome
     #: Why, unless it passed.
     words: str = ""
 
 
-class Broken(Exception):
+class BrokenPromise(Exception):
     """The engine broke the case's promise."""
 
 
@@ -71,9 +82,9 @@ def question(text: str, model: type[BaseModel] = Thing, seed: int = 1, system: s
 
 
 def require(holds: object, words: str) -> None:
-    """Raises Broken with these words unless the condition holds."""
+    """Raises BrokenPromise with these words unless the condition holds."""
     if not holds:
-        raise Broken(words)
+        raise BrokenPromise(words)
 
 
 async def answered(subject: Subject, *requests: Request) -> list[Completion]:

@@ -9,11 +9,11 @@ import anyio
 
 from chainette.conformance.answer_kinds import ANSWER_KINDS
 from chainette.conformance.behaviour import BEHAVIOUR
-from chainette.conformance.case import Broken, Case, NotApplicable, Outcome, Subject, Verdict
+from chainette.conformance.case import BrokenPromise, Case, CaseOutcome, NotApplicable, Subject, Verdict
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
-from chainette.utils.foreign import told
+from chainette.utils.user_errors import told
 
 __all__ = ["CASES", "Bench", "examine"]
 
@@ -54,18 +54,18 @@ class Bench:
     async def judge(self, case: Case) -> Verdict:
         """The verdict on one case. A case that takes too long, or raises anything, has failed."""
         if case.name in self._skipped:
-            return Verdict(case.name, Outcome.NOT_APPLICABLE, self._skipped[case.name])
+            return Verdict(case.name, CaseOutcome.NOT_APPLICABLE, self._skipped[case.name])
         try:
             with anyio.fail_after(self._patience):
                 engine = await self._engines.get(self._config.name)
                 await case.check(Subject(self._config, engine, lambda: self._create(self._config)))
         except NotApplicable as error:
-            return Verdict(case.name, Outcome.NOT_APPLICABLE, str(error))
+            return Verdict(case.name, CaseOutcome.NOT_APPLICABLE, str(error))
         except TimeoutError:
-            return Verdict(case.name, Outcome.FAILED, f"no end after {self._patience:g} s")
+            return Verdict(case.name, CaseOutcome.FAILED, f"no end after {self._patience:g} s")
         except Exception as error:  # of a plugin, anything
-            return Verdict(case.name, Outcome.FAILED, str(error) if isinstance(error, Broken) else told(error))
-        return Verdict(case.name, Outcome.PASSED)
+            return Verdict(case.name, CaseOutcome.FAILED, str(error) if isinstance(error, BrokenPromise) else told(error))
+        return Verdict(case.name, CaseOutcome.PASSED)
 
 
 async def examine(

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, Generic, overload
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from chainette.core.functions_read import (
+from chainette.core.function_signature import (
     checked_model,
     hints_of,
     id_of,
@@ -28,8 +28,8 @@ from chainette.core.functions_read import (
 )
 from chainette.core.node import Node
 from chainette.errors import DeclarationError, WrongArguments
-from chainette.utils.callers import caller_frame, caller_place
-from chainette.utils.mistakes import explained
+from chainette.utils.argument_advice import explained
+from chainette.utils.call_site import caller_frame, caller_place
 
 __all__ = ["ApplyNode", "Cardinality", "apply"]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from typing_extensions import TypeVar
 
 from chainette.core.apply import ApplyNode, Cardinality
-from chainette.core.functions_read import (
+from chainette.core.function_signature import (
     checked_model,
     hints_of,
     id_of,
@@ -23,8 +23,8 @@ from chainette.core.functions_read import (
     without_none,
 )
 from chainette.errors import DeclarationError, Place, WrongArguments
-from chainette.utils.callers import caller_frame, caller_place
-from chainette.utils.mistakes import explained
+from chainette.utils.argument_advice import explained
+from chainette.utils.call_site import caller_frame, caller_place
 
 __all__ = ["BatchApply"]
 

@@ -8,8 +8,8 @@ from typing import Any, overload
 
 from chainette.core.node import Node, check_name
 from chainette.errors import DeclarationError, Place
-from chainette.utils.callers import caller_place
-from chainette.utils.mistakes import explained
+from chainette.utils.argument_advice import explained
+from chainette.utils.call_site import caller_place
 
 __all__ = ["Branch", "Element", "JoinBranch", "checked_elements"]
 

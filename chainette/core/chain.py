@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from chainette.core.branch import Element, checked_elements
 from chainette.engine.config import EngineRegistry, current_registry
 from chainette.errors import DeclarationError, Place
-from chainette.utils.callers import caller_place
+from chainette.utils.argument_advice import explained
+from chainette.utils.call_site import caller_place
 from chainette.utils.ids import name_problem
-from chainette.utils.mistakes import explained
 
 if TYPE_CHECKING:
     from chainette.core.streaming import StreamEvent

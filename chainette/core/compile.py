@@ -34,7 +34,7 @@ from chainette.core.plan import (
 )
 from chainette.core.route import Route
 from chainette.core.step import Step
-from chainette.core.templates.prompt_check import prompt_warnings
+from chainette.core.templates.literal_braces import prompt_warnings
 from chainette.core.templates.references import template_problems
 from chainette.core.usercode.fingerprint import fingerprint_model
 from chainette.engine.backends import backend_class

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainette.core.decision import Undecided
-from chainette.core.functions_read import hints_of, positional
+from chainette.core.function_signature import hints_of, positional
 from chainette.core.prompt import is_field
 from chainette.errors import DeclarationError, Place, TemplateError
 from chainette.records import Reason
-from chainette.utils.callers import caller_frame
-from chainette.utils.foreign import RAISED, told
+from chainette.utils.call_site import caller_frame
 from chainette.utils.templates import Expression
+from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["Condition", "Given"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from chainette.utils.foreign import RAISED, told
+from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain", "schema_nodes", "short"]
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from chainette.core.apply import ApplyNode
 from chainette.core.condition import Condition
 from chainette.core.route import Chooser
-from chainette.core.settings import SETTINGS, Settings, settings_of_engine
+from chainette.core.setting_changes import SETTINGS, Settings, settings_of_engine
 from chainette.core.step import Step
 from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
 from chainette.engine.config import EngineConfig

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chainette.errors import DeclarationError, Place
-from chainette.utils.callers import caller_place
+from chainette.utils.call_site import caller_place
 from chainette.utils.ids import name_problem, snake_case
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from chainette.core.step import Step
 from chainette.core.templates.types import has_member
 from chainette.errors import TemplateError
 from chainette.records import Message, Row
-from chainette.utils.foreign import RAISED, told
 from chainette.utils.json_schema import generate_json_output_prompt
 from chainette.utils.templates import Template
+from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["Prompter", "is_field", "prompter"]
 

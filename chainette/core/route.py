@@ -16,8 +16,8 @@ from chainette.core.decision import Undecided, Way
 from chainette.core.node import Node, check_name
 from chainette.errors import DeclarationError, Place
 from chainette.records import Reason
-from chainette.utils.callers import caller_place
-from chainette.utils.mistakes import explained
+from chainette.utils.argument_advice import explained
+from chainette.utils.call_site import caller_place
 
 __all__ = ["Chooser", "Route", "RouteWay", "case_key"]
 

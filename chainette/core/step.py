@@ -15,7 +15,7 @@ from chainette.core.node import Node
 from chainette.engine.base import SamplingParams
 from chainette.errors import DeclarationError, Place, PluginError
 from chainette.records import Message
-from chainette.utils.mistakes import explained
+from chainette.utils.argument_advice import explained
 from chainette.utils.plugins import PROMPT_BUILDERS
 
 __all__ = ["DEFAULT_USER_PROMPT", "PromptBuilder", "Step"]

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from chainette.engine.base import Engine, Options
 from chainette.errors import EngineConfigError, PluginError
-from chainette.utils.mistakes import nearest
+from chainette.utils.argument_advice import nearest
 from chainette.utils.plugins import Group
 
 __all__ = ["BUILT_IN", "backend_class", "backend_names", "maker_of"]

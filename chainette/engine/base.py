@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from chainette.errors import DeclarationError, WrongArguments
 from chainette.records import Message, Usage
-from chainette.utils.callers import caller_place
-from chainette.utils.mistakes import advice
+from chainette.utils.argument_advice import advice
+from chainette.utils.call_site import caller_place
 
 if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig

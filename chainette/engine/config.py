@@ -19,9 +19,9 @@ from chainette.engine.backends import backend_class, backend_names
 from chainette.engine.base import Options, SamplingParams
 from chainette.errors import EngineConfigError, UnknownEngine
 from chainette.records import PYTHON
-from chainette.utils.callers import caller_place
+from chainette.utils.argument_advice import advice, explained, nearest
+from chainette.utils.call_site import caller_place
 from chainette.utils.ids import name_problem
-from chainette.utils.mistakes import advice, explained, nearest
 
 __all__ = [
     "EngineConfig",

@@ -15,7 +15,7 @@ from typing import Any
 from chainette.io.rundir.statistics import COMPLETION, PROMPT, Figures
 from chainette.report.charts import COLOURS, Series, Span, render_lines, render_spans
 from chainette.report.drawing import draw
-from chainette.utils.visible import visible
+from chainette.utils.terminal_text import visible
 
 __all__ = ["Chart", "Price", "Rejects", "StepLine", "render_page"]
 

@@ -14,7 +14,7 @@ from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, RootRecord
-from chainette.fleet.protocol.states import Admitted
+from chainette.fleet.protocol.queue_values import AdmissionResult
 from chainette.io.inputs.roots import Root
 from chainette.records import CHAIN_INPUT, Effects, Read, Rejection
 
@@ -77,14 +77,14 @@ class Coordinator:
             return False
         assert self._next is not None
         match self._admit(self._next):
-            case Admitted.OK:
+            case AdmissionResult.OK:
                 self._cursor += 1
                 self._next = None
                 return True
-            case Admitted.BEHIND:
+            case AdmissionResult.BEHIND:
                 self._roots = self._next = None
                 return True
-            case Admitted.FULL | Admitted.PAUSED | Admitted.CANCELLED:
+            case AdmissionResult.FULL | AdmissionResult.PAUSED | AdmissionResult.CANCELLED:
                 return False
 
     def _prepare(self) -> bool:
@@ -105,9 +105,9 @@ class Coordinator:
         self._next = _Next(root.number, RootRecord(root.rows, root.records, root.read), bad, effects)
         return True
 
-    def _admit(self, root: _Next) -> Admitted:
+    def _admit(self, root: _Next) -> AdmissionResult:
         token = secrets.token_hex(8)
         admitted = self.queue.admit(self.keys, self.plan, self._cursor, root.root, root.record, root.bad, root.effects, token)
-        if admitted is Admitted.OK:
+        if admitted is AdmissionResult.OK:
             self.tell(root.bad)
         return admitted

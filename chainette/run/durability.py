@@ -8,7 +8,7 @@ from chainette.core.flow import Durable
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
-from chainette.fleet.protocol.states import Entry
+from chainette.fleet.protocol.queue_values import Entry
 from chainette.io.rundir.writer import Admitted, Commit, Item, Suspended
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage
 from chainette.run.limits import RejectWatch

@@ -1,6 +1,6 @@
 """Running a chain on this machine: `run`, `resume`, `run_iter`, and the seed's Executor and AsyncExecutor.
 
-All of them are one path (`start.py`, `resume.py`): compile, open a directory or none, schedule units, close.
+All of them are one path (`start.py`, `resumption.py`): compile, open a directory or none, schedule units, close.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from chainette.core.plan import Plan
 from chainette.core.streaming import StreamEvent
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
-from chainette.io.rundir.rollback import rollback as go_back
+from chainette.io.rundir.version_swap import rollback as go_back
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import Row
 from chainette.run.blocking import block, iterate
 from chainette.run.blocking import stream as streamed
 from chainette.run.one_node import execute_node
 from chainette.run.options import RunOptions
-from chainette.run.resume import resume as resume_run
-from chainette.run.resume import retry
+from chainette.run.resumption import resume as resume_run
+from chainette.run.resumption import retry
 from chainette.run.start import start
 from chainette.utils.debug import ChainDebugger
-from chainette.utils.visible import visible
+from chainette.utils.terminal_text import visible
 
 __all__ = [
     "AsyncExecutor",

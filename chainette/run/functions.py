@@ -22,8 +22,8 @@ from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
 from chainette.records import Output, Reason, Row, child_id
 from chainette.run.unit_result import UnitResult, excess, raised
-from chainette.utils.foreign import RAISED, is_stray
 from chainette.utils.process_state import put_back
+from chainette.utils.user_errors import RAISED, is_stray
 
 __all__ = ["MAX_FAN_OUT", "Away", "call"]
 

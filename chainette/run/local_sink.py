@@ -17,7 +17,7 @@ from chainette.core.flow import Durable
 from chainette.core.streaming import Finished
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.states import ANCHOR, Entry
+from chainette.fleet.protocol.queue_values import ANCHOR, Entry
 from chainette.hooks import Hook
 from chainette.io.rundir.writer import Admitted, Commit, Committed, Item
 from chainette.records import Row

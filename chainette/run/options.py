@@ -15,7 +15,7 @@ from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
 from chainette.hooks import Hook
 from chainette.run.limits import Limits
-from chainette.utils.mistakes import explained
+from chainette.utils.argument_advice import explained
 
 __all__ = ["Drive", "RunOptions"]
 

@@ -23,21 +23,21 @@ from chainette.engine.lifecycle import Engines
 from chainette.errors import DeclarationRefused, EngineRefused, EngineUnavailable, RequestsFailed, RunStopped
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.queue_values import Drain
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import Drain
 from chainette.hooks import Hook
 from chainette.io.inputs.roots import Root
 from chainette.io.rundir.events import Event
 from chainette.records import Outcome, Rejection, Row
 from chainette.run.coordinator import Coordinator
 from chainette.run.evidence import Evidence
-from chainette.run.in_hand import Hands, Lane
+from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
 from chainette.run.unit_result import UnitResult, raised
-from chainette.run.unit_worker import Held, Place, Worker, places_of
-from chainette.utils.foreign import is_stray
+from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker, claimable_queues
+from chainette.utils.user_errors import is_stray
 
 __all__ = ["LocalRun"]
 
@@ -79,14 +79,14 @@ class LocalRun(Worker):
     clock: Callable[[], float] = time.monotonic
 
     incarnation: str = _HERE
-    hands: Hands = field(default_factory=Hands)
-    busy: set[Held] = field(default_factory=set)
+    hands: InFlight = field(default_factory=InFlight)
+    busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     queue: MemoryQueue = field(init=False)
     sink: LocalSink = field(init=False)
     _lanes: dict[str, Lane] = field(default_factory=dict)
     _info: RunInfo = field(default_factory=lambda: RunInfo(_HERE))
-    _places: list[Place] = field(default_factory=list)
+    _places: list[ClaimableQueue] = field(default_factory=list)
     _claims: int = 0
     _failure: Exception | None = None
     #: Wake the loop that admits and dispatches, and the one that writes.
@@ -123,7 +123,7 @@ class LocalRun(Worker):
         """An epoch in which units of these engines wait for a later one."""
         info = self._info = RunInfo(_HERE, epoch=self._info.epoch + 1)
         keys, token = RunKeys(_HERE, info.epoch), str(info.epoch)
-        places = list(places_of(info, self.plan, _lane_of))
+        places = list(claimable_queues(info, self.plan, _lane_of))
         later = {place.queue for place in places if place.lane in barred}
         self._places = [place for place in places if place.queue not in later]
         limits = {"window": self._window, "window_bytes": _LIVE_BYTES, "batch_size": self.plan.batch_size}
@@ -218,7 +218,7 @@ class LocalRun(Worker):
         idle = all(self._lane(place.lane).idle for place in others)
         return idle and not self.queue.waiting([place.queue for place in others])
 
-    def _may_take(self, place: Place) -> bool:
+    def _may_take(self, place: ClaimableQueue) -> bool:
         return self._lane(place.lane).has_room(place.rows) and (place.lane != _EXPANDING or self._may_expand())
 
     def _dispatch(self, group: TaskGroup) -> None:
@@ -229,14 +229,14 @@ class LocalRun(Worker):
             if isinstance(claims, Drain) or not claims:
                 return
             for claim in claims:
-                held = Held(self._info, self.plan, self.hook, self._lane(_lane_of(self.plan, claim.unit.node)), claim)
+                held = HeldUnit(self._info, self.plan, self.hook, self._lane(_lane_of(self.plan, claim.unit.node)), claim)
                 self.hands.take(held.lane, claim)
                 self.hands.start(held.lane, claim)
                 group.start_soon(self._guard, self.work, held)
 
     # -- one unit
 
-    async def work(self, held: Held) -> None:
+    async def work(self, held: HeldUnit) -> None:
         try:
             await super().work(held)
         finally:
@@ -245,10 +245,10 @@ class LocalRun(Worker):
     async def ask(self, call: Callable[[], T]) -> T:
         return call()
 
-    def refused(self, held: Held) -> None:
+    def refused(self, held: HeldUnit) -> None:
         raise AssertionError(f"{held.claim.unit.node}, root {held.claim.unit.root}: nobody else can have this unit")
 
-    async def put_off(self, held: Held, error: EngineUnavailable) -> None:
+    async def put_off(self, held: HeldUnit, error: EngineUnavailable) -> None:
         try:
             self._require_patience(held, error)
         except RunStopped:
@@ -257,7 +257,7 @@ class LocalRun(Worker):
         await super().put_off(held, error)
         self._tell()
 
-    async def process(self, held: Held) -> Outcome | None:
+    async def process(self, held: HeldUnit) -> Outcome | None:
         if held.result is None:
             return join(self.plan, held.claim.unit, self.hook)
         if held.result.node.kind is NodeKind.STEP:
@@ -266,7 +266,7 @@ class LocalRun(Worker):
             await fill(held.result, held.claim.unit.rows, None)
         return None
 
-    async def _ask_engine(self, held: Held, result: UnitResult) -> None:
+    async def _ask_engine(self, held: HeldUnit, result: UnitResult) -> None:
         engine = await self.engines.get(result.node.engine)
         self._fit(held.lane, engine.capacity)
         await self.ask_engine(held, result, engine, self.seed)
@@ -278,7 +278,7 @@ class LocalRun(Worker):
             lane.budget = budget
             self.queue.widen(_HERE, self._window)
 
-    def _require_patience(self, held: Held, error: EngineUnavailable) -> None:
+    def _require_patience(self, held: HeldUnit, error: EngineUnavailable) -> None:
         """An engine that did not open was silent meanwhile, and would be for as long again.
 
         Raises:

@@ -22,9 +22,9 @@ from chainette.io.inputs.spool import spool
 from chainette.io.inputs.validate import InputModel, columns_of
 from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.logged_paths import placed_below, placed_input, way_to
 from chainette.io.rundir.open import claim_directory, create, git_commit, versions
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.places import placed_below, placed_input, way_to
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.writer import RunWriter, Scratch
@@ -32,7 +32,7 @@ from chainette.io.tables.columns import require_one_type
 from chainette.io.tables.schemas import Added
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
-from chainette.run.resume import resume
+from chainette.run.resumption import resume
 from chainette.run.session import Deliver, check_drive, finish_run, local_run, roots_of
 from chainette.utils.ids import new_run_id
 

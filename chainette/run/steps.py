@@ -19,15 +19,15 @@ from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
 from chainette.core.streaming import Asked, Unusable
 from chainette.engine.answer_text import unwrapped
-from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Done, Engine, Finish, Request
+from chainette.engine.concurrent_requests import ask_all
 from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Unfinished, Usage
 from chainette.run.evidence import Evidence
 from chainette.run.reask import corrected, correction
 from chainette.run.unit_result import UnitResult, excess, raised, spent_on, streamed, writable
-from chainette.utils.foreign import RAISED, told
+from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["Asking", "row_seed"]
 

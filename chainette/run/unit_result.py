@@ -15,7 +15,7 @@ from chainette.core.streaming import Asked, Dropped, Passed, Piece
 from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
 from chainette.records import Effects, Outcome, Output, Reason, Rejection, Row, Spent, Unfinished, Unit, Usage, owner_of
-from chainette.utils.foreign import told
+from chainette.utils.user_errors import told
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]
 

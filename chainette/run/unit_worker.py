@@ -29,18 +29,18 @@ from chainette.engine.base import Engine
 from chainette.errors import DeclarationRefused, EngineUnavailable, RequestsFailed
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.queue_values import Claim
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
 from chainette.records import Outcome, Usage
 from chainette.run.evidence import Evidence
-from chainette.run.in_hand import Hands, Lane
+from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
 from chainette.run.unit_result import UnitResult
 from chainette.utils.backoff import backoff
 
-__all__ = ["Held", "Place", "Worker", "places_of"]
+__all__ = ["ClaimableQueue", "HeldUnit", "Worker", "claimable_queues"]
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ _LAST_PARTS = 5.0
 
 
 @dataclass(frozen=True)
-class Place:
+class ClaimableQueue:
     """A queue that units may be claimed from."""
 
     run: str
@@ -65,13 +65,13 @@ class Place:
     rows: int
 
 
-def places_of(info: RunInfo, plan: Plan, lane_of: Callable[[Plan, str], str | None]) -> Iterator[Place]:
+def claimable_queues(info: RunInfo, plan: Plan, lane_of: Callable[[Plan, str], str | None]) -> Iterator[ClaimableQueue]:
     """A run's queues, the deepest node's first; those without a lane are left out."""
     for name in sorted(plan.depths, key=lambda name: -plan.depths[name]):
         lane = lane_of(plan, name)
         if lane is not None:
             queue = RunKeys(info.run, info.epoch).queue(plan.engine_of(name), name)
-            yield Place(info.run, queue, lane, plan.batch_size)
+            yield ClaimableQueue(info.run, queue, lane, plan.batch_size)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Sending:
 
 
 @dataclass(eq=False)
-class Held:
+class HeldUnit:
     """A unit in hand."""
 
     info: RunInfo
@@ -133,9 +133,9 @@ class Worker(ABC):
 
     queue: LeasedQueue
     incarnation: str
-    hands: Hands
+    hands: InFlight
     #: Units that are being worked on.
-    busy: set[Held]
+    busy: set[HeldUnit]
     #: (run, epoch, step) -> what was seen of its requests.
     evidence: dict[tuple[str, int, str], Evidence]
     #: Seconds that an engine may not answer before a run gives up.
@@ -146,14 +146,14 @@ class Worker(ABC):
         """Calls the queue, until it answers."""
 
     @abstractmethod
-    async def process(self, held: Held) -> Outcome | None:
+    async def process(self, held: HeldUnit) -> Outcome | None:
         """Puts each row of the unit into `held.result` when it finishes; returns the outcome of a join instead.
 
         Raises:
             EngineUnavailable: the engine does not answer; nothing is known of the rows that are not in the result.
         """
 
-    async def work(self, held: Held) -> None:
+    async def work(self, held: HeldUnit) -> None:
         """One unit: process, then commit or put off."""
         try:
             with held.scope:
@@ -161,7 +161,7 @@ class Worker(ABC):
         finally:
             self.hands.drop(held.lane, held.claim)
 
-    async def work_on(self, held: Held) -> None:
+    async def work_on(self, held: HeldUnit) -> None:
         node = held.plan.nodes.get(held.claim.unit.node)
         if node is not None:
             held.result = UnitResult(held.plan, node, held.hook, unfinished={**held.claim.unfinished})
@@ -179,18 +179,18 @@ class Worker(ABC):
         finally:
             self.busy.discard(held)
 
-    async def hand_back(self, held: Held) -> None:
+    async def hand_back(self, held: HeldUnit) -> None:
         """Returns a unit that is left unfinished, if its queue outlives the worker."""
         del held
 
-    async def count_discarded(self, held: Held) -> None:
+    async def count_discarded(self, held: HeldUnit) -> None:
         """Tells the log which answers, of a unit that leaves unfinished, were asked for in vain."""
         usage = Usage() if held.result is None else held.result.discard()
         if usage.requests:
             event = AnswersDiscarded(node=held.claim.unit.node, usage=usage)
             await self.ask(partial(self.queue.note, held.claim.run, event))
 
-    async def tell_log(self, held: Held) -> None:
+    async def tell_log(self, held: HeldUnit) -> None:
         """Tells the log what was spent on fixed questions, and what the engine is asked otherwise than declared."""
         evidence, node = self.evidence.get(_key_of(held)), held.claim.unit.node
         if evidence is not None and evidence.spent.requests:
@@ -201,7 +201,7 @@ class Worker(ABC):
             adapted = EngineAdapted(engine=held.plan.engine_of(node), changes=dict(evidence.told))
             await self.ask(partial(self.queue.note, held.claim.run, adapted))
 
-    async def _work_through(self, held: Held) -> None:
+    async def _work_through(self, held: HeldUnit) -> None:
         try:
             outcome = await self.process(held)
         except EngineUnavailable as error:
@@ -230,7 +230,7 @@ class Worker(ABC):
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def commit_finished(self, held: Held) -> None:
+    async def commit_finished(self, held: HeldUnit) -> None:
         """Commits the rows of a unit that have finished so far."""
         async with held.sending:
             if held.unanswered is not None:
@@ -242,7 +242,7 @@ class Worker(ABC):
                 outcome = held.result.take(held.claim.piece(rows))
                 await self.commit(held, outcome, rows if len(rows) < len(held.claim.unit.rows) else None)
 
-    async def commit(self, held: Held, outcome: Outcome, rows: Collection[str] | None = None) -> None:
+    async def commit(self, held: HeldUnit, outcome: Outcome, rows: Collection[str] | None = None) -> None:
         """Hands over the outcome of these rows, or of all that are left.
 
         Raises:
@@ -261,7 +261,7 @@ class Worker(ABC):
                 held.result.usage += outcome.usage  # refused: discarded with the rest
         held.hook.on_stage(held.claim.unit.node, Stage.COMMIT, monotonic() - began)
 
-    async def _send(self, held: Held) -> bool:
+    async def _send(self, held: HeldUnit) -> bool:
         assert held.unanswered is not None
         sending = held.unanswered
         try:
@@ -278,18 +278,18 @@ class Worker(ABC):
             held.claim = rest
         return is_in
 
-    def refused(self, held: Held) -> None:
+    def refused(self, held: HeldUnit) -> None:
         """The claim did not hold; its answers are thrown away."""
         held.hook.on_refused()
 
-    async def put_off(self, held: Held, error: EngineUnavailable) -> None:
+    async def put_off(self, held: HeldUnit, error: EngineUnavailable) -> None:
         """The unit waits, and longer each time: for its engine, or because its rows' requests failed again."""
         delay, claim = self.delay(held, error), held.handed_back()
         event = self.retried(held, error, delay)
         await self.ask(partial(self.queue.fail, claim, self.incarnation, event.delay, event.message))
         await self.ask(partial(self.queue.note, claim.run, event))
 
-    def retried(self, held: Held, error: EngineUnavailable, delay: float) -> UnitRetried:
+    def retried(self, held: HeldUnit, error: EngineUnavailable, delay: float) -> UnitRetried:
         unit = held.claim.unit
         return UnitRetried(
             node=unit.node,
@@ -301,7 +301,7 @@ class Worker(ABC):
             refused=isinstance(error, DeclarationRefused),
         )
 
-    def delay(self, held: Held, error: EngineUnavailable) -> float:
+    def delay(self, held: HeldUnit, error: EngineUnavailable) -> float:
         """Seconds that a unit waits. The engine rests as well if it answers nobody."""
         if not isinstance(error, RequestsFailed):
             return held.lane.fail()
@@ -314,7 +314,7 @@ class Worker(ABC):
 
     # -- whose fault it is that a request got no answer
 
-    async def ask_engine(self, held: Held, result: UnitResult, engine: Engine, seed: int) -> None:
+    async def ask_engine(self, held: HeldUnit, result: UnitResult, engine: Engine, seed: int) -> None:
         """Asks for the rows of a unit. Those that are themselves at fault for getting no answer are rejected.
 
         Raises:
@@ -341,7 +341,7 @@ class Worker(ABC):
         refuses_all = error.denied and not lane.has_answered
         return refuses_all or impatient or evidence.is_due(error.rows)
 
-    def evidence_of(self, held: Held) -> Evidence:
+    def evidence_of(self, held: HeldUnit) -> Evidence:
         key = run, epoch, _ = _key_of(held)
         if key not in self.evidence:
             self.evidence = {known: each for known, each in self.evidence.items() if known[0] != run or known[1] == epoch}
@@ -349,5 +349,5 @@ class Worker(ABC):
         return self.evidence[key]
 
 
-def _key_of(held: Held) -> tuple[str, int, str]:
+def _key_of(held: HeldUnit) -> tuple[str, int, str]:
     return held.claim.run, held.claim.epoch, held.claim.unit.node

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
 from chainette.errors import PluginError
-from chainette.utils.mistakes import nearest
+from chainette.utils.argument_advice import nearest
 
 __all__ = ["HOOKS", "PROMPT_BUILDERS", "Group"]
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from chainette.errors import TemplateError
-from chainette.utils.foreign import RAISED, told
+from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["Expression", "Template", "render"]
 

@@ -123,7 +123,7 @@ def notes(path: Path) -> list[known.Event]:
     cut = known.UnitCommitted(node="extract", root=0, taken=8, given=8, root_done=known.RootDone(8, 0, 8))
     ends: list[known.Event] = [
         known.RunFinished(),
-        known.RunCancelled(),
+        known.RunCancelledEvent(),
         known.RunPaused(reason="x"),
         known.RunResumed(fingerprint="x"),
     ]

@@ -20,7 +20,7 @@ from rq import Queue, Worker
 from rq.registry import clean_registries
 from rq.serializers import JSONSerializer
 
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis
 
-from chainette.fleet.protocol.states import LEASE
+from chainette.fleet.protocol.queue_values import LEASE
 from tests.chaos.site import Site
 
 __all__ = ["FAULTS", "Fault"]

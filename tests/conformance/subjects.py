@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from chainette.conformance.case import Case, Outcome, Verdict
+from chainette.conformance.case import Case, CaseOutcome, Verdict
 from chainette.conformance.examination import CASES, Bench
 from chainette.engine.config import EngineConfig, make_config
 from tests.support.llama_server import CONTEXT, llama_server
@@ -21,7 +21,7 @@ __all__ = ["SUBJECTS", "cells", "judged", "rows_of"]
 
 PAGE = Path(__file__).parents[2] / "docs/engines.md"
 _BEGIN, _END = "<!-- conformance: written by `make conformance` -->\n", "<!-- end of conformance -->\n"
-_CELLS = {Outcome.PASSED: "yes", Outcome.FAILED: "no", Outcome.NOT_APPLICABLE: "-"}
+_CELLS = {CaseOutcome.PASSED: "yes", CaseOutcome.FAILED: "no", CaseOutcome.NOT_APPLICABLE: "-"}
 
 #: llama.cpp's own converter of schemas never ends, and takes all memory.
 _HANGS = {"answers with an integer bounded by 19 digits": "llama.cpp's server hangs"}

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from chainette_workers.metrics.catalogue import CATALOGUE, Kind, Part
+from chainette_workers.metrics.catalogue import CATALOGUE, MetricType, ProcessKind
 from chainette_workers.metrics.metrics import Metrics
 
 from chainette.core.compile import compile_chain
@@ -90,7 +90,7 @@ def test_grafana_finds_dashboards_and_prometheus() -> None:
 
 def exposed() -> set[str]:
     """Every series name that Chainette can have."""
-    suffixes = {Kind.HISTOGRAM: ("_bucket", "_sum", "_count")}
+    suffixes = {MetricType.HISTOGRAM: ("_bucket", "_sum", "_count")}
     return {metric.name + suffix for metric in CATALOGUE for suffix in suffixes.get(metric.kind, ("",))}
 
 
@@ -151,7 +151,7 @@ def test_every_alert_fires_when_it_must_and_not_otherwise() -> None:
 
 
 def test_prometheus_has_nothing_to_say_against_the_metrics() -> None:
-    metrics = Metrics(Part.WORKER, Part.SINK, Part.FLEET, engines=("first", "second", "python"))
+    metrics = Metrics(ProcessKind.WORKER, ProcessKind.SINK, ProcessKind.FLEET, engines=("first", "second", "python"))
     metrics.of_run("run-a", compile_chain(everything()))
     _, text = metrics.text("text/plain")
     done = promtool("check", "metrics", stdin=text)

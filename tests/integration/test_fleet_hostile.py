@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from chainette_workers.worker.loop import EngineWorker
 
-from chainette.fleet.redis.queue import Claim, FleetQueue
+from chainette.fleet.redis.redis_queue import Claim, FleetQueue
 from chainette.io.rundir.events import WorkerRefused
 from chainette.records import CHAIN_INPUT, Row, Unit, encode
 from tests.support.claims import claim_one

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from chainette.fleet.protocol.messages import BadMessage, Result, TooLarge
-from chainette.fleet.redis.queue import Admitted, Claim, FleetQueue
+from chainette.fleet.redis.redis_queue import AdmissionResult, Claim, FleetQueue
 from chainette.records import Reason, encode
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight, work
 from tests.support.proxy import FaultProxy
@@ -191,7 +191,7 @@ def test_a_commit_beyond_the_limit_is_refused_before_anything_happens(run: Queue
     with pytest.raises(TooLarge, match="root 1 of 4 rows"):
         run.admit(queue=queue)
     assert snapshot(run.client) == before
-    assert run.admit() is Admitted.OK
+    assert run.admit() is AdmissionResult.OK
 
 
 def test_only_the_row_that_is_too_large_is_rejected(database: Database) -> None:

@@ -19,9 +19,9 @@ import redis
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, Aside, Result
-from chainette.fleet.redis.calls import SCRIPTS, Scripts
-from chainette.fleet.redis.queue import Admitted, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
+from chainette.fleet.redis.redis_queue import AdmissionResult, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
 from chainette.fleet.redis.run_registry import Board, Order, Role
+from chainette.fleet.redis.script_calls import SCRIPTS, Scripts
 from chainette.io.rundir.events import EngineReleased
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Reason, Rejection, Scope, Unit, Usage
 from chainette.run.process import poisoned, process
@@ -35,7 +35,7 @@ from tests.support.valkey import Database, connect
 def run(database: Database) -> Iterator[QueueRun]:
     """A run of two Apply nodes whose first root waits."""
     with opened(database.client, straight()) as run:
-        assert run.admit() is Admitted.OK
+        assert run.admit() is AdmissionResult.OK
         yield run
 
 
@@ -111,7 +111,7 @@ def test_a_new_epoch_refuses_what_the_old_one_gave_out_and_keeps_nothing_of_it(r
     assert (run.state("cursor"), run.state("live_rows"), run.state("state")) == ("0", "0", "running")
     with pytest.raises(Lost):
         run.queue.read(old, ("0-1", "anchor-0"))
-    assert run.admit() is Admitted.OK
+    assert run.admit() is AdmissionResult.OK
     run.work_off()
     run.drain()
     assert rows_of(run, "first") == ["0", "1", "2", "3"] == rows_of(run, "second")
@@ -228,20 +228,20 @@ def test_a_unit_of_a_run_that_went_on_is_not_put_back(run: QueueRun, moment: str
 
 
 def test_a_root_is_admitted_once_however_often_and_by_whomever(run: QueueRun) -> None:
-    assert unchanged(run, lambda: run.admit(k=0, root=0)) is Admitted.BEHIND
-    assert unchanged(run, lambda: run.admit(k=7, root=7)) is Admitted.BEHIND
+    assert unchanged(run, lambda: run.admit(k=0, root=0)) is AdmissionResult.BEHIND
+    assert unchanged(run, lambda: run.admit(k=7, root=7)) is AdmissionResult.BEHIND
     old = run.keys
     run.raise_epoch()
     run.keys = old
     refused(run, lambda: run.admit(k=0))
     run.keys = RunKeys(old.run, 1)
-    assert run.admit(k=0, root=0) is Admitted.OK  # in its own epoch
+    assert run.admit(k=0, root=0) is AdmissionResult.OK  # in its own epoch
     assert len(run.waiting()) == 1
 
 
 def test_an_admission_whose_reply_is_lost_has_happened(run: QueueRun, lossy: FleetQueue, proxy: FaultProxy) -> None:
     loses_its_reply(proxy, lossy, "admit", lambda: run.admit(k=1, queue=lossy))
-    assert unchanged(run, lambda: run.admit(k=1)) is Admitted.BEHIND
+    assert unchanged(run, lambda: run.admit(k=1)) is AdmissionResult.BEHIND
     progress = run.queue.progress(run.keys)
     assert (progress.cursor, progress.last, progress.live) == (2, 1, {0, 1})
 
@@ -251,7 +251,7 @@ def test_coordinators_that_admit_at_the_same_time_admit_each_root_once(run: Queu
 
     def coordinate() -> None:
         while (k := run.queue.progress(run.keys).cursor) < 40:
-            if run.admit(k=k) is Admitted.OK:
+            if run.admit(k=k) is AdmissionResult.OK:
                 admitted.append(k)
 
     threads = [threading.Thread(target=coordinate) for _ in range(4)]
@@ -265,7 +265,7 @@ def test_coordinators_that_admit_at_the_same_time_admit_each_root_once(run: Queu
 
 
 def test_a_held_or_given_up_run_admits_nothing(run: QueueRun) -> None:
-    for state, reply in (("paused", Admitted.PAUSED), ("cancelled", Admitted.CANCELLED)):
+    for state, reply in (("paused", AdmissionResult.PAUSED), ("cancelled", AdmissionResult.CANCELLED)):
         run.queue.set_state(run.keys.run, state)
         assert unchanged(run, lambda: run.admit()) is reply
 
@@ -286,7 +286,7 @@ def replace_part(unit: Unit, part: str) -> Unit:
 
 def test_a_root_of_bad_lines_alone_is_complete_when_it_is_admitted(run: QueueRun) -> None:
     bad = [Rejection("4", CHAIN_INPUT, Reason.INVALID_INPUT, "no json", 0, "{", 5)]
-    assert run.admit([], bad=bad) is Admitted.OK and run.admit([]) is Admitted.OK
+    assert run.admit([], bad=bad) is AdmissionResult.OK and run.admit([]) is AdmissionResult.OK
     first, empty = run.drain()
     assert (first.root, first.done, first.message) == (1, True, Admission(bad))
     assert (empty.root, empty.done, empty.message) == (2, True, Admission([]))
@@ -860,26 +860,26 @@ def test_an_ack_gives_credit_back_once(run: QueueRun, lossy: FleetQueue, proxy: 
 
 def test_a_full_window_admits_again_exactly_when_the_credit_is_back(database: Database) -> None:
     with opened(database.client, straight(), window=8) as run:
-        assert [run.admit(), run.admit()] == [Admitted.OK, Admitted.OK]
-        assert unchanged(run, run.admit) is Admitted.FULL
+        assert [run.admit(), run.admit()] == [AdmissionResult.OK, AdmissionResult.OK]
+        assert unchanged(run, run.admit) is AdmissionResult.FULL
         run.work_off()
-        assert unchanged(run, run.admit) is Admitted.FULL  # done is not yet durable
+        assert unchanged(run, run.admit) is AdmissionResult.FULL  # done is not yet durable
         run.drain()
         assert run.state("live_rows") == "0"
-        assert run.admit() is Admitted.OK
+        assert run.admit() is AdmissionResult.OK
 
 
 def test_one_root_is_admitted_however_small_the_window(database: Database) -> None:
     with opened(database.client, straight(), window=1) as run:
-        assert run.admit() is Admitted.OK
-        assert run.admit() is Admitted.FULL
+        assert run.admit() is AdmissionResult.OK
+        assert run.admit() is AdmissionResult.FULL
 
 
 def test_the_credit_never_drifts_where_rows_become_more_and_fewer(database: Database) -> None:
     with opened(database.client, forked(), window=30) as run:
         texts, most = ["x", "abcdefgh", "no", "abcxyz"], 0
         for _ in range(12):
-            while run.admit(texts) is Admitted.OK:
+            while run.admit(texts) is AdmissionResult.OK:
                 pass
             for _ in range(5):
                 if claim := run.claim():

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 import redis
-from chainette_workers.sink.drive import Drive
+from chainette_workers.sink.drive import DriveLoop
 from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.entry import WorkerConfig
 
@@ -26,9 +26,9 @@ from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import RunDirectoryInUse, RunStopped
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.states import Entry
+from chainette.fleet.protocol.queue_values import Entry
 from chainette.fleet.redis.connect import connect
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.result import RunResult
 from chainette.run.session import Session
@@ -123,7 +123,7 @@ class Driven:
     def __call__(self, session: Session) -> None:
         with connect(self.url) as client:
             self.queue = self.kind(client)
-            Drive(session, self.queue, Board(client), {}, self.window, tend=self.tend).run()
+            DriveLoop(session, self.queue, Board(client), {}, self.window, tend=self.tend).run()
 
     def clean(self, run: str) -> None:
         raise AssertionError(f"nothing is left of {run}")
@@ -434,7 +434,7 @@ class Drained(Driven):
 
     def __call__(self, session: Session) -> None:
         with connect(self.url) as client:
-            drive = Drive(session, self.kind(client), Board(client), {}, self.window, tend=self.tend)
+            drive = DriveLoop(session, self.kind(client), Board(client), {}, self.window, tend=self.tend)
             drive.drain()  # Ctrl-C before there was an epoch
             try:
                 drive.run()

@@ -23,7 +23,7 @@ from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import EngineUnavailable
 from chainette.hooks import Hook
-from chainette.io.rundir.likeness import marks_of
+from chainette.io.rundir.chain_marks import marks_of
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unit
 from chainette.run.process import process
 from chainette.run.unit_result import UnitResult

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from chainette import Chain, apply
-from chainette.cli.standing import can_go_on, is_working
+from chainette.cli.directory_status import can_go_on, is_working
 from chainette.errors import RunDirectoryError
 from chainette.run import executor
 

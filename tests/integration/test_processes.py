@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chainette.fleet.processes import Recorded, end, on_record, recorded
+from chainette.fleet.process_records import Recorded, end, on_record, recorded
 from tests.support.cli import Project
 from tests.support.patience import LONG
 
@@ -23,7 +23,7 @@ URL = "redis://127.0.0.1:6379/0"
 
 WORKER = """
 import signal, sys
-from chainette.fleet.processes import on_record
+from chainette.fleet.process_records import on_record
 if sys.argv[1] == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with on_record("w-1", ["llama", "python"], sys.argv[2]):

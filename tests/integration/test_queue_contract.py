@@ -20,7 +20,17 @@ from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
-from chainette.fleet.redis.queue import ANCHOR, Admitted, Cancelled, Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
+from chainette.fleet.redis.redis_queue import (
+    ANCHOR,
+    AdmissionResult,
+    Cancelled,
+    Claim,
+    Drain,
+    FleetQueue,
+    LeasedQueue,
+    Lost,
+    Turn,
+)
 from chainette.io.rundir.events import EngineReleased, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unfinished, Usage
 from chainette.run.process import poisoned, process
@@ -60,7 +70,7 @@ class Site:
         self.results = []
         self.install()
 
-    def admit(self, texts: Sequence[str] = ("a", "b", "c", "d"), *, k: int | None = None, bad: int = 0) -> Admitted:
+    def admit(self, texts: Sequence[str] = ("a", "b", "c", "d"), *, k: int | None = None, bad: int = 0) -> AdmissionResult:
         number = self.queue.progress(self.keys).cursor if k is None else k
         rows = [
             Row(str(4 * number + index), {CHAIN_INPUT: json.dumps({"text": text}).encode()}) for index, text in enumerate(texts)
@@ -149,7 +159,7 @@ def open_site(request: pytest.FixtureRequest) -> Iterator[Callable[..., Site]]:
 def site(open_site: Callable[..., Site]) -> Site:
     """A run of two Apply nodes whose first root waits."""
     site = open_site()
-    assert site.admit() is Admitted.OK
+    assert site.admit() is AdmissionResult.OK
     return site
 
 
@@ -201,10 +211,10 @@ def test_a_held_run_gives_no_units_and_takes_commits_and_a_given_up_one_neither(
     site.admit()
     one, other = site.take(), site.take()
     site.queue.set_state("run-a", "paused")
-    assert site.claim() is None and site.admit() is Admitted.PAUSED
+    assert site.claim() is None and site.admit() is AdmissionResult.PAUSED
     assert site.commit(one)
     site.queue.set_state("run-a", "cancelled")
-    assert not site.commit(other) and site.claim() is None and site.admit() is Admitted.CANCELLED
+    assert not site.commit(other) and site.claim() is None and site.admit() is AdmissionResult.CANCELLED
     refused(lambda: site.queue.set_state("run-a", "running"))
     with pytest.raises(Cancelled):
         site.raise_epoch()
@@ -228,33 +238,33 @@ def test_a_cancelled_run_can_still_be_drained_and_its_epoch_is_not_installed_aga
 
 def test_bytes_are_bounded_as_rows_are_and_one_root_is_always_admitted(open_site: Callable[..., Site]) -> None:
     site = open_site(window_bytes=1000)
-    assert site.admit(["a"]) is Admitted.OK
-    assert site.admit(["b" * 2000]) is Admitted.OK
-    assert site.admit(["c"]) is Admitted.FULL
+    assert site.admit(["a"]) is AdmissionResult.OK
+    assert site.admit(["b" * 2000]) is AdmissionResult.OK
+    assert site.admit(["c"]) is AdmissionResult.FULL
     site.work_off()
     site.drain()
-    assert site.admit(["c" * 2000]) is Admitted.OK
-    assert site.admit(["d"]) is Admitted.FULL
+    assert site.admit(["c" * 2000]) is AdmissionResult.OK
+    assert site.admit(["d"]) is AdmissionResult.FULL
     site.raise_epoch()
-    assert [site.admit(["a"]), site.admit(["b"])] == [Admitted.OK, Admitted.OK]
+    assert [site.admit(["a"]), site.admit(["b"])] == [AdmissionResult.OK, AdmissionResult.OK]
 
 
 def test_a_root_is_admitted_once_while_there_is_credit(open_site: Callable[..., Site]) -> None:
     site = open_site(window=8)
     assert [site.admit(), site.admit(k=0), site.admit(k=5), site.admit(), site.admit()] == [
-        Admitted.OK,
-        Admitted.BEHIND,
-        Admitted.BEHIND,
-        Admitted.OK,
-        Admitted.FULL,
+        AdmissionResult.OK,
+        AdmissionResult.BEHIND,
+        AdmissionResult.BEHIND,
+        AdmissionResult.OK,
+        AdmissionResult.FULL,
     ]
     assert len(site.queue.record(site.keys, 1).rows) == 4
     site.work_off()
-    assert site.admit() is Admitted.FULL  # done is not durable yet
+    assert site.admit() is AdmissionResult.FULL  # done is not durable yet
     assert sorted(site.drain()) == [0, 1]
     with pytest.raises(BadMessage):
         site.queue.record(site.keys, 1)
-    assert site.admit() is Admitted.OK
+    assert site.admit() is AdmissionResult.OK
     assert not site.queue.end_of_input(site.keys, 2)
     assert site.queue.end_of_input(site.keys, 3) and site.queue.end_of_input(site.keys, 3)
     assert not site.queue.progress(site.keys).complete
@@ -264,7 +274,7 @@ def test_a_root_is_admitted_once_while_there_is_credit(open_site: Callable[..., 
 
 
 def test_bad_lines_come_with_the_admission_and_a_root_of_them_alone_is_done(site: Site) -> None:
-    assert site.admit([], bad=2) is Admitted.OK and site.admit([]) is Admitted.OK
+    assert site.admit([], bad=2) is AdmissionResult.OK and site.admit([]) is AdmissionResult.OK
     entries = site.queue.read(site.keys, site.position)
     assert [(entry.root, entry.done, len(entry.message.rejected)) for entry in entries] == [(1, True, 2), (2, True, 0)]
 
@@ -287,16 +297,16 @@ def test_units_of_a_barred_queue_wait_for_another_epoch_and_their_root_leaves_th
     for owner, keys in (("another", site.keys), (OWNER, RunKeys("run-a", 1))):
         refused(lambda o=owner, k=keys: site.queue.bar(k, o, [second]))  # type: ignore[misc]
     site.queue.bar(site.keys, OWNER, [second])
-    assert [site.admit(), site.admit()] == [Admitted.OK, Admitted.FULL]
+    assert [site.admit(), site.admit()] == [AdmissionResult.OK, AdmissionResult.FULL]
     assert site.commit(site.take()) and site.claim() is None
     [entry] = site.queue.read(site.keys, site.position)
     assert entry.suspended and not entry.done
-    assert site.admit() is Admitted.FULL and site.queue.progress(site.keys).live == {0}  # not durable yet
+    assert site.admit() is AdmissionResult.FULL and site.queue.progress(site.keys).live == {0}  # not durable yet
     assert site.drain() == []
     progress = site.queue.progress(site.keys)
     assert (progress.live, progress.suspended) == (set(), 1)
     site.queue.bar(site.keys, OWNER, [])
-    assert site.admit() is Admitted.OK
+    assert site.admit() is AdmissionResult.OK
     site.work_off()
     assert site.drain() == [1] and site.rows("second") == ["4", "5", "6", "7"]
     assert site.queue.end_of_input(site.keys, 2) and site.queue.progress(site.keys).complete
@@ -306,7 +316,7 @@ def test_units_of_a_barred_queue_wait_for_another_epoch_and_their_root_leaves_th
 
 def test_a_root_with_units_of_a_later_phase_only_is_suspended_as_it_is_admitted(open_site: Callable[..., Site]) -> None:
     site = open_site(barred="python.first.run-a python.second.run-a")
-    assert site.admit(bad=1) is Admitted.OK
+    assert site.admit(bad=1) is AdmissionResult.OK
     [entry] = site.queue.read(site.keys, site.position)
     assert entry.suspended and len(entry.message.rejected) == 1
     assert site.claim() is None and site.drain() == [] and site.queue.progress(site.keys).live == set()
@@ -541,8 +551,8 @@ def test_forks_that_are_reached_in_parts_join_each_of_their_rows_once(open_site:
 def test_rows_that_go_in_parts_give_back_their_credit(open_site: Callable[..., Site]) -> None:
     site = open_site(forked(), window=4)
     for _ in range(3):
-        assert site.admit(["abcdef", "b", "c", "d"]) is Admitted.OK
-        assert site.admit() is Admitted.FULL
+        assert site.admit(["abcdef", "b", "c", "d"]) is AdmissionResult.OK
+        assert site.admit() is AdmissionResult.FULL
         while isinstance(claim := site.claim(), Claim):
             if claim.unit.node not in site.plan.forks and len(ids(claim)) > 1:
                 claim = site.commit_part(claim, ids(claim)[0])

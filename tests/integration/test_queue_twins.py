@@ -26,7 +26,7 @@ from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys, rq_queue
 from chainette.fleet.protocol.messages import BadMessage, RootRecord
-from chainette.fleet.redis.queue import ANCHOR, Cancelled, Claim, Drain, Entry, FleetQueue, Lost
+from chainette.fleet.redis.redis_queue import ANCHOR, Cancelled, Claim, Drain, Entry, FleetQueue, Lost
 from chainette.io.rundir.events import EngineReleased
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unit, row_order
 from chainette.run.process import poisoned, process

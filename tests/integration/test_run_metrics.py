@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chainette_workers.metrics.catalogue import Part
-from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.catalogue import ProcessKind
+from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.metrics import Metrics
 from chainette_workers.worker.entry import WorkerConfig
 from prometheus_client.parser import text_string_to_metric_families
@@ -58,7 +58,7 @@ class Site:
 
     @contextmanager
     def worker(self) -> Iterator[None]:
-        config = WorkerConfig(self.url, ["writer", "judge"], str(self.path), 64, metrics=Endpoint())
+        config = WorkerConfig(self.url, ["writer", "judge"], str(self.path), 64, metrics=MetricsEndpoint())
         with serving(config):
             yield
 
@@ -69,7 +69,7 @@ def site(tmp_path: Path, database: Database) -> Site:
 
 
 def sink() -> Metrics:
-    return Metrics(Part.SINK)
+    return Metrics(ProcessKind.SINK)
 
 
 def numbers(metrics: Metrics) -> Numbers:

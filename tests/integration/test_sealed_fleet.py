@@ -12,9 +12,9 @@ import pytest
 from chainette.errors import RunError
 from chainette.fleet.protocol.keys import aside
 from chainette.fleet.protocol.messages import Admission, PutAside, Result
-from chainette.fleet.protocol.seals import FleetKey, Kind, NoKey, Unsealed, seals_of
-from chainette.fleet.protocol.states import Claim, Turn
-from chainette.fleet.redis.queue import ANCHOR, FleetQueue
+from chainette.fleet.protocol.queue_values import Claim, Turn
+from chainette.fleet.protocol.seals import FleetKey, NoKey, Purpose, Unsealed, seals_of
+from chainette.fleet.redis.redis_queue import ANCHOR, FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order
 from chainette.io.rundir.events import WorkerJoined
 from chainette.io.rundir.log import encode_line
@@ -88,16 +88,16 @@ def forged(root: int = 0) -> bytes:
     return encode(Result("first", root, "", 4, [Output(str(n), b'{"word":"x"}') for n in range(4)], [], [], Usage(), "w"))
 
 
-def sealed(body: bytes, run: str = "run-a", epoch: int = 0, kind: Kind = Kind.ENTRY, identity: str = "0\0t") -> bytes:
+def sealed(body: bytes, run: str = "run-a", epoch: int = 0, kind: Purpose = Purpose.ENTRY, identity: str = "0\0t") -> bytes:
     return KEY.seal(run, epoch, kind, identity, body)
 
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "unsealed": {"e": forged()},
-    "sealed with another key": {"e": OTHER.seal("run-a", 0, Kind.ENTRY, "0\0t", forged())},
+    "sealed with another key": {"e": OTHER.seal("run-a", 0, Purpose.ENTRY, "0\0t", forged())},
     "of another run": {"e": sealed(forged(), run="run-b")},
     "of another epoch": {"e": sealed(forged(), epoch=1)},
-    "of another purpose": {"e": sealed(forged(), kind=Kind.UNIT)},
+    "of another purpose": {"e": sealed(forged(), kind=Purpose.UNIT)},
     "of another root": {"e": sealed(forged(), identity="1\0t")},
     "of another token": {"e": sealed(forged(), identity="0\0other")},
     "changed": {"e": sealed(forged())[:-1] + b"?"},
@@ -230,10 +230,10 @@ def test_words_that_other_rows_and_living_workers_left_reject_no_row(database: D
         wrong = [
             own[0].decode(),
             own[0].decode(),
-            KEY.seal("run-b", 0, Kind.BEGUN, row, b"w2").hex(),
-            KEY.seal("run-a", 1, Kind.BEGUN, row, b"w2").hex(),
-            KEY.seal("run-a", 0, Kind.BEGUN, f"{claim.job}\0other", b"w2").hex(),
-            OTHER.seal("run-a", 0, Kind.BEGUN, row, b"w2").hex(),
+            KEY.seal("run-b", 0, Purpose.BEGUN, row, b"w2").hex(),
+            KEY.seal("run-a", 1, Purpose.BEGUN, row, b"w2").hex(),
+            KEY.seal("run-a", 0, Purpose.BEGUN, f"{claim.job}\0other", b"w2").hex(),
+            OTHER.seal("run-a", 0, Purpose.BEGUN, row, b"w2").hex(),
             "zz",
             "00",
         ]
@@ -281,7 +281,7 @@ def test_a_join_takes_only_pieces_that_its_branches_gave(database: Database, spo
             case "doubled":
                 run.client.hset(key, b"p:99", value)
             case "of another fork":
-                run.client.hset(key, name, KEY.seal("run-a", 0, Kind.PIECE, "0\0other", value[16:]))
+                run.client.hset(key, name, KEY.seal("run-a", 0, Purpose.PIECE, "0\0other", value[16:]))
             case "base":
                 run.client.hset(key, b"base", msgspec.msgpack.encode([]))
         while claim := run.claim():
@@ -295,7 +295,7 @@ def test_a_join_takes_only_pieces_that_its_branches_gave(database: Database, spo
 
 def test_a_note_without_a_seal_is_not_heard(run: QueueRun) -> None:
     line = encode_line(WorkerJoined(worker="evil"))
-    for text in (line, OTHER.seal("run-a", 0, Kind.NOTE, "", line), KEY.seal("run-b", 0, Kind.NOTE, "", line)):
+    for text in (line, OTHER.seal("run-a", 0, Purpose.NOTE, "", line), KEY.seal("run-b", 0, Purpose.NOTE, "", line)):
         run.client.xadd(run.keys.notes, {"kind": "event", "text": text})
     run.queue.note(run.keys.run, WorkerJoined(worker="good"))
     _, events = run.queue.notes(run.keys.run, "0-0")
@@ -306,7 +306,7 @@ def test_a_worker_ends_only_at_a_sealed_word(run: QueueRun) -> None:
     run.queue.beat("w1", {"engines": "python"}, 3600)
     run.client.set("chainette:stop:w1", "1", ex=60)
     assert not run.queue.is_asked_to_stop("w1")
-    run.client.set("chainette:stop:w1", KEY.seal("", 0, Kind.STOP, "w2", b"1"), ex=60)
+    run.client.set("chainette:stop:w1", KEY.seal("", 0, Purpose.STOP, "w2", b"1"), ex=60)
     assert not run.queue.is_asked_to_stop("w1")
     assert run.queue.ask_to_stop(None) == ["w1"] and run.queue.is_asked_to_stop("w1")
 
@@ -317,7 +317,7 @@ def test_a_run_is_cancelled_only_by_a_sealed_word(run: QueueRun) -> None:
     run.client.hset(run.keys.state, "state", "cancelled")
     assert board.revive(run.keys.run) and run.state("state") == "running"
     run.client.hset(run.keys.state, "state", "cancelled")
-    run.client.set("chainette:order:run-a:cancel", OTHER.seal("run-a", 0, Kind.CANCEL, "", b"1").hex())
+    run.client.set("chainette:order:run-a:cancel", OTHER.seal("run-a", 0, Purpose.CANCEL, "", b"1").hex())
     assert board.revive(run.keys.run) and run.state("state") == "running"
     run.queue.set_state(run.keys.run, "cancelled")
     assert not board.revive(run.keys.run) and run.state("state") == "cancelled"

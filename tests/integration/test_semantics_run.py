@@ -33,7 +33,7 @@ from chainette.errors import (
     RunStopped,
 )
 from chainette.fleet.memory.memory_queue import MemoryQueue
-from chainette.fleet.protocol.states import Claim, Entry
+from chainette.fleet.protocol.queue_values import Claim, Entry
 from chainette.hooks import Hook
 from chainette.io.rundir.events import (
     AnswersDiscarded,
@@ -367,8 +367,8 @@ def flaky(failures: int, error: type[EngineUnavailable] = EngineUnavailable) -> 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backs off for hundredths of seconds."""
-    monkeypatch.setattr("chainette.run.in_hand._FIRST_REST", 0.01)
-    monkeypatch.setattr("chainette.run.in_hand._LONGEST_REST", 0.02)
+    monkeypatch.setattr("chainette.run.in_flight._FIRST_REST", 0.01)
+    monkeypatch.setattr("chainette.run.in_flight._LONGEST_REST", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")

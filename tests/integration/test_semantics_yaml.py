@@ -22,7 +22,7 @@ from chainette.core.plan import Plan
 from chainette.core.usercode.confined import ClaimRefused
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.errors import ChainetteError, LoadError, PlanError
-from chainette.io.rundir.likeness import marks_of
+from chainette.io.rundir.chain_marks import marks_of
 from tests.support.cli import REPOSITORY, Project
 
 CHAIN = """\
@@ -232,7 +232,7 @@ def test_an_error_names_the_line_of_the_file(tmp_path: Path, old: str, new: str,
     assert f"{tmp_path / 'chain.yml'}:{line}: " in found and said in found, found
 
 
-_ELSEWHERE = "os:system subprocess:run builtins:exec chainette.utils.visible:visible functions:system json.tool:main"
+_ELSEWHERE = "os:system subprocess:run builtins:exec chainette.utils.terminal_text:visible functions:system json.tool:main"
 
 
 @pytest.mark.parametrize("name", _ELSEWHERE.split())

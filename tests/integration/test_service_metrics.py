@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Places, serve
 from chainette_workers.service.sink_service import SinkDuty
@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from chainette.core.compile import compile_chain
 from chainette.core.usercode.loading import load_chain
 from chainette.fleet.redis.run_registry import Board, Order
-from chainette.io.rundir.likeness import marks_of
+from chainette.io.rundir.chain_marks import marks_of
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
 from tests.support.valkey import Database
@@ -37,10 +37,10 @@ def fleet(url: str, folder: Path) -> Iterator[None]:
     """A coordinator, a sink and a worker, in threads."""
     stopping = threading.Event()
     places = Places(folder, folder, folder)
-    config = WorkerConfig(url, ["writer", "judge"], str(folder), 64, metrics=Endpoint())
+    config = WorkerConfig(url, ["writer", "judge"], str(folder), 64, metrics=MetricsEndpoint())
     calls = [
-        partial(serve, url, CoordinatorDuty(places), stopping, metrics=Endpoint()),
-        partial(serve, url, SinkDuty(places, url), stopping, metrics=Endpoint()),
+        partial(serve, url, CoordinatorDuty(places), stopping, metrics=MetricsEndpoint()),
+        partial(serve, url, SinkDuty(places, url), stopping, metrics=MetricsEndpoint()),
         partial(work, config, stopping),
     ]
     with ThreadPoolExecutor(len(calls)) as side:

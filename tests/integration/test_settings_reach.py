@@ -15,7 +15,7 @@ from chainette_workers.service.service import Handed, Places
 from chainette_workers.service.sink_service import SinkDuty, _Served
 from typer.testing import CliRunner
 
-from chainette.cli import way
+from chainette.cli import drive_flags
 from chainette.cli.main import app
 from chainette.cli.signature import words_of
 from chainette.core.compile import compile_chain
@@ -23,7 +23,7 @@ from chainette.core.plan import Plan
 from chainette.core.run_settings import FLAGS, RECORDED, RESUMABLE, RunSettings
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import RunDirectoryError, RunStopped
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir
@@ -95,7 +95,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def noting(monkeypatch: pytest.MonkeyPatch) -> Noting:
     """The drive of `--workers 1`."""
     noting = Noting()
-    monkeypatch.setattr(way, "_own_workers", lambda _words: noting)
+    monkeypatch.setattr(drive_flags, "_own_workers", lambda _words: noting)
     return noting
 
 

@@ -13,8 +13,8 @@ import pytest
 import redis
 from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.device import Device
+from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.entry import WorkerConfig
-from chainette_workers.worker.models import Models
 
 from chainette.core.run_settings import Format
 from chainette.core.usercode.loading import load_chain
@@ -22,7 +22,7 @@ from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.lifecycle import create_engine
 from chainette.errors import RunStopped
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
@@ -104,7 +104,7 @@ def test_a_run_whose_engines_would_be_swapped_too_often_goes_in_phases(tmp_path:
 @pytest.fixture
 def thrashing(site: Site, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A worker that says that it swaps all the time, so that runs go in phases from their first root on."""
-    monkeypatch.setattr(Models, "swapping", 0.9)
+    monkeypatch.setattr(EnginePool, "swapping", 0.9)
     with worker(site, database.url):
         wait_for(lambda: Board(database.client).members())
         yield site
@@ -197,8 +197,8 @@ def test_an_engine_that_is_given_up_has_answered_what_it_was_asked_before() -> N
         asked.append(config.name)
         return engine
 
-    async def swap() -> Models:
-        models = Models(create=create)
+    async def swap() -> EnginePool:
+        models = EnginePool(create=create)
         await models.get(a)
         assert models.occupying(b) == [a] and models.occupying(a) == []
         await models.get(b)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
-from chainette_workers.metrics.catalogue import Part
+from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.metrics import Metrics
 from pydantic import BaseModel, Field
 
@@ -207,7 +207,7 @@ def test_what_is_loaded_is_described(smol: Loaded) -> None:
 
 def test_what_vllm_counts_stands_among_the_metrics_of_its_worker(smol: Loaded) -> None:
     smol.answers(request("a red ball"))
-    text = Metrics(Part.WORKER).text("text/plain")[1].decode()
+    text = Metrics(ProcessKind.WORKER).text("text/plain")[1].decode()
     [counted] = re.findall(r"^vllm:generation_tokens_total{.*} (\S+)$", text, re.MULTILINE)
     assert float(counted) > 0
 

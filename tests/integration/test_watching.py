@@ -8,11 +8,11 @@ import urllib.request
 from contextlib import closing
 
 import pytest
-from chainette_workers.metrics.catalogue import Part
-from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.catalogue import ProcessKind
+from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.watching import watching
 
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect
@@ -25,7 +25,7 @@ def get(address: str, path: str) -> bytes:
 
 def test_a_process_is_found_by_what_its_heartbeat_says(database: Database) -> None:
     queue = FleetQueue(database.client)
-    with watching(Endpoint(), database.client, Part.FLEET) as watch:
+    with watching(MetricsEndpoint(), database.client, ProcessKind.FLEET) as watch:
         queue.beat("c1", {"kind": "coordinator", **watch.words})
         found = json.loads(get(watch.words["metrics"], "/sd"))
         assert found == [{"targets": [watch.words["metrics"]], "labels": {"worker": "c1", "role": "coordinator"}}]
@@ -33,14 +33,17 @@ def test_a_process_is_found_by_what_its_heartbeat_says(database: Database) -> No
 
 
 def test_a_worker_has_no_list_of_processes(database: Database) -> None:
-    with watching(Endpoint(), database.client, Part.WORKER) as watch, pytest.raises(urllib.error.HTTPError) as error:
+    with (
+        watching(MetricsEndpoint(), database.client, ProcessKind.WORKER) as watch,
+        pytest.raises(urllib.error.HTTPError) as error,
+    ):
         get(watch.words["metrics"], "/sd")
     assert error.value.code == 404
     error.value.close()
 
 
 def test_while_redis_hangs_metrics_are_there_and_the_list_is_not(database: Database, proxy: FaultProxy) -> None:
-    with closing(connect(proxy.url)) as client, watching(Endpoint(), client, Part.FLEET) as watch:
+    with closing(connect(proxy.url)) as client, watching(MetricsEndpoint(), client, ProcessKind.FLEET) as watch:
         address = watch.words["metrics"]
         proxy.blackhole()
         assert b"\nchainette_redis_up 0.0\n" in get(address, "/metrics")
@@ -52,6 +55,6 @@ def test_while_redis_hangs_metrics_are_there_and_the_list_is_not(database: Datab
 
 
 def test_a_process_without_an_endpoint_is_watched_by_nothing(database: Database) -> None:
-    with watching(None, database.client, Part.WORKER) as watch:
+    with watching(None, database.client, ProcessKind.WORKER) as watch:
         watch.read("chainette_rows_in_flight", lambda: 1)
         assert not watch.words

@@ -18,8 +18,8 @@ from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.entry import WorkerConfig
 from redis import Redis
 
-from chainette.fleet.protocol.states import Claim
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.protocol.queue_values import Claim
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.result import RunResult
 from tests.integration.test_fleet_trouble import Background, Site
 from tests.support.cli import REPOSITORY

@@ -23,7 +23,7 @@ class Mutation:
 
 _QUEUE = "chainette/fleet/memory/memory_queue.py"
 _RUN = "chainette/fleet/memory/memory_run.py"
-_STATES = "chainette/fleet/protocol/states.py"
+_STATES = "chainette/fleet/protocol/queue_values.py"
 _FLOW = "chainette/core/flow.py"
 _WRITER = "chainette/io/rundir/writer.py"
 _LOG = "chainette/io/rundir/log.py"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from chainette_workers.sink.drive import Drive
-from chainette_workers.sink.presence import Presence
+from chainette_workers.sink.drive import DriveLoop
+from chainette_workers.sink.lease import Presence
+from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.loop import EngineWorker
-from chainette_workers.worker.models import Models
 from chainette_workers.worker.serving import Serving
 
 from chainette.core.plan import PYTHON, Plan
@@ -24,7 +24,7 @@ from chainette.hooks import Hook
 from chainette.io.rundir.events import Event
 from chainette.io.rundir.paths import RunDir
 from chainette.run.options import RunOptions
-from chainette.run.resume import resume, retry
+from chainette.run.resumption import resume, retry
 from chainette.run.session import Session
 from chainette.run.start import start
 from tests.simulation.scenario import Scenario
@@ -62,7 +62,9 @@ class SimulatedDrive:
         board, queue = cast("Board", SimulatedBoard(process, self.server)), cast("LeasedQueue", Line(process, self.server))
         me = f"enqueue-{secrets.token_hex(6)}"
         with Presence(board, me, "enqueue") as presence:
-            drive = Drive(session, queue, board, {"sink": me, "coordinator": me}, self.window, tend=lambda _: presence.renew())
+            drive = DriveLoop(
+                session, queue, board, {"sink": me, "coordinator": me}, self.window, tend=lambda _: presence.renew()
+            )
             drive.run()
 
     def clean(self, run: str) -> None:
@@ -220,7 +222,7 @@ class Sessions:
     async def _work(self, process: Process) -> None:
         queue = cast("LeasedQueue", Line(process, self.server))
         names = {PYTHON, *self.plan.engines}
-        await EngineWorker(queue, Serving(queue, names, lambda _info: self.plan), Models()).run(lambda: process.asked)
+        await EngineWorker(queue, Serving(queue, names, lambda _info: self.plan), EnginePool()).run(lambda: process.asked)
 
     # -- between any two awaits
 

@@ -17,8 +17,8 @@ import redis
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.memory.memory_run import RunInMemory, Stream
 from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import LEASE
 from tests.simulation.virtual import is_thread
 from tests.simulation.world import Dead, Fault, Process, World
 

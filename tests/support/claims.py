@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.states import Claim, Drain
+from chainette.fleet.protocol.queue_values import Claim, Drain
 
 __all__ = ["claim_one"]
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from chainette_workers.worker.entry import main
 
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 
 __all__ = ["POINTS"]
 

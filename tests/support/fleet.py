@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import anyio
+from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.loop import EngineWorker
-from chainette_workers.worker.models import Models
 from chainette_workers.worker.serving import Serving
 from redis import Redis
 
@@ -23,7 +23,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Seals
-from chainette.fleet.redis.queue import ANCHOR, Admitted, Claim, Entry, FleetQueue
+from chainette.fleet.redis.redis_queue import ANCHOR, AdmissionResult, Claim, Entry, FleetQueue
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
 from chainette.run.process import process
 from tests.support.chains import Text, Word
@@ -127,7 +127,7 @@ def work(run: QueueRun, until: Callable[[], bool], queue: FleetQueue | None = No
         return run.plan
 
     names = {run.plan.engine_of(name) for name in run.plan.nodes} | {"python"}
-    worker = EngineWorker(source, Serving(source, names, plan_of), Models(), incarnation="worker", **keys)
+    worker = EngineWorker(source, Serving(source, names, plan_of), EnginePool(), incarnation="worker", **keys)
 
     async def go() -> None:
         with anyio.fail_after(LONG):
@@ -195,7 +195,7 @@ class QueueRun:
         k: int | None = None,
         bad: Sequence[Rejection] = (),
         queue: FleetQueue | None = None,
-    ) -> Admitted:
+    ) -> AdmissionResult:
         cursor = self.queue.progress(self.keys).cursor if k is None else k
         number = cursor if root is None else root
         rows = [

@@ -17,7 +17,7 @@ import redis
 
 from chainette.fleet.redis.connect import eviction_risk, is_damage, is_passing
 from chainette.utils.backoff import backoff
-from chainette.utils.visible import visible_paragraph
+from chainette.utils.terminal_text import visible_paragraph
 
 __all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "warn_of_eviction", "watch_parent"]
 

@@ -10,10 +10,10 @@ import typer
 from chainette.cli.commands.warmup import chosen, registry_with
 from chainette.cli.common import guarded, tell
 from chainette.cli.flags import ChainRoot, Declaring, EngineFile, OneEngine, Settings
-from chainette.conformance.case import Outcome, Verdict
+from chainette.conformance.case import CaseOutcome, Verdict
 from chainette.conformance.examination import examine
 from chainette.utils.event_loop import run_loop
-from chainette.utils.visible import visible
+from chainette.utils.terminal_text import visible
 
 __all__ = ["conformance"]
 
@@ -36,9 +36,9 @@ def conformance(
     """
     config = chosen(registry_with(chain, engines, chain_root, settings), engine)
     verdicts = run_loop(examine, config, _told, patience)
-    counts = {outcome: sum(verdict.outcome is outcome for verdict in verdicts) for outcome in Outcome}
+    counts = {outcome: sum(verdict.outcome is outcome for verdict in verdicts) for outcome in CaseOutcome}
     tell(f"{config.name} ({config.backend}): {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
-    raise typer.Exit(1 if counts[Outcome.FAILED] else 0)
+    raise typer.Exit(1 if counts[CaseOutcome.FAILED] else 0)
 
 
 def _told(verdict: Verdict) -> None:

@@ -9,8 +9,8 @@ import typer
 from chainette.cli.bundles import Task, Telling
 from chainette.cli.commands.run import StreamWriter
 from chainette.cli.common import guarded
+from chainette.cli.drive_flags import FleetDriveFlags
 from chainette.cli.signature import Hidden
-from chainette.cli.way import FleetWay
 from chainette.core.run_settings import RunSettings
 
 __all__ = ["enqueue"]
@@ -29,7 +29,7 @@ NoSink = Annotated[
 def enqueue(
     task: Task,
     settings: RunSettings,
-    way: Annotated[FleetWay, Hidden({"workers"})],
+    way: Annotated[FleetDriveFlags, Hidden({"workers"})],
     telling: Annotated[Telling, Hidden({"show", "stream"})],
     stream_writer: StreamWriter = False,
     detach: Detach = False,
@@ -58,7 +58,7 @@ def enqueue(
     hand_over(task, settings, way, quiet=telling.quiet, here=no_sink)
 
 
-def _require_nothing_of_this_process(way: FleetWay, telling: Telling, apart: str) -> None:
+def _require_nothing_of_this_process(way: FleetDriveFlags, telling: Telling, apart: str) -> None:
     """Raises typer.BadParameter if a flag needs the process that writes the run."""
     wishes = {"--workers": way.workers, "--show": telling.show, "--stream": telling.stream, "--json-logs": telling.json_logs}
     for flag, wished in wishes.items():

@@ -13,10 +13,10 @@ from chainette.cli.flags import ChainRef, ChainRoot, Settings
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.tree import draw
 from chainette.cli.signature import Only
-from chainette.core.bounds import unbounded_outputs
 from chainette.core.dag import describe_models, describe_rows, render_mermaid
 from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
+from chainette.core.unbounded_fields import unbounded_outputs
 from chainette.core.usercode.loading import LoadedChain
 from chainette.core.usercode.parameters import text_of
 from chainette.engine.preflight import foreseen

@@ -22,7 +22,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
 from chainette.records import CHAIN_INPUT, Reason
 from chainette.run import executor
-from chainette.utils.visible import visible
+from chainette.utils.terminal_text import visible
 
 __all__ = ["rejected"]
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from chainette.cli.common import guarded, show_path, tell
+from chainette.cli.directory_status import is_working
 from chainette.cli.flags import RunDirectory
-from chainette.cli.standing import is_working
 from chainette.io.rundir.events import timestamp
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state, require_shards

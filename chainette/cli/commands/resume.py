@@ -12,25 +12,25 @@ import typer
 
 from chainette.cli.bundles import Telling
 from chainette.cli.common import command_line, guarded, tell, warn
+from chainette.cli.directory_status import can_go_on, is_working
+from chainette.cli.drive_flags import ResumedDriveFlags, over_redis, reached
 from chainette.cli.flags import RunDirectory, Settings, Yes
 from chainette.cli.launch import launch, require_trust, texts_of
 from chainette.cli.signature import Only, fixed_flags, words_of
-from chainette.cli.standing import can_go_on, is_working
-from chainette.cli.way import ResumedWay, over_redis, reached
 from chainette.core.run_settings import RESUMABLE, RunSettings
 from chainette.errors import Problem, RedisUnavailable, RunError
 from chainette.fleet.redis.connect import connect
-from chainette.fleet.redis.queue import FleetQueue, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.hooks import Hook
+from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.events import RunCreated
-from chainette.io.rundir.likeness import marks_of
 from chainette.io.rundir.open import read_created, read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive
-from chainette.run.resume import compiled_now, require_limit
+from chainette.run.resumption import compiled_now, require_limit
 
 __all__ = ["resume"]
 
@@ -59,7 +59,7 @@ def resume(
     *,
     settings: Annotated[RunSettings, Only(RESUMABLE)],
     parameters: Settings = None,
-    way: ResumedWay,
+    way: ResumedDriveFlags,
     telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug", "hook"})],
     yes: Yes = False,
 ) -> None:
@@ -110,7 +110,9 @@ class Resumption:
         yield from words_of(self.settings)
 
 
-def _go_on(run: RunDir, begun: RunCreated, way: ResumedWay, drive: Drive | None, asked: Resumption, telling: Telling) -> None:
+def _go_on(
+    run: RunDir, begun: RunCreated, way: ResumedDriveFlags, drive: Drive | None, asked: Resumption, telling: Telling
+) -> None:
     """Goes on with a run in this process, and ends the command as `launch` does."""
 
     def start(hooks: tuple[Hook, ...]) -> RunResult:

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from chainette.cli.common import guarded, tell
+from chainette.cli.directory_status import summary_line, version_lines
 from chainette.cli.flags import RunDirectory
-from chainette.cli.standing import summary_line, version_lines
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.rollback import rollback as go_back
+from chainette.io.rundir.version_swap import rollback as go_back
 
 __all__ = ["rollback"]
 

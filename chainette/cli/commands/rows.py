@@ -16,7 +16,7 @@ from chainette.errors import TemplateError
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
-from chainette.utils.mistakes import nearest
+from chainette.utils.argument_advice import nearest
 from chainette.utils.templates import Expression
 
 __all__ = ["rows"]

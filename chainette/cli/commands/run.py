@@ -8,7 +8,7 @@ import typer
 
 from chainette.cli.bundles import Task, Telling
 from chainette.cli.common import guarded
-from chainette.cli.way import Way
+from chainette.cli.drive_flags import DriveFlags
 from chainette.core.run_settings import RunSettings
 
 __all__ = ["MOST_STREAMED", "StreamWriter", "run"]
@@ -22,7 +22,7 @@ StreamWriter = Annotated[
 
 
 @guarded
-def run(task: Task, settings: RunSettings, way: Way, telling: Telling, stream_writer: StreamWriter = False) -> None:
+def run(task: Task, settings: RunSettings, way: DriveFlags, telling: Telling, stream_writer: StreamWriter = False) -> None:
     """Run CHAIN over INPUTS into a run directory.
 
     Ctrl-C leaves a directory that `chainette resume` goes on with. Exit codes: 0 done, 1 error, 2 usage,

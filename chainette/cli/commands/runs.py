@@ -9,12 +9,12 @@ import typer
 from chainette.cli.common import console, guarded, new_table, tell
 from chainette.cli.flags import RedisUrl
 from chainette.errors import RunError
-from chainette.fleet.processes import end, recorded
+from chainette.fleet.process_records import end, recorded
 from chainette.fleet.redis.connect import chosen_url, connect, shown
-from chainette.fleet.redis.queue import FleetQueue, Lost
 from chainette.fleet.redis.reasons import reasons
+from chainette.fleet.redis.redis_queue import FleetQueue, Lost
 from chainette.fleet.redis.run_registry import Board
-from chainette.utils.visible import visible_line
+from chainette.utils.terminal_text import visible_line
 
 __all__ = ["cancel", "kill", "pause", "runs", "unpause"]
 

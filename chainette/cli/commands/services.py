@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.runtime import heed_signals
 from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Duty, Places, serve
 from chainette_workers.service.sink_service import SinkDuty
 
 from chainette.cli.common import guarded
-from chainette.cli.flags import ChainModules, ChainRoot, InputsRoot, Metrics, Offers, RedisUrl, RunsRoot
+from chainette.cli.flags import ChainModules, ChainRoot, InputsRoot, MetricsFlags, Offers, RedisUrl, RunsRoot
 from chainette.core.usercode.parameters import settings_of
 from chainette.fleet.redis.connect import chosen_url, shown
-from chainette.utils.visible import SafeFormatter
+from chainette.utils.terminal_text import SafeFormatter
 
 __all__ = ["coordinator", "sink"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roots:
+class FolderFlags:
     """The folders that a service takes relative paths to start from, and the parameters that it offers."""
 
     parameters: Offers = None
@@ -45,8 +45,8 @@ class Roots:
 def coordinator(
     redis: RedisUrl = None,
     *,
-    roots: Roots,
-    metrics: Metrics,
+    roots: FolderFlags,
+    metrics: MetricsFlags,
     sd_all: Annotated[
         bool,
         typer.Option("--sd-all", help="Let /sd name members at any address that Redis has, not only on this machine."),
@@ -61,7 +61,7 @@ def coordinator(
 
 
 @guarded
-def sink(redis: RedisUrl = None, *, roots: Roots, metrics: Metrics) -> None:
+def sink(redis: RedisUrl = None, *, roots: FolderFlags, metrics: MetricsFlags) -> None:
     """Write the directories of runs that were queued with `enqueue --detach`, as a service.
 
     They lie below --runs-root. If it is killed, the next one continues where their logs end. A run that cannot go on (its
@@ -71,10 +71,10 @@ def sink(redis: RedisUrl = None, *, roots: Roots, metrics: Metrics) -> None:
     _serve(redis, SinkDuty(roots.places, shown(chosen_url(redis))), metrics)
 
 
-def _serve(redis: str | None, duty: Duty, metrics: Metrics, *, anywhere: bool = False) -> None:
+def _serve(redis: str | None, duty: Duty, metrics: MetricsFlags, *, anywhere: bool = False) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(SafeFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     stopping = threading.Event()
     heed_signals(stopping, signal.SIGTERM, signal.SIGINT)
-    serve(redis, duty, stopping, metrics=Endpoint(metrics.metrics_host, metrics.metrics_port, anywhere))
+    serve(redis, duty, stopping, metrics=MetricsEndpoint(metrics.metrics_host, metrics.metrics_port, anywhere))

@@ -11,11 +11,11 @@ import typer
 from rich.text import Text
 
 from chainette.cli.common import console, guarded
+from chainette.cli.directory_status import is_working, standing, version_lines
 from chainette.cli.flags import RedisUrl
 from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.cli.screen.live import view_lines
 from chainette.cli.screen.summary import accounting_line, counts_table, engine_lines, next_lines, token_line
-from chainette.cli.standing import is_working, standing, version_lines
 from chainette.core.usercode.parameters import text_of
 from chainette.errors import RunDirectoryError, RunError
 from chainette.fleet.redis.connect import connect, eviction_risk

@@ -12,7 +12,7 @@ from chainette.cli.common import console, guarded, print_json, show_path
 from chainette.cli.flags import AsJson, RunDirectory
 from chainette.cli.screen.record import field_lines
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.row_story import Outcome, RowStory, story_of
+from chainette.io.rundir.row_story import RowStory, StepResult, story_of
 
 __all__ = ["why"]
 
@@ -54,7 +54,7 @@ def _lines(story: RowStory) -> Iterator[str]:
     yield _end(story)
 
 
-def _said(outcome: Outcome) -> str:
+def _said(outcome: StepResult) -> str:
     attempts = int(outcome.values.get("_attempts") or outcome.values.get("attempts") or 0)
     answers = f" after {attempts} answers" if attempts > 1 else " after 1 answer" if attempts else ""
     match outcome.kind:
@@ -66,7 +66,7 @@ def _said(outcome: Outcome) -> str:
             return kind
 
 
-def _shown(outcome: Outcome) -> dict[str, Any]:
+def _shown(outcome: StepResult) -> dict[str, Any]:
     """The fields worth showing."""
     told = {"_attempts", "attempts", "reason"}
     return {name: value for name, value in outcome.values.items() if name not in told and value not in (None, "", 0, "0")}

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.runtime import heed_signals
-from chainette_workers.sink.supervise import Child, supervise
+from chainette_workers.sink.worker_processes import Child, supervise
 from chainette_workers.worker.entry import WorkerConfig, serve
 from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
 
 from chainette.cli.common import guarded
-from chainette.cli.flags import ChainModules, ChainRoot, EngineFile, Metrics, Offers, RedisUrl
+from chainette.cli.flags import ChainModules, ChainRoot, EngineFile, MetricsFlags, Offers, RedisUrl
 from chainette.core.usercode.parameters import settings_of
 from chainette.fleet.redis.connect import connect
 from chainette.utils.ids import name_problem
@@ -68,7 +68,7 @@ def worker(
         ),
     ] = None,
     *,
-    metrics: Metrics,
+    metrics: MetricsFlags,
 ) -> None:
     """Serve engines to every run on a Redis that needs them, with the chains found below --chain-root.
 
@@ -86,7 +86,7 @@ def worker(
         gpus=1 if gpu == "all" else max(1, len(gpus)),
         engines_file=str(engines.resolve()) if engines else None,
         drain_after=drain_after,
-        metrics=Endpoint(metrics.metrics_host, metrics.metrics_port),
+        metrics=MetricsEndpoint(metrics.metrics_host, metrics.metrics_port),
         parameters=settings_of(settings or ()),
         modules=tuple(modules or ()),
     )

@@ -20,7 +20,7 @@ from chainette.fleet.redis.fleet_view import LiveRun, Queue
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.progress import EngineView, Progress
-from chainette.utils.visible import visible_line
+from chainette.utils.terminal_text import visible_line
 
 __all__ = ["FleetView", "RunView", "watch"]
 

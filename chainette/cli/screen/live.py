@@ -24,7 +24,7 @@ from chainette.engine.base import Completion, Request
 from chainette.io.rundir.events import Event
 from chainette.io.rundir.progress import EngineView, NodeView, Progress, TotalView
 from chainette.io.rundir.result import RunResult
-from chainette.utils.visible import visible, visible_line
+from chainette.utils.terminal_text import visible, visible_line
 
 __all__ = ["LiveView", "fitting", "view_lines"]
 

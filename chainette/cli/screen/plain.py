@@ -21,7 +21,7 @@ from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitRetried
 from chainette.io.rundir.progress import Progress, TotalView, earlier_events
 from chainette.io.rundir.result import RunResult
-from chainette.utils.visible import visible_json, visible_paragraph
+from chainette.utils.terminal_text import visible_json, visible_paragraph
 
 __all__ = ["JsonLines", "Plain", "QuietReporter", "Reporter", "line_writer"]
 

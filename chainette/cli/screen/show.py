@@ -11,7 +11,7 @@ from rich.text import Text
 
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
-from chainette.utils.visible import visible
+from chainette.utils.terminal_text import visible
 
 __all__ = ["ShowAnswers", "side_by_side"]
 

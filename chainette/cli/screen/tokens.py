@@ -13,7 +13,7 @@ from chainette.cli.common import is_terminal
 from chainette.cli.screen.plain import Plain
 from chainette.core.streaming import Asked, Dropped, Finished, Joined, Passed, Piece, StreamEvent, Unusable
 from chainette.records import Rejection
-from chainette.utils.visible import visible
+from chainette.utils.terminal_text import visible
 
 __all__ = ["Tokens", "Turns", "text_writer"]
 

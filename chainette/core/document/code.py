@@ -16,8 +16,8 @@ from chainette.core.document.parts import Part, parts_of
 from chainette.core.usercode.confined import confined_file
 from chainette.core.usercode.importer import PrivateImporter
 from chainette.errors import LoadError
-from chainette.utils.callers import declared_at
-from chainette.utils.mistakes import nearest
+from chainette.utils.argument_advice import nearest
+from chainette.utils.call_site import declared_at
 
 __all__ = ["Code", "is_reference"]
 

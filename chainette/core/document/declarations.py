@@ -22,8 +22,8 @@ from chainette.engine.backends import backend_class
 from chainette.engine.base import SamplingParams
 from chainette.engine.config import EngineConfig, current_registry, load_engines, make_config
 from chainette.errors import ChainetteError, LoadError
-from chainette.utils.callers import declared_at
-from chainette.utils.mistakes import advice
+from chainette.utils.argument_advice import advice
+from chainette.utils.call_site import declared_at
 
 __all__ = ["chain_of", "declared"]
 

@@ -14,7 +14,7 @@ from chainette.core.document.notation import field_of
 from chainette.core.document.parts import Part
 from chainette.core.document.schema_types import SchemaTypes
 from chainette.errors import LoadError
-from chainette.utils.mistakes import nearest
+from chainette.utils.argument_advice import nearest
 
 __all__ = ["JSON_SCHEMA", "Models", "missing_model"]
 

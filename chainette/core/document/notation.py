@@ -16,7 +16,7 @@ from pydantic import Field
 
 from chainette.core.annotations import NONE, members
 from chainette.core.document.parts import Part
-from chainette.utils.mistakes import nearest
+from chainette.utils.argument_advice import nearest
 
 __all__ = ["CONSTRAINTS", "SIMPLE", "field_of", "values_of"]
 

@@ -21,7 +21,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from chainette.errors import LoadError, Place
-from chainette.utils.mistakes import nearest
+from chainette.utils.argument_advice import nearest
 from chainette.utils.yaml_faults import yaml_fault
 
 __all__ = ["IMPLICIT", "Part", "parts_of"]

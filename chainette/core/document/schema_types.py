@@ -14,7 +14,7 @@ from pydantic import Field
 
 from chainette.core.document.notation import values_of
 from chainette.core.document.parts import Part
-from chainette.utils.mistakes import nearest
+from chainette.utils.argument_advice import nearest
 
 __all__ = ["SchemaTypes"]
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from chainette.core.annotations import NONE, list_of, mapping_types, members, tuple_of, tuple_types, union_of
 from chainette.core.templates.expressions import names_set_in, paths_in, root_of, text_of
 from chainette.core.templates.filters import filtered
-from chainette.core.templates.prompt_check import tag_hint
+from chainette.core.templates.literal_braces import tag_hint
 from chainette.core.templates.types import (
     Access,
     Loop,

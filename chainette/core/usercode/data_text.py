@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel
 
 __all__ = [
-    "Held",
+    "IdentityKey",
     "attributes_at_first",
     "canonical",
     "code_at_first",
@@ -58,7 +58,7 @@ _CHANGING = frozenset(
 )
 
 
-class Held:
+class IdentityKey:
     """A value as the key of a cache: equal to itself alone, and kept alive."""
 
     def __init__(self, value: Any) -> None:
@@ -68,7 +68,7 @@ class Held:
         return id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Held) and self.value is other.value
+        return isinstance(other, IdentityKey) and self.value is other.value
 
 
 def is_constant(value: Any) -> bool:
@@ -84,11 +84,11 @@ def text_at_first(value: Any, *, ordered: bool = True, file: str = "") -> str | 
     if is_constant(value):
         text = canonical(value)
         return text and without_places(text if ordered else "".join(sorted(text)), file)
-    return _digest_at_first(Held(value), ordered, file)
+    return _digest_at_first(IdentityKey(value), ordered, file)
 
 
 @lru_cache(maxsize=4096)
-def _digest_at_first(held: Held, ordered: bool, file: str) -> str | None:
+def _digest_at_first(held: IdentityKey, ordered: bool, file: str) -> str | None:
     try:
         text = canonical(held.value, ordered=ordered)
     except Exception:  # the user's containers may raise anything, and may contain themselves
@@ -106,11 +106,11 @@ def without_places(text: str, file: str) -> str:
 
 def attributes_at_first(value: Any) -> tuple[tuple[str, Any], ...]:
     """An object's attributes, by name, as they were at the first call."""
-    return _attributes_at_first(Held(value))
+    return _attributes_at_first(IdentityKey(value))
 
 
 @lru_cache(maxsize=1024)
-def _attributes_at_first(held: Held) -> tuple[tuple[str, Any], ...]:
+def _attributes_at_first(held: IdentityKey) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(instance_attributes(held.value).items()))
 
 
@@ -127,11 +127,11 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 def code_at_first(value: Any) -> tuple[Any, ...]:
     """The functions and classes directly in a container (say, a registry), as they were at the first call."""
-    return _code_at_first(Held(value))
+    return _code_at_first(IdentityKey(value))
 
 
 @lru_cache(maxsize=1024)
-def _code_at_first(held: Held) -> tuple[Any, ...]:
+def _code_at_first(held: IdentityKey) -> tuple[Any, ...]:
     value = held.value
     parts = value.values() if type(value) in (dict, OrderedDict, defaultdict) else value if type(value) in (list, tuple) else ()
     return tuple(part for part in parts if isinstance(part, (FunctionType, type)))

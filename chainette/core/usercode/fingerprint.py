@@ -1,7 +1,7 @@
 """Fingerprints of the user's code: equal if it computes the same, different if it was changed.
 
 A fingerprint is a hash of syntax trees without positions, comments, docstrings and file names. It covers everything
-that the code refers to by global name, and the data among it (`data_text.py`, `held_data.py`), also if an import read
+that the code refers to by global name, and the data among it (`data_text.py`, `object_text.py`), also if an import read
 them from a file. It is the same in every process. Modules that a function imports when it is called count whole, by
 their source. Installed packages are not followed.
 """
@@ -35,9 +35,9 @@ from chainette.core.usercode.data_text import (
     text_at_first,
     types_within,
 )
-from chainette.core.usercode.held_data import Counted, held_at_first
 from chainette.core.usercode.importer import public_name
 from chainette.core.usercode.lazy_imports import files_imported
+from chainette.core.usercode.object_text import Counted, held_at_first
 from chainette.core.usercode.source import is_library, source_tree
 from chainette.core.usercode.syntax import (
     assignments,

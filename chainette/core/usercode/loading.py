@@ -31,7 +31,7 @@ from chainette.core.usercode.parameters import Parameter, Values, given, is_fact
 from chainette.core.usercode.source import is_library
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainetteError, LoadError, ParameterError, Place
-from chainette.utils.foreign import RAISED
+from chainette.utils.user_errors import RAISED
 
 __all__ = ["LoadedChain", "load_chain"]
 

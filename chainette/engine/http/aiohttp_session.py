@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from chainette.engine.http.endpoints import Address
-from chainette.engine.http.exchange import Answer, Body, Broken, Carrier, OnLine, Unreachable, system_tls
+from chainette.engine.http.exchange import Answer, Body, Carrier, ConnectionBroken, OnLine, Unreachable, system_tls
 
 if TYPE_CHECKING:
     import aiohttp
@@ -45,7 +45,7 @@ class AiohttpSession(Carrier):
         except TimeoutError:
             raise
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise Broken(f"{type(error).__name__}: {error}") from error
+            raise ConnectionBroken(f"{type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
         if self._open is not None:

@@ -12,7 +12,7 @@ import msgspec
 from chainette.engine.answer_text import holds_object
 from chainette.engine.base import Completion, Delta, Finish
 from chainette.engine.http import reply_fields as fields
-from chainette.engine.http.replies import NoAnswer, finish_said, first_words
+from chainette.engine.http.error_replies import NoAnswer, finish_said, first_words
 from chainette.engine.http.reply_fields import Object
 from chainette.engine.http.server_events import Events, lines_of
 from chainette.records import Usage

@@ -19,9 +19,9 @@ import msgspec
 from chainette.engine.config import EngineConfig, expand_secrets
 from chainette.engine.http.connections import Connections
 from chainette.engine.http.endpoints import Address, BasePath, Endpoint, address
-from chainette.engine.http.exchange import Broken, Carrier, OnLine, Unreachable
+from chainette.engine.http.error_replies import Failure, Fault
+from chainette.engine.http.exchange import Carrier, ConnectionBroken, OnLine, Unreachable
 from chainette.engine.http.http_options import HttpOptions
-from chainette.engine.http.replies import Failure, Fault
 from chainette.errors import EngineConfigError, EngineUnavailable
 
 __all__ = ["Client", "Reply"]
@@ -133,7 +133,7 @@ class Client:
             return Failure(Fault.UNREACHABLE, f"{shown} cannot be reached ({self.hide(str(error))})")
         except TimeoutError:
             return Failure(Fault.TIMEOUT, f"{shown} gave no answer in {seconds:g} s")
-        except Broken as error:
+        except ConnectionBroken as error:
             return Failure(Fault.BROKEN, f"{shown} broke the exchange ({self.hide(str(error))})")
         return Reply(endpoint, shown, answer.status, answer.data, answer.headers)
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from chainette.engine.http.endpoints import Address
-from chainette.engine.http.exchange import Answer, Body, Broken, Carrier, OnLine, Unreachable, system_tls
+from chainette.engine.http.exchange import Answer, Body, Carrier, ConnectionBroken, OnLine, Unreachable, system_tls
 
 if TYPE_CHECKING:
     from httptools import HttpResponseParser
@@ -196,19 +196,19 @@ class _Connection(asyncio.Protocol):
         if self._body is None:
             self._head_size += len(data)
             if self._head_size > _MOST_HEAD_BYTES:
-                self.fail(Broken(f"the head of the answer is larger than {_MOST_HEAD_BYTES >> 20} MiB"))
+                self.fail(ConnectionBroken(f"the head of the answer is larger than {_MOST_HEAD_BYTES >> 20} MiB"))
                 return
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
             raised, self._raised = self._raised, None
-            if isinstance(raised, Broken):
+            if isinstance(raised, ConnectionBroken):
                 raised.__traceback__ = None  # it leads back here and would keep the body in memory
             self.fail(raised or error)
         except HttpParserError as error:
-            self.fail(Broken(f"not HTTP: {error}"))
+            self.fail(ConnectionBroken(f"not HTTP: {error}"))
         except HttpParserUpgrade:
-            self.fail(Broken("the server switched to another protocol"))
+            self.fail(ConnectionBroken("the server switched to another protocol"))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._answer is None or self._answer.done():
@@ -219,7 +219,7 @@ class _Connection(asyncio.Protocol):
             except Exception as failed:  # of the body or of its listener
                 self.fail(failed)
         else:
-            self.fail(Broken(f"the server closed the connection{f' ({error})' if error else ''}"))
+            self.fail(ConnectionBroken(f"the server closed the connection{f' ({error})' if error else ''}"))
 
     def _has_length(self) -> bool:
         return b"content-length" in self._headers or b"transfer-encoding" in self._headers
@@ -229,7 +229,7 @@ class _Connection(asyncio.Protocol):
     @_kept
     def on_message_begin(self) -> None:
         if self._answer is None or self._answer.done():
-            raise Broken("a second answer to one request")  # the next request must not get the rest of it
+            raise ConnectionBroken("a second answer to one request")  # the next request must not get the rest of it
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._body is None:  # not a trailer

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-__all__ = ["MOST_BYTES", "Answer", "Body", "Broken", "Carrier", "OnLine", "Unreachable", "system_tls"]
+__all__ = ["MOST_BYTES", "Answer", "Body", "Carrier", "ConnectionBroken", "OnLine", "Unreachable", "system_tls"]
 
 #: The largest body that is read, also after decompression.
 MOST_BYTES = 64 << 20
@@ -28,7 +28,7 @@ class Unreachable(Exception):
     """No connection: the request was not sent."""
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """The exchange began but gave no complete answer."""
 
 
@@ -51,7 +51,7 @@ class Carrier(Protocol):
 
         Raises:
             Unreachable: no connection.
-            Broken: the server closed the connection, or sent something that is not HTTP or too large.
+            ConnectionBroken: the server closed the connection, or sent something that is not HTTP or too large.
             TimeoutError: no complete answer within `seconds`.
         """
         ...
@@ -65,14 +65,14 @@ class Body:
     """A body that arrives in parts, compressed or not: bounded, and passed on line by line.
 
     Raises:
-        Broken: the body is larger than MOST_BYTES, or not compressed as `encoding` says.
+        ConnectionBroken: the body is larger than MOST_BYTES, or not compressed as `encoding` says.
     """
 
     def __init__(self, encoding: str, on_line: OnLine | None) -> None:
         self._parts: list[bytes] = []
         self._size = 0
         self._inflater = _inflater(encoding)
-        self._lines = _Lines(on_line) if on_line is not None else None
+        self._lines = _LineSplitter(on_line) if on_line is not None else None
 
     def feed(self, part: bytes) -> None:
         """Takes in the next part."""
@@ -80,7 +80,7 @@ class Body:
             self._size += len(piece)
             if self._size > MOST_BYTES:
                 self._parts.clear()  # the error's traceback would keep them
-                raise Broken(f"the answer is larger than {MOST_BYTES >> 20} MiB")
+                raise ConnectionBroken(f"the answer is larger than {MOST_BYTES >> 20} MiB")
             self._parts.append(piece)
             if self._lines is not None:
                 self._lines.feed(piece)
@@ -88,7 +88,7 @@ class Body:
     def whole(self) -> bytes:
         """All parts joined, at the end of the body."""
         if self._inflater is not None and self._parts and not self._inflater.eof:
-            raise Broken("the compressed answer ended too early")
+            raise ConnectionBroken("the compressed answer ended too early")
         if self._lines is not None:
             self._lines.end()
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -107,7 +107,7 @@ class Body:
                 part = self._inflater.unconsumed_tail or self._inflater.unused_data
                 yield piece
         except zlib.error as error:
-            raise Broken(f"not compressed as it says: {error}") from None
+            raise ConnectionBroken(f"not compressed as it says: {error}") from None
 
 
 def _inflater(encoding: str) -> zlib._Decompress | None:
@@ -117,14 +117,14 @@ def _inflater(encoding: str) -> zlib._Decompress | None:
         case "gzip" | "x-gzip" | "deflate":
             return _new_inflater()
         case other:
-            raise Broken(f"the answer is encoded as {other!r}, which was not asked for")
+            raise ConnectionBroken(f"the answer is encoded as {other!r}, which was not asked for")
 
 
 def _new_inflater() -> zlib._Decompress:
     return zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip and zlib apart by their headers
 
 
-class _Lines:
+class _LineSplitter:
     """Cuts a body that arrives in parts into lines."""
 
     def __init__(self, on_line: OnLine) -> None:

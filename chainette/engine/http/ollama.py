@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Done, Engine, Request, SamplingParams, Tell
+from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import EngineConfig
 from chainette.engine.http.chat_reply import read
 from chainette.engine.http.client import Reply
@@ -28,16 +28,16 @@ __all__ = ["OllamaEngine", "OllamaOptions", "chat_body"]
 _BESIDE_OPTIONS = frozenset({"format", "keep_alive", "logprobs", "shift", "think", "tools", "top_logprobs", "truncate"})
 
 
-class _Model(msgspec.Struct):
+class _Tag(msgspec.Struct):
     name: str
     digest: str = ""
 
 
-class _Models(msgspec.Struct):
-    models: list[_Model] | None = None
+class _Tags(msgspec.Struct):
+    models: list[_Tag] | None = None
 
 
-_decode_models = msgspec.json.Decoder(_Models).decode
+_decode_models = msgspec.json.Decoder(_Tags).decode
 
 
 class OllamaOptions(HttpOptions, frozen=True):
@@ -81,7 +81,7 @@ class OllamaEngine(Engine):
         """
         reply = await self._transport.open()
         try:
-            model = _Model(self._config.model) if reply is None else self._find(reply)
+            model = _Tag(self._config.model) if reply is None else self._find(reply)
         except BaseException:
             await self.close()
             raise
@@ -109,14 +109,14 @@ class OllamaEngine(Engine):
     def describe(self) -> dict[str, Any]:
         return {"endpoints": list(self._transport.declared), **self._known}
 
-    def _find(self, reply: Reply) -> _Model:
+    def _find(self, reply: Reply) -> _Tag:
         """Finds the model in the server's list.
 
         Raises:
             EngineRefused: it is not there.
         """
         if reply.status in (401, 403):  # a key may be good for questions alone
-            return _Model(self._config.model)
+            return _Tag(self._config.model)
         if reply.status != 200:
             raise self._transport.refusal(reply)
         name = self._config.model

@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Done, Engine, Finish, Request, SamplingParams, Tell
+from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import EngineConfig
 from chainette.engine.http.adaptation import CHANGES, adapted, advice, remedy
 from chainette.engine.http.chat_reply import read

@@ -17,15 +17,15 @@ from chainette.engine.base import Completion, Finish
 from chainette.engine.config import EngineConfig
 from chainette.engine.http.client import Client, Reply
 from chainette.engine.http.endpoints import BasePath, Endpoint, Pool, shown
+from chainette.engine.http.error_replies import Failure, Fault, NoAnswer, completion_of, failure_of, first_words
 from chainette.engine.http.exchange import OnLine
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.http.limiter import Limiter
-from chainette.engine.http.replies import Failure, Fault, NoAnswer, completion_of, failure_of, first_words
 from chainette.engine.http.retry_after import retry_after
 from chainette.engine.http.timing import Policy, Timing, full_jitter
 from chainette.errors import EngineRefused, EngineUnavailable
 from chainette.utils.backoff import backoff
-from chainette.utils.together import together
+from chainette.utils.gather import together
 
 __all__ = ["Listen", "Protocol", "Reader", "Transport"]
 

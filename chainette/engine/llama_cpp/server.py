@@ -24,8 +24,8 @@ from typing import Any
 import anyio
 import msgspec
 
-from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Options, Request, Tell
+from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import EngineConfig
 from chainette.engine.grammar_fit import VALIDATED_LATER, fitted, lightened
 from chainette.engine.llama_cpp.gguf import marker_tokens

@@ -34,11 +34,11 @@ def draw(schema: Schema, rng: Random) -> Any:
 
 def compile_schema(schema: Schema) -> Callable[[Random], Any]:
     """A function that draws values of a schema. The schema is read once, now."""
-    node = _Compiler(schema).node(schema)
+    node = _SchemaCompiler(schema).node(schema)
     return lambda rng: node(rng, 0)
 
 
-class _Compiler:
+class _SchemaCompiler:
     """Turns one document, with its `$defs`, into closures."""
 
     def __init__(self, root: Schema) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from chainette.engine.simulated.draw import compile_schema
 from chainette.engine.simulated.model_schema import drawn_schema
 from chainette.errors import Undrawable
-from chainette.utils.foreign import RAISED, told
+from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["compile_model"]
 

@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from random import Random
 from typing import Any
 
-from chainette.engine.simulated.moments import moment
+from chainette.engine.simulated.date_times import moment
 from chainette.engine.simulated.patterns import compile_pattern
 
 __all__ = ["as_json", "choice", "count", "scalar", "text"]

@@ -14,8 +14,8 @@ import anyio
 import msgspec
 from pydantic import BaseModel
 
-from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Options, Request, Tell
+from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import EngineConfig
 from chainette.engine.simulated.draw import compile_schema
 from chainette.engine.simulated.model_draw import compile_model

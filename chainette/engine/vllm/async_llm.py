@@ -26,8 +26,8 @@ from typing import Any
 import anyio
 import msgspec
 
-from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Done, Engine, Finish, Request, Tell
+from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import EngineConfig
 from chainette.engine.grammar_fit import VALIDATED_LATER, fitted
 from chainette.engine.vllm.arguments import (
@@ -41,7 +41,7 @@ from chainette.engine.vllm.arguments import (
 )
 from chainette.engine.vllm.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, template_text, too_long
 from chainette.engine.vllm.child import PIPE, ChildWords, spawned_here
-from chainette.engine.vllm.thoughts import Pieces, thinking
+from chainette.engine.vllm.thoughts import ThinkingAnswer, thinking
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
 
@@ -350,7 +350,7 @@ class VllmEngine(Engine):
             raise self._died()
         return self._completion(request, output, pieces, len(prompt), time.perf_counter() - began)
 
-    async def _asked(self, engine: Any, request: Request, prompt: list[int], pieces: Pieces, tell: Tell | None) -> Any:
+    async def _asked(self, engine: Any, request: Request, prompt: list[int], pieces: ThinkingAnswer, tell: Tell | None) -> Any:
         """The last output, once `pieces` has the answer."""
         from vllm.inputs import tokens_input
 
@@ -404,7 +404,9 @@ class VllmEngine(Engine):
             _log.warning("%s: %s; %s", request.schema_name, problem, VALIDATED_LATER)
         return msgspec.json.encode(schema).decode() if schema is not None else None
 
-    def _completion(self, request: Request, output: Any, pieces: Pieces, prompt_tokens: int, seconds: float) -> Completion:
+    def _completion(
+        self, request: Request, output: Any, pieces: ThinkingAnswer, prompt_tokens: int, seconds: float
+    ) -> Completion:
         stats = output.metrics
         queued = max(0.0, stats.scheduled_ts - stats.queued_ts) if stats is not None else 0.0
         usage = Usage(1, prompt_tokens, pieces.tokens, seconds, queued)
@@ -425,9 +427,9 @@ class VllmEngine(Engine):
         self._answered, self._tokens = self._answered + 1, self._tokens + tokens
         self.capacity = max(1, min(self._seats, self._kv_tokens * self._answered // self._tokens))
 
-    def _pieces(self) -> Pieces:
+    def _pieces(self) -> ThinkingAnswer:
         if self._options.reasoning_parser is None:
-            return Pieces()
+            return ThinkingAnswer()
         return thinking(self._options.reasoning_parser, self._engine.get_tokenizer())
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from chainette.engine.base import Delta
 
-__all__ = ["Pieces", "thinking"]
+__all__ = ["ThinkingAnswer", "thinking"]
 
 
-class Pieces:
+class ThinkingAnswer:
     """One answer as it arrives. Without a parser all of it is the answer."""
 
     def __init__(self, parser: Any = None, chat: Any = None) -> None:
@@ -44,9 +44,11 @@ class Pieces:
         return reasoning, answer or ""
 
 
-def thinking(parser: str, tokenizer: Any) -> Pieces:
+def thinking(parser: str, tokenizer: Any) -> ThinkingAnswer:
     """The pieces of a model that thinks first, separated by vLLM's parser for its kind."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.reasoning import ReasoningParserManager
 
-    return Pieces(ReasoningParserManager.get_reasoning_parser(parser)(tokenizer), ChatCompletionRequest(messages=[], model=""))
+    return ThinkingAnswer(
+        ReasoningParserManager.get_reasoning_parser(parser)(tokenizer), ChatCompletionRequest(messages=[], model="")
+    )

@@ -1,6 +1,6 @@
 """The leased queue in plain Python, for one thread of one process: local runs use it, and it documents the scripts.
 
-It keeps and hands over objects; `fleet/redis/queue.py` with the scripts in `fleet/redis/scripts/` does the same on keys.
+It keeps and hands over objects; `fleet/redis/redis_queue.py` with the scripts in `fleet/redis/scripts/` does the same on keys.
 No call blocks, and none takes longer the more units there are, except `missing`.
 """
 
@@ -13,23 +13,23 @@ from dataclasses import dataclass, field
 from chainette.core.plan import Plan
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.jobs import halves, require_part
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, Aside, Missing, Result, RootRecord
-from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import (
+from chainette.fleet.protocol.queue_values import (
     ANCHOR,
     LEASE,
-    Admitted,
+    AdmissionProgress,
+    AdmissionResult,
     Cancelled,
     Claim,
     Drain,
     Entry,
     Lost,
-    Progress,
     Turn,
 )
+from chainette.fleet.protocol.rq_jobs import halves, require_part
+from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.io.rundir.events import Event, Note, WorkerRefused
 from chainette.records import Effects, Outcome, Rejection
 
@@ -153,20 +153,20 @@ class MemoryQueue(LeasedQueue):
         bad: list[Rejection],
         effects: Effects,
         token: str,
-    ) -> Admitted:
+    ) -> AdmissionResult:
         run = self._epoch(keys.run, keys.epoch)
         if run.state != "running":
-            return Admitted(run.state)
+            return AdmissionResult(run.state)
         if run.cursor != k:
-            return Admitted.BEHIND
+            return AdmissionResult.BEHIND
         if run.roots and run.is_full:
-            return Admitted.FULL
+            return AdmissionResult.FULL
         run.open(root, record)
         run.add(plan, root, effects, run.barred)
         if bad or not run.roots[root].outstanding:
             run.say(token, Admission(bad), root, not effects.units)
         self._changed()
-        return Admitted.OK
+        return AdmissionResult.OK
 
     def end_of_input(self, keys: RunKeys, total: int) -> bool:
         run = self._epoch(keys.run, keys.epoch)
@@ -181,13 +181,15 @@ class MemoryQueue(LeasedQueue):
             raise Missing(f"root {root} of run {keys.run} is not live")
         return live.record
 
-    def progress(self, keys: RunKeys) -> Progress:
+    def progress(self, keys: RunKeys) -> AdmissionProgress:
         run = self._runs.get(keys.run)
         if run is None:
-            return Progress(0, None, "", set())
+            return AdmissionProgress(0, None, "", set())
         current = run.keys.epoch == keys.epoch
         live = set(run.roots) if current else set()
-        return Progress(run.cursor, run.total, run.state, live, run.last, run.damaged, run.suspended, is_current=current)
+        return AdmissionProgress(
+            run.cursor, run.total, run.state, live, run.last, run.damaged, run.suspended, is_current=current
+        )
 
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
         run = self._runs.get(keys.run)

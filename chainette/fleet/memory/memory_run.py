@@ -14,7 +14,7 @@ import msgspec
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
-from chainette.fleet.protocol.states import ANCHOR, Claim, Entry
+from chainette.fleet.protocol.queue_values import ANCHOR, Claim, Entry
 from chainette.io.rundir.events import Event
 from chainette.records import Effects, Partial, Row, Scope, Unfinished, Unit
 
@@ -75,7 +75,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class Fork:
+class OpenFork:
     """An executed fork: its rows, and the outputs of its branches so far."""
 
     opened: Scope
@@ -103,7 +103,7 @@ class LiveRoot:
     outstanding: int = 0
     #: Scope -> its outstanding members: names of units, "S:" and a scope below, "P:" and a unit of a later phase.
     members: dict[str, set[str]] = field(default_factory=dict)
-    forks: dict[str, Fork] = field(default_factory=dict)
+    forks: dict[str, OpenFork] = field(default_factory=dict)
 
     @property
     def live_rows(self) -> int:
@@ -244,7 +244,7 @@ class RunInMemory:
             if opened.scope in live.forks:
                 raise ValueError(f"scope {opened.scope} of root {root} exists already")
             live.members.setdefault(opened.parent, set()).add(f"S:{opened.scope}")
-            live.forks[opened.scope] = Fork(opened, self.queue_of(plan, opened.fork))
+            live.forks[opened.scope] = OpenFork(opened, self.queue_of(plan, opened.fork))
         for unit in effects.units:
             queue = self.queue_of(plan, unit.node)
             if queue in barred:

@@ -2,7 +2,7 @@
 
 Callers may repeat any call, and do after a lost reply. A claim holds while the unit carries its token, its epoch is the
 run's and the run was not cancelled; a call with a claim that no longer holds changes nothing (docs/protocol.md).
-`fleet/redis/queue.py` implements the contract on Redis, `fleet/memory/memory_queue.py` in plain Python.
+`fleet/redis/redis_queue.py` implements the contract on Redis, `fleet/memory/memory_queue.py` in plain Python.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Aside, RootRecord
+from chainette.fleet.protocol.queue_values import LEASE, AdmissionProgress, AdmissionResult, Claim, Drain, Entry
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import LEASE, Admitted, Claim, Drain, Entry, Progress
 from chainette.io.rundir.events import Event, Note
 from chainette.records import Effects, Outcome, Rejection
 
@@ -96,7 +96,7 @@ class LeasedQueue(ABC):
         bad: list[Rejection],
         effects: Effects,
         token: str,
-    ) -> Admitted:
+    ) -> AdmissionResult:
         """Admits a root: its rows, its bad lines, its first units. `k` is the number of roots that this epoch admitted before.
 
         Raises:
@@ -122,7 +122,7 @@ class LeasedQueue(ABC):
         """
 
     @abstractmethod
-    def progress(self, keys: RunKeys) -> Progress:
+    def progress(self, keys: RunKeys) -> AdmissionProgress:
         """The progress of admission, and the live roots."""
 
     @abstractmethod

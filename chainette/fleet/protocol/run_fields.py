@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from chainette.fleet.protocol.hash_fields import Count, HashFields
-from chainette.fleet.protocol.seals import VARIABLE, Kind, Seals, Unsealed
+from chainette.fleet.protocol.seals import VARIABLE, Purpose, Seals, Unsealed
 from chainette.io.rundir.graph import Graph
 
 __all__ = ["WITHDREW", "Counts", "RunInfo"]
@@ -143,7 +143,7 @@ class RunInfo(HashFields, frozen=True):
             return ""
         try:
             tag = bytes.fromhex(self.seal)
-            seals.open(self.run, self.epoch, Kind.RECORD, "", tag + self.sealed_part)
+            seals.open(self.run, self.epoch, Purpose.RECORD, "", tag + self.sealed_part)
         except ValueError:
             return "has a record in Redis with a seal that is none"
         except Unsealed:
@@ -154,7 +154,7 @@ class RunInfo(HashFields, frozen=True):
 def record_seal(seals: Seals, run: str, epoch: int, fields: Mapping[str, str | int | float]) -> dict[str, str]:
     """The fields of a run's record that say who may read it, and that nobody has changed it."""
     body = _sealed_part({name.encode(): str(value).encode() for name, value in fields.items()})
-    sealed = seals.seal(run, epoch, Kind.RECORD, "", body)
+    sealed = seals.seal(run, epoch, Purpose.RECORD, "", body)
     return {"key": seals.fingerprint, "seal": sealed[: len(sealed) - len(body)].hex()}
 
 

@@ -19,7 +19,7 @@ import msgspec
 from chainette.errors import RunError
 from chainette.fleet.protocol.messages import BadMessage
 
-__all__ = ["VARIABLE", "FleetKey", "Kind", "NoKey", "Seals", "Unsealed", "seals_of"]
+__all__ = ["VARIABLE", "FleetKey", "NoKey", "Purpose", "Seals", "Unsealed", "seals_of"]
 
 #: The environment variable that holds the key.
 VARIABLE = "CHAINETTE_FLEET_KEY"
@@ -28,7 +28,7 @@ VARIABLE = "CHAINETTE_FLEET_KEY"
 _TAG, _SHORTEST = 16, 16
 
 
-class Kind(StrEnum):
+class Purpose(StrEnum):
     """The purpose of a sealed message; its identity is in brackets."""
 
     #: the rows of a unit (job)
@@ -60,7 +60,7 @@ class Kind(StrEnum):
 class Unsealed(BadMessage):
     """A message carries no tag of this fleet's key."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Purpose) -> None:
         super().__init__(f"a message ({kind}) carries no seal of this fleet's key")
 
 
@@ -72,11 +72,11 @@ class Seals(Protocol):
         """Names the key without telling it; "" without a key."""
         ...
 
-    def seal(self, run: str, epoch: int, kind: Kind, identity: str, body: bytes) -> bytes:
+    def seal(self, run: str, epoch: int, kind: Purpose, identity: str, body: bytes) -> bytes:
         """The message as it goes to Redis."""
         ...
 
-    def open(self, run: str, epoch: int, kind: Kind, identity: str, message: bytes | None) -> bytes | None:
+    def open(self, run: str, epoch: int, kind: Purpose, identity: str, message: bytes | None) -> bytes | None:
         """The body of a message from Redis; None if there is none.
 
         Raises:
@@ -90,10 +90,10 @@ class NoKey:
 
     fingerprint = ""
 
-    def seal(self, _run: str, _epoch: int, _kind: Kind, _identity: str, body: bytes) -> bytes:
+    def seal(self, _run: str, _epoch: int, _kind: Purpose, _identity: str, body: bytes) -> bytes:
         return body
 
-    def open(self, _run: str, _epoch: int, _kind: Kind, _identity: str, message: bytes | None) -> bytes | None:
+    def open(self, _run: str, _epoch: int, _kind: Purpose, _identity: str, message: bytes | None) -> bytes | None:
         return message
 
 
@@ -116,12 +116,12 @@ class FleetKey:
 
     @property
     def fingerprint(self) -> str:
-        return self._tag("", 0, Kind.RECORD, "fingerprint", b"").hex()[:12]
+        return self._tag("", 0, Purpose.RECORD, "fingerprint", b"").hex()[:12]
 
-    def seal(self, run: str, epoch: int, kind: Kind, identity: str, body: bytes) -> bytes:
+    def seal(self, run: str, epoch: int, kind: Purpose, identity: str, body: bytes) -> bytes:
         return self._tag(run, epoch, kind, identity, body) + body
 
-    def open(self, run: str, epoch: int, kind: Kind, identity: str, message: bytes | None) -> bytes | None:
+    def open(self, run: str, epoch: int, kind: Purpose, identity: str, message: bytes | None) -> bytes | None:
         if message is None:
             return None
         tag, body = message[:_TAG], message[_TAG:]
@@ -129,7 +129,7 @@ class FleetKey:
             raise Unsealed(kind)
         return body
 
-    def _tag(self, run: str, epoch: int, kind: Kind, identity: str, body: bytes) -> bytes:
+    def _tag(self, run: str, epoch: int, kind: Purpose, identity: str, body: bytes) -> bytes:
         keyed = self._keyed.copy()
         keyed.update(_pack((run, epoch, kind.value, identity)))
         keyed.update(body)

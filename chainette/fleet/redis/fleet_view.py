@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chainette.fleet.protocol.jobs import age, moment
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, engine_of, held, rq_job, rq_queue, rq_scheduled, worker
 from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.protocol.rq_jobs import age, moment
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.io.rundir.replay import NodeCounts, RunState
 from chainette.records import Usage

@@ -14,11 +14,11 @@ import msgspec
 from chainette.core.run_settings import RunSettings
 from chainette.errors import InputError, RunError
 from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.seals import Kind, Seals, Unsealed, seals_of
-from chainette.fleet.protocol.states import LEASE
-from chainette.fleet.redis.calls import Scripts
+from chainette.fleet.protocol.seals import Purpose, Seals, Unsealed, seals_of
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun, known_runs, live_members, look, run_info
+from chainette.fleet.redis.script_calls import Scripts
 
 if TYPE_CHECKING:
     import redis
@@ -42,7 +42,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     #: Digest of the chain's files, and their names below the chain root.
     digest: str
     files: tuple[str, ...] = ()
-    #: Values of its parameters, and marks of its nodes (io/rundir/likeness.py); a service compares both with its own.
+    #: Values of its parameters, and marks of its nodes (io/rundir/chain_marks.py); a service compares both with its own.
     parameters: dict[str, Any] = {}
     marks: dict[str, dict[str, str]] = {}
     #: Files, folders and patterns below the sink's and the coordinator's --inputs-root.
@@ -162,7 +162,7 @@ class Board:
         if order is None or (not order.seal and not self._seals.fingerprint):
             return order
         if order.seal != self._seal_of(info.run, order):
-            raise Unsealed(Kind.ORDER)
+            raise Unsealed(Purpose.ORDER)
         return order
 
     def sealed(self, run: str, order: Order) -> Order:
@@ -171,12 +171,12 @@ class Board:
 
     def _seal_of(self, run: str, order: Order) -> str:
         body = msgspec.json.encode(msgspec.structs.replace(order, seal=""))
-        sealed = self._seals.seal(run, 0, Kind.ORDER, order.id, body)
+        sealed = self._seals.seal(run, 0, Purpose.ORDER, order.id, body)
         return sealed[: len(sealed) - len(body)].hex()
 
     def revive(self, run: str) -> bool:
         """Lets a run go on that was called cancelled by somebody who may not; False if `chainette cancel` did it."""
-        words = [self._seals.seal(run, 0, Kind.CANCEL, "", b"1").hex()] if self._seals.fingerprint else []
+        words = [self._seals.seal(run, 0, Purpose.CANCEL, "", b"1").hex()] if self._seals.fingerprint else []
         return bool(self._scripts.call("revive", run=run, words=words) == b"OK")
 
     def take(self, run: str, role: Role, me: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from chainette.fleet.protocol.messages import Admission, Aside, BadMessage, PutAside, Result, open_message
+from chainette.fleet.protocol.queue_values import Entry
 from chainette.fleet.protocol.seals import Unsealed
-from chainette.fleet.protocol.states import Entry
 from chainette.io.rundir.events import Note, WorkerRefused
 from chainette.io.rundir.log import parse_note
 

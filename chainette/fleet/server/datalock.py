@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chainette.errors import RunDirectoryError, RunDirectoryInUse
-from chainette.utils.private import make_folder, open_file
+from chainette.utils.private_files import make_folder, open_file
 
 __all__ = ["LOCK", "data_lock", "disown"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from chainette.errors import InputError
 from chainette.io.inputs.cells import cells
+from chainette.io.inputs.input_digest import Trail
 from chainette.io.inputs.readers import InputFile, Record, require_distinct
-from chainette.io.inputs.trail import Trail
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

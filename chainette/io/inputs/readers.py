@@ -19,8 +19,8 @@ import msgspec
 
 from chainette.errors import InputError
 from chainette.io.inputs.delimited import KEPT, AnyLineEnd, Line, lines, skip_lines, without_mark
+from chainette.io.inputs.input_digest import Stamp, Trail, digest_of, stamp_of
 from chainette.io.inputs.packing import open_text, packing_of, text_of
-from chainette.io.inputs.trail import Stamp, Trail, digest_of, stamp_of
 from chainette.records import Read
 
 __all__ = ["InputFile", "JsonLinesFile", "Record", "TextFile", "not_utf8", "require_distinct"]

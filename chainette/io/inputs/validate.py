@@ -16,7 +16,7 @@ from chainette.core.dump import NotRoundTrip, dump_model, explain, short
 from chainette.errors import InputError
 from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.tables.column_types import json_fields
-from chainette.utils.foreign import RAISED, told
+from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["BadRecord", "InputModel", "columns_of"]
 

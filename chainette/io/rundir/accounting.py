@@ -12,11 +12,11 @@ from itertools import groupby
 from chainette.io.rundir.events import RootDone, UnitCommitted
 from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, EdgeToFork, EdgeToNode, EdgeToWays, Graph
 
-__all__ = ["Passed", "imbalance", "ranges"]
+__all__ = ["RowCounts", "imbalance", "ranges"]
 
 
 @dataclass(slots=True)
-class Passed:
+class RowCounts:
     """Rows of one root at one node."""
 
     taken: int = 0
@@ -35,10 +35,10 @@ class Passed:
             self.ways[way] = self.ways.get(way, 0) + rows
 
 
-_NOTHING = Passed()
+_NOTHING = RowCounts()
 
 
-def imbalance(graph: Graph, passed: Mapping[str, Passed], done: RootDone) -> str:
+def imbalance(graph: Graph, passed: Mapping[str, RowCounts], done: RootDone) -> str:
     """Describes the first mismatch in a complete root; "" if every row is accounted for.
 
     Each node must account for the rows that it took, and take the rows that its predecessor gave.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chainette.io.rundir.recipes import recipes
+from chainette.io.rundir.card_snippets import recipes
 from chainette.io.tables.features import columns_of, differ_in_case, is_loose, is_open
 
 __all__ = ["CardConfig", "render_card"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from chainette.core.settings import SETTINGS, Settings, settings_of_engine
+from chainette.core.setting_changes import SETTINGS, Settings, settings_of_engine
 from chainette.errors import EngineConfigError
 from chainette.io.rundir.graph import Edge, Graph, GraphChoice, GraphJoin, GraphNode
 from chainette.records import CHAIN_INPUT

@@ -27,7 +27,7 @@ __all__ = [
     "InputRead",
     "Note",
     "RootDone",
-    "RunCancelled",
+    "RunCancelledEvent",
     "RunCreated",
     "RunFinished",
     "RunPaused",
@@ -296,7 +296,7 @@ class RunPaused(Event, frozen=True, tag="run_paused"):
     reason: str
 
 
-class RunCancelled(Event, frozen=True, tag="run_cancelled"):
+class RunCancelledEvent(Event, frozen=True, tag="run_cancelled"):
     """Work stopped for good."""
 
 
@@ -333,6 +333,6 @@ AnyEvent = (
     | Note
     | ShardSealed
     | RunPaused
-    | RunCancelled
+    | RunCancelledEvent
     | RunFinished
 )

@@ -44,7 +44,7 @@ from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.rundir.versions import copy, keep_versions, link, version_numbers
 from chainette.io.tables.row_lines import parse_earlier
 from chainette.records import CHAIN_INPUT
-from chainette.utils.private import make_folder, new_file, permitted
+from chainette.utils.private_files import make_folder, new_file, permitted
 
 __all__ = [
     "Reopen",

@@ -14,7 +14,7 @@ import msgspec
 from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.events import AnyEvent, Event, Note, timestamp
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
-from chainette.utils.private import open_file
+from chainette.utils.private_files import open_file
 
 __all__ = ["EventLog", "encode_line", "parse_line", "parse_note", "read_log"]
 

@@ -24,7 +24,7 @@ from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import StreamWriter, require_size
 from chainette.io.rundir.writer import RunWriter
 from chainette.io.tables.schemas import Added, ShardSchemas
-from chainette.utils.private import make_folder
+from chainette.utils.private_files import make_folder
 
 __all__ = [
     "claim_directory",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chainette.errors import DiskError
-from chainette.utils.private import beside, make_folder, new_file
+from chainette.utils.private_files import beside, make_folder, new_file
 
 __all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "publish_blocks", "write_all"]
 

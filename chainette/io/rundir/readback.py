@@ -79,7 +79,7 @@ class ShardReader:
 
     def _first(self, folder: str, file: str) -> Iterable[dict[str, Any]]:
         """The first row of a journal or shard, whatever its columns; nothing if the file is gone."""
-        from chainette.io.tables.sealed import read_rows
+        from chainette.io.tables.shard_formats import read_rows
 
         journal, shard = self._journal(folder, file), self._directory.path / f"{file}.{self._format}"
         if journal.exists():
@@ -100,7 +100,7 @@ class ShardReader:
                 lines.seek(start)
                 yield from lines.read(end - start).removesuffix(b"\n").split(b"\n")
             return
-        from chainette.io.tables.sealed import read_rows
+        from chainette.io.tables.shard_formats import read_rows
 
         shard = self._directory.path / f"{file}.{self._format}"
         for row in read_rows(shard, first, last - first, self._schemas[folder]):

@@ -32,7 +32,7 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
 
 def read_span(run: RunDir, state: RunState, folder: str, number: int, first: int, last: int) -> Iterator[dict[str, Any]]:
     """Rows `first` .. `last - 1` of one shard or journal, as `read_folder` gives them."""
-    from chainette.io.tables.sealed import read_rows
+    from chainette.io.tables.shard_formats import read_rows
 
     path = require_whole(run, state, folder, number)
     if path.suffix == ".csv":

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from chainette.errors import DamagedRun
-from chainette.io.rundir.accounting import Passed, imbalance, ranges
+from chainette.io.rundir.accounting import RowCounts, imbalance, ranges
 from chainette.io.rundir.events import (
     AnswersDiscarded,
     AnyEvent,
@@ -25,7 +25,7 @@ from chainette.io.rundir.events import (
     Event,
     InputRead,
     RootDone,
-    RunCancelled,
+    RunCancelledEvent,
     RunCreated,
     RunFinished,
     RunPaused,
@@ -171,7 +171,7 @@ class RunState:
     #: Incomplete root -> log offsets of its lines.
     lines: dict[int, list[int]] = field(default_factory=dict)
     #: Incomplete root -> node -> its rows there.
-    passed: dict[int, dict[str, Passed]] = field(default_factory=dict)
+    passed: dict[int, dict[str, RowCounts]] = field(default_factory=dict)
     #: Complete root -> description of the place where its rows do not add up.
     broken: dict[int, str] = field(default_factory=dict)
     #: Journal -> description of its rows that no line of the log covers.
@@ -260,7 +260,7 @@ class RunState:
                     self.holes[event.file] = f"{event.file} has {event.rows:,} rows, and the log speaks of {known:,}"
             case RunPaused():
                 self.status, self.reason, self.ended_at = Status.PAUSED, event.reason, event.at
-            case RunCancelled():
+            case RunCancelledEvent():
                 self.status, self.ended_at = Status.CANCELLED, event.at
             case RunFinished():
                 self._finish(event)
@@ -305,7 +305,7 @@ class RunState:
         self.position = event.pos or self.position
         if event.node != CHAIN_INPUT:  # bad lines are counted when their root is complete
             self._count(event)
-            self.passed.setdefault(event.root, {}).setdefault(event.node, Passed()).add(event)
+            self.passed.setdefault(event.root, {}).setdefault(event.node, RowCounts()).add(event)
         self.sums |= event.sums
         for file, (_, first, size, rows) in event.off.items():
             folder, _, number = file.rpartition("/")

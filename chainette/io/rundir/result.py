@@ -123,7 +123,7 @@ class RunResult:
 
         Values without a fixed type are JSON text. Raises as `rows` does.
         """
-        from chainette.io.tables.sealed import table_of
+        from chainette.io.tables.shard_formats import table_of
 
         folder = self._folder(step)
         table = table_of(self._read(folder), self._schema(folder))
@@ -166,7 +166,7 @@ class RunResult:
             RunDirectoryError: the package `datasets` is not installed.
         """
         datasets = _library("datasets", "dataset")
-        from chainette.io.tables.sealed import table_of
+        from chainette.io.tables.shard_formats import table_of
 
         names = datasets.get_dataset_config_names(str(self.dir))
         if self._state.run.settings["format"] == "parquet":
@@ -184,7 +184,7 @@ class RunResult:
         return folders[step]
 
     def _read(self, folder: str) -> Iterator[dict[str, Any]]:
-        from chainette.io.tables.sealed import read_rows
+        from chainette.io.tables.shard_formats import read_rows
 
         for number, (_, count) in sorted(self._state.ends.get(folder, {}).items()):
             path = require_whole(self._directory, self._state, folder, number)

@@ -12,21 +12,21 @@ from chainette.errors import InputError, RunDirectoryError
 from chainette.io.inputs.locate import open_input
 from chainette.io.rundir.events import UnitCommitted
 from chainette.io.rundir.log import read_log
+from chainette.io.rundir.logged_paths import chain_root_of, input_paths
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.places import chain_root_of, input_paths
 from chainette.io.rundir.reading import read_span
 from chainette.io.rundir.replay import RunState
 from chainette.records import CHAIN_INPUT, owner_of, record_of, row_order
 
-__all__ = ["Outcome", "RowStory", "story_of"]
+__all__ = ["RowStory", "StepResult", "story_of"]
 
 #: Folders that are not a step's.
 _FLATTENED, _REJECTED = "flattened", "rejected"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What one step made of one row."""
 
     step: str
@@ -47,7 +47,7 @@ class RowStory:
     #: The record as the input has it now: its fields, or its text if it has none; None if the input cannot be read now.
     record: Any
     #: In the order of the chain, and of row ids within a step.
-    outcomes: list[Outcome]
+    outcomes: list[StepResult]
     #: Whether its root is complete, so that nothing more will come.
     complete: bool
 
@@ -74,12 +74,12 @@ def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
     return f"{run} has no row {row_id} so far; {state.records:,} records of its input are done, counted from 0"
 
 
-def _outcomes(run: RunDir, state: RunState, root: int, row_id: str) -> Iterator[Outcome]:
+def _outcomes(run: RunDir, state: RunState, root: int, row_id: str) -> Iterator[StepResult]:
     names = {node.folder: node.id for node in state.graph.nodes}
     for _, event in read_log(run.log):
         if not isinstance(event, UnitCommitted) or event.root != root:
             continue
-        yield from (Outcome(event.node, gone, "dropped") for gone in event.dropped if _is_kin(gone, row_id))
+        yield from (StepResult(event.node, gone, "dropped") for gone in event.dropped if _is_kin(gone, row_id))
         for file, (_, first, _, last) in event.off.items():
             folder, _, number = file.rpartition("/")
             for row in _rows(run, state, folder, int(number), first, last):
@@ -99,13 +99,13 @@ def _rows(run: RunDir, state: RunState, folder: str, number: int, first: int, la
     return read_span(run, state, folder, number, first, last)
 
 
-def _outcome(names: dict[str, str], folder: str, row: dict[str, Any]) -> Outcome:
+def _outcome(names: dict[str, str], folder: str, row: dict[str, Any]) -> StepResult:
     row_id = row.pop("row_id")
     if folder == _REJECTED:
-        return Outcome(row.pop("step_id"), row_id, "rejected", row)
+        return StepResult(row.pop("step_id"), row_id, "rejected", row)
     if folder == _FLATTENED:
-        return Outcome(folder, row_id, "finished", row)
-    return Outcome(names[folder], row_id, "output", row)
+        return StepResult(folder, row_id, "finished", row)
+    return StepResult(names[folder], row_id, "output", row)
 
 
 def _order(state: RunState) -> Any:

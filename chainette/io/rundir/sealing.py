@@ -12,7 +12,7 @@ from chainette.core.run_settings import Format
 from chainette.io.rundir.events import ShardSealed
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.shards import StreamWriter, require_bytes, require_size, sum_of
-from chainette.utils.private import beside, make_folder
+from chainette.utils.private_files import beside, make_folder
 
 __all__ = ["Sealer"]
 
@@ -91,7 +91,7 @@ class Sealer:
         return ShardSealed(file=file, rows=rows, bytes=size, sum=sum_of(target, size))
 
     def _convert(self, journal: Path, aside: Path, folder: str) -> None:
-        from chainette.io.tables.sealed import seal_csv, seal_parquet
+        from chainette.io.tables.shard_formats import seal_csv, seal_parquet
 
         convert = seal_parquet if self._format == "parquet" else seal_csv
         convert(journal, aside, self._schemas[folder])

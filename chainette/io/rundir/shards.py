@@ -11,7 +11,7 @@ from pathlib import Path
 
 from chainette.errors import DamagedRun
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
-from chainette.utils.private import make_folder, open_file
+from chainette.utils.private_files import make_folder, open_file
 
 __all__ = ["Span", "StreamWriter", "require_bytes", "require_size", "sum_of"]
 

@@ -12,7 +12,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from chainette.io.rundir.paths import RunDir, fsync_dir
-from chainette.utils.private import make_folder, permitted
+from chainette.utils.private_files import make_folder, permitted
 
 __all__ = ["KEPT", "copy", "keep_versions", "link", "link_tree", "version_numbers"]
 

@@ -24,7 +24,7 @@ from chainette.io.rundir.events import (
     Event,
     InputRead,
     RootDone,
-    RunCancelled,
+    RunCancelledEvent,
     RunFinished,
     RunPaused,
     UnitCommitted,
@@ -332,7 +332,7 @@ class RunWriter:
 
     def cancel(self) -> list[Event]:
         """Logs that the run was cancelled, and updates the derived files."""
-        logged = self.record([RunCancelled()])
+        logged = self.record([RunCancelledEvent()])
         publish_metadata(self.directory, self.state)
         return logged
 

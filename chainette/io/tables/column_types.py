@@ -18,10 +18,10 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-__all__ = ["Kind", "Shape", "json_fields", "shape_of"]
+__all__ = ["JsonKind", "Shape", "json_fields", "shape_of"]
 
 
-class Kind(StrEnum):
+class JsonKind(StrEnum):
     """The kind of a JSON value."""
 
     #: text; dates, times, decimals, UUIDs, bytes and enums of text as pydantic dumps them
@@ -44,7 +44,7 @@ class Kind(StrEnum):
 class Shape:
     """One node of a tree of kinds. Every value may also be null."""
 
-    kind: Kind
+    kind: JsonKind
     #: The shape of a list's items.
     item: Shape | None = None
     #: A struct's fields, in the order of the dump.
@@ -53,12 +53,12 @@ class Shape:
     open: bool = False
 
 
-_JSON = Shape(Kind.JSON)
+_JSON = Shape(JsonKind.JSON)
 _SCALARS = {
-    "string": Shape(Kind.STRING),
-    "integer": Shape(Kind.INTEGER),
-    "number": Shape(Kind.NUMBER),
-    "boolean": Shape(Kind.BOOLEAN),
+    "string": Shape(JsonKind.STRING),
+    "integer": Shape(JsonKind.INTEGER),
+    "number": Shape(JsonKind.NUMBER),
+    "boolean": Shape(JsonKind.BOOLEAN),
 }
 _PYTHON = {str: "string", int: "integer", bool: "boolean"}
 _COMPUTED = "x-chainette-computed"
@@ -94,7 +94,7 @@ class _DumpSchema(GenerateJsonSchema):
 def shape_of(annotation: Any) -> Shape:
     """The shape of a type's dump. A model's own shape is a struct even if it has no or open fields."""
     schema = TypeAdapter(annotation).json_schema(schema_generator=_DumpSchema, mode="serialization", by_alias=True)
-    reader = _Reader(schema.get("$defs", {}))
+    reader = _ShapeReader(schema.get("$defs", {}))
     top = reader.resolve(schema)
     above = frozenset({_name(schema)} if "$ref" in schema else ())
     return reader.struct(top, above) if "properties" in top else reader.shape(schema, frozenset())
@@ -107,7 +107,7 @@ def json_fields(model: Any) -> Mapping[str, bool]:
     The value says whether they take text as well, so that a cell which is not JSON may be that text.
     """
     schema = TypeAdapter(model).json_schema(mode="validation", schema_generator=_Lenient)
-    reader = _Reader(schema.get("$defs", {}))
+    reader = _ShapeReader(schema.get("$defs", {}))
     fields = {name: reader.types(field) for name, field in reader.resolve(schema).get("properties", {}).items()}
     return {name: "string" in types for name, types in fields.items() if {"array", "object"} & types}
 
@@ -120,7 +120,7 @@ class _Lenient(GenerateJsonSchema):
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _ShapeReader:
     defs: Mapping[str, Any]
 
     def resolve(self, schema: Any) -> dict[str, Any]:
@@ -154,13 +154,13 @@ class _Reader:
         fields = {name: field for name, field in schema.get("properties", {}).items() if not _is_computed(field)}
         optional = fields.keys() - set(schema.get("required", []))  # a column would turn an omitted field into null
         shapes = tuple((name, self.shape(field, above)) for name, field in fields.items() if name not in optional)
-        return Shape(Kind.STRUCT, fields=shapes, open=bool(schema.get("additionalProperties")) or bool(optional))
+        return Shape(JsonKind.STRUCT, fields=shapes, open=bool(schema.get("additionalProperties")) or bool(optional))
 
     def _array(self, schema: dict[str, Any], above: frozenset[str]) -> Shape:
         items = [*schema.get("prefixItems", []), *([schema["items"]] if isinstance(schema.get("items"), dict) else [])]
         shapes = {self.shape(item, above) for item in items}
         item = self._common(shapes)
-        return _JSON if len(shapes) > 1 else Shape(Kind.LIST, item=item)
+        return _JSON if len(shapes) > 1 else Shape(JsonKind.LIST, item=item)
 
     def _common(self, shapes: set[Shape]) -> Shape:
         return shapes.pop() if len(shapes) == 1 else _JSON

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chainette.core.annotations import NONE, members, type_name
 from chainette.errors import DeclarationError
-from chainette.io.tables.column_types import Kind, Shape, shape_of
+from chainette.io.tables.column_types import JsonKind, Shape, shape_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,14 +50,14 @@ def step_columns(model: Any, extra: Sequence[tuple[str, Any]] = ()) -> Columns:
 
     None means no other columns, `Any` an unknown model.
     """
-    shape = _row_shape(model) if model is not None else Shape(Kind.STRUCT)
+    shape = _row_shape(model) if model is not None else Shape(JsonKind.STRUCT)
     return _with_extra(_columns("", shape), extra, shape.open)
 
 
 def _row_shape(model: Any) -> Shape:
     """The shape of a row. A row made by a serializer, a RootModel or an unknown model may have any fields."""
     shape = shape_of(model)
-    return shape if shape.kind is Kind.STRUCT else Shape(Kind.STRUCT, open=True)
+    return shape if shape.kind is JsonKind.STRUCT else Shape(JsonKind.STRUCT, open=True)
 
 
 def flattened_columns(groups: Mapping[str, Any], extra: Sequence[tuple[str, Any]] = ()) -> Columns:
@@ -77,12 +77,12 @@ def group_shape(annotation: Any) -> Shape:
     shapes = [shape_of(part) for part in members(annotation) if part is not NONE]
     if len(shapes) < 2:
         return shapes[0] if shapes else shape_of(annotation)
-    if any(shape.kind is not Kind.STRUCT for shape in shapes):
-        return Shape(Kind.JSON)
+    if any(shape.kind is not JsonKind.STRUCT for shape in shapes):
+        return Shape(JsonKind.JSON)
     fields: dict[str, Shape] = {}
     for name, field in (pair for shape in shapes for pair in shape.fields):
-        fields[name] = field if fields.get(name, field) == field else Shape(Kind.JSON)
-    return Shape(Kind.STRUCT, fields=tuple(fields.items()), open=any(shape.open for shape in shapes))
+        fields[name] = field if fields.get(name, field) == field else Shape(JsonKind.JSON)
+    return Shape(JsonKind.STRUCT, fields=tuple(fields.items()), open=any(shape.open for shape in shapes))
 
 
 def require_one_type(groups: Mapping[str, Any], format: str) -> None:
@@ -105,7 +105,7 @@ def require_one_type(groups: Mapping[str, Any], format: str) -> None:
 
 
 def _columns(prefix: str, shape: Shape) -> list[tuple[str, Shape]]:
-    if shape.kind is not Kind.STRUCT:
+    if shape.kind is not JsonKind.STRUCT:
         return [(prefix or "value", shape)]
     return [(f"{prefix}.{name}" if prefix else name, field) for name, field in shape.fields]
 
@@ -114,7 +114,7 @@ def _with_extra(columns: Sequence[tuple[str, Shape]], extra: Sequence[tuple[str,
     added = [(name, shape_of(annotation)) for name, annotation in extra]
     before = [column for column in added if not column[0].startswith("_")]
     after = [column for column in added if column[0].startswith("_")]
-    rest = [(EXTRA_COLUMN, Shape(Kind.JSON))] if is_open else []
+    rest = [(EXTRA_COLUMN, Shape(JsonKind.JSON))] if is_open else []
     return (*before, *columns, *rest, *after)
 
 
@@ -128,24 +128,24 @@ def arrow_schema(columns: Columns) -> pa.Schema:
 def _field(name: str, shape: Shape) -> pa.Field:
     import pyarrow as pa
 
-    return pa.field(name, _type(shape), metadata=MARK if shape.kind is Kind.JSON else None)
+    return pa.field(name, _type(shape), metadata=MARK if shape.kind is JsonKind.JSON else None)
 
 
 def _type(shape: Shape) -> pa.DataType:
     import pyarrow as pa
 
     match shape.kind:
-        case Kind.STRING | Kind.JSON:
+        case JsonKind.STRING | JsonKind.JSON:
             return pa.string()
-        case Kind.INTEGER:
+        case JsonKind.INTEGER:
             return pa.int64()
-        case Kind.NUMBER:
+        case JsonKind.NUMBER:
             return pa.float64()
-        case Kind.BOOLEAN:
+        case JsonKind.BOOLEAN:
             return pa.bool_()
-        case Kind.LIST:
-            return pa.list_(_field("element", shape.item or Shape(Kind.JSON)))
-        case Kind.STRUCT:
+        case JsonKind.LIST:
+            return pa.list_(_field("element", shape.item or Shape(JsonKind.JSON)))
+        case JsonKind.STRUCT:
             return pa.struct([_field(name, field) for name, field in shape.fields])
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from chainette.io.tables.column_types import Kind, Shape
+from chainette.io.tables.column_types import JsonKind, Shape
 from chainette.io.tables.columns import EXTRA_COLUMN, Columns
 
 __all__ = ["columns_of", "dataset_features", "differ_in_case", "is_loose", "is_open"]
 
 _DTYPES = {
-    Kind.STRING: "string",
-    Kind.INTEGER: "int64",
-    Kind.NUMBER: "float64",
-    Kind.BOOLEAN: "bool",
-    Kind.JSON: "json",
+    JsonKind.STRING: "string",
+    JsonKind.INTEGER: "int64",
+    JsonKind.NUMBER: "float64",
+    JsonKind.BOOLEAN: "bool",
+    JsonKind.JSON: "json",
 }
 _KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
 
@@ -31,10 +31,10 @@ def _feature(name: str, shape: Shape) -> dict[str, Any]:
 
 def _described(shape: Shape) -> dict[str, Any]:
     match shape.kind:
-        case Kind.LIST:
-            item = _described(shape.item or Shape(Kind.JSON))
+        case JsonKind.LIST:
+            item = _described(shape.item or Shape(JsonKind.JSON))
             return {"list": item.get("dtype") or item.get("struct") or item}
-        case Kind.STRUCT:
+        case JsonKind.STRUCT:
             return {"struct": [_feature(name, field) for name, field in shape.fields]}
         case kind:
             return {"dtype": _DTYPES[kind]}
@@ -50,9 +50,9 @@ def _shape(described: Any) -> Shape:
         case str(dtype) | {"dtype": dtype}:
             return Shape(_KINDS[dtype])
         case {"struct": fields} | list(fields):
-            return Shape(Kind.STRUCT, fields=columns_of(fields))
+            return Shape(JsonKind.STRUCT, fields=columns_of(fields))
         case {"list": item}:
-            return Shape(Kind.LIST, item=_shape(item))
+            return Shape(JsonKind.LIST, item=_shape(item))
     raise ValueError(f"no feature: {described!r}")
 
 
@@ -68,7 +68,7 @@ def is_loose(columns: Columns) -> bool:
 
 def _holds_json(shape: Shape) -> bool:
     inner = [field for _, field in shape.fields] + ([shape.item] if shape.item else [])
-    return shape.kind is Kind.JSON or any(map(_holds_json, inner))
+    return shape.kind is JsonKind.JSON or any(map(_holds_json, inner))
 
 
 def differ_in_case(columns: Columns) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 
 from chainette.core.annotations import members
 from chainette.core.plan import Plan, PlanNode
-from chainette.io.tables.column_types import Kind
+from chainette.io.tables.column_types import JsonKind
 from chainette.io.tables.columns import group_shape, name_of_group
 from chainette.io.tables.schemas import Added
 from chainette.records import Earlier, Output, Rejection, Row, Spent
@@ -123,5 +123,5 @@ def _groups(plan: Plan) -> tuple[_Group, ...]:
 
 def _group(column: str, annotation: Any) -> _Group:
     shape = group_shape(annotation)
-    fields = tuple(name for name, _ in shape.fields) if shape.kind is Kind.STRUCT else None
+    fields = tuple(name for name, _ in shape.fields) if shape.kind is JsonKind.STRUCT else None
     return _Group(column, name_of_group(column), fields, len(members(annotation)) > 1)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chainette.io.tables.column_types import Kind, Shape
+from chainette.io.tables.column_types import JsonKind, Shape
 from chainette.io.tables.columns import MARK, Columns
 
 __all__ = ["schema_file"]
@@ -27,13 +27,15 @@ def schema_file(columns: Columns, format: str) -> bytes:
 
 def _flat(columns: Columns) -> Columns:
     """The columns of CSV, in which lists and objects are text."""
-    return tuple((name, Shape(Kind.STRING) if shape.kind in (Kind.LIST, Kind.STRUCT) else shape) for name, shape in columns)
+    return tuple(
+        (name, Shape(JsonKind.STRING) if shape.kind in (JsonKind.LIST, JsonKind.STRUCT) else shape) for name, shape in columns
+    )
 
 
 # -- Parquet
 
-#: Kind -> type, and converted and logical type of text.
-_TYPES = {Kind.BOOLEAN: 0, Kind.INTEGER: 2, Kind.NUMBER: 5, Kind.STRING: 6, Kind.JSON: 6}
+#: Kind of value -> type, and converted and logical type of text.
+_TYPES = {JsonKind.BOOLEAN: 0, JsonKind.INTEGER: 2, JsonKind.NUMBER: 5, JsonKind.STRING: 6, JsonKind.JSON: 6}
 _OPTIONAL, _REPEATED, _UTF8, _LIST = 1, 2, 0, 3
 
 #: A value in Thrift: its type, and its bytes.
@@ -51,15 +53,15 @@ def _footer(columns: Columns) -> _Value:
 def _elements(name: str, shape: Shape) -> list[_Value]:
     """The column, then those inside it."""
     match shape.kind:
-        case Kind.STRUCT:
+        case JsonKind.STRUCT:
             inner = [element for field, kind in shape.fields for element in _elements(field, kind)]
             return [_group(name, len(shape.fields)), *inner]
-        case Kind.LIST:
+        case JsonKind.LIST:
             a_list = {6: _int32(_LIST), 10: _structure({3: _structure({})})}
-            item = _elements("element", shape.item or Shape(Kind.JSON))
+            item = _elements("element", shape.item or Shape(JsonKind.JSON))
             return [_group(name, 1, a_list), _group("list", 1, repetition=_REPEATED), *item]
         case kind:
-            is_text = _TYPES[kind] == _TYPES[Kind.STRING]
+            is_text = _TYPES[kind] == _TYPES[JsonKind.STRING]
             text = {6: _int32(_UTF8), 10: _structure({1: _structure({})})} if is_text else {}
             return [_structure({1: _int32(_TYPES[kind]), 3: _int32(_OPTIONAL), 4: _text(name)} | text)]
 
@@ -102,15 +104,15 @@ def _varint(number: int) -> bytes:
 
 # -- Arrow
 
-#: Kind -> tag and table of its type: 64 bits and a sign; double; text.
-_ARROW: Mapping[Kind, tuple[int, dict[int, Any]]] = {
-    Kind.INTEGER: (2, {0: ("<i", 64), 1: ("<B", 1)}),
-    Kind.NUMBER: (3, {0: ("<h", 2)}),
-    Kind.STRING: (5, {}),
-    Kind.JSON: (5, {}),
-    Kind.BOOLEAN: (6, {}),
-    Kind.LIST: (12, {}),
-    Kind.STRUCT: (13, {}),
+#: Kind of value -> tag and table of its type: 64 bits and a sign; double; text.
+_ARROW: Mapping[JsonKind, tuple[int, dict[int, Any]]] = {
+    JsonKind.INTEGER: (2, {0: ("<i", 64), 1: ("<B", 1)}),
+    JsonKind.NUMBER: (3, {0: ("<h", 2)}),
+    JsonKind.STRING: (5, {}),
+    JsonKind.JSON: (5, {}),
+    JsonKind.BOOLEAN: (6, {}),
+    JsonKind.LIST: (12, {}),
+    JsonKind.STRUCT: (13, {}),
 }
 
 
@@ -126,10 +128,10 @@ def _arrow_schema(columns: Columns) -> bytes:
 def _field(name: str, shape: Shape) -> dict[int, Any]:
     """A column as a table: name, nullable, tag and table of its type, children, metadata."""
     tag, kind = _ARROW[shape.kind]
-    inner = (("element", shape.item or Shape(Kind.JSON)),) if shape.kind is Kind.LIST else shape.fields
+    inner = (("element", shape.item or Shape(JsonKind.JSON)),) if shape.kind is JsonKind.LIST else shape.fields
     found = {0: name, 1: ("<B", 1), 2: ("<B", tag), 3: kind, 5: [_field(*field) for field in inner]}
     mark = [{0: key.decode(), 1: value.decode()} for key, value in MARK.items()]
-    return found | {6: mark} if shape.kind is Kind.JSON else found
+    return found | {6: mark} if shape.kind is JsonKind.JSON else found
 
 
 def _refer(data: bytearray, at: int, value: Any) -> None:

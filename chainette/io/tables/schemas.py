@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chainette.core.plan import NodeKind, Plan
-from chainette.io.tables.column_types import Kind, Shape
+from chainette.io.tables.column_types import JsonKind, Shape
 from chainette.io.tables.columns import Columns, arrow_schema, flattened_columns, step_columns
 from chainette.io.tables.formulas import CSV_SAFE
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Added", "ShardSchemas", "shard_schema"]
 
 #: The key column has one type, text: other values become their JSON.
-_KEY, _TEXT = "_key", Shape(Kind.STRING)
+_KEY, _TEXT = "_key", Shape(JsonKind.STRING)
 
 _USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", float), ("_seconds", float))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chainette.fleet.protocol.messages import Result
-from chainette.fleet.protocol.states import Entry
+from chainette.fleet.protocol.queue_values import Entry
 from chainette.io.rundir.writer import Commit, Item
 from chainette.records import Output, Usage
 from chainette.run.durability import commit_of, items_of

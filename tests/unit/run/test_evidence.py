@@ -11,7 +11,7 @@ from chainette.engine.base import Cause, Completion, Done, Engine, Finish, Reque
 from chainette.errors import DeclarationRefused, EngineUnavailable
 from chainette.records import Message
 from chainette.run.evidence import FAILURES, Evidence
-from chainette.run.in_hand import Lane
+from chainette.run.in_flight import Lane
 from tests.support.patience import LONG
 
 SYSTEM, USER = Message("system", "secret"), Message("user", "about the row")

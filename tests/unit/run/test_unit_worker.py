@@ -20,14 +20,14 @@ from chainette.errors import EngineUnavailable
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Result, RootRecord
+from chainette.fleet.protocol.queue_values import ANCHOR, Claim
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import ANCHOR, Claim
 from chainette.hooks import Hook
 from chainette.io.rundir.events import AnswersDiscarded, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Row, Usage
 from chainette.run import unit_worker as worker_module
-from chainette.run.in_hand import Hands, Lane
-from chainette.run.unit_worker import Held, Worker
+from chainette.run.in_flight import InFlight, Lane
+from chainette.run.unit_worker import HeldUnit, Worker
 from tests.support.chains import Text, Word
 from tests.support.claims import claim_one
 from tests.support.patience import LONG
@@ -80,7 +80,7 @@ class OneUnit(Worker):
 
     def __init__(self, engine: Gated) -> None:
         self.engine, self.incarnation = engine, "me"
-        self.hands, self.busy, self.evidence = Hands(), set(), {}
+        self.hands, self.busy, self.evidence = InFlight(), set(), {}
         self.queue = self.memory = MemoryQueue()
         self.plan = two_steps()
         self.keys = RunKeys("run", 0)
@@ -90,7 +90,7 @@ class OneUnit(Worker):
         rows = [Row(str(number), {CHAIN_INPUT: json.dumps({"text": "t"}).encode()}) for number in range(ROWS)]
         self.memory.admit(self.keys, self.plan, 0, 0, RootRecord(rows, ROWS), [], frontier(self.plan, 0, rows), "admission")
         self.memory.beat("me", {}, LONG)
-        self.held = Held(RunInfo("run"), self.plan, Hook(), Lane(100), self.claim())
+        self.held = HeldUnit(RunInfo("run"), self.plan, Hook(), Lane(100), self.claim())
         self.hands.take(self.held.lane, self.held.claim)
 
     def claim(self) -> Claim:
@@ -101,7 +101,7 @@ class OneUnit(Worker):
     async def ask(self, call: Callable[[], T]) -> T:
         return call()
 
-    async def process(self, held: Held) -> Outcome | None:
+    async def process(self, held: HeldUnit) -> Outcome | None:
         await self.hands.begin(held.lane, held.claim)
         assert held.result is not None
         await self.ask_engine(held, held.result, self.engine, 0)

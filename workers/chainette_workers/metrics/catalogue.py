@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["CATALOGUE", "Kind", "Metric", "Part"]
+__all__ = ["CATALOGUE", "Metric", "MetricType", "ProcessKind"]
 
 
-class Kind(StrEnum):
+class MetricType(StrEnum):
     """Types of OpenMetrics."""
 
     COUNTER = "counter"
@@ -21,7 +21,7 @@ class Kind(StrEnum):
     INFO = "info"
 
 
-class Part(StrEnum):
+class ProcessKind(StrEnum):
     """Who has a metric."""
 
     #: every process
@@ -40,8 +40,8 @@ class Metric:
 
     #: As it is exposed, but for the suffixes of a histogram.
     name: str
-    kind: Kind
-    part: Part
+    kind: MetricType
+    part: ProcessKind
     labels: tuple[str, ...]
     meaning: str
     #: Upper bounds of a histogram.
@@ -52,18 +52,18 @@ _STAGE = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 
 _FSYNC = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
-def _counter(part: Part, name: str, labels: str, meaning: str) -> Metric:
-    return Metric(name, Kind.COUNTER, part, tuple(labels.split()), meaning)
+def _counter(part: ProcessKind, name: str, labels: str, meaning: str) -> Metric:
+    return Metric(name, MetricType.COUNTER, part, tuple(labels.split()), meaning)
 
 
-def _gauge(part: Part, name: str, labels: str, meaning: str) -> Metric:
-    return Metric(name, Kind.GAUGE, part, tuple(labels.split()), meaning)
+def _gauge(part: ProcessKind, name: str, labels: str, meaning: str) -> Metric:
+    return Metric(name, MetricType.GAUGE, part, tuple(labels.split()), meaning)
 
 
-_W, _S, _F = Part.WORKER, Part.SINK, Part.FLEET
+_W, _S, _F = ProcessKind.WORKER, ProcessKind.SINK, ProcessKind.FLEET
 
 CATALOGUE: tuple[Metric, ...] = (
-    Metric("chainette_build_info", Kind.INFO, Part.ALL, ("version", "python"), "Versions; always 1."),
+    Metric("chainette_build_info", MetricType.INFO, ProcessKind.ALL, ("version", "python"), "Versions; always 1."),
     # -- results of a run, counted once: when they are durable
     _counter(_S, "chainette_rows_done_total", "run step", "Output rows that are on the disk; at chain_input, good records."),
     _counter(_S, "chainette_rows_rejected_total", "run step reason", "Rejected rows, by reason."),
@@ -76,12 +76,17 @@ CATALOGUE: tuple[Metric, ...] = (
     _counter(_S, "chainette_messages_aside_total", "run", "Messages from Redis that cannot be right, and were put aside."),
     _counter(_S, "chainette_sink_written_bytes_total", "run", "Bytes of rows written to shards."),
     Metric(
-        "chainette_sink_fsync_seconds", Kind.HISTOGRAM, _S, ("run",), "Seconds to sync a group of results to the disk.", _FSYNC
+        "chainette_sink_fsync_seconds",
+        MetricType.HISTOGRAM,
+        _S,
+        ("run",),
+        "Seconds to sync a group of results to the disk.",
+        _FSYNC,
     ),
     # -- workers
     Metric(
         "chainette_unit_stage_seconds",
-        Kind.HISTOGRAM,
+        MetricType.HISTOGRAM,
         _W,
         ("run", "step", "stage"),
         "Seconds that a unit spent in a stage: wait (queued), render, generate (or the function), validate, commit.",

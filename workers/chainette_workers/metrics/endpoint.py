@@ -15,9 +15,9 @@ import msgspec
 
 from chainette.errors import RunError
 from chainette.fleet.protocol.member_fields import Member
-from chainette.utils.visible import visible_line
+from chainette.utils.terminal_text import visible_line
 
-__all__ = ["Endpoint", "Route", "Unavailable", "serving", "targets"]
+__all__ = ["MetricsEndpoint", "Route", "Unavailable", "serving", "targets"]
 
 #: Answers a path, given the request's Accept: content type and body.
 Route = Callable[[str], tuple[str, bytes]]
@@ -39,7 +39,7 @@ class Unavailable(Exception):
     """A route cannot answer at the moment."""
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class MetricsEndpoint(msgspec.Struct, frozen=True):
     """The address on which a process serves its metrics."""
 
     host: str = "127.0.0.1"
@@ -50,7 +50,9 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def serving(endpoint: Endpoint, routes: Mapping[str, Route], towards: tuple[str, int] = ("127.0.0.1", 9)) -> Iterator[str]:
+def serving(
+    endpoint: MetricsEndpoint, routes: Mapping[str, Route], towards: tuple[str, int] = ("127.0.0.1", 9)
+) -> Iterator[str]:
     """Serves the routes inside the `with` block; yields the address, `host:port`, under which others reach it.
 
     An endpoint on all interfaces is announced with the local address of the route to `towards`.

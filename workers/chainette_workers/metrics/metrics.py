@@ -26,8 +26,8 @@ from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, UnitCommitted, UnitRetried
 from chainette.records import CHAIN_INPUT, Reason
-from chainette.utils.visible import visible_line
-from chainette_workers.metrics.catalogue import CATALOGUE, Kind, Metric, Part
+from chainette.utils.terminal_text import visible_line
+from chainette_workers.metrics.catalogue import CATALOGUE, Metric, MetricType, ProcessKind
 from chainette_workers.metrics.overview import Overview
 
 __all__ = ["Metrics"]
@@ -53,25 +53,27 @@ class Metrics(Hook, Collector):
 
     def __init__(
         self,
-        *parts: Part,
+        *parts: ProcessKind,
         engines: Iterable[str] = (),
         look: Callable[[], Fleet | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.parts = frozenset(parts) | {Part.ALL}
+        self.parts = frozenset(parts) | {ProcessKind.ALL}
         #: Those that a worker serves.
         self.engines = frozenset(engines)
         self._clock = clock
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        mine = [metric for metric in CATALOGUE if metric.part in self.parts - {Part.FLEET}]
+        mine = [metric for metric in CATALOGUE if metric.part in self.parts - {ProcessKind.FLEET}]
         self._made = {metric.name: _make(metric, self._registry) for metric in mine}
         self._made["chainette_build_info"].info({"version": version("chainette"), "python": platform.python_version()})
-        if Part.FLEET in self.parts:
+        if ProcessKind.FLEET in self.parts:
             self._registry.register(_Fleet(look, clock))
         self._runs: dict[str, _OfRun] = {}
         self._closed: dict[str, float] = {}
-        self._busy = {name: _Busy(self, name, clock) for name in self.engines - {PYTHON}} if Part.WORKER in self.parts else {}
+        self._busy = (
+            {name: _Busy(self, name, clock) for name in self.engines - {PYTHON}} if ProcessKind.WORKER in self.parts else {}
+        )
         self._loaded = _Loads(self, self._busy)
 
     def series(self, name: str, *labels: str) -> Any:
@@ -169,9 +171,9 @@ class _OfRun(Hook):
 
     def expect(self, plan: Plan) -> None:
         """Creates every series that the plan can need, at zero."""
-        if Part.SINK in self._metrics.parts:
+        if ProcessKind.SINK in self._metrics.parts:
             self._expect_results(plan)
-        if Part.WORKER in self._metrics.parts:
+        if ProcessKind.WORKER in self._metrics.parts:
             self._of("chainette_commits_refused_total")
             for node in _nodes(plan):
                 if plan.engine_of(node) in self._metrics.engines:
@@ -320,7 +322,7 @@ def _families() -> dict[str, GaugeMetricFamily]:
     return {
         metric.name: GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels, unit=_unit(metric.name))
         for metric in CATALOGUE
-        if metric.part is Part.FLEET
+        if metric.part is ProcessKind.FLEET
     }
 
 
@@ -352,11 +354,11 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Any:
     """The metric for prometheus_client; one with labels has no series yet."""
     name, unit = metric.name.removesuffix("_total").removesuffix("_info"), _unit(metric.name)
     match metric.kind:
-        case Kind.COUNTER:
+        case MetricType.COUNTER:
             return Counter(name, metric.meaning, metric.labels, registry=registry, unit=unit)
-        case Kind.GAUGE:
+        case MetricType.GAUGE:
             return Gauge(name, metric.meaning, metric.labels, registry=registry, unit=unit)
-        case Kind.HISTOGRAM:
+        case MetricType.HISTOGRAM:
             return Histogram(name, metric.meaning, metric.labels, registry=registry, unit=unit, buckets=metric.buckets)
-        case Kind.INFO:
+        case MetricType.INFO:
             return Info(name, metric.meaning, registry=registry)

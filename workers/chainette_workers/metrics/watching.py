@@ -11,8 +11,8 @@ from chainette.fleet.redis.connect import impatient
 from chainette.fleet.redis.fleet_view import Lookout
 from chainette.hooks import Hook, Hooks
 from chainette.run.session import Session
-from chainette_workers.metrics.catalogue import Part
-from chainette_workers.metrics.endpoint import Endpoint, Route, Unavailable, serving, targets
+from chainette_workers.metrics.catalogue import ProcessKind
+from chainette_workers.metrics.endpoint import MetricsEndpoint, Route, Unavailable, serving, targets
 
 if TYPE_CHECKING:
     import redis
@@ -42,7 +42,9 @@ class Watch:
 
 
 @contextmanager
-def watching(endpoint: Endpoint | None, connection: redis.Redis, *parts: Part, engines: Iterable[str] = ()) -> Iterator[Watch]:
+def watching(
+    endpoint: MetricsEndpoint | None, connection: redis.Redis, *parts: ProcessKind, engines: Iterable[str] = ()
+) -> Iterator[Watch]:
     """Serves the metrics of a process that plays these parts, inside the `with` block.
 
     Raises:
@@ -68,7 +70,7 @@ def _redis_at(connection: redis.Redis) -> tuple[str, int]:
 
 def _routes(metrics: Metrics, lookout: Lookout, *, anywhere: bool) -> dict[str, Route]:
     routes: dict[str, Route] = {"/metrics": metrics.text}
-    if Part.FLEET in metrics.parts:
+    if ProcessKind.FLEET in metrics.parts:
         routes["/sd"] = lambda _accept: ("application/json", _discovered(lookout, anywhere=anywhere))
     return routes
 

@@ -16,14 +16,14 @@ import redis
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage
 from chainette.fleet.redis.connect import is_passing
-from chainette.fleet.redis.queue import FleetQueue, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.inputs.roots import Root
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.readback import rows_of_root
 from chainette.run.coordinator import Coordinator, read_for_live_roots
-from chainette.run.resume import Observed, observe
+from chainette.run.resumption import Observed, observe
 from chainette.run.session import roots_of
 from chainette_workers.service.service import Elsewhere, Handed, Places, same_chain
 

@@ -27,22 +27,22 @@ from chainette.core.usercode.confined import ChainClaim, ClaimRefused, engine_fi
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import Offered, agreed, set_flags, text_of
 from chainette.errors import ChainetteError, ParameterError, RunCancelled, RunDirectoryInUse, RunStopped
+from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Unsealed
-from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.connect import connect, is_passing
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role, inside
-from chainette.io.inputs.several import expand
-from chainette.io.rundir.likeness import differences, marks_of, other_nodes
+from chainette.io.inputs.many_files import expand
+from chainette.io.rundir.chain_marks import differences, marks_of, other_nodes
 from chainette.io.rundir.replay import RunState
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
-from chainette_workers.metrics.catalogue import Part
-from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.catalogue import ProcessKind
+from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import say, warn_of_eviction
-from chainette_workers.sink.presence import Presence
+from chainette_workers.sink.lease import Presence
 
 __all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same_chain", "serve"]
 
@@ -194,14 +194,14 @@ def _same_nodes(order: Order, chain: Chain, options: RunOptions) -> Plan:
 
 
 def serve(
-    url: str | None, duty: Duty, stopping: threading.Event, only: str | None = None, metrics: Endpoint | None = None
+    url: str | None, duty: Duty, stopping: threading.Event, only: str | None = None, metrics: MetricsEndpoint | None = None
 ) -> None:
     """Serves every run that is handed over on a Redis, or one of them, until `stopping`.
 
     Raises:
         RunError: Redis does not answer at the start. Later on, it is waited for.
     """
-    part = Part.SINK if duty.role is Role.SINK else Part.FLEET
+    part = ProcessKind.SINK if duty.role is Role.SINK else ProcessKind.FLEET
     with connect(url, timeout=5.0) as connection, watching(metrics, connection, part) as watch:
         warn_of_eviction(connection)
         Service(Board(connection), FleetQueue(connection), duty, only, watch=watch).run(stopping)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from chainette.core.plan import Plan
 from chainette.core.run_settings import FLAGS, RESUMABLE
 from chainette.errors import RunDirectoryError
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.io.rundir.fork import finish_swap
 from chainette.io.rundir.open import read_state
@@ -18,7 +18,7 @@ from chainette.io.rundir.replay import RunState, Status
 from chainette.run import executor
 from chainette.run.session import Session
 from chainette_workers.service.service import Elsewhere, Handed, Places, Stopping, same_chain
-from chainette_workers.sink.drive import Admitting, Drive
+from chainette_workers.sink.drive import Admitting, DriveLoop
 from chainette_workers.sink.redis_fleet import take_out
 from chainette_workers.sink.sink import Sink
 
@@ -148,7 +148,7 @@ class _Served:
         run = self.handed.info.run
         order = self.board.sealed(run, self.handed.order.followed())
         fields = {**order.fields, Role.SINK.value: self.handed.me}
-        Drive(
+        DriveLoop(
             self.handed.watch.over(session),
             self.queue,
             self.board,

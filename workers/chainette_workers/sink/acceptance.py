@@ -2,7 +2,7 @@
 
 Redis is checked, not believed (PROTOCOL 22). A lost key may end a fork or a root too early, or have a row
 computed twice; the walk over durable rows (`frontier`) shows it. Messages that no worker of ours writes are refused first
-(`faults.py`).
+(`message_faults.py`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from functools import cached_property
 from chainette.core.flow import Durable, frontier
 from chainette.core.plan import Plan, PlanNode, Target, ToFork, ToNode
 from chainette.fleet.protocol.messages import Admission, Result
-from chainette.fleet.protocol.states import Entry
+from chainette.fleet.protocol.queue_values import Entry
 from chainette.records import CHAIN_INPUT, Row, record_of
-from chainette_workers.sink.faults import admission_fault, ended_rows, result_fault
+from chainette_workers.sink.message_faults import admission_fault, ended_rows, result_fault
 
-__all__ = ["LiveRoot"]
+__all__ = ["AcceptedRoot"]
 
 
 @dataclass
-class LiveRoot:
+class AcceptedRoot:
     """A root between its first entry and its end: its durable rows, and those of the entries accepted so far."""
 
     plan: Plan

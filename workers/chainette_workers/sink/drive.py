@@ -17,17 +17,17 @@ from chainette.core.usercode.loading import load_chain
 from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunStopped
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Aside, BadMessage, Missing, PutAside
+from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Seals, seals_of
-from chainette.fleet.protocol.states import LEASE
 from chainette.fleet.redis.connect import is_damage, is_passing
-from chainette.fleet.redis.queue import Cancelled, LeasedQueue, Lost
 from chainette.fleet.redis.reasons import reasons
+from chainette.fleet.redis.redis_queue import Cancelled, LeasedQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
-from chainette.io.inputs.identity import require_same_input
 from chainette.io.inputs.roots import Root
+from chainette.io.inputs.same_input import require_same_input
+from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.events import UnitRetried
-from chainette.io.rundir.likeness import marks_of
 from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.limits import RejectWatch, window_for
 from chainette.run.session import Session, roots_of
@@ -37,7 +37,7 @@ from chainette_workers.sink.phases import Phases
 from chainette_workers.sink.sink import Sink
 from chainette_workers.sink.status_fields import counts_of, outline_of
 
-__all__ = ["Admitting", "Drive", "coordinated_here"]
+__all__ = ["Admitting", "DriveLoop", "coordinated_here"]
 
 _log = logging.getLogger("chainette")
 
@@ -99,7 +99,7 @@ def _admit(coordinator: Admitting) -> bool:
 
 
 @dataclass
-class Drive:
+class DriveLoop:
     """One run's coordinator and sink in one loop of plain verbs.
 
     Raises (from `run`):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from chainette.fleet.protocol.messages import RootRecord
+from chainette.io.inputs.input_digest import Trail
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.roots import first_record
-from chainette.io.inputs.trail import Trail
-from chainette_workers.sink.faults import root_fault
+from chainette_workers.sink.message_faults import root_fault
 
 __all__ = ["InputCheck"]
 

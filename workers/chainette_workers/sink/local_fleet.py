@@ -19,17 +19,17 @@ from chainette.core.usercode.parameters import text_of
 from chainette.engine.backends import backend_class
 from chainette.errors import InputError, RunError, RunStopped
 from chainette.fleet.redis.connect import connect
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.paths import RunDir
 from chainette.run.limits import budget_for, window_for
 from chainette.run.options import RunOptions
 from chainette.run.session import Session, require_engines
-from chainette.utils.private import make_folder
+from chainette.utils.private_files import make_folder
 from chainette_workers.runtime import UNUSABLE
-from chainette_workers.sink.drive import Drive
-from chainette_workers.sink.supervise import Child, prepared, running
+from chainette_workers.sink.drive import DriveLoop
+from chainette_workers.sink.worker_processes import Child, prepared, running
 from chainette_workers.worker.entry import WorkerConfig
 from chainette_workers.worker.gpus import CUDA_DEVICES, visible
 
@@ -96,7 +96,7 @@ class LocalFleet:
             _tend(children, moved)
 
         with connect(server.url) as connection:
-            drive = Drive(session, FleetQueue(connection), Board(connection), {}, window, tend=tend)
+            drive = DriveLoop(session, FleetQueue(connection), Board(connection), {}, window, tend=tend)
             try:
                 with running(children):
                     drive.run()

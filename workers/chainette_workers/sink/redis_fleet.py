@@ -12,15 +12,15 @@ from chainette.core.plan import Plan
 from chainette.errors import RunError
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.redis.connect import chosen_url, connect, shown
-from chainette.fleet.redis.queue import FleetQueue, LeasedQueue, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue, LeasedQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.run.session import Session
-from chainette_workers.metrics.catalogue import Part
-from chainette_workers.metrics.endpoint import Endpoint
+from chainette_workers.metrics.catalogue import ProcessKind
+from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.watching import watching
 from chainette_workers.runtime import warn_of_eviction
-from chainette_workers.sink.drive import Drive
-from chainette_workers.sink.presence import Presence
+from chainette_workers.sink.drive import DriveLoop
+from chainette_workers.sink.lease import Presence
 
 __all__ = ["RedisFleet", "take_out"]
 
@@ -36,7 +36,7 @@ class RedisFleet:
 
     url: str | None = None
     #: Serves its metrics here; None: nowhere.
-    metrics: Endpoint | None = None
+    metrics: MetricsEndpoint | None = None
     #: Units in flight survive this process, and the next one goes on with them.
     attaches: ClassVar[bool] = True
 
@@ -50,11 +50,11 @@ class RedisFleet:
     def __call__(self, session: Session) -> None:
         me = f"enqueue-{secrets.token_hex(6)}"
         roles = {Role.SINK.value: me, Role.COORDINATOR.value: me}
-        with connect(self.url) as connection, watching(self.metrics, connection, Part.SINK, Part.FLEET) as watch:
+        with connect(self.url) as connection, watching(self.metrics, connection, ProcessKind.SINK, ProcessKind.FLEET) as watch:
             warn_of_eviction(connection)
             board, session = Board(connection), watch.over(session)
             with Presence(board, me, "enqueue", watch.words) as presence:
-                Drive(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
+                DriveLoop(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
 
     def clean(self, run: str) -> None:
         """See `options.Drive`: its sink died after the log's last line."""

@@ -14,7 +14,7 @@ from chainette.core.flow import Durable
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Aside, PutAside
-from chainette.fleet.redis.queue import ANCHOR, Entry, LeasedQueue, Lost, Progress
+from chainette.fleet.redis.redis_queue import ANCHOR, AdmissionProgress, Entry, LeasedQueue, Lost
 from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.events import Event, RunResumed, RunStarted
@@ -24,7 +24,7 @@ from chainette.io.rundir.writer import Admitted, RunWriter
 from chainette.records import encode
 from chainette.run.durability import admitted_as, commit_of, count_rejects, finished_roots, items_of
 from chainette.run.limits import RejectWatch
-from chainette_workers.sink.acceptance import LiveRoot
+from chainette_workers.sink.acceptance import AcceptedRoot
 from chainette_workers.sink.input_check import InputCheck
 
 __all__ = ["Sink"]
@@ -58,7 +58,7 @@ class Sink:
     #: What roots are held against.
     _input: InputCheck = field(init=False)
     #: Roots that the writer holds open.
-    _live: dict[int, LiveRoot] = field(default_factory=dict)
+    _live: dict[int, AcceptedRoot] = field(default_factory=dict)
     #: Engines whose units had to wait for a later phase at any time of this epoch; None if another sink began it.
     _ever_barred: frozenset[str] | None = None
     #: Whether Redis may not know how far this is durable.
@@ -207,7 +207,7 @@ class Sink:
             opened[root] = admitted_as(root, record, durable)
             again = self.writer.durable(root) if durable is not None else None
             ids = self._input.ids(root)[: record.records]
-            live[root] = LiveRoot(self.plan, root, record.rows, again or Durable(), ids)
+            live[root] = AcceptedRoot(self.plan, root, record.rows, again or Durable(), ids)
         self._live |= live  # all or none, as the writer: Redis may fail in between
         return opened
 
@@ -272,11 +272,11 @@ class Sink:
             self.barred = engines
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> AdmissionProgress:
         """How far this epoch is."""
         return self.queue.progress(self.keys)
 
-    def damage(self, progress: Progress) -> str:
+    def damage(self, progress: AdmissionProgress) -> str:
         """Names the keys that are missing in Redis, as far as counts show it; "" if none is.
 
         Raises:

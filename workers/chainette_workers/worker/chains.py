@@ -20,7 +20,7 @@ from chainette.core.usercode.parameters import Offered, agreed, set_flags
 from chainette.errors import ChainetteError, ParameterError
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import NoKey, Seals
-from chainette.io.rundir.likeness import Marks, differences, marks_of, other_nodes
+from chainette.io.rundir.chain_marks import Marks, differences, marks_of, other_nodes
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
 
@@ -39,7 +39,7 @@ class Reference:
     files: tuple[str, ...] = ()
     #: (name, digest) of every engine.
     engines: tuple[tuple[str, str], ...] = ()
-    #: Values of the parameters, and marks of the nodes (io/rundir/likeness.py): JSON, as Redis has it.
+    #: Values of the parameters, and marks of the nodes (io/rundir/chain_marks.py): JSON, as Redis has it.
     parameters: str = "{}"
     marks: str = "{}"
 

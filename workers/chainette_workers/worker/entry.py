@@ -22,24 +22,24 @@ import redis
 from chainette.core.plan import PYTHON
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, RedisUnavailable
-from chainette.fleet.processes import on_record
+from chainette.fleet.process_records import on_record
 from chainette.fleet.protocol.run_fields import WITHDREW, RunInfo
 from chainette.fleet.protocol.seals import seals_of
 from chainette.fleet.redis.connect import chosen_url, connect, shown
-from chainette.fleet.redis.queue import FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
 from chainette.utils.event_loop import run_loop
-from chainette.utils.garbage import collect_rarely
-from chainette.utils.visible import guard_logs
-from chainette_workers.metrics.catalogue import Part
-from chainette_workers.metrics.endpoint import Endpoint
+from chainette.utils.garbage_collection import collect_rarely
+from chainette.utils.terminal_text import guard_logs
+from chainette_workers.metrics.catalogue import ProcessKind
+from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import UNUSABLE, heed_signals, say, warn_of_eviction, watch_parent
 from chainette_workers.worker.chains import Chains
+from chainette_workers.worker.engine_pool import EnginePool, spread
 from chainette_workers.worker.function_pool import Children
 from chainette_workers.worker.loop import EngineWorker
-from chainette_workers.worker.models import Models, spread
 from chainette_workers.worker.serving import Serving
 
 __all__ = ["WorkerConfig", "main", "serve"]
@@ -62,7 +62,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     #: Seconds until nothing more is claimed; the units in hand are finished, and the worker ends.
     drain_after: float | None = None
     #: Serves its metrics here; None: nowhere.
-    metrics: Endpoint | None = None
+    metrics: MetricsEndpoint | None = None
     #: Values that parameters of chains may have.
     parameters: dict[str, list[str]] = {}
     #: Modules that a run may name as its chain.
@@ -85,7 +85,7 @@ def serve(config: WorkerConfig, stopping: threading.Event) -> None:
     with (
         connect(config.url, timeout=5.0) as connection,
         ThreadPoolExecutor(1) as side,
-        watching(config.metrics, connection, Part.WORKER, engines=config.names) as watch,
+        watching(config.metrics, connection, ProcessKind.WORKER, engines=config.names) as watch,
     ):
         warn_of_eviction(connection)
         process = _Process(FleetQueue(connection), Board(connection), config, side, watch)
@@ -122,7 +122,7 @@ class _Process:
         self.worker = EngineWorker(
             queue,
             self._serving,
-            Models(self._tell, partial(spread, config.gpus)),
+            EnginePool(self._tell, partial(spread, config.gpus)),
             config.rows_in_flight,
             Children(root, file, offered, modules),
             drain_after=config.drain_after,

@@ -11,13 +11,13 @@ from chainette_workers.worker.chains import Reference
 
 __all__ = [
     "HEAD",
-    "Answer",
     "Began",
     "Call",
     "Differs",
     "Failed",
-    "Part",
+    "PartialAnswer",
     "Reply",
+    "UnitAnswer",
     "frame",
     "length_of",
     "open_call",
@@ -39,7 +39,7 @@ class Began(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The chain is loaded; from here on, the unit's rows are to blame for an end of the process."""
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class UnitAnswer(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The outcome of the rows that no part was about."""
 
     outputs: list[Output]
@@ -47,10 +47,10 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=True):
     dropped: list[str]
 
 
-class Part(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class PartialAnswer(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The outcome of rows that have finished while others go on."""
 
-    answer: Answer
+    answer: UnitAnswer
 
 
 class Differs(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -65,11 +65,11 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     words: str
 
 
-Reply = Answer | Differs | Failed
+Reply = UnitAnswer | Differs | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
 _call = msgspec.msgpack.Decoder(Call)
-_reply: msgspec.msgpack.Decoder[Began | Part | Reply] = msgspec.msgpack.Decoder(Began | Part | Reply)
+_reply: msgspec.msgpack.Decoder[Began | PartialAnswer | Reply] = msgspec.msgpack.Decoder(Began | PartialAnswer | Reply)
 
 
 def frame(message: Any) -> bytes:
@@ -87,7 +87,7 @@ def open_call(body: bytes) -> Call:
     return _call.decode(body)
 
 
-def open_reply(body: bytes) -> Began | Part | Reply:
+def open_reply(body: bytes) -> Began | PartialAnswer | Reply:
     """Raises:
     msgspec.MsgspecError: it is none.
     """

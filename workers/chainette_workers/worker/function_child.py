@@ -36,9 +36,21 @@ from chainette.hooks import Hook
 from chainette.records import Unit
 from chainette.run.process import fill
 from chainette.run.unit_result import UnitResult
-from chainette.utils.foreign import told
+from chainette.utils.user_errors import told
 from chainette_workers.worker.chains import ChainDiffers, Chains
-from chainette_workers.worker.frames import HEAD, Answer, Began, Call, Differs, Failed, Part, Reply, frame, length_of, open_call
+from chainette_workers.worker.frames import (
+    HEAD,
+    Began,
+    Call,
+    Differs,
+    Failed,
+    PartialAnswer,
+    Reply,
+    UnitAnswer,
+    frame,
+    length_of,
+    open_call,
+)
 
 __all__ = ["main"]
 
@@ -139,7 +151,7 @@ async def _reply(call: Call, replies: BinaryIO, chains: Chains, main_thread: _Ma
     await anyio.to_thread.run_sync(_send, replies, await _run(call, replies, chains, main_thread))
 
 
-def _send(replies: BinaryIO, reply: Began | Part | Reply) -> None:
+def _send(replies: BinaryIO, reply: Began | PartialAnswer | Reply) -> None:
     replies.write(frame(reply))
     replies.flush()
 
@@ -158,7 +170,7 @@ async def _run(call: Call, replies: BinaryIO, chains: Chains, main_thread: _Main
     return answer
 
 
-async def _outcome(plan: Plan, unit: Unit, replies: BinaryIO, main_thread: _MainThread) -> Answer:
+async def _outcome(plan: Plan, unit: Unit, replies: BinaryIO, main_thread: _MainThread) -> UnitAnswer:
     """Runs a unit; rows that finish early are sent while the others go on."""
     result = UnitResult(plan, plan.nodes[unit.node], Hook())
 
@@ -166,7 +178,7 @@ async def _outcome(plan: Plan, unit: Unit, replies: BinaryIO, main_thread: _Main
         while True:
             await anyio.sleep(_LOOK)
             if result.finished():
-                _send(replies, Part(_answered(result, unit)))
+                _send(replies, PartialAnswer(_answered(result, unit)))
 
     sending = asyncio.create_task(send_parts())
     try:
@@ -176,9 +188,9 @@ async def _outcome(plan: Plan, unit: Unit, replies: BinaryIO, main_thread: _Main
     return _answered(result, unit)
 
 
-def _answered(result: UnitResult, unit: Unit) -> Answer:
+def _answered(result: UnitResult, unit: Unit) -> UnitAnswer:
     outcome = result.take(unit)
-    return Answer(outcome.outputs, outcome.rejected, outcome.dropped)
+    return UnitAnswer(outcome.outputs, outcome.rejected, outcome.dropped)
 
 
 if __name__ == "__main__":

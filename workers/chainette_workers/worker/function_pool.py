@@ -30,13 +30,13 @@ from chainette.run.unit_result import UnitResult
 from chainette_workers.worker.chains import ChainDiffers, Reference
 from chainette_workers.worker.frames import (
     HEAD,
-    Answer,
     Began,
     Call,
     Differs,
     Failed,
-    Part,
+    PartialAnswer,
     Reply,
+    UnitAnswer,
     frame,
     length_of,
     open_reply,
@@ -112,7 +112,7 @@ class _Child:
     #: Whether it has begun to run the unit.
     began: bool = False
 
-    async def ask(self, call: Call, take: Callable[[Answer], None]) -> Reply:
+    async def ask(self, call: Call, take: Callable[[UnitAnswer], None]) -> Reply:
         """The reply about the rows that are left when it ends; `take` gets those that finish before.
 
         Raises:
@@ -135,7 +135,7 @@ class _Child:
             raise _Died(await self.end())
         return found[0]
 
-    async def _answer(self, call: bytes, take: Callable[[Answer], None]) -> Reply:
+    async def _answer(self, call: bytes, take: Callable[[UnitAnswer], None]) -> Reply:
         assert self.process.stdin is not None
         await self.process.stdin.send(call)
         while True:
@@ -144,7 +144,7 @@ class _Child:
             match reply:
                 case Began():
                     self.began = True
-                case Part(answer):
+                case PartialAnswer(answer):
                     take(answer)
                 case _:
                     return reply
@@ -178,7 +178,7 @@ class Children:
     async def run(self, info: RunInfo, result: UnitResult, unit: Unit, /) -> None:
         reference, left = Reference.of(info), {row.row_id: row for row in unit.rows}
 
-        def take(answer: Answer) -> None:
+        def take(answer: UnitAnswer) -> None:
             result.add(left, answer.outputs, answer.rejected, answer.dropped)
 
         try:
@@ -187,7 +187,7 @@ class Children:
             for row in [*left.values()]:
                 await self._alone(reference, unit, row, str(error), take)
 
-    async def _alone(self, reference: Reference, unit: Unit, row: Row, how: str, take: Callable[[Answer], None]) -> None:
+    async def _alone(self, reference: Reference, unit: Unit, row: Row, how: str, take: Callable[[UnitAnswer], None]) -> None:
         """One row of a unit whose process died. A row that was alone then has one death behind it."""
         one = msgspec.structs.replace(unit, rows=[row])
         for _ in range(_DEATHS - (len(unit.rows) == 1)):
@@ -196,13 +196,13 @@ class Children:
             except _Died as error:
                 how = str(error)
         words = f"the function ended its process {_DEATHS} times with this row alone ({how})"
-        return take(Answer([], [Rejection(row.row_id, unit.node, Reason.POISON, words, 0, None, row.line, row.key)], []))
+        return take(UnitAnswer([], [Rejection(row.row_id, unit.node, Reason.POISON, words, 0, None, row.line, row.key)], []))
 
-    async def _ask(self, call: Call, take: Callable[[Answer], None]) -> None:
+    async def _ask(self, call: Call, take: Callable[[UnitAnswer], None]) -> None:
         async with self._child() as child:
             reply = await child.ask(call, take)
         match reply:
-            case Answer():
+            case UnitAnswer():
                 take(reply)
             case Differs(words):
                 raise ChainDiffers(words)

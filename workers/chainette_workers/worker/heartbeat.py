@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import redis
 
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.states import LEASE
+from chainette.fleet.protocol.queue_values import LEASE
 from chainette.hooks import Hook
 from chainette.io.rundir.events import WorkerLost
 

@@ -26,28 +26,28 @@ from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, EngineRefused, EngineUnavailable
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.jobs import age
 from chainette.fleet.protocol.member_fields import Member, listed
 from chainette.fleet.protocol.messages import TooLarge
+from chainette.fleet.protocol.queue_values import LEASE, Claim, Drain, Lost, Turn
+from chainette.fleet.protocol.rq_jobs import age
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import LEASE, Claim, Drain, Lost, Turn
 from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
 from chainette.run.evidence import Evidence
-from chainette.run.in_hand import Hands, Lane
+from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import budget_for
 from chainette.run.process import join, poisoned, too_large
 from chainette.run.unit_result import UnitResult
-from chainette.run.unit_worker import Held, Place, Worker
-from chainette.utils.foreign import is_stray, told
+from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker
+from chainette.utils.user_errors import is_stray, told
 from chainette_workers.runtime import insist, try_once
 from chainette_workers.worker.chains import ChainDiffers
 from chainette_workers.worker.device import Device, exclude
+from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.function_pool import Functions, InLoop
 from chainette_workers.worker.heartbeat import Heartbeat
-from chainette_workers.worker.models import Models
 from chainette_workers.worker.serving import FUNCTIONS, JOINS, Serving, lane_of
 
 __all__ = ["EngineWorker"]
@@ -80,7 +80,7 @@ class EngineWorker(Worker):
 
     queue: LeasedQueue
     serving: Serving
-    models: Models
+    models: EnginePool
     #: Rows in flight in each engine; None takes twice the engine's capacity, and two units at least.
     rows_in_flight: int | None = None
     functions: Functions = field(default_factory=InLoop)
@@ -98,8 +98,8 @@ class EngineWorker(Worker):
     announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
     #: Tells a run that one of its engines refuses this worker; "" that it does not any more.
     withdraw: Callable[[RunInfo, str], None] = lambda _info, _why: None
-    hands: Hands = field(default_factory=Hands)
-    busy: set[Held] = field(default_factory=set)
+    hands: InFlight = field(default_factory=InFlight)
+    busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)
@@ -189,7 +189,7 @@ class EngineWorker(Worker):
 
     # -- claiming
 
-    async def _claim(self) -> list[Held]:
+    async def _claim(self) -> list[HeldUnit]:
         """Units that can begin now; else some that may wait for their turn; else none."""
         if self.hands.alone:
             return []
@@ -201,7 +201,7 @@ class EngineWorker(Worker):
     def _may_serve(self, lane: str) -> bool:
         return not self._lane(lane).rests and (lane in (FUNCTIONS, JOINS) or self.device.may_serve(lane))
 
-    async def _claim_from(self, places: Sequence[Place], *, ahead: bool) -> list[Held]:
+    async def _claim_from(self, places: Sequence[ClaimableQueue], *, ahead: bool) -> list[HeldUnit]:
         if not places or self.hands.alone:
             return []
         self._claims += 1
@@ -226,7 +226,7 @@ class EngineWorker(Worker):
                 await self._make_room(next(place for place in places if place.queue == found.queue))
         return []
 
-    async def _make_room(self, place: Place) -> None:
+    async def _make_room(self, place: ClaimableQueue) -> None:
         """Opens the engine of a unit that must run alone, so that it can be claimed to begin at once: a worker that dies
         while it loads is not held against it."""
         for info, plan in self.serving.plans():
@@ -238,7 +238,7 @@ class EngineWorker(Worker):
                         self._lane(place.lane).fail()
                     return
 
-    async def _hold(self, claim: Claim, *, ahead: bool) -> Held | None:
+    async def _hold(self, claim: Claim, *, ahead: bool) -> HeldUnit | None:
         """Takes a claimed unit in hand."""
         found = self.serving.plan(claim)
         if found is None:  # the epoch has just risen, maybe with another chain
@@ -246,7 +246,7 @@ class EngineWorker(Worker):
             await self.serving.look()
             return None
         info, plan, hook = found
-        held = Held(info, plan, hook, self._lane(lane_of(plan, claim.unit.node)), claim, ahead)
+        held = HeldUnit(info, plan, hook, self._lane(lane_of(plan, claim.unit.node)), claim, ahead)
         self.hands.take(held.lane, claim)
         return held
 
@@ -259,7 +259,7 @@ class EngineWorker(Worker):
 
     # -- one unit
 
-    async def hand_back(self, held: Held) -> None:
+    async def hand_back(self, held: HeldUnit) -> None:
         claim = held.handed_back()
         await insist(lambda: self.queue.release(claim, self.incarnation))
         held.lost = True
@@ -267,7 +267,7 @@ class EngineWorker(Worker):
     async def ask(self, call: Callable[[], T]) -> T:
         return await insist(call)
 
-    async def work_on(self, held: Held) -> None:
+    async def work_on(self, held: HeldUnit) -> None:
         if held.claim.turn is Turn.MEND:
             await self._divide(held, poisoned, "the processes that took it died")
             return
@@ -285,7 +285,7 @@ class EngineWorker(Worker):
             await self.commit_finished(held)
             await self._bury(held, f"processing it failed: {told(error)}")
 
-    async def put_off(self, held: Held, error: EngineUnavailable) -> None:
+    async def put_off(self, held: HeldUnit, error: EngineUnavailable) -> None:
         """As the base. A unit that is refused here, say for this machine's key, goes back at once: others may be served."""
         if not isinstance(error, EngineRefused):
             await super().put_off(held, error)
@@ -296,7 +296,7 @@ class EngineWorker(Worker):
         await insist(lambda: self.queue.release(claim, self.incarnation))
         await insist(lambda: self.queue.note(claim.run, event))
 
-    async def process(self, held: Held) -> Outcome | None:
+    async def process(self, held: HeldUnit) -> Outcome | None:
         plan, claim, lane = held.plan, held.claim, held.lane
         node = plan.nodes.get(claim.unit.node)
         config = plan.engines.get(node.engine) if node is not None else None
@@ -333,7 +333,7 @@ class EngineWorker(Worker):
             self.device.settled(self.models.swap_seconds)
         return engine
 
-    async def _fill(self, held: Held, result: UnitResult, engine: Engine | None) -> None:
+    async def _fill(self, held: HeldUnit, result: UnitResult, engine: Engine | None) -> None:
         unit = held.claim.unit
         if engine is not None:
             await self.ask_engine(held, result, engine, held.info.seed or 0)
@@ -345,7 +345,7 @@ class EngineWorker(Worker):
         await self.functions.run(held.info, result, unit)
         held.hook.on_stage(unit.node, Stage.GENERATE, monotonic() - began)
 
-    async def commit(self, held: Held, outcome: Outcome, rows: Collection[str] | None = None) -> None:
+    async def commit(self, held: HeldUnit, outcome: Outcome, rows: Collection[str] | None = None) -> None:
         try:
             await super().commit(held, outcome, rows)
         except TooLarge as error:
@@ -353,7 +353,7 @@ class EngineWorker(Worker):
         except redis.ResponseError as error:
             await self._bury(held, f"Redis refuses its commit: {error}")
 
-    async def _divide(self, held: Held, reject: Callable[[Plan, Unit], Outcome], why: str) -> None:
+    async def _divide(self, held: HeldUnit, reject: Callable[[Plan, Unit], Outcome], why: str) -> None:
         """A unit that cannot be done as a whole: cut in two, or its one row rejected."""
         plan, claim = held.plan, held.claim
         if claim.unit.node in plan.forks:
@@ -366,7 +366,7 @@ class EngineWorker(Worker):
         else:
             await self.commit(held, reject(plan, claim.piece()))
 
-    async def _bury(self, held: Held, reason: str) -> None:
+    async def _bury(self, held: HeldUnit, reason: str) -> None:
         claim = held.claim
         reason = f"{claim.unit.node} root {claim.unit.root}: {reason}"
         await insist(lambda: self.queue.bury(claim, self.incarnation, reason))

@@ -11,10 +11,10 @@ import anyio.to_thread
 
 from chainette.core.plan import NodeKind, Plan
 from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.queue_values import Claim
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.protocol.states import Claim
 from chainette.hooks import Hook
-from chainette.run.unit_worker import Place, places_of
+from chainette.run.unit_worker import ClaimableQueue, claimable_queues
 from chainette_workers.runtime import insist
 
 __all__ = ["FUNCTIONS", "JOINS", "Serving", "lane_of"]
@@ -33,7 +33,7 @@ class _Known:
 
     info: RunInfo
     plan: Plan | None
-    places: tuple[Place, ...] = ()
+    places: tuple[ClaimableQueue, ...] = ()
     #: Told of all that happens to the run here.
     hook: Hook = field(default_factory=Hook)
     looked_at: float = field(default_factory=time.monotonic)
@@ -80,7 +80,7 @@ class Serving:
         def lane(plan: Plan, name: str) -> str | None:
             return lane_of(plan, name) if plan.engine_of(name) in self.names else None
 
-        return _Known(info, plan, tuple(places_of(info, plan, lane)), self.hook.of_run(info.run, plan))
+        return _Known(info, plan, tuple(claimable_queues(info, plan, lane)), self.hook.of_run(info.run, plan))
 
     def plan(self, claim: Claim) -> tuple[RunInfo, Plan, Hook] | None:
         """A claim's run, with its plan and hook; None if the run is in another epoch by now."""
@@ -93,7 +93,7 @@ class Serving:
         if known is not None:
             self.forget_plan(known.info)
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[ClaimableQueue]:
         """Queues that units may be claimed from: runs in rotation, deepest node first."""
         running = [known for known in self._known.values() if known.info.state == "running" and known.places]
         self._turn += 1

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from chainette.engine.base import Delta, Finish
 from chainette.engine.http.chat_reply import Pieces, read
+from chainette.engine.http.error_replies import NoAnswer
 from chainette.engine.http.exchange import MOST_BYTES
-from chainette.engine.http.replies import NoAnswer
 from chainette.records import Usage
 
 GOOD = '{"label": "ok"}'

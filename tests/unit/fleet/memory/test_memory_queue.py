@@ -11,7 +11,7 @@ from chainette.core.plan import Plan
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
-from chainette.fleet.protocol.states import ANCHOR, Claim
+from chainette.fleet.protocol.queue_values import ANCHOR, Claim
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Output, Row, Usage
 from tests.support.claims import claim_one
 from tests.support.fleet import straight

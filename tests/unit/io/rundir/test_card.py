@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from chainette.io.rundir.card import CardConfig, render_card
 from chainette.io.tables.columns import arrow_schema, flattened_columns, step_columns
 from chainette.io.tables.features import dataset_features
-from chainette.io.tables.sealed import seal_csv, seal_parquet
+from chainette.io.tables.shard_formats import seal_csv, seal_parquet
 
 FORMATS = ["jsonl", "parquet", "csv"]
 

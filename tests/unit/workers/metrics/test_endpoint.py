@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from chainette_workers.metrics.endpoint import Endpoint, Route, Unavailable, serving, targets
+from chainette_workers.metrics.endpoint import MetricsEndpoint, Route, Unavailable, serving, targets
 
 from chainette.errors import RunError
 from chainette.fleet.protocol.member_fields import Member
@@ -28,13 +28,13 @@ def get(address: str, path: str = "/metrics") -> bytes:
 
 
 def test_it_listens_on_loopback_and_a_free_port_unless_told_otherwise() -> None:
-    with serving(Endpoint(), ROUTES) as one, serving(Endpoint(), ROUTES) as other:
+    with serving(MetricsEndpoint(), ROUTES) as one, serving(MetricsEndpoint(), ROUTES) as other:
         assert one.startswith("127.0.0.1:") and other.startswith("127.0.0.1:") and one != other
         assert get(one) == get(other) == b"for me"
 
 
 def test_a_path_that_is_not_there_is_answered_with_those_that_are() -> None:
-    with serving(Endpoint(), ROUTES) as address, pytest.raises(urllib.error.HTTPError) as error:
+    with serving(MetricsEndpoint(), ROUTES) as address, pytest.raises(urllib.error.HTTPError) as error:
         get(address, "/")
     assert error.value.code == 404 and error.value.read() == b"here: /metrics\n"
     error.value.close()
@@ -44,14 +44,14 @@ def test_a_route_without_an_answer_says_so() -> None:
     def nothing(_accept: str) -> tuple[str, bytes]:
         raise Unavailable("Redis does not answer")
 
-    with serving(Endpoint(), {"/sd": nothing}) as address, pytest.raises(urllib.error.HTTPError) as error:
+    with serving(MetricsEndpoint(), {"/sd": nothing}) as address, pytest.raises(urllib.error.HTTPError) as error:
         get(address, "/sd")
     assert error.value.code == 503 and error.value.read() == b"Redis does not answer\n"
     error.value.close()
 
 
 def test_it_is_gone_at_the_end() -> None:
-    with serving(Endpoint(), ROUTES) as address:
+    with serving(MetricsEndpoint(), ROUTES) as address:
         port = int(address.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
         pass
@@ -62,23 +62,23 @@ def test_a_port_that_is_taken_is_said_with_what_to_do() -> None:
         port = taken.getsockname()[1]
         with (
             pytest.raises(RunError, match=rf"127\.0\.0\.1:{port}: .*--metrics-port 0"),
-            serving(Endpoint(port=port), ROUTES),
+            serving(MetricsEndpoint(port=port), ROUTES),
         ):
             pass
 
 
 def test_a_client_that_says_nothing_holds_nobody_up() -> None:
-    with serving(Endpoint(), ROUTES) as address:
+    with serving(MetricsEndpoint(), ROUTES) as address:
         host, _, port = address.partition(":")
         with socket.create_connection((host, int(port))):
             assert get(address) == b"for me"
 
 
 def test_one_that_listens_everywhere_is_named_as_redis_is_reached() -> None:
-    with serving(Endpoint("0.0.0.0"), ROUTES, ("127.0.0.1", 6379)) as address:
+    with serving(MetricsEndpoint("0.0.0.0"), ROUTES, ("127.0.0.1", 6379)) as address:
         assert address.startswith("127.0.0.1:")
         assert get(address) == b"for me"
-    with serving(Endpoint("0.0.0.0"), ROUTES, ("nowhere.invalid", 6379)) as address:
+    with serving(MetricsEndpoint("0.0.0.0"), ROUTES, ("nowhere.invalid", 6379)) as address:
         assert address.startswith(f"{socket.gethostname()}:")
 
 
@@ -114,7 +114,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hurried")
 def test_a_request_that_drips_in_is_cut_off_as_a_whole() -> None:
-    with serving(Endpoint(), ROUTES) as address, connected(address) as client:
+    with serving(MetricsEndpoint(), ROUTES) as address, connected(address) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n")
         with pytest.raises(OSError):
             while True:  # each byte comes well within the time of a single read
@@ -125,21 +125,21 @@ def test_a_request_that_drips_in_is_cut_off_as_a_whole() -> None:
 @pytest.mark.usefixtures("hurried")
 def test_a_reader_that_reads_nothing_is_cut_off() -> None:
     big: dict[str, Route] = {"/metrics": lambda _accept: ("text/plain", bytes(64 << 20))}
-    with serving(Endpoint(), big) as address, connected(address) as client:
+    with serving(MetricsEndpoint(), big) as address, connected(address) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         assert client.recv(1)
         until(lambda: not any("process_request" in thread.name for thread in threading.enumerate()))
 
 
 def test_a_request_ends_after_16_kib() -> None:
-    with serving(Endpoint(), ROUTES) as address, connected(address) as client:
+    with serving(MetricsEndpoint(), ROUTES) as address, connected(address) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n" + 16 * (b"X: " + 1020 * b"y" + b"\r\n"))
         assert client.recv(1000).startswith(b"HTTP/1.0 200")
 
 
 def test_clients_beyond_the_most_are_turned_away_and_others_are_served_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chainette_workers.metrics.endpoint._MOST_CLIENTS", 2)
-    with serving(Endpoint(), ROUTES) as address:
+    with serving(MetricsEndpoint(), ROUTES) as address:
         with connected(address), connected(address), connected(address) as third:
             assert third.recv(1) == b""
         until(lambda: get(address) == b"for me")

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import msgspec
 import pytest
-from chainette_workers.metrics.catalogue import CATALOGUE, Kind, Part
+from chainette_workers.metrics.catalogue import CATALOGUE, MetricType, ProcessKind
 from chainette_workers.metrics.metrics import Metrics
 from chainette_workers.sink.status_fields import outline_of
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
@@ -68,7 +68,7 @@ def fleet(**changes: str) -> Fleet:
 
 def everything_of(clock: Clock, look: Fleet | None = None) -> Metrics:
     """A process that is worker, sink and coordinator at once."""
-    parts = (Part.WORKER, Part.SINK, Part.FLEET)
+    parts = (ProcessKind.WORKER, ProcessKind.SINK, ProcessKind.FLEET)
     return Metrics(*parts, engines=("first", "second", "python"), look=lambda: look, clock=clock)
 
 
@@ -86,8 +86,8 @@ def one(metrics: Metrics, name: str, *labels: str) -> float:
 # -- what there is
 
 
-def exposed(name: str, kind: Kind) -> str:
-    return f"{name}_count" if kind is Kind.HISTOGRAM else name
+def exposed(name: str, kind: MetricType) -> str:
+    return f"{name}_count" if kind is MetricType.HISTOGRAM else name
 
 
 def test_every_metric_of_the_catalogue_is_there_at_zero_once_a_run_is_known(clock: Clock, plan: Plan) -> None:
@@ -96,7 +96,7 @@ def test_every_metric_of_the_catalogue_is_there_at_zero_once_a_run_is_known(cloc
     for metric in CATALOGUE:
         found = series(metrics, exposed(metric.name, metric.kind))
         assert found, metric.name
-        if metric.part in (Part.WORKER, Part.SINK):
+        if metric.part in (ProcessKind.WORKER, ProcessKind.SINK):
             assert set(found.values()) == {0.0}, metric.name
 
 
@@ -113,7 +113,7 @@ def test_every_node_reason_and_stage_of_a_run_has_its_series(clock: Clock, plan:
 
 
 def test_a_worker_has_the_series_of_what_it_serves_only(clock: Clock, plan: Plan) -> None:
-    metrics = Metrics(Part.WORKER, engines=("first",), clock=clock)
+    metrics = Metrics(ProcessKind.WORKER, engines=("first",), clock=clock)
     metrics.of_run("run-a", plan)
     steps = {step for _, step, _ in series(metrics, "chainette_unit_stage_seconds_count")}
     assert steps == {node.id for node in plan.nodes.values() if node.engine == "first"}
@@ -125,9 +125,9 @@ def test_names_follow_the_conventions() -> None:
     for metric in CATALOGUE:
         name = metric.name
         assert re.fullmatch(r"chainette_[a-z]+(_[a-z]+)*", name), name
-        assert (metric.kind is Kind.COUNTER) == name.endswith("_total"), name
+        assert (metric.kind is MetricType.COUNTER) == name.endswith("_total"), name
         assert not re.search(r"_(ms|milliseconds|minutes|mb|kb|percent|count|sum|bucket|created)(_|$)", name), name
-        assert metric.kind is not Kind.HISTOGRAM or name.endswith("_seconds"), name
+        assert metric.kind is not MetricType.HISTOGRAM or name.endswith("_seconds"), name
         assert set(metric.labels) <= labels, name
         assert metric.meaning.endswith("."), name
     assert len({metric.name for metric in CATALOGUE}) == len(CATALOGUE)
@@ -327,7 +327,7 @@ def test_a_closed_run_stays_for_the_last_scrape_and_then_goes(clock: Clock, plan
     assert one(metrics, "chainette_rows_done_total", "run-a", "extract") == 8
     clock.now += 3600
     for metric in CATALOGUE:
-        if "run" in metric.labels and metric.part is not Part.FLEET:
+        if "run" in metric.labels and metric.part is not ProcessKind.FLEET:
             assert {labels[0] for labels in series(metrics, exposed(metric.name, metric.kind))} == {"run-b"}, metric.name
 
 
@@ -341,7 +341,7 @@ def test_a_run_that_is_resumed_in_time_stays(clock: Clock, plan: Plan) -> None:
 
 
 def test_many_closed_runs_do_not_pile_up(clock: Clock) -> None:
-    metrics, plan = Metrics(Part.SINK, clock=clock), straight()
+    metrics, plan = Metrics(ProcessKind.SINK, clock=clock), straight()
     for number in range(100):
         metrics.of_run(f"run-{number}", plan)
         metrics.forget_run(f"run-{number}")
@@ -386,7 +386,7 @@ def at(rows: int) -> Fleet:
 
 def test_the_time_left_is_that_of_the_slowest_step_at_its_speed_of_late(clock: Clock) -> None:
     looks: Iterator[Fleet] = iter([at(0), at(20), at(40)])
-    metrics = Metrics(Part.FLEET, look=lambda: next(looks), clock=clock)
+    metrics = Metrics(ProcessKind.FLEET, look=lambda: next(looks), clock=clock)
     assert math.isnan(one(metrics, "chainette_run_eta_seconds", "run-a"))
     clock.now += 10
     assert one(metrics, "chainette_run_eta_seconds", "run-a") == 70  # 10 rows of `second` in 10 s, 70 are left
@@ -395,7 +395,7 @@ def test_the_time_left_is_that_of_the_slowest_step_at_its_speed_of_late(clock: C
 
 
 def test_metrics_and_status_tell_the_same_time_left(clock: Clock) -> None:
-    metrics = Metrics(Part.FLEET, look=lambda: seen, clock=clock)
+    metrics = Metrics(ProcessKind.FLEET, look=lambda: seen, clock=clock)
     shown = Progress(Path(), clock)
     for rows in (0, 12, 30, 36, 80):
         clock.now += 7
@@ -406,7 +406,7 @@ def test_metrics_and_status_tell_the_same_time_left(clock: Clock) -> None:
 
 
 def test_an_input_of_unknown_length_has_no_end_yet(clock: Clock) -> None:
-    metrics = Metrics(Part.FLEET, look=lambda: fleet(expected="-1"), clock=clock)
+    metrics = Metrics(ProcessKind.FLEET, look=lambda: fleet(expected="-1"), clock=clock)
     assert math.isnan(one(metrics, "chainette_run_records", "run-a"))
     assert one(metrics, "chainette_run_progress_ratio", "run-a") == 0
 
@@ -426,7 +426,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_vllm_counts_passes_through_under_its_own_names(vllm: None, clock: Clock) -> None:
-    metrics = Metrics(Part.WORKER, engines=("first",), clock=clock)
+    metrics = Metrics(ProcessKind.WORKER, engines=("first",), clock=clock)
     assert one(metrics, "vllm:num_requests_running", "m") == 3
     assert one(metrics, "vllm:prompt_tokens_total") == 0
     for accepted in (OPEN_METRICS, "text/plain"):
@@ -437,12 +437,12 @@ def test_what_vllm_counts_passes_through_under_its_own_names(vllm: None, clock: 
 
 def test_a_process_without_vllm_shows_its_own_metrics_only(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
-    assert b"vllm:" not in Metrics(Part.WORKER, clock=clock).text(OPEN_METRICS)[1]
-    assert b"python_gc" not in Metrics(Part.WORKER, clock=clock).text(OPEN_METRICS)[1]
+    assert b"vllm:" not in Metrics(ProcessKind.WORKER, clock=clock).text(OPEN_METRICS)[1]
+    assert b"python_gc" not in Metrics(ProcessKind.WORKER, clock=clock).text(OPEN_METRICS)[1]
 
 
 def test_names_without_end_make_no_series_without_end(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = Metrics(Part.SINK)
+    metrics = Metrics(ProcessKind.SINK)
     run = metrics.of_run("7", plan)
     expected = metrics.text("")[1].decode().count("chainette_rows_rejected_total{")
     monkeypatch.setattr("chainette_workers.metrics.metrics._MOST_OF_RUN", 0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from chainette_workers.sink.acceptance import LiveRoot
+from chainette_workers.sink.acceptance import AcceptedRoot
 
 from chainette.core.flow import Durable
 from chainette.fleet.protocol.messages import Result
-from chainette.fleet.protocol.states import Entry
+from chainette.fleet.protocol.queue_values import Entry
 from chainette.records import Row, Usage
 from tests.support.fleet import straight
 
@@ -15,8 +15,8 @@ def empty_result(node: str, *, done: bool) -> Entry:
     return Entry("1-1", "token", Result(node, 0, "", 0, [], [], [], Usage(), "worker"), 0, done)
 
 
-def live_root() -> LiveRoot:
-    return LiveRoot(straight(), 0, [Row("0", {}, 1)], Durable())
+def live_root() -> AcceptedRoot:
+    return AcceptedRoot(straight(), 0, [Row("0", {}, 1)], Durable())
 
 
 def test_a_result_without_rows_changes_nothing() -> None:

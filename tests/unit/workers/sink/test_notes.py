@@ -49,7 +49,7 @@ OF_THE_SINK: list[Event] = [
     known.UnitCommitted(node="say", root=0),
     known.ShardSealed(file="say/0", rows=1, bytes=1),
     known.RunPaused(reason="because"),
-    known.RunCancelled(),
+    known.RunCancelledEvent(),
     known.RunFinished(),
 ]
 

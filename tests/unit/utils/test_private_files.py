@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chainette.errors import DiskError
-from chainette.utils.private import VARIABLE, beside, make_folder, new_file, open_file, permitted
+from chainette.utils.private_files import VARIABLE, beside, make_folder, new_file, open_file, permitted
 
 
 @pytest.fixture(autouse=True)

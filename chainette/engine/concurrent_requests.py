@@ -7,7 +7,7 @@ from typing import Any
 
 from chainette.engine.base import Completion, Done
 from chainette.errors import EngineRefused, EngineUnavailable
-from chainette.utils.together import together
+from chainette.utils.gather import together
 
 __all__ = ["ask_all"]
 

@@ -202,7 +202,7 @@ def test_many_large_files_are_counted_by_some_of_them(tmp_path: Path, monkeypatc
         return count(file)
 
     monkeypatch.setattr(JsonLinesFile, "count", counting)
-    monkeypatch.setattr("chainette.io.inputs.several._COUNTED_BYTES", 1000)
+    monkeypatch.setattr("chainette.io.inputs.many_files._COUNTED_BYTES", 1000)
     assert open_input(tmp_path).count() == pytest.approx(4000, rel=0.01)
     assert len(counted) == 8
 

@@ -13,7 +13,7 @@ from chainette.engine.lifecycle import Engines, create_engine
 from chainette.io.rundir.events import EngineLoaded, EngineReleased
 from chainette_workers.worker.device import exclude
 
-__all__ = ["Models", "spread"]
+__all__ = ["EnginePool", "spread"]
 
 #: Tells the runs that need an engine that it was loaded or released.
 Tell = Callable[[EngineConfig, EngineLoaded | EngineReleased], None]
@@ -24,7 +24,7 @@ def spread(gpus: int, config: EngineConfig) -> Engine:
     return create_engine(backend_class(config.backend).spread(config, gpus))
 
 
-class Models:
+class EnginePool:
     """Engines by their configuration's digest: equal digests answer alike, so that runs share them."""
 
     def __init__(

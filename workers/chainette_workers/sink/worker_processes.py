@@ -18,7 +18,7 @@ import msgspec
 
 from chainette.errors import RunError
 from chainette.utils.backoff import backoff
-from chainette.utils.private import open_file
+from chainette.utils.private_files import open_file
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.worker.entry import WorkerConfig
 

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
 
 from chainette.errors import DamagedRun, DiskError
 from chainette.io.rundir.reading import cells_of
-from chainette.io.tables import sealed
+from chainette.io.tables import shard_formats
 from chainette.io.tables.columns import arrow_schema, flattened_columns, step_columns
-from chainette.io.tables.sealed import read_rows, seal_csv, seal_parquet
+from chainette.io.tables.shard_formats import read_rows, seal_csv, seal_parquet
 from tests.support.tools import CI
 
 Seal = Callable[[Path, Path, pa.Schema], tuple[int, int]]
@@ -194,7 +194,7 @@ def test_a_journal_without_rows_gives_a_shard_with_all_columns(tmp_path: Path, s
 
 @BOTH
 def test_any_slice_can_be_read_without_the_rest(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealed, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(shard_formats, "_BATCH_ROWS", 3)
     schema = arrow_schema(step_columns(Open, [("row_id", str)]))
     rows = [{"row_id": str(n), "name": f"n{n}"} for n in range(10)]
     target = _seal(tmp_path, suffix, rows, schema)

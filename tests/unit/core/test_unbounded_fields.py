@@ -13,8 +13,8 @@ import pytest
 from pydantic import BaseModel, Field, RootModel, create_model
 
 from chainette import Chain, Step, apply, register_engine
-from chainette.core.bounds import unbounded_fields, unbounded_outputs
 from chainette.core.compile import compile_chain
+from chainette.core.unbounded_fields import unbounded_fields, unbounded_outputs
 from chainette.core.usercode.loading import load_chain
 from chainette.engine.config import EngineRegistry, using_registry
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chainette.fleet.protocol.states import Claim
+from chainette.fleet.protocol.queue_values import Claim
 from chainette.records import Row, Unit
 
 

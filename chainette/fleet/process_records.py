@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from chainette.utils.private import make_folder, new_file
+from chainette.utils.private_files import make_folder, new_file
 
 __all__ = ["Recorded", "end", "on_record", "recorded"]
 

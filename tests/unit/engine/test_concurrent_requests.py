@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from chainette.engine.answers import ask_all
 from chainette.engine.base import Completion, Engine, Request, SamplingParams
+from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import make_config
 from chainette.engine.http.ollama import OllamaEngine
 from chainette.engine.http.openai import OpenAIEngine

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from chainette.errors import InputError
+from chainette.io.inputs.input_digest import Stamp, digest_of
 from chainette.io.inputs.readers import InputFile
-from chainette.io.inputs.trail import Stamp, digest_of
 from chainette.records import Read
 
 __all__ = ["require_same_input"]

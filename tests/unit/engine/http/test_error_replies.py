@@ -7,7 +7,7 @@ import json
 import pytest
 
 from chainette.engine.base import Cause, Finish
-from chainette.engine.http.replies import Fault, completion_of, failure_of, first_words
+from chainette.engine.http.error_replies import Fault, completion_of, failure_of, first_words
 
 TOO_LONG = {
     "OpenAI": "This model's maximum context length is 8192 tokens. However, your messages resulted in 9001 tokens.",

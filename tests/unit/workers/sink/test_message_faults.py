@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from chainette_workers.sink.acceptance import LiveRoot
-from chainette_workers.sink.faults import root_fault
+from chainette_workers.sink.acceptance import AcceptedRoot
+from chainette_workers.sink.message_faults import root_fault
 
 from chainette.core.flow import Durable
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
-from chainette.fleet.protocol.states import Entry
+from chainette.fleet.protocol.queue_values import Entry
 from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage
 from tests.support.fleet import forked, straight
 
@@ -21,8 +21,8 @@ GOOD = b'{"word":"a"}'
 DEEP = b'{"a":' * 5000 + b"1" + b"}" * 5000
 
 
-def live(records: int = 2) -> LiveRoot:
-    return LiveRoot(straight(), 1, ROWS, Durable(), range(4, 4 + records))
+def live(records: int = 2) -> AcceptedRoot:
+    return AcceptedRoot(straight(), 1, ROWS, Durable(), range(4, 4 + records))
 
 
 def result(
@@ -112,7 +112,7 @@ def test_children_are_numbered_from_their_row() -> None:
     plan = forked()
 
     def refused(*ids: str) -> str:
-        root = LiveRoot(plan, 1, ROWS[:1], Durable(), range(4, 5))
+        root = AcceptedRoot(plan, 1, ROWS[:1], Durable(), range(4, 5))
         assert root.refuse(entry(result([("4", GOOD)])), frozenset()) == ""
         return root.refuse(entry(result([(row_id, GOOD) for row_id in ids], node="letters", taken=1)), frozenset())
 
@@ -135,7 +135,7 @@ def test_children_are_numbered_from_their_row() -> None:
 def test_a_join_brings_no_rows() -> None:
     plan = forked()
     fork = next(iter(plan.forks))
-    root = LiveRoot(plan, 1, ROWS, Durable(), range(4, 6))
+    root = AcceptedRoot(plan, 1, ROWS, Durable(), range(4, 6))
     assert root.refuse(entry(result(node=fork)), frozenset()) == ""
     assert "no step whose rows are written" in root.refuse(entry(result([("4", GOOD)], node=fork)), frozenset())
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from chainette.engine.cold_start import process_tree_memory, warm_up
 from chainette.engine.config import make_config
-from chainette.engine.warmup import process_tree_memory, warm_up
 from chainette.errors import EngineError, EngineRefused
 from tests.support.patience import LONG
 from tests.support.scripted import scripted

@@ -12,10 +12,10 @@ from time import monotonic
 
 import anyio
 
-from chainette.fleet.protocol.states import Claim, Turn
+from chainette.fleet.protocol.queue_values import Claim, Turn
 from chainette.utils.backoff import backoff
 
-__all__ = ["Hands", "Lane"]
+__all__ = ["InFlight", "Lane"]
 
 #: Seconds that an engine rests after a failure: at first, and at most; give or take a quarter.
 _FIRST_REST, _LONGEST_REST = 0.5, 30.0
@@ -107,7 +107,7 @@ class Lane:
 
 
 @dataclass
-class Hands:
+class InFlight:
     """Every unit that the worker holds, until the queue has accepted or refused its outcome."""
 
     claims: dict[str, Claim] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 
-from chainette.utils.visible import SafeFormatter, visible, visible_json, visible_line, visible_paragraph
+from chainette.utils.terminal_text import SafeFormatter, visible, visible_json, visible_line, visible_paragraph
 
 HIDDEN = (
     *map(chr, (*range(9), *range(11, 32), *range(127, 160))),

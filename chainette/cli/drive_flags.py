@@ -13,7 +13,7 @@ from chainette.fleet.redis.connect import chosen_url, shown
 from chainette.io.rundir.events import RunCreated
 from chainette.run.options import Drive
 
-__all__ = ["FleetWay", "ResumedWay", "Way", "over_redis", "reached"]
+__all__ = ["DriveFlags", "FleetDriveFlags", "ResumedDriveFlags", "over_redis", "reached"]
 
 #: `ENGINE=N,...`; the name of an engine may hold commas and equals signs too.
 _ONE_ENGINE = re.compile(r"(.+?)=\s*(\d+)\s*(?:,|$)")
@@ -23,7 +23,7 @@ _NO_WORKERS = "--workers starts a Redis of its own; with --redis, the workers ar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class DriveFlags:
     """Who moves the units of a run that begins."""
 
     workers: Workers = None
@@ -50,7 +50,7 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetWay(Way):
+class FleetDriveFlags(DriveFlags):
     """The workers that serve a Redis, the default one if none is named."""
 
     redis: RedisUrl = None
@@ -62,7 +62,7 @@ class FleetWay(Way):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumedWay(Way):
+class ResumedDriveFlags(DriveFlags):
     """Who moves the units of a run that goes on.
 
     Raises:
@@ -107,10 +107,10 @@ def reached(redis: str) -> str:
 
 def over_redis(redis: str | None, metrics_host: str = "127.0.0.1", metrics_port: int = 0) -> Drive:
     """The workers that serve a Redis."""
-    from chainette_workers.metrics.endpoint import Endpoint  # noqa: PLC0415 - redis-py takes 0.2 s, which no local run pays
+    from chainette_workers.metrics.endpoint import MetricsEndpoint  # noqa: PLC0415 - redis-py takes 0.2 s, which no local run pays
     from chainette_workers.sink.redis_fleet import RedisFleet  # noqa: PLC0415
 
-    return RedisFleet(redis, Endpoint(metrics_host, metrics_port))
+    return RedisFleet(redis, MetricsEndpoint(metrics_host, metrics_port))
 
 
 def _own_workers(workers: str) -> Drive:

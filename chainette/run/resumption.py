@@ -20,16 +20,16 @@ from chainette.core.usercode.parameters import given, set_flags, text_of
 from chainette.engine.config import EngineRegistry
 from chainette.engine.model_files import files_of
 from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.io.inputs.identity import require_same_input
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.readers import InputFile
+from chainette.io.inputs.same_input import require_same_input
 from chainette.io.rundir.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
 from chainette.io.rundir.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.logged_paths import chain_root_of, input_paths, placed_input
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.places import chain_root_of, input_paths, placed_input
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.readback import ShardReader
 from chainette.io.rundir.reading import require_content

@@ -15,8 +15,8 @@ import msgspec
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
-from chainette.fleet.protocol.seals import Kind, Seals
-from chainette.fleet.protocol.states import Claim
+from chainette.fleet.protocol.queue_values import Claim
+from chainette.fleet.protocol.seals import Purpose, Seals
 from chainette.records import Effects, Scope, Unfinished, Unit, encode
 
 __all__ = [
@@ -74,7 +74,7 @@ def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects, seals: 
 
     def piece(scope: str, number: int, body: bytes) -> bytes:
         unique = hashlib.blake2b(f"{token} {number}".encode(), digest_size=_UNIQUE).digest() if seals.fingerprint else b""
-        return seals.seal(keys.run, keys.epoch, Kind.PIECE, f"{root}\0{scope}", unique + body)
+        return seals.seal(keys.run, keys.epoch, Purpose.PIECE, f"{root}\0{scope}", unique + body)
 
     partials = enumerate(effects.partials)
     stopped = enumerate(effects.stopped, len(effects.partials))
@@ -88,12 +88,12 @@ def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects, seals: 
 
 def _unit(keys: RunKeys, plan: Plan, unit: Unit, at: str, seals: Seals) -> dict[str, Any]:
     job = _job(keys, plan, unit.node, unit.root, unit.part, len(unit.rows), at)
-    return {**job, "scope": unit.scope, "payload": seals.seal(keys.run, keys.epoch, Kind.UNIT, job["job"], encode(unit))}
+    return {**job, "scope": unit.scope, "payload": seals.seal(keys.run, keys.epoch, Purpose.UNIT, job["job"], encode(unit))}
 
 
 def _scope(keys: RunKeys, plan: Plan, root: int, scope: Scope, at: str, seals: Seals) -> dict[str, Any]:
     job = _job(keys, plan, scope.fork, root, f"{scope.part}j", len(scope.base), at)
-    base = seals.seal(keys.run, keys.epoch, Kind.BASE, _base_of(job["job"], scope.scope, scope.parent), _pack(scope.base))
+    base = seals.seal(keys.run, keys.epoch, Purpose.BASE, _base_of(job["job"], scope.scope, scope.parent), _pack(scope.base))
     return {**job, "scope": scope.scope, "parent": scope.parent, "base": base}
 
 
@@ -145,7 +145,7 @@ class ClaimedJob:
     #: Jobs that became one with it, whose payloads follow its own.
     also: bytes = b""
 
-    def opened(self, seals: Seals, kind: Kind, identity: str, message: bytes) -> bytes | None:
+    def opened(self, seals: Seals, kind: Purpose, identity: str, message: bytes) -> bytes | None:
         return seals.open(self.keys.run, self.keys.epoch, kind, identity, message)
 
 
@@ -167,7 +167,7 @@ def claimed_unit(claimed: ClaimedJob, seals: Seals) -> Unit:
         return _join(claimed, seals, Unit(node, number, part, where, []))
     names = [claimed.job, *claimed.also.decode("utf-8", "replace").split()]
     first, *others = (
-        open_message(claimed.opened(seals, Kind.UNIT, name, blob), Unit)
+        open_message(claimed.opened(seals, Purpose.UNIT, name, blob), Unit)
         for name, blob in zip(names, claimed.payload, strict=True)
     )
     if first.part != part or any((unit.node, unit.root, unit.scope) != (node, number, where) for unit in (first, *others)):
@@ -185,7 +185,7 @@ def _join(claimed: ClaimedJob, seals: Seals, unit: Unit) -> Unit:
     fork, seen = claimed.fork.decode("utf-8", "replace"), set[bytes]()
     for name, blob in fields.items():
         if name[:2] in (b"p:", b"x:"):
-            body = claimed.opened(seals, Kind.PIECE, f"{unit.root}\0{fork}", blob) or b""
+            body = claimed.opened(seals, Purpose.PIECE, f"{unit.root}\0{fork}", blob) or b""
             if seals.fingerprint:
                 unique, body = body[:_UNIQUE], body[_UNIQUE:]
                 if unique in seen:
@@ -193,7 +193,7 @@ def _join(claimed: ClaimedJob, seals: Seals, unit: Unit) -> Unit:
                 seen.add(unique)
             fields[name] = body
         elif name == b"base":
-            fields[name] = claimed.opened(seals, Kind.BASE, _base_of(claimed.job, fork, unit.scope), blob) or b""
+            fields[name] = claimed.opened(seals, Purpose.BASE, _base_of(claimed.job, fork, unit.scope), blob) or b""
     return open_join(unit.node, unit.root, unit.part, unit.scope, fields)
 
 
@@ -204,13 +204,13 @@ def wire_unfinished(claim: Claim | None, seals: Seals) -> bytes:
     encoded = _pack(claim.unfinished)
     if len(encoded) > _MOST_UNFINISHED:
         encoded = _pack({row: msgspec.structs.replace(each, corrections=()) for row, each in claim.unfinished.items()})
-    return seals.seal(claim.run, claim.epoch, Kind.UNFINISHED, claim.job, encoded)
+    return seals.seal(claim.run, claim.epoch, Purpose.UNFINISHED, claim.job, encoded)
 
 
 def open_unfinished(claimed: ClaimedJob, seals: Seals, data: bytes) -> dict[str, Unfinished]:
     """Decodes it; {} if it does not decode or carries no seal: failures are only counted on, and answers asked for again."""
     try:
-        return _unfinished.decode(claimed.opened(seals, Kind.UNFINISHED, claimed.job, data) or b"") if data else {}
+        return _unfinished.decode(claimed.opened(seals, Purpose.UNFINISHED, claimed.job, data) or b"") if data else {}
     except (BadMessage, ValueError):
         return {}
 
@@ -219,7 +219,7 @@ def begun_word(claim: Claim, incarnation: str, seals: Seals) -> str:
     """The word that a worker begins a row that runs alone; "" without a key, or if there are several rows."""
     if not seals.fingerprint or len(claim.unit.rows) != 1:
         return ""
-    return seals.seal(claim.run, claim.epoch, Kind.BEGUN, _alone(claim), incarnation.encode()).hex()
+    return seals.seal(claim.run, claim.epoch, Purpose.BEGUN, _alone(claim), incarnation.encode()).hex()
 
 
 def begun_by(claim: Claim, words: bytes, seals: Seals) -> set[str]:
@@ -227,7 +227,7 @@ def begun_by(claim: Claim, words: bytes, seals: Seals) -> set[str]:
     workers = set[str]()
     for word in words.split():
         with suppress(BadMessage, ValueError):
-            body = seals.open(claim.run, claim.epoch, Kind.BEGUN, _alone(claim), bytes.fromhex(word.decode()))
+            body = seals.open(claim.run, claim.epoch, Purpose.BEGUN, _alone(claim), bytes.fromhex(word.decode()))
             workers.add((body or b"").decode())
     return workers
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from chainette.errors import WrongArguments
-from chainette.utils.callers import caller_place
+from chainette.utils.call_site import caller_place
 
 __all__ = ["advice", "explained", "nearest"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chainette_workers.worker import models
+from chainette_workers.worker import engine_pool
 
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig, make_config
@@ -22,7 +22,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
         found.append(config)
         return SimulatedEngine(make_config("sim", "none", "simulated"))
 
-    monkeypatch.setattr(models, "create_engine", create)
+    monkeypatch.setattr(engine_pool, "create_engine", create)
     return found
 
 
@@ -32,18 +32,18 @@ def parallel(config: EngineConfig) -> int | None:
 
 
 def test_a_model_spreads_over_the_gpus_of_its_worker(made: list[EngineConfig]) -> None:
-    models.spread(2, make_config("llama", "some/model"))
+    engine_pool.spread(2, make_config("llama", "some/model"))
     assert [parallel(config) for config in made] == [2]
 
 
 @pytest.mark.parametrize("keys", [{"tensor_parallel_size": 1}, {"gpu_ids": [0]}])
 def test_a_model_that_says_where_it_runs_stays_there(made: list[EngineConfig], keys: dict[str, Any]) -> None:
-    models.spread(2, make_config("llama", "some/model", **keys))
+    engine_pool.spread(2, make_config("llama", "some/model", **keys))
     assert [parallel(config) for config in made] == [keys.get("tensor_parallel_size")]
 
 
 def test_one_gpu_and_other_backends_change_nothing(made: list[EngineConfig]) -> None:
     given = [make_config("llama", "some/model"), make_config("sim", "none", "simulated")]
-    models.spread(1, given[0])
-    models.spread(2, given[1])
+    engine_pool.spread(1, given[0])
+    engine_pool.spread(2, given[1])
     assert made == given

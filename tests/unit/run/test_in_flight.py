@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import anyio
 
-from chainette.fleet.protocol.states import Claim, Turn
+from chainette.fleet.protocol.queue_values import Claim, Turn
 from chainette.records import Row, Unit
-from chainette.run.in_hand import Hands, Lane
+from chainette.run.in_flight import InFlight, Lane
 
 
 def claim(name: str, rows: int = 4, turn: Turn = Turn.JOB) -> Claim:
@@ -15,7 +15,7 @@ def claim(name: str, rows: int = 4, turn: Turn = Turn.JOB) -> Claim:
 
 def begun(lane: Lane, *claims: Claim, ends: tuple[Claim, ...] = ()) -> list[str]:
     """Names of those that begin, in order, while `ends` end one after the other."""
-    hands, order = Hands(), []
+    hands, order = InFlight(), []
 
     async def work(one: Claim) -> None:
         await hands.begin(lane, one)
@@ -58,7 +58,7 @@ def test_nothing_begins_before_the_engine_has_said_its_capacity() -> None:
 
 
 def test_a_quarter_of_the_budget_waits_ahead_and_one_unit_at_least() -> None:
-    hands = Hands()
+    hands = InFlight()
     for budget, expected in ((32, 2), (4, 1), (None, 1)):
         lane, waiting = Lane(budget), 0
         while lane.takes_ahead:
@@ -72,7 +72,7 @@ def test_functions_count_by_the_unit() -> None:
 
 
 def test_nothing_is_claimed_beside_a_unit_that_runs_alone() -> None:
-    hands, lane, alone = Hands(), Lane(8), claim("a", turn=Turn.SOLO)
+    hands, lane, alone = InFlight(), Lane(8), claim("a", turn=Turn.SOLO)
     hands.take(lane, alone)
     assert hands.alone and hands.rows == 4
     hands.drop(lane, alone)
@@ -97,7 +97,7 @@ def test_an_engine_that_answers_one_unit_and_not_the_next_is_silent_from_then_on
 
 
 def test_an_engine_that_failed_rests_and_is_then_tried_with_one_unit() -> None:
-    clock, hands = Clock(), Hands()
+    clock, hands = Clock(), InFlight()
     lane = Lane(8, clock=clock)
     delay = lane.fail()
     assert not lane.has_room(1) and not lane.takes_ahead
@@ -127,7 +127,7 @@ def test_an_engine_that_has_failed_thousands_of_times_is_still_tried_again() -> 
 
 
 def test_small_units_come_together_as_far_as_the_lane_has_room() -> None:
-    lane, hands = Lane(8), Hands()
+    lane, hands = Lane(8), InFlight()
     assert (lane.room(ahead=False), lane.room(ahead=True)) == (8, 2)
     hands.take(lane, claim("a", rows=5))
     anyio.run(hands.begin, lane, hands.claims["a"])

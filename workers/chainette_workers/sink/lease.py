@@ -14,7 +14,7 @@ from typing import Self
 
 import redis
 
-from chainette.fleet.protocol.states import LEASE
+from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.redis.run_registry import Board
 
 __all__ = ["Presence"]

@@ -14,13 +14,13 @@ from chainette.records import Row, Unfinished, Unit
 __all__ = [
     "ANCHOR",
     "LEASE",
-    "Admitted",
+    "AdmissionProgress",
+    "AdmissionResult",
     "Cancelled",
     "Claim",
     "Drain",
     "Entry",
     "Lost",
-    "Progress",
     "Turn",
 ]
 
@@ -39,7 +39,7 @@ class Cancelled(Exception):
     """The run was cancelled."""
 
 
-class Admitted(StrEnum):
+class AdmissionResult(StrEnum):
     """The result of an admission."""
 
     #: the root was admitted
@@ -136,7 +136,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Progress:
+class AdmissionProgress:
     """The progress of a run's admission."""
 
     #: Roots admitted in this epoch.

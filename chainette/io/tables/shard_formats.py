@@ -23,7 +23,7 @@ from chainette.io.inputs.delimited import format_cells, records, split_cells
 from chainette.io.rundir.paths import disk_errors
 from chainette.io.tables.columns import EXTRA_COLUMN, Convert, is_json, json_places
 from chainette.io.tables.formulas import CSV_SAFE, harmless, restored
-from chainette.utils.private import new_file
+from chainette.utils.private_files import new_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

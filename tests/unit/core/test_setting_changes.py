@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from chainette import ApplyNode, BatchApply, Branch, Chain, JoinBranch, SamplingParams, Step, register_engine
 from chainette.core.compile import compile_chain
-from chainette.core.settings import SETTINGS, Settings, lowered, raised, settings_of_engine
+from chainette.core.setting_changes import SETTINGS, Settings, lowered, raised, settings_of_engine
 from chainette.engine.backends import BUILT_IN, backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
 from chainette.io.rundir.changes import Changes, changes_between

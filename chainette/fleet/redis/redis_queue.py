@@ -14,21 +14,6 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.protocol.jobs import (
-    ClaimedJob,
-    begun_by,
-    begun_word,
-    claimed_unit,
-    halves,
-    moment,
-    open_unfinished,
-    require_part,
-    require_size,
-    set_apart,
-    stamp,
-    wire_effects,
-    wire_unfinished,
-)
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, rq_queue, stop
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import (
@@ -43,24 +28,39 @@ from chainette.fleet.protocol.messages import (
     RootRecord,
     open_message,
 )
-from chainette.fleet.protocol.run_fields import RunInfo, record_seal
-from chainette.fleet.protocol.seals import Kind, Seals, Unsealed, seals_of
-from chainette.fleet.protocol.states import (
+from chainette.fleet.protocol.queue_values import (
     ANCHOR,
     LEASE,
-    Admitted,
+    AdmissionProgress,
+    AdmissionResult,
     Cancelled,
     Claim,
     Drain,
     Entry,
     Lost,
-    Progress,
     Turn,
 )
-from chainette.fleet.redis.calls import Scripts
+from chainette.fleet.protocol.rq_jobs import (
+    ClaimedJob,
+    begun_by,
+    begun_word,
+    claimed_unit,
+    halves,
+    moment,
+    open_unfinished,
+    require_part,
+    require_size,
+    set_apart,
+    stamp,
+    wire_effects,
+    wire_unfinished,
+)
+from chainette.fleet.protocol.run_fields import RunInfo, record_seal
+from chainette.fleet.protocol.seals import Purpose, Seals, Unsealed, seals_of
 from chainette.fleet.redis.connect import is_damage
 from chainette.fleet.redis.fleet_view import known_runs, live_members
 from chainette.fleet.redis.leftovers import give_up, sweep
+from chainette.fleet.redis.script_calls import Scripts
 from chainette.fleet.redis.streams import entry_id, lies_apart, noted_event, stream_entry
 from chainette.io.rundir.events import Event, Note
 from chainette.io.rundir.log import encode_line
@@ -72,7 +72,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ANCHOR",
     "LEASE",
-    "Admitted",
+    "AdmissionProgress",
+    "AdmissionResult",
     "Cancelled",
     "Claim",
     "Drain",
@@ -80,7 +81,6 @@ __all__ = [
     "FleetQueue",
     "LeasedQueue",
     "Lost",
-    "Progress",
     "RunInfo",
     "Turn",
 ]
@@ -148,7 +148,7 @@ class FleetQueue(LeasedQueue):
         sweep(self._redis, run, before=epoch + 1)
 
     def set_state(self, run: str, state: str, reason: str = "") -> None:
-        word = self._seals.seal(run, 0, Kind.CANCEL, "", b"1").hex()
+        word = self._seals.seal(run, 0, Purpose.CANCEL, "", b"1").hex()
         reply = self._call("state", run=run, state=state, reason=reason, word=word)
         if reply == b"CANCELLED":
             raise Lost(f"run {run} was cancelled, which is for good; `chainette resume DIR` goes on with its directory")
@@ -182,10 +182,10 @@ class FleetQueue(LeasedQueue):
         bad: list[Rejection],
         effects: Effects,
         token: str,
-    ) -> Admitted:
-        rows = self._seal(keys, Kind.ROOT, str(root), encode(record))
+    ) -> AdmissionResult:
+        rows = self._seal(keys, Purpose.ROOT, str(root), encode(record))
         plain = wire_effects(keys, plan, root, effects, self._seals, token)
-        admission = self._seal(keys, Kind.ENTRY, f"{root}\0{token}", encode(Admission(bad)))
+        admission = self._seal(keys, Purpose.ENTRY, f"{root}\0{token}", encode(Admission(bad)))
         require_size(f"root {root} of {len(record.rows)} rows", self._max_commit, rows, plain)
         reply = self._call(
             "admit",
@@ -202,11 +202,11 @@ class FleetQueue(LeasedQueue):
         )
         if reply == b"LOST":
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
-        return Admitted(reply.decode())
+        return AdmissionResult(reply.decode())
 
     def record(self, keys: RunKeys, root: int) -> RootRecord:
         message = cast("bytes | None", self._redis.get(keys.root(root)))
-        return open_message(self._seals.open(keys.run, keys.epoch, Kind.ROOT, str(root), message), RootRecord)
+        return open_message(self._seals.open(keys.run, keys.epoch, Purpose.ROOT, str(root), message), RootRecord)
 
     def end_of_input(self, keys: RunKeys, total: int) -> bool:
         reply = self._call("total", run=keys.run, epoch=keys.epoch, total=total)
@@ -214,7 +214,7 @@ class FleetQueue(LeasedQueue):
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
         return bool(reply == b"OK")
 
-    def progress(self, keys: RunKeys) -> Progress:
+    def progress(self, keys: RunKeys) -> AdmissionProgress:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hmget(keys.state, ("cursor", "total", "state", "last", "damaged", "suspended", "epoch"))
             pipe.hkeys(keys.live)
@@ -261,13 +261,13 @@ class FleetQueue(LeasedQueue):
     def ask_to_stop(self, engine: str | None) -> list[str]:
         asked = [name for name, member in self.workers().items() if engine is None or engine in member.engines]
         for name in asked:
-            self._redis.set(stop(name), self._seals.seal("", 0, Kind.STOP, name, b"1"), ex=_STOP)
+            self._redis.set(stop(name), self._seals.seal("", 0, Purpose.STOP, name, b"1"), ex=_STOP)
         return asked
 
     def is_asked_to_stop(self, incarnation: str) -> bool:
         try:
             word = cast("bytes | None", self._redis.get(stop(incarnation)))
-            return self._seals.open("", 0, Kind.STOP, incarnation, word) == b"1"
+            return self._seals.open("", 0, Purpose.STOP, incarnation, word) == b"1"
         except Unsealed:
             return False
 
@@ -353,7 +353,7 @@ class FleetQueue(LeasedQueue):
             require_part(piece, plan)
             ends["rows"] = [row.row_id for row in piece.rows]
         keys, result = RunKeys(claim.run, claim.epoch), Result.of(piece, outcome, incarnation, claim.opens(rows))
-        entry = self._seal(keys, Kind.ENTRY, f"{piece.root}\0{token}", encode(result))
+        entry = self._seal(keys, Purpose.ENTRY, f"{piece.root}\0{token}", encode(result))
         effects = wire_effects(keys, plan, piece.root, outcome.effects, self._seals, token)
         require_size(f"{piece.node}, root {piece.root}", self._max_commit, entry, effects)
         light, bodies = set_apart({"entry": entry, "effects": effects}, self._max_inline)
@@ -393,7 +393,7 @@ class FleetQueue(LeasedQueue):
             token = lies_apart(item)
             body = item[1].get(b"e") if token is None else self._redis.get(keys.body(token))
             try:
-                entries.append(stream_entry(item, body, partial(self._seals.open, keys.run, keys.epoch, Kind.ENTRY)))
+                entries.append(stream_entry(item, body, partial(self._seals.open, keys.run, keys.epoch, Purpose.ENTRY)))
             except PutAside as error:
                 if not self._seals.fingerprint:
                     raise
@@ -413,7 +413,7 @@ class FleetQueue(LeasedQueue):
     def note(self, run: str, event: Event) -> None:
         if not self._redis.sismember(RUNS, run):
             return  # the run is closed, and nothing of it stays
-        self._call("note", run=run, line=self._seals.seal(run, 0, Kind.NOTE, "", encode_line(event)))
+        self._call("note", run=run, line=self._seals.seal(run, 0, Purpose.NOTE, "", encode_line(event)))
 
     def notes(self, run: str, after: str) -> tuple[str, list[Note]]:
         from redis import ResponseError
@@ -426,7 +426,7 @@ class FleetQueue(LeasedQueue):
                 raise
             self._redis.delete(key)  # notes may be lost
             found = []
-        opened = partial(self._seals.open, run, 0, Kind.NOTE)
+        opened = partial(self._seals.open, run, 0, Purpose.NOTE)
         events = [event for _, fields in found if (event := noted_event(fields, opened)) is not None]
         return (entry_id(found[-1]) if found else after), events
 
@@ -437,7 +437,7 @@ class FleetQueue(LeasedQueue):
 
     # -- calling
 
-    def _seal(self, keys: RunKeys, kind: Kind, identity: str, body: bytes) -> bytes:
+    def _seal(self, keys: RunKeys, kind: Purpose, identity: str, body: bytes) -> bytes:
         return self._seals.seal(keys.run, keys.epoch, kind, identity, body)
 
     def _call(self, name: str, **arguments: Any) -> Any:
@@ -460,9 +460,9 @@ def _this_process() -> dict[str, str | int]:
     }
 
 
-def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> Progress:
+def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> AdmissionProgress:
     cursor, total, state, last, damaged, suspended, epoch = found
-    return Progress(
+    return AdmissionProgress(
         _count(cursor or "0"),
         _count(total) if total else None,
         state,

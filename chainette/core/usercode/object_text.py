@@ -16,7 +16,7 @@ from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from chainette.core.usercode.data_text import Held, canonical, without_places
+from chainette.core.usercode.data_text import IdentityKey, canonical, without_places
 
 __all__ = ["Counted", "held_at_first"]
 
@@ -45,19 +45,19 @@ class Counted:
 
 def held_at_first(value: Any, counted: Counted, file: str = "") -> str:
     """All data that can be reached from a value, as they were at the first call."""
-    return _held_at_first(Held(value), counted, file)
+    return _held_at_first(IdentityKey(value), counted, file)
 
 
 @lru_cache(maxsize=4096)
-def _held_at_first(held: Held, counted: Counted, file: str) -> str:
+def _held_at_first(held: IdentityKey, counted: Counted, file: str) -> str:
     try:
-        text = _Walk(counted).text(held.value)
+        text = _ObjectWalk(counted).text(held.value)
     except Exception:  # foreign objects may raise anything on access
         return type(held.value).__qualname__
     return hashlib.sha256(without_places(text, file).encode(errors="surrogatepass")).hexdigest()
 
 
-class _Walk:
+class _ObjectWalk:
     """One walk; objects that contain themselves are visited once."""
 
     def __init__(self, counted: Counted) -> None:
