@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from chainette.core.compile import compile_chain
 from chainette.core.document.editor_schema import editor_schema
 from chainette.core.document.parts import parts_of
+from chainette.core.document.written import as_yaml
 from chainette.core.plan import Plan
+from chainette.core.route import Route
 from chainette.core.usercode.confined import ClaimRefused
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.errors import ChainetteError, LoadError, PlanError
@@ -85,8 +87,34 @@ def lengths(items: list[Named]) -> list[Text]:
 def build(step, row, history):
     return []
 
+def long(item, history):
+    return len(item.text) > 3
+
 NUMBER = 3
 """
+
+#: More steps of the same chain.
+ROUTES = """\
+  - step: sort
+    output_model: Sorted
+    engine_name: llm
+  - route: handle
+    on: "{{ sort.kind }}"
+    cases:
+      no: [{apply: functions:clean, id: first}]
+      true: []
+      2: [{apply: functions:clean, id: second}]
+    default: [{apply: functions:clean, id: third}]
+    join: handled
+  - route: long_only
+    when: functions:long
+    then: [{apply: functions:clean, id: fourth}]
+  - route: by_length
+    when: {short: "{{ sort.n < 3 }}", middle: "{{ sort.n < 9 }}"}
+    cases: {short: [], middle: [{apply: functions:clean, id: fifth}]}
+"""
+
+SORTED = "models:\n  Sorted: {kind: [no, true, 2, other], n: int, text: str}\n"
 
 #: The same chain in Python.
 TWIN = """
@@ -271,6 +299,40 @@ def test_a_module_that_raises_is_named_by_its_own_line(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_routes_are_those_of_python_and_case_keys_keep_their_types(tmp_path: Path) -> None:
+    plan = compiled(write(tmp_path, (CHAIN + ROUTES).replace("models:\n", SORTED)))
+    routes = {each.id: each for each in load(tmp_path).chain.steps if isinstance(each, Route)}
+    assert [(way.name, way.key, len(way.steps)) for way in routes["handle"].ways] == [
+        ("no", '"no"', 1), ("true", "true", 0), ("2", "2", 1), ("default", "", 1),
+    ]  # fmt: skip
+    assert routes["handle"].alias == "handled" and [way.name for way in routes["by_length"].ways] == ["short", "middle"]
+    assert {"first", "second", "third", "fourth", "fifth"} <= plan.nodes.keys()
+    text, unsaid = as_yaml(load(tmp_path).chain)
+    (tmp_path / "again.yml").write_text(text)
+    again = compiled(tmp_path, "again.yml")
+    assert not unsaid and again.forks == plan.forks and list(again.nodes) == list(plan.nodes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ("sort.kind", "sort.kin", 40, "'kin'"),
+        ("    default: [{apply: functions:clean, id: third}]\n", "", 40, 'no case for "other"'),
+        ("then: [", "than: [", 50, "route 'long_only': no key 'than'; did you mean 'then'?"),
+        ("functions:long", "functions:longer", 49, "module 'functions' has no 'longer'"),
+        ("when: functions:long", "when: 3", 49, "is text, found 3"),
+        ("cases: {short: []", "cases: {shirt: []", 51, "when= and cases= must have the same keys"),
+    ],
+)
+def test_an_error_in_a_route_names_its_line(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
+    text = (CHAIN + ROUTES).replace("models:\n", SORTED)
+    assert old in text
+    write(tmp_path, text.replace(old, new, 1))
+    with pytest.raises((LoadError, PlanError)) as caught:
+        compiled(tmp_path)
+    assert f"chain.yml:{line}: " in str(caught.value) and said in str(caught.value), caught.value
+
+
 # -- commands
 
 
@@ -357,7 +419,19 @@ _WORDS = st.sampled_from(
     ]
 )
 _KEYS = st.sampled_from(
-    [*re.findall(r"\w+(?=:)", CHAIN), "prompt_builder", "extra", "on", "default", "$ref", "properties", "pattern", "ge", "id"]
+    [
+        *re.findall(r"\w+(?=:)", CHAIN),
+        "prompt_builder",
+        "extra",
+        "on",
+        "default",
+        "$ref",
+        "properties",
+        "pattern",
+        "ge",
+        "id",
+        "route",
+    ]
 )
 _SCALARS = st.one_of(_WORDS, st.text(max_size=8), st.none(), st.booleans(), st.integers(-3, 9), st.floats())
 _VALUES = st.recursive(

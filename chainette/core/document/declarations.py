@@ -17,6 +17,7 @@ from chainette.core.document.code import Code, is_reference
 from chainette.core.document.keys import FUNCTION_KEYS, MODELS, PROMPTS, parameter_type, parameters_of
 from chainette.core.document.models import Models, missing_model
 from chainette.core.document.parts import Part
+from chainette.core.route import Route
 from chainette.core.step import Step
 from chainette.engine.backends import backend_class
 from chainette.engine.base import SamplingParams
@@ -106,6 +107,7 @@ class _Reader:
             "batch_apply": self.batch_apply,
             "branch": self.branch,
             "branches": self.branches,
+            "route": self.route,
         }
 
     def elements(self, part: Part) -> list[Element]:
@@ -157,6 +159,31 @@ class _Reader:
         keys = self.keys(part, "branches", ())
         found = [self.branch(item) for item in keys["branches"].items("branches") if self.is_branch(item)]
         return tuple(found)
+
+    def route(self, part: Part) -> Element:
+        keys = self.keys(part, "route", ("on", "when", "cases", "then", "default", "join", "emoji"))
+        name = keys["route"].text("route (its name)")
+        given: dict[str, Any] = {key: self.way(keys[key]) for key in ("then", "default") if key in keys}
+        given |= {"on": self.condition(keys["on"])} if "on" in keys else {}
+        given |= {"emoji": keys["emoji"].text("emoji")} if "emoji" in keys else {}
+        if "when" in keys:
+            several = isinstance(keys["when"].value, dict)
+            conditions = keys["when"].mapping("when").items() if several else ()
+            given["when"] = {way: self.condition(each) for way, each in conditions} if several else self.condition(keys["when"])
+        if "cases" in keys:
+            given["cases"] = {case: self.way(each) for case, each in keys["cases"].cases("cases").items()}
+        with _at(part):
+            route = Route(name, **given)
+            return route.join(keys["join"].text("join (the alias)")) if "join" in keys else route
+
+    def way(self, part: Part) -> list[Element]:
+        """The steps of a way, which may have none."""
+        return [] if part.value == [] else self.elements(part)
+
+    def condition(self, part: Part) -> Any:
+        """A template, or the function that module:name names."""
+        text = part.text("a condition (a template like '{{ a.b }}', or module:function)")
+        return self.code.named(part, "a condition") if is_reference(text) else text
 
     def is_branch(self, part: Part) -> bool:
         """Raises LoadError unless an entry of `branches` is a branch."""

@@ -25,7 +25,8 @@ _CODE = {
 }
 _FILE = {"type": "object", "properties": {"file": _TEXT}, "required": ["file"], "additionalProperties": False}
 _MODEL = {"type": "string", "description": "a model of `models:`, or module:Class"}
-_KINDS = ("step", "apply", "batch_apply", "branch", "branches")
+_KINDS = ("step", "apply", "batch_apply", "branch", "branches", "route")
+_WAY = {"type": "array", "items": {"$ref": "#/$defs/entry"}}
 _STEPS = {"$ref": "#/$defs/steps"}
 
 
@@ -51,6 +52,7 @@ def editor_schema() -> dict[str, Any]:
             "branches": _object(
                 {"branches": {"type": "array", "items": {"$ref": "#/$defs/branch"}, "minItems": 1}}, ["branches"]
             ),
+            "route": _route(),
             "sampling": _fields(SamplingParams),
             "model": {"anyOf": [_CODE, _json_schema(), {"type": "object", "additionalProperties": {"$ref": "#/$defs/field"}}]},
             "field": _field(),
@@ -78,6 +80,13 @@ def _step() -> dict[str, Any]:
 
 def _function(kind: str) -> dict[str, Any]:
     return _object({kind: _CODE, **{key: _value(Step, key) for key in FUNCTION_KEYS}}, [kind])
+
+
+def _route() -> dict[str, Any]:
+    by_name = {"type": "object", "additionalProperties": _WAY}
+    ways = {"cases": by_name, "then": _WAY, "default": _WAY}
+    when = {"anyOf": [_TEXT, {"type": "object", "additionalProperties": _TEXT}]}
+    return _object({"route": _TEXT, "on": _TEXT, "when": when, **ways, "join": _TEXT, "emoji": _TEXT}, ["route"])
 
 
 def _value(owner: type, key: str) -> dict[str, Any]:

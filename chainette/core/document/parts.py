@@ -1,7 +1,7 @@
 """A YAML file as plain data that knows its lines.
 
-YAML 1.2, core schema: `on`, `no` and `12:30` are text, `0o17` is a number. No tag constructs anything. Keys are text and
-occur once. JSON files are read too.
+YAML 1.2, core schema: `on`, `no` and `12:30` are text, `0o17` is a number. No tag constructs anything. Keys occur once.
+JSON files are read too.
 """
 
 from __future__ import annotations
@@ -48,6 +48,18 @@ class Part:
 
     def mapping(self, of: str) -> Mapping[str, Part]:
         """Raises LoadError unless it is a mapping; `of` says what is wanted."""
+        found = self.cases(of)
+        for key, part in found.items():
+            if not isinstance(key, str):
+                raise part.fault(f"the key {_shown(key)} is not text; put it in quotes")
+        return found
+
+    def cases(self, of: str) -> Mapping[Any, Part]:
+        """A mapping whose keys may be numbers, booleans and null, too.
+
+        Raises:
+            LoadError: it is no mapping.
+        """
         if not isinstance(self.value, dict):
             raise self.fault(f"{of} is a mapping of names to values, found {self.shown}")
         return self.value
@@ -83,7 +95,7 @@ class Part:
     def plain(self) -> Any:
         """The value without lines."""
         if isinstance(self.value, dict):
-            return {key: part.plain for key, part in self.value.items()}
+            return {key: part.plain for key, part in self.mapping("it").items()}
         return [part.plain for part in self.value] if isinstance(self.value, list) else self.value
 
     @property
@@ -91,8 +103,12 @@ class Part:
         """The value in a message: no contents of lists and mappings, which may be long or secret."""
         if isinstance(self.value, dict | list):
             return ("a mapping" if isinstance(self.value, dict) else "a list") + (" without items" if not self.value else "")
-        text = "nothing" if self.value is None else repr(self.value)
-        return text if len(text) <= 60 else f"{text[:60]}..."
+        return _shown(self.value)
+
+
+def _shown(value: object) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 class _Resolver(BaseResolver):
@@ -166,12 +182,12 @@ class _Reading:
                 return Part(_scalar(node, place), place)
         raise LoadError(f"{place}: the tag {_tag(node)} is not read: a chain file is plain data")
 
-    def entries(self, node: MappingNode, inside: tuple[int, ...]) -> dict[str, Part]:
-        found: dict[str, Part] = {}
+    def entries(self, node: MappingNode, inside: tuple[int, ...]) -> dict[Any, Part]:
+        found: dict[Any, Part] = {}
         for key_node, value_node in node.value:
             key = self.part(key_node, inside)
-            if not isinstance(key.value, str):
-                raise key.fault(f"the key {key.shown} is not text; put it in quotes")
+            if isinstance(key.value, dict | list):
+                raise key.fault(f"{key.shown} cannot be a key")
             if key.value in found:
                 raise key.fault(f"the key {key.value!r} is given twice, first on line {found[key.value].place.line}")
             found[key.value] = self.part(value_node, inside)

@@ -17,11 +17,13 @@ from chainette.core.apply import ApplyNode
 from chainette.core.batch_apply import BatchApply
 from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import DEFAULT_BATCH_SIZE, Chain
+from chainette.core.condition import Condition
 from chainette.core.document.declarations import declared
 from chainette.core.document.keys import MODELS, parameters_of
 from chainette.core.document.model_notation import Inline, Unsayable, fields_of, is_data
 from chainette.core.document.models import JSON_SCHEMA, Models
 from chainette.core.document.parts import IMPLICIT, Part, parts_of
+from chainette.core.route import Route
 from chainette.core.step import Step
 from chainette.core.usercode.importer import is_private, public_name
 from chainette.engine.base import SamplingParams
@@ -112,8 +114,33 @@ class _Writer:
         if isinstance(element, Sequence):
             branches = [self.branch(branch) for branch in element]
             return branches[0] if len(branches) == 1 else {"branches": branches}
+        if isinstance(element, Route):
+            return self.route(element)
         self.cannot(f"{type(element).__name__} {element.id!r}")
         return None
+
+    def route(self, route: Route) -> dict[str, Any]:
+        found: dict[str, Any] = {"route": route.id}
+        ways = [way for way in route.ways if way is not route.default]
+        conditions = {way.name: self.condition(way.when) for way in ways if way.when is not None}
+        if route.on is not None:
+            found |= {"on": self.condition(route.on)}
+            found |= {"cases": {msgspec.json.decode(way.key): self.elements(way.steps) for way in ways}}
+        elif [*conditions] == ["then"]:
+            found |= {"when": conditions["then"], "then": self.elements(ways[0].steps)}
+        else:
+            found |= {"when": conditions, "cases": {way.name: self.elements(way.steps) for way in ways}}
+        if route.default is not None:
+            found["default"] = self.elements(route.default.steps)
+        return found | _changed({"join": route.alias, "emoji": route.emoji}, {"join": "", "emoji": ""})
+
+    def condition(self, condition: Condition) -> str:
+        if isinstance(condition.given, str):
+            return condition.given
+        reference, _ = _reference(condition.given)
+        if not reference:
+            self.cannot(f"the function of {condition.label} is no function of a module; give it a name at the top of one")
+        return reference or "{{ false }}"
 
     def branch(self, branch: Branch) -> dict[str, Any]:
         more = {"join": branch.alias} if isinstance(branch, JoinBranch) else {}
