@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import random
 import secrets
@@ -82,6 +83,12 @@ def _replace(call: Callable[..., Any], other: Callable[..., Any]) -> None:
             vars(module).update({known: other for known, value in vars(module).items() if value is call})
 
 
+def _collect() -> None:
+    """Frees garbage. The next collection leaves out whatever survived this one: modules, and results that are remembered."""
+    gc.collect()
+    gc.freeze()
+
+
 class _Remembered:
     """A pure function with its results so far."""
 
@@ -131,13 +138,17 @@ class Simulator:
             _replace(call, _Remembered(call))
         vars(yaml)["SafeDumper"] = yaml.CSafeDumper
         self.disk.install()
+        log = logging.getLogger("chainette")
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
         gc.disable()  # between the runs it is enough
+        _collect()
 
     def run(self, scenario: Scenario) -> Outcome:
         rng = random.Random(f"world {scenario.seed}")
         self._runs += 1
         if self._runs % 100 == 0:
-            gc.collect()
+            _collect()
         root = self.root / "w"
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -17,8 +18,8 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
-import anyio.lowlevel
 import anyio.to_thread
+from anyio._core._eventloop import get_async_backend
 from greenlet import getcurrent, greenlet
 
 __all__ = ["Stuck", "VirtualTime", "block", "in_thread"]
@@ -51,7 +52,7 @@ def is_thread() -> bool:
 
 async def in_thread(call: Callable[..., Any], *arguments: Any, **_options: Any) -> Any:
     """`anyio.to_thread.run_sync`."""
-    await anyio.lowlevel.checkpoint()
+    await asyncio.sleep(0)
     with anyio.CancelScope(shield=True) as scope:
         thread = _Thread(call)
         thread.scope, thread.gr_context = scope, contextvars.copy_context()
@@ -116,6 +117,23 @@ class Threading:
     Event, Thread, Lock = _Event, _Started, threading.Lock
 
 
+async def _end_others() -> None:
+    """Ends the threads of processes that were killed: a suspended greenlet would keep all that it refers to for ever."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=1)
+
+
+def _know_the_loop() -> None:
+    """Spares anyio the question which event loop is running."""
+    backend = get_async_backend("asyncio")
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("anyio.") and "get_async_backend" in vars(module):
+            vars(module)["get_async_backend"] = lambda _name=None: backend
+
+
 @dataclass
 class VirtualTime:
     """The clock of one simulation after the other."""
@@ -136,6 +154,7 @@ class VirtualTime:
             time_ns=lambda: int((_BEGIN + self.now) * 1e9),
             sleep=self.sleep,
         )
+        _know_the_loop()
         vars(anyio.to_thread)["run_sync"] = in_thread
         vars(anyio.from_thread)["check_cancelled"] = check_cancelled
 
@@ -153,6 +172,7 @@ class VirtualTime:
         try:
             loop.run_until_complete(main)
         finally:
+            loop.run_until_complete(_end_others())
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 
