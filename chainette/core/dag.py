@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from chainette.core.apply import Cardinality
+from chainette.core.batch_apply import BatchApply
 from chainette.core.plan import (
     Choice,
     End,
@@ -98,14 +99,16 @@ def describe_models(node: PlanNode) -> tuple[str, str]:
 
 
 def describe_rows(node: PlanNode) -> str:
-    """How the node changes the number of rows; "" if it keeps it."""
+    """How the node takes rows, and changes their number; "" if it takes one after the other and keeps it."""
+    batches = ["in batches"] if isinstance(node.node, BatchApply) else []
     match node.cardinality:
         case Cardinality.ONE:
-            return ""
+            changes = []
         case Cardinality.OPTIONAL:
-            return "may drop rows"
+            changes = ["may drop rows"]
         case Cardinality.MANY:
-            return "expands rows"
+            changes = ["expands rows"]
+    return ", ".join([*batches, *changes])
 
 
 def _type_name(kind: Any) -> str:

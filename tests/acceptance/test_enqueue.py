@@ -312,3 +312,42 @@ def test_a_redis_that_does_not_answer_is_named_without_its_password(site: Site) 
     )
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stderr and "hushhush" not in done.stdout + done.stderr
+
+
+YAML = """\
+name: facts
+models:
+  Text: {text: str}
+  Fact: {name: {type: str, max_length: 9}}
+engines:
+  writer: {model: any, backend: simulated}
+steps:
+  - step: extract
+    input_model: Text
+    output_model: Fact
+    engine_name: writer
+    user_prompt: {file: ask.txt}
+  - batch_apply: functions:louder
+"""
+
+FUNCTIONS = """
+from pydantic import BaseModel
+
+class Named(BaseModel):
+    name: str
+
+def louder(items: list[Named]) -> list[Named]:
+    return [Named(name=item.name.upper()) for item in items]
+"""
+
+
+def test_workers_serve_a_chain_in_yaml(site: Site) -> None:
+    project = site.project
+    for name, text in {"chain.yml": YAML, "functions.py": FUNCTIONS, "ask.txt": "Name in: {{ text }}"}.items():
+        (project.path / name).write_text(text)
+    assert project.chainette("run", "chain.yml", "in.jsonl", "-o", "local", "--quiet").returncode == 0
+    with stopped(site.start("worker", "--engine", "writer")):
+        done = project.chainette("enqueue", "chain.yml", "in.jsonl", "-o", "fleet", "--redis", site.url)
+        assert done.returncode == 0, done.stderr
+    found = lines(project, "fleet")
+    assert found == lines(project, "local") and len(found["flattened"]) == 96

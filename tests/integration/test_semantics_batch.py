@@ -12,6 +12,8 @@ from pydantic import BaseModel, field_validator
 
 from chainette import BatchApply, Chain, RunResult
 from chainette.core.apply import Cardinality
+from chainette.core.compile import compile_chain
+from chainette.core.dag import render_ascii
 from chainette.errors import DeclarationError
 
 
@@ -210,6 +212,11 @@ def test_a_function_that_cannot_be_a_batch_is_refused_at_its_line() -> None:
     for fn, said in wrong:
         with pytest.raises(DeclarationError, match=rf"test_semantics_batch\.py:\d+: .*{said}"):
             BatchApply(fn)
+
+
+def test_inspect_says_that_a_node_takes_batches() -> None:
+    chain = Chain(name="c", steps=[BatchApply(Told(), id="work", input_model=N, output_model=N)])
+    assert "work  N -> N  [python, in batches]" in render_ascii(compile_chain(chain))
 
 
 def test_a_batch_executed_alone_gives_its_outputs() -> None:

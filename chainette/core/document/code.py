@@ -15,6 +15,7 @@ from chainette.core.apply import ApplyNode
 from chainette.core.document.parts import Part, parts_of
 from chainette.core.usercode.confined import confined_file
 from chainette.core.usercode.importer import PrivateImporter
+from chainette.core.usercode.source import is_part
 from chainette.errors import LoadError
 from chainette.utils.argument_advice import nearest
 from chainette.utils.call_site import declared_at
@@ -84,8 +85,8 @@ class Code:
             raise named.fault(
                 str(error) if isinstance(error, LoadError) else f"{what} {name[:80]!r} is no file below {self.root}"
             ) from error
-        if any(each.startswith(".") for each in below.parts):
-            raise named.fault(f"{what} {name!r} is hidden, and hidden files are no part of a chain")
+        if not is_part(found, self.root.resolve()):
+            raise named.fault(f"{what} {name!r} is hidden or belongs to a package, so it is no part of the chain")
         return found
 
     def parts(self, part: Part) -> Part:

@@ -28,7 +28,7 @@ from chainette.core.chain import Chain
 from chainette.core.usercode.confined import YAML, ChainClaim, confined_file, digest_of, module_of
 from chainette.core.usercode.importer import PrivateImporter, public_name
 from chainette.core.usercode.parameters import Parameter, Values, given, is_factory, parameters_of, recorded
-from chainette.core.usercode.source import is_library
+from chainette.core.usercode.source import is_library, is_part
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainetteError, LoadError, ParameterError, Place
 from chainette.utils.user_errors import RAISED
@@ -374,19 +374,11 @@ def _contents(source: _Source, opened: set[str]) -> dict[str, str]:
     """Path below the root -> sha256 of every file that defines the chain."""
     contents = {_below(file, source.root): hashlib.sha256(data).hexdigest() for file, data in source.importer.sources.items()}
     read = {Path(file) for file in opened} | {source.file.parent / _ENGINES}
-    for path in sorted(path for path in read if _counts(path, source.root)):
+    for path in sorted(path for path in read if is_part(path, source.root)):
         if str(path) not in source.importer.sources:
             with path.open("rb") as stream:
                 contents[_below(str(path), source.root)] = hashlib.file_digest(stream, "sha256").hexdigest()
     return contents
-
-
-def _counts(path: Path, root: Path) -> bool:
-    """Whether a file that was read is part of the chain."""
-    if not path.is_relative_to(root) or is_library(str(path)) or not path.is_file():
-        return False
-    parts = path.relative_to(root).parts
-    return "__pycache__" not in parts and not any(part.startswith(".") for part in parts)
 
 
 def _below(file: str, root: Path) -> str:

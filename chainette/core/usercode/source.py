@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["is_library", "source_tree"]
+__all__ = ["is_library", "is_part", "source_tree"]
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -34,6 +34,14 @@ def is_library(file: str) -> bool:
     if {"site-packages", "dist-packages"} & {*path.parts}:
         return True
     return any(path.is_relative_to(folder) for folder in _library_folders())
+
+
+def is_part(path: Path, root: Path) -> bool:
+    """Whether a file that a chain reads counts for its digest: below the root, not hidden, and the user's own."""
+    if not path.is_relative_to(root) or is_library(str(path)) or not path.is_file():
+        return False
+    parts = path.relative_to(root).parts
+    return "__pycache__" not in parts and not any(part.startswith(".") for part in parts)
 
 
 def source_tree(file: str, module: Mapping[str, Any]) -> ast.Module | None:
