@@ -14,7 +14,7 @@ from chainette.core.batch_apply import BatchApply
 from chainette.core.branch import Branch, Element
 from chainette.core.chain import Chain
 from chainette.core.document.code import Code, is_reference
-from chainette.core.document.keys import FUNCTION_KEYS, MODELS, PROMPTS, parameter_type, parameters_of
+from chainette.core.document.keys import FUNCTION_KEYS, MODELS, PROMPTS, function_parameters, parameter_type, parameters_of
 from chainette.core.document.models import Models, missing_model
 from chainette.core.document.parts import Part
 from chainette.core.route import Route
@@ -26,7 +26,7 @@ from chainette.errors import ChainetteError, LoadError
 from chainette.utils.argument_advice import advice
 from chainette.utils.call_site import declared_at
 
-__all__ = ["chain_of", "declared"]
+__all__ = ["chain_of"]
 
 #: Keys that people expect, and ours.
 _HINTS = {"engine": "engine_name", "input": "input_model", "model": "output_model", "output": "output_model"}
@@ -90,10 +90,9 @@ def _require_no_code(config: EngineConfig) -> None:
         )
 
 
-def declared(node: ApplyNode[Any, Any]) -> dict[str, Any]:
-    """The parameters of a decorated function, which hold unless a file gives others."""
-    found = {key: getattr(node, key) for key in FUNCTION_KEYS}
-    return found if node.name != node.id else found | {"name": ""}
+def _names_code(pick: object) -> bool:
+    """Whether `pick` names a function; `majority:field` does not."""
+    return isinstance(pick, str) and is_reference(pick) and not pick.startswith("majority:")
 
 
 class _Reader:
@@ -142,7 +141,7 @@ class _Reader:
             raise keys[kind].fault(f"{keys[kind].value!r} is a {type(fn).__name__}; write {right}: ...")
         given = {key: self.setting(Step, key, each, kind) for key, each in keys.items() if key != kind}
         if isinstance(fn, ApplyNode):  # decorated
-            given = declared(fn) | given
+            given = function_parameters(fn) | given
             fn = fn.fn
         with _at(part):
             return make(fn, **given)
@@ -157,8 +156,7 @@ class _Reader:
 
     def branches(self, part: Part) -> Element:
         keys = self.keys(part, "branches", ())
-        found = [self.branch(item) for item in keys["branches"].items("branches") if self.is_branch(item)]
-        return tuple(found)
+        return tuple(self.branch(item) for item in keys["branches"].items("branches"))
 
     def route(self, part: Part) -> Element:
         keys = self.keys(part, "route", ("on", "when", "cases", "then", "default", "join", "emoji"))
@@ -185,21 +183,16 @@ class _Reader:
         text = part.text("a condition (a template like '{{ a.b }}', or module:function)")
         return self.code.named(part, "a condition") if is_reference(text) else text
 
-    def is_branch(self, part: Part) -> bool:
-        """Raises LoadError unless an entry of `branches` is a branch."""
-        if "branch" not in part.mapping("an entry of branches"):
-            raise part.fault("an entry of branches has the key branch, its name")
-        return True
-
     def keys(self, part: Part, kind: str, known: Any, own: str = "", needed: Any = ()) -> Mapping[str, Part]:
         """The entry's keys: `kind`, and those that are known; `own` is given by the kind's value."""
         known = [kind, *(key for key in known if key != own)]
         found = part.mapping(kind)
+        label = f"{kind} {found[kind].shown}" if kind in found else kind
         for key, each in found.items():
             if key not in known:
                 hint = {key: _HINTS[key]} if _HINTS.get(key) in known else {}
-                raise each.fault(f"{kind} {found[kind].shown}: {advice({key: each.shown}, known, hint, kind='no key')}")
-        return part.keys(kind, known, needed)
+                raise each.fault(f"{label}: {advice({key: each.shown}, known, hint, kind='no key')}")
+        return part.keys(kind, known, [kind, *needed])
 
     def setting(self, owner: type, key: str, part: Part, what: str) -> Any:
         """The value of a parameter, as its class takes it."""
@@ -210,9 +203,7 @@ class _Reader:
             return self.code.path(part, what) if isinstance(part.value, dict) else part.text(what)
         if key == "sampling":
             return self.sampling(part)
-        if key == "prompt_builder" or (
-            key == "pick" and is_reference(str(part.value)) and not str(part.value).startswith("majority")
-        ):
+        if key == "prompt_builder" or (key == "pick" and _names_code(part.value)):
             return self.code.named(part, what)
         try:
             return TypeAdapter(parameter_type(owner, key)).validate_python(part.plain, strict=True)

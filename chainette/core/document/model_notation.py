@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from chainette.core.annotations import NONE, is_model, members
+from chainette.core.document.dumper import Inline
 from chainette.core.document.notation import CONSTRAINTS, SIMPLE
 
-__all__ = ["Inline", "Unsayable", "fields_of", "is_data"]
+__all__ = ["Unsayable", "fields_of", "is_data"]
 
 _CODE = (property, classmethod, staticmethod)
 
@@ -23,10 +24,6 @@ _NAMES = {kind: name for name, kind in SIMPLE.items() if kind is not None}
 
 class Unsayable(Exception):
     """The short notation has no words for it."""
-
-
-class Inline(dict[str, Any]):
-    """A mapping that is written on one line."""
 
 
 def is_data(model: type[BaseModel]) -> bool:
