@@ -36,7 +36,7 @@ def answer_at_once() -> None:
     """Has the local run answer every unit without asking anybody."""
 
     async def process(_run: LocalRun, held: HeldUnit) -> Outcome | None:
-        unit, node = held.claim.unit, held.plan.nodes[held.claim.unit.node]
+        unit, node = held.claim.unit, held.plan.stations[held.claim.unit.node]
         outputs = [Output(row.row_id, _ANSWER, 1) for row in unit.rows]
         if not isinstance(node.next, ToNode):
             return Outcome(outputs, [], [], Usage(len(outputs)), Effects([]))

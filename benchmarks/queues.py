@@ -50,7 +50,7 @@ def plan_of(steps: int, batch: int) -> Plan:
 
 def begin(queue: LeasedQueue, plan: Plan, window: int) -> list[str]:
     """Installs the run and its worker; the names of its queues, the last step's first."""
-    names = [KEYS.queue(plan.engine_of(name), name) for name in reversed([*plan.nodes])]
+    names = [KEYS.queue(plan.engine_of(name), name) for name in reversed([*plan.stations])]
     queue.install("r", 0, "me", "a", names, {"window": window, "batch_size": 64})
     queue.beat("w", {}, 3600)
     return names
@@ -71,7 +71,7 @@ def claim(queue: LeasedQueue, token: str, names: list[str], room: int = 0) -> li
 
 
 def answered(plan: Plan, unit: Unit) -> Outcome:
-    node = plan.nodes[unit.node]
+    node = plan.stations[unit.node]
     outputs = [Output(row.row_id, ROW, 1) for row in unit.rows]
     rows = [row_of(node, row, output) for row, output in zip(unit.rows, outputs, strict=True)]
     return Outcome(outputs, [], [], Usage(len(rows)), advance(plan, unit, rows, node.next, []))

@@ -39,6 +39,8 @@ __all__ = [
     "parent_of",
     "record_of",
     "row_order",
+    "station_of",
+    "step_of",
 ]
 
 #: The id under which a row keeps the record it came from.
@@ -84,10 +86,13 @@ class Spent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Earlier(msgspec.Struct, frozen=True, array_like=True):
-    """The asks for a row before `--retry` reopened it; the next ask continues their numbering."""
+    """The asks for a row before `--retry` reopened it, or before it went on to another engine of its step; the next ask
+    continues their numbering."""
 
     asks: int
     spent: Spent = Spent()
+    #: The engine that is asked next: its number among those of the step, from 0.
+    engine: int = 0
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True):
@@ -110,7 +115,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     line: int = 0
     #: JSON of the column named by `--key`, carried into every shard as `_key`.
     key: bytes | None = None
-    #: Set only while the row waits at the node that rejected it before.
+    #: Set only while the row waits at the node that rejected it before, or at a later engine of a step.
     earlier: Earlier | None = None
 
     @overload
@@ -132,6 +137,11 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
         """Number of asks for it before `--retry` reopened it."""
         return 0 if self.earlier is None else self.earlier.asks
 
+    @property
+    def engine(self) -> int:
+        """The number, among those of its step, of the engine that is asked for it."""
+        return 0 if self.earlier is None else self.earlier.engine
+
     def with_values(self, row_id: str, values: dict[str, bytes]) -> Row:
         """The row one node later."""
         return Row(row_id, {**self.values, **values}, self.line, self.key)
@@ -145,6 +155,16 @@ def child_id(row_id: str, index: int) -> str:
 def parent_of(row_id: str) -> str:
     """The id of the row that this one was made from; "" for a record of the input."""
     return row_id.rpartition(_CHILD)[0]
+
+
+def station_of(step: str, engine: int) -> str:
+    """The name of the queue of a step's engine: `grade`, and `grade@2` for the second engine of an escalating step."""
+    return f"{step}@{engine + 1}" if engine else step
+
+
+def step_of(station: str) -> str:
+    """The id of the node (or fork) whose units wait at a station."""
+    return station.partition("@")[0]
 
 
 def record_of(row_id: str) -> str:
@@ -247,6 +267,8 @@ class Rejection(msgspec.Struct, frozen=True):
     key: bytes | None = None
     #: The cost of those answers.
     spent: Spent = Spent()
+    #: The engine that gave the last of them; "" unless the step escalates.
+    engine: str = ""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -299,7 +321,7 @@ class Unit(msgspec.Struct, frozen=True, array_like=True):
 
     node: str
     root: int
-    #: A path: "/" chunk, "j" join, "<" and ">" split, "r." re-admission.
+    #: A path: "/" chunk, "j" join, "<" and ">" split, "^" next engine, "r." re-admission.
     part: str
     scope: str
     rows: list[Row]
@@ -318,13 +340,15 @@ class Effects(msgspec.Struct, array_like=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """The result of a unit. Every row that went in is an output, a rejection or a drop."""
+    """The result of a unit. Every row that went in is an output, a rejection or a drop, or goes on to another engine."""
 
     outputs: list[Output]
     rejected: list[Rejection]
     dropped: list[str]
     usage: Usage
     effects: Effects
+    #: Row id -> its asks, for rows that the next engine of the step is asked for.
+    escalated: dict[str, Earlier] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()

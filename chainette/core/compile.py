@@ -156,13 +156,14 @@ class Compiler:
         input_type = node.input_model or flow.type
         self.check_edge(node, flow)
         many = isinstance(node, ApplyNode) and node.cardinality is Cardinality.MANY
-        engine = self.engine(node) if isinstance(node, Step) else None
+        engines = [self.engine(node, name) for name in node.engines] if isinstance(node, Step) else [None]
         self.depth += 1
         planned = PlanNode(
             id=node.id,
             kind=NodeKind.STEP if isinstance(node, Step) else NodeKind.APPLY,
             depth=self.depth,
             engine=node.engine_name if isinstance(node, Step) else PYTHON,
+            escalate=tuple(node.escalate) if isinstance(node, Step) else (),
             source=flow.source,
             next=following,
             scope=flow.scope,
@@ -171,13 +172,14 @@ class Compiler:
             node=node,
             input_type=input_type,
             output_model=node.output_model,
-            fingerprint=fingerprint_of(node, input_type, engine),
-            rescue=rescue_of(node, engine),
+            fingerprint=fingerprint_of(node, input_type, engines[0]),
+            rescue=rescue_of(node, engines),
         )
         self.nodes.setdefault(node.id, planned)
         self.types[node.id] = node.output_model or Any
         names = [node.id]
         if isinstance(node, Step):
+            self.depth += len(node.escalate)
             self.types[planned.reasoning_key] = str | None
             names.append(planned.reasoning_key)
         if node.output_model is not None:
@@ -293,10 +295,10 @@ class Compiler:
             return f"it is inside route {route!r}; Route(...).join('alias') brings the result of a row's way out"
         return f"it is inside branch {branch!r}; Branch(...).join('alias') brings a branch's result out"
 
-    def engine(self, step: Step[Any, Any]) -> EngineConfig | None:
-        """The engine that a step asks; None, with a problem reported, if there is none of this name."""
+    def engine(self, step: Step[Any, Any], name: str) -> EngineConfig | None:
+        """An engine that a step asks; None, with a problem reported, if there is none of this name."""
         try:
-            config = self.registry.get(step.engine_name)
+            config = self.registry.get(name)
         except UnknownEngine as error:
             self.error(step.place, f"step {step.id!r}: {error}; register_engine(...) declares one")
             return None

@@ -31,7 +31,7 @@ from chainette.core.plan import (
 )
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["describe_models", "describe_rows", "render_ascii", "render_mermaid", "render_unicode"]
+__all__ = ["describe_engines", "describe_models", "describe_rows", "render_ascii", "render_mermaid", "render_unicode"]
 
 
 class _Kind(Enum):
@@ -98,6 +98,11 @@ def describe_models(node: PlanNode) -> tuple[str, str]:
             return _type_name(node.input_type), f"list[{given}]"
 
 
+def describe_engines(node: PlanNode) -> str:
+    """The engine of the node, and those that are asked after it."""
+    return " then ".join(node.engines)
+
+
 def describe_rows(node: PlanNode) -> str:
     """How the node takes rows, and changes their number; "" if it takes one after the other and keeps it."""
     batches = ["in batches"] if isinstance(node.node, BatchApply) else []
@@ -124,7 +129,7 @@ def _node_text(node: PlanNode, arrow: str = "->") -> str:
     notes = [describe_rows(node), "not written" if node.hidden else ""]
     extra = "".join(f", {note}" for note in notes if note)
     label = node.id if node.node.name == node.id else f"{node.id} ({node.node.name})"
-    return f"{label}  {taken} {arrow} {given}  [{node.engine}{extra}]"
+    return f"{label}  {taken} {arrow} {given}  [{describe_engines(node)}{extra}]"
 
 
 def _branch_text(branch: Join | Side) -> str:
@@ -277,7 +282,7 @@ class _Chart:
 
     def node(self, node: PlanNode, sources: list[_Source]) -> list[_Source]:
         taken, given = describe_models(node)
-        engine = ", ".join(filter(None, [node.engine, describe_rows(node)]))
+        engine = ", ".join(filter(None, [describe_engines(node), describe_rows(node)]))
         label = f"{_quoted(node.id)}<br/>{_quoted(f'{taken} → {given}')}<br/>{_quoted(engine)}"
         opening, closing = ("[", "]") if node.kind is NodeKind.STEP else ("[[", "]]")
         name = _mermaid_id("n", node.id)

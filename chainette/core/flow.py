@@ -30,7 +30,20 @@ from chainette.core.plan import (
     ToNode,
     ToWays,
 )
-from chainette.records import Earlier, Effects, Output, Partial, Row, Scope, Unit, owner_of, parent_of, row_order
+from chainette.records import (
+    Earlier,
+    Effects,
+    Output,
+    Partial,
+    Row,
+    Scope,
+    Unit,
+    owner_of,
+    parent_of,
+    row_order,
+    station_of,
+    step_of,
+)
 
 __all__ = ["ROOT", "Durable", "Settled", "advance", "frontier", "join_rows", "row_of", "settle"]
 
@@ -47,8 +60,15 @@ class Durable:
         self._dropped: dict[str, set[str]] = {}
         self._earlier: dict[str, dict[str, Earlier]] = {}
 
-    def add(self, node: PlanNode, outputs: Iterable[Output], rejected: Iterable[str], dropped: Iterable[str]) -> None:
-        """Adds the outcome of one unit, or of one line of the log."""
+    def add(
+        self,
+        node: PlanNode,
+        outputs: Iterable[Output],
+        rejected: Iterable[str],
+        dropped: Iterable[str],
+        earlier: Mapping[str, Earlier] | None = None,
+    ) -> None:
+        """Adds the outcome of one unit, or of one line of the log; `earlier` are asks for rows that are still pending."""
         children = self._outputs.setdefault(node.id, {})
         many = node.cardinality is Cardinality.MANY
         for output in outputs:
@@ -56,20 +76,18 @@ class Durable:
             children.setdefault(parent, []).append(output)
         self._rejected.setdefault(node.id, set()).update(rejected)
         self._dropped.setdefault(node.id, set()).update(dropped)
+        if earlier:
+            self._earlier.setdefault(node.id, {}).update(earlier)
 
     def add_rejected(self, step_id: str, row_ids: Iterable[str]) -> None:
         """Adds rejections alone: bad lines of the input."""
         self._rejected.setdefault(step_id, set()).update(row_ids)
 
-    def add_earlier(self, node: str, asks: Mapping[str, Earlier]) -> None:
-        """Adds the asks for rows that `--retry` reopened; a later retry of a row replaces an earlier one."""
-        self._earlier.setdefault(node, {}).update(asks)
-
     def rejected(self, node: str) -> set[str]:
         return self._rejected.get(node, set())
 
     def reopened(self, node: str, row: Row) -> Row:
-        """A pending row with its asks from before it was reopened."""
+        """A pending row with its asks from before it was reopened or came to another engine."""
         earlier = self._earlier.get(node, {}).get(row.row_id)
         return row if earlier is None else msgspec.structs.replace(row, earlier=earlier)
 
@@ -128,10 +146,21 @@ class _Walk:
                 pending.append(self.durable.reopened(node.id, row))
             else:
                 passed += [row_of(node, row, output) for output in outputs]
-        self.queue(node.id, pending, scope)
+        self.wait(node, pending, scope)
         if stopped:
             self.stop(scope, stopped)
         self.go(node.next, passed, scope)
+
+    def wait(self, node: PlanNode, rows: list[Row], scope: str) -> None:
+        """Rows wait for the engine of the node that is to be asked next for each."""
+        if not node.escalate:
+            self.queue(node.id, rows, scope)
+            return
+        last, waiting = len(node.escalate), dict[int, list[Row]]()
+        for row in rows:
+            waiting.setdefault(min(row.engine, last), []).append(row)
+        for engine, some in sorted(waiting.items()):
+            self.queue(station_of(node.id, engine), some, scope)
 
     def queue(self, node: str, rows: list[Row], scope: str) -> None:
         """Pending rows become units of at most batch_size rows."""
@@ -303,10 +332,16 @@ def frontier(plan: Plan, root: int, rows: list[Row], durable: Durable | None = N
     return walk.effects
 
 
-def advance(plan: Plan, unit: Unit, rows: list[Row], target: Target, stopped: list[str]) -> Effects:
-    """The successors of a unit whose output rows go to `target`; `stopped` are the ids it rejected."""
+def advance(
+    plan: Plan, unit: Unit, rows: list[Row], target: Target, stopped: list[str], escalated: Sequence[Row] = ()
+) -> Effects:
+    """The successors of a unit whose output rows go to `target`; `stopped` are the ids it rejected, and `escalated` are
+    rows for the next engine of its step."""
     walk = _Walk(plan, unit.root, _NOTHING, unit.part)
     walk.stop(unit.scope, stopped)
+    if escalated:  # their successors must not have the parts of those of the unit
+        onward = _Walk(plan, unit.root, _NOTHING, f"{unit.part}^", walk.effects)
+        onward.wait(plan.nodes[step_of(unit.node)], [*escalated], unit.scope)
     walk.go(target, rows, unit.scope)
     return walk.effects
 

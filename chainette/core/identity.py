@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -48,16 +48,24 @@ def _given(condition: Condition | None) -> str | None:
     return condition.given if isinstance(condition.given, str) else fingerprint_code(condition.given)
 
 
-def rescue_of(node: Step[Any, Any] | ApplyNode[Any, Any], engine: EngineConfig | None) -> dict[str, Any]:
-    """The settings of a node that can only rescue rejected rows."""
+def rescue_of(node: Step[Any, Any] | ApplyNode[Any, Any], engines: Sequence[EngineConfig | None]) -> dict[str, Any]:
+    """The settings of a node that can only rescue rejected rows; `engines` are those that it may ask."""
     if isinstance(node, ApplyNode):
         return {}
     declared = [
         (SETTINGS["Step"], vars(node)),
         (SETTINGS["SamplingParams"], msgspec.structs.asdict(node.sampling)),
-        _engine_settings(engine),
+        _engine_settings(engines[0]),
     ]
-    return {name: found[name] for settings, found in declared for name in settings.rescue if name in found}
+    rescues = {name: found[name] for settings, found in declared for name in settings.rescue if name in found}
+    return rescues | {"escalate": [_marked(engine) for engine in engines[1:] if engine is not None]}
+
+
+def _marked(engine: EngineConfig) -> str:
+    """The name of a further engine, with a digest of its settings that decide rows or rescue them."""
+    settings, found = _engine_settings(engine)
+    parts = {name: value for name, value in found.items() if name not in settings.free}
+    return f"{engine.name} ({hashlib.sha256(msgspec.json.encode(parts, order='deterministic')).hexdigest()[:8]})"
 
 
 def _engine_settings(engine: EngineConfig | None) -> tuple[Settings, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -17,7 +17,7 @@ from chainette.core.decision import way_branch, way_of
 from chainette.core.step import Step
 from chainette.engine.config import EngineConfig
 from chainette.errors import Place, Problem
-from chainette.records import PYTHON
+from chainette.records import PYTHON, station_of
 from chainette.utils.ids import snake_case
 
 __all__ = [
@@ -115,10 +115,35 @@ class PlanNode:
     fingerprint: str
     #: Settings outside the fingerprint that can only rescue rejected rows (`core.settings`).
     rescue: Mapping[str, Any]
+    #: The engines that are asked, in this order, for rows that `engine` cannot answer.
+    escalate: tuple[str, ...] = ()
+    #: The number of `engine` among those of the step, from 0.
+    rank: int = 0
 
     @property
     def folder(self) -> str:
         return snake_case(self.id)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Every engine that may be asked for its rows."""
+        return (self.engine, *self.escalate)
+
+    @property
+    def station(self) -> str:
+        """The name of the queue of its units."""
+        return station_of(self.id, self.rank)
+
+    @property
+    def told_engine(self) -> str:
+        """The engine, if its rows name the one that answered; "" if the step asks only one."""
+        return self.engine if isinstance(self.node, Step) and self.node.escalate else ""
+
+    def at(self, engine: int) -> PlanNode:
+        """The node with the engine that comes so many places later."""
+        if not engine:
+            return self
+        return replace(self, engine=self.engines[engine], escalate=self.escalate[engine:], rank=self.rank + engine)
 
     @property
     def place(self) -> Place:
@@ -265,18 +290,29 @@ class Plan:
         """Engines that share a device, in the order in which rows need them; one that is needed again is repeated."""
         configs = self.engines.values()
         contended = {a.name for a in configs for b in configs if a.name != b.name and a.shares_device_with(b)}
-        needed = [node.engine for node in self.nodes.values() if node.engine in contended]
+        needed = [node.engine for node in self.stations.values() if node.engine in contended]
         return tuple(name for name, _ in groupby(needed))
+
+    @cached_property
+    def stations(self) -> Mapping[str, PlanNode]:
+        """The nodes by the names of their queues: an escalating step has one for each of its engines."""
+        every = (node.at(engine) for node in self.nodes.values() for engine in range(len(node.engines)))
+        return {node.station: node for node in every}
+
+    @property
+    def escalates(self) -> bool:
+        """Whether a step may ask several engines."""
+        return any(node.told_engine for node in self.nodes.values())
 
     @cached_property
     def depths(self) -> Mapping[str, int]:
         """The depth of every destination of units: nodes, and forks with joins."""
         forks = {fork.id: fork.depth for fork in self.forks.values() if fork.joins}
-        return {node.id: node.depth for node in self.nodes.values()} | forks
+        return {name: node.depth + node.rank for name, node in self.stations.items()} | forks
 
-    def engine_of(self, node: str) -> str:
-        """The engine of a node; "python" for an Apply and for the join of a fork."""
-        return self.nodes[node].engine if node in self.nodes else PYTHON
+    def engine_of(self, station: str) -> str:
+        """The engine that serves a queue; "python" for those of an Apply and of the join of a fork."""
+        return self.stations[station].engine if station in self.stations else PYTHON
 
     @cached_property
     def _choices(self) -> Mapping[str, Choice]:

@@ -9,7 +9,7 @@ from typing import Any
 from chainette.core.run_settings import FLAGS, RECORDED
 from chainette.engine.backends import backend_class
 
-__all__ = ["SETTINGS", "Settings", "lowered", "raised", "settings_of_engine"]
+__all__ = ["SETTINGS", "Settings", "appended", "lowered", "raised", "settings_of_engine"]
 
 #: Whether a change from the first value to the second can only turn rejected rows into good ones.
 Rescues = Callable[[Any, Any], bool]
@@ -23,6 +23,11 @@ def raised(old: Any, new: Any) -> bool:
 def lowered(old: Any, new: Any) -> bool:
     """Whether a number was not raised."""
     return bool(new <= old)
+
+
+def appended(old: Any, new: Any) -> bool:
+    """Whether a list still begins with what it was."""
+    return bool(list(new[: len(old)]) == list(old))
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ SETTINGS: Mapping[str, Settings] = {
     "Step": Settings(
         decide=_words("id input_model output_model engine_name sampling system_prompt user_prompt")
         | _words("output_format_instruction prompt_builder yield_output"),
-        rescue={"max_attempts": raised},
+        rescue={"max_attempts": raised, "escalate": appended},
         free=_words("name emoji"),
     ),
     "SamplingParams": Settings(

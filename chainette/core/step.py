@@ -103,7 +103,8 @@ class Step(Node, Generic[In, Out]):
 
     Prompts are jinja2 templates (docs/templates.md lists the names in scope). The JSON-schema
     instruction is appended to the system prompt unless `output_format_instruction` replaces it ("" leaves
-    it out). A bad answer is sent back with the error, up to `max_attempts` asks.
+    it out). A bad answer is sent back with the error, up to `max_attempts` asks. Then the engines of `escalate` are asked in
+    turn, and the column `_engine` says which one answered.
 
     Raises:
         DeclarationError: a value that cannot work, at the line that declares the step.
@@ -123,7 +124,10 @@ class Step(Node, Generic[In, Out]):
     yield_output: bool = True
     #: Builds the messages in place of the two templates; text names one that a plugin brings.
     prompt_builder: PromptBuilder | str | None = None
+    #: Asks per engine.
     max_attempts: int = 3
+    #: Engines that are asked in this order, each in a fresh conversation, for rows that `engine_name` gave no good answer for.
+    escalate: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +144,17 @@ class Step(Node, Generic[In, Out]):
             name = getattr(self.engine_name, "name", None)
             wanted = f"write engine_name={name!r}" if name else "give the name of a registered engine"
             raise self._wrong(f"engine_name is no text but {type(self.engine_name).__name__}; {wanted}")
+        self._check_escalate()
+
+    def _check_escalate(self) -> None:
+        given: object = self.escalate
+        if isinstance(given, str):
+            raise self._wrong(f"escalate is text; write escalate=[{given!r}]")
+        if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+            raise self._wrong(f"escalate is {given!r}, not a list of names of engines")
+        object.__setattr__(self, "escalate", tuple(given))
+        if again := next((name for name in self.engines if self.engines.count(name) > 1), None):
+            raise self._wrong(f"engine {again!r} is asked twice: engine_name and escalate name each engine once")
 
     def _plugged(self, name: str) -> PromptBuilder:
         try:
@@ -150,6 +165,11 @@ class Step(Node, Generic[In, Out]):
             raise self._wrong(f"{whose} is no function (step, row, history)")
         found: PromptBuilder = builder
         return found
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The names of every engine that may be asked, in order."""
+        return (self.engine_name, *self.escalate)
 
     def _wrong(self, said: str) -> DeclarationError:
         return DeclarationError(f"{self.place}: step {self.id!r}: {said}")

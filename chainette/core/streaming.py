@@ -37,7 +37,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Unusable(msgspec.Struct, frozen=True):
-    """An answer did not validate, and the row is asked again."""
+    """An answer was of no use, and the row is asked again: by the same engine, or by the next one of the step."""
 
     step_id: str
     row_id: str

@@ -143,7 +143,7 @@ class _Pen:
         counts = self._counts(node.id)
         for tail in tails:
             self._arrow(tail, middle, y + _DOWN, counts.taken)
-        y = self._box(middle, y + _DOWN, node.kind, node.id, node.engine, counts)
+        y = self._box(middle, y + _DOWN, node.kind, node.id, " then ".join(node.engines), counts)
         return [_Tail(middle, y, counts.given)], y
 
     def _fork(self, fork: GraphFork, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:

@@ -44,14 +44,28 @@ class StepLine:
 
     name: str
     title: str
-    engine: str
+    #: Engine -> the usage of its answers.
+    engines: Mapping[str, Mapping[str, Any]]
     counts: Mapping[str, Any]
     #: By the name of the column.
     amounts: Mapping[str, int]
     #: Share of all seconds inside engines, 0 to 1.
     share: float = 0.0
-    #: None if the engine has no price.
+    #: None if an engine has no price.
     cost: float | None = None
+
+    def unpriced(self, prices: Mapping[str, Price]) -> list[str]:
+        """The engines whose tokens have no price, if others have."""
+        used = (name for name, usage in self.engines.items() if usage.get("prompt_tokens"))
+        return [name for name in used if prices and name not in prices]
+
+    @property
+    def engine(self) -> str:
+        """The engine; with the rows that each of them answered, if the step may ask several."""
+        by_engine = self.counts.get("engines")
+        if by_engine is None:
+            return ", ".join(self.engines)
+        return ", ".join(f"{name} ({_count(found['out'])} rows)" for name, found in by_engine.items())
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ def render_page(
         steps=steps,
         columns=_columns(steps),
         costs=[step.cost for step in steps if step.cost is not None],
-        unpriced=sorted({step.engine for step in steps if prices and step.cost is None and step.amounts["prompt_tokens"]}),
+        unpriced=sorted({name for step in steps for name in step.unpriced(prices)}),
         slowest=max(steps, key=lambda step: step.share, default=None),
         charts=list(_charts(figures)),
         rejects=list(_rejects(figures, examples)),
@@ -139,11 +153,13 @@ def _steps(figures: Figures, metadata: Mapping[str, Any], prices: Mapping[str, P
     whole = metadata["usage"]["seconds"] or 1.0
     for name, counts in metadata["steps"].items():
         engine, usage = engines.get(name, ""), counts.get("usage")
+        by_engine = counts.get("engines", {engine: {"usage": usage or {}}})
+        asked = {other: found["usage"] for other, found in by_engine.items()}
         amounts = dict.fromkeys(_AMOUNTS, 0) | {column: counts[column] for column in _COUNTS}
-        line = StepLine(name, joins.get(name, name), engine, counts, amounts)
+        line = StepLine(name, joins.get(name, name), asked, counts, amounts)
         if usage is not None:
             tokens = {"prompt_tokens": usage["prompt_tokens"], "answer_tokens": usage["completion_tokens"]}
-            cost = prices[engine].of(usage) if engine in prices else None
+            cost = sum(prices[other].of(each) for other, each in asked.items()) if asked.keys() <= prices.keys() else None
             amounts |= {"asked_again": counts["asked_again"], **tokens}
             amounts["discarded"] = counts.get("discarded", {}).get("requests", 0)
             line = replace(line, amounts=amounts, share=usage["seconds"] / whole, cost=cost)

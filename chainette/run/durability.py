@@ -10,7 +10,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import Entry
 from chainette.io.rundir.writer import Admitted, Commit, Item, Suspended
-from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage
+from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage, step_of
 from chainette.run.limits import RejectWatch
 
 __all__ = ["admitted", "admitted_as", "commit_of", "count_rejects", "finished_roots", "items_of"]
@@ -57,6 +57,7 @@ def _merged(before: Commit, commit: Commit) -> Commit:
         first.dropped + then.dropped,
         first.usage + then.usage,
         Effects(),
+        first.escalated | then.escalated,
     )
     return Commit(before.unit, outcome, commit.done, commit.pos, (before.taken or 0) + (commit.taken or 0))
 
@@ -65,7 +66,7 @@ def commit_of(entry: Entry, position: tuple[str, str] | None = None) -> Commit:
     """An entry as the writer takes it; with `position` the log records where the stream goes on."""
     match entry.message:
         case Result() as result:
-            outcome = Outcome(result.outputs, result.rejected, result.dropped, result.usage, Effects())
+            outcome = Outcome(result.outputs, result.rejected, result.dropped, result.usage, Effects(), result.escalated)
             return Commit(Unit(result.node, entry.root, result.part, "", []), outcome, entry.done, position, result.taken)
         case Admission(rejected=rejected):
             outcome = Outcome([], rejected, [], Usage(), Effects())
@@ -81,7 +82,8 @@ def count_rejects(watch: RejectWatch, entries: Sequence[Entry]) -> None:
     for entry in entries:
         if isinstance(entry.message, Result):
             result = entry.message
-            watch.count(result.node, result.taken, len(result.rejected), result.opened)
+            taken = result.taken - len(result.escalated)
+            watch.count(step_of(result.node), taken, len(result.rejected), result.opened)
 
 
 def finished_roots(entries: Sequence[Entry]) -> list[int]:

@@ -14,7 +14,7 @@ from chainette.core.plan import Fork, NodeKind, Plan
 from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Outcome, Reason, Rejection, Row, Unit, Usage
+from chainette.records import Outcome, Reason, Row, Unit, Usage
 from chainette.run.evidence import Evidence
 from chainette.run.functions import Away, call
 from chainette.run.steps import Asking
@@ -43,7 +43,7 @@ async def process(
     """
     if unit.node in plan.forks:
         return join(plan, unit, hook)
-    result = UnitResult(plan, plan.nodes[unit.node], hook)
+    result = UnitResult(plan, plan.stations[unit.node], hook)
     await fill(result, unit.rows, engine, seed=seed, away=away)
     return result.take(unit)
 
@@ -103,5 +103,6 @@ def too_large(plan: Plan, unit: Unit, message: str) -> Outcome:
 
 def _without(plan: Plan, unit: Unit, reason: Reason, message: str) -> Outcome:
     [row] = unit.rows
-    rejection = Rejection(row.row_id, unit.node, reason, message, row.asks, None, row.line, row.key)
-    return Outcome([], [rejection], [], Usage(), advance(plan, unit, [], plan.nodes[unit.node].next, [row.row_id]))
+    result = UnitResult(plan, plan.stations[unit.node], _QUIET)
+    result.reject(row, reason, message)
+    return result.take(unit)

@@ -154,6 +154,7 @@ def _tidy(directory: RunDir, state: RunState) -> None:
 def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
     """Raises ChainChanged unless the plan would make every row and file of the directory as they are."""
     _require_same_chain(directory, state, plan)
+    _require_engine_column(directory, state, plan)
     changes = _changes(state, plan)
     if changes is None:
         return
@@ -162,6 +163,19 @@ def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
         f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
         f"{_what_is_done(starts)}: `chainette resume {directory} {_sets(state, plan)}{_from(starts)}`"
     )
+
+
+def _require_engine_column(directory: RunDir, state: RunState, plan: Plan) -> None:
+    """Raises ChainChanged if a step has `escalate` now, and shards whose fixed columns lack `_engine`."""
+    recorded = state.graph.by_id
+    added = [node.id for node in plan.nodes.values() if node.told_engine and node.id in recorded]
+    lacking = [node for node in added if not recorded[node].escalate and state.node(node).taken]
+    if lacking and (kind := state.run.settings["format"]) != "jsonl":
+        steps = " and ".join(lacking)
+        raise ChainChanged(
+            f"{directory}: {steps} has `escalate` now, but its {kind} shards have no column `_engine`; a run in jsonl takes "
+            f"it. To compute {steps} anew: `chainette resume {directory} {_sets(state, plan)}{_from(lacking)}`"
+        )
 
 
 def _changes(state: RunState, plan: Plan) -> Changes | None:
@@ -262,7 +276,9 @@ async def retry(
 def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:
     """The plan with another engine behind its steps, for one session."""
     nodes = {
-        node.id: replace(node, engine=engine) if node.kind is NodeKind.STEP and (not steps or node.id in steps) else node
+        node.id: replace(node, engine=engine, escalate=())
+        if node.kind is NodeKind.STEP and (not steps or node.id in steps)
+        else node
         for node in plan.nodes.values()
     }
     return replace(plan, nodes=nodes, engines={**plan.engines, engine: registry.get(engine)})

@@ -286,10 +286,10 @@ class LocalRun(Worker):
         """
         if isinstance(error, RequestsFailed):  # somebody else may be answered
             return
-        lane, engine = held.lane, held.plan.nodes[held.claim.unit.node].engine
+        lane, engine = held.lane, held.plan.engine_of(held.claim.unit.node)
         words = str(error).removeprefix(f"engine {engine!r}: ")
         if isinstance(error, DeclarationRefused):
-            raise RunStopped(f"step {held.claim.unit.node!r}: {error}") from error
+            raise RunStopped(f"step {held.node!r}: {error}") from error
         if isinstance(error, EngineRefused) and not lane.has_answered:
             raise RunStopped(f"engine {engine!r} refuses to answer: {words}") from error
         opening = 0.0 if engine in self.engines.opened else self.clock() - held.began
@@ -302,7 +302,7 @@ class LocalRun(Worker):
 
 def _lane_of(plan: Plan, name: str) -> str:
     """The lane of a node's units; joins run beside functions."""
-    node = plan.nodes.get(name)
+    node = plan.stations.get(name)
     if node is None:
         return PYTHON
     return _EXPANDING if node.cardinality is Cardinality.MANY else node.engine

@@ -77,7 +77,7 @@ async def check_drive(plan: Plan, options: RunOptions) -> None:
 
 def require_engines(plan: Plan) -> None:
     """Checks every engine that a node of the plan asks; see `require_openable`."""
-    asked = {node.engine for node in plan.nodes.values()}
+    asked = {node.engine for node in plan.stations.values()}
     require_openable(config for name, config in plan.engines.items() if name in asked)
 
 

@@ -32,9 +32,12 @@ from chainette.utils.user_errors import RAISED, told
 __all__ = ["Asking", "row_seed"]
 
 
-def row_seed(run_seed: int, step_id: str, row_id: str, ask: int) -> int:
-    """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it."""
-    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
+def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, engine: int = 0) -> int:
+    """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it.
+
+    `engine` is the number of an escalated engine.
+    """
+    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}" + (f"\0engine {engine}" if engine else "")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
 
 
@@ -266,7 +269,7 @@ class Asking:
         return Request(
             messages=ask.messages,
             sampling=sampling,
-            seed=row_seed(base, self.node.id, ask.row.row_id, ask.number),
+            seed=row_seed(base, self.node.id, ask.row.row_id, ask.number, self.node.rank),
             schema=prompts.schema,
             schema_name=self.node.id,
             label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",

@@ -11,10 +11,23 @@ import msgspec
 
 from chainette.core.flow import advance, row_of
 from chainette.core.plan import Plan, PlanNode
-from chainette.core.streaming import Asked, Dropped, Passed, Piece
+from chainette.core.streaming import Asked, Dropped, Passed, Piece, Unusable
 from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
-from chainette.records import Effects, Outcome, Output, Reason, Rejection, Row, Spent, Unfinished, Unit, Usage, owner_of
+from chainette.records import (
+    Earlier,
+    Effects,
+    Outcome,
+    Output,
+    Reason,
+    Rejection,
+    Row,
+    Spent,
+    Unfinished,
+    Unit,
+    Usage,
+    owner_of,
+)
 from chainette.utils.user_errors import told
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]
@@ -25,10 +38,13 @@ MAX_ROW_BYTES = 16 << 20
 #: Characters of a raw answer that a rejection keeps.
 RAW_LIMIT = 65_536
 
+#: Reasons that hold whatever the engine is.
+_FINAL = frozenset({Reason.TEMPLATE_ERROR, Reason.TOO_LARGE})
+
 
 @dataclass
 class UnitResult:
-    """Every row is kept, dropped or rejected once, and is finished then.
+    """Every row is kept, dropped, rejected or passed on to another engine once, and is finished then.
 
     `process` fills it. Its holder may take the rows that are finished so far at any time: nothing of a row is in
     here before the row is finished.
@@ -50,12 +66,14 @@ class UnitResult:
     _outputs: list[tuple[Row, Output]] = field(default_factory=list)
     _rejected: list[Rejection] = field(default_factory=list)
     _dropped: list[str] = field(default_factory=list)
+    #: Rows for the next engine of the step, with their asks so far.
+    _escalated: list[Row] = field(default_factory=list)
 
     def finished(self) -> set[str]:
         """The ids of the rows that `take` would take."""
         if self.pull is not None:
             self.pull()
-        ids = {row.row_id for row, _ in self._outputs}
+        ids = {row.row_id for row, _ in self._outputs} | {row.row_id for row in self._escalated}
         return ids.union(self._dropped, (rejection.row_id for rejection in self._rejected))
 
     def take(self, unit: Unit) -> Outcome:
@@ -63,9 +81,13 @@ class UnitResult:
         place = {row.row_id: index for index, row in enumerate(unit.rows)}
         kept = sorted(self._outputs, key=lambda pair: place[pair[0].row_id])
         rows = [row_of(self.node, row, output) for row, output in kept]
-        outcome = Outcome([output for _, output in kept], self._rejected, self._dropped, self.usage, Effects())
+        onward = self._escalated
+        escalated = {row.row_id: row.earlier for row in onward if row.earlier is not None}
+        outcome = Outcome([output for _, output in kept], self._rejected, self._dropped, self.usage, Effects(), escalated)
         self._outputs, self._rejected, self._dropped, self.usage, self.since = [], [], [], Usage(), None
-        effects = advance(self.plan, unit, rows, self.node.next, [rejection.row_id for rejection in outcome.rejected])
+        self._escalated = []
+        stopped = [rejection.row_id for rejection in outcome.rejected]
+        effects = advance(self.plan, unit, rows, self.node.next, stopped, onward)
         return msgspec.structs.replace(outcome, effects=effects)
 
     def age(self) -> float:
@@ -118,12 +140,18 @@ class UnitResult:
         raw: str | None = None,
         usage: Usage | None = None,
     ) -> None:
-        spent = Spent() if usage is None else spent_on(row, usage)
-        cut = raw[:RAW_LIMIT] if raw is not None else None
-        words, asks = writable(message), attempts or row.asks
-        rejection = Rejection(row.row_id, self.node.id, reason, words, asks, cut, row.line, row.key, spent)
-        self._rejected.append(rejection)
+        """Rejects a row, or passes it on to the next engine of its step."""
+        node, words, asks = self.node, writable(message), attempts or row.asks
+        spent = spent_on(row, usage or Usage())
         self._finish(row, usage)
+        if node.escalate and reason not in _FINAL:
+            self._escalated.append(msgspec.structs.replace(row, earlier=Earlier(asks, spent, node.rank + 1)))
+            if self.hook.streams:
+                self.hook.on_stream(Unusable(node.id, row.row_id, asks, reason, words))
+            return
+        cut = raw[:RAW_LIMIT] if raw is not None else None
+        rejection = Rejection(row.row_id, node.id, reason, words, asks, cut, row.line, row.key, spent, node.told_engine)
+        self._rejected.append(rejection)
         if self.hook.streams:
             self.hook.on_stream(rejection)
 

@@ -33,7 +33,7 @@ from chainette.fleet.protocol.queue_values import Claim
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
-from chainette.records import Outcome, Usage
+from chainette.records import Outcome, Usage, step_of
 from chainette.run.evidence import Evidence
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
@@ -112,6 +112,11 @@ class HeldUnit:
     #: The commit on its way; it is repeated as it is until the queue answers.
     unanswered: Sending | None = None
 
+    @property
+    def node(self) -> str:
+        """The node (or fork) that the unit is of."""
+        return step_of(self.claim.unit.node)
+
     def lose(self) -> None:
         """The unit is somebody else's from here on: its requests are cancelled."""
         self.lost = True
@@ -162,7 +167,7 @@ class Worker(ABC):
             self.hands.drop(held.lane, held.claim)
 
     async def work_on(self, held: HeldUnit) -> None:
-        node = held.plan.nodes.get(held.claim.unit.node)
+        node = held.plan.stations.get(held.claim.unit.node)
         if node is not None:
             held.result = UnitResult(held.plan, node, held.hook, unfinished={**held.claim.unfinished})
         held.began = held.lane.clock()
@@ -187,18 +192,18 @@ class Worker(ABC):
         """Tells the log which answers, of a unit that leaves unfinished, were asked for in vain."""
         usage = Usage() if held.result is None else held.result.discard()
         if usage.requests:
-            event = AnswersDiscarded(node=held.claim.unit.node, usage=usage)
+            event = AnswersDiscarded(node=held.node, usage=usage)
             await self.ask(partial(self.queue.note, held.claim.run, event))
 
     async def tell_log(self, held: HeldUnit) -> None:
         """Tells the log what was spent on fixed questions, and what the engine is asked otherwise than declared."""
-        evidence, node = self.evidence.get(_key_of(held)), held.claim.unit.node
+        evidence = self.evidence.get(_key_of(held))
         if evidence is not None and evidence.spent.requests:
-            event, evidence.spent = EngineProbed(node=node, usage=evidence.spent), Usage()
+            event, evidence.spent = EngineProbed(node=held.node, usage=evidence.spent), Usage()
             await self.ask(partial(self.queue.note, held.claim.run, event))
         if evidence is not None and evidence.adaptations != evidence.told:
             evidence.told = evidence.adaptations
-            adapted = EngineAdapted(engine=held.plan.engine_of(node), changes=dict(evidence.told))
+            adapted = EngineAdapted(engine=held.plan.engine_of(held.claim.unit.node), changes=dict(evidence.told))
             await self.ask(partial(self.queue.note, held.claim.run, adapted))
 
     async def _work_through(self, held: HeldUnit) -> None:
@@ -291,8 +296,10 @@ class Worker(ABC):
 
     def retried(self, held: HeldUnit, error: EngineUnavailable, delay: float) -> UnitRetried:
         unit = held.claim.unit
+        engine = "" if held.result is None else held.result.node.told_engine
         return UnitRetried(
-            node=unit.node,
+            node=held.node,
+            engine=engine,
             root=unit.root,
             unit=unit.part,
             message=str(error),

@@ -28,6 +28,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "07_one_device": {"reply": 60, "grade": 60, "flattened": 60},
     "08_parameters": {"rewrite": 24, "to_german": 24, "flattened": 24},
     "09_triage": {"classify": 24, "handle": 24, "offer": None, "file_report": None, "reply": 24, "flattened": 24},
+    "12_escalate": {"read": 24, "flattened": 24},
     "13_batches": {"look_up": 22, "score": 21, "flattened": 21, "rejected": 1},
     "14_yaml": {"clean": 22, "classify": 22, "topic": 22, "reply": 22, "flattened": 22},
 }
@@ -92,6 +93,15 @@ def test_the_flattened_rows_of_the_branches_have_the_columns_that_their_readme_n
     row = json.loads((project.path / "out/flattened/0.jsonl").read_text().splitlines()[0])
     columns = {"chain_input.text", "french.translation", "german.translation", "grade.better"}
     assert columns <= row.keys()
+
+
+def test_the_hard_rows_of_the_escalating_example_are_answered_by_the_engine_that_its_readme_names(project: Project) -> None:
+    engines = ("--engines", str(EXAMPLES / "12_escalate/engines.yml"))
+    done = project.chainette("run", *paths("12_escalate"), *engines, "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert "read: 16 rows answered by small, 8 rows answered by large" in done.stdout
+    rows = [json.loads(line) for line in (project.path / "out/read/0.jsonl").read_text().splitlines()]
+    assert Counter(row["_engine"] for row in rows) == {"small": 16, "large": 8}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs_vllm if name == "07_one_device" else ()) for name in FOLDERS])

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def test_a_fleet_tells_what_the_answers_of_each_row_took(tmp_path: Path) -> None
     counted = json.loads((tmp_path / "fleet/metadata.json").read_text())["steps"]["grade"]["usage"]
     for name in ("prompt_tokens", "completion_tokens"):
         assert sum(row[f"_{name}"] for row in rows) == counted[name]
+
+
+def test_a_row_goes_on_to_a_worker_of_the_next_engine(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=48, latency=0.02, invalid=0.5)
+    chain = tmp_path / "chain.py"
+    chain.write_text(chain.read_text().replace('engine_name="judge"', 'engine_name="judge", escalate=["writer"]', 1))
+    for name, flags in (("local", ()), ("fleet", ("--workers", "1"))):
+        done = project.chainette("run", "chain.py", "in.jsonl", "-o", name, *flags, "--quiet")
+        assert done.returncode in (0, 3), done.stderr
+    assert lines(project, "fleet") == lines(project, "local")
+    answered = Counter(json.loads(line)["_engine"] for line in lines(project, "fleet")["grade"])
+    assert answered["judge"] and answered["writer"] and answered.total() == len(lines(project, "fleet")["grade"])
 
 
 DEADLY = """

@@ -187,7 +187,7 @@ class Fleet:
             self.workers[me] = []
             return
         self.queue.start(claim, me)
-        node = self.plan.nodes.get(claim.unit.node)
+        node = self.plan.stations.get(claim.unit.node)
         engine = await engines.get(node.engine) if node is not None and node.kind is NodeKind.STEP else None
         chance = self.rng.random()
         if chance < 0.1:
@@ -259,7 +259,7 @@ class Fleet:
 
     def bar(self, engines: frozenset[str] | None = None) -> None:
         """The run goes in phases, or in others, or in none."""
-        every = sorted({self.plan.engine_of(name) for name in self.plan.nodes})
+        every = sorted({self.plan.engine_of(name) for name in self.plan.stations})
         chosen = frozenset(name for name in every if self.rng.random() < 0.5) if engines is None else engines
         with suppress(Lost):  # the sink will find out
             self.sink.bar(chosen)

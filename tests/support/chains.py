@@ -57,10 +57,11 @@ async def twice(item: Count) -> list[Count]:
 
 
 def everything(batch_size: int = 4, **engine: Any) -> Chain:
-    """Every kind of node: rejects, expands, drops, nested forks, joins of one and of many, side branches, a hidden step."""
+    """Every kind of node: rejects, expands, drops, nested forks, joins of one and of many, side branches, a hidden step,
+    and a step with a second engine."""
     with using_registry(EngineRegistry()):
         register_engine("first", "none", "simulated", invalid_rate=0.2, **engine)
-        register_engine("second", "none", "simulated", **engine)
+        register_engine("second", "none", "simulated", invalid_rate=0.05, **engine)
         extract = Step(
             id="extract", input_model=Text, output_model=Facts, engine_name="first", user_prompt="{{ text }}", max_attempts=1
         )
@@ -91,6 +92,7 @@ def everything(batch_size: int = 4, **engine: Any) -> Chain:
                                 id="closing",
                                 output_model=Word,
                                 engine_name="first",
+                                escalate=["second"],
                                 user_prompt="{{ count.words }} {{ hidden.name }}",
                             )
                         ],

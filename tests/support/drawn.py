@@ -50,6 +50,11 @@ class Node:
     attempts: int = 1
     hidden: bool = False
 
+    @property
+    def escalates(self) -> bool:
+        """Whether a second engine is asked for rows that the first gave no good answer for."""
+        return self.kind == "ask" and self.salt % 3 == 0
+
 
 @dataclass(frozen=True)
 class Way:
@@ -278,6 +283,7 @@ def _node(node: Node, engines: Sequence[str], call: Callable[[Node, Item], objec
             input_model=Item,
             output_model=Item,
             engine_name=engines[node.salt % len(engines)],
+            escalate=[engines[(node.salt + 1) % len(engines)]] if node.escalates else [],
             user_prompt=node.id + ": {{ input.v }} of {{ chain_input.v }}",
             max_attempts=node.attempts,
             yield_output=not node.hidden,

@@ -137,7 +137,9 @@ class Meaning:
         if node.kind != "ask":
             return value_of(node, row.value, row.history), 0, at
         ask, prompt = 0, prompt_of(node, row.value, row.history["chain_input"])
-        for now in range(at, self.retries + 1):
+        # each engine has its attempts; a retry goes on at the last one
+        turns = [*[at] * node.escalates, *range(at, self.retries + 1)]
+        for now in turns:
             for attempt in range(1, node.attempts + 1):
                 ask += 1
                 verdict = judged(node.id, prompt, ask)

@@ -41,7 +41,7 @@ def engines(
     else:
         loaded, plan = load_plan(chain, chain_root, settings, RunSettings(engines_file=str(file) if file else None))
         users: dict[str, list[str]] = {}
-        for node in plan.nodes.values():
+        for node in plan.stations.values():
             users.setdefault(node.engine, []).append(node.id)
         _list_engines(registry_of(loaded.chain, file), users)
 

@@ -15,7 +15,14 @@ from chainette.cli.directory_status import is_working, standing, version_lines
 from chainette.cli.flags import RedisUrl
 from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.cli.screen.live import view_lines
-from chainette.cli.screen.summary import accounting_line, counts_table, engine_lines, next_lines, token_line
+from chainette.cli.screen.summary import (
+    accounting_line,
+    counts_table,
+    engine_lines,
+    escalation_lines,
+    next_lines,
+    token_line,
+)
 from chainette.core.usercode.parameters import text_of
 from chainette.errors import RunDirectoryError, RunError
 from chainette.fleet.redis.connect import connect, eviction_risk
@@ -144,6 +151,7 @@ def parameters_line(values: Mapping[str, Any]) -> str:
 
 def _tail(metadata: dict[str, Any], directory: Path, *, working: bool) -> Iterator[str]:
     yield accounting_line(metadata)
+    yield from escalation_lines(metadata)
     yield from token_line(metadata)
     yield from engine_lines(metadata)
     yield from next_lines(metadata, directory, working=working)

@@ -12,7 +12,17 @@ from rich.table import Table
 from chainette.cli.common import command_line, new_table
 from chainette.io.rundir.replay import Status
 
-__all__ = ["accounting_line", "clock", "counts_table", "engine_lines", "next_lines", "short", "summary_lines", "token_line"]
+__all__ = [
+    "accounting_line",
+    "clock",
+    "counts_table",
+    "engine_lines",
+    "escalation_lines",
+    "next_lines",
+    "short",
+    "summary_lines",
+    "token_line",
+]
 
 _COLUMNS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
 
@@ -54,6 +64,14 @@ def accounting_line(metadata: Mapping[str, Any]) -> str:
     return "accounting: balanced" if metadata["balanced"] else f"accounting: NOT balanced: {wrong}"
 
 
+def escalation_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """One line per step that may ask several engines: how many rows each of them answered."""
+    for step, counts in metadata["steps"].items():
+        if engines := counts.get("engines"):
+            answered = (f"{found['out']:,} rows answered by {name}" for name, found in engines.items())
+            yield f"{step}: {', '.join(answered)}"
+
+
 def engine_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
     """One line per engine that was loaded."""
     for name, engine in metadata["engines"].items():
@@ -81,6 +99,7 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
 def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
     """The lines below the table at the end of a run."""
     yield accounting_line(metadata)
+    yield from escalation_lines(metadata)
     yield from token_line(metadata)
     seconds = _seconds(metadata)
     if seconds is not None:

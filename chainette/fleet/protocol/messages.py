@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from chainette.errors import ChainetteError
-from chainette.records import Outcome, Output, Partial, Read, Rejection, Row, Unit, Usage
+from chainette.records import Earlier, Outcome, Output, Partial, Read, Rejection, Row, Unit, Usage
 
 __all__ = [
     "MAX_BYTES",
@@ -100,6 +100,8 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     worker: str
     #: The change in the rows in flight of units that were committed in part.
     opened: int = 0
+    #: Row id -> its asks, for rows that the next engine of the step is asked for.
+    escalated: dict[str, Earlier] = {}
 
     @classmethod
     def of(cls, unit: Unit, outcome: Outcome, worker: str, opened: int = 0) -> Result:
@@ -115,6 +117,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
             outcome.usage,
             worker,
             opened,
+            outcome.escalated,
         )
 
 

@@ -72,7 +72,7 @@ def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
     for node in new.nodes:
         name = node.id
         if (
-            node.engine in models
+            any(engine in models for engine in node.engines)
             or before.get(name) != now[name]
             or recorded[name].hidden != node.hidden
             or [*_worse(recorded[name], node, _engine_of(new, name)[0])]

@@ -142,6 +142,8 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
 
     node: str
     root: int
+    #: The engine that was asked; "" unless the step escalates.
+    engine: str = ""
     #: The unit's part; for people, replay does not need it.
     unit: str = ""
     #: Per file (`<folder>/<n>`): the span of its rows in the journal: start byte, start row, end byte, end row.
@@ -153,13 +155,15 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     given: int = 0
     rejected: int = 0
     added: int = 0
+    #: Rows that wait for the next engine of the step instead; they count as taken once that one has answered.
+    escalated: int = 0
     #: Ids that an Apply dropped.
     dropped: list[str] = []
     #: Rejections by reason.
     reasons: dict[str, int] = {}
     #: Way -> rows that take it, of a node that decides.
     ways: dict[str, int] = {}
-    #: Row id -> the asks of a rejection that `--retry` took back.
+    #: Row id -> its asks so far, for rows that wait for the next engine, and for rejections that `--retry` took back.
     earlier: dict[str, Earlier] = {}
     usage: Usage = Usage()
     root_done: RootDone | None = None
@@ -184,6 +188,8 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
     alone: bool = False
     #: Whether the engine refuses the step as it is declared, so that no worker can do it.
     refused: bool = False
+    #: The engine, if it is one of several of the step.
+    engine: str = ""
 
 
 class EngineAdapted(Event, frozen=True, tag="engine_adapted"):

@@ -296,7 +296,7 @@ class _Fork:
 
     def _answered(self, engine: str) -> bool:
         """Whether rows that an engine answered are kept, so that it must be loaded from the same model again."""
-        return any(node.engine == engine and node.id not in self.reopen.nodes for node in self.plan.nodes.values())
+        return any(engine in node.engines and node.id not in self.reopen.nodes for node in self.plan.nodes.values())
 
     def _is_kept(self, folder: str) -> bool:
         return any(node.folder == folder and self._has(node.id) for node in self.plan.nodes.values())
@@ -325,7 +325,7 @@ class _Fork:
             if self._reopens(rejection):
                 reasons[rejection["reason"]] -= 1
                 if rejection["attempts"]:
-                    earlier[rejection["row_id"]] = parse_earlier(rejection)
+                    earlier[rejection["row_id"]] = parse_earlier(rejection, self._number(event))
         if event.root in self.reopen.roots:
             event = _recounted(event)
         return msgspec.structs.replace(
@@ -339,6 +339,12 @@ class _Fork:
             root_done=None if is_open else event.root_done,
             pos=None,
         )
+
+    def _number(self, event: UnitCommitted) -> int:
+        """The number of the engine that was asked, among those of its step; 0 if it is none of them."""
+        node = self.plan.nodes.get(event.node)
+        engines = () if node is None else node.engines
+        return engines.index(event.engine) if event.engine in engines else 0
 
     def _sums_of(self, off: Mapping[str, Span]) -> dict[str, int]:
         """What the journals that are written anew add up to."""

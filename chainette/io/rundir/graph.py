@@ -157,6 +157,8 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
     output_format_instruction: str | UnsetType | None = UNSET
     sampling: dict[str, Any] | UnsetType = UNSET
     max_attempts: int | UnsetType = UNSET
+    #: Further engines; unset if there are none.
+    escalate: list[str] | UnsetType = UNSET
 
     def part(self, name: str) -> Any:
         """One of its fields; None if it has no such part."""
@@ -166,6 +168,11 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.folder and not _FOLDER.fullmatch(self.folder):
             raise ValueError(f"{self.folder!r} is no folder of a run directory")
+
+    @property
+    def engines(self) -> list[str]:
+        """Every engine that may be asked for its rows."""
+        return [self.engine, *(self.escalate or ())]
 
     @property
     def rescues(self) -> dict[str, Any]:

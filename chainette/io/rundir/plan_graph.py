@@ -65,6 +65,7 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
             "sampling": msgspec.to_builtins(node.node.sampling),
             "max_attempts": node.node.max_attempts,
         }
+        described |= {"escalate": list(node.node.escalate)} if node.node.escalate else {}
     return described
 
 

@@ -204,11 +204,11 @@ class Progress:
                 self._loaded.discard(event.engine)
                 self._engines[event.engine] = EngineView(event.engine, "released")
             case UnitRetried() if event.node in engine_of:
-                name = engine_of[event.node]
+                name = event.engine or engine_of[event.node]
                 text = f"not answering, retry in {event.delay:.1f} s: {event.message}"
                 self._engines[name] = EngineView(name, text, trouble=True)
             case UnitCommitted() if event.node in engine_of:
-                name = engine_of[event.node]
+                name = event.engine or engine_of[event.node]
                 if name not in self._engines or self._engines[name].trouble:
                     self._engines[name] = EngineView(name, "ready")
             case _:

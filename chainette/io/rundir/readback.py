@@ -38,8 +38,8 @@ def rows_of_root(directory: RunDir, plan: Plan, state: RunState, root: int) -> D
             durable.add_rejected(event.node, rejected)
         else:
             folder = f".held/{node.folder}" if node.hidden else node.folder
-            durable.add(node, map(parse_output, reader.read(folder, event.off)), rejected, event.dropped)
-            durable.add_earlier(node.id, event.earlier)
+            outputs = map(parse_output, reader.read(folder, event.off))
+            durable.add(node, outputs, rejected, event.dropped, event.earlier)
     return durable
 
 

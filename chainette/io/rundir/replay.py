@@ -73,6 +73,22 @@ class Status(StrEnum):
 
 
 @dataclass
+class EngineCounts:
+    """What became, at one engine of an escalating step, of the rows that it was asked for."""
+
+    given: int = 0
+    rejected: int = 0
+    #: Rows that the next engine was asked for.
+    escalated: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    def plain(self) -> dict[str, Any]:
+        """The counts under the names that people read."""
+        counts = {"out": self.given, "rejected": self.rejected, "escalated": self.escalated}
+        return counts | {"usage": _plain(self.usage)}
+
+
+@dataclass
 class NodeCounts:
     """Rows of one node: in = out + rejected + dropped + stopped - expanded."""
 
@@ -90,6 +106,8 @@ class NodeCounts:
     #: Usage of discarded answers (`AnswersDiscarded`) and of probes (`EngineProbed`); not in `usage`.
     discarded: Usage = field(default_factory=Usage)
     probes: Usage = field(default_factory=Usage)
+    #: By engine, in the order of their first answers; only of a step that escalates.
+    engines: dict[str, EngineCounts] = field(default_factory=dict)
 
     @property
     def balanced(self) -> bool:
@@ -115,6 +133,8 @@ class NodeCounts:
         if self.usage.requests:
             counts |= {"asked_again": self.usage.requests - self.taken if self.usage.requests > self.taken else 0}
             counts["usage"] = _plain(self.usage)
+        if self.engines:
+            counts["engines"] = {name: engine.plain() for name, engine in self.engines.items()}
         if self.discarded.requests:
             counts["discarded"] = _plain(self.discarded)
         if self.probes.requests:
@@ -334,6 +354,12 @@ class RunState:
         counts.usage += event.usage
         for way, rows in event.ways.items():
             counts.ways[way] = counts.ways.get(way, 0) + rows
+        if event.engine:
+            asked = counts.engines.setdefault(event.engine, EngineCounts())
+            asked.given += event.given
+            asked.rejected += event.rejected
+            asked.escalated += event.escalated
+            asked.usage += event.usage
         for reason, count in event.reasons.items():
             counts.reasons[reason] = counts.reasons.get(reason, 0) + count
 

@@ -40,7 +40,7 @@ from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.tables.row_lines import flattened_line, output_line, rejection_line
 from chainette.io.tables.schemas import Added
-from chainette.records import Outcome, Read, Row, Unit, record_of
+from chainette.records import Outcome, Read, Row, Unit, record_of, step_of
 
 __all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "Reopened", "RunWriter", "Scratch", "Suspended", "tidy"]
 
@@ -129,9 +129,10 @@ class LiveRoots:
 
     def add(self, commit: Commit) -> None:
         durable, outcome = self._live[commit.unit.root].durable, commit.outcome
-        node = self._plan.nodes.get(commit.unit.node)
+        node = self._plan.stations.get(commit.unit.node)
         if node is not None:
-            durable.add(node, outcome.outputs, (rejection.row_id for rejection in outcome.rejected), outcome.dropped)
+            rejected = (rejection.row_id for rejection in outcome.rejected)
+            durable.add(node, outcome.outputs, rejected, outcome.dropped, outcome.escalated)
 
     def key(self, root: int, row_id: str) -> bytes | None:
         """The `--key` value of a row, or of the row it descends from."""
@@ -221,7 +222,7 @@ class RunWriter:
         """Raises RunStopped if an engine was loaded from another model than the one that answered earlier rows."""
         found = different_models(event.engine, self.state.loaded_from(event.engine), event.identity)
         if found:
-            answered = [node.id for node in self.plan.nodes.values() if node.engine == event.engine]
+            answered = [node.id for node in self.plan.nodes.values() if event.engine in node.engines]
             steps = " ".join(f"--from {step}" for step in starts_of(self.plan, answered))
             raise RunStopped(
                 f"{' and '.join(found)} since it answered rows of this run. Put the old one back and resume, "
@@ -239,12 +240,14 @@ class RunWriter:
     def _write(self, commit: Commit, finished: list[list[Row]]) -> UnitCommitted:
         """Appends the rows of one outcome, and those of its root if it is complete."""
         unit, outcome = commit.unit, commit.outcome
-        works = unit.node in self.plan.nodes  # joins and bad lines are counted with their root
-        taken = (commit.taken if commit.taken is not None else len(unit.rows)) if works else 0
+        node = self.plan.stations.get(unit.node)  # joins and bad lines are counted with their root
+        came = commit.taken if commit.taken is not None else len(unit.rows)
+        taken = came - len(outcome.escalated) if node is not None else 0
         self._roots.add(commit)
         off = self._append_outputs(unit, outcome)
         if outcome.rejected:
-            lines = [rejection_line(rejection, self.added) for rejection in outcome.rejected]
+            escalates = self.plan.escalates
+            lines = [rejection_line(rejection, self.added, escalates=escalates) for rejection in outcome.rejected]
             off |= self._streams["rejected"].append(lines)
         root_done = None
         if commit.done:
@@ -254,7 +257,8 @@ class RunWriter:
                 off |= self._streams["flattened"].append([flattened_line(self.plan, row, self.added) for row in rows])
         self._sealer.note(unit.root, off, done=commit.done)
         return UnitCommitted(
-            node=unit.node,
+            node=step_of(unit.node),
+            engine="" if node is None else node.told_engine,
             root=unit.root,
             unit=unit.part,
             off=off,
@@ -262,7 +266,9 @@ class RunWriter:
             taken=taken,
             given=len(outcome.outputs),
             rejected=len(outcome.rejected),
-            added=len(outcome.outputs) + len(outcome.rejected) + len(outcome.dropped) - taken if works else 0,
+            added=len(outcome.outputs) + len(outcome.rejected) + len(outcome.dropped) - taken if node is not None else 0,
+            escalated=len(outcome.escalated),
+            earlier=outcome.escalated,
             dropped=outcome.dropped,
             reasons=dict(Counter(rejection.reason for rejection in outcome.rejected)),
             ways=self._ways(unit, outcome),
@@ -288,7 +294,7 @@ class RunWriter:
         return [] if read is None else [InputRead(upto=read.upto, digest=read.digest)]
 
     def _append_outputs(self, unit: Unit, outcome: Outcome) -> dict[str, Span]:
-        node = self.plan.nodes.get(unit.node)
+        node = self.plan.stations.get(unit.node)
         if node is None or not outcome.outputs:
             return {}
         lines = [

@@ -31,6 +31,8 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
     tail = b',"_key":%b' % (key or b"null") if added.key else b""
     if node.kind == "step":
         tail += b',"_attempts":%d,"_reasoning":%b' % (output.attempts, _encode(output.reasoning))
+        if node.told_engine:
+            tail += b',"_engine":%b' % _encode(node.told_engine)
         if added.usage:
             tail += b",%b" % _encode(_usage(output.spent))[1:-1]
     return b"%b%b%b}" % (head, fields, tail)
@@ -43,7 +45,7 @@ def parse_output(line: bytes) -> Output:
     fields.pop("_key", None)
     attempts: int = msgspec.json.decode(fields.pop("_attempts", b"0"))
     reasoning: str | None = msgspec.json.decode(fields.pop("_reasoning", b"null"))
-    for name in _usage(Spent()):
+    for name in ("_engine", *_usage(Spent())):
         fields.pop(name, None)
     return Output(row_id, _encode(fields), attempts, reasoning)
 
@@ -57,13 +59,15 @@ def _usage(spent: Spent) -> dict[str, float]:
     }
 
 
-def parse_earlier(rejection: Mapping[str, Any]) -> Earlier:
-    """The asks of a rejection that `rejection_line` wrote, with their cost if the run records it."""
-    return Earlier(rejection["attempts"], Spent(*(rejection.get(name, zero) for name, zero in _usage(Spent()).items())))
+def parse_earlier(rejection: Mapping[str, Any], engine: int) -> Earlier:
+    """The asks of a rejection that `rejection_line` wrote, with their cost if the run records it; `engine` is the number of
+    the one that gave the last answer."""
+    spent = Spent(*(rejection.get(name, zero) for name, zero in _usage(Spent()).items()))
+    return Earlier(rejection["attempts"], spent, engine)
 
 
-def rejection_line(rejection: Rejection, added: Added) -> bytes:
-    """One line of `rejected/`."""
+def rejection_line(rejection: Rejection, added: Added, *, escalates: bool = False) -> bytes:
+    """One line of `rejected/`; `escalates`: a step of the chain may ask several engines."""
     plain: dict[str, Any] = {
         "row_id": rejection.row_id,
         "step_id": rejection.step_id,
@@ -75,6 +79,8 @@ def rejection_line(rejection: Rejection, added: Added) -> bytes:
     }
     if added.key:
         plain["_key"] = msgspec.Raw(rejection.key or b"null")
+    if escalates:
+        plain["_engine"] = rejection.engine or None
     if added.usage:
         plain |= _usage(rejection.spent)
     return _encode(plain)

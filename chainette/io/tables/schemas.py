@@ -21,6 +21,9 @@ _KEY, _TEXT = "_key", Shape(JsonKind.STRING)
 
 _USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", float), ("_seconds", float))
 
+#: The engine that gave the last answer for a row.
+_ENGINE = ("_engine", str)
+
 _REJECTED = (
     ("row_id", str),
     ("step_id", str),
@@ -83,10 +86,12 @@ class ShardSchemas(Mapping[str, Any]):
     def columns(self, folder: str) -> Columns:
         """The columns of a folder."""
         if folder == "rejected":
-            return step_columns(None, [*_REJECTED, *self._tail, *self._usage])
+            engine = [_ENGINE] if self._plan.escalates else []
+            return step_columns(None, [*_REJECTED, *self._tail, *engine, *self._usage])
         if folder == "flattened":
             groups = {name: self._plan.types[name] for name in self._plan.columns}
             return flattened_columns(groups, [("row_id", str), *self._tail])
         node = self._nodes[folder]
-        asked = [("_attempts", int), ("_reasoning", str), *self._usage] if node.kind is NodeKind.STEP else []
+        engine = [_ENGINE] if node.told_engine else []
+        asked = [("_attempts", int), ("_reasoning", str), *engine, *self._usage] if node.kind is NodeKind.STEP else []
         return step_columns(node.output_model or Any, [("row_id", str), *self._tail, *asked])

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from chainette import ApplyNode, BatchApply, Branch, Chain, JoinBranch, SamplingParams, Step, register_engine
 from chainette.core.compile import compile_chain
-from chainette.core.setting_changes import SETTINGS, Settings, lowered, raised, settings_of_engine
+from chainette.core.setting_changes import SETTINGS, Settings, appended, lowered, raised, settings_of_engine
 from chainette.engine.backends import BUILT_IN, backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
 from chainette.io.rundir.changes import Changes, changes_between
@@ -76,7 +76,7 @@ def test_a_setting_that_rescues_has_one_meaning() -> None:
 
 
 def test_the_page_shows_the_table() -> None:
-    directions: dict[Any, str] = {raised: "raised", lowered: "lowered"}
+    directions: dict[Any, str] = {raised: "raised", lowered: "lowered", appended: "appended to"}
     for of, settings in TABLE.items():
         rescue = ", ".join(f"`{name}` {directions[rescues]}" for name, rescues in settings.rescue.items())
         cells = [f"`{of}`" if of[0].isupper() else of, code(settings.decide), rescue, code(settings.free)]

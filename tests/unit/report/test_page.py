@@ -57,6 +57,20 @@ def test_cost_is_tokens_times_price_and_only_where_there_is_a_price(found: Figur
     assert 'data-name="cost"' not in page(found)
 
 
+def test_the_report_says_how_many_rows_each_engine_of_a_step_answered(found: Figures) -> None:
+    engines = found.state.node("closing").engines
+    assert engines["second"].given > 0
+    assert f"first ({engines['first'].given} rows), second ({engines['second'].given} rows)" in page(found)
+
+
+def test_the_cost_of_a_step_is_that_of_all_its_engines(found: Figures) -> None:
+    engines = found.state.node("closing").engines
+    first, second = engines["first"].usage.completion_tokens, engines["second"].usage.completion_tokens
+    text = page(found, {"first": Price(0, 1000), "second": Price(0, 3000)})
+    [cost] = re.findall(r'data-step="closing".*?data-name="cost">([^\s<]+)', text, re.DOTALL)
+    assert cost == f"{(first * 1000 + second * 3000) / 1e6:,.2f}"
+
+
 def test_a_long_answer_is_cut_and_says_so(found: Figures) -> None:
     assert "(100,000 characters)" in page(found, raw="x" * 100_000)
 

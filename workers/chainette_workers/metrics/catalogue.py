@@ -73,6 +73,9 @@ CATALOGUE: tuple[Metric, ...] = (
     _counter(_S, "chainette_units_retried_total", "run step", "Units put off because their engine did not answer."),
     _counter(_S, "chainette_prompt_tokens_total", "run step", "Tokens that went into engines."),
     _counter(_S, "chainette_completion_tokens_total", "run step", "Tokens that engines gave."),
+    _counter(
+        _S, "chainette_engine_rows_total", "run step engine outcome", "Rows that an engine of an escalating step was asked for."
+    ),
     _counter(_S, "chainette_messages_aside_total", "run", "Messages from Redis that cannot be right, and were put aside."),
     _counter(_S, "chainette_sink_written_bytes_total", "run", "Bytes of rows written to shards."),
     Metric(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -38,6 +38,8 @@ _LINGER, _MOST_CLOSED = 600.0, 32
 #: Series of one run and of the fleet, and characters of a label: names come from Redis.
 _MOST_OF_RUN, _MOST_OF_FLEET, _LABEL = 50_000, 50_000, 200
 
+#: What becomes of a row at an engine of an escalating step.
+_OUTCOMES = ("out", "rejected", "escalated")
 _OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR, Reason.NO_CASE}
 _OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
 _OF_DECISION = _OF_FUNCTION | {Reason.TEMPLATE_ERROR, Reason.NO_CASE}
@@ -175,7 +177,7 @@ class _OfRun(Hook):
             self._expect_results(plan)
         if ProcessKind.WORKER in self._metrics.parts:
             self._of("chainette_commits_refused_total")
-            for node in _nodes(plan):
+            for node in plan.depths:
                 if plan.engine_of(node) in self._metrics.engines:
                     for stage in Stage:
                         self._of("chainette_unit_stage_seconds", node, stage)
@@ -198,6 +200,9 @@ class _OfRun(Hook):
         for step in (node.id for node in plan.nodes.values() if node.kind is NodeKind.STEP):
             for name in ("chainette_rows_retried_total", "chainette_prompt_tokens_total", "chainette_completion_tokens_total"):
                 self._of(name, step)
+        for asked in (node for node in plan.nodes.values() if node.told_engine):
+            for engine, outcome in product(asked.engines, _OUTCOMES):
+                self._of("chainette_engine_rows_total", asked.id, engine, outcome)
 
     def drop(self) -> None:
         """Removes its series from the metrics of the process."""
@@ -220,8 +225,12 @@ class _OfRun(Hook):
         if node != CHAIN_INPUT:
             self._of("chainette_rows_done_total", node).inc(event.given)
             self._of("chainette_rows_dropped_total", node).inc(len(event.dropped))
+        if event.engine:
+            for outcome, rows in zip(_OUTCOMES, (event.given, event.rejected, event.escalated), strict=True):
+                self._of("chainette_engine_rows_total", node, event.engine, outcome).inc(rows)
         if usage.requests:
-            self._of("chainette_rows_retried_total", node).inc(max(0, usage.requests - event.taken))
+            first_asks = event.taken + event.escalated
+            self._of("chainette_rows_retried_total", node).inc(max(0, usage.requests - first_asks))
             self._of("chainette_prompt_tokens_total", node).inc(usage.prompt_tokens)
             self._of("chainette_completion_tokens_total", node).inc(usage.completion_tokens)
         if event.root_done is not None:

@@ -43,7 +43,7 @@ class AcceptedRoot:
             return f"root {self.root}: {fault}"
         if isinstance(entry.message, Admission):
             self.durable.add_rejected(CHAIN_INPUT, (rejection.row_id for rejection in entry.message.rejected))
-        elif node := self.plan.nodes.get(entry.message.node):
+        elif node := self.plan.stations.get(entry.message.node):
             ended = ended_rows(node, entry.message)
             if not self._has_pending(node, ended):
                 return f"root {self.root}: rows at {node.id!r} came that were not pending there"
@@ -72,17 +72,20 @@ class AcceptedRoot:
         return {row.row_id: row for row in self.rows}
 
     def _has_pending(self, node: PlanNode, row_ids: set[str]) -> bool:
-        if row_ids <= self._pending.get(node.id, set()):
+        if row_ids <= self._pending.get(node.station, set()):
             return True
         records = {record_of(row_id) for row_id in row_ids}
         rows = [row for row in self.rows if row.row_id in records]
         for unit in frontier(self.plan, self.root, rows, self.durable).units:
             self._pending.setdefault(unit.node, set()).update(row.row_id for row in unit.rows)
-        return row_ids <= self._pending.get(node.id, set())
+        return row_ids <= self._pending.get(node.station, set())
 
     def _accept(self, node: PlanNode, result: Result, ended: set[str]) -> None:
-        self._pending.get(node.id, set()).difference_update(ended)  # nothing is known there if the result is empty
-        self.durable.add(node, result.outputs, (rejection.row_id for rejection in result.rejected), result.dropped)
+        self._pending.get(node.station, set()).difference_update(ended)  # nothing is known there if the result is empty
+        rejected = (rejection.row_id for rejection in result.rejected)
+        self.durable.add(node, result.outputs, rejected, result.dropped, result.escalated)
+        if result.escalated:
+            self._arrive(ToNode(node.at(1).station), result.escalated)
         self._arrive(node.next, [output.row_id for output in result.outputs])
 
     def _arrive(self, target: Target, row_ids: Collection[str]) -> None:

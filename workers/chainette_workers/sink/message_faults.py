@@ -32,9 +32,9 @@ _LONGEST_MESSAGE, _LONGEST_RAW = 1 << 20, 1 << 17
 
 def result_fault(plan: Plan, rows: Mapping[str, Row], result: Result) -> str:
     """Why a result cannot be one of these rows of the input; "" if it can."""
-    node = plan.nodes.get(result.node)
+    node = plan.stations.get(result.node)
     if node is None:
-        empty = not (result.outputs or result.rejected or result.dropped)
+        empty = not (result.outputs or result.rejected or result.dropped or result.escalated)
         return "" if empty and result.node in plan.forks else f"{result.node[:80]!r} is no step whose rows are written"
     return _id_fault(node, result) or next(_row_faults(node, rows, result), "")
 
@@ -43,7 +43,7 @@ def ended_rows(node: PlanNode, result: Result) -> set[str]:
     """The ids of the rows that went in."""
     outputs = (output.row_id for output in result.outputs)
     parents = map(parent_of, outputs) if node.cardinality is Cardinality.MANY else outputs
-    return {*parents, *(rejection.row_id for rejection in result.rejected), *result.dropped}
+    return {*parents, *(rejection.row_id for rejection in result.rejected), *result.dropped, *result.escalated}
 
 
 def _id_fault(node: PlanNode, result: Result) -> str:
@@ -55,7 +55,7 @@ def _id_fault(node: PlanNode, result: Result) -> str:
         if {*ids} != {child_id(parent, index) for parent, count in children.items() for index in range(count)}:
             return "rows do not descend from those that went in"
         sources = [*children]
-    ended = [*sources, *(rejection.row_id for rejection in result.rejected), *result.dropped]
+    ended = [*sources, *(rejection.row_id for rejection in result.rejected), *result.dropped, *result.escalated]
     if len(ended) != result.taken or len({*ended}) != len(ended):
         return f"{result.taken} rows went in, and {len(ended)} came out"
     return ""
@@ -70,6 +70,13 @@ def _row_faults(node: PlanNode, rows: Mapping[str, Row], result: Result) -> Iter
     for rejection in result.rejected:
         if fault := _rejection_fault(node.id, _REASONS, rejection) or _origin_fault(rejection, rows):
             yield fault
+        if rejection.engine != node.told_engine:
+            yield f"a rejection by engine {rejection.engine[:80]!r}"
+    for earlier in result.escalated.values():
+        if not node.escalate or earlier.engine != node.rank + 1:
+            yield "a row goes on to an engine that the step does not name next"
+        if not (0 <= earlier.asks <= _MOST and _is_sane(earlier.spent)):
+            yield "a row's attempts are no count"
 
 
 def _output_fault(node: PlanNode, output: Output) -> str:

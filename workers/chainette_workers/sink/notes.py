@@ -81,7 +81,7 @@ class NoteFilter:
                 fits = node in self.plan.nodes and len(unit) <= _LONGEST_MESSAGE and 0 <= delay <= _MOST
                 return _changed(note, message=message[:_LONGEST_MESSAGE]) if fits and _is_count(note.root) else None
             case UnitSplit(node=node, unit=unit):
-                fits = node in self.plan.nodes and len(unit) <= _LONGEST_MESSAGE
+                fits = node in self.plan.stations and len(unit) <= _LONGEST_MESSAGE
                 return note if fits and _is_count(note.root) else None
             case EngineAdapted(engine=engine, changes=changes):
                 fits = len(changes) <= _MOST_CHANGES and all(_is_name(word) for pair in changes.items() for word in pair)

@@ -144,7 +144,7 @@ class Chains:
         return _Load(compile_plan(loaded.chain, options), tuple(files), _stamp(files))
 
     def _require_nodes(self, plan: Plan, there: Marks) -> None:
-        served = {name for name, node in plan.nodes.items() if node.engine in self.names}
+        served = {name for name, node in plan.nodes.items() if any(engine in self.names for engine in node.engines)}
         found = differences(marks_of(plan), there, served)
         if found:
             raise ChainDiffers(other_nodes(found))

@@ -298,7 +298,7 @@ class EngineWorker(Worker):
 
     async def process(self, held: HeldUnit) -> Outcome | None:
         plan, claim, lane = held.plan, held.claim, held.lane
-        node = plan.nodes.get(claim.unit.node)
+        node = plan.stations.get(claim.unit.node)
         config = plan.engines.get(node.engine) if node is not None else None
         engine = await self._ready(config, plan) if config is not None else None
         await self.hands.begin(lane, claim)

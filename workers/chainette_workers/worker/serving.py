@@ -113,7 +113,7 @@ class Serving:
 
 def lane_of(plan: Plan, name: str) -> str:
     """The lane of a node's units, of a fork's join units, and of those that name nothing in the plan."""
-    node = plan.nodes.get(name)
+    node = plan.stations.get(name)
     if node is None:
         return JOINS
     return plan.engines[node.engine].digest if node.kind is NodeKind.STEP else FUNCTIONS

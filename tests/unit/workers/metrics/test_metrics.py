@@ -109,7 +109,9 @@ def test_every_node_reason_and_stage_of_a_run_has_its_series(clock: Clock, plan:
     assert ("run-a", "extract", "not_json") in reasons and ("run-a", "extract", "poison") in reasons
     assert ("run-a", CHAIN_INPUT, "invalid_input") in reasons and ("run-a", "extract", "apply_error") not in reasons
     stages = series(metrics, "chainette_unit_stage_seconds_count")
-    assert set(stages) == {("run-a", node, stage) for node in nodes for stage in Stage}
+    assert set(stages) == {("run-a", queue, stage) for queue in (*nodes, "closing@2") for stage in Stage}
+    answered = series(metrics, "chainette_engine_rows_total")
+    assert set(answered) == {("run-a", "closing", e, o) for e in ("first", "second") for o in ("out", "rejected", "escalated")}
 
 
 def test_a_worker_has_the_series_of_what_it_serves_only(clock: Clock, plan: Plan) -> None:
@@ -121,7 +123,7 @@ def test_a_worker_has_the_series_of_what_it_serves_only(clock: Clock, plan: Plan
 
 
 def test_names_follow_the_conventions() -> None:
-    labels = {"run", "step", "engine", "reason", "stage", "version", "python"}
+    labels = {"run", "step", "engine", "reason", "outcome", "stage", "version", "python"}
     for metric in CATALOGUE:
         name = metric.name
         assert re.fullmatch(r"chainette_[a-z]+(_[a-z]+)*", name), name
