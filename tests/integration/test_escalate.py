@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from chainette import Branch, Chain, SamplingParams, Step, register_engine
+from chainette import Branch, Chain, Route, SamplingParams, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.flow import advance
 from chainette.core.plan import ToNode
@@ -181,6 +181,26 @@ def test_later_steps_and_joined_branches_see_the_answer_whoever_gave_it(tmp_path
         result = joined.run(texts(ROWS), tmp_path / "run")
     words = {row["row_id"]: row["word"] for row in result.rows("end")}
     assert words["2"] == "big 2" and words["3"] == "small 3" and "7" not in words
+    assert result.metadata["balanced"]
+
+
+def test_a_row_goes_on_to_another_engine_on_the_way_that_it_took(tmp_path: Path) -> None:
+    def even(item: Text) -> bool:
+        return int(item.text.split()[-1]) % 2 == 0
+
+    with scripted(small=small, big=big, last=lambda request: Word(word=request.messages[-1].content)):
+        way = Route("handle", when=even, then=chain().steps).join("handled")
+        end = Step(
+            id="end",
+            input_model=Text,
+            output_model=Word,
+            engine_name="last",
+            user_prompt="{{ handled.word if handled else 'none' }}",
+        )
+        routed = Chain(name="routed", batch_size=4, input_model=Text, steps=[way, end])
+        result = routed.run(texts(ROWS), tmp_path / "run")
+    words = {row["row_id"]: row["word"] for row in result.rows("end")}
+    assert (words["2"], words["4"], words["5"]) == ("big 2", "small 4", "none")
     assert result.metadata["balanced"]
 
 

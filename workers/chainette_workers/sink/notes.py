@@ -77,8 +77,9 @@ class NoteFilter:
                 return note if worker in workers else None
             case WorkerRefused(worker=worker, reason=reason):
                 return _changed(note, reason=reason[:_LONGEST_MESSAGE]) if _is_name(worker) else None
-            case UnitRetried(node=node, unit=unit, message=message, delay=delay):
-                fits = node in self.plan.nodes and len(unit) <= _LONGEST_MESSAGE and 0 <= delay <= _MOST
+            case UnitRetried(node=node, engine=engine, unit=unit, message=message, delay=delay):
+                known = node in self.plan.nodes and engine in ("", *self.plan.nodes[node].engines)
+                fits = known and len(unit) <= _LONGEST_MESSAGE and 0 <= delay <= _MOST
                 return _changed(note, message=message[:_LONGEST_MESSAGE]) if fits and _is_count(note.root) else None
             case UnitSplit(node=node, unit=unit):
                 fits = node in self.plan.stations and len(unit) <= _LONGEST_MESSAGE

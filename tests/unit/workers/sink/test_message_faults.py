@@ -10,10 +10,15 @@ import pytest
 from chainette_workers.sink.acceptance import AcceptedRoot
 from chainette_workers.sink.message_faults import root_fault
 
+from chainette import Chain, Step, register_engine
+from chainette.core.compile import compile_chain
 from chainette.core.flow import Durable
+from chainette.core.plan import Plan
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import Entry
-from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage
+from chainette.records import CHAIN_INPUT, Earlier, Output, Reason, Rejection, Row, Spent, Usage
+from tests.support.chains import Text, Word
 from tests.support.fleet import forked, straight
 
 ROWS = [Row("4", {CHAIN_INPUT: b'{"text":"a"}'}, 5, b'"k4"'), Row("5", {CHAIN_INPUT: b'{"text":"b"}'}, 6, b'"k5"')]
@@ -106,6 +111,50 @@ def test_a_forged_result_is_refused_and_a_good_one_after_it_is_not(name: str) ->
     words = root.refuse(entry(FORGED[name]), frozenset())
     assert words.startswith("root 1: ") and len(words) < 400
     assert root.refuse(entry(result([("4", GOOD), ("5", b"{}")])), frozenset()) == ""
+
+
+def graded() -> Plan:
+    """One step, which may ask two engines."""
+    with using_registry(EngineRegistry()):
+        for name in ("small", "big"):
+            register_engine(name, "none", "simulated")
+        step = Step(id="grade", input_model=Text, output_model=Word, engine_name="small", escalate=["big"])
+        return compile_chain(Chain(name="graded", steps=[step]))
+
+
+def passed_on(station: str = "grade", **earlier: Earlier) -> Result:
+    """A result whose rows go on to another engine."""
+    named = {row_id.removeprefix("row_"): asks for row_id, asks in earlier.items()}
+    return Result(station, 1, "", len(named), [], [], [], Usage(), "w", escalated=named)
+
+
+NEXT = Earlier(3, Spent(), engine=1)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        passed_on("grade@2", row_4=NEXT),
+        passed_on("grade@3", row_4=NEXT),
+        passed_on(row_9=NEXT),
+        passed_on(row_4=Earlier(3, Spent(), engine=0)),
+        passed_on(row_4=Earlier(3, Spent(), engine=2)),
+        passed_on(row_4=Earlier(-1, Spent(), engine=1)),
+        passed_on(row_4=Earlier(3, Spent(seconds=math.nan), engine=1)),
+        msgspec.structs.replace(passed_on(row_4=NEXT), taken=2),
+        msgspec.structs.replace(passed_on(row_4=NEXT), dropped=["4"]),
+        result([("4", GOOD)], node="grade@2"),
+        result(rejected=[rejection(step_id="grade", engine="small")], node="grade@2"),
+        result(rejected=[rejection(step_id="grade", engine="other")], node="grade"),
+    ],
+    ids=repr,
+)
+def test_a_row_goes_on_only_to_the_next_engine_of_its_step_and_ends_only_there(forged: Result) -> None:
+    root = AcceptedRoot(graded(), 1, ROWS, Durable(), range(4, 6))
+    assert root.refuse(entry(forged), frozenset()).startswith("root 1: ")
+    assert root.refuse(entry(passed_on(row_4=NEXT)), frozenset()) == ""
+    assert root.refuse(entry(result([("4", GOOD)], node="grade")), frozenset()).startswith("root 1: ")
+    assert root.refuse(entry(result([("4", GOOD)], node="grade@2")), frozenset()) == ""
 
 
 def test_children_are_numbered_from_their_row() -> None:
