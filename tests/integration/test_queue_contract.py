@@ -816,9 +816,10 @@ def lose(site: Site, kind: str) -> None:
     if isinstance(site.queue, FleetQueue):
         client = site.queue._redis
         members = f"{site.keys.prefix}s:*"
-        pattern = {"queues": "rq:queue:*", "members": members, "jobs": "rq:job:*", "hands": "chainette:held:*"}[kind]
-        for key in list(client.scan_iter(pattern)):
-            client.delete(key)
+        patterns = {"members": [members], "jobs": ["rq:job:*"], "hands": ["chainette:held:*"]}
+        for pattern in patterns.get(kind, ["rq:queue:*", "rq:scheduled:*"]):
+            for key in list(client.scan_iter(pattern)):
+                client.delete(key)
     else:
         assert isinstance(site.queue, MemoryQueue)
         run = site.queue._runs[site.keys.run]
@@ -845,6 +846,13 @@ def test_units_that_are_in_no_queue_and_in_no_workers_hands_are_found(site: Site
     assert "unit " in site.queue.missing(site.keys, [0])
     lose(site, "members")
     assert "root 0" in site.queue.missing(site.keys, [0])
+
+
+def test_a_delayed_unit_whose_queue_is_gone_is_found(site: Site) -> None:
+    assert site.queue.fail(site.take("w1"), "w1", 3600.0, "away")
+    assert site.queue.missing(site.keys, [0]) == ""
+    lose(site, "queues")
+    assert "unit " in site.queue.missing(site.keys, [0])
 
 
 def test_a_unit_that_its_live_worker_no_longer_holds_is_found(site: Site) -> None:

@@ -46,4 +46,16 @@ FOUND = (
         (Fault("disk", 166, "disk full", 0.73),),
         ("from n4",),
     ),
+    # a unit that waited until its engine would answer, and whose queue was lost meanwhile, was never missed (seed 7125)
+    Scenario(
+        7125,
+        (Node("n3", "ask", 262, 2),),
+        (320,),
+        1,
+        "jsonl",
+        100,
+        None,
+        1,
+        (Fault("open", 1, "engine down", 0.68), Fault("queue", 20, "key lost", 0.56)),
+    ),
 )

@@ -363,7 +363,7 @@ class RunInMemory:
 
     def missing(self, root: int, hands: Mapping[str, Container[str]]) -> str:
         """Says which outstanding unit of a root can never be claimed; "" if there is none. `hands`: live workers' units."""
-        waiting = {name for queue in self.queues.values() for name in queue}
+        waiting = {name for queue in self.queues.values() for name in (*queue, *(name for _, _, name in queue.delayed))}
         live = self.roots.get(root)
         scopes, units = [""], 0
         while scopes:
@@ -378,6 +378,6 @@ class RunInMemory:
                     continue  # its claim finds out if it is gone
                 if job is None:
                     return f"unit {name} is gone"
-                if not job.delayed and (not job.token or name not in hands.get(job.holder, ())):
+                if not job.token or name not in hands.get(job.holder, ()):
                     return f"unit {name} is in no queue"
         return "" if units else f"root {root} waits for a later phase and was not let go"
