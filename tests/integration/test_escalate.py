@@ -22,6 +22,7 @@ from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event
 from chainette.io.rundir.result import RunResult
 from chainette.records import Earlier, Row, Spent, Unit, Usage
 from chainette.run.executor import resume, retry_rejected
+from chainette.run.process import poisoned, too_large
 from tests.support.chains import Text, Word, content, texts
 from tests.support.crash import copies
 from tests.support.scripted import Script, ask_of, row_of, scripted
@@ -82,6 +83,14 @@ def test_each_engine_is_counted_and_the_step_has_one_line_that_balances(tmp_path
     assert counts["usage"]["requests"] == 16
 
 
+def test_the_cost_of_a_row_is_that_of_all_its_engines(tmp_path: Path) -> None:
+    with scripted(small=small, big=big):
+        result = chain().run(texts(ROWS), tmp_path / "run", usage=True)
+    rows = {row["row_id"]: row for name in ("grade", "rejected") for row in result.rows(name)}
+    assert [rows[row]["_completion_tokens"] for row in ("0", "2", "7")] == [5, 15, 20]
+    assert sum(row["_completion_tokens"] for row in rows.values()) == result.counts["grade"]["usage"]["completion_tokens"]
+
+
 def test_only_steps_that_escalate_name_their_engine(tmp_path: Path) -> None:
     with scripted(small=small, big=big):
         later = Step(id="later", output_model=Word, engine_name="big")
@@ -134,6 +143,7 @@ def test_a_prompt_that_cannot_be_rendered_is_not_tried_elsewhere(tmp_path: Path)
         result = chain(user_prompt="{{ 1 // (text | length - 13) }}").run(texts(ROWS), tmp_path / "run")
     assert {row["reason"] for row in result.rows("rejected")} == {"template_error"}
     assert scripts["big"].requests == []
+    assert result.counts["grade"]["engines"].keys() == {"small"}
 
 
 def test_the_seeds_of_the_first_engine_do_not_depend_on_others_and_those_of_the_next_differ(tmp_path: Path) -> None:
@@ -214,6 +224,18 @@ def test_rows_that_part_at_an_engine_meet_at_the_next_step_as_units_of_different
     assert (first.node, onward.node, onward.rows) == ("later", "grade@2", [waiting])
     [second] = advance(plan, onward, rows[1:], ToNode("later"), []).units
     assert second.node == "later" and second.part != first.part
+
+
+def test_a_row_that_kills_the_workers_of_one_engine_goes_on_and_one_that_is_too_large_does_not() -> None:
+    with scripted(small=small, big=big):
+        plan = compile_chain(chain())
+    unit = Unit("grade", 0, "", "", [Row("0", {"chain_input": b"{}"})])
+    dead = poisoned(plan, unit)
+    [onward] = dead.effects.units
+    assert (onward.node, dead.rejected, dead.escalated) == ("grade@2", [], {"0": Earlier(0, Spent(), engine=1)})
+    [rejection] = poisoned(plan, onward).rejected
+    assert (rejection.step_id, rejection.reason, rejection.engine) == ("grade", "poison", "big")
+    assert [rejected.reason for rejected in too_large(plan, unit, "large").rejected] == ["too_large"]
 
 
 class Engines(Hook):
