@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from chainette.core.batch_apply import BatchApply
     from chainette.core.branch import Branch, JoinBranch
     from chainette.core.chain import Chain
+    from chainette.core.loop import Loop
     from chainette.core.node import Node
     from chainette.core.route import Route
     from chainette.core.step import Step
@@ -36,6 +37,7 @@ __all__ = [
     "EngineConfig",
     "Executor",
     "JoinBranch",
+    "Loop",
     "Message",
     "Node",
     "Route",
@@ -57,6 +59,7 @@ _HOMES = {
     "core.batch_apply": ("BatchApply",),
     "core.branch": ("Branch", "JoinBranch"),
     "core.chain": ("Chain",),
+    "core.loop": ("Loop",),
     "core.node": ("Node",),
     "core.route": ("Route",),
     "core.step": ("Step",),

@@ -33,6 +33,7 @@ __all__ = [
     "Unit",
     "Usage",
     "child_id",
+    "declared_of",
     "decode",
     "encode",
     "owner_of",
@@ -172,6 +173,11 @@ def record_of(row_id: str) -> str:
     return row_id.partition(_CHILD)[0]
 
 
+def declared_of(node: str) -> str:
+    """The id of a node as the chain declares it: `draft` for `draft#3`, which is its third round in a loop."""
+    return node.partition("#")[0]
+
+
 def row_order(row_id: str) -> tuple[int, ...]:
     """The sort key of row ids: by number along the path, so "2" < "10" and "10" < "10~0"."""
     return tuple(map(int, row_id.split(_CHILD)))
@@ -208,6 +214,8 @@ class Reason(StrEnum):
     APPLY_ERROR = "apply_error"
     #: the value by which a route chooses is none of its cases
     NO_CASE = "no_case"
+    #: no round of a loop satisfied its condition
+    EXHAUSTED = "exhausted"
     #: the outcome of the row is larger than a unit can carry
     TOO_LARGE = "too_large"
     #: the row killed the workers that took it

@@ -15,9 +15,11 @@ from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import Chain
 from chainette.core.check import json_kind, misfits, model_problems, same_but_for_case
-from chainette.core.compile_route import check_route, compile_route
+from chainette.core.compile_loop import check_loop, compile_loop
+from chainette.core.compile_route import certain, check_route, compile_route
 from chainette.core.elements import Flow, first_nodes, fork_id, target_of
 from chainette.core.identity import fingerprint_of, rescue_of
+from chainette.core.loop import Loop
 from chainette.core.names import INPUTS, Names
 from chainette.core.node import Node
 from chainette.core.plan import (
@@ -28,6 +30,7 @@ from chainette.core.plan import (
     NodeKind,
     Plan,
     PlanNode,
+    Rounds,
     Side,
     Target,
     ToBranchEnd,
@@ -40,7 +43,7 @@ from chainette.core.usercode.fingerprint import fingerprint_model
 from chainette.engine.backends import backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
-from chainette.records import CHAIN_INPUT
+from chainette.records import CHAIN_INPUT, declared_of
 
 __all__ = ["Compiler", "compile_chain"]
 
@@ -95,17 +98,18 @@ class Compiler:
             self.check_model(model, self.chain.place, "the chain's input model")
         start = Flow(source, model, self.known or (CHAIN_INPUT,))
         self.sequence(self.chain.steps, start, End())
-        for node in self.nodes.values():
+        for node in [node for node in self.nodes.values() if declared_of(node.id) == node.id]:  # others are rounds of these
             self.check_reasoning_name(node)
             self.check_templates(node)
             check_route(self, node)
+            check_loop(self, node)
         return Plan(
             chain=self.chain.name,
             emoji=self.chain.emoji,
             batch_size=batch_size,
             input_model=model,
             input_fingerprint=fingerprint_model(model),
-            first=target_of(self.chain.steps[0]),
+            first=target_of(self.chain.steps[0], start),
             nodes=self.nodes,
             forks=self.forks,
             engines=self.engines,
@@ -136,7 +140,7 @@ class Compiler:
 
     def sequence(self, elements: Sequence[Element], flow: Flow, end: Target) -> Flow:
         """Compiles elements in order; the last one's rows go to `end`."""
-        targets = [*(target_of(element) for element in elements[1:]), end]
+        targets = [*(target_of(element, flow) for element in elements[1:]), end]
         for element, following in zip(elements, targets, strict=True):
             flow = self.element(element, flow, following)
         return flow
@@ -145,6 +149,8 @@ class Compiler:
         match element:
             case Route():
                 return compile_route(self, element, flow, following)
+            case Loop():
+                return compile_loop(self, element, flow, following)
             case Node():
                 return self.node(element, flow, following)
             case _:
@@ -152,14 +158,15 @@ class Compiler:
 
     def node(self, node: Node, flow: Flow, following: Target) -> Flow:
         assert isinstance(node, Step | ApplyNode)
-        self.claim(node.id, node.place)
+        self.claim(node.id, node.place, flow)
         input_type = node.input_model or flow.type
         self.check_edge(node, flow)
         many = isinstance(node, ApplyNode) and node.cardinality is Cardinality.MANY
-        engines = [self.engine(node, name) for name in node.engines] if isinstance(node, Step) else [None]
+        name = flow.named(node.id)
+        engines = [self.engine(node, engine) for engine in node.engines] if isinstance(node, Step) else [None]
         self.depth += 1
         planned = PlanNode(
-            id=node.id,
+            id=name,
             kind=NodeKind.STEP if isinstance(node, Step) else NodeKind.APPLY,
             depth=self.depth,
             engine=node.engine_name if isinstance(node, Step) else PYTHON,
@@ -174,51 +181,55 @@ class Compiler:
             output_model=node.output_model,
             fingerprint=fingerprint_of(node, input_type, engines[0]),
             rescue=rescue_of(node, engines),
+            key=name,
+            keys=flow.keys,
+            round=flow.round,
         )
-        self.nodes.setdefault(node.id, planned)
-        self.types[node.id] = node.output_model or Any
+        self.nodes.setdefault(name, planned)
+        self.types[name] = node.output_model or Any
         names = [node.id]
         if isinstance(node, Step):
             self.depth += len(node.escalate)
             self.types[planned.reasoning_key] = str | None
-            names.append(planned.reasoning_key)
+            names.append(f"{node.id}_reasoning")
         if node.output_model is not None:
             self.check_model(
                 node.output_model, node.place, f"{node.id!r}: output model {node.output_model.__name__}", output=True
             )
         if not flow.path and not planned.hidden:
             self.columns.append(node.id)
-        return replace(flow, source=node.id, type=node.output_model, scope=(*flow.scope, *names), many=flow.many or many)
+        return replace(flow.knowing(*names), source=name, type=node.output_model, many=flow.many or many)
 
     def fork(self, branches: Sequence[Branch], flow: Flow, following: Target) -> Flow:
-        fork = fork_id(branches)
+        fork = fork_id(branches, flow)
         joins, sides, aliases = [], [], []
         last = isinstance(following, End)
         for branch in branches:
-            self.claim(branch.id, branch.place)
-            inner = replace(flow, path=(*flow.path, branch.id), many=False)
-            ended = self.sequence(branch.steps, inner, ToBranchEnd(fork, branch.id))
-            first, kind = target_of(branch.steps[0]), ended.type or Any
+            self.claim(branch.id, branch.place, flow)
+            inside = flow.named(branch.id)
+            inner = replace(flow, path=(*flow.path, inside), many=False)
+            ended = self.sequence(branch.steps, inner, ToBranchEnd(fork, inside))
+            first, kind = target_of(branch.steps[0], flow), ended.type or Any
             name = branch.alias if isinstance(branch, JoinBranch) else branch.id
             if name != branch.id:
-                self.claim(name, branch.place)
-            self.types[name] = list.__class_getitem__(kind) if ended.many else kind
+                self.claim(name, branch.place, flow)
+            self.types[flow.named(name)] = list.__class_getitem__(kind) if ended.many else kind
             if isinstance(branch, JoinBranch):
-                joins.append(Join(branch.id, branch.alias, first, ended.source, ended.many))
-                aliases.append(branch.alias)
+                joins.append(Join(inside, flow.named(name), first, ended.source, ended.many))
+                aliases.append(name)
             else:
-                sides.append(Side(branch.id, first, ended.source, ended.many))
+                sides.append(Side(inside, first, ended.source, ended.many))
             if not flow.path and (isinstance(branch, JoinBranch) or last):
                 self.columns.append(name)
         self.depth += 1
         self.forks[fork] = Fork(fork, self.depth, tuple(joins), tuple(sides), following, flow.path, last)
-        return replace(flow, scope=(*flow.scope, *aliases))
+        return flow.knowing(*aliases)
 
     # -- checks
 
-    def claim(self, name: str, place: Place) -> None:
-        """Takes a name for a node, a branch or an alias."""
-        for problem in self.names.take(name):
+    def claim(self, name: str, place: Place, flow: Flow) -> None:
+        """Takes a name for a node, a branch or an alias, once for all rounds of a loop."""
+        for problem in self.names.take(name) if flow.is_first else ():
             self.error(place, problem)
 
     def check_reasoning_name(self, node: PlanNode) -> None:
@@ -270,12 +281,12 @@ class Compiler:
         step = node.node
         if not isinstance(step, Step) or step.prompt_builder is not None:
             return
-        scope = {name: self.types[name] for name in node.scope} | {"row_id": str, "input": node.input_type}
+        scope = {name: self.types[node.key_of(name)] for name in node.scope} | {"row_id": str, "input": node.input_type}
         elsewhere = {other.id: self.out_of_reach(node, other) for other in self.nodes.values() if other.id not in node.scope}
         prompts = {"system_prompt": step.system_prompt, "user_prompt": step.user_prompt}
         wrong = False
         for label, source in prompts.items():
-            for finding in template_problems(source, scope, node.input_type, elsewhere):
+            for finding in certain(node, template_problems(source, scope, node.input_type, elsewhere)):
                 line = f" line {finding.line}" if finding.line > 1 else ""
                 self.problems.append(
                     Problem(f"step {step.id!r}, {label}{line}: {finding.message}", step.place, finding.warning)
@@ -288,11 +299,14 @@ class Compiler:
 
     def out_of_reach(self, node: PlanNode, other: PlanNode) -> str:
         if other.depth >= node.depth:
-            return "it runs later" if other is not node else "it is this step"
+            again = f"; previous.{other.id} is its value in the round before" if node.round and other.round else ""
+            return f"it runs later{again}" if other is not node else f"it is this step{again}"
         branch = next(name for name in other.path if name not in node.path)
-        route, is_way, _ = branch.partition(":")
+        outer, is_way, _ = branch.partition(":")
+        if isinstance(self.forks.get(f"+{outer}"), Rounds):
+            return f"it is inside loop {outer!r}; Loop(...).join('alias') brings its result out"
         if is_way or other.kind is NodeKind.DECISION:
-            return f"it is inside route {route!r}; Route(...).join('alias') brings the result of a row's way out"
+            return f"it is inside route {outer!r}; Route(...).join('alias') brings the result of a row's way out"
         return f"it is inside branch {branch!r}; Branch(...).join('alias') brings a branch's result out"
 
     def engine(self, step: Step[Any, Any], name: str) -> EngineConfig | None:

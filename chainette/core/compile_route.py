@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,13 @@ from chainette.core.plan import (
     ToWays,
 )
 from chainette.core.route import Chooser, Route, case_key
-from chainette.core.templates.references import expression_type, template_problems
-from chainette.errors import Problem
+from chainette.core.templates.references import TemplateFinding, expression_type, template_problems
+from chainette.errors import Place, Problem
 
 if TYPE_CHECKING:
     from chainette.core.compile import Compiler
 
-__all__ = ["check_route", "compile_route"]
+__all__ = ["certain", "check_route", "compile_route", "require_bool", "type_of"]
 
 
 @dataclass(frozen=True)
@@ -54,39 +54,39 @@ class _Way:
 
 def compile_route(compiler: Compiler, route: Route, flow: Flow, following: Target) -> Flow:
     """Adds the route's nodes and its fork to the plan."""
-    fork = fork_id(route)
-    compiler.claim(route.id, route.place)
+    fork, key = fork_id(route, flow), flow.named(route.id)
+    compiler.claim(route.id, route.place, flow)
     compiler.depth += 1
     decision = _decision_node(compiler, route, flow)
-    compiler.nodes.setdefault(route.id, decision)
-    compiler.types[route.id] = Way
+    compiler.nodes.setdefault(key, decision)
+    compiler.types[key] = Way
     ways = [_compile_way(compiler, route, name, steps, flow) for name, steps in _sequences(route)]
     to_ways = ToWays(fork, tuple((way.name, way.first) for way in ways))
-    compiler.nodes[route.id] = replace(decision, next=to_ways)
+    compiler.nodes[key] = replace(decision, next=to_ways)
     many, last = any(way.many for way in ways), isinstance(following, End)
     for way in ways:
         kind = way.type if way.value else NONE
-        compiler.types[way_branch(route.id, way.name)] = list_of(kind if way.value else Any) if many else kind
+        compiler.types[way_branch(key, way.name)] = list_of(kind if way.value else Any) if many else kind
     if route.alias:
-        compiler.claim(route.alias, route.place)
-    ending = route.alias or way_branch(route.id, "")
-    compiler.types[ending] = _common_type(ways, many=many)
+        compiler.claim(route.alias, route.place, flow)
+    alias = flow.named(route.alias) if route.alias else way_branch(key, "")
+    compiler.types[alias] = _common_type(ways, many=many)
     if not flow.path and (route.alias or last):
-        compiler.columns += [route.id, ending]
-    ends = [(way_branch(route.id, way.name), way) for way in ways]
+        compiler.columns += [key, alias]
+    ends = [(way_branch(key, way.name), way) for way in ways]
     compiler.depth += 1
     compiler.forks[fork] = Choice(
         id=fork,
         depth=compiler.depth,
-        joins=tuple(Join(name, route.alias, way.first, way.value, many) for name, way in ends if route.alias),
+        joins=tuple(Join(name, alias, way.first, way.value, many) for name, way in ends if route.alias),
         sides=tuple(Side(name, way.first, way.value, many) for name, way in ends if not route.alias),
         after=following,
         path=flow.path,
         last=last,
-        decision=route.id,
-        entry=ToNode(route.id),
+        decision=key,
+        entry=ToNode(key),
     )
-    return replace(flow, scope=(*flow.scope, route.alias)) if route.alias else flow
+    return flow.knowing(route.alias) if route.alias else flow
 
 
 def _common_type(ways: Sequence[_Way], *, many: bool) -> Any:
@@ -101,19 +101,20 @@ def _sequences(route: Route) -> list[tuple[str, Sequence[Any]]]:
 
 
 def _compile_way(compiler: Compiler, route: Route, name: str, steps: Sequence[Any], flow: Flow) -> _Way:
-    branch = way_branch(route.id, name)
-    end = ToBranchEnd(fork_id(route), branch)
+    branch = way_branch(flow.named(route.id), name)
+    end = ToBranchEnd(fork_id(route, flow), branch)
     if not steps:
         return _Way(name, end, "", NONE, many=False)
     ended = compiler.sequence(steps, replace(flow, path=(*flow.path, branch), many=False), end)
-    return _Way(name, target_of(steps[0]), ended.source, ended.type or Any, ended.many)
+    return _Way(name, target_of(steps[0], flow), ended.source, ended.type or Any, ended.many)
 
 
 def _decision_node(compiler: Compiler, route: Route, flow: Flow) -> PlanNode:
     node = ApplyNode(Chooser(route), id=route.id, emoji=route.emoji)
     object.__setattr__(node, "place", route.place)
+    key = flow.named(route.id)
     return PlanNode(
-        id=route.id,
+        id=key,
         kind=NodeKind.DECISION,
         depth=compiler.depth,
         engine=PYTHON,
@@ -121,12 +122,15 @@ def _decision_node(compiler: Compiler, route: Route, flow: Flow) -> PlanNode:
         next=End(),  # until its ways are known
         scope=flow.scope,
         cardinality=Cardinality.ONE,
-        path=(*flow.path, route.id),
+        path=(*flow.path, key),
         node=node,
         input_type=flow.type,
         output_model=Way,
         fingerprint=fingerprint_of(node, flow.type, None),
         rescue={},
+        key=key,
+        keys=flow.keys,
+        round=flow.round,
     )
 
 
@@ -140,12 +144,12 @@ def check_route(compiler: Compiler, node: PlanNode) -> None:
     route = node.node.fn.route
     for way in route.ways:
         if way.when is not None:
-            _require_bool(compiler, route, way.when, _type_of(compiler, node, way.when))
+            require_bool(compiler, route.place, way.when, type_of(compiler, node, way.when))
     if route.on is not None:
-        _check_cases(compiler, route, _type_of(compiler, node, route.on))
+        _check_cases(compiler, route, type_of(compiler, node, route.on))
 
 
-def _type_of(compiler: Compiler, node: PlanNode, condition: Condition) -> Any:
+def type_of(compiler: Compiler, node: PlanNode, condition: Condition) -> Any:
     """The type of a condition's values; reports names that are not in scope, and a model that is not the row's."""
     if not isinstance(condition.given, str):
         wanted = condition.hints.get(condition.parameters[0])
@@ -155,20 +159,27 @@ def _type_of(compiler: Compiler, node: PlanNode, condition: Condition) -> Any:
                 f"{condition.label} takes {wanted.__name__}, but {node.source!r} gives {node.input_type.__name__}",
             )
         return condition.hints.get("return", Any)
-    scope = {name: compiler.types[name] for name in node.scope} | {"row_id": str, "input": node.input_type}
+    scope = {name: compiler.types[node.key_of(name)] for name in node.scope} | {"row_id": str, "input": node.input_type}
     elsewhere = {
         other.id: compiler.out_of_reach(node, other) for other in compiler.nodes.values() if other.id not in node.scope
     }
-    findings = template_problems(condition.given, scope, node.input_type, elsewhere)
+    findings = [*certain(node, template_problems(condition.given, scope, node.input_type, elsewhere))]
     for finding in findings:
         compiler.problems.append(Problem(f"{condition.label}: {finding.message}", node.place, finding.warning))
     wrong = any(not finding.warning for finding in findings)
     return Any if wrong else expression_type(condition.given, scope, node.input_type)
 
 
-def _require_bool(compiler: Compiler, route: Route, condition: Condition, kind: Any) -> None:
+def certain(node: PlanNode, findings: Iterable[TemplateFinding]) -> Iterable[TemplateFinding]:
+    """The findings; None in `previous` is one that every row meets in round 1, and no mere warning."""
+    for finding in findings:
+        sure = node.round is not None and finding.message.startswith("'previous.") and "may be None" in finding.message
+        yield replace(finding, warning=False) if sure else finding
+
+
+def require_bool(compiler: Compiler, place: Place, condition: Condition, kind: Any) -> None:
     if kind is not Any and {*members(kind)} != {bool}:
-        compiler.error(route.place, f"{condition.label} must be true or false, but it is {type_name(kind)}")
+        compiler.error(place, f"{condition.label} must be true or false, but it is {type_name(kind)}")
 
 
 def _check_cases(compiler: Compiler, route: Route, kind: Any) -> None:

@@ -22,6 +22,7 @@ from chainette.core.plan import (
     NodeKind,
     Plan,
     PlanNode,
+    Rounds,
     Side,
     Target,
     ToBranchEnd,
@@ -45,6 +46,7 @@ class _Kind(Enum):
     SIDE = "🌿"
     ROUTE = "🔱"
     WAY = "👉"
+    LOOP = "🔁"
     MORE = "…"
 
 
@@ -158,6 +160,10 @@ def _stages(plan: Plan, target: Target) -> Iterator[PlanNode | Fork]:
 
 
 def _route_text(route: Choice) -> str:
+    if isinstance(route, Rounds):
+        ends = [*route.joins, *route.sides]
+        alias = f"joined as {{{{ {route.alias} }}}}" if route.joins else "not joined"
+        return f"loop {route.decision}, {len(ends)} round{'s' * (len(ends) > 1)} at most, {alias}"
     alias = next((f", joined as {{{{ {join.alias} }}}}" for join in route.joins), ", not joined")
     return f"route {route.decision}{alias}{', a list' if route.many else ''}"
 
@@ -207,6 +213,9 @@ def _lines(plan: Plan, target: Target, most: int | None) -> Iterator[_Line]:
 
 
 def _fork_line(plan: Plan, fork: Fork, most: int | None) -> _Line:
+    if isinstance(fork, Rounds):
+        rounds = tuple(_lines(plan, fork.entry, most))
+        return _Line(_Kind.LOOP, _route_text(fork), plan.nodes[fork.decision].node.emoji, rounds)
     shown, folded = _branches(plan, fork, most)
     route = isinstance(fork, Choice)
     below = [
@@ -292,6 +301,9 @@ class _Chart:
         return [(name, "")]
 
     def fork(self, fork: Fork, sources: list[_Source]) -> list[_Source]:
+        if isinstance(fork, Rounds):
+            ends = self.rounds(fork, sources)
+            return ends if fork.joins else sources
         shown, folded = _branches(self.plan, fork, self.most)
         joined: list[_Source] = []
         before = sources
@@ -308,6 +320,19 @@ class _Chart:
         if folded:
             joined += self.more(folded, sources)
         return joined or before
+
+    def rounds(self, loop: Rounds, sources: list[_Source]) -> list[_Source]:
+        """The first round of a loop, with an arrow back to its beginning."""
+        name, before = _mermaid_id("n", loop.decision), len(self.arrows)
+        self.line(f'subgraph {_mermaid_id("b", loop.decision)}["{_quoted(_route_text(loop))}"]')
+        self.indent += 1
+        self.sequence(loop.entry, sources)
+        self.indent -= 1
+        self.line("end")
+        entered = [arrow.rpartition(" ")[2] for arrow in self.arrows[before:] if arrow.split()[0] == sources[0][0]]
+        for start in entered[:1] if len(loop.joins or loop.sides) > 1 else ():
+            self.arrow((name, "again"), start)
+        return [(name, loop.alias if loop.joins else "")]
 
     def decision(self, route: Choice, sources: list[_Source]) -> list[_Source]:
         """The box from which the ways of a route lead."""

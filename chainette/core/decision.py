@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from chainette.records import Reason
 
-__all__ = ["Undecided", "Way", "decision_fault", "way_branch", "way_of"]
+__all__ = ["LastRound", "Turn", "Undecided", "Way", "decision_fault", "turn_of", "way_branch", "way_of"]
 
 
 class Way(BaseModel):
@@ -19,6 +20,25 @@ class Way(BaseModel):
 
     #: None: no case holds, and the row passes by.
     way: str | None = Field(alias="_way")
+
+
+class Turn(BaseModel):
+    """A row of a loop's folder, one for each round; "again", "ended", or "kept" although no round satisfied the loop."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    way: Literal["again", "ended", "kept"] = Field(alias="_way")
+    #: The round whose result the row has if it ends here, and the number by which it was chosen.
+    taken: int = Field(alias="_taken")
+    score: float | None = Field(alias="_score")
+
+
+class LastRound(BaseModel):
+    """The round whose result a row has, as a column of `flattened/`."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    round: int = Field(alias="_round")
 
 
 class Undecided(Exception):
@@ -31,6 +51,8 @@ class Undecided(Exception):
 
 class _Decision(msgspec.Struct, forbid_unknown_fields=True):
     way: str | None = msgspec.field(name="_way")
+    taken: int | msgspec.UnsetType = msgspec.field(name="_taken", default=msgspec.UNSET)
+    score: float | msgspec.UnsetType | None = msgspec.field(name="_score", default=msgspec.UNSET)
 
 
 _decode = msgspec.json.Decoder(_Decision).decode
@@ -41,17 +63,24 @@ def way_of(decision: bytes) -> str:
     return _decode(decision).way or ""
 
 
+def turn_of(decision: bytes) -> tuple[int, float | None]:
+    """The round that a loop's decision takes, and its number."""
+    found = _decode(decision)
+    return int(found.taken or 0), found.score if isinstance(found.score, float) else None
+
+
 def way_branch(decision: str, way: str) -> str:
     """The name of a way among the branches of a plan; no id can clash with it."""
     return f"{decision}:{way}"
 
 
-def decision_fault(value: bytes, ways: Collection[str]) -> str:
-    """Why these bytes are no decision for one of the ways; "" if they are."""
+def decision_fault(value: bytes, ways: Collection[str], round: int | None) -> str:
+    """Why these bytes are no decision for one of the ways; "" if they are. `round`: the round of a loop."""
     try:
         found = _decode(value)
     except msgspec.MsgspecError as error:
         return f"a row is no decision ({error})"
-    if value != msgspec.json.encode(found) or (found.way or "") not in ways or found.way == "":
-        return "a row is no decision as a route writes it"
+    known = found.taken is msgspec.UNSET if round is None else found.taken in range(1, round + 1)
+    if not known or (found.way or "") not in ways or found.way == "" or b"\n" in value or value[:1] + value[-1:] != b"{}":
+        return "a row is no decision as a route or a loop writes it"
     return ""

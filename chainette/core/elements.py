@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
 
 from chainette.core.apply import ApplyNode
 from chainette.core.branch import Branch, Element
+from chainette.core.loop import Loop
 from chainette.core.node import Node
-from chainette.core.plan import Target, ToFork, ToNode
+from chainette.core.plan import Round, Target, ToFork, ToNode
 from chainette.core.route import Route
 from chainette.core.step import Step
 
@@ -32,17 +33,37 @@ class Flow:
     path: tuple[str, ...] = ()
     #: Whether rows have been expanded since the branch (or the chain) began.
     many: bool = False
+    #: Rounds of the loops around, outermost first.
+    rounds: tuple[int, ...] = ()
+    #: The innermost of them.
+    round: Round | None = None
+    #: See `PlanNode.keys`.
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first round of all loops around."""
+        return all(number == 1 for number in self.rounds)
+
+    def named(self, name: str) -> str:
+        """The name in the plan of what the chain calls `name`: `draft#2` for the second round of `draft`."""
+        return name if self.is_first else f"{name}#{'~'.join(map(str, self.rounds))}"
+
+    def knowing(self, *names: str) -> Flow:
+        """The state in which templates may use these names too."""
+        renamed = {} if self.is_first else {name: self.named(name) for name in names}
+        return replace(self, scope=(*self.scope, *names), keys={**self.keys, **renamed})
 
 
-def target_of(element: Element) -> Target:
+def target_of(element: Element, flow: Flow) -> Target:
     """The destination of rows that go on to an element."""
-    return ToNode(element.id) if isinstance(element, Step | ApplyNode) else ToFork(fork_id(element))
+    return ToNode(flow.named(element.id)) if isinstance(element, Step | ApplyNode) else ToFork(fork_id(element, flow))
 
 
-def fork_id(element: Route | Node | Sequence[Branch]) -> str:
-    """A name for a route or for a list of branches that no id can clash with."""
+def fork_id(element: Node | Sequence[Branch], flow: Flow) -> str:
+    """A name for a route, a loop or a list of branches that no id can clash with."""
     ids = [element.id] if isinstance(element, Node) else [branch.id for branch in element]
-    return "+".join(ids) if len(ids) > 1 else f"+{ids[0]}"
+    return flow.named("+".join(ids) if len(ids) > 1 else f"+{ids[0]}")
 
 
 def first_nodes(elements: Sequence[Element]) -> Iterator[Step[Any, Any] | ApplyNode[Any, Any]]:
@@ -51,6 +72,7 @@ def first_nodes(elements: Sequence[Element]) -> Iterator[Step[Any, Any] | ApplyN
         if isinstance(element, Step | ApplyNode):
             yield element
             return
-        assert isinstance(element, Route) or not isinstance(element, Node)
-        for branch in element.ways if isinstance(element, Route) else element:
-            yield from first_nodes(branch.steps)
+        assert isinstance(element, Route | Loop) or not isinstance(element, Node)
+        inside = element.ways if isinstance(element, Route) else [element] if isinstance(element, Loop) else element
+        for sequence in inside:
+            yield from first_nodes(sequence.steps)

@@ -117,22 +117,28 @@ class _Walk:
     forks: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def go(self, target: Target, rows: list[Row], scope: str) -> None:
-        """Rows arrive at a target."""
-        if not rows:
-            return
-        match target:
-            case ToNode():
-                self.visit(self.plan.nodes[target.node], rows, scope)
-            case ToFork():
-                self.fork(self.plan.forks[target.fork], rows, scope)
-            case ToBranchEnd():
-                self.end_branch(target, rows, scope)
-            case ToWays():
-                self.part_ways(target, rows, scope)
-            case End():
-                self.finished.extend(rows)
+        """Rows arrive at a target, and go on from there as far as they can."""
+        while rows:
+            match target:
+                case ToNode():
+                    node = self.plan.nodes[target.node]
+                    target, rows = node.next, self.visit(node, rows, scope)
+                case ToFork():
+                    fork = self.plan.forks[target.fork]
+                    target, rows = fork.after, self.fork(fork, rows, scope)
+                case ToWays():
+                    *others, (target, rows) = self.part_ways(target, rows, scope)
+                    for other, taken in others:
+                        self.go(other, taken, scope)
+                case ToBranchEnd():
+                    self.end_branch(target, rows, scope)
+                    return
+                case End():
+                    self.finished.extend(rows)
+                    return
 
-    def visit(self, node: PlanNode, rows: list[Row], scope: str) -> None:
+    def visit(self, node: PlanNode, rows: list[Row], scope: str) -> list[Row]:
+        """Queues the rows that are pending at a node; returns those that have passed it."""
         pending: list[Row] = []
         passed: list[Row] = []
         rejected = self.durable.rejected(node.id)
@@ -149,7 +155,7 @@ class _Walk:
         self.wait(node, pending, scope)
         if stopped:
             self.stop(scope, stopped)
-        self.go(node.next, passed, scope)
+        return passed
 
     def wait(self, node: PlanNode, rows: list[Row], scope: str) -> None:
         """Rows wait for the engine of the node that is to be asked next for each."""
@@ -170,12 +176,12 @@ class _Walk:
             chunk = part if len(rows) <= size else f"{part}/{start // size}"
             self.effects.units.append(Unit(node, self.root, chunk, scope, rows[start : start + size]))
 
-    def fork(self, fork: Fork, rows: list[Row], scope: str) -> None:
+    def fork(self, fork: Fork, rows: list[Row], scope: str) -> list[Row]:
+        """Sends rows through a fork; returns those that have passed it."""
         for start in fork.side_starts:
             self.go(start, rows, ROOT)
         if not fork.joins:
-            self.go(fork.after, rows, scope)
-            return
+            return rows
         part = f"r.{fork.id}" if self.part is None else self.part
         name = f"{fork.id}@{part}"
         inner = _Walk(self.plan, self.root, self.durable, self.part, sides=self.sides, forks=self.forks)
@@ -184,6 +190,7 @@ class _Walk:
         open_ids = _pending_owners(inner.effects, {row.row_id for row in rows}, name)
         self.open_scope(Scope(name, fork.id, scope, part, [row for row in rows if row.row_id in open_ids]), inner.effects)
         done = [row for row in rows if row.row_id not in open_ids]
+        joined: list[Row] = []
         if done:
             partials: dict[str, list[Row]] = {}
             for partial in inner.effects.partials:
@@ -194,7 +201,7 @@ class _Walk:
             counted = self.forks.get(fork.id, (0, 0))
             self.forks[fork.id] = (counted[0] + len(done), counted[1] + len(lost))
             self.stop(scope, lost)
-            self.go(fork.after, joined, scope)
+        return joined
 
     def open_scope(self, scope: Scope, inner: Effects) -> None:
         """Takes over the pending work of the branches, with the finished part of the same base rows."""
@@ -221,8 +228,8 @@ class _Walk:
         else:
             self.effects.partials.append(Partial(scope, target.branch, rows))
 
-    def part_ways(self, target: ToWays, rows: list[Row], scope: str) -> None:
-        """Rows go on as was decided for each."""
+    def part_ways(self, target: ToWays, rows: list[Row], scope: str) -> list[tuple[Target, list[Row]]]:
+        """The rows of each way, as was decided for each of them."""
         fork = self.plan.forks[target.fork]
         assert isinstance(fork, Choice)
         taken: dict[str, list[Row]] = {}
@@ -233,8 +240,7 @@ class _Walk:
             self.effects.partials.append(Partial(scope, fork.decision, decided))
         if fork.last and not fork.joins:
             self.sides.setdefault(fork.decision, []).extend(rows)
-        for way, following in target.ways:
-            self.go(following, taken.get(way, []), scope)
+        return [(following, taken.get(way, [])) for way, following in target.ways]
 
 
 def _owned(row_id: str, ids: set[str]) -> bool:
@@ -260,7 +266,7 @@ def _pending_owners(effects: Effects, base: set[str], scope: str) -> set[str]:
 
 def row_of(node: PlanNode, row: Row, output: Output) -> Row:
     """The row after a node, reasoning included."""
-    values = {node.id: output.value}
+    values = {node.key: output.value}
     if node.kind is NodeKind.STEP:
         values[node.reasoning_key] = msgspec.json.encode(output.reasoning)
     return row.with_values(output.row_id, values)
@@ -307,7 +313,7 @@ def _chosen(fork: Choice, partials: Mapping[str, Sequence[Row]], ids: set[str]) 
         decision = arrived[0].values[fork.decision]
         end = fork.end_of(decision)
         rows = [row for row in arrived if end.value in row.values]
-        return {fork.decision: decision, fork.alias: _branch_value(end, rows)}
+        return {fork.decision: fork.recorded(decision), fork.alias: _branch_value(end, rows)}
 
     return values_of
 
@@ -399,6 +405,7 @@ def _with_way(fork: Choice, rows: list[Row], sides: Mapping[str, list[Row]]) -> 
         decision, value = decided.get(row.row_id), None
         if decision is not None:
             value = _branch_value(fork.end_of(decision), below.get(row.row_id, []))
+            decision = fork.recorded(decision)
         ended = {fork.decision: decision or b"null", fork.ending: value or b"null"}
         found.append(row.with_values(row.row_id, ended))
     return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.plan import Plan, PlanNode, Round
 from chainette.records import Row
 
 __all__ = ["History", "received"]
@@ -28,7 +29,23 @@ class History(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._node.scope:
             raise KeyError(name)
-        return self._plan.value(name, self._row.values)
+        node = self._node
+        if node.round is not None and name in ("round", "previous"):
+            return node.round.number if name == "round" else self._previous(node.round)
+        return self._plan.value(node.key_of(name), self._row.values)
+
+    def _previous(self, around: Round) -> SimpleNamespace:
+        """The values of the round before; None in round 1."""
+        names = self._plan.types[self._node.key_of("previous")].model_fields
+        values = self._row.values
+        return SimpleNamespace(
+            **{name: self._plan.value(around.previous[name], values) if around.previous else None for name in names}
+        )
+
+    @property
+    def decision(self) -> bytes | None:
+        """What the node's loop decided at the end of the round before."""
+        return self._row.values.get(self._node.key)
 
     def __contains__(self, name: object) -> bool:
         return name in self._node.scope

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from chainette.core.apply import ApplyNode
 from chainette.core.condition import Condition
+from chainette.core.loop import Judge
 from chainette.core.route import Chooser
 from chainette.core.setting_changes import SETTINGS, Settings, settings_of_engine
 from chainette.core.step import Step
@@ -27,7 +28,7 @@ def fingerprint_of(
     parts: list[Any] = [node.id, type(node).__name__]
     parts += [fingerprint_model(model) if model is not None else None for model in (input_type, node.output_model)]
     if isinstance(node, ApplyNode):
-        parts += _choice(node.fn) if isinstance(node.fn, Chooser) else [fingerprint_code(node.fn), node.cardinality]
+        parts += _decides(node.fn) or [fingerprint_code(node.fn), node.cardinality]
     else:
         builder = fingerprint_code(node.prompt_builder) if callable(node.prompt_builder) else None
         parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
@@ -36,10 +37,15 @@ def fingerprint_of(
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 
-def _choice(chooser: Chooser) -> list[Any]:
-    """What decides the ways of a route's rows; the steps on them are nodes of their own."""
-    conditions = [chooser.route.on, *(way.when for way in chooser.route.ways)]
-    return [[_given(one) for one in conditions], [(way.name, way.key) for way in chooser.route.ways]]
+def _decides(fn: Any) -> list[Any]:
+    """What decides the ways of a route's rows, or the rounds of a loop's; the steps inside are nodes of their own."""
+    match fn:
+        case Chooser(route):
+            conditions = [route.on, *(way.when for way in route.ways)]
+            return [[_given(one) for one in conditions], [(way.name, way.key) for way in route.ways]]
+        case Judge(loop):
+            return [_given(loop.until), _given(loop.best), loop.result, loop.max_rounds, loop.on_exhausted]
+    return []
 
 
 def _given(condition: Condition | None) -> str | None:

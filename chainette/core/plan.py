@@ -13,11 +13,11 @@ from pydantic import BaseModel, TypeAdapter
 
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import JoinBranch
-from chainette.core.decision import way_branch, way_of
+from chainette.core.decision import turn_of, way_branch, way_of
 from chainette.core.step import Step
 from chainette.engine.config import EngineConfig
 from chainette.errors import Place, Problem
-from chainette.records import PYTHON, station_of
+from chainette.records import PYTHON, declared_of, station_of
 from chainette.utils.ids import snake_case
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "NodeKind",
     "Plan",
     "PlanNode",
+    "Round",
+    "Rounds",
     "Side",
     "Target",
     "ToBranchEnd",
@@ -90,6 +92,18 @@ Target = ToNode | ToFork | ToBranchEnd | ToWays | End
 
 
 @dataclass(frozen=True)
+class Round:
+    """One round of the innermost loop around a node."""
+
+    #: From 1.
+    number: int
+    #: Rounds of all loops around it, outermost first: `2`, or `2~3` in a loop within a loop.
+    path: str
+    #: Node or alias of the loop -> the name under which rows keep its value of the round before; {} in round 1.
+    previous: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class PlanNode:
     """One node that does work."""
 
@@ -115,6 +129,12 @@ class PlanNode:
     fingerprint: str
     #: Settings outside the fingerprint that can only rescue rejected rows (`core.settings`).
     rescue: Mapping[str, Any]
+    #: The name under which a row keeps its value: its id, but one name for the decisions of all rounds of a loop.
+    key: str
+    #: Name in its templates -> name under which rows keep the value, if that is another: `draft` -> `draft#2`.
+    keys: Mapping[str, str]
+    #: Its round, inside a loop.
+    round: Round | None = None
     #: The engines that are asked, in this order, for rows that `engine` cannot answer.
     escalate: tuple[str, ...] = ()
     #: The number of `engine` among those of the step, from 0.
@@ -122,7 +142,11 @@ class PlanNode:
 
     @property
     def folder(self) -> str:
-        return snake_case(self.id)
+        return snake_case(declared_of(self.id))
+
+    def key_of(self, name: str) -> str:
+        """The name under which rows keep the value of a name in scope."""
+        return self.keys.get(name, name)
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -154,9 +178,10 @@ class PlanNode:
         """Whether its rows stay out of the outputs (`yield_output=False`)."""
         return isinstance(self.node, Step) and not self.node.yield_output
 
-    @property
+    @cached_property
     def reasoning_key(self) -> str:
-        return f"{self.id}_reasoning"
+        step, *rounds = self.id.split("#")
+        return "#".join([f"{step}_reasoning", *rounds])
 
 
 @dataclass(frozen=True)
@@ -247,6 +272,21 @@ class Choice(Fork):
         """The end of the way that was decided for a row."""
         return self._ends[way_branch(self.decision, way_of(decision))]
 
+    def recorded(self, decision: bytes) -> bytes:
+        """What a row keeps of the decision after the fork."""
+        return decision
+
+
+@dataclass(frozen=True)
+class Rounds(Choice):
+    """A Loop: its branches are its rounds, and a row ends in one of them."""
+
+    def end_of(self, decision: bytes) -> Join | Side:
+        return self._ends[way_branch(self.decision, str(turn_of(decision)[0]))]
+
+    def recorded(self, decision: bytes) -> bytes:
+        return b'{"_round":%d}' % turn_of(decision)[0]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -286,6 +326,11 @@ class Plan:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @cached_property
+    def steps(self) -> tuple[PlanNode, ...]:
+        """The nodes as the chain declares them: of the rounds of a loop, the first."""
+        return tuple(node for node in self.nodes.values() if declared_of(node.id) == node.id)
+
+    @cached_property
     def phases(self) -> tuple[str, ...]:
         """Engines that share a device, in the order in which rows need them; one that is needed again is repeated."""
         configs = self.engines.values()
@@ -317,7 +362,8 @@ class Plan:
     @cached_property
     def _choices(self) -> Mapping[str, Choice]:
         """Alias -> the fork whose ways give it."""
-        return {join.alias: fork for fork in self.forks.values() if isinstance(fork, Choice) for join in fork.joins}
+        routes = [fork for fork in self.forks.values() if isinstance(fork, Choice) and not isinstance(fork, Rounds)]
+        return {join.alias: route for route in routes for join in route.joins}
 
     def value(self, name: str, values: Mapping[str, bytes]) -> Any:
         """The value that a row holds under a name, decoded by the model of the way that the row took."""

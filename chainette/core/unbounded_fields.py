@@ -22,7 +22,7 @@ _NAMED = 6
 def unbounded_outputs(plan: Plan) -> list[Problem]:
     """One warning for each output model of a step that has fields without a limit."""
     steps: dict[type[BaseModel], list[Step[Any, Any]]] = {}
-    for node in plan.nodes.values():
+    for node in plan.steps:
         if isinstance(node.node, Step):
             steps.setdefault(node.node.output_model, []).append(node.node)
     return [

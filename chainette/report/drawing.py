@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, GraphChoice, GraphFork, GraphJoin, GraphNode, GraphSide
+from chainette.io.rundir.graph import (
+    Edge,
+    EdgeToBranchEnd,
+    EdgeToEnd,
+    GraphChoice,
+    GraphFork,
+    GraphJoin,
+    GraphNode,
+    GraphRounds,
+    GraphSide,
+)
 from chainette.io.rundir.replay import NodeCounts, RunState
 from chainette.records import CHAIN_INPUT
 
@@ -121,6 +131,8 @@ class _Pen:
         return max(widths, default=0.0)
 
     def _fork_width(self, fork: GraphFork) -> float:
+        if isinstance(fork, GraphRounds):
+            return self._width(fork.entry) + (0 if fork.joins else 2 * _LANE)
         widths = [self._lane_width(branch.first) for branch in fork.branches]
         return sum(widths) + _ACROSS * (len(widths) - 1) + (0 if fork.joins else 2 * _LANE)
 
@@ -152,7 +164,7 @@ class _Pen:
         if isinstance(fork, GraphChoice):
             tails, y = self._sequence(fork.entry, column, y, tails)
         lowest = y
-        for branch in fork.branches:
+        for branch in () if isinstance(fork, GraphRounds) else fork.branches:
             lane = _Column(left, self._lane_width(branch.first))
             name, came = self._way(fork, branch, tails) if isinstance(fork, GraphChoice) else (branch.branch, tails)
             self._drawing.words.append(Words(name, self._middle(lane) - 12, y + _DOWN + 4))
@@ -162,6 +174,8 @@ class _Pen:
             elif not isinstance(branch.first, EdgeToBranchEnd):
                 bottom = self._written(ends, self._middle(lane), bottom)
             lowest, left = max(lowest, bottom), left + lane.width + _ACROSS
+        if isinstance(fork, GraphRounds):
+            joined = tails
         if fork.joins:
             return self._join(fork, self._middle(column), lowest, joined)
         if isinstance(fork.after, EdgeToEnd) and fork.last:

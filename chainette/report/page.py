@@ -148,7 +148,7 @@ def _standing(status: str, *, working: bool) -> str:
 
 
 def _steps(figures: Figures, metadata: Mapping[str, Any], prices: Mapping[str, Price]) -> Iterator[StepLine]:
-    engines = {node.id: node.engine for node in figures.state.graph.nodes}
+    engines = {node.id: node.engine for node in figures.state.graph.steps}
     joins = {fork.id: f"join of {', '.join(fork.aliases)}" for fork in figures.state.graph.forks}
     whole = metadata["usage"]["seconds"] or 1.0
     for name, counts in metadata["steps"].items():
@@ -203,7 +203,7 @@ def _cut(text: str, most: int) -> str:
 def _charts(figures: Figures) -> Iterator[Chart]:
     """Throughput per node, tokens, and seconds per request; charts without data are left out."""
     rules, timeline = figures.resumes(), figures.timeline
-    nodes = [node.id for node in figures.state.graph.nodes if any(node.id in found for found in timeline.bins)]
+    nodes = [node.id for node in figures.state.graph.steps if any(node.id in found for found in timeline.bins)]
     if nodes:
         title = "Rows per second, by step"
         if len(nodes) > COLOURS:
@@ -215,7 +215,7 @@ def _charts(figures: Figures) -> Iterator[Chart]:
         names = [PROMPT, COMPLETION]
         yield _chart("Tokens per second", lambda width: render_lines(tokens, rules, width=width, stacked=True), names)
     if figures.latencies:
-        order = [node.id for node in figures.state.graph.nodes if node.id in figures.latencies]
+        order = [node.id for node in figures.state.graph.steps if node.id in figures.latencies]
         spans = [Span(visible(name), found.median, found.p95, found.slowest) for name, found in _in_order(figures, order)]
         yield _chart("Seconds per request: median, 95th percentile, slowest", lambda width: render_spans(spans, width=width))
 

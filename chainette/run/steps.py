@@ -32,12 +32,13 @@ from chainette.utils.user_errors import RAISED, told
 __all__ = ["Asking", "row_seed"]
 
 
-def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, engine: int = 0) -> int:
+def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, rounds: str = "", engine: int = 0) -> int:
     """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it.
 
-    `engine` is the number of an escalated engine.
+    `rounds` is the round of a loop, if it is not the first, and `engine` the number of an escalated engine.
     """
-    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}" + (f"\0engine {engine}" if engine else "")
+    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
+    text += (f"\0{rounds}" if rounds else "") + (f"\0engine {engine}" if engine else "")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
 
 
@@ -266,12 +267,13 @@ class Asking:
     def request(self, prompts: Prompter, ask: _Ask) -> Request:
         sampling = self.step.sampling
         base = self.seed if sampling.seed is None else sampling.seed
+        step, _, rounds = self.node.id.partition("#")
         return Request(
             messages=ask.messages,
             sampling=sampling,
-            seed=row_seed(base, self.node.id, ask.row.row_id, ask.number, self.node.rank),
+            seed=row_seed(base, step, ask.row.row_id, ask.number, rounds, self.node.rank),
             schema=prompts.schema,
-            schema_name=self.node.id,
+            schema_name=step,
             label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",
             model=self.step.output_model,
             avoid=self.evidence.avoid(ask.row.row_id),

@@ -28,6 +28,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "07_one_device": {"reply": 60, "grade": 60, "flattened": 60},
     "08_parameters": {"rewrite": 24, "to_german": 24, "flattened": 24},
     "09_triage": {"classify": 24, "handle": 24, "offer": None, "file_report": None, "reply": 24, "flattened": 24},
+    "10_revise": {"flattened": 24},
     "12_escalate": {"read": 24, "flattened": 24},
     "13_batches": {"look_up": 22, "score": 21, "flattened": 21, "rejected": 1},
     "14_yaml": {"clean": 22, "classify": 22, "topic": 22, "reply": 22, "flattened": 22},

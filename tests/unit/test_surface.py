@@ -28,6 +28,7 @@ PUBLIC = [
     "Executor",
     "JoinBranch",
     "Message",
+    "Loop",
     "Node",
     "Route",
     "Row",

@@ -16,6 +16,7 @@ from chainette.core.run_settings import RunSettings
 from chainette.engine.backends import backend_class, backend_names, maker_of
 from chainette.engine.config import EngineConfig, EngineRegistry, load_engines, public_url, using_registry
 from chainette.errors import EngineConfigError, PluginError
+from chainette.records import declared_of
 from chainette.run.planning import registry_of
 from chainette.utils.plugins import HOOKS, PROMPT_BUILDERS
 
@@ -42,6 +43,8 @@ def engines(
         loaded, plan = load_plan(chain, chain_root, settings, RunSettings(engines_file=str(file) if file else None))
         users: dict[str, list[str]] = {}
         for node in plan.stations.values():
+            if declared_of(node.id) != node.id:  # a later round of a loop
+                continue
             users.setdefault(node.engine, []).append(node.id)
         _list_engines(registry_of(loaded.chain, file), users)
 

@@ -51,7 +51,7 @@ def inspect(
     warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
     warn(warnings)
     screen = console()
-    nodes = f"{len(plan.nodes)} node{'s' * (len(plan.nodes) > 1)}"
+    nodes = f"{len(plan.steps)} node{'s' * (len(plan.steps) > 1)}"
     screen.print(f"chain {plan.chain}: {nodes}, input {plan.input_model.__name__}, batch size {plan.batch_size}")
     screen.print()
     if loaded.declared:
@@ -90,7 +90,7 @@ def _parameters_table(loaded: LoadedChain) -> Table:
 
 def _nodes_table(plan: Plan) -> object:
     table = new_table(("node", "branch", "takes", "gives", "engine", "notes"))
-    for node in plan.nodes.values():
+    for node in plan.steps:
         taken, given = describe_models(node)
         notes = ", ".join(filter(None, [describe_rows(node), "not written" if node.hidden else ""]))
         table.add_row(node.id, "/".join(node.path), taken, given, describe_engines(node), notes)

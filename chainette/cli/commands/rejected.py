@@ -81,7 +81,7 @@ def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]
     """The rows of `rejected/` of these steps, or of all."""
     run = RunDir(directory)
     state, _ = read_state(run)
-    known = [CHAIN_INPUT, *(node.id for node in state.graph.nodes)]
+    known = [CHAIN_INPUT, *(node.id for node in state.graph.steps)]
     for step in steps:
         if step not in known:
             raise typer.BadParameter(f"--step {step}: the run has no such step; it has {', '.join(known)}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from chainette.engine.base import Completion
 from chainette.io.rundir.events import AnswersDiscarded, Event, UnitCommitted
+from chainette.records import declared_of
 
 __all__ = ["Arrivals"]
 
@@ -26,8 +27,8 @@ class Arrivals:
     def follow(self, event: Event) -> None:
         """Takes in a durable event."""
         if isinstance(event, UnitCommitted | AnswersDiscarded):
-            self._answers[event.node] -= event.usage.requests
-            self._tokens[event.node] -= event.usage.completion_tokens
+            self._answers[declared_of(event.node)] -= event.usage.requests
+            self._tokens[declared_of(event.node)] -= event.usage.completion_tokens
 
     def waiting(self, step: str) -> tuple[int, int]:
         """(answers, tokens in them) that are not durable yet."""

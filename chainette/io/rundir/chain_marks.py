@@ -33,7 +33,7 @@ _SERVED = ("fingerprint", "rescue", "engine")
 def marks_of(plan: Plan) -> Marks:
     """The marks of a plan's nodes."""
     graph = graph_of(plan)
-    marks = {node.id: {part: _mark(node.part(part)) for part in (*PARTS, *_OTHERS)} for node in graph.nodes}
+    marks = {node.id: {part: _mark(node.part(part)) for part in (*PARTS, *_OTHERS)} for node in graph.steps}
     return marks | {SHAPE: {"shape": _mark([graph.shape(), graph.input_fingerprint or None])}}
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from chainette.core.setting_changes import SETTINGS, Settings, settings_of_engine
 from chainette.errors import EngineConfigError
-from chainette.io.rundir.graph import Edge, Graph, GraphChoice, GraphJoin, GraphNode
+from chainette.io.rundir.graph import Edge, Graph, GraphChoice, GraphJoin, GraphNode, GraphRounds
 from chainette.records import CHAIN_INPUT
 
 __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between"]
@@ -92,7 +92,7 @@ def _worse(old: GraphNode, new: GraphNode, engine: Settings) -> Iterator[str]:
 def rescues_between(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
     """(node, sentence) for every change of a setting that can rescue rejected rows."""
     recorded = {node.id: node.rescues for node in old.nodes}
-    for node in new.nodes:
+    for node in new.steps:
         known = recorded.get(node.id, {})
         for name, value in node.rescues.items():
             if name in known and known[name] != value:
@@ -107,6 +107,13 @@ def _lineages(graph: Graph) -> dict[str, str]:
         for element in graph.line(target):
             if isinstance(element, GraphNode):
                 came = found[element.id] = _digest(came, element.id, element.fingerprint)
+                continue
+            if isinstance(element, GraphRounds):
+                start = came
+                for branch in element.branches:
+                    start = follow(branch.first, start)
+                joined = [(join.alias, start) for join in element.joins[:1]]
+                came = _digest(came, joined) if joined else came
                 continue
             start = follow(element.entry, came) if isinstance(element, GraphChoice) else came
             for side in element.sides:
@@ -139,7 +146,7 @@ class _Branch:
 def _sentences(old: Graph, new: Graph) -> Iterator[str]:
     if old.input_fingerprint != new.input_fingerprint:
         yield "the input model changed"
-    before, now = old.by_id, new.by_id
+    before, now = ({node.id: node for node in graph.steps} for graph in (old, new))
     renamed = _renamed_branches(old, new)
     for name, node in now.items():
         if name not in before:
@@ -207,7 +214,7 @@ def _branches(graph: Graph) -> dict[str, _Branch]:
     found = {}
     for fork in graph.forks:
         for branch in fork.branches:
-            nodes = tuple(node.id for node in graph.nodes if branch.branch in node.path)
+            nodes = tuple(node.id for node in graph.steps if branch.branch in node.path)
             alias = branch.alias if isinstance(branch, GraphJoin) else None
             found[branch.branch] = _Branch("".join(fork.path[-1:]), alias, nodes)
     return found

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from chainette.core.plan import Plan
+from chainette.core.plan import Plan, Rounds
 from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.events import (
@@ -78,7 +78,11 @@ def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
         used = {*node.scope, *(_decision_of(branch) for branch in node.path)}
         if used & affected or any(_alias_of(plan, name) & affected for name in node.scope):
             affected.add(node.id)
-    return frozenset(affected)
+    loops = {fork.decision for fork in plan.forks.values() if isinstance(fork, Rounds)}
+    entered = {_decision_of(branch) for name in affected & plan.nodes.keys() for branch in plan.nodes[name].path} & loops
+    whole = {node.id for node in plan.nodes.values() if entered & {*map(_decision_of, node.path)}}
+    # rounds share a folder, so a loop is computed again as a whole
+    return frozenset(affected) if whole <= affected else affected_by(plan, affected | whole)
 
 
 def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from chainette.records import declared_of
+
 __all__ = [
     "Edge",
     "EdgeToBranchEnd",
@@ -25,6 +27,7 @@ __all__ = [
     "GraphFork",
     "GraphJoin",
     "GraphNode",
+    "GraphRounds",
     "GraphSide",
     "require_file",
 ]
@@ -105,6 +108,11 @@ class GraphFork(_Tagged, frozen=True, tag="Fork"):
         return sorted(every, key=lambda branch: order.index(branch.branch))
 
     @property
+    def inside(self) -> list[Edge]:
+        """The beginnings of everything in it, each once."""
+        return self.starts
+
+    @property
     def aliases(self) -> list[str]:
         return [*dict.fromkeys(join.alias for join in self.joins)]
 
@@ -129,9 +137,21 @@ class GraphChoice(GraphFork, frozen=True, tag="Choice"):
     def starts(self) -> list[Edge]:
         return [self.entry]
 
+    @property
+    def inside(self) -> list[Edge]:
+        return [self.entry, *(branch.first for branch in self.branches)]
+
     def way(self, branch: GraphJoin | GraphSide) -> str:
         """The name of a way; "" if it is that of rows that pass by."""
         return branch.branch.removeprefix(f"{self.decision}:")
+
+
+class GraphRounds(GraphChoice, frozen=True, tag="Rounds"):
+    """A loop: its branches are its rounds, and each round's last node decides which rows begin the next one."""
+
+    @property
+    def inside(self) -> list[Edge]:
+        return [branch.first for branch in self.branches]
 
 
 class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,7 +213,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     columns: list[str] = []
     first: Edge = EdgeToEnd()
     nodes: list[GraphNode] = []
-    forks: list[GraphFork | GraphChoice] = []
+    forks: list[GraphFork | GraphChoice | GraphRounds] = []
     engines: dict[str, dict[str, Any]] = {}
     features: dict[str, Any] = {}
 
@@ -206,10 +226,8 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 if element.id in reached:
                     raise ValueError(f"{element.id!r} is reached twice")
                 reached.add(element.id)
-                if isinstance(element, GraphFork):
-                    inside = [branch.first for branch in element.branches]
-                    for start in [element.entry, *inside] if isinstance(element, GraphChoice) else inside:
-                        follow(start)
+                for start in element.inside if isinstance(element, GraphFork) else ():
+                    follow(start)
 
         try:
             follow(self.first)
@@ -217,6 +235,11 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             raise ValueError(f"an edge leads to {error}, which is not there") from error
         if len(reached) != len(self.nodes) + len(self.forks):
             raise ValueError("a node or a fork cannot be reached")
+
+    @cached_property
+    def steps(self) -> list[GraphNode]:
+        """The nodes as the chain declares them: of the rounds of a loop, the first."""
+        return [node for node in self.nodes if declared_of(node.id) == node.id]
 
     @cached_property
     def by_id(self) -> dict[str, GraphNode]:

@@ -24,6 +24,7 @@ from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import StreamWriter, require_size
 from chainette.io.rundir.writer import RunWriter
 from chainette.io.tables.schemas import Added, ShardSchemas
+from chainette.records import declared_of
 from chainette.utils.private_files import make_folder
 
 __all__ = [
@@ -211,6 +212,8 @@ def _writer(
 def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Iterable[tuple[str, StreamWriter]]:
     base = directory.path if format == "jsonl" else directory.journals
     for node in plan.nodes.values():
+        if declared_of(node.id) != node.id:  # a later round of a loop, in the folder of the first
+            continue
         if node.hidden:
             yield node.id, StreamWriter(f".held/{node.folder}", directory.held / node.folder, max_rows)
         else:

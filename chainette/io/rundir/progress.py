@@ -30,7 +30,7 @@ from chainette.io.rundir.events import (
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.replay import RunState, Status
-from chainette.records import CHAIN_INPUT
+from chainette.records import CHAIN_INPUT, declared_of
 
 __all__ = ["EngineView", "NodeView", "Progress", "TotalView", "earlier_events", "seconds_left"]
 
@@ -190,7 +190,7 @@ class Progress:
     @property
     def _asked(self) -> dict[str, str]:
         """Node -> engine, for nodes that an engine answers."""
-        return {node.id: node.engine for node in self.state.graph.nodes if node.kind == NodeKind.STEP}
+        return {node.id: node.engine for node in self.state.graph.steps if node.kind == NodeKind.STEP}
 
     def _follow_engine(self, event: Event) -> None:
         engine_of = self._asked
@@ -203,12 +203,12 @@ class Progress:
             case EngineReleased():
                 self._loaded.discard(event.engine)
                 self._engines[event.engine] = EngineView(event.engine, "released")
-            case UnitRetried() if event.node in engine_of:
-                name = event.engine or engine_of[event.node]
+            case UnitRetried() if declared_of(event.node) in engine_of:
+                name = event.engine or engine_of[declared_of(event.node)]
                 text = f"not answering, retry in {event.delay:.1f} s: {event.message}"
                 self._engines[name] = EngineView(name, text, trouble=True)
-            case UnitCommitted() if event.node in engine_of:
-                name = event.engine or engine_of[event.node]
+            case UnitCommitted() if declared_of(event.node) in engine_of:
+                name = event.engine or engine_of[declared_of(event.node)]
                 if name not in self._engines or self._engines[name].trouble:
                     self._engines[name] = EngineView(name, "ready")
             case _:
@@ -218,7 +218,7 @@ class Progress:
 
     def nodes(self) -> list[NodeView]:
         """The nodes in the order of the plan."""
-        return [self._node(node.id, len(node.path)) for node in self.state.graph.nodes]
+        return [self._node(node.id, len(node.path)) for node in self.state.graph.steps]
 
     def _node(self, name: str, depth: int) -> NodeView:
         counts = self.state.node(name)

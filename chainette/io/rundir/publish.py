@@ -47,7 +47,7 @@ def _schemas(configs: Iterable[CardConfig], format: str) -> dict[str, bytes]:
 
 
 def _folders(state: RunState) -> list[tuple[str, str]]:
-    folders = [(node.folder, f"output rows of {node.id}") for node in state.graph.nodes if not node.hidden]
+    folders = [(node.folder, f"output rows of {node.id}") for node in state.graph.steps if not node.hidden]
     return [
         *folders,
         ("flattened", "one row per finished item, across all steps"),

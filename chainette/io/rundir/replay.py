@@ -41,7 +41,7 @@ from chainette.io.rundir.events import (
     WorkerRefused,
 )
 from chainette.io.rundir.graph import Graph
-from chainette.records import CHAIN_INPUT, Read, Reason, Usage
+from chainette.records import CHAIN_INPUT, Read, Reason, Usage, declared_of
 
 __all__ = ["NodeCounts", "RunState", "Status", "pretty", "replay"]
 
@@ -228,8 +228,9 @@ class RunState:
         return root < len(self.done) and bool(self.done[root])
 
     def node(self, node: str) -> NodeCounts:
+        """The counts of a node, those of a loop's node over all rounds."""
         if (counts := self.nodes.get(node)) is None:
-            counts = self.nodes[node] = NodeCounts()
+            counts = self.nodes.setdefault(declared_of(node), NodeCounts())
         return counts
 
     def apply(self, event: AnyEvent | Event, offset: int = 0) -> None:
@@ -428,7 +429,7 @@ class RunState:
     def metadata(self) -> dict[str, Any]:
         """metadata.json."""
         run = self.run
-        order = [CHAIN_INPUT, *(node.id for node in self.graph.nodes)]
+        order = [CHAIN_INPUT, *(node.id for node in self.graph.steps)]
         order += [node for node in self.nodes if node not in order]
         usage = sum((counts.usage for counts in self.nodes.values()), Usage())
         discarded = sum((counts.discarded for counts in self.nodes.values()), Usage())

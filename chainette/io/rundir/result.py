@@ -177,7 +177,7 @@ class RunResult:
         return made
 
     def _folder(self, step: str) -> str:
-        folders = {node.id: node.folder for node in self._state.graph.nodes if not node.hidden}
+        folders = {node.id: node.folder for node in self._state.graph.steps if not node.hidden}
         folders |= {"rejected": "rejected", "flattened": "flattened"}
         if step not in folders:
             raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")

@@ -75,7 +75,7 @@ def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
 
 
 def _outcomes(run: RunDir, state: RunState, root: int, row_id: str) -> Iterator[StepResult]:
-    names = {node.folder: node.id for node in state.graph.nodes}
+    names = {node.folder: node.id for node in state.graph.steps}
     for _, event in read_log(run.log):
         if not isinstance(event, UnitCommitted) or event.root != root:
             continue
@@ -109,7 +109,7 @@ def _outcome(names: dict[str, str], folder: str, row: dict[str, Any]) -> StepRes
 
 
 def _order(state: RunState) -> Any:
-    steps = [CHAIN_INPUT, *(node.id for node in state.graph.nodes), _FLATTENED]
+    steps = [CHAIN_INPUT, *(node.id for node in state.graph.steps), _FLATTENED]
     return lambda outcome: (steps.index(outcome.step), row_order(outcome.row_id))
 
 

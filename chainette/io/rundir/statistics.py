@@ -14,6 +14,7 @@ from datetime import datetime
 from chainette.io.rundir.events import AnyEvent, RunResumed, UnitCommitted, UnitSplit, WorkerJoined, WorkerLost, WorkerRefused
 from chainette.io.rundir.progress import seconds_left
 from chainette.io.rundir.replay import RunState, Status
+from chainette.records import declared_of
 
 __all__ = ["COMPLETION", "PROMPT", "Figures", "Latency", "Stretch", "Timeline", "figures"]
 
@@ -148,7 +149,7 @@ class Figures:
         """Working time to the end at the pace so far; None if unknown, or if none is left."""
         if self.state.status in (Status.FINISHED, Status.CANCELLED) or not self.seconds:
             return None
-        nodes = [node.id for node in self.state.graph.nodes]
+        nodes = [node.id for node in self.state.graph.steps]
         return seconds_left(self.state, {node: self.state.node(node).taken / self.seconds for node in nodes})
 
     def resumes(self) -> list[float]:
@@ -207,10 +208,10 @@ class _Fold:
 
     def _commit(self, event: UnitCommitted) -> None:
         usage, stretch = event.usage, self.stretches[-1]
-        amounts = {event.node: event.given, PROMPT: usage.prompt_tokens, COMPLETION: usage.completion_tokens}
+        amounts = {declared_of(event.node): event.given, PROMPT: usage.prompt_tokens, COMPLETION: usage.completion_tokens}
         self.timeline.add(self.before + stretch.seconds, {name: amount for name, amount in amounts.items() if amount})
         if usage.requests:
-            self.spreads.setdefault(event.node, _Spread()).add(usage.requests, usage.seconds)
+            self.spreads.setdefault(declared_of(event.node), _Spread()).add(usage.requests, usage.seconds)
         if event.root_done:
             done = replace(stretch, rows=stretch.rows + event.root_done.finished, roots=stretch.roots + 1)
             self.stretches[-1] = done

@@ -16,7 +16,7 @@ from typing import Any
 
 from chainette.core.decision import way_of
 from chainette.core.flow import Durable, settle
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import NodeKind, Plan, Round
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.events import (
@@ -40,7 +40,7 @@ from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.tables.row_lines import flattened_line, output_line, rejection_line
 from chainette.io.tables.schemas import Added
-from chainette.records import Outcome, Read, Row, Unit, record_of, step_of
+from chainette.records import Outcome, Read, Rejection, Row, Unit, declared_of, record_of, step_of
 
 __all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "Reopened", "RunWriter", "Scratch", "Suspended", "tidy"]
 
@@ -246,8 +246,10 @@ class RunWriter:
         self._roots.add(commit)
         off = self._append_outputs(unit, outcome)
         if outcome.rejected:
-            escalates = self.plan.escalates
-            lines = [rejection_line(rejection, self.added, escalates=escalates) for rejection in outcome.rejected]
+            lines = [
+                rejection_line(rejection, self.added, self._round_of(rejection), escalates=self.plan.escalates)
+                for rejection in outcome.rejected
+            ]
             off |= self._streams["rejected"].append(lines)
         root_done = None
         if commit.done:
@@ -277,6 +279,10 @@ class RunWriter:
             pos=commit.pos,
         )
 
+    def _round_of(self, rejection: Rejection) -> Round | None:
+        node = self.plan.nodes.get(rejection.step_id)
+        return None if node is None else node.round
+
     def _ways(self, unit: Unit, outcome: Outcome) -> dict[str, int]:
         node = self.plan.nodes.get(unit.node)
         if node is None or node.kind is not NodeKind.DECISION:
@@ -301,7 +307,7 @@ class RunWriter:
             output_line(node, output, self._roots.key(unit.root, output.row_id) if self.added.key else None, self.added)
             for output in outcome.outputs
         ]
-        return self._streams[node.id].append(lines)
+        return self._streams[declared_of(node.id)].append(lines)
 
     def durable(self, root: int) -> Durable | None:
         """The outcomes of an incomplete root from earlier phases or sessions."""

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from chainette.core.annotations import members
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.plan import Plan, PlanNode, Round
 from chainette.io.tables.column_types import JsonKind
 from chainette.io.tables.columns import group_shape, name_of_group
 from chainette.io.tables.schemas import Added
-from chainette.records import Earlier, Output, Rejection, Row, Spent
+from chainette.records import Earlier, Output, Rejection, Row, Spent, declared_of
 
 __all__ = ["flattened_line", "output_line", "parse_earlier", "parse_output", "rejection_line"]
 
@@ -29,6 +29,8 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
     head = b'{"row_id":"%b"' % output.row_id.encode()
     fields = b"," + output.value[1:-1] if len(output.value) > 2 else b""
     tail = b',"_key":%b' % (key or b"null") if added.key else b""
+    if node.round is not None:
+        tail += b',"_round":%b' % round_text(node.round)
     if node.kind == "step":
         tail += b',"_attempts":%d,"_reasoning":%b' % (output.attempts, _encode(output.reasoning))
         if node.told_engine:
@@ -38,11 +40,17 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
     return b"%b%b%b}" % (head, fields, tail)
 
 
+def round_text(around: Round) -> bytes:
+    """The JSON of `_round`: a number, or text like `2~3` in a loop within a loop."""
+    return around.path.encode() if around.path.isdigit() else b'"%b"' % around.path.encode()
+
+
 def parse_output(line: bytes) -> Output:
     """The output row that `output_line` wrote, without its cost."""
     fields = _fields.decode(line)
     row_id: str = msgspec.json.decode(fields.pop("row_id"))
     fields.pop("_key", None)
+    fields.pop("_round", None)
     attempts: int = msgspec.json.decode(fields.pop("_attempts", b"0"))
     reasoning: str | None = msgspec.json.decode(fields.pop("_reasoning", b"null"))
     for name in ("_engine", *_usage(Spent())):
@@ -66,17 +74,20 @@ def parse_earlier(rejection: Mapping[str, Any], engine: int) -> Earlier:
     return Earlier(rejection["attempts"], spent, engine)
 
 
-def rejection_line(rejection: Rejection, added: Added, *, escalates: bool = False) -> bytes:
-    """One line of `rejected/`; `escalates`: a step of the chain may ask several engines."""
+def rejection_line(rejection: Rejection, added: Added, around: Round | None = None, *, escalates: bool = False) -> bytes:
+    """One line of `rejected/`. `around`: the round in which a node of a loop rejected the row; `escalates`: a step of the
+    chain may ask several engines."""
     plain: dict[str, Any] = {
         "row_id": rejection.row_id,
-        "step_id": rejection.step_id,
+        "step_id": declared_of(rejection.step_id),
         "reason": rejection.reason,
         "message": rejection.message,
         "attempts": rejection.attempts,
         "raw": rejection.raw,
         "line": rejection.line,
     }
+    if around is not None:
+        plain["_round"] = msgspec.Raw(round_text(around))
     if added.key:
         plain["_key"] = msgspec.Raw(rejection.key or b"null")
     if escalates:

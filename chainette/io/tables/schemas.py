@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import NodeKind, Plan, PlanNode
 from chainette.io.tables.column_types import JsonKind, Shape
 from chainette.io.tables.columns import Columns, arrow_schema, flattened_columns, step_columns
 from chainette.io.tables.formulas import CSV_SAFE
@@ -86,12 +86,20 @@ class ShardSchemas(Mapping[str, Any]):
     def columns(self, folder: str) -> Columns:
         """The columns of a folder."""
         if folder == "rejected":
+            kinds = {_round_type(node) for node in self._plan.nodes.values() if node.round is not None}
+            column = [("_round", kinds.pop() if len(kinds) == 1 else Any)] if kinds else []
             engine = [_ENGINE] if self._plan.escalates else []
-            return step_columns(None, [*_REJECTED, *self._tail, *engine, *self._usage])
+            return step_columns(None, [*_REJECTED, *column, *self._tail, *engine, *self._usage])
         if folder == "flattened":
             groups = {name: self._plan.types[name] for name in self._plan.columns}
             return flattened_columns(groups, [("row_id", str), *self._tail])
         node = self._nodes[folder]
         engine = [_ENGINE] if node.told_engine else []
         asked = [("_attempts", int), ("_reasoning", str), *engine, *self._usage] if node.kind is NodeKind.STEP else []
-        return step_columns(node.output_model or Any, [("row_id", str), *self._tail, *asked])
+        rounds = [] if node.round is None else [("_round", _round_type(node))]
+        return step_columns(node.output_model or Any, [("row_id", str), *self._tail, *rounds, *asked])
+
+
+def _round_type(node: PlanNode) -> Any:
+    """A number; text like `2~3` in a loop within a loop."""
+    return str if node.round is not None and "~" in node.round.path else int

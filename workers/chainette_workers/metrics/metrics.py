@@ -25,7 +25,7 @@ from chainette.core.plan import PYTHON, NodeKind, Plan
 from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, UnitCommitted, UnitRetried
-from chainette.records import CHAIN_INPUT, Reason
+from chainette.records import CHAIN_INPUT, Reason, declared_of
 from chainette.utils.terminal_text import visible_line
 from chainette_workers.metrics.catalogue import CATALOGUE, Metric, MetricType, ProcessKind
 from chainette_workers.metrics.overview import Overview
@@ -40,9 +40,9 @@ _MOST_OF_RUN, _MOST_OF_FLEET, _LABEL = 50_000, 50_000, 200
 
 #: What becomes of a row at an engine of an escalating step.
 _OUTCOMES = ("out", "rejected", "escalated")
-_OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR, Reason.NO_CASE}
+_OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR, Reason.NO_CASE, Reason.EXHAUSTED}
 _OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
-_OF_DECISION = _OF_FUNCTION | {Reason.TEMPLATE_ERROR, Reason.NO_CASE}
+_OF_DECISION = _OF_FUNCTION | {Reason.TEMPLATE_ERROR, Reason.NO_CASE, Reason.EXHAUSTED}
 
 #: Other escapings would turn the colon in vLLM's names into "_".
 _OPEN_METRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
@@ -180,7 +180,7 @@ class _OfRun(Hook):
             for node in plan.depths:
                 if plan.engine_of(node) in self._metrics.engines:
                     for stage in Stage:
-                        self._of("chainette_unit_stage_seconds", node, stage)
+                        self._of("chainette_unit_stage_seconds", declared_of(node), stage)
 
     def _expect_results(self, plan: Plan) -> None:
         for name in (
@@ -197,10 +197,10 @@ class _OfRun(Hook):
         for node in _nodes(plan):
             self._of("chainette_rows_dropped_total", node)
             self._of("chainette_units_retried_total", node)
-        for step in (node.id for node in plan.nodes.values() if node.kind is NodeKind.STEP):
+        for step in (name for name in _nodes(plan) if name in plan.nodes and plan.nodes[name].kind is NodeKind.STEP):
             for name in ("chainette_rows_retried_total", "chainette_prompt_tokens_total", "chainette_completion_tokens_total"):
                 self._of(name, step)
-        for asked in (node for node in plan.nodes.values() if node.told_engine):
+        for asked in (node for node in plan.steps if node.told_engine):
             for engine, outcome in product(asked.engines, _OUTCOMES):
                 self._of("chainette_engine_rows_total", asked.id, engine, outcome)
 
@@ -215,10 +215,10 @@ class _OfRun(Hook):
             case UnitCommitted():
                 self._count(event)
             case UnitRetried():
-                self._of("chainette_units_retried_total", event.node).inc()
+                self._of("chainette_units_retried_total", declared_of(event.node)).inc()
 
     def _count(self, event: UnitCommitted) -> None:
-        node, usage = event.node, event.usage
+        node, usage = declared_of(event.node), event.usage
         for reason, rows in event.reasons.items():
             self._of("chainette_rows_rejected_total", node, reason).inc(rows)
         self._of("chainette_sink_written_bytes_total").inc(sum(end - start for start, _, end, _ in event.off.values()))
@@ -237,10 +237,10 @@ class _OfRun(Hook):
             self._of("chainette_rows_finished_total").inc(event.root_done.finished)
             self._of("chainette_rows_done_total", CHAIN_INPUT).inc(event.root_done.records - event.root_done.bad)
             for fork, (taken, stopped) in event.root_done.forks.items():
-                self._of("chainette_rows_done_total", fork).inc(taken - stopped)
+                self._of("chainette_rows_done_total", declared_of(fork)).inc(taken - stopped)
 
     def on_stage(self, node: str, stage: Stage, seconds: float) -> None:
-        self._of("chainette_unit_stage_seconds", node, stage).observe(seconds)
+        self._of("chainette_unit_stage_seconds", declared_of(node), stage).observe(seconds)
 
     def on_refused(self) -> None:
         self._of("chainette_commits_refused_total").inc()
@@ -337,7 +337,8 @@ def _families() -> dict[str, GaugeMetricFamily]:
 
 def _nodes(plan: Plan) -> list[str]:
     """Nodes, and forks with joins: everything that has units."""
-    return [*plan.nodes, *(fork.id for fork in plan.forks.values() if fork.joins)]
+    forks = [fork.id for fork in plan.forks.values() if fork.joins]
+    return [name for name in (*plan.nodes, *forks) if declared_of(name) == name]  # rounds of a loop count as one
 
 
 def _reasons(plan: Plan, node: str) -> frozenset[Reason]:

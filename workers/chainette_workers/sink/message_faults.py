@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 import msgspec
 
 from chainette.core.apply import Cardinality
-from chainette.core.decision import decision_fault
+from chainette.core.decision import Turn, decision_fault
 from chainette.core.plan import Plan, PlanNode, ToWays
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage, child_id, parent_of, record_of
@@ -83,8 +83,13 @@ def _output_fault(node: PlanNode, output: Output) -> str:
     if not (0 <= output.attempts <= _MOST and _is_sane(output.spent)):
         return "its attempts are no count"
     if isinstance(node.next, ToWays):
-        return decision_fault(output.value, [way for way, _ in node.next.ways])
+        return decision_fault(output.value, [way for way, _ in node.next.ways], _round_of(node))
     return _object_fault(output.value)
+
+
+def _round_of(node: PlanNode) -> int | None:
+    """The round that a node ends; None if it is no loop's decision."""
+    return node.round.number if node.round is not None and node.output_model is Turn else None
 
 
 def _object_fault(value: bytes) -> str:

@@ -1,0 +1,322 @@
+"""Loops: the rounds of a row, what it sees of the round before, and where it ends (docs/loops.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from chainette import Branch, Chain, Loop, Route, RunResult, Step, apply
+from chainette.core.branch import Element
+from chainette.core.compile import compile_chain
+from chainette.errors import DeclarationError, PlanError
+from chainette.io.rundir.replay import Status
+from chainette.run.executor import resume
+from chainette.run.steps import row_seed
+from tests.support.chains import finished
+from tests.support.scripted import scripted, user_text
+
+
+class N(BaseModel):
+    n: int
+
+
+class Draft(BaseModel):
+    v: int
+
+
+class Verdict(BaseModel):
+    ok: bool
+    score: float | None = None
+
+
+def draft(item: N, history: Mapping[str, Any]) -> Draft:
+    """Adds the number once in each round."""
+    before = history["previous"].draft
+    return Draft(v=(before.v if before else 0) + item.n)
+
+
+def judge(item: Draft) -> Verdict:
+    """From 6 on it is good; before, 4 is the best."""
+    return Verdict(ok=item.v >= 6, score=-abs(item.v - 4))
+
+
+def seen(item: N, history: Mapping[str, Any]) -> Draft:
+    return Draft(v=100 * history["final"].v)
+
+
+def revise(**given: Any) -> Loop:
+    settings: dict[str, Any] = {"steps": [apply(draft), apply(judge)], "until": "{{ judge.ok }}", "max_rounds": 4}
+    return Loop("revise", **(settings | given))
+
+
+def run(path: Path, steps: Sequence[Element], numbers: Sequence[int] = (1, 2, 3, 7), **options: Any) -> RunResult:
+    """A finished run whose rows are all accounted for, and whose rows `run_iter` gives too."""
+    chain = Chain(name="loops", steps=steps, batch_size=3, input_model=N)
+    inputs = [N(n=number) for number in numbers]
+    result = chain.run(inputs, path / "run", **options)
+    assert result.status is Status.FINISHED
+    assert result.metadata["balanced"], result.counts
+    streamed = {row.row_id for row in finished(chain.run_iter(inputs))}
+    assert streamed == {row["row_id"] for row in result.rows("flattened")}
+    return result
+
+
+def rounds(result: RunResult, step: str, column: str) -> dict[str, list[Any]]:
+    """Row -> its values in the order of the rounds."""
+    rows = sorted(result.rows(step), key=lambda row: int(row["_round"]))
+    return {
+        row_id: [row[column] for row in rows if row["row_id"] == row_id] for row_id in sorted({row["row_id"] for row in rows})
+    }
+
+
+def ends(result: RunResult) -> dict[str, tuple[int, int]]:
+    return {row["row_id"]: (row["revise._round"], row["final.v"]) for row in result.rows("flattened")}
+
+
+def refusal(*steps: Element) -> str:
+    with pytest.raises(PlanError) as refused:
+        compile_chain(Chain(name="loops", steps=steps, input_model=N))
+    return str(refused.value)
+
+
+# -- rounds
+
+
+def test_a_row_goes_through_rounds_until_the_condition_holds_and_sees_the_round_before(tmp_path: Path) -> None:
+    result = run(tmp_path, [revise(on_exhausted="keep").join("final"), apply(seen)])
+    assert rounds(result, "draft", "v") == {"0": [1, 2, 3, 4], "1": [2, 4, 6], "2": [3, 6], "3": [7]}
+    assert rounds(result, "revise", "_way") == {
+        "0": ["again", "again", "again", "kept"],
+        "1": ["again", "again", "ended"],
+        "2": ["again", "ended"],
+        "3": ["ended"],
+    }
+    assert ends(result) == {"0": (4, 4), "1": (3, 6), "2": (2, 6), "3": (1, 7)}
+    assert {row["row_id"]: row["v"] for row in result.rows("seen")} == {"0": 400, "1": 600, "2": 600, "3": 700}
+
+
+def test_a_row_that_no_round_satisfies_is_rejected_at_the_loop(tmp_path: Path) -> None:
+    result = run(tmp_path, [revise().join("final"), apply(seen)])
+    [rejected] = result.rows("rejected")
+    assert (rejected["row_id"], rejected["step_id"], rejected["reason"], rejected["_round"]) == ("0", "revise", "exhausted", 4)
+    assert rejected["message"] == "loop 'revise', until did not hold after 4 rounds"
+    assert sorted(ends(result)) == ["1", "2", "3"]
+
+
+def test_the_best_round_is_taken_only_if_none_satisfied_the_condition(tmp_path: Path) -> None:
+    loop = revise(best="{{ judge.score }}", max_rounds=3, until="{{ judge.ok and draft.v > 8 }}", result="draft")
+    result = run(tmp_path, [loop.join("final")], (1, 2, 3))
+    assert ends(result) == {"0": (3, 3), "1": (2, 4), "2": (3, 9)}
+
+
+def test_of_equal_rounds_the_earliest_is_best_and_none_and_nan_come_last(tmp_path: Path) -> None:
+    def score(item: Verdict, history: Mapping[str, Any]) -> float | None:
+        return {1: None, 2: float("nan"), 3: 5.0, 4: 5.0}[history["round"]]
+
+    result = run(tmp_path, [revise(best=score, until=lambda item: False, result="draft").join("final")], (1,))
+    assert ends(result) == {"0": (3, 3)}
+    assert rounds(result, "revise", "_taken") == {"0": [1, 1, 3, 3]}
+
+
+def test_the_alias_holds_the_last_node_that_the_conditions_do_not_read_or_the_named_one(tmp_path: Path) -> None:
+    result = run(tmp_path, [revise(result="judge", on_exhausted="keep").join("final")], (7,))
+    assert [row["final.ok"] for row in result.rows("flattened")] == [True]
+    assert "result='drift' is no node of it; did you mean 'draft'?" in refusal(revise(result="drift").join("final"))
+
+
+def test_a_rejection_in_any_round_rejects_the_row(tmp_path: Path) -> None:
+    def strict(item: Draft, history: Mapping[str, Any]) -> Verdict:
+        if item.v == 4 and history["round"] == 2:
+            raise ValueError("not four")
+        return judge(item)
+
+    result = run(tmp_path, [revise(steps=[apply(draft), apply(strict, id="judge")], on_exhausted="keep").join("final")])
+    [rejected] = result.rows("rejected")
+    assert (rejected["row_id"], rejected["step_id"], rejected["_round"]) == ("1", "judge", 2)
+    assert sorted(ends(result)) == ["0", "2", "3"]
+
+
+def test_a_drop_inside_a_loop_stops_the_row(tmp_path: Path) -> None:
+    def odd(item: Draft) -> Draft | None:
+        return item if item.v % 2 else None
+
+    result = run(
+        tmp_path, [revise(steps=[apply(draft), apply(odd), apply(judge)], on_exhausted="keep").join("final")], (3, 2, 7)
+    )
+    assert sorted(ends(result)) == ["2"]
+    assert result.counts["+revise"]["stopped"] == 2
+
+
+def test_an_unjoined_loop_leaves_the_main_flow_alone(tmp_path: Path) -> None:
+    def last(item: N) -> Draft:
+        return Draft(v=item.n)
+
+    result = run(tmp_path, [revise(), apply(last)])
+    assert sorted(row["v"] for row in result.rows("last")) == [1, 2, 3, 7]
+    assert not any(name.startswith("revise.") for row in result.rows("flattened") for name in row)
+
+
+def test_a_loop_that_ends_the_chain_gives_columns(tmp_path: Path) -> None:
+    result = run(tmp_path, [revise()], (1, 3))
+    rows = {row["row_id"]: (row["revise._round"], row["revise.v"]) for row in result.rows("flattened")}
+    assert rows["1"] == (2, 6) and rows["0"][1] is None
+
+
+def test_loops_hold_branches_routes_and_loops(tmp_path: Path) -> None:
+    def add(item: Draft, history: Mapping[str, Any]) -> Draft:
+        before = history["previous"].add
+        return Draft(v=(before.v if before else item.v) + 1)
+
+    def total(item: Draft, history: Mapping[str, Any]) -> Verdict:
+        return Verdict(ok=history["added"].v + history["twin"].v >= 14)
+
+    inner = Loop("inner", steps=[apply(add)], until="{{ round == 2 }}", max_rounds=3, result="add").join("added")
+    way = Route("big", when="{{ v > 3 }}", then=[apply(lambda item: [item], id="twice", output_model=Draft)]).join("parts")
+    fork = Branch("b", [apply(lambda item: item, id="same", input_model=Draft, output_model=Draft)]).join("twins")
+    simple = Branch("c", [apply(judge, id="other")]).join("second")
+
+    def twin(item: Draft) -> Draft:
+        return item
+
+    steps = [apply(draft), [simple], inner, way, fork, apply(twin), apply(total, id="judge")]
+    result = run(tmp_path, [revise(steps=steps, result="added", on_exhausted="keep").join("final")], (2, 5))
+    assert ends(result) == {"0": (3, 8), "1": (2, 12)}
+    assert {(row["row_id"], row["_round"], row["v"]) for row in result.rows("add")} == {
+        ("0", "1~1", 3),
+        ("0", "1~2", 4),
+        ("0", "2~1", 5),
+        ("0", "2~2", 6),
+        ("0", "3~1", 7),
+        ("0", "3~2", 8),
+        ("1", "1~1", 6),
+        ("1", "1~2", 7),
+        ("1", "2~1", 11),
+        ("1", "2~2", 12),
+    }
+
+
+# -- the check
+
+
+def ask(prompt: str, id: str = "draft") -> Step[Any, Any]:
+    return Step(id=id, input_model=N, output_model=Draft, engine_name="m", user_prompt=prompt)
+
+
+def test_the_round_before_is_none_in_round_1_and_must_be_tested() -> None:
+    with scripted(m=lambda request: '{"v": 1}'):
+        last = apply(judge)
+        said = refusal(revise(steps=[ask("{{ n }} {{ previous.judge.score }}"), last]))
+        assert "'previous.judge' may be None, which has no 'score'; test it first: {% if previous.judge %}" in said
+        guarded = "{{ n }}{% if previous.judge %} {{ previous.judge.score }}{% endif %}, round {{ round }}"
+        compile_chain(Chain(name="c", steps=[revise(steps=[ask(guarded), last])], input_model=N))
+        assert "has no field 'juge'" in refusal(revise(steps=[ask("{{ previous.juge.ok }}"), last]))
+        assert "'judge' is not in scope here: it runs later; previous.judge is its value" in refusal(
+            revise(steps=[ask("{{ judge.ok }}"), last])
+        )
+        outside = refusal(revise().join("final"), ask("{{ judge.ok }}", "after"))
+        assert "it is inside loop 'revise'; Loop(...).join('alias')" in outside
+
+
+def test_conditions_are_checked_against_the_models() -> None:
+    assert "loop 'revise', until must be true or false, but it is float | None" in refusal(revise(until="{{ judge.score }}"))
+    assert "loop 'revise', best must be a number, but it is bool" in refusal(revise(best="{{ judge.ok }}"))
+    assert "'juge' is not in scope" in refusal(revise(until="{{ juge.ok }}"))
+
+
+def test_a_node_that_expands_on_the_loops_own_line_is_refused() -> None:
+    def many(item: N) -> list[Draft]:
+        return []
+
+    assert "loop 'revise': a node of it expands rows" in refusal(revise(steps=[apply(many), apply(judge)]))
+
+
+def test_a_loop_has_at_most_a_thousand_nodes_after_unrolling() -> None:
+    assert "the chain has more than 1,000 nodes; lower max_rounds" in refusal(revise(max_rounds=10**9))
+
+
+def test_declarations_that_cannot_work_name_the_line_and_the_way_out() -> None:
+    wrong: dict[str, Callable[[], object]] = {
+        "max_rounds is 0, it must be 1 or more": lambda: revise(max_rounds=0),
+        "it is 'reject', 'keep' or 'best'": lambda: revise(on_exhausted="forget"),
+        "give both or none": lambda: revise(on_exhausted="keep", best="{{ judge.score }}"),
+        "no parameter 'rounds'; write max_rounds=3": lambda: revise(rounds=3),
+    }
+    for words, declare in wrong.items():
+        with pytest.raises(DeclarationError, match=r"test_loops\.py") as refused:
+            declare()
+        assert words in str(refused.value)
+
+
+# -- plan, files, going on
+
+
+def test_a_round_is_a_node_of_the_plan_and_one_line_of_counts_outside(tmp_path: Path) -> None:
+    result = run(tmp_path, [revise(on_exhausted="keep").join("final")])
+    nodes = [node.id for node in result._state.graph.nodes]
+    assert nodes[:6] == ["draft", "judge", "revise", "draft#2", "judge#2", "revise#2"]
+    assert [*result.counts][:4] == ["chain_input", "draft", "judge", "revise"]
+    counts = result.counts["revise"]
+    assert (counts["in"], counts["ways"]) == (10, {"again": 6, "ended": 3, "kept": 1})
+    assert not [path for path in (result.dir).iterdir() if "#" in path.name]
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv"])
+def test_rounds_are_a_column_in_every_format(tmp_path: Path, format: str) -> None:
+    result = run(tmp_path, [revise().join("final")], format=format)
+    assert {(row["row_id"], int(row["_round"])) for row in result.rows("draft")} >= {("0", 4), ("1", 3), ("3", 1)}
+    assert [int(row["_round"]) for row in result.rows("rejected")] == [4]
+
+
+def test_seeds_differ_by_round_and_those_of_round_1_are_as_without_a_loop(tmp_path: Path) -> None:
+    def answer(request: Any) -> str:
+        return '{"v": 3}' if "round 1" in user_text(request) else '{"v": 6}'
+
+    with scripted(m=answer) as scripts:
+        run(tmp_path, [revise(steps=[ask("{{ n }} round {{ round }}"), apply(judge)]).join("final")], (1,))
+    seeds = [request.seed for request in scripts["m"].requests]
+    assert seeds[:2] == [row_seed(0, "draft", "0", 1), row_seed(0, "draft", "0", 1, "2")]
+
+
+def test_a_run_that_dies_in_round_3_goes_on_in_round_3(tmp_path: Path) -> None:
+    asked: list[str] = []
+    dead = True
+
+    def answer(request: Any) -> str:
+        asked.append(user_text(request))
+        if dead and user_text(request) == "1 in round 3":
+            raise KeyError("the process dies here")
+        return f'{{"v": {user_text(request)[-1]}}}'
+
+    with scripted(m=answer):
+        steps = [ask("{{ n }} in round {{ round }}"), apply(fourth, id="judge")]
+        chain = Chain(name="c", steps=[revise(steps=steps).join("final")], input_model=N)
+        with pytest.raises(KeyError):
+            chain.run([N(n=1)], tmp_path / "run")
+        dead = False
+        result = resume(tmp_path / "run", chain)
+    assert asked == [f"1 in round {number}" for number in (1, 2, 3, 3, 4)]
+    assert ends(result) == {"0": (4, 4)}
+    assert result.metadata["balanced"]
+
+
+def fourth(item: Draft) -> Verdict:
+    return Verdict(ok=item.v == 4)
+
+
+def test_from_a_node_of_a_loop_its_rounds_are_computed_anew(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def before(item: N) -> N:
+        calls.append(item.n)
+        return item
+
+    chain = Chain(name="c", steps=[apply(before), revise().join("final"), apply(seen)], input_model=N)
+    inputs = [N(n=number) for number in (2, 3)]
+    first = [*chain.run(inputs, tmp_path / "run").rows("flattened")]
+    result = resume(tmp_path / "run", chain, from_step=["judge"])
+    assert [*result.rows("flattened")] == first and calls == [2, 3]
+    assert result.counts["draft"]["in"] == 5 and result.metadata["balanced"]
