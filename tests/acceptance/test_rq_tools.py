@@ -83,8 +83,8 @@ def answers(port: int) -> bool:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Units of the judge take a second each."""
-    return Project(tmp_path, rows=40, latency=0.5)
+    """Units of the judge take four seconds each."""
+    return Project(tmp_path, rows=40, latency=2)
 
 
 @contextmanager
