@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.support.tools import CI
 
 ROOT = Path(__file__).parents[2]
@@ -36,3 +37,9 @@ def test_a_seed_is_the_same_run_every_time() -> None:
     one, two = (simulate("--seeds", "5", "--start", "30").stdout.splitlines()[-1] for _ in range(2))
     assert one == two
     assert one.startswith("5 seeds, ")
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_planted_bug_fits_the_code_as_it_is(mutation: Mutation) -> None:
+    assert (ROOT / mutation.file).read_text().count(mutation.old) == 1
+    assert not mutation.test or (ROOT / mutation.test.split()[0]).exists()
