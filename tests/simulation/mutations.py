@@ -274,14 +274,14 @@ MUTATIONS = (
         _WORKER,
         "            self.refused(held)\n            held.lose()\n",
         "            self.refused(held)\n",
-        "tests/unit/run/test_worker.py",
+        "tests/unit/run/test_unit_worker.py",
     ),
     Mutation(
         "what was refused is counted as used",
         _WORKER,
         "if not is_in and held.unanswered is None and held.result is not None and not may_be_in:",
         "if held.result is not None:",
-        "tests/unit/run/test_worker.py",
+        "tests/unit/run/test_unit_worker.py",
     ),
     Mutation(
         "the local sink acknowledges before rows are durable",
