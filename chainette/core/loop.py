@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any, Literal
 
+import msgspec
+
 from chainette.core.branch import Element, checked_elements
 from chainette.core.condition import Condition, Given
 from chainette.core.decision import Turn, Undecided, turn_of
@@ -111,6 +113,10 @@ class Loop(Node):
     @property
     def key(self) -> str:
         return self.alias or self.id
+
+    def decode(self, value: bytes) -> Any:
+        """The value under the alias as plain data."""
+        return msgspec.json.decode(value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,6 +114,10 @@ class Route(Node):
     def key(self) -> str:
         return self.alias or self.id
 
+    def decode(self, value: bytes) -> Any:
+        """The value under the alias as plain data: the ways may end in different models."""
+        return msgspec.json.decode(value)
+
     @property
     def default(self) -> RouteWay | None:
         """The way of rows that fit no case."""

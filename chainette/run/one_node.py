@@ -11,9 +11,11 @@ from chainette.core.branch import Branch, JoinBranch
 from chainette.core.chain import DEFAULT_BATCH_SIZE, Chain
 from chainette.core.compile import compile_chain
 from chainette.core.dump import dump_model
+from chainette.core.loop import Loop
 from chainette.core.names import INPUTS
 from chainette.core.node import Node
 from chainette.core.plan import Plan
+from chainette.core.route import Route
 from chainette.engine.lifecycle import Engines
 from chainette.errors import DeclarationError, RowsRejected
 from chainette.hooks import Hook
@@ -35,6 +37,8 @@ async def execute_node(
     batch_size: int | None = None,
 ) -> tuple[list[Any], list[Row]]:
     """See `Node.execute`."""
+    if isinstance(node, Route | Loop):
+        raise DeclarationError(f"{node.place}: {node.id!r} is no single node; run a Chain(steps=[...]) with it")
     if not inputs:
         return [], []
     if histories is not None and len(histories) != len(inputs):

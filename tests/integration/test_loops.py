@@ -199,6 +199,14 @@ def test_loops_hold_branches_routes_and_loops(tmp_path: Path) -> None:
     }
 
 
+def test_a_row_gives_the_value_of_a_loop_and_a_loop_does_not_run_alone() -> None:
+    loop = revise(on_exhausted="keep").join("final")
+    rows = finished(Chain(name="c", steps=[loop], input_model=N).run_iter([N(n=7)]))
+    assert [row[loop] for row in rows] == [{"v": 7}]
+    with pytest.raises(DeclarationError, match="'revise' is no single node; run a Chain"):
+        loop.execute([N(n=7)])
+
+
 # -- the check
 
 
