@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tests.simulation.scenario import Scenario
-from tests.support.drawn import Choice, Element, Node, Way, nodes_of, ways_of
+from tests.support.drawn import Choice, Element, Node, Repeat, Way, nodes_of, ways_of
 
 __all__ = ["shrunk"]
 
@@ -62,6 +62,9 @@ def _fewer(elements: Sequence[Element]) -> Iterator[list[Element]]:
         if before or after:
             yield [*before, *after]
         if isinstance(element, Node):
+            continue
+        if isinstance(element, Repeat):
+            yield from ([*before, replace(element, steps=tuple(steps)), *after] for steps in _fewer(element.steps))
             continue
         if not isinstance(element, Choice):
             yield from ([*before, ways, *after] for ways in _without_one(element) if ways)

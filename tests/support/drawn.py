@@ -10,7 +10,7 @@ from zlib import crc32
 
 from pydantic import BaseModel
 
-from chainette import BatchApply, Branch, Route, Step, apply
+from chainette import BatchApply, Branch, Loop, Route, Step, apply
 from chainette.core import branch as core
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Kind",
     "Node",
     "Refused",
+    "Repeat",
     "Verdict",
     "Way",
     "built",
@@ -81,7 +82,26 @@ class Choice:
     ways: tuple[Way, ...]
 
 
-Element = Node | tuple[Way, ...] | Choice
+@dataclass(frozen=True)
+class Repeat:
+    """A loop whose alias holds the value of its last step; joined if it has an alias."""
+
+    id: str
+    alias: str
+    salt: int
+    rounds: int
+    ending: Literal["reject", "keep", "best"]
+    steps: tuple[Element, ...]
+
+    def ends(self, item: Item, number: int) -> bool:
+        """Whether a row is done after a round."""
+        return (item.v + number * self.salt) % 3 == 0
+
+    def score(self, item: Item) -> int:
+        return (item.v * 5 + self.salt) % 4
+
+
+Element = Node | tuple[Way, ...] | Choice | Repeat
 
 
 class Refused(ValueError):
@@ -103,7 +123,9 @@ def value_of(node: Node, item: Item, history: Mapping[str, Any]) -> list[int]:
         case "many":
             return [v + index for index in range(v % 4)]
         case "back":
-            seen = (len(str(value)) for name, value in history.items() if not name.endswith("_reasoning"))
+            hidden = ("round", "previous")
+            kept = {name: value for name, value in history.items() if not name.endswith("_reasoning") and name not in hidden}
+            seen = (len(str(value)) for value in kept.values())
             return [(v + sum(seen)) % 1000]
         case _:
             return [v]
@@ -180,7 +202,7 @@ class Drawing:
 
     def element(self, depth: int) -> Element:
         if self.routes and depth < 2 and self.rng.random() < 0.35:
-            return self.choice(depth)
+            return self.choice(depth) if self.rng.random() < 0.6 else self.repeat(depth)
         if depth < 2 and self.rng.random() < 0.4:
             return tuple(self.way(depth) for _ in range(self.rng.randint(1, 3)))
         if self.asks and self.rng.random() < 0.5:
@@ -203,8 +225,21 @@ class Drawing:
         alias = self.name("j") if self.rng.random() < 0.7 else ""
         return Choice(name, alias, self.rng.randrange(1000), on, default, tuple(ways))
 
+    def repeat(self, depth: int) -> Repeat:
+        """A loop: no step on its own line expands rows."""
+        name, alias = self.name("r"), self.name("j") if self.rng.random() < 0.7 else ""
+        drawn = self.elements(depth + 1, 2)
+        kinds: list[Kind] = ["one", "optional", "back"]
+        last = Node(self.name("n"), self.rng.choice(kinds), self.rng.randrange(1000))
+        steps = [element for element in drawn if not (isinstance(element, Node) and element.kind == "many")]
+        ending: Any = self.rng.choice(("reject", "keep", "best"))
+        return Repeat(name, alias, self.rng.randrange(1, 1000), self.rng.randint(1, 4), ending, (*steps, last))
 
-def ways_of(element: tuple[Way, ...] | Choice) -> tuple[Way, ...]:
+
+def ways_of(element: tuple[Way, ...] | Choice | Repeat) -> tuple[Way, ...]:
+    """What lies inside an element; a loop counts as one branch."""
+    if isinstance(element, Repeat):
+        return (Way(element.id, element.alias, element.steps),)
     return element.ways if isinstance(element, Choice) else element
 
 
@@ -235,6 +270,8 @@ def _built(element: Element, engines: Sequence[str], call: Callable[[Node, Item]
     match element:
         case Node():
             return _node(element, engines, call)
+        case Repeat():
+            return _loop(element, built(element.steps, engines, call))
         case Choice():
             return _route(element, [built(way.steps, engines, call) for way in element.ways])
         case _:
@@ -259,6 +296,23 @@ def _route(choice: Choice, sequences: list[Any]) -> Route:
     chosen = {"on": on} if choice.on else {"when": {choice.ways[number].name: condition(number) for number in numbers}}
     route = Route(choice.id, cases=cases, default=default, **chosen)
     return route.join(choice.alias) if choice.alias else route
+
+
+def _loop(repeat: Repeat, steps: list[Any]) -> Loop:
+    def until(item: Item, history: Mapping[str, Any]) -> bool:
+        return repeat.ends(item, history["round"])
+
+    best = repeat.score if repeat.ending == "best" else None
+    loop = Loop(
+        repeat.id,
+        steps=steps,
+        until=until,
+        max_rounds=repeat.rounds,
+        on_exhausted=repeat.ending,
+        best=best,
+        result=steps[-1].id,
+    )
+    return loop.join(repeat.alias) if repeat.alias else loop
 
 
 def _even_outside(choice: Choice, item: Item) -> str | None:

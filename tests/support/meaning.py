@@ -12,6 +12,7 @@ from tests.support.drawn import (
     Item,
     Node,
     Refused,
+    Repeat,
     Way,
     judged,
     nodes_of,
@@ -71,6 +72,8 @@ class Meaning:
         head, rest = elements[0], elements[1:]
         if isinstance(head, Choice):
             return self.choice(head, rest, row)
+        if isinstance(head, Repeat):
+            return self.repeat(head, rest, row)
         if not isinstance(head, Node):
             return self.fork(head, rest, row)
         children = self.node(head, row)
@@ -111,6 +114,31 @@ class Meaning:
             return [], False
         last = max([row.round, *(end.round for end in ends)])
         history, ways = {**row.history, choice.alias: given}, {**row.ways, choice.id: name}
+        return self.flow(rest, _End(row.row_id, row.value, history, last, ways))
+
+    def repeat(self, repeat: Repeat, rest: Sequence[Element], row: _End) -> tuple[list[_End], bool]:
+        """The row goes through the steps until it is done, and on from there as it was before."""
+        best: tuple[int, _End] | None = None
+        for number in range(1, repeat.rounds + 1):
+            ends, _ = self.flow(repeat.steps, row)
+            if not ends:
+                return self.flow(rest, row) if not repeat.alias else ([], False)
+            [end] = ends
+            done = repeat.ends(end.value, number)
+            if not done and number == repeat.rounds and repeat.ending == "reject":
+                self.rejected.append((repeat.id, row.row_id, "exhausted", 0))
+                return self.flow(rest, row) if not repeat.alias else ([], False)
+            way = "ended" if done else "kept" if number == repeat.rounds else "again"
+            self.decided.setdefault(repeat.id, []).append((row.row_id, way))
+            if best is None or repeat.ending != "best" or done or repeat.score(end.value) > repeat.score(best[1].value):
+                best = number, end
+            if done:
+                break
+        if not repeat.alias:
+            return self.flow(rest, row)
+        assert best is not None
+        last = max(row.round, best[1].round)
+        history, ways = {**row.history, repeat.alias: best[1].value}, {**row.ways, repeat.id: str(best[0])}
         return self.flow(rest, _End(row.row_id, row.value, history, last, ways))
 
     def node(self, node: Node, row: _End) -> list[_End] | None:

@@ -103,9 +103,9 @@ class GraphFork(_Tagged, frozen=True, tag="Fork"):
     @property
     def branches(self) -> list[GraphJoin | GraphSide]:
         """The branches in the chain's order, in which the fork's id names them."""
-        order = self.id.removeprefix("+").split("+")
+        order = declared_of(self.id).removeprefix("+").split("+")
         every: list[GraphJoin | GraphSide] = [*self.joins, *self.sides]
-        return sorted(every, key=lambda branch: order.index(branch.branch))
+        return sorted(every, key=lambda branch: order.index(declared_of(branch.branch)))
 
     @property
     def inside(self) -> list[Edge]:
