@@ -8,7 +8,9 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from chainette_workers.sink.acceptance import AcceptedRoot
 
+from chainette.core.flow import Durable
 from chainette.errors import RunError
 from chainette.fleet.protocol.keys import aside
 from chainette.fleet.protocol.messages import Admission, PutAside, Result
@@ -288,6 +290,30 @@ def test_a_join_takes_only_pieces_that_its_branches_gave(database: Database, spo
             assert claim.job != joins[0]
             assert run.commit(claim)
         assert run.queue.progress(run.keys).damaged
+
+
+def outer_fork(run: QueueRun, job: str) -> str:
+    """The fork that a unit joins on the main flow; "" if it joins none."""
+    scope, fork = cast("list[bytes]", run.client.hmget(f"rq:job:{job}", ["scope", "fork"]))
+    return "" if scope else fork.decode()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_join_that_lacked_a_row_of_its_branches_brings_nothing(database: Database, lost: bool) -> None:
+    database.may_leave("rq:*")
+    with opened(database.client, forked(), seals=KEY) as run:
+        run.admit(["ab"])
+        rows = run.queue.record(run.keys, 0).rows
+        while not (forks := [fork for job in run.waiting() if (fork := outer_fork(run, job))]):
+            assert run.commit(run.take())
+        key = f"{run.keys.prefix}f:0:{forks[0]}"
+        for name, piece in cast("dict[bytes, bytes]", run.client.hgetall(key)).items():
+            if lost and name.startswith(b"p:") and b"letters" in piece:
+                assert run.client.hdel(key, name)
+        run.work_off()
+        root = AcceptedRoot(run.plan, 0, rows, Durable())
+        refused = [words for entry in run.drain() if (words := root.refuse(entry, frozenset()))]
+    assert refused == (["root 0: rows at 'second' had other joined values than their branches gave"] if lost else [])
 
 
 # -- words

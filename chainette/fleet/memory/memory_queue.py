@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
 from chainette.fleet.protocol.contract import LeasedQueue
@@ -383,7 +384,8 @@ class MemoryQueue(LeasedQueue):
         else:
             self._drop(claim, incarnation)
             done = run.finish(job)
-        run.say(token, Result.of(piece, outcome, incarnation, claim.opens(rows)), claim.unit.root, done)
+        given = given_by_joins(plan, piece.rows)
+        run.say(token, Result.of(piece, outcome, incarnation, claim.opens(rows), given), claim.unit.root, done)
         self._changed()
         return True
 

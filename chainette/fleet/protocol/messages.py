@@ -102,9 +102,11 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     opened: int = 0
     #: Row id -> its asks, for rows that the next engine of the step is asked for.
     escalated: dict[str, Earlier] = {}
+    #: The digest of the values that joins gave to its rows (`core.joined_values`); b"" if there are none.
+    given: bytes = b""
 
     @classmethod
-    def of(cls, unit: Unit, outcome: Outcome, worker: str, opened: int = 0) -> Result:
+    def of(cls, unit: Unit, outcome: Outcome, worker: str, opened: int, given: bytes) -> Result:
         """The part of a unit's outcome that the sink must write."""
         return cls(
             unit.node,
@@ -118,6 +120,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
             worker,
             opened,
             outcome.escalated,
+            given,
         )
 
 

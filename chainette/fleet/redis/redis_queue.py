@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, rq_queue, stop
@@ -352,7 +353,8 @@ class FleetQueue(LeasedQueue):
         if rest is not None:
             require_part(piece, plan)
             ends["rows"] = [row.row_id for row in piece.rows]
-        keys, result = RunKeys(claim.run, claim.epoch), Result.of(piece, outcome, incarnation, claim.opens(rows))
+        keys, given = RunKeys(claim.run, claim.epoch), given_by_joins(plan, piece.rows)
+        result = Result.of(piece, outcome, incarnation, claim.opens(rows), given)
         entry = self._seal(keys, Purpose.ENTRY, f"{piece.root}\0{token}", encode(result))
         effects = wire_effects(keys, plan, piece.root, outcome.effects, self._seals, token)
         require_size(f"{piece.node}, root {piece.root}", self._max_commit, entry, effects)

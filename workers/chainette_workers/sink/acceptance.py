@@ -7,15 +7,17 @@ computed twice; the walk over durable rows (`frontier`) shows it. Messages that 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from chainette.core.apply import Cardinality
 from chainette.core.flow import Durable, frontier
+from chainette.core.joined_values import digest_of_all, joined_digest
 from chainette.core.plan import Plan, PlanNode, Target, ToFork, ToNode
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.fleet.protocol.queue_values import Entry
-from chainette.records import CHAIN_INPUT, Row, record_of
+from chainette.records import CHAIN_INPUT, Row, parent_of, record_of
 from chainette_workers.sink.message_faults import admission_fault, ended_rows, result_fault
 
 __all__ = ["AcceptedRoot"]
@@ -31,8 +33,9 @@ class AcceptedRoot:
     durable: Durable
     #: The numbers of its records; None if its bad ones are not counted.
     ids: range | None = None
-    #: Node -> rows known to be pending there; recomputed if an entry has others.
-    _pending: dict[str, set[str]] = field(default_factory=dict)
+    #: Station -> rows known to be pending there, with the digests of the values that joins gave them; recomputed if an entry
+    #: has others.
+    _pending: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def refuse(self, entry: Entry, barred: Collection[str] | None) -> str:
         """Takes an entry in; if it cannot be right, says why instead, and then nothing more of the root may be taken.
@@ -47,6 +50,9 @@ class AcceptedRoot:
             ended = ended_rows(node, entry.message)
             if not self._has_pending(node, ended):
                 return f"root {self.root}: rows at {node.id!r} came that were not pending there"
+            pending = self._pending.get(node.station, {})
+            if entry.message.given != digest_of_all({row_id: pending[row_id] for row_id in ended}):
+                return f"root {self.root}: rows at {node.id!r} had other joined values than their branches gave"
             self._accept(node, entry.message, ended)
         if not (entry.done or entry.suspended):
             return ""
@@ -72,32 +78,35 @@ class AcceptedRoot:
         return {row.row_id: row for row in self.rows}
 
     def _has_pending(self, node: PlanNode, row_ids: set[str]) -> bool:
-        if row_ids <= self._pending.get(node.station, set()):
+        if row_ids <= self._pending.get(node.station, {}).keys():
             return True
         records = {record_of(row_id) for row_id in row_ids}
         rows = [row for row in self.rows if row.row_id in records]
         for unit in frontier(self.plan, self.root, rows, self.durable).units:
-            self._pending.setdefault(unit.node, set()).update(row.row_id for row in unit.rows)
-        return row_ids <= self._pending.get(node.station, set())
+            pending = self._pending.setdefault(unit.node, {})
+            pending |= {row.row_id: joined_digest(self.plan, row) for row in unit.rows}
+        return row_ids <= self._pending.get(node.station, {}).keys()
 
     def _accept(self, node: PlanNode, result: Result, ended: set[str]) -> None:
-        self._pending.get(node.station, set()).difference_update(ended)  # nothing is known there if the result is empty
+        pending = self._pending.get(node.station, {})  # nothing is known there if the result is empty
+        given = {row_id: pending.pop(row_id) for row_id in ended}
         rejected = (rejection.row_id for rejection in result.rejected)
         self.durable.add(node, result.outputs, rejected, result.dropped, result.escalated)
         if result.escalated:
-            self._arrive(ToNode(node.at(1).station), result.escalated)
-        self._arrive(node.next, [output.row_id for output in result.outputs])
+            self._arrive(ToNode(node.at(1).station), {row_id: given[row_id] for row_id in result.escalated})
+        source = parent_of if node.cardinality is Cardinality.MANY else str
+        self._arrive(node.next, {output.row_id: given[source(output.row_id)] for output in result.outputs})
 
-    def _arrive(self, target: Target, row_ids: Collection[str]) -> None:
+    def _arrive(self, target: Target, rows: Mapping[str, bytes]) -> None:
         """Rows are pending at the next node; behind a join or a decision the next walk finds them."""
         match target:
             case ToNode():
-                self._pending.setdefault(target.node, set()).update(row_ids)
+                self._pending.setdefault(target.node, {}).update(rows)
             case ToFork():
                 fork = self.plan.forks[target.fork]
                 for start in (*fork.joined_starts, *fork.side_starts):
-                    self._arrive(start, row_ids)
+                    self._arrive(start, rows)
                 if not fork.joins:
-                    self._arrive(fork.after, row_ids)
+                    self._arrive(fork.after, rows)
             case _:
                 pass
