@@ -329,7 +329,8 @@ class Unit(msgspec.Struct, frozen=True, array_like=True):
 
     node: str
     root: int
-    #: A path: "/" chunk, "j" join, "<" and ">" split, "^" next engine, "r." re-admission.
+    #: A path: "/" chunk, "j" join, "<" and ">" split, "^" and the queue from which rows went on to the next engine,
+    #: "r." re-admission.
     part: str
     scope: str
     rows: list[Row]

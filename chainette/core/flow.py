@@ -345,8 +345,8 @@ def advance(
     rows for the next engine of its step."""
     walk = _Walk(plan, unit.root, _NOTHING, unit.part)
     walk.stop(unit.scope, stopped)
-    if escalated:  # their successors must not have the parts of those of the unit
-        onward = _Walk(plan, unit.root, _NOTHING, f"{unit.part}^", walk.effects)
+    if escalated:  # no successor of theirs may have the part of a successor of other rows
+        onward = _Walk(plan, unit.root, _NOTHING, f"{unit.part}^{unit.node}", walk.effects)
         onward.wait(plan.nodes[step_of(unit.node)], [*escalated], unit.scope)
     walk.go(target, rows, unit.scope)
     return walk.effects

@@ -13,14 +13,13 @@ import pytest
 from chainette import Branch, Chain, Route, SamplingParams, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.flow import advance
-from chainette.core.plan import ToNode
 from chainette.engine.base import Completion, Finish, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, DeclarationError, EngineUnavailable, PlanError
 from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event
 from chainette.io.rundir.result import RunResult
-from chainette.records import Earlier, Row, Spent, Unit, Usage
+from chainette.records import Earlier, Row, Spent, Unit, Usage, step_of
 from chainette.run.executor import resume, retry_rejected
 from chainette.run.process import poisoned, too_large
 from tests.support.chains import Text, Word, content, texts
@@ -214,16 +213,27 @@ def test_a_row_goes_on_to_another_engine_on_the_way_that_it_took(tmp_path: Path)
     assert result.metadata["balanced"]
 
 
-def test_rows_that_part_at_an_engine_meet_at_the_next_step_as_units_of_different_names() -> None:
+def test_rows_that_part_at_engines_meet_at_the_next_step_as_units_of_different_names() -> None:
+    hard = {"a": {"1", "3"}, "b": {"2", "3"}}
     with scripted(small=small, big=big):
-        later = Step(id="later", output_model=Word, engine_name="big")
-        plan = compile_chain(Chain(name="two", steps=[*chain().steps, later]))
-    rows = [Row(str(number), {"grade": b"{}"}) for number in range(2)]
-    waiting = msgspec.structs.replace(rows[1], earlier=Earlier(2, Spent(), engine=1))
-    onward, first = advance(plan, Unit("grade", 0, "", "", rows), rows[:1], ToNode("later"), [], [waiting]).units
-    assert (first.node, onward.node, onward.rows) == ("later", "grade@2", [waiting])
-    [second] = advance(plan, onward, rows[1:], ToNode("later"), []).units
-    assert second.node == "later" and second.part != first.part
+        steps = [
+            Step(id=name, input_model=Word, output_model=Word, engine_name="small", escalate=["big"] * (name in hard))
+            for name in "abc"
+        ]
+        plan = compile_chain(Chain(name="parting", steps=steps))
+    waiting = [Unit("a", 0, "", "", [Row(str(number), {}) for number in range(4)])]
+    seen: dict[tuple[str, str], list[str]] = {}
+    while waiting:
+        unit = waiting.pop()
+        assert (unit.node, unit.part) not in seen
+        seen[unit.node, unit.part] = [row.row_id for row in unit.rows]
+        stuck = [row for row in unit.rows if row.row_id in hard.get(unit.node, ())]
+        passed = [row for row in unit.rows if row not in stuck]
+        onward = [msgspec.structs.replace(row, earlier=Earlier(1, Spent(), engine=1)) for row in stuck]
+        done = [row.with_values(row.row_id, {}) for row in passed]
+        waiting += advance(plan, unit, done, plan.nodes[step_of(unit.node)].next, [], onward).units
+    assert sorted(row for (node, _), rows in seen.items() if node == "c" for row in rows) == ["0", "1", "2", "3"]
+    assert sum(node == "c" for node, _ in seen) == 4
 
 
 def test_a_row_that_kills_the_workers_of_one_engine_goes_on_and_one_that_is_too_large_does_not() -> None:
