@@ -14,7 +14,7 @@ from chainette.core.branch import Element
 from chainette.core.compile import compile_chain
 from chainette.errors import DeclarationError, PlanError
 from chainette.io.rundir.replay import Status
-from chainette.run.executor import resume
+from chainette.run.executor import resume, retry_rejected
 from chainette.run.steps import row_seed
 from tests.support.chains import finished
 from tests.support.scripted import scripted, user_text
@@ -328,3 +328,23 @@ def test_from_a_node_of_a_loop_its_rounds_are_computed_anew(tmp_path: Path) -> N
     result = resume(tmp_path / "run", chain, from_step=["judge"])
     assert [*result.rows("flattened")] == first and calls == [2, 3]
     assert result.counts["draft"]["in"] == 5 and result.metadata["balanced"]
+
+
+def test_a_retry_goes_on_in_the_round_that_rejected_the_row(tmp_path: Path) -> None:
+    fails, calls = [True], list[tuple[int, int]]()
+
+    def strict(item: Draft, history: Mapping[str, Any]) -> Verdict:
+        calls.append((item.v, history["round"]))
+        if fails[0] and item.v == 4:
+            raise ValueError("not four")
+        return judge(item)
+
+    loop = revise(steps=[apply(draft), apply(strict, id="judge")])
+    chain = Chain(name="c", steps=[loop.join("final")], input_model=N)
+    chain.run([N(n=2), N(n=3)], tmp_path / "run")
+    fails[0] = False
+    before = len(calls)
+    result = retry_rejected(tmp_path / "run", chain)
+    assert calls[before:] == [(4, 2), (6, 3)]
+    assert ends(result) == {"0": (3, 6), "1": (2, 6)}
+    assert result.metadata["balanced"] and not [*result.rows("rejected")]

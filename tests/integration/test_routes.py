@@ -16,7 +16,7 @@ from chainette.core.branch import Element
 from chainette.core.compile import compile_chain
 from chainette.errors import DeclarationError, PlanError
 from chainette.io.rundir.replay import Status
-from chainette.run.executor import resume
+from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import finished
 from tests.support.scripted import scripted, user_text
 
@@ -440,3 +440,25 @@ def test_ways_are_counted_in_the_metadata_and_drawn_in_the_report(tmp_path: Path
     assert metadata["steps"]["r"]["ways"] == {"bug": 2, "default": 1, "refund": 1}
     state: RunState = result._state
     assert {words.text for words in draw(state, 0.5).words} == {"refund: 1", "bug: 2", "default: 1"}
+
+
+def test_a_retry_goes_on_at_the_node_of_the_way_that_rejected_the_row(tmp_path: Path) -> None:
+    fails, decided = [True], list[str]()
+
+    def on(ticket: Ticket) -> Literal["bug", "other"]:
+        decided.append(ticket.note)
+        return "bug" if ticket.kind == "bug" else "other"
+
+    def strict(ticket: Ticket) -> Report:
+        if fails[0] and ticket.note == "bad":
+            raise ValueError("no")
+        return Report(title=ticket.note)
+
+    route = Route("r", on=on, cases={"bug": [apply(strict)], "other": []}).join("j")
+    chain = Chain(name="c", steps=[route, seen("j")], input_model=Ticket)
+    chain.run(list(TICKETS), tmp_path / "run")
+    fails[0] = False
+    result = retry_rejected(tmp_path / "run", chain)
+    assert len(decided) == 4
+    assert by_id(result, "look", "words")["3"] == "bug Report(kind='report', title='bad')"
+    assert result.metadata["balanced"] and not [*result.rows("rejected")]

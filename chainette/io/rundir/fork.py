@@ -257,7 +257,7 @@ class _Fork:
 
     def _link_shards(self) -> None:
         """Links the files that stay unchanged. Files still written to are copied: the replaced directory keeps its own."""
-        folders = [node.folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
+        folders = dict.fromkeys(node.folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes)
         for folder in folders:
             self._take(folder, {str(number) for number in self.state.sealed.get(folder, ())})
             self._take(f"{self.source.journals.name}/{folder}")
