@@ -432,12 +432,14 @@ def test_from_a_route_ways_are_decided_anew_and_from_a_way_only_its_rows(tmp_pat
 
 
 def test_ways_are_counted_in_the_metadata_and_drawn_in_the_report(tmp_path: Path) -> None:
+    from chainette.cli.screen.summary import way_lines
     from chainette.io.rundir.replay import RunState
     from chainette.report.drawing import draw
 
     result = run(tmp_path, [Route("r", on="{{ kind }}", cases=BY_KIND, default=[]).join("j"), apply(report)])
     metadata = json.loads((result.dir / "metadata.json").read_text())
     assert metadata["steps"]["r"]["ways"] == {"bug": 2, "default": 1, "refund": 1}
+    assert [*way_lines(metadata)] == ["r: bug 2, default 1, refund 1"]
     state: RunState = result._state
     assert {words.text for words in draw(state, 0.5).words} == {"refund: 1", "bug: 2", "default: 1"}
 

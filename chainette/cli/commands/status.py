@@ -22,6 +22,7 @@ from chainette.cli.screen.summary import (
     escalation_lines,
     next_lines,
     token_line,
+    way_lines,
 )
 from chainette.core.usercode.parameters import text_of
 from chainette.errors import RunDirectoryError, RunError
@@ -151,6 +152,7 @@ def parameters_line(values: Mapping[str, Any]) -> str:
 
 def _tail(metadata: dict[str, Any], directory: Path, *, working: bool) -> Iterator[str]:
     yield accounting_line(metadata)
+    yield from way_lines(metadata)
     yield from escalation_lines(metadata)
     yield from token_line(metadata)
     yield from engine_lines(metadata)

@@ -22,6 +22,7 @@ __all__ = [
     "short",
     "summary_lines",
     "token_line",
+    "way_lines",
 ]
 
 _COLUMNS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
@@ -64,6 +65,14 @@ def accounting_line(metadata: Mapping[str, Any]) -> str:
     return "accounting: balanced" if metadata["balanced"] else f"accounting: NOT balanced: {wrong}"
 
 
+def way_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """One line per route and loop: how many rows took each way, and how many none; or how many rounds began anew."""
+    for step, counts in metadata["steps"].items():
+        if "ways" in counts:
+            ways = counts["ways"] | ({"no case": counts["passed"]} if counts["passed"] else {})
+            yield f"{step}: {', '.join(f'{way} {rows:,}' for way, rows in ways.items())}"
+
+
 def escalation_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
     """One line per step that may ask several engines: how many rows each of them answered."""
     for step, counts in metadata["steps"].items():
@@ -99,6 +108,7 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
 def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
     """The lines below the table at the end of a run."""
     yield accounting_line(metadata)
+    yield from way_lines(metadata)
     yield from escalation_lines(metadata)
     yield from token_line(metadata)
     seconds = _seconds(metadata)
