@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+import msgspec
 from pydantic import BaseModel, Field
 
 from chainette.engine.base import Completion, Engine, Finish, Request, SamplingParams
@@ -78,7 +80,13 @@ def question(text: str, model: type[BaseModel] = Thing, seed: int = 1, system: s
     instruction = "\n\n".join(filter(None, [system, generate_json_output_prompt(model)]))
     messages = (Message("system", instruction), Message("user", text))
     params = SamplingParams(**{"max_tokens": 160} | sampling)
-    return Request(messages, params, seed, model.model_json_schema(), "answer", "conformance", model)
+    schema = model.model_json_schema()
+    return Request(messages, params, seed, schema, _step_of(schema), "conformance", model)
+
+
+def _step_of(schema: dict[str, Any]) -> str:
+    """A name for each schema, as steps have: engines remember by it what a server refuses."""
+    return f"answer_{hashlib.blake2b(msgspec.json.encode(schema), digest_size=4).hexdigest()}"
 
 
 def require(holds: object, words: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["VALIDATED_LATER", "fitted", "lightened"]
+__all__ = ["VALIDATED_LATER", "fitted", "lightened", "loosened"]
 
 Schema = dict[str, Any]
 #: Whether a keyword with this value stays.
@@ -60,6 +60,11 @@ def lightened(schema: Schema) -> tuple[Schema, list[str]]:
         return fine
 
     return _filtered(schema, keep), [*dict.fromkeys(lost)]
+
+
+def loosened(schema: Schema) -> Schema:
+    """The schema without the keywords that some grammars cannot express; bounds stay."""
+    return dict(_without(schema, frozenset().union(*_GIVEN_UP[:-1])))
 
 
 def _is_light(key: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support.llama_server import CONTEXT, llama_server
 from tests.support.models import SMOL
 from tests.support.ollama_server import MODEL, ollama_server
 from tests.support.vllm import SMOL as SMOL_FOLDER
+from tests.support.vllm_server import NAME, vllm_server
 
 __all__ = ["SUBJECTS", "cells", "judged", "rows_of"]
 
@@ -54,6 +56,12 @@ def _openai() -> Iterator[Subject]:
 
 
 @contextmanager
+def _vllm_server() -> Iterator[Subject]:
+    with tempfile.TemporaryDirectory() as folder, vllm_server(Path(folder) / "log") as address:
+        yield Subject(make_config("subject", NAME, "openai", endpoint=f"{address}/v1", capacity=4))
+
+
+@contextmanager
 def _ollama() -> Iterator[Subject]:
     with ollama_server() as address:
         yield Subject(make_config("subject", MODEL, "ollama", endpoint=address, capacity=4), _HANGS)
@@ -64,6 +72,7 @@ SUBJECTS: Mapping[str, Callable[[], AbstractContextManager[Subject]]] = {
     "llama_cpp": _llama_cpp,
     "vllm": _vllm,
     "openai": _openai,
+    "openai (vLLM)": _vllm_server,
     "ollama": _ollama,
 }
 

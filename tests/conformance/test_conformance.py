@@ -22,9 +22,10 @@ NEEDS: Mapping[str, Sequence[pytest.MarkDecorator]] = {
     "llama_cpp": (needs_model,),
     "vllm": needs_vllm,
     "openai": (needs_model,),
+    "openai (vLLM)": needs_vllm,
     "ollama": (needs_model,),
 }
-SHARE = {"simulated": 1, "vllm": 1, "llama_cpp": 30, "openai": 30, "ollama": 30}
+SHARE = {"simulated": 1, "vllm": 1, "llama_cpp": 30, "openai": 30, "openai (vLLM)": 1, "ollama": 30}
 
 CHOSEN = [
     pytest.param(

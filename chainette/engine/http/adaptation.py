@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from chainette.engine.base import SamplingParams
+from chainette.engine.grammar_fit import loosened
 from chainette.records import Message
 
 __all__ = ["CHANGES", "adapted", "advice", "remedy"]
@@ -75,6 +76,13 @@ def _as_object(body: Body) -> None:
         body["response_format"] = {"type": "json_object"}
 
 
+def _loosen(body: Body) -> None:
+    asked = msgspec.json.decode(msgspec.json.encode(body.get("response_format")))
+    match asked:
+        case {"json_schema": {"schema": dict(schema)} as named} if (loose := loosened(schema)) != schema:
+            body["response_format"] = asked | {"json_schema": named | {"schema": loose}}
+
+
 def _fold_system(body: Body) -> None:
     """Puts system messages before the first user message, as one."""
     messages = body["messages"]
@@ -109,9 +117,20 @@ CHANGES = {
         lambda sampling: sampling.seed is None,
         _drop("seed"),
     ),
+    "looser_schema": Change(
+        "keywords of the schema that not every grammar has (pattern, multipleOf, uniqueItems, ...) are not sent; answers are "
+        "validated",
+        re.compile(
+            r"schema.*(features?|keywords?|constraints?|patterns?|regex).*not (supported|permitted|allowed)"
+            r"|invalid schema|invalid grammar|compil\w+ grammar|grammar.*(fail|error|invalid)",
+            re.IGNORECASE | re.DOTALL,
+        ),
+        lambda _sampling: True,
+        _loosen,
+    ),
     "json_object": Change(
         "response_format is json_object; the schema is in the prompt, and answers are validated",
-        _named(r"response_format|json_schema|structured.outputs?"),
+        _named(r"response_format|json.schema|structured.outputs?"),
         lambda _sampling: True,
         _as_object,
     ),

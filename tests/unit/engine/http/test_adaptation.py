@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -53,6 +54,36 @@ def test_a_refusal_by_name_is_met_by_one_change(words: str, name: str | None) ->
     assert remedy(words, SamplingParams(), BODY, [], []) == name
     if name is not None:
         assert adapted(BODY, [name]) != BODY
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "pattern": {"type": "string", "pattern": "a(?=b)", "maxLength": 9},
+        "n": {"type": "integer", "multipleOf": 7},
+    },
+}
+SENT = msgspec.Raw(msgspec.json.encode({"type": "json_schema", "json_schema": {"name": "ask", "schema": SCHEMA}}))
+
+
+@pytest.mark.parametrize("sent", [SENT, msgspec.json.decode(SENT)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "400: The provided JSON schema contains features not supported by xgrammar.",
+        "400: Invalid schema for response_format 'ask': In context=('properties', 'n'), 'multipleOf' is not permitted.",
+        "400: Failed to compile grammar: unsupported lookahead",
+    ],
+)
+def test_a_schema_that_a_servers_grammar_cannot_hold_is_sent_without_those_keywords(words: str, sent: Any) -> None:
+    body = BODY | {"response_format": sent}
+    assert remedy(words, SamplingParams(), body, [], []) == "looser_schema"
+    looser = adapted(body, ["looser_schema"])
+    kept = {"pattern": {"type": "string", "maxLength": 9}, "n": {"type": "integer"}}
+    assert looser["response_format"]["json_schema"]["schema"] == {"type": "object", "properties": kept}
+    assert sent == SENT or sent["json_schema"]["schema"] == SCHEMA, "other requests share it"
+    if "grammar:" not in words:
+        assert remedy(words, SamplingParams(), body, ["looser_schema"], []) == "json_object"
 
 
 def test_what_the_step_or_the_engine_set_itself_is_not_changed() -> None:
