@@ -1079,3 +1079,25 @@ def test_notes_come_in_order_and_what_is_no_event_is_passed_over(run: QueueRun) 
     after, events = run.queue.notes(run.keys.run, "0-0")
     assert events == [EngineReleased(engine="a"), EngineReleased(engine="b")]
     assert run.queue.notes(run.keys.run, after) == (after, [])
+
+
+def test_commands_that_meet_a_key_of_another_type_are_repeated_at_once(run: QueueRun, database: Database) -> None:
+    database.may_leave("chainette:*")
+    board = Board(run.client)
+
+    def spoiled(key: str, call: Callable[[], object]) -> object:
+        run.client.delete(key)
+        run.client.set(key, "of another type")
+        return call()
+
+    spoiled("chainette:runs", lambda: board.ask("run-c", Order(chain_ref="c", digest="d", inputs=("i",), directory="o")))
+    assert board.run("run-c") is not None
+    spoiled("chainette:runs", lambda: board.say("run-c", {"counts": "{}"}))
+    assert run.client.sismember("chainette:runs", "run-c")
+    run.client.hset("chainette:run:run-c", Role.SINK.value, "s0")
+    assert spoiled("chainette:lease", lambda: board.take("run-c", Role.SINK, "s1"))
+    board.say(run.keys.run, {"counts": "{}"})  # so that it is among the runs again
+    spoiled(run.keys.notes, lambda: run.queue.note(run.keys.run, EngineReleased(engine="e")))
+    assert len(run.queue.notes(run.keys.run, "0-0")[1]) == 1
+    run.client.delete("chainette:run:run-c", "chainette:order:run-c")
+    run.client.srem("chainette:runs", "run-c")

@@ -48,7 +48,9 @@ SCRIPTS = (
 )
 
 #: Scripts whose repetition does the rest of what a call left undone; callers of the others must look again first.
-_REPEATABLE = frozenset({"attend", "beat", "leave", "reap"})
+_REPEATABLE = frozenset(
+    {"ask", "attend", "beat", "drop", "leave", "missing", "note", "reap", "revive", "say", "state", "take", "total"}
+)
 
 _pack = msgspec.msgpack.Encoder().encode
 
