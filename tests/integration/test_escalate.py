@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from chainette import Branch, Chain, Route, SamplingParams, Step, register_engine
+from chainette import Branch, Chain, Loop, Route, SamplingParams, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.flow import advance
 from chainette.engine.base import Completion, Finish, Request
@@ -211,6 +212,21 @@ def test_a_row_goes_on_to_another_engine_on_the_way_that_it_took(tmp_path: Path)
     words = {row["row_id"]: row["word"] for row in result.rows("end")}
     assert (words["2"], words["4"], words["5"]) == ("big 2", "small 4", "none")
     assert result.metadata["balanced"]
+
+
+def test_a_row_goes_on_to_another_engine_in_the_round_of_a_loop_that_needs_it(tmp_path: Path) -> None:
+    """Every row is drafted twice; hard rows are answered by the second engine in both rounds."""
+    with scripted(small=small, big=big):
+        loop = Loop("revise", steps=chain().steps, until="{{ round == 2 }}", max_rounds=3, on_exhausted="keep").join("final")
+        result = Chain(name="looped", batch_size=4, input_model=Text, steps=[loop]).run(texts(ROWS), tmp_path / "run")
+    assert Counter((row["_round"], row["_engine"]) for row in result.rows("grade")) == {
+        (1, "small"): 6,
+        (1, "big"): 2,
+        (2, "small"): 6,
+        (2, "big"): 2,
+    }
+    counted = {name: (found["out"], found["escalated"]) for name, found in result.counts["grade"]["engines"].items()}
+    assert counted == {"small": (12, 5), "big": (4, 0)} and result.metadata["balanced"]
 
 
 def test_rows_that_part_at_engines_meet_at_the_next_step_as_units_of_different_names() -> None:
