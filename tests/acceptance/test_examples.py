@@ -168,3 +168,14 @@ def test_parameters_decide_the_steps_of_a_chain_as_its_readme_says(project: Proj
     assert len(project.ids("out", "to_french")) == 24
     shown = project.chainette("status", "out").stdout
     assert "tone=friendly" in shown and "French" in shown
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["09_triage", "10_revise"])
+def test_rows_take_the_same_ways_and_rounds_in_a_fleet(project: Project, name: str) -> None:
+    call = ("run", *paths(name), "--simulate")
+    assert project.chainette(*call, "-o", "local").returncode == 0
+    done = project.chainette(*call, "--workers", "1", "-o", "fleet")
+    assert done.returncode == 0, done.stderr
+    local, fleet = (sorted((project.path / out / "flattened/0.jsonl").read_text().splitlines()) for out in ("local", "fleet"))
+    assert fleet == local
