@@ -1,7 +1,7 @@
 """The text of an answer: the one JSON object in it, and the thoughts before it. The same for every backend.
 
-Models wrap their JSON in thoughts, fences, polite words and end tokens. All of it is taken off if exactly one JSON
-object remains; two objects, or one inside a list or an unclosed brace, are not guessed at.
+Models wrap their JSON in thoughts, fences, polite words and end tokens, or write it as a JSON string. All of it is taken
+off if exactly one JSON object remains; two objects, or one inside a list or an unclosed brace, are not guessed at.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _decode = json.JSONDecoder().raw_decode
 def unwrapped(text: str) -> tuple[str, str]:
     """(thoughts, answer): the answer is the only JSON object behind the thoughts, or else all of that text."""
     thoughts, rest = _split(text)
-    return thoughts, _only_object(rest) or rest.strip()
+    return thoughts, _answer_in(rest) or rest.strip()
 
 
 def holds_object(text: str) -> bool:
     """Whether the text is a whole answer: exactly one complete JSON object behind the thoughts."""
-    return _only_object(_split(text)[1]) is not None
+    return _answer_in(_split(text)[1]) is not None
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -50,6 +50,23 @@ def _split(text: str) -> tuple[str, str]:
         thoughts.append(_OPEN.sub("", text[: close.start()]).strip())
         text = text[close.end() :]
     return "\n".join(thoughts), text
+
+
+def _answer_in(text: str) -> str | None:
+    found = _only_object(text)
+    return found if found is not None or len(text) > _MOST else _only_object(_told_in_a_string(text))
+
+
+def _told_in_a_string(text: str) -> str:
+    """The text that a JSON string holds, if this is one: an object that was encoded twice; else ""."""
+    plain = text.strip()
+    if not plain.startswith('"'):
+        return ""
+    try:
+        value = json.loads(plain)
+    except (ValueError, RecursionError):
+        return ""
+    return value if isinstance(value, str) else ""
 
 
 def _only_object(text: str) -> str | None:

@@ -36,6 +36,9 @@ WRAPPED = {
     "another end token": f"{GOOD}</s>",
     "the end of a sequence": f"{GOOD}<|endoftext|><|eot_id|>",
     "a cut repetition": f"{GOOD}\n[",
+    "a JSON string": json.dumps(GOOD),
+    "a JSON string with blanks around it": f"\n {json.dumps(GOOD)} ",
+    "a JSON string with a fence in it": json.dumps(f"{FENCE}json\n{GOOD}\n{FENCE}"),
     "brackets in the words": f"[1] As asked [see above], {GOOD}",
 }
 
@@ -96,6 +99,9 @@ AMBIGUOUS = {
     "an object that is cut behind the answer": f'{GOOD} {{"lab',
     "no object": "I cannot tell.",
     "text": '"ok"',
+    "a JSON string of two objects": json.dumps(f"{GOOD}\n{GOOD}"),
+    "an object that was encoded three times": json.dumps(json.dumps(GOOD)),
+    "a JSON string that is cut": json.dumps(GOOD)[:-1],
     "nothing": "",
     "very deep": '{"a":' * 100_000,
     "very deep in words": "So: " + "{" * 100_000,
@@ -113,6 +119,6 @@ def test_nothing_is_guessed_where_more_or_less_than_one_object_is_left(text: str
 def test_any_text_is_read_and_an_object_found_is_json(text: str, before: str, behind: str) -> None:
     for wrapped in (text, before + GOOD + behind, f"<think>{text}</think>{GOOD}"):
         answer = unwrapped(wrapped)[1]
-        assert answer in wrapped
+        assert answer in wrapped or wrapped.lstrip().startswith('"') or "</" in wrapped
         if holds_object(wrapped):
             assert isinstance(json.loads(answer), dict)
