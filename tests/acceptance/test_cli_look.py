@@ -104,6 +104,19 @@ def test_why_shows_a_rejection_with_its_answer_and_a_bad_line_with_its_text(proj
     assert "chain_input, row 20: rejected, invalid_input\n" in bad and bad.endswith("row 20 is rejected at chain_input\n")
 
 
+def test_why_shows_values_that_are_false_or_zero(tmp_path: Path) -> None:
+    (tmp_path / "chain.py").write_text(
+        "from pydantic import BaseModel\nfrom chainette import Chain, apply\n\n\n"
+        "class Mark(BaseModel):\n    ok: bool\n    score: float\n\n\n"
+        "@apply\ndef mark(item: Mark) -> Mark:\n    return item\n\n\nchain = Chain(name='marks', steps=[mark])\n"
+    )
+    project = Project.__new__(Project)
+    project.path = tmp_path
+    (tmp_path / "in.jsonl").write_text('{"ok": false, "score": 0}\n')
+    told(project, "run", "chain.py", "in.jsonl", "-o", "out", "--quiet")
+    assert "mark, row 0: output\n  ok     false\n  score  0.0\n" in told(project, "why", "out", "0")
+
+
 def test_why_works_without_the_input_and_says_so(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.path / "runs/csv", tmp_path / "moved/run")
     shutil.copy(project.path / "chain.py", tmp_path / "moved/chain.py")

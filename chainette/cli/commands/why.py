@@ -68,8 +68,8 @@ def _said(outcome: StepResult) -> str:
 
 def _shown(outcome: StepResult) -> dict[str, Any]:
     """The fields worth showing."""
-    told = {"_attempts", "attempts", "reason"}
-    return {name: value for name, value in outcome.values.items() if name not in told and value not in (None, "", 0, "0")}
+    told = {"_attempts", "attempts", "reason", *(["line"] if outcome.kind == "rejected" else [])}
+    return {name: value for name, value in outcome.values.items() if name not in told and value is not None and value != ""}
 
 
 def _end(story: RowStory) -> str:
