@@ -31,7 +31,7 @@ from chainette.fleet.redis.fleet_view import known_runs
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 from tests.support.counts import record
 
 STEPS = ("one", "two", "three")

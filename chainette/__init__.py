@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from chainette.core.route import Route
     from chainette.core.step import Step
     from chainette.engine.base import Engine, SamplingParams
-    from chainette.engine.config import EngineConfig, get_engine_config, load_engines, register_engine
+    from chainette.engine.config import EngineConfig
     from chainette.engine.lifecycle import release_engine
+    from chainette.engine.registry import get_engine_config, load_engines, register_engine
     from chainette.errors import ChainetteError
     from chainette.io.rundir.result import RunResult, open_run
     from chainette.records import Message, Row
@@ -64,7 +65,8 @@ _HOMES = {
     "core.route": ("Route",),
     "core.step": ("Step",),
     "engine.base": ("Engine", "SamplingParams"),
-    "engine.config": ("EngineConfig", "get_engine_config", "load_engines", "register_engine"),
+    "engine.config": ("EngineConfig",),
+    "engine.registry": ("get_engine_config", "load_engines", "register_engine"),
     "engine.lifecycle": ("release_engine",),
     "errors": ("ChainetteError",),
     "run.executor": ("AsyncExecutor", "Executor"),

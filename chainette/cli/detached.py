@@ -30,7 +30,7 @@ from chainette.fleet.redis.run_registry import Board, Order, Role, inside
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 from chainette.utils.ids import new_run_id
 
 __all__ = ["hand_over"]

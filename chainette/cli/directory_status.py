@@ -11,7 +11,7 @@ from chainette.cli.common import command_line
 from chainette.errors import ChainetteError, RunError
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 from chainette.io.rundir.versions import version_numbers
 
 __all__ = ["can_go_on", "is_working", "standing", "summary_line", "version_lines"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from chainette.core.branch import Element, checked_elements
-from chainette.engine.config import EngineRegistry, current_registry
+from chainette.engine.registry import EngineRegistry, current_registry
 from chainette.errors import DeclarationError, Place
 from chainette.utils.argument_advice import explained
 from chainette.utils.call_site import caller_place

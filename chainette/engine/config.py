@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -17,27 +14,12 @@ import msgspec
 
 from chainette.engine.backends import backend_class, backend_names
 from chainette.engine.base import Options, SamplingParams
-from chainette.errors import EngineConfigError, UnknownEngine
+from chainette.errors import EngineConfigError
 from chainette.records import PYTHON
-from chainette.utils.argument_advice import advice, explained, nearest
-from chainette.utils.call_site import caller_place
+from chainette.utils.argument_advice import advice
 from chainette.utils.ids import name_problem
 
-__all__ = [
-    "EngineConfig",
-    "EngineRegistry",
-    "current_registry",
-    "expand_secrets",
-    "get_engine_config",
-    "load_engines",
-    "make_config",
-    "overlaid",
-    "public_url",
-    "register_engine",
-    "share_device",
-    "simulated",
-    "using_registry",
-]
+__all__ = ["EngineConfig", "expand_secrets", "make_config", "public_url", "share_device", "simulated"]
 
 #: A host with a port, either of which may come from the environment.
 _HOST = re.compile(r"(?:[^\s:@\[\]]*|\[[0-9a-fA-F:.]+\])(?::(?:\d*|\$\{\w+\}))?")
@@ -182,172 +164,6 @@ def _keys_of(backend: str) -> tuple[str, ...]:
         return backend_class(backend).options.__struct_fields__
     except EngineConfigError:  # a broken plugin
         return ()
-
-
-class EngineRegistry:
-    """Engines by name. One exists per loaded chain file, and one for code that imports Chainette."""
-
-    def __init__(self, base: EngineRegistry | None = None) -> None:
-        self._configs: dict[str, EngineConfig] = dict(base._configs) if base is not None else {}
-
-    def __iter__(self) -> Iterator[EngineConfig]:
-        return iter(self._configs.values())
-
-    def add(self, config: EngineConfig, *, replace: bool = False) -> None:
-        """Registers an engine; the same declaration twice is fine, another one only with `replace`.
-
-        Raises:
-            EngineConfigError: the name is taken by another configuration.
-        """
-        known = self._configs.get(config.name)
-        if known is not None and known != config and not replace:
-            raise EngineConfigError(
-                f"engine {config.name!r} is registered already with other settings; give one of them another name"
-            )
-        self._configs[config.name] = config
-
-    def get(self, name: str) -> EngineConfig:
-        """The configuration of an engine.
-
-        Raises:
-            UnknownEngine: no engine has that name; the nearest is suggested.
-        """
-        if name not in self._configs:
-            raise UnknownEngine(f"no engine {name!r}{self._advice(name)}")
-        return self._configs[name]
-
-    def _advice(self, name: str) -> str:
-        if not self._configs:
-            return "; no engine is registered"
-        of_model = [config.name for config in self if config.model == name]
-        return f"; that is the model of engine {of_model[0]!r}" if of_model else nearest(name, self._configs)
-
-
-_default = EngineRegistry()
-_current: ContextVar[EngineRegistry] = ContextVar("chainette_engine_registry")
-
-
-def current_registry() -> EngineRegistry:
-    """The registry that `register_engine` currently fills."""
-    return _current.get(_default)
-
-
-@contextmanager
-def using_registry(registry: EngineRegistry) -> Iterator[EngineRegistry]:
-    """Makes `registry` current: the loader wraps the import of a chain file in it."""
-    token = _current.set(registry)
-    try:
-        yield registry
-    finally:
-        _current.reset(token)
-
-
-@explained()
-def register_engine(
-    name: str,
-    model: str,
-    backend: str | None = None,
-    *,
-    endpoint: str | list[str] | tuple[str, ...] = (),
-    api_key_env: str | None = None,
-    capacity: int | None = None,
-    exclusive: bool | None = None,
-    lazy: bool = True,
-    gpu_ids: list[int] | tuple[int, ...] = (),
-    startup_timeout: float = 600.0,
-    revision: str | None = None,
-    tokenizer: str | None = None,
-    download_dir: str | None = None,
-    extra: dict[str, Any] | None = None,
-    **keys: Any,
-) -> EngineConfig:
-    """Declares an engine for the steps that name it. Nothing is loaded.
-
-    The backend defaults to `vllm`, or to `llama_cpp` for a model path that ends in `.gguf`. The
-    backend's own keys (`chainette engines` lists them) are given flat; `extra` goes through unchecked.
-
-    Raises:
-        EngineConfigError: an unknown backend or key, a wrong type, or a name that is taken.
-    """
-    keys |= {
-        "endpoint": endpoint,
-        "api_key_env": api_key_env,
-        "capacity": capacity,
-        "lazy": lazy,
-        "gpu_ids": gpu_ids,
-        "startup_timeout": startup_timeout,
-        "revision": revision,
-        "tokenizer": tokenizer,
-        "download_dir": download_dir,
-        "extra": extra or {},
-    }
-    if exclusive is not None:
-        keys["exclusive"] = exclusive
-    try:
-        config = make_config(name, model, backend, **keys)
-        current_registry().add(config)
-    except EngineConfigError as error:
-        raise EngineConfigError(f"{caller_place()}: {error}") from error
-    return config
-
-
-def get_engine_config(name: str) -> EngineConfig:
-    """The configuration registered under a name.
-
-    Raises:
-        UnknownEngine: there is none.
-    """
-    return current_registry().get(name)
-
-
-def load_engines(path: str | os.PathLike[str], *, replace: bool = False) -> list[EngineConfig]:
-    """Registers the engines of a YAML file: a list under `engines:`, or a mapping name -> keys.
-
-    With `replace` an engine replaces one of the same name.
-
-    Raises:
-        EngineConfigError: the file is invalid; the message names the file and the entry.
-    """
-    import yaml
-
-    from chainette.utils.yaml_faults import yaml_fault
-
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    except yaml.YAMLError as error:
-        line, words = yaml_fault(error)
-        raise EngineConfigError(f"{path}: cannot be read as YAML: line {line}: {words}") from None
-    entries = document.get("engines") if isinstance(document, dict) else None
-    if isinstance(entries, dict) and all(isinstance(keys, dict | None) for keys in entries.values()):
-        entries = [{"name": name} | (keys or {}) for name, keys in entries.items()]
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise EngineConfigError(
-            f"{path}: expected a list of engines, or a mapping of names to their settings, under the key `engines:`"
-        )
-    configs = []
-    for number, entry in enumerate(entries, 1):
-        missing = {"name", "model"} - entry.keys()
-        if missing:
-            raise EngineConfigError(f"{path}: engine number {number} lacks {', '.join(sorted(missing))}")
-        try:
-            configs.append(make_config(**{str(key): value for key, value in entry.items()}))
-            current_registry().add(configs[-1], replace=replace)
-        except EngineConfigError as error:
-            raise EngineConfigError(f"{path}: {error}") from error
-    return configs
-
-
-def overlaid(base: EngineRegistry, path: str | os.PathLike[str]) -> EngineRegistry:
-    """A registry's engines, with those of a YAML file replacing the ones of the same name.
-
-    Raises:
-        EngineConfigError: as `load_engines`.
-    """
-    with using_registry(EngineRegistry(base)) as registry:
-        load_engines(path, replace=True)
-    return registry
 
 
 def public_url(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from chainette.io.rundir.accounting import NodeCounts
 from chainette.io.rundir.graph import (
     Edge,
     EdgeToBranchEnd,
@@ -15,7 +16,7 @@ from chainette.io.rundir.graph import (
     GraphRounds,
     GraphSide,
 )
-from chainette.io.rundir.replay import NodeCounts, RunState
+from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT
 
 __all__ = ["Arrow", "Box", "Drawing", "Words", "draw"]

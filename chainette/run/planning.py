@@ -8,7 +8,7 @@ from dataclasses import replace
 from chainette.core.chain import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
-from chainette.engine.config import EngineRegistry, overlaid
+from chainette.engine.registry import EngineRegistry, overlaid
 from chainette.run.options import RunOptions
 
 __all__ = ["compile_plan", "registry_of"]

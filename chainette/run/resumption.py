@@ -17,8 +17,8 @@ from chainette.core.run_settings import FLAGS, RESUMABLE
 from chainette.core.usercode.confined import ChainClaim, require_recorded
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, set_flags, text_of
-from chainette.engine.config import EngineRegistry
 from chainette.engine.model_files import files_of
+from chainette.engine.registry import EngineRegistry
 from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.readers import InputFile
@@ -33,8 +33,8 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.readback import ShardReader
 from chainette.io.rundir.reading import require_content
-from chainette.io.rundir.replay import RunState, Status
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.writer import Reopened, tidy
 from chainette.records import CHAIN_INPUT, Read
 from chainette.run.options import RunOptions

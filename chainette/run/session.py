@@ -22,8 +22,8 @@ from chainette.io.inputs.roots import Roots
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
 from chainette.io.rundir.plan_graph import graph_of
-from chainette.io.rundir.replay import Status
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import Status
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import Row
 from chainette.run.local_sink import Writer

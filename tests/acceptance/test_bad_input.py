@@ -17,8 +17,8 @@ import pytest
 from chainette.errors import DiskError
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, UnitCommitted
-from chainette.io.rundir.replay import Status
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume
 from tests.support.chains import content, everything, texts, write_inputs
 from tests.support.cli import Project

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.cli.main import app
 from chainette.core.compile import compile_chain
-from chainette.engine.config import EngineRegistry, using_registry
+from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.errors import DamagedRun, NotFinished, RunDirectoryError
 from chainette.io.inputs.roots import Roots
 from chainette.io.rundir.events import AnyEvent, RunFinished, UnitCommitted
 from chainette.io.rundir.log import encode_line, read_log
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume
 from tests.support.chains import Facts, Text, content, count, everything, odd_only, split, write_inputs
 from tests.support.crash import copies

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chainette_workers.worker.loop import EngineWorker
+from chainette_workers.worker.engine_worker import EngineWorker
 
 from chainette.fleet.redis.redis_queue import Claim, FleetQueue
 from chainette.io.rundir.events import WorkerRefused

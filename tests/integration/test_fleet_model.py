@@ -37,8 +37,8 @@ from chainette.io.rundir.open import claim_directory, create, read_state, recove
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.readback import rows_of_root
-from chainette.io.rundir.replay import RunState
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.writer import RunWriter
 from chainette.run.coordinator import Coordinator
 from chainette.run.limits import RejectWatch

@@ -12,14 +12,15 @@ from pyarrow import parquet
 from pydantic import BaseModel
 
 from chainette import Branch, Chain, Step, apply, register_engine
-from chainette.engine.config import EngineRegistry, using_registry
+from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.fork import finish_swap
 from chainette.io.rundir.log import EventLog, read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import Status, replay
+from chainette.io.rundir.replay import replay
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import Facts, Text, Word, content, everything, write_inputs
 

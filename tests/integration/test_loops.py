@@ -13,7 +13,7 @@ from chainette import Branch, Chain, Loop, Route, RunResult, Step, apply
 from chainette.core.branch import Element
 from chainette.core.compile import compile_chain
 from chainette.errors import DeclarationError, PlanError
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume, retry_rejected
 from chainette.run.steps import row_seed
 from tests.support.chains import finished

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 import chainette
 from chainette import Chain, RunResult, apply
 from chainette.errors import RunDirectoryError
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 
 FORMATS = ("jsonl", "csv", "parquet")
 

@@ -15,7 +15,7 @@ from chainette import Branch, Chain, Route, RunResult, Step, apply
 from chainette.core.branch import Element
 from chainette.core.compile import compile_chain
 from chainette.errors import DeclarationError, PlanError
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import finished
 from tests.support.scripted import scripted, user_text
@@ -433,7 +433,7 @@ def test_from_a_route_ways_are_decided_anew_and_from_a_way_only_its_rows(tmp_pat
 
 def test_ways_are_counted_in_the_metadata_and_drawn_in_the_report(tmp_path: Path) -> None:
     from chainette.cli.screen.summary import way_lines
-    from chainette.io.rundir.replay import RunState
+    from chainette.io.rundir.run_state import RunState
     from chainette.report.drawing import draw
 
     result = run(tmp_path, [Route("r", on="{{ kind }}", cases=BY_KIND, default=[]).join("j"), apply(report)])

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from chainette import ApplyNode, Branch, Chain, RunResult, Step, apply
 from chainette.core.apply import Cardinality
 from chainette.core.branch import Element
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 from chainette.records import row_order
 from tests.support.chains import finished
 from tests.support.scripted import scripted, user_text

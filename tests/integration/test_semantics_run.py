@@ -21,7 +21,7 @@ import pytest
 import chainette
 from chainette import AsyncExecutor, Branch, Chain, Executor, RunResult, Step, apply, register_engine
 from chainette.engine.base import Completion, Done, Request
-from chainette.engine.config import EngineRegistry, using_registry
+from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.errors import (
     DiskError,
     EngineConfigError,
@@ -45,7 +45,7 @@ from chainette.io.rundir.events import (
     UnitRetried,
 )
 from chainette.io.rundir.log import EventLog, read_log
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 from chainette.io.rundir.writer import Item, RunWriter
 from chainette.run.executor import resume
 from chainette.run.local_sink import LocalSink

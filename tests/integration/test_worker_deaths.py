@@ -91,7 +91,7 @@ class Forgetful(FleetQueue):
 def test_a_unit_whose_commit_redis_forgot_is_done_again_by_the_worker_that_lives(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chainette_workers.worker.loop._AGREEMENT", 0.05)
+    monkeypatch.setattr("chainette_workers.worker.engine_worker._AGREEMENT", 0.05)
     queue = Forgetful(database.client)
     with opened(database.client, straight()) as run:
         run.admit()

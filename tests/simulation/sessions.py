@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 from chainette_workers.sink.drive import DriveLoop
 from chainette_workers.sink.lease import Presence
 from chainette_workers.worker.engine_pool import EnginePool
-from chainette_workers.worker.loop import EngineWorker
+from chainette_workers.worker.engine_worker import EngineWorker
 from chainette_workers.worker.serving import Serving
 
 from chainette.core.plan import PYTHON, Plan

@@ -20,13 +20,13 @@ from unittest import mock
 
 import yaml
 from chainette_workers.sink import drive as drive_module
-from chainette_workers.worker import heartbeat, loop, serving
+from chainette_workers.worker import engine_worker, heartbeat, serving
 
 from chainette import Chain, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine import backends
-from chainette.engine.config import EngineRegistry, using_registry
+from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.io.rundir import card, chain_marks, plan_graph
 from chainette.io.rundir import open as open_module
 from chainette.io.tables import column_types, schema_file
@@ -46,10 +46,10 @@ __all__ = ["Outcome", "Simulator"]
 
 #: Seconds between two looks of those who wait, longer than in the field: a look that finds nothing tests nothing.
 _LOOKS = {
-    (loop, "_SOON"): 0.03,
-    (loop, "_LATE"): 1.0,
-    (loop, "_WATCH"): 1.0,
-    (loop, "_CHOICE"): 4.0,
+    (engine_worker, "_SOON"): 0.03,
+    (engine_worker, "_LATE"): 1.0,
+    (engine_worker, "_WATCH"): 1.0,
+    (engine_worker, "_CHOICE"): 4.0,
     (serving, "_LOOK"): 2.0,
     (unit_worker, "_LOOK"): 0.5,
     (drive_module, "_LOOK"): 2.0,
@@ -131,7 +131,7 @@ class Simulator:
         warnings.simplefilter("ignore")
         backends.BUILT_IN = {**backends.BUILT_IN, BACKEND[0]: BACKEND[1]}
         vars(heartbeat)["threading"] = Threading
-        vars(loop)["Heartbeat"] = _Beats
+        vars(engine_worker)["Heartbeat"] = _Beats
         for (module, name), seconds in _LOOKS.items():
             setattr(module, name, seconds)
         for call in _PURE:

@@ -33,7 +33,7 @@ from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.progress import Progress
-from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.run_state import RunState
 
 __all__ = ["status"]
 

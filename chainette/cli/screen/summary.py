@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from chainette.cli.common import command_line, new_table
-from chainette.io.rundir.replay import Status
+from chainette.io.rundir.run_state import Status
 
 __all__ = [
     "accounting_line",

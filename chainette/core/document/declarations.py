@@ -13,15 +13,23 @@ from chainette.core.apply import ApplyNode
 from chainette.core.batch_apply import BatchApply
 from chainette.core.branch import Branch, Element
 from chainette.core.chain import Chain
+from chainette.core.document.chain_keys import (
+    FUNCTION_KEYS,
+    MODELS,
+    PROMPTS,
+    function_parameters,
+    parameter_type,
+    parameters_of,
+)
 from chainette.core.document.code import Code, is_reference
-from chainette.core.document.keys import FUNCTION_KEYS, MODELS, PROMPTS, function_parameters, parameter_type, parameters_of
 from chainette.core.document.models import Models, missing_model
 from chainette.core.document.parts import Part
 from chainette.core.route import Route
 from chainette.core.step import Step
 from chainette.engine.backends import backend_class
 from chainette.engine.base import SamplingParams
-from chainette.engine.config import EngineConfig, current_registry, load_engines, make_config
+from chainette.engine.config import EngineConfig, make_config
+from chainette.engine.registry import current_registry, load_engines
 from chainette.errors import ChainetteError, LoadError
 from chainette.utils.argument_advice import advice
 from chainette.utils.call_site import declared_at

@@ -8,7 +8,7 @@ import msgspec
 from pydantic import TypeAdapter
 
 from chainette.core.chain import Chain
-from chainette.core.document.keys import FUNCTION_KEYS, MODELS, PROMPTS, parameter_type, parameters_of
+from chainette.core.document.chain_keys import FUNCTION_KEYS, MODELS, PROMPTS, parameter_type, parameters_of
 from chainette.core.document.models import JSON_SCHEMA
 from chainette.core.document.notation import CONSTRAINTS
 from chainette.core.step import Step

@@ -13,9 +13,9 @@ from chainette.core.batch_apply import BatchApply
 from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import DEFAULT_BATCH_SIZE, Chain
 from chainette.core.condition import Condition
+from chainette.core.document.chain_keys import MODELS, function_parameters, parameters_of
 from chainette.core.document.code_names import reference_to
 from chainette.core.document.dumper import Inline, dumped
-from chainette.core.document.keys import MODELS, function_parameters, parameters_of
 from chainette.core.document.model_writer import ModelWriter
 from chainette.core.route import Route
 from chainette.core.step import Step

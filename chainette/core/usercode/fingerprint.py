@@ -25,13 +25,8 @@ from pydantic import BaseModel
 from chainette.core.usercode.data_text import (
     attributes_at_first,
     code_at_first,
-    differs_by_process,
-    from_a_set,
     instance_attributes,
     is_constant,
-    names_of_own_state,
-    names_of_state,
-    origins_of,
     text_at_first,
     types_within,
 )
@@ -50,6 +45,7 @@ from chainette.core.usercode.syntax import (
     names_outside_body,
     targets,
 )
+from chainette.core.usercode.volatile_data import differs_by_process, from_a_set, names_of_own_state, names_of_state, origins_of
 
 __all__ = ["fingerprint_code", "fingerprint_model"]
 

@@ -10,7 +10,6 @@ left out. A reference from Redis comes with a claim (confined.py), which is chec
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import os
@@ -19,25 +18,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.machinery import PathFinder
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 from chainette.core.chain import Chain
-from chainette.core.usercode.confined import YAML, ChainClaim, confined_file, digest_of, module_of
-from chainette.core.usercode.importer import PrivateImporter, public_name
+from chainette.core.usercode.chain_reference import ENGINES, ChainSource, claimed_source, source_of
+from chainette.core.usercode.confined import ChainClaim, digest_of
+from chainette.core.usercode.importer import public_name
 from chainette.core.usercode.parameters import Parameter, Values, given, is_factory, parameters_of, recorded
 from chainette.core.usercode.source import is_library, is_part
-from chainette.engine.config import EngineRegistry, using_registry
+from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.errors import ChainetteError, LoadError, ParameterError, Place
 from chainette.utils.user_errors import RAISED
 
 __all__ = ["LoadedChain", "load_chain"]
 
 _T = TypeVar("_T")
-
-_ENGINES = "engines.yml"
 
 
 @dataclass(frozen=True)
@@ -66,19 +63,6 @@ class LoadedChain:
         return ChainClaim(self.digest, self.names)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The target of a reference."""
-
-    #: The reference without the chain's name.
-    base: str
-    #: The folder that the digest's paths are relative to.
-    root: Path
-    file: Path
-    importer: PrivateImporter
-    run: Callable[[], ModuleType]
-
-
 def load_chain(reference: str, chain_root: Path, values: Values | None = None, claim: ChainClaim | None = None) -> LoadedChain:
     """The chain that `reference` names: "chain.py" (its only one), "chain.py:name", "chain.yml", "package.module[:name]".
 
@@ -95,7 +79,7 @@ def load_chain(reference: str, chain_root: Path, values: Values | None = None, c
     root = Path(chain_root).resolve()
     if ":" in reference and not name:
         raise LoadError(f"{reference!r} ends in ':'; write {target!r}, or the name of a chain after it")
-    source = _source(target, root) if claim is None else _claimed_source(target, root, claim)
+    source = source_of(target, root) if claim is None else claimed_source(target, root, claim)
     try:
         return _loaded(source, name, values or given({}))
     except BaseException:
@@ -103,7 +87,7 @@ def load_chain(reference: str, chain_root: Path, values: Values | None = None, c
         raise
 
 
-def _loaded(source: _Source, name: str, values: Values) -> LoadedChain:
+def _loaded(source: ChainSource, name: str, values: Values) -> LoadedChain:
     registry, opened = EngineRegistry(), set[str]()
     module = _executed(source, source.run, registry, opened)
     variable, found = _chosen(module, name, source)
@@ -150,97 +134,13 @@ def _require_no_values(reference: str, values: Values) -> None:
         ) from error
 
 
-# -- finding
-
-
-def _source(target: str, root: Path) -> _Source:
-    return _file_source(target, _located(target, root), root) if _is_path(target, root) else _module_source(target, root)
-
-
-def _claimed_source(target: str, root: Path, claim: ChainClaim) -> _Source:
-    """The target of a reference that others named; it executes the files of the claim, and no others."""
-    if not module_of(target):
-        source = _file_source(target, confined_file(root, target, "the chain"), root)
-        least = [source.file]
-    else:
-        claim.require_module(target)
-        source = _module_source(target, root)
-        packages = [source.file, *source.file.parents][: target.count(".") + 1]
-        least = [source.file.with_suffix(".py"), *(package / "__init__.py" for package in packages)]
-    source.importer.allowed = claim.sources(source.root, [*least, source.file.parent / _ENGINES])
-    return source
-
-
-def _is_path(target: str, root: Path) -> bool:
-    if target.endswith((".py", *YAML)) or "/" in target or os.sep in target or target in ("", "."):
-        return True
-    return not all(part.isidentifier() for part in target.split(".")) or (root / target).is_file()
-
-
-def _file_source(target: str, path: Path, root: Path) -> _Source:
-    if path.is_dir():
-        inside = " or ".join(f"{target.rstrip('/')}/{file.name}" for file in sorted(path.glob("*.py"))[:3])
-        raise LoadError(f"{target or '.'} is a directory; name the chain's file{f', such as {inside}' if inside else ''}")
-    if path.suffix not in (".py", *YAML):
-        raise LoadError(f"{target} is no chain; expected chain.py, chain.py:name, chain.yml or package.module:name")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LoadError(f"{target} cannot be read: {error.strerror}") from error
-    inside_root = path.is_relative_to(root)
-    base = path.relative_to(root).as_posix() if inside_root else path.as_posix()
-    top = root if inside_root else path.parent
-    roots = dict.fromkeys([path.parent, top])
-    importer = PrivateImporter(f"{base}\n{hashlib.sha256(content).hexdigest()}", [*roots])
-    run = (
-        functools.partial(_run_yaml, path, top, importer) if path.suffix in YAML else functools.partial(importer.run_file, path)
-    )
-    return _Source(base, top, path, importer, run)
-
-
-def _run_yaml(path: Path, root: Path, importer: PrivateImporter) -> ModuleType:
-    from chainette.core.document.chain_file import run_chain_file  # pyyaml costs those who write Python nothing
-
-    return run_chain_file(path, root, importer)
-
-
-def _located(target: str, root: Path) -> Path:
-    given = Path(target).expanduser()
-    try:
-        for path in (root / given, Path.cwd() / given):
-            if path.exists():
-                return path.resolve()
-    except (OSError, ValueError) as error:  # ValueError: a null byte
-        raise LoadError(f"{target[:80]!r} cannot be the name of a file: {error.args[-1]}") from error
-    folder = (root / given).parent
-    names = [file.name for file in folder.iterdir() if file.suffix in (".py", *YAML)] if folder.is_dir() else []
-    close = difflib.get_close_matches(given.name, names, n=1)
-    hint = f"; did you mean {(given.parent / close[0]).as_posix()!r}?" if close else ""
-    raise LoadError(f"{target} does not exist (looked below {root}){hint}")
-
-
-def _module_source(target: str, root: Path) -> _Source:
-    """A module below the chain root, else of an installed package."""
-    top = target.partition(".")[0]
-    own, installed = PathFinder.find_spec(top, [str(root)]), PathFinder.find_spec(top)
-    spec = installed if installed is not None and (own is None or own.origin is None) else own
-    if spec is None:
-        raise LoadError(f"no module {top!r} below {root} or among the installed packages; a file is named chain.py[:name]")
-    only = None
-    if spec is installed and spec.origin is not None:
-        root, only = Path(spec.origin).resolve().parents[1 if spec.submodule_search_locations else 0], top
-    importer = PrivateImporter(target, [root], only)
-    file = root.joinpath(*target.split("."))
-    return _Source(target, root, file, importer, lambda: importer.run_module(target))
-
-
 # -- executing
 
 #: Files read in this context while a chain is imported.
 _reading: ContextVar[set[str] | None] = ContextVar("chainette_files_read", default=None)
 
 
-def _executed(source: _Source, run: Callable[[], _T], registry: EngineRegistry, opened: set[str]) -> _T:
+def _executed(source: ChainSource, run: Callable[[], _T], registry: EngineRegistry, opened: set[str]) -> _T:
     """Runs the user's code; records the engines that it registers and the files that it reads."""
     try:
         with using_registry(registry), _watching(opened):
@@ -273,7 +173,7 @@ def _install_hook() -> None:
     sys.addaudithook(note)
 
 
-def _explained(error: BaseException, source: _Source) -> str:
+def _explained(error: BaseException, source: ChainSource) -> str:
     """The error in one line that starts with the user's own file and line."""
     text = public_name(str(error))
     if isinstance(error, SyntaxError) and error.filename and not is_library(error.filename):
@@ -302,7 +202,7 @@ def _place(error: BaseException) -> Place | None:
 # -- choosing
 
 
-def _chosen(module: ModuleType, name: str, source: _Source) -> tuple[str, Chain | FunctionType]:
+def _chosen(module: ModuleType, name: str, source: ChainSource) -> tuple[str, Chain | FunctionType]:
     """(variable, chain or factory): the one named, or the only one."""
     chains = _chains(module)
     if name:
@@ -315,7 +215,7 @@ def _chosen(module: ModuleType, name: str, source: _Source) -> tuple[str, Chain 
     return next(iter(own.items()))
 
 
-def _only_factory(module: ModuleType, source: _Source) -> tuple[str, FunctionType]:
+def _only_factory(module: ModuleType, source: ChainSource) -> tuple[str, FunctionType]:
     factories = _factories(module)
     if not factories:
         raise LoadError(f"{source.base} declares no Chain; it needs one at module level: chain = Chain(name=..., steps=[...])")
@@ -340,7 +240,7 @@ def _chains(module: ModuleType) -> dict[str, Chain]:
     return {variable: chain for chain, variable in found.items()}
 
 
-def _named(module: ModuleType, name: str, chains: dict[str, Chain], source: _Source) -> tuple[str, Chain | FunctionType]:
+def _named(module: ModuleType, name: str, chains: dict[str, Chain], source: ChainSource) -> tuple[str, Chain | FunctionType]:
     value = vars(module).get(name)
     if isinstance(value, Chain):
         return name, value
@@ -363,17 +263,17 @@ def _named(module: ModuleType, name: str, chains: dict[str, Chain], source: _Sou
     raise LoadError(f"{source.base} has no chain {name!r}{known}")
 
 
-def _references(source: _Source, variables: Iterable[str]) -> str:
+def _references(source: ChainSource, variables: Iterable[str]) -> str:
     return ", ".join(f"{source.base}:{variable}" for variable in variables)
 
 
 # -- the digest
 
 
-def _contents(source: _Source, opened: set[str]) -> dict[str, str]:
+def _contents(source: ChainSource, opened: set[str]) -> dict[str, str]:
     """Path below the root -> sha256 of every file that defines the chain."""
     contents = {_below(file, source.root): hashlib.sha256(data).hexdigest() for file, data in source.importer.sources.items()}
-    read = {Path(file) for file in opened} | {source.file.parent / _ENGINES}
+    read = {Path(file) for file in opened} | {source.file.parent / ENGINES}
     for path in sorted(path for path in read if is_part(path, source.root)):
         if str(path) not in source.importer.sources:
             with path.open("rb") as stream:

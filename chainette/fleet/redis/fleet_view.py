@@ -7,11 +7,8 @@ another type, and a field that does not decode, are as good as lost: they cost a
 from __future__ import annotations
 
 import logging
-import math
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,22 +17,20 @@ from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, engine_of, held
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.rq_jobs import age, moment
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.io.rundir.replay import NodeCounts, RunState
+from chainette.io.rundir.accounting import NodeCounts
+from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage
 
 if TYPE_CHECKING:
     import redis
     from redis.client import Pipeline
 
-__all__ = ["Fleet", "LiveRun", "Lookout", "Queue", "known_runs", "live_members", "look", "run_info"]
+__all__ = ["Fleet", "LiveRun", "Queue", "known_runs", "live_members", "look", "run_info"]
 
 _log = logging.getLogger("chainette")
 
 #: The most bytes of the name of a run or of a process, and the most of them at once.
 _LONGEST_NAME, _MOST_NAMES = 200, 10_000
-
-#: Seconds that a look is good for.
-_FRESH = 1.0
 
 
 @dataclass(frozen=True)
@@ -299,29 +294,3 @@ def _text(raw: bytes | None) -> str:
 def _whole(raw: bytes | None) -> int:
     """A count; 0 if it is none."""
     return int(raw) if raw and raw.isdigit() and len(raw) < 16 else 0
-
-
-class Lookout:
-    """Looks at a fleet for anybody who asks, once a second at most. Thread-safe."""
-
-    def __init__(self, connection: redis.Redis, clock: Callable[[], float] = time.monotonic) -> None:
-        self._redis = connection
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._seen: Fleet | None = None
-        self._seen_at = -math.inf
-
-    def look(self) -> Fleet | None:
-        """The fleet as it is now, or was a second ago; None if Redis does not answer."""
-        with self._lock:
-            if self._clock() >= self._seen_at + _FRESH:
-                self._seen, self._seen_at = self._try(), self._clock()
-            return self._seen
-
-    def _try(self) -> Fleet | None:
-        import redis
-
-        try:
-            return look(self._redis)
-        except redis.RedisError:
-            return None

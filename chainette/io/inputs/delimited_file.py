@@ -12,7 +12,8 @@ from typing import IO
 from chainette.errors import InputError
 from chainette.io.inputs.delimited import KEPT, AnyLineEnd, Line, lines, records, split_cells
 from chainette.io.inputs.packing import open_text
-from chainette.io.inputs.readers import Record, TextFile, not_utf8, require_distinct
+from chainette.io.inputs.readers import Record, require_distinct
+from chainette.io.inputs.text_file import TextFile, not_utf8
 
 __all__ = ["DelimitedFile"]
 

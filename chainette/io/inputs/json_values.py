@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from chainette.io.inputs.delimited import KEPT, Line
-from chainette.io.inputs.readers import JsonLinesFile
+from chainette.io.inputs.text_file import JsonLinesFile
 
 __all__ = ["JsonFile", "values"]
 

@@ -21,9 +21,10 @@ from chainette.io.inputs.json_values import JsonFile
 from chainette.io.inputs.many_files import SeveralFiles, expand
 from chainette.io.inputs.packing import open_text, packing_of
 from chainette.io.inputs.parquet import ParquetFile
-from chainette.io.inputs.readers import InputFile, JsonLinesFile, Record
+from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.sniff import HEAD, kind_of
 from chainette.io.inputs.spool import spool
+from chainette.io.inputs.text_file import JsonLinesFile
 from chainette.io.inputs.validate import BadRecord, InputModel
 
 __all__ = ["MAX_LINE_BYTES", "BadRecord", "InputFile", "InputModel", "Record", "open_input", "spool"]

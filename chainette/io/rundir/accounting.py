@@ -8,11 +8,90 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
+
+import msgspec
 
 from chainette.io.rundir.events import RootDone, UnitCommitted
 from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, EdgeToFork, EdgeToNode, EdgeToWays, Graph
+from chainette.records import Usage
 
-__all__ = ["RowCounts", "imbalance", "ranges"]
+__all__ = ["EngineCounts", "NodeCounts", "RowCounts", "imbalance", "plain_usage", "ranges"]
+
+
+@dataclass
+class EngineCounts:
+    """What became, at one engine of an escalating step, of the rows that it was asked for."""
+
+    given: int = 0
+    rejected: int = 0
+    #: Rows that the next engine was asked for.
+    escalated: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    def plain(self) -> dict[str, Any]:
+        """The counts under the names that people read."""
+        counts = {"out": self.given, "rejected": self.rejected, "escalated": self.escalated}
+        return counts | {"usage": plain_usage(self.usage)}
+
+
+@dataclass
+class NodeCounts:
+    """Rows of one node: in = out + rejected + dropped + stopped - expanded."""
+
+    taken: int = 0
+    given: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    stopped: int = 0
+    expanded: int = 0
+    retried: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    #: Way -> rows that took it, of a route; "" if they passed by.
+    ways: dict[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    #: Usage of discarded answers (`AnswersDiscarded`) and of probes (`EngineProbed`); not in `usage`.
+    discarded: Usage = field(default_factory=Usage)
+    probes: Usage = field(default_factory=Usage)
+    #: By engine, in the order of their first answers; only of a step that escalates.
+    engines: dict[str, EngineCounts] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row that went in is accounted for."""
+        return self.taken == self.given + self.rejected + self.dropped + self.stopped - self.expanded
+
+    def plain(self) -> dict[str, Any]:
+        """The counts under the names that people read."""
+        counts: dict[str, Any] = {
+            "in": self.taken,
+            "out": self.given,
+            "rejected": self.rejected,
+            "dropped": self.dropped,
+            "stopped": self.stopped,
+            "expanded": self.expanded,
+            "balanced": self.balanced,
+        }
+        if self.ways:
+            counts["ways"] = {way: rows for way, rows in sorted(self.ways.items()) if way}
+            counts["passed"] = self.ways.get("", 0)
+        if self.reasons:
+            counts["reasons"] = dict(sorted(self.reasons.items()))
+        if self.usage.requests:
+            counts |= {"asked_again": self.usage.requests - self.taken if self.usage.requests > self.taken else 0}
+            counts["usage"] = plain_usage(self.usage)
+        if self.engines:
+            counts["engines"] = {name: engine.plain() for name, engine in self.engines.items()}
+        if self.discarded.requests:
+            counts["discarded"] = plain_usage(self.discarded)
+        if self.probes.requests:
+            counts["probes"] = plain_usage(self.probes)
+        return counts
+
+
+def plain_usage(usage: Usage) -> dict[str, Any]:
+    """Usage as people read it."""
+    return {name: round(value, 3) for name, value in msgspec.structs.asdict(usage).items()}
 
 
 @dataclass(slots=True)

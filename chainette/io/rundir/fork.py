@@ -39,7 +39,7 @@ from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.readback import ShardReader
 from chainette.io.rundir.reading import require_whole
-from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.rundir.versions import copy, keep_versions, link, version_numbers
 from chainette.io.tables.row_lines import parse_earlier

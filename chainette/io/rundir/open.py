@@ -19,7 +19,7 @@ from chainette.io.rundir.origin import require_no_links, sealed
 from chainette.io.rundir.paths import RunDir, disk_errors
 from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import lines_of_root
-from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import StreamWriter, require_size
 from chainette.io.rundir.writer import RunWriter

@@ -29,7 +29,7 @@ from chainette.io.rundir.events import (
 )
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.run_state import RunState, Status
 from chainette.records import CHAIN_INPUT, declared_of
 
 __all__ = ["EngineView", "NodeView", "Progress", "TotalView", "earlier_events", "seconds_left"]

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from chainette.io.rundir.card import CardConfig, render_card
 from chainette.io.rundir.paths import RunDir, publish
-from chainette.io.rundir.replay import RunState, pretty
+from chainette.io.rundir.replay import pretty
+from chainette.io.rundir.run_state import RunState
 from chainette.io.tables.features import columns_of
 from chainette.io.tables.schema_file import schema_file
 

@@ -17,7 +17,7 @@ from chainette.io.rundir.events import UnitCommitted
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import cells_of
-from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span
 from chainette.io.tables.row_lines import parse_output
 from chainette.io.tables.schemas import Added, ShardSchemas

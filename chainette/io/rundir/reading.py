@@ -15,7 +15,7 @@ from chainette.io.tables.formulas import restored
 
 if TYPE_CHECKING:
     from chainette.io.rundir.paths import RunDir
-    from chainette.io.rundir.replay import RunState
+    from chainette.io.rundir.run_state import RunState
 
 __all__ = ["cells_of", "read_folder", "read_span", "rejection_examples", "require_content", "require_whole"]
 

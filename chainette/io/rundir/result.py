@@ -14,7 +14,7 @@ from chainette.errors import RunDirectoryError
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import require_whole
-from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.features import columns_of
 from chainette.io.tables.schemas import Added, shard_schema
 from chainette.records import row_order

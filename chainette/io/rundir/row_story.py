@@ -16,7 +16,7 @@ from chainette.io.rundir.logged_paths import chain_root_of, input_paths
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_span
-from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT, owner_of, record_of, row_order
 
 __all__ = ["RowStory", "StepResult", "story_of"]

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from chainette.io.rundir.events import AnyEvent, RunResumed, UnitCommitted, UnitSplit, WorkerJoined, WorkerLost, WorkerRefused
 from chainette.io.rundir.progress import seconds_left
-from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.run_state import RunState, Status
 from chainette.records import declared_of
 
 __all__ = ["COMPLETION", "PROMPT", "Figures", "Latency", "Stretch", "Timeline", "figures"]

@@ -35,7 +35,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.reading import require_whole
-from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.tables.row_lines import flattened_line, output_line, rejection_line

@@ -15,7 +15,8 @@ from chainette import ApplyNode, BatchApply, Branch, Chain, JoinBranch, Sampling
 from chainette.core.compile import compile_chain
 from chainette.core.setting_changes import SETTINGS, Settings, appended, lowered, raised, settings_of_engine
 from chainette.engine.backends import BUILT_IN, backend_class
-from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
+from chainette.engine.config import EngineConfig
+from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.io.rundir.changes import Changes, changes_between
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.plan_graph import graph_of

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chainette.engine.config import EngineRegistry, load_engines, make_config, overlaid, public_url, using_registry
+from chainette.engine.config import make_config, public_url
+from chainette.engine.registry import EngineRegistry, load_engines, overlaid, using_registry
 from chainette.errors import EngineConfigError
 
 

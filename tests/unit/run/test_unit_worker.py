@@ -15,7 +15,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.flow import frontier
 from chainette.core.plan import Plan
 from chainette.engine.base import Completion, Done, Engine, Request
-from chainette.engine.config import EngineRegistry, using_registry
+from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.errors import EngineUnavailable
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys

@@ -34,6 +34,9 @@ class ProcessKind(StrEnum):
     FLEET = "fleet"
 
 
+_UNITS = ("seconds", "bytes", "ratio")
+
+
 @dataclass(frozen=True)
 class Metric:
     """One line of the table."""
@@ -46,6 +49,11 @@ class Metric:
     meaning: str
     #: Upper bounds of a histogram.
     buckets: tuple[float, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """The base unit at the end of its name; "" if there is none."""
+        return next((unit for unit in _UNITS if self.name.removesuffix("_total").endswith(f"_{unit}")), "")
 
 
 _STAGE = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)

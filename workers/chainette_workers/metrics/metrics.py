@@ -1,4 +1,4 @@
-"""The metrics of one process for Prometheus; the only file that imports its library.
+"""The metrics of one process for Prometheus.
 
 Hooks count into a registry that belongs to the process. Every series exists from the start, at zero. The series of a run
 are dropped some time after the run is closed, which bounds their number.
@@ -12,11 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
@@ -26,17 +25,16 @@ from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, UnitCommitted, UnitRetried
 from chainette.records import CHAIN_INPUT, Reason, declared_of
-from chainette.utils.terminal_text import visible_line
 from chainette_workers.metrics.catalogue import CATALOGUE, Metric, MetricType, ProcessKind
-from chainette_workers.metrics.overview import Overview
+from chainette_workers.metrics.fleet_collector import FleetCollector
 
 __all__ = ["Metrics"]
 
 #: Seconds that the series of a closed run stay, so that the last scrape sees its last rows; and for how many such runs.
 _LINGER, _MOST_CLOSED = 600.0, 32
 
-#: Series of one run and of the fleet, and characters of a label: names come from Redis.
-_MOST_OF_RUN, _MOST_OF_FLEET, _LABEL = 50_000, 50_000, 200
+#: Series of one run.
+_MOST_OF_RUN = 50_000
 
 #: What becomes of a row at an engine of an escalating step.
 _OUTCOMES = ("out", "rejected", "escalated")
@@ -46,8 +44,6 @@ _OF_DECISION = _OF_FUNCTION | {Reason.TEMPLATE_ERROR, Reason.NO_CASE, Reason.EXH
 
 #: Other escapings would turn the colon in vLLM's names into "_".
 _OPEN_METRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
-
-_UNITS = ("seconds", "bytes", "ratio")
 
 
 class Metrics(Hook, Collector):
@@ -70,7 +66,7 @@ class Metrics(Hook, Collector):
         self._made = {metric.name: _make(metric, self._registry) for metric in mine}
         self._made["chainette_build_info"].info({"version": version("chainette"), "python": platform.python_version()})
         if ProcessKind.FLEET in self.parts:
-            self._registry.register(_Fleet(look, clock))
+            self._registry.register(FleetCollector(look, clock))
         self._runs: dict[str, _OfRun] = {}
         self._closed: dict[str, float] = {}
         self._busy = (
@@ -306,35 +302,6 @@ class _Loads:
         self._released = event.engine
 
 
-class _Fleet(Collector):
-    """The state of the whole fleet, read from Redis at each scrape."""
-
-    def __init__(self, look: Callable[[], Fleet | None], clock: Callable[[], float]) -> None:
-        self._look = look
-        self._overview = Overview(clock)
-
-    def describe(self) -> list[Family]:
-        """The families, without asking Redis."""
-        return list(_families().values())
-
-    def collect(self) -> Iterator[Family]:
-        families = _families()
-        seen = self._look()
-        families["chainette_redis_up"].add_metric([], seen is not None)
-        if seen is not None:
-            for name, labels, value in islice(self._overview.values(seen), _MOST_OF_FLEET):
-                families[name].add_metric([visible_line(label)[:_LABEL] for label in labels], value)
-        return iter(families.values())
-
-
-def _families() -> dict[str, GaugeMetricFamily]:
-    return {
-        metric.name: GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels, unit=_unit(metric.name))
-        for metric in CATALOGUE
-        if metric.part is ProcessKind.FLEET
-    }
-
-
 def _nodes(plan: Plan) -> list[str]:
     """Nodes, and forks with joins: everything that has units."""
     forks = [fork.id for fork in plan.forks.values() if fork.joins]
@@ -355,14 +322,9 @@ def _reasons(plan: Plan, node: str) -> frozenset[Reason]:
             return _OF_DECISION
 
 
-def _unit(name: str) -> str:
-    """The base unit at the end of a name; "" if there is none."""
-    return next((unit for unit in _UNITS if name.removesuffix("_total").endswith(f"_{unit}")), "")
-
-
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:
     """The metric for prometheus_client; one with labels has no series yet."""
-    name, unit = metric.name.removesuffix("_total").removesuffix("_info"), _unit(metric.name)
+    name, unit = metric.name.removesuffix("_total").removesuffix("_info"), metric.unit
     match metric.kind:
         case MetricType.COUNTER:
             return Counter(name, metric.meaning, metric.labels, registry=registry, unit=unit)

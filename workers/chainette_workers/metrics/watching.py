@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from chainette.fleet.redis.connect import impatient
-from chainette.fleet.redis.fleet_view import Lookout
+from chainette.fleet.redis.lookout import Lookout
 from chainette.hooks import Hook, Hooks
 from chainette.run.session import Session
 from chainette_workers.metrics.catalogue import ProcessKind

@@ -35,7 +35,7 @@ from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role, inside
 from chainette.io.inputs.many_files import expand
 from chainette.io.rundir.chain_marks import differences, marks_of, other_nodes
-from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.run_state import RunState
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
 from chainette_workers.metrics.catalogue import ProcessKind

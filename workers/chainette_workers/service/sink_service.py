@@ -14,7 +14,7 @@ from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.io.rundir.fork import finish_swap
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import RunState, Status
+from chainette.io.rundir.run_state import RunState, Status
 from chainette.run import executor
 from chainette.run.session import Session
 from chainette_workers.service.service import Elsewhere, Handed, Places, Stopping, same_chain

@@ -38,8 +38,8 @@ from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import UNUSABLE, heed_signals, say, warn_of_eviction, watch_parent
 from chainette_workers.worker.chains import Chains
 from chainette_workers.worker.engine_pool import EnginePool, spread
+from chainette_workers.worker.engine_worker import EngineWorker
 from chainette_workers.worker.function_pool import Children
-from chainette_workers.worker.loop import EngineWorker
 from chainette_workers.worker.serving import Serving
 
 __all__ = ["WorkerConfig", "main", "serve"]

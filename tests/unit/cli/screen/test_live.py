@@ -15,8 +15,8 @@ from chainette.io.rundir.events import EngineLoaded, RunStarted, UnitCommitted, 
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.progress import Progress
-from chainette.io.rundir.replay import RunState
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage
 
 

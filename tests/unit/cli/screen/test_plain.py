@@ -21,8 +21,8 @@ from chainette.io.rundir.events import (
 )
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import RunState
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import RunState
 
 
 @pytest.fixture

@@ -149,6 +149,6 @@ def test_a_first_object_longer_than_what_is_looked_at_is_read(tmp_path: Path) ->
 
 
 def test_a_large_array_is_counted_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chainette.io.inputs.readers._COUNTED_BYTES", 1 << 10)
+    monkeypatch.setattr("chainette.io.inputs.text_file._COUNTED_BYTES", 1 << 10)
     (tmp_path / "a.json").write_text(json.dumps([{"text": f"{n:08}"} for n in range(20_000)]))
     assert open_input(tmp_path / "a.json").count() == pytest.approx(20_000, rel=0.02)

@@ -110,7 +110,7 @@ def test_reading_starts_at_any_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_records_are_the_same_wherever_reading_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("chainette.io.inputs.readers._HEAD", 10)  # so that a CR further on does not end lines
+    monkeypatch.setattr("chainette.io.inputs.text_file._HEAD", 10)  # so that a CR further on does not end lines
     rng = random.Random(name)
     parts = [b'{"a":1}', b"", b"  \t", b"\r", b"\v\f", b" " * 60, b"\xef\xbb\xbf", b'\xef\xbb\xbf{"b":2}', b"x" * 60, b'"\xff"']
     for block in (1, 2, 7, 40, 200):
@@ -386,8 +386,8 @@ def test_identity_changes_with_the_ends_of_the_file_and_digest_with_any_byte(tmp
 
 
 def test_a_large_file_is_counted_by_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chainette.io.inputs.readers._COUNTED_BYTES", 1 << 20)
-    monkeypatch.setattr("chainette.io.inputs.readers._SAMPLE", 1 << 16)
+    monkeypatch.setattr("chainette.io.inputs.text_file._COUNTED_BYTES", 1 << 20)
+    monkeypatch.setattr("chainette.io.inputs.text_file._SAMPLE", 1 << 16)
     path = _write(tmp_path / "a.csv", "name,price\n" + "".join(f'"{n:08}\n",1\n' for n in range(200_000)))
     assert open_input(path).count() == pytest.approx(200_000, rel=0.02)
     assert open_input(path, limit=5).count() == 5

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from chainette.errors import InputError
 from chainette.io.inputs.locate import InputModel, open_input
-from chainette.io.inputs.readers import InputFile, JsonLinesFile, Record
+from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.roots import Roots
+from chainette.io.inputs.text_file import JsonLinesFile
 
 
 class Text(BaseModel):

@@ -14,7 +14,7 @@ from chainette import Chain, apply
 from chainette.fleet.redis.run_registry import Order
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.run_state import RunState
 from tests.support.chains import Text
 
 ANEW = Order(chain_ref="c.py", digest="d", inputs=("in.jsonl",), directory="out", from_steps=("same",), number=3)

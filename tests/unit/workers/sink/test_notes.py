@@ -11,13 +11,13 @@ from chainette_workers.sink.notes import NoteFilter
 from chainette import Chain, Step
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
-from chainette.engine.config import EngineRegistry, using_registry
+from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.fleet.redis.streams import noted_event
 from chainette.io.rundir import events as known
 from chainette.io.rundir.events import Event, Note
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.log import encode_line
-from chainette.io.rundir.replay import RunState
+from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage
 from tests.support.chains import Text, Word
 
