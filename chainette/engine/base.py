@@ -168,7 +168,7 @@ class Completion(msgspec.Struct, frozen=True):
     by: str = ""
     #: For FAILED: why another try may help, or may not.
     cause: Cause | None = None
-    #: For ERROR and FAILED: what to change if every request ends like this, one clause.
+    #: For ERROR and FAILED: the change to make if every request ends like this, one clause.
     hint: str = ""
 
     @property
@@ -237,7 +237,7 @@ class Engine(ABC):
     #: Whether the same request gives the same answer whatever else is in flight.
     deterministic: bool = False
 
-    #: What is asked otherwise than declared, since the server refuses it: name -> words. Grows while requests are answered.
+    #: Changes to requests, since the server refuses them as declared: name -> words. Grows while requests are answered.
     adaptations: Mapping[str, str] = MappingProxyType({})
 
     #: The origin of the model, by setting: digest of a local file, revision of a hub, digest of a server. Known once open.

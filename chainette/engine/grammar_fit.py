@@ -50,7 +50,7 @@ def fitted(schema: Schema, fits: Callable[[Schema], str]) -> tuple[Schema | None
 
 
 def lightened(schema: Schema) -> tuple[Schema, list[str]]:
-    """The schema without the values that are too large for a grammar, and what was left out."""
+    """The schema without the values that are too large for a grammar, and the parts that were left out."""
     lost: list[str] = []
 
     def keep(key: str, value: Any) -> bool:

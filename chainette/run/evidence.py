@@ -84,7 +84,7 @@ class _Probe:
 
 @dataclass
 class Evidence:
-    """What became of the requests of one step to one engine, as far as this process saw it."""
+    """Results of the requests of one step to one engine, as far as this process saw them."""
 
     lane: Pulse = field(default_factory=_Pulse)
     #: Spent on probes, and not yet told to the log.
@@ -147,7 +147,7 @@ class Evidence:
         """Lets all requests go."""
         self._gate.set()
 
-    # -- what comes of requests
+    # -- results of requests
 
     def asked(self, rows: Iterable[str]) -> None:
         """Their requests are on the way."""

@@ -105,7 +105,7 @@ def resume(
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     **options: Any,
 ) -> RunResult:
-    """Goes on with the run of a directory from what is durable; nothing durable is asked for again.
+    """Goes on with the run of a directory from its durable rows; nothing durable is asked for again.
 
     The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
     everything that depends on them is computed anew. `inputs` names the input's new place if it has moved.

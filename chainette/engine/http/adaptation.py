@@ -1,4 +1,4 @@
-"""Adaptation: what a request leaves out or says otherwise because its server refuses a parameter by name.
+"""Adaptation: changes to a request whose server refuses a parameter by name.
 
 Only parameters whose absence keeps the meaning are changed, and none that the step set itself. Pure functions over the
 JSON of a request and the words of a refusal.
@@ -42,7 +42,7 @@ _SETTINGS = (
 class Change:
     """One way of asking otherwise."""
 
-    #: What is done, as users read it.
+    #: The change, as users read it.
     words: str
     #: Words of a refusal that ask for it.
     pattern: re.Pattern[str]
@@ -181,7 +181,7 @@ def remedy(words: str, sampling: SamplingParams, body: Body, made: Sequence[str]
 
 
 def advice(words: str) -> str:
-    """What to change in the declaration for a refusal, one clause."""
+    """The change to the declaration that a refusal calls for, one clause."""
     for pattern, setting in _SETTINGS:
         if re.search(pattern, words, re.IGNORECASE):
             return setting

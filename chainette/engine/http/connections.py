@@ -120,8 +120,10 @@ class Connections(Carrier):
 
 
 def _kept(callback: Callback) -> Callback:
-    """Keeps what a callback raises. The parser's own error does not name it if another exception is being handled, as in a run
-    that begins inside an `except`."""
+    """Keeps an exception of a callback.
+
+    The parser's own error does not name it if another exception is being handled, as in a run that begins inside an `except`.
+    """
 
     def kept(self: _Connection, *arguments: bytes) -> None:
         try:

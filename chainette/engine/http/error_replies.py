@@ -57,7 +57,7 @@ _ABOUT_THE_ENGINE = frozenset({401, 402, 405})
 _DENYING = frozenset({403, 404, 406, 410, 424, 451})
 #: A 429 that waiting does not end: the request is larger than the limit.
 _TOO_LARGE = re.compile(r"request too large|larger than (the|your) .{0,40}limit", re.IGNORECASE)
-#: What a gateway says when the server behind it is starting, ending or slow.
+#: Statuses of a gateway when the server behind it is starting, ending or slow.
 _GATEWAY = frozenset({502, 503, 504, 529})
 
 
@@ -87,7 +87,7 @@ class Failure:
     """One try that gave no answer."""
 
     fault: Fault
-    #: What happened and where, without secrets.
+    #: The event and its place, without secrets.
     words: str
     #: Seconds for which the server asked for no requests.
     retry_after: float | None = None

@@ -60,9 +60,9 @@ class Protocol:
     capacity: int
     #: The default endpoint.
     endpoint: str
-    #: What to do when nothing answers at the start, one clause.
+    #: Advice if nothing answers at the start, one clause.
     start_hint: str
-    #: What to do about a status that refuses every request, one clause.
+    #: Advice on a status that refuses every request, one clause.
     refusal_hint: Callable[[int], str]
     base_path: BasePath = str
     #: Host -> the environment variable of its API key, if the configuration names none.

@@ -51,7 +51,7 @@ def _bounds(scale: _Scale, schema: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _zone(schema: Mapping[str, Any]) -> timezone | None:
-    """The zone of the text: what the model demands, else that of its bounds, else UTC."""
+    """The zone of the text: the one that the model demands, else that of its bounds, else UTC."""
     asked = schema.get("x-zone")
     if isinstance(asked, int):
         return timezone(timedelta(seconds=asked))

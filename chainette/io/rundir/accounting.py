@@ -21,7 +21,7 @@ __all__ = ["EngineCounts", "NodeCounts", "RowCounts", "imbalance", "plain_usage"
 
 @dataclass
 class EngineCounts:
-    """What became, at one engine of an escalating step, of the rows that it was asked for."""
+    """Rows that one engine of an escalating step was asked for, by their result."""
 
     given: int = 0
     rejected: int = 0

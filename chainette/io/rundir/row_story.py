@@ -27,7 +27,7 @@ _FLATTENED, _REJECTED = "flattened", "rejected"
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step made of one row."""
+    """The result of one step for one row."""
 
     step: str
     row_id: str

@@ -54,7 +54,7 @@ _SHOWN = 5
 _HELD = ".held/"
 
 
-#: What the log itself counts of an engine; no description replaces it.
+#: Fields of an engine that the log itself counts; no description replaces it.
 _OF_ENGINES = frozenset({"loads", "load_seconds", "identity"})
 
 

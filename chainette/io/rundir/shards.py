@@ -92,7 +92,7 @@ class StreamWriter:
         return spans
 
     def sync(self) -> None:
-        """Makes everything appended durable, and closes what is full."""
+        """Makes everything appended durable, and closes full journals."""
         while self._dirty:
             journal = self._dirty[0]
             with disk_errors(journal.path):
