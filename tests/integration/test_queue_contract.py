@@ -265,7 +265,7 @@ def test_a_root_is_admitted_once_while_there_is_credit(open_site: Callable[..., 
     with pytest.raises(BadMessage):
         site.queue.record(site.keys, 1)
     assert [site.admit() for _ in range(3)] == [AdmissionResult.OK, AdmissionResult.OK, AdmissionResult.FULL]
-    assert not site.queue.end_of_input(site.keys, 3)
+    assert not site.queue.end_of_input(site.keys, 3) and site.queue.progress(site.keys).total is None
     assert site.queue.end_of_input(site.keys, 4) and site.queue.end_of_input(site.keys, 4)
     assert not site.queue.progress(site.keys).complete
     site.work_off()
