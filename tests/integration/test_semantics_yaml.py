@@ -19,6 +19,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.document.editor_schema import editor_schema
 from chainette.core.document.parts import parts_of
 from chainette.core.document.written import as_yaml
+from chainette.core.loop import Loop
 from chainette.core.plan import Plan
 from chainette.core.route import Route
 from chainette.core.usercode.confined import ClaimRefused
@@ -26,6 +27,7 @@ from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.errors import ChainetteError, LoadError, PlanError
 from chainette.io.rundir.chain_marks import marks_of
 from tests.support.cli import REPOSITORY, Project
+from tests.support.tools import CI
 
 CHAIN = """\
 name: shop
@@ -228,6 +230,7 @@ def test_only_the_steps_that_a_change_concerns_get_another_fingerprint(tmp_path:
         ("name: str", "name: strr", 6, "there is no type or model 'strr'"),
         ("schemas/verdict.json", "schemas/none.json", 9, "does not exist below"),
         ("backend: simulated", "backend: simulted", 11, "engine 'llm'"),
+        ("backend: simulated", "backend: []", 11, "engine 'llm': backend is text, found a list without items"),
         ("backend: simulated", "backend: simulated, capcity: 3", 11, "did you mean 'capacity'?"),
         ("model: any, ", "", 11, "engine 'llm' needs the key 'model'"),
         ("functions:clean", "functions:clear", 13, "module 'functions' has no 'clear'; did you mean 'clean'?"),
@@ -307,6 +310,10 @@ def test_routes_are_those_of_python_and_case_keys_keep_their_types(tmp_path: Pat
     ]  # fmt: skip
     assert routes["handle"].alias == "handled" and [way.name for way in routes["by_length"].ways] == ["short", "middle"]
     assert {"first", "second", "third", "fourth", "fifth"} <= plan.nodes.keys()
+    quoted = (
+        (tmp_path / "chain.yml").read_text().replace(" true:", " 'true':").replace(" 2:", " '2':")
+    )  # JSON has text keys only
+    assert not schema_faults(quoted.encode())
     text, unsaid = as_yaml(load(tmp_path).chain)
     (tmp_path / "again.yml").write_text(text)
     again = compiled(tmp_path, "again.yml")
@@ -326,6 +333,59 @@ def test_routes_are_those_of_python_and_case_keys_keep_their_types(tmp_path: Pat
 )
 def test_an_error_in_a_route_names_its_line(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
     text = (CHAIN + ROUTES).replace("models:\n", SORTED)
+    assert old in text
+    write(tmp_path, text.replace(old, new, 1))
+    with pytest.raises((LoadError, PlanError)) as caught:
+        compiled(tmp_path)
+    assert f"chain.yml:{line}: " in str(caught.value) and said in str(caught.value), caught.value
+
+
+LOOP = """\
+  - loop: revise
+    steps:
+      - step: draft
+        output_model: Draft
+        engine_name: llm
+        user_prompt: "{{ chain_input.text }} {% if previous.draft %}{{ previous.draft.text }}{% endif %}"
+    until: "{{ draft.score > 8 }}"
+    best: "{{ draft.score }}"
+    max_rounds: 3
+    join: final
+  - loop: shorten
+    steps: [{apply: functions:clean, id: shorter}]
+    until: functions:long
+    max_rounds: 2
+    on_exhausted: keep
+    result: shorter
+"""
+
+DRAFT = "models:\n  Draft: {text: str, score: int}\n"
+
+
+def test_loops_are_those_of_python_and_can_be_written(tmp_path: Path) -> None:
+    write(tmp_path, (CHAIN + LOOP).replace("models:\n", DRAFT))
+    plan, chain = compiled(tmp_path), load(tmp_path).chain
+    revise, shorten = (each for each in chain.steps if isinstance(each, Loop))
+    assert (revise.max_rounds, revise.on_exhausted, revise.alias) == (3, "best", "final")
+    assert (shorten.on_exhausted, shorten.result, callable(shorten.until.given)) == ("keep", "shorter", True)
+    assert not schema_faults((tmp_path / "chain.yml").read_bytes())
+    text, unsaid = as_yaml(chain)
+    (tmp_path / "again.yml").write_text(text)
+    assert not unsaid and list(compiled(tmp_path, "again.yml").nodes) == list(plan.nodes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ("draft.score > 8", "draft.scor > 8", 37, "'scor'"),
+        ("max_rounds: 3", "max_rounds: many", 45, "loop 'revise': max_rounds is 'many': Input should be a valid integer"),
+        ("max_rounds: 3", "max_rounds: 0", 37, "max_rounds is 0, it must be 1 or more"),
+        ("on_exhausted: keep", "on_exhausted: no", 51, "loop 'shorten': on_exhausted is 'no'"),
+        ("until: functions:long", "untill: functions:long", 49, "loop 'shorten': no key 'untill'; did you mean 'until'?"),
+    ],
+)
+def test_an_error_in_a_loop_names_its_line(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
+    text = (CHAIN + LOOP).replace("models:\n", DRAFT)
     assert old in text
     write(tmp_path, text.replace(old, new, 1))
     with pytest.raises((LoadError, PlanError)) as caught:
@@ -484,7 +544,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return write(tmp_path_factory.mktemp("drawn")), yaml.safe_load(CHAIN)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=600 if CI else 50, deadline=None)
 @given(data=st.data())
 def test_whatever_a_document_says_the_answer_is_a_chain_or_an_error(drawn: tuple[Path, Any], data: st.DataObject) -> None:
     folder, document = drawn
@@ -497,7 +557,7 @@ def test_whatever_a_document_says_the_answer_is_a_chain_or_an_error(drawn: tuple
 _LETTERS = st.text(st.sampled_from("{}[]&*!|>%@'\"\n\t -:,#~?\\ab0.\0\x85\ufeff"), max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=600 if CI else 50, deadline=None)
 @given(at=st.integers(0, len(CHAIN)), text=_LETTERS, cut=st.integers(0, 20))
 def test_whatever_is_in_a_file_the_answer_is_a_chain_or_an_error(drawn: tuple[Path, Any], at: int, text: str, cut: int) -> None:
     folder, _ = drawn

@@ -24,6 +24,7 @@ from chainette.core.document.chain_keys import (
 from chainette.core.document.code import Code, is_reference
 from chainette.core.document.models import Models, missing_model
 from chainette.core.document.parts import Part
+from chainette.core.loop import Loop
 from chainette.core.route import Route
 from chainette.core.step import Step
 from chainette.engine.backends import backend_class
@@ -83,6 +84,8 @@ def _register(part: Part, code: Code) -> None:
             raise entry.fault(
                 f"engine {name!r} needs the key 'model'" if "model" not in keys else "the engine's name is given twice"
             )
+        if "backend" in keys:
+            keys["backend"].text(f"engine {name!r}: backend")
         with _at(entry):
             config = make_config(name, **{key: each.plain for key, each in keys.items()})
             _require_no_code(config)
@@ -115,6 +118,7 @@ class _Reader:
             "branch": self.branch,
             "branches": self.branches,
             "route": self.route,
+            "loop": self.loop,
         }
 
     def elements(self, part: Part) -> list[Element]:
@@ -181,6 +185,18 @@ class _Reader:
         with _at(part):
             route = Route(name, **given)
             return route.join(keys["join"].text("join (the alias)")) if "join" in keys else route
+
+    def loop(self, part: Part) -> Element:
+        known = ("steps", "until", "max_rounds", "on_exhausted", "best", "result", "join", "emoji")
+        keys = self.keys(part, "loop", known, "", ["steps", "until", "max_rounds"])
+        name = keys["loop"].text("loop (its name)")
+        given: dict[str, Any] = {key: self.condition(keys[key]) for key in ("until", "best") if key in keys}
+        plain = [key for key in ("max_rounds", "on_exhausted", "result", "emoji") if key in keys]
+        given |= {key: self.setting(Loop, key, keys[key], f"loop {name!r}") for key in plain}
+        steps = self.elements(keys["steps"])
+        with _at(part):
+            loop = Loop(name, steps=steps, **given)
+            return loop.join(keys["join"].text("join (the alias)")) if "join" in keys else loop
 
     def way(self, part: Part) -> list[Element]:
         """The steps of a way, which may have none."""

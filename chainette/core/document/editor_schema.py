@@ -11,6 +11,7 @@ from chainette.core.chain import Chain
 from chainette.core.document.chain_keys import FUNCTION_KEYS, MODELS, PROMPTS, parameter_type, parameters_of
 from chainette.core.document.models import JSON_SCHEMA
 from chainette.core.document.notation import CONSTRAINTS
+from chainette.core.loop import Loop
 from chainette.core.step import Step
 from chainette.engine.base import SamplingParams
 from chainette.engine.config import EngineConfig
@@ -25,7 +26,7 @@ _CODE = {
 }
 _FILE = {"type": "object", "properties": {"file": _TEXT}, "required": ["file"], "additionalProperties": False}
 _MODEL = {"type": "string", "description": "a model of `models:`, or module:Class"}
-_KINDS = ("step", "apply", "batch_apply", "branch", "branches", "route")
+_KINDS = ("step", "apply", "batch_apply", "branch", "branches", "route", "loop")
 _WAY = {"type": "array", "items": {"$ref": "#/$defs/entry"}}
 _STEPS = {"$ref": "#/$defs/steps"}
 
@@ -42,9 +43,7 @@ def editor_schema() -> dict[str, Any]:
         ),
         "$defs": {
             "steps": _list({"$ref": "#/$defs/entry"}),
-            "entry": {
-                "oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in ("step", "apply", "batch_apply", "branch", "branches")]
-            },
+            "entry": {"oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in _KINDS]},
             "step": _step(),
             "apply": _function("apply"),
             "batch_apply": _function("batch_apply"),
@@ -53,6 +52,7 @@ def editor_schema() -> dict[str, Any]:
                 {"branches": {"type": "array", "items": {"$ref": "#/$defs/branch"}, "minItems": 1}}, ["branches"]
             ),
             "route": _route(),
+            "loop": _loop(),
             "sampling": _fields(SamplingParams),
             "model": {"anyOf": [_CODE, _json_schema(), {"type": "object", "additionalProperties": {"$ref": "#/$defs/field"}}]},
             "field": _field(),
@@ -87,6 +87,13 @@ def _route() -> dict[str, Any]:
     ways = {"cases": by_name, "then": _WAY, "default": _WAY}
     when = {"anyOf": [_TEXT, {"type": "object", "additionalProperties": _TEXT}]}
     return _object({"route": _TEXT, "on": _TEXT, "when": when, **ways, "join": _TEXT, "emoji": _TEXT}, ["route"])
+
+
+def _loop() -> dict[str, Any]:
+    ending = {key: _value(Loop, key) for key in ("max_rounds", "on_exhausted", "result")}
+    conditions = {"until": _TEXT, "best": _TEXT}
+    keys = {"loop": _TEXT, "steps": _STEPS, **conditions, **ending, "join": _TEXT, "emoji": _TEXT}
+    return _object(keys, ["loop", "steps", "until", "max_rounds"])
 
 
 def _value(owner: type, key: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from chainette.core.document.chain_keys import MODELS, function_parameters, para
 from chainette.core.document.code_names import reference_to
 from chainette.core.document.dumper import Inline, dumped
 from chainette.core.document.model_writer import ModelWriter
+from chainette.core.loop import Loop
 from chainette.core.route import Route
 from chainette.core.step import Step
 from chainette.engine.base import SamplingParams
@@ -78,6 +79,8 @@ class _Writer:
             return branches[0] if len(branches) == 1 else {"branches": branches}
         if isinstance(element, Route):
             return self.route(element)
+        if isinstance(element, Loop):
+            return self.loop(element)
         kind = type(element).__name__
         self.unsaid.append(f"{kind} {element.id!r}")
         return {kind.lower(): None}
@@ -96,6 +99,14 @@ class _Writer:
         if route.default is not None:
             found["default"] = self.elements(route.default.steps)
         return found | _changed({"join": route.alias, "emoji": route.emoji}, {"join": "", "emoji": ""})
+
+    def loop(self, loop: Loop) -> dict[str, Any]:
+        found: dict[str, Any] = {"loop": loop.id, "steps": self.elements(loop.steps), "until": self.condition(loop.until)}
+        found |= {"best": self.condition(loop.best)} if loop.best is not None else {}
+        found |= {"max_rounds": loop.max_rounds}
+        more = {"on_exhausted": loop.on_exhausted, "result": loop.result, "join": loop.alias, "emoji": loop.emoji}
+        usual = {"on_exhausted": "best" if loop.best is not None else "reject", "result": None, "join": "", "emoji": ""}
+        return found | _changed(more, usual)
 
     def condition(self, condition: Condition) -> str | None:
         given = condition.given
