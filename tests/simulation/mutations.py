@@ -222,7 +222,7 @@ MUTATIONS = (
         _SHARDS,
         "                if path.name not in known:\n                    path.unlink()\n",
         "                pass\n",
-        "tests/integration/test_crash_recovery.py",
+        "tests/unit/io/rundir/test_shards.py",
     ),
     Mutation(
         "recovery leaves the torn end of the log",
