@@ -24,6 +24,9 @@ RULES = DEPLOY / "alerts" / "chainette.yml"
 
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
+#: A constant, a number that every panel shows by its labels, and one that only chains with `escalate` have.
+UNSEEN = ("chainette_build_info", "chainette_runs", "chainette_engine_rows_total")
+
 each_dashboard = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
 
 
@@ -110,10 +113,10 @@ def test_alerts_name_metrics_that_there_are() -> None:
         assert found and found <= exposed(), alert["alert"]
 
 
-def test_every_metric_but_the_version_is_shown_or_watched() -> None:
+def test_every_metric_is_shown_or_watched_but_for_a_few() -> None:
     shown = "".join(map(written, DASHBOARDS)) + RULES.read_text()
     for metric in CATALOGUE:
-        assert metric.name in shown or metric.name in ("chainette_build_info", "chainette_runs"), metric.name
+        assert metric.name in shown or metric.name in UNSEEN, metric.name
 
 
 # -- alerts

@@ -62,7 +62,7 @@ def expected() -> list[dict[str, Any]]:
 def test_rows_and_tables_are_those_that_the_chain_gave(result: RunResult) -> None:
     assert result.to_arrow().to_pylist() == expected()
     assert sorted(result.rows("flattened"), key=lambda row: int(row["row_id"])) == expected()
-    assert [row["row_id"] for row in result.rejected] == ["6", "13", "20", "27"]
+    assert {row["row_id"] for row in result.rejected} == {"6", "13", "20", "27"}
     assert result.counts["halve"]["rejected"] == 4 and result.status is Status.FINISHED
 
 

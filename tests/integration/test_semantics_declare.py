@@ -506,8 +506,8 @@ def test_every_problem_is_reported_at_once_with_its_line() -> None:
 def test_the_public_names_are_these() -> None:
     promised = (
         "ApplyNode, AsyncExecutor, BatchApply, Branch, Chain, ChainetteError, Engine, EngineConfig, Executor, JoinBranch, "
-        "Message, Node, Row, RunOptions, RunResult, SamplingParams, Step, apply, get_engine_config, load_engines, open_run, "
-        "register_engine, release_engine"
+        "Loop, Message, Node, Route, Row, RunOptions, RunResult, SamplingParams, Step, apply, get_engine_config, load_engines, "
+        "open_run, register_engine, release_engine"
     )
     assert ", ".join(chainette.__all__) == promised
     assert all(hasattr(chainette, name) for name in chainette.__all__)
