@@ -204,7 +204,7 @@ def test_a_raised_setting_begins_an_epoch_of_the_fleet(site: Site, database: Dat
     site.require_whole(result)
     [resumed] = site.events("run_resumed")
     assert resumed["epoch"] == 1
-    assert resumed["graph"]["nodes"][-1]["rescue"] == {"max_attempts": 2, "max_tokens": 1024}
+    assert resumed["graph"]["nodes"][-1]["rescue"] == {"max_attempts": 2, "escalate": [], "max_tokens": 1024}
 
 
 @pytest.mark.long
