@@ -208,5 +208,5 @@ def test_an_engine_that_is_named_by_its_model_or_misspelt_is_found() -> None:
     ],
 )
 def test_sampling_of_the_wrong_type_is_refused(keys: dict[str, Any], words: str) -> None:
-    with pytest.raises(ChainetteError, match=rf"test_mistakes\.py:\d+: SamplingParams\.{words}; it must be a number"):
+    with pytest.raises(ChainetteError, match=rf"test_argument_advice\.py:\d+: SamplingParams\.{words}; it must be a number"):
         SamplingParams(**keys)
