@@ -100,22 +100,20 @@ class ApplyNode(Node, Generic[In, Out]):
         if yields(fn) and cardinality is not Cardinality.MANY:
             wanted = f"{'AsyncIterator' if inspect.isasyncgenfunction(fn) else 'Iterator'}[{model_name(returned)}]"
             raise DeclarationError(f"{place}: {name_of(fn)} yields rows; declare it `-> {wanted}`, or return the one row")
-        models = checked_model(input_model, "input_model", place), checked_model(output_model, "output_model", place)
-        self._declare(
-            id=id_of(fn, place) if id is None else id,
-            name=name,
-            emoji=emoji,
-            place=place,
-            fn=fn,
-            input_model=models[0] or model_of(hints.get(item)),
-            output_model=models[1] or model_of(returned),
-            cardinality=cardinality,
-            annotated="return" in hints,
-        )
+        self._set(name=name, emoji=emoji, place=place, fn=fn, cardinality=cardinality, annotated="return" in hints)
+        self._complete(id, (input_model, hints.get(item)), (output_model, returned))
 
-    def _declare(self, **values: Any) -> None:
-        for key, value in values.items():
-            object.__setattr__(self, key, value)
+    def _complete(self, id: str | None, given: tuple[Any, Any], returned: tuple[Any, Any]) -> None:
+        """Sets the id and the models: each as it was passed, else as the function's annotation says."""
+        models = [
+            checked_model(passed, label, self.place)
+            for label, (passed, _) in (("input_model", given), ("output_model", returned))
+        ]
+        self._set(
+            id=id_of(self.fn, self.place) if id is None else id,
+            input_model=models[0] or model_of(given[1]),
+            output_model=models[1] or model_of(returned[1]),
+        )
         self.__post_init__()
 
     @cached_property

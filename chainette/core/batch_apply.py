@@ -12,11 +12,8 @@ from typing_extensions import TypeVar
 
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.function_signature import (
-    checked_model,
     hints_of,
-    id_of,
     model_name,
-    model_of,
     name_of,
     positional,
     row_of,
@@ -74,18 +71,9 @@ class BatchApply(ApplyNode[In, Out]):
         hints = hints_of(fn, caller_frame().f_locals)
         item = row_of(hints.get(_only_parameter(fn, place)))
         returned, drops = _returned(fn, hints.get("return", inspect.Parameter.empty), place)
-        models = checked_model(input_model, "input_model", place), checked_model(output_model, "output_model", place)
-        self._declare(
-            id=id_of(fn, place) if id is None else id,
-            name=name,
-            emoji=emoji,
-            place=place,
-            fn=fn,
-            input_model=models[0] or model_of(item),
-            output_model=models[1] or model_of(returned),
-            cardinality=Cardinality.OPTIONAL if drops else Cardinality.ONE,
-            annotated=True,
-        )
+        cardinality = Cardinality.OPTIONAL if drops else Cardinality.ONE
+        self._set(name=name, emoji=emoji, place=place, fn=fn, cardinality=cardinality, annotated=True)
+        self._complete(id, (input_model, item), (output_model, returned))
 
 
 def _only_parameter(fn: Callable[..., Any], place: Place) -> str:

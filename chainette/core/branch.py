@@ -33,7 +33,7 @@ class Branch(Node):
     def __init__(self, name: str, steps: Sequence[Element], *, emoji: str = "") -> None:
         place = caller_place()
         check_name("branch name", name)
-        _set(self, id=name, name=name, emoji=emoji, place=place, steps=checked_elements(name, steps, place))
+        self._set(id=name, name=name, emoji=emoji, place=place, steps=checked_elements(name, steps, place))
 
     def join(self, alias: str) -> JoinBranch:
         """The same nodes, with the final output merged back as `{{ alias }}`."""
@@ -59,7 +59,7 @@ class JoinBranch(Branch):
         if isinstance(steps, str):
             alias, name, steps = name, steps, alias
         super().__init__(name, steps, emoji=emoji)
-        _set(self, alias=check_name("alias", alias))
+        self._set(alias=check_name("alias", alias))
 
     @property
     def key(self) -> str:
@@ -70,11 +70,6 @@ class JoinBranch(Branch):
         from chainette.core.plan import join_adapter
 
         return join_adapter(self).validate_json(value)
-
-
-def _set(node: Branch, **values: Any) -> None:
-    for name, value in values.items():
-        object.__setattr__(node, name, value)
 
 
 def checked_elements(name: str, steps: Sequence[Element], place: Place) -> tuple[Element, ...]:

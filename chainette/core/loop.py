@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any, Literal
 
-import msgspec
-
 from chainette.core.branch import Element, checked_elements
 from chainette.core.condition import Condition, Given
 from chainette.core.decision import Turn, Undecided, turn_of
-from chainette.core.node import Node, check_name
+from chainette.core.node import Joinable, check_name
 from chainette.errors import DeclarationError
 from chainette.records import Reason
 from chainette.utils.argument_advice import explained
@@ -36,7 +33,7 @@ _HINTS = {
 
 @explained(_HINTS)
 @dataclass(frozen=True, eq=False, init=False)
-class Loop(Node):
+class Loop(Joinable):
     """Repeats its steps for every row until a condition holds, at most `max_rounds` times.
 
         Loop("revise", steps=[draft, judge], until="{{ judge.ok }}", max_rounds=4, on_exhausted="keep").join("final")
@@ -60,8 +57,6 @@ class Loop(Node):
     on_exhausted: Outcome
     best: Condition | None
     result: str | None
-    #: "" if it is not joined.
-    alias: str
 
     def __init__(
         self,
@@ -88,35 +83,19 @@ class Loop(Node):
             problem = "best= gives the number by which on_exhausted='best' chooses a round; give both or none"
         if problem:
             raise DeclarationError(f"{place}: {label}: {problem}")
-        values = {
-            "id": name,
-            "name": name,
-            "emoji": emoji,
-            "place": place,
-            "steps": checked_elements(name, steps, place),
-            "until": Condition.of(f"{label}, until", until, place),
-            "max_rounds": max_rounds,
-            "on_exhausted": ending,
-            "best": None if best is None else Condition.of(f"{label}, best", best, place),
-            "result": result,
-            "alias": "",
-        }
-        for key, value in values.items():
-            object.__setattr__(self, key, value)
-
-    def join(self, alias: str) -> Loop:
-        """The same loop, with the result of each row's last or best round merged back as `{{ alias }}`."""
-        joined = copy.copy(self)
-        object.__setattr__(joined, "alias", check_name("alias", alias))
-        return joined
-
-    @property
-    def key(self) -> str:
-        return self.alias or self.id
-
-    def decode(self, value: bytes) -> Any:
-        """The value under the alias as plain data."""
-        return msgspec.json.decode(value)
+        self._set(
+            id=name,
+            name=name,
+            emoji=emoji,
+            place=place,
+            steps=checked_elements(name, steps, place),
+            until=Condition.of(f"{label}, until", until, place),
+            max_rounds=max_rounds,
+            on_exhausted=ending,
+            best=None if best is None else Condition.of(f"{label}, best", best, place),
+            result=result,
+            alias="",
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import keyword
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
 
 from chainette.errors import DeclarationError, Place
 from chainette.utils.call_site import caller_place
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from chainette.io.rundir.writer import RunWriter
     from chainette.records import Row
 
-__all__ = ["Node", "Steps", "check_name"]
+__all__ = ["Joinable", "Node", "Steps", "check_name"]
 
 
 #: Names with another meaning in templates.
@@ -61,6 +64,11 @@ class Node(ABC):
             if problem := name_problem(text):
                 raise DeclarationError(f"{self.place}: {self.id!r}: {label} {text!r} {problem}")
 
+    def _set(self, **values: Any) -> None:
+        """Sets fields of a node whose class has its own `__init__`."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     @property
     def key(self) -> str:
         """The name under which a row keeps this node's value."""
@@ -93,6 +101,28 @@ class Node(ABC):
         from chainette.run.executor import execute
 
         return execute(self, inputs, histories, writer, debug, batch_size)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Joinable(Node):
+    """A node that works on a copy of the row, and whose result may be merged back."""
+
+    #: "" if it is not joined.
+    alias: str = ""
+
+    def join(self, alias: str) -> Self:
+        """The same node, with its result for each row merged back as `{{ alias }}`."""
+        joined = copy.copy(self)
+        joined._set(alias=check_name("alias", alias))
+        return joined
+
+    @property
+    def key(self) -> str:
+        return self.alias or self.id
+
+    def decode(self, value: bytes) -> Any:
+        """The value under the alias as plain data: rows may end in different models."""
+        return msgspec.json.decode(value)
 
 
 class Steps(tuple["Element", ...]):

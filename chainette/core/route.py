@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,7 +12,7 @@ import msgspec
 from chainette.core.branch import Element, checked_elements
 from chainette.core.condition import Condition, Given
 from chainette.core.decision import Undecided, Way
-from chainette.core.node import Node, check_name
+from chainette.core.node import Joinable, check_name
 from chainette.errors import DeclarationError, Place
 from chainette.records import Reason
 from chainette.utils.argument_advice import explained
@@ -53,7 +52,7 @@ _HINTS = {
 
 @explained(_HINTS)
 @dataclass(frozen=True, eq=False, init=False)
-class Route(Node):
+class Route(Joinable):
     """Sends every row one way: that of the first case which fits, else `default`.
 
         Route("handle", on="{{ classify.kind }}",
@@ -66,7 +65,8 @@ class Route(Node):
 
     The decisions are durable before anything follows from them, and are written to `<name>/` (`row_id`, `_way`). Like a
     branch, a route works on a copy of the row: later nodes see the row before it, and the last output of the way that
-    was taken if the route is joined: `.join(alias)`.
+    was taken if the route is joined: `.join(alias)`. Rows that take no way, or an empty one, have None there. If any way
+    expands rows, the alias is a list for every way.
 
     Raises:
         DeclarationError: arguments that do not fit together, at the line that declares the route.
@@ -74,8 +74,6 @@ class Route(Node):
 
     on: Condition | None
     ways: tuple[RouteWay, ...]
-    #: "" if it is not joined.
-    alias: str
 
     def __init__(
         self,
@@ -97,26 +95,7 @@ class Route(Node):
         if default is not None:
             found.append(RouteWay(DEFAULT, "", None, _steps(name, default, place)))
         _require_names(f"{place}: {label}", [way.name for way in found])
-        values = {"id": name, "name": name, "emoji": emoji, "place": place, "on": chosen, "ways": tuple(found), "alias": ""}
-        for key, value in values.items():
-            object.__setattr__(self, key, value)
-
-    def join(self, alias: str) -> Route:
-        """The same route, with the last output of each row's way merged back as `{{ alias }}`.
-
-        Rows that take no way, or an empty one, have None there. If any way expands rows, the alias is a list for every way.
-        """
-        joined = copy.copy(self)
-        object.__setattr__(joined, "alias", check_name("alias", alias))
-        return joined
-
-    @property
-    def key(self) -> str:
-        return self.alias or self.id
-
-    def decode(self, value: bytes) -> Any:
-        """The value under the alias as plain data: the ways may end in different models."""
-        return msgspec.json.decode(value)
+        self._set(id=name, name=name, emoji=emoji, place=place, on=chosen, ways=tuple(found), alias="")
 
     @property
     def default(self) -> RouteWay | None:

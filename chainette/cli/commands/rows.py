@@ -70,8 +70,7 @@ def _written_rows(directory: Path, step: str) -> tuple[_Rows, int]:
     """The rows of a step, and their number."""
     run = RunDir(directory)
     state, _ = read_state(run)
-    folders = {node.id: node.folder for node in state.graph.steps if not node.hidden}
-    folders |= {name: name for name in ("flattened", "rejected")}
+    folders = state.graph.row_folders
     if step not in folders:
         raise typer.BadParameter(f"--step {step}: the run has no rows of that name; it has {', '.join(folders)}")
     written = sum(count for _, count in state.ends.get(folders[step], {}).values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -77,10 +78,18 @@ def _as_object(body: Body) -> None:
 
 
 def _loosen(body: Body) -> None:
-    asked = msgspec.json.decode(msgspec.json.encode(body.get("response_format")))
-    match asked:
+    if (looser := _looser_format(msgspec.json.encode(body.get("response_format")))) is not None:
+        body["response_format"] = looser
+
+
+@lru_cache(maxsize=64)  # every request of a step has the same one
+def _looser_format(asked: bytes) -> Body | None:
+    """The response_format with a looser schema; None if there is nothing to loosen."""
+    found = msgspec.json.decode(asked)
+    match found:
         case {"json_schema": {"schema": dict(schema)} as named} if (loose := loosened(schema)) != schema:
-            body["response_format"] = asked | {"json_schema": named | {"schema": loose}}
+            return dict(found | {"json_schema": named | {"schema": loose}})
+    return None
 
 
 def _fold_system(body: Body) -> None:

@@ -72,7 +72,7 @@ def compare(first: RunResult, second: RunResult, step: str = "flattened") -> Com
             equal += 1
         else:
             changed[name] = row
-    found = list(_changes(first.rows(step), changed, by))
+    found = list(_changes(first.rows(step), changed, by)) if changed else []
     order = _order(by)
     return Comparison(
         by,

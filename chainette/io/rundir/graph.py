@@ -246,6 +246,12 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {node.id: node for node in self.nodes}
 
     @cached_property
+    def row_folders(self) -> dict[str, str]:
+        """Name -> folder of everything whose rows may be read: steps that are not hidden, `rejected` and `flattened`."""
+        steps = {node.id: node.folder for node in self.steps if not node.hidden}
+        return steps | {"rejected": "rejected", "flattened": "flattened"}
+
+    @cached_property
     def forks_by_id(self) -> dict[str, GraphFork]:
         return {fork.id: fork for fork in self.forks}
 

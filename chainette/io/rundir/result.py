@@ -177,8 +177,7 @@ class RunResult:
         return made
 
     def _folder(self, step: str) -> str:
-        folders = {node.id: node.folder for node in self._state.graph.steps if not node.hidden}
-        folders |= {"rejected": "rejected", "flattened": "flattened"}
+        folders = self._state.graph.row_folders
         if step not in folders:
             raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")
         return folders[step]

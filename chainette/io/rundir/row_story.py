@@ -10,6 +10,7 @@ import msgspec
 
 from chainette.errors import InputError, RunDirectoryError
 from chainette.io.inputs.locate import open_input
+from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.events import UnitCommitted
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.logged_paths import chain_root_of, input_paths
@@ -21,8 +22,7 @@ from chainette.records import CHAIN_INPUT, owner_of, record_of, row_order
 
 __all__ = ["RowStory", "StepResult", "story_of"]
 
-#: Folders that are not a step's.
-_FLATTENED, _REJECTED = "flattened", "rejected"
+_REJECTED = "rejected"
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ def _outcome(names: dict[str, str], folder: str, row: dict[str, Any]) -> StepRes
     row_id = row.pop("row_id")
     if folder == _REJECTED:
         return StepResult(row.pop("step_id"), row_id, "rejected", row)
-    if folder == _FLATTENED:
+    if folder == FLATTENED:
         return StepResult(folder, row_id, "finished", row)
     return StepResult(names[folder], row_id, "output", row)
 
 
 def _order(state: RunState) -> Any:
-    steps = [CHAIN_INPUT, *(node.id for node in state.graph.steps), _FLATTENED]
+    steps = [CHAIN_INPUT, *(node.id for node in state.graph.steps), FLATTENED]
     return lambda outcome: (steps.index(outcome.step), row_order(outcome.row_id))
 
 
