@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.acceptance.test_parts import children
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
+from tests.support.processes import children
 from tests.support.slow_server import SlowServer
 
 CHAIN = """
@@ -123,9 +123,7 @@ def test_failures_that_a_killed_worker_has_handed_back_count_on(tmp_path: Path) 
         project.url = server.url
         run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1")
         until(lambda: server.asked["row 3"] == 3)
-        [worker] = [
-            pid for pid in children(run.pid) if b"chainette_workers.worker.entry" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        [worker] = children(run.pid, "chainette_workers.worker.entry")
         os.kill(worker, signal.SIGKILL)
         out, err = run.communicate(timeout=LONG)
     assert run.returncode == 3, out + err

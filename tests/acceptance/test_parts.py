@@ -13,6 +13,7 @@ from aiohttp import web
 
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
+from tests.support.processes import children
 from tests.support.slow_server import SlowServer
 
 ROWS = 60
@@ -191,25 +192,10 @@ def test_rows_that_a_killed_worker_has_committed_are_not_asked_again(slow: Slow)
         slow.url = server.url
         run = slow.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1")
         until(lambda: slow.given("second") == ROWS // 2)
-        [worker] = [
-            pid for pid in children(run.pid) if b"chainette_workers.worker.entry" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        [worker] = children(run.pid, "chainette_workers.worker.entry")
         os.kill(worker, signal.SIGKILL)
         later.open(server)
         out, err = run.communicate(timeout=LONG)
     assert run.returncode == 0, out + err
     assert slow.ids("out", "flattened") == sorted(map(str, range(ROWS)))
     assert all(times == 1 for text, times in server.asked.items() if number(text) < ROWS // 2)
-
-
-def children(parent: int) -> list[int]:
-    """The processes below one."""
-    found: dict[int, int] = {}
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            stat = (path / "stat").read_text().rpartition(")")[2].split()
-            found[int(path.name)] = int(stat[1])
-    below = [parent]
-    for pid in below:
-        below += [child for child, above in found.items() if above == pid]
-    return below[1:]

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
+from tests.support.processes import children
 from tests.support.vllm import SMOL, needs_vllm, tiny_model
 
 pytestmark = needs_vllm
@@ -68,19 +69,6 @@ class ModelProject(Project):
 
     def committed(self) -> int:
         return self.told("unit_committed")
-
-
-def children(parent: int, words: str) -> list[int]:
-    """Process ids of a process's children whose command line has these words."""
-    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _is_child(entry, parent, words)]
-
-
-def _is_child(entry: Path, parent: int, words: str) -> bool:
-    try:
-        ours = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
-        return ours and words.encode() in (entry / "cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def is_alive(pid: int) -> bool:

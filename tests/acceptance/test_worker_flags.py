@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.acceptance.test_enqueue import Site, stopped
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
+from tests.support.processes import children
 from tests.support.valkey import Database
 
 
@@ -43,12 +42,6 @@ def gpu_of(pid: int) -> str:
     return next((line.partition(b"=")[2].decode() for line in told if line.startswith(b"CUDA_VISIBLE_DEVICES=")), "")
 
 
-def children(parent: subprocess.Popen[Any]) -> list[int]:
-    """Worker processes that this one started."""
-    found = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-    return [int(pid) for pid in found]
-
-
 def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
@@ -60,17 +53,17 @@ def test_gpu_all_is_one_worker_for_each_that_comes_back_when_it_dies_and_ends_wi
     database.may_leave("chainette:lease", "chainette:worker*", "rq:worker*", "chainette:held:*")  # of the one that is killed
     environment = two_gpus(site)
     parent = site.start("worker", "--engine", "writer", "--engine", "judge", "--gpu", "all", env=environment)
-    pids = until(lambda: len(found := children(parent)) == 2 and found)
+    pids = until(lambda: len(found := children(parent.pid)) == 2 and found)
     until(lambda: sorted(gpu_of(pid) for pid in pids) == ["0", "1"])  # at first they have the environment of their parent
     os.kill(pids[0], signal.SIGKILL)
-    again = until(lambda: len(found := children(parent)) == 2 and pids[0] not in found and found)
+    again = until(lambda: len(found := children(parent.pid)) == 2 and pids[0] not in found and found)
     until(lambda: sorted(gpu_of(pid) for pid in again) == ["0", "1"])
     assert site.project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", site.url).returncode == 0
     parent.terminate()
     assert parent.wait(LONG) == 0 and gone(again)
 
     parent = site.start("worker", "--engine", "writer", "--gpu", "all", env=environment)
-    pids = until(lambda: len(found := children(parent)) == 2 and found)
+    pids = until(lambda: len(found := children(parent.pid)) == 2 and found)
     parent.kill()
     until(lambda: gone(pids))
 
