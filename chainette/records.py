@@ -249,7 +249,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Unfinished(msgspec.Struct, frozen=True, array_like=True):
-    """What was done for a row that has not finished. It travels with the row when its unit is handed back."""
+    """The work already spent on a row that has not finished. It travels with the row when its unit is handed back."""
 
     #: Asks that were answered, unusably, since the row was opened.
     asks: int = 0

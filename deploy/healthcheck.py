@@ -12,4 +12,4 @@ try:
         well = b"chainette_build_info" in answer.read()
 except OSError as error:
     sys.exit(f"no metrics: {error}")
-sys.exit(None if well else "what answers there is not Chainette")
+sys.exit(None if well else "the server at that address is not Chainette")

@@ -1,4 +1,4 @@
-"""Bundles of flags (`signature.py`) for commands that run a chain. `--help` shows them without importing what they start."""
+"""Bundles of flags (`signature.py`) for commands that run a chain. `--help` shows them without importing their code."""
 
 from __future__ import annotations
 

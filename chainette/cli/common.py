@@ -121,7 +121,7 @@ def error_lines(error: Exception) -> list[str]:
     if isinstance(error, ChainetteError):
         return f"error: {_seen_from_here(str(error))}".splitlines()
     if type(error).__module__.startswith("redis."):
-        return [f"error: Redis holds something that Chainette did not write, or refuses what it is asked: {error}"]
+        return [f"error: Redis holds something that Chainette did not write, or refuses a command: {error}"]
     summary = " ".join(f"{type(error).__name__}: {error}".split())
     return [f"internal error: {summary}; run with --debug for the traceback"]
 

@@ -75,7 +75,7 @@ def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quie
     try:
         _watch(board, run_id, quiet=quiet)
     except KeyboardInterrupt:
-        tell("interrupted; what was admitted goes on", fg="red", err=True)
+        tell("interrupted; rows already admitted go on", fg="red", err=True)
         tell(f"admit the rest: chainette coordinator; give it up: {command_line('cancel', run_id)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:

@@ -49,7 +49,7 @@ COMMANDS: Mapping[str, Command] = {
     "inspect-dag": Command("inspect", "Draw CHAIN."),
     "schema": Command("schema", "Print the JSON Schema of chain.yml, for editors."),
     "engines": Command("engines", "List backends, or the engines of CHAIN."),
-    "warmup": Command("warmup", "Open an engine, ask it once, and say what that took."),
+    "warmup": Command("warmup", "Open an engine, ask it once, and show how long that took."),
     "conformance": Command("conformance", "Hold an engine to the promises runs rely on."),
     "status": Command("status", "Show the state of a run, or of a fleet."),
     "ls": Command("ls", "List the run directories below a folder."),

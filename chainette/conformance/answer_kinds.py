@@ -1,4 +1,4 @@
-"""Cases about what answers look like: one output model of each kind, and an answer that is an instance of it."""
+"""Cases about the forms of answers: one output model of each kind, and an answer that is an instance of it."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def question(text: str, model: type[BaseModel] = Thing, seed: int = 1, system: s
 
 
 def _step_of(schema: dict[str, Any]) -> str:
-    """A name for each schema, as steps have: engines remember by it what a server refuses."""
+    """A name for each schema, as steps have: by it, engines remember the schemas that a server refuses."""
     return f"answer_{hashlib.blake2b(msgspec.json.encode(schema), digest_size=4).hexdigest()}"
 
 

@@ -89,7 +89,7 @@ def short(value: object) -> str:
     """A short form of a value for a message."""
     try:
         text = repr(value)
-    except RAISED as error:  # a user's __repr__ must not hide what was wrong
+    except RAISED as error:  # a user's __repr__ must not hide the fault
         text = f"<{type(value).__name__}: {told(error)}>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 

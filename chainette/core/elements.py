@@ -1,4 +1,4 @@
-"""What stands between the elements of a chain, and where the rows of each begin."""
+"""The connections between the elements of a chain, and the point at which the rows of each begin."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Flow:
         return all(number == 1 for number in self.rounds)
 
     def named(self, name: str) -> str:
-        """The name in the plan of what the chain calls `name`: `draft#2` for the second round of `draft`."""
+        """The plan's name for the chain's `name`: `draft#2` for the second round of `draft`."""
         return name if self.is_first else f"{name}#{'~'.join(map(str, self.rounds))}"
 
     def knowing(self, *names: str) -> Flow:

@@ -44,7 +44,7 @@ class History(Mapping[str, Any]):
 
     @property
     def decision(self) -> bytes | None:
-        """What the node's loop decided at the end of the round before."""
+        """The decision of the node's loop at the end of the round before."""
         return self._row.values.get(self._node.key)
 
     def __contains__(self, name: object) -> bool:

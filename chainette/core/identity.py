@@ -1,4 +1,4 @@
-"""What decides a node's rows: its fingerprint, and beside it the settings that can only rescue rejected rows."""
+"""The identity of a node's rows: its fingerprint, and beside it the settings that can only rescue rejected rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fingerprint_of(
 
 
 def _decides(fn: Any) -> list[Any]:
-    """What decides the ways of a route's rows, or the rounds of a loop's; the steps inside are nodes of their own."""
+    """The settings that decide a route's ways or a loop's rounds; the steps inside are nodes in their own right."""
     match fn:
         case Chooser(route):
             conditions = [route.on, *(way.when for way in route.ways)]

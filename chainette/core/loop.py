@@ -18,7 +18,7 @@ from chainette.utils.call_site import caller_place
 
 __all__ = ["Judge", "Loop", "Outcome"]
 
-#: What becomes of a row whose last round did not satisfy `until`.
+#: The fate of a row whose last round did not satisfy `until`.
 Outcome = Literal["reject", "keep", "best"]
 
 _HINTS = {

@@ -237,7 +237,7 @@ class Fork:
 class Choice(Fork):
     """A fork whose rows take one of its ways each: a Route. All its joins give the same alias."""
 
-    #: The name under which rows keep what was decided for them.
+    #: The name under which rows keep their decision.
     decision: str
     entry: Target
 
@@ -273,7 +273,7 @@ class Choice(Fork):
         return self._ends[way_branch(self.decision, way_of(decision))]
 
     def recorded(self, decision: bytes) -> bytes:
-        """What a row keeps of the decision after the fork."""
+        """The part of the decision that a row keeps after the fork."""
         return decision
 
 

@@ -26,7 +26,7 @@ def lowered(old: Any, new: Any) -> bool:
 
 
 def appended(old: Any, new: Any) -> bool:
-    """Whether a list still begins with what it was."""
+    """Whether a list still begins with its old items."""
     return bool(list(new[: len(old)]) == list(old))
 
 

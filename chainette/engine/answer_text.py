@@ -80,7 +80,7 @@ def _only_object(text: str) -> str | None:
             found = text[start:end]
         else:
             end = _brace_end(text, start)
-            if end is None:  # what follows may be a part of an object that was cut
+            if end is None:  # the rest may be a part of an object that was cut
                 return None
         start = text.find("{", end)
     return found

@@ -149,7 +149,7 @@ class Cause(StrEnum):
 
     #: the server broke off, was silent, or sent something else than an answer
     BROKEN = "broken"
-    #: the server says what a server under load says to anybody
+    #: the server gives the answer of any server under load
     BUSY = "busy"
     #: the server will not answer this request, or any: 403 and its like
     DENIED = "denied"

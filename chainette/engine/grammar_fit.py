@@ -1,4 +1,4 @@
-"""Reduces a JSON Schema, as little as possible, to what a grammar backend can express.
+"""Reduces a JSON Schema, as little as possible, to the keywords that a grammar backend can express.
 
 Validation alone checks the rest: a looser grammar allows more answers and never loses one.
 """

@@ -64,7 +64,7 @@ class _Pulse:
 
 @dataclass
 class _Suspect:
-    """A row whose request failed here, and what had been seen when it first did."""
+    """A row whose request failed here, and the evidence at its first failure."""
 
     answers: dict[str, int]
     failures: int
@@ -89,7 +89,7 @@ class Evidence:
     lane: Pulse = field(default_factory=_Pulse)
     #: Spent on probes, and not yet told to the log.
     spent: Usage = field(default_factory=Usage)
-    #: What the engine is asked otherwise than declared, and as much of it as the log was told.
+    #: Adaptations of the declaration to the engine, and those of them that are in the log.
     adaptations: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)
     #: Endpoint -> requests that it answered.

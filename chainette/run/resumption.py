@@ -317,7 +317,7 @@ def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int
         raise RunDirectoryError(f"{directory}: the run takes the whole input; a limit of {wanted} cannot be set afterwards")
     if wanted < state.limit:
         raise RunDirectoryError(
-            f"{directory}: the run takes {state.limit:,} records, and what was computed stays; a limit can be raised, "
+            f"{directory}: the run takes {state.limit:,} records, and their results stay; a limit can be raised, "
             f"not lowered to {wanted:,}"
         )
     return wanted

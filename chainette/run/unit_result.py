@@ -59,7 +59,7 @@ class UnitResult:
     since: float | None = None
     #: Brings in rows that have finished in another thread.
     pull: Callable[[], None] | None = None
-    #: Row -> what was done for it, as long as it has not finished.
+    #: Row -> work already spent on it, as long as it has not finished.
     unfinished: dict[str, Unfinished] = field(default_factory=dict)
     #: Requests that were cancelled.
     cancelled: Usage = field(default_factory=Usage)
@@ -109,7 +109,7 @@ class UnitResult:
             self._finish(rows.pop(row_id), None)
 
     def hand_back(self) -> dict[str, Unfinished]:
-        """What was done for the rows that have not finished; it goes on with them."""
+        """The work already spent on rows that have not finished; it travels with them."""
         unfinished, self.unfinished = self.unfinished, {}
         return unfinished
 

@@ -123,7 +123,7 @@ class HeldUnit:
         self.scope.cancel()
 
     def handed_back(self) -> Claim:
-        """The claim, with what was done for the rows that are left."""
+        """The claim, with the work already spent on its remaining rows."""
         rest = {} if self.result is None else self.result.hand_back()
         return replace(self.claim, unfinished={**self.claim.unfinished, **rest})
 
@@ -141,7 +141,7 @@ class Worker(ABC):
     hands: InFlight
     #: Units that are being worked on.
     busy: set[HeldUnit]
-    #: (run, epoch, step) -> what was seen of its requests.
+    #: (run, epoch, step) -> evidence about its requests.
     evidence: dict[tuple[str, int, str], Evidence]
     #: Seconds that an engine may not answer before a run gives up.
     patience: float = inf
@@ -196,7 +196,7 @@ class Worker(ABC):
             await self.ask(partial(self.queue.note, held.claim.run, event))
 
     async def tell_log(self, held: HeldUnit) -> None:
-        """Tells the log what was spent on fixed questions, and what the engine is asked otherwise than declared."""
+        """Tells the log the usage of probes, and how the declaration was adapted to the engine."""
         evidence = self.evidence.get(_key_of(held))
         if evidence is not None and evidence.spent.requests:
             event, evidence.spent = EngineProbed(node=held.node, usage=evidence.spent), Usage()

@@ -19,7 +19,7 @@ class Group(NamedTuple):
 
     #: The group of the entry points.
     name: str
-    #: What one of them is called in messages.
+    #: The word for one of them in messages.
     kind: str
 
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is wrong with a YAML file, without quoting it: its lines may hold secrets."""
+"""Describes the fault of a YAML file without quoting it: its lines may hold secrets."""
 
 from __future__ import annotations
 

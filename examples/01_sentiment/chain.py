@@ -9,7 +9,7 @@ from chainette import Chain, SamplingParams, Step, register_engine
 
 class Review(BaseModel):
     text: str
-    #: What a person says about it; the model never sees it.
+    #: A person's own judgement; the model never sees it.
     expected: str
 
 

@@ -1,4 +1,4 @@
-"""Functions only, no engine: expand orders into lines, drop what was cancelled, keep one row per line."""
+"""Functions only, no engine: expand orders into lines, drop cancelled ones, keep one row per line."""
 
 from pydantic import BaseModel, Field
 

@@ -1,4 +1,4 @@
-"""Two engines: one model reads a product text, another one, asked over HTTP, judges what it read."""
+"""Two engines: one model reads a product text, another one, asked over HTTP, judges its reading."""
 
 from typing import Literal
 

@@ -186,7 +186,7 @@ def test_a_commit_beyond_the_limit_is_refused_before_anything_happens(run: Queue
     claim = run.take()
     before = snapshot(run.client)
     queue = FleetQueue(run.client, max_commit=100)
-    with pytest.raises(TooLarge, match=r"first, root 0: [\d,]+ bytes with what it leads to; a queue takes 100 at once"):
+    with pytest.raises(TooLarge, match=r"first, root 0: [\d,]+ bytes with its successors; a queue takes 100 at once"):
         queue.commit(claim, "w1", run.plan, run.outcome(claim), "t")
     with pytest.raises(TooLarge, match="root 1 of 4 rows"):
         run.admit(queue=queue)

@@ -31,8 +31,8 @@ def diff(
 ) -> None:
     """Show which rows changed between the runs A and B, by field.
 
-    Rows are matched by `--key` if both runs were made with it, else by row_id; the formats of the runs may differ. What
-    begins with `_` (attempts, reasoning, cost) is not compared. --json prints one changed row per line.
+    Rows are matched by `--key` if both runs were made with it, else by row_id; the formats of the runs may differ. Columns
+    that begin with `_` (attempts, reasoning, cost) are not compared. --json prints one changed row per line.
     """
     found = compare(open_run(first), open_run(second), step)
     if as_json:

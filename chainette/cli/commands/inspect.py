@@ -33,7 +33,10 @@ def inspect(
     chain: ChainRef,
     parameters: Settings = None,
     as_yaml: Annotated[
-        bool, typer.Option("--as-yaml", help="Print CHAIN as a chain.yml; what YAML cannot say is listed, with exit code 1.")
+        bool,
+        typer.Option(
+            "--as-yaml", help="Print CHAIN as a chain.yml; parts that YAML cannot express are listed, with exit code 1."
+        ),
     ] = False,
     *,
     settings: WithEngines,

@@ -31,7 +31,7 @@ def ls(
 ) -> None:
     """List the run directories below FOLDER, the newest first.
 
-    Rows are those that reached the end of the chain. Needs no Redis: `chainette runs` lists what is live on one.
+    Rows are those that reached the end of the chain. Needs no Redis: `chainette runs` lists the runs that are live on one.
     """
     found = sorted((_described(path) for path in _directories(folder)), key=lambda run: run["started"], reverse=True)
     if as_json:

@@ -45,7 +45,7 @@ def report(
     """
     run = RunDir(directory)
     if not run.exists():
-        read_state(run)  # says what is missing
+        read_state(run)  # names a missing file
     found = figures(event for _, event in read_log(run.log))
     require_shards(run, found.state)
     page = render_page(

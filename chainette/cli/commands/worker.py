@@ -64,7 +64,7 @@ def worker(
             "--drain-after",
             metavar="SECONDS",
             min=0,
-            help="After SECONDS, finish what is in progress, take no more, and exit.",
+            help="After SECONDS, finish the work in progress, take no more, and exit.",
         ),
     ] = None,
     *,
@@ -104,7 +104,7 @@ def worker(
 def _require_names(engines: Sequence[str]) -> None:
     """Raises typer.BadParameter unless at least one engine is named, each as engines may be named."""
     if not engines:
-        raise typer.BadParameter("--engine says what to serve; name one, or `--engine python` for functions only")
+        raise typer.BadParameter("no --engine: name one to serve, or `--engine python` for functions only")
     for name in engines:
         if problem := name_problem(name):
             raise typer.BadParameter(f"--engine {name!r} {problem}")

@@ -13,7 +13,7 @@ __all__ = ["reference_to"]
 
 
 def reference_to(value: Any, node: object = None) -> tuple[str, Any]:
-    """(module:name of a function or class of the user, what it leads to: the thing itself, or a node around it); "" if no
+    """(module:name of a function or class of the user, the object itself or a node around it); "" if no
     module has it."""
     inner = value
     while isinstance(inner, functools.partial):

@@ -16,7 +16,7 @@ class Inline(dict[str, Any]):
 
 
 class _ChainDumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or 1.2 would read as something else than text."""
+    """Quotes text that YAML 1.1 or 1.2 would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  (the base's signature)
         return True

@@ -23,7 +23,7 @@ __all__ = ["ModelWriter"]
 class ModelWriter:
     """Collects the models that a chain uses."""
 
-    #: What cannot be said; shared with the writer of the chain.
+    #: Parts that YAML cannot express; shared with the writer of the chain.
     unsaid: list[str]
     #: Name -> fields, module:Class or JSON Schema; None if it cannot be said.
     models: dict[str, Any] = field(default_factory=dict)

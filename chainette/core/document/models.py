@@ -37,7 +37,7 @@ class Models:
     _made: dict[str, Any] = field(default_factory=dict)
     #: Models that are being made: a reference to one is resolved later.
     _begun: set[str] = field(default_factory=set)
-    #: What references that are resolved later lead to; the place of each model that is made here.
+    #: Targets of references that are resolved later; the place of each model that is made here.
     _later: dict[str, Any] = field(default_factory=dict)
     _own: list[tuple[type[BaseModel], Mapping[str, Part]]] = field(default_factory=list)
 

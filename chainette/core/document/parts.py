@@ -47,7 +47,7 @@ class Part:
         return LoadError(f"{self.place}: {words}")
 
     def mapping(self, of: str) -> Mapping[str, Part]:
-        """Raises LoadError unless it is a mapping; `of` says what is wanted."""
+        """Raises LoadError unless it is a mapping; `of` names the expected content."""
         found = self.cases(of)
         for key, part in found.items():
             if not isinstance(key, str):
@@ -128,7 +128,7 @@ _KINDS = {
 for _kind, (_pattern, _first) in _KINDS.items():
     _Resolver.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
 
-#: First letter -> (tag, pattern) of what is not text.
+#: First letter -> (tag, pattern) of values that are not text.
 IMPLICIT = _Resolver.yaml_implicit_resolvers
 
 

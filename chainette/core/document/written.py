@@ -27,9 +27,9 @@ __all__ = ["as_yaml"]
 
 
 def as_yaml(chain: Chain) -> tuple[str, list[str]]:
-    """(the chain as the text of a chain file beside its Python file, what such a file cannot say).
+    """(the chain as the text of a chain file beside its Python file, the parts that such a file cannot express).
 
-    What cannot be said is null in the text, with which it does not load.
+    Such a part is null in the text, which then does not load.
     """
     writer = _Writer(chain)
     document = writer.document()
@@ -164,7 +164,7 @@ def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 
 def _sampling(params: SamplingParams) -> Inline:
-    """What differs from the defaults, with the types that a file's numbers get."""
+    """The settings that differ from the defaults, with the types that a file's numbers get."""
     same = msgspec.convert(msgspec.to_builtins(params), SamplingParams)
     changed = _changed(msgspec.structs.asdict(same), msgspec.structs.asdict(SamplingParams()))
     return Inline({key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()})

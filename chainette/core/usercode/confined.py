@@ -1,4 +1,4 @@
-"""Chains that others name: what Redis says of a chain is checked against the disk before anything of it is executed.
+"""Chains that others name: a chain's record in Redis is checked against the disk before any of its code is executed.
 
 A reference must lead to a regular file below the chain root, symbolic links followed, or to a module that this process
 was told to allow. Its files must have the digest that was enqueued. Only those files are then executed.
@@ -46,7 +46,7 @@ class ClaimRefused(LoadError):
 
 @dataclass(frozen=True)
 class ChainClaim:
-    """What a run's record says of its chain, and the modules that this process allows."""
+    """The chain as a run's record describes it, and the modules that this process allows."""
 
     digest: str
     #: The files that the digest covers, by their names below the chain root; () if it has one file.

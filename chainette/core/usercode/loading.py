@@ -59,7 +59,7 @@ class LoadedChain:
 
     @property
     def claim(self) -> ChainClaim:
-        """What others must know to load the same code."""
+        """The facts with which others load the same code."""
         return ChainClaim(self.digest, self.names)
 
 

@@ -183,7 +183,7 @@ def _choice(document: Object, *, streamed: bool) -> Object | None:
 
 
 def _failed(error: bytes, usage: Usage) -> Completion:
-    """What an error in place of an answer, or behind a part of it, means for the request.
+    """Reads an error in place of an answer, or behind a part of it.
 
     Raises:
         NoAnswer: it may succeed at another try.

@@ -153,7 +153,7 @@ def finish_said(words: str) -> Finish | None:
 
 
 def failure_of(status: int, data: bytes, words: str, wait: float | None) -> Failure | None:
-    """What a status without an answer says about the next try; None if it refuses every request."""
+    """How to go on after a status without an answer; None if it refuses every request."""
     text = _decoded(data)
     if status in _ABOUT_THE_ENGINE or 300 <= status < 400 or (status in _BUSY and _UNPAID.search(text)):
         return None

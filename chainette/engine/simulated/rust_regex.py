@@ -1,6 +1,6 @@
 """The regular expressions of pydantic (Rust's) as Python's: Unicode classes, POSIX classes, code points, named groups.
 
-A class becomes some of its characters, so what matches the result matches the original too, if the class is not negated.
+A class becomes some of its characters, so a match of the result matches the original too, if the class is not negated.
 """
 
 from __future__ import annotations

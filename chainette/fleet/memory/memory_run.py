@@ -44,7 +44,7 @@ class Job:
     strikes: int = 0
     deaths: int = 0
     pardons: int = 0
-    #: What was done for its rows.
+    #: Work already spent on its rows.
     unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
 
     @property
@@ -369,7 +369,7 @@ class RunInMemory:
         while scopes:
             members = live.members.get(scopes.pop(), set()) if live is not None else set()
             if not members:
-                return f"root {root}: what is outstanding of it is gone"
+                return f"root {root}: its outstanding rows are gone"
             scopes += [member[2:] for member in members if member.startswith("S:")]
             for name in (member for member in members if member[:2] not in ("S:", "P:")):
                 units += 1

@@ -68,7 +68,7 @@ class TooLarge(ChainetteError):
     """One admission or commit has more bytes than the queue takes; it had no effect."""
 
     def __init__(self, what: str, found: int, most: int) -> None:
-        super().__init__(f"{what}: {found:,} bytes with what it leads to; a queue takes {most:,} at once")
+        super().__init__(f"{what}: {found:,} bytes with its successors; a queue takes {most:,} at once")
 
 
 class RootRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -88,7 +88,7 @@ class Claim:
     since: float = 0.0
     #: Number of parts committed so far.
     part: int = 0
-    #: What was done for rows of the unit. A commit, `fail` and `release` leave it with the rows that remain.
+    #: Work already spent on rows of the unit. A commit, `fail` and `release` leave it with the rows that remain.
     unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
 
     def piece(self, rows: Container[str] | None = None) -> Unit:

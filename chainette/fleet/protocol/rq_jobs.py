@@ -198,7 +198,7 @@ def _join(claimed: ClaimedJob, seals: Seals, unit: Unit) -> Unit:
 
 
 def wire_unfinished(claim: Claim | None, seals: Seals) -> bytes:
-    """Encodes what was done for the rows of a claim; b"" if nothing was. Too long answers are left out."""
+    """Encodes the work already spent on the rows of a claim; b"" if there is none. Too long answers are left out."""
     if claim is None or not claim.unfinished:
         return b""
     encoded = _pack(claim.unfinished)

@@ -13,7 +13,7 @@ from chainette.io.rundir.graph import Graph
 
 __all__ = ["WITHDREW", "Counts", "RunInfo"]
 
-#: What a worker says in `refusals` if an engine refuses it: its key, the model, or the way in which a step asks.
+#: An entry of `refusals`: an engine refuses the worker's key, the model, or the way in which a step asks.
 WITHDREW = "withdrew from an engine that refuses it"
 
 #: Fields that workers, or a run that was begun, cannot do without.
@@ -94,11 +94,11 @@ class RunInfo(HashFields, frozen=True):
     order: str = ""
     #: Member -> why it does not serve the run.
     refusals: dict[str, str] = {}
-    #: The fingerprint of the fleet's key; "" without one. Its seal over the record, and what that covers.
+    #: The fingerprint of the fleet's key; "" without one. Its seal over the record, and the fields that it covers.
     key: str = ""
     seal: str = ""
     sealed_part: bytes = b""
-    #: Messages that were put aside, and what was wrong with the last one.
+    #: The number of messages put aside, and the fault of the last one.
     aside: Count = 0
     aside_why: str = ""
     #: Fields that every run in progress needs and this one lacks.
@@ -159,7 +159,7 @@ def record_seal(seals: Seals, run: str, epoch: int, fields: Mapping[str, str | i
 
 
 def _sealed_part(found: Mapping[bytes, bytes]) -> bytes:
-    """What workers and services act on."""
+    """The record that workers and services act on."""
     return msgspec.msgpack.encode([found.get(name, b"") for name in _SEALED])
 
 

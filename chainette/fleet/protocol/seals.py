@@ -33,7 +33,7 @@ class Purpose(StrEnum):
 
     #: the rows of a unit (job)
     UNIT = "unit"
-    #: what was done for the rows of a unit (job)
+    #: the work already spent on the rows of a unit (job)
     UNFINISHED = "unfinished"
     #: the word that a worker begins a row that runs alone (job, row)
     BEGUN = "begun"

@@ -26,7 +26,7 @@ _TRIES, _PAUSE = 3, 0.1
 #: Beginnings of replies that say "not now" and for which redis-py has no class.
 _PASSING = ("BUSY", "MASTERDOWN", "UNBLOCKED", "MISCONF", "NOREPLICAS")
 
-#: Forms of an address, and what stands for a URL that has none of them and may hold a password anywhere.
+#: Forms of an address, and the placeholder for a URL that has none of them and may hold a password anywhere.
 _FORMS = "redis://USER:PASSWORD@HOST:PORT/DB, rediss://..., or unix://PATH, and / ? # @ % in a password as %2F %3F %23 %40 %25"
 _HIDDEN = "(a hidden text)"
 

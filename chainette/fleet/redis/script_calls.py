@@ -47,7 +47,7 @@ SCRIPTS = (
     "total",
 )
 
-#: Scripts whose repetition does the rest of what a call left undone; callers of the others must look again first.
+#: Scripts that may simply be repeated: a repetition finishes an interrupted call. Callers of the others must look again first.
 _REPEATABLE = frozenset(
     {"ask", "attend", "beat", "drop", "leave", "missing", "note", "reap", "revive", "say", "state", "take", "total"}
 )

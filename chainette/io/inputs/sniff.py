@@ -87,7 +87,9 @@ def _kind_of_lines(path: Path, named: str, text: bytes, suffix: str) -> str:
         return "jsonl"
     if is_table or not suffix:
         return "csv"
-    raise InputError(f"{path}: neither the name nor the content says what it is; name it .jsonl, .csv, .tsv or .parquet")
+    raise InputError(
+        f"{path}: its format follows neither from its name nor from its content; name it .jsonl, .csv, .tsv or .parquet"
+    )
 
 
 def _holds_json(text: bytes, whole: bool) -> bool:

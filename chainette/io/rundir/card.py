@@ -29,7 +29,7 @@ class CardConfig:
     rows: int
     #: Changes with the content of the folder.
     digest: str
-    #: Says what a row is, for people.
+    #: Describes a row, for people.
     description: str
     #: `dataset_features` of its columns.
     features: Sequence[Any] | None = None
@@ -85,7 +85,7 @@ def _body(
     title: str, run_id: str, status: str, format: str, configs: Sequence[CardConfig], loadable: Sequence[CardConfig]
 ) -> str:
     table = "\n".join(f"| `{config.name}` | {config.rows:,} | {_cell(config.description)} |" for config in configs)
-    page = f"# {title}\n\nRun `{run_id}` of Chainette, {status}.\n\n| config | rows | what a row is |\n|---|--:|---|\n{table}\n"
+    page = f"# {title}\n\nRun `{run_id}` of Chainette, {status}.\n\n| config | rows | a row is |\n|---|--:|---|\n{table}\n"
     shown = _default(loadable)
     return page + (_loading(shown, format, loadable) if shown else "\nThere are no rows yet.\n")
 
@@ -114,7 +114,7 @@ Run one of these in this directory; put the name of another folder in its place 
 
 _NOTES = {
     "jsonl": "One JSON object per line. `.schema/` holds the columns of each folder, since readers guess types otherwise.\n"
-    "Values without a fixed shape (dicts, unions) are Python values in pandas; elsewhere what is no text is JSON text.\n",
+    "Values without a fixed shape (dicts, unions) are Python values in pandas; elsewhere everything but text is JSON text.\n",
     "parquet": "Values without a fixed shape (dicts, unions) are JSON text.\n",
     "csv": 'Nothing between two commas is null, `""` is the empty string; lists and objects are JSON in their cell.\n'
     "CSV has no types: `.schema/` holds the columns of each folder, since readers guess types otherwise.\n",

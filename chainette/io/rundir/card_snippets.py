@@ -80,7 +80,7 @@ rows = lines.map(lambda line: json.loads(line["text"]), features=features, remov
 #: A column has one type, so values without a fixed shape are read in Python.
 _FIT = f"""import fileinput, glob, json, pyarrow.parquet
 schema = pyarrow.parquet.read_schema(".schema/flattened.parquet")
-def fit(value, kind):  # a column has one type: what has no fixed shape becomes JSON text
+def fit(value, kind):  # a column has one type: values without a fixed shape become JSON text
     if value is not None and pyarrow.types.is_struct(kind):
         return {{field.name: fit(value.get(field.name), field.type) for field in kind}}
     if value is not None and pyarrow.types.is_list(kind):

@@ -72,7 +72,7 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     graph: Graph
     #: Settings that the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
     settings: dict[str, Any]
-    #: path (relative to what `below` says: the chain root or the run directory), kind, size, mtime_ns, sample digest; sizes
+    #: path (relative to the chain root or the run directory, as `below` says), kind, size, mtime_ns, sample digest; sizes
     #: and times of its files.
     input: dict[str, Any]
     #: python, chainette, pydantic, ...; git commit of the chain root; platform.
@@ -196,7 +196,7 @@ class EngineAdapted(Event, frozen=True, tag="engine_adapted"):
     """An engine is asked otherwise than declared, since its server refuses a parameter whose absence keeps the meaning."""
 
     engine: str
-    #: Name of the change -> what it is.
+    #: Name of the change -> its description.
     changes: dict[str, str]
 
 

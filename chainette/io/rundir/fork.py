@@ -351,7 +351,7 @@ class _Fork:
         return engines.index(event.engine) if event.engine in engines else 0
 
     def _sums_of(self, off: Mapping[str, Span]) -> dict[str, int]:
-        """What the journals that are written anew add up to."""
+        """The sums of the journals that are written anew."""
         streams = {file: self._rewritten.get(file.rpartition("/")[0]) for file in off}
         return {file: stream.sums[file] for file, stream in streams.items() if stream is not None}
 

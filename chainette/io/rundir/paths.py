@@ -117,7 +117,7 @@ def publish_blocks(path: Path, blocks: Iterable[bytes]) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of a write below `path` into one that says what to do.
+    """Turns an OSError of a write below `path` into one with advice.
 
     Raises:
         DiskError: the write failed.

@@ -325,7 +325,7 @@ class RunState:
         return identity
 
     def imbalances(self) -> list[str]:
-        """Describes what does not add up; [] if every row of every complete root is accounted for."""
+        """Describes each sum that is wrong; [] if every row of every complete root is accounted for."""
         found = [f"{node}: {counts.plain()}" for node, counts in self.nodes.items() if not counts.balanced]
         late = {root: "rows came after it was complete" for root in self.lines if self.is_done(root)}
         return found + [f"root {root:,}: {words}" for root, words in sorted((self.broken | late).items())[:_SHOWN]]

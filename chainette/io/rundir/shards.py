@@ -119,7 +119,7 @@ class StreamWriter:
         self._open = None
 
     def check(self, ends: Mapping[int, tuple[int, int]], sealed: Container[int], sums: Mapping[str, int]) -> None:
-        """Reads every journal that is not sealed; `ends` is (bytes, rows) per journal, `sums` what they must add up to.
+        """Reads every journal that is not sealed; `ends` is (bytes, rows) per journal, `sums` their expected sums.
 
         Raises:
             DamagedRun: a journal is shorter than the log says, or holds other bytes.

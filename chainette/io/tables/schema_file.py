@@ -135,7 +135,7 @@ def _field(name: str, shape: Shape) -> dict[int, Any]:
 
 
 def _refer(data: bytearray, at: int, value: Any) -> None:
-    """Appends what a place refers to: text, a list of tables, or a table of references and (format, number) by number."""
+    """Appends the target of a place: text, a list of tables, or a table of references and (format, number) by number."""
     data += bytes(-len(data) % 4)
     match value:
         case str(text):

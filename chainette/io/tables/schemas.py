@@ -37,7 +37,7 @@ _REJECTED = (
 
 @dataclass(frozen=True)
 class Added:
-    """What a run adds to shards."""
+    """The columns that a run adds to shards."""
 
     #: `_key`: the column of the input that was named.
     key: bool = False

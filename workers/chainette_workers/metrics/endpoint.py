@@ -159,7 +159,7 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
 
 def _reachable(host: str, towards: tuple[str, int]) -> str:
     """The host name or address under which others reach this machine."""
-    if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - what the user asked for
+    if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - the user asked for it
         return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

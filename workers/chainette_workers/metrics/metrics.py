@@ -36,7 +36,7 @@ _LINGER, _MOST_CLOSED = 600.0, 32
 #: Series of one run.
 _MOST_OF_RUN = 50_000
 
-#: What becomes of a row at an engine of an escalating step.
+#: The outcome of a row at an engine of an escalating step.
 _OUTCOMES = ("out", "rejected", "escalated")
 _OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR, Reason.NO_CASE, Reason.EXHAUSTED}
 _OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})

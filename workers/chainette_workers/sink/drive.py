@@ -188,7 +188,9 @@ class DriveLoop:
                 continue
             except redis.RedisError as error:
                 if is_damage(error):
-                    self._give_up_if_often(Missing(f"a key of run {sink.run} in Redis holds what is not ours: {error}"))
+                    self._give_up_if_often(
+                        Missing(f"a key of run {sink.run} in Redis holds a value that is not Chainette's: {error}")
+                    )
                     begin = sink.raise_epoch
                     continue
                 if not is_passing(error):
@@ -326,7 +328,7 @@ class DriveLoop:
             anyio.from_thread.check_cancelled()
             if time.monotonic() > end:
                 raise RunDirectoryInUse(
-                    f"another process writes run {sink.run} now ({other}), maybe into a copy of this directory; what is here "
+                    f"another process writes run {sink.run} now ({other}), maybe into a copy of this directory; the rows here "
                     f"stays as it is: `chainette resume {self.session.writer.directory}` goes on with it when the other is done"
                 )
             time.sleep(_LOOK)

@@ -1,4 +1,4 @@
-"""What is wrong with messages of a run before a byte of them is written: ids, JSON, numbers, keys (docs/protocol.md, 22).
+"""Checks messages of a run before a byte of them is written: ids, JSON, numbers, keys (docs/protocol.md, 22).
 
 An answer may be false; the directory may not become unreadable, and no row may appear that the input does not lead to.
 """
@@ -23,7 +23,7 @@ _decode_value = msgspec.json.Decoder(msgspec.Raw).decode
 
 _REASONS = frozenset(Reason)
 
-#: The largest count and sum of seconds: exact in a double, and far from what a run can reach.
+#: The largest count and sum of seconds: exact in a double, and far beyond any run.
 _MOST = 2**53
 
 #: The most characters of a rejection's message, and of the answer or the line that it quotes (64 KiB, and a mark).

@@ -59,7 +59,7 @@ class NoteFilter:
     def passing(
         self, notes: Iterable[Note], workers: Collection[str], origin: Callable[[str], Mapping[str, str]]
     ) -> Iterator[Note]:
-        """`workers` are those that the log knows; `origin` of an engine is what the log says it was loaded from."""
+        """`workers` are those that the log knows; `origin` of an engine is the place it was loaded from, as the log says."""
         now = self.clock()
         self._room = min(_BURST, self._room + _RATE * (now - self._refilled_at))
         self._refilled_at = now
@@ -95,14 +95,14 @@ class NoteFilter:
                 return self._loaded(note, origin)
 
     def _loaded(self, note: EngineLoaded, origin: Callable[[str], Mapping[str, str]]) -> EngineLoaded | None:
-        """An engine of the plan, loaded from what answered before; a worker that says otherwise does not change the log."""
+        """An engine of the plan, loaded from the same place as before; a worker that says otherwise does not change the log."""
         config = self.plan.engines.get(note.engine)
         if config is None or (note.backend, note.model) != (config.backend, config.model) or not 0 <= note.seconds <= _MOST:
             return None
         known = origin(note.engine)
         if different := different_models(note.engine, known, note.identity):
             if note.engine not in self._warned:
-                _log.warning("a worker says that %s; the log keeps what answered first", " and ".join(different))
+                _log.warning("a worker says that %s; the log keeps the first", " and ".join(different))
             self._warned.add(note.engine)
             return _changed(note, identity=dict(known))
         return note

@@ -55,7 +55,7 @@ class Sink:
     #: Engines whose units wait for a later phase; None until Redis was told.
     barred: frozenset[str] | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
-    #: What roots are held against.
+    #: The numbers against which roots are checked.
     _input: InputCheck = field(init=False)
     #: Roots that the writer holds open.
     _live: dict[int, AcceptedRoot] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Sink:
         self.raise_epoch(expected)
 
     def begin(self, expected: int | None) -> None:
-        """As `open`, if what Redis has may not be attached to."""
+        """As `open`, if the queue in Redis may not be attached to."""
         self._input = InputCheck(self.source, self.plan.batch_size, lambda: self.writer.state.starts, expected)
         self.raise_epoch(expected)
 

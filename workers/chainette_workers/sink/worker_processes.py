@@ -52,7 +52,7 @@ class Child:
     _started_at: float = 0.0
 
     def prepare(self) -> None:
-        """Starts the process, unless it lives: it imports its modules, and waits to be told what to serve."""
+        """Starts the process, unless it lives: it imports its modules, and waits for the engines to serve."""
         if self.process is not None and self.code is None:
             return
         with ExitStack() as stack:
@@ -147,7 +147,7 @@ def supervise(children: Sequence[Child], stopping: threading.Event) -> None:
         while not stopping.wait(_LOOK):
             codes = [child.code for child in children]
             if UNUSABLE in codes:
-                raise RunError("a worker cannot serve what it was told to; it said why above")
+                raise RunError("a worker cannot serve its engines; its own message is above")
             if all(code == 0 for code in codes):
                 return
             for child, code in zip(children, codes, strict=True):

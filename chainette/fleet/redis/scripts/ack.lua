@@ -29,7 +29,7 @@ local function forget(root)
   forget_scope(root, '')
 end
 
--- Takes from a list in the order of the stream, `<entry> <word>`, what is durable.
+-- Removes durable items from a list in the order of the stream, `<entry> <word>`.
 local function at(id) return tonumber(string.match(id, '^%d+')), tonumber(string.match(id, '-(%d+)')) end
 local ms, seq = at(A.id)
 local function durable(list, use)

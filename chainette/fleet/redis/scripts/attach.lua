@@ -1,4 +1,4 @@
--- A sink comes back to an epoch: only where the stream still continues what is durable (the anchor), and no unit is gone.
+-- A sink comes back to an epoch: only if the stream still continues the durable rows (the anchor), and no unit is gone.
 -- A: run, epoch, owner, id, token
 local key = run_key(need(A.run, 'string', 'run'))
 need(A.owner, 'string', 'owner'); need(A.id, 'string', 'id'); need(A.token, 'string', 'token')

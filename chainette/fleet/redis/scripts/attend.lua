@@ -1,4 +1,4 @@
--- A service lives: renews its lease and says what it is. RQ knows nothing of it. A: me, lease, fields
+-- A service lives: renews its lease and its description. RQ knows nothing of it. A: me, lease, fields
 local me = need(A.me, 'string', 'me')
 seconds(A.lease, 'lease'); scalars(A.fields, 'fields')
 redis.call('ZADD', 'chainette:lease', now() + A.lease, me)

@@ -1,5 +1,5 @@
--- A worker lives: renews its lease and says what it is. NEW: it had none, so nothing is in its hands.
--- A: incarnation, lease, fields, about (what RQ shows), queues = {{run, queue}, ...}, at
+-- A worker lives: renews its lease and its description. NEW: it had none, so it holds no unit.
+-- A: incarnation, lease, fields, about (shown by RQ), queues = {{run, queue}, ...}, at
 local me = need(A.incarnation, 'string', 'incarnation')
 seconds(A.lease, 'lease'); scalars(A.fields, 'fields'); scalars(A.about, 'about'); need(A.at, 'string', 'at')
 pairs_of(A.queues, 'queues')

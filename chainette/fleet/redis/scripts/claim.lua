@@ -2,7 +2,7 @@
 -- later, by start.lua), at, limit (bytes of one unit), light (bytes of those behind the first), queues = {{run, queue, room}, ...}
 -- in order: the first unit comes whatever its size, those behind it come too as long as all have `room` rows at most. Those of one
 -- root and scope become one unit, as far as the run's batch_size allows.
--- DRAIN, queue: a unit waits there that must run alone; finish what is in hand first.
+-- DRAIN, queue: a unit waits there that must run alone; finish the units in hand first.
 local me, token = need(A.incarnation, 'string', 'incarnation'), need(A.token, 'string', 'token')
 need(A.queues, 'table', 'queues'); need(A.at, 'string', 'at'); whole(A.limit, 'limit'); whole(A.light, 'light')
 pairs_of(A.queues, 'queues')

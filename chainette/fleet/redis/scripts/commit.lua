@@ -1,4 +1,4 @@
--- What became of a unit, or of some of its rows: result entry, successors and scope step at once, or nothing. DONE: an earlier
+-- The outcome of a unit, or of some of its rows: result entry, successors and scope step at once, or nothing. DONE: an earlier
 -- call did it. BEHIND: the part is not the next one of its unit. UNSTAGED: a body that was staged is gone, since it waited too
 -- long.
 -- A: job, token (of the claim), incarnation, scope, part, size, rows, unfinished, entry, entry_token, effects. `rows` are the ids

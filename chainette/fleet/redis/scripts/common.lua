@@ -1,6 +1,6 @@
 -- Shared by every script. ARGV[1] is one msgpack map, in which {blob = n} stands for ARGV[n]: cmsgpack knows no
--- binary type. What is wrong with the map is found before the first write, because a script that fails half-way
--- keeps what it wrote.
+-- binary type. The map is checked before the first write, because a script that fails half-way
+-- keeps its writes.
 local function with_blobs(value)
   if type(value) ~= 'table' then return value end
   if value.blob then return ARGV[value.blob] end
@@ -108,7 +108,7 @@ local function in_hand(job, me)
   return j
 end
 
--- What RQ shows as started: for ever, so that no cleanup of RQ's takes it for abandoned.
+-- The entry that RQ shows as started: for ever, so that no cleanup of RQ's takes it for abandoned.
 local function wip_key(queue) return 'rq:wip:' .. queue end
 local function execution(job, token) return job .. ':' .. token end
 
@@ -118,7 +118,7 @@ local function drop(job, j, me)
   redis.call('ZREM', wip_key(j.origin), execution(job, j.claim))
 end
 
--- What was done for the rows of a unit, as its worker says; it stays with the unit. Nobody needs it: a row's failures are only
+-- The work already spent on the rows of a unit, as its worker says; it stays with the unit. Nobody needs it: a row's failures are only
 -- counted on, and its answers asked for again.
 local function leave_unfinished(job, unfinished)
   if unfinished == '' then redis.call('HDEL', job_key(job), 'unfinished') else redis.call('HSET', job_key(job), 'unfinished', unfinished) end
@@ -175,7 +175,7 @@ local function let_go(job, token, me, scope)
   end
 end
 
--- What RQ keeps of a queue besides its jobs.
+-- RQ's own records of a queue besides its jobs.
 local function forget_queue(queue)
   for _, job in ipairs(redis.call('ZRANGE', 'rq:failed:' .. queue, 0, -1)) do redis.call('DEL', job_key(job)) end
   redis.call('DEL', 'rq:queue:' .. queue, 'rq:failed:' .. queue, 'rq:scheduled:' .. queue, wip_key(queue))

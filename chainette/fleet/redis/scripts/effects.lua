@@ -1,4 +1,4 @@
--- What an admission or a commit adds to a root. Needs common.lua before it, and P (prefix), RUN and EPOCH, and BARRED:
+-- The changes that an admission or a commit makes to a root. Needs common.lua before it, and P (prefix), RUN and EPOCH, and BARRED:
 -- queues whose units wait for a later phase, with spaces between. ENTRY: the token under which bodies were staged, if any.
 local function scope_key(root, scope) return P .. 's:' .. root .. ':' .. scope end
 local function fork_key(root, scope) return P .. 'f:' .. root .. ':' .. scope end
@@ -63,11 +63,11 @@ local function lost_scope(job, root, scope, effects)
   if gone then return 'a fork of root ' .. root .. ' is gone from Redis' end
 end
 
--- Rows of the root that are outstanding, once `weigh` has added what came and went; units that wait for a later phase are not
+-- Rows of the root that are outstanding, once `weigh` has added its changes; units that wait for a later phase are not
 -- among them.
 local outstanding, moved = 0, 0
 
--- Live rows of a root are what it admitted, or what is outstanding if rows were expanded. Once for all units of a script.
+-- Live rows of a root are those it admitted, or those outstanding if rows were expanded. Once for all units of a script.
 local function weigh(root, delta)
   delta = delta + moved
   moved = 0
@@ -88,7 +88,7 @@ local function enqueue(u, root, scope, fork)
   moved = moved + u.rows
 end
 
--- A unit of a later phase is a member of its scope and nothing else: its rows come back out of what is durable.
+-- A unit of a later phase is a member of its scope and nothing else: its rows come back out of the log.
 local function park(u, root)
   redis.call('SADD', scope_key(root, u.scope), 'P:' .. u.job)
   if type(u.payload) == 'table' then redis.call('DEL', stage_key({run = RUN, epoch = EPOCH}, ENTRY, u.payload.staged)) end

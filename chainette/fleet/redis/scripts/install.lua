@@ -1,4 +1,4 @@
--- A new epoch: older claims and commits are refused from here on; what is not durable will be admitted again.
+-- A new epoch: older claims and commits are refused from here on; roots that are not durable will be admitted again.
 -- A: run, epoch, owner, token (of the anchor), queues, fields (of the run, for workers)
 local key = run_key(need(A.run, 'string', 'run'))
 whole(A.epoch, 'epoch'); need(A.owner, 'string', 'owner'); need(A.token, 'string', 'token')

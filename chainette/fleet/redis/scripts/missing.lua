@@ -1,4 +1,4 @@
--- What is outstanding of live roots and can never be claimed, since the key that named it is gone; "" if nothing is.
+-- Outstanding work of live roots that can never be claimed, since the key that named it is gone; "" if there is none.
 -- A: run, epoch, roots
 local RUN, EPOCH = need(A.run, 'string', 'run'), whole(A.epoch, 'epoch')
 need(A.roots, 'table', 'roots')
@@ -31,7 +31,7 @@ end
 local units = 0
 local function search(root, scope)
   local members = redis.call('SMEMBERS', P .. 's:' .. root .. ':' .. scope)
-  if #members == 0 then return 'root ' .. root .. ': what is outstanding of it is gone from Redis' end
+  if #members == 0 then return 'root ' .. root .. ': its outstanding rows are gone from Redis' end
   for _, member in ipairs(members) do
     local kind, found = string.sub(member, 1, 2), nil
     if kind == 'S:' then

@@ -1,4 +1,4 @@
--- What is left of a unit that killed a worker while it ran alone becomes two units that run alone.
+-- The rest of a unit that killed a worker while it ran alone becomes two units that run alone.
 -- A: job, token, incarnation, scope, part (the next one of the unit), effects
 local job = need(A.job, 'string', 'job')
 need(A.token, 'string', 'token'); need(A.incarnation, 'string', 'incarnation'); need(A.scope, 'string', 'scope'); whole(A.part, 'part')

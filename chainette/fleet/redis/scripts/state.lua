@@ -1,4 +1,4 @@
--- Somebody holds a run, continues it, or gives it up, which is for good: what is left of it then keeps its owner from
+-- Somebody holds a run, continues it, or gives it up, which is for good: its remaining keys then keep its owner from
 -- beginning it again, for 7 days. A: run, state, reason ("" for none), word (that cancels it)
 local key = run_key(need(A.run, 'string', 'run'))
 local state, reason = need(A.state, 'string', 'state'), need(A.reason, 'string', 'reason')

@@ -1,4 +1,4 @@
--- Deaths that are held against units. Needs common.lua before it. What a worker's lost lease has cost its units is kept by
+-- Deaths that are held against units. Needs common.lua before it. The strikes that a worker's lost lease costs its units are kept by
 -- name, since it may live: then it is taken back.
 local function struck_key(j, me) return prefix_of(j.run, j.epoch) .. 'struck:' .. me end
 
@@ -31,7 +31,7 @@ local function strike(job, j, me)
 end
 
 -- One strike less; where the unit waits for its punishment, it waits as before. Of one unit so many strikes only: it may be
--- what stalls the workers that come back.
+-- the unit that stalls the workers that come back.
 local function pardon(job, counter)
   local j = job_of(job)
   if not j.run or tonumber(j[counter] or 0) == 0 or redis.call('HINCRBY', job_key(job), 'pardons', 1) > 3 then return end
