@@ -1,4 +1,4 @@
-"""What the fleet costs and how it scales: `python benchmarks/fleet.py [PART ...] [--quick]`. Simulated engines, one machine.
+"""The cost of the fleet and how it scales: `python benchmarks/fleet.py [PART ...] [--quick]`. Simulated engines, one machine.
 
 throughput: rows/s of a 3-step chain at zero latency through 1, 2 and 4 workers, beside the local runner and beside a bare
 loop that moves payloads of the same size with BLMOVE and MULTI, interleaved; Redis commands, round trips and CPU per unit.

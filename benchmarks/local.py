@@ -1,4 +1,4 @@
-"""What the framework costs on one machine: `python benchmarks/local.py [--quick]`.
+"""The cost of the framework on one machine: `python benchmarks/local.py [--quick]`.
 
 Three tables. (1) CPU per row and step of `chainette run` with the simulated engine at zero latency, beside a bare loop
 that renders, asks, validates and writes JSONL with the same libraries; in one session, interleaved, medians of ratios.

@@ -138,7 +138,7 @@ def missing_or_twice(folder: Path, rows: int) -> tuple[int, int]:
 
 
 def faults(out: Path, rows: int) -> Iterator[str]:
-    """What is wrong with the finished directory."""
+    """The faults of the finished directory."""
     for name in (*STEPS, "flattened"):
         missing, twice = missing_or_twice(out / name, rows)
         if missing or twice:

@@ -1,4 +1,4 @@
-"""What the queue costs without any work in between: `python benchmarks/queues.py [memory | redis ...]`.
+"""The cost of the queue without any work in between: `python benchmarks/queues.py [memory | redis ...]`.
 
 memory: CPU per unit of admission, claim, commit, read and acknowledgement in plain Python. redis: commands, calls and CPU
 per row of claiming and committing the fragments of one root, which waited row by row, one at a time and several at once.

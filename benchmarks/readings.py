@@ -1,4 +1,4 @@
-"""What processes and files weigh while a run is under way, read from the system every few seconds."""
+"""The memory of processes and the size of files during a run, read from the system every few seconds."""
 
 from __future__ import annotations
 

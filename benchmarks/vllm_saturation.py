@@ -1,4 +1,4 @@
-"""What Chainette leaves of vLLM's speed: `python benchmarks/vllm_saturation.py [PART ...] [--rows N] [--rounds N]`.
+"""The share of vLLM's speed that Chainette leaves: `python benchmarks/vllm_saturation.py [PART ...] [--rows N] [--rounds N]`.
 
 saturation: completion tokens/s of (a) one raw `LLM.generate` over all prompts, (b) `chainette run`, (c) a fleet worker
 (`run --workers 1`); the same prompts, schema, sampling and engine arguments, interleaved, medians. The clock of (a) runs
@@ -147,7 +147,7 @@ def chainette(number: int, tasks: int, *words: str) -> tuple[int, float]:
 
 
 def in_child(part: str, *words: object) -> list[float]:
-    """What a function of this file prints in a process of its own."""
+    """The output of a function of this file in a separate process."""
     command = [sys.executable, __file__, "--child", part, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What was skipped or left out, and how to get it, at the end; in CI a skip is a failure."""
+"""Lists skipped and omitted tests at the end, and how to run them; in CI a skip is a failure."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Site:
         return json.loads(path.read_text())["status"] if path.exists() else ""
 
     def tries(self, put: Put) -> None:
-        """Does what the role may."""
+        """Uses the powers of the role."""
         with suppress(redis.exceptions.ResponseError):
             put(self.attacker)
 

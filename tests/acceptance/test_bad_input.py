@@ -1,4 +1,4 @@
-"""Bad input of every kind: a message that says what, where and what to do, the right exit code, and no other row lost."""
+"""Bad input of every kind: messages with fault, place and next step, the right exit code, and no other row lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def refused(project: Project, *words: str, code: int) -> str:
 
 
 def rejections(project: Project, directory: str) -> dict[str, dict[str, Any]]:
-    """What was rejected, by row."""
+    """The rejections, by row."""
     lines = (project.path / directory / "rejected/0.jsonl").read_text().splitlines()
     return {row["row_id"]: row for row in map(json.loads, lines)}
 

@@ -1,4 +1,4 @@
-"""`chainette run` as a process: what it prints where, how it ends, and what it leaves behind."""
+"""`chainette run` as a process: its two outputs, its exit codes, and the files it leaves."""
 
 from __future__ import annotations
 

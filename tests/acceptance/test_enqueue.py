@@ -46,7 +46,7 @@ class Site:
 
 @contextmanager
 def stopped(*processes: subprocess.Popen[str]) -> Iterator[None]:
-    """SIGTERM at the end: a worker hands back what it has, and signs off."""
+    """SIGTERM at the end: a worker hands back its units, and signs off."""
     try:
         yield
     finally:
@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_costs_nothing(site: Site, database: Database) -
 
 
 def interrupted(site: Site) -> str:
-    """What an enqueue says that is ended by Ctrl-C half-way."""
+    """The message of an enqueue that Ctrl-C ends half-way."""
     run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--window", "16")
     until(lambda: site.committed("fleet") > 2)
     run.send_signal(signal.SIGINT)

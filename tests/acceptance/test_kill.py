@@ -1,4 +1,4 @@
-"""Processes that die: kill -9 at any disk step, again and again, SIGTERM, Ctrl-C twice; what is left comes to the same rows."""
+"""Processes that die: kill -9 at any disk step, again and again, SIGTERM, Ctrl-C twice; a resume comes to the same rows."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_sigterm_is_a_pause_and_a_finished_resume_has_every_row_once(tmp_path: P
 
 
 def test_sigterm_ends_a_process_in_which_ctrl_c_is_ignored(tmp_path: Path) -> None:
-    """As a shell starts what it puts in the background."""
+    """As a shell starts a background job."""
     project = Doomed(tmp_path, rows=120, latency=0.02)
     words = ["run", "chain.py", "in.jsonl", "-o", "out", "--json-logs"]
     said = stop_after(project, words, 5, signal.SIGTERM, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))

@@ -181,7 +181,7 @@ def test_code_that_removes_the_folder_it_went_to_costs_nothing(tmp_path: Path) -
     assert len(lines(project, "out")["flattened"]) == 40
 
 
-#: What code of the user's may change for itself.
+#: Process state that a user's code may change for itself.
 DEEDS = (
     "os.environ.clear(); os.environ['TMPDIR'] = '/nowhere'; locale.setlocale(locale.LC_ALL, 'C'); random.seed(0); "
     "logging.disable(logging.CRITICAL); decimal.getcontext().prec = 1; socket.setdefaulttimeout(0.001); "

@@ -31,7 +31,7 @@ chain = Chain(name="zoo", steps=[Step(id="ask", input_model=Question, output_mod
 
 
 class Zoo(Project):
-    """A project whose Python also finds what is installed in `site`."""
+    """A project whose Python also finds the packages in `site`."""
 
     def chainette(self, *words: str, stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
         path = f"{REPOSITORY}{os.pathsep}{self.path.parent / 'site'}"

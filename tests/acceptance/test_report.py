@@ -55,7 +55,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Seen:
-    """The page as a browser shows it, and what happened while it did."""
+    """The page as a browser shows it, and the browser's messages."""
 
     def __init__(self, browser: Browser, file: Path, width: int, scheme: Any = "light") -> None:
         self.page: Page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)

@@ -28,7 +28,7 @@ from tests.support.valkey import Database, connect
 
 
 class Tools:
-    """What is installed with RQ, over the test's Redis."""
+    """The commands installed with RQ, over the test's Redis."""
 
     def __init__(self, url: str, client: Redis, web: str) -> None:
         self.client, self._web = client, web
@@ -48,7 +48,7 @@ class Tools:
         return found
 
     def data(self, path: str) -> dict[str, Any]:
-        """What the dashboard's pages are made of."""
+        """The data of the dashboard's pages."""
         found: dict[str, Any] = json.loads(self.page(f"/0/data/{path}.json"))
         return found
 
@@ -165,7 +165,7 @@ def shown(tools: Tools, judged: Queue) -> int:
 
 @contextmanager
 def cleaning_all_the_time(tools: Tools) -> Iterator[None]:
-    """What `rq info`, dashboards and exporters do while they look, again and again."""
+    """The calls that `rq info`, dashboards and exporters repeat while they look."""
     over, failed = threading.Event(), list[BaseException]()
 
     def clean() -> None:

@@ -115,7 +115,7 @@ def test_a_model_that_is_killed_is_loaded_again_and_every_row_is_done_once(tiny:
     command = [sys.executable, "chain.py"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=tiny.path, env=tiny.environment, stdout=pipe, stderr=pipe, text=True) as run:
-        for loads, sent in enumerate((signal.SIGTERM, signal.SIGKILL), 1):  # the first lets it abort what it computes
+        for loads, sent in enumerate((signal.SIGTERM, signal.SIGKILL), 1):  # the first lets it abort its requests
             until(lambda: tiny.told("engine_loaded") == loads or run.poll() is not None)  # noqa: B023
             before = tiny.committed()
             until(lambda: tiny.committed() > before or run.poll() is not None)  # noqa: B023

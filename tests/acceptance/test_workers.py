@@ -191,7 +191,7 @@ def test_a_validator_that_interrupts_its_worker_ends_the_run_with_the_reason(pro
 def test_a_worker_that_finds_no_redis_may_find_one_later_and_one_that_may_not_enter_never_will(
     tmp_path: Path, database: Database
 ) -> None:
-    """What a supervisor needs to know of a worker that ended: whether to start it again."""
+    """The exit code tells a supervisor whether to start the worker again."""
     urls = {f"unix://{tmp_path}/nobody": 1, re.sub(r"://[^@/]*@", "://:wrong@", database.url): UNUSABLE, "gopher://x": UNUSABLE}
     for url, code in urls.items():
         command = [sys.executable, "-m", "chainette_workers.worker.entry"]
@@ -258,7 +258,7 @@ def test_a_chain_of_functions_alone_runs_through_workers(tmp_path: Path) -> None
 @pytest.mark.long
 def test_an_engine_that_can_never_open_ends_the_run_with_what_it_said(project: FleetProject) -> None:
     judge = '"judge-model", "simulated", latency=setting("latency"), capacity=4, invalid_rate=setting("invalid")'
-    (project.path / "broken.gguf").write_bytes(b"GGUF, but not a model" * 100)  # what only loading it can tell
+    (project.path / "broken.gguf").write_bytes(b"GGUF, but not a model" * 100)  # only loading it shows that
     project.change(judge, f'"{project.path}/broken.gguf", "llama_cpp"')
     alone = project.chainette("run", "chain.py", "in.jsonl", "-o", "alone", "--quiet")
     [said] = [line for line in alone.stderr.splitlines() if "broken.gguf" in line]

@@ -1,4 +1,4 @@
-"""What may befall a fleet. Each fault acts on a site, lasts a moment, and heals itself."""
+"""The faults of a fleet. Each acts on a site, lasts a moment, and heals itself."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def kill_a_child(site: Site) -> None:
 
 
 def _stop(victim: subprocess.Popen[bytes] | None) -> None:
-    """SIGSTOP for longer than the lease: it wakes and goes on as if it still had what it held."""
+    """SIGSTOP for longer than the lease: it wakes and goes on as if it still held its units."""
     with suppress(ProcessLookupError):
         assert victim is not None
         os.kill(victim.pid, signal.SIGSTOP)
@@ -90,7 +90,7 @@ def empty_valkey(site: Site) -> None:
 
 
 def roll_valkey_back(site: Site) -> None:
-    """To what its disk held some seconds ago, as after a restored backup."""
+    """Back to its state of some seconds ago, as after a restored backup."""
     data, copy = site.folder / "valkey" / "data", site.folder / "backup"
     shutil.rmtree(copy, ignore_errors=True)
     with suppress(shutil.Error):  # a file that was replaced meanwhile

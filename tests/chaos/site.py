@@ -34,7 +34,7 @@ class Broken(AssertionError):
 
 @dataclass
 class Site:
-    """Starts what is not running; the faults end it."""
+    """Starts every process that is not running; the faults end it."""
 
     folder: Path
     project: Project
@@ -72,7 +72,7 @@ class Site:
         return [*self.workers.values(), *([self.driver] if self.driver is not None else [])]
 
     def tend(self) -> bool:
-        """Starts what has ended; True once the run is finished.
+        """Starts every process that has ended; True once the run is finished.
 
         Raises:
             Broken: a session fails again and again for no reason, or a process died of an error of its own.

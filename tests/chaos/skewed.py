@@ -1,6 +1,6 @@
 """`chainette` in a process whose clock is wrong: `python -m tests.chaos.skewed SECONDS WORDS...`.
 
-Only the wall clock: what Python code reads as the date. Time that passes (`time.monotonic`) is right, as on a real machine.
+Only the wall clock, which Python code reads as the date. Elapsed time (`time.monotonic`) is right, as on a real machine.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _require_log(path: Path) -> None:
 
 def _require_rows(directory: Path, undisturbed: Path, *, same_answers: bool) -> None:
     folders = sorted(path.name for path in undisturbed.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not same_answers:  # the arithmetic of a real model depends on what it computes at once
+    if not same_answers:  # the arithmetic of a real model depends on its batch
         inputs, found = _ids(undisturbed, folders), _ids(directory, folders)
         _require(inputs == found, f"rows are missing or twice: {inputs - found}, {found - inputs}")
         return

@@ -16,7 +16,7 @@ from tests.support.vllm import needs_vllm
 
 TABLE = rows_of(PAGE.read_text())
 
-#: What a backend needs, and how many of its cases run outside CI: those of real models take a second each.
+#: The needs of a backend, and the number of its cases that run outside CI: those of real models take a second each.
 NEEDS: Mapping[str, Sequence[pytest.MarkDecorator]] = {
     "simulated": (),
     "llama_cpp": (needs_model,),

@@ -177,8 +177,8 @@ def edit_with_the_same_times(path: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
-    "an edit of what was read": lambda path: edit(path, 813 * 20 + 100),
-    "an edit of what was not": lambda path: edit(path, path.stat().st_size - 813 * 20),
+    "an edit of a line that was read": lambda path: edit(path, 813 * 20 + 100),
+    "an edit of a line that was not": lambda path: edit(path, path.stat().st_size - 813 * 20),
     "truncated": cut,
     "appended": grow,
     "replaced": replace,

@@ -1,4 +1,4 @@
-"""A chain whose shape changed: a plain resume refuses, and the `--from` that it prints gives what a fresh run gives."""
+"""A chain whose shape changed: a plain resume refuses, and the `--from` that it prints gives the rows of a fresh run."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def ending(side: str = "c") -> Chain:
 
 Change = tuple[Callable[[], Chain], Callable[[], Chain], str, str]
 
-#: name -> the old chain, the new one, what is said of it, the printed steps.
+#: name -> the old chain, the new one, the message, the printed steps.
 CHANGES: dict[str, Change] = {
     "a step is hidden": (
         base,

@@ -1,4 +1,4 @@
-"""What lies in deploy/, read by the tools that will read it, and held to the command line that there is."""
+"""The files of deploy/, read by the tools that will read them, and checked against the command line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def services(secrets: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def manifests(secrets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `kubectl apply -k deploy/k8s/operators` sends."""
+    """The objects that `kubectl apply -k deploy/k8s/operators` sends."""
     folder = tmp_path_factory.mktemp("k8s") / "k8s"
     shutil.copytree(DEPLOY / "k8s", folder, ignore=shutil.ignore_patterns("secrets"))
     shutil.copytree(secrets, folder / "base/secrets")
@@ -182,7 +182,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def test_what_the_operators_read_points_at_what_there_is(manifests: Path) -> None:
-    """Their schemas are not at hand (they come with the operators), so what they refer to is checked by hand."""
+    """Their schemas are not at hand (they come with the operators), so their references are checked by hand."""
     found = documents(manifests)
     by_kind = {document["kind"]: document for document in found}
     scaled, monitor = by_kind["ScaledObject"]["spec"], by_kind["PodMonitor"]["spec"]
@@ -281,7 +281,7 @@ def test_a_slurm_job_takes_nothing_new_before_its_time_is_over(tmp_path: Path) -
     assert slurm(tmp_path, SLURM_JOB_END_TIME=str(int(time.time()) + 10))[-2:] == ["--drain-after", "1"]
 
 
-# -- what all of them start
+# -- the commands that they start
 
 
 def command_lines(services: Mapping[str, Any], manifests: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:

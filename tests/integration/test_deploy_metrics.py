@@ -1,4 +1,4 @@
-"""What is deployed with Chainette for Prometheus and Grafana, without a fleet: it parses, fits, and names what there is."""
+"""The files for Prometheus and Grafana, without a fleet: they parse, fit, and name metrics that exist."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from tests.support.cli import REPOSITORY
 from tests.support.patience import LONG
 from tests.support.valkey import Server, connect
 
-#: After argv[2], starts a server on argv[1], prints what the test needs to know, and goes on with the body that follows.
+#: After argv[2], starts a server on argv[1], prints its address and processes, and goes on with the body that follows.
 STARTER = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
@@ -44,12 +44,12 @@ print(json.dumps({"pid": server.pid, "url": server.url, "keeper": os.getsid(serv
 
 WAIT = "sys.stdin.read()"
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or needs what only Linux's kernel does")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or needs a feature of Linux's kernel")
 
 
 @contextmanager
 def starter(data: Path, body: str, prelude: str = "", **options: Any) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """A process that runs a server, and what it said of it."""
+    """A process that runs a server, and its words about it."""
     process = subprocess.Popen(
         [sys.executable, "-c", STARTER + body, data, prelude],
         stdin=subprocess.PIPE,
@@ -345,7 +345,7 @@ def test_it_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         server = pool.submit(EmbeddedServer.start, tmp_path).result()
     with server, closing(connect(server.url)) as client:
-        time.sleep(0.5)  # more than a keeper's tick: what must not happen has no event
+        time.sleep(0.5)  # more than a keeper's tick: the absence of an event cannot be awaited
         assert client.ping() and server.running
 
 
@@ -393,7 +393,7 @@ def test_a_server_that_does_not_end_in_its_grace_is_killed(tmp_path: Path) -> No
         assert "Ready to accept connections" in server.last_words
 
 
-# -- what cannot be started
+# -- servers that cannot start
 
 
 def program(path: Path, text: str) -> str:

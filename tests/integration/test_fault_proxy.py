@@ -1,4 +1,4 @@
-"""Each fault of the proxy does to a real server's clients what it says, and heals."""
+"""Each fault of the proxy disturbs a real server's clients as its name says, and heals."""
 
 from __future__ import annotations
 

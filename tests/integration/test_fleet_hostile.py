@@ -1,4 +1,4 @@
-"""What somebody who can write to Redis puts in the way: never run, never in a loop, no row lost."""
+"""Traps by somebody who can write to Redis: never run, never in a loop, no row lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, forked, opened, straight, work
 from tests.support.valkey import Database
 
-#: A JSON list in a list in a list: what a careless decoder recurses into.
+#: A JSON list in a list in a list, into which a careless decoder recurses.
 DEEP = b"[" * 20_000 + b"]" * 20_000
 
 
@@ -52,7 +52,7 @@ def is_idle(run: QueueRun) -> bool:
 
 
 def work_off(run: QueueRun, queue: FleetQueue | None = None) -> EngineWorker:
-    """A real worker takes what the queues hold, until they are empty."""
+    """A real worker empties the queues."""
     worker = work(run, lambda: is_idle(run), queue)
     assert run.queue.workers() == {}, "the worker did not sign off"
     return worker

@@ -1,4 +1,4 @@
-"""Outcomes too large to travel with their commit are staged before; what no queue takes is cut, and at last rejected."""
+"""Outcomes too large to travel with their commit are staged before; those that no queue takes are cut, and at last rejected."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_large_entries_are_read_a_few_at_a_time(run: QueueRun) -> None:
     assert len(few.read(run.keys, (first[0].id, first[0].token))) == 1
 
 
-# -- what no queue takes
+# -- outcomes that no queue takes
 
 
 def test_a_commit_beyond_the_limit_is_refused_before_anything_happens(run: QueueRun) -> None:

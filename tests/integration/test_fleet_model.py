@@ -52,7 +52,7 @@ SETTINGS = {"seed": 0, "limit": None, "format": "jsonl", "max_rows_per_file": 50
 
 @dataclass(frozen=True)
 class Twin:
-    """A queue, and what befalls it."""
+    """A queue, and its accidents."""
 
     queue: LeasedQueue
     end_lease: Callable[[str], object]
@@ -143,7 +143,7 @@ class Fleet:
             state.apply(event, offset)
         return state
 
-    # -- what may happen
+    # -- accidents
 
     def admit(self) -> None:
         coordinator = self.rng.choice(self.coordinators)
@@ -223,7 +223,7 @@ class Fleet:
         self.workers[me].remove(claim)
 
     def agree(self) -> None:
-        """A worker tells what it holds."""
+        """A worker names its units."""
         for me in self.queue.workers():
             self.queue.reconcile(me, self.workers.get(me, []))
 
@@ -306,7 +306,7 @@ class Fleet:
 
 
 def send_home(fleet: Fleet) -> None:
-    """Every worker hands back what it holds, and signs off."""
+    """Every worker hands back its units, and signs off."""
     for me in list(fleet.queue.workers()):
         fleet.queue.reconcile(me)
         assert fleet.queue.leave(me)

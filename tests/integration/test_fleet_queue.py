@@ -1,6 +1,6 @@
 """The queue's transitions on a real Valkey, one by one: repeated, late, of an old epoch, of another owner, with the reply lost.
 
-After each the state in Redis is what it must be, and what the run comes to happened once. The fixture `database` fails
+After each the state in Redis is right, and the run's results happened once. The fixture `database` fails
 every test that leaves a key.
 """
 
@@ -56,7 +56,7 @@ def loses_its_reply(proxy: FaultProxy, queue: FleetQueue, script: str, call: Cal
 
 
 def unchanged(run: QueueRun, call: Callable[[], object]) -> object:
-    """What the call gives; it must write nothing."""
+    """The call's reply; it must write nothing."""
     before = snapshot(run.client)
     found = call()
     assert snapshot(run.client) == before
@@ -1028,7 +1028,7 @@ def spoiled(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
 #: Values that no argument takes, but for those that `harmless` names.
 WRONG: tuple[Any, ...] = (None, {}, [[]], True, float("nan"))
 
-#: What a script takes whatever it is: truth values, and what a worker says about itself.
+#: Arguments that a script takes unchecked: truth values, and a worker's description of itself.
 FREE = {("claim", "alone"), ("claim", "ahead")}
 
 

@@ -395,7 +395,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_nothing(site: Site, server
 def test_a_server_that_is_no_longer_the_master_is_waited_for(
     site: Site, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in a failover: it serves what it has, refuses every write, and is the master again later."""
+    """As in a failover: it serves reads, refuses every write, and is the master again later."""
     monkeypatch.setattr("chainette_workers.sink.drive._STILL", 0.0)
     client = server.client()
 
@@ -430,7 +430,7 @@ class OneByOne(FleetQueue):
 
 
 class Drained(Driven):
-    """What its workers have committed is kept when it stops."""
+    """The rows that its workers have committed are kept when it stops."""
 
     def __call__(self, session: Session) -> None:
         with connect(self.url) as client:

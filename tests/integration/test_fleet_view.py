@@ -1,4 +1,4 @@
-"""What a look at the fleet says, against a queue whose content the test knows."""
+"""The fleet's view, against a queue whose content the test knows."""
 
 from __future__ import annotations
 

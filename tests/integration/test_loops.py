@@ -1,4 +1,4 @@
-"""Loops: the rounds of a row, what it sees of the round before, and where it ends (docs/loops.md)."""
+"""Loops: the rounds of a row, its view of the round before, and its end (docs/loops.md)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tests.support.cli import Project
 from tests.support.tools import some
 from tests.support.valkey import Database
 
-#: What there is before any worker has come; `*` stands for the run, its epoch, a root, a unit, ...
+#: The keys before any worker has come; `*` stands for the run, its epoch, a root, a unit, ...
 ADMITTED = [
     "chainette:run:*[0-9a-f]",
     "chainette:runs",
@@ -36,7 +36,7 @@ ADMITTED = [
     "chainette:workers",
 ]
 
-#: What there is while workers are at it.
+#: The keys while workers are busy.
 AT_WORK = [
     *ADMITTED,
     "chainette:*:0:f:*",
@@ -58,7 +58,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def keys(client: Redis, pattern: str) -> Iterator[str]:
-    """Keys of that kind, in order; `chainette:run:ID` is another kind than what lies below it."""
+    """Keys of that kind, in order; `chainette:run:ID` is another kind than the keys below it."""
     found = sorted(key.decode() for key in client.scan_iter(pattern, count=1000))
     return (key for key in found if pattern != ADMITTED[0] or key.count(":") == 2)
 
@@ -69,7 +69,7 @@ def lose_one(client: Redis, pattern: str, which: int = 0) -> bool:
 
 
 def spoil_one(client: Redis, pattern: str, which: int = 0) -> bool:
-    """Puts into a key what is of no type that Chainette uses there, and not UTF-8."""
+    """Puts a value into a key that has a type unused there, and is not UTF-8."""
     found = list(keys(client, pattern))
     if not found:
         return False

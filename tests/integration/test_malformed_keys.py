@@ -42,7 +42,7 @@ class NoDuty:
 
 
 def read_everything(run: QueueRun, folder: Path) -> None:
-    """What commands, metrics, services and workers read, as often as they do."""
+    """The reads of commands, metrics, services and workers, as often as they do them."""
     board, client = Board(run.client), run.client
     fleet = board.fleet()
     for live in fleet.runs:
@@ -60,7 +60,7 @@ def read_everything(run: QueueRun, folder: Path) -> None:
 
 
 def sink_reads(run: QueueRun) -> None:
-    """What the sink and the coordinator of the run itself read: they say that it is damaged, and nothing else."""
+    """The reads of the run's own sink and coordinator: they say that it is damaged, and nothing else."""
     calls: list[Callable[[], Any]] = [
         lambda: run.queue.progress(run.keys),
         lambda: run.queue.read(run.keys, run.position),

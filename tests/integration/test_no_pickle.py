@@ -1,4 +1,4 @@
-"""No pickle: nothing imports it for what goes through Redis, nothing in Redis is one, and no hostile one is opened."""
+"""No pickle: no code around Redis imports it, nothing in Redis is one, and no hostile one is opened."""
 
 from __future__ import annotations
 

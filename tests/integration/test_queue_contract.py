@@ -1,4 +1,4 @@
-"""What the contract of the leased queue promises, kept alike by the one on Redis and the one in memory.
+"""The promises of the leased queue's contract, kept alike by the one on Redis and the one in memory.
 
 Each transition once more, late (the lease is lost), in an old epoch, and by another owner.
 """
@@ -95,7 +95,7 @@ class Site:
         return self.queue.commit(claim, me, self.plan, outcome, token or secrets.token_hex(4), rows)
 
     def commit_part(self, claim: Claim, *rows: str) -> Claim:
-        """Commits some of a claim's rows; what stays in hand."""
+        """Commits some of a claim's rows, and returns the rest."""
         assert self.commit(claim, rows=rows)
         rest = claim.rest(rows)
         assert rest is not None
@@ -110,7 +110,7 @@ class Site:
             assert self.commit(claim, me)
 
     def drain(self) -> list[int]:
-        """Reads what has come, and acknowledges it; the roots that are done with it."""
+        """Reads new entries and acknowledges them; returns the roots that they finish."""
         entries = self.queue.read(self.keys, self.position)
         self.results += [entry.message for entry in entries if isinstance(entry.message, Result)]
         done = [entry.root for entry in entries if entry.done]
@@ -762,7 +762,7 @@ def test_a_worker_that_lives_costs_no_strike_but_for_a_unit_that_stalls_it_again
     assert turns(site, 7, lives=True) == [Turn.JOB] * 5 + [Turn.SOLO, Turn.MEND]
 
 
-# -- what was done for rows that have not finished
+# -- work already spent on rows that have not finished
 
 
 DONE = {row: Unfinished(1, 2, Usage(3, 30, 15), (("bad", "again"),)) for row in ("0", "1", "3")}

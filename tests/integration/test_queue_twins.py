@@ -1,5 +1,5 @@
 """The queue in memory and the Lua scripts, side by side: the same random program of calls has the same replies and leaves
-the same state, so that what holds for one in a simulation holds for the other.
+the same state, so that a property that was simulated with one holds for the other.
 
 Time is the test's: leases, delays and turns end when the program says that time passes.
 """
@@ -48,7 +48,7 @@ def plan_of(run: str) -> Plan:
 
 @dataclass
 class InRun:
-    """What the callers of one run know, and the positions that they have in each queue."""
+    """The knowledge of one run's callers, and their positions in each queue."""
 
     name: str
     epoch: int = 0
@@ -91,7 +91,7 @@ def op(weight: int = 1, **arguments: st.SearchStrategy[Any]) -> Callable[[T], T]
 
 
 class Twins:
-    """Every rule calls both queues alike and compares what they say; after each, everything that they hold is compared."""
+    """Every rule calls both queues alike and compares their replies; after each, their whole state is compared."""
 
     def __init__(self, client: Redis) -> None:
         self.client = client
@@ -106,7 +106,7 @@ class Twins:
         self.agree()
 
     def nothing(self) -> None:
-        """What a shrunk program is full of."""
+        """The call of which a shrunk program is full."""
 
     # -- asking both
 
@@ -312,7 +312,7 @@ class Twins:
 
     @op(4, which=st.integers(0, 1), me=st.sampled_from(WORKERS[:2]), times=st.integers(1, 8), room=st.sampled_from([0, 8]))
     def work(self, which: int, me: str, times: int, room: int) -> None:
-        """What workers do most of the time; the rest of the program finds a run with something in it."""
+        """The usual work of workers; the rest of the program then finds a run with units in it."""
         run, order = self.runs[which], 1 - 2 * which
         self.beat(me, 450.0, "a")
         if self.queues[0].progress(run.keys).cursor < 3:

@@ -1,4 +1,4 @@
-"""Random chains against a plain reading of what a chain means: one row at a time, no units, no scopes, no disk."""
+"""Random chains against a plain reading of a chain's meaning: one row at a time, no units, no scopes, no disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random changes of random chains: what `--from` gives, as a refused resume prints it, is what a fresh run gives."""
+"""Random changes of random chains: the `--from` that a refused resume prints gives the rows of a fresh run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis that is loading, evicting, stalled, or that has just forgotten a run: what people are told, and what goes on."""
+"""A Redis that is loading, evicting, stalled, or that has just forgotten a run: its messages and its work."""
 
 from __future__ import annotations
 

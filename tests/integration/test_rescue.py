@@ -38,7 +38,7 @@ def wordy(request: Request) -> Completion | str:
 
 
 def hesitant(request: Request) -> str:
-    """A hard row's answer is good only once it was told what was wrong."""
+    """A hard row's answer is good only once it was told its fault."""
     told = request.messages[-1].content.startswith("That answer cannot be used")
     return "hm" if row_of(request) in HARD and not told else f'{{"word": "row {row_of(request)}"}}'
 

@@ -71,7 +71,7 @@ def if_noted(ticket: Ticket) -> Report | None:
 
 
 def seen(name: str) -> Any:
-    """A node after the route that writes what it finds under a name."""
+    """A node after the route that writes the value under a name."""
 
     def look(ticket: Ticket, history: Mapping[str, Any]) -> Seen:
         return Seen(words=f"{ticket.kind} {history[name]!r}")

@@ -1,4 +1,4 @@
-"""What RQ's own classes and cleanups make of our keys: waiting, started, scheduled and failed jobs, and workers."""
+"""Our keys as RQ's own classes and cleanups see them: waiting, started, scheduled and failed jobs, and workers."""
 
 from __future__ import annotations
 

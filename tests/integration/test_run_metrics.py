@@ -100,7 +100,7 @@ def meant(metadata: dict[str, Any]) -> Numbers:
 
 
 def results(found: Numbers) -> Numbers:
-    """Without what only metrics count."""
+    """Without the counts that only metrics have."""
     return Counter({key: value for key, value in found.items() if key[0] != "chainette_sink_written_bytes_total"})
 
 

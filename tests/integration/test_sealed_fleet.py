@@ -197,7 +197,7 @@ def solo(run: QueueRun) -> Claim:
 
 
 def break_by_hand(run: QueueRun, job: str) -> None:
-    """What somebody with the worker's password writes so that a unit seems to have killed two workers alone."""
+    """A record by somebody with the worker's password: a unit seems to have killed two workers alone."""
     for place in (f"rq:queue:{run.queues[-1]}", f"{run.keys.prefix}solo:{run.queues[-1]}"):
         run.client.lrem(place, 0, job)
     run.client.hset(f"rq:job:{job}", mapping={"status": "broken", "claim": "", "solo": "1", "deaths": "9"})

@@ -1,4 +1,4 @@
-"""What a declaration means, and which ones are refused (docs/semantics.md)."""
+"""The meaning of declarations, and the ones that are refused (docs/semantics.md)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plan(steps: Sequence[Any], **keys: Any) -> Plan:
 
 
 def problems(steps: Sequence[Any], **keys: Any) -> str:
-    """What the check says, without the places."""
+    """The check's messages, without the places."""
     with pytest.raises(PlanError) as caught:
         plan(steps, **keys)
     assert all(problem.place is not None for problem in caught.value.problems)

@@ -1,4 +1,4 @@
-"""How rows flow: branches, joins, expansion, drops, and what `flattened/` makes of them (docs/semantics.md)."""
+"""How rows flow: branches, joins, expansion, drops, and their rows in `flattened/` (docs/semantics.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run makes of its inputs: several files, wrong names, odd cells. The rows come from real runs."""
+"""A run's reading of its inputs: several files, wrong names, odd cells. The rows come from real runs."""
 
 from __future__ import annotations
 

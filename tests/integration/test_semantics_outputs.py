@@ -1,4 +1,4 @@
-"""Rows come back equal from shards in every format, whatever their model dumps; what cannot is refused before the run."""
+"""Rows come back equal from shards in every format, whatever their model dumps; other models are refused before the run."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def same(item: Text) -> Text:
 
 
 def plain(path: Path, inputs: Any, **options: Any) -> RunResult:
-    """A run of nothing but a function that gives back what it got."""
+    """A run of nothing but a function that returns its argument."""
     return Chain(name="plain", steps=[apply(same)], batch_size=2).run(inputs, path / "run", **options)
 
 
@@ -416,13 +416,13 @@ def test_a_function_that_ends_the_program_rejects_its_row_only(tmp_path: Path) -
 
 
 class Mute(Exception):
-    """Cannot say what is wrong."""
+    """Cannot say its fault."""
 
     def __str__(self) -> str:
         raise ValueError
 
 
-#: What code of the user's may raise about a row. Whoever looks for its own end in it must not take these for that.
+#: Exceptions that a user's code may raise about a row; nobody may mistake them for the end of the run.
 RAISABLE = [
     SystemExit(3),
     LookupError("bad"),
@@ -498,7 +498,7 @@ def test_a_model_of_a_functions_that_raises_rejects_its_row_only(tmp_path: Path,
         assert [row["row_id"] for row in result.rows("flattened")] == ["0", "2"]
 
 
-#: What the models below raise.
+#: Exceptions of the models below.
 raising: BaseException = SystemExit(3)
 
 

@@ -1,4 +1,4 @@
-"""Ways to run, stop, go on, and what bounds a run (docs/semantics.md)."""
+"""Ways to run, to stop and to go on, and the bounds of a run (docs/semantics.md)."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_an_input_that_breaks_while_it_is_read_stops_the_run_resumably_and_keeps
     with pytest.raises(InputError, match="cannot be read on"):
         python_only(batch_size=100).run(path, tmp_path / "run")
     kept = len((tmp_path / "run" / "upper" / "0.jsonl").read_text().splitlines())
-    assert kept >= 100  # at least a root; what was in flight is given up
+    assert kept >= 100  # at least a root; rows in flight are given up
     assert isinstance(events(tmp_path / "run")[-1], RunPaused)
 
 

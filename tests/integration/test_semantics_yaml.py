@@ -167,7 +167,7 @@ def compiled(folder: Path, name: str = "chain.yml") -> Plan:
 
 
 def fault(folder: Path, old: str, new: str) -> str:
-    """What is wrong with the chain after one change, with its line."""
+    """The fault of the chain after one change, with its line."""
     assert old in CHAIN
     write(folder, CHAIN.replace(old, new, 1))
     with pytest.raises((LoadError, PlanError)) as caught:

@@ -1,4 +1,4 @@
-"""The metrics of services: one address names them all, and what a sink counted is there after the run."""
+"""The metrics of services: one address names them all, and a sink's counts are there after the run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def handed_over(project: Project, database: Database, run: str) -> dict[str, Any]:
-    """What became of a run of the project."""
+    """The end of a run of the project."""
     board = Board(database.client)
     loaded = load_chain("chain.py", project.path)
     marks = marks_of(compile_chain(loaded.chain))

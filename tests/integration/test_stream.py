@@ -1,4 +1,4 @@
-"""`chain.stream(row)`: what happens to a row, told while it happens, and the same rows as every other way of running."""
+"""`chain.stream(row)`: the events of a row as they happen, and the same rows as every other way of running."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def answers(events: list[StreamEvent]) -> dict[tuple[str, str], str]:
 
 @pytest.mark.parametrize(("error_rate", "rows"), [(0.0, 8), (0.3, 1)])
 def test_every_kind_of_node_is_told_and_the_rows_are_those_of_a_run(error_rate: float, rows: int) -> None:
-    """With errors too: units are tried again, and what they told before is void."""
+    """With errors too: units are tried again, and their earlier words are void."""
     seen: set[str] = set()
     for number in range(rows):
         row = Text(text=f"text number {number}")

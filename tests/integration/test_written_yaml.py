@@ -1,4 +1,4 @@
-"""`inspect --as-yaml`: a Python chain as a chain file that declares the same, or a list of what such a file cannot say."""
+"""`inspect --as-yaml`: a Python chain as an equal chain file, or a list of the parts that a file cannot express."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLES = sorted(path.name for path in (REPOSITORY / "examples").iterdir() if p
 
 
 def meaning(plan: Plan) -> dict[str, Any]:
-    """What a plan means, without the places and names of its code."""
+    """The meaning of a plan, without the places and names of its code."""
     nodes = {
         name: (
             node.next,
@@ -59,7 +59,7 @@ def schema(model: Any) -> Any:
 
 
 def again(folder: Path, reference: str) -> tuple[Plan, Plan, list[str]]:
-    """(the plan of a chain, that of the chain file written for it, what was not written)."""
+    """(the plan of a chain, that of the chain file written for it, the parts that were not written)."""
     chain = load_chain(reference, folder).chain
     text, unsaid = as_yaml(chain)
     (folder / "written.yml").write_text(text)

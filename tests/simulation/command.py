@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 @dataclass
 class _Totals:
-    """What was simulated so far."""
+    """The simulation so far."""
 
     runs: int = 0
     hours: float = 0.0
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--found", action="store_true", help="the scenarios that once failed, instead of seeds")
     parser.add_argument("--go-on", action="store_true", help="do not stop at the first seed that fails")
-    parser.add_argument("--whole", action="store_true", help="do not shrink what fails")
+    parser.add_argument("--whole", action="store_true", help="do not shrink failures")
     parser.add_argument("--record", action="store_true", help="write the counts into docs/guarantees.md")
     return parser
 
@@ -86,7 +86,7 @@ def _run(simulator: Simulator, scenarios: Iterable[Scenario], totals: _Totals, *
 
 
 def _tell(simulator: Simulator, outcome: Outcome, *, shrinks: bool) -> None:
-    """Says what broke, and the smallest scenario in which it still does."""
+    """Prints the fault, and the smallest scenario that still has it."""
     assert outcome.fault is not None
     kind = type(outcome.fault)
     print(outcome.scenario)

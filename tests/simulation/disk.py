@@ -1,4 +1,4 @@
-"""The disk under the run directory: calls fail, writes are torn, and a power cut takes away what was not synced.
+"""The disk under the run directory: calls fail, writes are torn, and a power cut takes away unsynced data.
 
 The files are real, and so is the code above `os`. Every file below the root counts as lost beyond the bytes that an fsync
 has covered; creations, renames and deletions, in their order, beyond the last fsync of their directory.
@@ -35,7 +35,7 @@ class _Change:
 
 @dataclass
 class Disk:
-    """What `os` is while a simulation runs."""
+    """Stands for `os` while a simulation runs."""
 
     world: World | None = None
     #: Inode -> bytes that an fsync has covered.
@@ -43,7 +43,7 @@ class Disk:
     changes: list[_Change] = field(default_factory=list)
     #: Whether changes of directories are kept, to be undone by a power cut.
     journals: bool = False
-    #: Kept out of the way of the run: what was renamed over or deleted.
+    #: Files that were renamed over or deleted, kept out of the way of the run.
     graves: int = 0
 
     def install(self) -> None:
@@ -187,7 +187,7 @@ class Disk:
     # -- power
 
     def cut_power(self, fault: Fault) -> None:
-        """The machine of the run directory goes down: everybody on it dies, and what was not synced may be gone."""
+        """The machine of the run directory goes down: everybody on it dies, and unsynced data may be gone."""
         assert self.world is not None
         rng = self.world.rng
         for process in [*self.world.processes]:

@@ -17,7 +17,7 @@ class Mutation:
     file: str
     old: str
     new: str
-    #: Test, and flags for pytest, that catch it: simulation seldom meets what it breaks, or does not show it.
+    #: Test, and flags for pytest, that catch it: simulation seldom meets the broken case, or does not show it.
     test: str = ""
 
 

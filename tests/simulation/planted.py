@@ -1,4 +1,4 @@
-"""`python -m tests.simulation.planted` (`make mutations`): plants each bug in a copy of the tree, and says what catches it."""
+"""`python -m tests.simulation.planted` (`make mutations`) plants each bug in a copy of the tree, and finds the test for it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def caught(mutation: Mutation | None, seeds: int) -> str:
-    """What catches a bug, or fails without one: a seed, or a test; "" if nothing does."""
+    """The seed or test that catches a bug, or fails without one; "" if nothing does."""
     with tempfile.TemporaryDirectory(prefix="chainette-planted-") as folder:
         tree = Path(folder)
         _copy(tree)

@@ -15,7 +15,7 @@ __all__ = ["KINDS", "Scenario", "drawn"]
 #: Consecutive seeds that have a chain in common, since compiling one takes longer than running it.
 _TOGETHER = 50
 
-#: Site -> what may happen there, in a local run and in a fleet.
+#: Site -> its possible accidents, in a local run and in a fleet.
 KINDS: dict[str, tuple[str, ...]] = {
     "disk": (
         "disk error",
@@ -54,7 +54,7 @@ _LAST = {"disk": 400, "engine": 60, "open": 6, "turn": 600, "queue": 700}
 
 @dataclass(frozen=True)
 class Scenario:
-    """What follows from a seed, as data: a smaller one is made by leaving things out."""
+    """A seed's scenario, as data: a smaller one is made by leaving things out."""
 
     seed: int
     elements: Sequence[Element]
@@ -67,7 +67,7 @@ class Scenario:
     #: 0 runs in one process.
     workers: int
     faults: tuple[Fault, ...]
-    #: What is done once the run is finished: "retry", or "from" and a node.
+    #: The action once the run is finished: "retry", or "from" and a node.
     then: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -72,7 +72,7 @@ class SimulatedDrive:
 
 
 class _Told(Hook):
-    """What a session said was durable: the last event of the log, and the version of the directory that it is in."""
+    """The durable point that a session told: the last event of the log, and the version of the directory that it is in."""
 
     def __init__(self, version: Callable[[], int]) -> None:
         self._version = version
@@ -142,7 +142,7 @@ class Sessions:
         return (self.world.root / ".run.old").exists() or (log.exists() and b"\n" in log.read_bytes())
 
     def _require_kept(self, told: _Told) -> None:
-        """What somebody was told stays, whatever took the power; a fork that was undone takes its own log with it."""
+        """Rows that somebody was told of stay, whatever took the power; a fork that was undone takes its own log with it."""
         if told.last is not None and told.last[0] == self._version():
             lines = (self.directory / "events.jsonl").read_bytes().count(b"\n")
             assert lines > told.last[1], f"event {told.last[1]} was told, and the log has {lines} lines"

@@ -143,7 +143,7 @@ class VirtualTime:
     turns: int = 0
     #: Called after each turn.
     turned: Callable[[int], None] = lambda _turn: None
-    #: What tasks raised that nobody awaited.
+    #: Exceptions of tasks that nobody awaited.
     stray: list[BaseException] = field(default_factory=list)
 
     def install(self) -> None:

@@ -46,7 +46,7 @@ class Server:
                          if site == "queue" and fault.kind == "queue rolled back"}  # fmt: skip
 
     def fate(self) -> Fault | None:
-        """What befalls the next call; the queue's own accidents happen at once."""
+        """The accident of the next call; the queue's own accidents happen at once."""
         fault = self.world.fate("queue")
         at = self.world.events["queue"]
         if (later := self._returns.get(at)) is not None:

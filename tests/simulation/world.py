@@ -1,4 +1,4 @@
-"""Processes that can die, and the schedule of what befalls them."""
+"""Processes that can die, and the schedule of their accidents."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Process:
         return {file: link.readlink().name for file, inode, link in links if link.exists() and link.stat().st_ino == inode}
 
     def bury(self) -> None:
-        """What the kernel does once the process is gone."""
+        """The kernel's work once the process is gone."""
         for file in self.open_files():
             os.close(file)
         self.files.clear()
@@ -115,12 +115,12 @@ class World:
     #: Engine -> until when it does not answer.
     down: dict[str, float] = field(default_factory=dict)
 
-    #: What sessions ended with, and what workers died of by themselves.
+    #: Errors with which sessions ended, and of which workers died by themselves.
     errors: list[Exception] = field(default_factory=list)
     crashes: list[BaseException] = field(default_factory=list)
 
     def fate(self, site: str) -> Fault | None:
-        """What happens at the next event of a site."""
+        """The accident at the next event of a site."""
         if self.calm:
             return None
         self.events[site] += 1

@@ -1,1 +1,1 @@
-"""What several tests share: chains that use every feature, and crashes on demand."""
+"""Tools that several tests share: chains that use every feature, and crashes on demand."""

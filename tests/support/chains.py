@@ -117,7 +117,7 @@ def write_inputs(path: Path, number: int, bad: tuple[int, ...] = ()) -> Path:
 
 
 def content(result: RunResult) -> dict[str, list[str]]:
-    """Every folder's rows, sorted, as JSON: what two runs must agree on."""
+    """Every folder's rows, sorted, as JSON: two runs must agree on them."""
     folders = [node.folder for node in result._state.graph.nodes if not node.hidden]
     return {
         name: sorted(msgspec.json.encode(row, order="deterministic").decode() for row in result.rows(name))

@@ -115,7 +115,7 @@ class Project:
 
 
 def until(condition: Callable[[], Any], seconds: float = LONG) -> Any:
-    """What the condition gives once it is true."""
+    """The condition's value once it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it never happened"

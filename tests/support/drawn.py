@@ -237,7 +237,7 @@ class Drawing:
 
 
 def ways_of(element: tuple[Way, ...] | Choice | Repeat) -> tuple[Way, ...]:
-    """What lies inside an element; a loop counts as one branch."""
+    """The elements inside an element; a loop counts as one branch."""
     if isinstance(element, Repeat):
         return (Way(element.id, element.alias, element.steps),)
     return element.ways if isinstance(element, Choice) else element

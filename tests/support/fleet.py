@@ -33,7 +33,7 @@ from tests.support.patience import LONG
 __all__ = ["QueueRun", "forked", "opened", "record", "snapshot", "straight", "work", "workers_gone"]
 
 
-#: What workers must know of a run.
+#: The facts that workers need about a run.
 _NEEDED = {"chain_ref": "chain.py:chain", "digest": "d", "batch_size": "4", "simulate": "0", "seed": "0", "engines": "{}"}
 
 
@@ -113,14 +113,14 @@ def _value(client: Redis, key: bytes) -> object:
 
 
 def workers_gone(queue: FleetQueue) -> None:
-    """Every worker hands back what it holds, and signs off."""
+    """Every worker hands back its units, and signs off."""
     for name in queue.workers():
         queue.reconcile(name)
         assert queue.leave(name)
 
 
 def work(run: QueueRun, until: Callable[[], bool], queue: FleetQueue | None = None, **keys: Any) -> EngineWorker:
-    """A real worker takes what there is of the run, until something is the case."""
+    """A real worker works for the run until a condition holds."""
     source = queue or run.queue
 
     def plan_of(info: RunInfo) -> Plan | None:
@@ -174,7 +174,7 @@ class QueueRun:
         self.install()
 
     def drain(self) -> list[Entry]:
-        """Reads what has come, and acknowledges it."""
+        """Reads new entries, and acknowledges them."""
         found = self.queue.read(self.keys, self.position)
         if found:
             self.entries += found
@@ -243,7 +243,7 @@ class QueueRun:
         self.client.zadd("chainette:lease", {me: 1})
         assert self.queue.reap() == [me]
 
-    # -- what is there
+    # -- the state
 
     def state(self, name: str) -> str:
         found = self.client.hget(self.keys.state, name)

@@ -16,7 +16,7 @@ __all__ = ["VALUES", "Put", "does", "global_garbage", "names", "run_garbage"]
 
 Put = Callable[[Redis], object]
 
-#: What a field may hold.
+#: Values of a field.
 VALUES: dict[str, bytes] = {
     "not UTF-8": b"\xff\xfe\x00",
     "empty": b"",

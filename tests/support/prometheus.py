@@ -27,7 +27,7 @@ PACKAGE = "apt-get install --no-install-recommends prometheus"
 
 
 def promtool(*words: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """What promtool says; its exit code tells whether it is content."""
+    """promtool's output; its exit code tells whether it is content."""
     return subprocess.run([program("promtool", PACKAGE), *map(str, words)], input=stdin, capture_output=True, timeout=LONG)
 
 
@@ -50,7 +50,7 @@ class Prometheus:
             return False
 
     def series(self, expression: str, seconds: float = LONG) -> list[dict[str, Any]]:
-        """What an expression gave over the last seconds."""
+        """An expression's values over the last seconds."""
         now = time.time()
         found = self.get("/api/v1/query_range", query=expression, start=now - seconds, end=now, step=1)["result"]
         assert isinstance(found, list)
@@ -62,7 +62,7 @@ class Prometheus:
         return float(found["value"][1])
 
     def targets(self) -> dict[str, str]:
-        """Address -> health of what it scrapes."""
+        """Address -> health of the target."""
         found = self.get("/api/v1/targets")["activeTargets"]
         return {target["labels"]["instance"]: target["health"] for target in found}
 

@@ -1,6 +1,6 @@
 """A link to a server that fails on demand: slow, silent, cut, or losing replies only.
 
-What TCP promises still holds: no connection ever goes on behind lost bytes. One that lost some is reset by `heal`.
+TCP's promises still hold: no connection ever goes on behind lost bytes. One that lost some is reset by `heal`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Link:
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
-    #: What the client sent last; a watched word may begin in it.
+    #: The client's last bytes; a watched word may begin in them.
     tail: bytes = b""
     #: The next reply is replaced by a reset.
     doomed: bool = False
@@ -84,7 +84,7 @@ class FaultProxy:
         self._portal.call(setattr, self, "_latency", seconds)
 
     def blackhole(self) -> None:
-        """Nothing arrives and nothing breaks; `heal` delivers what was held, even of a client that gave up since."""
+        """Nothing arrives and nothing breaks; `heal` delivers the held bytes, even of a client that gave up since."""
         self._portal.call(lambda: self._flowing.clear())
 
     def reset(self) -> None:

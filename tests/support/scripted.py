@@ -5,8 +5,8 @@
         chain.run(...)              # run inside, so that the backend exists
     scripts["llm"].requests
 
-An answer is a Completion, a text, a model (its JSON), or an awaitable of these. What the function raises,
-`generate` raises.
+An answer is a Completion, a text, a model (its JSON), or an awaitable of these. `generate` raises the exceptions
+of the function.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _scripts: dict[str, Script] = {}
 
 
 class Script:
-    """What one engine answers, and what happened to it."""
+    """One engine's answers, and its events."""
 
     def __init__(self, answer: Answering) -> None:
         self.answer = answer

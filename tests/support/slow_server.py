@@ -15,7 +15,7 @@ from tests.support.patience import LONG
 
 __all__ = ["Answering", "SlowServer", "chat"]
 
-#: Gets the last user message; what it waits for, the question's answer waits for. Returns the content, or a whole reply.
+#: Gets the last user message; the question's answer comes when it returns. Returns the content, or a whole reply.
 Answering = Callable[[str], Awaitable[str | web.Response]]
 
 

@@ -1,4 +1,4 @@
-"""What differs between a developer's machine and CI: programs that are there, and how much of a matrix is run."""
+"""The differences between a developer's machine and CI: programs that are there, and how much of a matrix is run."""
 
 from __future__ import annotations
 

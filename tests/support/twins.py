@@ -35,7 +35,7 @@ class Picture:
     streams: dict[str, list[tuple[str, int, str]]] = field(default_factory=dict)
     #: Worker -> job ids in its hands.
     held: dict[str, set[str]] = field(default_factory=dict)
-    #: (run, worker) -> what its lost leases have cost.
+    #: (run, worker) -> the cost of its lost leases.
     struck: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
 

@@ -36,7 +36,7 @@ __all__ = [
     "shared_server",
 ]
 
-#: What stays of processes that were killed, until somebody reaps them.
+#: Keys of killed processes that stay until somebody reaps them.
 LEASES = ("chainette:lease", "chainette:worker*", "chainette:held:*", "rq:worker*")
 
 
@@ -67,7 +67,7 @@ class Database:
 
     def __init__(self, url: str, client: Redis) -> None:
         self.url = url
-        #: For the test itself; what is under test connects to `url`.
+        #: For the test itself; the code under test connects to `url`.
         self.client = client
         #: Patterns of keys that the test may leave behind.
         self.allowed: list[str] = []
@@ -85,7 +85,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 
 @pytest.fixture
 def database(shared_server: EmbeddedServer) -> Iterator[Database]:
-    """A database that is empty at the start, and must be at the end but for what the test says by `may_leave`."""
+    """A database that is empty at the start, and must be at the end but for the keys that the test names with `may_leave`."""
     yield from _emptied(shared_server)
 
 
@@ -148,7 +148,7 @@ class Server:
         self._embedded.stop()
 
     def start(self) -> None:
-        """Up again, with what the data directory holds."""
+        """Up again, with its data directory."""
         self._embedded.restart()
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""What mypy knows about rows (`row[extract]` is what the step gives) and about `>>`. Checked by mypy, and run as it stands."""
+"""Types of rows for mypy (`row[extract]` is the value of that step), and of `>>`. Checked by mypy, and run as it stands."""
 
 from __future__ import annotations
 

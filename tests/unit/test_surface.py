@@ -1,4 +1,4 @@
-"""The surface of the package: what `import chainette` offers, and what every module says of itself."""
+"""The surface of the package: the names of `import chainette`, and every module's docstring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of commands: what starts fast, what help, completion and typing errors show without a command's module."""
+"""The table of commands: fast starts, and help, completion and typing errors without a command's module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEAVY = {"aiohttp", "anyio", "datasets", "jinja2", "msgspec", "pyarrow", "pydant
 
 
 def started(*words: str, **variables: str) -> tuple[set[str], subprocess.CompletedProcess[str]]:
-    """The modules that `chainette WORDS` imported, and what it printed."""
+    """The modules that `chainette WORDS` imported, and its output."""
     code = (
         "import atexit, sys; atexit.register(lambda: print('\\nmodules:', *sys.modules, file=sys.stderr));"
         f"sys.argv = {['chainette', *words]}; from chainette.cli.main import main; main()"

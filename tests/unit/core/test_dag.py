@@ -1,4 +1,4 @@
-"""What a plan looks like as text: every node, branch and join is there, and folding says what it hides."""
+"""A plan as text: every node, branch and join is there, and folding names the hidden ones."""
 
 from __future__ import annotations
 

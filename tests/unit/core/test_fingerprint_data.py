@@ -1,4 +1,4 @@
-"""Data that code uses count as they were after the import, wherever they came from; what a run leaves behind does not."""
+"""Data that code uses count as they were after the import, wherever they came from; traces of a run do not."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_data_that_an_import_reads_from_a_file_count(load: Callable[..., Any], k
     assert fingerprint(before) == fingerprint(same) != fingerprint(after)
 
 
-#: State that a function leaves behind: the module, and what two calls do.
+#: State that a function leaves behind: the module, and the effect of two calls.
 STATE = {
     "a cache": "cache = {}\ndef f(x):\n    cache[x] = 1\n    return x",
     "a list": "seen = []\ndef f(x):\n    seen.append(x)\n    return x",
@@ -223,7 +223,7 @@ def test_a_functions_own_name_makes_no_state_of_a_global(load: Callable[..., Any
     assert fingerprint_code(load(code, ["old"]).g) != fingerprint_code(load(code, ["new"]).g)
 
 
-#: What is another value in every process, and changes no row by itself.
+#: Values that differ in every process, and change no row by themselves.
 PER_PROCESS = {
     "a time": "began = time.time()\ndef f(x): return time.time() - began",
     "a dict with a time": "stats = {'began': time.time(), 'rows': 0}\ndef f(x): return stats",

@@ -1,4 +1,4 @@
-"""What the walk does beyond what whole runs can show: order of joins, and ids of re-admitted units."""
+"""The parts of the walk that whole runs cannot show: order of joins, and ids of re-admitted units."""
 
 from __future__ import annotations
 

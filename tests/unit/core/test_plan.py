@@ -1,4 +1,4 @@
-"""What a plan knows of its names."""
+"""A plan's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting is in the table once, and a change of it means what the table says."""
+"""Every setting is in the table once, and a change of it has the effect in the table."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ TABLE = {**SETTINGS} | {
 
 PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
 
-#: What a declaration holds beside the user's settings.
+#: Fields of a declaration beside the user's settings.
 OURS = {"place", "registry", "annotated", "options"}
 
-#: What says how a process runs or finds a chain, and is no setting of the run.
+#: How a process runs or finds a chain: no settings of the run.
 SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "parameters", "chain_claim", "inputs"}
 
 
@@ -88,11 +88,11 @@ def code(names: frozenset[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(names))
 
 
-# -- what a change means
+# -- the effect of a change
 
 
 def changes(step: dict[str, Any], engine: dict[str, Any]) -> Changes | None:
-    """What a step and its engine that were declared like this differ in from those without any key."""
+    """The differences of a step and its engine with these keys from those without any."""
     backend = engine.pop("backend", "simulated")
     graphs: list[Graph] = []
     for keys, own in (({}, {}), (step, engine)):

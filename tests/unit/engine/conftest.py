@@ -47,7 +47,7 @@ class Asked:
 
 @dataclass
 class Server:
-    """What a test knows about its server."""
+    """A test's record of its server."""
 
     answer: Answer
     #: The answer to every GET.
@@ -114,7 +114,7 @@ def fake_time() -> FakeTime:
 
 
 class Http:
-    """What the tests of the transport say again and again."""
+    """The steps that the tests of the transport share."""
 
     def ask(self, text: str = "hello") -> Request:
         schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}

@@ -1,4 +1,4 @@
-"""An engine opened and asked once: what is measured, and what is said when it does not work."""
+"""An engine opened and asked once: the measurements, and the message if it does not work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Declaring engines: what is refused and how, what may be shown, and files of engines."""
+"""Declaring engines: refusals, the parts that may be shown, and files of engines."""
 
 from __future__ import annotations
 

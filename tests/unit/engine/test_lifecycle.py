@@ -27,7 +27,7 @@ def config(name: str, **keys: Any) -> EngineConfig:
 
 @dataclass
 class Log:
-    """What happened to the engines of a test, in order."""
+    """The events of a test's engines, in order."""
 
     lines: list[str] = field(default_factory=list)
     failures: int = 0

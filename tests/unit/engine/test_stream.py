@@ -142,7 +142,7 @@ def line(text: str = "", done: bool = False, **keys: Any) -> bytes:
 
 END = line(done=True, done_reason="stop", prompt_eval_count=5, eval_count=9)
 
-#: What a server sends at each try, in parts of one write each; None breaks the connection off.
+#: A server's bytes at each try, in parts of one write each; None breaks the connection off.
 Script = list[list[bytes | None]]
 
 

@@ -1,4 +1,4 @@
-"""The page as text: what is in it, and that nothing out of a row is more than text."""
+"""The page as text: its content, and that nothing out of a row is more than text."""
 
 from __future__ import annotations
 

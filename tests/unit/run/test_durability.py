@@ -1,4 +1,4 @@
-"""What the writer is given for the entries of a run's stream."""
+"""The writer's calls for the entries of a run's stream."""
 
 from __future__ import annotations
 

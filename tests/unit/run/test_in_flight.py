@@ -1,4 +1,4 @@
-"""Row budgets: what may begin, in which order, and what waits."""
+"""Row budgets: which units may begin, in which order, and which wait."""
 
 from __future__ import annotations
 

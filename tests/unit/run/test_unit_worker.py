@@ -107,7 +107,7 @@ class OneUnit(Worker):
         await self.ask_engine(held, held.result, self.engine, 0)
         return None
 
-    # -- what is there
+    # -- the state
 
     def committed(self) -> list[tuple[list[str], Usage]]:
         """(rows, usage) of every part in the stream."""
@@ -152,7 +152,7 @@ def on(engine: Gated, scene: Callable[[OneUnit], Awaitable[None]], kind: type[On
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for is in a queue, which has no events
+    while not condition():  # noqa: ASYNC110 - the condition is about a queue, which has no events
         await anyio.sleep(0.001)
 
 

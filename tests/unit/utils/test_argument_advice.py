@@ -1,4 +1,4 @@
-"""Arguments that do not exist: the message says what to write, with the user's own file and line."""
+"""Arguments that do not exist: the message shows the right form, with the user's own file and line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEP = {"id": "ask", "output_model": Text, "engine_name": "llm"}
 
 
 def refused(call: Callable[..., Any], *arguments: Any, **keys: Any) -> str:
-    """What is said, without the place; it is both a ChainetteError and a TypeError."""
+    """The message, without the place; it is both a ChainetteError and a TypeError."""
     with pytest.raises(TypeError) as caught:
         call(*arguments, **keys)
     assert isinstance(caught.value, ChainetteError) and caught.value.exit_code == 2

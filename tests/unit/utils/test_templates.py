@@ -1,4 +1,4 @@
-"""Templates: what is printed, what is refused, and what an error says."""
+"""Templates: output, refusals, and the words of errors."""
 
 from __future__ import annotations
 

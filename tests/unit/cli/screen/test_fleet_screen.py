@@ -1,4 +1,4 @@
-"""Live runs and fleets as lines: what they say, and that they fit."""
+"""Live runs and fleets as lines: their words, and that they fit."""
 
 from __future__ import annotations
 

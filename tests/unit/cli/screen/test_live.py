@@ -1,4 +1,4 @@
-"""The live view as the terminal gets it: no line too wide, no view too high, what matters on it."""
+"""The live view as the terminal gets it: no line too wide, no view too high, the important numbers on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says in a log file, to a program, and to nobody."""
+"""A run's lines in a log file, to a program, and to nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers behind both views: what is done, what is to come, how fast, and what engines do."""
+"""The numbers behind both views: rows done, rows to come, the rate, and the engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and durations for people, and what to do after a run."""
+"""Numbers and durations for people, and the next commands after a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static resolution of templates: what is certain to fail is an error, what may fail a warning, the rest is silence."""
+"""Static resolution of templates: a certain failure is an error, a possible one a warning, the rest is silence."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def executed(root: Path) -> list[str]:
 
 
 def claim_of(root: Path, **changes: object) -> ChainClaim:
-    """What the process that enqueued the chain says of it."""
+    """The chain, as described by the process that enqueued it."""
     loaded = load_chain("chain.py", root)
     (root / "executed").unlink()
     return ChainClaim(**{"digest": loaded.digest, "files": loaded.names} | changes)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Factories of chains: which functions are one, how text becomes values, what is refused."""
+"""Factories of chains: which functions are one, how text becomes values, and refusals."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_a_parameter_that_only_sounds_like_a_key_is_none(tmp_path: Path, paramet
     assert load(tmp_path, f"def make({parameter}) -> Chain:\n    return built()\n").chain.name == "made"
 
 
-# -- what the function does
+# -- the function's own behaviour
 
 
 def test_a_function_that_raises_is_told_with_the_users_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The breaker: when it opens, what passes, when it closes."""
+"""The breaker: when it opens, which requests pass, when it closes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every request is refused for, and that no message, description or log ever holds a secret."""
+"""Refusals of every request, and that no message, description or log ever holds a secret."""
 
 from __future__ import annotations
 

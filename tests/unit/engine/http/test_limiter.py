@@ -1,4 +1,4 @@
-"""The limiter: what makes it smaller and larger, and who goes next."""
+"""The limiter: causes that lower and raise it, and the order of the waiting."""
 
 from __future__ import annotations
 

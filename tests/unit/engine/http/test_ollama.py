@@ -1,4 +1,4 @@
-"""Ollama: what is sent, how answers are read, and what is said about a missing model."""
+"""Ollama: the bodies of requests, how answers are read, and the message about a missing model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAI dialect: what is sent, and how answers and refusals are read."""
+"""The OpenAI dialect: the bodies of requests, and how answers and refusals are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's strict dialect: what stays of a pydantic schema, what goes, what cannot be said."""
+"""OpenAI's strict dialect: the parts of a pydantic schema that stay, that go, that cannot be expressed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transport against a real server: order, concurrency, retries, timeouts, and what becomes of one request."""
+"""The transport against a real server: order, concurrency, retries, timeouts, and the end of one request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM is started with, out of a declaration; no vLLM is needed to find out."""
+"""The arguments of vLLM that follow from a declaration; no vLLM is needed."""
 
 from __future__ import annotations
 

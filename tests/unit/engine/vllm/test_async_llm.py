@@ -1,4 +1,4 @@
-"""What vLLM's engine says where it cannot work at all; no vLLM is needed to find out."""
+"""The messages of vLLM's engine if it cannot work at all; no vLLM is needed."""
 
 from __future__ import annotations
 

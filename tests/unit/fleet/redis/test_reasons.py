@@ -1,4 +1,4 @@
-"""Why a run does not move, out of what Redis says of it: each reason alone."""
+"""Why a run does not move, from its state in Redis: each reason alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs: every kind, every way in which they are broken, and what it costs (nothing but the bad record)."""
+"""Inputs: every kind, every way in which they are broken, and the loss (nothing but the bad record)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be read once becomes a file that can be read again, whole or not at all."""
+"""An input that can be read once becomes a file that can be read again, whole or not at all."""
 
 from __future__ import annotations
 

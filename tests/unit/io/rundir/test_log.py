@@ -53,7 +53,7 @@ def test_a_group_that_the_disk_refused_leaves_no_torn_line_in_the_middle(tmp_pat
 
 
 def test_rows_are_on_the_disk_before_the_log_speaks_of_them(tmp_path: Path) -> None:
-    """A power cut keeps only what was fsynced: at every write to the log, all rows that it names must have been."""
+    """A power cut keeps only synced data: at every write to the log, all rows that it names must have been."""
     synced: dict[str, int] = {}
     real_fsync, real_append = os.fsync, EventLog.append
     checked = 0

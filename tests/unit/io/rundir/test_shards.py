@@ -1,4 +1,4 @@
-"""What rolling shards keep where the disk fails in the middle of a group."""
+"""Rolling shards if the disk fails in the middle of a group."""
 
 from __future__ import annotations
 

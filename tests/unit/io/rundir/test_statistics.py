@@ -1,4 +1,4 @@
-"""What the log says of a run over time."""
+"""A run over time, as the log tells it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was sealed comes back equal as JSON, in Parquet and in CSV."""
+"""Sealed rows come back equal as JSON, in Parquet and in CSV."""
 
 from __future__ import annotations
 

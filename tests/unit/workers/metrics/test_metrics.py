@@ -83,7 +83,7 @@ def one(metrics: Metrics, name: str, *labels: str) -> float:
     return series(metrics, name)[labels]
 
 
-# -- what there is
+# -- the metrics
 
 
 def exposed(name: str, kind: MetricType) -> str:
@@ -418,7 +418,7 @@ def test_an_input_of_unknown_length_has_no_end_yet(clock: Clock) -> None:
 
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What vLLM does to a process: its metrics are in the library's own registry."""
+    """vLLM's effect on a process: its metrics are in the library's own registry."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     Gauge("vllm:num_requests_running", "Running.", ["model_name"], registry=registry).labels("m").set(3)

@@ -1,4 +1,4 @@
-"""Whether a fleet's run goes in phases, by what its workers say."""
+"""Whether a fleet's run goes in phases, by its workers' descriptions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plan(*engines: str, exclusive: bool = True) -> Plan:
 
 
 def barred(phases: Phases, *workers: Member) -> set[str]:
-    """Whose units wait, once the workers have said what they do."""
+    """The engine whose units wait, once the workers have described themselves."""
     phases.look(workers)
     return {*phases.barred}
 

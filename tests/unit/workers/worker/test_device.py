@@ -1,4 +1,4 @@
-"""One device, two engines: when a swap is worth what it costs."""
+"""One device, two engines: when a swap is worth its cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Site:
-    """A device, and what waits for its engines."""
+    """A device, and the units that wait for its engines."""
 
     def __init__(self, *configs: EngineConfig, cost: float = 10.0) -> None:
         self.clock = Clock()
@@ -29,7 +29,7 @@ class Site:
         self.busy: set[str] = set()
 
     def look(self, *depths: tuple[EngineConfig, int], later: float = 0.0) -> str:
-        """The name of what is served after a look, so much later."""
+        """The engine that is served after a look, so much later."""
         self.clock.now += later
         self.device.choose({config.digest: depth for config, depth in depths}, lambda digest: digest in self.busy)
         return self.served
