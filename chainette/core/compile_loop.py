@@ -13,7 +13,7 @@ from chainette.core.annotations import NONE, members, type_name, union_of
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.compile_route import require_bool, type_of
 from chainette.core.condition import Condition
-from chainette.core.decision import LastRound, Turn, way_branch
+from chainette.core.decision import LastRound, RoundEnd, way_branch
 from chainette.core.elements import Flow, fork_id, target_of
 from chainette.core.identity import fingerprint_of
 from chainette.core.loop import Judge, Loop
@@ -129,7 +129,7 @@ def _add_judge(compiler: Compiler, loop: Loop, flow: Flow, ended: Flow, number: 
         path=ended.path,
         node=node,
         input_type=ended.type,
-        output_model=Turn,
+        output_model=RoundEnd,
         fingerprint=fingerprint_of(node, ended.type, None),
         rescue={},
         key=flow.named(loop.id),

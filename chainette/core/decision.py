@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from chainette.records import Reason
 
-__all__ = ["LastRound", "Turn", "Undecided", "Way", "decision_fault", "turn_of", "way_branch", "way_of"]
+__all__ = ["LastRound", "RoundEnd", "Undecided", "Way", "decision_fault", "round_end_of", "way_branch", "way_of"]
 
 
 class Way(BaseModel):
@@ -22,7 +22,7 @@ class Way(BaseModel):
     way: str | None = Field(alias="_way")
 
 
-class Turn(BaseModel):
+class RoundEnd(BaseModel):
     """A row of a loop's folder, one for each round; "again", "ended", or "kept" although no round satisfied the loop."""
 
     model_config = ConfigDict(validate_by_name=True)
@@ -63,7 +63,7 @@ def way_of(decision: bytes) -> str:
     return _decode(decision).way or ""
 
 
-def turn_of(decision: bytes) -> tuple[int, float | None]:
+def round_end_of(decision: bytes) -> tuple[int, float | None]:
     """The round that a loop's decision takes, and its number."""
     found = _decode(decision)
     return int(found.taken or 0), found.score if isinstance(found.score, float) else None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from chainette.core.branch import Element, checked_elements
 from chainette.core.condition import Condition, Given
-from chainette.core.decision import Turn, Undecided, turn_of
+from chainette.core.decision import RoundEnd, Undecided, round_end_of
 from chainette.core.node import Joinable, check_name
 from chainette.errors import DeclarationError
 from chainette.records import Reason
@@ -105,21 +105,21 @@ class Judge:
     loop: Loop
     round: int
 
-    def __call__(self, item: Any, history: Mapping[str, Any]) -> Turn:
+    def __call__(self, item: Any, history: Mapping[str, Any]) -> RoundEnd:
         """The decision for one row.
 
         Raises:
             Undecided: none can be told, or the row is exhausted.
         """
         if self.loop.until.holds(item, history):
-            return Turn(way="ended", taken=self.round, score=None)
+            return RoundEnd(way="ended", taken=self.round, score=None)
         taken, score = self._best(item, history)
         if self.round < self.loop.max_rounds:
-            return Turn(way="again", taken=taken, score=score)
+            return RoundEnd(way="again", taken=taken, score=score)
         if self.loop.on_exhausted == "reject":
             rounds = f"{self.round} round{'s' * (self.round > 1)}"
             raise Undecided(Reason.EXHAUSTED, f"{self.loop.until.label} did not hold after {rounds}")
-        return Turn(way="kept", taken=taken, score=score)
+        return RoundEnd(way="kept", taken=taken, score=score)
 
     def _best(self, item: Any, history: Mapping[str, Any]) -> tuple[int, float | None]:
         """The best round so far, and its number; without `best`, this one."""
@@ -129,7 +129,7 @@ class Judge:
         before: bytes | None = getattr(history, "decision", None)
         if before is None:
             return self.round, score
-        taken, known = turn_of(before)
+        taken, known = round_end_of(before)
         if score is None or (known is not None and known >= score):
             return taken, known
         return self.round, score

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import JoinBranch
-from chainette.core.decision import turn_of, way_branch, way_of
+from chainette.core.decision import round_end_of, way_branch, way_of
 from chainette.core.step import Step
 from chainette.engine.config import EngineConfig
 from chainette.errors import Place, Problem
@@ -282,10 +282,10 @@ class Rounds(Choice):
     """A Loop: its branches are its rounds, and a row ends in one of them."""
 
     def end_of(self, decision: bytes) -> Join | Side:
-        return self._ends[way_branch(self.decision, str(turn_of(decision)[0]))]
+        return self._ends[way_branch(self.decision, str(round_end_of(decision)[0]))]
 
     def recorded(self, decision: bytes) -> bytes:
-        return b'{"_round":%d}' % turn_of(decision)[0]
+        return b'{"_round":%d}' % round_end_of(decision)[0]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.batch_apply import BatchApply
-from chainette.core.decision import Turn, Undecided, Way
+from chainette.core.decision import RoundEnd, Undecided, Way
 from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, short
 from chainette.core.history import History, received
 from chainette.core.plan import Plan, PlanNode
@@ -283,7 +283,7 @@ def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:
             raise _Unusable(f"{apply.id!r} returned {short(item)}, not {wanted}")
         if model is not None and type(item) is not model:  # a subclass: its own fields have no column
             item = model.model_validate_json(dump_model(item))
-        return dump_model(item) if isinstance(item, Way | Turn) else dump_row(item)
+        return dump_model(item) if isinstance(item, Way | RoundEnd) else dump_row(item)
     except ValidationError as error:
         raise _Unusable(explain(error)) from error
     except (NotRoundTrip, _Unusable) as error:

@@ -20,7 +20,7 @@ from chainette.core.templates.filters import filtered
 from chainette.core.templates.literal_braces import tag_hint
 from chainette.core.templates.types import (
     Access,
-    Loop,
+    LoopVariable,
     Method,
     attribute,
     has_member,
@@ -152,7 +152,7 @@ class _Checker:
             self.assign(node.target, items.type)
             if node.test is not None:
                 self.type_of(node.test)
-            self._locals["loop"] = Loop
+            self._locals["loop"] = LoopVariable
             with self.guarding(*([node.test] if node.test is not None else [])):
                 self.visit_all(node.body)
         with self.inner():

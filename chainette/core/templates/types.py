@@ -31,7 +31,7 @@ from chainette.core.annotations import (
 
 __all__ = [
     "Access",
-    "Loop",
+    "LoopVariable",
     "Method",
     "attribute",
     "has_member",
@@ -56,7 +56,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Loop:
+class LoopVariable:
     """`loop` inside a for loop, with the names that jinja2 gives it."""
 
     index: int

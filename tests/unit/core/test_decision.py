@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chainette.core.decision import decision_fault, turn_of, way_of
+from chainette.core.decision import decision_fault, round_end_of, way_of
 
 
 @pytest.mark.parametrize("value", [b'{"_way":"refund"}', b'{"_way":null}'])
@@ -16,7 +16,7 @@ def test_a_decision_of_a_route_names_a_way_of_it_or_none(value: bytes) -> None:
 def test_a_decision_of_a_loop_names_a_round_up_to_its_own() -> None:
     value = b'{"_way":"again","_taken":2,"_score":0.5}'
     assert decision_fault(value, ["ended", "again"], 2) == ""
-    assert turn_of(value) == (2, 0.5)
+    assert round_end_of(value) == (2, 0.5)
 
 
 @pytest.mark.parametrize(

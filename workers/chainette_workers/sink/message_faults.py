@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 import msgspec
 
 from chainette.core.apply import Cardinality
-from chainette.core.decision import Turn, decision_fault
+from chainette.core.decision import RoundEnd, decision_fault
 from chainette.core.plan import Plan, PlanNode, ToWays
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage, child_id, parent_of, record_of
@@ -89,7 +89,7 @@ def _output_fault(node: PlanNode, output: Output) -> str:
 
 def _round_of(node: PlanNode) -> int | None:
     """The round that a node ends; None if it is no loop's decision."""
-    return node.round.number if node.round is not None and node.output_model is Turn else None
+    return node.round.number if node.round is not None and node.output_model is RoundEnd else None
 
 
 def _object_fault(value: bytes) -> str:

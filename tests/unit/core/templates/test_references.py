@@ -167,7 +167,7 @@ def test_a_template_that_fits_its_types_has_no_finding(source: str) -> None:
         ("{{ extract.items.0.nope }}", "'extract.items[0]' (Item) has no field 'nope'; it has: price, title"),
         ("{{ (extract.items | first).nope }}", "'extract.items|first' (Item) has no field 'nope'"),
         ("{% for i in extract.items %}{{ i.titl }}{% endfor %}", "'i' (Item) has no field 'titl'; did you mean 'title'?"),
-        ("{% for i in many %}{{ loop.indx }}{% endfor %}", "'loop' (Loop) has no field 'indx'; did you mean 'index'?"),
+        ("{% for i in many %}{{ loop.indx }}{% endfor %}", "'loop' (LoopVariable) has no field 'indx'; did you mean 'index'?"),
         ("{% for i in many %}{% for j in i.items %}{{ j.name }}{% endfor %}{% endfor %}", "'j' (Item) has no field 'name'"),
         ("{% for i in many %}{% endfor %}{{ i }}", "'i' is not in scope"),
         ("{% for k, v in extract.stock.items() %}{{ v.foo }}{% endfor %}", "'v' (Item) has no field 'foo'"),
