@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -21,12 +21,24 @@ if TYPE_CHECKING:
     from chainette.records import Row
     from chainette.run.executor import RunResult
 
-__all__ = ["DEFAULT_BATCH_SIZE", "Chain", "Inputs"]
+__all__ = ["DEFAULT_BATCH_SIZE", "ArrowStream", "Chain", "Inputs"]
 
 DEFAULT_BATCH_SIZE = 64
 
-#: The path of a file, a folder or a pattern; several paths; or the rows themselves.
-Inputs = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Iterable[BaseModel | dict[str, Any]]
+
+@runtime_checkable
+class ArrowStream(Protocol):
+    """A frame of pandas, polars or another library, an Arrow table, or a `RunResult`.
+
+    Source: https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
+    """
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+
+#: The path of a file, a folder or a pattern; several paths; or the rows themselves: models or dicts, a data frame, an Arrow
+#: table, a dataset of `datasets`.
+Inputs = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Iterable[BaseModel | dict[str, Any]] | ArrowStream
 
 
 _OF_RUN = ("seed", "limit", "format", "output_dir", "resume", "key", "max_reject_rate", "simulate", "window")
@@ -71,7 +83,11 @@ class Chain:
     def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
         """Runs every row and writes a run directory (`runs/<run id>` unless named).
 
-        `options` are the fields of `RunOptions`. Works inside a running event loop too (it blocks it).
+            chain.run("rows.jsonl")
+            chain.run(pandas.read_sql(query, connection), "out")
+
+        Rows that are not in files of yours (models, dicts, frames, datasets) are kept in the directory. `options` are the
+        fields of `RunOptions`. Works inside a running event loop too (it blocks it).
 
         Raises:
             PlanError: the chain does not fit together.

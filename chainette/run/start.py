@@ -12,10 +12,11 @@ from typing import Any, cast
 
 import anyio.to_thread
 
-from chainette.core.chain import Chain, Inputs
+from chainette.core.chain import ArrowStream, Chain, Inputs
 from chainette.core.plan import Plan
 from chainette.errors import InputError
 from chainette.hooks import Hooks
+from chainette.io.inputs.frames import spool_frame
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.spool import spool
@@ -126,10 +127,8 @@ def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLik
     Raises:
         InputError: standard input among files.
     """
-    if inputs == "-":
-        return None
     if isinstance(inputs, str | os.PathLike):
-        return inputs
+        return None if inputs == "-" else inputs
     if not isinstance(inputs, Sequence) or not inputs or not all(isinstance(item, str | os.PathLike) for item in inputs):
         return None
     paths = cast("Sequence[str | os.PathLike[str]]", inputs)
@@ -143,9 +142,15 @@ def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions
     found = _open_files(inputs, plan, options)
     if found is not None:
         return found
-    rows: Any = inputs
-    path = spool(sys.stdin.buffer, folder / "0") if inputs == "-" else spool(rows, folder / "0.jsonl")
-    return _checked(open_input(path, limit=options.limit), plan, options)
+    return _checked(open_input(_spooled(inputs, folder), limit=options.limit), plan, options)
+
+
+def _spooled(inputs: Any, folder: Path) -> Path:
+    if isinstance(inputs, str):
+        return spool(sys.stdin.buffer, folder / "0")
+    if isinstance(inputs, ArrowStream):
+        return spool_frame(inputs, folder / "0.parquet")
+    return spool(inputs, folder / "0.jsonl")
 
 
 def _checked(source: InputFile, plan: Plan, options: RunOptions) -> InputFile:

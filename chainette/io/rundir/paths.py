@@ -8,11 +8,12 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from chainette.errors import DiskError
 from chainette.utils.private_files import beside, make_folder, new_file
 
-__all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "publish_blocks", "write_all"]
+__all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "publish_blocks", "published", "write_all"]
 
 
 class RunDir:
@@ -104,11 +105,18 @@ def publish(path: Path, data: bytes) -> None:
 
 def publish_blocks(path: Path, blocks: Iterable[bytes]) -> None:
     """Like `publish`, for blocks that are made while they are written."""
+    with published(path) as file:
+        file.writelines(blocks)
+
+
+@contextlib.contextmanager
+def published(path: Path) -> Iterator[IO[bytes]]:
+    """The file that `publish` writes; an error inside leaves nothing at `path`."""
     aside = beside(path)
     with disk_errors(path):
         make_folder(path.parent)
         with new_file(aside) as file:
-            file.writelines(blocks)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             aside.replace(path)

@@ -8,7 +8,9 @@ from html import escape
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from chainette.errors import RunDirectoryError
 from chainette.io.rundir.open import read_state
@@ -16,8 +18,9 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.features import columns_of
+from chainette.io.tables.row_lines import parse_output
 from chainette.io.tables.schemas import Added, shard_schema
-from chainette.records import row_order
+from chainette.records import Source, row_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 __all__ = ["RunResult", "open_run"]
+
+T = TypeVar("T")
 
 #: Rows that a notebook shows.
 _HEAD = 5
@@ -117,6 +122,15 @@ class RunResult:
             DamagedRun: a file is not there, or does not hold the bytes that were written.
         """
         return self._read(self._folder(step))
+
+    def models(self, node: Source[T]) -> Iterator[tuple[str, T]]:
+        """(row id, validated output) of a node, in the order of the shards: `for row_id, item in result.models(extract)`.
+
+        Raises as `rows` does.
+        """
+        for row in self.rows(node.key):
+            output = parse_output(msgspec.json.encode(row))
+            yield output.row_id, node.decode(output.value)
 
     def to_arrow(self, step: str = "flattened") -> pa.Table:
         """The rows of a step as an Arrow table, in the order of row ids, with the columns of Parquet whatever the format.
