@@ -258,6 +258,9 @@ class Unfinished(msgspec.Struct, frozen=True, array_like=True):
     usage: Usage = Usage()
     #: (bad answer, complaint) of these asks, which the next one repeats.
     corrections: tuple[tuple[str, str], ...] = ()
+    #: All failures of the next ask, and the endpoint of the last one.
+    tries: int = 0
+    by: str = ""
 
 
 class Rejection(msgspec.Struct, frozen=True):

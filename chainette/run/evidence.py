@@ -8,7 +8,7 @@ row that another worker had before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
@@ -96,7 +96,7 @@ class Evidence:
     answers: Counter[str] = field(default_factory=Counter)
     failures: int = 0
     _suspects: dict[str, _Suspect] = field(default_factory=dict)
-    #: Rows in flight that are no suspects.
+    #: Rows in flight that have not failed.
     _in_flight: set[str] = field(default_factory=set)
     #: The time since which some of them are.
     _waiting_since: float = 0.0
@@ -149,26 +149,21 @@ class Evidence:
 
     # -- results of requests
 
-    def asked(self, rows: Iterable[str]) -> None:
-        """Their requests are on the way."""
+    def asked(self, rows: Iterable[str], failed: Container[str] = ()) -> None:
+        """Their requests are on the way. Those in `failed` have failed before, maybe in another process."""
         proven = self._has_answered_probe()
         if not self._in_flight:
             self._waiting_since = self.lane.clock()
         for row in rows:
             suspect = self._suspects.get(row)
-            if suspect is None:
-                self._in_flight.add(row)
-            else:
+            if suspect is not None:
                 suspect.proven = proven
+            elif row not in failed:
+                self._in_flight.add(row)
 
     def cancelled(self, rows: Iterable[str]) -> None:
         """Nothing became of their requests."""
         self._in_flight.difference_update(rows)
-
-    def avoid(self, row: str) -> str:
-        """The endpoint that failed the row last."""
-        suspect = self._suspects.get(row)
-        return suspect.by if suspect is not None else ""
 
     def answered(self, row: str, completion: Completion) -> None:
         """The engine is there; if it took the request up, it serves the step too."""
@@ -201,10 +196,9 @@ class Evidence:
         others = self.answers[suspect.by] - suspect.answers.get(suspect.by, 0)
         return failures >= FAILURES and (others >= _ANSWERS or suspect.proven)
 
-    def is_due(self, rows: Iterable[str]) -> bool:
-        """Whether a probe must tell: some of these rows have failed often enough, and nothing else will."""
-        often = any((suspect := self._suspects.get(row)) is not None and suspect.own >= FAILURES for row in rows)
-        return often and self.is_quiet
+    def is_due(self, tries: int) -> bool:
+        """Whether a probe must tell about a row that failed so often, here or elsewhere: nothing else will."""
+        return tries >= FAILURES and self.is_quiet
 
     @property
     def is_quiet(self) -> bool:

@@ -172,7 +172,8 @@ class Asking:
                 self.take_in(unanswered.pop(index), requests[index], completion)
 
         self.hook.on_generating(self.node.engine, len(requests))
-        self.evidence.asked(ask.row.row_id for ask in asks)
+        failed = {ask.row.row_id for ask in asks if ask.before.tries}
+        self.evidence.asked((ask.row.row_id for ask in asks), failed)
         try:
             for index, completion in enumerate(await self.answers(asks, requests, done)):
                 done(index, completion)
@@ -230,7 +231,9 @@ class Asking:
             usage, raw = ask.before.usage + completion.usage, completion.text or None
             self.result.reject(ask.row, Reason.ENGINE_ERROR, completion.error, ask.number, raw, usage)
         else:
-            self.result.unfinished[row_id] = msgspec.structs.replace(ask.before, failures=failures)
+            tries, by = ask.before.tries + 1, completion.by
+            before = msgspec.structs.replace(ask.before, failures=failures, tries=tries, by=by)
+            self.result.unfinished[row_id] = before
             self._failed[row_id] = completion
 
     def failure(self) -> RequestsFailed | None:
@@ -276,7 +279,7 @@ class Asking:
             schema_name=step,
             label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",
             model=self.step.output_model,
-            avoid=self.evidence.avoid(ask.row.row_id),
+            avoid=ask.before.by,
         )
 
     def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:

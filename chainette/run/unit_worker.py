@@ -333,7 +333,8 @@ class Worker(ABC):
             try:
                 await fill(result, rows, engine, seed=seed, evidence=evidence)
             except RequestsFailed as error:
-                if not self.must_probe(held.lane, evidence, error):
+                tries = max((result.unfinished[row].tries for row in error.rows if row in result.unfinished), default=0)
+                if not self.must_probe(held.lane, evidence, error, tries):
                     raise
                 await evidence.probe(engine, result.node.engine)
                 rows = [row for row in rows if row.row_id in error.rows]  # they fail once more before they are rejected
@@ -342,11 +343,11 @@ class Worker(ABC):
             finally:
                 evidence.adaptations = engine.adaptations
 
-    def must_probe(self, lane: Lane, evidence: Evidence, error: RequestsFailed) -> bool:
-        """Whether a fixed question must tell if the engine answers at all."""
+    def must_probe(self, lane: Lane, evidence: Evidence, error: RequestsFailed, tries: int) -> bool:
+        """Whether a fixed question must tell if the engine answers at all; a row has failed at most so often."""
         impatient = lane.doubted_since is not None and lane.clock() - lane.doubted_since > self.patience
         refuses_all = error.denied and not lane.has_answered
-        return refuses_all or impatient or evidence.is_due(error.rows)
+        return refuses_all or impatient or evidence.is_due(tries)
 
     def evidence_of(self, held: HeldUnit) -> Evidence:
         key = run, epoch, _ = _key_of(held)

@@ -122,12 +122,19 @@ def test_failures_under_load_count_only_while_few_others_fail() -> None:
 def test_a_probe_is_due_once_nothing_else_can_tell() -> None:
     seen = evidence()
     seen.asked(["slow"])
-    fail(seen, FAILURES - 1)
-    assert not seen.is_due(["bad"])
-    fail(seen, 1)
-    assert not seen.is_due(["bad"]), "another request is in flight"
+    fail(seen)
+    assert not seen.is_due(FAILURES), "another request is in flight"
     seen.cancelled(["slow"])
-    assert seen.is_due(["bad"])
+    assert seen.is_due(FAILURES) and not seen.is_due(FAILURES - 1)
+
+
+def test_a_request_that_failed_in_another_process_tells_nothing_about_the_engine() -> None:
+    seen = evidence()
+    fail(seen)
+    seen.asked(["fresh", "failed elsewhere"], failed={"failed elsewhere"})
+    assert not seen.is_due(FAILURES)
+    seen.cancelled(["fresh"])
+    assert seen.is_due(FAILURES)
 
 
 def test_requests_in_flight_that_nobody_answers_for_a_minute_say_nothing_more() -> None:
@@ -136,9 +143,9 @@ def test_requests_in_flight_that_nobody_answers_for_a_minute_say_nothing_more() 
     answer(seen, 1)
     seen.asked(["slow"])
     fail(seen)
-    assert not seen.is_due(["bad"])
+    assert not seen.is_due(FAILURES)
     clock.now += 61
-    assert seen.is_due(["bad"])
+    assert seen.is_due(FAILURES)
 
 
 def test_a_row_that_fails_after_a_probe_was_answered_is_convicted_and_not_before() -> None:

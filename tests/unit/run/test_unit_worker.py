@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import anyio
@@ -14,7 +15,7 @@ from chainette import Chain, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.flow import frontier
 from chainette.core.plan import Plan
-from chainette.engine.base import Completion, Done, Engine, Request
+from chainette.engine.base import Cause, Completion, Done, Engine, Finish, Request
 from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.errors import EngineUnavailable
 from chainette.fleet.memory.memory_queue import MemoryQueue
@@ -24,7 +25,7 @@ from chainette.fleet.protocol.queue_values import ANCHOR, Claim
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook
 from chainette.io.rundir.events import AnswersDiscarded, UnitRetried
-from chainette.records import CHAIN_INPUT, Outcome, Row, Usage
+from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unfinished, Usage
 from chainette.run import unit_worker as worker_module
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.unit_worker import HeldUnit, Worker
@@ -78,6 +79,8 @@ class Gated(Engine):
 class OneUnit(Worker):
     """A worker with one unit of ROWS rows of the step `first` in its hands, before the step `second`."""
 
+    rows = ROWS
+
     def __init__(self, engine: Gated) -> None:
         self.engine, self.incarnation = engine, "me"
         self.hands, self.busy, self.evidence = InFlight(), set(), {}
@@ -87,8 +90,8 @@ class OneUnit(Worker):
         queues = [self.keys.queue("llm", name) for name in ("second", "first")]
         self.pairs = [("run", queue) for queue in queues]
         self.memory.install("run", 0, "owner", "anchor", queues, {"window": 100})
-        rows = [Row(str(number), {CHAIN_INPUT: json.dumps({"text": "t"}).encode()}) for number in range(ROWS)]
-        self.memory.admit(self.keys, self.plan, 0, 0, RootRecord(rows, ROWS), [], frontier(self.plan, 0, rows), "admission")
+        rows = [Row(str(number), {CHAIN_INPUT: json.dumps({"text": "t"}).encode()}) for number in range(self.rows)]
+        self.memory.admit(self.keys, self.plan, 0, 0, RootRecord(rows, self.rows), [], frontier(self.plan, 0, rows), "admission")
         self.memory.beat("me", {}, LONG)
         self.held = HeldUnit(RunInfo("run"), self.plan, Hook(), Lane(100), self.claim())
         self.hands.take(self.held.lane, self.held.claim)
@@ -111,9 +114,11 @@ class OneUnit(Worker):
 
     def committed(self) -> list[tuple[list[str], Usage]]:
         """(rows, usage) of every part in the stream."""
+        return [([output.row_id for output in result.outputs], result.usage) for result in self.results()]
+
+    def results(self) -> list[Result]:
         entries = self.memory.read(self.keys, (ANCHOR, "anchor"))
-        results = [entry.message for entry in entries if isinstance(entry.message, Result)]
-        return [([output.row_id for output in result.outputs], result.usage) for result in results]
+        return [entry.message for entry in entries if isinstance(entry.message, Result)]
 
     def noted(self, kind: type[T]) -> list[T]:
         return [event for event in self.memory.notes("run", "0-0")[1] if isinstance(event, kind)]
@@ -260,3 +265,48 @@ def test_a_final_commit_whose_reply_was_lost_counts_no_usage_as_discarded() -> N
     worker = on(engine, scene, LostReply)
     assert worker.committed() == [([str(number) for number in range(ROWS)], Usage(ROWS, 60, 30))]
     assert worker.noted(AnswersDiscarded) == []
+
+
+class Failing(Gated):
+    """Never answers row 0, and everything else at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Request] = []
+
+    async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        self.requests += requests
+        completions = [self.answer(request) for request in requests]
+        for index, completion in enumerate(completions):
+            if done is not None:
+                done(index, completion)
+        return completions
+
+    def answer(self, request: Request) -> Completion:
+        row = request.label.split("/")[1]
+        if row == "0":
+            return Completion("", Finish.FAILED, error="500", by="here", cause=Cause.BROKEN)
+        return Completion(json.dumps({"word": row}), by="here")
+
+
+class TakesOver(OneUnit):
+    """Holds one row, which failed four times in another process."""
+
+    rows = 1
+
+    def claim(self) -> Claim:
+        return replace(super().claim(), unfinished={"0": Unfinished(failures=4, tries=4, by="there")})
+
+
+def test_a_row_that_failed_four_times_elsewhere_needs_one_probe_and_one_more_failure_here() -> None:
+    engine = Failing()
+
+    async def scene(worker: OneUnit) -> None:
+        await until(lambda: not worker.hands.claims)
+
+    worker = on(engine, scene, TakesOver)
+    assert [request.label.split("/")[1] for request in engine.requests] == ["0", "probe", "0"]
+    # the endpoint that failed it is told to the engine, which would take it for a failure of everybody otherwise
+    assert [request.avoid for request in engine.requests] == ["there", "", "here"]
+    [result] = worker.results()
+    assert [(one.row_id, one.reason, one.message) for one in result.rejected] == [("0", Reason.ENGINE_ERROR, "500")]
