@@ -91,7 +91,9 @@ class OneUnit(Worker):
         self.pairs = [("run", queue) for queue in queues]
         self.memory.install("run", 0, "owner", "anchor", queues, {"window": 100})
         rows = [Row(str(number), {CHAIN_INPUT: json.dumps({"text": "t"}).encode()}) for number in range(self.rows)]
-        self.memory.admit(self.keys, self.plan, 0, 0, RootRecord(rows, self.rows), [], frontier(self.plan, 0, rows), "admission")
+        self.memory.admit(
+            self.keys, self.plan, 0, 0, RootRecord(rows, self.rows), [], frontier(self.plan, 0, rows), "admission"
+        )
         self.memory.beat("me", {}, LONG)
         self.held = HeldUnit(RunInfo("run"), self.plan, Hook(), Lane(100), self.claim())
         self.hands.take(self.held.lane, self.held.claim)
