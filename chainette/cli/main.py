@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, Command] = {
     "worker": Command("worker", "Serve engines to the runs of a Redis."),
     "coordinator": Command("services", "Admit the rows of detached runs, as a service."),
     "sink": Command("services", "Write the directories of detached runs, as a service."),
+    "valkey": Command("valkey", "Run a Valkey on this machine until Ctrl-C."),
     "runs": Command("runs", "List the live runs of a Redis, and its workers."),
     "pause": Command("runs", "Hold a live run until `unpause`."),
     "unpause": Command("runs", "Continue a run that was paused."),

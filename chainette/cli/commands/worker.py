@@ -70,7 +70,7 @@ def worker(
     *,
     metrics: MetricsFlags,
 ) -> None:
-    """Serve engines to every run on a Redis that needs them, with the chains found below --chain-root.
+    """Serve engines to every run on a Redis that needs them, with the chains found below --chain-root. `chainette valkey` starts one.
 
     If a chain's files, parameters or prompts differ from those that were enqueued, the worker says so and does not serve it.
     SIGTERM or Ctrl-C hands back unfinished work and exits; a second one exits at once.
