@@ -70,10 +70,11 @@ def worker(
     *,
     metrics: MetricsFlags,
 ) -> None:
-    """Serve engines to every run on a Redis that needs them, with the chains found below --chain-root. `chainette valkey` starts one.
+    """Serve engines to every run on a Redis that needs them, with the chains found below --chain-root.
 
-    If a chain's files, parameters or prompts differ from those that were enqueued, the worker says so and does not serve it.
-    SIGTERM or Ctrl-C hands back unfinished work and exits; a second one exits at once.
+    `chainette valkey` starts a Redis for this machine. If a chain's files, parameters or prompts differ from those that were
+    enqueued, the worker says so and does not serve it. SIGTERM or Ctrl-C hands back unfinished work and exits; a second one
+    exits at once.
     """
     _require_names(engine or ())
     gpus = [] if gpu is None else _gpus(gpu)
