@@ -398,7 +398,8 @@ def _with_sides(fork: Fork, rows: list[Row], sides: Mapping[str, list[Row]]) -> 
 
 def _with_way(fork: Choice, rows: list[Row], sides: Mapping[str, list[Row]]) -> list[Row]:
     """The rows with the decision of a route that ends the chain, and with the value at the end of their way."""
-    decided = {row.row_id: row.values[fork.decision] for row in sides.get(fork.decision, ())}
+    every = {row.row_id: row.values[fork.decision] for row in sides.get(fork.decision, ())}
+    decided = {row_id: decision for row_id, decision in every.items() if fork.settles(decision)}
     below = _by_owner(chain.from_iterable(sides.get(side.branch, ()) for side in fork.sides), {row.row_id for row in rows})
     found = []
     for row in rows:

@@ -272,6 +272,10 @@ class Choice(Fork):
         """The end of the way that was decided for a row."""
         return self._ends[way_branch(self.decision, way_of(decision))]
 
+    def settles(self, decision: bytes) -> bool:  # noqa: ARG002
+        """Whether nothing else is decided for the row."""
+        return True
+
     def recorded(self, decision: bytes) -> bytes:
         """The part of the decision that a row keeps after the fork."""
         return decision
@@ -283,6 +287,9 @@ class Rounds(Choice):
 
     def end_of(self, decision: bytes) -> Join | Side:
         return self._ends[way_branch(self.decision, str(round_end_of(decision)[0]))]
+
+    def settles(self, decision: bytes) -> bool:
+        return way_of(decision) != "again"
 
     def recorded(self, decision: bytes) -> bytes:
         return b'{"_round":%d}' % round_end_of(decision)[0]
@@ -343,6 +350,11 @@ class Plan:
         """The nodes by the names of their queues: an escalating step has one for each of its engines."""
         every = (node.at(engine) for node in self.nodes.values() for engine in range(len(node.engines)))
         return {node.station: node for node in every}
+
+    @cached_property
+    def nests_loops(self) -> bool:
+        """Whether a loop is inside another one, so that rounds have paths and not just numbers."""
+        return any(node.round is not None and "~" in node.round.path for node in self.nodes.values())
 
     @property
     def escalates(self) -> bool:

@@ -163,7 +163,7 @@ def test_an_unjoined_loop_leaves_the_main_flow_alone(tmp_path: Path) -> None:
 def test_a_loop_that_ends_the_chain_gives_columns(tmp_path: Path) -> None:
     result = run(tmp_path, [revise()], (1, 3))
     rows = {row["row_id"]: (row["revise._round"], row["revise.v"]) for row in result.rows("flattened")}
-    assert rows["1"] == (2, 6) and rows["0"][1] is None
+    assert rows == {"0": (None, None), "1": (2, 6)}
 
 
 def test_loops_hold_branches_routes_and_loops(tmp_path: Path) -> None:
@@ -197,6 +197,19 @@ def test_loops_hold_branches_routes_and_loops(tmp_path: Path) -> None:
         ("1", "2~1", 11),
         ("1", "2~2", 12),
     }
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+def test_rounds_of_rejected_rows_are_text_throughout_if_one_loop_is_in_another(tmp_path: Path, format: str) -> None:
+    def strict(item: Draft, history: Mapping[str, Any]) -> Draft:
+        if item.v == 4 and history["round"] == 2:
+            raise ValueError("not four")
+        return item
+
+    inner = Loop("inner", steps=[apply(strict)], until="{{ round == 2 }}", max_rounds=2).join("added")
+    result = run(tmp_path, [revise(steps=[apply(draft), inner, apply(judge)]).join("final")], (0, 1, 2), format=format)
+    rejected = {(row["row_id"], row["step_id"], row["_round"]) for row in result.rows("rejected")}
+    assert rejected == {("0", "revise", "4"), ("1", "strict", "4~2"), ("2", "strict", "2~2")}
 
 
 def test_a_row_gives_the_value_of_a_loop_and_a_loop_does_not_run_alone() -> None:

@@ -25,9 +25,9 @@ def meaning(elements: list[Element]) -> Results:
     read = Meaning()
     for index in range(ROWS):
         read.read(elements, str(index), index * 13)
-    outputs: Outputs = {node: sorted((row_id, v) for row_id, v, _ in rows) for node, rows in read.outputs.items() if rows}
-    outputs |= {route: sorted(rows) for route, rows in read.decided.items()}
-    return outputs, sorted((node, row_id) for node, row_id, _, _ in read.rejected)
+    outputs: Outputs = {node: sorted((row_id, v) for row_id, v, _, _ in rows) for node, rows in read.outputs.items() if rows}
+    outputs |= {route: sorted((row_id, way) for row_id, way, _ in rows) for route, rows in read.decided.items()}
+    return outputs, sorted((node, row_id) for node, row_id, *_ in read.rejected)
 
 
 def carried_out(result: Any) -> Results:

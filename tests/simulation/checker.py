@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.simulation.scenario import Scenario
-from tests.support.drawn import nodes_of
+from tests.support.drawn import Repeat, choices_of, nodes_of, ways_of
 from tests.support.meaning import Meaning
 from tests.support.readers import rows_of
 
@@ -47,9 +47,9 @@ def _rows(scenario: Scenario, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _require_equal(what: str, found: list[Any], expected: list[Any]) -> None:
-    if sorted(found) != sorted(expected):
-        more, less = Counter(found) - Counter(expected), Counter(expected) - Counter(found)
-        raise AssertionError(f"{what}: there are {sorted(more.elements())[:5]}, missing are {sorted(less.elements())[:5]}")
+    more, less = Counter(found) - Counter(expected), Counter(expected) - Counter(found)
+    if more or less:
+        raise AssertionError(f"{what}: there are {[*more.elements()][:5]}, missing are {[*less.elements()][:5]}")
 
 
 def _check_rows(scenario: Scenario, meaning: Meaning, directory: Path) -> None:
@@ -57,32 +57,51 @@ def _check_rows(scenario: Scenario, meaning: Meaning, directory: Path) -> None:
         if node.hidden:
             assert not (directory / node.id).exists(), f"{node.id} is hidden, and has a folder"
             continue
-        found = [(row["row_id"], int(row["v"]), int(row.get("_attempts") or 0)) for row in _rows(scenario, directory / node.id)]
+        found = [
+            (row["row_id"], int(row["v"]), int(row.get("_attempts") or 0), _rounds(row))
+            for row in _rows(scenario, directory / node.id)
+        ]
         _require_equal(f"rows of {node.id}", found, meaning.outputs.get(node.id, []))
+    for choice in choices_of(scenario.elements):
+        decided = [(row["row_id"], row["_way"] or None, _rounds(row)) for row in _rows(scenario, directory / choice.id)]
+        _require_equal(f"decisions of {choice.id}", decided, meaning.decided.get(choice.id, []))
+
+
+def _rounds(row: dict[str, Any]) -> str:
+    return str(row.get("_round") or "")
 
 
 def _check_rejected(scenario: Scenario, meaning: Meaning, directory: Path) -> None:
     found = [
-        (row["step_id"], row["row_id"], row["reason"], int(row["attempts"])) for row in _rows(scenario, directory / "rejected")
+        (row["step_id"], row["row_id"], row["reason"], int(row["attempts"]), _rounds(row))
+        for row in _rows(scenario, directory / "rejected")
     ]
-    bad = [("chain_input", str(index), "invalid_input", 0) for index, number in enumerate(scenario.numbers) if number is None]
+    bad = [
+        ("chain_input", str(index), "invalid_input", 0, "") for index, number in enumerate(scenario.numbers) if number is None
+    ]
     _require_equal("rejections", found, bad + meaning.rejected)
 
 
 def _check_flattened(scenario: Scenario, meaning: Meaning, directory: Path) -> None:
     found = [_line(row) for row in _rows(scenario, directory / "flattened")]
     hidden = {node.id for node in nodes_of(scenario.elements) if node.hidden}
+    way = {choice.id: "_round" if isinstance(choice, Repeat) else "_way" for choice in choices_of(scenario.elements)}
+    empty = [choice for choice in choices_of(scenario.elements) if not any(way.steps for way in ways_of(choice))]
+    untyped = {choice.alias or choice.id for choice in empty}
     expected = []
     for row_id, history in meaning.finished.items():
-        expected.append(_line({"row_id": row_id} | dict(_flat(history, hidden))))
+        ways = {f"{choice}.{way[choice]}": taken for choice, taken in meaning.ways[row_id].items()}
+        expected.append(_line({"row_id": row_id} | dict(_flat(history, hidden, untyped)) | ways))
     _require_equal("finished rows", found, expected)
 
 
-def _flat(history: Any, hidden: set[str]) -> Iterator[tuple[str, Any]]:
+def _flat(history: Any, hidden: set[str], untyped: set[str]) -> Iterator[tuple[str, Any]]:
     for name, value in history.items():
         if name in hidden:
             continue
-        if isinstance(value, list):
+        if name in untyped:
+            yield name, None
+        elif isinstance(value, list):
             yield name, [item.model_dump() for item in value]
         else:
             yield f"{name}.v", None if value is None else value.v
@@ -107,10 +126,10 @@ def _check_log(scenario: Scenario, meaning: Meaning, events: list[dict[str, Any]
     asked: Counter[str] = Counter()
     for event in events:
         if event["type"] == "unit_committed":
-            asked[event["node"]] += event.get("usage", {}).get("requests", 0)
+            asked[event["node"].partition("#")[0]] += event.get("usage", {}).get("requests", 0)
     for node in nodes_of(scenario.elements):
-        kept = sum(asks for _, _, asks in meaning.outputs.get(node.id, []))
-        lost = sum(asks for step, _, _, asks in meaning.rejected if step == node.id)
+        kept = sum(asks for _, _, asks, _ in meaning.outputs.get(node.id, []))
+        lost = sum(asks for step, _, _, asks, _ in meaning.rejected if step == node.id)
         if node.kind == "ask":
             assert asked[node.id] == kept + lost, (
                 f"{node.id}: the log counts {asked[node.id]} asks, and its rows took {kept + lost}"

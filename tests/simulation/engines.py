@@ -88,7 +88,7 @@ class SimulatedByWorld(Engine):
     def _answer(self, request: Request) -> Completion:
         question = request.messages[-1] if len(request.messages) < 3 else request.messages[-3]
         node, _, ask = request.label.split("/")
-        return _completion(judged(node, question.content.splitlines()[0], int(ask)))
+        return _completion(judged(node.partition("#")[0], question.content.splitlines()[0], int(ask)))
 
     async def close(self) -> None:
         pass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tests.simulation.world import Fault
-from tests.support.drawn import Drawing, Element, nodes_of
+from tests.support.drawn import Drawing, Element, choices_of, nodes_of
 
 __all__ = ["KINDS", "Scenario", "drawn"]
 
@@ -83,11 +83,11 @@ def drawn(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = random.Random(f"scenario {seed}")
     chain = seed // _TOGETHER
-    elements = Drawing(chain, asks=True).elements(0, 4)
+    elements = Drawing(chain, asks=True, routes=True).elements(0, 4)
     common = random.Random(f"chain {chain}")
     workers = rng.choice((0, 0, 0, 1, 2))
     then = [
-        rng.choice(("retry", rng.choice([f"from {node.id}" for node in nodes_of(elements)])))
+        rng.choice(("retry", rng.choice([f"from {node.id}" for node in (*nodes_of(elements), *choices_of(elements))])))
         for _ in range(rng.choice((0, 0, 1, 2)))
     ]
     return Scenario(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tests.simulation.scenario import Scenario
-from tests.support.drawn import Choice, Element, Node, Repeat, Way, nodes_of, ways_of
+from tests.support.drawn import Choice, Element, Node, Repeat, Way, choices_of, nodes_of, ways_of
 
 __all__ = ["shrunk"]
 
@@ -41,7 +41,7 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
         if numbers:
             yield replace(scenario, numbers=numbers)
     for elements in _fewer(scenario.elements):
-        names = {node.id for node in nodes_of(elements)}
+        names = {element.id for element in (*nodes_of(elements), *choices_of(elements))}
         if names and all(operation.partition(" ")[2] in {"", *names} for operation in scenario.then):
             yield replace(scenario, elements=elements)
     if scenario.workers > 1:
@@ -64,6 +64,7 @@ def _fewer(elements: Sequence[Element]) -> Iterator[list[Element]]:
         if isinstance(element, Node):
             continue
         if isinstance(element, Repeat):
+            yield from ([*before, replace(element, rounds=rounds), *after] for rounds in range(1, element.rounds))
             yield from ([*before, replace(element, steps=tuple(steps)), *after] for steps in _fewer(element.steps))
             continue
         if not isinstance(element, Choice):

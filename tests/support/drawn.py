@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from zlib import crc32
 
@@ -123,12 +123,17 @@ def value_of(node: Node, item: Item, history: Mapping[str, Any]) -> list[int]:
         case "many":
             return [v + index for index in range(v % 4)]
         case "back":
-            hidden = ("round", "previous")
-            kept = {name: value for name, value in history.items() if not name.endswith("_reasoning") and name not in hidden}
-            seen = (len(str(value)) for value in kept.values())
-            return [(v + sum(seen)) % 1000]
+            return [(v + _seen(history)) % 1000]
         case _:
             return [v]
+
+
+def _seen(history: Mapping[str, Any]) -> int:
+    """A number that depends on every value of a history, and on those of the round before."""
+    own = {name: value for name, value in history.items() if not name.endswith("_reasoning")}
+    before = vars(own.pop("previous")) if "previous" in own else {}
+    known = {name: value for name, value in before.items() if value is not None and not name.endswith("_reasoning")}
+    return sum(len(str(value)) for value in own.values()) + sum(2 * len(str(value)) for value in known.values())
 
 
 def way_of(choice: Choice, item: Item) -> str | None:
@@ -179,9 +184,10 @@ def judged(node: str, prompt: str, ask: int) -> Verdict:
             return Verdict(f'{{"v": {drawn % 1000}}}')
 
 
-def prompt_of(node: Node, item: Item, start: Item) -> str:
+def prompt_of(node: Node, item: Item, history: Mapping[str, Any]) -> str:
     """The question of a step, as its template renders it."""
-    return f"{node.id}: {item.v} of {start.v}"
+    where = f" in round {history['round']}" if "round" in history else ""
+    return f"{node.id}: {item.v} of {history['chain_input'].v}{where}"
 
 
 class Drawing:
@@ -243,12 +249,12 @@ def ways_of(element: tuple[Way, ...] | Choice | Repeat) -> tuple[Way, ...]:
     return element.ways if isinstance(element, Choice) else element
 
 
-def choices_of(elements: Sequence[Element]) -> list[Choice]:
-    """Every route, in the order of the chain."""
-    found: list[Choice] = []
+def choices_of(elements: Sequence[Element]) -> list[Choice | Repeat]:
+    """Every route and loop, in the order of the chain."""
+    found: list[Choice | Repeat] = []
     for element in elements:
         if not isinstance(element, Node):
-            found += [element] if isinstance(element, Choice) else []
+            found += [element] if isinstance(element, Choice | Repeat) else []
             found += [choice for way in ways_of(element) for choice in choices_of(way.steps)]
     return found
 
@@ -263,19 +269,31 @@ def nodes_of(elements: Sequence[Element]) -> list[Node]:
 
 def built(elements: Sequence[Element], engines: Sequence[str] = (), call: Callable[[Node, Item], object] = lambda *_: 0) -> Any:
     """The elements as `Chain(steps=...)` takes them. `call` is told of every call of a function."""
-    return [_built(element, engines, call) for element in elements]
+    return _Builder(engines, call).elements(elements)
 
 
-def _built(element: Element, engines: Sequence[str], call: Callable[[Node, Item], object]) -> Any:
-    match element:
-        case Node():
-            return _node(element, engines, call)
-        case Repeat():
-            return _loop(element, built(element.steps, engines, call))
-        case Choice():
-            return _route(element, [built(way.steps, engines, call) for way in element.ways])
-        case _:
-            return [_branch(way, built(way.steps, engines, call)) for way in element]
+@dataclass(frozen=True)
+class _Builder:
+    engines: Sequence[str]
+    call: Callable[[Node, Item], object]
+    #: Whether the elements are inside a loop.
+    looped: bool = False
+
+    def elements(self, elements: Sequence[Element]) -> Any:
+        return [self.element(element) for element in elements]
+
+    def element(self, element: Element) -> Any:
+        match element:
+            case Node(kind="ask"):
+                return _step(element, self.engines, " in round {{ round }}" if self.looped else "")
+            case Node():
+                return _function(element, self.call)
+            case Repeat():
+                return _loop(element, replace(self, looped=True).elements(element.steps))
+            case Choice():
+                return _route(element, [self.elements(way.steps) for way in element.ways])
+            case _:
+                return [_branch(way, self.elements(way.steps)) for way in element]
 
 
 def _route(choice: Choice, sequences: list[Any]) -> Route:
@@ -330,19 +348,20 @@ def _branch(way: Way, steps: list[core.Element]) -> Branch:
     return branch.join(way.alias) if way.alias else branch
 
 
-def _node(node: Node, engines: Sequence[str], call: Callable[[Node, Item], object]) -> Any:
-    if node.kind == "ask":
-        return Step(
-            id=node.id,
-            input_model=Item,
-            output_model=Item,
-            engine_name=engines[node.salt % len(engines)],
-            escalate=[engines[(node.salt + 1) % len(engines)]] if node.escalates else [],
-            user_prompt=node.id + ": {{ input.v }} of {{ chain_input.v }}",
-            max_attempts=node.attempts,
-            yield_output=not node.hidden,
-        )
+def _step(node: Node, engines: Sequence[str], more: str) -> Step[Any, Any]:
+    return Step(
+        id=node.id,
+        input_model=Item,
+        output_model=Item,
+        engine_name=engines[node.salt % len(engines)],
+        escalate=[engines[(node.salt + 1) % len(engines)]] if node.escalates else [],
+        user_prompt=node.id + ": {{ input.v }} of {{ chain_input.v }}" + more,
+        max_attempts=node.attempts,
+        yield_output=not node.hidden,
+    )
 
+
+def _function(node: Node, call: Callable[[Node, Item], object]) -> Any:
     def numbers(item: Item, history: Mapping[str, Any]) -> list[Item]:
         call(node, item)
         return [Item(v=number) for number in value_of(node, item, history)]

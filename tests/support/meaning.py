@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 from tests.support.drawn import (
@@ -31,10 +32,12 @@ class _End:
 
     row_id: str
     value: Item
-    history: Mapping[str, Any]
+    history: dict[str, Any]
     round: int
     #: Joined route on the row's own line -> way.
     ways: Mapping[str, str | None] = field(default_factory=dict)
+    #: Rounds of the loops around it, outermost first: `2~1`; "" outside.
+    rounds: str = ""
 
 
 @dataclass
@@ -48,12 +51,12 @@ class Meaning:
     anew: Mapping[str, int] = field(default_factory=dict)
     #: (node, value) of rows that kill whoever takes them.
     deadly: tuple[str, int] | None = None
-    #: Node -> (row id, number, asks).
-    outputs: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
-    #: Route -> (row id, way).
-    decided: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)
-    #: (node, row id, reason, asks).
-    rejected: list[tuple[str, str, str, int]] = field(default_factory=list)
+    #: Node -> (row id, number, asks, rounds).
+    outputs: dict[str, list[tuple[str, int, int, str]]] = field(default_factory=dict)
+    #: Route or loop -> (row id, way, rounds).
+    decided: dict[str, list[tuple[str, str | None, str]]] = field(default_factory=dict)
+    #: (node, row id, reason, asks, rounds).
+    rejected: list[tuple[str, str, str, int, str]] = field(default_factory=list)
     #: Row id -> the row's history.
     finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     #: Row id -> route on the main flow -> way.
@@ -94,52 +97,67 @@ class Meaning:
             elif not rest:
                 aliases[way.name] = given
         history = {**row.history, **aliases}
-        return ([], False) if stopped else self.flow(rest, _End(row.row_id, row.value, history, last, row.ways))
+        return ([], False) if stopped else self.flow(rest, replace(row, history=history, round=last))
 
     def choice(self, choice: Choice, rest: Sequence[Element], row: _End) -> tuple[list[_End], bool]:
         """The row goes one way, and on from there as it was before."""
+        many = any(isinstance(node, Node) and node.kind == "many" for way in choice.ways for node in way.steps)
         try:
             name = way_of(choice, row.value)
         except Refused as refused:
-            self.rejected.append((choice.id, row.row_id, "no_case" if str(refused) == "no_case" else "apply_error", 0))
-            return self.flow(rest, row) if not choice.alias else ([], False)
-        self.decided.setdefault(choice.id, []).append((row.row_id, name))
+            reason = "no_case" if str(refused) == "no_case" else "apply_error"
+            self.rejected.append((choice.id, row.row_id, reason, 0, row.rounds))
+            return self.passed(choice, rest, row, row.round)
+        self.decided.setdefault(choice.id, []).append((row.row_id, name, row.rounds))
         steps = next((way.steps for way in choice.ways if way.name == name), ())
         ends, whole = self.flow(steps, row) if steps else ([], True)
-        if not choice.alias:
-            return self.flow(rest, row)
-        many = any(isinstance(node, Node) and node.kind == "many" for way in choice.ways for node in way.steps)
         given = [end.value for end in ends] if many else ends[0].value if ends else None
-        if not whole or (steps and not many and not ends):
-            return [], False
         last = max([row.round, *(end.round for end in ends)])
-        history, ways = {**row.history, choice.alias: given}, {**row.ways, choice.id: name}
-        return self.flow(rest, _End(row.row_id, row.value, history, last, ways))
+        stopped = not whole or bool(steps and not many and not ends)
+        return self.passed(choice, rest, row, last, stopped=stopped, given=given, way=name)
 
     def repeat(self, repeat: Repeat, rest: Sequence[Element], row: _End) -> tuple[list[_End], bool]:
         """The row goes through the steps until it is done, and on from there as it was before."""
         best: tuple[int, _End] | None = None
+        start, at, before = {*row.history}, row.round, dict[str, Any]()
         for number in range(1, repeat.rounds + 1):
-            ends, _ = self.flow(repeat.steps, row)
+            seen = {"round": number, "previous": SimpleNamespace(**before)}
+            rounds = f"{row.rounds}~{number}".lstrip("~")
+            ends, _ = self.flow(repeat.steps, replace(row, history=row.history | seen, round=at, rounds=rounds))
             if not ends:
-                return self.flow(rest, row) if not repeat.alias else ([], False)
+                return self.passed(repeat, rest, row, at)
             [end] = ends
+            at, before = end.round, {name: value for name, value in end.history.items() if name not in start | {*seen}}
             done = repeat.ends(end.value, number)
             if not done and number == repeat.rounds and repeat.ending == "reject":
-                self.rejected.append((repeat.id, row.row_id, "exhausted", 0))
-                return self.flow(rest, row) if not repeat.alias else ([], False)
+                self.rejected.append((repeat.id, row.row_id, "exhausted", 0, rounds))
+                return self.passed(repeat, rest, row, at)
             way = "ended" if done else "kept" if number == repeat.rounds else "again"
-            self.decided.setdefault(repeat.id, []).append((row.row_id, way))
+            self.decided.setdefault(repeat.id, []).append((row.row_id, way, rounds))
             if best is None or repeat.ending != "best" or done or repeat.score(end.value) > repeat.score(best[1].value):
                 best = number, end
             if done:
                 break
-        if not repeat.alias:
-            return self.flow(rest, row)
         assert best is not None
-        last = max(row.round, best[1].round)
-        history, ways = {**row.history, repeat.alias: best[1].value}, {**row.ways, repeat.id: str(best[0])}
-        return self.flow(rest, _End(row.row_id, row.value, history, last, ways))
+        return self.passed(repeat, rest, row, at, stopped=False, given=best[1].value, way=str(best[0]))
+
+    def passed(
+        self,
+        element: Choice | Repeat,
+        rest: Sequence[Element],
+        row: _End,
+        at: int,
+        *,
+        stopped: bool = True,
+        given: Any = None,
+        way: str | None = None,
+    ) -> tuple[list[_End], bool]:
+        """The row goes on behind a route or a loop, with what it gave."""
+        name = element.alias or element.id
+        known = replace(row, history={**row.history, name: given}, ways={**row.ways, element.id: way})
+        if element.alias:
+            return ([], False) if stopped else self.flow(rest, replace(known, round=at))
+        return self.flow(rest, row if rest else known)
 
     def node(self, node: Node, row: _End) -> list[_End] | None:
         """The rows that a node makes of one; None if it rejects it."""
@@ -149,14 +167,14 @@ class Meaning:
             numbers, asks, at = self.numbers(node, row)
         except Refused as refused:
             reason, asks = (*refused.args, 0)[:2]
-            self.rejected.append((node.id, row.row_id, "apply_error" if reason == "no" else reason, asks))
+            self.rejected.append((node.id, row.row_id, "apply_error" if reason == "no" else reason, asks, row.rounds))
             return None
         ids = [f"{row.row_id}~{index}" for index in range(len(numbers))] if node.kind == "many" else [row.row_id]
         rows = [
-            _End(child, Item(v=v), {**row.history, node.id: Item(v=v)}, at, row.ways)
+            replace(row, row_id=child, value=Item(v=v), history={**row.history, node.id: Item(v=v)}, round=at)
             for child, v in zip(ids, numbers, strict=False)
         ]
-        self.outputs.setdefault(node.id, []).extend((child.row_id, child.value.v, asks) for child in rows)
+        self.outputs.setdefault(node.id, []).extend((child.row_id, child.value.v, asks, row.rounds) for child in rows)
         return rows
 
     def numbers(self, node: Node, row: _End) -> tuple[list[int], int, int]:
@@ -164,7 +182,7 @@ class Meaning:
         at = max(row.round, self.anew.get(node.id, 0))
         if node.kind != "ask":
             return value_of(node, row.value, row.history), 0, at
-        ask, prompt = 0, prompt_of(node, row.value, row.history["chain_input"])
+        ask, prompt = 0, prompt_of(node, row.value, row.history)
         # each engine has its attempts; a retry goes on at the last one
         turns = [*[at] * node.escalates, *range(at, self.retries + 1)]
         for now in turns:
@@ -187,6 +205,9 @@ def after(elements: Sequence[Element], start: str) -> set[str]:
                 return {start} | rest
             continue
         for way in ways_of(element):
-            if found := after(way.steps, start):
+            found = after(way.steps, start)
+            if found or (isinstance(element, Choice | Repeat) and element.id == start):
+                every = {node.id for inside in ways_of(element) for node in nodes_of(inside.steps)}
+                found = every if isinstance(element, Repeat) or not found else found
                 return found | rest if way.alias or getattr(element, "alias", "") else found
     return set()

@@ -16,7 +16,7 @@ from typing import Any
 
 from chainette.core.decision import way_of
 from chainette.core.flow import Durable, settle
-from chainette.core.plan import NodeKind, Plan, Round
+from chainette.core.plan import NodeKind, Plan
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.events import (
@@ -279,9 +279,12 @@ class RunWriter:
             pos=commit.pos,
         )
 
-    def _round_of(self, rejection: Rejection) -> Round | None:
+    def _round_of(self, rejection: Rejection) -> int | str | None:
+        """The round as `rejected/` names it, with one type for all nodes of the chain."""
         node = self.plan.nodes.get(rejection.step_id)
-        return None if node is None else node.round
+        if node is None or node.round is None:
+            return None
+        return node.round.path if self.plan.nests_loops else node.round.number
 
     def _ways(self, unit: Unit, outcome: Outcome) -> dict[str, int]:
         node = self.plan.nodes.get(unit.node)

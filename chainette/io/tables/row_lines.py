@@ -74,7 +74,7 @@ def parse_earlier(rejection: Mapping[str, Any], engine: int) -> Earlier:
     return Earlier(rejection["attempts"], spent, engine)
 
 
-def rejection_line(rejection: Rejection, added: Added, around: Round | None = None, *, escalates: bool = False) -> bytes:
+def rejection_line(rejection: Rejection, added: Added, around: int | str | None = None, *, escalates: bool = False) -> bytes:
     """One line of `rejected/`. `around`: the round in which a node of a loop rejected the row; `escalates`: a step of the
     chain may ask several engines."""
     plain: dict[str, Any] = {
@@ -87,7 +87,7 @@ def rejection_line(rejection: Rejection, added: Added, around: Round | None = No
         "line": rejection.line,
     }
     if around is not None:
-        plain["_round"] = msgspec.Raw(round_text(around))
+        plain["_round"] = around
     if added.key:
         plain["_key"] = msgspec.Raw(rejection.key or b"null")
     if escalates:

@@ -86,8 +86,8 @@ class ShardSchemas(Mapping[str, Any]):
     def columns(self, folder: str) -> Columns:
         """The columns of a folder."""
         if folder == "rejected":
-            kinds = {_round_type(node) for node in self._plan.nodes.values() if node.round is not None}
-            column = [("_round", kinds.pop() if len(kinds) == 1 else Any)] if kinds else []
+            looped = any(node.round is not None for node in self._plan.nodes.values())
+            column = [("_round", str if self._plan.nests_loops else int)] if looped else []
             engine = [_ENGINE] if self._plan.escalates else []
             return step_columns(None, [*_REJECTED, *column, *self._tail, *engine, *self._usage])
         if folder == "flattened":
