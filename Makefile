@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The tests start hundreds of processes; each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-vllm simulate mutations chaos million conformance check fix lint clean
+.PHONY: demo test test-vllm simulate mutations chaos killed million conformance check fix lint clean
 
 demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	rm -rf runs/demo
@@ -29,6 +29,10 @@ mutations: .venv/.dev  ## Plants bugs on purpose, one after the other, and says 
 SEED ?= 1
 chaos: .venv/.dev  ## A real fleet of processes under seeded faults: make chaos SEED=1 FAULTS=100, or MINUTES=2
 	$(BIN)/python -m tests.chaos --seed $(SEED) $(if $(FAULTS),--faults $(FAULTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RECORD),--record)
+
+CHAINS ?= 500
+killed: .venv/.dev  ## Random chains in processes that are killed at random moments, compared with their plain reading: make killed CHAINS=500
+	$(BIN)/python -m tests.chaos.killed --chains $(CHAINS) --start $(START) $(if $(RECORD),--record)
 
 million: .venv/.dev  ## A million rows through a fleet that is killed three times; ten million through coordinator and sink alone
 	$(BIN)/python -m benchmarks.million --picture docs/million.svg $(if $(RECORD),--record)

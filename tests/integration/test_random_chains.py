@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from chainette.run.executor import resume
 from tests.support.crash import copies
 from tests.support.drawn import Drawing, Element, Item, built
 from tests.support.meaning import Meaning
-from tests.support.tools import some
+from tests.support.tools import CI, some
+
+ROOT = Path(__file__).parents[2]
 
 ROWS = 9
 
@@ -70,6 +74,15 @@ def test_a_run_that_crashed_is_what_the_chain_means(tmp_path: Path, block: int) 
             result = resume(copy, chain)
             assert carried_out(result) == meaning(elements), (seed, copy.name)
             assert result.metadata["balanced"], (seed, copy.name)
+
+
+def test_a_run_whose_process_was_killed_again_and_again_is_what_the_chain_means() -> None:
+    words = ["--chains", str(30 if CI else 3)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos.killed", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " kills, " in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,11 +9,11 @@ from chainette.engine.base import Completion, Done, Engine, Finish, Request
 from chainette.engine.config import EngineConfig
 from chainette.engine.simulated.simulator import SimulatedOptions
 from chainette.errors import EngineUnavailable
-from chainette.records import Usage
+from chainette.records import Usage, declared_of
 from tests.simulation.world import CURRENT, Fault, Process
-from tests.support.drawn import Verdict, judged
+from tests.support.drawn import judged
 
-__all__ = ["BACKEND", "SimulatedByWorld"]
+__all__ = ["BACKEND", "SimulatedByWorld", "answer_to"]
 
 #: The backend's name, and where it is found.
 BACKEND = ("world", f"{__name__}:SimulatedByWorld")
@@ -27,7 +27,11 @@ def _here() -> Process:
     return process
 
 
-def _completion(verdict: Verdict) -> Completion:
+def answer_to(request: Request) -> Completion:
+    """The answer that follows from the question of a drawn step."""
+    question = request.messages[-1] if len(request.messages) < 3 else request.messages[-3]
+    node, _, ask = request.label.split("/")
+    verdict = judged(declared_of(node), question.content.splitlines()[0], int(ask))
     return Completion(verdict.text, _FINISH.get(verdict.reason, Finish.STOP), usage=Usage(1, 10, 5, 0.0))
 
 
@@ -73,9 +77,9 @@ class SimulatedByWorld(Engine):
                 await asyncio.sleep(slow * rng.random())
                 await process.awake()
             if kind == "engine fails midway" and number >= len(order) // 2:
-                asyncio.get_running_loop().call_later(0.1, done, index, self._answer(requests[index]))  # too late
+                asyncio.get_running_loop().call_later(0.1, done, index, answer_to(requests[index]))  # too late
                 raise EngineUnavailable(f"engine {self.name!r} broke off")
-            found[index] = self._answer(requests[index])
+            found[index] = answer_to(requests[index])
             if kind != "engine tells nothing early" and (number or slow):
                 done(index, found[index])
                 if kind == "engine answers twice":
@@ -84,11 +88,6 @@ class SimulatedByWorld(Engine):
         if kind == "engine gives too few answers":
             return []
         return [found[index] for index in range(len(requests))]
-
-    def _answer(self, request: Request) -> Completion:
-        question = request.messages[-1] if len(request.messages) < 3 else request.messages[-3]
-        node, _, ask = request.label.split("/")
-        return _completion(judged(node.partition("#")[0], question.content.splitlines()[0], int(ask)))
 
     async def close(self) -> None:
         pass

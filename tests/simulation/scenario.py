@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tests.simulation.world import Fault
 from tests.support.drawn import Drawing, Element, choices_of, nodes_of
 
-__all__ = ["KINDS", "Scenario", "drawn"]
+__all__ = ["KINDS", "Scenario", "drawn", "drawn_chain"]
 
 #: Consecutive seeds that have a chain in common, since compiling one takes longer than running it.
 _TOGETHER = 50
@@ -93,7 +93,7 @@ def drawn(seed: int) -> Scenario:
     return Scenario(
         seed,
         elements,
-        tuple(rng.randrange(1000) if rng.random() < 0.93 else None for _ in range(rng.randint(1, 8))),
+        _numbers(rng, rng.randint(1, 8)),
         common.choice((1, 2, 2, 3, 4)),
         rng.choice(("jsonl",) * 8 + ("parquet", "csv")),
         rng.choice((1, 3, 100, 100, 100)),
@@ -102,6 +102,16 @@ def drawn(seed: int) -> Scenario:
         tuple(sorted(_fault(rng, fleet=workers > 0) for _ in range(rng.choice((0, 1, 2, 3, 4, 6))))),
         tuple(then),
     )
+
+
+def drawn_chain(chain: int, records: int) -> Scenario:
+    """The scenario of the first seed with this chain, but with so many records, and without faults or operations."""
+    rng = random.Random(f"records {chain}")
+    return replace(drawn(chain * _TOGETHER), numbers=_numbers(rng, records), faults=(), then=())
+
+
+def _numbers(rng: random.Random, records: int) -> tuple[int | None, ...]:
+    return tuple(rng.randrange(1000) if rng.random() < 0.93 else None for _ in range(records))
 
 
 def _fault(rng: random.Random, *, fleet: bool) -> Fault:
