@@ -9,12 +9,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import redis
 
 from chainette.fleet.protocol.queue_values import LEASE
 from tests.chaos.site import Site
+from tests.support.processes import children
 
 __all__ = ["FAULTS", "Fault"]
 
@@ -48,17 +48,16 @@ def terminate(site: Site) -> None:
 
 def kill_a_child(site: Site) -> None:
     """A process that runs functions for a worker."""
-    victim = _worker(site)
-    with suppress(OSError, IndexError, ProcessLookupError):
-        assert victim is not None
-        children = Path(f"/proc/{victim.pid}/task/{victim.pid}/children").read_text().split()
-        os.kill(int(site.rng.choice(children)), signal.SIGKILL)
+    if (victim := _worker(site)) is not None and (found := children(victim.pid)):
+        with suppress(ProcessLookupError):
+            os.kill(site.rng.choice(found), signal.SIGKILL)
 
 
 def _stop(victim: subprocess.Popen[bytes] | None) -> None:
     """SIGSTOP for longer than the lease: it wakes and goes on as if it still held its units."""
+    if victim is None:
+        return
     with suppress(ProcessLookupError):
-        assert victim is not None
         os.kill(victim.pid, signal.SIGSTOP)
         time.sleep(LEASE + 1.5)
         os.kill(victim.pid, signal.SIGCONT)

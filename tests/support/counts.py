@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["put", "record"]
+__all__ = ["put", "record", "rows"]
 
 _ROOT = Path(__file__).parents[2]
 #: Looked up at once: a simulation hides it from the product.
@@ -25,10 +25,15 @@ def record(command: str, result: str, page: Path = _PAGE) -> None:
     put("command", sorted([*kept, line]), page)
 
 
-def put(head: str, rows: Iterable[str], page: Path = _PAGE) -> None:
+def put(head: str, new: Iterable[str], page: Path = _PAGE) -> None:
     """Gives the table with this first heading these rows."""
     before, _, after = _table(page, head)
-    page.write_text(f"{before}{''.join(rows)}{after}")
+    page.write_text(f"{before}{''.join(new)}{after}")
+
+
+def rows(head: str, page: Path = _PAGE) -> list[str]:
+    """The rows of the table with this first heading."""
+    return _table(page, head)[1]
 
 
 def _table(page: Path, head: str) -> tuple[str, list[str], str]:
