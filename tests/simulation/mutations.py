@@ -229,7 +229,7 @@ MUTATIONS = (
         _LOG,
         "            os.ftruncate(self._file, offset)\n            os.fsync(self._file)\n",
         "            pass\n",
-        "tests/integration/test_crash_recovery.py",
+        "tests/unit/io/rundir/test_log.py",
     ),
     Mutation("a write that failed stays in the log", _LOG, "            self._take_back(start, seq)\n", ""),
     Mutation(

@@ -44,9 +44,9 @@ def main() -> int:
             survived += not catcher
             table[mutation.name] = f"| {mutation.name} | `{mutation.file}` | {catcher or 'nothing'} |\n"
             print(table[mutation.name], end="", flush=True)
+            if given.record:
+                _write(table, len(chosen))
     print(f"{len(chosen) - survived} of {len(chosen)} planted bugs were caught")
-    if given.record:
-        _write(table, len(chosen))
     return int(survived > 0)
 
 

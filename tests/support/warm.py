@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import signal
@@ -25,7 +26,19 @@ from tests.support.patience import LONG
 __all__ = ["run"]
 
 #: Imported before anything is forked.
-_IMPORTS = ("chainette.cli.main", "chainette.cli.commands.run", "chainette.run.executor", "pyarrow.parquet")
+_IMPORTS = (
+    "anyio._backends._asyncio",
+    "anyio.streams.tls",
+    "chainette.cli.commands.run",
+    "chainette.cli.commands.status",
+    "chainette.cli.main",
+    "chainette.engine.simulated",
+    "chainette.run.executor",
+    "pyarrow.parquet",
+    "rich.live",
+    "uvloop",
+    "yaml",
+)
 
 
 def run(words: Sequence[str], cwd: Path, environment: Mapping[str, str], stdin: str | None) -> subprocess.CompletedProcess[str]:
@@ -109,5 +122,6 @@ def _become(words: list[str], cwd: str, environment: dict[str, str], streams: li
 if __name__ == "__main__":
     for name in _IMPORTS:
         import_module(name)
+    gc.freeze()  # a collection in a forked process would copy every page that it touches
     _serve(socket.socket(fileno=int(sys.argv[1])))
     import_module("chainette.cli.main").main()

@@ -52,6 +52,20 @@ def test_a_group_that_the_disk_refused_leaves_no_torn_line_in_the_middle(tmp_pat
     assert [(event.seq, event.reason) for event in events if isinstance(event, RunPaused)] == [(0, "one"), (1, "three")]
 
 
+def test_a_torn_end_is_cut_off_before_the_log_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.append([RunPaused(reason="one")])
+    log.close()
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b'{"type":"run_paused","reason":"' + b"x" * 1000)
+    log = EventLog(path)
+    log.continue_after(size, 0, 0)
+    [(offset, event)] = log.append([RunPaused(reason="two")])
+    log.close()
+    assert offset == size and path.read_bytes()[size:] == encode_line(event)
+
+
 def test_rows_are_on_the_disk_before_the_log_speaks_of_them(tmp_path: Path) -> None:
     """A power cut keeps only synced data: at every write to the log, all rows that it names must have been."""
     synced: dict[str, int] = {}
