@@ -9,10 +9,12 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.support.tools import CI
+from tests.support.tools import CI, memory_disk
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (disk := memory_disk()) is not None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(disk))
     folder = tempfile.TemporaryDirectory(prefix="chainette-state-")
     config.add_cleanup(folder.cleanup)
     os.environ["XDG_STATE_HOME"] = folder.name

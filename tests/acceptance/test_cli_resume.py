@@ -136,7 +136,7 @@ def test_a_label_list_in_a_file_and_a_variable_of_the_environment_are_noticed(tm
     assert '"old"' not in (tmp_path / "out/split/0.jsonl").read_text()
 
 
-@pytest.mark.parametrize("way", [(), ("--workers", "1")])
+@pytest.mark.parametrize("way", [(), pytest.param(("--workers", "1"), marks=pytest.mark.long)])
 def test_a_renamed_branch_costs_no_question(tmp_path: Path, way: tuple[str, ...]) -> None:
     project = Project(tmp_path, rows=20)
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", *way).returncode == 0

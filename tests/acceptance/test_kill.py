@@ -219,7 +219,7 @@ def test_killed_at_any_disk_step_of_a_rollback_a_directory_is_wholly_the_one_or_
     assert len([*(doomed.path / "out/.versions").iterdir()]) == 1
 
 
-@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+@pytest.mark.parametrize("format", ["jsonl", pytest.param("parquet", marks=pytest.mark.long)])
 def test_kill_9_of_the_real_command_costs_no_row(tmp_path: Path, format: str) -> None:
     project = Doomed(tmp_path, rows=200, latency=0.01)
     chance = random.Random(f"kill -9 {format}")

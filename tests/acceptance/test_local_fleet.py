@@ -45,6 +45,7 @@ def start(project: Project) -> subprocess.Popen[str]:
     return run
 
 
+@pytest.mark.long
 def test_a_fleet_gives_the_rows_of_one_process_also_when_workers_are_killed(project: Project) -> None:
     run = start(project)
     workers = [pid for pid, words in processes_of(project).items() if "chainette_workers.worker.entry" in words]

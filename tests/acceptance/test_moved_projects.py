@@ -150,7 +150,7 @@ def test_an_input_that_moved_must_be_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["at import", "in a function"])
-@pytest.mark.parametrize("more", [(), ("--workers", "1")], ids=["local", "workers"])
+@pytest.mark.parametrize("more", [(), pytest.param(("--workers", "1"), marks=pytest.mark.long)], ids=["local", "workers"])
 def test_code_that_changes_the_folder_moves_no_file_of_the_run(tmp_path: Path, where: str, more: tuple[str, ...]) -> None:
     path, away = tmp_path / "project", tmp_path / "away"
     path.mkdir()
@@ -183,8 +183,8 @@ def test_code_that_removes_the_folder_it_went_to_costs_nothing(tmp_path: Path) -
 
 #: Process state that a user's code may change for itself.
 DEEDS = (
-    "os.environ.clear(); os.environ['TMPDIR'] = '/nowhere'; locale.setlocale(locale.LC_ALL, 'C'); random.seed(0); "
-    "logging.disable(logging.CRITICAL); decimal.getcontext().prec = 1; socket.setdefaulttimeout(0.001); "
+    "os.chdir('/'); os.environ.clear(); os.environ['TMPDIR'] = '/nowhere'; locale.setlocale(locale.LC_ALL, 'C'); "
+    "random.seed(0); logging.disable(logging.CRITICAL); decimal.getcontext().prec = 1; socket.setdefaulttimeout(0.001); "
     "warnings.simplefilter('error'); sys.setrecursionlimit(400)"
 )
 

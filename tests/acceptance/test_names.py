@@ -74,6 +74,7 @@ def test_a_process_whose_locale_cannot_name_the_folder_says_so_before_it_begins(
     assert not (project.path / "here").exists()
 
 
+@pytest.mark.long
 def test_an_engine_of_any_name_is_served_by_workers(project: Project) -> None:
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "here").returncode == 0
     done = project.chainette("run", "chain.py", "in.jsonl", "-o", "there", "--workers", f"{ENGINE}=1,gpt-4.1=1")

@@ -39,7 +39,8 @@ second = Step(id="second", output_model=Word, engine_name="slow", user_prompt="s
 chain = Chain(name="slow", batch_size=64, steps=[first, second])
 """
 
-WAYS = pytest.mark.parametrize("way", [(), ("--workers", "1")], ids=["local", "fleet"])
+FLEET = ("--workers", "1")
+WAYS = pytest.mark.parametrize("way", [(), FLEET], ids=["local", "fleet"])
 
 
 #: Its function waits for the file `gate` beside it from the row in the middle on.
@@ -133,8 +134,15 @@ def test_a_row_is_on_the_disk_and_at_its_next_step_while_its_unit_goes_on(slow: 
     assert set(server.asked.values()) == {1}
 
 
-@WAYS
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("way", "sent"),
+    [
+        ((), signal.SIGINT),
+        (FLEET, signal.SIGTERM),
+        pytest.param((), signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(FLEET, signal.SIGINT, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_keeps_every_answer_that_has_arrived(slow: Slow, way: tuple[str, ...], sent: signal.Signals) -> None:
     later = HalfLater()
     with SlowServer(later) as server:
@@ -154,7 +162,7 @@ def test_a_signal_keeps_every_answer_that_has_arrived(slow: Slow, way: tuple[str
     assert {text: times for text, times in server.asked.items() if times > 1 and 0 <= number(text) < ROWS // 2} == {}
 
 
-@WAYS
+@pytest.mark.parametrize("way", [(), pytest.param(FLEET, marks=pytest.mark.long)], ids=["local", "fleet"])
 def test_a_request_that_fails_again_and_again_costs_its_neighbours_nothing(slow: Slow, way: tuple[str, ...]) -> None:
     failures = 0
 

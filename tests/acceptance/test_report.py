@@ -129,6 +129,7 @@ def test_the_numbers_are_those_of_the_metadata(project: Project, browser: Browse
     seen.page.close()
 
 
+@pytest.mark.long
 def test_it_is_dark_where_the_reader_wants_it_dark(project: Project, browser: Browser) -> None:
     papers = set()
     for scheme in ("light", "dark"):

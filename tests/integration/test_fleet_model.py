@@ -353,6 +353,36 @@ def test_whatever_dies_the_rows_are_those_of_a_local_run_also_in_memory(tmp_path
         survive(tmp_path / str(number), in_memory(), number + 1000 + 100 * wild, wild=wild)
 
 
+def test_an_acknowledgement_that_was_lost_is_made_up_for_even_if_nothing_more_comes(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "inputs.jsonl", 26)
+    fleet = Fleet(everything(), inputs, tmp_path / "run", in_memory(), 1)
+    lost: list[int] = []
+
+    acknowledge = fleet.queue.ack
+
+    def lose(keys: RunKeys, owner: str, position: tuple[str, str], done: list[int]) -> None:
+        lost.extend(done)
+        if done:
+            raise redis.ConnectionError
+        acknowledge(keys, owner, position, done)
+
+    async def until_lost() -> None:
+        async with Engines(fleet.plan.engines) as engines:
+            while not lost:
+                await anyio.lowlevel.checkpoint()
+                fleet.admit()
+                fleet.claim()
+                await fleet.work(engines)
+                with pytest.MonkeyPatch.context() as patch, suppress(redis.ConnectionError):
+                    patch.setattr(fleet.queue, "ack", lose)
+                    fleet.drain()
+
+    anyio.run(until_lost)
+    assert {*lost} <= {*fleet.sink.progress.live}
+    assert not fleet.sink.step()
+    assert not {*lost} & {*fleet.sink.progress.live}
+
+
 def find_poison(tmp_path: Path, twin: Twin, seed: int) -> None:
     chain = everything()
     inputs = write_inputs(tmp_path / "inputs.jsonl", 26)

@@ -50,30 +50,32 @@ def inputs() -> list[Item]:
     return [Item(v=index * 13) for index in range(ROWS)]
 
 
+ROUTES = pytest.mark.parametrize("routes", [False, True], ids=["", "with routes"])
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("block", some(range(8)))
-def test_a_run_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
+@ROUTES
+@pytest.mark.parametrize("block", some(range(8), 8))
+def test_a_run_is_what_the_chain_means(tmp_path: Path, block: int, routes: bool) -> None:
     for seed in range(block * 15, block * 15 + 15):
-        size = (1, 2, 4, 64)[seed % 4]
-        chain, elements = chain_of(seed, size)
+        chain, elements = chain_of(seed, (1, 2, 4, 64)[seed % 4], routes=routes)
         result = chain.run(inputs(), tmp_path / str(seed))
         assert carried_out(result) == meaning(elements), seed
         assert result.metadata["balanced"], (seed, result._state.imbalances())
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("block", some(range(8)))
-def test_a_run_that_crashed_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
-    for seed in range(block * 4, block * 4 + 4):
-        chain, elements = chain_of(seed, 2)
-        with copies(tmp_path / f"run{seed}", tmp_path / f"copies{seed}", every=5) as taken:
-            chain.run(inputs(), tmp_path / f"run{seed}")
-        for copy in random.Random(seed).sample(taken, min(6, len(taken))):
-            if not (copy / "events.jsonl").stat().st_size:
-                continue
-            result = resume(copy, chain)
-            assert carried_out(result) == meaning(elements), (seed, copy.name)
-            assert result.metadata["balanced"], (seed, copy.name)
+@ROUTES
+@pytest.mark.parametrize("seed", some(range(32), 16))
+def test_a_run_that_crashed_is_what_the_chain_means(tmp_path: Path, seed: int, routes: bool) -> None:
+    chain, elements = chain_of(seed, 2, routes=routes)
+    with copies(tmp_path / "run", tmp_path / "copies", every=5) as taken:
+        chain.run(inputs(), tmp_path / "run")
+    for copy in random.Random(seed).sample(taken, min(6 if CI else 2, len(taken))):
+        if not (copy / "events.jsonl").stat().st_size:
+            continue
+        result = resume(copy, chain)
+        assert carried_out(result) == meaning(elements), copy.name
+        assert result.metadata["balanced"], copy.name
 
 
 def test_a_run_whose_process_was_killed_again_and_again_is_what_the_chain_means() -> None:
@@ -83,27 +85,3 @@ def test_a_run_whose_process_was_killed_again_and_again_is_what_the_chain_means(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " kills, " in done.stdout
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("block", some(range(8)))
-def test_a_run_with_routes_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
-    for seed in range(block * 15, block * 15 + 15):
-        chain, elements = chain_of(seed, (1, 2, 4, 64)[seed % 4], routes=True)
-        result = chain.run(inputs(), tmp_path / str(seed))
-        assert carried_out(result) == meaning(elements), seed
-        assert result.metadata["balanced"], (seed, result._state.imbalances())
-
-
-@pytest.mark.parametrize("block", some(range(8)))
-def test_a_run_with_routes_that_crashed_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
-    for seed in range(block * 4, block * 4 + 4):
-        chain, elements = chain_of(seed, 2, routes=True)
-        with copies(tmp_path / f"run{seed}", tmp_path / f"copies{seed}", every=5) as taken:
-            chain.run(inputs(), tmp_path / f"run{seed}")
-        for copy in random.Random(seed).sample(taken, min(6, len(taken))):
-            if not (copy / "events.jsonl").stat().st_size:
-                continue
-            result = resume(copy, chain)
-            assert carried_out(result) == meaning(elements), (seed, copy.name)
-            assert result.metadata["balanced"], (seed, copy.name)

@@ -30,7 +30,7 @@ from tests.support.tools import CI
 FORMATS = ("jsonl", "parquet", "csv")
 
 #: Damages of one kind in one format.
-TRIES = 60 if CI else 6
+TRIES = 60 if CI else 2
 
 
 @dataclass(frozen=True)

@@ -300,13 +300,14 @@ MUTATIONS = (
         "workers/chainette_workers/sink/acceptance.py",
         "if entry.done and left:",
         "if False:",
-        "tests/integration/test_lost_keys.py",
+        "tests/unit/workers/sink/test_acceptance.py",
     ),
     Mutation(
         "an acknowledgement whose reply was lost is forgotten",
         _SINK,
         "        if self._doubted:\n            self._settle()\n",
         "",
+        "tests/integration/test_fleet_model.py",
     ),
     Mutation(
         "a sink attaches wherever the stream is",

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-__all__ = ["CI", "program", "some"]
+__all__ = ["CI", "memory_disk", "program", "some"]
 
 T = TypeVar("T")
 
@@ -21,6 +21,15 @@ CI = "CI" in os.environ
 def some(cases: Sequence[T], share: int = 4) -> Sequence[T]:
     """All cases in CI; elsewhere every fourth, or every `share`-th, of a matrix whose cases find the same faults."""
     return cases if CI else cases[::share]
+
+
+def memory_disk(path: Path = Path("/dev/shm")) -> Path | None:
+    """A folder in memory with room for the tests' files, whose fsync takes no time; None if the machine has none."""
+    if not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
+        return None
+    found = os.statvfs(path)
+    roomy = found.f_bavail * found.f_frsize >= 2 << 30
+    return path if roomy and not found.f_flag & os.ST_NOEXEC else None  # tests write programs, too
 
 
 def program(name: str, package: str) -> str:
