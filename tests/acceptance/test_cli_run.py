@@ -9,6 +9,8 @@ import pty
 import re
 import signal
 import struct
+import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -232,10 +234,23 @@ def _in_terminal(project: Project, *words: str) -> str:
     return b"".join(parts).decode()
 
 
+#: A `chainette` for which every Ctrl-C after the first is the same one, however busy the machine is.
+PATIENT = f"""
+from chainette.cli.main import main
+from chainette.run import blocking
+blocking._ECHO = {LONG}
+main()
+"""
+
+
 @pytest.mark.parametrize("gap", [0, 0.002, 0.01])
 def test_ctrl_c_that_a_wrapper_passes_on_once_more_is_one(tmp_path: Path, gap: float) -> None:
     project = Project(tmp_path, rows=200, latency=0.05)
-    with project.start("run", "chain.py", "in.jsonl", "-o", "out", "--json-logs") as process:
+    words = [sys.executable, "-c", PATIENT, "run", "chain.py", "in.jsonl", "-o", "out", "--json-logs"]
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=project.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
         assert process.stdout is not None
         until(lambda: '"unit_committed"' in process.stdout.readline())  # type: ignore[union-attr]
         process.send_signal(signal.SIGINT)

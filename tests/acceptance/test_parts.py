@@ -85,9 +85,7 @@ class Slow(Project):
 
     def given(self, node: str) -> int:
         """Rows of a node that the log has."""
-        log = self.path / "out/events.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
-        events = [json.loads(line) for line in lines if line.endswith("}")]
+        events = self.events("out") if (self.path / "out/events.jsonl").exists() else ()
         return sum(event.get("given", 0) for event in events if event["type"] == "unit_committed" and event["node"] == node)
 
 

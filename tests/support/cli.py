@@ -104,9 +104,10 @@ class Project:
         return os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "PYTHONUTF8": "1"}
 
     def events(self, directory: str) -> Iterator[dict[str, Any]]:
-        """The log of a run directory."""
-        for line in (self.path / directory / "events.jsonl").read_text().splitlines():
-            yield json.loads(line)
+        """The log of a run directory, without a line that is being written."""
+        for line in (self.path / directory / "events.jsonl").read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
 
     def ids(self, directory: str, folder: str) -> list[str]:
         """The row ids in a folder of JSONL shards, sorted."""
