@@ -25,7 +25,7 @@ class Task:
         list[str],
         typer.Argument(
             metavar="INPUTS...",
-            help="JSONL, CSV, TSV (.gz, .zst), Parquet: files, folders or 'patterns*', one after another; - is standard input.",
+            help="JSONL, CSV, TSV (.gz, .zst), Parquet: files, folders, 'patterns*', URLs, in turn; -: standard input.",
         ),
     ]
     output: Annotated[

@@ -55,6 +55,7 @@ from chainette.utils.banner import banner
 from chainette.utils.debug import ChainDebugger
 from chainette.utils.ids import new_run_id
 from chainette.utils.plugins import HOOKS
+from chainette.utils.remote_files import is_url
 from chainette.utils.terminal_text import visible
 from chainette.utils.user_errors import told
 
@@ -198,7 +199,7 @@ def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Te
     if not telling.quiet:
         warn(plan.warnings)
     moved = Path.cwd() != here  # by the chain
-    sources = [str(here / path) if moved and path != "-" else path for path in task.inputs]
+    sources = [str(here / path) if moved and path != "-" and not is_url(path) else path for path in task.inputs]
     options = {
         **asdict(settings),
         "run_id": run_id,

@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, Command] = {
     "diff": Command("diff", "Show which rows changed between two runs, by field."),
     "rejected": Command("rejected", "List the rejected rows of DIR, or --retry them."),
     "rollback": Command("rollback", "Swap DIR with its newest version."),
+    "export": Command("export", "Write the rows of DIR as Parquet, CSV or JSONL files."),
     "rebuild": Command("rebuild", "Write the derived files of DIR again."),
     "report": Command("report", "Write the run in DIR as one HTML page."),
 }

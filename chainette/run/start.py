@@ -19,6 +19,7 @@ from chainette.hooks import Hooks
 from chainette.io.inputs.frames import spool_frame
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.readers import InputFile
+from chainette.io.inputs.remote import fetch
 from chainette.io.inputs.spool import spool
 from chainette.io.inputs.validate import InputModel, columns_of
 from chainette.io.rundir.events import RunCreated
@@ -36,6 +37,7 @@ from chainette.run.planning import compile_plan
 from chainette.run.resumption import resume
 from chainette.run.session import Deliver, check_drive, finish_run, local_run, roots_of
 from chainette.utils.ids import new_run_id
+from chainette.utils.remote_files import is_url
 
 __all__ = ["iterate", "start"]
 
@@ -122,32 +124,34 @@ def _open_files(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile | 
 
 
 def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None:
-    """The paths that `inputs` is made of; None if it holds rows.
+    """The paths that `inputs` is made of; None if it holds rows or a URL.
 
     Raises:
         InputError: standard input among files.
     """
     if isinstance(inputs, str | os.PathLike):
-        return None if inputs == "-" else inputs
+        return None if inputs == "-" or is_url(inputs) else inputs
     if not isinstance(inputs, Sequence) or not inputs or not all(isinstance(item, str | os.PathLike) for item in inputs):
         return None
     paths = cast("Sequence[str | os.PathLike[str]]", inputs)
     if "-" in paths:
         raise InputError("- (standard input) cannot be read together with files; pipe them in too, or write it to a file first")
-    return paths
+    return None if any(map(is_url, paths)) else paths
 
 
 def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
-    """The input; standard input and rows of Python's go to a file in `folder` first."""
+    """The input; standard input, URLs and rows of Python's go to a file in `folder` first."""
     found = _open_files(inputs, plan, options)
     if found is not None:
         return found
     return _checked(open_input(_spooled(inputs, folder), limit=options.limit), plan, options)
 
 
-def _spooled(inputs: Any, folder: Path) -> Path:
+def _spooled(inputs: Any, folder: Path) -> Path | Sequence[str | os.PathLike[str]]:
     if isinstance(inputs, str):
-        return spool(sys.stdin.buffer, folder / "0")
+        return fetch([inputs], folder) if is_url(inputs) else spool(sys.stdin.buffer, folder / "0")
+    if isinstance(inputs, Sequence) and any(map(is_url, inputs)):
+        return fetch(inputs, folder)
     if isinstance(inputs, ArrowStream):
         return spool_frame(inputs, folder / "0.parquet")
     return spool(inputs, folder / "0.jsonl")

@@ -15,7 +15,7 @@ from chainette.io.inputs.packing import PACKED
 from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.sniff import KINDS
 
-__all__ = ["SeveralFiles", "expand"]
+__all__ = ["SeveralFiles", "by_number", "expand", "has_kind"]
 
 _log = logging.getLogger("chainette")
 
@@ -80,7 +80,7 @@ def expand(source: Path) -> list[Path]:
     if source.exists() or not glob.has_magic(str(source)):
         return [source]
     found = [Path(name) for name in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - leaves hidden files out
-    files = sorted((path for path in found if not path.is_dir()), key=_by_number)
+    files = sorted((path for path in found if not path.is_dir()), key=by_number)
     if not files:
         raise InputError(f"{source}: no file matches this pattern (the current folder is {Path.cwd()})")
     return files
@@ -88,13 +88,13 @@ def expand(source: Path) -> list[Path]:
 
 def _files_of(folder: Path) -> list[Path]:
     try:
-        entries = sorted((path for path in folder.iterdir() if not path.name.startswith((".", "_"))), key=_by_number)
+        entries = sorted((path for path in folder.iterdir() if not path.name.startswith((".", "_"))), key=by_number)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
     if "events.jsonl" in (entry.name for entry in entries):
         steps = [str(entry) for entry in entries if entry.is_dir() and entry.name not in ("rejected", "inputs")]
         raise InputError(f"{folder}: a run directory; give the rows of one step: {', '.join(steps) or 'it has none yet'}")
-    files = [entry for entry in entries if not entry.is_dir() and _has_kind(entry)]
+    files = [entry for entry in entries if not entry.is_dir() and has_kind(entry)]
     others = [entry for entry in entries if entry not in files]
     if not files:
         deeper = next((entry for entry in others if entry.is_dir()), None)
@@ -105,7 +105,8 @@ def _files_of(folder: Path) -> list[Path]:
     return files
 
 
-def _has_kind(path: Path) -> bool:
+def has_kind(path: Path) -> bool:
+    """Whether a name ends as those of inputs do: `.jsonl`, `.csv.gz`, ..."""
     name = Path(path.name.lower())
     return (Path(name.stem) if name.suffix in PACKED else name).suffix in KINDS
 
@@ -115,7 +116,7 @@ def _names(paths: Iterable[Path]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 
-def _by_number(path: Path) -> list[list[tuple[int, str]]]:
+def by_number(path: Path) -> list[list[tuple[int, str]]]:
     """Sorts 2.parquet before 10.parquet, folder by folder."""
     return [
         [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)] for name in path.parts

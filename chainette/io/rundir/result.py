@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from chainette.errors import RunDirectoryError
+from chainette.io.rundir.card import CardConfig, render_card
 from chainette.io.rundir.open import read_state
-from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.features import columns_of
 from chainette.io.tables.row_lines import parse_output
 from chainette.io.tables.schemas import Added, shard_schema
 from chainette.records import Source, row_order
+from chainette.utils.private_files import make_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,6 +169,47 @@ class RunResult:
         """
         frame: pl.DataFrame = _library("polars", "to_polars").from_arrow(self.to_arrow(step))
         return frame
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        to: str = "parquet",
+        step: str = "flattened",
+        *,
+        ordered: bool = False,
+        rows_per_file: int = 1_000_000,
+    ) -> list[Path]:
+        """Writes the rows of a step into a new or empty folder as `train-00000-of-00012.parquet` and so on.
+
+        `to`: "parquet", "csv", "jsonl", or "hf" (Parquet below `data/` with a dataset card). `ordered`: by row id, else in the
+        order of the shards. Memory is bounded. Raises as `rows` does.
+
+        Raises:
+            RunDirectoryError: the folder holds files, or the format is unknown.
+            DiskError: the disk refused.
+        """
+        from chainette.io.tables.exported_files import ExportFormat, export_rows
+
+        target, name, dataset = Path(folder), self._folder(step), to == "hf"
+        if not dataset and to not in list(ExportFormat):
+            raise RunDirectoryError(f"the format {to!r} is unknown; known: {', '.join([*ExportFormat, 'hf'])}")
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise RunDirectoryError(f"{target} exists and is not an empty folder; name a new one")
+        files = target / "data" if dataset else target
+        make_folder(files)
+        kind = ExportFormat.PARQUET if dataset else ExportFormat(to)
+        written = export_rows(self._read(name), self._schema(name), files, kind, ordered=ordered, rows_per_file=rows_per_file)
+        if dataset:
+            publish(target / "README.md", self._card(step, name).encode())
+        return written
+
+    def _card(self, step: str, folder: str) -> str:
+        """The dataset card of an export."""
+        run, ends = self._state.run, self._state.ends.get(folder, {})
+        digest = hashlib.sha256(f"{run.run_id} {folder} {sorted(ends.items())}".encode()).hexdigest()
+        rows = sum(count for _, count in ends.values())
+        config = CardConfig(step, "data", rows, digest, f"rows of {step}", self._state.graph.features[folder])
+        return render_card(run.chain, run.run_id, self.status, "parquet", [config])
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """`flattened` as an Arrow stream (the Arrow PyCapsule interface)."""

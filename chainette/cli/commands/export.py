@@ -1,0 +1,63 @@
+"""`chainette export`: the rows of a run as files for other tools."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from chainette.cli.common import guarded, tell
+from chainette.cli.flags import RunDirectory
+from chainette.errors import RunError
+from chainette.io.rundir.result import open_run
+from chainette.utils.remote_files import is_url, remote, shown_url
+
+__all__ = ["Target", "export"]
+
+
+class Target(StrEnum):
+    """A format of exported files; `hf` is Parquet with a dataset card."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+    JSONL = "jsonl"
+    HF = "hf"
+
+
+@guarded
+def export(
+    directory: RunDirectory,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="A new or empty folder, or a URL.")],
+    step: Annotated[str, typer.Option("--step", metavar="ID", help="The rows of this step.")] = "flattened",
+    to: Annotated[Target, typer.Option("--to", help="The format; hf: Parquet with a dataset card.")] = Target.PARQUET,
+    ordered: Annotated[bool, typer.Option("--sorted", help="By row id; otherwise in the order of the shards.")] = False,
+    rows_per_file: Annotated[
+        int, typer.Option("--rows-per-file", metavar="N", min=1, help="Begin another file after N rows.")
+    ] = 1_000_000,
+) -> None:
+    """Write the rows of the run in DIR into FOLDER: train-00000-of-00012.parquet and so on.
+
+    FOLDER may be a URL (s3://, gs://, ...), if the package for its protocol is installed. Memory is bounded, also if --sorted.
+    """
+    result = open_run(directory)
+    if not is_url(output):
+        files = result.export(output, to, step, ordered=ordered, rows_per_file=rows_per_file)
+        tell(f"{len(files):,} files in {output}")
+        return
+    with TemporaryDirectory(prefix="chainette-export-") as made:
+        files = result.export(Path(made), to, step, ordered=ordered, rows_per_file=rows_per_file)
+        _upload(Path(made), output)
+    tell(f"{len(files):,} files in {shown_url(output)}")
+
+
+def _upload(folder: Path, url: str) -> None:
+    with remote(url, RunError, "cannot be written") as (system, path):
+        if system.exists(path) and system.ls(path):
+            raise RunError(f"{shown_url(url)} exists and is not empty; name a new folder")
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            target = f"{path.rstrip('/')}/{file.relative_to(folder).as_posix()}"
+            system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            system.put_file(str(file), target)

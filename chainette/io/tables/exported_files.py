@@ -1,0 +1,98 @@
+"""Exports: the rows of a run as files for other tools, in any format, sorted if wanted, in bounded memory."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from enum import StrEnum
+from itertools import chain, count, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from chainette.io.tables.shard_formats import Row, seal_csv, seal_parquet
+from chainette.records import row_order
+from chainette.utils.private_files import new_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["ExportFormat", "export_rows"]
+
+#: Rows that are sorted in memory at once.
+_SORTED_AT_ONCE = 100_000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ExportFormat(StrEnum):
+    """A format of exported files."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+def export_rows(
+    rows: Iterable[Row], schema: pa.Schema, folder: Path, format: ExportFormat, *, ordered: bool, rows_per_file: int
+) -> list[Path]:
+    """Writes rows as `train-00000-of-00012.parquet` and so on; a run without rows becomes one file without rows.
+
+    `ordered` sorts by row id, then round. Memory holds 100,000 rows; beside the files, the disk holds the rows as JSON once.
+
+    Raises:
+        DiskError: the disk refused.
+    """
+    seals: dict[ExportFormat, Callable[[Path, Path], object]] = {
+        ExportFormat.PARQUET: lambda journal, target: seal_parquet(journal, target, schema),
+        ExportFormat.CSV: lambda journal, target: seal_csv(journal, target, schema),
+        ExportFormat.JSONL: Path.replace,
+    }
+    with TemporaryDirectory(prefix=".export-", dir=folder) as made:
+        aside, parts = Path(made), list[Path]()
+        lines = _sorted(iter(rows), aside) if ordered else map(_encode, rows)
+        for journal in _journals(lines, aside, rows_per_file):
+            parts.append(journal.with_suffix(f".{format}"))
+            seals[format](journal, parts[-1])
+            journal.unlink(missing_ok=True)
+        names = [folder / f"train-{at:05}-of-{len(parts):05}.{format}" for at in range(len(parts))]
+        for part, name in zip(parts, names, strict=True):
+            part.replace(name)
+    return names
+
+
+def _journals(lines: Iterator[bytes], aside: Path, most: int) -> Iterator[Path]:
+    """Files of at most so many lines; at least one."""
+    for number in count():
+        head = list(islice(lines, 1))
+        if number and not head:
+            return
+        yield _written(aside / f"part-{number}.rows", chain(head, islice(lines, most - 1)))
+
+
+def _sorted(rows: Iterator[Row], aside: Path) -> Iterator[bytes]:
+    """An external merge sort: sorted runs on the disk, merged line by line."""
+    runs: list[Path] = []
+    while batch := sorted(islice(rows, _SORTED_AT_ONCE), key=_order):
+        runs.append(_written(aside / f"sorted-{len(runs)}", map(_encode, batch)))
+    with ExitStack() as stack:
+        files = [stack.enter_context(run.open("rb")) for run in runs]
+        for line in heapq.merge(*files, key=lambda line: _order(_decode(line))):
+            yield line.removesuffix(b"\n")
+
+
+def _written(path: Path, lines: Iterable[bytes]) -> Path:
+    with new_file(path) as file:
+        file.writelines(line + b"\n" for line in lines)
+    return path
+
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _order(row: Row) -> tuple[Any, list[int]]:
+    rounds = str(row.get("_round") or 0)
+    return row_order(row["row_id"]), [int(part) for part in rounds.split("~")]
