@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.simulation.scenario import Scenario
-from tests.support.drawn import Repeat, choices_of, nodes_of, ways_of
+from tests.support.drawn import Choice, Node, Repeat, choices_of, nodes_of, ways_of
 from tests.support.meaning import Meaning
 from tests.support.readers import rows_of
 
@@ -86,23 +86,28 @@ def _check_flattened(scenario: Scenario, meaning: Meaning, directory: Path) -> N
     found = [_line(row) for row in _rows(scenario, directory / "flattened")]
     hidden = {node.id for node in nodes_of(scenario.elements) if node.hidden}
     way = {choice.id: "_round" if isinstance(choice, Repeat) else "_way" for choice in choices_of(scenario.elements)}
-    empty = [choice for choice in choices_of(scenario.elements) if not any(way.steps for way in ways_of(choice))]
-    untyped = {choice.alias or choice.id for choice in empty}
+    whole = {choice.alias or choice.id for choice in choices_of(scenario.elements) if not _has_fields(choice)}
     expected = []
     for row_id, history in meaning.finished.items():
         ways = {f"{choice}.{way[choice]}": taken for choice, taken in meaning.ways[row_id].items()}
-        expected.append(_line({"row_id": row_id} | dict(_flat(history, hidden, untyped)) | ways))
+        expected.append(_line({"row_id": row_id} | dict(_flat(history, hidden, whole)) | ways))
     _require_equal("finished rows", found, expected)
 
 
-def _flat(history: Any, hidden: set[str], untyped: set[str]) -> Iterator[tuple[str, Any]]:
+def _has_fields(choice: Choice | Repeat) -> bool:
+    """Whether a row without a value has an empty column for each field; it has one column for a list, or for nothing."""
+    steps = [step for way in ways_of(choice) for step in way.steps]
+    return bool(steps) and not any(isinstance(step, Node) and step.kind == "many" for step in steps)
+
+
+def _flat(history: Any, hidden: set[str], whole: set[str]) -> Iterator[tuple[str, Any]]:
     for name, value in history.items():
         if name in hidden:
             continue
-        if name in untyped:
-            yield name, None
-        elif isinstance(value, list):
+        if isinstance(value, list):
             yield name, [item.model_dump() for item in value]
+        elif name in whole:
+            yield name, None
         else:
             yield f"{name}.v", None if value is None else value.v
 
