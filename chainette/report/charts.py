@@ -82,22 +82,43 @@ _UNITS = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 def render_spans(spans: Sequence[Span], *, width: int) -> str:
     """Per row a bar from the middle to the high value, with a dot on the middle and a tick on the highest."""
-    unit, factor = ("seconds", 1) if max(span.highest for span in spans) >= 1 else ("milliseconds", 1000)
+    unit, seconds = next(
+        found for found in _SHORT_UNITS if max(span.highest for span in spans) >= 2 * found[1] or found[1] == _MS
+    )
     values = [
-        {"name": span.name, "middle": span.middle * factor, "high": span.high * factor, "highest": span.highest * factor}
+        {"name": span.name, "middle": span.middle / seconds, "high": span.high / seconds, "highest": span.highest / seconds}
         for span in spans
     ]
-    scale = {"type": "log" if _is_wide(spans) else "linear", "zero": False, "nice": True, "padding": 8}
+    wide = _is_wide(spans)
+    scale = {"type": "log" if wide else "linear", "zero": False, "nice": True, "padding": 8}
+    axis: dict[str, Any] = {"tickCount": max(3, width // 110), "labelExpr": f"format(datum.value, '.3~r') + ' {unit}'"}
+    if wide:
+        axis = {"values": [at / seconds for at, _ in _MARKS], "labelExpr": _mark_name(seconds)}
     y = {"field": "name", "type": "nominal", "title": None, "sort": None, "axis": _NAMES}
 
     def x(name: str) -> dict[str, Any]:
-        axis = {"tickCount": max(3, width // 110), "format": "~g", "domain": False}
-        return {"field": name, "type": "quantitative", "title": unit, "scale": scale, "axis": axis}
+        shown = {"labelOverlap": "greedy", "domain": False}
+        return {"field": name, "type": "quantitative", "title": None, "scale": scale, "axis": axis | shown}
 
     bar = {"mark": _BAR, "encoding": {"x": x("middle"), "x2": {"field": "high"}, "y": y}}
     dot = {"mark": _DOT, "encoding": {"x": x("middle"), "y": y}}
     tick = {"mark": _TICK, "encoding": {"x": x("highest"), "y": y}}
     return _svg({"width": width, "height": {"step": 30}, "data": {"values": values}, "layer": [bar, dot, tick]})
+
+
+_MS = 0.001
+#: Of an axis whose values are of one size, from the coarsest: its seconds.
+_SHORT_UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", _MS))
+#: Of a logarithmic axis.
+_MARKS = (
+    *((10.0**power, f"{10 ** (power + 3):g} ms") for power in range(-6, 0)),
+    *((1.0, "1 s"), (10.0, "10 s"), (60.0, "1 min"), (600.0, "10 min"), (3600.0, "1 h"), (36_000.0, "10 h")),
+)
+
+
+def _mark_name(seconds: float) -> str:
+    """A Vega expression: the name of a mark, by its value in units of so many seconds."""
+    return "".join(f"datum.value < {at / seconds * 1.01!r} ? '{name}' : " for at, name in _MARKS) + "''"
 
 
 _NAMES = {
