@@ -232,6 +232,10 @@ class Usage(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     #: Of these, seconds before the engine began on them; 0 if unknown.
     queued: float = 0.0
+    #: Of the prompts' tokens, those that the server had in its cache.
+    cached_tokens: int = 0
+    #: Seconds of the engine: each second in which it has requests is divided evenly among them.
+    busy: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -240,6 +244,8 @@ class Usage(msgspec.Struct, frozen=True):
             self.completion_tokens + other.completion_tokens,
             self.seconds + other.seconds,
             self.queued + other.queued,
+            self.cached_tokens + other.cached_tokens,
+            self.busy + other.busy,
         )
 
     @property

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import ParameterInfo
@@ -86,6 +86,8 @@ class _Bundle:
 
 
 def _as_setting(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -107,6 +109,8 @@ def _option(name: str, kind: Any, flag: Flag, default: Any, *, again: bool) -> A
     if flag.file:
         is_there = typer.Option(word, metavar=flag.metavar, exists=True, dir_okay=False, resolve_path=True, help=shown)
         return Annotated[Path | None, is_there]
+    if get_origin(kind) is tuple:  # given once for each value
+        return Annotated[list[str], typer.Option(word, metavar=flag.metavar, help=shown)]
     both = f"{word}/--no-{word.removeprefix('--')}" if default is True else word
     return Annotated[kind, typer.Option(both, metavar=flag.metavar, min=flag.minimum, help=shown)]
 
@@ -134,4 +138,5 @@ def words_of(settings: RunSettings) -> Iterator[str]:
         if isinstance(value, bool):
             yield _word(name) if value else _word(name).replace("--", "--no-", 1)
         else:
-            yield from (_word(name), str(value))
+            for one in value if isinstance(value, tuple) else (value,):
+                yield from (_word(name), str(one))

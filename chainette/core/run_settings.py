@@ -74,10 +74,20 @@ class RunSettings:
     engine_patience: Annotated[
         float, Flag(help="Give up if an engine has not answered for this long.", metavar="SECONDS", minimum=0, recorded=False)
     ] = 600.0
+    price: Annotated[
+        tuple[str, ...],
+        Flag(
+            help="Dollars per million tokens, such as gpt=in:0.15,out:0.6,cached:0.08, or llama=gpu_hour:2.5; repeatable.",
+            metavar="ENGINE=PRICE",
+            recorded=False,
+        ),
+    ] = ()
     #: None derives it from the engines.
     window: Annotated[int | None, Flag(help="The most rows in progress.", metavar="N", minimum=1, recorded=False)] = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.price, str):
+            object.__setattr__(self, "price", (self.price,))
         for name, flag in FLAGS.items():
             value = getattr(self, name)
             if flag.minimum is not None and value is not None and value < flag.minimum:

@@ -66,7 +66,7 @@ SETTINGS: Mapping[str, Settings] = {
     "Branch": Settings(decide=_words("id name steps alias"), free=_words("emoji")),
     "engine": Settings(
         decide=_words("model backend revision tokenizer extra"),
-        free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir"),
+        free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir price"),
     ),
     "run": Settings(decide=RECORDED, free=frozenset(FLAGS) - RECORDED),
 }

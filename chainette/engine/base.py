@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import msgspec
 from pydantic import BaseModel
 
+from chainette.engine.shared_time import SharedTime
 from chainette.errors import DeclarationError, WrongArguments
 from chainette.records import Message, Usage
 from chainette.utils.argument_advice import advice
@@ -242,6 +244,11 @@ class Engine(ABC):
 
     #: The origin of the model, by setting: digest of a local file, revision of a hub, digest of a server. Known once open.
     identity: Mapping[str, str] = MappingProxyType({})
+
+    @cached_property
+    def time(self) -> SharedTime:
+        """The seconds in which this engine has requests; kept by its callers."""
+        return SharedTime()
 
     @classmethod
     def create(cls, config: EngineConfig, patience: float | None = None) -> Engine:

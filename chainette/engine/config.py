@@ -14,6 +14,7 @@ import msgspec
 
 from chainette.engine.backends import backend_class, backend_names
 from chainette.engine.base import Options, SamplingParams
+from chainette.engine.price import Price
 from chainette.errors import EngineConfigError
 from chainette.records import PYTHON
 from chainette.utils.argument_advice import advice
@@ -49,6 +50,8 @@ class EngineConfig(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     revision: str | None = None
     tokenizer: str | None = None
     download_dir: str | None = None
+    #: The cost of its tokens, or of its GPU time.
+    price: Price | None = None
     #: The backend's own keys, validated.
     options: Options = Options()
     #: Passed to the backend unchanged.
@@ -61,8 +64,10 @@ class EngineConfig(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         return hashlib.sha256(data).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """The configuration as plain data that may be shown: no header values, no passwords in URLs."""
+        """The configuration as plain data that may be shown: no header values, no passwords in URLs. Without the price, which
+        changes no answer."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
+        del plain["price"]
         plain["endpoint"] = [public_url(url) for url in self.endpoint]
         if "headers" in plain["options"]:
             plain["options"]["headers"] = sorted(plain["options"]["headers"])
@@ -94,6 +99,7 @@ _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, "sampling=SamplingParam
     "host": "endpoint='http://HOST:PORT/v1'",
     "key": 'api_key_env="NAME", the environment variable that holds the key',
     "max_concurrency": "capacity={value}",
+    "gpu_hour": "price={{'gpu_hour': {value}}}",
     "port": "endpoint='http://127.0.0.1:{value}/v1'",
     "timeout": "request_timeout={value} (one request) or startup_timeout={value} (until the engine is ready)",
     "token": 'api_key_env="NAME", the environment variable that holds the key',
@@ -150,7 +156,7 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
 
 def simulated(config: EngineConfig) -> EngineConfig:
     """The simulated engine that replaces another one."""
-    return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated")
+    return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated", price=config.price)
 
 
 def _of_other_backends(key: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from chainette.engine.config import EngineConfig, make_config
+from chainette.engine.price import Price
 from chainette.errors import EngineConfigError, UnknownEngine
 from chainette.utils.argument_advice import explained, nearest
 from chainette.utils.call_site import caller_place
@@ -101,13 +102,15 @@ def register_engine(
     revision: str | None = None,
     tokenizer: str | None = None,
     download_dir: str | None = None,
+    price: Price | Mapping[str, float] | None = None,
     extra: dict[str, Any] | None = None,
     **keys: Any,
 ) -> EngineConfig:
     """Declares an engine for the steps that name it. Nothing is loaded.
 
     The backend defaults to `vllm`, or to `llama_cpp` for a model path that ends in `.gguf`. The
-    backend's own keys (`chainette engines` lists them) are given flat; `extra` goes through unchecked.
+    backend's own keys (`chainette engines` lists them) are given flat; `extra` goes through unchecked. `price` is in
+    dollars: `{"in": 0.15, "out": 0.6, "cached": 0.08}` per million tokens, and `{"gpu_hour": 2.5}`; it decides no row.
 
     Raises:
         EngineConfigError: an unknown backend or key, a wrong type, or a name that is taken.
@@ -122,6 +125,7 @@ def register_engine(
         "revision": revision,
         "tokenizer": tokenizer,
         "download_dir": download_dir,
+        "price": price,
         "extra": extra or {},
     }
     if exclusive is not None:

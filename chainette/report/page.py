@@ -6,18 +6,23 @@ and every request by its Content-Security-Policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
+from chainette.engine.price import Price, Rate
+from chainette.io.rundir.costs import Bill
 from chainette.io.rundir.statistics import COMPLETION, PROMPT, Figures
 from chainette.report.charts import COLOURS, Series, Span, render_lines, render_spans
 from chainette.report.drawing import draw
 from chainette.utils.terminal_text import visible
 
-__all__ = ["Chart", "Price", "Rejects", "StepLine", "render_page"]
+__all__ = ["Chart", "Rejects", "StepLine", "render_page"]
 
 #: Charts in pixels: on a desk, on a phone.
 _WIDE, _NARROW = 960, 270
@@ -25,17 +30,6 @@ _COUNTS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
 _AMOUNTS = (*_COUNTS, "asked_again", "discarded", "prompt_tokens", "answer_tokens")
 #: Characters of an answer or a message.
 _RAW, _MESSAGE = 1500, 600
-
-
-@dataclass(frozen=True)
-class Price:
-    """The price of an engine's million tokens."""
-
-    prompt: float
-    completion: float
-
-    def of(self, usage: Mapping[str, Any]) -> float:
-        return float(usage["prompt_tokens"] * self.prompt + usage["completion_tokens"] * self.completion) / 1e6
 
 
 @dataclass(frozen=True)
@@ -54,10 +48,10 @@ class StepLine:
     #: None if an engine has no price.
     cost: float | None = None
 
-    def unpriced(self, prices: Mapping[str, Price]) -> list[str]:
-        """The engines whose tokens have no price, if others have."""
+    def unpriced(self, priced: Collection[str]) -> list[str]:
+        """The engines that have no price, if others have."""
         used = (name for name, usage in self.engines.items() if usage.get("prompt_tokens"))
-        return [name for name in used if prices and name not in prices]
+        return [name for name in used if priced and name not in priced]
 
     @property
     def engine(self) -> str:
@@ -94,13 +88,13 @@ class Rejects:
 def render_page(
     figures: Figures,
     examples: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
-    prices: Mapping[str, Price],
+    prices: Mapping[str, Price] = MappingProxyType({}),
     *,
     directory: str,
     working: bool,
     written_at: str,
 ) -> str:
-    """The whole HTML. `working`: a process writes to the directory.
+    """The whole HTML. `working`: a process writes to the directory. `prices` replace those of the run.
 
     Raises:
         RunError: the package that draws charts is not installed.
@@ -114,8 +108,9 @@ def render_page(
     )
     environment.filters |= {"count": _count, "short": _short, "duration": _duration, "seconds": _seconds, "money": _money}
     environment.filters |= {"percent": _percent, "when": _when}
-    metadata = figures.state.metadata()
-    steps = list(_steps(figures, metadata, prices))
+    metadata, bill = figures.state.metadata(), _bill(figures, prices)
+    priced = {name for name, rate in bill.rates.items() if rate.price is not None}
+    steps = list(_steps(figures, metadata, bill, priced))
     return environment.get_template("page.html.j2").render(
         figures=figures,
         metadata=metadata,
@@ -125,7 +120,8 @@ def render_page(
         steps=steps,
         columns=_columns(steps),
         costs=[step.cost for step in steps if step.cost is not None],
-        unpriced=sorted({name for step in steps for name in step.unpriced(prices)}),
+        gpu_hours=bill.cost().gpu_hours,
+        unpriced=sorted({name for step in steps for name in step.unpriced(priced)}),
         slowest=max(steps, key=lambda step: step.share, default=None),
         charts=list(_charts(figures)),
         rejects=list(_rejects(figures, examples)),
@@ -147,7 +143,13 @@ def _standing(status: str, *, working: bool) -> str:
 # -- numbers
 
 
-def _steps(figures: Figures, metadata: Mapping[str, Any], prices: Mapping[str, Price]) -> Iterator[StepLine]:
+def _bill(figures: Figures, prices: Mapping[str, Price]) -> Bill:
+    """The bill of the run, with other prices for some engines."""
+    bill = figures.state.bill
+    return bill.at({name: msgspec.structs.replace(bill.rates.get(name, Rate()), price=price) for name, price in prices.items()})
+
+
+def _steps(figures: Figures, metadata: Mapping[str, Any], bill: Bill, priced: Collection[str]) -> Iterator[StepLine]:
     engines = {node.id: node.engine for node in figures.state.graph.steps}
     joins = {fork.id: f"join of {', '.join(fork.aliases)}" for fork in figures.state.graph.forks}
     whole = metadata["usage"]["seconds"] or 1.0
@@ -159,7 +161,7 @@ def _steps(figures: Figures, metadata: Mapping[str, Any], prices: Mapping[str, P
         line = StepLine(name, joins.get(name, name), asked, counts, amounts)
         if usage is not None:
             tokens = {"prompt_tokens": usage["prompt_tokens"], "answer_tokens": usage["completion_tokens"]}
-            cost = sum(prices[other].of(each) for other, each in asked.items()) if asked.keys() <= prices.keys() else None
+            cost = bill.cost([name]).usd if asked.keys() <= {*priced} else None
             amounts |= {"asked_again": counts["asked_again"], **tokens}
             amounts["discarded"] = counts.get("discarded", {}).get("requests", 0)
             line = replace(line, amounts=amounts, share=usage["seconds"] / whole, cost=cost)

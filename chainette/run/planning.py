@@ -8,6 +8,7 @@ from dataclasses import replace
 from chainette.core.chain import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
+from chainette.engine.price import priced
 from chainette.engine.registry import EngineRegistry, overlaid
 from chainette.run.options import RunOptions
 
@@ -20,10 +21,14 @@ def compile_plan(chain: Chain | Plan, options: RunOptions) -> Plan:
     A caller that has compiled it already hands in the plan, which stays as it is.
     """
     if isinstance(chain, Plan):
-        return chain
+        return _priced(chain, options)
     registry = registry_of(chain, options.engines_file)
     plan = compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
-    return replace(plan, parameters=options.parameters)
+    return _priced(replace(plan, parameters=options.parameters), options)
+
+
+def _priced(plan: Plan, options: RunOptions) -> Plan:
+    return replace(plan, engines=priced(plan.engines, options.price)) if options.price else plan
 
 
 def registry_of(chain: Chain, engines_file: str | os.PathLike[str] | None) -> EngineRegistry:

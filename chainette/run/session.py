@@ -15,6 +15,7 @@ from chainette.core.plan import Plan
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.engine.preflight import require_openable
+from chainette.engine.price import Rate
 from chainette.errors import ChainetteError, RunCancelled
 from chainette.hooks import Hook, Hooks
 from chainette.io.inputs.readers import InputFile
@@ -36,6 +37,7 @@ __all__ = [
     "check_drive",
     "finish_run",
     "local_run",
+    "rates_of",
     "require_engines",
     "roots_of",
 ]
@@ -86,6 +88,7 @@ async def finish_run(
 ) -> RunResult:
     """Moves a directory's run to its end, or to a point where it can be resumed."""
     hook = Hooks(options.hooks)
+    writer.rates = rates_of(plan)
     session = Session(plan, source, writer, options, hook)
     try:
         if options.drive is not None:
@@ -103,6 +106,11 @@ async def finish_run(
         raise
     finally:
         writer.close()
+
+
+def rates_of(plan: Plan) -> dict[str, Rate]:
+    """How the engines of a plan are charged, as far as they have a price or GPUs."""
+    return {name: rate for name, config in plan.engines.items() if (rate := Rate.of(config)) != Rate()}
 
 
 async def _in_thread(drive: Drive, session: Session) -> None:
@@ -134,13 +142,19 @@ def _reason(error: BaseException) -> str:
 def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
     expected = source.count()
     if writer.epoch == 0:
-        return writer.record([RunStarted(expected=expected)])
+        return writer.record([RunStarted(expected=expected, rates=writer.rates)])
     graph = graph_of(plan, writer.added)
     changed = graph if graph != writer.state.graph else None
     found = writer.reopened
-    return writer.record(
-        [RunResumed(fingerprint=plan.fingerprint, expected=expected, graph=changed, input=found.input, limit=found.limit)]
+    resumed = RunResumed(
+        fingerprint=plan.fingerprint,
+        expected=expected,
+        graph=changed,
+        input=found.input,
+        limit=found.limit,
+        rates=writer.rates,
     )
+    return writer.record([resumed])
 
 
 def _try_to_pause(writer: RunWriter, error: BaseException) -> list[Event]:

@@ -165,11 +165,15 @@ class Asking:
         requests = [self.request(self.prompts, ask) for ask in asks]
         self.laps.lap(Stage.RENDER)
         unanswered = dict(enumerate(asks))
+        clock, time = self.evidence.lane.clock, self.engine.time
+        mark = time.begin(clock(), len(requests))
 
         def done(index: int, completion: Completion) -> None:
             if index in unanswered:
                 self.hook.on_generated(self.node.engine, 1)
-                self.take_in(unanswered.pop(index), requests[index], completion)
+                used = Usage(busy=time.end(clock(), mark))
+                answer = msgspec.structs.replace(completion, usage=completion.usage + used)
+                self.take_in(unanswered.pop(index), requests[index], answer)
 
         self.hook.on_generating(self.node.engine, len(requests))
         failed = {ask.row.row_id for ask in asks if ask.before.tries}
@@ -188,6 +192,7 @@ class Asking:
             self.result.cancelled += Usage(requests=len(unanswered))
             raise
         finally:
+            self.result.cancelled += Usage(busy=sum(time.end(clock(), mark) for _ in unanswered))
             self.evidence.cancelled(ask.row.row_id for ask in unanswered.values())
             self.hook.on_generated(self.node.engine, len(unanswered))
 

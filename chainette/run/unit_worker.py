@@ -117,6 +117,11 @@ class HeldUnit:
         """The node (or fork) that the unit is of."""
         return step_of(self.claim.unit.node)
 
+    @property
+    def told_engine(self) -> str:
+        """The engine, if it is one of several of the step."""
+        return "" if self.result is None else self.result.node.told_engine
+
     def lose(self) -> None:
         """The unit is somebody else's from here on: its requests are cancelled."""
         self.lost = True
@@ -192,14 +197,15 @@ class Worker(ABC):
         """Tells the log which answers, of a unit that leaves unfinished, were asked for in vain."""
         usage = Usage() if held.result is None else held.result.discard()
         if usage.requests:
-            event = AnswersDiscarded(node=held.node, usage=usage)
+            event = AnswersDiscarded(node=held.node, engine=held.told_engine, usage=usage)
             await self.ask(partial(self.queue.note, held.claim.run, event))
 
     async def tell_log(self, held: HeldUnit) -> None:
         """Tells the log the usage of probes, and how the declaration was adapted to the engine."""
         evidence = self.evidence.get(_key_of(held))
         if evidence is not None and evidence.spent.requests:
-            event, evidence.spent = EngineProbed(node=held.node, usage=evidence.spent), Usage()
+            event = EngineProbed(node=held.node, engine=held.told_engine, usage=evidence.spent)
+            evidence.spent = Usage()
             await self.ask(partial(self.queue.note, held.claim.run, event))
         if evidence is not None and evidence.adaptations != evidence.told:
             evidence.told = evidence.adaptations
@@ -296,10 +302,9 @@ class Worker(ABC):
 
     def retried(self, held: HeldUnit, error: EngineUnavailable, delay: float) -> UnitRetried:
         unit = held.claim.unit
-        engine = "" if held.result is None else held.result.node.told_engine
         return UnitRetried(
             node=held.node,
-            engine=engine,
+            engine=held.told_engine,
             root=unit.root,
             unit=unit.part,
             message=str(error),

@@ -231,6 +231,15 @@ RUN = Dashboard(
             ],
         ),
         Question(
+            "What does it cost?",
+            [
+                lines("Dollars", "currencyUSD", "By the prices of the engines, since the process that writes the run began.",
+                      (f"sum by (step) (chainette_cost_usd_total{{{_STEP}}})", "{{step}}"), stacked=True, width=12),
+                lines("GPU time", "s", "Seconds in which engines had requests of the step, times their GPUs.",
+                      (f"sum by (step) (chainette_gpu_seconds_total{{{_STEP}}})", "{{step}}"), stacked=True, width=12),
+            ],
+        ),
+        Question(
             "What is being rejected?",
             [
                 now("Rejected, by step and reason", "bargauge", "short", "Rows since the process that writes them began.",

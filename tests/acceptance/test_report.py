@@ -39,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet").returncode == 3
     retried = project.chainette("rejected", "out", "--retry", "--step", "grade", "--quiet")
     assert retried.returncode == 3, retried.stderr
-    done = project.chainette("report", "out", "--price", "writer=1,2")
+    done = project.chainette("report", "out", "--price", "writer=in:1,out:2")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("wrote out/report.html (")
     return project
@@ -176,8 +176,8 @@ def test_a_run_that_goes_on_or_was_killed_can_be_looked_at(tmp_path: Path) -> No
     ("words", "message"),
     [
         (("nowhere",), "nowhere holds no run"),
-        (("out", "--price", "writer=cheap"), "expected ENGINE=IN,OUT like llama=0.15,0.60"),
-        (("out", "--price", "gpt=1,2"), "the run has no engine 'gpt'; it has judge, writer"),
+        (("out", "--price", "writer=cheap"), "expected ENGINE=in:0.15,out:0.6"),
+        (("out", "--price", "gpt=in:1,out:2"), "the run has no engine 'gpt'; it has judge, writer"),
     ],
 )
 def test_what_cannot_be_reported_is_said(project: Project, words: tuple[str, ...], message: str) -> None:

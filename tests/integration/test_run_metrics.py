@@ -40,6 +40,8 @@ class Site:
     def __init__(self, path: Path, url: str) -> None:
         self.path, self.url = path, url
         Project(path, rows=96, invalid=0.3)
+        source = (path / "chain.py").read_text()
+        (path / "chain.py").write_text(source.replace('"writer-model", "simulated"', '"w", "simulated", price={"out": 1e6}'))
         with (path / "in.jsonl").open("a") as file:
             file.write("{bad\nworse\n")
         self.chain: Chain = load_chain("chain.py", path).chain
@@ -100,8 +102,9 @@ def meant(metadata: dict[str, Any]) -> Numbers:
 
 
 def results(found: Numbers) -> Numbers:
-    """Without the counts that only metrics have."""
-    return Counter({key: value for key, value in found.items() if key[0] != "chainette_sink_written_bytes_total"})
+    """Without what only metrics count, or count in fractions."""
+    apart = ("chainette_sink_written_bytes_total", "chainette_cost_usd_total", "chainette_gpu_seconds_total")
+    return Counter({key: value for key, value in found.items() if key[0] not in apart})
 
 
 @pytest.mark.long
@@ -113,6 +116,8 @@ def test_at_the_end_the_numbers_are_those_of_the_metadata(site: Site) -> None:
     assert results(found) == meant(result.metadata)
     assert found["chainette_rows_rejected_total", CHAIN_INPUT, "invalid_input"] == 2
     assert any(key[0] == "chainette_rows_rejected_total" and key[1] == "grade" for key in found)
+    cost = sum(value for key, value in found.items() if key[0] == "chainette_cost_usd_total")
+    assert cost == result.metadata["cost"]["usd"] > 0
     sizes = sum(path.stat().st_size for path in (site.path / "out").glob("*/*.jsonl"))
     assert found["chainette_sink_written_bytes_total",] == sizes
 

@@ -68,6 +68,8 @@ def another(name: str) -> Any:
     kinds = {kind, *get_args(kind)}
     if name == "engines_file":
         return "engines.yml"
+    if name == "price":
+        return ("first=in:1.5", "first=out:2")
     if bool in kinds:
         return not default
     if get_origin(kind) is Literal:

@@ -14,6 +14,7 @@ import typer
 from chainette.cli.common import command_line, console, guarded, new_table, print_json
 from chainette.cli.directory_status import is_working, standing
 from chainette.cli.flags import AsJson
+from chainette.cli.screen.summary import amount
 from chainette.errors import ChainetteError
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
@@ -21,7 +22,7 @@ from chainette.utils.terminal_text import visible_line
 
 __all__ = ["ls"]
 
-_COLUMNS = ("directory", "chain", "status", "rows", "rejected", "started")
+_COLUMNS = ("directory", "chain", "status", "rows", "rejected", "cost", "started")
 
 
 @guarded
@@ -37,9 +38,10 @@ def ls(
     if as_json:
         print_json(found)
     elif found:
-        table = new_table(_COLUMNS, numbers=("rows", "rejected"), cut=("directory",))
+        columns = [column for column in _COLUMNS if column != "cost" or any(run["cost"] for run in found)]
+        table = new_table(columns, numbers=("rows", "rejected", "cost"), cut=("directory",))
         for run in found:
-            table.add_row(*(visible_line(_cell(run[column])) for column in _COLUMNS))
+            table.add_row(*(visible_line(_cell(run[column])) for column in columns))
         console().print(table)
     else:
         console().print(f"no runs below {folder}; {command_line('run', 'CHAIN', 'INPUTS')} makes one", soft_wrap=True)
@@ -55,7 +57,7 @@ def _directories(folder: Path) -> Iterator[Path]:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    run = {"directory": str(path), "chain": "", "status": "", "rows": None, "rejected": None, "started": ""}
+    run = {"directory": str(path), "chain": "", "status": "", "rows": None, "rejected": None, "cost": None, "started": ""}
     try:
         metadata = _metadata(RunDir(path))
     except ChainetteError as error:
@@ -65,6 +67,7 @@ def _described(path: Path) -> dict[str, Any]:
         "status": standing(metadata, working=is_working(path)),
         "rows": metadata["rows_finished"],
         "rejected": metadata["rows_rejected"],
+        "cost": metadata.get("cost"),
         "started": metadata["started_at"] or metadata["created_at"],
     }
 
@@ -81,6 +84,8 @@ def _metadata(run: RunDir) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return amount(value)
     if isinstance(value, int):
         return f"{value:,}"
     try:

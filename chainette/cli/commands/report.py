@@ -11,13 +11,15 @@ import typer
 from chainette.cli.common import guarded, show_path, tell
 from chainette.cli.directory_status import is_working
 from chainette.cli.flags import RunDirectory
+from chainette.engine.price import Price, parse_price
+from chainette.errors import EngineConfigError
 from chainette.io.rundir.events import timestamp
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.reading import rejection_examples
 from chainette.io.rundir.statistics import Figures, figures
-from chainette.report.page import Price, render_page
+from chainette.report.page import render_page
 
 __all__ = ["report"]
 
@@ -33,8 +35,8 @@ def report(
         list[str] | None,
         typer.Option(
             "--price",
-            metavar="ENGINE=IN,OUT",
-            help="The price of a million prompt and answer tokens of an engine, in any currency; repeatable.",
+            metavar="ENGINE=PRICE",
+            help="Another price than the run's, per million tokens: gpt=in:0.15,out:0.6,cached:0.08; repeatable.",
         ),
     ] = None,
 ) -> None:
@@ -65,16 +67,13 @@ def _prices(given: list[str], found: Figures) -> Mapping[str, Price]:
     """Engine -> price.
 
     Raises:
-        typer.BadParameter: not two numbers, or the run has no such engine.
+        typer.BadParameter: it is none, or the run has no such engine.
     """
-    prices, known = {}, sorted(found.state.graph.engines)
-    for text in given:
-        engine, _, numbers = text.rpartition("=")
-        try:
-            prompt, completion = (float(number) for number in numbers.split(","))
-        except ValueError:
-            raise typer.BadParameter(f"--price {text}: expected ENGINE=IN,OUT like llama=0.15,0.60") from None
-        if engine not in known:
-            raise typer.BadParameter(f"--price {text}: the run has no engine {engine!r}; it has {', '.join(known)}")
-        prices[engine] = Price(prompt, completion)
+    known = sorted(found.state.graph.engines)
+    try:
+        prices = dict(map(parse_price, given))
+    except EngineConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    for engine in prices.keys() - {*known}:
+        raise typer.BadParameter(f"--price: the run has no engine {engine!r}; it has {', '.join(known)}")
     return prices

@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.text import Text
 
 from chainette.cli.screen.live import fitting, view_lines
-from chainette.cli.screen.summary import clock, short
+from chainette.cli.screen.summary import amount, clock, short
+from chainette.engine.price import Cost
 from chainette.fleet.protocol.keys import aside as kept_aside
 from chainette.fleet.protocol.member_fields import WORKER, Member
 from chainette.fleet.protocol.seals import VARIABLE
@@ -19,6 +20,7 @@ from chainette.fleet.redis.connect import is_passing
 from chainette.fleet.redis.fleet_view import LiveRun, Queue
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
+from chainette.io.rundir.costs import plain_cost
 from chainette.io.rundir.progress import EngineView, Progress
 from chainette.utils.terminal_text import visible_line
 
@@ -137,6 +139,7 @@ class FleetView:
             f"{short(total.tokens)} tok/s" if total.tokens else "",
             f"{clock(total.left)} left" if total.left else "",
             f"{total.rejected:,} rejected" if total.rejected else "",
+            amount(plain_cost(info.counts.cost)) if info.counts.cost != Cost() else "",
         ]
         yield Text(f"run {info.run}: {' · '.join(part for part in parts if part)}", style="bold")
         share = total.done / total.total if total.total else 0.0

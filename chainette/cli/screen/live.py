@@ -19,8 +19,10 @@ from rich.text import Text
 
 from chainette.cli.common import show_path
 from chainette.cli.screen.plain import Reporter
-from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
+from chainette.cli.screen.summary import amount, clock, counts_table, short, summary_lines
 from chainette.engine.base import Completion, Request
+from chainette.engine.price import Cost
+from chainette.io.rundir.costs import plain_cost
 from chainette.io.rundir.events import Event
 from chainette.io.rundir.progress import EngineView, NodeView, Progress, TotalView
 from chainette.io.rundir.result import RunResult
@@ -190,6 +192,7 @@ def _total_line(total: TotalView) -> Text:
         clock(total.elapsed),
         f"{clock(total.left)} left" if total.left is not None else "",
         f"{short(total.tokens)} tok/s" if total.tokens else "",
+        amount(plain_cost(total.cost)) if total.cost != Cost() else "",
     ]
     line = Text(" · ".join(part for part in parts if part), style="bold")
     if total.rejected:

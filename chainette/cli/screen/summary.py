@@ -14,8 +14,11 @@ from chainette.io.rundir.run_state import Status
 
 __all__ = [
     "accounting_line",
+    "amount",
     "clock",
+    "cost_line",
     "counts_table",
+    "dollars",
     "engine_lines",
     "escalation_lines",
     "next_lines",
@@ -96,6 +99,7 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
             f"tokens: {usage['prompt_tokens']:,} in prompts, {usage['completion_tokens']:,} in answers, "
             f"{usage['requests']:,} requests"
         )
+    yield from cost_line(metadata)
     if discarded := metadata.get("discarded"):
         yield (
             f"discarded: {discarded['requests']:,} requests whose unit was stopped, at least "
@@ -103,6 +107,25 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
         )
     if metadata["simulated"]:
         yield "answers: simulated, not those of a model"
+
+
+def cost_line(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Money and GPU-hours so far, in all and by step, if an engine has a price or GPUs."""
+    if cost := metadata.get("cost"):
+        parts = {step: found for step, counts in metadata["steps"].items() if (found := counts.get("cost"))}
+        steps = f" ({', '.join(f'{step} {amount(found)}' for step, found in parts.items())})" if len(parts) > 1 else ""
+        yield f"cost: {amount(cost)}{steps}"
+
+
+def amount(cost: Mapping[str, float]) -> str:
+    """A cost for people: `$1.23, 0.40 GPU-hours`."""
+    hours = [f"{cost['gpu_hours']:.3g} GPU-hours"] if cost["gpu_hours"] else []
+    return ", ".join([dollars(cost["usd"]), *hours] if cost["usd"] or not hours else hours)
+
+
+def dollars(usd: float) -> str:
+    """Money in dollars, small amounts with two digits that count."""
+    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${float(f'{usd:.2g}'):.6f}".rstrip("0")
 
 
 def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:

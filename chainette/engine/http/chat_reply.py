@@ -88,7 +88,7 @@ class _Answer:
         self._refusal: list[str] = []
         #: Tool calls by their index: the pieces of their arguments.
         self._calls: dict[int, list[str]] = {}
-        self._tokens = 0, 0
+        self._tokens = fields.Tokens()
         self._error = b""
         #: Why the answer ended, in the server's words.
         self._reason = ""
@@ -117,7 +117,8 @@ class _Answer:
         Raises:
             NoAnswer: there is none, or not all of it.
         """
-        usage = Usage(1, *self._tokens, seconds)
+        tokens = self._tokens
+        usage = Usage(1, tokens.prompt, tokens.answer, seconds, cached_tokens=tokens.cached)
         text, thoughts = self._answer()
         finish = _FINISHES.get(_BETWEEN_WORDS.sub("_", self._reason.lower()).strip("_").removeprefix("finish_reason_"))
         refusal = _whole("".join(self._refusal)).strip()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 __all__ = [
     "BROKEN",
     "Object",
+    "Tokens",
     "calls",
     "choices",
     "count",
@@ -166,15 +167,34 @@ def error(found: object) -> bytes:
     return msgspec.json.encode(found) if found else b""
 
 
-def tokens(document: Object) -> tuple[int, int] | None:
-    """Tokens of the prompt and of the answer, if a count of them is there."""
+class Tokens(NamedTuple):
+    """Tokens of the prompt and of the answer; of the prompt's, those that the server had in its cache."""
+
+    prompt: int = 0
+    answer: int = 0
+    cached: int = 0
+
+
+def tokens(document: Object) -> Tokens | None:
+    """The tokens, if a count of them is there."""
     usage = document.get("usage")
     if isinstance(usage, dict):
-        prompt, answer = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
-        return prompt or count(usage.get("input_tokens")), answer or count(usage.get("output_tokens"))
+        prompt = count(usage.get("prompt_tokens")) or count(usage.get("input_tokens"))
+        answer = count(usage.get("completion_tokens")) or count(usage.get("output_tokens"))
+        return Tokens(prompt, answer, min(prompt, _cached(usage)))
     if "eval_count" in document or "prompt_eval_count" in document:
-        return count(document.get("prompt_eval_count")), count(document.get("eval_count"))
+        return Tokens(count(document.get("prompt_eval_count")), count(document.get("eval_count")))
     return None
+
+
+def _cached(usage: Object) -> int:
+    """Cached tokens as OpenAI and vLLM, its Responses API, DeepSeek, Moonshot, and Anthropic's dialect name them."""
+    for name in ("prompt_tokens_details", "input_tokens_details"):
+        details = usage.get(name)
+        if isinstance(details, dict) and (found := count(details.get("cached_tokens"))):
+            return found
+    names = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
+    return next((found for name in names if (found := count(usage.get(name)))), 0)
 
 
 def count(found: object) -> int:

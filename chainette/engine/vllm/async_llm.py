@@ -409,7 +409,8 @@ class VllmEngine(Engine):
     ) -> Completion:
         stats = output.metrics
         queued = max(0.0, stats.scheduled_ts - stats.queued_ts) if stats is not None else 0.0
-        usage = Usage(1, prompt_tokens, pieces.tokens, seconds, queued)
+        cached = min(prompt_tokens, getattr(output, "num_cached_tokens", None) or 0)
+        usage = Usage(1, prompt_tokens, pieces.tokens, seconds, queued, cached)
         self._learn(prompt_tokens + pieces.tokens)
         reasoning, text = pieces.whole()
         match output.outputs[0].finish_reason:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from chainette.engine.price import Cost
 from chainette.fleet.protocol.hash_fields import Count, HashFields
 from chainette.fleet.protocol.seals import VARIABLE, Purpose, Seals, Unsealed
 from chainette.io.rundir.graph import Graph
@@ -39,6 +40,7 @@ class Counts(msgspec.Struct, frozen=True):
     expected: int | None = None
     #: Node -> rows in, rows out, rejected, answer tokens.
     nodes: dict[str, tuple[int, int, int, int]] = {}
+    cost: Cost = Cost()
 
 
 class RunInfo(HashFields, frozen=True):

@@ -90,8 +90,8 @@ class NodeCounts:
 
 
 def plain_usage(usage: Usage) -> dict[str, Any]:
-    """Usage as people read it."""
-    return {name: round(value, 3) for name, value in msgspec.structs.asdict(usage).items()}
+    """Usage as people read it, without the engine's time, which is in the cost."""
+    return {name: round(value, 3) for name, value in msgspec.structs.asdict(usage).items() if name != "busy"}
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import msgspec
 
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
+from chainette.engine.price import Rate
 from chainette.io.rundir.graph import Graph, require_file
 from chainette.records import Earlier, Usage
 
@@ -27,6 +28,7 @@ __all__ = [
     "InputRead",
     "Note",
     "RootDone",
+    "RowsTakenBack",
     "RunCancelledEvent",
     "RunCreated",
     "RunFinished",
@@ -93,6 +95,8 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     expected: int | None = None
     #: The start of this epoch's results in a fleet: (stream id, token).
     anchor: tuple[str, str] | None = None
+    #: Engine -> how its usage is charged from here on.
+    rates: dict[str, Rate] = {}
 
 
 class RunResumed(Event, frozen=True, tag="run_resumed"):
@@ -113,6 +117,8 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     limit: int | None = None
     #: The number of the last order that a sink has followed; none that is older is followed, and none twice.
     order: int = 0
+    #: Engine -> how its usage is charged from here on, if that changed.
+    rates: dict[str, Rate] = {}
 
 
 class InputRead(Event, frozen=True, tag="input_read"):
@@ -205,6 +211,8 @@ class EngineProbed(Event, frozen=True, tag="engine_probed"):
 
     node: str
     usage: Usage
+    #: The engine, if it is one of several of the step.
+    engine: str = ""
 
 
 class AnswersDiscarded(Event, frozen=True, tag="answers_discarded"):
@@ -213,6 +221,16 @@ class AnswersDiscarded(Event, frozen=True, tag="answers_discarded"):
 
     node: str
     #: Requests that were cancelled count as requests without tokens.
+    usage: Usage
+    #: The engine, if it is one of several of the step.
+    engine: str = ""
+
+
+class RowsTakenBack(Event, frozen=True, tag="rows_taken_back"):
+    """Rows of a step were taken back, to be computed anew; what their answers cost stays on the bill."""
+
+    node: str
+    engine: str
     usage: Usage
 
 
@@ -338,6 +356,7 @@ AnyEvent = (
     | UnitCommitted
     | Note
     | ShardSealed
+    | RowsTakenBack
     | RunPaused
     | RunCancelledEvent
     | RunFinished

@@ -25,6 +25,7 @@ from chainette.io.rundir.events import (
     AnyEvent,
     EngineLoaded,
     EngineProbed,
+    RowsTakenBack,
     RunFinished,
     RunPaused,
     RunResumed,
@@ -290,13 +291,22 @@ class _Fork:
             case UnitCommitted():
                 if self._has(event.node):
                     yield self._keep_unit(event, reader)
+                elif event.usage.requests:
+                    yield self._taken_back(event)
             case EngineLoaded():
                 yield msgspec.structs.replace(event, identity=event.identity if self._answered(event.engine) else {})
-            case UnitRetried() | UnitSplit() | AnswersDiscarded() | EngineProbed():
+            case AnswersDiscarded() | EngineProbed() if not self._has(event.node):
+                yield self._taken_back(event)
+            case UnitRetried() | UnitSplit():
                 if self._has(event.node):
                     yield event
             case _:
                 yield event
+
+    def _taken_back(self, event: UnitCommitted | AnswersDiscarded | EngineProbed) -> RowsTakenBack:
+        """The cost of answers whose rows are computed anew."""
+        engine = event.engine or self.state.engine_of(event.node)
+        return RowsTakenBack(node=event.node, engine=engine, usage=event.usage, at=event.at, epoch=event.epoch)
 
     def _answered(self, engine: str) -> bool:
         """Whether rows that an engine answered are kept, so that it must be loaded from the same model again."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from chainette.core.plan import NodeKind
 from chainette.engine.config import share_device
+from chainette.engine.price import Cost
 from chainette.io.rundir.arrivals import Arrivals
 from chainette.io.rundir.events import (
     AnyEvent,
@@ -126,6 +127,7 @@ class TotalView:
     left: float | None
     #: Answers that have arrived and are not durable yet.
     arrived: int = 0
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass
@@ -269,4 +271,5 @@ class Progress:
             tokens=sum(node.tokens for node in nodes),
             left=seconds_left(state, {node.id: node.rate for node in nodes}),
             arrived=sum(self.arrivals.waiting(node.id)[0] for node in nodes),
+            cost=state.bill.cost(),
         )

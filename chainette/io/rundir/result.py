@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from chainette.engine.price import Cost
 from chainette.errors import RunDirectoryError
 from chainette.io.rundir.card import CardConfig, render_card
 from chainette.io.rundir.open import read_state
@@ -111,6 +112,14 @@ class RunResult:
         """Per step: in, out, rejected, dropped, stopped, expanded, balanced."""
         steps: dict[str, dict[str, Any]] = self.metadata["steps"]
         return steps
+
+    @property
+    def cost(self) -> Cost:
+        """Dollars and GPU-hours so far, over all resumes, with those of discarded answers and rejected rows.
+
+        An engine without a price adds nothing; GPU-hours are the seconds in which an engine had requests, times its GPUs.
+        """
+        return self._state.bill.cost()
 
     @property
     def rejected(self) -> Iterator[dict[str, Any]]:

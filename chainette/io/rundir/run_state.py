@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 from chainette.errors import DamagedRun
 from chainette.io.rundir.accounting import EngineCounts, NodeCounts, RowCounts, imbalance, plain_usage, ranges
+from chainette.io.rundir.costs import Bill, plain_cost
 from chainette.io.rundir.events import (
     AnswersDiscarded,
     AnyEvent,
@@ -22,6 +25,7 @@ from chainette.io.rundir.events import (
     Event,
     InputRead,
     RootDone,
+    RowsTakenBack,
     RunCancelledEvent,
     RunCreated,
     RunFinished,
@@ -96,6 +100,7 @@ class RunState:
     #: (root, record) pairs from which roots are counted; a raised limit begins a new root.
     starts: tuple[tuple[int, int], ...] = ((0, 0),)
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
+    bill: Bill = field(default_factory=Bill)
     #: Folder -> journal number -> (bytes, rows).
     ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     sealed: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -178,10 +183,12 @@ class RunState:
                 self._note_redis(event.way.get("redis", ""))
             case RunStarted():
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
+                self.bill.take_rates(event.rates)
             case RunResumed():
                 self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
                 self.graph, self.phase = event.graph or self.graph, event.phase
                 self.input = event.input or self.input
+                self.bill.take_rates(event.rates)
                 if event.limit is not None:
                     self._raise_limit(event.limit)
                 self.order = max(self.order, event.order)
@@ -193,8 +200,12 @@ class RunState:
                 self.node(event.node).retried += 1
             case AnswersDiscarded():
                 self.node(event.node).discarded += event.usage
+                self._charge(event.node, event.engine, event.usage)
             case EngineProbed():
                 self.node(event.node).probes += event.usage
+                self._charge(event.node, event.engine, event.usage)
+            case RowsTakenBack():
+                self._charge(event.node, event.engine, event.usage)
             case EngineLoaded():
                 self._load(event)
             case EngineAdapted():
@@ -281,7 +292,9 @@ class RunState:
         counts.rejected += event.rejected
         counts.dropped += len(event.dropped)
         counts.expanded += event.added
-        counts.usage += event.usage
+        if event.usage.requests:
+            counts.usage += event.usage
+            self._charge(event.node, event.engine, event.usage)
         for way, rows in event.ways.items():
             counts.ways[way] = counts.ways.get(way, 0) + rows
         if event.engine:
@@ -292,6 +305,14 @@ class RunState:
             asked.usage += event.usage
         for reason, count in event.reasons.items():
             counts.reasons[reason] = counts.reasons.get(reason, 0) + count
+
+    def _charge(self, node: str, engine: str, usage: Usage) -> None:
+        self.bill.charge(node, engine or self.engine_of(node), usage)
+
+    def engine_of(self, node: str) -> str:
+        """The (first) engine of a step; "" if the chain has no such step."""
+        found = self.graph.by_id.get(node)
+        return "" if found is None else found.engine
 
     def _finish_root(self, root: int, done: RootDone) -> None:
         self.done.extend(bytes(max(0, root + 1 - len(self.done))))
@@ -388,10 +409,21 @@ class RunState:
             **({"imbalances": imbalances} if imbalances else {}),
             "simulated": any(engine.get("simulated") for engine in self.engines.values()),
             "usage": plain_usage(usage),
+            **self._costs(),
             **({"discarded": plain_usage(discarded)} if discarded.requests else {}),
             **({"probes": plain_usage(probes)} if probes.requests else {}),
             "units_retried": self.retries,
             "engines": self.engines,
             "workers": sorted(self.workers),
-            "steps": {node: self.node(node).plain() for node in order},
+            "steps": {node: self.node(node).plain() | self._cost_of(node) for node in order},
         }
+
+    def _costs(self) -> dict[str, Any]:
+        """The cost of the run, if any engine has a rate."""
+        rates = self.bill.rates
+        return {"cost": plain_cost(self.bill.cost()), "rates": msgspec.to_builtins(rates)} if rates else {}
+
+    def _cost_of(self, step: str) -> dict[str, Any]:
+        """The cost of a step, if one of its engines has a rate."""
+        engines = {engine for name, engine, _ in self.bill.lines() if name == step}
+        return {"cost": plain_cost(self.bill.cost([step]))} if engines & self.bill.rates.keys() else {}

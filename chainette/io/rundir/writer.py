@@ -17,6 +17,7 @@ from typing import Any
 from chainette.core.decision import way_of
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import NodeKind, Plan
+from chainette.engine.price import Rate
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.events import (
@@ -165,6 +166,8 @@ class RunWriter:
         self._sealer = sealer
         self._roots = LiveRoots(plan)
         self.reopened = Reopened()
+        #: How engines are charged; logged with the start or the resume.
+        self.rates: dict[str, Rate] = {}
         #: Shards that earlier sessions sealed, which are read once more before the run is called finished.
         self._found = [(folder, number) for folder, numbers in state.sealed.items() for number in numbers]
         #: The position that the input was read to, if it is not logged yet.

@@ -110,7 +110,13 @@ def backend_of(key: str) -> str:
 
 def another(value: Any, key: str) -> Any:
     """A valid value that differs from a default."""
-    special: dict[str, Any] = {"endpoint": ["http://other/v1"], "gpu_ids": (1,), "response_format": "none", "extra": {"a": 1}}
+    special: dict[str, Any] = {
+        "endpoint": ["http://other/v1"],
+        "gpu_ids": (1,),
+        "response_format": "none",
+        "extra": {"a": 1},
+        "price": {"in": 1},
+    }
     if key in special:
         return special[key]
     match value:

@@ -9,10 +9,11 @@ from unittest import mock
 
 import pytest
 
+from chainette.engine.price import Price
 from chainette.errors import RunError
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.statistics import Figures, figures
-from chainette.report.page import Price, render_page
+from chainette.report.page import render_page
 from tests.support.chains import everything, texts
 
 HOSTILE = '</pre></style><script>alert(1)</script><img src=x onerror="alert(1)">'
@@ -48,7 +49,7 @@ def test_what_comes_out_of_rows_is_text(found: Figures) -> None:
 def test_cost_is_tokens_times_price_and_only_where_there_is_a_price(found: Figures) -> None:
     usage = found.state.node("hidden").usage
     expected = (usage.prompt_tokens * 2000 + usage.completion_tokens * 10_000) / 1e6
-    text = page(found, {"second": Price(2000, 10_000)})
+    text = page(found, {"second": Price(prompt=2000, answer=10_000)})
     costs = re.findall(r'data-step="(\w+)".*?data-name="cost">([^\s<]+)', text, re.DOTALL)
     priced = {step: cost for step, cost in costs if cost != "·"}
     assert priced == {"hidden": f"{expected:,.2f}"}
@@ -66,7 +67,7 @@ def test_the_report_says_how_many_rows_each_engine_of_a_step_answered(found: Fig
 def test_the_cost_of_a_step_is_that_of_all_its_engines(found: Figures) -> None:
     engines = found.state.node("closing").engines
     first, second = engines["first"].usage.completion_tokens, engines["second"].usage.completion_tokens
-    text = page(found, {"first": Price(0, 1000), "second": Price(0, 3000)})
+    text = page(found, {"first": Price(answer=1000), "second": Price(answer=3000)})
     [cost] = re.findall(r'data-step="closing".*?data-name="cost">([^\s<]+)', text, re.DOTALL)
     assert cost == f"{(first * 1000 + second * 3000) / 1e6:,.2f}"
 

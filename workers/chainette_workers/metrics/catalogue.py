@@ -81,6 +81,8 @@ CATALOGUE: tuple[Metric, ...] = (
     _counter(_S, "chainette_units_retried_total", "run step", "Units put off because their engine did not answer."),
     _counter(_S, "chainette_prompt_tokens_total", "run step", "Tokens that went into engines."),
     _counter(_S, "chainette_completion_tokens_total", "run step", "Tokens that engines gave."),
+    _counter(_S, "chainette_cost_usd_total", "run step", "Dollars by the engines' prices, discarded answers included."),
+    _counter(_S, "chainette_gpu_seconds_total", "run step", "Seconds in which engines had requests, times their GPUs."),
     _counter(
         _S, "chainette_engine_rows_total", "run step engine outcome", "Rows that an engine of an escalating step was asked for."
     ),

@@ -21,10 +21,20 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from chainette.core.plan import PYTHON, NodeKind, Plan
+from chainette.engine.price import Rate
 from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, UnitCommitted, UnitRetried
+from chainette.io.rundir.events import (
+    AnswersDiscarded,
+    EngineLoaded,
+    EngineProbed,
+    EngineReleased,
+    Event,
+    UnitCommitted,
+    UnitRetried,
+)
 from chainette.records import CHAIN_INPUT, Reason, declared_of
+from chainette.run.session import rates_of
 from chainette_workers.metrics.catalogue import CATALOGUE, Metric, MetricType, ProcessKind
 from chainette_workers.metrics.fleet_collector import FleetCollector
 
@@ -157,6 +167,9 @@ class _OfRun(Hook):
         self._metrics = metrics
         self._run = run
         self._series: dict[tuple[str, ...], Any] = {}
+        #: Step -> its first engine; engine -> how it is charged.
+        self._engines: dict[str, str] = {}
+        self._rates: dict[str, Rate] = {}
 
     def _of(self, name: str, *labels: str) -> Any:
         key = (name, *labels)
@@ -170,6 +183,7 @@ class _OfRun(Hook):
     def expect(self, plan: Plan) -> None:
         """Creates every series that the plan can need, at zero."""
         if ProcessKind.SINK in self._metrics.parts:
+            self._engines, self._rates = {node.id: node.engine for node in plan.nodes.values()}, rates_of(plan)
             self._expect_results(plan)
         if ProcessKind.WORKER in self._metrics.parts:
             self._of("chainette_commits_refused_total")
@@ -196,6 +210,8 @@ class _OfRun(Hook):
         for step in (name for name in _nodes(plan) if name in plan.nodes and plan.nodes[name].kind is NodeKind.STEP):
             for name in ("chainette_rows_retried_total", "chainette_prompt_tokens_total", "chainette_completion_tokens_total"):
                 self._of(name, step)
+            for name in ("chainette_cost_usd_total", "chainette_gpu_seconds_total"):
+                self._of(name, step)
         for asked in (node for node in plan.steps if node.told_engine):
             for engine, outcome in product(asked.engines, _OUTCOMES):
                 self._of("chainette_engine_rows_total", asked.id, engine, outcome)
@@ -210,6 +226,8 @@ class _OfRun(Hook):
         match event:
             case UnitCommitted():
                 self._count(event)
+            case AnswersDiscarded() | EngineProbed():
+                self._charge(event)
             case UnitRetried():
                 self._of("chainette_units_retried_total", declared_of(event.node)).inc()
 
@@ -229,11 +247,18 @@ class _OfRun(Hook):
             self._of("chainette_rows_retried_total", node).inc(max(0, usage.requests - first_asks))
             self._of("chainette_prompt_tokens_total", node).inc(usage.prompt_tokens)
             self._of("chainette_completion_tokens_total", node).inc(usage.completion_tokens)
+            self._charge(event)
         if event.root_done is not None:
             self._of("chainette_rows_finished_total").inc(event.root_done.finished)
             self._of("chainette_rows_done_total", CHAIN_INPUT).inc(event.root_done.records - event.root_done.bad)
             for fork, (taken, stopped) in event.root_done.forks.items():
                 self._of("chainette_rows_done_total", declared_of(fork)).inc(taken - stopped)
+
+    def _charge(self, event: UnitCommitted | AnswersDiscarded | EngineProbed) -> None:
+        engine = event.engine or self._engines.get(event.node, "")
+        cost = self._rates.get(engine, Rate()).cost(event.usage)
+        self._of("chainette_cost_usd_total", declared_of(event.node)).inc(cost.usd)
+        self._of("chainette_gpu_seconds_total", declared_of(event.node)).inc(3600 * cost.gpu_hours)
 
     def on_stage(self, node: str, stage: Stage, seconds: float) -> None:
         self._of("chainette_unit_stage_seconds", declared_of(node), stage).observe(seconds)

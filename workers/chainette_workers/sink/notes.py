@@ -78,8 +78,7 @@ class NoteFilter:
             case WorkerRefused(worker=worker, reason=reason):
                 return _changed(note, reason=reason[:_LONGEST_MESSAGE]) if _is_name(worker) else None
             case UnitRetried(node=node, engine=engine, unit=unit, message=message, delay=delay):
-                known = node in self.plan.nodes and engine in ("", *self.plan.nodes[node].engines)
-                fits = known and len(unit) <= _LONGEST_MESSAGE and 0 <= delay <= _MOST
+                fits = self._asks(node, engine) and len(unit) <= _LONGEST_MESSAGE and 0 <= delay <= _MOST
                 return _changed(note, message=message[:_LONGEST_MESSAGE]) if fits and _is_count(note.root) else None
             case UnitSplit(node=node, unit=unit):
                 fits = node in self.plan.stations and len(unit) <= _LONGEST_MESSAGE
@@ -87,12 +86,16 @@ class NoteFilter:
             case EngineAdapted(engine=engine, changes=changes):
                 fits = len(changes) <= _MOST_CHANGES and all(_is_name(word) for pair in changes.items() for word in pair)
                 return note if engine in self.plan.engines and fits else None
-            case AnswersDiscarded(node=node, usage=usage) | EngineProbed(node=node, usage=usage):
-                return note if node in self.plan.nodes and _is_sane(usage) else None
+            case AnswersDiscarded(node=node, engine=engine, usage=usage) | EngineProbed(node=node, engine=engine, usage=usage):
+                return note if self._asks(node, engine) and _is_sane(usage) else None
             case EngineReleased(engine=engine):
                 return note if engine in self.plan.engines else None
             case EngineLoaded():
                 return self._loaded(note, origin)
+
+    def _asks(self, node: str, engine: str) -> bool:
+        """Whether the plan has the node, and the node the engine if one is named."""
+        return node in self.plan.nodes and engine in ("", *self.plan.nodes[node].engines)
 
     def _loaded(self, note: EngineLoaded, origin: Callable[[str], Mapping[str, str]]) -> EngineLoaded | None:
         """An engine of the plan, loaded from the same place as before; a worker that says otherwise does not change the log."""

@@ -138,7 +138,7 @@ class Sink:
             self.writer.raise_epoch()
             self._say([self._resumed(expected, anchor, self._changed_graph())])
         else:
-            self._say([RunStarted(expected=expected, anchor=anchor)])
+            self._say([RunStarted(expected=expected, anchor=anchor, rates=self.writer.rates)])
         self._installing = token
 
     def _changed_graph(self) -> Graph | None:
@@ -158,6 +158,7 @@ class Sink:
             order=self.order,
             input=found.input,
             limit=found.limit,
+            rates=self.writer.rates,
         )
 
     def _say(self, events: Sequence[Event]) -> None:

@@ -24,4 +24,4 @@ def counts_of(state: RunState) -> Counts:
         name: (counts.taken, counts.given, counts.rejected, counts.usage.completion_tokens)
         for name, counts in state.nodes.items()
     }
-    return Counts(state.records, state.expected, nodes)
+    return Counts(state.records, state.expected, nodes, state.bill.cost())

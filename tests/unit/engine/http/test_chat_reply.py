@@ -378,3 +378,25 @@ def check(body: bytes) -> None:
         assert "\ufffe" not in text
         text.encode()
     assert all(0 <= count < 1 << 53 for count in (completion.usage.prompt_tokens, completion.usage.completion_tokens))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 3}},
+        {"input_tokens_details": {"cached_tokens": 3}},
+        {"prompt_tokens_details": None, "prompt_cache_hit_tokens": 3, "prompt_cache_miss_tokens": 1},
+        {"prompt_tokens_details": {"cached_tokens": 0}, "cached_tokens": 3},
+        {"prompt_tokens_details": [], "cache_read_input_tokens": 3.0},
+    ],
+)
+def test_cached_tokens_are_read_under_each_name(counts: dict[str, Any]) -> None:
+    body = reply()
+    body["usage"] |= counts
+    assert read(json.dumps(body).encode(), 0.0).completion.usage == Usage(1, 4, 2, 0.0, cached_tokens=3)
+
+
+def test_more_cached_tokens_than_the_prompt_has_are_a_mistake() -> None:
+    body = reply()
+    body["usage"]["prompt_tokens_details"] = {"cached_tokens": 400}
+    assert read(json.dumps(body).encode(), 0.0).completion.usage.cached_tokens == 4

@@ -1,0 +1,37 @@
+"""The seconds in which an engine works, divided among its requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SharedTime"]
+
+
+@dataclass
+class SharedTime:
+    """Divides each second evenly among the requests in flight, so that their shares add up to the seconds with any.
+
+    A request that is alone for two seconds has used two; one of four, half a second.
+    """
+
+    in_flight: int = 0
+    #: Seconds that a request in flight since the start would have used.
+    _each: float = 0.0
+    _at: float = 0.0
+
+    def begin(self, now: float, requests: int) -> float:
+        """So many requests are on the way; returns the mark by which `end` knows when."""
+        self._advance(now)
+        self.in_flight += requests
+        return self._each
+
+    def end(self, now: float, mark: float) -> float:
+        """One request is answered, or given up; returns the seconds that it used."""
+        self._advance(now)
+        self.in_flight -= 1
+        return self._each - mark
+
+    def _advance(self, now: float) -> None:
+        if self.in_flight:
+            self._each += (now - self._at) / self.in_flight
+        self._at = now
