@@ -105,6 +105,10 @@ class Read(msgspec.Struct, frozen=True, array_like=True):
     digest: str
 
 
+#: Characters of each value in the text of a row.
+_SHOWN = 200
+
+
 class Row(msgspec.Struct, frozen=True, array_like=True):
     """One item with its history."""
 
@@ -118,6 +122,10 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     key: bytes | None = None
     #: Set only while the row waits at the node that rejected it before, or at a later engine of a step.
     earlier: Earlier | None = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value.decode()[:_SHOWN]}" for name, value in self.values.items())
+        return f"Row({self.row_id!r}, {shown})"
 
     @overload
     def __getitem__(self, node: Source[T]) -> T: ...

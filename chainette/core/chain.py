@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
 from chainette.core.branch import Element, checked_elements
 from chainette.engine.registry import EngineRegistry, current_registry
-from chainette.errors import DeclarationError, Place
+from chainette.errors import ChainetteError, DeclarationError, Place
 from chainette.utils.argument_advice import explained
 from chainette.utils.call_site import caller_place
 from chainette.utils.ids import name_problem
@@ -78,6 +79,20 @@ class Chain:
                 f"{self.place}: chain {self.name!r}: batch_size is {self.batch_size!r}, it must be 1 or more"
             )
         object.__setattr__(self, "steps", checked_elements(self.name, self.steps, self.place))
+
+    def __repr__(self) -> str:
+        return f"Chain({self.name!r}, {len(self.steps)} element{'s' * (len(self.steps) != 1)}, {self.place})"
+
+    def _repr_html_(self) -> str:
+        """The drawing of `chainette inspect-dag`, or the problems of a chain that does not fit together, for notebooks."""
+        from chainette.core.compile import compile_chain
+        from chainette.core.dag import render_unicode
+
+        try:
+            shown = render_unicode(compile_chain(self))
+        except ChainetteError as error:
+            shown = str(error)
+        return f"<pre>{escape(shown)}</pre>"
 
     @explained()
     def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,7 +45,8 @@ class EngineRegistry:
         known = self._configs.get(config.name)
         if known is not None and known != config and not replace:
             raise EngineConfigError(
-                f"engine {config.name!r} is registered already with other settings; give one of them another name"
+                f"engine {config.name!r} is registered already with other settings; give one of them another name, or pass "
+                "replace=True"
             )
         self._configs[config.name] = config
 
@@ -104,6 +106,7 @@ def register_engine(
     download_dir: str | None = None,
     price: Price | Mapping[str, float] | None = None,
     extra: dict[str, Any] | None = None,
+    replace: bool | None = None,
     **keys: Any,
 ) -> EngineConfig:
     """Declares an engine for the steps that name it. Nothing is loaded.
@@ -111,6 +114,8 @@ def register_engine(
     The backend defaults to `vllm`, or to `llama_cpp` for a model path that ends in `.gguf`. The
     backend's own keys (`chainette engines` lists them) are given flat; `extra` goes through unchecked. `price` is in
     dollars: `{"in": 0.15, "out": 0.6, "cached": 0.08}` per million tokens, and `{"gpu_hour": 2.5}`; it decides no row.
+    `replace`: whether the declaration may take the place of another one of that name; the default is True at a prompt and in
+    a notebook, so that an edited cell can be run again, and False in a file. Chains declared before ask the new engine too.
 
     Raises:
         EngineConfigError: an unknown backend or key, a wrong type, or a name that is taken.
@@ -132,7 +137,7 @@ def register_engine(
         keys["exclusive"] = exclusive
     try:
         config = make_config(name, model, backend, **keys)
-        current_registry().add(config)
+        current_registry().add(config, replace=hasattr(sys, "ps1") if replace is None else replace)
     except EngineConfigError as error:
         raise EngineConfigError(f"{caller_place()}: {error}") from error
     return config
