@@ -142,7 +142,7 @@ class Finish(StrEnum):
     #: the engine refuses this one request, and would again; `error` holds its message
     ERROR = "error"
     #: no usable answer came, though another try may get one; `error` holds the engine's last words. Whose fault
-    #: it is shows only beside other requests (`run/evidence.py`).
+    #: it is shows only beside other requests (`run/blame.py`).
     FAILED = "failed"
 
 

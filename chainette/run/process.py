@@ -15,7 +15,7 @@ from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Outcome, Reason, Row, Unit, Usage
-from chainette.run.evidence import Evidence
+from chainette.run.blame import Evidence
 from chainette.run.functions import Away, call
 from chainette.run.steps import Asking
 from chainette.run.unit_result import UnitResult

@@ -29,8 +29,8 @@ from chainette.hooks import Hook
 from chainette.io.inputs.roots import Root
 from chainette.io.rundir.events import Event
 from chainette.records import Outcome, Rejection, Row
+from chainette.run.blame import Evidence
 from chainette.run.coordinator import Coordinator
-from chainette.run.evidence import Evidence
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer

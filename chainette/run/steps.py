@@ -24,7 +24,7 @@ from chainette.engine.concurrent_requests import ask_all
 from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Unfinished, Usage
-from chainette.run.evidence import Evidence
+from chainette.run.blame import Evidence
 from chainette.run.reask import corrected, correction
 from chainette.run.unit_result import UnitResult, excess, raised, spent_on, streamed, writable
 from chainette.utils.user_errors import RAISED, told

@@ -34,7 +34,7 @@ from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
 from chainette.records import Outcome, Usage, step_of
-from chainette.run.evidence import Evidence
+from chainette.run.blame import Evidence
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
 from chainette.run.unit_result import UnitResult

@@ -10,7 +10,7 @@ import pytest
 from chainette.engine.base import Cause, Completion, Done, Engine, Finish, Request, SamplingParams
 from chainette.errors import DeclarationRefused, EngineUnavailable
 from chainette.records import Message
-from chainette.run.evidence import FAILURES, Evidence
+from chainette.run.blame import FAILURES, Evidence
 from chainette.run.in_flight import Lane
 from tests.support.patience import LONG
 
