@@ -15,7 +15,7 @@ from chainette.core.compile_route import require_bool, type_of
 from chainette.core.condition import Condition
 from chainette.core.decision import LastRound, RoundEnd, way_branch
 from chainette.core.elements import Flow, fork_id, target_of
-from chainette.core.identity import fingerprint_of
+from chainette.core.identity import fingerprint_of, rescue_of
 from chainette.core.loop import Judge, Loop
 from chainette.core.plan import (
     PYTHON,
@@ -131,7 +131,7 @@ def _add_judge(compiler: Compiler, loop: Loop, flow: Flow, ended: Flow, number: 
         input_type=ended.type,
         output_model=RoundEnd,
         fingerprint=fingerprint_of(node, ended.type, None),
-        rescue={},
+        rescue=rescue_of(node, ()),
         key=flow.named(loop.id),
         keys=ended.keys,
         round=ended.round,

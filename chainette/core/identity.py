@@ -44,7 +44,7 @@ def _decides(fn: Any) -> list[Any]:
             conditions = [route.on, *(way.when for way in route.ways)]
             return [[_given(one) for one in conditions], [(way.name, way.key) for way in route.ways]]
         case Judge(loop):
-            return [_given(loop.until), _given(loop.best), loop.result, loop.max_rounds, loop.on_exhausted]
+            return [_given(loop.until), _given(loop.best), loop.result]
     return []
 
 
@@ -57,7 +57,10 @@ def _given(condition: Condition | None) -> str | None:
 def rescue_of(node: Step[Any, Any] | ApplyNode[Any, Any], engines: Sequence[EngineConfig | None]) -> dict[str, Any]:
     """The settings of a node that can only rescue rejected rows; `engines` are those that it may ask."""
     if isinstance(node, ApplyNode):
-        return {}
+        loop = node.fn.loop if isinstance(node.fn, Judge) else None
+        if loop is None:
+            return {}
+        return {"max_rounds": f"{loop.max_rounds} under {loop.on_exhausted}", "on_exhausted": loop.on_exhausted}
     declared = [
         (SETTINGS["Step"], vars(node)),
         (SETTINGS["SamplingParams"], msgspec.structs.asdict(node.sampling)),

@@ -9,7 +9,7 @@ from typing import Any
 from chainette.core.run_settings import FLAGS, RECORDED
 from chainette.engine.backends import backend_class
 
-__all__ = ["SETTINGS", "Settings", "appended", "lowered", "raised", "settings_of_engine"]
+__all__ = ["SETTINGS", "Settings", "appended", "kept", "lowered", "more_rounds", "raised", "settings_of_engine"]
 
 #: Whether a change from the first value to the second can only turn rejected rows into good ones.
 Rescues = Callable[[Any, Any], bool]
@@ -28,6 +28,17 @@ def lowered(old: Any, new: Any) -> bool:
 def appended(old: Any, new: Any) -> bool:
     """Whether a list still begins with its old items."""
     return bool(list(new[: len(old)]) == list(old))
+
+
+def more_rounds(old: str, new: str) -> bool:
+    """Whether every row that ended in a loop ends in the same round: `4 under reject` may become `6 under reject`."""
+    (rounds, _, ending), more = old.partition(" under "), new.partition(" under ")[0]
+    return rounds == more or (ending == "reject" and int(more) > int(rounds))
+
+
+def kept(old: str, new: str) -> bool:
+    """Whether rows that no round satisfied end as before, or are kept instead of rejected."""
+    return old == new or (old, new) == ("reject", "keep")
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,12 @@ SETTINGS: Mapping[str, Settings] = {
     "ApplyNode": _FUNCTION,
     "BatchApply": _FUNCTION,
     "Branch": Settings(decide=_words("id name steps alias"), free=_words("emoji")),
+    "Route": Settings(decide=_words("id name on ways alias"), free=_words("emoji")),
+    "Loop": Settings(
+        decide=_words("id name steps until best result alias"),
+        rescue={"max_rounds": more_rounds, "on_exhausted": kept},
+        free=_words("emoji"),
+    ),
     "engine": Settings(
         decide=_words("model backend revision tokenizer extra"),
         free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir price"),

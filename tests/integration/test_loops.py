@@ -12,7 +12,10 @@ from pydantic import BaseModel
 from chainette import Branch, Chain, Loop, Route, RunResult, Step, apply
 from chainette.core.branch import Element
 from chainette.core.compile import compile_chain
-from chainette.errors import DeclarationError, PlanError
+from chainette.errors import ChainChanged, DeclarationError, PlanError
+from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.graph import Graph
+from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume, retry_rejected
 from chainette.run.steps import row_seed
@@ -322,6 +325,98 @@ def test_a_run_that_dies_in_round_3_goes_on_in_round_3(tmp_path: Path) -> None:
     assert asked == [f"1 in round {number}" for number in (1, 2, 3, 3, 4)]
     assert ends(result) == {"0": (4, 4)}
     assert result.metadata["balanced"]
+
+
+def counted(calls: list[tuple[int, int]], **given: Any) -> Chain:
+    """A loop that notes (number, round) of every call."""
+
+    def noted(item: N, history: Mapping[str, Any]) -> Draft:
+        calls.append((item.n, history["round"]))
+        return draft(item, history)
+
+    loop = revise(steps=[apply(noted, id="draft"), apply(judge)], **given).join("final")
+    return Chain(name="c", steps=[loop, apply(seen)], input_model=N, batch_size=3)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_more_rounds_cost_no_row_and_rows_that_were_exhausted_go_on_by_retry(
+    tmp_path: Path, format: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs, calls = [N(n=number) for number in (1, 2, 3, 7)], list[tuple[int, int]]()
+    counted([], max_rounds=2).run(inputs, tmp_path / "run", format=format)
+    more = counted(calls, max_rounds=6)
+    result = resume(tmp_path / "run", more)
+    assert "revise has max_rounds=6 under reject now (was 2 under reject)" in caplog.text
+    assert "2 rejected rows wait for" in caplog.text
+    assert not calls and sorted(ends(result)) == ["2", "3"]
+    result = retry_rejected(tmp_path / "run", more)
+    assert sorted(calls) == [(1, 3), (1, 4), (1, 5), (1, 6), (2, 3)]
+    assert ends(result) == {"0": (6, 6), "1": (3, 6), "2": (2, 6), "3": (1, 7)}
+    assert result.metadata["balanced"] and not [*result.rows("rejected")]
+
+
+def test_more_rounds_of_loops_in_loops_change_nothing_else() -> None:
+    def same(item: Draft) -> Draft:
+        return item
+
+    def graph(outer: int, inner: int) -> Graph:
+        loop = Loop("inner", steps=[apply(same)], until="{{ round == 2 }}", max_rounds=inner).join("added")
+        way = Route("big", when="{{ v > 3 }}", then=[apply(judge, id="other")]).join("part")
+        fork = Branch("b", [apply(judge, id="third")]).join("twin")
+        steps = [apply(draft), loop, [fork], way, apply(judge)]
+        chain = Chain(name="c", steps=[revise(steps=steps, max_rounds=outer).join("final"), apply(seen)], input_model=N)
+        return graph_of(compile_chain(chain))
+
+    assert changes_between(graph(2, 2), graph(3, 4)) is None
+    changes = changes_between(graph(2, 4), graph(3, 3))
+    assert changes is not None and "inner has max_rounds=3 under reject now" in changes.sentences[0]
+    assert {name.partition("#")[0] for name in changes.stale} == {"inner"}
+
+
+def test_rows_that_were_exhausted_are_kept_by_retry_once_the_loop_keeps_them(tmp_path: Path) -> None:
+    inputs, calls = [N(n=number) for number in (1, 2, 7)], list[tuple[int, int]]()
+    counted([], max_rounds=2).run(inputs, tmp_path / "run")
+    result = retry_rejected(tmp_path / "run", counted(calls, max_rounds=2, on_exhausted="keep"))
+    assert not calls and ends(result) == {"0": (2, 2), "1": (2, 4), "2": (1, 7)}
+    assert rounds(result, "revise", "_way")["0"] == ["again", "kept"]
+    assert result.metadata["balanced"] and not [*result.rows("rejected")]
+
+
+def test_fewer_rounds_and_other_endings_are_refused_with_the_loop_to_compute_anew(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {"max_rounds": 4, "on_exhausted": "keep"}
+    refused: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"max_rounds": 4}, {"max_rounds": 3}, "max_rounds=3 under reject now (was 4 under reject, with which"),
+        (kept, kept | {"max_rounds": 5}, "max_rounds=5 under keep now (was 4 under keep, with which"),
+        (kept, {"max_rounds": 4}, "on_exhausted=reject now (was keep, with which"),
+        ({"max_rounds": 4}, kept | {"max_rounds": 3}, "max_rounds=3 under keep now (was 4 under reject, with which"),
+    ]
+    for number, (before, now, words) in enumerate(refused):
+        counted([], **before).run([N(n=1), N(n=3)], tmp_path / str(number))
+        with pytest.raises(ChainChanged) as error:
+            resume(tmp_path / str(number), counted([], **now))
+        assert words in str(error.value) and "--from revise`" in str(error.value)
+        assert ends(resume(tmp_path / str(number), counted([], **now), from_step=["revise"]))["1"] == (2, 6)
+
+
+def test_an_interrupted_run_goes_on_with_more_rounds(tmp_path: Path) -> None:
+    asked: list[str] = []
+    dead = True
+
+    def answer(request: Any) -> str:
+        asked.append(user_text(request))
+        if dead and user_text(request) == "1 in round 2":
+            raise KeyError("the process dies here")
+        return f'{{"v": {user_text(request)[-1]}}}'
+
+    with scripted(m=answer):
+        steps = [ask("{{ n }} in round {{ round }}"), apply(fourth, id="judge")]
+        chains = [Chain(name="c", steps=[revise(steps=steps, max_rounds=most).join("final")], input_model=N) for most in (2, 5)]
+        with pytest.raises(KeyError):
+            chains[0].run([N(n=1)], tmp_path / "run")
+        dead = False
+        result = resume(tmp_path / "run", chains[1])
+    assert asked == [f"1 in round {number}" for number in (1, 2, 2, 3, 4)]
+    assert ends(result) == {"0": (4, 4)}
 
 
 def fourth(item: Draft) -> Verdict:

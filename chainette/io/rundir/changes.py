@@ -18,7 +18,7 @@ import msgspec
 from chainette.core.setting_changes import SETTINGS, Settings, settings_of_engine
 from chainette.errors import EngineConfigError
 from chainette.io.rundir.graph import Edge, Graph, GraphChoice, GraphJoin, GraphNode, GraphRounds
-from chainette.records import CHAIN_INPUT
+from chainette.records import CHAIN_INPUT, declared_of
 
 __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between"]
 
@@ -71,6 +71,8 @@ def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
     recorded = old.by_id
     for node in new.nodes:
         name = node.id
+        if name not in recorded and declared_of(name) in recorded:  # a round that no row has had
+            continue
         if (
             any(engine in models for engine in node.engines)
             or before.get(name) != now[name]
@@ -109,10 +111,11 @@ def _lineages(graph: Graph) -> dict[str, str]:
                 came = found[element.id] = _digest(came, element.id, element.fingerprint)
                 continue
             if isinstance(element, GraphRounds):
-                start = came
-                for branch in element.branches:
-                    start = follow(branch.first, start)
-                joined = [(join.alias, start) for join in element.joins[:1]]
+                first, *others = element.branches
+                start = end = follow(first.first, came)
+                for branch in others:
+                    end = follow(branch.first, end)
+                joined = [(join.alias, start) for join in element.joins[:1]]  # one lineage, whatever the number of rounds
                 came = _digest(came, joined) if joined else came
                 continue
             start = follow(element.entry, came) if isinstance(element, GraphChoice) else came
@@ -212,7 +215,7 @@ def _named(branch: str) -> str:
 
 def _branches(graph: Graph) -> dict[str, _Branch]:
     found = {}
-    for fork in graph.forks:
+    for fork in graph.declared_forks:
         for branch in fork.branches:
             nodes = tuple(node.id for node in graph.steps if branch.branch in node.path)
             alias = branch.alias if isinstance(branch, GraphJoin) else None

@@ -6,7 +6,7 @@ Bytes do not change: a graph that was read is written with the same fields in th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -242,6 +242,15 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return [node for node in self.nodes if declared_of(node.id) == node.id]
 
     @cached_property
+    def declared_forks(self) -> list[GraphFork]:
+        """The forks as the chain declares them: of a loop, the first round."""
+        declared = [fork for fork in self.forks if declared_of(fork.id) == fork.id]
+        return [
+            msgspec.structs.replace(fork, joins=fork.joins[:1], sides=fork.sides[:1]) if isinstance(fork, GraphRounds) else fork
+            for fork in declared
+        ]
+
+    @cached_property
     def by_id(self) -> dict[str, GraphNode]:
         return {node.id: node for node in self.nodes}
 
@@ -297,14 +306,19 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self._ways.get(name)
 
     def shape(self) -> dict[str, Any]:
-        """Everything that decides rows or files, apart from the nodes' own fingerprints."""
-        plain, parts = msgspec.to_builtins(self), ("id", "path", "next", "hidden")
-        return {
-            "first": plain["first"],
-            "nodes": [[node[part] for part in parts] for node in plain["nodes"]],
-            "forks": [{key: value for key, value in fork.items() if key != "depth"} for fork in plain["forks"]],
-            "columns": plain["columns"],
-        }
+        """Everything that decides rows or files, apart from the nodes' own fingerprints and the number of rounds."""
+        loops = {fork.id for fork in self.forks if isinstance(fork, GraphRounds)}
+        nodes = [(node.id, node.path, _without_rounds(node.next, loops), node.hidden) for node in self.steps]
+        forks = [msgspec.structs.replace(fork, depth=0) for fork in self.declared_forks]
+        plain: dict[str, Any] = msgspec.to_builtins(
+            {"first": self.first, "nodes": nodes, "forks": forks, "columns": self.columns}
+        )
+        return plain
+
+
+def _without_rounds(target: Edge, loops: Container[str]) -> Edge | str:
+    """The destination; of a loop's decision, which depends on the number of rounds, just the loop."""
+    return target.fork if isinstance(target, EdgeToWays) and target.fork in loops else target
 
 
 def _ways_of(target: Edge) -> list[tuple[str | None, Edge]]:

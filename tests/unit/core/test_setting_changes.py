@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
-from chainette import ApplyNode, BatchApply, Branch, Chain, JoinBranch, SamplingParams, Step, register_engine
+from chainette import ApplyNode, BatchApply, Branch, Chain, JoinBranch, Loop, Route, SamplingParams, Step, register_engine
 from chainette.core.compile import compile_chain
-from chainette.core.setting_changes import SETTINGS, Settings, appended, lowered, raised, settings_of_engine
+from chainette.core.setting_changes import SETTINGS, Settings, appended, kept, lowered, more_rounds, raised, settings_of_engine
 from chainette.engine.backends import BUILT_IN, backend_class
 from chainette.engine.config import EngineConfig
 from chainette.engine.registry import EngineRegistry, using_registry
@@ -59,6 +59,8 @@ def declared(of: str) -> set[str]:
         "ApplyNode": (ApplyNode,),
         "BatchApply": (BatchApply,),
         "Branch": (Branch, JoinBranch),
+        "Route": (Route,),
+        "Loop": (Loop,),
         "run": (RunOptions,),
     }
     return {field.name for kind in kinds[of] for field in dataclasses.fields(kind)} - OURS - SESSION
@@ -78,6 +80,7 @@ def test_a_setting_that_rescues_has_one_meaning() -> None:
 
 def test_the_page_shows_the_table() -> None:
     directions: dict[Any, str] = {raised: "raised", lowered: "lowered", appended: "appended to"}
+    directions |= {more_rounds: "raised under `reject`", kept: "from `reject` to `keep`"}
     for of, settings in TABLE.items():
         rescue = ", ".join(f"`{name}` {directions[rescues]}" for name, rescues in settings.rescue.items())
         cells = [f"`{of}`" if of[0].isupper() else of, code(settings.decide), rescue, code(settings.free)]
