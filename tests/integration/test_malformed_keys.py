@@ -16,6 +16,7 @@ from chainette_workers.worker.chains import Chains
 
 from chainette.cli.screen.fleet_screen import FleetView, RunView
 from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.protocol.seals import NoKey
 from chainette.fleet.redis.connect import is_damage
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.redis_queue import Cancelled, FleetQueue, Lost
@@ -50,7 +51,7 @@ def read_everything(run: QueueRun, folder: Path) -> None:
         RunView(board, live.info.run).draw(100, 40)
     FleetView(board).draw(100, 40)
     list(Overview(lambda: 0.0).values(fleet))
-    targets(board.members(), anywhere=True)
+    targets(board.members(), NoKey(), anywhere=True)
     for info in FleetQueue(client).runs():
         Chains(folder, ("python",), None).plan_of(info)
     service = Service(board, FleetQueue(client), NoDuty(Places(folder, folder, folder)))

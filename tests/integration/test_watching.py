@@ -12,6 +12,8 @@ from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.watching import watching
 
+from chainette.fleet.protocol.member_fields import metrics_words
+from chainette.fleet.protocol.seals import VARIABLE, seals_of
 from chainette.fleet.redis.redis_queue import FleetQueue
 from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
@@ -30,6 +32,21 @@ def test_a_process_is_found_by_what_its_heartbeat_says(database: Database) -> No
         found = json.loads(get(watch.words["metrics"], "/sd"))
         assert found == [{"targets": [watch.words["metrics"]], "labels": {"worker": "c1", "role": "coordinator"}}]
     queue.leave("c1")
+
+
+def test_with_a_fleet_key_members_on_other_machines_are_found_by_their_seal(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "0123456789abcdef")
+    queue = FleetQueue(database.client)
+    with watching(MetricsEndpoint(), database.client, ProcessKind.FLEET) as watch:
+        assert watch.words["metrics_seal"]
+        queue.beat("w1", metrics_words("10.0.0.1:9100", seals_of()))
+        queue.beat("w2", {"metrics": "10.0.0.2:9100", "metrics_seal": watch.words["metrics_seal"]})
+        found = json.loads(get(watch.words["metrics"], "/sd"))
+    assert [target["targets"] for target in found] == [["10.0.0.1:9100"]]
+    for name in ("w1", "w2"):
+        queue.leave(name)
 
 
 def test_a_worker_has_no_list_of_processes(database: Database) -> None:

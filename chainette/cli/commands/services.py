@@ -49,7 +49,9 @@ def coordinator(
     metrics: MetricsFlags,
     sd_all: Annotated[
         bool,
-        typer.Option("--sd-all", help="Let /sd name members at any address that Redis has, not only on this machine."),
+        typer.Option(
+            "--sd-all", help="Let /sd name members at any address that Redis has, not only on this machine or sealed."
+        ),
     ] = False,
 ) -> None:
     """Admit the rows of runs that were queued with `enqueue --detach`, as a service.

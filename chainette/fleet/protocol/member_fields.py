@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterable
 from typing import ClassVar
 from urllib.parse import unquote
@@ -10,8 +11,9 @@ import msgspec
 
 from chainette.fleet.protocol.hash_fields import Count, HashFields, Seconds
 from chainette.fleet.protocol.keys import word
+from chainette.fleet.protocol.seals import Purpose, Seals
 
-__all__ = ["WORKER", "Member", "listed"]
+__all__ = ["WORKER", "Member", "listed", "metrics_words"]
 
 #: The kind of a process that answers units.
 WORKER = "worker"
@@ -33,8 +35,9 @@ class Member(HashFields, frozen=True):
     swap_seconds: Seconds = 0.0
     #: Share of its time spent on swaps.
     swapping: Seconds = 0.0
-    #: The address of its metrics, `host:port`.
+    #: The address of its metrics, `host:port`, and the seal of it in hexadecimal digits; "" without a fleet key.
     metrics: str = ""
+    metrics_seal: str = ""
     host: str = ""
     pid: Count = 0
     started: str = ""
@@ -43,10 +46,25 @@ class Member(HashFields, frozen=True):
     def is_worker(self) -> bool:
         return self.kind == WORKER
 
+    def has_sealed_metrics(self, seals: Seals) -> bool:
+        """Whether a process with this fleet's key announced the address of its metrics; False without a key."""
+        return bool(seals.fingerprint) and hmac.compare_digest(
+            self.metrics_seal.encode(), _seal_of(self.metrics, seals).encode()
+        )
+
     @property
     def engines(self) -> list[str]:
         """The engines that it serves."""
         return [unquote(name) for name in self.names.split(",") if name]
+
+
+def metrics_words(address: str, seals: Seals) -> dict[str, str]:
+    """The fields that announce an address under which a process serves its metrics."""
+    return {"metrics": address} | ({"metrics_seal": _seal_of(address, seals)} if seals.fingerprint else {})
+
+
+def _seal_of(address: str, seals: Seals) -> str:
+    return seals.seal("", 0, Purpose.METRICS, address, b"").hex()
 
 
 def listed(engines: Iterable[str]) -> str:

@@ -55,6 +55,8 @@ class Purpose(StrEnum):
     CANCEL = "cancel"
     #: the word that a worker is to end (incarnation)
     STOP = "stop"
+    #: the address of a process's metrics (address)
+    METRICS = "metrics"
 
 
 class Unsealed(BadMessage):

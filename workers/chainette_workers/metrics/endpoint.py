@@ -15,6 +15,7 @@ import msgspec
 
 from chainette.errors import RunError
 from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.protocol.seals import Seals
 from chainette.utils.terminal_text import visible_line
 
 __all__ = ["MetricsEndpoint", "Route", "Unavailable", "serving", "targets"]
@@ -45,7 +46,7 @@ class MetricsEndpoint(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     #: 0 takes a free one.
     port: int = 0
-    #: Whether /sd names members at any address: whoever can write to Redis then chooses where Prometheus sends requests.
+    #: Whether /sd names members at any address, unsealed: whoever can write to Redis chooses where Prometheus sends requests.
     anywhere: bool = False
 
 
@@ -169,13 +170,17 @@ def _reachable(host: str, towards: tuple[str, int]) -> str:
             return socket.gethostname()
 
 
-def targets(members: Mapping[str, Member], *, anywhere: bool) -> bytes:
-    """Prometheus's HTTP service discovery of the processes that have an endpoint, on this machine or anywhere.
+def targets(members: Mapping[str, Member], seals: Seals, *, anywhere: bool) -> bytes:
+    """Prometheus's HTTP service discovery of the processes that have an endpoint: on this machine, sealed, or anywhere.
 
     No label is one of our metrics' own.
     """
-    allowed = _ADDRESS if anywhere else _LOOPBACK
-    found = [(name, member) for name, member in sorted(members.items()) if allowed.fullmatch(member.metrics)]
+
+    def may_be_asked(member: Member) -> bool:
+        allowed = _ADDRESS if anywhere or member.has_sealed_metrics(seals) else _LOOPBACK
+        return allowed.fullmatch(member.metrics) is not None
+
+    found = [(name, member) for name, member in sorted(members.items()) if may_be_asked(member)]
     return msgspec.json.encode(
         [{"targets": [member.metrics], "labels": _labels(name, member)} for name, member in found[:_MOST_TARGETS]]
     )

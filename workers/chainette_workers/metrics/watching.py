@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from chainette.fleet.protocol.member_fields import metrics_words
+from chainette.fleet.protocol.seals import Seals, seals_of
 from chainette.fleet.redis.connect import impatient
 from chainette.fleet.redis.lookout import Lookout
 from chainette.hooks import Hook, Hooks
@@ -57,9 +59,10 @@ def watching(
 
     with impatient(connection, _SCRAPE) as client:
         lookout = Lookout(client)
-        metrics = Metrics(*parts, engines=engines, look=lookout.look)
-        with serving(endpoint, _routes(metrics, lookout, anywhere=endpoint.anywhere), _redis_at(connection)) as address:
-            yield Watch(metrics, {"metrics": address}, metrics.read)
+        metrics, seals = Metrics(*parts, engines=engines, look=lookout.look), seals_of()
+        routes = _routes(metrics, lookout, seals, anywhere=endpoint.anywhere)
+        with serving(endpoint, routes, _redis_at(connection)) as address:
+            yield Watch(metrics, metrics_words(address, seals), metrics.read)
 
 
 def _redis_at(connection: redis.Redis) -> tuple[str, int]:
@@ -68,14 +71,14 @@ def _redis_at(connection: redis.Redis) -> tuple[str, int]:
     return str(said.get("host", "127.0.0.1")), int(said.get("port", 6379))
 
 
-def _routes(metrics: Metrics, lookout: Lookout, *, anywhere: bool) -> dict[str, Route]:
+def _routes(metrics: Metrics, lookout: Lookout, seals: Seals, *, anywhere: bool) -> dict[str, Route]:
     routes: dict[str, Route] = {"/metrics": metrics.text}
     if ProcessKind.FLEET in metrics.parts:
-        routes["/sd"] = lambda _accept: ("application/json", _discovered(lookout, anywhere=anywhere))
+        routes["/sd"] = lambda _accept: ("application/json", _discovered(lookout, seals, anywhere=anywhere))
     return routes
 
 
-def _discovered(lookout: Lookout, *, anywhere: bool) -> bytes:
+def _discovered(lookout: Lookout, seals: Seals, *, anywhere: bool) -> bytes:
     """The processes that have an endpoint, for Prometheus.
 
     Raises:
@@ -84,4 +87,4 @@ def _discovered(lookout: Lookout, *, anywhere: bool) -> bytes:
     seen = lookout.look()
     if seen is None:
         raise Unavailable("Redis does not answer")
-    return targets(seen.members, anywhere=anywhere)
+    return targets(seen.members, seals, anywhere=anywhere)

@@ -15,7 +15,8 @@ import pytest
 from chainette_workers.metrics.endpoint import MetricsEndpoint, Route, Unavailable, serving, targets
 
 from chainette.errors import RunError
-from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.protocol.member_fields import Member, metrics_words
+from chainette.fleet.protocol.seals import FleetKey, NoKey, Seals
 from tests.support.patience import LONG
 
 ROUTES: dict[str, Route] = {"/metrics": lambda accept: ("text/plain", f"for {accept}".encode())}
@@ -82,6 +83,8 @@ def test_one_that_listens_everywhere_is_named_as_redis_is_reached() -> None:
         assert address.startswith(f"{socket.gethostname()}:")
 
 
+NO_KEY = NoKey()
+
 MEMBERS = {
     "w1": Member(names="llama,python", metrics="10.0.0.1:9100", host="h"),
     "w2": Member(names="llama"),
@@ -92,8 +95,8 @@ MEMBERS = {
 }
 
 
-def found(*, anywhere: bool) -> list[str]:
-    return [target["targets"][0] for target in json.loads(targets(MEMBERS, anywhere=anywhere))]
+def found(*, anywhere: bool, seals: Seals = NO_KEY) -> list[str]:
+    return [target["targets"][0] for target in json.loads(targets(MEMBERS, seals, anywhere=anywhere))]
 
 
 def test_prometheus_is_sent_to_this_machine_only_unless_told_otherwise() -> None:
@@ -101,8 +104,28 @@ def test_prometheus_is_sent_to_this_machine_only_unless_told_otherwise() -> None
     assert found(anywhere=True) == ["[::1]:9100", "10.0.0.1:9100", "127.0.0.1:9100", "127.0.0.1.evil.example:80"]
 
 
+def test_with_a_fleet_key_prometheus_is_sent_to_addresses_that_members_with_the_key_announced() -> None:
+    key, other = FleetKey("0123456789abcdef"), FleetKey("fedcba9876543210")
+    assert found(anywhere=False, seals=key) == ["[::1]:9100", "127.0.0.1:9100"]
+
+    def member(address: str, seal: Seals, shown: str = "") -> Member:
+        words = metrics_words(address, seal)
+        return Member(metrics=shown or words["metrics"], metrics_seal=words["metrics_seal"])
+
+    announced = {
+        "ours": member("10.0.0.7:9100", key),
+        "moved": member("10.0.0.7:9100", key, shown="10.0.0.8:9100"),
+        "with another key": member("10.0.0.9:9100", other),
+        "no address": member("http://10.0.0.7:9100/metrics?x=", key),
+        "no seal": Member(metrics="10.0.0.10:9100", metrics_seal="é"),
+    }
+    sent = [target["targets"] for target in json.loads(targets(announced, key, anywhere=False))]
+    assert sent == [["10.0.0.7:9100"]]
+    assert json.loads(targets(announced, NO_KEY, anywhere=False)) == []
+
+
 def test_a_target_has_labels_that_are_short_and_no_metrics_own() -> None:
-    _, first, second, _ = json.loads(targets(MEMBERS, anywhere=True))
+    _, first, second, _ = json.loads(targets(MEMBERS, NO_KEY, anywhere=True))
     assert first["labels"] == {"worker": "w1", "role": "worker", "serves": "llama,python", "host": "h"}
     assert second["labels"]["serves"] == "llama\\x1b[2J" + 188 * "x"
 
