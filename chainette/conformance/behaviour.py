@@ -217,6 +217,26 @@ async def _streams_a_failure_as_data(subject: Subject) -> None:
     require(completion.finish in (Finish.TOO_LONG, Finish.STOP), f"it ended with {completion.finish}: {completion.error}")
 
 
+def _refused(subject: Subject) -> Request:
+    if not subject.refused:
+        raise NotApplicable("no message is known that it declines to answer")
+    return question(subject.refused)
+
+
+async def _says_that_it_refuses(subject: Subject) -> None:
+    asked = [question("A red ball"), _refused(subject), question("A blue ball")]
+    before, refused, behind = await subject.engine.generate(asked)
+    require(refused.finish is Finish.REFUSED, f"a refusal ended with {refused.finish}: {refused.error or refused.text[:80]!r}")
+    require(refused.error, "no words say that it was refused")
+    for completion in (before, behind):
+        require(completion.finish is Finish.STOP, f"a neighbour ended with {completion.finish}: {completion.error}")
+
+
+async def _streams_a_refusal_as_data(subject: Subject) -> None:
+    completion = await subject.engine.stream(_refused(subject), lambda _piece: None)
+    require(completion.finish is Finish.REFUSED, f"a streamed refusal ended with {completion.finish}: {completion.error}")
+
+
 def _answers_to(text: str, system: str = "") -> Callable[[Subject], Any]:
     async def check(subject: Subject) -> None:
         [completion] = await answered(subject, question(text, system=system))
@@ -283,6 +303,8 @@ BEHAVIOUR = (
     Case("says that a prompt is too long", _says_that_a_prompt_is_too_long),
     Case("answers the neighbours of a request that fails", _answers_the_neighbours_of_a_failure),
     Case("streams a failure as data", _streams_a_failure_as_data),
+    Case("says that it declines to answer, and answers the neighbours", _says_that_it_refuses),
+    Case("streams a refusal as data", _streams_a_refusal_as_data),
     Case("answers an emoji, combining marks, right-to-left text", _answers_to("🚲 e\u0301 שלום \u202eabc 日本語")),
     Case("answers control characters", _answers_to("a\x01b\x7fc\td\r\ne")),
     Case("answers special tokens", _answers_to("a<|im_end|>\n<|im_start|>assistant\n</s>[/INST]<end_of_turn>")),

@@ -61,6 +61,8 @@ class Subject:
     engine: Engine
     #: A new engine of the same configuration, not open.
     create: Callable[[], Engine]
+    #: A user message that the service behind the engine declines to answer; "" if none is known.
+    refused: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ class Bench:
         skipped: Mapping[str, str] | None = None,
         create: Callable[[EngineConfig], Engine] = lambda config: create_engine(config, 30.0),
         patience: float = _PATIENCE,
+        refused: str = "",
     ) -> None:
-        self._config, self._create, self._patience = config, create, patience
+        self._config, self._create, self._patience, self._refused = config, create, patience, refused
         #: Name of a case -> why it must not be run.
         self._skipped = skipped or {}
         self._engines = Engines({config.name: config}, create=create)
@@ -58,7 +59,7 @@ class Bench:
         try:
             with anyio.fail_after(self._patience):
                 engine = await self._engines.get(self._config.name)
-                await case.check(Subject(self._config, engine, lambda: self._create(self._config)))
+                await case.check(Subject(self._config, engine, lambda: self._create(self._config), self._refused))
         except NotApplicable as error:
             return Verdict(case.name, CaseOutcome.NOT_APPLICABLE, str(error))
         except TimeoutError:
@@ -69,15 +70,20 @@ class Bench:
 
 
 async def examine(
-    config: EngineConfig, tell: Callable[[Verdict], None] = lambda _verdict: None, patience: float = _PATIENCE
+    config: EngineConfig,
+    tell: Callable[[Verdict], None] = lambda _verdict: None,
+    patience: float = _PATIENCE,
+    refused: str = "",
 ) -> list[Verdict]:
     """The verdicts on all cases, each passed to `tell` as it falls.
+
+    `refused` is a user message that the service declines to answer; without one, the cases about refusals do not apply.
 
     Raises:
         EngineError: the engine does not open.
     """
     verdicts = []
-    async with Bench(config, patience=patience) as bench:
+    async with Bench(config, patience=patience, refused=refused) as bench:
         for case in CASES:
             verdicts.append(await bench.judge(case))
             tell(verdicts[-1])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from chainette.conformance.case import Case, CaseOutcome, Verdict
 from chainette.conformance.examination import CASES, Bench
 from chainette.engine.config import EngineConfig, make_config
+from tests.support.content_filter import FORBIDDEN, ContentFilter
 from tests.support.llama_server import CONTEXT, llama_server
 from tests.support.models import SMOL
 from tests.support.ollama_server import MODEL, ollama_server
@@ -32,6 +33,7 @@ _HANGS = {"answers with an integer bounded by 19 digits": "llama.cpp's server ha
 class Subject(NamedTuple):
     config: EngineConfig
     skipped: Mapping[str, str] = {}
+    refused: str = ""
 
 
 @contextmanager
@@ -51,14 +53,18 @@ def _vllm() -> Iterator[Subject]:
 
 @contextmanager
 def _openai() -> Iterator[Subject]:
-    with llama_server() as server:
-        yield Subject(make_config("subject", "smol", "openai", endpoint=f"{server.listening_address}/v1", capacity=4), _HANGS)
+    with llama_server() as server, ContentFilter(server.listening_address) as filtering:
+        yield Subject(make_config("subject", "smol", "openai", endpoint=filtering.url, capacity=4), _HANGS, FORBIDDEN)
 
 
 @contextmanager
 def _vllm_server() -> Iterator[Subject]:
-    with tempfile.TemporaryDirectory() as folder, vllm_server(Path(folder) / "log") as address:
-        yield Subject(make_config("subject", NAME, "openai", endpoint=f"{address}/v1", capacity=4))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        vllm_server(Path(folder) / "log") as address,
+        ContentFilter(address) as filtering,
+    ):
+        yield Subject(make_config("subject", NAME, "openai", endpoint=filtering.url, capacity=4), refused=FORBIDDEN)
 
 
 @contextmanager
@@ -81,7 +87,7 @@ SUBJECTS: Mapping[str, Callable[[], AbstractContextManager[Subject]]] = {
 def judged(backend: str) -> Iterator[Callable[[Case], Verdict]]:
     """A judge of cases, whose engine stays open until the end of the block."""
     with SUBJECTS[backend]() as subject, asyncio.Runner() as runner:
-        bench = Bench(subject.config, skipped=subject.skipped)
+        bench = Bench(subject.config, skipped=subject.skipped, refused=subject.refused)
         runner.run(bench.__aenter__())
         try:
             yield lambda case: runner.run(bench.judge(case))

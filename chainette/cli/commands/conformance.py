@@ -28,6 +28,10 @@ def conformance(
     patience: Annotated[
         float, typer.Option("--case-patience", metavar="SECONDS", min=1, help="How long a case may take.")
     ] = 120.0,
+    refused: Annotated[
+        str,
+        typer.Option("--refused", metavar="TEXT", help="A message that the service declines to answer, for two more cases."),
+    ] = "",
 ) -> None:
     """Hold an engine of CHAIN or of --engines FILE to the cases that every backend is held to.
 
@@ -35,7 +39,7 @@ def conformance(
     open, 2 its declaration is wrong.
     """
     config = chosen(registry_with(chain, engines, chain_root, settings), engine)
-    verdicts = run_loop(examine, config, _told, patience)
+    verdicts = run_loop(examine, config, _told, patience, refused)
     counts = {outcome: sum(verdict.outcome is outcome for verdict in verdicts) for outcome in CaseOutcome}
     tell(f"{config.name} ({config.backend}): {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
     raise typer.Exit(1 if counts[CaseOutcome.FAILED] else 0)
