@@ -34,6 +34,9 @@ _SHARE = 0.25
 #: Seconds for which the result of a probe serves all rows.
 _PROBE_SERVES = 30.0
 
+#: Seconds for which nothing more is asked of an engine that refuses a step. Its run ends, or other workers serve it.
+_REFUSAL_STANDS = 300.0
+
 #: Seconds without any answer after which requests in flight say nothing more.
 _SILENCE = 60.0
 
@@ -106,8 +109,11 @@ class Evidence:
     _example: Request | None = None
     _gate: anyio.Event = field(default_factory=anyio.Event)
     _ahead: bool = False
-    _refusal: DeclarationRefused | None = None
+    _refusal: EngineRefused | None = None
     _refused_at: float = 0.0
+    #: The sink that the run had then.
+    _sink: str = ""
+    _reported: EngineRefused | None = None
 
     # -- the first requests of a step
 
@@ -120,12 +126,12 @@ class Evidence:
         """The asks that go first. A server that may refuse the step's declaration gets few requests before one is answered.
 
         Raises:
-            DeclarationRefused: it has just refused the step.
+            EngineRefused: it refused the step a short while ago.
         """
         if self._refusal is not None:
-            if self.lane.clock() - self._refused_at <= _PROBE_SERVES:
+            if self.lane.clock() - self._refused_at <= _REFUSAL_STANDS:
                 raise self._refusal
-            self._refusal, self._gate, self._ahead = None, anyio.Event(), False
+            self._retract()
         if self._gate.is_set() or not engine.may_refuse:
             return asks
         first = [] if self._ahead else asks[:_AHEAD]
@@ -136,7 +142,7 @@ class Evidence:
         """Waits until a request of the step was answered, but not long: answers take their time, and refusals do not.
 
         Raises:
-            DeclarationRefused: the engine refuses the step.
+            EngineRefused: the engine refuses the step.
         """
         with anyio.move_on_after(_AHEAD_SECONDS):
             await self._gate.wait()
@@ -146,6 +152,27 @@ class Evidence:
     def open(self) -> None:
         """Lets all requests go."""
         self._gate.set()
+
+    def refuse(self, error: EngineRefused) -> None:
+        """The engine refuses the step, whatever the row: nothing more is asked for a while."""
+        self._refusal, self._refused_at = error, self.lane.clock()
+        self._gate.set()
+
+    def is_news(self, error: EngineRefused) -> bool:
+        """Whether nobody was told of this refusal yet; from now on somebody was."""
+        if error is self._reported:
+            return False
+        self._reported = error
+        return True
+
+    def follow(self, sink: str) -> None:
+        """The run has this sink now. Under another one it was resumed, and its engine is asked again."""
+        if sink != self._sink and self._refusal is not None:
+            self._retract()
+        self._sink = sink
+
+    def _retract(self) -> None:
+        self._refusal, self._gate, self._ahead, self._probe = None, anyio.Event(), False, None
 
     # -- results of requests
 
@@ -237,7 +264,8 @@ class Evidence:
         assert self._example is not None
         try:
             [completion] = await engine.generate([probe_of(self._example)])
-        except EngineRefused:
+        except EngineRefused as error:
+            self.refuse(error)
             raise
         except EngineUnavailable as error:
             return _Probe(self.lane.clock(), str(error).removeprefix(f"engine {name!r}: "))
@@ -248,8 +276,7 @@ class Evidence:
             self._gate.set()
         elif completion.is_refusal:
             words = "; ".join(filter(None, (completion.error, completion.hint)))
-            self._refusal = DeclarationRefused(f"engine {name!r} refuses every request of this step: {words}")
-            self._refused_at = self.lane.clock()
-            self._gate.set()
-            raise self._refusal
+            refusal = DeclarationRefused(f"engine {name!r} refuses every request of this step: {words}")
+            self.refuse(refusal)
+            raise refusal
         return _Probe(self.lane.clock(), "" if is_answer(completion) else completion.error or "no answer")

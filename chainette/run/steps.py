@@ -147,13 +147,14 @@ class Asking:
                 self.evidence.open()
 
     async def settle(self) -> None:
-        """Judges refusals that came before the step had any answer: a probe tells whether they concern the rows.
+        """Judges refusals and denials that came before the step had any answer: a probe tells whether they concern the rows.
 
         Raises:
             EngineUnavailable: it does not serve the step; then nothing is known about the rows.
         """
         refused, self._refused = self._refused, []
-        if refused and not self.evidence.is_accepted:
+        denied = any(completion.is_refusal for completion in self._failed.values())
+        if (refused or denied) and not self.evidence.is_accepted:
             await self.evidence.probe(self.engine, self.node.engine)
         for ask, request, completion in refused:
             self.take_in(ask, request, completion)
@@ -184,7 +185,9 @@ class Asking:
             if unanswered:  # else the rows would wait for ever
                 given = len(asks) - len(unanswered)
                 raise RuntimeError(f"engine {self.node.engine!r} gave {given} answers to {len(asks)} requests")
-        except EngineRefused:
+        except EngineRefused as error:
+            if not self.evidence.is_accepted:
+                self.evidence.refuse(error)
             raise
         except EngineUnavailable as error:
             self._failure = self._failure or error

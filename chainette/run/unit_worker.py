@@ -359,6 +359,7 @@ class Worker(ABC):
         if key not in self.evidence:
             self.evidence = {known: each for known, each in self.evidence.items() if known[0] != run or known[1] == epoch}
             self.evidence[key] = Evidence(held.lane)
+        self.evidence[key].follow(held.info.owner)
         return self.evidence[key]
 
 

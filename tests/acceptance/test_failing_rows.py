@@ -12,53 +12,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.support.cli import Project, until
+from tests.support.cli import until
 from tests.support.patience import LONG
 from tests.support.processes import children
+from tests.support.server_project import ServerProject, row_asked
 from tests.support.slow_server import SlowServer
-
-CHAIN = """
-import os
-from pydantic import BaseModel
-from chainette import Chain, Step, register_engine
-
-
-class Text(BaseModel):
-    text: str
-
-
-class Word(BaseModel):
-    word: str
-
-
-seconds = float(os.environ["TIMEOUT"])
-register_engine("server", "m", "openai", endpoint=os.environ["SERVER"], capacity=64, max_retries=0, request_timeout=seconds)
-ask = Step(id="ask", input_model=Text, output_model=Word, engine_name="server", user_prompt="{{ text }}")
-chain = Chain(name="failing", batch_size=64, steps=[ask])
-"""
-
-
-class Failing(Project):
-    """A chain of one step on a server of the test's."""
-
-    def __init__(self, path: Path, rows: int) -> None:
-        super().__init__(path, rows)
-        (path / "chain.py").write_text(CHAIN)
-        self.url, self.timeout = "", 60.0
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return super().environment | {"SERVER": self.url, "TIMEOUT": str(self.timeout)}
-
-    def rejected(self) -> dict[str, tuple[str, str]]:
-        files = (self.path / "out/rejected").glob("*.jsonl")
-        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        return {row["row_id"]: (row["reason"], row["message"]) for row in rows}
-
-
-def number(text: str) -> int:
-    """The row that a question is about; -1 for a probe."""
-    return int(text.removeprefix("row ")) if text.startswith("row ") else -1
 
 
 @pytest.mark.long
@@ -72,17 +30,17 @@ def test_of_1920_rows_some_of_which_always_fail_all_others_are_asked_once(
 
     async def answer(text: str) -> str | web.Response:
         await asyncio.sleep(0.05)
-        if number(text) in failing:
+        if row_asked(text) in failing:
             return web.json_response({"error": {"message": "Internal server error"}}, status=500)
         return json.dumps({"word": "w"})
 
-    project = Failing(tmp_path, rows)
+    project = ServerProject(tmp_path, rows)
     with SlowServer(answer) as server:
         project.url = server.url
         began = time.monotonic()
         run = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", *way)
         seconds = time.monotonic() - began
-    asked = {number(text): times for text, times in server.asked.items()}
+    asked = {row_asked(text): times for text, times in server.asked.items()}
     probes = asked.pop(-1, 0)
     with capsys.disabled():
         most = max(asked[row] for row in failing)
@@ -97,11 +55,11 @@ def test_of_1920_rows_some_of_which_always_fail_all_others_are_asked_once(
 @pytest.mark.parametrize("way", [(), ("--workers", "1")], ids=["local", "fleet"])
 def test_a_hanging_last_row_ends(tmp_path: Path, way: tuple[str, ...]) -> None:
     async def answer(text: str) -> str | web.Response:
-        if number(text) == 9:
+        if row_asked(text) == 9:
             await asyncio.Event().wait()
         return json.dumps({"word": "w"})
 
-    project = Failing(tmp_path, 10)
+    project = ServerProject(tmp_path, 10)
     with SlowServer(answer) as server:
         project.url, project.timeout = server.url, 0.2
         run = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", *way)
@@ -114,11 +72,11 @@ def test_a_hanging_last_row_ends(tmp_path: Path, way: tuple[str, ...]) -> None:
 @pytest.mark.long
 def test_failures_that_a_killed_worker_has_handed_back_count_on(tmp_path: Path) -> None:
     async def answer(text: str) -> str | web.Response:
-        if number(text) == 3:
+        if row_asked(text) == 3:
             return web.json_response({"error": {"message": "Internal server error"}}, status=500)
         return json.dumps({"word": "w"})
 
-    project = Failing(tmp_path, 10)
+    project = ServerProject(tmp_path, 10)
     with SlowServer(answer) as server:
         project.url = server.url
         run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1")
@@ -129,4 +87,4 @@ def test_failures_that_a_killed_worker_has_handed_back_count_on(tmp_path: Path) 
     assert run.returncode == 3, out + err
     assert list(project.rejected()) == ["3"]
     assert server.asked["row 3"] <= 9  # two were left of the failures before, and the new worker needs its own evidence
-    assert all(times == 1 for text, times in server.asked.items() if number(text) not in (3, -1))
+    assert all(times == 1 for text, times in server.asked.items() if row_asked(text) not in (3, -1))

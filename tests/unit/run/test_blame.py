@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from chainette.engine.base import Cause, Completion, Done, Engine, Finish, Request, SamplingParams
-from chainette.errors import DeclarationRefused, EngineUnavailable
+from chainette.errors import DeclarationRefused, EngineRefused, EngineUnavailable
 from chainette.records import Message
 from chainette.run.blame import FAILURES, Evidence
 from chainette.run.in_flight import Lane
@@ -207,3 +207,24 @@ def test_a_probe_that_is_refused_too_refuses_the_step(answer: Completion) -> Non
         probe(seen, engine)
     with pytest.raises(DeclarationRefused):
         seen.ahead_of(["a", "b", "c"], engine)
+
+
+def test_a_refusal_stands_for_five_minutes_or_until_the_run_is_resumed_and_is_news_once() -> None:
+    clock, refusal = Clock(), EngineRefused("no credit")
+    seen, engine = evidence(clock), Answers(GOOD)
+    engine.may_refuse = True  # type: ignore[misc]
+    seen.follow("sink 1")
+    assert list(seen.ahead_of(["a", "b"], engine)) == ["a"]
+    seen.refuse(refusal)
+    assert seen.is_news(refusal) and not seen.is_news(refusal)
+    with pytest.raises(EngineRefused, match="no credit"):
+        anyio.run(seen.opened)
+    clock.now += 299
+    seen.follow("sink 1")
+    with pytest.raises(EngineRefused, match="no credit"):
+        seen.ahead_of(["b"], engine)
+    clock.now += 2
+    assert list(seen.ahead_of(["b", "c"], engine)) == ["b"]
+    seen.refuse(refusal)
+    seen.follow("sink 2")
+    assert list(seen.ahead_of(["c", "d"], engine)) == ["c"]

@@ -27,13 +27,14 @@ from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.inputs.roots import Root
 from chainette.io.inputs.same_input import require_same_input
 from chainette.io.rundir.chain_marks import marks_of
-from chainette.io.rundir.events import UnitRetried
+from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, Note, UnitRetried, UnitSplit
 from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.limits import RejectWatch, window_for
 from chainette.run.session import Session, roots_of
 from chainette_workers.sink.notes import NoteFilter
 from chainette_workers.sink.patience import Patience
 from chainette_workers.sink.phases import Phases
+from chainette_workers.sink.scouting import Scouting
 from chainette_workers.sink.sink import Sink
 from chainette_workers.sink.status_fields import counts_of, outline_of
 
@@ -46,6 +47,9 @@ _WINDOW_BYTES = 128 << 20
 
 #: Seconds between two looks at the run's record and notes.
 _LOOK = 0.5
+
+#: Notes that count something, or that stop a run.
+_COUNTED = (AnswersDiscarded, EngineProbed, UnitRetried, UnitSplit)
 
 #: Seconds without movement before it is explained, and before that is said again.
 _STILL, _AGAIN = 3.0, 30.0
@@ -124,6 +128,7 @@ class DriveLoop:
     _phases: Phases = field(init=False)
     _notes: NoteFilter = field(init=False)
     _patience: Patience = field(init=False)
+    _scouting: Scouting = field(init=False)
     _at_work: Sink | None = None
     _looked_at: float = 0.0
     #: Damages since rows became durable the last time, and until when the next one waits.
@@ -134,11 +139,13 @@ class DriveLoop:
     _moved_at: float = field(default_factory=time.monotonic)
     _explained_at: float = -_AGAIN
     _noted: str = "0-0"
+    _caught_up: bool = False
 
     def __post_init__(self) -> None:
         writer = self.session.writer
         self._notes = NoteFilter(self.session.plan)
         self._patience = Patience(self.session.plan, self.session.options.engine_patience)
+        self._scouting = Scouting(self.session.plan)
         number = writer.state.phase if writer.reopened.limit is None else 0  # new rows need the earlier phases
         self._phases = Phases(self.session.plan, number, begun=number > 0)
 
@@ -154,6 +161,7 @@ class DriveLoop:
             trouble: redis.RedisError | None = None
             try:
                 if begin is not None:
+                    self._catch_up(sink)
                     self._phases.begun |= self._went_in_phases(sink)
                     begin(expected)
                     begin = coordinator = None
@@ -161,8 +169,11 @@ class DriveLoop:
                     self.board.say(sink.run, {**self.fields, "window": sink.fields["window"]})
                     coordinator = self.coordinated(session, sink)
                 self._look(sink)
-                moved = _admit(coordinator)
-                moved |= sink.step()
+                ahead = self._scouting.admit(coordinator.step)
+                moved = _admit(coordinator) if ahead is None else ahead
+                if sink.step():
+                    moved = True
+                    self._scouting.answered()
                 self._hear(sink)
                 if not moved and self._search(sink) and coordinator.finished and sink.progress.total is None:
                     coordinator = None  # Redis went back to before it knew the end of the input
@@ -252,6 +263,7 @@ class DriveLoop:
             self._mend(sink, info)
             self._patience.require_servers(info, by_name)
         members = list(by_name.values())
+        self._scouting.see(members)
         sink.fields = {**sink.fields, "window": self._window(members)}
         begun = self._phases.begun
         self._phases.look(members)
@@ -446,9 +458,20 @@ class DriveLoop:
             self.order,
         )
 
+    def _catch_up(self, sink: Sink) -> None:
+        """Passes on the notes of before this sink, but for those that an earlier one has counted, or may have stopped for."""
+        while not self._caught_up:
+            before = self._noted
+            self._noted, events = self.queue.notes(sink.run, before)
+            self._pass_on(event for event in events if not isinstance(event, _COUNTED))
+            self._caught_up = self._noted == before
+
     def _hear(self, sink: Sink) -> None:
         """Passes workers' notes to the log and to the hooks."""
         self._noted, events = self.queue.notes(sink.run, self._noted)
+        self._pass_on(events)
+
+    def _pass_on(self, events: Iterable[Note]) -> None:
         state = self.session.writer.state
         for event in self.session.writer.record(self._notes.passing(events, state.workers, state.loaded_from)):
             self.session.hook.on_event(event)

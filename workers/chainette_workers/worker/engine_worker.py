@@ -18,13 +18,14 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 import redis
 from anyio.abc import TaskGroup
 
 from chainette.core.plan import Plan
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
-from chainette.errors import ChainetteError, EngineRefused, EngineUnavailable
+from chainette.errors import ChainetteError, DeclarationRefused, EngineRefused, EngineUnavailable
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.member_fields import Member, listed
 from chainette.fleet.protocol.messages import TooLarge
@@ -59,6 +60,9 @@ _SOON, _LATE = 0.002, 0.05
 
 #: Seconds between two looks at whether the worker is to end.
 _WATCH = 0.05
+
+#: Seconds that a unit waits whose step was refused.
+_REFUSED = 1.0
 
 #: Seconds between two choices of the engine to serve, if some exclude each other.
 _CHOICE = 0.25
@@ -286,15 +290,23 @@ class EngineWorker(Worker):
             await self._bury(held, f"processing it failed: {told(error)}")
 
     async def put_off(self, held: HeldUnit, error: EngineUnavailable) -> None:
-        """As the base. A unit that is refused here, say for this machine's key, goes back at once: others may be served."""
+        """As the base. A unit that is refused here, say for this machine's key, goes back at once: others may be served. If
+        the step is refused, others would be too, and the run is about to stop."""
         if not isinstance(error, EngineRefused):
             await super().put_off(held, error)
             return
         self._withdrawn.add(held.info.run)
         self.withdraw(held.info, str(error))
         event, claim = self.retried(held, error, held.lane.fail()), held.handed_back()
-        await insist(lambda: self.queue.release(claim, self.incarnation))
+        if not self.evidence_of(held).is_news(error):
+            event = msgspec.structs.replace(
+                event, refused=False
+            )  # the run was resumed since, maybe with a server that was mended
         await insist(lambda: self.queue.note(claim.run, event))
+        if isinstance(error, DeclarationRefused):
+            await insist(lambda: self.queue.fail(claim, self.incarnation, _REFUSED, event.message))
+        else:
+            await insist(lambda: self.queue.release(claim, self.incarnation))
 
     async def process(self, held: HeldUnit) -> Outcome | None:
         plan, claim, lane = held.plan, held.claim, held.lane
