@@ -144,6 +144,11 @@ class PlanNode:
     def folder(self) -> str:
         return snake_case(declared_of(self.id))
 
+    @property
+    def logged_folder(self) -> str:
+        """Its folder as the log names it."""
+        return f".held/{self.folder}" if self.hidden else self.folder
+
     def key_of(self, name: str) -> str:
         """The name under which rows keep the value of a name in scope."""
         return self.keys.get(name, name)

@@ -423,19 +423,27 @@ def fourth(item: Draft) -> Verdict:
     return Verdict(ok=item.v == 4)
 
 
-def test_from_a_node_of_a_loop_its_rounds_are_computed_anew(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def before(item: N) -> N:
-        calls.append(item.n)
-        return item
-
-    chain = Chain(name="c", steps=[apply(before), revise().join("final"), apply(seen)], input_model=N)
-    inputs = [N(n=number) for number in (2, 3)]
-    first = [*chain.run(inputs, tmp_path / "run").rows("flattened")]
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+def test_from_a_node_of_a_loop_round_1_of_it_and_all_that_follows_is_computed_anew(tmp_path: Path, format: Any) -> None:
+    inputs, calls = [N(n=number) for number in (1, 2, 3, 7)], list[tuple[int, int]]()
+    chain = counted(calls)
+    first = chain.run(inputs, tmp_path / "run", format=format, max_rows_per_file=3)
+    before = {name: sorted(map(str, first.rows(name))) for name in ("draft", "judge", "revise", "rejected", "flattened")}
+    calls.clear()
     result = resume(tmp_path / "run", chain, from_step=["judge"])
-    assert [*result.rows("flattened")] == first and calls == [2, 3]
-    assert result.counts["draft"]["in"] == 5 and result.metadata["balanced"]
+    assert sorted(calls) == [(1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (3, 2)]
+    assert {name: sorted(map(str, result.rows(name))) for name in before} == before
+    assert result.counts["draft"]["in"] == 10 and result.metadata["balanced"]
+
+
+def test_from_a_later_round_of_a_node_the_rounds_before_it_are_kept(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    chain = counted(calls)
+    first = [*chain.run([N(n=1), N(n=3)], tmp_path / "run").rows("flattened")]
+    calls.clear()
+    result = resume(tmp_path / "run", chain, from_step=["draft#3"])
+    assert sorted(calls) == [(1, 3), (1, 4)]
+    assert [*result.rows("flattened")] == first and result.metadata["balanced"]
 
 
 def test_a_retry_goes_on_in_the_round_that_rejected_the_row(tmp_path: Path) -> None:

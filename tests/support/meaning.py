@@ -127,7 +127,10 @@ class Meaning:
             if not ends:
                 return self.passed(repeat, rest, row, at)
             [end] = ends
-            at, before = end.round, {name: value for name, value in end.history.items() if name not in start | {*seen}}
+            at, before = (
+                max(end.round, self.anew.get(repeat.id, 0)),
+                {name: value for name, value in end.history.items() if name not in start | {*seen}},
+            )
             done = repeat.ends(end.value, number)
             if not done and number == repeat.rounds and repeat.ending == "reject":
                 self.rejected.append((repeat.id, row.row_id, "exhausted", 0, rounds))
@@ -197,7 +200,7 @@ class Meaning:
 
 
 def after(elements: Sequence[Element], start: str) -> set[str]:
-    """The node and all nodes that depend on it."""
+    """The node and all nodes that depend on it; of a loop, those that do in its first round."""
     for place, element in enumerate(elements):
         rest = {node.id for node in nodes_of(elements[place + 1 :])}
         if isinstance(element, Node):
@@ -206,8 +209,9 @@ def after(elements: Sequence[Element], start: str) -> set[str]:
             continue
         for way in ways_of(element):
             found = after(way.steps, start)
-            if found or (isinstance(element, Choice | Repeat) and element.id == start):
-                every = {node.id for inside in ways_of(element) for node in nodes_of(inside.steps)}
-                found = every if isinstance(element, Repeat) or not found else found
+            if not found and isinstance(element, Choice | Repeat) and element.id == start:
+                inside = [node.id for way in ways_of(element) for node in nodes_of(way.steps)]
+                found = {start, *(inside if isinstance(element, Choice) else ())}
+            if found:
                 return found | rest if way.alias or getattr(element, "alias", "") else found
     return set()

@@ -12,12 +12,14 @@ import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from chainette.core.plan import Plan, Rounds
+from chainette.core.decision import way_branch
+from chainette.core.plan import Plan, Rounds, ToWays
 from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.events import (
@@ -44,7 +46,7 @@ from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.rundir.versions import copy, keep_versions, link, version_numbers
 from chainette.io.tables.row_lines import parse_earlier
-from chainette.records import CHAIN_INPUT
+from chainette.records import CHAIN_INPUT, declared_of
 from chainette.utils.private_files import make_folder, new_file, permitted
 
 __all__ = [
@@ -73,17 +75,17 @@ class Reopen:
 
 
 def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
-    """The nodes of these steps and everything that depends on them."""
-    affected = {*steps}
+    """The nodes of these steps, in every round of a loop, and everything that depends on them."""
+    given = {*steps}
+    affected = given | {node for node in plan.nodes if declared_of(node) in given}
+    behind, deciding = _behind_aliases(plan), _deciding_nodes(plan)
     for node in plan.nodes.values():
-        used = {*node.scope, *(_decision_of(branch) for branch in node.path)}
-        if used & affected or any(_alias_of(plan, name) & affected for name in node.scope):
+        used = {node.key_of(name) for name in node.scope} | {deciding.get(branch, "") for branch in node.path}
+        if node.round is not None:
+            used.update(node.round.previous.values())
+        if not used.isdisjoint(affected) or any(not affected.isdisjoint(behind.get(name, ())) for name in used):
             affected.add(node.id)
-    loops = {fork.decision for fork in plan.forks.values() if isinstance(fork, Rounds)}
-    entered = {_decision_of(branch) for name in affected & plan.nodes.keys() for branch in plan.nodes[name].path} & loops
-    whole = {node.id for node in plan.nodes.values() if entered & {*map(_decision_of, node.path)}}
-    # rounds share a folder, so a loop is computed again as a whole
-    return frozenset(affected) if whole <= affected else affected_by(plan, affected | whole)
+    return frozenset(affected)
 
 
 def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
@@ -101,15 +103,34 @@ def lost_nodes(plan: Plan, state: RunState) -> list[str]:
     return [node.id for node in plan.nodes.values() if node.hidden and state.swept]
 
 
-def _decision_of(branch: str) -> str:
-    """The route whose decision led to a branch; the name of the branch itself if it is no way of a route."""
+def _deciding_nodes(plan: Plan) -> dict[str, str]:
+    """Way of a route, or round of a loop -> the node that decides which rows come to it; a first round has none."""
+    found: dict[str, str] = {}
+    for node in plan.nodes.values():
+        if isinstance(node.next, ToWays):
+            ways = [way for way, _ in node.next.ways]
+            if node.round is not None and isinstance(plan.forks[node.next.fork], Rounds):
+                ways = [str(node.round.number + 1)]
+            found |= {way_branch(node.key, way): node.id for way in ways}
+    return found
+
+
+def _behind_aliases(plan: Plan) -> dict[str, set[str]]:
+    """Alias -> the nodes behind it."""
+    inside: dict[str, set[str]] = {}
+    for node in plan.nodes.values():
+        for branch in node.path:
+            inside.setdefault(_fork_part(branch), set()).add(node.id)
+    found: dict[str, set[str]] = {}
+    for fork in plan.forks.values():
+        for join in fork.joins:
+            found.setdefault(join.alias, set()).update(inside.get(_fork_part(join.branch), ()))
+    return found
+
+
+def _fork_part(branch: str) -> str:
+    """The route or the loop around a branch; the branch itself if it is no way and no round."""
     return branch.partition(":")[0]
-
-
-def _alias_of(plan: Plan, name: str) -> set[str]:
-    """The nodes behind a joined alias."""
-    branches = {_decision_of(join.branch) for fork in plan.forks.values() for join in fork.joins if join.alias == name}
-    return {node.id for node in plan.nodes.values() if branches & {*map(_decision_of, node.path)}}
 
 
 def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
@@ -217,8 +238,9 @@ class _Fork:
         self.target.path.mkdir(permitted(0o777))
         self._link_shards()
         base = self.target.path if self.state.run.settings["format"] == "jsonl" else self.target.journals
-        for name in ("rejected", "flattened"):
-            self._rewritten[name] = StreamWriter(name, base / name, self.state.run.settings["max_rows_per_file"])
+        for name in ("rejected", "flattened", *self._shared):
+            place = self.target.path if name.startswith(self.source.held.name) else base
+            self._rewritten[name] = StreamWriter(name, place / name, self.state.run.settings["max_rows_per_file"])
         try:
             self._write_log(reader)
             for stream in self._rewritten.values():
@@ -230,9 +252,16 @@ class _Fork:
 
     def _require_rewritten(self) -> None:
         """Checks the rows that are copied into other files: there a changed row would get a CRC-32 that fits it."""
-        for folder in ("rejected",) if self.reopen.nodes else ("rejected", "flattened"):
+        for folder in ("rejected", *self._shared) if self.reopen.nodes else ("rejected", "flattened"):
             for number in self.state.ends.get(folder, ()):
                 require_whole(self.source, self.state, folder, number)
+
+    @cached_property
+    def _shared(self) -> list[str]:
+        """Folders that hold rows of nodes that are taken back and of nodes that are kept: of rounds of a loop."""
+        taken = {node.logged_folder for node in self.plan.nodes.values() if node.id in self.reopen.nodes}
+        kept = {node.logged_folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes}
+        return sorted(taken & kept)
 
     def _write_log(self, reader: ShardReader) -> None:
         with new_file(self.target.log) as log:
@@ -258,8 +287,8 @@ class _Fork:
 
     def _link_shards(self) -> None:
         """Links the files that stay unchanged. Files still written to are copied: the replaced directory keeps its own."""
-        folders = dict.fromkeys(node.folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes)
-        for folder in folders:
+        nodes = [node for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
+        for folder in dict.fromkeys(node.folder for node in nodes if node.logged_folder not in self._shared):
             self._take(folder, {str(number) for number in self.state.sealed.get(folder, ())})
             self._take(f"{self.source.journals.name}/{folder}")
             self._take(f"{self.source.held.name}/{folder}")
@@ -331,6 +360,8 @@ class _Fork:
         gone = len(lines) - len(kept)
         self.taken_back += gone
         off |= self._rewritten["rejected"].append([line for line, _ in kept])
+        for folder in self._shared:
+            off |= self._rewritten[folder].append(list(reader.read(folder, event.off)))
         is_open = event.root in self._open_roots
         if event.root_done is not None and not is_open:
             off |= self._rewritten["flattened"].append(list(reader.read("flattened", event.off)))

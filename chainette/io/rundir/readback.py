@@ -37,8 +37,7 @@ def rows_of_root(directory: RunDir, plan: Plan, state: RunState, root: int) -> D
         if node is None:
             durable.add_rejected(event.node, rejected)
         else:
-            folder = f".held/{node.folder}" if node.hidden else node.folder
-            outputs = map(parse_output, reader.read(folder, event.off))
+            outputs = map(parse_output, reader.read(node.logged_folder, event.off))
             durable.add(node, outputs, rejected, event.dropped, event.earlier)
     return durable
 
