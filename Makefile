@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The tests start hundreds of processes; each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-vllm simulate mutations chaos killed million conformance check fix lint clean
+.PHONY: demo test test-vllm simulate mutations chaos killed million conformance check docs fix lint clean
 
 demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	rm -rf runs/demo
@@ -41,6 +41,10 @@ million: .venv/.dev  ## A million rows through a fleet that is killed three time
 conformance: .venv/.vllm .models/smollm2  ## Holds every backend to the same cases, and writes the table in docs/engines.md
 	PYTHONPATH=.:workers $(BIN)/python -m tests.conformance.subjects $(BACKENDS)
 
+docs: .venv/.docs  ## The documentation as a site, in site/
+	$(BIN)/python scripts/write_pages.py
+	$(BIN)/zensical build --strict --clean
+
 lint: .venv/.dev  ## Format, lint, types, layers
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -70,6 +74,10 @@ clean:
 
 .venv/.dev: .venv/.demo pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+.venv/.docs: .venv/.dev pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 # vLLM for the CPU as it was tested, 2.5 GB: without the parts that it does not need (triton, torchvision, torchaudio), and

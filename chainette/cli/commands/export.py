@@ -45,12 +45,16 @@ def export(
     result = open_run(directory)
     if not is_url(output):
         files = result.export(output, to, step, ordered=ordered, rows_per_file=rows_per_file)
-        tell(f"{len(files):,} files in {output}")
+        tell(_told(files, output))
         return
     with TemporaryDirectory(prefix="chainette-export-") as made:
         files = result.export(Path(made), to, step, ordered=ordered, rows_per_file=rows_per_file)
         _upload(Path(made), output)
-    tell(f"{len(files):,} files in {shown_url(output)}")
+    tell(_told(files, shown_url(output)))
+
+
+def _told(files: list[Path], place: str) -> str:
+    return f"{len(files):,} file{'s' * (len(files) != 1)} in {place}"
 
 
 def _upload(folder: Path, url: str) -> None:

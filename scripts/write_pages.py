@@ -1,0 +1,70 @@
+"""Writes the pages of docs/ that follow from others: `commands.md` from the command line, `llms.txt` and `llms-full.txt`
+from the pages. `make docs` runs it; nothing that it writes is committed.
+
+Source of the last two: https://llmstxt.org
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from chainette.cli.main import COMMANDS, app
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+WIDTH = 100
+
+
+def commands_page() -> str:
+    """Every command with its help, as a terminal shows it."""
+    group: Any = typer.main.get_command(app)
+    above = group.make_context("chainette", [], resilient_parsing=True)
+    parts = ["# Commands\n\nThe help of every command, as a terminal shows it.\n"]
+    for name in COMMANDS:
+        _, command, _ = group.resolve_command(above, [name])
+        context = command.make_context(name, [], parent=above, resilient_parsing=True)
+        context.terminal_width = context.max_content_width = WIDTH
+        parts.append(f"## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def pages(nav: list[Any]) -> Iterator[str]:
+    """The files of a navigation, in its order."""
+    for entry in nav:
+        inside = entry if isinstance(entry, str) else next(iter(entry.values()))
+        yield from [inside] if isinstance(inside, str) else pages(inside)
+
+
+def index(names: list[str], summary: str) -> str:
+    """A line for each page: its title and first sentence."""
+    lines = [f"# Chainette\n\n> {summary}\n\n## Pages\n"]
+    for name in names:
+        title, _, text = (DOCS / name).read_text(encoding="utf-8").partition("\n")
+        text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        paragraphs = [part.strip() for part in text.split("\n\n") if part.strip() and part.strip()[0] not in "|#<!:-"]
+        first = " ".join((paragraphs or [""])[0].split()).partition(". ")[0].rstrip(".:")
+        lines.append(f"- [{title.removeprefix('# ')}]({name}): {textwrap.shorten(first, 200, placeholder='...')}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    (DOCS / "commands.md").write_text(commands_page(), encoding="utf-8")
+    names = list(pages(site["nav"]))
+    if missing := sorted({page.name for page in DOCS.glob("*.md")} - set(names)):
+        sys.exit(f"mkdocs.yml: nav lacks {', '.join(missing)}")
+    (DOCS / "llms.txt").write_text(index(names, site["site_description"]), encoding="utf-8")
+    full = "\n\n".join((DOCS / name).read_text(encoding="utf-8") for name in names)
+    (DOCS / "llms-full.txt").write_text(full, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
