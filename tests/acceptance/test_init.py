@@ -50,6 +50,7 @@ def test_the_projects_pass_mypy_strict(projects: Project) -> None:
 
 
 @needs_model
+@pytest.mark.long
 def test_the_first_project_runs_on_the_small_model(projects: Project) -> None:
     done = projects.chainette("run", *paths("extract"), "-o", "extract/out")
     assert done.returncode == 0, done.stderr

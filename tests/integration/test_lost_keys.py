@@ -5,15 +5,17 @@ As by an evicting maxmemory-policy, or a neighbour that cleans up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from chainette_workers.sink.redis_fleet import RedisFleet
 from redis import Redis
 
+from chainette.errors import RunStopped
+from chainette.fleet.redis.connect import connect
 from chainette.io.rundir.result import RunResult
-from tests.integration.test_fleet_trouble import Background, Site, wait_for
+from tests.integration.test_fleet_trouble import ROWS, Background, Driven, Site, wait_for
 from tests.support.cli import Project
 from tests.support.tools import some
 from tests.support.valkey import Database
@@ -97,6 +99,47 @@ def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, dat
     wait_for(lambda: list(client.scan_iter("rq:queue:*")) and lose_one(client, pattern))
     with site.worker(database.url):
         require_whole(site, run)
+
+
+class Losing(Driven):
+    """A drive without workers. Something is lost when nothing moves for the first time; it stops a few idle turns later."""
+
+    def __init__(self, url: str, lose: Callable[[Redis], object]) -> None:
+        super().__init__(url, window=2 * ROWS)
+        self.lose, self.idle = lose, 0
+
+    def tend(self, moved: bool) -> None:
+        self.idle += not moved
+        if self.idle == 1 and not moved:
+            with connect(self.url) as client:
+                assert self.lose(client), "there was nothing to lose"
+        if self.idle > 5:
+            raise RunStopped("enough for now")
+
+
+@pytest.fixture
+def impatient(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Its sink looks for what is lost whenever nothing moves."""
+    monkeypatch.setattr("chainette_workers.sink.drive.LEASE", 0.0)
+    return site
+
+
+def test_units_that_are_lost_while_nothing_moves_are_looked_for_and_admitted_again(impatient: Site, database: Database) -> None:
+    client = database.client
+    with pytest.raises(RunStopped, match="enough"):
+        impatient.run(Losing(database.url, lambda client: client.delete(*client.scan_iter("rq:queue:*"))))
+    assert impatient.events("run_resumed"), "no new epoch began"
+    assert list(client.scan_iter("rq:queue:*"))
+    client.flushall()
+
+
+def test_an_end_of_the_input_that_is_lost_while_nothing_moves_is_said_again(impatient: Site, database: Database) -> None:
+    client = database.client
+    with pytest.raises(RunStopped, match="enough"):
+        impatient.run(Losing(database.url, lambda client: client.hdel(*keys(client, ADMITTED[0]), "total")))
+    [key] = keys(client, ADMITTED[0])
+    assert client.hget(key, "total") == b"13"
+    client.flushall()
 
 
 @pytest.mark.long

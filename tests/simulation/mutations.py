@@ -321,11 +321,13 @@ MUTATIONS = (
         _DRIVE,
         "        if words := sink.missing():\n",
         "        if False and (words := sink.missing()):\n",
+        "tests/integration/test_lost_keys.py -k looked_for",
     ),
     Mutation(
         "nobody tells a queue that went back where the input ends",
         _DRIVE,
         "coordinator.finished and sink.progress.total is None:",
         "False:",
+        "tests/integration/test_lost_keys.py -k said_again",
     ),
 )
