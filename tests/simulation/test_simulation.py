@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.support.counts import rows
 from tests.support.tools import CI
 
 ROOT = Path(__file__).parents[2]
@@ -43,3 +44,9 @@ def test_a_seed_is_the_same_run_every_time() -> None:
 def test_a_planted_bug_fits_the_code_as_it_is(mutation: Mutation) -> None:
     assert (ROOT / mutation.file).read_text().count(mutation.old) == 1
     assert not mutation.test or (ROOT / mutation.test.split()[0]).exists()
+
+
+def test_every_planted_bug_stands_on_the_page_of_guarantees_as_caught() -> None:
+    cells = [row.strip("| \n").split(" | ") for row in rows("planted bug")]
+    assert [(name, file.strip("`")) for name, file, _ in cells] == [(mutation.name, mutation.file) for mutation in MUTATIONS]
+    assert "nothing" not in {caught for _, _, caught in cells}
