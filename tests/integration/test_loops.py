@@ -15,7 +15,9 @@ from chainette.core.compile import compile_chain
 from chainette.errors import ChainChanged, DeclarationError, PlanError
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.graph import Graph
+from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.row_story import story_of
 from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume, retry_rejected
 from chainette.run.steps import row_seed
@@ -152,6 +154,20 @@ def test_a_drop_inside_a_loop_stops_the_row(tmp_path: Path) -> None:
     )
     assert sorted(ends(result)) == ["2"]
     assert result.counts["+revise"]["stopped"] == 2
+
+
+def test_the_story_of_a_row_goes_round_by_round(tmp_path: Path) -> None:
+    def small(item: Draft) -> Draft | None:
+        return item if item.v < 6 else None
+
+    result = run(tmp_path, [revise(steps=[apply(draft), apply(small), apply(judge)]).join("final")], (2, 1))
+    assert [(outcome.node, outcome.kind) for outcome in story_of(RunDir(result.dir), "0").outcomes] == [
+        *((f"{node}{number}", "output") for number in ("", "#2") for node in ("draft", "small", "judge", "revise")),
+        ("draft#3", "output"),
+        ("small#3", "dropped"),
+    ]
+    last = story_of(RunDir(result.dir), "1").outcomes[-1]
+    assert (last.node, last.step, last.kind) == ("revise#4", "revise", "rejected")
 
 
 def test_an_unjoined_loop_leaves_the_main_flow_alone(tmp_path: Path) -> None:
@@ -303,6 +319,29 @@ def test_seeds_differ_by_round_and_those_of_round_1_are_as_without_a_loop(tmp_pa
         run(tmp_path, [revise(steps=[ask("{{ n }} round {{ round }}"), apply(judge)]).join("final")], (1,))
     seeds = [request.seed for request in scripts["m"].requests]
     assert seeds[:2] == [row_seed(0, "draft", "0", 1), row_seed(0, "draft", "0", 1, "2")]
+
+
+def test_engines_that_share_a_device_take_turns_in_every_round(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answering(key: str) -> Callable[[Any], str]:
+        def answer(request: Any) -> str:
+            asked.append(f"{key}{user_text(request)[-1]}")
+            return '{"v": 1, "ok": false}'
+
+        return answer
+
+    with scripted({"exclusive": True}, a=answering("a"), b=answering("b")):
+        steps = [
+            Step(id="draft", input_model=N, output_model=Draft, engine_name="a", user_prompt="round {{ round }}"),
+            Step(id="judge", output_model=Verdict, engine_name="b", user_prompt="round {{ round }}"),
+        ]
+        loop = revise(steps=steps, on_exhausted="keep", max_rounds=3).join("final")
+        chain = Chain(name="c", steps=[loop], input_model=N, batch_size=2)
+        assert compile_chain(chain).phases == ("a", "b") * 3
+        result = chain.run([N(n=number) for number in range(5)], tmp_path / "run")
+    assert asked == [f"{key}{number}" for number in (1, 2, 3) for key in "ab" for _ in range(5)]
+    assert [row["revise._round"] for row in result.rows("flattened")] == [3] * 5 and result.metadata["balanced"]
 
 
 def test_a_run_that_dies_in_round_3_goes_on_in_round_3(tmp_path: Path) -> None:

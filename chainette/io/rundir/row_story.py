@@ -18,7 +18,7 @@ from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_span
 from chainette.io.rundir.run_state import RunState
-from chainette.records import CHAIN_INPUT, owner_of, record_of, row_order
+from chainette.records import CHAIN_INPUT, declared_of, owner_of, record_of, row_order
 
 __all__ = ["RowStory", "StepResult", "story_of"]
 
@@ -35,6 +35,8 @@ class StepResult:
     kind: str
     #: The columns of its row in the directory; {} if it was dropped.
     values: dict[str, Any] = field(default_factory=dict)
+    #: The node of the plan that gave it: `draft#2` for the second round of `draft`.
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class RowStory:
     place: str
     #: The record as the input has it now: its fields, or its text if it has none; None if the input cannot be read now.
     record: Any
-    #: In the order of the chain, and of row ids within a step.
+    #: In the order of the plan, round by round in a loop, and of row ids within a node.
     outcomes: list[StepResult]
     #: Whether its root is complete, so that nothing more will come.
     complete: bool
@@ -79,12 +81,13 @@ def _outcomes(run: RunDir, state: RunState, root: int, row_id: str) -> Iterator[
     for _, event in read_log(run.log):
         if not isinstance(event, UnitCommitted) or event.root != root:
             continue
-        yield from (StepResult(event.node, gone, "dropped") for gone in event.dropped if _is_kin(gone, row_id))
+        step = declared_of(event.node)
+        yield from (StepResult(step, gone, "dropped", node=event.node) for gone in event.dropped if _is_kin(gone, row_id))
         for file, (_, first, _, last) in event.off.items():
             folder, _, number = file.rpartition("/")
             for row in _rows(run, state, folder, int(number), first, last):
                 if _is_kin(row["row_id"], row_id):
-                    yield _outcome(names, folder.removeprefix(f"{run.held.name}/"), row)
+                    yield _outcome(names, folder.removeprefix(f"{run.held.name}/"), row, event.node)
 
 
 def _is_kin(one: str, other: str) -> bool:
@@ -99,18 +102,19 @@ def _rows(run: RunDir, state: RunState, folder: str, number: int, first: int, la
     return read_span(run, state, folder, number, first, last)
 
 
-def _outcome(names: dict[str, str], folder: str, row: dict[str, Any]) -> StepResult:
+def _outcome(names: dict[str, str], folder: str, row: dict[str, Any], node: str) -> StepResult:
     row_id = row.pop("row_id")
     if folder == _REJECTED:
-        return StepResult(row.pop("step_id"), row_id, "rejected", row)
+        return StepResult(row.pop("step_id"), row_id, "rejected", row, node)
     if folder == FLATTENED:
-        return StepResult(folder, row_id, "finished", row)
-    return StepResult(names[folder], row_id, "output", row)
+        return StepResult(folder, row_id, "finished", row, FLATTENED)
+    return StepResult(names[folder], row_id, "output", row, node)
 
 
 def _order(state: RunState) -> Any:
-    steps = [CHAIN_INPUT, *(node.id for node in state.graph.steps), FLATTENED]
-    return lambda outcome: (steps.index(outcome.step), row_order(outcome.row_id))
+    places = {name: place for place, name in enumerate([CHAIN_INPUT, *state.graph.by_id, FLATTENED])}
+    last = len(places)  # of a fork, at which a row that is too large is rejected
+    return lambda outcome: (places.get(outcome.node, last), row_order(outcome.row_id))
 
 
 def _record(run: RunDir, state: RunState, number: int) -> tuple[str, Any]:
