@@ -316,7 +316,8 @@ def test_seeds_differ_by_round_and_those_of_round_1_are_as_without_a_loop(tmp_pa
         return '{"v": 3}' if "round 1" in user_text(request) else '{"v": 6}'
 
     with scripted(m=answer) as scripts:
-        run(tmp_path, [revise(steps=[ask("{{ n }} round {{ round }}"), apply(judge)]).join("final")], (1,))
+        result = run(tmp_path, [revise(steps=[ask("{{ n }} round {{ round }}"), apply(judge)]).join("final")], (1,))
+    assert (result.dir / "graph.json").read_text().count("round {{ round }}") == 1  # whatever the number of rounds
     seeds = [request.seed for request in scripts["m"].requests]
     assert seeds[:2] == [row_seed(0, "draft", "0", 1), row_seed(0, "draft", "0", 1, "2")]
 

@@ -155,7 +155,8 @@ class GraphRounds(GraphChoice, frozen=True, tag="Rounds"):
 
 
 class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that does work. Only steps have the fields after `rescue`."""
+    """A node that does work. Only steps have the fields after `rescue`; later rounds of a loop leave out model and prompts,
+    which are those of the first."""
 
     id: str
     name: str = ""
@@ -169,7 +170,7 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
     path: list[str]
     cardinality: str = ""
     input_model: str | None = None
-    output_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | UnsetType | None = UNSET
     fingerprint: str = ""
     rescue: dict[str, Any] | UnsetType = UNSET
     system_prompt: str | UnsetType | None = UNSET

@@ -10,6 +10,7 @@ from chainette.core.plan import Plan, PlanNode
 from chainette.io.rundir.graph import Graph
 from chainette.io.tables.features import dataset_features
 from chainette.io.tables.schemas import Added, ShardSchemas
+from chainette.records import declared_of
 
 __all__ = ["graph_of"]
 
@@ -53,10 +54,13 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
         "path": list(node.path),
         "cardinality": node.cardinality,
         "input_model": node.input_type.__name__ if node.input_type else None,
-        "output_schema": node.output_model.model_json_schema() if node.output_model else None,
         "fingerprint": node.fingerprint,
         "rescue": dict(node.rescue),
     }
+    described |= {"escalate": list(node.node.escalate)} if isinstance(node.node, Step) and node.node.escalate else {}
+    if declared_of(node.id) != node.id:
+        return described
+    described["output_schema"] = node.output_model.model_json_schema() if node.output_model else None
     if isinstance(node.node, Step):
         described |= {
             "system_prompt": node.node.system_prompt,
@@ -65,7 +69,6 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
             "sampling": msgspec.to_builtins(node.node.sampling),
             "max_attempts": node.node.max_attempts,
         }
-        described |= {"escalate": list(node.node.escalate)} if node.node.escalate else {}
     return described
 
 
