@@ -99,6 +99,11 @@ class Lane:
             self._failures += 1
         return self.rests_until - now
 
+    def rest(self, seconds: float) -> float:
+        """Nothing is claimed for so many seconds; returns them."""
+        self.rests_until = max(self.rests_until, self.clock() + seconds)
+        return seconds
+
     def _fits(self, weight: int) -> bool:
         if self.budget is None or not self.running:
             return self.budget is not None

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-import msgspec
 import redis
 from anyio.abc import TaskGroup
 
@@ -61,7 +60,7 @@ _SOON, _LATE = 0.002, 0.05
 #: Seconds between two looks at whether the worker is to end.
 _WATCH = 0.05
 
-#: Seconds that a unit waits whose step was refused.
+#: Seconds that an engine rests that refuses this worker, and that a unit waits whose step was refused.
 _REFUSED = 1.0
 
 #: Seconds between two choices of the engine to serve, if some exclude each other.
@@ -297,12 +296,9 @@ class EngineWorker(Worker):
             return
         self._withdrawn.add(held.info.run)
         self.withdraw(held.info, str(error))
-        event, claim = self.retried(held, error, held.lane.fail()), held.handed_back()
-        if not self.evidence_of(held).is_news(error):
-            event = msgspec.structs.replace(
-                event, refused=False
-            )  # the run was resumed since, maybe with a server that was mended
-        await insist(lambda: self.queue.note(claim.run, event))
+        event, claim = self.retried(held, error, held.lane.rest(_REFUSED)), held.handed_back()
+        if self.evidence_of(held).is_news(error):  # else the run may have been resumed since, and the server mended
+            await insist(lambda: self.queue.note(claim.run, event))
         if isinstance(error, DeclarationRefused):
             await insist(lambda: self.queue.fail(claim, self.incarnation, _REFUSED, event.message))
         else:
