@@ -86,6 +86,9 @@ CATALOGUE: tuple[Metric, ...] = (
     _counter(
         _S, "chainette_engine_rows_total", "run step engine outcome", "Rows that an engine of an escalating step was asked for."
     ),
+    _counter(
+        _S, "chainette_decisions_total", "run step way round", "Rows by the way of a route, or the end of a loop's round."
+    ),
     _counter(_S, "chainette_messages_aside_total", "run", "Messages from Redis that cannot be right, and were put aside."),
     _counter(_S, "chainette_sink_written_bytes_total", "run", "Bytes of rows written to shards."),
     Metric(

@@ -20,7 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from chainette.core.plan import PYTHON, NodeKind, Plan
+from chainette.core.plan import PYTHON, NodeKind, Plan, ToWays
 from chainette.engine.price import Rate
 from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
@@ -170,6 +170,8 @@ class _OfRun(Hook):
         #: Step -> its first engine; engine -> how it is charged.
         self._engines: dict[str, str] = {}
         self._rates: dict[str, Rate] = {}
+        #: Node of a loop -> its round.
+        self._rounds: dict[str, str] = {}
 
     def _of(self, name: str, *labels: str) -> Any:
         key = (name, *labels)
@@ -215,6 +217,10 @@ class _OfRun(Hook):
         for asked in (node for node in plan.steps if node.told_engine):
             for engine, outcome in product(asked.engines, _OUTCOMES):
                 self._of("chainette_engine_rows_total", asked.id, engine, outcome)
+        self._rounds = {node.id: node.round.path for node in plan.nodes.values() if node.round is not None}
+        for decision in plan.nodes.values():
+            for way, _ in decision.next.ways if isinstance(decision.next, ToWays) else ():
+                self._of("chainette_decisions_total", declared_of(decision.id), way, self._rounds.get(decision.id, ""))
 
     def drop(self) -> None:
         """Removes its series from the metrics of the process."""
@@ -239,6 +245,8 @@ class _OfRun(Hook):
         if node != CHAIN_INPUT:
             self._of("chainette_rows_done_total", node).inc(event.given)
             self._of("chainette_rows_dropped_total", node).inc(len(event.dropped))
+        for way, rows in event.ways.items():
+            self._of("chainette_decisions_total", node, way, self._rounds.get(event.node, "")).inc(rows)
         if event.engine:
             for outcome, rows in zip(_OUTCOMES, (event.given, event.rejected, event.escalated), strict=True):
                 self._of("chainette_engine_rows_total", node, event.engine, outcome).inc(rows)

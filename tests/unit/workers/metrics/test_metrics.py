@@ -17,6 +17,7 @@ from chainette_workers.sink.status_fields import outline_of
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from chainette import Chain, Loop, Route, apply
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.member_fields import Member
@@ -25,7 +26,7 @@ from chainette.hooks import Hook, Hooks, Stage
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, RootDone, UnitCommitted, UnitRetried
 from chainette.io.rundir.progress import Progress
 from chainette.records import CHAIN_INPUT, Usage
-from tests.support.chains import everything
+from tests.support.chains import Word, everything
 from tests.support.cli import REPOSITORY
 from tests.support.fleet import record, straight
 
@@ -93,6 +94,7 @@ def exposed(name: str, kind: MetricType) -> str:
 def test_every_metric_of_the_catalogue_is_there_at_zero_once_a_run_is_known(clock: Clock, plan: Plan) -> None:
     metrics = everything_of(clock, fleet())
     metrics.of_run("run-a", plan)
+    metrics.of_run("run-b", deciding())
     for metric in CATALOGUE:
         found = series(metrics, exposed(metric.name, metric.kind))
         assert found, metric.name
@@ -114,6 +116,28 @@ def test_every_node_reason_and_stage_of_a_run_has_its_series(clock: Clock, plan:
     assert set(answered) == {("run-a", "closing", e, o) for e in ("first", "second") for o in ("out", "rejected", "escalated")}
 
 
+def test_decisions_are_counted_by_way_and_round(clock: Clock) -> None:
+    metrics = everything_of(clock)
+    hook = metrics.of_run("run-a", deciding())
+    hook.on_event(UnitCommitted(node="big", root=0, unit="", ways={"": 2, "then": 3}))
+    hook.on_event(UnitCommitted(node="revise#2", root=0, unit="", ways={"again": 1, "ended": 4}))
+    found = {labels[1:]: number for labels, number in series(metrics, "chainette_decisions_total").items()}
+    loop = {("revise", way, str(number)): 0.0 for number in (1, 2, 3) for way in ("ended", "again" if number < 3 else "kept")}
+    counted = {("revise", "again", "2"): 1.0, ("revise", "ended", "2"): 4.0}
+    assert found == {("big", "", ""): 2.0, ("big", "then", ""): 3.0} | loop | counted
+
+
+def deciding() -> Plan:
+    """A chain with a route and a loop."""
+
+    def same(item: Word) -> Word:
+        return item
+
+    route = Route("big", when="{{ word == 'big' }}", then=[apply(same)])
+    loop = Loop("revise", steps=[apply(same, id="again")], until="{{ round == 2 }}", max_rounds=3, on_exhausted="keep")
+    return compile_chain(Chain(name="c", steps=[route, loop], input_model=Word))
+
+
 def test_a_worker_has_the_series_of_what_it_serves_only(clock: Clock, plan: Plan) -> None:
     metrics = Metrics(ProcessKind.WORKER, engines=("first",), clock=clock)
     metrics.of_run("run-a", plan)
@@ -123,7 +147,7 @@ def test_a_worker_has_the_series_of_what_it_serves_only(clock: Clock, plan: Plan
 
 
 def test_names_follow_the_conventions() -> None:
-    labels = {"run", "step", "engine", "reason", "outcome", "stage", "version", "python"}
+    labels = {"run", "step", "engine", "reason", "outcome", "stage", "version", "python", "way", "round"}
     for metric in CATALOGUE:
         name = metric.name
         assert re.fullmatch(r"chainette_[a-z]+(_[a-z]+)*", name), name
@@ -149,6 +173,7 @@ def test_the_page_says_what_the_catalogue_says() -> None:
 def test_what_is_answered_is_open_metrics(clock: Clock, plan: Plan) -> None:
     metrics = everything_of(clock, fleet())
     metrics.of_run("run-a", plan).on_event(COMMIT)
+    metrics.of_run("run-b", deciding())
     kind, text = metrics.text(f"{OPEN_METRICS};q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1")
     assert kind.startswith(OPEN_METRICS) and text.endswith(b"# EOF\n")
     parsed = text_string_to_metric_families(text.decode())  # type: ignore[no-untyped-call]
@@ -329,7 +354,7 @@ def test_a_closed_run_stays_for_the_last_scrape_and_then_goes(clock: Clock, plan
     assert one(metrics, "chainette_rows_done_total", "run-a", "extract") == 8
     clock.now += 3600
     for metric in CATALOGUE:
-        if "run" in metric.labels and metric.part is not ProcessKind.FLEET:
+        if "run" in metric.labels and "way" not in metric.labels and metric.part is not ProcessKind.FLEET:
             assert {labels[0] for labels in series(metrics, exposed(metric.name, metric.kind))} == {"run-b"}, metric.name
 
 
