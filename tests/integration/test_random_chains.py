@@ -70,7 +70,7 @@ def test_a_run_that_crashed_is_what_the_chain_means(tmp_path: Path, seed: int, r
     chain, elements = chain_of(seed, 2, routes=routes)
     with copies(tmp_path / "run", tmp_path / "copies", every=5) as taken:
         chain.run(inputs(), tmp_path / "run")
-    for copy in random.Random(seed).sample(taken, min(6 if CI else 2, len(taken))):
+    for copy in random.Random(seed).sample(taken, min(3 if CI else 2, len(taken))):
         if not (copy / "events.jsonl").stat().st_size:
             continue
         result = resume(copy, chain)

@@ -86,7 +86,7 @@ class _Trace:
         self._modules: set[tuple[int, ast.AST]] = set()
         package = _module_name(root).partition(".")[0]
         #: The top package of the root: its own code is user code, wherever it is installed.
-        self._package = "" if package in sys.stdlib_module_names or package == "chainette" else package
+        self._package = "" if package in {*sys.stdlib_module_names, "chainette", "pydantic"} else package
         self._counted = Counted(self._package, self._attributes)
 
     def digest(self) -> str:
