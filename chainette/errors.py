@@ -134,6 +134,15 @@ class LoadError(ChainetteError):
     exit_code = 2
 
 
+class LoadErrors(LoadError):
+    """Raised with every problem of a chain file at once."""
+
+    def __init__(self, problems: Sequence[LoadError]) -> None:
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        super().__init__(f"the chain file has {len(self.problems)} problems\n{lines}")
+
+
 class ParameterError(LoadError):
     pass
 

@@ -263,6 +263,14 @@ def test_an_error_names_the_line_of_the_file(tmp_path: Path, old: str, new: str,
     assert f"{tmp_path / 'chain.yml'}:{line}: " in found and said in found, found
 
 
+def test_a_file_with_several_errors_is_told_all_of_them(tmp_path: Path) -> None:
+    wrong = CHAIN.replace("batch_size: 4", "batch_size: no").replace("output_model: Product", "output_model: Produkt")
+    wrong = wrong.replace("max_attempts: 2", "max_attempts: 0").replace("functions:clean", "functions:clear")
+    with pytest.raises(LoadError, match="the chain file has 5 problems") as error:
+        compiled(write(tmp_path, wrong.replace("backend: simulated", "backend: simulted")))
+    assert re.findall(r"chain\.yml:(\d+): ", str(error.value)) == ["11", "2", "13", "15", "31"]
+
+
 _ELSEWHERE = "os:system subprocess:run builtins:exec chainette.utils.terminal_text:visible functions:system json.tool:main"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from chainette.core.document.chain_keys import (
     parameters_of,
 )
 from chainette.core.document.code import Code, is_reference
+from chainette.core.document.faults import Faults
 from chainette.core.document.models import Models, missing_model
 from chainette.core.document.parts import Part
 from chainette.core.loop import Loop
@@ -31,7 +32,7 @@ from chainette.engine.backends import backend_class
 from chainette.engine.base import SamplingParams
 from chainette.engine.config import EngineConfig, make_config
 from chainette.engine.registry import current_registry, load_engines
-from chainette.errors import ChainetteError, LoadError
+from chainette.errors import ChainetteError, LoadError, LoadErrors
 from chainette.utils.argument_advice import advice
 from chainette.utils.call_site import declared_at
 
@@ -49,14 +50,16 @@ def chain_of(document: Part, code: Code) -> Chain:
         LoadError: the file is wrong, at its line.
     """
     keys = document.keys("a chain", [*parameters_of(Chain), "models", "engines"], ["name", "steps"])
+    faults, given, steps = Faults(), dict[str, Any](), list[Element]()
     if "engines" in keys:
-        _register(keys["engines"], code)
-    declared = keys["models"].mapping("models") if "models" in keys else {}
-    models = Models(declared, code.model, code.parts)
-    reader = _Reader(code, models.made())
-    given = {key: reader.setting(Chain, key, keys[key], "the chain") for key in keys.keys() - {"models", "engines", "steps"}}
+        with faults.caught():
+            _register(keys["engines"], code)
+    with faults.caught():
+        declared = keys["models"].mapping("models") if "models" in keys else {}
+        given, steps = _Reader(code, Models(declared, code.model, code.parts).made()).chain(keys)
+    faults.end()
     with _at(document):
-        return Chain(steps=reader.elements(keys["steps"]), **given)
+        return Chain(steps=steps, **given)
 
 
 @contextmanager
@@ -65,6 +68,8 @@ def _at(part: Part) -> Iterator[None]:
     try:
         with declared_at(part.place):
             yield
+    except LoadErrors:
+        raise
     except ChainetteError as error:
         words = str(error)
         raise LoadError(words if words.startswith(f"{part.place.file}:") else f"{part.place}: {words}") from error
@@ -78,18 +83,25 @@ def _register(part: Part, code: Code) -> None:
             for config in load_engines(code.path(part, "engines")):
                 _require_no_code(config)
             return
+    faults = Faults()
     for name, entry in entries.items():
-        keys = dict(entry.mapping(f"engine {name!r}"))
-        if "model" not in keys or "name" in keys:
-            raise entry.fault(
-                f"engine {name!r} needs the key 'model'" if "model" not in keys else "the engine's name is given twice"
-            )
-        if "backend" in keys:
-            keys["backend"].text(f"engine {name!r}: backend")
-        with _at(entry):
-            config = make_config(name, **{key: each.plain for key, each in keys.items()})
-            _require_no_code(config)
-            current_registry().add(config)
+        with faults.caught():
+            _register_one(name, entry)
+    faults.end()
+
+
+def _register_one(name: str, entry: Part) -> None:
+    keys = dict(entry.mapping(f"engine {name!r}"))
+    if "model" not in keys or "name" in keys:
+        raise entry.fault(
+            f"engine {name!r} needs the key 'model'" if "model" not in keys else "the engine's name is given twice"
+        )
+    if "backend" in keys:
+        keys["backend"].text(f"engine {name!r}: backend")
+    with _at(entry):
+        config = make_config(name, **{key: each.plain for key, each in keys.items()})
+        _require_no_code(config)
+        current_registry().add(config)
 
 
 def _require_no_code(config: EngineConfig) -> None:
@@ -121,8 +133,23 @@ class _Reader:
             "loop": self.loop,
         }
 
+    def chain(self, keys: Mapping[str, Part]) -> tuple[dict[str, Any], list[Element]]:
+        """The chain's own settings, and its elements."""
+        faults, given, steps = Faults(), dict[str, Any](), list[Element]()
+        with faults.caught():
+            given |= self.settings(Chain, keys, ("models", "engines", "steps"), "the chain")
+        with faults.caught():
+            steps += self.elements(keys["steps"])
+        faults.end()
+        return given, steps
+
     def elements(self, part: Part) -> list[Element]:
-        return [self.element(item) for item in part.items("steps")]
+        faults, elements = Faults(), list[Element]()
+        for item in part.items("steps"):
+            with faults.caught():
+                elements.append(self.element(item))
+        faults.end()
+        return elements
 
     def element(self, part: Part) -> Element:
         keys = part.mapping(f"an entry of steps (with one of the keys {', '.join(self.kinds)})")
@@ -135,7 +162,7 @@ class _Reader:
     def step(self, part: Part) -> Element:
         keys = self.keys(part, "step", parameters_of(Step), "id", ["output_model", "engine_name"])
         name = keys["step"].text("step (the id)")
-        given = {key: self.setting(Step, key, each, f"step {name!r}") for key, each in keys.items() if key != "step"}
+        given = self.settings(Step, keys, ("step",), f"step {name!r}")
         with _at(part):
             return Step(id=name, **given)
 
@@ -151,7 +178,7 @@ class _Reader:
         if isinstance(fn, ApplyNode) and type(fn) is not make:
             right = "batch_apply" if make is ApplyNode else "apply"
             raise keys[kind].fault(f"{keys[kind].value!r} is a {type(fn).__name__}; write {right}: ...")
-        given = {key: self.setting(Step, key, each, kind) for key, each in keys.items() if key != kind}
+        given = self.settings(Step, keys, (kind,), kind)
         if isinstance(fn, ApplyNode):  # decorated
             given = function_parameters(fn) | given
             fn = fn.fn
@@ -217,6 +244,15 @@ class _Reader:
                 hint = {key: _HINTS[key]} if _HINTS.get(key) in known else {}
                 raise each.fault(f"{label}: {advice({key: each.shown}, known, hint, kind='no key')}")
         return part.keys(kind, known, [kind, *needed])
+
+    def settings(self, owner: type, keys: Mapping[str, Part], others: Collection[str], what: str) -> dict[str, Any]:
+        """The values of all keys but `others`."""
+        faults, given = Faults(), dict[str, Any]()
+        for key in (key for key in keys if key not in others):
+            with faults.caught():
+                given[key] = self.setting(owner, key, keys[key], what)
+        faults.end()
+        return given
 
     def setting(self, owner: type, key: str, part: Part, what: str) -> Any:
         """The value of a parameter, as its class takes it."""
