@@ -314,6 +314,10 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     reasoning: str | None = None
     #: The cost of those answers.
     spent: Spent = Spent()
+    #: The digest of everything that decides the row (`core/answer_key.py`); b"" if it was decided anew by a route or loop.
+    key: bytes = b""
+    #: `<run id>/<row id>` of the row of an earlier run that it was taken from; "" if it was computed.
+    reused_from: str = ""
 
 
 class Partial(msgspec.Struct, frozen=True, array_like=True):

@@ -31,6 +31,7 @@ from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
+from chainette.run.session import refuse_reuse
 from chainette.utils.ids import new_run_id
 
 __all__ = ["hand_over"]
@@ -38,6 +39,7 @@ __all__ = ["hand_over"]
 
 def hand_over(task: Task, settings: RunSettings, way: FleetDriveFlags, *, quiet: bool, here: bool) -> None:
     """Hands a run over to services; `here`: this process admits its rows."""
+    refuse_reuse(settings)
     loaded, plan = load_plan(task.chain, task.chain_root, task.parameters, settings)
     if not quiet:
         warn(plan.warnings)

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.models import ParameterInfo
@@ -87,7 +87,7 @@ class _Bundle:
 
 def _as_setting(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(map(str, value))
     return str(value) if isinstance(value, Path) else value
 
 
@@ -109,8 +109,12 @@ def _option(name: str, kind: Any, flag: Flag, default: Any, *, again: bool) -> A
     if flag.file:
         is_there = typer.Option(word, metavar=flag.metavar, exists=True, dir_okay=False, resolve_path=True, help=shown)
         return Annotated[Path | None, is_there]
-    if get_origin(kind) is tuple:  # given once for each value
-        return Annotated[list[str], typer.Option(word, metavar=flag.metavar, help=shown)]
+    if kind == tuple[str, ...]:
+        kind, is_path = (list[Path] if flag.folder else list[str]), flag.folder
+        several = typer.Option(
+            word, metavar=flag.metavar, exists=is_path, file_okay=not is_path, resolve_path=is_path, help=shown
+        )
+        return Annotated[kind, several]
     both = f"{word}/--no-{word.removeprefix('--')}" if default is True else word
     return Annotated[kind, typer.Option(both, metavar=flag.metavar, min=flag.minimum, help=shown)]
 
@@ -135,8 +139,9 @@ def fixed_flags() -> Iterator[str]:
 def words_of(settings: RunSettings) -> Iterator[str]:
     """The flags that give the same settings again."""
     for name, value in settings.given.items():
-        if isinstance(value, bool):
+        if isinstance(value, tuple):
+            yield from (word for one in value for word in (_word(name), one))
+        elif isinstance(value, bool):
             yield _word(name) if value else _word(name).replace("--", "--no-", 1)
         else:
-            for one in value if isinstance(value, tuple) else (value,):
-                yield from (_word(name), str(one))
+            yield from (_word(name), str(value))

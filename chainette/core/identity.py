@@ -16,9 +16,10 @@ from chainette.core.route import Chooser
 from chainette.core.setting_changes import SETTINGS, Settings, settings_of_engine
 from chainette.core.step import Step
 from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
+from chainette.engine.base import SamplingParams
 from chainette.engine.config import EngineConfig
 
-__all__ = ["fingerprint_of", "rescue_of"]
+__all__ = ["deciding_engine_settings", "deciding_sampling", "fingerprint_of", "rescue_of"]
 
 
 def fingerprint_of(
@@ -32,8 +33,7 @@ def fingerprint_of(
     else:
         builder = fingerprint_code(node.prompt_builder) if callable(node.prompt_builder) else None
         parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
-        parts += [_deciding(SETTINGS["SamplingParams"], msgspec.to_builtins(node.sampling))]
-        parts += [_deciding(*_engine_settings(engine))]
+        parts += [deciding_sampling(node.sampling), deciding_engine_settings(engine)]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 
@@ -84,6 +84,16 @@ def _engine_settings(engine: EngineConfig | None) -> tuple[Settings, dict[str, A
     plain = engine.describe()
     options: dict[str, Any] = plain.pop("options")
     return settings_of_engine(plain["backend"]), plain | options
+
+
+def deciding_sampling(sampling: SamplingParams) -> dict[str, Any]:
+    """The sampling parameters that decide accepted answers."""
+    return _deciding(SETTINGS["SamplingParams"], msgspec.to_builtins(sampling))
+
+
+def deciding_engine_settings(engine: EngineConfig | None) -> dict[str, Any]:
+    """The settings of an engine that decide its answers; its name and endpoints do not."""
+    return _deciding(*_engine_settings(engine))
 
 
 def _deciding(settings: Settings, declared: Mapping[str, Any]) -> dict[str, Any]:

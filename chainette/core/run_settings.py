@@ -7,8 +7,10 @@ fixes it), a keyword of `Chain.run`, and part of every order.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from chainette.errors import InputError
@@ -27,8 +29,9 @@ class Flag:
     #: The smallest value.
     minimum: int | None = None
     name: str = ""
-    #: Whether the value is the path of a file that must be there.
+    #: Whether the value is the path of a file that must be there; or that of a folder.
     file: bool = False
+    folder: bool = False
     #: Whether the log fixes the value for all later sessions of the directory; otherwise each session has its own.
     recorded: bool = True
     #: The help of `resume`, if a later session may raise a recorded value.
@@ -67,6 +70,21 @@ class RunSettings:
         Flag(help="A YAML file whose engines replace those of the chain.", metavar="FILE", name="--engines", file=True),
     ] = None
     simulate: Annotated[bool, Flag(help="Draw answers from the schemas instead of asking a model.")] = False
+    reuse: Annotated[
+        tuple[str, ...],
+        Flag(
+            help="Take answers to equal requests from this earlier run instead of asking again; repeatable.",
+            metavar="DIR",
+            folder=True,
+            raised="Take answers from this earlier run instead of those that the run was started with; repeatable.",
+        ),
+    ] = ()
+    no_reuse: Annotated[
+        tuple[str, ...],
+        Flag(
+            help="With --reuse: compute every row of this step, say a function that looks outside; repeatable.", metavar="STEP"
+        ),
+    ] = ()
     max_reject_rate: Annotated[
         float | None,
         Flag(help="Pause when this share of a step's rows is rejected (after 200 rows).", metavar="R", recorded=False),
@@ -86,8 +104,10 @@ class RunSettings:
     window: Annotated[int | None, Flag(help="The most rows in progress.", metavar="N", minimum=1, recorded=False)] = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.price, str):
-            object.__setattr__(self, "price", (self.price,))
+        for name in ("price", "reuse", "no_reuse"):  # one value, or the list that JSON made of a tuple
+            value = getattr(self, name)
+            object.__setattr__(self, name, (str(value),) if isinstance(value, str | Path) else tuple(map(str, value)))
+        object.__setattr__(self, "reuse", tuple(map(os.path.abspath, self.reuse)))
         for name, flag in FLAGS.items():
             value = getattr(self, name)
             if flag.minimum is not None and value is not None and value < flag.minimum:

@@ -14,6 +14,7 @@ import anyio
 import anyio.from_thread
 from pydantic import BaseModel, ValidationError
 
+from chainette.core.answer_key import key_of_call
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.batch_apply import BatchApply
 from chainette.core.decision import RoundEnd, Undecided, Way
@@ -25,7 +26,7 @@ from chainette.run.unit_result import UnitResult, excess, raised
 from chainette.utils.process_state import put_back
 from chainette.utils.user_errors import RAISED, is_stray
 
-__all__ = ["MAX_FAN_OUT", "Away", "call"]
+__all__ = ["MAX_FAN_OUT", "Away", "call", "take_stored"]
 
 #: Rows that one row may become in one Apply.
 MAX_FAN_OUT = 100_000
@@ -40,6 +41,9 @@ async def call(result: UnitResult, rows: Sequence[Row], away: Away) -> None:
     plan, node = result.plan, result.node
     apply = node.node
     assert isinstance(apply, ApplyNode)
+    rows = take_stored(result, rows)
+    if not rows:
+        return
     values = _Values(result, apply, dict(enumerate(rows)))
     result.pull = values.take_in
     if isinstance(apply, BatchApply):
@@ -48,6 +52,11 @@ async def call(result: UnitResult, rows: Sequence[Row], away: Away) -> None:
         await _call_rows(plan, node, apply.fn, rows, away, values.returned)
     values.take(list(values.waiting))
     result.pull = None
+
+
+def take_stored(result: UnitResult, rows: Sequence[Row]) -> list[Row]:
+    """Finishes the rows whose values an earlier run has; returns the others."""
+    return [row for row in rows if not result.take_stored(row, key_of_call(result.plan, result.node, row))]
 
 
 async def _call_rows(

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from chainette.core.plan import Plan
@@ -15,6 +16,7 @@ from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
 from chainette.hooks import Hook
 from chainette.run.limits import Limits
+from chainette.run.stored_answers import AnswerSources
 from chainette.utils.argument_advice import explained
 
 __all__ = ["Drive", "RunOptions"]
@@ -26,6 +28,10 @@ class Drive(Protocol):
     @property
     def attaches(self) -> bool:
         """Whether this session's units outlive it, so that a later session goes on with the epoch."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether every worker runs on this machine, and sees its files."""
 
     @property
     def way(self) -> dict[str, str]:
@@ -100,6 +106,10 @@ class RunOptions(RunSettings):
     def way(self) -> dict[str, str]:
         """See `Drive.way`; {} if this process moves the units."""
         return self.drive.way if self.drive is not None else {}
+
+    def sources(self, folder: Path) -> AnswerSources | None:
+        """The earlier runs to take answers from; their indexes go to `folder`. None if there are none."""
+        return AnswerSources(self.reuse, str(folder), self.no_reuse) if self.reuse else None
 
     @property
     def limits(self) -> Limits:

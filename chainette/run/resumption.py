@@ -296,6 +296,10 @@ def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOpt
     if fixed.get("engines_file"):
         fixed["engines_file"] = str(Path(root) / fixed["engines_file"])
     fixed["limit"] = require_limit(directory, state, options.limit)
+    if options.reuse and fixed.get("reuse"):
+        fixed["reuse"] = options.reuse
+    elif options.reuse:
+        raise RunDirectoryError(f"{directory}: the run takes no answers from others; begin a new run with --reuse to do so")
     for name in options.given.keys() & fixed.keys() - RESUMABLE - {"engines_file"}:
         if (value := getattr(options, name)) != fixed[name]:
             raise RunDirectoryError(

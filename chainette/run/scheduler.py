@@ -35,6 +35,7 @@ from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
+from chainette.run.stored_answers import StoredAnswers
 from chainette.run.unit_result import UnitResult, raised
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker, claimable_queues
 from chainette.utils.user_errors import is_stray
@@ -76,6 +77,8 @@ class LocalRun(Worker):
     hook: Hook
     #: Gets the finished rows of each root; may wait.
     deliver: Callable[[list[Row]], Awaitable[None]] | None = None
+    #: The answers of earlier runs.
+    stored: StoredAnswers | None = None
     clock: Callable[[], float] = time.monotonic
 
     incarnation: str = _HERE

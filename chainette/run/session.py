@@ -12,11 +12,12 @@ import anyio
 import anyio.to_thread
 
 from chainette.core.plan import Plan
+from chainette.core.run_settings import RunSettings
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.engine.preflight import require_openable
 from chainette.engine.price import Rate
-from chainette.errors import ChainetteError, RunCancelled
+from chainette.errors import ChainetteError, InputError, RunCancelled
 from chainette.hooks import Hook, Hooks
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.roots import Roots
@@ -30,6 +31,7 @@ from chainette.records import Row
 from chainette.run.local_sink import Writer
 from chainette.run.options import Drive, RunOptions
 from chainette.run.scheduler import LocalRun
+from chainette.run.stored_answers import AnswerSources, StoredAnswers, require_runs
 
 __all__ = [
     "Deliver",
@@ -37,7 +39,9 @@ __all__ = [
     "check_drive",
     "finish_run",
     "local_run",
+    "open_answers",
     "rates_of",
+    "refuse_reuse",
     "require_engines",
     "roots_of",
 ]
@@ -56,6 +60,11 @@ class Session:
     options: RunOptions
     hook: Hook
 
+    @property
+    def sources(self) -> AnswerSources | None:
+        """The earlier runs that it takes answers from."""
+        return self.options.sources(self.writer.directory.answers)
+
     def finish(self) -> None:
         """Says in the log that every row is in its place; once, however often it is called.
 
@@ -69,12 +78,37 @@ class Session:
 
 
 async def check_drive(plan: Plan, options: RunOptions) -> None:
-    """Checks who moves the units before anything is written or taken back: the drive, or the engines of this process.
+    """Checks who moves the units before anything is written or taken back: the drive, or the engines of this process; and
+    the earlier runs that answers are taken from.
 
     Raises:
         EnginesCannotOpen: an engine lacks something on this machine.
+        InputError: answers cannot be taken as the options say.
     """
+    await anyio.to_thread.run_sync(_require_reusable, plan, options)
     await anyio.to_thread.run_sync(options.drive.check if options.drive is not None else require_engines, plan)
+
+
+def _require_reusable(plan: Plan, options: RunOptions) -> None:
+    if options.no_reuse and not options.reuse:
+        raise InputError("--no-reuse leaves out steps of --reuse, which is not given; name an earlier run with --reuse DIR")
+    for step in options.no_reuse:
+        if step not in {node.id for node in plan.steps}:
+            raise InputError(
+                f"--no-reuse {step}: the chain has no such step; it has {', '.join(node.id for node in plan.steps)}"
+            )
+    if options.drive is not None and not options.drive.is_here:
+        refuse_reuse(options)
+    require_runs(options.reuse)
+
+
+def refuse_reuse(settings: RunSettings) -> None:
+    """Raises InputError if a run that others move is to take answers from earlier ones."""
+    if settings.reuse:
+        raise InputError(
+            "--reuse needs workers that see the directory of the earlier run, as `chainette run` has, also with --workers N; "
+            "those that serve a Redis may be on other machines"
+        )
 
 
 def require_engines(plan: Plan) -> None:
@@ -96,7 +130,10 @@ async def finish_run(
         else:
             _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
             roots = roots_of(plan, source, options, writer.state.starts)
-            async with local_run(plan, roots, writer, writer.state.is_done, options, hook, deliver) as local:
+            async with (
+                open_answers(session.sources) as stored,
+                local_run(plan, roots, writer, writer.state.is_done, options, hook, deliver, stored) as local,
+            ):
                 await local.run()
         await anyio.to_thread.run_sync(session.finish)
         return RunResult(writer.directory, writer.state)
@@ -111,6 +148,19 @@ async def finish_run(
 def rates_of(plan: Plan) -> dict[str, Rate]:
     """How the engines of a plan are charged, as far as they have a price or GPUs."""
     return {name: rate for name, config in plan.engines.items() if (rate := Rate.of(config)) != Rate()}
+
+
+@asynccontextmanager
+async def open_answers(sources: AnswerSources | None) -> AsyncIterator[StoredAnswers | None]:
+    """The answers of earlier runs, if there are any to take from; raises as `StoredAnswers.open`."""
+    if sources is None:
+        yield None
+        return
+    stored = await anyio.to_thread.run_sync(StoredAnswers.open, sources)
+    try:
+        yield stored
+    finally:
+        stored.close()
 
 
 async def _in_thread(drive: Drive, session: Session) -> None:
@@ -183,6 +233,7 @@ async def local_run(
     options: RunOptions,
     hook: Hook,
     deliver: Deliver | None,
+    stored: StoredAnswers | None = None,
 ) -> AsyncIterator[LocalRun]:
     """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
 
@@ -194,7 +245,8 @@ async def local_run(
 
     create = partial(create_engine, patience=options.engine_patience)
     engines = Engines(plan.engines, on_loaded=loaded, on_released=released, create=create)
-    local = LocalRun(plan, lambda: roots.pending(is_done), writer, engines, options.seed, options.limits, hook, deliver)
+    pending = partial(roots.pending, is_done)
+    local = LocalRun(plan, pending, writer, engines, options.seed, options.limits, hook, deliver, stored)
     try:
         async with engines:
             yield local

@@ -35,7 +35,7 @@ from chainette.io.tables.schemas import Added
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
 from chainette.run.resumption import resume
-from chainette.run.session import Deliver, check_drive, finish_run, local_run, roots_of
+from chainette.run.session import Deliver, check_drive, finish_run, local_run, open_answers, roots_of
 from chainette.utils.ids import new_run_id
 from chainette.utils.remote_files import is_url
 
@@ -79,8 +79,11 @@ async def iterate(
     await check_drive(plan, options)
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
-        roots = roots_of(plan, source, options)
-        async with local_run(plan, roots, Scratch(plan), lambda _: False, options, Hooks(options.hooks), deliver) as local:
+        roots, hook = roots_of(plan, source, options), Hooks(options.hooks)
+        async with (
+            open_answers(options.sources(Path(folder) / "answers")) as stored,
+            local_run(plan, roots, Scratch(plan), lambda _: False, options, hook, deliver, stored) as local,
+        ):
             await local.run()
 
 

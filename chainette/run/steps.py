@@ -13,6 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
+from chainette.core.answer_key import step_keys
 from chainette.core.dump import NotRoundTrip, dump_row, explain
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
@@ -120,7 +121,7 @@ class Asking:
         self.prompts = prompter(self.plan, self.node)
         try:
             async with anyio.create_task_group() as self._rounds:
-                await self.begin(self.first_asks(self.prompts, rows))
+                await self.begin(self.first_asks(rows))
         except BaseExceptionGroup as errors:
             raise self._error or errors.exceptions[0] from None
         if not (self._error or self._failure):
@@ -130,6 +131,8 @@ class Asking:
 
     async def begin(self, asks: Sequence[_Ask]) -> None:
         """Asks for all rows; a few go first if nobody knows yet whether the engine takes the step."""
+        if not asks:
+            return
         first = self.evidence.ahead_of(asks, self.engine)
         if len(first) == len(asks):
             await self.ask(asks)
@@ -262,11 +265,15 @@ class Asking:
         assert isinstance(self.node.node, Step)
         return self.node.node
 
-    def first_asks(self, prompts: Prompter, rows: Sequence[Row]) -> list[_Ask]:
+    def first_asks(self, rows: Sequence[Row]) -> list[_Ask]:
+        """The questions to ask: none for rows that no prompt can be made for, or whose answer an earlier run has."""
         asks = []
+        keys = step_keys(self.plan, self.node, self.seed, self.engine.identity)
         for row in rows:
             try:
-                asks.append(_Ask(row, prompts.messages(row), self.result.unfinished.get(row.row_id, _FRESH)))
+                messages = self.prompts.messages(row)
+                if not self.result.take_stored(row, keys.of_messages(messages)):
+                    asks.append(_Ask(row, messages, self.result.unfinished.get(row.row_id, _FRESH)))
             except TemplateError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:

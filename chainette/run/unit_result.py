@@ -28,6 +28,7 @@ from chainette.records import (
     Usage,
     owner_of,
 )
+from chainette.run.stored_answers import StoredAnswers
 from chainette.utils.user_errors import told
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]
@@ -59,6 +60,10 @@ class UnitResult:
     since: float | None = None
     #: Brings in rows that have finished in another thread.
     pull: Callable[[], None] | None = None
+    #: The answers of earlier runs, among which a row's is looked for first; None: every row is computed.
+    stored: StoredAnswers | None = None
+    #: Row -> the key of its answer.
+    keys: dict[str, bytes] = field(default_factory=dict)
     #: Row -> work already spent on it, as long as it has not finished.
     unfinished: dict[str, Unfinished] = field(default_factory=dict)
     #: Requests that were cancelled.
@@ -79,7 +84,8 @@ class UnitResult:
     def take(self, unit: Unit) -> Outcome:
         """The outcome of the rows that have finished since the last call; `unit` consists of exactly these rows."""
         place = {row.row_id: index for index, row in enumerate(unit.rows)}
-        kept = sorted(self._outputs, key=lambda pair: place[pair[0].row_id])
+        kept = [(row, self._keyed(row, output)) for row, output in self._outputs]
+        kept.sort(key=lambda pair: place[pair[0].row_id])
         rows = [row_of(self.node, row, output) for row, output in kept]
         onward = self._escalated
         escalated = {row.row_id: row.earlier for row in onward if row.earlier is not None}
@@ -89,6 +95,20 @@ class UnitResult:
         stopped = [rejection.row_id for rejection in outcome.rejected]
         effects = advance(self.plan, unit, rows, self.node.next, stopped, onward)
         return msgspec.structs.replace(outcome, effects=effects)
+
+    def _keyed(self, row: Row, output: Output) -> Output:
+        """The output with its row's key; one that came from another process has it already."""
+        key = output.key or self.keys.get(row.row_id, b"")
+        reused = output.reused_from
+        return Output(output.row_id, output.value, output.attempts, output.reasoning, output.spent, key, reused)
+
+    def take_stored(self, row: Row, key: bytes) -> bool:
+        """Finishes a row with the outputs that an earlier run has under its key; False if there are none."""
+        self.keys[row.row_id] = key
+        found = self.stored.find(self.node, row.row_id, key) if self.stored is not None and key else None
+        for output in found or ():
+            self.keep(row, output)
+        return bool(found)
 
     def age(self) -> float:
         """Seconds that the oldest row that waits to be taken has waited; 0 if none does."""

@@ -37,6 +37,7 @@ from chainette.records import Outcome, Usage, step_of
 from chainette.run.blame import Evidence
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
+from chainette.run.stored_answers import StoredAnswers
 from chainette.run.unit_result import UnitResult
 from chainette.utils.backoff import backoff
 
@@ -148,6 +149,8 @@ class Worker(ABC):
     busy: set[HeldUnit]
     #: (run, epoch, step) -> evidence about its requests.
     evidence: dict[tuple[str, int, str], Evidence]
+    #: The answers of earlier runs, if its run takes any.
+    stored: StoredAnswers | None = None
     #: Seconds that an engine may not answer before a run gives up.
     patience: float = inf
 
@@ -174,7 +177,7 @@ class Worker(ABC):
     async def work_on(self, held: HeldUnit) -> None:
         node = held.plan.stations.get(held.claim.unit.node)
         if node is not None:
-            held.result = UnitResult(held.plan, node, held.hook, unfinished={**held.claim.unfinished})
+            held.result = UnitResult(held.plan, node, held.hook, stored=self.stored, unfinished={**held.claim.unfinished})
         held.began = held.lane.clock()
         self.busy.add(held)
         try:

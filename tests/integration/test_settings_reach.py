@@ -44,12 +44,17 @@ chain = Chain(name="texts", steps=[Step(id="ask", input_model=Text, output_model
 """
 
 
+#: Settings that only a run on this machine has, since they name directories here.
+HERE = {"reuse", "no_reuse"}
+
+
 @dataclass
 class Noting:
     """A drive that notes the options of its session and stops there."""
 
     options: RunOptions = field(default_factory=RunOptions)
     attaches = False
+    is_here = True
     way: dict[str, str] = field(default_factory=dict)
 
     def check(self, _plan: Plan, /) -> None: ...
@@ -70,6 +75,8 @@ def another(name: str) -> Any:
         return "engines.yml"
     if name == "price":
         return ("first=in:1.5", "first=out:2")
+    if name in HERE:
+        return (str(Path("earlier").absolute()),) if name == "reuse" else ("ask",)
     if bool in kinds:
         return not default
     if get_origin(kind) is Literal:
@@ -77,11 +84,22 @@ def another(name: str) -> Any:
     return 7 if int in kinds else 0.5 if float in kinds else "text"
 
 
+def given(name: str) -> dict[str, Any]:
+    """The setting, with the one that it needs."""
+    return {name: another(name)} | ({"reuse": another("reuse")} if name in HERE else {})
+
+
 def flags(name: str) -> list[str]:
-    return [*words_of(replace(RunSettings(), **{name: another(name)}))]
+    return [*words_of(replace(RunSettings(), **given(name)))]
+
+
+def begin_an_earlier_run() -> None:
+    with pytest.raises(RunStopped, match="noted"):
+        load_chain("chain.py", Path()).chain.run("in.jsonl", "earlier", drive=Noting())
 
 
 def same(found: Any, name: str) -> bool:
+    found = tuple(found) if name in HERE else found  # JSON has no tuples
     return bool(found == another(name) or (FLAGS[name].file and Path(found).name == another(name)))
 
 
@@ -108,14 +126,16 @@ def chainette(*words: str) -> str:
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_keyword_in_python_reaches_the_run(name: str) -> None:
     drive = Noting()
+    begin_an_earlier_run()
     with pytest.raises(RunStopped, match="noted"):
-        load_chain("chain.py", Path()).chain.run("in.jsonl", "out", drive=drive, **{name: another(name)})
+        load_chain("chain.py", Path()).chain.run("in.jsonl", "out", drive=drive, **given(name))
     assert same(getattr(drive.options, name), name)
     assert same(read_created(RunDir("out")).settings.get(name, another(name)), name)
 
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag_reaches_the_run_and_its_log(name: str, noting: Noting) -> None:
+    begin_an_earlier_run()
     assert "noted" in chainette("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1", *flags(name))
     assert same(getattr(noting.options, name), name)
     recorded = read_created(RunDir("out")).settings
@@ -124,12 +144,15 @@ def test_a_flag_reaches_the_run_and_its_log(name: str, noting: Noting) -> None:
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag_of_resume_reaches_the_session_or_is_refused_as_fixed(name: str, noting: Noting) -> None:
-    chainette("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1", "--limit", "2")
+    begin_an_earlier_run()
+    first = ["--reuse", "earlier"] if name in HERE else []
+    chainette("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1", "--limit", "2", *first)
     told = chainette("resume", "out", "--workers", "1", *flags(name))
     if name in RESUMABLE:
         assert "noted" in told and same(getattr(noting.options, name), name)
     else:
-        assert f"{flags(name)[0]} is fixed by the log of the run" in " ".join(told.split())
+        flag = next(words_of(replace(RunSettings(), **{name: another(name)})))
+        assert f"{flag} is fixed by the log of the run" in " ".join(told.split())
 
 
 @pytest.mark.parametrize("name", sorted(RECORDED - RESUMABLE - {"engines_file"}))
@@ -185,7 +208,7 @@ def enqueue(sink: Sink, *words: str) -> None:
     assert "queued" in told, told
 
 
-@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("name", sorted(FLAGS.keys() - HERE))
 def test_an_order_carries_every_setting_to_the_sink(name: str, sink: Sink, noting: Noting) -> None:
     enqueue(sink, *flags(name))
     assert sink.order.options == replace(RunSettings(), **{name: another(name)})
@@ -193,7 +216,7 @@ def test_an_order_carries_every_setting_to_the_sink(name: str, sink: Sink, notin
     assert same(getattr(noting.options, name), name)
 
 
-@pytest.mark.parametrize("name", sorted(RESUMABLE))
+@pytest.mark.parametrize("name", sorted(RESUMABLE - HERE))
 def test_a_resume_that_a_sink_takes_on_reaches_it_too(name: str, sink: Sink, noting: Noting) -> None:
     enqueue(sink, "--limit", "2")
     sink.serve()

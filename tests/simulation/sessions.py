@@ -48,6 +48,7 @@ class SimulatedDrive:
     server: Server
     window: int | None
     attaches: ClassVar[bool] = True
+    is_here: ClassVar[bool] = True
 
     @property
     def way(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive
 from chainette.run.resumption import compiled_now, require_limit
+from chainette.run.session import refuse_reuse
 
 __all__ = ["resume"]
 
@@ -180,6 +181,7 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: R
 
 def _changed(order: Order, directory: RunDir, asked: Resumption) -> Order:
     """The order as it is asked for now; with other steps or parameters, of the chain as it is now."""
+    refuse_reuse(asked.settings)
     if asked.settings.limit is not None:
         require_limit(directory, read_state(directory)[0], asked.settings.limit)
     order = msgspec.structs.replace(order, options=replace(order.options, **asked.settings.given))

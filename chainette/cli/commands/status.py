@@ -21,6 +21,7 @@ from chainette.cli.screen.summary import (
     engine_lines,
     escalation_lines,
     next_lines,
+    reuse_line,
     token_line,
     way_lines,
 )
@@ -154,6 +155,7 @@ def _tail(metadata: dict[str, Any], directory: Path, *, working: bool) -> Iterat
     yield accounting_line(metadata)
     yield from way_lines(metadata)
     yield from escalation_lines(metadata)
+    yield from reuse_line(metadata)
     yield from token_line(metadata)
     yield from engine_lines(metadata)
     yield from next_lines(metadata, directory, working=working)

@@ -18,7 +18,7 @@ from chainette.cli.common import console, for_scripts, show_path
 from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
-from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitRetried
+from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitCommitted, UnitRetried
 from chainette.io.rundir.progress import Progress, TotalView, earlier_events
 from chainette.io.rundir.result import RunResult
 from chainette.utils.terminal_text import visible_json, visible_paragraph
@@ -67,7 +67,7 @@ class QuietReporter(Reporter):
 
 
 class JsonLines(Reporter):
-    """Prints the session's events as the log has them, without the checksum."""
+    """Prints the session's events as the log has them, without the checksum and the keys of rows."""
 
     def __init__(self, directory: os.PathLike[str], write: Callable[[str], object]) -> None:
         self._directory = directory
@@ -83,6 +83,8 @@ class JsonLines(Reporter):
         self._print(event)
 
     def _print(self, event: Event) -> None:
+        if isinstance(event, UnitCommitted):
+            event = msgspec.structs.replace(event, keys=b"")
         self._write(visible_json(msgspec.json.encode(event).decode()))
 
 

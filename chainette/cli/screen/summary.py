@@ -22,6 +22,7 @@ __all__ = [
     "engine_lines",
     "escalation_lines",
     "next_lines",
+    "reuse_line",
     "short",
     "summary_lines",
     "token_line",
@@ -74,6 +75,17 @@ def way_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
         if "ways" in counts:
             ways = counts["ways"] | ({"no case": counts["passed"]} if counts["passed"] else {})
             yield f"{step}: {', '.join(f'{way} {rows:,}' for way, rows in ways.items())}"
+
+
+def reuse_line(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """The rows that were taken from earlier runs, by step; nothing if there are none."""
+    reused = [
+        f"{counts['reused']:,} of {counts['in']:,} rows of {step}"
+        for step, counts in metadata["steps"].items()
+        if counts.get("reused")
+    ]
+    if reused:
+        yield f"reused from earlier runs: {', '.join(reused)}"
 
 
 def escalation_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -133,6 +145,7 @@ def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]
     yield accounting_line(metadata)
     yield from way_lines(metadata)
     yield from escalation_lines(metadata)
+    yield from reuse_line(metadata)
     yield from token_line(metadata)
     seconds = _seconds(metadata)
     if seconds is not None:

@@ -46,6 +46,8 @@ class NodeCounts:
     stopped: int = 0
     expanded: int = 0
     retried: int = 0
+    #: Rows, among those that came in, that were taken from an earlier run.
+    reused: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     #: Way -> rows that took it, of a route; "" if they passed by.
     ways: dict[str, int] = field(default_factory=dict)
@@ -59,7 +61,8 @@ class NodeCounts:
     @property
     def balanced(self) -> bool:
         """Whether every row that went in is accounted for."""
-        return self.taken == self.given + self.rejected + self.dropped + self.stopped - self.expanded
+        gone = self.given + self.rejected + self.dropped + self.stopped - self.expanded
+        return self.taken == gone and self.reused <= self.taken
 
     def plain(self) -> dict[str, Any]:
         """The counts under the names that people read."""
@@ -75,10 +78,12 @@ class NodeCounts:
         if self.ways:
             counts["ways"] = {way: rows for way, rows in sorted(self.ways.items()) if way}
             counts["passed"] = self.ways.get("", 0)
+        if self.reused:
+            counts["reused"] = self.reused
         if self.reasons:
             counts["reasons"] = dict(sorted(self.reasons.items()))
         if self.usage.requests:
-            counts |= {"asked_again": self.usage.requests - self.taken if self.usage.requests > self.taken else 0}
+            counts |= {"asked_again": max(0, self.usage.requests - (self.taken - self.reused))}
             counts["usage"] = plain_usage(self.usage)
         if self.engines:
             counts["engines"] = {name: engine.plain() for name, engine in self.engines.items()}

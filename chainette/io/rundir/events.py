@@ -161,6 +161,11 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     given: int = 0
     rejected: int = 0
     added: int = 0
+    #: Rows, among those that went in, that were taken from an earlier run.
+    reused: int = 0
+    #: The keys of the rows that came out (`core/answer_key.py`), 16 bytes each, in the order of the shard; b"" if they have
+    #: none, as in logs of older versions.
+    keys: bytes = b""
     #: Rows that wait for the next engine of the step instead; they count as taken once that one has answered.
     escalated: int = 0
     #: Ids that an Apply dropped.

@@ -21,6 +21,7 @@ import msgspec
 from chainette.core.decision import way_branch
 from chainette.core.plan import Plan, Rounds, ToWays
 from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
+from chainette.io.rundir.answer_index import MAKING
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.events import (
     AnswersDiscarded,
@@ -213,6 +214,8 @@ def remove_leftovers(directory: RunDir) -> None:
     """Removes the leftovers of a crash: of a fork beside a directory, and unfinished files in it; called under its lock."""
     for left in (_old(directory.path), aside_of(directory.path)):
         shutil.rmtree(left, ignore_errors=True)
+    for left in directory.answers.glob(f"{MAKING}*"):
+        shutil.rmtree(left)
     for folder in (directory.path, directory.path / ".schema", directory.inputs):
         for file in folder.glob(".*.tmp"):
             file.unlink()
@@ -293,6 +296,7 @@ class _Fork:
             self._take(f"{self.source.journals.name}/{folder}")
             self._take(f"{self.source.held.name}/{folder}")
         self._take(self.source.inputs.name, {path.stem for path in self.source.inputs.glob("*")})
+        self._take(self.source.answers.name, {path.stem for path in self.source.answers.glob("*.index*")})
 
     def _take(self, place: str, final: Container[str] = ()) -> None:
         """Takes over the files of one folder: links those that are final, copies the others."""

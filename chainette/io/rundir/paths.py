@@ -68,6 +68,16 @@ class RunDir:
         return self.path / ".held"
 
     @property
+    def answers(self) -> Path:
+        """The indexes of the runs that it takes answers from, and its claims on them."""
+        return self.path / ".answers"
+
+    @property
+    def own_answers(self) -> Path:
+        """The index of its own answers, once another run takes some."""
+        return self.path / ".index"
+
+    @property
     def versions(self) -> Path:
         """Earlier states of the directory; see `io/rundir/versions.py`."""
         return self.path / ".versions"

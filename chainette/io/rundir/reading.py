@@ -11,13 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 from chainette.errors import DamagedRun
 from chainette.io.rundir.shards import require_bytes
+from chainette.io.tables.features import columns_of
 from chainette.io.tables.formulas import restored
+from chainette.io.tables.schemas import Added, shard_schema
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from chainette.io.rundir.paths import RunDir
     from chainette.io.rundir.run_state import RunState
 
-__all__ = ["cells_of", "read_folder", "read_span", "rejection_examples", "require_content", "require_whole"]
+__all__ = [
+    "cells_of",
+    "read_folder",
+    "read_span",
+    "rejection_examples",
+    "require_content",
+    "require_whole",
+    "shard_schema_of",
+    "typed_rows",
+]
 
 
 def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
@@ -28,6 +41,24 @@ def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str,
     """
     for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
         yield from read_span(run, state, folder, number, 0, count)
+
+
+def typed_rows(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
+    """The logged rows of a folder with the types of their columns, in the order of the shards.
+
+    Raises:
+        DamagedRun: a file is not there, or does not hold the bytes that were written.
+    """
+    from chainette.io.tables.shard_formats import read_rows
+
+    for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
+        path = require_whole(run, state, folder, number)
+        yield from read_rows(path, 0, count, shard_schema_of(state, folder) if path.suffix == ".csv" else None)
+
+
+def shard_schema_of(state: RunState, folder: str) -> pa.Schema:
+    """The Arrow schema of a folder's shards, from the log alone."""
+    return shard_schema(columns_of(state.graph.features[folder]), Added.of(state.run.settings))
 
 
 def read_span(run: RunDir, state: RunState, folder: str, number: int, first: int, last: int) -> Iterator[dict[str, Any]]:

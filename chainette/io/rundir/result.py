@@ -18,11 +18,9 @@ from chainette.errors import RunDirectoryError
 from chainette.io.rundir.card import CardConfig, render_card
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
-from chainette.io.rundir.reading import require_whole
+from chainette.io.rundir.reading import shard_schema_of, typed_rows
 from chainette.io.rundir.run_state import RunState, Status
-from chainette.io.tables.features import columns_of
 from chainette.io.tables.row_lines import parse_output
-from chainette.io.tables.schemas import Added, shard_schema
 from chainette.records import Source, row_order
 from chainette.utils.private_files import make_folder
 
@@ -250,14 +248,10 @@ class RunResult:
         return folders[step]
 
     def _read(self, folder: str) -> Iterator[dict[str, Any]]:
-        from chainette.io.tables.shard_formats import read_rows
-
-        for number, (_, count) in sorted(self._state.ends.get(folder, {}).items()):
-            path = require_whole(self._directory, self._state, folder, number)
-            yield from read_rows(path, 0, count, self._schema(folder) if path.suffix == ".csv" else None)
+        return typed_rows(self._directory, self._state, folder)
 
     def _schema(self, folder: str) -> pa.Schema:
-        return shard_schema(columns_of(self._state.graph.features[folder]), Added.of(self._state.run.settings))
+        return shard_schema_of(self._state, folder)
 
 
 def _library(name: str, method: str) -> Any:

@@ -292,6 +292,7 @@ class RunState:
         counts.rejected += event.rejected
         counts.dropped += len(event.dropped)
         counts.expanded += event.added
+        counts.reused += event.reused
         if event.usage.requests:
             counts.usage += event.usage
             self._charge(event.node, event.engine, event.usage)
@@ -384,6 +385,7 @@ class RunState:
         usage = sum((counts.usage for counts in self.nodes.values()), Usage())
         discarded = sum((counts.discarded for counts in self.nodes.values()), Usage())
         probes = sum((counts.probes for counts in self.nodes.values()), Usage())
+        reused = sum(counts.reused for counts in self.nodes.values())
         imbalances = self.imbalances()
         return {
             "run_id": run.run_id,
@@ -404,6 +406,7 @@ class RunState:
             "input": self.input | {"digest": self.input_digest},
             "records": self.records,
             "rows_finished": self.finished_rows,
+            **({"rows_reused": reused} if reused else {}),
             "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),
             "balanced": not imbalances,
             **({"imbalances": imbalances} if imbalances else {}),

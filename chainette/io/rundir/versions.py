@@ -32,7 +32,8 @@ def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> Non
     for number in numbers[1 - KEPT :]:
         link_tree(source.versions / str(number), target.versions / str(number))
     number = max(version_numbers(source), default=0) + 1
-    link_tree(source.path, target.versions / str(number), but=(source.versions.name, source.fleet.name))
+    apart = {folder.name for folder in (source.versions, source.fleet, source.answers, source.own_answers)}
+    link_tree(source.path, target.versions / str(number), but=apart)
 
 
 def link_tree(source: Path, target: Path, but: Container[str] = ()) -> None:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from chainette.core.answer_key import KEY_BYTES
+from chainette.core.apply import Cardinality
 from chainette.core.decision import way_of
 from chainette.core.flow import Durable, settle
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import NodeKind, Plan, PlanNode
 from chainette.engine.price import Rate
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.changes import different_models
@@ -41,9 +43,13 @@ from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.tables.row_lines import flattened_line, output_line, rejection_line
 from chainette.io.tables.schemas import Added
-from chainette.records import Outcome, Read, Rejection, Row, Unit, declared_of, record_of, step_of
+from chainette.records import Outcome, Read, Rejection, Row, Unit, declared_of, parent_of, record_of, step_of
 
 __all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "Reopened", "RunWriter", "Scratch", "Suspended", "tidy"]
+
+
+#: Stands for the key of a row that has none.
+_NO_KEY = bytes(KEY_BYTES)
 
 
 @dataclass(frozen=True)
@@ -269,6 +275,8 @@ class RunWriter:
             off=off,
             sums={file: self._by_folder[file.rpartition("/")[0]].sums[file] for file in off},
             taken=taken,
+            reused=_reused(node, outcome),
+            keys=_keys(outcome),
             given=len(outcome.outputs),
             rejected=len(outcome.rejected),
             added=len(outcome.outputs) + len(outcome.rejected) + len(outcome.dropped) - taken if node is not None else 0,
@@ -367,6 +375,18 @@ class RunWriter:
         for stream in self._streams.values():
             stream.let_go()
         self._log.close()
+
+
+def _reused(node: PlanNode | None, outcome: Outcome) -> int:
+    """The number of rows that were taken from an earlier run."""
+    ids = (output.row_id for output in outcome.outputs if output.reused_from)
+    return len({*map(parent_of, ids)} if node is not None and node.cardinality is Cardinality.MANY else [*ids])
+
+
+def _keys(outcome: Outcome) -> bytes:
+    """The keys of all outputs; b"" if none has one."""
+    keys = [output.key for output in outcome.outputs]
+    return b"".join(key or _NO_KEY for key in keys) if any(keys) else b""
 
 
 def tidy(directory: RunDir, state: RunState) -> None:

@@ -37,6 +37,8 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
             tail += b',"_engine":%b' % _encode(node.told_engine)
         if added.usage:
             tail += b",%b" % _encode(_usage(output.spent))[1:-1]
+    if output.reused_from:
+        tail += b',"_reused_from":%b' % _encode(output.reused_from)
     return b"%b%b%b}" % (head, fields, tail)
 
 
@@ -53,7 +55,7 @@ def parse_output(line: bytes) -> Output:
     fields.pop("_round", None)
     attempts: int = msgspec.json.decode(fields.pop("_attempts", b"0"))
     reasoning: str | None = msgspec.json.decode(fields.pop("_reasoning", b"null"))
-    for name in ("_engine", *_usage(Spent())):
+    for name in ("_engine", "_reused_from", *_usage(Spent())):
         fields.pop(name, None)
     return Output(row_id, _encode(fields), attempts, reasoning)
 

@@ -24,6 +24,9 @@ _USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", floa
 #: The engine that gave the last answer for a row.
 _ENGINE = ("_engine", str)
 
+#: The row of an earlier run that a row was taken from.
+_REUSED = ("_reused_from", str)
+
 _REJECTED = (
     ("row_id", str),
     ("step_id", str),
@@ -45,11 +48,13 @@ class Added:
     usage: bool = False
     #: Whether text in CSV is kept from being a formula.
     csv_safe: bool = False
+    #: `_reused_from`: the row of an earlier run, of rows that were taken from one.
+    reuse: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Added:
         """From the settings that the log fixes."""
-        return cls(*(bool(settings.get(name)) for name in ("key", "usage", "csv_safe")))
+        return cls(*(bool(settings.get(name)) for name in ("key", "usage", "csv_safe", "reuse")))
 
 
 def shard_schema(columns: Columns, added: Added) -> pa.Schema:
@@ -96,6 +101,7 @@ class ShardSchemas(Mapping[str, Any]):
         node = self._nodes[folder]
         engine = [_ENGINE] if node.told_engine else []
         asked = [("_attempts", int), ("_reasoning", str), *engine, *self._usage] if node.kind is NodeKind.STEP else []
+        asked += [_REUSED] if self._added.reuse and node.kind is not NodeKind.DECISION else []
         rounds = [] if node.round is None else [("_round", _round_type(node))]
         return step_columns(node.output_model or Any, [("row_id", str), *self._tail, *rounds, *asked])
 

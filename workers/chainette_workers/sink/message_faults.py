@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
+from chainette.core.answer_key import KEY_BYTES
 from chainette.core.apply import Cardinality
 from chainette.core.decision import RoundEnd, decision_fault
 from chainette.core.plan import Plan, PlanNode, ToWays
@@ -17,6 +18,9 @@ from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage, child_id, parent_of, record_of
 
 __all__ = ["admission_fault", "ended_rows", "result_fault", "root_fault"]
+
+#: The most characters of the name of a row of an earlier run.
+_LONGEST_ORIGIN = 1000
 
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_value = msgspec.json.Decoder(msgspec.Raw).decode
@@ -82,6 +86,8 @@ def _row_faults(node: PlanNode, rows: Mapping[str, Row], result: Result) -> Iter
 def _output_fault(node: PlanNode, output: Output) -> str:
     if not (0 <= output.attempts <= _MOST and _is_sane(output.spent)):
         return "its attempts are no count"
+    if len(output.key) not in (0, KEY_BYTES) or len(output.reused_from) > _LONGEST_ORIGIN:
+        return "a row's key or origin is none"
     if isinstance(node.next, ToWays):
         return decision_fault(output.value, [way for way, _ in node.next.ways], _round_of(node))
     return _object_fault(output.value)

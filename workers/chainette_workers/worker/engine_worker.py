@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 import redis
 from anyio.abc import TaskGroup
 
@@ -36,9 +37,11 @@ from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
 from chainette.run.blame import Evidence
+from chainette.run.functions import take_stored
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import budget_for
 from chainette.run.process import join, poisoned, too_large
+from chainette.run.stored_answers import StoredAnswers
 from chainette.run.unit_result import UnitResult
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker
 from chainette.utils.user_errors import is_stray, told
@@ -101,6 +104,8 @@ class EngineWorker(Worker):
     announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
     #: Tells a run that one of its engines refuses this worker; "" that it does not any more.
     withdraw: Callable[[RunInfo, str], None] = lambda _info, _why: None
+    #: The answers of earlier runs, if the one run which it serves takes any.
+    stored: StoredAnswers | None = None
     hands: InFlight = field(default_factory=InFlight)
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
@@ -350,7 +355,10 @@ class EngineWorker(Worker):
                 self.withdraw(held.info, "")
             return
         began = monotonic()
-        await self.functions.run(held.info, result, unit)
+        if self.stored is not None:  # its processes for functions do not look
+            unit = msgspec.structs.replace(unit, rows=take_stored(result, unit.rows))
+        if unit.rows:
+            await self.functions.run(held.info, result, unit)
         held.hook.on_stage(unit.node, Stage.GENERATE, monotonic() - began)
 
     async def commit(self, held: HeldUnit, outcome: Outcome, rows: Collection[str] | None = None) -> None:

@@ -1,0 +1,194 @@
+"""The answers of earlier runs, by their keys (`--reuse`)."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from chainette.core.dump import NotRoundTrip, dump_row
+from chainette.core.plan import PlanNode
+from chainette.core.step import Step
+from chainette.errors import InputError, RunDirectoryError
+from chainette.io.rundir.answer_collection import index_of
+from chainette.io.rundir.answer_index import AnswerIndex, Entry
+from chainette.io.rundir.open import read_created
+from chainette.io.rundir.paths import RunDir, disk_errors
+from chainette.io.tables.row_lines import parse_output
+from chainette.records import Output, child_id, declared_of
+from chainette.utils.private_files import open_file
+from chainette.utils.user_errors import RAISED
+
+__all__ = ["AnswerSources", "StoredAnswers", "require_runs"]
+
+_log = logging.getLogger("chainette")
+
+#: Bytes of a claim.
+_CLAIM = 8
+
+#: Entries of one key that are looked at until one serves, and claimed ones that are passed before their end is remembered.
+_LOOKS, _PASSED = 64, 16
+
+
+class AnswerSources(msgspec.Struct, frozen=True):
+    """The earlier runs that a run takes answers from."""
+
+    #: Their directories, the first one first.
+    directories: tuple[str, ...]
+    #: The folder for the indexes and the claims, inside the run's own directory.
+    folder: str
+    #: Steps whose rows are all computed.
+    but: tuple[str, ...] = ()
+
+
+def require_runs(directories: Sequence[str]) -> None:
+    """Raises InputError unless each directory holds a run."""
+    for directory in directories:
+        try:
+            read_created(RunDir(directory))
+        except RunDirectoryError as error:
+            raise InputError(f"--reuse {directory}: there is no run in it; name the directory of an earlier run") from error
+
+
+@dataclass
+class StoredAnswers:
+    """Finds the outputs of earlier runs; several processes may look side by side."""
+
+    _shelves: list[_Shelf]
+    _but: frozenset[str]
+
+    @classmethod
+    def open(cls, sources: AnswerSources) -> Self:
+        """The answers of these runs; their indexes are made if they are not there yet.
+
+        Raises:
+            InputError: a directory holds no run.
+            DamagedRun: a shard of one is not there, or does not hold the bytes that were written.
+            DiskError: the disk refused.
+        """
+        require_runs(sources.directories)
+        shelves = [_Shelf.open(RunDir(directory), Path(sources.folder)) for directory in sources.directories]
+        return cls(shelves, frozenset(sources.but))
+
+    def find(self, node: PlanNode, row_id: str, key: bytes) -> list[Output] | None:
+        """The outputs for a row, of the first run that has them; None if none has, or if they no longer fit the model.
+
+        Above temperature 0, one stored answer serves one row: the row with its own id, or else the first that comes.
+        """
+        if declared_of(node.id) in self._but:
+            return None
+        found = (shelf.find(node, row_id, key) for shelf in self._shelves)
+        return next(filter(None, found), None)
+
+    def close(self) -> None:
+        for shelf in self._shelves:
+            shelf.close()
+
+
+@dataclass
+class _Shelf:
+    """The answers of one run."""
+
+    index: AnswerIndex
+    claims: _Claims
+    #: Key -> the first entry that may not be claimed yet.
+    _passed: dict[bytes, int] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, source: RunDir, folder: Path) -> Self:
+        name = hashlib.blake2b(read_created(source).run_id.encode(), digest_size=8).hexdigest()
+        index = index_of(source, folder / f"{name}.index")
+        if not len(index):
+            _log.warning(
+                "--reuse %s: nothing is taken from it: it has no rows, or an older Chainette wrote them, without keys",
+                source,
+            )
+        return cls(index, _Claims(folder / f"{name}.claims", index))
+
+    def find(self, node: PlanNode, row_id: str, key: bytes) -> list[Output] | None:
+        step = node.node
+        largest = step.sampling.max_tokens if isinstance(step, Step) else 0
+        once = isinstance(step, Step) and step.sampling.temperature > 0
+        entries = self._unclaimed(node, row_id, key) if once else self.index.of_key(key)
+        for entry, _ in zip(entries, range(_LOOKS), strict=False):
+            if entry.place.max_tokens <= largest and (found := self._outputs(node, row_id, key, entry)):
+                return found
+        return None
+
+    def _unclaimed(self, node: PlanNode, row_id: str, key: bytes) -> Iterator[Entry]:
+        """Entries that are this row's now: its own, or the first that nobody has claimed."""
+        mine = hashlib.blake2b(f"{node.station}\0{row_id}".encode(), digest_size=_CLAIM).digest()
+        for entry in self.index.of_row(key, row_id):
+            if self.claims.take(entry.number, mine):
+                yield entry
+        number = first = self._passed.get(key) or self.index.first(key)
+        while (found := self.index.at(number, key)) is not None:
+            if self.claims.take(number, mine):
+                yield found
+            number += 1
+            if number - first > _PASSED:
+                self._passed[key] = first = number
+
+    def _outputs(self, node: PlanNode, row_id: str, key: bytes, entry: Entry) -> list[Output]:
+        if not entry.place.many:
+            return [output for output in [self._output(node, row_id, entry)] if output is not None]
+        children = [
+            self._output(node, child_id(row_id, number), one) for number, one in enumerate(self.index.siblings(entry, key))
+        ]
+        return [child for child in children if child is not None] if None not in children else []
+
+    def _output(self, node: PlanNode, row_id: str, entry: Entry) -> Output | None:
+        """The stored row under another id; None if it cannot be read, or is no row of the node's model."""
+        line = self.index.line(entry)
+        if not line:
+            return None
+        try:
+            stored = parse_output(line)
+            model = node.output_model
+            value = stored.value if model is None else dump_row(model.model_validate_json(stored.value))
+        except (*RAISED, NotRoundTrip):
+            return None
+        origin = f"{self.index.head.mark.run_id}/{stored.row_id}"
+        return Output(row_id, value, stored.attempts, stored.reasoning, reused_from=origin)
+
+    def close(self) -> None:
+        self.index.close()
+        self.claims.close()
+
+
+class _Claims:
+    """The row that each entry serves: 8 bytes an entry, shared by all processes of the run and kept for its resumes."""
+
+    def __init__(self, path: Path, index: AnswerIndex) -> None:
+        self._path, self._size = path, len(index) * _CLAIM
+        self._file = -1
+        if path.exists() and path.stat().st_size != self._size:  # of an index that was replaced
+            path.unlink()
+
+    def take(self, number: int, mine: bytes) -> bool:
+        """Whether an entry is this row's, from now on or already."""
+        at = number * _CLAIM
+        with disk_errors(self._path):
+            if self._file < 0:
+                self._file = open_file(self._path, os.O_RDWR | os.O_CREAT)
+                os.truncate(self._file, self._size)
+            fcntl.lockf(self._file, fcntl.LOCK_EX, _CLAIM, at)
+            try:
+                held = os.pread(self._file, _CLAIM, at)
+                if held == bytes(_CLAIM):
+                    os.pwrite(self._file, mine, at)
+                return held in (mine, bytes(_CLAIM))
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, _CLAIM, at)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
