@@ -32,6 +32,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "12_escalate": {"read": 24, "flattened": 24},
     "13_batches": {"look_up": 22, "score": 21, "flattened": 21, "rejected": 1},
     "14_yaml": {"clean": 22, "classify": 22, "topic": 22, "reply": 22, "flattened": 22},
+    "17_reuse": {"sort": 24, "reply": 24, "flattened": 24},
 }
 
 

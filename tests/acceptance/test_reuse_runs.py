@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cli import Project
+from tests.support.cli import REPOSITORY, Project
 from tests.support.slow_server import SlowServer
 
 CHAIN = """
@@ -117,6 +119,16 @@ def test_ten_thousand_rows_ask_for_what_is_new(tmp_path: Path, server: SlowServe
 @pytest.mark.long
 def test_worker_processes_take_from_earlier_runs_too(tmp_path: Path, server: SlowServer) -> None:
     reuse_in_every_way(Notes(tmp_path, server, rows=200), 200, 10, "--workers", "2")
+
+
+def test_the_page_shows_the_output_of_its_commands(tmp_path: Path) -> None:
+    project, page = Project(tmp_path), (REPOSITORY / "docs" / "reuse.md").read_text(encoding="utf-8")
+    shutil.copytree(REPOSITORY / "examples" / "17_reuse", tmp_path / "examples" / "17_reuse")
+    [block] = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    for shown in block.removeprefix("$ ").split("\n$ "):
+        command, *expected = shown.strip().splitlines()
+        told = project.chainette(*command.split()[1:]).stdout.splitlines()
+        assert expected and [line for line in told if line.startswith(("reused", "tokens"))] == expected
 
 
 def test_what_cannot_be_reused_is_told_with_what_to_do(tmp_path: Path) -> None:
