@@ -231,7 +231,7 @@ def _take(result: UnitResult, apply: ApplyNode[Any, Any], row: Row, value: Any) 
             if isinstance(value.error, Undecided):
                 raise _Unusable(str(value.error), value.error.reason)
             raise _Unusable(_told(value.error))
-        outputs = _outputs(apply, row, value)
+        outputs = _outputs(apply, row, value, result.keys[row.row_id])
     except _Unusable as error:
         result.reject(row, error.reason, str(error))
         return
@@ -264,11 +264,11 @@ class _Unusable(Exception):
         self.reason = reason
 
 
-def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
+def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any, key: bytes) -> list[Output]:
     if apply.cardinality is not Cardinality.MANY:
         if value is None and apply.cardinality is Cardinality.OPTIONAL:
             return []
-        return [Output(row.row_id, _dump(apply, value))]
+        return [Output(row.row_id, _dump(apply, value), key=key)]
     if not apply.annotated and (value is None or isinstance(value, BaseModel)):
         value = [] if value is None else [value]
     if isinstance(value, BaseModel | dict | str | bytes) or not hasattr(value, "__iter__"):
@@ -279,7 +279,7 @@ def _outputs(apply: ApplyNode[Any, Any], row: Row, value: Any) -> list[Output]:
         raise _Unusable(raised(error)) from error
     if len(items) > MAX_FAN_OUT:
         raise _Unusable(f"{apply.id!r} made more than {MAX_FAN_OUT:,} rows of one, which is the limit")
-    return [Output(child_id(row.row_id, index), _dump(apply, item)) for index, item in enumerate(items)]
+    return [Output(child_id(row.row_id, index), _dump(apply, item), key=key) for index, item in enumerate(items)]
 
 
 def _dump(apply: ApplyNode[Any, Any], item: Any) -> bytes:

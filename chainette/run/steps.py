@@ -349,7 +349,8 @@ class Asking:
             value = self.value(text)
         if isinstance(value, _Bad):
             return value
-        output = Output(ask.row.row_id, value, ask.number, completion.reasoning or thoughts or None, spent_on(ask.row, usage))
+        reasoning, key = completion.reasoning or thoughts or None, self.result.keys[ask.row.row_id]
+        output = Output(ask.row.row_id, value, ask.number, reasoning, spent_on(ask.row, usage), key)
         large = excess([output])
         return _Bad(Reason.TOO_LARGE, large) if large else output
 

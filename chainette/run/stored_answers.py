@@ -22,7 +22,7 @@ from chainette.io.rundir.answer_index import AnswerIndex, Entry
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir, disk_errors
 from chainette.io.tables.row_lines import parse_output
-from chainette.records import Output, child_id, declared_of
+from chainette.records import Output, Spent, child_id, declared_of
 from chainette.utils.private_files import open_file
 from chainette.utils.user_errors import RAISED
 
@@ -138,13 +138,12 @@ class _Shelf:
 
     def _outputs(self, node: PlanNode, row_id: str, key: bytes, entry: Entry) -> list[Output]:
         if not entry.place.many:
-            return [output for output in [self._output(node, row_id, entry)] if output is not None]
-        children = [
-            self._output(node, child_id(row_id, number), one) for number, one in enumerate(self.index.siblings(entry, key))
-        ]
+            return [output for output in [self._output(node, row_id, key, entry)] if output is not None]
+        siblings = enumerate(self.index.siblings(entry, key))
+        children = [self._output(node, child_id(row_id, number), key, one) for number, one in siblings]
         return [child for child in children if child is not None] if None not in children else []
 
-    def _output(self, node: PlanNode, row_id: str, entry: Entry) -> Output | None:
+    def _output(self, node: PlanNode, row_id: str, key: bytes, entry: Entry) -> Output | None:
         """The stored row under another id; None if it cannot be read, or is no row of the node's model."""
         line = self.index.line(entry)
         if not line:
@@ -156,7 +155,7 @@ class _Shelf:
         except (*RAISED, NotRoundTrip):
             return None
         origin = f"{self.index.head.mark.run_id}/{stored.row_id}"
-        return Output(row_id, value, stored.attempts, stored.reasoning, reused_from=origin)
+        return Output(row_id, value, stored.attempts, stored.reasoning, Spent(), key, origin)
 
     def close(self) -> None:
         self.index.close()

@@ -84,8 +84,7 @@ class UnitResult:
     def take(self, unit: Unit) -> Outcome:
         """The outcome of the rows that have finished since the last call; `unit` consists of exactly these rows."""
         place = {row.row_id: index for index, row in enumerate(unit.rows)}
-        kept = [(row, self._keyed(row, output)) for row, output in self._outputs]
-        kept.sort(key=lambda pair: place[pair[0].row_id])
+        kept = sorted(self._outputs, key=lambda pair: place[pair[0].row_id])
         rows = [row_of(self.node, row, output) for row, output in kept]
         onward = self._escalated
         escalated = {row.row_id: row.earlier for row in onward if row.earlier is not None}
@@ -96,16 +95,12 @@ class UnitResult:
         effects = advance(self.plan, unit, rows, self.node.next, stopped, onward)
         return msgspec.structs.replace(outcome, effects=effects)
 
-    def _keyed(self, row: Row, output: Output) -> Output:
-        """The output with its row's key; one that came from another process has it already."""
-        key = output.key or self.keys.get(row.row_id, b"")
-        reused = output.reused_from
-        return Output(output.row_id, output.value, output.attempts, output.reasoning, output.spent, key, reused)
-
     def take_stored(self, row: Row, key: bytes) -> bool:
         """Finishes a row with the outputs that an earlier run has under its key; False if there are none."""
         self.keys[row.row_id] = key
-        found = self.stored.find(self.node, row.row_id, key) if self.stored is not None and key else None
+        if self.stored is None or not key:
+            return False
+        found = self.stored.find(self.node, row.row_id, key)
         for output in found or ():
             self.keep(row, output)
         return bool(found)

@@ -472,3 +472,14 @@ def test_a_lookup_finds_every_entry_of_a_large_index_and_nothing_else(tmp_path: 
     assert {key: len([*index.of_key(key)]) for key in counted} == counted
     assert not [*index.of_key(bytes(16))] and not [*index.of_key(b"\xff" * 16)]
     index.close()
+
+
+def test_an_answer_of_a_later_engine_is_found_at_that_engine(tmp_path: Path) -> None:
+    with scripted(llm=lambda _request: "no", other=echo) as scripts:
+        chain = chain_of(ask(escalate=["other"], max_attempts=1))
+        chain.run(ABC, tmp_path / "first")
+        result = chain.run(ABC, tmp_path / "second", reuse=tmp_path / "first")
+        assert (len(scripts["llm"].requests), len(scripts["other"].requests)) == (6, 3)
+    assert origins(result) == {"0": "0", "1": "1", "2": "2"}
+    assert {row["_engine"] for row in result.rows("ask")} == {"other"}
+    assert result.metadata["balanced"] and result.counts["ask"]["usage"]["requests"] == 3
