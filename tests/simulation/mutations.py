@@ -317,6 +317,25 @@ MUTATIONS = (
         _CONTRACT,
     ),
     Mutation(
+        "a decision is made again at a resume",
+        _FLOW,
+        "outputs = self.durable.outputs(node.id, row.row_id)\n            if outputs is None:",
+        "outputs = None if node.kind is NodeKind.DECISION else self.durable.outputs(node.id, row.row_id)\n            if outputs is None:",
+    ),
+    Mutation(
+        "of equal rounds of a loop the last is best",
+        "chainette/core/loop.py",
+        "(known is not None and known >= score)",
+        "(known is not None and known > score)",
+    ),
+    Mutation(
+        "--from keeps the later rounds of a loop",
+        _FORK,
+        "ways = [str(node.round.number + 1)]",
+        "ways = []",
+        "tests/integration/test_loops.py -k test_from",
+    ),
+    Mutation(
         "nobody looks for units that are lost",
         _DRIVE,
         "        if words := sink.missing():\n",

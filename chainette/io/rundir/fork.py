@@ -82,8 +82,6 @@ def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
     behind, deciding = _behind_aliases(plan), _deciding_nodes(plan)
     for node in plan.nodes.values():
         used = {node.key_of(name) for name in node.scope} | {deciding.get(branch, "") for branch in node.path}
-        if node.round is not None:
-            used.update(node.round.previous.values())
         if not used.isdisjoint(affected) or any(not affected.isdisjoint(behind.get(name, ())) for name in used):
             affected.add(node.id)
     return frozenset(affected)
