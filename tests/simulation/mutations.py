@@ -327,6 +327,7 @@ MUTATIONS = (
         "chainette/core/loop.py",
         "(known is not None and known >= score)",
         "(known is not None and known > score)",
+        "tests/integration/test_loops.py -k equal_rounds",
     ),
     Mutation(
         "--from keeps the later rounds of a loop",
