@@ -23,7 +23,7 @@ START ?= 0
 simulate: .venv/.dev  ## Simulated runs under a virtual clock, one schedule of faults per seed: make simulate SEEDS=10000 START=0
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START) $(if $(RECORD),--record)
 
-mutations: .venv/.dev  ## Plants bugs on purpose, one after the other, and says which seed or test catches each; REST=1 tries those that docs/guarantees.md has no row for
+mutations: .venv/.dev  ## Plants bugs on purpose, one after the other, and says which seed or test catches each
 	$(BIN)/python -m tests.simulation.planted $(if $(REST),--rest) $(if $(RECORD),--record)
 
 SEED ?= 1
