@@ -103,12 +103,14 @@ def resume(
     *,
     from_step: str | Sequence[str] = (),
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    more: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     **options: Any,
 ) -> RunResult:
     """Goes on with the run of a directory from its durable rows; nothing durable is asked for again.
 
     The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
     everything that depends on them is computed anew. `inputs` names the input's new place if it has moved.
+    `more` names files that are appended to the input of a finished run: their records number on, and begin a new root.
     `options` may name hooks, window, engine_patience, max_reject_rate and a higher limit; the rest is fixed by the log.
 
     Raises:
@@ -117,8 +119,8 @@ def resume(
         InputError: the input is not the one that the run began with.
     """
     steps = [from_step] if isinstance(from_step, str) else from_step
-    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    return block(resume_run, RunDir(directory), chain, RunOptions(inputs=paths, **options), steps)
+    paths, appended = ([given] if isinstance(given, str | os.PathLike) else given for given in (inputs, more))
+    return block(resume_run, RunDir(directory), chain, RunOptions(inputs=paths, more=appended, **options), steps)
 
 
 def retry_rejected(

@@ -88,6 +88,8 @@ class RunOptions(RunSettings):
     resume: bool = False
     #: Paths of a resumed run's input if it has moved; () otherwise.
     inputs: Sequence[str | os.PathLike[str]] = ()
+    #: Paths that are appended to the input of a finished run that is resumed; () otherwise.
+    more: Sequence[str | os.PathLike[str]] = ()
     hooks: tuple[Hook, ...] = ()
     #: Who moves the units; None: this process does.
     drive: Drive | None = None

@@ -69,7 +69,9 @@ async def resume(
         return await _continue(directory, plan, state, options)
     _require_unchanged(directory, state, plan)
     _tell_rescues(directory, state, plan)
-    if state.status is Status.FINISHED and options.limit == state.limit:
+    if options.more:
+        _require_at_its_end(directory, state)
+    elif state.status is Status.FINISHED and options.limit == state.limit:
         await anyio.to_thread.run_sync(require_content, directory, state)
         await anyio.to_thread.run_sync(_tidy, directory, state)
         if options.drive is not None:
@@ -101,13 +103,30 @@ def _mend(directory: RunDir, plan: Plan, state: RunState) -> RunState:
 
 async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
     source, equal = await anyio.to_thread.run_sync(_same_input, directory, state, options)
-    limit = options.limit if options.limit != state.limit else None
-    # units in a queue are of the file before it was touched, and end at the old limit
-    attaches = options.drive is not None and options.drive.attaches and equal and limit is None
-    writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, state, new_epoch=not attaches))
+    if options.more:
+        known = options.inputs or input_paths(state.input, directory, Path(options.chain_root))
+        source = await anyio.to_thread.run_sync(open_input, [*known, *options.more])
     identity = placed_input(source.identity(), directory, options.chain_root)
-    writer.reopened = Reopened(identity if identity != state.input else None, limit)
+    limit = options.limit if options.limit != state.limit else None
+    reopened = Reopened(identity if identity != state.input else None, limit, state.total if options.more else None)
+    # units in a queue are of the file before it was touched, and end at the old limit
+    attaches = options.drive is not None and options.drive.attaches and equal and not reopened.is_longer
+    writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, state, new_epoch=not attaches))
+    writer.reopened = reopened
     return await finish_run(plan, source, writer, options)
+
+
+def _require_at_its_end(directory: RunDir, state: RunState) -> None:
+    """Raises RunDirectoryError unless a run has taken its whole input, so that files can be appended to it."""
+    if state.status is not Status.FINISHED or state.total is None:
+        raise RunDirectoryError(
+            f"{directory}: --more appends to a finished run, and this one is not: `chainette resume {directory}`"
+        )
+    if state.limit is not None:
+        raise RunDirectoryError(
+            f"{directory}: the run takes the first {state.limit:,} records (--limit), so nothing can follow its input; "
+            f"ask only for what is new in another directory: `chainette run CHAIN INPUTS --reuse {directory} -o NEW`"
+        )
 
 
 def _reopen(

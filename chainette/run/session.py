@@ -202,6 +202,7 @@ def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
         graph=changed,
         input=found.input,
         limit=found.limit,
+        records=found.records,
         rates=writer.rates,
     )
     return writer.record([resumed])

@@ -57,6 +57,14 @@ def resume(
         list[Path] | None,
         typer.Option("--input", metavar="PATH", help="The new path of an input that was moved; repeatable."),
     ] = None,
+    more: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--more",
+            metavar="PATH",
+            help="Append this file, folder or pattern to the input of a finished run; its records number on; repeatable.",
+        ),
+    ] = None,
     *,
     settings: Annotated[RunSettings, Only(RESUMABLE)],
     parameters: Settings = None,
@@ -74,13 +82,16 @@ def resume(
     """
     _refuse(context.args)
     moved = tuple(path.absolute() for path in inputs or ())
-    asked = Resumption(tuple(from_step or ()), moved, texts_of(parameters), settings)
+    appended = tuple(path.absolute() for path in more or ())
+    if appended and from_step:
+        raise typer.BadParameter("--more appends to the run as it is, --from computes rows anew; give one after the other")
+    asked = Resumption(tuple(from_step or ()), moved, appended, texts_of(parameters), settings)
     run = RunDir(directory)
     begun = read_created(run)
     require_trust(run, trusted=yes)
     chosen = way.or_as_begun(begun)
     drive = chosen.drive(telling.watching)
-    here = chosen.local or chosen.workers or asked.inputs
+    here = chosen.local or chosen.workers or asked.inputs or asked.more
     try:
         if here or not _asks_a_sink(run, begun, chosen.redis, asked):
             _go_on(run, begun, chosen, drive, asked, replace(telling, again=way.flags))
@@ -98,6 +109,7 @@ class Resumption:
 
     from_steps: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
+    more: tuple[Path, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     settings: RunSettings = field(default_factory=RunSettings)
 
@@ -105,7 +117,7 @@ class Resumption:
     def words(self) -> Iterator[str]:
         """The flags that ask for the same once more."""
         sets = [f"{name}={text}" for name, text in self.parameters.items()]
-        for flag, values in (("--from", self.from_steps), ("--input", self.inputs), ("--set", sets)):
+        for flag, values in (("--from", self.from_steps), ("--input", self.inputs), ("--more", self.more), ("--set", sets)):
             for value in values:
                 yield from (flag, str(value))
         yield from words_of(self.settings)
@@ -121,6 +133,7 @@ def _go_on(
             run,
             from_step=asked.from_steps,
             inputs=asked.inputs,
+            more=asked.more,
             parameters=asked.parameters,
             hooks=hooks,
             drive=drive,

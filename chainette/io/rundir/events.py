@@ -115,6 +115,8 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     input: dict[str, Any] | None = None
     #: The limit of records, if it was raised.
     limit: int | None = None
+    #: The number of records before those of files that were appended to the input; they begin a new root.
+    records: int | None = None
     #: The number of the last order that a sink has followed; none that is older is followed, and none twice.
     order: int = 0
     #: Engine -> how its usage is charged from here on, if that changed.

@@ -191,6 +191,8 @@ class RunState:
                 self.bill.take_rates(event.rates)
                 if event.limit is not None:
                     self._raise_limit(event.limit)
+                if event.records is not None:
+                    self._begin_root(event.records)
                 self.order = max(self.order, event.order)
                 self._note_redis(event.redis)
             case InputRead():
@@ -241,8 +243,13 @@ class RunState:
 
     def _raise_limit(self, limit: int) -> None:
         if self.limit is not None and limit > self.limit:
-            self.starts += ((self._roots_of(self.limit), self.limit),)
-            self.limit, self.total, self.ended = limit, None, False
+            self._begin_root(self.limit)
+            self.limit = limit
+
+    def _begin_root(self, records: int) -> None:
+        """The record after so many is the first of a root, and the run is not at its end."""
+        self.starts += ((self._roots_of(records), records),)
+        self.total, self.ended = None, False
 
     def _roots_of(self, records: int) -> int:
         """The number of roots for this number of records."""

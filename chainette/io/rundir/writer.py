@@ -109,6 +109,13 @@ class Reopened:
     input: dict[str, Any] | None = None
     #: The limit, if it is higher.
     limit: int | None = None
+    #: The number of records of the input before more files were appended to it.
+    records: int | None = None
+
+    @property
+    def is_longer(self) -> bool:
+        """Whether there are records that no earlier session was to take."""
+        return self.limit is not None or self.records is not None
 
 
 #: An item of a group; an event is logged in its place.

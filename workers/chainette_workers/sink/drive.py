@@ -146,7 +146,7 @@ class DriveLoop:
         self._notes = NoteFilter(self.session.plan)
         self._patience = Patience(self.session.plan, self.session.options.engine_patience)
         self._scouting = Scouting(self.session.plan)
-        number = writer.state.phase if writer.reopened.limit is None else 0  # new rows need the earlier phases
+        number = writer.state.phase if not writer.reopened.is_longer else 0  # new rows need the earlier phases
         self._phases = Phases(self.session.plan, number, begun=number > 0)
 
     def run(self) -> None:

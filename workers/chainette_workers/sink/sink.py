@@ -158,6 +158,7 @@ class Sink:
             order=self.order,
             input=found.input,
             limit=found.limit,
+            records=found.records,
             rates=self.writer.rates,
         )
 
