@@ -95,7 +95,8 @@ def _peak() -> int:
 def make(directory: Path, pinned: Path) -> dict[str, Any]:
     began = time.process_time()
     index_of(RunDir(directory), pinned).close()
-    return {"CPU seconds": round(time.process_time() - began, 1), "bytes a row": round(pinned.stat().st_size / rows_of(directory))}
+    spent = time.process_time() - began
+    return {"CPU seconds": round(spent, 1), "bytes a row": round(pinned.stat().st_size / rows_of(directory))}
 
 
 def rows_of(directory: Path) -> int:

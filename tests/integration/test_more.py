@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from chainette import Chain, RunResult, Step, apply, register_engine
 from chainette.core.run_settings import Format
@@ -14,31 +13,23 @@ from chainette.errors import InputError, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, UnitCommitted
 from chainette.run import executor
+from tests.support.chains import Text, Word
 from tests.support.cli import Project
 
 
-class Text(BaseModel):
-    text: str
-
-
-class Name(BaseModel):
-    name: str
-
-
-@apply(id="pair")
-def pair(item: Name) -> list[Name]:
+def both(item: Word) -> list[Word]:
     return [item, item]
 
 
-FOLDERS = ("first", "pair", "last", "flattened")
+FOLDERS = ("first", "both", "last", "flattened")
 
 
 def chain() -> Chain:
     with using_registry(EngineRegistry()):
         register_engine("writer", "w", "simulated")
-        first = Step(id="first", input_model=Text, output_model=Name, engine_name="writer", user_prompt="{{ text }}")
-        last = Step(id="last", output_model=Name, engine_name="writer", user_prompt="{{ name }}")
-        return Chain(name="case", steps=[first, pair, last], batch_size=8)
+        first = Step(id="first", input_model=Text, output_model=Word, engine_name="writer", user_prompt="{{ text }}")
+        last = Step(id="last", output_model=Word, engine_name="writer", user_prompt="{{ word }}")
+        return Chain(name="case", steps=[first, apply(both), last], batch_size=8)
 
 
 def file(path: Path, first: int, records: int) -> Path:
@@ -114,5 +105,5 @@ def test_the_command_appends_a_file(tmp_path: Path) -> None:
     done = project.chainette("resume", "out", "--more", "more.jsonl")
     assert done.returncode == 0 and "4 of 4" in project.chainette("status", "out").stdout, done.stdout + done.stderr
     assert project.ids("out", "extract") == ["0", "1", "2", "3"]
-    both = project.chainette("resume", "out", "--more", "more.jsonl", "--from", "grade")
-    assert both.returncode == 2 and "give one after the other" in both.stderr
+    told = project.chainette("resume", "out", "--more", "more.jsonl", "--from", "grade")
+    assert told.returncode == 2 and "give one after the other" in told.stderr
