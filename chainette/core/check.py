@@ -29,7 +29,7 @@ from chainette.core.annotations import (
 )
 from chainette.core.dump import schema_nodes
 
-__all__ = ["json_kind", "misfits", "model_problems", "same_but_for_case"]
+__all__ = ["fills_defaults_only", "json_kind", "misfits", "model_problems", "same_but_for_case"]
 
 _SCALARS = (str, int, float, bool)
 #: (given, wanted) that pydantic accepts although the types differ.
@@ -49,6 +49,15 @@ def misfits(given: Any, wanted: type[BaseModel]) -> list[str]:
     if not is_model(given):
         return _misfits("", given, wanted, frozenset())
     return _model_misfits("", given, wanted, frozenset())
+
+
+def fills_defaults_only(given: Any, wanted: type[BaseModel]) -> bool:
+    """Whether a row of type `given` has no field of `wanted`, so that all of them get their defaults."""
+    if given is None or not is_model(given) or issubclass(given, wanted) or _reshaped(given, wanted) or _open(given):
+        return False
+    dumped = _dumped(given)
+    keys = [key for name, field in wanted.model_fields.items() for key in _accepted(wanted, name, field)[0]]
+    return bool(dumped) and bool(keys) and dumped.keys().isdisjoint(keys)
 
 
 def _model_misfits(where: str, given: type[BaseModel], wanted: type[BaseModel], seen: _Seen) -> list[str]:

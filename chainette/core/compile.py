@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import Chain
-from chainette.core.check import json_kind, misfits, model_problems, same_but_for_case
+from chainette.core.check import fills_defaults_only, json_kind, misfits, model_problems, same_but_for_case
 from chainette.core.compile_loop import check_loop, compile_loop
 from chainette.core.compile_route import certain, check_route, compile_route
 from chainette.core.elements import Flow, first_nodes, fork_id, target_of
@@ -216,6 +216,7 @@ class Compiler:
                 self.claim(name, branch.place, flow)
             self.types[flow.named(name)] = list.__class_getitem__(kind) if ended.many else kind
             if isinstance(branch, JoinBranch):
+                self.check_ending(branch.steps, name, branch.place)
                 joins.append(Join(inside, flow.named(name), first, ended.source, ended.many))
                 aliases.append(name)
             else:
@@ -242,11 +243,19 @@ class Compiler:
     def check_edge(self, node: Step[Any, Any] | ApplyNode[Any, Any], flow: Flow) -> None:
         """Reports misfits between the node and the rows that reach it."""
         if node.input_model is not None and flow.type is not None:
-            for misfit in misfits(flow.type, node.input_model):
+            found = misfits(flow.type, node.input_model)
+            for misfit in found:
                 self.error(
                     node.place,
                     f"{_kind(node)} {node.id!r} takes {node.input_model.__name__}, "
                     f"but {flow.source!r} gives {flow.type.__name__}: {misfit}",
+                )
+            if not found and fills_defaults_only(flow.type, node.input_model):
+                self.warn(
+                    node.place,
+                    f"{_kind(node)} {node.id!r} takes {node.input_model.__name__}, but {flow.source!r} gives "
+                    f"{flow.type.__name__}, which has none of its fields: each gets its default. The result of a branch, route "
+                    "or loop is in the history, under its alias",
                 )
         elif flow.type is None and node.input_model is None and isinstance(node, Step):
             self.error(
@@ -262,6 +271,16 @@ class Compiler:
             self.warn(
                 node.place, f"apply {node.id!r} has no return annotation and counts as `-> list[...]`: rows become <id>~<i>"
             )
+
+    def check_ending(self, steps: Sequence[Element], alias: str, place: Place) -> None:
+        """Warns if a joined branch or way ends with branches, a route or a loop, whose results do not become its own."""
+        last = steps[-1]
+        if isinstance(last, Step | ApplyNode):
+            return
+        kind, inside = ("branches", last) if isinstance(last, Sequence) else (type(last).__name__.lower(), [last])
+        names = [name for each in inside if (name := getattr(each, "alias", ""))]
+        ending = f"end with a function that returns history[{names[0]!r}]" if names else "join it, and end with a function"
+        self.warn(place, f"{alias!r} holds the row before the {kind} with which its steps end, not the result: {ending}")
 
     def check_model(self, model: type[BaseModel], place: Place, label: str, *, output: bool = False) -> None:
         found = model_problems(model)

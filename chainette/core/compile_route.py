@@ -105,6 +105,8 @@ def _compile_way(compiler: Compiler, route: Route, name: str, steps: Sequence[An
     end = ToBranchEnd(fork_id(route, flow), branch)
     if not steps:
         return _Way(name, end, "", NONE, many=False)
+    if route.alias:
+        compiler.check_ending(steps, route.alias, route.place)
     ended = compiler.sequence(steps, replace(flow, path=(*flow.path, branch), many=False), end)
     return _Way(name, target_of(steps[0], flow), ended.source, ended.type or Any, ended.many)
 

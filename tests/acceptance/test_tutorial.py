@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import REPOSITORY
+from tests.support.cli import REPOSITORY, Project
 from tests.support.pages import follow
 
 
@@ -22,3 +23,15 @@ def test_a_page_with_another_screen_fails(tmp_path: Path) -> None:
     page.write_text("```console\n$ cat a.json\n[...]\n```\n")
     with pytest.raises(AssertionError, match=r"page.md: \$ cat a.json"):
         follow(page, tmp_path)
+
+
+def test_the_page_for_coding_agents_shows_a_chain_without_problems(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs/agents.md").read_text(encoding="utf-8")
+    chain, functions, *_ = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "whole.py").write_text(
+        f"{chain}\n\n{functions}\n\nwhole = Chain(name='whole', steps=[clean, sentences, score])\n"
+    )
+    project = Project(tmp_path)
+    for name in ("chain", "whole"):
+        done = project.chainette("inspect", f"whole.py:{name}")
+        assert (done.returncode, done.stderr, done.stdout.splitlines()[-1]) == (0, "", "no problems")
