@@ -35,7 +35,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -237,6 +237,15 @@ class RedisUnavailable(RunError):
 
 class RunStopped(RunError):
     """The run stopped before its end and can be resumed."""
+
+
+class BudgetExhausted(RunError):
+    """The next request of a run does not fit its budget, and nothing is in flight."""
+
+    def __init__(self, message: str, limits: tuple[int, ...], used: Iterable[int]) -> None:
+        super().__init__(message)
+        #: In the order of `engine.budget.Amounts`.
+        self.limits, self.used = limits, tuple(used)
 
 
 class NotFinished(RunStopped):

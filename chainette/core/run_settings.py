@@ -100,11 +100,19 @@ class RunSettings:
             recorded=False,
         ),
     ] = ()
+    budget: Annotated[
+        tuple[str, ...],
+        Flag(
+            help="The most that the run may spend, over all resumes: 20usd, 3gpuh, 5e6tok or 1000req; repeatable.",
+            metavar="AMOUNT",
+            recorded=False,
+        ),
+    ] = ()
     #: None derives it from the engines.
     window: Annotated[int | None, Flag(help="The most rows in progress.", metavar="N", minimum=1, recorded=False)] = None
 
     def __post_init__(self) -> None:
-        for name in ("price", "reuse", "no_reuse"):  # one value, or the list that JSON made of a tuple
+        for name in ("price", "budget", "reuse", "no_reuse"):  # one value, or the list that JSON made of a tuple
             value = getattr(self, name)
             object.__setattr__(self, name, (str(value),) if isinstance(value, str | Path) else tuple(map(str, value)))
         object.__setattr__(self, "reuse", tuple(map(os.path.abspath, self.reuse)))

@@ -52,6 +52,9 @@ class LocalSink:
     torn: bool = False
     _position: tuple[str, str] = (ANCHOR, "")
     _noted: str = "0-0"
+    #: The last note that is durable, and what wakes those who wait for one.
+    _written: str = "0-0"
+    _wrote: anyio.Event = field(default_factory=anyio.Event)
     #: The rows of a root that were durable when it was read.
     _durable: dict[int, Durable | None] = field(default_factory=dict)
     #: The writer waits for no function of the user's.
@@ -79,6 +82,9 @@ class LocalSink:
         if not events and not entries:
             return False
         committed = await self._commit(events, entries)
+        self._written = self._noted
+        self._wrote.set()
+        self._wrote = anyio.Event()
         self._tell(committed)
         if self.deliver is not None:
             for rows in filter(None, committed.finished):
@@ -87,6 +93,12 @@ class LocalSink:
         if entries:
             self.queue.ack(self.keys, "", self._position, finished_roots(entries))
         return True
+
+    async def caught_up(self) -> None:
+        """Waits until every note so far is durable."""
+        noted = self.queue.noted(self.keys.run)
+        while int(self._written.partition("-")[2]) < noted:
+            await self._wrote.wait()
 
     async def flush(self) -> None:
         """Makes the last entries durable, on the way out: nobody asks for credit any more."""

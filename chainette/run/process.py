@@ -15,6 +15,7 @@ from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Outcome, Reason, Row, Unit, Usage
+from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.functions import Away, call
 from chainette.run.steps import Asking
@@ -56,6 +57,7 @@ async def fill(
     seed: int = 0,
     away: Away = anyio.to_thread.run_sync,
     evidence: Evidence | None = None,
+    allowance: Allowance | None = None,
 ) -> None:
     """Runs rows through the result's node. Each is in the result as soon as it is finished, and stays there.
 
@@ -66,7 +68,7 @@ async def fill(
     laps = Laps()
     if node.kind is NodeKind.STEP:
         assert engine is not None
-        await Asking(plan, node, engine, seed, hook, laps, result, evidence or Evidence()).run(rows)
+        await Asking(plan, node, engine, seed, hook, laps, result, evidence or Evidence(), allowance).run(rows)
     else:
         await call(result, rows, away)
     laps.lap(Stage.GENERATE)

@@ -63,7 +63,7 @@ async def resume(
     state, plan, options, _ = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
     if from_steps:
         if state.status is not Status.FINISHED or {*from_steps} != {FLATTENED}:  # else nothing is asked
-            await check_drive(plan, options)
+            await check_drive(plan, options, state.bill.rates)
         await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps, options)
         state, _ = await anyio.to_thread.run_sync(read_state, directory)
         return await _continue(directory, plan, state, options)
@@ -78,7 +78,7 @@ async def resume(
             with suppress(RunError):  # a finished run needs nobody
                 await anyio.to_thread.run_sync(options.drive.clean, state.run.run_id)
         return RunResult(directory, state)
-    await check_drive(plan, options)
+    await check_drive(plan, options, state.bill.rates)
     if state.status is not Status.FINISHED and (state.ended or state.broken or state.holes):
         state = await anyio.to_thread.run_sync(_mend, directory, plan, state)
     return await _continue(directory, plan, state, options)
@@ -110,7 +110,8 @@ async def _continue(directory: RunDir, plan: Plan, state: RunState, options: Run
     limit = options.limit if options.limit != state.limit else None
     reopened = Reopened(identity if identity != state.input else None, limit, state.total if options.more else None)
     # units in a queue are of the file before it was touched, and end at the old limit
-    attaches = options.drive is not None and options.drive.attaches and equal and not reopened.is_longer
+    same = equal and not reopened.is_longer and options.budget == state.budget
+    attaches = options.drive is not None and options.drive.attaches and same
     writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, state, new_epoch=not attaches))
     writer.reopened = reopened
     return await finish_run(plan, source, writer, options)
@@ -285,7 +286,7 @@ async def retry(
     if engine is not None:
         assert isinstance(found, Chain)
         plan = _with_engine(plan, registry_of(found, options.engines_file), engine, steps)
-    await check_drive(plan, options)
+    await check_drive(plan, options, state.bill.rates)
     await anyio.to_thread.run_sync(_same_input, directory, state, options)
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
     state, _ = await anyio.to_thread.run_sync(read_state, directory)
@@ -325,6 +326,7 @@ def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOpt
                 f"{directory}: {name} is fixed by the log of the run: it is {fixed[name]!r} there and cannot become {value!r}; "
                 f"begin a new run to change it"
             )
+    options = replace(options, budget=options.budget or state.budget)
     return replace(options, **fixed, chain_ref=run.chain_ref, chain_root=root)
 
 

@@ -7,7 +7,7 @@ durable. If engines share a device, the run goes in phases, each of which is an 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -19,16 +19,18 @@ from anyio.abc import TaskGroup
 
 from chainette.core.apply import Cardinality
 from chainette.core.plan import PYTHON, NodeKind, Plan
+from chainette.engine.budget import Amounts, Budget, Reserved, spent_words
 from chainette.engine.lifecycle import Engines
-from chainette.errors import DeclarationRefused, EngineRefused, EngineUnavailable, RequestsFailed, RunStopped
+from chainette.errors import BudgetExhausted, DeclarationRefused, EngineRefused, EngineUnavailable, RequestsFailed, RunStopped
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import Drain
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook
 from chainette.io.inputs.roots import Root
-from chainette.io.rundir.events import Event
+from chainette.io.rundir.events import BudgetUsed, Event
 from chainette.records import Outcome, Rejection, Row
+from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.coordinator import Coordinator
 from chainette.run.in_flight import InFlight, Lane
@@ -79,12 +81,16 @@ class LocalRun(Worker):
     deliver: Callable[[list[Row]], Awaitable[None]] | None = None
     #: The answers of earlier runs.
     stored: StoredAnswers | None = None
+    budget: Budget | None = None
+    #: Of the budget, what earlier sessions have spent.
+    used: Amounts = field(default_factory=Amounts)
     clock: Callable[[], float] = time.monotonic
 
     incarnation: str = _HERE
     hands: InFlight = field(default_factory=InFlight)
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
+    allowances: dict[tuple[str, int], Allowance] = field(default_factory=dict)
     queue: MemoryQueue = field(init=False)
     sink: LocalSink = field(init=False)
     _lanes: dict[str, Lane] = field(default_factory=dict)
@@ -124,13 +130,14 @@ class LocalRun(Worker):
 
     def _begin(self, barred: frozenset[str]) -> None:
         """An epoch in which units of these engines wait for a later one."""
-        info = self._info = RunInfo(_HERE, epoch=self._info.epoch + 1)
+        info = self._info = RunInfo(_HERE, epoch=self._info.epoch + 1, budget=self.budget)
         keys, token = RunKeys(_HERE, info.epoch), str(info.epoch)
         places = list(claimable_queues(info, self.plan, _lane_of))
         later = {place.queue for place in places if place.lane in barred}
         self._places = [place for place in places if place.queue not in later]
         limits = {"window": self._window, "window_bytes": _LIVE_BYTES, "batch_size": self.plan.batch_size}
-        self.queue.install(_HERE, info.epoch, "", token, [], {**limits, "barred": " ".join(later)})
+        used = {"used": self.used.words} if self.budget is not None else {}
+        self.queue.install(_HERE, info.epoch, "", token, [], {**limits, **used, "barred": " ".join(later)})
         self.sink.begin(keys, token)
 
     async def _pass(self) -> None:
@@ -247,6 +254,20 @@ class LocalRun(Worker):
 
     async def ask(self, call: Callable[[], T]) -> T:
         return call()
+
+    async def reserve(
+        self, keys: RunKeys, limits: Sequence[int], token: str, settled: Amounts, ended: int, needs: Sequence[Amounts]
+    ) -> Reserved:
+        """As the base. The log knows of a reservation before its requests are sent, in case this process is killed."""
+        reserved = await super().reserve(keys, limits, token, settled, ended, needs)
+        if reserved.granted:
+            self.post(BudgetUsed(used=reserved.used))
+            await self.sink.caught_up()
+        return reserved
+
+    async def exhaust(self, held: HeldUnit, error: BudgetExhausted) -> None:
+        await super().exhaust(held, error)
+        raise RunStopped(spent_words(error.limits, Amounts(*error.used))) from error
 
     def refused(self, held: HeldUnit) -> None:
         raise AssertionError(f"{held.claim.unit.node}, root {held.claim.unit.root}: nobody else can have this unit")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import anyio.to_thread
 
 from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
+from chainette.engine.budget import Amounts, Budget, require_prices
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.engine.preflight import require_openable
@@ -77,14 +79,19 @@ class Session:
             _tell(self.hook, self.writer.finish(self.source.digest(state.read), records))
 
 
-async def check_drive(plan: Plan, options: RunOptions) -> None:
-    """Checks who moves the units before anything is written or taken back: the drive, or the engines of this process; and
-    the earlier runs that answers are taken from.
+async def check_drive(plan: Plan, options: RunOptions, rates: Mapping[str, Rate] = MappingProxyType({})) -> None:
+    """Checks before anything is written or taken back who moves the units (the drive, or the engines of this process), and
+    whether answers of earlier runs can be taken and the budget be kept. `rates` are those of the log.
 
     Raises:
         EnginesCannotOpen: an engine lacks something on this machine.
-        InputError: answers cannot be taken as the options say.
+        InputError: answers cannot be taken as the options say; or the budget is in dollars or GPU-hours, and an engine
+            does not say what it costs.
     """
+    if options.budget:
+        names = {name for node in plan.steps for name in node.engines}
+        asked = {name: config for name, config in plan.engines.items() if name in names}
+        require_prices(options.budget, asked, {**rates, **rates_of(plan)})
     await anyio.to_thread.run_sync(_require_reusable, plan, options)
     await anyio.to_thread.run_sync(options.drive.check if options.drive is not None else require_engines, plan)
 
@@ -122,7 +129,7 @@ async def finish_run(
 ) -> RunResult:
     """Moves a directory's run to its end, or to a point where it can be resumed."""
     hook = Hooks(options.hooks)
-    writer.rates = rates_of(plan)
+    writer.rates, writer.limits = rates_of(plan), options.budget
     session = Session(plan, source, writer, options, hook)
     try:
         if options.drive is not None:
@@ -130,9 +137,10 @@ async def finish_run(
         else:
             _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
             roots = roots_of(plan, source, options, writer.state.starts)
+            budget, used, done = writer.budget, writer.state.used, writer.state.is_done
             async with (
                 open_answers(session.sources) as stored,
-                local_run(plan, roots, writer, writer.state.is_done, options, hook, deliver, stored) as local,
+                local_run(plan, roots, writer, done, options, hook, deliver, stored, budget, used) as local,
             ):
                 await local.run()
         await anyio.to_thread.run_sync(session.finish)
@@ -192,7 +200,7 @@ def _reason(error: BaseException) -> str:
 def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
     expected = source.count()
     if writer.epoch == 0:
-        return writer.record([RunStarted(expected=expected, rates=writer.rates)])
+        return writer.record([RunStarted(expected=expected, rates=writer.rates, budget=[*writer.limits])])
     graph = graph_of(plan, writer.added)
     changed = graph if graph != writer.state.graph else None
     found = writer.reopened
@@ -204,6 +212,7 @@ def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
         limit=found.limit,
         records=found.records,
         rates=writer.rates,
+        budget=[*writer.limits],
     )
     return writer.record([resumed])
 
@@ -235,6 +244,8 @@ async def local_run(
     hook: Hook,
     deliver: Deliver | None,
     stored: StoredAnswers | None = None,
+    budget: Budget | None = None,
+    used: Amounts = Amounts(),  # noqa: B008 - frozen
 ) -> AsyncIterator[LocalRun]:
     """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
 
@@ -247,7 +258,8 @@ async def local_run(
     create = partial(create_engine, patience=options.engine_patience)
     engines = Engines(plan.engines, on_loaded=loaded, on_released=released, create=create)
     pending = partial(roots.pending, is_done)
-    local = LocalRun(plan, pending, writer, engines, options.seed, options.limits, hook, deliver, stored)
+    limits = options.limits
+    local = LocalRun(plan, pending, writer, engines, options.seed, limits, hook, deliver, stored, budget, used)
     try:
         async with engines:
             yield local

@@ -14,6 +14,7 @@ import anyio.to_thread
 
 from chainette.core.chain import ArrowStream, Chain, Inputs
 from chainette.core.plan import Plan
+from chainette.engine.budget import budget_of
 from chainette.errors import InputError
 from chainette.hooks import Hooks
 from chainette.io.inputs.frames import spool_frame
@@ -35,7 +36,7 @@ from chainette.io.tables.schemas import Added
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
 from chainette.run.resumption import resume
-from chainette.run.session import Deliver, check_drive, finish_run, local_run, open_answers, roots_of
+from chainette.run.session import Deliver, check_drive, finish_run, local_run, open_answers, rates_of, roots_of
 from chainette.utils.ids import new_run_id
 from chainette.utils.remote_files import is_url
 
@@ -80,9 +81,10 @@ async def iterate(
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
         roots, hook = roots_of(plan, source, options), Hooks(options.hooks)
+        budget = budget_of(options.budget, rates_of(plan))
         async with (
             open_answers(options.sources(Path(folder) / "answers")) as stored,
-            local_run(plan, roots, Scratch(plan), lambda _: False, options, hook, deliver, stored) as local,
+            local_run(plan, roots, Scratch(plan), lambda _: False, options, hook, deliver, stored, budget) as local,
         ):
             await local.run()
 

@@ -21,10 +21,12 @@ from chainette.core.step import Step
 from chainette.core.streaming import Asked, Unusable
 from chainette.engine.answer_text import unwrapped
 from chainette.engine.base import Completion, Done, Engine, Finish, Request
+from chainette.engine.budget import Amounts
 from chainette.engine.concurrent_requests import ask_all
 from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Unfinished, Usage
+from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.reask import corrected, correction
 from chainette.run.unit_result import UnitResult, excess, raised, spent_on, streamed, writable
@@ -99,6 +101,8 @@ class Asking:
     laps: Laps
     result: UnitResult
     evidence: Evidence
+    #: The run's budget; None if it has none.
+    allowance: Allowance | None = None
     prompts: Prompter = field(init=False)
     #: Rows to ask again as soon as the event loop turns: answers that arrive together are asked again together.
     _again: list[_Ask] = field(default_factory=list)
@@ -163,6 +167,25 @@ class Asking:
             self.take_in(ask, request, completion)
 
     async def ask(self, asks: Sequence[_Ask]) -> None:
+        """Asks for rows, in as many calls of the engine as the run's budget makes of them.
+
+        Raises:
+            BudgetExhausted: some of them do not fit it.
+        """
+        if self.allowance is None:
+            await self.send(asks)
+            return
+        sampling = self.step.sampling
+        needs = [self.allowance.need(self.node.engine, ask.messages, sampling.max_tokens) for ask in asks]
+        while needs:
+            granted = await self.allowance.take(needs)
+            now, reserved, asks, needs = asks[:granted], needs[:granted], asks[granted:], needs[granted:]
+            if needs:
+                self._rounds.start_soon(self.send, now, reserved)
+            else:
+                await self.send(now, reserved)
+
+    async def send(self, asks: Sequence[_Ask], reserved: Sequence[Amounts] = ()) -> None:
         """One call of the engine; each answer is judged when it arrives."""
         if not asks:
             return
@@ -177,6 +200,8 @@ class Asking:
                 self.hook.on_generated(self.node.engine, 1)
                 used = Usage(busy=time.end(clock(), mark))
                 answer = msgspec.structs.replace(completion, usage=completion.usage + used)
+                if self.allowance is not None:
+                    self.allowance.settle(self.node.engine, reserved[index], answer.usage)
                 self.take_in(unanswered.pop(index), requests[index], answer)
 
         self.hook.on_generating(self.node.engine, len(requests))
@@ -194,8 +219,12 @@ class Asking:
             raise
         except EngineUnavailable as error:
             self._failure = self._failure or error
+            if self.allowance is not None:
+                self.allowance.forgo([reserved[index] for index in unanswered])
         except anyio.get_cancelled_exc_class():
             self.result.cancelled += Usage(requests=len(unanswered))
+            if self.allowance is not None:
+                self.allowance.abandon(len(unanswered))
             raise
         finally:
             self.result.cancelled += Usage(busy=sum(time.end(clock(), mark) for _ in unanswered))

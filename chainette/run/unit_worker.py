@@ -14,7 +14,8 @@ import asyncio
 import random
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -26,14 +27,16 @@ import anyio.lowlevel
 
 from chainette.core.plan import Plan
 from chainette.engine.base import Engine
-from chainette.errors import DeclarationRefused, EngineUnavailable, RequestsFailed
+from chainette.engine.budget import Amounts, Reserved
+from chainette.errors import BudgetExhausted, DeclarationRefused, EngineUnavailable, RequestsFailed
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.queue_values import Claim
+from chainette.fleet.protocol.queue_values import Claim, Lost
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
 from chainette.records import Outcome, Usage, step_of
+from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
@@ -149,6 +152,8 @@ class Worker(ABC):
     busy: set[HeldUnit]
     #: (run, epoch, step) -> evidence about its requests.
     evidence: dict[tuple[str, int, str], Evidence]
+    #: (run, epoch) -> this worker's part in its budget.
+    allowances: dict[tuple[str, int], Allowance]
     #: The answers of earlier runs, if its run takes any.
     stored: StoredAnswers | None = None
     #: Seconds that an engine may not answer before a run gives up.
@@ -188,6 +193,7 @@ class Worker(ABC):
                 if not held.lost:
                     await self.hand_back(held)
                 await self.count_discarded(held)
+                await self.settle(held)
             raise
         finally:
             self.busy.discard(held)
@@ -207,6 +213,8 @@ class Worker(ABC):
         """Tells the log the usage of probes, and how the declaration was adapted to the engine."""
         evidence = self.evidence.get(_key_of(held))
         if evidence is not None and evidence.spent.requests:
+            if (allowance := self.allowance_of(held)) is not None:
+                allowance.add(held.plan.engine_of(held.claim.unit.node), evidence.spent)
             event = EngineProbed(node=held.node, engine=held.told_engine, usage=evidence.spent)
             evidence.spent = Usage()
             await self.ask(partial(self.queue.note, held.claim.run, event))
@@ -218,20 +226,60 @@ class Worker(ABC):
     async def _work_through(self, held: HeldUnit) -> None:
         try:
             outcome = await self.process(held)
+        except BudgetExhausted as error:
+            await self.commit_finished(held)
+            await self.exhaust(held, error)
+            return
         except EngineUnavailable as error:
             await self.commit_finished(held)
             await self.tell_log(held)
             if not held.lost:
                 await self.put_off(held, error)
             await self.count_discarded(held)
+            await self.settle(held)
             return
         await self.tell_log(held)
+        await self.settle(held)
         if outcome is not None:
             await self.commit(held, outcome)
         else:
             await self.commit_finished(held)
         if held.lost:
             await anyio.lowlevel.checkpoint()  # raises: the unit's scope is cancelled, and counts asks in vain
+
+    # -- the budget
+
+    def allowance_of(self, held: HeldUnit) -> Allowance | None:
+        """This worker's part in the budget of the unit's run; None if the run has none."""
+        budget, key = held.info.budget, (held.claim.run, held.claim.epoch)
+        if budget is None:
+            return None
+        if key not in self.allowances:
+            self.allowances = {known: each for known, each in self.allowances.items() if known[0] != key[0]}
+            self.allowances[key] = Allowance(budget, partial(self.reserve, RunKeys(*key), budget.limits))
+        return self.allowances[key]
+
+    async def reserve(
+        self, keys: RunKeys, limits: Sequence[int], token: str, settled: Amounts, ended: int, needs: Sequence[Amounts]
+    ) -> Reserved:
+        """See `LeasedQueue.reserve`."""
+        try:
+            return await self.ask(partial(self.queue.reserve, keys, self.incarnation, token, limits, settled, ended, needs))
+        except Lost as error:
+            raise BudgetExhausted(str(error), tuple(limits), Amounts()) from error
+
+    async def settle(self, held: HeldUnit) -> None:
+        """Tells the queue what the unit's answers did cost."""
+        if (allowance := self.allowance_of(held)) is not None:
+            with suppress(BudgetExhausted):  # the epoch is over
+                await allowance.flush()
+
+    async def exhaust(self, held: HeldUnit, error: BudgetExhausted) -> None:
+        """Returns a unit whose requests do not fit the budget, until the run goes on with a larger one."""
+        del error
+        if not held.lost:
+            await self.hand_back(held)
+        await self.count_discarded(held)
 
     async def commit_parts(self) -> None:
         """Commits finished rows of units that go on; runs beside the work, as long as the worker does."""
@@ -339,7 +387,7 @@ class Worker(ABC):
         evidence, rows = self.evidence_of(held), held.claim.unit.rows
         while True:
             try:
-                await fill(result, rows, engine, seed=seed, evidence=evidence)
+                await fill(result, rows, engine, seed=seed, evidence=evidence, allowance=self.allowance_of(held))
             except RequestsFailed as error:
                 tries = max((result.unfinished[row].tries for row in error.rows if row in result.unfinished), default=0)
                 if not self.must_probe(held.lane, evidence, error, tries):

@@ -16,6 +16,7 @@ import anyio
 import pytest
 import redis
 
+from chainette.engine.budget import Amounts
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, Aside, Result
@@ -964,7 +965,8 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     class Spy(FleetQueue):
         def _call(self, name: str, **arguments: Any) -> Any:
             calls[name] = arguments
-            return {"claim": [b"OK"], "install": [b"BEHIND", 1], "reconcile": b"1", "close": b"NOT NOW"}.get(name, b"OK")
+            replies = {"claim": [b"OK"], "install": [b"BEHIND", 1], "reconcile": b"1", "close": b"NOT NOW"}
+            return {**replies, "reserve": [b"OK", 1, b"0 0 0 0", 0]}.get(name, b"OK")
 
     spy = Spy(run.client)
     with pytest.raises(Lost):
@@ -991,6 +993,8 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.fail(claim, "w1", 1.0, "why")
     spy.release(claim, "w1")
     spy.bury(claim, "w1", "why")
+    run.client.hset(run.keys.state, "used", "0 0 0 0")
+    spy.reserve(run.keys, "w1", "t", (1, 1, 1, 1), Amounts(), 0, [Amounts(1)])
     spy.reconcile("w1", [claim])
     spy.leave("w1")
     board = Board(run.client)
@@ -1063,7 +1067,7 @@ def harmless(name: str, path: tuple[Any, ...], wrong: Any) -> bool:
         return True  # a list ends there
     if wrong is None and name == "commit" and path == ("rows",):
         return True  # all rows that are left, which the unit does not allow
-    lists = ("units", "scopes", "partials", "stopped", "roots", "words", "asides", "entries")
+    lists = ("units", "scopes", "partials", "stopped", "roots", "words", "asides", "entries", "needs")
     container = path[-1] in ("about", "queues", "fields", "effects", "known", *lists)
     return wrong == {} and container and path[-1] != "effects"
 

@@ -16,6 +16,7 @@ import pytest
 
 from chainette.core.flow import frontier
 from chainette.core.plan import Plan
+from chainette.engine.budget import Amounts
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
@@ -883,3 +884,67 @@ def test_a_unit_is_not_cut_in_two_whose_scope_is_gone(site: Site) -> None:
     assert not site.queue.split(claim, "w1", site.plan)
     assert site.queue.progress(site.keys).damaged
     assert site.queue.leave("w1") and site.queue.waiting(site.queues) == {}
+
+
+# -- the budget
+
+NO_LIMIT = -1
+
+
+def reserve(
+    site: Site, token: str, needs: int, *, me: str = "w1", settled: int = 0, ended: int = 0, limit: int = 10
+) -> tuple[int, int, bool]:
+    """(granted, requests used, exhausted) for requests that count one each."""
+    limits = (limit, NO_LIMIT, NO_LIMIT, NO_LIMIT)
+    reply = site.queue.reserve(site.keys, me, token, limits, Amounts(settled), ended, [Amounts(1, 5)] * needs)
+    return reply.granted, reply.used.requests, reply.exhausted
+
+
+@pytest.fixture
+def budgeted(site: Site) -> Site:
+    """A run with a budget, of which earlier sessions have used four requests."""
+    site.fields = {**site.fields, "used": "4 0 0 0"}
+    site.raise_epoch()
+    for me in ("w1", "w2"):
+        site.queue.beat(me, {})
+    return site
+
+
+def test_requests_are_granted_in_their_order_as_far_as_they_fit(budgeted: Site) -> None:
+    assert reserve(budgeted, "t1", 4) == (4, 8, False)
+    assert reserve(budgeted, "t2", 4, me="w2") == (2, 10, False)
+    assert budgeted.queue.progress(budgeted.keys).used == Amounts(10, 30)
+    assert reserve(budgeted, "t3", 1, settled=-3, ended=4) == (1, 8, False)  # three were never answered
+
+
+def test_a_repeated_reservation_reserves_once(budgeted: Site) -> None:
+    assert reserve(budgeted, "t1", 3) == reserve(budgeted, "t1", 3) == (3, 7, False)
+    assert reserve(budgeted, "t2", 0, settled=-1, ended=1) == reserve(budgeted, "t2", 0, settled=-1, ended=1) == (0, 6, False)
+
+
+def test_a_run_is_exhausted_only_once_nothing_is_in_flight(budgeted: Site) -> None:
+    budgeted.admit()
+    assert reserve(budgeted, "t1", 6, me="w2") == (6, 10, False)
+    assert reserve(budgeted, "t2", 1) == (0, 10, False)
+    assert reserve(budgeted, "t3", 0, me="w2", ended=6) == (0, 10, False)
+    assert not budgeted.queue.progress(budgeted.keys).exhausted
+    assert reserve(budgeted, "t4", 1) == (0, 10, True)
+    assert budgeted.queue.progress(budgeted.keys).exhausted
+    assert budgeted.queue.claim_rows("w1", "c1", [(budgeted.keys.run, queue, 0) for queue in budgeted.queues]) == []
+
+
+def test_what_a_dead_worker_reserved_stays_spent_and_holds_up_nobody(budgeted: Site) -> None:
+    assert reserve(budgeted, "t1", 6, me="w2") == (6, 10, False)
+    budgeted.end_lease("w2")
+    assert reserve(budgeted, "t2", 1) == (0, 10, True)
+    budgeted.queue.reap()
+    budgeted.raise_epoch()  # of a session with a larger budget: what is reserved counts on
+    assert reserve(budgeted, "t3", 5, limit=12) == (2, 12, False)
+
+
+def test_nothing_is_reserved_in_an_epoch_that_is_over(budgeted: Site) -> None:
+    old = budgeted.keys
+    budgeted.raise_epoch()
+    with pytest.raises(Lost):
+        budgeted.queue.reserve(old, "w1", "t", (10, -1, -1, -1), Amounts(), 0, [Amounts(1)])
+    assert budgeted.queue.progress(budgeted.keys).used == Amounts(4)

@@ -73,6 +73,8 @@ def another(name: str) -> Any:
     kinds = {kind, *get_args(kind)}
     if name == "engines_file":
         return "engines.yml"
+    if name == "budget":
+        return ("7req", "5e6tok")
     if name == "price":
         return ("first=in:1.5", "first=out:2")
     if name in HERE:

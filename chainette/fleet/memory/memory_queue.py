@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
+from chainette.engine.budget import Amounts, Budget, Reserved
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
@@ -82,6 +83,9 @@ class MemoryQueue(LeasedQueue):
         new = RunInMemory(RunKeys(run, epoch), owner, words, Stream(token), barred=frozenset(words.get("barred", "").split()))
         if known:
             new.state, new.noted, new.read_notes = known.state, known.noted, known.read_notes
+            new.used = known.used
+        if "used" in words:
+            new.used = new.used.at_least(Amounts.read(words["used"]))
         self._runs[run] = new
         self._changed()
 
@@ -189,7 +193,16 @@ class MemoryQueue(LeasedQueue):
         current = run.keys.epoch == keys.epoch
         live = set(run.roots) if current else set()
         return AdmissionProgress(
-            run.cursor, run.total, run.state, live, run.last, run.damaged, run.suspended, is_current=current
+            run.cursor,
+            run.total,
+            run.state,
+            live,
+            run.last,
+            run.damaged,
+            run.suspended,
+            run.used,
+            run.exhausted,
+            is_current=current,
         )
 
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
@@ -302,7 +315,7 @@ class MemoryQueue(LeasedQueue):
         for name, queue, room in queues:
             run = self._runs.get(name)
             waiting = run.queues.get(queue) if run is not None and run.state == "running" else None
-            if run is None or waiting is None:
+            if run is None or waiting is None or run.exhausted:
                 continue
             run.promote(waiting, self._clock())
             if (job := run.next_of(waiting.broken)) is not None:
@@ -449,6 +462,40 @@ class MemoryQueue(LeasedQueue):
             self._changed()
         return returned
 
+    # -- the budget
+
+    def reserve(
+        self,
+        keys: RunKeys,
+        incarnation: str,
+        token: str,
+        limits: Sequence[int],
+        settled: Amounts,
+        ended: int,
+        needs: Sequence[Amounts],
+    ) -> Reserved:
+        run = self._epoch(keys.run, keys.epoch)
+        if run.state == "cancelled":
+            raise Lost(f"run {keys.run} was cancelled")
+        last, granted, open_ = run.reserved.get(incarnation, ("", 0, 0))
+        if last == token:
+            return Reserved(granted, run.used)
+        run.used, granted = (run.used + settled).at_least(Amounts()), 0
+        budget = Budget((limits[0], limits[1], limits[2], limits[3]))
+        for need in needs:
+            if not budget.fits(run.used, need):
+                break
+            run.used, granted = run.used + need, granted + 1
+        run.reserved[incarnation] = (token, granted, max(0, open_ - ended) + granted)
+        exhausted = bool(needs) and not granted and not self._has_requests(run)
+        run.exhausted = run.exhausted or exhausted
+        return Reserved(granted, run.used, exhausted)
+
+    def _has_requests(self, run: RunInMemory) -> bool:
+        """Whether a live worker has a request of the run in flight."""
+        live = {name for name, worker in self._workers.items() if worker.until > self._clock()}
+        return any(requests for name, (_, _, requests) in run.reserved.items() if name in live)
+
     # -- results
 
     def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
@@ -481,6 +528,11 @@ class MemoryQueue(LeasedQueue):
     def note(self, run: str, event: Event) -> None:
         if run in self._runs and self._runs[run].state != "cancelled":
             self._runs[run].noted.append(event)
+
+    def noted(self, run: str) -> int:
+        """The number of notes so far."""
+        found = self._runs[run]
+        return found.read_notes + len(found.noted)
 
     def notes(self, run: str, after: str) -> tuple[str, list[Note]]:
         found = self._runs.get(run)

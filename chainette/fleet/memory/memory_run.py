@@ -12,6 +12,7 @@ from time import time
 import msgspec
 
 from chainette.core.plan import Plan
+from chainette.engine.budget import Amounts
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import ANCHOR, Claim, Entry
@@ -170,6 +171,11 @@ class RunInMemory:
     #: Notes that nobody has read yet, and the number of those before them.
     noted: list[Event] = field(default_factory=list)
     read_notes: int = 0
+    #: The budget that is spent or reserved, and whether the next request does not fit.
+    used: Amounts = field(default_factory=Amounts)
+    exhausted: bool = False
+    #: Worker -> its last reservation: token, requests granted, requests in flight after it.
+    reserved: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     #: Node -> name of its queue.
     _names: dict[str, str] = field(default_factory=dict)
     #: Units that were put off so far: of two that are due at the same time the first comes first.

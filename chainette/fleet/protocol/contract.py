@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 
 from chainette.core.plan import Plan
+from chainette.engine.budget import Amounts, Reserved
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Aside, RootRecord
@@ -243,6 +244,29 @@ class LeasedQueue(ABC):
     def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
         """Returns every unit that the queue thinks this worker holds, except `known`, to its queue: claims whose reply was
         lost, and commits that a restored Redis has forgotten. Returns the number of units."""
+
+    # -- the budget
+
+    @abstractmethod
+    def reserve(
+        self,
+        keys: RunKeys,
+        incarnation: str,
+        token: str,
+        limits: Sequence[int],
+        settled: Amounts,
+        ended: int,
+        needs: Sequence[Amounts],
+    ) -> Reserved:
+        """Reserves requests, in their order, as far as `limits` go; before that, settles earlier ones.
+
+        `settled` is the difference between the usage and the reservations of the `ended` requests. What nobody settles,
+        since its worker died, stays spent. If none fits and no live worker has a request in flight, the run is exhausted:
+        no more of its units are claimed in this epoch. `token` names the call, which is repeated until a reply comes.
+
+        Raises:
+            Lost: the epoch is over.
+        """
 
     # -- results
 

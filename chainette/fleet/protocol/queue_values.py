@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from chainette.engine.budget import Amounts
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.records import Row, Unfinished, Unit
 
@@ -152,6 +153,9 @@ class AdmissionProgress:
     damaged: str = ""
     #: Roots that left this epoch with units for a later phase.
     suspended: int = 0
+    #: The budget that is spent or reserved, and whether the next request does not fit and nothing is in flight.
+    used: Amounts = field(default_factory=Amounts)
+    exhausted: bool = False
     #: Whether this is still the run's epoch in Redis.
     is_current: bool = True
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from chainette.engine.budget import Budget
 from chainette.engine.price import Cost
 from chainette.fleet.protocol.hash_fields import Count, HashFields
 from chainette.fleet.protocol.seals import VARIABLE, Purpose, Seals, Unsealed
@@ -23,7 +24,18 @@ _NEEDED = {"chain_ref", "digest", "batch_size", "simulate", "seed", "engines", "
 }
 
 #: Fields that a seal covers.
-_SEALED = (b"chain_ref", b"digest", b"files", b"batch_size", b"simulate", b"seed", b"engines", b"parameters", b"marks")
+_SEALED = (
+    b"chain_ref",
+    b"digest",
+    b"files",
+    b"batch_size",
+    b"simulate",
+    b"seed",
+    b"engines",
+    b"parameters",
+    b"marks",
+    b"budget",
+)
 
 #: Fields that the run can do without, or that are rewritten continually.
 _SPARE = {"aside", "aside_why", "key", "seal", "reason", "still", "counts", "order", "sink", "coordinator"}
@@ -92,6 +104,10 @@ class RunInfo(HashFields, frozen=True):
     engines: dict[str, str] | None = None
     parameters: str = ""
     marks: str = ""
+    #: The limits of the run, None if it has none; the part that is spent or reserved, and whether that is all.
+    budget: Budget | None = None
+    used: str = ""
+    exhausted: bool = False
     #: The order to services as JSON (`fleet.redis.run_registry.Order`), from a key apart; "" if there is none.
     order: str = ""
     #: Member -> why it does not serve the run.

@@ -14,6 +14,7 @@ import msgspec
 
 from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
+from chainette.engine.budget import Amounts, Reserved
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, rq_queue, stop
 from chainette.fleet.protocol.member_fields import Member
@@ -217,7 +218,7 @@ class FleetQueue(LeasedQueue):
 
     def progress(self, keys: RunKeys) -> AdmissionProgress:
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(keys.state, ("cursor", "total", "state", "last", "damaged", "suspended", "epoch"))
+            pipe.hmget(keys.state, ("cursor", "total", "state", "last", "damaged", "suspended", "epoch", "used", "exhausted"))
             pipe.hkeys(keys.live)
             found, live = pipe.execute()
         try:
@@ -384,6 +385,26 @@ class FleetQueue(LeasedQueue):
             self._call("release", **_holder(claim, incarnation), unfinished=wire_unfinished(claim, self._seals)) == b"OK"
         )
 
+    # -- the budget
+
+    def reserve(
+        self,
+        keys: RunKeys,
+        incarnation: str,
+        token: str,
+        limits: Sequence[int],
+        settled: Amounts,
+        ended: int,
+        needs: Sequence[Amounts],
+    ) -> Reserved:
+        amounts = {"limits": list(limits), "settled": list(settled), "needs": [list(need) for need in needs]}
+        place = {"run": keys.run, "epoch": keys.epoch, "incarnation": incarnation}
+        kind, *found = self._call("reserve", **place, token=token, ended=ended, **amounts)
+        if kind != b"OK":
+            raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
+        granted, used, exhausted = found
+        return Reserved(granted, Amounts.read(used.decode()), bool(exhausted))
+
     # -- results
 
     def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
@@ -463,7 +484,7 @@ def _this_process() -> dict[str, str | int]:
 
 
 def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> AdmissionProgress:
-    cursor, total, state, last, damaged, suspended, epoch = found
+    cursor, total, state, last, damaged, suspended, epoch, used, exhausted = found
     return AdmissionProgress(
         _count(cursor or "0"),
         _count(total) if total else None,
@@ -472,6 +493,8 @@ def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> Adm
         _count(last) if last else -1,
         damaged,
         _count(suspended or "0"),
+        Amounts.read(used or Amounts().words),
+        bool(exhausted),
         is_current=epoch in ("", str(keys.epoch)),
     )
 

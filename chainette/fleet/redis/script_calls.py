@@ -37,6 +37,7 @@ SCRIPTS = (
     "reap",
     "reconcile",
     "release",
+    "reserve",
     "revive",
     "say",
     "split",
@@ -49,7 +50,7 @@ SCRIPTS = (
 
 #: Scripts that may simply be repeated: a repetition finishes an interrupted call. Callers of the others must look again first.
 _REPEATABLE = frozenset(
-    {"ask", "attend", "beat", "drop", "leave", "missing", "note", "reap", "revive", "say", "state", "take", "total"}
+    {"ask", "attend", "beat", "drop", "leave", "missing", "note", "reap", "reserve", "revive", "say", "state", "take", "total"}
 )
 
 _pack = msgspec.msgpack.Encoder().encode

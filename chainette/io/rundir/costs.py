@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from chainette.engine.budget import Amounts
 from chainette.engine.price import Cost, Rate
 from chainette.records import Usage, declared_of
 
@@ -70,6 +71,12 @@ class Bill:
     def usage(self) -> Usage:
         """All usage so far."""
         return sum((item.whole for item in self._items.values()), Usage())
+
+    def amounts(self) -> Amounts:
+        """Usage and cost as budgets count them."""
+        usage, cost = self.usage(), self.cost()
+        tokens = usage.prompt_tokens + usage.completion_tokens
+        return Amounts(usage.requests, tokens, round(cost.usd * 1e9), round(cost.gpu_hours * 3.6e6))
 
 
 def plain_cost(cost: Cost) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from chainette.engine.base import Engine
+from chainette.engine.budget import Amounts
 from chainette.engine.config import EngineConfig
 from chainette.engine.price import Rate
 from chainette.io.rundir.graph import Graph, require_file
@@ -20,6 +21,7 @@ from chainette.records import Earlier, Usage
 __all__ = [
     "AnswersDiscarded",
     "AnyEvent",
+    "BudgetUsed",
     "EngineAdapted",
     "EngineLoaded",
     "EngineProbed",
@@ -97,6 +99,8 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     anchor: tuple[str, str] | None = None
     #: Engine -> how its usage is charged from here on.
     rates: dict[str, Rate] = {}
+    #: The limits of the run, as `--budget` takes them.
+    budget: list[str] = []
 
 
 class RunResumed(Event, frozen=True, tag="run_resumed"):
@@ -121,6 +125,8 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     order: int = 0
     #: Engine -> how its usage is charged from here on, if that changed.
     rates: dict[str, Rate] = {}
+    #: The limits of the run from here on, as `--budget` takes them.
+    budget: list[str] = []
 
 
 class InputRead(Event, frozen=True, tag="input_read"):
@@ -321,6 +327,13 @@ class ShardSealed(Event, frozen=True, tag="shard_sealed"):
         require_file(self.file)
 
 
+class BudgetUsed(Event, frozen=True, tag="budget_used"):
+    """The part of a run's budget that is spent or reserved; a process that is killed after this line may have sent the
+    requests that are reserved, so they count as spent."""
+
+    used: Amounts
+
+
 class RunPaused(Event, frozen=True, tag="run_paused"):
     """Work stopped before the end; `chainette resume` goes on."""
 
@@ -364,6 +377,7 @@ AnyEvent = (
     | Note
     | ShardSealed
     | RowsTakenBack
+    | BudgetUsed
     | RunPaused
     | RunCancelledEvent
     | RunFinished

@@ -12,12 +12,14 @@ from typing import Any
 
 import msgspec
 
+from chainette.engine.budget import Amounts
 from chainette.errors import DamagedRun
 from chainette.io.rundir.accounting import EngineCounts, NodeCounts, RowCounts, imbalance, plain_usage, ranges
 from chainette.io.rundir.costs import Bill, plain_cost
 from chainette.io.rundir.events import (
     AnswersDiscarded,
     AnyEvent,
+    BudgetUsed,
     EngineAdapted,
     EngineLoaded,
     EngineProbed,
@@ -101,6 +103,9 @@ class RunState:
     starts: tuple[tuple[int, int], ...] = ((0, 0),)
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
     bill: Bill = field(default_factory=Bill)
+    #: The limits of the last session, and the part of them that it knew to be spent or reserved.
+    budget: tuple[str, ...] = ()
+    reserved: Amounts = field(default_factory=Amounts)
     #: Folder -> journal number -> (bytes, rows).
     ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     sealed: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -184,11 +189,13 @@ class RunState:
             case RunStarted():
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
                 self.bill.take_rates(event.rates)
+                self.budget = tuple(event.budget)
             case RunResumed():
                 self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
                 self.graph, self.phase = event.graph or self.graph, event.phase
                 self.input = event.input or self.input
                 self.bill.take_rates(event.rates)
+                self.budget = tuple(event.budget)
                 if event.limit is not None:
                     self._raise_limit(event.limit)
                 if event.records is not None:
@@ -206,6 +213,8 @@ class RunState:
             case EngineProbed():
                 self.node(event.node).probes += event.usage
                 self._charge(event.node, event.engine, event.usage)
+            case BudgetUsed():
+                self.reserved = event.used
             case RowsTakenBack():
                 self._charge(event.node, event.engine, event.usage)
             case EngineLoaded():
@@ -313,6 +322,11 @@ class RunState:
             asked.usage += event.usage
         for reason, count in event.reasons.items():
             counts.reasons[reason] = counts.reasons.get(reason, 0) + count
+
+    @property
+    def used(self) -> Amounts:
+        """What counts towards a budget: all that was asked, and requests that a killed process may have sent."""
+        return self.bill.amounts().at_least(self.reserved)
 
     def _charge(self, node: str, engine: str, usage: Usage) -> None:
         self.bill.charge(node, engine or self.engine_of(node), usage)
@@ -431,7 +445,8 @@ class RunState:
     def _costs(self) -> dict[str, Any]:
         """The cost of the run, if any engine has a rate."""
         rates = self.bill.rates
-        return {"cost": plain_cost(self.bill.cost()), "rates": msgspec.to_builtins(rates)} if rates else {}
+        costs = {"cost": plain_cost(self.bill.cost()), "rates": msgspec.to_builtins(rates)} if rates else {}
+        return costs | ({"budget": list(self.budget)} if self.budget else {})
 
     def _cost_of(self, step: str) -> dict[str, Any]:
         """The cost of a step, if one of its engines has a rate."""

@@ -19,6 +19,7 @@ from chainette.core.apply import Cardinality
 from chainette.core.decision import way_of
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import NodeKind, Plan, PlanNode
+from chainette.engine.budget import Budget, budget_of
 from chainette.engine.price import Rate
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.changes import different_models
@@ -181,6 +182,8 @@ class RunWriter:
         self.reopened = Reopened()
         #: How engines are charged; logged with the start or the resume.
         self.rates: dict[str, Rate] = {}
+        #: The limits of this session, as `--budget` takes them.
+        self.limits: tuple[str, ...] = ()
         #: Shards that earlier sessions sealed, which are read once more before the run is called finished.
         self._found = [(folder, number) for folder, numbers in state.sealed.items() for number in numbers]
         #: The position that the input was read to, if it is not logged yet.
@@ -201,6 +204,11 @@ class RunWriter:
     def raise_epoch(self) -> None:
         """Begins a new epoch with the next event, unless one that was begun is not logged yet."""
         self._log.epoch = max(self._log.epoch, self.state.epoch + 1)
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget of this session; None if it has no limits."""
+        return budget_of(self.limits, {**self.state.bill.rates, **self.rates})
 
     # -- rows
 

@@ -169,6 +169,7 @@ class DriveLoop:
                     self.board.say(sink.run, {**self.fields, "window": sink.fields["window"]})
                     coordinator = self.coordinated(session, sink)
                 self._look(sink)
+                sink.count_budget()
                 ahead = self._scouting.admit(coordinator.step)
                 moved = _admit(coordinator) if ahead is None else ahead
                 if sink.step():
@@ -440,6 +441,7 @@ class DriveLoop:
             simulate=options.simulate,
             engines={name: config.digest for name, config in session.plan.engines.items()},
             outline=outline_of(session.plan),
+            **({"budget": budget} if (budget := session.writer.budget) is not None else {}),
         )
         watch = RejectWatch(options.max_reject_rate)
         redis = options.way.get("redis", "")

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
+from chainette.engine.budget import Amounts, spent_words
+from chainette.errors import RunStopped
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Aside, PutAside
 from chainette.fleet.redis.redis_queue import ANCHOR, AdmissionProgress, Entry, LeasedQueue, Lost
 from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
-from chainette.io.rundir.events import Event, RunResumed, RunStarted
+from chainette.io.rundir.events import BudgetUsed, Event, RunResumed, RunStarted
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.writer import Admitted, RunWriter
@@ -125,7 +127,8 @@ class Sink:
         """The run's record in Redis: all that workers need, and the numbers from which progress is counted."""
         known = -1 if expected is None else expected
         barred = " ".join(self._queues_of(self.barred or ()))
-        return {**self.fields, "records_before": self.writer.state.records, "expected": known, "barred": barred}
+        used = {"used": self.writer.state.used.words} if self.writer.budget is not None else {}
+        return {**self.fields, **used, "records_before": self.writer.state.records, "expected": known, "barred": barred}
 
     def _log_epoch(self, expected: int | None) -> None:
         self._live.clear()
@@ -138,7 +141,7 @@ class Sink:
             self.writer.raise_epoch()
             self._say([self._resumed(expected, anchor, self._changed_graph())])
         else:
-            self._say([RunStarted(expected=expected, anchor=anchor, rates=self.writer.rates)])
+            self._say([RunStarted(expected=expected, anchor=anchor, rates=self.writer.rates, budget=[*self.writer.limits])])
         self._installing = token
 
     def _changed_graph(self) -> Graph | None:
@@ -160,6 +163,7 @@ class Sink:
             limit=found.limit,
             records=found.records,
             rates=self.writer.rates,
+            budget=[*self.writer.limits],
         )
 
     def _say(self, events: Sequence[Event]) -> None:
@@ -277,6 +281,21 @@ class Sink:
     def progress(self) -> AdmissionProgress:
         """How far this epoch is."""
         return self.queue.progress(self.keys)
+
+    def count_budget(self) -> None:
+        """Keeps in the log how much of the budget is spent or reserved.
+
+        Raises:
+            RunStopped: the next request does not fit, and nothing is in flight.
+        """
+        budget = self.writer.budget
+        if budget is None:
+            return
+        progress = self.progress
+        if progress.used != self.writer.state.reserved and progress.used != Amounts():
+            self._say([BudgetUsed(used=progress.used)])
+        if progress.exhausted:
+            raise RunStopped(spent_words(budget.limits, progress.used))
 
     def damage(self, progress: AdmissionProgress) -> str:
         """Names the keys that are missing in Redis, as far as counts show it; "" if none is.

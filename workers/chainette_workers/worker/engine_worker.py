@@ -36,6 +36,7 @@ from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
+from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.functions import take_stored
 from chainette.run.in_flight import InFlight, Lane
@@ -109,6 +110,7 @@ class EngineWorker(Worker):
     hands: InFlight = field(default_factory=InFlight)
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
+    allowances: dict[tuple[str, int], Allowance] = field(default_factory=dict)
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)
     #: Runs that were told of a refusal.

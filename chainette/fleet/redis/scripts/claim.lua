@@ -117,7 +117,7 @@ end
 
 local states = {}
 local function state_of(run)
-  states[run] = states[run] or redis.call('HMGET', run_key(run), 'state', 'epoch', 'batch_size')
+  states[run] = states[run] or redis.call('HMGET', run_key(run), 'state', 'epoch', 'batch_size', 'exhausted')
   return states[run]
 end
 
@@ -130,7 +130,7 @@ for _, entry in ipairs(A.queues) do
   local run, queue = entry[1], entry[2]
   local state = state_of(run)
   local P = prefix_of(run, state[2] or '')
-  if state[1] == 'running' and not is_empty(P, queue) then
+  if state[1] == 'running' and not state[4] and not is_empty(P, queue) then
     for _, job in ipairs(redis.call('ZRANGEBYSCORE', 'rq:scheduled:' .. queue, '-inf', now(), 'LIMIT', 0, 16)) do
       redis.call('ZREM', 'rq:scheduled:' .. queue, job)
       local j = job_of(job)

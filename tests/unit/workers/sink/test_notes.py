@@ -11,6 +11,7 @@ from chainette_workers.sink.notes import NoteFilter
 from chainette import Chain, Step
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
+from chainette.engine.budget import Amounts
 from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.fleet.redis.streams import noted_event
 from chainette.io.rundir import events as known
@@ -49,6 +50,7 @@ OF_THE_SINK: list[Event] = [
     known.UnitCommitted(node="say", root=0),
     known.ShardSealed(file="say/0", rows=1, bytes=1),
     known.RowsTakenBack(node="say", engine="e", usage=Usage()),
+    known.BudgetUsed(used=Amounts()),
     known.RunPaused(reason="because"),
     known.RunCancelledEvent(),
     known.RunFinished(),

@@ -1,0 +1,88 @@
+"""A worker's part in the budget of a run: nothing is asked that is not reserved before."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from chainette.engine.budget import Amounts, Budget, Reserved
+from chainette.errors import BudgetExhausted
+from chainette.records import Message, Usage
+
+__all__ = ["Allowance"]
+
+#: Seconds until a reservation that found no room is tried again, if no answer of this worker comes before.
+_LOOK = 0.1
+
+#: Reserves through the queue: token, settled amounts, requests that ended, amounts of the next requests.
+Reserve = Callable[[str, Amounts, int, Sequence[Amounts]], Awaitable[Reserved]]
+
+
+@dataclass
+class Allowance:
+    """Reserves requests before they are sent, and settles them with their usage.
+
+    A request that is never settled, since its process was killed or it was cancelled, stays spent as it was reserved.
+    """
+
+    budget: Budget
+    reserve: Reserve
+    #: What the queue was not told yet: the difference that answers made, and their number.
+    _settled: Amounts = field(default_factory=Amounts)
+    _ended: int = 0
+    _calling: anyio.Lock = field(default_factory=anyio.Lock)
+    _changed: anyio.Event = field(default_factory=anyio.Event)
+
+    def need(self, engine: str, messages: Sequence[Message], max_tokens: int) -> Amounts:
+        """See `Budget.need`."""
+        return self.budget.need(engine, messages, max_tokens)
+
+    async def take(self, needs: Sequence[Amounts]) -> int:
+        """Waits until the first of some requests may be sent; returns how many of them may, in their order.
+
+        Raises:
+            BudgetExhausted: none fits, and nothing is in flight.
+        """
+        while True:
+            changed = self._changed
+            reply = await self._call(needs)
+            if reply.granted:
+                return reply.granted
+            if reply.exhausted:
+                raise BudgetExhausted("the budget of the run is spent", self.budget.limits, reply.used)
+            with anyio.move_on_after(_LOOK):
+                await changed.wait()
+
+    def settle(self, engine: str, need: Amounts, usage: Usage) -> None:
+        """A reserved request was answered."""
+        self._end(self.budget.spent(engine, usage) - need, 1)
+
+    def forgo(self, needs: Sequence[Amounts]) -> None:
+        """Reserved requests never got an answer, since their engine does not give any."""
+        self._end(sum((Amounts() - need for need in needs), Amounts()), len(needs))
+
+    def abandon(self, requests: int) -> None:
+        """Reserved requests were cancelled; nobody knows how far they got, so they stay spent."""
+        self._end(Amounts(), requests)
+
+    def add(self, engine: str, usage: Usage) -> None:
+        """Something was asked without a reservation."""
+        self._end(self.budget.spent(engine, usage), 0)
+
+    async def flush(self) -> None:
+        """Tells the queue what was settled."""
+        if self._ended or self._settled != Amounts():
+            await self._call(())
+
+    def _end(self, difference: Amounts, requests: int) -> None:
+        self._settled, self._ended = self._settled + difference, self._ended + requests
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _call(self, needs: Sequence[Amounts]) -> Reserved:
+        async with self._calling:
+            settled, ended, self._settled, self._ended = self._settled, self._ended, Amounts(), 0
+            return await self.reserve(secrets.token_hex(8), settled, ended, needs)
