@@ -96,6 +96,14 @@ class Sealer:
         convert = seal_parquet if self._format == "parquet" else seal_csv
         convert(journal, aside, self._schemas[folder])
 
+    def fault(self, folder: str, values: Iterable[bytes]) -> str:
+        """Why a shard of the folder could not hold rows with these values; "" if it can, or is never sealed."""
+        if self._format == "jsonl" or folder not in self._schemas:
+            return ""
+        from chainette.io.tables.shard_formats import sealing_fault
+
+        return sealing_fault(values, self._schemas[folder], parquet=self._format == "parquet")
+
     def sweep(self, stream: StreamWriter, number: int) -> None:
         """Deletes the journal of a shard that is sealed according to the log."""
         journal = stream.journal(number)

@@ -338,6 +338,10 @@ class RunWriter:
         ]
         return self._streams[declared_of(node.id)].append(lines)
 
+    def fault(self, folder: str, values: Iterable[bytes]) -> str:
+        """Why rows with these values, as they came from elsewhere, cannot be written to a folder; "" if they can."""
+        return self._sealer.fault(folder, values)
+
     def durable(self, root: int) -> Durable | None:
         """The outcomes of an incomplete root from earlier phases or sessions."""
         return rows_of_root(self.directory, self.plan, self.state, root)

@@ -28,7 +28,7 @@ from chainette.utils.private_files import new_file
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["read_rows", "seal_csv", "seal_parquet", "table_of"]
+__all__ = ["read_rows", "seal_csv", "seal_parquet", "sealing_fault", "table_of"]
 
 _BATCH_ROWS = 5_000
 _BATCH_BYTES = 32 << 20
@@ -79,6 +79,21 @@ def seal_csv(journal: Path, target: Path, schema: pa.Schema) -> tuple[int, int]:
             )
             rows += len(batch)
         return rows, _sync(file)
+
+
+def sealing_fault(values: Iterable[bytes], schema: pa.Schema, *, parquet: bool) -> str:
+    """Why rows with these values, as they came from elsewhere, could not be sealed as Parquet or CSV; "" if they could."""
+    try:
+        rows = [msgspec.json.decode(value, type=Row) for value in values]
+        if parquet:
+            table_of(rows, schema)
+        else:
+            encode = _row_encoder(schema, nested_as_text=True)
+            for number, row in enumerate(rows, 1):
+                encode(row, Path("rows"), number)
+    except (DamagedRun, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return str(error)
+    return ""
 
 
 def table_of(rows: Iterable[Row], schema: pa.Schema) -> pa.Table:

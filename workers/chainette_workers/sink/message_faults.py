@@ -5,6 +5,7 @@ An answer may be false; the directory may not become unreadable, and no row may 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
@@ -23,12 +24,16 @@ __all__ = ["admission_fault", "ended_rows", "result_fault", "root_fault"]
 _LONGEST_ORIGIN = 1000
 
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
 _decode_value = msgspec.json.Decoder(msgspec.Raw).decode
 
 _REASONS = frozenset(Reason)
 
 #: The largest count and sum of seconds: exact in a double, and far beyond any run.
 _MOST = 2**53
+
+#: The digits of the longest number that Python reads.
+_LONGEST_NUMBER = 4300
 
 #: The most characters of a rejection's message, and of the answer or the line that it quotes (64 KiB, and a mark).
 _LONGEST_MESSAGE, _LONGEST_RAW = 1 << 20, 1 << 17
@@ -107,10 +112,33 @@ def _object_fault(value: bytes) -> str:
         return f"a row is no JSON object ({error})"
     if b"\n" in value or value[:1] != b"{" or value[-1:] != b"}" or (not fields and value != b"{}"):
         return "a row is not JSON as a model writes it"
+    if _may_repeat_a_name(value, fields) and (fault := _repetition(value)):
+        return fault
     if b'"row_id"' in value or b'"_' in value or b"\\" in value:
         own = next((name for name in fields if name == "row_id" or name.startswith("_")), "")
         return f"a row has the field {own!r}, which is a column of the shard" if own else ""
     return ""
+
+
+def _may_repeat_a_name(value: bytes, fields: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether an object is longer than its fields, or has objects or long numbers within it."""
+    names = sum(len(_encode(name)) for name in fields)
+    shortest = names + sum(map(len, map(bytes, fields.values()))) + 2 * len(fields) + 1
+    return len(value) > min(max(shortest, 2), _LONGEST_NUMBER) or value.count(b"{") > 1
+
+
+def _repetition(value: bytes) -> str:
+    """The fault of an object with two fields of one name, which most readers refuse; "" if it has none."""
+    try:
+        json.loads(value, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        return f"a row is no JSON object that every tool reads ({str(error)[:200]})"
+    return ""
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> None:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name occurs twice")
 
 
 def _rejection_fault(node: str, reasons: Collection[str], rejection: Rejection) -> str:

@@ -15,7 +15,7 @@ from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts, spent_words
 from chainette.errors import RunStopped
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.messages import Aside, PutAside
+from chainette.fleet.protocol.messages import Aside, PutAside, Result
 from chainette.fleet.redis.redis_queue import ANCHOR, AdmissionProgress, Entry, LeasedQueue, Lost
 from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
@@ -225,13 +225,23 @@ class Sink:
             live = self._live.get(entry.root)
             if entry.root in refused:
                 continue
-            if words := live.refuse(entry, self._ever_barred) if live else self._stray(entry.root):
+            words = self._unwritable(entry) or (live.refuse(entry, self._ever_barred) if live else self._stray(entry.root))
+            if words:
                 refused[entry.root] = Aside(words[:_LONGEST], entry.id, encode(entry.message)[:_LONGEST])
                 continue
             accepted.append(entry)
             if entry.done or entry.suspended:
                 del self._live[entry.root]
         return accepted, refused
+
+    def _unwritable(self, entry: Entry) -> str:
+        """Why no shard of the run could hold the rows of an entry; "" if one can."""
+        result = entry.message
+        node = self.plan.stations.get(result.node) if isinstance(result, Result) else None
+        if node is None or not isinstance(result, Result):
+            return ""
+        fault = self.writer.fault(node.folder, (output.value for output in result.outputs))
+        return f"root {entry.root}: {node.id!r} gave {fault}" if fault else ""
 
     def _stray(self, root: int) -> str:
         """Why a root has rows that nothing is known of."""

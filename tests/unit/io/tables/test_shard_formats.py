@@ -24,7 +24,7 @@ from chainette.errors import DamagedRun, DiskError
 from chainette.io.rundir.reading import cells_of
 from chainette.io.tables import shard_formats
 from chainette.io.tables.columns import arrow_schema, flattened_columns, step_columns
-from chainette.io.tables.shard_formats import read_rows, seal_csv, seal_parquet
+from chainette.io.tables.shard_formats import read_rows, seal_csv, seal_parquet, sealing_fault
 from tests.support.tools import CI
 
 Seal = Callable[[Path, Path, pa.Schema], tuple[int, int]]
@@ -146,6 +146,24 @@ def test_what_is_sealed_reads_back_equal(
     schema = arrow_schema(step_columns(Everything, ADDED))
     rows = [_row(index, value, _reasoning=reasoning, _key=key) for index, value in enumerate(values)]
     assert list(read_rows(_seal(folder, suffix, rows, schema), schema=schema)) == rows
+    written = [json.dumps(row).encode() for row in rows]
+    assert sealing_fault(written, schema, parquet=suffix == ".parquet") == ""
+
+
+@pytest.mark.parametrize(
+    ("suffix", "value", "said"),
+    [
+        (".parquet", b'{"nome":"a"}', "no column 'nome'"),
+        (".csv", b'{"nome":"a"}', "no column 'nome'"),
+        (".parquet", b'{"x":"a text"}', "column 'x' is double"),
+        (".parquet", b'{"x":' + 5000 * b"9" + b"}", "out of range"),
+        (".csv", b'{"x":' + 5000 * b"9" + b"}", "out of range"),
+    ],
+)
+def test_a_row_that_no_shard_could_hold_is_known_before_it_is_written(suffix: str, value: bytes, said: str) -> None:
+    schema = arrow_schema(step_columns(Point, [("row_id", str)]))
+    assert sealing_fault([b'{"x":1.5}'], schema, parquet=suffix == ".parquet") == ""
+    assert said in sealing_fault([b'{"x":1.5}', value], schema, parquet=suffix == ".parquet")
 
 
 @BOTH
