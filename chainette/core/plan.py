@@ -361,6 +361,11 @@ class Plan:
         """Whether a loop is inside another one, so that rounds have paths and not just numbers."""
         return any(node.round is not None and "~" in node.round.path for node in self.nodes.values())
 
+    def goes_on(self, loop: str, round: str) -> bool:
+        """Whether rows that a round of a loop does not satisfy go on with the next one, or are kept."""
+        judge = self.nodes.get(loop if {*round.split("~")} == {"1"} else f"{loop}#{round}")
+        return judge is not None and isinstance(judge.next, ToWays) and len(judge.next.ways) > 1
+
     @property
     def escalates(self) -> bool:
         """Whether a step may ask several engines."""

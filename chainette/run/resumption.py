@@ -36,7 +36,7 @@ from chainette.io.rundir.reading import require_content
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.writer import Reopened, tidy
-from chainette.records import CHAIN_INPUT, Read
+from chainette.records import CHAIN_INPUT, Read, Reason
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan, registry_of
 from chainette.run.session import check_drive, finish_run
@@ -275,13 +275,23 @@ async def retry(
     _require_unchanged(directory, state, plan)
     _require_nodes(plan, sorted(steps))
 
-    def matches(step: str, reason: str) -> bool:
+    final = await anyio.to_thread.run_sync(_final_loops, directory, plan, state)
+
+    def wanted(step: str, reason: str) -> bool:
         return (not steps or step in steps) and (not reasons or reason in reasons)
+
+    def matches(step: str, reason: str) -> bool:
+        return wanted(step, reason) and not (reason == Reason.EXHAUSTED and step in final)
 
     counted = {step: counts.reasons for step, counts in state.nodes.items() if step in plan.nodes}
     if not any(matches(step, reason) for step, reasons in counted.items() for reason in reasons):
         if not any(counted.values()) and state.node(CHAIN_INPUT).rejected:
             raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
+        if left := sorted(loop for loop in final if wanted(loop, Reason.EXHAUSTED)):
+            raise RunDirectoryError(
+                f"{directory} has no rejected rows that match, except those that are exhausted, for which no round is left; "
+                f"raise max_rounds of {' and '.join(left)}, or set on_exhausted='keep'"
+            )
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
     if engine is not None:
         assert isinstance(found, Chain)
@@ -291,6 +301,15 @@ async def retry(
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
     state, _ = await anyio.to_thread.run_sync(read_state, directory)
     return await _continue(directory, plan, state, options)
+
+
+def _final_loops(directory: RunDir, plan: Plan, state: RunState) -> set[str]:
+    """Loops with exhausted rows for none of which the plan has a further round, or an end."""
+    exhausted = {step for step, counts in state.nodes.items() if counts.reasons.get(Reason.EXHAUSTED)}
+    if not exhausted:
+        return set()
+    rows = (row for row in RunResult(directory, state).rows("rejected") if row["reason"] == Reason.EXHAUSTED)
+    return exhausted - {row["step_id"] for row in rows if plan.goes_on(row["step_id"], str(row["_round"]))}
 
 
 def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:

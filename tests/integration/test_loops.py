@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from chainette import Branch, Chain, Loop, Route, RunResult, Step, apply
 from chainette.core.branch import Element
 from chainette.core.compile import compile_chain
-from chainette.errors import ChainChanged, DeclarationError, PlanError
+from chainette.errors import ChainChanged, DeclarationError, PlanError, RunDirectoryError
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.paths import RunDir
@@ -420,6 +420,27 @@ def test_rows_that_were_exhausted_are_kept_by_retry_once_the_loop_keeps_them(tmp
     assert not calls and ends(result) == {"0": (2, 2), "1": (2, 4), "2": (1, 7)}
     assert rounds(result, "revise", "_way")["0"] == ["again", "kept"]
     assert result.metadata["balanced"] and not [*result.rows("rejected")]
+
+
+def test_a_retry_leaves_exhausted_rows_for_which_no_round_is_left(tmp_path: Path) -> None:
+    fails = [True]
+
+    def strict(item: Draft) -> Verdict:
+        if fails[0] and item.v == 3:
+            raise ValueError("not three")
+        return judge(item)
+
+    loop = revise(steps=[apply(draft), apply(strict, id="judge")], max_rounds=2)
+    chain = Chain(name="c", steps=[loop.join("final")], input_model=N)
+    chain.run([N(n=1), N(n=3)], tmp_path / "run")
+    fails[0] = False
+    result = retry_rejected(tmp_path / "run", chain)
+    assert ends(result) == {"1": (2, 6)}
+    assert [(row["row_id"], row["reason"]) for row in result.rows("rejected")] == [("0", "exhausted")]
+    log = (tmp_path / "run/events.jsonl").read_bytes()
+    with pytest.raises(RunDirectoryError, match="for which no round is left; raise max_rounds of revise, or set on_exhausted"):
+        retry_rejected(tmp_path / "run", chain)
+    assert (tmp_path / "run/events.jsonl").read_bytes() == log
 
 
 def test_fewer_rounds_and_other_endings_are_refused_with_the_loop_to_compute_anew(tmp_path: Path) -> None:
