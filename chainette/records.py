@@ -224,6 +224,8 @@ class Reason(StrEnum):
     NO_CASE = "no_case"
     #: no round of a loop satisfied its condition
     EXHAUSTED = "exhausted"
+    #: fewer of the row's candidates are valid than its step needs
+    TOO_FEW = "too_few"
     #: the outcome of the row is larger than a unit can carry
     TOO_LARGE = "too_large"
     #: the row killed the workers that took it

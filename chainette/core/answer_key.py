@@ -97,7 +97,7 @@ def _received_values(node: PlanNode, row: Row) -> list[bytes | None]:
 
 
 def key_of_call(plan: Plan, node: PlanNode, row: Row) -> bytes:
-    """The key of a function's value for a row; b"" for a decision, which every run makes anew."""
-    if node.kind is NodeKind.DECISION:
+    """The key of a function's value for a row; b"" for a decision or a choice, which every run makes anew."""
+    if node.kind in (NodeKind.DECISION, NodeKind.PICK):
         return b""
     return _function_keys(plan, node).of_values(_received_values(node, row))

@@ -17,6 +17,7 @@ from chainette.core.chain import Chain
 from chainette.core.check import fills_defaults_only, json_kind, misfits, model_problems, same_but_for_case
 from chainette.core.compile_loop import check_loop, compile_loop
 from chainette.core.compile_route import certain, check_route, compile_route
+from chainette.core.compile_samples import compile_samples
 from chainette.core.elements import Flow, first_nodes, fork_id, target_of
 from chainette.core.identity import fingerprint_of, rescue_of
 from chainette.core.loop import Loop
@@ -152,6 +153,8 @@ class Compiler:
                 return compile_route(self, element, flow, following)
             case Loop():
                 return compile_loop(self, element, flow, following)
+            case Step() if element.n > 1:
+                return compile_samples(self, element, flow, following)
             case Node():
                 return self.node(element, flow, following)
             case _:
@@ -160,10 +163,18 @@ class Compiler:
     def node(self, node: Node, flow: Flow, following: Target) -> Flow:
         assert isinstance(node, Step | ApplyNode)
         self.claim(node.id, node.place, flow)
+        planned = self.add(node, node.id, flow, following)
+        many = planned.cardinality is Cardinality.MANY
+        names = [node.id, *([f"{node.id}_reasoning"] if isinstance(node, Step) else [])]
+        if not flow.path and not planned.hidden:
+            self.columns.append(node.id)
+        return replace(flow.knowing(*names), source=planned.id, type=node.output_model, many=flow.many or many)
+
+    def add(self, node: Step[Any, Any] | ApplyNode[Any, Any], id: str, flow: Flow, following: Target) -> PlanNode:
+        """Adds a node to the plan under this id."""
         input_type = node.input_model or flow.type
         self.check_edge(node, flow)
-        many = isinstance(node, ApplyNode) and node.cardinality is Cardinality.MANY
-        name = flow.named(node.id)
+        name = flow.named(id)
         engines = [self.engine(node, engine) for engine in node.engines] if isinstance(node, Step) else [None]
         self.depth += 1
         planned = PlanNode(
@@ -185,21 +196,18 @@ class Compiler:
             key=name,
             keys=flow.keys,
             round=flow.round,
+            samples=node.n if isinstance(node, Step) else 1,
         )
         self.nodes.setdefault(name, planned)
         self.types[name] = node.output_model or Any
-        names = [node.id]
         if isinstance(node, Step):
             self.depth += len(node.escalate)
             self.types[planned.reasoning_key] = str | None
-            names.append(f"{node.id}_reasoning")
         if node.output_model is not None:
             self.check_model(
                 node.output_model, node.place, f"{node.id!r}: output model {node.output_model.__name__}", output=True
             )
-        if not flow.path and not planned.hidden:
-            self.columns.append(node.id)
-        return replace(flow.knowing(*names), source=name, type=node.output_model, many=flow.many or many)
+        return planned
 
     def fork(self, branches: Sequence[Branch], flow: Flow, following: Target) -> Flow:
         fork = fork_id(branches, flow)
@@ -321,6 +329,8 @@ class Compiler:
         if other.depth >= node.depth:
             again = f"; previous.{other.id} is its value in the round before" if node.round and other.round else ""
             return f"it runs later{again}" if other is not node else f"it is this step{again}"
+        if other.samples > 1:
+            return f"it is a folder; later nodes see {other.node.id!r}, the candidate that was picked, or the list of all"
         branch = next(name for name in other.path if name not in node.path)
         outer, is_way, _ = branch.partition(":")
         if isinstance(self.forks.get(f"+{outer}"), Rounds):

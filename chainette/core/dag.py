@@ -23,6 +23,7 @@ from chainette.core.plan import (
     Plan,
     PlanNode,
     Rounds,
+    Samples,
     Side,
     Target,
     ToBranchEnd,
@@ -32,7 +33,15 @@ from chainette.core.plan import (
 )
 from chainette.records import CHAIN_INPUT
 
-__all__ = ["describe_engines", "describe_models", "describe_rows", "render_ascii", "render_mermaid", "render_unicode"]
+__all__ = [
+    "describe_engines",
+    "describe_folder",
+    "describe_models",
+    "describe_rows",
+    "render_ascii",
+    "render_mermaid",
+    "render_unicode",
+]
 
 
 class _Kind(Enum):
@@ -90,6 +99,10 @@ def render_unicode(plan: Plan, max_branches: int | None = None) -> str:
 
 def describe_models(node: PlanNode) -> tuple[str, str]:
     """The models of a node as people write them: ("Document", "list[Chunk]")."""
+    if node.picker is not None:
+        model = _type_name(node.picker.step.output_model)
+        given = f"list[{model}]" if node.passes else model
+        return f"list[{model}]", f"{given} | None" if node.cardinality is Cardinality.OPTIONAL else given
     given = _type_name(node.output_model)
     match node.cardinality:
         case Cardinality.ONE:
@@ -107,7 +120,9 @@ def describe_engines(node: PlanNode) -> str:
 
 def describe_rows(node: PlanNode) -> str:
     """How the node takes rows, and changes their number; "" if it takes one after the other and keeps it."""
-    batches = ["in batches"] if isinstance(node.node, BatchApply) else []
+    notes = ["in batches"] if isinstance(node.node, BatchApply) else []
+    notes += [f"{node.samples} candidates a row"] if node.samples > 1 else []
+    notes += [node.picker.said] if node.picker is not None else []
     match node.cardinality:
         case Cardinality.ONE:
             changes = []
@@ -115,7 +130,12 @@ def describe_rows(node: PlanNode) -> str:
             changes = ["may drop rows"]
         case Cardinality.MANY:
             changes = ["expands rows"]
-    return ", ".join([*batches, *changes])
+    return ", ".join([*notes, *changes])
+
+
+def describe_folder(node: PlanNode) -> str:
+    """Whether the node's rows are kept out of the outputs; "" if they are written."""
+    return "not written" if node.hidden and not node.passes else ""
 
 
 def _type_name(kind: Any) -> str:
@@ -128,9 +148,9 @@ def _type_name(kind: Any) -> str:
 
 def _node_text(node: PlanNode, arrow: str = "->") -> str:
     taken, given = describe_models(node)
-    notes = [describe_rows(node), "not written" if node.hidden else ""]
+    notes = [describe_rows(node), describe_folder(node)]
     extra = "".join(f", {note}" for note in notes if note)
-    label = node.id if node.node.name == node.id else f"{node.id} ({node.node.name})"
+    label = node.id if node.node.name == node.node.id else f"{node.id} ({node.node.name})"
     return f"{label}  {taken} {arrow} {given}  [{describe_engines(node)}{extra}]"
 
 
@@ -205,7 +225,9 @@ def _tree(plan: Plan, most: int | None) -> _Line:
 
 def _lines(plan: Plan, target: Target, most: int | None) -> Iterator[_Line]:
     for stage in _stages(plan, target):
-        if isinstance(stage, Fork):
+        if isinstance(stage, Samples):
+            yield from _lines(plan, stage.joins[0].first, most)
+        elif isinstance(stage, Fork):
             yield _fork_line(plan, stage, most)
         else:
             kind = _Kind.STEP if stage.kind is NodeKind.STEP else _Kind.APPLY
@@ -304,6 +326,8 @@ class _Chart:
         if isinstance(fork, Rounds):
             ends = self.rounds(fork, sources)
             return ends if fork.joins else sources
+        if isinstance(fork, Samples):
+            return self.sequence(fork.joins[0].first, sources)
         shown, folded = _branches(self.plan, fork, self.most)
         joined: list[_Source] = []
         before = sources

@@ -57,20 +57,25 @@ class Flow:
 
 def target_of(element: Element, flow: Flow) -> Target:
     """The destination of rows that go on to an element."""
-    return ToNode(flow.named(element.id)) if isinstance(element, Step | ApplyNode) else ToFork(fork_id(element, flow))
+    if isinstance(element, ApplyNode) or (isinstance(element, Step) and element.n == 1):
+        return ToNode(flow.named(element.id))
+    return ToFork(fork_id(element, flow))
 
 
 def fork_id(element: Node | Sequence[Branch], flow: Flow) -> str:
-    """A name for a route, a loop or a list of branches that no id can clash with."""
+    """A name for a route, a loop, the candidates of a step or a list of branches that no id can clash with."""
     ids = [element.id] if isinstance(element, Node) else [branch.id for branch in element]
     return flow.named("+".join(ids) if len(ids) > 1 else f"+{ids[0]}")
 
 
 def first_nodes(elements: Sequence[Element]) -> Iterator[Step[Any, Any] | ApplyNode[Any, Any]]:
-    """The nodes that receive the row before `elements`: after a list of branches or a route it is the same row."""
+    """The nodes that receive the row before `elements`, which is also the row after a list of branches or a route, and after
+    candidates of which none is picked."""
     for element in elements:
         if isinstance(element, Step | ApplyNode):
             yield element
+            if isinstance(element, Step) and element.gives_list:
+                continue
             return
         assert isinstance(element, Route | Loop) or not isinstance(element, Node)
         inside = element.ways if isinstance(element, Route) else [element] if isinstance(element, Loop) else element

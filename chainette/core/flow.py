@@ -14,6 +14,7 @@ from itertools import chain
 import msgspec
 
 from chainette.core.apply import Cardinality
+from chainette.core.candidates import valid_list
 from chainette.core.decision import way_of
 from chainette.core.plan import (
     Choice,
@@ -186,7 +187,7 @@ class _Walk:
         name = f"{fork.id}@{part}"
         inner = _Walk(self.plan, self.root, self.durable, self.part, sides=self.sides, forks=self.forks)
         for start in fork.joined_starts:
-            inner.go(start, rows, name)
+            inner.go(start, fork.entering(rows), name)
         open_ids = _pending_owners(inner.effects, {row.row_id for row in rows}, name)
         self.open_scope(Scope(name, fork.id, scope, part, [row for row in rows if row.row_id in open_ids]), inner.effects)
         done = [row for row in rows if row.row_id not in open_ids]
@@ -269,7 +270,16 @@ def row_of(node: PlanNode, row: Row, output: Output) -> Row:
     values = {node.key: output.value}
     if node.kind is NodeKind.STEP:
         values[node.reasoning_key] = msgspec.json.encode(output.reasoning)
+    elif node.kind is NodeKind.PICK:
+        return _picked(node, row, output)
     return row.with_values(output.row_id, values)
+
+
+def _picked(node: PlanNode, row: Row, output: Output) -> Row:
+    """The row with the chosen candidate, or with all valid ones, in place of the list of candidates."""
+    value = valid_list(row.values[node.source]) if node.passes else output.value
+    rest = {name: known for name, known in row.values.items() if name != node.source}
+    return Row(output.row_id, {**rest, node.key: value}, row.line, row.key)
 
 
 def join_rows(

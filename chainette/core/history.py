@@ -47,6 +47,11 @@ class History(Mapping[str, Any]):
         """The decision of the node's loop at the end of the round before."""
         return self._row.values.get(self._node.key)
 
+    @property
+    def received(self) -> bytes:
+        """The JSON of the value that the node receives."""
+        return self._row.values[self._node.source]
+
     def __contains__(self, name: object) -> bool:
         return name in self._node.scope
 

@@ -10,6 +10,7 @@ import msgspec
 from pydantic import BaseModel
 
 from chainette.core.apply import ApplyNode
+from chainette.core.candidates import Picker
 from chainette.core.condition import Condition
 from chainette.core.loop import Judge
 from chainette.core.route import Chooser
@@ -34,17 +35,21 @@ def fingerprint_of(
         builder = fingerprint_code(node.prompt_builder) if callable(node.prompt_builder) else None
         parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
         parts += [deciding_sampling(node.sampling), deciding_engine_settings(engine)]
+        parts += [node.n] if node.n > 1 else []
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 
 def _decides(fn: Any) -> list[Any]:
-    """The settings that decide a route's ways or a loop's rounds; the steps inside are nodes in their own right."""
+    """The settings that decide a route's ways, a loop's rounds or the choice among candidates; steps are nodes in their own
+    right."""
     match fn:
         case Chooser(route):
             conditions = [route.on, *(way.when for way in route.ways)]
             return [[_given(one) for one in conditions], [(way.name, way.key) for way in route.ways]]
         case Judge(loop):
             return [_given(loop.until), _given(loop.best), loop.result]
+        case Picker(step):
+            return [fingerprint_code(step.pick) if callable(step.pick) else step.pick]
     return []
 
 
@@ -57,17 +62,23 @@ def _given(condition: Condition | None) -> str | None:
 def rescue_of(node: Step[Any, Any] | ApplyNode[Any, Any], engines: Sequence[EngineConfig | None]) -> dict[str, Any]:
     """The settings of a node that can only rescue rejected rows; `engines` are those that it may ask."""
     if isinstance(node, ApplyNode):
-        loop = node.fn.loop if isinstance(node.fn, Judge) else None
-        if loop is None:
-            return {}
-        return {"max_rounds": f"{loop.max_rounds} under {loop.on_exhausted}", "on_exhausted": loop.on_exhausted}
+        return _rescue_of_function(node.fn)
     declared = [
-        (SETTINGS["Step"], vars(node)),
+        (SETTINGS["Step"], {name: value for name, value in vars(node).items() if name != "min_valid"}),
         (SETTINGS["SamplingParams"], msgspec.structs.asdict(node.sampling)),
         _engine_settings(engines[0]),
     ]
     rescues = {name: found[name] for settings, found in declared for name in settings.rescue if name in found}
     return rescues | {"escalate": [_marked(engine) for engine in engines[1:] if engine is not None]}
+
+
+def _rescue_of_function(fn: Any) -> dict[str, Any]:
+    match fn:
+        case Judge(loop):
+            return {"max_rounds": f"{loop.max_rounds} under {loop.on_exhausted}", "on_exhausted": loop.on_exhausted}
+        case Picker(step):
+            return {"min_valid": step.min_valid}
+    return {}
 
 
 def _marked(engine: EngineConfig) -> str:

@@ -13,11 +13,12 @@ from pydantic import BaseModel, TypeAdapter
 
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import JoinBranch
+from chainette.core.candidates import Picker
 from chainette.core.decision import round_end_of, way_branch, way_of
 from chainette.core.step import Step
 from chainette.engine.config import EngineConfig
 from chainette.errors import Place, Problem
-from chainette.records import PYTHON, declared_of, station_of
+from chainette.records import PYTHON, Row, child_id, declared_of, parent_of, row_order, station_of
 from chainette.utils.ids import snake_case
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "PlanNode",
     "Round",
     "Rounds",
+    "Samples",
     "Side",
     "Target",
     "ToBranchEnd",
@@ -50,6 +52,8 @@ class NodeKind(StrEnum):
     APPLY = "apply"
     #: the choice of a row's way
     DECISION = "decision"
+    #: the choice among a row's candidates
+    PICK = "pick"
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ class PlanNode:
     escalate: tuple[str, ...] = ()
     #: The number of `engine` among those of the step, from 0.
     rank: int = 0
+    #: How often each row is asked, of a step whose rows are candidates; 1 for all other nodes.
+    samples: int = 1
 
     @property
     def folder(self) -> str:
@@ -168,6 +174,10 @@ class PlanNode:
         """The engine, if its rows name the one that answered; "" if the step asks only one."""
         return self.engine if isinstance(self.node, Step) and self.node.escalate else ""
 
+    def asked_about(self, row_id: str) -> tuple[str, int]:
+        """(the row that the prompt is about, the number of the candidate)."""
+        return (row_id, 0) if self.samples == 1 else (parent_of(row_id), row_order(row_id)[-1])
+
     def at(self, engine: int) -> PlanNode:
         """The node with the engine that comes so many places later."""
         if not engine:
@@ -181,7 +191,25 @@ class PlanNode:
     @property
     def hidden(self) -> bool:
         """Whether its rows stay out of the outputs (`yield_output=False`)."""
-        return isinstance(self.node, Step) and not self.node.yield_output
+        return self.step is not None and not (self.step.yield_output and not self.passes)
+
+    @cached_property
+    def step(self) -> Step[Any, Any] | None:
+        """The step that declares it; None for other functions."""
+        if isinstance(self.node, Step):
+            return self.node
+        return self.picker.step if self.picker is not None else None
+
+    @cached_property
+    def picker(self) -> Picker | None:
+        """The choice among candidates that it makes; None for other nodes."""
+        fn = self.node.fn if isinstance(self.node, ApplyNode) else None
+        return fn if isinstance(fn, Picker) else None
+
+    @cached_property
+    def passes(self) -> bool:
+        """Whether its rows go on as they are, so that only their ids are kept: enough of their candidates are valid."""
+        return self.kind is NodeKind.PICK and self.output_model is None
 
     @cached_property
     def reasoning_key(self) -> str:
@@ -236,6 +264,21 @@ class Fork:
     def side_starts(self) -> tuple[Target, ...]:
         """The first destinations of rows that it does not wait for."""
         return tuple(side.first for side in self.sides)
+
+    def entering(self, rows: list[Row]) -> list[Row]:
+        """The rows that begin its branches."""
+        return rows
+
+
+@dataclass(frozen=True)
+class Samples(Fork):
+    """The candidates of a step: its one branch takes several copies of each row."""
+
+    count: int
+
+    def entering(self, rows: list[Row]) -> list[Row]:
+        numbers = range(self.count)
+        return [Row(child_id(row.row_id, number), row.values, row.line, row.key) for row in rows for number in numbers]
 
 
 @dataclass(frozen=True)

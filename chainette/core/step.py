@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from typing_extensions import TypeVar
 
+from chainette.core.annotations import list_of
+from chainette.core.candidates import MAX_CANDIDATES, pick_problem
 from chainette.core.node import Node
 from chainette.engine.base import SamplingParams
 from chainette.errors import DeclarationError, Place, PluginError
 from chainette.records import Message
 from chainette.utils.argument_advice import explained
+from chainette.utils.call_site import caller_frame
 from chainette.utils.plugins import PROMPT_BUILDERS
 
 __all__ = ["DEFAULT_USER_PROMPT", "PromptBuilder", "Step"]
@@ -31,6 +34,8 @@ _DEFAULT_SAMPLING = SamplingParams()
 _SAMPLING = "sampling=SamplingParams({given})"
 _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, _SAMPLING) | {
     "batch_size": "Chain(batch_size={value}, ...)",
+    "best_of": "n={value}",
+    "choose": "pick={value}",
     "engine": "engine_name={value}",
     "input": "input_model={value}",
     "instructions": "system_prompt={value}",
@@ -39,6 +44,7 @@ _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, _SAMPLING) | {
     "max_retries": "max_attempts={value}",
     "messages": "prompt_builder=..., a function (step, row, history) that returns the messages",
     "model": "output_model=... for the answer's model; the language model goes into register_engine(name, model=...)",
+    "num_return_sequences": "n={value}",
     "output": "output_model={value}",
     "output_schema": "output_model={value}",
     "output_type": "output_model={value}",
@@ -46,6 +52,7 @@ _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, _SAMPLING) | {
     "response_format": "output_model={value}",
     "response_model": "output_model={value}",
     "retries": "max_attempts={value}",
+    "samples": "n={value}",
     "sampling_params": "sampling={value}",
     "schema": "output_model={value}",
     "system": "system_prompt={value}",
@@ -106,6 +113,10 @@ class Step(Node, Generic[In, Out]):
     it out). A bad answer is sent back with the error, up to `max_attempts` asks. Then the engines of `escalate` are asked in
     turn, and the column `_engine` says which one answered.
 
+    With `n`, every row is asked n times, each candidate with a seed and attempts of its own, and `pick` chooses one of the
+    valid candidates. `<id>_candidates/` has all of them as rows `17~0`, `17~1`, ... A row with fewer than `min_valid` valid
+    candidates is rejected. For example, `Step(id="solve", n=5, pick="majority:result", ...)`.
+
     Raises:
         DeclarationError: a value that cannot work, at the line that declares the step.
     """
@@ -128,6 +139,13 @@ class Step(Node, Generic[In, Out]):
     max_attempts: int = 3
     #: Engines that are asked in this order, each in a fresh conversation, for rows that `engine_name` gave no good answer for.
     escalate: Sequence[str] = ()
+    #: Candidates per row.
+    n: int = 1
+    #: "majority" (the most frequent candidate, the earliest of equals), "majority:field" (by one field), or a function of the
+    #: list of valid candidates that gives one row, or None to drop the row. None: the value is the list of valid candidates.
+    pick: str | Callable[[list[Out]], Out | None] | None = None
+    #: Valid candidates that a row needs.
+    min_valid: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,6 +163,19 @@ class Step(Node, Generic[In, Out]):
             wanted = f"write engine_name={name!r}" if name else "give the name of a registered engine"
             raise self._wrong(f"engine_name is no text but {type(self.engine_name).__name__}; {wanted}")
         self._check_escalate()
+        self._check_candidates()
+
+    def _check_candidates(self) -> None:
+        for name, most, of in (("n", MAX_CANDIDATES, ""), ("min_valid", self.n, " (n)")):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise self._wrong(f"{name} is {value!r}, it must be from 1 to {most:,}{of}")
+        if self.pick is None:
+            return
+        if self.n == 1:
+            raise self._wrong("pick= chooses among several candidates; give n= (2 or more)")
+        if problem := pick_problem(self.pick, self.output_model, caller_frame().f_locals):
+            raise self._wrong(problem)
 
     def _check_escalate(self) -> None:
         given: object = self.escalate
@@ -171,9 +202,17 @@ class Step(Node, Generic[In, Out]):
         """The names of every engine that may be asked, in order."""
         return (self.engine_name, *self.escalate)
 
+    @property
+    def gives_list(self) -> bool:
+        """Whether its value for a row is the list of candidates."""
+        return self.n > 1 and self.pick is None
+
     def _wrong(self, said: str) -> DeclarationError:
         return DeclarationError(f"{self.place}: step {self.id!r}: {said}")
 
     def decode(self, value: bytes) -> Out:
-        """The validated output from a row's JSON."""
+        """The validated output from a row's JSON; the list of them with `n` and without `pick`."""
+        if self.gives_list:
+            found: Out = TypeAdapter[Any](list_of(self.output_model)).validate_json(value)
+            return found
         return self.output_model.model_validate_json(value)

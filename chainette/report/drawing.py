@@ -14,6 +14,7 @@ from chainette.io.rundir.graph import (
     GraphJoin,
     GraphNode,
     GraphRounds,
+    GraphSamples,
     GraphSide,
 )
 from chainette.io.rundir.run_state import RunState
@@ -38,7 +39,7 @@ class Box:
     height: float
     title: str
     subtitle: str = ""
-    #: (rejected | dropped | stopped | expanded, rows); only those above 0.
+    #: (rejected | dropped | stopped | expanded | invalid, rows); only those above 0.
     exits: tuple[tuple[str, int], ...] = ()
 
 
@@ -132,6 +133,8 @@ class _Pen:
         return max(widths, default=0.0)
 
     def _fork_width(self, fork: GraphFork) -> float:
+        if isinstance(fork, GraphSamples):
+            return self._width(fork.joins[0].first)
         if isinstance(fork, GraphRounds):
             return self._width(fork.entry) + (0 if fork.joins else 2 * _LANE)
         widths = [self._lane_width(branch.first) for branch in fork.branches]
@@ -160,6 +163,8 @@ class _Pen:
         return [_Tail(middle, y, counts.given)], y
 
     def _fork(self, fork: GraphFork, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
+        if isinstance(fork, GraphSamples):
+            return self._sequence(fork.joins[0].first, column, y, tails)
         edge = column.left + (column.width - self._fork_width(fork)) * self._lean
         left, joined, before = edge + (0 if fork.joins else 2 * _LANE), list[_Tail](), tails
         if isinstance(fork, GraphChoice):
@@ -219,6 +224,7 @@ class _Pen:
             "dropped": counts.dropped,
             "stopped": counts.stopped,
             "expanded": counts.expanded,
+            "invalid": counts.invalid,
         }
         exits = tuple((name, rows) for name, rows in amounts.items() if rows)
         height = _HEIGHT + _LINE * len(exits)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import anyio.to_thread
 
 from chainette.core.flow import advance, join_rows
-from chainette.core.plan import Fork, NodeKind, Plan
+from chainette.core.plan import Fork, NodeKind, Plan, Samples
 from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
@@ -86,7 +86,7 @@ def join(plan: Plan, unit: Unit, hook: Hook = _QUIET) -> Outcome:
 
 def _joined(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:
     joined, lost = join_rows(fork, unit.rows, unit.partials, unit.stopped)
-    if hook.streams:
+    if hook.streams and not isinstance(fork, Samples):
         aliases = tuple(dict.fromkeys(join.alias for join in fork.joins))
         for row in joined:
             hook.on_stream(Joined(aliases, row))

@@ -316,7 +316,7 @@ def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: froze
     """The plan with another engine behind its steps, for one session."""
     nodes = {
         node.id: replace(node, engine=engine, escalate=())
-        if node.kind is NodeKind.STEP and (not steps or node.id in steps)
+        if node.kind is NodeKind.STEP and (not steps or node.node.id in steps)
         else node
         for node in plan.nodes.values()
     }

@@ -35,13 +35,15 @@ from chainette.utils.user_errors import RAISED, told
 __all__ = ["Asking", "row_seed"]
 
 
-def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, rounds: str = "", engine: int = 0) -> int:
+def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, rounds: str = "", engine: int = 0, *, sample: int = 0) -> int:
     """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it.
 
-    `rounds` is the round of a loop, if it is not the first, and `engine` the number of an escalated engine.
+    `rounds` is the round of a loop, if it is not the first, `engine` the number of an escalated engine, and `sample` that of
+    a candidate.
     """
     text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
     text += (f"\0{rounds}" if rounds else "") + (f"\0engine {engine}" if engine else "")
+    text += f"\0sample {sample}" if sample else ""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
 
 
@@ -296,11 +298,11 @@ class Asking:
 
     def first_asks(self, rows: Sequence[Row]) -> list[_Ask]:
         """The questions to ask: none for rows that no prompt can be made for, or whose answer an earlier run has."""
-        asks = []
+        asks, known = [], dict[str, tuple[Message, ...]]()
         keys = step_keys(self.plan, self.node, self.seed, self.engine.identity)
         for row in rows:
             try:
-                messages = self.prompts.messages(row)
+                messages = self.question(row, known)
                 if not self.result.take_stored(row, keys.of_messages(messages)):
                     asks.append(_Ask(row, messages, self.result.unfinished.get(row.row_id, _FRESH)))
             except TemplateError as error:
@@ -311,14 +313,24 @@ class Asking:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, raised(error))
         return asks
 
+    def question(self, row: Row, known: dict[str, tuple[Message, ...]]) -> tuple[Message, ...]:
+        """The messages of a row's first ask; candidates share those of the row that they are about."""
+        if self.node.samples == 1:
+            return self.prompts.messages(row)
+        about, _ = self.node.asked_about(row.row_id)
+        if about not in known:
+            known[about] = self.prompts.messages(msgspec.structs.replace(row, row_id=about))
+        return known[about]
+
     def request(self, prompts: Prompter, ask: _Ask) -> Request:
         sampling = self.step.sampling
         base = self.seed if sampling.seed is None else sampling.seed
-        step, _, rounds = self.node.id.partition("#")
+        step, rounds = self.step.id, self.node.id.partition("#")[2]
+        row, sample = self.node.asked_about(ask.row.row_id)
         return Request(
             messages=ask.messages,
             sampling=sampling,
-            seed=row_seed(base, step, ask.row.row_id, ask.number, rounds, self.node.rank),
+            seed=row_seed(base, step, row, ask.number, rounds, self.node.rank, sample=sample),
             schema=prompts.schema,
             schema_name=step,
             label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",

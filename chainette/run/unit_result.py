@@ -9,6 +9,7 @@ from time import monotonic
 import anyio
 import msgspec
 
+from chainette.core.candidates import invalid_candidate
 from chainette.core.flow import advance, row_of
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.streaming import Asked, Dropped, Passed, Piece, Unusable
@@ -38,6 +39,9 @@ MAX_ROW_BYTES = 16 << 20
 
 #: Characters of a raw answer that a rejection keeps.
 RAW_LIMIT = 65_536
+
+#: Characters of the message that an invalid candidate keeps.
+MAX_MESSAGE = 4096
 
 #: Reasons that hold whatever the engine is.
 _FINAL = frozenset({Reason.TEMPLATE_ERROR, Reason.TOO_LARGE})
@@ -155,12 +159,17 @@ class UnitResult:
         raw: str | None = None,
         usage: Usage | None = None,
     ) -> None:
-        """Rejects a row, or passes it on to the next engine of its step."""
+        """Rejects a row, or passes it on to the next engine of its step; a candidate becomes an invalid one."""
         node, words, asks = self.node, writable(message), attempts or row.asks
         spent = spent_on(row, usage or Usage())
         self._finish(row, usage)
         if node.escalate and reason not in _FINAL:
             self._escalated.append(msgspec.structs.replace(row, earlier=Earlier(asks, spent, node.rank + 1)))
+            if self.hook.streams:
+                self.hook.on_stream(Unusable(node.id, row.row_id, asks, reason, words))
+            return
+        if node.samples > 1:
+            self._outputs.append((row, Output(row.row_id, invalid_candidate(reason, words[:MAX_MESSAGE]), asks, None, spent)))
             if self.hook.streams:
                 self.hook.on_stream(Unusable(node.id, row.row_id, asks, reason, words))
             return

@@ -13,7 +13,7 @@ from chainette.cli.flags import ChainRef, ChainRoot, Settings
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.tree import draw
 from chainette.cli.signature import Only
-from chainette.core.dag import describe_engines, describe_models, describe_rows, render_mermaid
+from chainette.core.dag import describe_engines, describe_folder, describe_models, describe_rows, render_mermaid
 from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
 from chainette.core.unbounded_fields import unbounded_outputs
@@ -95,7 +95,7 @@ def _nodes_table(plan: Plan) -> object:
     table = new_table(("node", "branch", "takes", "gives", "engine", "notes"))
     for node in plan.steps:
         taken, given = describe_models(node)
-        notes = ", ".join(filter(None, [describe_rows(node), "not written" if node.hidden else ""]))
+        notes = ", ".join(filter(None, [describe_rows(node), describe_folder(node)]))
         table.add_row(node.id, "/".join(node.path), taken, given, describe_engines(node), notes)
     return table
 

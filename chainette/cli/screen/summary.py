@@ -15,6 +15,7 @@ from chainette.io.rundir.run_state import Status
 __all__ = [
     "accounting_line",
     "amount",
+    "candidate_lines",
     "clock",
     "cost_line",
     "counts_table",
@@ -96,6 +97,13 @@ def escalation_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
             yield f"{step}: {', '.join(answered)}"
 
 
+def candidate_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """One line per step whose candidates are not all valid."""
+    for step, counts in metadata["steps"].items():
+        if invalid := counts.get("invalid_candidates"):
+            yield f"{step}: {invalid:,} of {counts['out']:,} candidates invalid"
+
+
 def engine_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
     """One line per engine that was loaded."""
     for name, engine in metadata["engines"].items():
@@ -146,6 +154,7 @@ def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]
     yield from way_lines(metadata)
     yield from escalation_lines(metadata)
     yield from reuse_line(metadata)
+    yield from candidate_lines(metadata)
     yield from token_line(metadata)
     seconds = _seconds(metadata)
     if seconds is not None:

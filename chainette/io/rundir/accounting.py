@@ -45,6 +45,8 @@ class NodeCounts:
     dropped: int = 0
     stopped: int = 0
     expanded: int = 0
+    #: Candidates without a valid answer, among those given.
+    invalid: int = 0
     retried: int = 0
     #: Rows, among those that came in, that were taken from an earlier run.
     reused: int = 0
@@ -80,6 +82,8 @@ class NodeCounts:
             counts["passed"] = self.ways.get("", 0)
         if self.reused:
             counts["reused"] = self.reused
+        if self.invalid:
+            counts["invalid_candidates"] = self.invalid
         if self.reasons:
             counts["reasons"] = dict(sorted(self.reasons.items()))
         if self.usage.requests:
@@ -146,7 +150,7 @@ def imbalance(graph: Graph, passed: Mapping[str, RowCounts], done: RootDone) -> 
             case EdgeToFork(fork=name):
                 fork = graph.forks_by_id[name]
                 taken, stopped = done.forks.get(name, (0, 0)) if fork.joins else (rows, 0)
-                arriving += [(start, rows) for start in fork.starts]
+                arriving += [(start, rows * fork.copies) for start in fork.starts]
                 arriving.append((fork.after, taken - stopped))
             case EdgeToEnd():
                 name, taken = "the end of the chain", done.finished

@@ -35,6 +35,8 @@ PARTS = {
     "user_prompt": "prompt",
     "output_format_instruction": "output instruction",
     "cardinality": "return annotation",
+    "samples": "number of candidates (n)",
+    "pick": "pick",
 }
 
 

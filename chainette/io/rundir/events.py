@@ -178,6 +178,10 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     escalated: int = 0
     #: Ids that an Apply dropped.
     dropped: list[str] = []
+    #: Ids of rows that a choice among candidates let pass as they are, all candidates kept.
+    passed: list[str] = []
+    #: Candidates without a valid answer, among those given.
+    invalid: int = 0
     #: Rejections by reason.
     reasons: dict[str, int] = {}
     #: Way -> rows that take it, of a node that decides.

@@ -43,6 +43,7 @@ from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.readback import ShardReader
 from chainette.io.rundir.reading import require_whole
+from chainette.io.rundir.reasked import Reasked
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.rundir.versions import copy, keep_versions, link, version_numbers
@@ -99,7 +100,7 @@ def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
 
 def lost_nodes(plan: Plan, state: RunState) -> list[str]:
     """Nodes whose rows (`yield_output=False`) were deleted when the run finished."""
-    return [node.id for node in plan.nodes.values() if node.hidden and state.swept]
+    return [node.id for node in plan.nodes.values() if node.hidden and not node.passes and state.swept]
 
 
 def _deciding_nodes(plan: Plan) -> dict[str, str]:
@@ -229,17 +230,22 @@ class _Fork:
     #: Rejections that became pending rows again.
     taken_back: int = 0
     _open_roots: set[int] = field(default_factory=set)
+    _reasked: Reasked = field(init=False)
     _rewritten: dict[str, StreamWriter] = field(default_factory=dict)
     _seq: int = 0
 
     def build(self) -> None:
-        self._require_rewritten()
+        self._require_whole("rejected", *(self._shared if self.reopen.nodes else ("flattened",)))
         reader = ShardReader(self.source, self.plan, self.state)
+        self._reasked = Reasked(self.plan)
         self._open_roots = set(self._roots_to_open(reader))
+        if self._reasked.rows:
+            self._reasked.spare(self._units(), reader)
+        self._require_whole(*self._reasked.folders)
         self.target.path.mkdir(permitted(0o777))
         self._link_shards()
         base = self.target.path if self.state.run.settings["format"] == "jsonl" else self.target.journals
-        for name in ("rejected", "flattened", *self._shared):
+        for name in ("rejected", "flattened", *self._shared, *self._reasked.folders):
             place = self.target.path if name.startswith(self.source.held.name) else base
             self._rewritten[name] = StreamWriter(name, place / name, self.state.run.settings["max_rows_per_file"])
         try:
@@ -251,9 +257,9 @@ class _Fork:
                 stream.let_go()
         fsync_dir(self.target.path)
 
-    def _require_rewritten(self) -> None:
+    def _require_whole(self, *folders: str) -> None:
         """Checks the rows that are copied into other files: there a changed row would get a CRC-32 that fits it."""
-        for folder in ("rejected", *self._shared) if self.reopen.nodes else ("rejected", "flattened"):
+        for folder in folders:
             for number in self.state.ends.get(folder, ()):
                 require_whole(self.source, self.state, folder, number)
 
@@ -274,9 +280,13 @@ class _Fork:
             os.fsync(log.fileno())
 
     def _roots_to_open(self, reader: ShardReader) -> Iterator[int]:
-        for _, event in read_log(self.source.log):
-            if isinstance(event, UnitCommitted) and self._is_open(event, reader):
+        for event in self._units():
+            if self._is_open(event, reader):
+                self._reasked.note(event, [line for line in reader.rejected(event.off) if self._reopens(line)])
                 yield event.root
+
+    def _units(self) -> Iterator[UnitCommitted]:
+        return (event for _, event in read_log(self.source.log) if isinstance(event, UnitCommitted))
 
     def _is_open(self, event: UnitCommitted, reader: ShardReader) -> bool:
         if self.reopen.nodes or event.root in self.reopen.roots:
@@ -289,7 +299,8 @@ class _Fork:
     def _link_shards(self) -> None:
         """Links the files that stay unchanged. Files still written to are copied: the replaced directory keeps its own."""
         nodes = [node for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
-        for folder in dict.fromkeys(node.folder for node in nodes if node.logged_folder not in self._shared):
+        copied = {*self._shared, *self._reasked.folders}
+        for folder in dict.fromkeys(node.folder for node in nodes if node.logged_folder not in copied):
             self._take(folder, {str(number) for number in self.state.sealed.get(folder, ())})
             self._take(f"{self.source.journals.name}/{folder}")
             self._take(f"{self.source.held.name}/{folder}")
@@ -365,6 +376,10 @@ class _Fork:
         for folder in self._shared:
             off |= self._rewritten[folder].append(list(reader.read(folder, event.off)))
         is_open = event.root in self._open_roots
+        node = self.plan.nodes.get(event.node)
+        if node is not None and (folder := node.logged_folder) in self._reasked.folders:
+            event, candidates = self._reasked.kept(event, reader, self._number)
+            off |= self._rewritten[folder].append(candidates)
         if event.root_done is not None and not is_open:
             off |= self._rewritten["flattened"].append(list(reader.read("flattened", event.off)))
         reasons, earlier = dict(event.reasons), dict(event.earlier)
@@ -405,6 +420,7 @@ def _recounted(event: UnitCommitted) -> UnitCommitted:
     for file, (_, first, _, last) in event.off.items():
         folder = file.rpartition("/")[0]
         rows[folder if folder in rows else "given"] += last - first
+    rows["given"] += len(event.passed)
     if event.node == CHAIN_INPUT or not (event.taken or rows["given"]):
         return event
     taken = rows["given"] + rows["rejected"] + len(event.dropped) - event.added

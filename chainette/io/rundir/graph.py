@@ -28,6 +28,7 @@ __all__ = [
     "GraphJoin",
     "GraphNode",
     "GraphRounds",
+    "GraphSamples",
     "GraphSide",
     "require_file",
 ]
@@ -121,6 +122,25 @@ class GraphFork(_Tagged, frozen=True, tag="Fork"):
         """The destinations of all rows that come to the fork."""
         return [branch.first for branch in self.branches]
 
+    @property
+    def copies(self) -> int:
+        """How many rows begin each of its branches for one that comes."""
+        return 1
+
+
+class GraphSamples(GraphFork, frozen=True, tag="Samples"):
+    """The candidates of a step: its one branch takes several copies of each row."""
+
+    count: int
+
+    @property
+    def branches(self) -> list[GraphJoin | GraphSide]:
+        return [*self.joins]
+
+    @property
+    def copies(self) -> int:
+        return self.count
+
 
 class GraphChoice(GraphFork, frozen=True, tag="Choice"):
     """A fork whose rows take one of its branches each, as its first node decides."""
@@ -180,6 +200,10 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int | UnsetType = UNSET
     #: Further engines; unset if there are none.
     escalate: list[str] | UnsetType = UNSET
+    #: Candidates per row; unset if there is one.
+    samples: int | UnsetType = UNSET
+    #: The choice among candidates; unset on other nodes.
+    pick: str | UnsetType = UNSET
 
     def part(self, name: str) -> Any:
         """One of its fields; None if it has no such part."""
@@ -214,7 +238,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     columns: list[str] = []
     first: Edge = EdgeToEnd()
     nodes: list[GraphNode] = []
-    forks: list[GraphFork | GraphChoice | GraphRounds] = []
+    forks: list[GraphFork | GraphSamples | GraphChoice | GraphRounds] = []
     engines: dict[str, dict[str, Any]] = {}
     features: dict[str, Any] = {}
 
@@ -305,6 +329,15 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         while name in same:
             name = same[name]
         return self._ways.get(name)
+
+    def copies(self, name: str) -> int:
+        """How many rows a node or a fork receives for one row of its source."""
+        _, same = self._sources
+        found = 1
+        while name in same:
+            name = same[name]
+            found *= self.forks_by_id[name].copies if name in self.forks_by_id else 1
+        return found
 
     def shape(self) -> dict[str, Any]:
         """Everything that decides rows or files, apart from the nodes' own fingerprints and the number of rounds."""

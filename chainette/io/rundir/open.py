@@ -21,7 +21,7 @@ from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import lines_of_root
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.sealing import Sealer
-from chainette.io.rundir.shards import StreamWriter, require_size
+from chainette.io.rundir.logged_folder import StreamWriter, require_size
 from chainette.io.rundir.writer import RunWriter
 from chainette.io.tables.schemas import Added, ShardSchemas
 from chainette.records import declared_of
@@ -212,12 +212,12 @@ def _writer(
 def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Iterable[tuple[str, StreamWriter]]:
     base = directory.path if format == "jsonl" else directory.journals
     for node in plan.nodes.values():
-        if declared_of(node.id) != node.id:  # a later round of a loop, in the folder of the first
+        if declared_of(node.id) != node.id or node.passes:  # a later round of a loop is in the folder of the first
             continue
         if node.hidden:
-            yield node.id, StreamWriter(f".held/{node.folder}", directory.held / node.folder, max_rows)
+            yield node.id, StreamWriter(node.logged_folder, directory.held / node.folder, max_rows)
         else:
-            yield node.id, StreamWriter(node.folder, base / node.folder, max_rows)
+            yield node.id, StreamWriter(node.logged_folder, base / node.folder, max_rows)
     for name in ("rejected", "flattened"):
         yield name, StreamWriter(name, base / name, max_rows)
 

@@ -69,6 +69,9 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
             "sampling": msgspec.to_builtins(node.node.sampling),
             "max_attempts": node.node.max_attempts,
         }
+        described |= {"samples": node.samples} if node.samples > 1 else {}
+    if node.picker is not None:
+        described |= {"pick": node.picker.chosen}
     return described
 
 

@@ -61,14 +61,15 @@ def _expected_rows(state: RunState, node: str) -> int | None:
 def _arriving(state: RunState, node: str) -> float | None:
     source = state.graph.source(node)
     if source is None:
-        return None if state.expected is None else state.expected - state.node(CHAIN_INPUT).rejected
+        expected = None if state.expected is None else state.expected - state.node(CHAIN_INPUT).rejected
+        return expected if expected is None else expected * state.graph.copies(node)
     arriving = _arriving(state, source)
     if arriving is None:
         return None
     counts, way = state.node(source), state.graph.way_to(node)
     given = counts.given if way is None else counts.ways.get(way, 0)
     share = given / counts.taken if counts.taken else 1.0
-    return given + max(0.0, arriving - counts.taken) * share
+    return (given + max(0.0, arriving - counts.taken) * share) * state.graph.copies(node)
 
 
 def _left(state: RunState, node: str, rate: float) -> float | None:

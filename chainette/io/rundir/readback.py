@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from chainette.core.candidates import PASSED
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
 from chainette.errors import DamagedRun
@@ -21,6 +22,7 @@ from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span
 from chainette.io.tables.row_lines import parse_output
 from chainette.io.tables.schemas import Added, ShardSchemas
+from chainette.records import Output
 
 __all__ = ["ShardReader", "lines_of_root", "rows_of_root"]
 
@@ -37,7 +39,8 @@ def rows_of_root(directory: RunDir, plan: Plan, state: RunState, root: int) -> D
         if node is None:
             durable.add_rejected(event.node, rejected)
         else:
-            outputs = map(parse_output, reader.read(node.logged_folder, event.off))
+            read = map(parse_output, reader.read(node.logged_folder, event.off))
+            outputs = [*read, *(Output(row_id, PASSED) for row_id in event.passed)]
             durable.add(node, outputs, rejected, event.dropped, event.earlier)
     return durable
 

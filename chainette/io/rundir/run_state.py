@@ -309,6 +309,7 @@ class RunState:
         counts.dropped += len(event.dropped)
         counts.expanded += event.added
         counts.reused += event.reused
+        counts.invalid += event.invalid
         if event.usage.requests:
             counts.usage += event.usage
             self._charge(event.node, event.engine, event.usage)

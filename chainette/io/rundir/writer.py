@@ -16,6 +16,7 @@ from typing import Any
 
 from chainette.core.answer_key import KEY_BYTES
 from chainette.core.apply import Cardinality
+from chainette.core.candidates import is_invalid
 from chainette.core.decision import way_of
 from chainette.core.flow import Durable, settle
 from chainette.core.plan import NodeKind, Plan, PlanNode
@@ -298,6 +299,8 @@ class RunWriter:
             escalated=len(outcome.escalated),
             earlier=outcome.escalated,
             dropped=outcome.dropped,
+            passed=[output.row_id for output in outcome.outputs] if node is not None and node.passes else [],
+            invalid=0 if node is None or node.samples == 1 else sum(is_invalid(output.value) for output in outcome.outputs),
             reasons=dict(Counter(rejection.reason for rejection in outcome.rejected)),
             ways=self._ways(unit, outcome),
             usage=outcome.usage,
@@ -330,7 +333,7 @@ class RunWriter:
 
     def _append_outputs(self, unit: Unit, outcome: Outcome) -> dict[str, Span]:
         node = self.plan.stations.get(unit.node)
-        if node is None or not outcome.outputs:
+        if node is None or node.passes or not outcome.outputs:
             return {}
         lines = [
             output_line(node, output, self._roots.key(unit.root, output.row_id) if self.added.key else None, self.added)

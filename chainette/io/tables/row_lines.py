@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from chainette.core.annotations import members
+from chainette.core.candidates import invalid_candidate, is_invalid
 from chainette.core.plan import Plan, PlanNode, Round
 from chainette.io.tables.column_types import JsonKind
 from chainette.io.tables.columns import group_shape, name_of_group
@@ -28,6 +29,8 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
     """One output row: `{"row_id": "17", ...model fields..., "_attempts": 1, "_reasoning": null}`."""
     head = b'{"row_id":"%b"' % output.row_id.encode()
     fields = b"," + output.value[1:-1] if len(output.value) > 2 else b""
+    if node.samples > 1:
+        fields = _candidate_fields(node, output.value, fields)
     tail = b',"_key":%b' % (key or b"null") if added.key else b""
     if node.round is not None:
         tail += b',"_round":%b' % round_text(node.round)
@@ -40,6 +43,14 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
     if output.reused_from:
         tail += b',"_reused_from":%b' % _encode(output.reused_from)
     return b"%b%b%b}" % (head, fields, tail)
+
+
+def _candidate_fields(node: PlanNode, value: bytes, fields: bytes) -> bytes:
+    """The fields of a candidate; null if it is invalid, with the reason."""
+    if not is_invalid(value):
+        return fields + b',"_reason":null,"_message":null'
+    nulls = b"".join(b",%b:null" % _encode(name) for name, _ in group_shape(node.output_model).fields)
+    return nulls + fields
 
 
 def round_text(around: Round) -> bytes:
@@ -57,6 +68,10 @@ def parse_output(line: bytes) -> Output:
     reasoning: str | None = msgspec.json.decode(fields.pop("_reasoning", b"null"))
     for name in ("_engine", "_reused_from", *_usage(Spent())):
         fields.pop(name, None)
+    told, message = fields.pop("_reason", None), fields.pop("_message", None)
+    if told is not None and message is not None and bytes(told) != b"null":
+        value = invalid_candidate(msgspec.json.decode(told), msgspec.json.decode(message))
+        return Output(row_id, value, attempts, reasoning)
     return Output(row_id, _encode(fields), attempts, reasoning)
 
 

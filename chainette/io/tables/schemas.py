@@ -101,9 +101,10 @@ class ShardSchemas(Mapping[str, Any]):
         node = self._nodes[folder]
         engine = [_ENGINE] if node.told_engine else []
         asked = [("_attempts", int), ("_reasoning", str), *engine, *self._usage] if node.kind is NodeKind.STEP else []
-        asked += [_REUSED] if self._added.reuse and node.kind is not NodeKind.DECISION else []
+        asked += [_REUSED] if self._added.reuse and node.kind not in (NodeKind.DECISION, NodeKind.PICK) else []
+        told = [("_reason", str), ("_message", str)] if node.samples > 1 else []
         rounds = [] if node.round is None else [("_round", _round_type(node))]
-        return step_columns(node.output_model or Any, [("row_id", str), *self._tail, *rounds, *asked])
+        return step_columns(node.output_model or Any, [("row_id", str), *told, *self._tail, *rounds, *asked])
 
 
 def _round_type(node: PlanNode) -> Any:

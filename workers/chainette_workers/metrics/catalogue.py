@@ -90,6 +90,7 @@ CATALOGUE: tuple[Metric, ...] = (
     _counter(
         _S, "chainette_decisions_total", "run step way round", "Rows by the way of a route, or the end of a loop's round."
     ),
+    _counter(_S, "chainette_candidates_invalid_total", "run step", "Candidates of a step with n= that have no valid answer."),
     _counter(_S, "chainette_messages_aside_total", "run", "Messages from Redis that cannot be right, and were put aside."),
     _counter(_S, "chainette_sink_written_bytes_total", "run", "Bytes of rows written to shards."),
     Metric(

@@ -48,8 +48,9 @@ _MOST_OF_RUN = 50_000
 
 #: The outcome of a row at an engine of an escalating step.
 _OUTCOMES = ("out", "rejected", "escalated")
-_OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR, Reason.NO_CASE, Reason.EXHAUSTED}
+_OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR, Reason.NO_CASE, Reason.EXHAUSTED, Reason.TOO_FEW}
 _OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
+_OF_PICK = _OF_STEP | {Reason.APPLY_ERROR, Reason.TOO_FEW}
 _OF_DECISION = _OF_FUNCTION | {Reason.TEMPLATE_ERROR, Reason.NO_CASE, Reason.EXHAUSTED}
 
 #: Other escapings would turn the colon in vLLM's names into "_".
@@ -222,6 +223,8 @@ class _OfRun(Hook):
         for decision in plan.nodes.values():
             for way, _ in decision.next.ways if isinstance(decision.next, ToWays) else ():
                 self._of("chainette_decisions_total", declared_of(decision.id), way, self._rounds.get(decision.id, ""))
+        for asked in (node for node in plan.steps if node.samples > 1):
+            self._of("chainette_candidates_invalid_total", asked.id)
 
     def drop(self) -> None:
         """Removes its series from the metrics of the process."""
@@ -249,6 +252,8 @@ class _OfRun(Hook):
             self._of("chainette_rows_reused_total", node).inc(event.reused)
         for way, rows in event.ways.items():
             self._of("chainette_decisions_total", node, way, self._rounds.get(event.node, "")).inc(rows)
+        if event.invalid:
+            self._of("chainette_candidates_invalid_total", node).inc(event.invalid)
         if event.engine:
             for outcome, rows in zip(_OUTCOMES, (event.given, event.rejected, event.escalated), strict=True):
                 self._of("chainette_engine_rows_total", node, event.engine, outcome).inc(rows)
@@ -350,11 +355,13 @@ def _reasons(plan: Plan, node: str) -> frozenset[Reason]:
         return frozenset()
     match plan.nodes[node].kind:
         case NodeKind.STEP:
-            return _OF_STEP
+            return _OF_STEP if plan.nodes[node].samples == 1 else frozenset()
         case NodeKind.APPLY:
             return _OF_FUNCTION
         case NodeKind.DECISION:
             return _OF_DECISION
+        case NodeKind.PICK:
+            return _OF_PICK
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:

@@ -14,7 +14,7 @@ from functools import cached_property
 from chainette.core.apply import Cardinality
 from chainette.core.flow import Durable, frontier
 from chainette.core.joined_values import digest_of_all, joined_digest
-from chainette.core.plan import Plan, PlanNode, Target, ToFork, ToNode
+from chainette.core.plan import NodeKind, Plan, PlanNode, Samples, Target, ToFork, ToNode
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.fleet.protocol.queue_values import Entry
 from chainette.records import CHAIN_INPUT, Row, parent_of, record_of
@@ -94,6 +94,8 @@ class AcceptedRoot:
         self.durable.add(node, result.outputs, rejected, result.dropped, result.escalated)
         if result.escalated:
             self._arrive(ToNode(node.at(1).station), {row_id: given[row_id] for row_id in result.escalated})
+        if node.kind is NodeKind.PICK:  # its rows have other joined values from here on: the next walk finds them
+            return
         source = parent_of if node.cardinality is Cardinality.MANY else str
         self._arrive(node.next, {output.row_id: given[source(output.row_id)] for output in result.outputs})
 
@@ -104,6 +106,8 @@ class AcceptedRoot:
                 self._pending.setdefault(target.node, {}).update(rows)
             case ToFork():
                 fork = self.plan.forks[target.fork]
+                if isinstance(fork, Samples):  # the next walk finds the candidates
+                    return
                 for start in (*fork.joined_starts, *fork.side_starts):
                     self._arrive(start, rows)
                 if not fork.joins:

@@ -13,6 +13,7 @@ import msgspec
 
 from chainette.core.answer_key import KEY_BYTES
 from chainette.core.apply import Cardinality
+from chainette.core.candidates import PASSED, invalid_candidate, is_invalid, reason_of
 from chainette.core.decision import RoundEnd, decision_fault
 from chainette.core.plan import Plan, PlanNode, ToWays
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
@@ -93,9 +94,24 @@ def _output_fault(node: PlanNode, output: Output) -> str:
         return "its attempts are no count"
     if len(output.key) not in (0, KEY_BYTES) or len(output.reused_from) > _LONGEST_ORIGIN:
         return "a row's key or origin is none"
+    if node.samples > 1 and is_invalid(output.value):
+        return _candidate_fault(output.value)
+    if node.passes and output.value != PASSED:
+        return "a row that passes as it is has a value"
     if isinstance(node.next, ToWays):
         return decision_fault(output.value, [way for way, _ in node.next.ways], _round_of(node))
     return _object_fault(output.value)
+
+
+def _candidate_fault(value: bytes) -> str:
+    """Why a value is no invalid candidate; "" if it is."""
+    try:
+        reason, message = reason_of(value)
+    except msgspec.MsgspecError as error:
+        return f"a candidate is neither valid nor invalid ({error})"
+    if reason not in _REASONS or len(message) > _LONGEST_MESSAGE or value != invalid_candidate(reason, message):
+        return f"an invalid candidate for {reason[:80]!r}"
+    return ""
 
 
 def _round_of(node: PlanNode) -> int | None:

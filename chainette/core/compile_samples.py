@@ -1,0 +1,73 @@
+"""From a Step with several candidates to its part of a plan: a fork that copies rows, and a node that chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from chainette.core.annotations import list_of
+from chainette.core.apply import ApplyNode
+from chainette.core.candidates import Picker, candidates_of
+from chainette.core.elements import Flow, fork_id
+from chainette.core.identity import fingerprint_of, rescue_of
+from chainette.core.plan import PYTHON, Join, NodeKind, PlanNode, Samples, Target, ToBranchEnd, ToNode
+from chainette.core.step import Step
+
+if TYPE_CHECKING:
+    from chainette.core.compile import Compiler
+
+__all__ = ["compile_samples"]
+
+
+def compile_samples(compiler: Compiler, step: Step[Any, Any], flow: Flow, following: Target) -> Flow:
+    """Adds the node that asks for candidates, the fork around it, and the node that chooses among them."""
+    name, alias = candidates_of(step.id), f"{step.id}:candidates"
+    for taken in (step.id, name):
+        compiler.claim(taken, step.place, flow)
+    fork, branch = fork_id(step, flow), flow.named(name)
+    inner = replace(flow, path=(*flow.path, branch), many=False)
+    asked = compiler.add(step, name, inner, ToBranchEnd(fork, branch))
+    compiler.depth += 1
+    pick = ToNode(flow.named(step.id))
+    join = Join(branch, flow.named(alias), ToNode(asked.id), asked.id, many=True)
+    compiler.forks[fork] = Samples(fork, compiler.depth, (join,), (), pick, flow.path, last=False, count=step.n)
+    compiler.types[flow.named(alias)] = list_of(Any)
+    picked = _pick_node(compiler, step, flow.knowing(alias), flow.named(alias), following)
+    compiler.nodes.setdefault(picked.id, picked)
+    compiler.types[picked.key] = list_of(step.output_model) if step.gives_list else step.output_model
+    if not flow.path and step.yield_output:
+        compiler.columns.append(step.id)
+    if step.sampling.temperature == 0:
+        compiler.warn(
+            step.place, f"step {step.id!r}: n={step.n} at temperature 0 gives the same answer {step.n} times; raise it"
+        )
+    after = flow.knowing(step.id)
+    return after if step.gives_list else replace(after, source=picked.id, type=step.output_model)
+
+
+def _pick_node(compiler: Compiler, step: Step[Any, Any], flow: Flow, source: str, following: Target) -> PlanNode:
+    picker = Picker(step)
+    node: ApplyNode[Any, Any] = ApplyNode(picker, id=step.id, name=step.name, emoji=step.emoji)
+    node._set(cardinality=picker.cardinality, place=step.place)
+    if not step.gives_list:
+        node._set(output_model=step.output_model)
+    compiler.depth += 1
+    return PlanNode(
+        id=flow.named(step.id),
+        kind=NodeKind.PICK,
+        depth=compiler.depth,
+        engine=PYTHON,
+        source=source,
+        next=following,
+        scope=flow.scope,
+        cardinality=picker.cardinality,
+        path=flow.path,
+        node=node,
+        input_type=None,
+        output_model=None if step.gives_list else step.output_model,
+        fingerprint=fingerprint_of(node, None, None),
+        rescue=rescue_of(node, []),
+        key=flow.named(step.id),
+        keys=flow.keys,
+        round=flow.round,
+    )
