@@ -196,7 +196,7 @@ def _function_problem(pick: Callable[..., Any], model: type[BaseModel], local: M
     one, (kept, _) = model_of(row_of(taken)), without_none(given)
     if model_of(taken) is not None or (one is not None and not issubclass(model, one)):
         return f"{name} takes {type_name(taken)}, but the candidates are list[{model.__name__}]"
-    wrong = isinstance(kept, type) and kept is not NONE and not (issubclass(kept, model) or issubclass(model, kept))
+    wrong = isinstance(kept, type) and kept not in (Any, NONE) and not (issubclass(kept, model) or issubclass(model, kept))
     if wrong or row_of(given) is not None:
         return f"{name} gives {type_name(given)}, not {model.__name__} or None"
     return ""

@@ -17,7 +17,7 @@ from chainette.core.chain import Chain
 from chainette.core.check import fills_defaults_only, json_kind, misfits, model_problems, same_but_for_case
 from chainette.core.compile_loop import check_loop, compile_loop
 from chainette.core.compile_route import certain, check_route, compile_route
-from chainette.core.compile_samples import compile_samples
+from chainette.core.compile_samples import compile_samples, value_at_end
 from chainette.core.elements import Flow, first_nodes, fork_id, target_of
 from chainette.core.identity import fingerprint_of, rescue_of
 from chainette.core.loop import Loop
@@ -218,17 +218,17 @@ class Compiler:
             inside = flow.named(branch.id)
             inner = replace(flow, path=(*flow.path, inside), many=False)
             ended = self.sequence(branch.steps, inner, ToBranchEnd(fork, inside))
-            first, kind = target_of(branch.steps[0], flow), ended.type or Any
+            first, (value, kind) = target_of(branch.steps[0], flow), value_at_end(self, branch.steps, ended)
             name = branch.alias if isinstance(branch, JoinBranch) else branch.id
             if name != branch.id:
                 self.claim(name, branch.place, flow)
             self.types[flow.named(name)] = list.__class_getitem__(kind) if ended.many else kind
             if isinstance(branch, JoinBranch):
                 self.check_ending(branch.steps, name, branch.place)
-                joins.append(Join(inside, flow.named(name), first, ended.source, ended.many))
+                joins.append(Join(inside, flow.named(name), first, value, ended.many))
                 aliases.append(name)
             else:
-                sides.append(Side(inside, first, ended.source, ended.many))
+                sides.append(Side(inside, first, value, ended.many))
             if not flow.path and (isinstance(branch, JoinBranch) or last):
                 self.columns.append(name)
         self.depth += 1

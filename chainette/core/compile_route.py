@@ -12,6 +12,7 @@ import msgspec
 
 from chainette.core.annotations import NONE, allowed_values, list_of, members, type_name, union_of
 from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.compile_samples import value_at_end
 from chainette.core.condition import Condition
 from chainette.core.decision import Way, way_branch
 from chainette.core.elements import Flow, fork_id, target_of
@@ -108,7 +109,8 @@ def _compile_way(compiler: Compiler, route: Route, name: str, steps: Sequence[An
     if route.alias:
         compiler.check_ending(steps, route.alias, route.place)
     ended = compiler.sequence(steps, replace(flow, path=(*flow.path, branch), many=False), end)
-    return _Way(name, target_of(steps[0], flow), ended.source, ended.type or Any, ended.many)
+    value, kind = value_at_end(compiler, steps, ended)
+    return _Way(name, target_of(steps[0], flow), value, kind, ended.many)
 
 
 def _decision_node(compiler: Compiler, route: Route, flow: Flow) -> PlanNode:

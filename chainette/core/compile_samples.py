@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chainette.core.annotations import list_of
 from chainette.core.apply import ApplyNode
+from chainette.core.branch import Element
 from chainette.core.candidates import Picker, candidates_of
 from chainette.core.elements import Flow, fork_id
 from chainette.core.identity import fingerprint_of, rescue_of
@@ -16,7 +18,7 @@ from chainette.core.step import Step
 if TYPE_CHECKING:
     from chainette.core.compile import Compiler
 
-__all__ = ["compile_samples"]
+__all__ = ["compile_samples", "value_at_end"]
 
 
 def compile_samples(compiler: Compiler, step: Step[Any, Any], flow: Flow, following: Target) -> Flow:
@@ -43,6 +45,15 @@ def compile_samples(compiler: Compiler, step: Step[Any, Any], flow: Flow, follow
         )
     after = flow.knowing(step.id)
     return after if step.gives_list else replace(after, source=picked.id, type=step.output_model)
+
+
+def value_at_end(compiler: Compiler, steps: Sequence[Element], ended: Flow) -> tuple[str, Any]:
+    """The name and the type of the value at the end of a branch: of its last node's rows, or its last list of candidates."""
+    last = steps[-1]
+    if isinstance(last, Step) and last.gives_list:
+        name = ended.named(last.id)
+        return name, compiler.types[name]
+    return ended.source, ended.type or Any
 
 
 def _pick_node(compiler: Compiler, step: Step[Any, Any], flow: Flow, source: str, following: Target) -> PlanNode:

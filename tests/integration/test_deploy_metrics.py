@@ -24,8 +24,14 @@ RULES = DEPLOY / "alerts" / "chainette.yml"
 
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
-#: A constant, a number that every panel shows by its labels, and those of chains with `escalate`, routes or loops.
-UNSEEN = ("chainette_build_info", "chainette_runs", "chainette_engine_rows_total", "chainette_decisions_total")
+#: A constant, a number that every panel shows by its labels, and those of chains with `escalate`, candidates, routes or loops.
+UNSEEN = (
+    "chainette_build_info",
+    "chainette_runs",
+    "chainette_engine_rows_total",
+    "chainette_candidates_invalid_total",
+    "chainette_decisions_total",
+)
 
 each_dashboard = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
-from chainette import Branch, Chain, Row, Step, apply, register_engine
+from chainette import Branch, Chain, Row, SamplingParams, Step, apply, register_engine
 from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.io.rundir.result import RunResult
 
@@ -58,7 +58,7 @@ async def twice(item: Count) -> list[Count]:
 
 def everything(batch_size: int = 4, **engine: Any) -> Chain:
     """Every kind of node: rejects, expands, drops, nested forks, joins of one and of many, side branches, a hidden step,
-    and a step with a second engine."""
+    a step with a second engine, and one that chooses among candidates."""
     with using_registry(EngineRegistry()):
         register_engine("first", "none", "simulated", invalid_rate=0.2, **engine)
         register_engine("second", "none", "simulated", invalid_rate=0.05, **engine)
@@ -69,6 +69,17 @@ def everything(batch_size: int = 4, **engine: Any) -> Chain:
         inner = Branch("inner", [apply(split), apply(touchy)]).join("letters")
         nested = Branch(
             "nested", [apply(split, id="split_again"), [Branch("deep", [apply(touchy, id="touchy_too")]).join("echo")]]
+        )
+        guess = Step(
+            id="guess",
+            output_model=Word,
+            engine_name="first",
+            user_prompt="{{ hidden.name }}",
+            max_attempts=1,
+            sampling=SamplingParams(temperature=1.0),
+            n=3,
+            pick="majority",
+            min_valid=2,
         )
         return Chain(
             name="everything",
@@ -81,6 +92,7 @@ def everything(batch_size: int = 4, **engine: Any) -> Chain:
                     inner,
                     nested.join("again"),
                     Branch("side", [apply(odd_only)]),
+                    Branch("votes", [guess]).join("guessed"),
                 ],
                 apply(count),
                 apply(twice),

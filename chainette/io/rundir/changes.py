@@ -194,7 +194,7 @@ def _node_sentences(
     for setting in _worse(old, new, settings):
         was, found = old.rescues[setting], new.rescues[setting]
         yield f"{name} has {setting}={found} now (was {was}, with which rows were accepted)"
-    if old.hidden != new.hidden:
+    if old.hidden != new.hidden and old.pick == new.pick:
         yield f"{name} has yield_output={not new.hidden} now"
     inside = [renamed.get(branch, branch) for branch in old.path][-1:]
     if inside != new.path[-1:]:

@@ -239,9 +239,9 @@ class _Fork:
         reader = ShardReader(self.source, self.plan, self.state)
         self._reasked = Reasked(self.plan)
         self._open_roots = set(self._roots_to_open(reader))
+        self._require_whole(*self._reasked.folders)
         if self._reasked.rows:
             self._reasked.spare(self._units(), reader)
-        self._require_whole(*self._reasked.folders)
         self.target.path.mkdir(permitted(0o777))
         self._link_shards()
         base = self.target.path if self.state.run.settings["format"] == "jsonl" else self.target.journals

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chainette.io.rundir.graph import GraphSamples
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.run_state import RunState
 from chainette.report.drawing import Box, Drawing, draw
@@ -35,11 +36,12 @@ def overlap(one: Box, other: Box) -> bool:
 
 
 def test_every_node_and_join_is_drawn_once(drawing: Drawing, state: RunState) -> None:
-    nodes = sorted(box.title for box in drawing.boxes if box.kind in ("step", "apply"))
+    nodes = sorted(box.title for box in drawing.boxes if box.kind in ("step", "apply", "pick"))
     assert nodes == sorted(node.id for node in state.graph.nodes)
-    joins = [fork for fork in state.graph.forks if fork.joins]
+    forks = [fork for fork in state.graph.forks if not isinstance(fork, GraphSamples)]
+    joins = [fork for fork in forks if fork.joins]
     assert sum(box.kind == "join" for box in drawing.boxes) == len(joins) >= 2
-    branches = [branch.branch for fork in state.graph.forks for branch in fork.branches]
+    branches = [branch.branch for fork in forks for branch in fork.branches]
     assert sorted(words.text for words in drawing.words) == sorted(branches)
 
 
@@ -54,9 +56,11 @@ def test_boxes_say_what_left_the_flow(drawing: Drawing, state: RunState) -> None
     boxes = {box.title: dict(box.exits) for box in drawing.boxes if box.kind in ("step", "apply", "input")}
     for name, exits in boxes.items():
         counts = state.node(name).plain()
-        assert exits == {key: counts[key] for key in ("rejected", "dropped", "stopped", "expanded") if counts[key]}, name
+        shown = {key: counts[key] for key in ("rejected", "dropped", "stopped", "expanded") if counts[key]}
+        shown |= {"invalid": counts["invalid_candidates"]} if counts.get("invalid_candidates") else {}
+        assert exits == shown, name
     every = {kind for exits in boxes.values() for kind in exits}
-    assert {"rejected", "dropped", "expanded"} <= every
+    assert {"rejected", "dropped", "expanded", "invalid"} <= every
 
 
 def test_arrows_carry_what_the_next_node_took(drawing: Drawing, state: RunState) -> None:
