@@ -29,6 +29,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "08_parameters": {"rewrite": 24, "to_german": 24, "flattened": 24},
     "09_triage": {"classify": 24, "handle": 24, "offer": None, "file_report": None, "reply": 24, "flattened": 24},
     "10_revise": {"flattened": 24},
+    "11_self_consistency": {"read_candidates": 216, "read": 24, "check": 24, "flattened": 24},
     "12_escalate": {"read": 24, "flattened": 24},
     "13_batches": {"look_up": 22, "score": 21, "flattened": 21, "rejected": 1},
     "14_yaml": {"clean": 22, "classify": 22, "topic": 22, "reply": 22, "flattened": 22},
@@ -129,6 +130,20 @@ def test_the_extraction_example_answers_with_the_real_model(project: Project) ->
 
 
 @needs_model
+def test_the_majority_of_the_real_models_answers_is_picked(project: Project) -> None:
+    done = project.chainette("run", *paths("11_self_consistency"), "--limit", "2", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    folders = ("read_candidates", "read")
+    candidates, picked = (
+        [json.loads(line) for line in (project.path / f"out/{folder}/0.jsonl").read_text().splitlines()] for folder in folders
+    )
+    assert len(candidates) == 18 and len(picked) == 2
+    for row in picked:
+        votes = Counter(each["material"] for each in candidates if each["row_id"].startswith(f"{row['row_id']}~"))
+        assert votes[row["material"]] == max(votes.values())
+
+
+@needs_model
 def test_the_two_models_are_warmed_up_and_watched_as_their_readme_says(project: Project) -> None:
     chain, inputs = paths("06_two_models")
     engines = ("--engines", str(EXAMPLES / "06_two_models/engines.yml"))
@@ -172,7 +187,7 @@ def test_parameters_decide_the_steps_of_a_chain_as_its_readme_says(project: Proj
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["09_triage", "10_revise"])
+@pytest.mark.parametrize("name", ["09_triage", "10_revise", "11_self_consistency"])
 def test_rows_take_the_same_ways_and_rounds_in_a_fleet(project: Project, name: str) -> None:
     call = ("run", *paths(name), "--simulate")
     assert project.chainette(*call, "-o", "local").returncode == 0

@@ -92,6 +92,9 @@ def build(step, row, history):
 def long(item, history):
     return len(item.text) > 3
 
+def shortest(candidates):
+    return min(candidates, key=lambda candidate: len(candidate.word))
+
 NUMBER = 3
 """
 
@@ -346,6 +349,65 @@ def test_an_error_in_a_route_names_its_line(tmp_path: Path, old: str, new: str, 
     with pytest.raises((LoadError, PlanError)) as caught:
         compiled(tmp_path)
     assert f"chain.yml:{line}: " in str(caught.value) and said in str(caught.value), caught.value
+
+
+CANDIDATES = """\
+  - step: guess
+    output_model: Guess
+    engine_name: llm
+    user_prompt: "{{ chain_input.text }}"
+    sampling: {temperature: 0.9}
+    n: 5
+    pick: majority:word
+    min_valid: 2
+  - step: again
+    input_model: Guess
+    output_model: Guess
+    engine_name: llm
+    sampling: {temperature: 0.9}
+    n: 3
+    pick: functions:shortest
+  - {step: every, input_model: Guess, output_model: Guess, engine_name: llm, sampling: {temperature: 0.9}, n: 2}
+"""
+
+GUESS = "models:\n  Guess: {word: str}\n"
+
+
+def test_candidates_are_those_of_python_and_can_be_written(tmp_path: Path) -> None:
+    plan = compiled(write(tmp_path, (CHAIN + CANDIDATES).replace("models:\n", GUESS)))
+    assert [plan.nodes[f"{name}_candidates"].samples for name in ("guess", "again", "every")] == [5, 3, 2]
+    assert plan.nodes["guess"].rescue == {"min_valid": 2}
+    said = [picker.said for node in plan.nodes.values() if (picker := node.picker) is not None]
+    assert said == ["picks by majority:word, at least 2 valid", "picks by shortest", "keeps all valid ones"]
+    assert not schema_faults((tmp_path / "chain.yml").read_bytes())
+    text, unsaid = as_yaml(load(tmp_path).chain)
+    (tmp_path / "again.yml").write_text(text)
+    again = compiled(tmp_path, "again.yml")
+    assert not unsaid and again.forks == plan.forks
+    several = [name for name, node in plan.nodes.items() if node.step is not None and node.step.n > 1]
+    assert len(several) == 6
+    same = several[1:]  # the first takes a class, whose fields the text has in its place
+    assert [again.nodes[name].fingerprint for name in same] == [plan.nodes[name].fingerprint for name in same]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("pick: majority:word", "pick: majority:wrd", "Guess has no field 'wrd'; did you mean 'word'?"),
+        ("pick: majority:word", "pick: most", "pick is 'most'; give 'majority', 'majority:field' or a function"),
+        ("n: 5", "n: many", "n is 'many': Input should be a valid integer"),
+        ("min_valid: 2", "min_valid: 6", "min_valid is 6, it must be from 1 to 5 (n)"),
+        ("functions:shortest", "functions:longest", "module 'functions' has no 'longest'"),
+        ("functions:shortest", "functions:long", "pick=long must take (candidates), it takes 2 parameters"),
+    ],
+)
+def test_an_error_about_candidates_names_its_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = (CHAIN + CANDIDATES).replace("models:\n", GUESS)
+    assert old in text
+    write(tmp_path, text.replace(old, new, 1))
+    with pytest.raises(LoadError) as caught:
+        compiled(tmp_path)
+    assert "chain.yml:" in str(caught.value) and said in str(caught.value), caught.value
 
 
 LOOP = """\
