@@ -21,7 +21,7 @@ from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import lines_of_root
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.sealing import Sealer
-from chainette.io.rundir.logged_folder import StreamWriter, require_size
+from chainette.io.rundir.shards import StreamWriter, require_size
 from chainette.io.rundir.writer import RunWriter
 from chainette.io.tables.schemas import Added, ShardSchemas
 from chainette.records import declared_of
