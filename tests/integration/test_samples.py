@@ -531,3 +531,15 @@ def test_open_run_and_the_report_know_the_candidates(tmp_path: Path) -> None:
     exits = {box.title: dict(box.exits) for box in drawing.boxes}
     assert exits["vote_candidates"] == {"invalid": 11} and exits["vote"] == {"rejected": 2}
     assert isinstance(result._state.graph, Graph)
+
+
+def test_a_later_run_takes_valid_candidates_from_an_earlier_one_and_asks_for_the_others(tmp_path: Path) -> None:
+    with scripted(llm=words) as scripts:
+        chain(min_valid=2).run(texts(4), tmp_path / "first")
+        scripts["llm"].requests.clear()
+        again = chain(pick=None).run(texts(4), tmp_path / "again", reuse=[tmp_path / "first"])
+    rows = [*again.rows("vote_candidates")]
+    reused = Counter(row["row_id"][0] for row in rows if row["_reused_from"])
+    assert reused == {row: sum(map(bool, given)) for row, given in WORDS.items() if any(given)}
+    assert len(scripts["llm"].requests) == len(rows) - reused.total()
+    assert again.metadata["balanced"]
