@@ -539,7 +539,7 @@ def test_a_later_run_takes_valid_candidates_from_an_earlier_one_and_asks_for_the
         scripts["llm"].requests.clear()
         again = chain(pick=None).run(texts(4), tmp_path / "again", reuse=[tmp_path / "first"])
     rows = [*again.rows("vote_candidates")]
-    reused = Counter(row["row_id"][0] for row in rows if row["_reused_from"])
+    reused = Counter(row["row_id"][0] for row in rows if row.get("_reused_from"))
     assert reused == {row: sum(map(bool, given)) for row, given in WORDS.items() if any(given)}
     assert len(scripts["llm"].requests) == len(rows) - reused.total()
     assert again.metadata["balanced"]
