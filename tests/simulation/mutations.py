@@ -286,8 +286,8 @@ MUTATIONS = (
     Mutation(
         "the local sink acknowledges before rows are durable",
         "chainette/run/local_sink.py",
-        "        committed = await self._commit(events, entries)\n        self._tell(committed)\n",
-        '        if entries:\n            self.queue.ack(self.keys, "", self._position, finished_roots(entries))\n        committed = await self._commit(events, entries)\n        self._tell(committed)\n',
+        "        committed = await self._commit(events, entries)\n",
+        '        if entries:\n            self.queue.ack(self.keys, "", self._position, finished_roots(entries))\n        committed = await self._commit(events, entries)\n',
     ),
     Mutation(
         "the sink takes whatever the queue gives it",
