@@ -90,6 +90,18 @@ def test_a_notebook_shows_counts_reasons_and_rows_as_text(result: RunResult) -> 
     assert repr(result) == f"RunResult({str(result.dir)!r}: finished, 26 rows from 30 records, 4 rejected)"
 
 
+def test_a_notebook_shows_no_command_and_no_reversed_text_of_a_row(tmp_path: Path) -> None:
+    class Said(BaseModel):
+        text: str
+
+    def say(item: Number) -> Said:
+        return Said(text="\x1b[2J\u202e<img src=x onerror=alert(1)>")
+
+    page = Chain(name="says", steps=[apply(say)]).run([Number(n=1)], tmp_path / "run")._repr_html_()
+    assert "\\x1b[2J\\u202e&lt;img" in page
+    assert not {"\x1b", "\u202e"} & {*page} and "<img" not in page
+
+
 def test_a_run_whose_rows_were_all_rejected_says_so(tmp_path: Path) -> None:
     result = halves().run([Number(n=6)], tmp_path / "run")
     assert repr(result).endswith("finished, 0 rows from 1 records, 1 rejected)")

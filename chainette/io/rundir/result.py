@@ -23,6 +23,7 @@ from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.row_lines import parse_output
 from chainette.records import Source, row_order
 from chainette.utils.private_files import make_folder
+from chainette.utils.terminal_text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +83,7 @@ class RunResult:
         ]
         rows = list(islice(self.rows("flattened"), _HEAD))
         tables = "".join(map(_html_table, filter(None, (counts, reasons, rows))))
-        return f"<p><b>{escape(str(self.dir))}</b>: {escape(self._summary())}</p>{tables}"
+        return f"<p><b>{_shown(str(self.dir))}</b>: {escape(self._summary())}</p>{tables}"
 
     def _summary(self) -> str:
         """The status with the number of rows that reached the end, which may be none."""
@@ -261,9 +262,14 @@ def _library(name: str, method: str) -> Any:
         raise RunDirectoryError(f"RunResult.{method}() needs the package {name}: pip install {name}") from error
 
 
+def _shown(text: str) -> str:
+    """A text of the run as text in HTML; control characters and reversed text are escaped, since notebooks are printed too."""
+    return escape(visible(text))
+
+
 def _html_table(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> str:
     def line(cells: Iterator[Any], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{_shown(str(cell))}</{tag}>' for cell in cells)}</tr>"
 
     head = line(iter(rows[0]), "th")
     return f"<table>{head}{''.join(line(iter(row.values()), 'td') for row in rows)}</table>"

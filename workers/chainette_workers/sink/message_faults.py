@@ -99,7 +99,8 @@ def _output_fault(node: PlanNode, output: Output) -> str:
     if node.passes and output.value != PASSED:
         return "a row that passes as it is has a value"
     if isinstance(node.next, ToWays):
-        return decision_fault(output.value, [way for way, _ in node.next.ways], _round_of(node))
+        ways = [way for way, _ in node.next.ways]
+        return decision_fault(output.value, ways, _round_of(node)) or _repetition(output.value)
     return _object_fault(output.value)
 
 

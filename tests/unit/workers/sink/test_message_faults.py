@@ -10,7 +10,7 @@ import pytest
 from chainette_workers.sink.acceptance import AcceptedRoot
 from chainette_workers.sink.message_faults import root_fault
 
-from chainette import Chain, Step, register_engine
+from chainette import Chain, Route, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
@@ -183,6 +183,21 @@ def test_children_are_numbered_from_their_row() -> None:
         ("4~٠",),
     ):
         assert refused(*wrong), wrong
+
+
+def test_a_decision_has_each_field_once() -> None:
+    with using_registry(EngineRegistry()):
+        route = Route("size", on="{{ text }}", cases={"a": [], "b": []}, default=[])
+        plan = compile_chain(Chain(name="routed", input_model=Text, steps=[route]))
+
+    def refused(value: bytes) -> str:
+        return AcceptedRoot(plan, 1, ROWS, Durable(), range(4, 6)).refuse(
+            entry(result([("4", value)], node="size")), frozenset()
+        )
+
+    assert refused(b'{"_way":"a"}') == ""
+    for forged in (b'{"_way":"zzz","_way":"a"}', b'{"_way":"a","\\u005fway":"b"}', b'{"_way":"zzz"}'):
+        assert refused(forged).startswith("root 1: a row is no"), forged
 
 
 def test_a_join_brings_no_rows() -> None:
