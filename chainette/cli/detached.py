@@ -15,7 +15,7 @@ from rich.text import Text
 from chainette.cli.bundles import Task
 from chainette.cli.common import command_line, console, for_scripts, tell, warn
 from chainette.cli.drive_flags import FleetDriveFlags
-from chainette.cli.exit_codes import INTERRUPTED, REJECTED
+from chainette.cli.exit_codes import INTERRUPTED, exit_code_of
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.fleet_screen import RunView, watch
 from chainette.cli.screen.summary import counts_table, summary_lines
@@ -116,8 +116,8 @@ def _tell_end(directory: Path, *, quiet: bool) -> None:
         typer.echo(for_scripts(directory))
     if state.status is not Status.FINISHED:
         raise typer.Exit(1)
-    if metadata["rows_rejected"]:
-        raise typer.Exit(REJECTED)
+    if code := exit_code_of(metadata):
+        raise typer.Exit(code)
 
 
 def _require_services(board: Board, roles: Sequence[Role]) -> str:

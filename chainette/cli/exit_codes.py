@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["INTERRUPTED", "REJECTED"]
+from collections.abc import Mapping
+from typing import Any
 
-#: The run finished, and some of its rows were rejected.
+__all__ = ["INTERRUPTED", "REJECTED", "exit_code_of"]
+
+#: The run finished, and some of its rows were rejected; or it accepted fewer rows than were wanted.
 REJECTED = 3
 
 #: Ctrl-C, SIGTERM, or a pipe that was closed.
 INTERRUPTED = 130
+
+
+def exit_code_of(metadata: Mapping[str, Any]) -> int:
+    """The exit code of a finished run. One that accepted all rows that were wanted is done, whatever it rejected."""
+    if accept := metadata.get("accept"):
+        return 0 if accept["last"] else REJECTED
+    return REJECTED if metadata["rows_rejected"] else 0

@@ -29,7 +29,7 @@ from chainette.cli.common import (
     warn,
 )
 from chainette.cli.directory_status import can_go_on
-from chainette.cli.exit_codes import INTERRUPTED, REJECTED
+from chainette.cli.exit_codes import INTERRUPTED, exit_code_of
 from chainette.cli.screen.live import LiveView
 from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, Reporter, line_writer
 from chainette.cli.screen.show import ShowAnswers
@@ -112,7 +112,7 @@ def launch(
     """Runs `start` with the hooks that report it, and ends the command.
 
     Raises:
-        typer.Exit: unless the run finished without a rejected row.
+        typer.Exit: unless the run finished without a rejected row, or with all rows that it was to accept.
     """
     reporter, others = _reporter(telling, directory, plan), [*_others(telling)]
     try:
@@ -136,8 +136,11 @@ def launch(
         given = result.metadata["input"]
         name = "the input" if given.get("below") == "run" else show_path(given["path"])  # standard input has no path to show
         tell(f"warning: {name} holds no records", fg="yellow", err=True)
-    if result.metadata["rows_rejected"]:
-        raise typer.Exit(REJECTED)
+    if (accept := result.metadata.get("accept")) and not accept["last"]:
+        fewer = f"accepted {accept['certain']:,} of {accept['wanted']:,} rows: the input has no more records"
+        tell(f"warning: {fewer}", fg="yellow", err=True)
+    if code := exit_code_of(result.metadata):
+        raise typer.Exit(code)
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ class Chain:
     emoji: str = ""
     #: Rows per root and the most rows per unit.
     batch_size: int = DEFAULT_BATCH_SIZE
+    #: The number of rows at the end after which a run stops: the first ones in the order of the input. None: it takes all.
+    accept: int | None = None
     #: Defaults to the input model of the first node.
     input_model: type[BaseModel] | None = None
     place: Place = field(default_factory=caller_place, init=False, repr=False)
@@ -77,6 +79,10 @@ class Chain:
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise DeclarationError(
                 f"{self.place}: chain {self.name!r}: batch_size is {self.batch_size!r}, it must be 1 or more"
+            )
+        if self.accept is not None and (not isinstance(self.accept, int) or self.accept < 1):
+            raise DeclarationError(
+                f"{self.place}: chain {self.name!r}: accept is {self.accept!r}, it must be 1 or more (None: every row is taken)"
             )
         object.__setattr__(self, "steps", checked_elements(self.name, self.steps, self.place))
 

@@ -109,6 +109,7 @@ class Compiler:
             chain=self.chain.name,
             emoji=self.chain.emoji,
             batch_size=batch_size,
+            accept=self.chain.accept,
             input_model=model,
             input_fingerprint=fingerprint_model(model),
             first=target_of(self.chain.steps[0], start),

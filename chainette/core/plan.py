@@ -364,6 +364,8 @@ class Plan:
     #: Columns groups of `flattened/`, in order: `chain_input`, node ids, aliases, ending branches.
     columns: tuple[str, ...]
     warnings: tuple[Problem, ...] = ()
+    #: Rows at the end after which a run stops; None: it takes all.
+    accept: int | None = None
     #: Values of the parameters of the factory that made the chain, as JSON.
     parameters: Mapping[str, Any] = field(default_factory=dict)
     #: Objects compiled from the plan alone: adapters, prompts. Filled on demand from any thread; if two threads make

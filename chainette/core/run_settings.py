@@ -55,6 +55,15 @@ class RunSettings:
             raised="Take the first N records, more than before; also of a finished run.",
         ),
     ] = None
+    accept: Annotated[
+        int | None,
+        Flag(
+            help="Stop once the first N rows, in the order of the input, have reached the end [default: the chain's].",
+            metavar="N",
+            minimum=1,
+            raised="Accept the first N rows, more than before; also of a finished run.",
+        ),
+    ] = None
     batch_size: Annotated[int | None, Flag(help="Rows per unit of work [default: the chain's].", metavar="N", minimum=1)] = None
     seed: Annotated[int, Flag(help="The seed from which every request's sampling seed is derived.", metavar="N")] = 0
     format: Annotated[Format, Flag(help="The file format of the rows.")] = "jsonl"

@@ -61,7 +61,7 @@ _FUNCTION = Settings(decide=_words("id fn input_model output_model cardinality")
 
 #: Every setting that a user can declare, by kind of declaration; `settings_of_engine` adds the keys of its backend.
 SETTINGS: Mapping[str, Settings] = {
-    "Chain": Settings(decide=_words("steps input_model"), free=_words("name emoji batch_size")),
+    "Chain": Settings(decide=_words("steps input_model"), free=_words("name emoji batch_size accept")),
     "Step": Settings(
         decide=_words("id input_model output_model engine_name sampling system_prompt user_prompt")
         | _words("output_format_instruction prompt_builder yield_output n pick"),

@@ -14,8 +14,8 @@ from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, RootRecord
-from chainette.fleet.protocol.queue_values import AdmissionResult
-from chainette.io.inputs.roots import Root
+from chainette.fleet.protocol.queue_values import AdmissionResult, Lost
+from chainette.io.inputs.roots_ahead import WAITING, Root
 from chainette.records import CHAIN_INPUT, Effects, Read, Rejection
 
 __all__ = ["Coordinator", "read_for_live_roots"]
@@ -60,10 +60,17 @@ class Coordinator:
     durable: Callable[[int], Durable | None]
     #: Called with the rejections of a root's bad lines, once it is admitted.
     tell: Callable[[list[Rejection]], None] = lambda _bad: None
+    #: Whether a root may begin: not if the rows of those before it may be enough (`AcceptedRows.admits`).
+    admits: Callable[[int], bool] = lambda _root: True
     _cursor: int = -1
     _roots: Iterator[Root] | None = None
     _next: _Next | None = None
+    #: The least number that the next root can have.
+    _following: int = 0
+    #: Set once the number of roots of this epoch is known: at the end of the input, or if the others need a later phase.
     finished: bool = False
+    #: Whether the next root is being read, from a source that takes its time.
+    waits: bool = False
 
     def step(self) -> bool:
         """Admits the next root; False if it has to wait, or if every root is in.
@@ -92,18 +99,47 @@ class Coordinator:
         if self._roots is None:
             progress = self.queue.progress(self.keys)
             self._cursor = progress.cursor
-            self._roots = self.pending(progress.last)
-        root = next(self._roots, None)
-        if root is None:
-            self.finished = self.queue.end_of_input(self.keys, self._cursor)
-            self._roots = self._roots if self.finished else None
+            self._roots, self._following = self.pending(progress.last), progress.last + 1
+        if not self.admits(self._following):
+            self._hold()
             return False
+        root = next(self._roots, None)
+        self.waits = root is WAITING
+        if self.waits:
+            self._hold()
+            return False
+        if root is None:
+            self._end()
+            return False
+        self._following = root.number + 1
         durable = self.durable(root.number)
         known = durable.rejected(CHAIN_INPUT) if durable is not None else ()
         bad = [rejection for rejection in root.bad if rejection.row_id not in known]
         effects = frontier(self.plan, root.number, root.rows, durable)
         self._next = _Next(root.number, RootRecord(root.rows, root.records, root.read), bad, effects)
         return True
+
+    def _end(self) -> None:
+        """No more roots are admitted in this epoch."""
+        self.finished = self.queue.end_of_input(self.keys, self._cursor)
+        self._roots = self._roots if self.finished else None
+
+    def _hold(self) -> None:
+        """Looks at the queue while the next root may not begin, or is not there yet.
+
+        If the queue has gone back to before roots were admitted, they are read anew. If all that may begin waits for a later
+        phase, only in which rows reach the end, the epoch ends.
+
+        Raises:
+            Lost: the epoch is over.
+        """
+        progress = self.queue.progress(self.keys)
+        if not progress.is_current:
+            raise Lost(f"run {self.keys.run}: epoch {self.keys.epoch} is over")
+        if progress.cursor != self._cursor:
+            self._roots = None
+        elif progress.suspended and not progress.live and not self.admits(self._following):
+            self._end()
 
     def _admit(self, root: _Next) -> AdmissionResult:
         token = secrets.token_hex(8)

@@ -9,7 +9,8 @@ from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import Entry
-from chainette.io.rundir.writer import Admitted, Commit, Item, Suspended
+from chainette.io.rundir.live_roots import Admitted, Commit
+from chainette.io.rundir.writer import Item, Suspended
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage, step_of
 from chainette.run.limits import RejectWatch
 

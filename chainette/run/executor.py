@@ -109,9 +109,10 @@ def resume(
     """Goes on with the run of a directory from its durable rows; nothing durable is asked for again.
 
     The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
-    everything that depends on them is computed anew. `inputs` names the input's new place if it has moved.
+    everything that depends on them is computed anew. `inputs` names the input's new place if it has moved; "-" is standard
+    input, which a run with `accept` goes on with.
     `more` names files that are appended to the input of a finished run: their records number on, and begin a new root.
-    `options` may name hooks, window, engine_patience, max_reject_rate and a higher limit; the rest is fixed by the log.
+    `options` may name hooks, window, engine_patience, max_reject_rate and a higher limit or accept; the log fixes the rest.
 
     Raises:
         RunDirectoryError: there is no run, it was made by a chain that lives in Python only, or the limit is lower.
@@ -120,6 +121,8 @@ def resume(
     """
     steps = [from_step] if isinstance(from_step, str) else from_step
     paths, appended = ([given] if isinstance(given, str | os.PathLike) else given for given in (inputs, more))
+    if [str(path) for path in paths] == ["-"]:
+        paths, options = (), options | {"source": sys.stdin.buffer}
     return block(resume_run, RunDir(directory), chain, RunOptions(inputs=paths, more=appended, **options), steps)
 
 

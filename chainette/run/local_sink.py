@@ -19,7 +19,9 @@ from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import ANCHOR, Entry
 from chainette.hooks import Hook
-from chainette.io.rundir.writer import Admitted, Commit, Committed, Item
+from chainette.io.rundir.accepted_rows import AcceptedRows
+from chainette.io.rundir.live_roots import Admitted, Commit
+from chainette.io.rundir.writer import Committed, Item
 from chainette.records import Row
 from chainette.run.durability import admitted, commit_of, count_rejects, finished_roots, items_of
 from chainette.run.limits import RejectWatch
@@ -35,6 +37,9 @@ class Writer(Protocol):
 
     def commit(self, group: Sequence[Item]) -> Committed: ...
     def durable(self, root: int) -> Durable | None: ...
+    @property
+    def accepted(self) -> AcceptedRows | None: ...
+    def readmit(self) -> None: ...
 
 
 @dataclass
@@ -64,6 +69,7 @@ class LocalSink:
         """A new epoch, with this anchor; the stream before it is at its end."""
         self.keys, self._position = keys, (ANCHOR, token)
         self._durable.clear()
+        self.writer.readmit()
         self.rejects.begin()
 
     def durable(self, root: int) -> Durable | None:

@@ -19,8 +19,9 @@ from chainette.core.route import Route
 from chainette.engine.lifecycle import Engines
 from chainette.errors import DeclarationError, RowsRejected
 from chainette.hooks import Hook
-from chainette.io.inputs.roots import Root
-from chainette.io.rundir.writer import Commit, Committed, Item, RunWriter, Scratch, Suspended
+from chainette.io.inputs.roots_ahead import Root
+from chainette.io.rundir.live_roots import Commit
+from chainette.io.rundir.writer import Committed, Item, RunWriter, Scratch, Suspended
 from chainette.records import CHAIN_INPUT, Reason, Rejection, Row, Source, owner_of, row_order
 from chainette.run.limits import Limits
 from chainette.run.scheduler import LocalRun

@@ -15,6 +15,7 @@ from chainette.core.usercode.confined import ChainClaim
 from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
 from chainette.hooks import Hook
+from chainette.io.inputs.growing_file import RowSource
 from chainette.run.limits import Limits
 from chainette.run.stored_answers import AnswerSources
 from chainette.utils.argument_advice import explained
@@ -90,6 +91,8 @@ class RunOptions(RunSettings):
     inputs: Sequence[str | os.PathLike[str]] = ()
     #: Paths that are appended to the input of a finished run that is resumed; () otherwise.
     more: Sequence[str | os.PathLike[str]] = ()
+    #: The source of a resumed run's rows, again from the first one, if it had not ended: a stream, or rows.
+    source: RowSource | None = None
     hooks: tuple[Hook, ...] = ()
     #: Who moves the units; None: this process does.
     drive: Drive | None = None
@@ -98,6 +101,10 @@ class RunOptions(RunSettings):
         super().__post_init__()
         if self.run_id and not _RUN_ID.fullmatch(self.run_id):
             raise InputError(f"run_id is {self.run_id!r}; it may hold ASCII letters, digits, '_' and '-' only, 64 at most")
+
+    def wanted(self, plan: Plan) -> int | None:
+        """The number of rows after which a fresh run of a plan stops; None if it takes all."""
+        return self.accept or plan.accept
 
     @property
     def recorded(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from chainette.core.usercode.parameters import given, set_flags, text_of
 from chainette.engine.model_files import files_of
 from chainette.engine.registry import EngineRegistry
 from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.io.inputs.locate import open_input
+from chainette.io.inputs.growing_file import GrowingFile
+from chainette.io.inputs.locate import open_growing, open_input
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.same_input import require_same_input
 from chainette.io.rundir.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
@@ -41,7 +42,7 @@ from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan, registry_of
 from chainette.run.session import check_drive, finish_run
 
-__all__ = ["Observed", "compiled_now", "observe", "require_limit", "resume", "retry"]
+__all__ = ["Observed", "compiled_now", "observe", "require_accept", "require_limit", "resume", "retry"]
 
 _log = logging.getLogger("chainette")
 
@@ -71,7 +72,7 @@ async def resume(
     _tell_rescues(directory, state, plan)
     if options.more:
         _require_at_its_end(directory, state)
-    elif state.status is Status.FINISHED and options.limit == state.limit:
+    elif state.status is Status.FINISHED and (options.limit, options.accept) == (state.limit, wanted_of(state)):
         await anyio.to_thread.run_sync(require_content, directory, state)
         await anyio.to_thread.run_sync(_tidy, directory, state)
         if options.drive is not None:
@@ -108,9 +109,11 @@ async def _continue(directory: RunDir, plan: Plan, state: RunState, options: Run
         source = await anyio.to_thread.run_sync(open_input, [*known, *options.more])
     identity = placed_input(source.identity(), directory, options.chain_root)
     limit = options.limit if options.limit != state.limit else None
-    reopened = Reopened(identity if identity != state.input else None, limit, state.total if options.more else None)
-    # units in a queue are of the file before it was touched, and end at the old limit
-    same = equal and not reopened.is_longer and options.budget == state.budget
+    accept = options.accept if options.accept != wanted_of(state) else None
+    records = state.total if options.more else None
+    reopened = Reopened(identity if identity != state.input else None, limit, records, accept)
+    # units in a queue are of the file before it was touched, and end at the old limit; with `accept`, roots may wait in memory
+    same = equal and not reopened.is_longer and options.budget == state.budget and state.accepted is None
     attaches = options.drive is not None and options.drive.attaches and same
     writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, state, new_epoch=not attaches))
     writer.reopened = reopened
@@ -339,6 +342,7 @@ def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOpt
         fixed["reuse"] = options.reuse
     elif options.reuse:
         raise RunDirectoryError(f"{directory}: the run takes no answers from others; begin a new run with --reuse to do so")
+    fixed["accept"] = require_accept(directory, state, options.accept)
     for name in options.given.keys() & fixed.keys() - RESUMABLE - {"engines_file"}:
         if (value := getattr(options, name)) != fixed[name]:
             raise RunDirectoryError(
@@ -363,6 +367,32 @@ def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int
         raise RunDirectoryError(
             f"{directory}: the run takes {state.limit:,} records, and their results stay; a limit can be raised, "
             f"not lowered to {wanted:,}"
+        )
+    return wanted
+
+
+def wanted_of(state: RunState) -> int | None:
+    """The number of rows that a run accepts; None if it takes all."""
+    return None if state.accepted is None else state.accepted.wanted
+
+
+def require_accept(directory: RunDir, state: RunState, wanted: int | None) -> int | None:
+    """The number of rows that a session accepts: the recorded one, or the higher one that is wanted.
+
+    Raises:
+        RunDirectoryError: it is lower.
+    """
+    known = wanted_of(state)
+    if wanted is None or wanted == known:
+        return known
+    if known is None:
+        raise RunDirectoryError(
+            f"{directory}: the run takes all rows; it cannot stop after {wanted:,} now. Begin a new run with --accept"
+        )
+    if wanted < known:
+        raise RunDirectoryError(
+            f"{directory}: the run accepts {known:,} rows, and those that are written stay; the number can be raised, "
+            f"not lowered to {wanted:,}. The first {wanted:,} rows of flattened are the ones that you want"
         )
     return wanted
 
@@ -409,6 +439,9 @@ def _same_input(
     """
     paths = [path] if isinstance(path, Path) else path or options.inputs
     known = input_paths(state.input, directory, Path(options.chain_root))
+    if state.input.get("growing"):
+        source = open_growing(GrowingFile(known[0], options.source), limit=options.limit)
+        return source, require_same_input(source, state.input, state.read, str(directory))
     try:
         source = open_input(paths or known, limit=options.limit)
     except InputError as error:

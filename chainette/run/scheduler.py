@@ -7,6 +7,7 @@ durable. If engines share a device, the run goes in phases, each of which is an 
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import Drain
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook
-from chainette.io.inputs.roots import Root
+from chainette.io.inputs.roots_ahead import Root
 from chainette.io.rundir.events import BudgetUsed, Event
 from chainette.records import Outcome, Rejection, Row
 from chainette.run.allowance import Allowance
@@ -57,6 +58,9 @@ _HERE = "here"
 
 #: The least seconds until the next look at an engine that has rested.
 _TICK = 0.005
+
+#: Seconds between two looks at a source that has not given the next rows yet.
+_PAUSE = 0.02
 
 
 @dataclass
@@ -118,10 +122,13 @@ class LocalRun(Worker):
         if len(phases) < 2:
             await self._pass()
             return
-        for name in phases:
-            self._begin(frozenset(phases) - {name})
-            await self._pass()
-            await self.engines.release(name)
+        while True:
+            for name in phases:
+                self._begin(frozenset(phases) - {name})
+                await self._pass()
+                await self.engines.release(name)
+            if self.writer.accepted is None or self._has_enough or not self.queue.progress(self.sink.keys).suspended:
+                return  # else roots that began in the last phase need the others
 
     def post(self, event: Event) -> None:
         """Has the log record an event, before its consequences."""
@@ -166,8 +173,10 @@ class LocalRun(Worker):
     async def _feed(self, group: TaskGroup) -> None:
         """Admits, dispatches and waits, until nothing is live and the input is at its end."""
         keys = self.sink.keys
-        coordinator = Coordinator(self.queue, keys, self.plan, lambda _last: self.roots(), self.sink.durable, self._tell_bad)
-        while self._failure is None:
+        coordinator = Coordinator(
+            self.queue, keys, self.plan, lambda _last: self.roots(), self.sink.durable, self._tell_bad, self._admits
+        )
+        while self._failure is None and not self._has_enough:
             self._changed, looked = anyio.Event(), self.clock()
             while coordinator.step():
                 self._dispatch(group)
@@ -175,8 +184,17 @@ class LocalRun(Worker):
             self._dispatch(group)
             if coordinator.finished and self.queue.progress(keys).complete:
                 return
-            with anyio.move_on_after(self._rest(looked)):
+            with anyio.move_on_after(_PAUSE if coordinator.waits else self._rest(looked)):
                 await self._changed.wait()
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether all rows that are wanted are accepted, so that those behind them need not go on."""
+        return self.writer.accepted is not None and self.writer.accepted.reached
+
+    def _admits(self, root: int) -> bool:
+        accepted = self.writer.accepted
+        return accepted is None or accepted.admits(root, self.plan.batch_size, self._window)
 
     def _tell_bad(self, bad: list[Rejection]) -> None:
         if self.hook.streams:
@@ -195,6 +213,8 @@ class LocalRun(Worker):
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or not is_stray(error):
                 raise
+            if self._has_enough and isinstance(error, CancelledError):
+                return  # a function noticed in its thread that its rows are no longer wanted
             own = error if isinstance(error, Exception) else RunStopped(raised(error))
             self._failure = self._failure or own
             self._tell()

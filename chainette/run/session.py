@@ -19,7 +19,7 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.engine.preflight import require_openable
 from chainette.engine.price import Rate
-from chainette.errors import ChainetteError, InputError, RunCancelled
+from chainette.errors import ChainetteError, InputError, RunCancelled, RunStopped
 from chainette.hooks import Hook, Hooks
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.roots import Roots
@@ -30,6 +30,7 @@ from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import Status
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import Row
+from chainette.run.limits import window_for
 from chainette.run.local_sink import Writer
 from chainette.run.options import Drive, RunOptions
 from chainette.run.scheduler import LocalRun
@@ -67,14 +68,40 @@ class Session:
         """The earlier runs that it takes answers from."""
         return self.options.sources(self.writer.directory.answers)
 
+    @property
+    def has_enough(self) -> bool:
+        """Whether all rows that are wanted are accepted, so that the input need not be read on."""
+        accepted = self.writer.accepted
+        return accepted is not None and accepted.reached
+
+    def admits(self, root: int) -> bool:
+        """Whether a root may begin (`AcceptedRows.admits`)."""
+        accepted, window = self.writer.accepted, window_for(0, self.options.window)
+        return accepted is None or accepted.admits(root, self.plan.batch_size, window)
+
+    def _wants_source(self) -> str:
+        accepted, directory = self.writer.accepted, self.writer.directory
+        assert accepted is not None
+        return (
+            f"{directory}: {accepted.certain:,} of {accepted.wanted:,} rows are accepted, and all rows that were read from its "
+            f"source are used up. Give the source again, from its first row: `... | chainette resume {directory} --input -`, "
+            f"or chain.run(rows, {str(directory)!r}, resume=True)"
+        )
+
     def finish(self) -> None:
         """Says in the log that every row is in its place; once, however often it is called.
 
         Raises:
             NotFinished: by the log, rows are missing.
+            RunStopped: rows are missing that only a source can give which this session does not have.
         """
         state = self.writer.state
         if state.status is not Status.FINISHED:
+            if self.has_enough:
+                _tell(self.hook, self.writer.finish("", None))
+                return
+            if self.source.is_cut:
+                raise RunStopped(self._wants_source())
             records = self.source.total()
             _tell(self.hook, self.writer.finish(self.source.digest(state.read), records))
 
@@ -150,6 +177,7 @@ async def finish_run(
             _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, error))
         raise
     finally:
+        source.close()
         writer.close()
 
 
@@ -213,6 +241,7 @@ def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
         records=found.records,
         rates=writer.rates,
         budget=[*writer.limits],
+        accept=found.accept,
     )
     return writer.record([resumed])
 

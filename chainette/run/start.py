@@ -18,7 +18,8 @@ from chainette.engine.budget import budget_of
 from chainette.errors import InputError
 from chainette.hooks import Hooks
 from chainette.io.inputs.frames import spool_frame
-from chainette.io.inputs.locate import open_input
+from chainette.io.inputs.growing_file import GrowingFile, RowSource
+from chainette.io.inputs.locate import open_growing, open_input
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.remote import fetch
 from chainette.io.inputs.spool import spool
@@ -58,7 +59,7 @@ async def start(
     if options.resume and directory.exists():
         paths = _paths(inputs)
         given = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
-        return await resume(directory, chain, replace(options, inputs=given))
+        return await resume(directory, chain, replace(options, inputs=given, source=None if paths else _source(inputs)))
     plan = compile_plan(chain, options)
     await check_drive(plan, options)
     writer, source = await anyio.to_thread.run_sync(_begin, directory, run_id, plan, inputs, options)
@@ -82,11 +83,15 @@ async def iterate(
         source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
         roots, hook = roots_of(plan, source, options), Hooks(options.hooks)
         budget = budget_of(options.budget, rates_of(plan))
-        async with (
-            open_answers(options.sources(Path(folder) / "answers")) as stored,
-            local_run(plan, roots, Scratch(plan), lambda _: False, options, hook, deliver, stored, budget) as local,
-        ):
-            await local.run()
+        writer = Scratch(plan, options.wanted(plan))
+        try:
+            async with (
+                open_answers(options.sources(Path(folder) / "answers")) as stored,
+                local_run(plan, roots, writer, writer.is_done, options, hook, deliver, stored, budget) as local,
+            ):
+                await local.run()
+        finally:
+            source.close()
 
 
 def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
@@ -102,7 +107,7 @@ def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: 
             chain_ref=options.chain_ref,
             chain_root=options.chain_root,
             graph=graph_of(plan, Added.of(options.recorded)),
-            settings=_recorded_settings(options) | {"batch_size": plan.batch_size},
+            settings=_recorded_settings(options) | {"batch_size": plan.batch_size, "accept": options.wanted(plan)},
             input=placed_input(source.identity(), directory, options.chain_root),
             versions=versions(),
             git=git_commit(Path(options.chain_root or ".")),
@@ -145,11 +150,25 @@ def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLik
 
 
 def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
-    """The input; standard input, URLs and rows of Python's go to a file in `folder` first."""
+    """The input; standard input, URLs and rows go to a file in `folder`: whole, or, with `accept`, as they are read."""
     found = _open_files(inputs, plan, options)
     if found is not None:
         return found
+    if options.wanted(plan) is not None and _may_never_end(inputs):
+        path = folder / ("0" if inputs == "-" else "0.jsonl")
+        return _checked(open_growing(GrowingFile(path, _source(inputs)), limit=options.limit), plan, options)
     return _checked(open_input(_spooled(inputs, folder), limit=options.limit), plan, options)
+
+
+def _may_never_end(inputs: Inputs) -> bool:
+    return inputs == "-" or not isinstance(inputs, Sequence | ArrowStream)
+
+
+def _source(inputs: Inputs) -> RowSource | None:
+    """Standard input, or rows; None if what they gave is in a file."""
+    if inputs == "-":
+        return sys.stdin.buffer
+    return None if isinstance(inputs, ArrowStream) else cast("RowSource", inputs)
 
 
 def _spooled(inputs: Any, folder: Path) -> Path | Sequence[str | os.PathLike[str]]:

@@ -33,6 +33,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "12_escalate": {"read": 24, "flattened": 24},
     "13_batches": {"look_up": 22, "score": 21, "flattened": 21, "rejected": 1},
     "14_yaml": {"clean": 22, "classify": 22, "topic": 22, "reply": 22, "flattened": 22},
+    "15_accept": {"write": None, "check": None, "flattened": 20},
     "17_reuse": {"sort": 24, "reply": 24, "flattened": 24},
 }
 
@@ -141,6 +142,15 @@ def test_the_majority_of_the_real_models_answers_is_picked(project: Project) -> 
     for row in picked:
         votes = Counter(each["material"] for each in candidates if each["row_id"].startswith(f"{row['row_id']}~"))
         assert votes[row["material"]] == max(votes.values())
+
+
+@needs_model
+def test_the_accepting_example_stops_after_as_many_real_answers_as_its_readme_says(project: Project) -> None:
+    done = project.chainette("run", *paths("15_accept"), "--accept", "2", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert "simulated" not in done.stdout and "accepted: 2 of 2 rows" in done.stdout
+    reviews = [json.loads(line)["check.review"] for line in (project.path / "out/flattened/0.jsonl").read_text().splitlines()]
+    assert len(reviews) == 2 and all(len(review) >= 20 for review in reviews)
 
 
 @needs_model

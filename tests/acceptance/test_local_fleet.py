@@ -178,3 +178,18 @@ def test_an_input_that_changes_while_a_fleet_reads_it_stops_the_run_and_the_old_
     assert done.returncode == 0, done.stderr
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
     assert lines(project, "fleet") == lines(project, "local")
+
+
+@pytest.mark.long
+def test_a_fleet_accepts_the_rows_that_one_process_accepts_also_when_all_are_killed(project: Project) -> None:
+    call = ("run", "chain.py", "in.jsonl", "--accept", "40", "--batch-size", "4")
+    assert project.chainette(*call, "-o", "one", "--quiet").returncode == 0
+    run = project.start(*call, "-o", "fleet", "--workers", "writer=1,judge=2")
+    until(lambda: committed(project) > 3)
+    run.kill()
+    run.communicate(timeout=LONG)
+    assert until(lambda: not processes_of(project))
+    done = project.chainette("resume", "fleet", "--workers", "writer=1,judge=2")
+    assert done.returncode == 0 and "accepted: 40 of 40 rows" in done.stdout, done.stderr
+    one, other = ((project.path / name / "flattened/0.jsonl").read_text() for name in ("one", "fleet"))
+    assert one == other and one.count("\n") == 40

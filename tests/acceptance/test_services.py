@@ -388,3 +388,19 @@ def test_a_raised_limit_goes_to_the_sink_that_has_the_run(site: Site) -> None:
             assert done.returncode == 0, done.stderr
     assert site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--limit", "80", "-q").returncode == 0
     assert lines(site.project, "fleet") == lines(site.project, "local")
+
+
+@pytest.mark.long
+def test_services_accept_the_rows_that_one_process_accepts_and_leave_nothing(site: Site) -> None:
+    project = site.project
+    done = project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--accept", "30", "--quiet")
+    assert done.returncode == 0, done.stderr
+    with site.fleet("coordinator", "sink") as [_, sink, _]:
+        run = site.detach("fleet", "--accept", "30", "--window", "24")
+        until(lambda: site.committed("fleet") > 3)
+        sink.kill()
+        sink.wait(LONG)
+        with site.fleet("sink"):
+            site.finished(run)
+    one, other = ((project.path / name / "flattened/0.jsonl").read_text() for name in ("local", "fleet"))
+    assert one == other and one.count("\n") == 30

@@ -30,7 +30,8 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.redis.redis_queue import Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
 from chainette.hooks import Hook
 from chainette.io.inputs.locate import open_input
-from chainette.io.inputs.roots import Root, Roots
+from chainette.io.inputs.roots import Roots
+from chainette.io.inputs.roots_ahead import Root
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.open import claim_directory, create, read_state, recover

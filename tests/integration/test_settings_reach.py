@@ -148,7 +148,7 @@ def test_a_flag_reaches_the_run_and_its_log(name: str, noting: Noting) -> None:
 def test_a_flag_of_resume_reaches_the_session_or_is_refused_as_fixed(name: str, noting: Noting) -> None:
     begin_an_earlier_run()
     first = ["--reuse", "earlier"] if name in HERE else []
-    chainette("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1", "--limit", "2", *first)
+    chainette("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1", "--limit", "2", "--accept", "2", *first)
     told = chainette("resume", "out", "--workers", "1", *flags(name))
     if name in RESUMABLE:
         assert "noted" in told and same(getattr(noting.options, name), name)
@@ -220,7 +220,7 @@ def test_an_order_carries_every_setting_to_the_sink(name: str, sink: Sink, notin
 
 @pytest.mark.parametrize("name", sorted(RESUMABLE - HERE))
 def test_a_resume_that_a_sink_takes_on_reaches_it_too(name: str, sink: Sink, noting: Noting) -> None:
-    enqueue(sink, "--limit", "2")
+    enqueue(sink, "--limit", "2", "--accept", "2")
     sink.serve()
     assert "asked the sink" in chainette("resume", "out", "--redis", sink.url, *flags(name))
     sink.serve()

@@ -195,8 +195,8 @@ MUTATIONS = (
     Mutation(
         "the log speaks of rows before they are synced",
         _WRITER,
-        "        for stream in self._streams.values():\n            stream.sync()\n        logged = self.record(events)\n",
-        "        logged = self.record(events)\n        for stream in self._streams.values():\n            stream.sync()\n",
+        "            for stream in self._streams.values():\n                stream.sync()\n        return self.record(events)\n",
+        "            pass\n        logged = self.record(events)\n        for stream in self._streams.values():\n            stream.sync()\n        return logged\n",
     ),
     Mutation(
         "the log is not synced",

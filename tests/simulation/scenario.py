@@ -69,13 +69,16 @@ class Scenario:
     faults: tuple[Fault, ...]
     #: The action once the run is finished: "retry", or "from" and a node.
     then: tuple[str, ...] = ()
+    #: Rows that the run accepts, and more that it accepts once it is finished; () if it takes all.
+    accept: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         where = f"{self.workers} workers" if self.workers else "one process"
         faults = ", ".join(map(str, self.faults)) or "no faults"
+        accepted = f"accept {self.accept}, " if self.accept else ""
         return (
             f"seed {self.seed}: {len(nodes_of(self.elements))} nodes, {len(self.numbers)} records in batches of "
-            f"{self.batch_size}, window {self.window}, {self.format}, {where}; then {self.then}; {faults}"
+            f"{self.batch_size}, window {self.window}, {self.format}, {accepted}{where}; then {self.then}; {faults}"
         )
 
 
@@ -100,14 +103,20 @@ def drawn(seed: int) -> Scenario:
         rng.choice((None, 1, 2, 3, 6)),
         workers,
         tuple(sorted(_fault(rng, fleet=workers > 0) for _ in range(rng.choice((0, 1, 2, 3, 4, 6))))),
-        tuple(then),
+        () if (accept := _accept(seed)) else tuple(then),
+        accept,
     )
+
+
+def _accept(seed: int) -> tuple[int, ...]:
+    rng = random.Random(f"accept {seed}")
+    return tuple(sorted(rng.sample(range(1, 20), rng.choice((1, 2))))) if rng.random() < 0.2 else ()
 
 
 def drawn_chain(chain: int, records: int) -> Scenario:
     """The scenario of the first seed with this chain, but with so many records, and without faults or operations."""
     rng = random.Random(f"records {chain}")
-    return replace(drawn(chain * _TOGETHER), numbers=_numbers(rng, records), faults=(), then=())
+    return replace(drawn(chain * _TOGETHER), numbers=_numbers(rng, records), faults=(), then=(), accept=())
 
 
 def _numbers(rng: random.Random, records: int) -> tuple[int | None, ...]:

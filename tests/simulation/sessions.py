@@ -97,6 +97,8 @@ class Sessions:
     #: Node -> retries that took effect before it was computed anew; and retries in all.
     anew: dict[str, int] = field(default_factory=dict)
     retries: int = 0
+    #: Rows that the next session accepts.
+    accept: int | None = None
     _workers: dict[int, Process] = field(default_factory=dict)
 
     @property
@@ -106,11 +108,15 @@ class Sessions:
     async def go(self) -> None:
         """Everything from the first session to the last."""
         self.world.clock.turned = self._turn
+        self.accept = next(iter(self.scenario.accept), None)
         keepers = [asyncio.create_task(self._keep(number)) for number in range(self.scenario.workers)]
         try:
             await self._finish(lambda options: start(self.plan, str(self.inputs), self.directory, options))
             for operation in self.scenario.then:
                 await self._operate(operation)
+            for more in self.scenario.accept[1:]:
+                self.accept = more
+                await self._finish(lambda options: resume(RunDir(self.directory), self.plan, options))
         finally:
             self.world.clock.turned = lambda _turn: None
             for keeper in keepers:
@@ -174,6 +180,7 @@ class Sessions:
             format=scenario.format,
             max_rows_per_file=scenario.rows_per_file,
             window=scenario.window,
+            accept=self.accept,
             chain_claim=ChainClaim("sim"),
             drive=drive,
         )

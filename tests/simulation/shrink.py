@@ -37,6 +37,8 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
         yield replace(scenario, faults=faults)
     for then in _without_one(scenario.then):
         yield replace(scenario, then=then)
+    if scenario.accept:
+        yield replace(scenario, accept=scenario.accept[1:])
     for numbers in _without_one(scenario.numbers):
         if numbers:
             yield replace(scenario, numbers=numbers)

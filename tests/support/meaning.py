@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from tests.support.drawn import (
     Refused,
     Repeat,
     Way,
+    choices_of,
     judged,
     nodes_of,
     prompt_of,
@@ -215,3 +216,37 @@ def after(elements: Sequence[Element], start: str) -> set[str]:
             if found:
                 return found | rest if way.alias or getattr(element, "alias", "") else found
     return set()
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The first rows of a reading that reach the end, in the order of the input."""
+
+    #: Their ids.
+    ids: list[str]
+    #: Whether there are as many as were wanted.
+    enough: bool
+    #: Node, route or loop -> how often the main flow was expanded up to it.
+    expansions: Mapping[str, int]
+
+    @classmethod
+    def of(cls, meaning: Meaning, elements: Sequence[Element], wanted: int) -> Accepted:
+        ids = sorted(meaning.finished, key=_order)
+        return cls(ids[:wanted], len(ids) >= wanted, dict(_expansions(elements)))
+
+    def has(self, node: str, row_id: str) -> bool:
+        """Whether a row of a node is no surplus: it is not behind the last accepted one."""
+        depth = self.expansions.get(node, 0)
+        return not self.enough or _order(row_id)[: depth + 1] <= _order(self.ids[-1])
+
+
+def _order(row_id: str) -> list[int]:
+    return [int(part) for part in row_id.split("~")]
+
+
+def _expansions(elements: Sequence[Element]) -> Iterator[tuple[str, int]]:
+    depth = 0
+    for element in elements:
+        depth += isinstance(element, Node) and element.kind == "many"
+        inside = [*nodes_of([element]), *choices_of([element])]
+        yield from ((each.id, depth) for each in inside)

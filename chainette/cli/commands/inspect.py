@@ -55,7 +55,8 @@ def inspect(
     warn(warnings)
     screen = console()
     nodes = f"{len(plan.steps)} node{'s' * (len(plan.steps) > 1)}"
-    screen.print(f"chain {plan.chain}: {nodes}, input {plan.input_model.__name__}, batch size {plan.batch_size}")
+    accepted = f", stops after {plan.accept:,} accepted rows" if plan.accept is not None else ""
+    screen.print(f"chain {plan.chain}: {nodes}, input {plan.input_model.__name__}, batch size {plan.batch_size}{accepted}")
     screen.print()
     if loaded.declared:
         screen.print(_parameters_table(loaded))

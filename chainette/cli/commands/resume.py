@@ -30,7 +30,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive
-from chainette.run.resumption import compiled_now, require_limit
+from chainette.run.resumption import compiled_now, require_accept, require_limit
 from chainette.run.session import refuse_reuse
 
 __all__ = ["resume"]
@@ -55,7 +55,12 @@ def resume(
     ] = None,
     inputs: Annotated[
         list[Path] | None,
-        typer.Option("--input", metavar="PATH", help="The new path of an input that was moved; repeatable."),
+        typer.Option(
+            "--input",
+            metavar="PATH",
+            help="The new path of an input that was moved; repeatable. With --accept, - reads standard input again from its "
+            "start, and goes on behind the rows that are known.",
+        ),
     ] = None,
     more: Annotated[
         list[Path] | None,
@@ -81,7 +86,7 @@ def resume(
     sink` serves the run, it is asked to continue. If somebody else began the run, you are asked before its chain runs.
     """
     _refuse(context.args)
-    moved = tuple(path.absolute() for path in inputs or ())
+    moved = tuple(path if str(path) == "-" else path.absolute() for path in inputs or ())
     appended = tuple(path.absolute() for path in more or ())
     if appended and from_step:
         raise typer.BadParameter("--more appends to the run as it is, --from computes rows anew; give one after the other")
@@ -197,6 +202,8 @@ def _changed(order: Order, directory: RunDir, asked: Resumption) -> Order:
     refuse_reuse(asked.settings)
     if asked.settings.limit is not None:
         require_limit(directory, read_state(directory)[0], asked.settings.limit)
+    if asked.settings.accept is not None:
+        require_accept(directory, read_state(directory)[0], asked.settings.accept)
     order = msgspec.structs.replace(order, options=replace(order.options, **asked.settings.given))
     if not (asked.from_steps or asked.parameters):
         return order

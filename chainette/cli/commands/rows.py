@@ -44,6 +44,9 @@ def rows(
     records: Annotated[
         bool, typer.Option("--records", help="Show one field per line; the default if a table would be too narrow to read.")
     ] = False,
+    surplus: Annotated[
+        bool, typer.Option("--surplus", help="Also show rows that a run with --accept computed behind the last accepted one.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the rows of the run in DIR: finished rows across all steps, or those of one step.
@@ -51,7 +54,7 @@ def rows(
     A table whose columns would be too narrow to read becomes one line per field. In --where,
     `extract.age` is a column of `flattened`; cells of CSV are text there.
     """
-    found, written = _written_rows(directory, step)
+    found, written = _written_rows(directory, step, surplus=surplus)
     if where is not None:
         found = _kept(found, where)
     if columns is not None:
@@ -66,15 +69,14 @@ def rows(
         console().print(f"and {more:,} more: --limit N shows more, --json all of them")
 
 
-def _written_rows(directory: Path, step: str) -> tuple[_Rows, int]:
+def _written_rows(directory: Path, step: str, *, surplus: bool) -> tuple[_Rows, int]:
     """The rows of a step, and their number."""
     run = RunDir(directory)
     state, _ = read_state(run)
     folders = state.graph.row_folders
     if step not in folders:
         raise typer.BadParameter(f"--step {step}: the run has no rows of that name; it has {', '.join(folders)}")
-    written = sum(count for _, count in state.ends.get(folders[step], {}).values())
-    return read_folder(run, state, folders[step]), written
+    return read_folder(run, state, step, surplus=surplus), state.rows_of(step, surplus=surplus)
 
 
 def _with_columns(rows: _Rows, wanted: Sequence[str]) -> _Rows:

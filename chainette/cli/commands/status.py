@@ -16,6 +16,7 @@ from chainette.cli.flags import RedisUrl
 from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.cli.screen.live import view_lines
 from chainette.cli.screen.summary import (
+    accept_lines,
     accounting_line,
     counts_table,
     engine_lines,
@@ -153,6 +154,7 @@ def parameters_line(values: Mapping[str, Any]) -> str:
 
 def _tail(metadata: dict[str, Any], directory: Path, *, working: bool) -> Iterator[str]:
     yield accounting_line(metadata)
+    yield from accept_lines(metadata, directory)
     yield from way_lines(metadata)
     yield from escalation_lines(metadata)
     yield from reuse_line(metadata)

@@ -152,6 +152,7 @@ def progress_line(view: TotalView, progress: Progress) -> str:
     total = f" of {view.total}" if view.total is not None else ""
     parts = [
         f"{view.done}{total} rows",
+        "" if (found := progress.state.accepted) is None else f"{found.certain} of {found.wanted} accepted",
         ", ".join(f"{node.id} {node.done}" for node in progress.nodes()),
         f"{short(view.rate)} rows/s",
         f"{clock(view.left)} left" if view.left is not None else "",

@@ -13,6 +13,7 @@ from chainette.cli.common import command_line, new_table
 from chainette.io.rundir.run_state import Status
 
 __all__ = [
+    "accept_lines",
     "accounting_line",
     "amount",
     "candidate_lines",
@@ -68,6 +69,20 @@ def accounting_line(metadata: Mapping[str, Any]) -> str:
     """Whether in = out + rejected + dropped + stopped - expanded holds at every step, and down the plan's edges."""
     wrong = "; ".join(metadata.get("imbalances", ()))
     return "accounting: balanced" if metadata["balanced"] else f"accounting: NOT balanced: {wrong}"
+
+
+def accept_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
+    """How many rows are accepted of those that are wanted, and the surplus that was computed behind the last one."""
+    accept = metadata.get("accept")
+    if accept is None:
+        return
+    ended = metadata["status"] == Status.FINISHED and not accept["last"]
+    missing = "; the input has no more records" if ended else ""
+    last = f", the last is row {accept['last']}" if accept["last"] else ""
+    yield f"accepted: {accept['certain']:,} of {accept['wanted']:,} rows{last}{missing}"
+    surplus = {step: counts["surplus"]["in"] for step, counts in metadata["steps"].items() if "surplus" in counts}
+    if rows := ", ".join(f"{step} {count:,}" for step, count in surplus.items() if count):
+        yield f"surplus behind it, which a raised --accept uses ({command_line('resume', directory, '--accept', 'N')}): {rows}"
 
 
 def way_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -151,6 +166,7 @@ def dollars(usd: float) -> str:
 def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
     """The lines below the table at the end of a run."""
     yield accounting_line(metadata)
+    yield from accept_lines(metadata, directory)
     yield from way_lines(metadata)
     yield from escalation_lines(metadata)
     yield from reuse_line(metadata)

@@ -51,6 +51,7 @@ class _Writer:
         found: dict[str, Any] = {"name": chain.name}
         found |= _changed({"emoji": chain.emoji}, {"emoji": ""})
         found |= _changed({"batch_size": chain.batch_size}, {"batch_size": DEFAULT_BATCH_SIZE})
+        found |= _changed({"accept": chain.accept}, {"accept": None})
         if chain.input_model is not None:
             found["input_model"] = self.models.model(chain.input_model)
         engines = {config.name: self.engine(config) for config in chain.registry}

@@ -21,6 +21,8 @@ from chainette.records import Read
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+    from chainette.io.inputs.growing_file import GrowingFile
+
 __all__ = ["Stamp", "Trail", "digest_of", "stamp_of"]
 
 #: Bytes per read.
@@ -62,7 +64,9 @@ class Trail:
     Files are opened through it in order; it sees all bytes read from them. Readers that skip bytes call `catch_up`.
     """
 
-    def __init__(self, files: Sequence[Path], stamps: Sequence[Stamp]) -> None:
+    def __init__(self, files: Sequence[Path], stamps: Sequence[Stamp], growing: GrowingFile | None = None) -> None:
+        """`growing`: the one file, if it grows as it is read."""
+        self._growing = growing
         self._files = tuple(files)
         self._stamps = list(stamps)
         self._starts = [0, *accumulate(stamp.size for stamp in stamps)]
@@ -90,12 +94,19 @@ class Trail:
             self._hash.update(data[known:])
             self._upto = at + len(data)
 
+    def grows(self, read: int) -> bool:
+        """Whether a file of which so many bytes were read has more by now; waits for the source of one that grows."""
+        return self._growing is not None and self._growing.more(read)
+
     def mark(self) -> Read:
         """The position of the pass, after a check that no file has changed since the input was opened.
 
         Raises:
             InputError: a file has changed.
         """
+        if self._growing is not None:
+            self._growing.sync()
+            return Read(self._upto, self._hash.hexdigest())
         current = next(index for index, end in enumerate([*self._starts[1:-1], self._upto]) if self._upto <= end)
         for index in range(self._checked, current + 1):
             self._require_unchanged(index)
@@ -121,7 +132,7 @@ class Trail:
             InputError: a file has changed, even if its times do not show it.
         """
         self.mark()
-        if not all(stamp.settled for stamp in self._stamps[: self._checked + 1]):
+        if self._growing is None and not all(stamp.settled for stamp in self._stamps[: self._checked + 1]):
             self._require_same_bytes(self._checked)
 
     def _require_unchanged(self, index: int) -> None:
@@ -163,6 +174,8 @@ class _Heard(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         at = self._file.tell()
         count = self._file.readinto(buffer) or 0
+        while not count and self._trail.grows(at):
+            count = self._file.readinto(buffer) or 0
         if count:
             self._trail.hear(self._start + at, memoryview(buffer)[:count])
         return count

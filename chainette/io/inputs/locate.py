@@ -17,6 +17,7 @@ from pathlib import Path
 from chainette.core.dump import short
 from chainette.errors import InputError
 from chainette.io.inputs.delimited_file import DelimitedFile
+from chainette.io.inputs.growing_file import GrowingFile
 from chainette.io.inputs.json_values import JsonFile
 from chainette.io.inputs.many_files import SeveralFiles, expand
 from chainette.io.inputs.packing import open_text, packing_of
@@ -24,10 +25,10 @@ from chainette.io.inputs.parquet import ParquetFile
 from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.sniff import HEAD, kind_of
 from chainette.io.inputs.spool import spool
-from chainette.io.inputs.text_file import JsonLinesFile
+from chainette.io.inputs.text_file import JsonLinesFile, TextFile
 from chainette.io.inputs.validate import BadRecord, InputModel
 
-__all__ = ["MAX_LINE_BYTES", "BadRecord", "InputFile", "InputModel", "Record", "open_input", "spool"]
+__all__ = ["MAX_LINE_BYTES", "BadRecord", "InputFile", "InputModel", "Record", "open_growing", "open_input", "spool"]
 
 #: The longest line or CSV record that is read; a longer one is a bad record.
 MAX_LINE_BYTES = 16 << 20
@@ -52,6 +53,23 @@ def open_input(
     parts = [_open_file(file, None, max_line_bytes) for file in files]
     _require_one_kind(parts)
     return SeveralFiles(sources, parts, limit)
+
+
+def open_growing(growing: GrowingFile, *, limit: int | None = None) -> InputFile:
+    """The reader for a file that grows as it is read, if it holds text; a source of anything else is read to its end.
+
+    Raises:
+        InputError: nothing can be read, as for `open_input`.
+    """
+    growing.begin()
+    with growing.path.open("rb") as file:
+        is_packed = bool(packing_of(file.read(4)))
+    found = None if is_packed else _open_file(growing.path, limit, MAX_LINE_BYTES)
+    if isinstance(found, TextFile):
+        found.grow(growing)
+        return found
+    growing.drain()
+    return _open_file(growing.path, limit, MAX_LINE_BYTES)
 
 
 def _files(path: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,9 +21,14 @@ from chainette.io.inputs.delimited import KEPT
 from chainette.io.inputs.input_digest import Stamp, Trail, digest_of, stamp_of
 from chainette.records import Read
 
+if TYPE_CHECKING:
+    from chainette.io.inputs.growing_file import GrowingFile
+
 __all__ = ["InputFile", "Record", "require_distinct"]
 
 _SAMPLE = 1 << 20
+#: The size of a file whose end is not known; more than any file has.
+_ENDLESS = 1 << 62
 #: Errors of a file that disappeared, or of a compressed file that is cut or damaged.
 _BROKEN = (OSError, EOFError, zlib.error)
 
@@ -64,6 +69,8 @@ class InputFile(ABC):
         self.limit = limit
         #: Sizes and times of the files when the input was opened.
         self.stamps = tuple(stamps) or (stamp_of(self.path),)
+        #: Set if the file grows as it is read.
+        self.growing: GrowingFile | None = None
         self._left_out: frozenset[str] = frozenset()
         #: Number of records up to the limit, once a pass has reached the end.
         self._total: int | None = None
@@ -91,8 +98,25 @@ class InputFile(ABC):
         """Its files, in reading order."""
         return [part.path for part in self.parts()]
 
+    def grow(self, growing: GrowingFile) -> None:
+        """From now on, what is read beyond the end of the file is taken from its source."""
+        self.growing = growing
+        self.stamps = (Stamp(_ENDLESS, 0, 0),)
+
+    def close(self) -> None:
+        """Takes nothing more from the source of a file that grows."""
+        if self.growing is not None:
+            self.growing.close()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether reading ended before its source did, since nobody gave the source."""
+        return self.growing is not None and self.growing.is_cut
+
     def trail(self) -> Trail:
         """Follows one pass over the files, as they were when the input was opened."""
+        if self.growing is not None:
+            return Trail(self.files(), self.stamps, self.growing)
         return Trail(self.files(), self.stamps)
 
     def records(self, start: int = 0, trail: Trail | None = None) -> Iterator[Record]:
@@ -124,6 +148,7 @@ class InputFile(ABC):
         """
         if self._total is None:
             now = Trail(self.files(), [stamp_of(file) for file in self.files()])  # others read it, maybe before it was touched
+            now = now if self.growing is None else self.trail()
             self._total = self.count() if self.kind == "parquet" else sum(1 for _ in self.records(trail=now))
         assert self._total is not None
         return self._total
@@ -145,7 +170,9 @@ class InputFile(ABC):
 
     def count(self) -> int | None:
         """The number of records that `records()` yields: exact up to 64 MiB and for Parquet, beyond that an estimate
-        from samples, for an ETA. None if even that would mean reading everything (a large compressed file)."""
+        from samples, for an ETA. None if even that would mean reading everything (a large compressed file), or if it grows."""
+        if self.growing is not None:
+            return None
         try:
             found = self._count()
         except _BROKEN:  # reading it later says where it is damaged
@@ -154,6 +181,8 @@ class InputFile(ABC):
 
     def identity(self) -> dict[str, Any]:
         """Identifies this input: sizes, times, and a digest of its first and last MiB."""
+        if self.growing is not None:
+            return {"path": str(self.path), "kind": self.kind, "growing": True}
         return {
             "path": str(self.path),
             "kind": self.kind,
@@ -175,6 +204,8 @@ class InputFile(ABC):
         """
         if read is not None and read.upto == self.size:
             return read.digest
+        if self.growing is not None:
+            return digest_of(self.files())
         try:
             found = digest_of(self.files())
             same = all(stamp_of(file)[:2] == stamp[:2] for file, stamp in zip(self.files(), self.stamps, strict=True))

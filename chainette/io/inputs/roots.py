@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from chainette.io.inputs.readers import InputFile, Record
+from chainette.io.inputs.roots_ahead import Root, RootsAhead
 from chainette.io.inputs.validate import BadRecord, InputModel
 from chainette.records import CHAIN_INPUT, Read, Reason, Rejection, Row
 
-__all__ = ["Root", "Roots", "first_record"]
+__all__ = ["Roots", "first_record"]
 
 
 def first_record(root: int, starts: Sequence[tuple[int, int]], batch_size: int) -> int:
     """The number of a root's first record; `starts` as in `Roots`."""
     first, record = next(start for start in reversed(starts) if start[0] <= root)
     return record + (root - first) * batch_size
-
-
-@dataclass(frozen=True)
-class Root:
-    """The n-th slice of the input: records n*B .. n*B+B-1, unless a limit was raised."""
-
-    number: int
-    rows: list[Row]
-    bad: list[Rejection]
-    records: int
-    #: The position that the input was read to.
-    read: Read | None = None
 
 
 class Roots:
@@ -50,11 +38,16 @@ class Roots:
         source.leave_out(model.unused(source.columns() or ()))
 
     def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
-        """Roots that are not done, in order; done ones are skipped without decoding them.
+        """Roots that are not done, in order; done ones are skipped without decoding them. Of an input that grows,
+        `WAITING` comes as long as the next one is being read.
 
         Raises:
             InputError: the input changed, or can no longer be read.
         """
+        found = self._pending(is_done)
+        return found if self._source.growing is None else RootsAhead(found)
+
+    def _pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
         number = 0
         while is_done(number):
             number += 1
@@ -62,6 +55,8 @@ class Roots:
         records = self._source.records(self._first(number), trail)
         while batch := list(islice(records, self._first(number + 1) - self._first(number))):
             read = trail.mark()
+            if self._source.is_cut:
+                return  # the rest of this root, or of its last line, is still in the source
             if not is_done(number):
                 yield self._root(number, batch, read)
             number += 1

@@ -20,6 +20,10 @@ def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read |
     Raises:
         InputError: it is another input; the message names the difference.
     """
+    if recorded.get("growing"):
+        if read is not None and digest_of(source.files(), read.upto) != read.digest:
+            raise InputError(f"{source.path}: the first {read.upto:,} bytes are not those that were read; begin a new run")
+        return True
     known = [Stamp(*stamp) for stamp in recorded.get("files", ())]
     equal = [stamp[:3] for stamp in known] == [stamp[:3] for stamp in source.stamps]
     if equal and all(stamp.settled for stamp in known):

@@ -13,7 +13,7 @@ from chainette.core.dump import NotRoundTrip, dump_model
 from chainette.errors import InputError
 from chainette.io.rundir.paths import publish_blocks
 
-__all__ = ["spool"]
+__all__ = ["blocks_of", "spool"]
 
 _BLOCK = 1 << 20
 
@@ -28,9 +28,18 @@ def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]],
         InputError: an item is neither a model nor a dict, or JSON cannot hold it.
         DiskError: the disk refused.
     """
-    blocks = _blocks(cast("IO[Any]", source)) if hasattr(source, "read") else _dumps(cast("Iterable[Any]", source))
-    publish_blocks(path, blocks)
+    publish_blocks(path, blocks_of(source))
     return path
+
+
+def blocks_of(
+    source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]], *, at_once: bool = False
+) -> Iterator[bytes]:
+    """What `spool` writes, piece by piece; with `at_once` a piece of a stream is whatever has come, and not more."""
+    if not hasattr(source, "read"):
+        return _dumps(cast("Iterable[Any]", source))
+    stream = cast("IO[Any]", source)
+    return _blocks(getattr(stream, "raw", stream) if at_once else stream)  # a buffer would wait until it is full
 
 
 def _blocks(stream: IO[Any]) -> Iterator[bytes]:

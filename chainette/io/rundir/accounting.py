@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from chainette.io.rundir.events import RootDone, UnitCommitted
+from chainette.io.rundir.events import Beyond, RootDone, UnitCommitted
 from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, EdgeToFork, EdgeToNode, EdgeToWays, Graph
 from chainette.records import Usage
 
@@ -59,24 +59,53 @@ class NodeCounts:
     probes: Usage = field(default_factory=Usage)
     #: By engine, in the order of their first answers; only of a step that escalates.
     engines: dict[str, EngineCounts] = field(default_factory=dict)
+    #: Rows behind the last accepted one, which no other count has; `usage` and `engines` have what they cost.
+    behind: NodeCounts | None = None
 
     @property
     def balanced(self) -> bool:
         """Whether every row that went in is accounted for."""
         gone = self.given + self.rejected + self.dropped + self.stopped - self.expanded
-        return self.taken == gone and self.reused <= self.taken
+        return self.taken == gone and self.reused <= self.taken + self.surplus.taken
+
+    @property
+    def surplus(self) -> NodeCounts:
+        """See `behind`."""
+        return self.behind or NodeCounts()
+
+    def add(self, rows: NodeCounts | Beyond, sign: int = 1) -> None:
+        """Counts rows, or with `sign` -1 counts them no more."""
+        self.taken += sign * rows.taken
+        self.given += sign * rows.given
+        self.rejected += sign * rows.rejected
+        self.dropped += sign * rows.dropped
+        self.stopped += sign * rows.stopped
+        self.expanded += sign * (rows.given + rows.rejected + rows.dropped + rows.stopped - rows.taken)
+        for kinds, more in ((self.reasons, rows.reasons), (self.ways, rows.ways)):
+            for kind, count in more.items():
+                kinds[kind] = kinds.get(kind, 0) + sign * count
+                if not kinds[kind]:
+                    del kinds[kind]
+
+    def set_aside(self, rows: NodeCounts | Beyond) -> None:
+        """Rows that were counted turn out to be behind the last accepted one."""
+        self.add(rows, -1)
+        self.behind = self.surplus
+        self.behind.add(rows)
+
+    def take_back(self) -> None:
+        """No row is behind the last accepted one any more."""
+        self.add(self.surplus)
+        self.behind = None
+
+    def rows(self) -> dict[str, int]:
+        """The rows by their results, under the names that people read."""
+        found = {"in": self.taken, "out": self.given, "rejected": self.rejected, "dropped": self.dropped}
+        return found | {"stopped": self.stopped, "expanded": self.expanded}
 
     def plain(self) -> dict[str, Any]:
         """The counts under the names that people read."""
-        counts: dict[str, Any] = {
-            "in": self.taken,
-            "out": self.given,
-            "rejected": self.rejected,
-            "dropped": self.dropped,
-            "stopped": self.stopped,
-            "expanded": self.expanded,
-            "balanced": self.balanced,
-        }
+        counts: dict[str, Any] = {**self.rows(), "balanced": self.balanced}
         if self.ways:
             counts["ways"] = {way: rows for way, rows in sorted(self.ways.items()) if way}
             counts["passed"] = self.ways.get("", 0)
@@ -87,10 +116,12 @@ class NodeCounts:
         if self.reasons:
             counts["reasons"] = dict(sorted(self.reasons.items()))
         if self.usage.requests:
-            counts |= {"asked_again": max(0, self.usage.requests - (self.taken - self.reused))}
+            counts |= {"asked_again": max(0, self.usage.requests - (self.taken + self.surplus.taken - self.reused))}
             counts["usage"] = plain_usage(self.usage)
         if self.engines:
             counts["engines"] = {name: engine.plain() for name, engine in self.engines.items()}
+        if self.behind is not None:
+            counts["surplus"] = self.behind.rows()
         if self.discarded.requests:
             counts["discarded"] = plain_usage(self.discarded)
         if self.probes.requests:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from chainette.engine.base import Engine
 from chainette.engine.budget import Amounts
@@ -21,6 +22,7 @@ from chainette.records import Earlier, Usage
 __all__ = [
     "AnswersDiscarded",
     "AnyEvent",
+    "Beyond",
     "BudgetUsed",
     "EngineAdapted",
     "EngineLoaded",
@@ -28,6 +30,7 @@ __all__ = [
     "EngineReleased",
     "Event",
     "InputRead",
+    "LastAccepted",
     "Note",
     "RootDone",
     "RowsTakenBack",
@@ -121,6 +124,8 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     limit: int | None = None
     #: The number of records before those of files that were appended to the input; they begin a new root.
     records: int | None = None
+    #: The number of rows to accept, if it was raised.
+    accept: int | None = None
     #: The number of the last order that a sink has followed; none that is older is followed, and none twice.
     order: int = 0
     #: Engine -> how its usage is charged from here on, if that changed.
@@ -138,6 +143,29 @@ class InputRead(Event, frozen=True, tag="input_read"):
     digest: str
 
 
+class Beyond(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Rows of one node behind the last accepted row, within its root."""
+
+    taken: int = 0
+    given: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    #: Rows that stopped at a join.
+    stopped: int = 0
+    reasons: dict[str, int] = {}
+    ways: dict[str, int] = {}
+
+
+class LastAccepted(msgspec.Struct, frozen=True):
+    """The boundary of a run with `accept`: what comes behind this row is surplus."""
+
+    row_id: str
+    #: Finished rows of its root up to it; with those of earlier roots they are as many as were wanted.
+    rows: int
+    #: Node or fork -> its rows behind it, of the same root.
+    beyond: dict[str, Beyond] = {}
+
+
 class RootDone(msgspec.Struct, frozen=True):
     """The counts of a complete root."""
 
@@ -149,6 +177,13 @@ class RootDone(msgspec.Struct, frozen=True):
     finished: int
     #: Per fork: rows in, rows stopped at its join.
     forks: dict[str, tuple[int, int]] = {}
+    #: Set if the last accepted row is in this root.
+    last: LastAccepted | UnsetType = UNSET
+
+    @property
+    def accepted(self) -> int:
+        """Its finished rows, without those behind the last accepted one."""
+        return self.finished if self.last is UNSET else self.last.rows
 
 
 class UnitCommitted(Event, frozen=True, tag="unit_committed"):

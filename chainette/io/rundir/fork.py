@@ -280,10 +280,14 @@ class _Fork:
             os.fsync(log.fileno())
 
     def _roots_to_open(self, reader: ShardReader) -> Iterator[int]:
+        found: set[int] = set()
         for event in self._units():
             if self._is_open(event, reader):
                 self._reasked.note(event, [line for line in reader.rejected(event.off) if self._reopens(line)])
-                yield event.root
+                found.add(event.root)
+        if self.state.accepted is not None and found:  # later rows may be accepted no more, or others with them
+            found |= {*range(min(found), len(self.state.done))}
+        yield from found
 
     def _units(self) -> Iterator[UnitCommitted]:
         return (event for _, event in read_log(self.source.log) if isinstance(event, UnitCommitted))
@@ -304,7 +308,8 @@ class _Fork:
             self._take(folder, {str(number) for number in self.state.sealed.get(folder, ())})
             self._take(f"{self.source.journals.name}/{folder}")
             self._take(f"{self.source.held.name}/{folder}")
-        self._take(self.source.inputs.name, {path.stem for path in self.source.inputs.glob("*")})
+        grows = bool(self.state.input.get("growing"))
+        self._take(self.source.inputs.name, () if grows else {path.stem for path in self.source.inputs.glob("*")})
         self._take(self.source.answers.name, {path.stem for path in self.source.answers.glob("*.index*")})
 
     def _take(self, place: str, final: Container[str] = ()) -> None:

@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+#: The cardinality of a node that makes a list of rows of one.
+_MANY = "many"
+
 #: A folder of rows lies directly in the run directory, or in `.held/`.
 _FOLDER = re.compile(r"[^/\0.][^/\0]*")
 _FILE = re.compile(rf"(?:\.held/)?{_FOLDER.pattern}/\d+")
@@ -317,6 +320,22 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         while name in same:
             name = same[name]
         return feeds.get(name)
+
+    @cached_property
+    def expansions(self) -> dict[str, int]:
+        """Node or fork -> how often the main flow was expanded up to it: so many numbers follow that of the record in the id of
+        the main flow's row which a row there is, or belongs to."""
+        found: dict[str, int] = {}
+
+        def follow(target: Edge, depth: int, *, main: bool) -> None:
+            for element in self.line(target):
+                depth += main and isinstance(element, GraphNode) and element.cardinality == _MANY
+                found[element.id] = depth
+                for start in element.inside if isinstance(element, GraphFork) else ():
+                    follow(start, depth, main=False)
+
+        follow(self.first, 0, main=True)
+        return found
 
     @cached_property
     def _ways(self) -> dict[str, str]:

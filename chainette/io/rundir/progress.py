@@ -61,8 +61,8 @@ def _expected_rows(state: RunState, node: str) -> int | None:
 def _arriving(state: RunState, node: str) -> float | None:
     source = state.graph.source(node)
     if source is None:
-        expected = None if state.expected is None else state.expected - state.node(CHAIN_INPUT).rejected
-        return expected if expected is None else expected * state.graph.copies(node)
+        total = state.records_to_come
+        return None if total is None else (total - state.node(CHAIN_INPUT).rejected) * state.graph.copies(node)
     arriving = _arriving(state, source)
     if arriving is None:
         return None
@@ -265,7 +265,7 @@ class Progress:
         rate, _ = self._speed("", state.records, 0)
         return TotalView(
             done=state.records,
-            total=state.expected,
+            total=state.records_to_come,
             rejected=sum(counts.rejected for counts in state.nodes.values()),
             elapsed=self._clock() - self._began,
             rate=rate,

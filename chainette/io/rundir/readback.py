@@ -34,7 +34,7 @@ def rows_of_root(directory: RunDir, plan: Plan, state: RunState, root: int) -> D
     reader = ShardReader(directory, plan, state)
     durable = Durable()
     for event in lines_of_root(directory, state, root):
-        rejected = [str(rejection["row_id"]) for rejection in reader.rejected(event.off)]
+        rejected = {str(rejection["row_id"]): str(rejection["reason"]) for rejection in reader.rejected(event.off)}
         node = plan.nodes.get(event.node)
         if node is None:
             durable.add_rejected(event.node, rejected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from chainette.io.rundir.run_state import RunState
 
 __all__ = [
+    "accepted_only",
     "cells_of",
     "read_folder",
     "read_span",
@@ -33,14 +34,27 @@ __all__ = [
 ]
 
 
-def read_folder(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:
-    """The logged rows of a folder, from shards and journals; CSV cells are text.
+def read_folder(run: RunDir, state: RunState, step: str, *, surplus: bool = False) -> Iterator[dict[str, Any]]:
+    """The logged rows of a step, `rejected` or `flattened`, from shards and journals; CSV cells are text. Rows behind the last
+    accepted one are left out unless `surplus` is set.
 
     Raises:
         DamagedRun: a file is not there, or does not hold the bytes that were written.
     """
-    for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
-        yield from read_span(run, state, folder, number, 0, count)
+    folder = state.graph.row_folders[step]
+    spans = sorted(state.ends.get(folder, {}).items())
+    rows = chain.from_iterable(read_span(run, state, folder, number, 0, count) for number, (_, count) in spans)
+    return rows if surplus else accepted_only(rows, state, step)
+
+
+def accepted_only(rows: Iterator[dict[str, Any]], state: RunState, step: str) -> Iterator[dict[str, Any]]:
+    """The rows of a step without those behind the last accepted one."""
+    boundary = state.boundary
+    if boundary is None or step == "flattened":
+        return rows
+    if step == "rejected":
+        return (row for row in rows if boundary.includes(row["step_id"], row["row_id"]))
+    return (row for row in rows if boundary.includes(step, row["row_id"]))
 
 
 def typed_rows(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from chainette.errors import RunDirectoryError
 from chainette.io.rundir.card import CardConfig, render_card
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
-from chainette.io.rundir.reading import shard_schema_of, typed_rows
+from chainette.io.rundir.reading import accepted_only, shard_schema_of, typed_rows
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.row_lines import parse_output
 from chainette.records import Source, row_order
@@ -125,14 +125,16 @@ class RunResult:
         """The rejected rows: row_id, step_id, reason, message, attempts, raw, line."""
         return self.rows("rejected")
 
-    def rows(self, step: str) -> Iterator[dict[str, Any]]:
+    def rows(self, step: str, *, surplus: bool = False) -> Iterator[dict[str, Any]]:
         """The rows of a step (or `rejected`, `flattened`) as plain dicts, in the order of the shards.
+
+        A run with `accept` may have computed rows behind the last accepted one; they are left out unless `surplus` is set.
 
         Raises:
             RunDirectoryError: no folder of that name was written.
             DamagedRun: a file is not there, or does not hold the bytes that were written.
         """
-        return self._read(self._folder(step))
+        return self._read(step, surplus=surplus)
 
     def models(self, node: Source[T]) -> Iterator[tuple[str, T]]:
         """(row id, validated output) of a node, in the order of the shards: `for row_id, item in result.models(extract)`.
@@ -150,8 +152,7 @@ class RunResult:
         """
         from chainette.io.tables.shard_formats import table_of
 
-        folder = self._folder(step)
-        table = table_of(self._read(folder), self._schema(folder))
+        table = table_of(self._read(step), self._schema(self._folder(step)))
         ids = table.column("row_id").to_pylist()
         order = sorted(range(len(ids)), key=lambda at: row_order(ids[at]))
         return table.take(order) if order else table
@@ -206,7 +207,7 @@ class RunResult:
         files = target / "data" if dataset else target
         make_folder(files)
         kind = ExportFormat.PARQUET if dataset else ExportFormat(to)
-        written = export_rows(self._read(name), self._schema(name), files, kind, ordered=ordered, rows_per_file=rows_per_file)
+        written = export_rows(self._read(step), self._schema(name), files, kind, ordered=ordered, rows_per_file=rows_per_file)
         if dataset:
             publish(target / "README.md", self._card(step, name).encode())
         return written
@@ -215,8 +216,9 @@ class RunResult:
         """The dataset card of an export."""
         run, ends = self._state.run, self._state.ends.get(folder, {})
         digest = hashlib.sha256(f"{run.run_id} {folder} {sorted(ends.items())}".encode()).hexdigest()
-        rows = sum(count for _, count in ends.values())
-        config = CardConfig(step, "data", rows, digest, f"rows of {step}", self._state.graph.features[folder])
+        config = CardConfig(
+            step, "data", self._state.rows_of(step), digest, f"rows of {step}", self._state.graph.features[folder]
+        )
         return render_card(run.chain, run.run_id, self.status, "parquet", [config])
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
@@ -235,10 +237,11 @@ class RunResult:
         from chainette.io.tables.shard_formats import table_of
 
         names = datasets.get_dataset_config_names(str(self.dir))
-        if self._state.run.settings["format"] == "parquet":
+        steps = {folder: step for step, folder in self._state.graph.row_folders.items()}
+        if self._state.run.settings["format"] == "parquet" and self._state.boundary is None:
             found = {name: datasets.load_dataset(str(self.dir), name, split="train") for name in names}
         else:
-            found = {name: datasets.Dataset(table_of(self._read(name), self._schema(name))) for name in names}
+            found = {name: datasets.Dataset(table_of(self._read(steps[name]), self._schema(name))) for name in names}
         made: DatasetDict = datasets.DatasetDict(found)
         return made
 
@@ -248,8 +251,9 @@ class RunResult:
             raise RunDirectoryError(f"{self.dir} has no rows of {step!r}; it has {', '.join(folders)}")
         return folders[step]
 
-    def _read(self, folder: str) -> Iterator[dict[str, Any]]:
-        return typed_rows(self._directory, self._state, folder)
+    def _read(self, step: str, *, surplus: bool = False) -> Iterator[dict[str, Any]]:
+        rows = typed_rows(self._directory, self._state, self._folder(step))
+        return rows if surplus else accepted_only(rows, self._state, step)
 
     def _schema(self, folder: str) -> pa.Schema:
         return shard_schema_of(self._state, folder)

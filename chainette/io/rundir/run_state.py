@@ -11,9 +11,11 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from chainette.engine.budget import Amounts
 from chainette.errors import DamagedRun
+from chainette.io.rundir.accepted_rows import AcceptedRows, Boundary
 from chainette.io.rundir.accounting import EngineCounts, NodeCounts, RowCounts, imbalance, plain_usage, ranges
 from chainette.io.rundir.costs import Bill, plain_cost
 from chainette.io.rundir.events import (
@@ -127,6 +129,12 @@ class RunState:
     #: One byte per root, 1 once it is complete.
     done: bytearray = field(default_factory=bytearray)
     done_count: int = 0
+    #: Set if the run stops after a number of rows.
+    accepted: AcceptedRows | None = None
+    #: The root of the last accepted row, once that is certain. What is known of it stays, in case more rows are wanted.
+    cut: tuple[int, RootDone] | None = None
+    #: Root that is incomplete, or behind the last accepted row -> node -> its rows there; kept only with `accepted`.
+    open_rows: dict[int, dict[str, NodeCounts]] = field(default_factory=dict)
     #: Incomplete root -> log offsets of its lines.
     lines: dict[int, list[int]] = field(default_factory=dict)
     #: Incomplete root -> node -> its rows there.
@@ -185,6 +193,8 @@ class RunState:
                     raise DamagedRun(f"events.jsonl: event {event.seq} begins a run in the middle of another; restore a backup")
                 self.created, self.graph, self.input = event, event.graph, event.input
                 self.limit = event.settings.get("limit")
+                if (wanted := event.settings.get("accept")) is not None:
+                    self.accepted = AcceptedRows(wanted)
                 self._note_redis(event.way.get("redis", ""))
             case RunStarted():
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
@@ -200,6 +210,8 @@ class RunState:
                     self._raise_limit(event.limit)
                 if event.records is not None:
                     self._begin_root(event.records)
+                if event.accept is not None:
+                    self._accept_more(event.accept)
                 self.order = max(self.order, event.order)
                 self._note_redis(event.redis)
             case InputRead():
@@ -247,8 +259,9 @@ class RunState:
         gaps = self.gaps()
         self.status = Status.PAUSED if gaps else Status.FINISHED
         self.reason = f"not finished, although its log says so: {'; '.join(gaps)}" if gaps else ""
-        self.swept = True
-        self.ends = {folder: ends for folder, ends in self.ends.items() if not folder.startswith(_HELD)}
+        if self.accepted is None:
+            self.swept = True
+            self.ends = {folder: ends for folder, ends in self.ends.items() if not folder.startswith(_HELD)}
 
     def _raise_limit(self, limit: int) -> None:
         if self.limit is not None and limit > self.limit:
@@ -259,6 +272,41 @@ class RunState:
         """The record after so many is the first of a root, and the run is not at its end."""
         self.starts += ((self._roots_of(records), records),)
         self.total, self.ended = None, False
+
+    def _accept_more(self, wanted: int) -> None:
+        """More rows are wanted: nothing is surplus any more, and the root of the last accepted row is open again."""
+        assert self.accepted is not None
+        self.total, self.ended = None, False
+        if self.cut is None:
+            self.accepted.want_more(wanted, None)
+            return
+        root, done = self.cut
+        self.cut = None
+        for counts in self.nodes.values():
+            counts.take_back()
+        self.accepted.want_more(wanted, done)
+        self._finish_root(root, done, -1)
+
+    @property
+    def records_to_come(self) -> int | None:
+        """The records that will be complete at the end; None if unknown. With `accept` an estimate at the yield so far."""
+        if self.accepted is None:
+            return self.expected
+        if self.accepted.reached:
+            return self.records
+        if not self.accepted.certain:
+            return None
+        needed = round(self.accepted.wanted * self.records / self.accepted.certain)
+        return needed if self.expected is None else min(self.expected, needed)
+
+    def boundary_at(self, row_id: str) -> Boundary:
+        """The boundary behind a row."""
+        return Boundary(row_id, self.graph.expansions)
+
+    @property
+    def boundary(self) -> Boundary | None:
+        """The boundary behind the last accepted row; None if it is not certain yet, or if the run takes all rows."""
+        return self.boundary_at(self.accepted.last) if self.accepted is not None and self.accepted.reached else None
 
     def _roots_of(self, records: int) -> int:
         """The number of roots for this number of records."""
@@ -282,6 +330,8 @@ class RunState:
         self.position = event.pos or self.position
         if event.node != CHAIN_INPUT:  # bad lines are counted when their root is complete
             self._count(event)
+            if self.accepted is not None:
+                self._count_open(event)
             self.passed.setdefault(event.root, {}).setdefault(event.node, RowCounts()).add(event)
         self.sums |= event.sums
         for file, (_, first, size, rows) in event.off.items():
@@ -294,12 +344,14 @@ class RunState:
         if event.root_done is None:
             self.lines.setdefault(event.root, []).append(offset)
             return
-        self.lines.pop(event.root, None)
         if self.is_done(event.root):
             self.broken[event.root] = "it was completed twice"
-        elif words := imbalance(self.graph, self.passed.pop(event.root, {}), event.root_done):
+        elif words := imbalance(self.graph, self.passed.get(event.root, {}), event.root_done):
             self.broken[event.root] = words
         self._finish_root(event.root, event.root_done)
+        if event.root_done.last is UNSET:
+            for kept in (self.lines, self.passed, self.open_rows):
+                kept.pop(event.root, None)
 
     def _count(self, event: UnitCommitted) -> None:
         counts = self.node(event.node)
@@ -337,23 +389,47 @@ class RunState:
         found = self.graph.by_id.get(node)
         return "" if found is None else found.engine
 
-    def _finish_root(self, root: int, done: RootDone) -> None:
+    def _count_open(self, event: UnitCommitted) -> None:
+        """Counts rows apart that may turn out to be behind the last accepted one, or that are."""
+        name = declared_of(event.node)
+        rows = NodeCounts(event.taken, event.given, event.rejected, len(event.dropped), reasons=event.reasons, ways=event.ways)
+        self.open_rows.setdefault(event.root, {}).setdefault(name, NodeCounts()).add(rows)
+        if self.accepted is not None and self.accepted.reached:
+            self.node(name).set_aside(rows)
+
+    def _finish_root(self, root: int, done: RootDone, sign: int = 1) -> None:
+        """A root is complete; or open again, with `sign` -1."""
         self.done.extend(bytes(max(0, root + 1 - len(self.done))))
-        self.done[root] = 1
-        self.done_count += 1
-        self.records += done.records
-        self.finished_rows += done.finished
+        self.done[root] = sign > 0
+        self.done_count += sign
+        self.records += sign * done.records
+        self.finished_rows += sign * done.accepted
         source = self.node(CHAIN_INPUT)
-        source.taken += done.records
-        source.given += done.records - done.bad
-        source.rejected += done.bad
+        source.taken += sign * done.records
+        source.given += sign * (done.records - done.bad)
+        source.rejected += sign * done.bad
         if done.bad:
             source.reasons[Reason.INVALID_INPUT] = source.rejected
         for fork, (taken, stopped) in done.forks.items():
             counts = self.node(fork)
-            counts.taken += taken
-            counts.stopped += stopped
-            counts.given += taken - stopped
+            counts.taken += sign * taken
+            counts.stopped += sign * stopped
+            counts.given += sign * (taken - stopped)
+        if self.accepted is not None and sign > 0:
+            self._accept(root, done)
+
+    def _accept(self, root: int, done: RootDone) -> None:
+        """A root's rows are accepted; with the last one, all that lies behind it is set aside."""
+        assert self.accepted is not None
+        self.accepted.take(done)
+        if done.last is UNSET:
+            return
+        self.cut = (root, done)
+        for name, beyond in done.last.beyond.items():
+            self.node(name).set_aside(beyond)
+        for other, nodes in self.open_rows.items():
+            for name, counts in nodes.items() if other != root else ():
+                self.node(name).set_aside(counts)
 
     def _load(self, event: EngineLoaded) -> None:
         known = self.engines.setdefault(event.engine, {"loads": 0, "load_seconds": 0.0})
@@ -371,7 +447,8 @@ class RunState:
     def imbalances(self) -> list[str]:
         """Describes each sum that is wrong; [] if every row of every complete root is accounted for."""
         found = [f"{node}: {counts.plain()}" for node, counts in self.nodes.items() if not counts.balanced]
-        late = {root: "rows came after it was complete" for root in self.lines if self.is_done(root)}
+        cut = -1 if self.cut is None else self.cut[0]
+        late = {root: "rows came after it was complete" for root in self.lines if self.is_done(root) and root != cut}
         return found + [f"root {root:,}: {words}" for root, words in sorted((self.broken | late).items())[:_SHOWN]]
 
     def gaps(self, records: int | None = None) -> list[str]:
@@ -379,17 +456,20 @@ class RunState:
 
         The only place that decides this: every record is in a root that is complete in the log, and every step balances.
         """
-        records = self._known_records() if records is None else records
+        is_enough = self.accepted is not None and self.accepted.reached
+        found = [] if is_enough else self._missing_roots(self._known_records() if records is None else records)
+        return found + [*self.holes.values()][:_SHOWN] + self.imbalances()
+
+    def _missing_roots(self, records: int | None) -> list[str]:
         size = self.run.settings["batch_size"]
         count = max([self._roots_of(records or 0), len(self.done), *(root + 1 for root in self.lines)])
         missing = [root for root in range(count) if not self.is_done(root)]
-        found = []
         if missing:
             roots = f"root{'s' * (len(missing) > 1)} {ranges(missing)}"
-            found.append(f"{roots} of {count:,} (each of {size:,} records) not complete")
-        elif records is not None and self.records != records:
-            found.append(f"its roots have {self.records:,} records, and the input {records:,}")
-        return found + [*self.holes.values()][:_SHOWN] + self.imbalances()
+            return [f"{roots} of {count:,} (each of {size:,} records) not complete"]
+        if records is not None and self.records != records:
+            return [f"its roots have {self.records:,} records, and the input {records:,}"]
+        return []
 
     def _known_records(self) -> int | None:
         """The number of records in the input; None if neither the end nor the beginning of the log has it exactly."""
@@ -419,16 +499,17 @@ class RunState:
             "ended_at": self.ended_at,
             "epoch": self.epoch,
             "seed": run.settings.get("seed", 0),
-            "settings": run.settings | {"limit": self.limit},
+            "settings": run.settings | {"limit": self.limit} | ({"accept": self.accepted.wanted} if self.accepted else {}),
             "chain_ref": run.chain_ref,
             "parameters": self.parameters,
             "fingerprint": self.graph.fingerprint,
             "git": run.git,
             "versions": run.versions,
             "input": self.input | {"digest": self.input_digest},
-            "records": self.records,
+            "records": self.records - self.node(CHAIN_INPUT).surplus.taken,
             "rows_finished": self.finished_rows,
             **({"rows_reused": reused} if reused else {}),
+            **({"accept": self._acceptance()} if self.accepted else {}),
             "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),
             "balanced": not imbalances,
             **({"imbalances": imbalances} if imbalances else {}),
@@ -453,3 +534,18 @@ class RunState:
         """The cost of a step, if one of its engines has a rate."""
         engines = {engine for name, engine, _ in self.bill.lines() if name == step}
         return {"cost": plain_cost(self.bill.cost([step]))} if engines & self.bill.rates.keys() else {}
+
+    def _acceptance(self) -> dict[str, Any]:
+        """The number of rows that are wanted, of those that are accepted, and the id of the last one once that is certain."""
+        assert self.accepted is not None
+        return {"wanted": self.accepted.wanted, "certain": self.accepted.certain, "last": self.accepted.last or None}
+
+    def rows_of(self, step: str, *, surplus: bool = False) -> int:
+        """The number of rows that a step, `rejected` or `flattened` has; unless `surplus` is set, without those behind the last
+        accepted one."""
+        if surplus or self.boundary is None or step == "flattened":
+            folder = self.graph.row_folders[step]
+            return sum(rows for _, rows in self.ends.get(folder, {}).values())
+        if step == "rejected":
+            return sum(counts.rejected for counts in self.nodes.values())
+        return self.node(step).given

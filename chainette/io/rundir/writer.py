@@ -18,11 +18,12 @@ from chainette.core.answer_key import KEY_BYTES
 from chainette.core.apply import Cardinality
 from chainette.core.candidates import is_invalid
 from chainette.core.decision import way_of
-from chainette.core.flow import Durable, settle
+from chainette.core.flow import Durable
 from chainette.core.plan import NodeKind, Plan, PlanNode
 from chainette.engine.budget import Budget, budget_of
 from chainette.engine.price import Rate
 from chainette.errors import NotFinished, RunStopped
+from chainette.io.rundir.accepted_rows import AcceptedRows
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.events import (
     EngineLoaded,
@@ -35,6 +36,7 @@ from chainette.io.rundir.events import (
     UnitCommitted,
 )
 from chainette.io.rundir.fork import starts_of
+from chainette.io.rundir.live_roots import Admitted, Commit, InOrder, LiveRoots
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import publish_metadata
@@ -45,43 +47,13 @@ from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.tables.row_lines import flattened_line, output_line, rejection_line
 from chainette.io.tables.schemas import Added
-from chainette.records import Outcome, Read, Rejection, Row, Unit, declared_of, parent_of, record_of, step_of
+from chainette.records import CHAIN_INPUT, Outcome, Read, Rejection, Row, Unit, declared_of, parent_of, step_of
 
-__all__ = ["Admitted", "Commit", "Committed", "Item", "LiveRoots", "Reopened", "RunWriter", "Scratch", "Suspended", "tidy"]
+__all__ = ["Committed", "Item", "Reopened", "RunWriter", "Scratch", "Suspended", "tidy"]
 
 
 #: Stands for the key of a row that has none.
 _NO_KEY = bytes(KEY_BYTES)
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """A root enters: its good rows, and its number of records."""
-
-    root: int
-    rows: list[Row]
-    records: int
-    #: Its durable outcomes from earlier sessions.
-    durable: Durable | None = None
-    #: The position that the input was read to.
-    read: Read | None = None
-
-
-@dataclass(frozen=True)
-class Commit:
-    """A unit's outcome; `done` if it was the last of its root.
-
-    The rejections of bad lines are a commit at `chain_input`; a root without pending rows
-    completes with one too.
-    """
-
-    unit: Unit
-    outcome: Outcome
-    done: bool
-    #: (stream id, token) of the result in a fleet.
-    pos: tuple[str, str] | None = None
-    #: Number of rows that went in, if the unit came without them.
-    taken: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,57 +85,17 @@ class Reopened:
     limit: int | None = None
     #: The number of records of the input before more files were appended to it.
     records: int | None = None
+    #: The number of rows to accept, if it is higher.
+    accept: int | None = None
 
     @property
     def is_longer(self) -> bool:
-        """Whether there are records that no earlier session was to take."""
-        return self.limit is not None or self.records is not None
+        """Whether there are records or rows that no earlier session was to take."""
+        return self.limit is not None or self.records is not None or self.accept is not None
 
 
 #: An item of a group; an event is logged in its place.
 Item = Admitted | Commit | Suspended | Event
-
-
-@dataclass
-class _Live:
-    rows: list[Row]
-    records: int
-    durable: Durable
-    keys: dict[str, bytes | None]
-
-
-class LiveRoots:
-    """The outcomes of roots between admission and completion; bounded by the window."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._live: dict[int, _Live] = {}
-
-    def open(self, admitted: Admitted) -> None:
-        keys = {row.row_id: row.key for row in admitted.rows}
-        self._live[admitted.root] = _Live(admitted.rows, admitted.records, admitted.durable or Durable(), keys)
-
-    def add(self, commit: Commit) -> None:
-        durable, outcome = self._live[commit.unit.root].durable, commit.outcome
-        node = self._plan.stations.get(commit.unit.node)
-        if node is not None:
-            rejected = (rejection.row_id for rejection in outcome.rejected)
-            durable.add(node, outcome.outputs, rejected, outcome.dropped, outcome.escalated)
-
-    def key(self, root: int, row_id: str) -> bytes | None:
-        """The `--key` value of a row, or of the row it descends from."""
-        return self._live[root].keys.get(record_of(row_id))
-
-    def close(self, root: int) -> tuple[list[Row], RootDone]:
-        """Finished rows of a complete root, and the counts for its log line."""
-        live = self._live.pop(root)
-        settled = settle(self._plan, root, live.rows, live.durable)
-        bad = live.records - len(live.rows)
-        return settled.rows, RootDone(live.records, bad, len(settled.rows), settled.forks)
-
-    def suspend(self, root: int) -> Durable:
-        """Drops an incomplete root from memory; returns its outcomes."""
-        return self._live.pop(root).durable
 
 
 class RunWriter:
@@ -180,6 +112,8 @@ class RunWriter:
         self._by_folder = {stream.folder: stream for stream in streams.values()}
         self._sealer = sealer
         self._roots = LiveRoots(plan)
+        #: Set if the run stops after a number of rows.
+        self._in_order = InOrder(accepted, self._roots, state.boundary_at) if (accepted := state.accepted) else None
         self.reopened = Reopened()
         #: How engines are charged; logged with the start or the resume.
         self.rates: dict[str, Rate] = {}
@@ -202,8 +136,28 @@ class RunWriter:
         """Whether this session began a new epoch."""
         return self._log.epoch > self.state.epoch
 
+    @property
+    def accepted(self) -> AcceptedRows | None:
+        """How far a run is that stops after a number of rows; None if it takes all."""
+        return self.state.accepted
+
+    @property
+    def waiting(self) -> int:
+        """Roots whose rows have all ended, and that are not complete in the log since roots before them are not."""
+        return 0 if self._in_order is None else len(self._in_order)
+
+    def has_ended(self, root: int) -> bool:
+        """Whether all rows of a root have ended: it is complete in the log, or waits for roots before it."""
+        return self.state.is_done(root) or (self._in_order is not None and root in self._in_order)
+
+    def readmit(self) -> None:
+        """Forgets the roots that wait for others: a new epoch, or phase, admits them again."""
+        for root in () if self._in_order is None else self._in_order.leave():
+            self._roots.suspend(root)
+
     def raise_epoch(self) -> None:
         """Begins a new epoch with the next event, unless one that was begun is not logged yet."""
+        self.readmit()
         self._log.epoch = max(self._log.epoch, self.state.epoch + 1)
 
     @property
@@ -237,11 +191,33 @@ class RunWriter:
                 case _:
                     events.append(item)
         began = perf_counter()
-        for stream in self._streams.values():
-            stream.sync()
-        logged = self.record(events)
+        logged = self._record_rows(events)
+        if self._in_order is not None:
+            logged += self._record_rows([self._complete(*closed, finished) for closed in self._in_order.closed()])
         synced = perf_counter() - began
         return Committed(finished, logged + self._seal(self._sealer.ready()), synced)
+
+    def _record_rows(self, events: Sequence[Event]) -> list[Event]:
+        """Logs events after the rows that they speak of."""
+        if events:
+            for stream in self._streams.values():
+                stream.sync()
+        return self.record(events)
+
+    def _complete(self, root: int, rows: list[Row], done: RootDone, finished: list[list[Row]]) -> UnitCommitted:
+        """Appends the rows of a root that became complete after all others before it."""
+        finished.append(rows)
+        off = self._append_finished(rows)
+        self._sealer.note(root, off, done=True)
+        return UnitCommitted(node=CHAIN_INPUT, root=root, off=off, sums=self._sums_of(off), root_done=done)
+
+    def _append_finished(self, rows: Sequence[Row]) -> dict[str, Span]:
+        if not (self._flattened and rows):
+            return {}
+        return self._streams["flattened"].append([flattened_line(self.plan, row, self.added) for row in rows])
+
+    def _sums_of(self, off: Iterable[str]) -> dict[str, int]:
+        return {file: self._by_folder[file.rpartition("/")[0]].sums[file] for file in off}
 
     def _require_same_model(self, event: EngineLoaded) -> None:
         """Raises RunStopped if an engine was loaded from another model than the one that answered earlier rows."""
@@ -277,19 +253,20 @@ class RunWriter:
             ]
             off |= self._streams["rejected"].append(lines)
         root_done = None
-        if commit.done:
+        if commit.done and self._in_order is not None:
+            self._in_order.wait(unit.root)
+        elif commit.done:
             rows, root_done = self._roots.close(unit.root)
             finished.append(rows)
-            if self._flattened and rows:
-                off |= self._streams["flattened"].append([flattened_line(self.plan, row, self.added) for row in rows])
-        self._sealer.note(unit.root, off, done=commit.done)
+            off |= self._append_finished(rows)
+        self._sealer.note(unit.root, off, done=root_done is not None)
         return UnitCommitted(
             node=step_of(unit.node),
             engine="" if node is None else node.told_engine,
             root=unit.root,
             unit=unit.part,
             off=off,
-            sums={file: self._by_folder[file.rpartition("/")[0]].sums[file] for file in off},
+            sums=self._sums_of(off),
             taken=taken,
             reused=_reused(node, outcome),
             keys=_keys(outcome),
@@ -362,11 +339,12 @@ class RunWriter:
             logged.append(event)
         return logged
 
-    def finish(self, input_digest: str, records: int) -> list[Event]:
-        """Seals every shard, closes the log with run_finished, and writes the derived files.
+    def finish(self, input_digest: str, records: int | None) -> list[Event]:
+        """Seals every shard, closes the log with run_finished, and writes the derived files. `records`: those of the whole
+        input; None if it was not read to its end because all rows that were wanted are accepted.
 
         Raises:
-            NotFinished: according to the log, some of the input's `records` are missing, or a step does not balance.
+            NotFinished: according to the log, some of these are missing, or a step does not balance.
             DamagedRun: a shard of an earlier session does not hold the bytes that were written.
         """
         if gaps := self.state.gaps(records):
@@ -413,7 +391,8 @@ def _keys(outcome: Outcome) -> bytes:
 
 def tidy(directory: RunDir, state: RunState) -> None:
     """Cleans up a finished run's directory for readers; safe to repeat after a crash."""
-    shutil.rmtree(directory.held, ignore_errors=True)
+    if state.accepted is None:  # rows behind the last accepted one are not asked for again if more are wanted
+        shutil.rmtree(directory.held, ignore_errors=True)
     shutil.rmtree(directory.journals, ignore_errors=True)
     publish_metadata(directory, state)
 
@@ -421,9 +400,20 @@ def tidy(directory: RunDir, state: RunState) -> None:
 class Scratch:
     """The writer of a run without a directory: keeps only live roots, and passes finished rows on."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, accept: int | None = None) -> None:
         self._roots = LiveRoots(plan)
         self._suspended: dict[int, Durable] = {}
+        self.accepted = None if accept is None else AcceptedRows(accept)
+        self._in_order = None if self.accepted is None else InOrder(self.accepted, self._roots)
+
+    def is_done(self, root: int) -> bool:
+        """Whether a root need not be admitted again, in another phase."""
+        return self.accepted is not None and root < self.accepted.roots
+
+    def readmit(self) -> None:
+        """See `RunWriter.readmit`."""
+        waiting = [] if self._in_order is None else self._in_order.leave()
+        self._suspended |= {root: self._roots.suspend(root) for root in waiting}
 
     def commit(self, group: Sequence[Item]) -> Committed:
         """Takes in a group; writes nothing."""
@@ -436,10 +426,16 @@ class Scratch:
                     self._suspended[item.root] = self._roots.suspend(item.root)
                 case Commit():
                     self._roots.add(item)
-                    if item.done:
+                    if item.done and self._in_order is not None:
+                        self._in_order.wait(item.unit.root)
+                    elif item.done:
                         finished.append(self._roots.close(item.unit.root)[0])
                 case _:
                     pass
+        if self._in_order is not None:
+            for _, rows, done in self._in_order.closed():
+                finished.append(rows)
+                self._in_order.accepted.take(done)
         return Committed(finished, [])
 
     def durable(self, root: int) -> Durable | None:

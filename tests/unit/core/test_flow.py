@@ -40,7 +40,7 @@ def test_a_list_join_is_in_the_order_of_row_ids_however_its_rows_came() -> None:
 def test_units_of_a_resumed_root_never_share_an_id_with_a_successor() -> None:
     plan = plan_of(apply(same, id="a"), apply(same, id="b"), apply(same, id="c"))
     durable = Durable()
-    durable.add(plan.nodes["a"], [Output("1", b'{"text":"t"}')], [], [])
+    durable.add(plan.nodes["a"], [Output("1", b'{"text":"t"}')], {}, [])
     units = frontier(plan, 0, rows("0", "1"), durable).units
     assert [(unit.node, [row.row_id for row in unit.rows]) for unit in units] == [("a", ["0"]), ("b", ["1"])]
     first = units[0]

@@ -18,11 +18,13 @@ from chainette.fleet.protocol.messages import BadMessage
 from chainette.fleet.redis.connect import is_passing
 from chainette.fleet.redis.redis_queue import FleetQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
-from chainette.io.inputs.roots import Root
+from chainette.io.inputs.roots_ahead import Root
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.readback import rows_of_root
+from chainette.io.rundir.run_state import RunState
 from chainette.run.coordinator import Coordinator, read_for_live_roots
+from chainette.run.limits import window_for
 from chainette.run.resumption import Observed, observe
 from chainette.run.session import roots_of
 from chainette_workers.service.service import Elsewhere, Handed, Places, same_chain
@@ -59,7 +61,7 @@ class CoordinatorDuty:
         observed = observe(directory, plan, self.places.input(order), read)
         if observed.state.run.run_id != info.run or observed.state.epoch < info.epoch:
             raise Elsewhere(f"the log in {order.directory} is not that of run {info.run}, epoch {info.epoch}")
-        coordinator = _coordinator(queue, RunKeys(info.run, info.epoch), directory, observed)
+        coordinator = _coordinator(queue, RunKeys(info.run, info.epoch), directory, observed, order.options.window)
         looked_at = time.monotonic()
         while not (coordinator.finished or handed.stop.is_set()):
             try:
@@ -85,7 +87,7 @@ def _is_over(board: Board, run: str) -> bool:
     return info is None or info.state == "cancelled" or bool(info.reason)
 
 
-def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: Observed) -> Coordinator:
+def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: Observed, window: int | None) -> Coordinator:
     plan, state = observed.plan, observed.state
     roots = roots_of(plan, observed.source, observed.options, state.starts)
 
@@ -93,4 +95,13 @@ def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: 
         # roots behind the last one that this epoch admitted can only be complete if they were when it began
         return roots.pending(lambda root: root <= last or state.is_done(root))
 
-    return Coordinator(queue, keys, plan, pending, partial(rows_of_root, directory, plan, state))
+    now = RunState()
+
+    def admits(root: int) -> bool:
+        nonlocal now
+        if state.accepted is None:
+            return True
+        now, _ = read_state(directory, now)  # the sink goes on; all else here is of the epoch's beginning
+        return now.accepted is not None and now.accepted.admits(root, plan.batch_size, window_for(0, window))
+
+    return Coordinator(queue, keys, plan, pending, partial(rows_of_root, directory, plan, state), admits=admits)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from chainette.core.apply import Cardinality
-from chainette.core.flow import Durable, frontier
+from chainette.core.flow import Durable, frontier, reasons_of
 from chainette.core.joined_values import digest_of_all, joined_digest
 from chainette.core.plan import NodeKind, Plan, PlanNode, Samples, Target, ToFork, ToNode
 from chainette.fleet.protocol.messages import Admission, Result
@@ -45,7 +45,7 @@ class AcceptedRoot:
         if fault := self._fault(entry):
             return f"root {self.root}: {fault}"
         if isinstance(entry.message, Admission):
-            self.durable.add_rejected(CHAIN_INPUT, (rejection.row_id for rejection in entry.message.rejected))
+            self.durable.add_rejected(CHAIN_INPUT, reasons_of(entry.message.rejected))
         elif node := self.plan.stations.get(entry.message.node):
             ended = ended_rows(node, entry.message)
             if not self._has_pending(node, ended):
@@ -90,8 +90,7 @@ class AcceptedRoot:
     def _accept(self, node: PlanNode, result: Result, ended: set[str]) -> None:
         pending = self._pending.get(node.station, {})  # nothing is known there if the result is empty
         given = {row_id: pending.pop(row_id) for row_id in ended}
-        rejected = (rejection.row_id for rejection in result.rejected)
-        self.durable.add(node, result.outputs, rejected, result.dropped, result.escalated)
+        self.durable.add(node, result.outputs, reasons_of(result.rejected), result.dropped, result.escalated)
         if result.escalated:
             self._arrive(ToNode(node.at(1).station), {row_id: given[row_id] for row_id in result.escalated})
         if node.kind is NodeKind.PICK:  # its rows have other joined values from here on: the next walk finds them

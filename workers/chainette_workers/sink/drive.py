@@ -24,7 +24,7 @@ from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.redis_queue import Cancelled, LeasedQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
-from chainette.io.inputs.roots import Root
+from chainette.io.inputs.roots_ahead import Root
 from chainette.io.inputs.same_input import require_same_input
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, Note, UnitRetried, UnitSplit
@@ -90,7 +90,7 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
         # roots behind the last one that the epoch admitted were complete before the epoch if they are complete now
         return roots.pending(lambda root: root <= last or writer.state.is_done(root))
 
-    return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable)
+    return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable, admits=session.admits)
 
 
 def _admit(coordinator: Admitting) -> bool:
@@ -176,6 +176,10 @@ class DriveLoop:
                     moved = True
                     self._scouting.answered()
                 self._hear(sink)
+                if session.has_enough:
+                    session.finish()
+                    self._close(sink)
+                    return
                 if not moved and self._search(sink) and coordinator.finished and sink.progress.total is None:
                     coordinator = None  # Redis went back to before it knew the end of the input
                 elif not moved and coordinator.finished and (progress := sink.progress).complete:

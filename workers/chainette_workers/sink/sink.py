@@ -21,8 +21,9 @@ from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.events import BudgetUsed, Event, RunResumed, RunStarted
 from chainette.io.rundir.graph import Graph
+from chainette.io.rundir.live_roots import Admitted
 from chainette.io.rundir.plan_graph import graph_of
-from chainette.io.rundir.writer import Admitted, RunWriter
+from chainette.io.rundir.writer import RunWriter
 from chainette.records import encode
 from chainette.run.durability import admitted_as, commit_of, count_rejects, finished_roots, items_of
 from chainette.run.limits import RejectWatch
@@ -164,6 +165,7 @@ class Sink:
             records=found.records,
             rates=self.writer.rates,
             budget=[*self.writer.limits],
+            accept=found.accept,
         )
 
     def _say(self, events: Sequence[Event]) -> None:
@@ -204,7 +206,7 @@ class Sink:
         """Roots of which this is the first entry, as they were admitted; without those that cannot be."""
         opened, live = {}, {}
         for root in dict.fromkeys(entry.root for entry in entries if entry.root not in self._live):
-            if self.writer.state.is_done(root):
+            if self.writer.has_ended(root):
                 continue
             record = self.queue.record(self.keys, root)
             if self._input.fault(root, record):
@@ -245,7 +247,7 @@ class Sink:
 
     def _stray(self, root: int) -> str:
         """Why a root has rows that nothing is known of."""
-        if self.writer.state.is_done(root):
+        if self.writer.has_ended(root):
             return f"root {root}: rows came after its end"
         return f"root {root}: {self._input.fault(root, self.queue.record(self.keys, root)) or 'it is not live'}"
 
@@ -269,7 +271,7 @@ class Sink:
 
     def _settle(self) -> None:
         """Acknowledges all that is durable and that Redis still counts as live."""
-        self._acknowledge([root for root in self.progress.live if self.writer.state.is_done(root)])
+        self._acknowledge([root for root in self.progress.live if self.writer.has_ended(root)])
 
     def doubt(self) -> None:
         """Redis failed: it may have lost the reply to an acknowledgement, or the last second of its own."""
@@ -318,14 +320,15 @@ class Sink:
         if progress.damaged or not progress.state:
             return progress.damaged or f"the record of run {self.run} is gone from Redis"
         state = self.writer.state
-        least = progress.cursor - progress.suspended - (state.done_count - state.done_before)
+        ended = state.done_count - state.done_before + self.writer.waiting
+        least = progress.cursor - progress.suspended - ended
         if len(progress.live) < least:
             return f"{least - len(progress.live):,} roots that are not complete are gone from Redis"
         return ""
 
     def missing(self) -> str:
         """Says which outstanding work of live roots nobody can ever claim; "" if there is none. For when nothing moves."""
-        return self.queue.missing(self.keys, [root for root in self.progress.live if not self.writer.state.is_done(root)])
+        return self.queue.missing(self.keys, [root for root in self.progress.live if not self.writer.has_ended(root)])
 
     def close(self) -> None:
         """Takes the complete run out of Redis."""

@@ -1,0 +1,143 @@
+"""A file that grows as it is read: what a source gives once, as far as somebody reads on.
+
+A run with `accept` may take its rows from a source that never ends. While the source may give more, a mark lies beside
+the file; a later session compares what the source gives again with what is there, and goes on behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel
+
+from chainette.errors import InputError
+from chainette.io.inputs.spool import blocks_of
+from chainette.io.rundir.paths import disk_errors, fsync_dir
+from chainette.utils.private_files import make_folder, open_file
+
+__all__ = ["GrowingFile", "RowSource"]
+
+#: A stream of bytes or text, or rows.
+RowSource = IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]]
+
+#: Lines and bytes from which the kind of a stream is recognized.
+_LINES, _HEAD = 21, 1 << 16
+
+
+class GrowingFile:
+    """One file and its source."""
+
+    def __init__(self, path: Path, source: RowSource | None) -> None:
+        """Begins a file, or goes on with one; `source` gives everything from its start, None nothing more.
+
+        Raises:
+            DiskError: the disk refused.
+        """
+        self.path = path
+        #: Whether somebody wanted more than there is, from a source that nobody gave.
+        self.is_cut = False
+        self._mark = path.with_name(f"{path.name}.open")
+        self._blocks: Iterator[bytes] | None = None if source is None else blocks_of(source, at_once=True)
+        self._closed = False
+        self._reading, self._closing = threading.Lock(), threading.Lock()
+        with disk_errors(path):
+            make_folder(path.parent)
+            if not path.exists():
+                os.close(open_file(self._mark, os.O_WRONLY | os.O_CREAT))
+            self._file = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)  # changed by `more` alone, under the run's lock
+            fsync_dir(path.parent)
+        #: Bytes that earlier sessions left, and those that the source gave in this one.
+        self._there, self._given = os.fstat(self._file).st_size, 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the source was read to its end."""
+        return not self._mark.exists()
+
+    def begin(self) -> None:
+        """Reads as much of a new file as is needed to recognize its kind."""
+        head = b"" if not self._there else b"\n" * _LINES
+        while len(head) < _HEAD and head.count(b"\n") < _LINES and self.more(len(head)):
+            with self.path.open("rb") as file:
+                head = file.read(_HEAD)
+            if self.path.suffix == ".jsonl" and head:
+                return
+
+    def more(self, read: int) -> bool:
+        """Appends what the source gives next, and waits for it, unless the file has more bytes by now than were `read`.
+
+        Returns False if there is nothing more.
+
+        Raises:
+            InputError: the source gives other rows than before, or what is no row.
+            DiskError: the disk refused.
+        """
+        with self._reading:
+            while self.path.stat().st_size <= read:
+                if self.ended or not self._take():
+                    return False
+            return True
+
+    def drain(self) -> None:
+        """Reads the source to its end."""
+        while self.more(self.path.stat().st_size):
+            pass
+
+    def _take(self) -> bool:
+        """Takes the next block of the source; False if there can be none."""
+        block = self._next()
+        with self._closing:
+            if self._closed or block is None:
+                return False
+            new = self._unknown(block)
+            with disk_errors(self.path):
+                while new:
+                    new = new[os.write(self._file, new) :]
+            if not block:
+                self._end()
+        return True
+
+    def _next(self) -> bytes | None:
+        """The next block of the source; b"" at its end, None if there is no source."""
+        if self._blocks is None:
+            self.is_cut = True
+            return None
+        return next(self._blocks, b"")
+
+    def _unknown(self, block: bytes) -> bytes:
+        """The part of a block that the file does not have yet.
+
+        Raises:
+            InputError: the rest is not what the file has.
+        """
+        known = os.pread(self._file, min(len(block), max(0, self._there - self._given)), self._given)
+        ends_early = not block and self._given < self._there
+        if ends_early or not block.startswith(known):
+            raise InputError(
+                f"the source gives other rows than when the run began: they differ from {self.path} behind byte "
+                f"{self._given:,}. Give the same rows again, from the first one, or begin a new run"
+            )
+        self._given += len(block)
+        return block[len(known) :]
+
+    def _end(self) -> None:
+        self.sync()
+        with disk_errors(self.path):
+            self._mark.unlink()
+            fsync_dir(self.path.parent)
+
+    def sync(self) -> None:
+        """Makes everything durable that was read so far."""
+        with disk_errors(self.path):
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Appends nothing more, even if the source still gives something."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                os.close(self._file)

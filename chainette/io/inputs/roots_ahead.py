@@ -1,0 +1,58 @@
+"""Roots of an input that takes its time: read in another thread, so that nobody waits for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chainette.records import Read, Rejection, Row
+
+__all__ = ["WAITING", "Root", "RootsAhead"]
+
+
+@dataclass(frozen=True)
+class Root:
+    """The n-th slice of the input: records n*B .. n*B+B-1, unless a limit was raised."""
+
+    number: int
+    rows: list[Row]
+    bad: list[Rejection]
+    records: int
+    #: The position that the input was read to.
+    read: Read | None = None
+
+
+#: Stands for a root that is being read.
+WAITING = Root(-1, [], [], 0)
+
+
+class RootsAhead:
+    """Gives each root once it is there, and `WAITING` before. Begins to read a root when it is asked for."""
+
+    def __init__(self, roots: Iterator[Root]) -> None:
+        self._roots = roots
+        self._read: list[Root | BaseException] = []
+        self._reader: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[Root]:
+        return self
+
+    def __next__(self) -> Root:
+        if self._reader is None:
+            # it may wait for a source for ever, and must not keep the process from ending
+            self._reader = threading.Thread(target=self._read_one, name="input", daemon=True)
+            self._reader.start()
+        if self._reader.is_alive():
+            return WAITING
+        self._reader = None
+        found = self._read.pop()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _read_one(self) -> None:
+        try:
+            self._read.append(next(self._roots))
+        except BaseException as error:
+            self._read.append(error)

@@ -1,0 +1,84 @@
+"""The first rows, in the order of the input, that reach the end: how many are certain, and the boundary behind them.
+
+Roots of a run with `accept` become complete in the log one after another, so that `flattened/` holds exactly the accepted
+rows. A root whose rows have ended before waits in memory for the roots before it; after a crash it is
+read back from the shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+
+from msgspec import UNSET
+
+from chainette.io.rundir.events import RootDone
+from chainette.records import CHAIN_INPUT, row_order
+
+__all__ = ["AcceptedRows", "Boundary"]
+
+
+@dataclass
+class AcceptedRows:
+    """How far a run is that stops after a number of rows."""
+
+    wanted: int
+    #: Rows that are accepted whatever comes.
+    certain: int = 0
+    #: The number of complete roots, and of their records. No root is complete before all roots before it are.
+    roots: int = 0
+    records: int = 0
+    #: Finished rows of the next root that `flattened/` has already, since fewer rows were wanted when it was complete.
+    written: int = 0
+    #: The id of the last accepted row; "" as long as rows are missing.
+    last: str = ""
+
+    @property
+    def reached(self) -> bool:
+        return bool(self.last)
+
+    @property
+    def missing(self) -> int:
+        return self.wanted - self.certain
+
+    def take(self, done: RootDone) -> None:
+        """The next root is complete."""
+        self.roots += 1
+        self.records += done.records
+        self.written = 0
+        self.certain += done.accepted
+        if done.last is not UNSET:
+            self.last = done.last.row_id
+
+    def want_more(self, wanted: int, done: RootDone | None) -> None:
+        """More rows are wanted; `done`: the root of the last accepted row, which is open again if all were certain."""
+        self.wanted = wanted
+        if done is not None:
+            self.roots -= 1
+            self.records -= done.records
+            self.certain -= done.accepted
+            self.written, self.last = done.accepted, ""
+
+    def admits(self, root: int, batch_size: int, window: float = inf) -> bool:
+        """Whether a root may begin: open roots have no more records than will give the missing rows, at the yield so far, and
+        than fit in the window; one may always be open."""
+        if self.reached:
+            return False
+        ahead = root - self.roots
+        needed = self.missing * self.records / self.certain if self.certain else inf if self.records else self.missing
+        return ahead <= 0 or (ahead + 1) * batch_size <= min(window, needed)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Tells which rows of a step come behind the last accepted row."""
+
+    last: str
+    #: See `Graph.expansions`.
+    expansions: Mapping[str, int]
+
+    def includes(self, node: str, row_id: str) -> bool:
+        """Whether a row of a node is an accepted row, one before it, or one that it was made from."""
+        depth = 0 if node == CHAIN_INPUT else self.expansions[node]
+        return row_order(row_id)[: depth + 1] <= row_order(self.last)
