@@ -40,7 +40,19 @@ PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
 OURS = {"place", "registry", "annotated", "options"}
 
 #: How a process runs or finds a chain: no settings of the run.
-SESSION = {"run_id", "chain_ref", "chain_root", "resume", "hooks", "drive", "parameters", "chain_claim", "inputs", "source"}
+SESSION = {
+    "run_id",
+    "chain_ref",
+    "chain_root",
+    "resume",
+    "hooks",
+    "drive",
+    "parameters",
+    "chain_claim",
+    "inputs",
+    "more",
+    "source",
+}
 
 
 class Item(BaseModel):
