@@ -18,7 +18,7 @@ from chainette.fleet.protocol.queue_values import Claim, Turn
 from chainette.fleet.protocol.seals import FleetKey, NoKey, Purpose, Unsealed, seals_of
 from chainette.fleet.redis.redis_queue import ANCHOR, FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order
-from chainette.io.rundir.events import WorkerJoined
+from chainette.io.rundir.events import AnswersDiscarded, WorkerJoined
 from chainette.io.rundir.log import encode_line
 from chainette.records import CHAIN_INPUT, Output, Row, Unit, Usage, encode
 from chainette.run.process import poisoned
@@ -320,12 +320,32 @@ def test_a_join_that_lacked_a_row_of_its_branches_brings_nothing(database: Datab
 
 
 def test_a_note_without_a_seal_is_not_heard(run: QueueRun) -> None:
+    name = 16 * "0"
     line = encode_line(WorkerJoined(worker="evil"))
-    for text in (line, OTHER.seal("run-a", 0, Purpose.NOTE, "", line), KEY.seal("run-b", 0, Purpose.NOTE, "", line)):
+    forged = (
+        line,
+        *(name.encode() + key.seal(where, 0, Purpose.NOTE, name, line) for key, where in ((OTHER, "run-a"), (KEY, "run-b"))),
+    )
+    for text in forged:
         run.client.xadd(run.keys.notes, {"kind": "event", "text": text})
     run.queue.note(run.keys.run, WorkerJoined(worker="good"))
     _, events = run.queue.notes(run.keys.run, "0-0")
     assert [event.worker for event in events if isinstance(event, WorkerJoined)] == ["good"]
+
+
+def test_a_note_that_somebody_copied_is_heard_once(run: QueueRun) -> None:
+    told = [AnswersDiscarded(node="first", usage=Usage(1, 10, 5))] * 2  # two workers may say the same
+    for event in told:
+        run.queue.note(run.keys.run, event)
+    sent: Any = run.client.xrange(run.keys.notes)
+    for _, fields in 3 * sent:
+        run.client.xadd(run.keys.notes, fields)
+    run.client.xadd(run.keys.notes, {**sent[0][1], b"text": b"another name...." + sent[0][1][b"text"][16:]})
+    after, events = run.queue.notes(run.keys.run, "0-0")
+    assert events == told
+    run.client.xadd(run.keys.notes, sent[0][1])
+    assert run.queue.notes(run.keys.run, after)[1] == []
+    assert run.queue.notes(run.keys.run, "0-0")[1] == told
 
 
 def test_a_worker_ends_only_at_a_sealed_word(run: QueueRun) -> None:

@@ -45,7 +45,7 @@ class Purpose(StrEnum):
     ROOT = "root"
     #: an entry of the stream (root, token)
     ENTRY = "entry"
-    #: an event for the sink ()
+    #: an event for the sink (a random name, which counts once)
     NOTE = "note"
     #: a run's record ()
     RECORD = "record"

@@ -63,7 +63,7 @@ from chainette.fleet.redis.connect import is_damage
 from chainette.fleet.redis.fleet_view import known_runs, live_members
 from chainette.fleet.redis.leftovers import give_up, sweep
 from chainette.fleet.redis.script_calls import Scripts
-from chainette.fleet.redis.streams import entry_id, lies_apart, noted_event, stream_entry
+from chainette.fleet.redis.streams import SealedNotes, entry_id, lies_apart, stream_entry
 from chainette.io.rundir.events import Event, Note
 from chainette.io.rundir.log import encode_line
 from chainette.records import Effects, Outcome, Rejection, encode
@@ -126,6 +126,7 @@ class FleetQueue(LeasedQueue):
         self._seals = seals_of() if seals is None else seals
         self._max_bytes, self._max_commit, self._max_inline = max_bytes, max_commit, max_inline
         self._scripts = Scripts(connection)
+        self._sealed_notes = SealedNotes(self._seals)
         #: Fields that RQ shows of the workers in this process.
         self._about = _this_process()
 
@@ -436,7 +437,7 @@ class FleetQueue(LeasedQueue):
     def note(self, run: str, event: Event) -> None:
         if not self._redis.sismember(RUNS, run):
             return  # the run is closed, and nothing of it stays
-        self._call("note", run=run, line=self._seals.seal(run, 0, Purpose.NOTE, "", encode_line(event)))
+        self._call("note", run=run, line=self._sealed_notes.seal(run, encode_line(event)))
 
     def notes(self, run: str, after: str) -> tuple[str, list[Note]]:
         from redis import ResponseError
@@ -449,8 +450,7 @@ class FleetQueue(LeasedQueue):
                 raise
             self._redis.delete(key)  # notes may be lost
             found = []
-        opened = partial(self._seals.open, run, 0, Purpose.NOTE)
-        events = [event for _, fields in found if (event := noted_event(fields, opened)) is not None]
+        events = [event for item in found if (event := self._sealed_notes.read(run, item)) is not None]
         return (entry_id(found[-1]) if found else after), events
 
     def put_aside(self, run: str, asides: Sequence[Aside], epoch: int | None = None) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from chainette.fleet.protocol.messages import Admission, Aside, BadMessage, PutAside, Result, open_message
 from chainette.fleet.protocol.queue_values import Entry
-from chainette.fleet.protocol.seals import Unsealed
+from chainette.fleet.protocol.seals import Purpose, Seals, Unsealed
 from chainette.io.rundir.events import Note, WorkerRefused
 from chainette.io.rundir.log import parse_note
 
-__all__ = ["entry_id", "lies_apart", "noted_event", "stream_entry"]
+__all__ = ["SealedNotes", "entry_id", "lies_apart", "noted_event", "stream_entry"]
+
+#: Bytes of the name of a sealed note, and the names that a sink remembers: twice those of a stream of notes.
+_NAME, _MOST_HEARD = 16, 20_000
 
 
 #: The most characters of an entry's token.
@@ -43,6 +47,38 @@ def noted_event(fields: Mapping[bytes, bytes], opened: Open = _as_it_is) -> Note
             return WorkerRefused(worker=words.partition(" ")[0], reason=words)
         case _:
             return None
+
+
+class SealedNotes:
+    """Seals notes under random names, and opens each of them under one entry only: a copy of a sealed note is not heard."""
+
+    def __init__(self, seals: Seals) -> None:
+        self._seals = seals
+        #: Name -> the entry under which it came first.
+        self._heard: dict[bytes, str] = {}
+
+    def seal(self, run: str, line: bytes) -> bytes:
+        """The note as it goes to Redis."""
+        name = secrets.token_hex(_NAME // 2) if self._seals.fingerprint else ""
+        return name.encode() + self._seals.seal(run, 0, Purpose.NOTE, name, line)
+
+    def read(self, run: str, item: Any) -> Note | None:
+        """The event of an entry; None if it is no note of ours, or one that was heard before."""
+
+        def opened(_identity: str, text: bytes | None) -> bytes | None:
+            if not self._seals.fingerprint or text is None:
+                return text
+            name, message = text[:_NAME], text[_NAME:]
+            body = self._seals.open(run, 0, Purpose.NOTE, name.decode("latin-1"), message)
+            return body if self._is_first(name, entry_id(item)) else None
+
+        return noted_event(item[1], opened)
+
+    def _is_first(self, name: bytes, entry: str) -> bool:
+        first = self._heard.setdefault(name, entry)
+        while len(self._heard) > _MOST_HEARD:
+            del self._heard[next(iter(self._heard))]
+        return first == entry
 
 
 def entry_id(item: Any) -> str:
