@@ -93,8 +93,10 @@ def render_page(
     directory: str,
     working: bool,
     written_at: str,
+    plan: str = "",
 ) -> str:
-    """The whole HTML. `working`: a process writes to the directory. `prices` replace those of the run.
+    """The whole HTML. `working`: a process writes to the directory. `prices` replace those of the run;
+    `plan` says how far off its plan was.
 
     Raises:
         RunError: the package that draws charts is not installed.
@@ -126,6 +128,7 @@ def render_page(
         charts=list(_charts(figures)),
         rejects=list(_rejects(figures, examples)),
         directory=directory,
+        plan=plan,
         written_at=written_at,
         style=Markup(files("chainette.report").joinpath("style.css").read_text("utf-8")),  # noqa: S704 - our own file
         svg=Markup,

@@ -39,6 +39,7 @@ from chainette.run.stored_answers import AnswerSources, StoredAnswers, require_r
 __all__ = [
     "Deliver",
     "Session",
+    "announce",
     "check_drive",
     "finish_run",
     "local_run",
@@ -162,7 +163,7 @@ async def finish_run(
         if options.drive is not None:
             await _in_thread(options.drive, session)
         else:
-            _tell(hook, await anyio.to_thread.run_sync(_announce, writer, source, plan))
+            _tell(hook, await anyio.to_thread.run_sync(announce, writer, source, plan))
             roots = roots_of(plan, source, options, writer.state.starts)
             budget, used, done = writer.budget, writer.state.used, writer.state.is_done
             async with (
@@ -225,7 +226,7 @@ def _reason(error: BaseException) -> str:
     return f"failed: {type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
 
 
-def _announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
+def announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
     expected = source.count()
     if writer.epoch == 0:
         return writer.record([RunStarted(expected=expected, rates=writer.rates, budget=[*writer.limits])])

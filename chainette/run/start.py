@@ -41,7 +41,7 @@ from chainette.run.session import Deliver, check_drive, finish_run, local_run, o
 from chainette.utils.ids import new_run_id
 from chainette.utils.remote_files import is_url
 
-__all__ = ["iterate", "start"]
+__all__ = ["begin", "iterate", "open_files", "start"]
 
 
 async def start(
@@ -61,8 +61,10 @@ async def start(
         given = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
         return await resume(directory, chain, replace(options, inputs=given, source=None if paths else _source(inputs)))
     plan = compile_plan(chain, options)
+    if RunDir(directory.sample).exists():  # it was asked for a plan of this directory
+        options = replace(options, reuse=(*options.reuse, str(directory.sample)))
     await check_drive(plan, options)
-    writer, source = await anyio.to_thread.run_sync(_begin, directory, run_id, plan, inputs, options)
+    writer, source = await anyio.to_thread.run_sync(begin, directory, run_id, plan, inputs, options)
     return await finish_run(plan, source, writer, options, deliver)
 
 
@@ -94,10 +96,10 @@ async def iterate(
             source.close()
 
 
-def _begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
+def begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
     """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
     require_one_type({name: plan.types[name] for name in plan.columns}, options.format)
-    source = _open_files(inputs, plan, options)
+    source = open_files(inputs, plan, options)
     log = claim_directory(directory)
     try:
         source = source or _open_or_spool(inputs, directory.inputs, plan, options)
@@ -127,7 +129,7 @@ def _recorded_settings(options: RunOptions) -> dict[str, Any]:
     return settings | {"engines_file": below} if below else settings
 
 
-def _open_files(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile | None:
+def open_files(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile | None:
     """The input if it lies in files of the user's."""
     paths = _paths(inputs)
     return None if paths is None else _checked(open_input(paths, limit=options.limit), plan, options)
@@ -151,7 +153,7 @@ def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLik
 
 def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
     """The input; standard input, URLs and rows go to a file in `folder`: whole, or, with `accept`, as they are read."""
-    found = _open_files(inputs, plan, options)
+    found = open_files(inputs, plan, options)
     if found is not None:
         return found
     if options.wanted(plan) is not None and _may_never_end(inputs):

@@ -34,6 +34,7 @@ EXPECTED: dict[str, dict[str, int | None]] = {
     "13_batches": {"look_up": 22, "score": 21, "flattened": 21, "rejected": 1},
     "14_yaml": {"clean": 22, "classify": 22, "topic": 22, "reply": 22, "flattened": 22},
     "15_accept": {"write": None, "check": None, "flattened": 20},
+    "16_cost": {"sum_up": 120, "judge": 116, "flattened": 116, "rejected": 4},
     "17_reuse": {"sort": 24, "reply": 24, "flattened": 24},
 }
 

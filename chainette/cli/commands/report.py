@@ -11,6 +11,7 @@ import typer
 from chainette.cli.common import guarded, show_path, tell
 from chainette.cli.directory_status import is_working
 from chainette.cli.flags import RunDirectory
+from chainette.cli.screen.summary import plan_line
 from chainette.engine.price import Price, parse_price
 from chainette.errors import EngineConfigError
 from chainette.io.rundir.events import timestamp
@@ -57,6 +58,7 @@ def report(
         directory=str(directory),
         working=is_working(directory),
         written_at=timestamp(),
+        plan=next(plan_line(found.state.metadata(), directory), ""),
     )
     path = output or directory / "report.html"
     publish(path, page.encode())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.table import Table
 
 from chainette.cli.common import command_line, new_table
@@ -24,6 +26,7 @@ __all__ = [
     "engine_lines",
     "escalation_lines",
     "next_lines",
+    "plan_line",
     "reuse_line",
     "short",
     "summary_lines",
@@ -152,10 +155,29 @@ def cost_line(metadata: Mapping[str, Any]) -> Iterator[str]:
         yield f"cost: {amount(cost)}{steps}"
 
 
+def plan_line(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
+    """How far off the plan of a finished run was, if one was made for its directory (`chainette plan -o DIR`)."""
+    path = Path(directory) / ".plan" / "plan.json"
+    if metadata["status"] != Status.FINISHED or not path.exists():
+        return
+    plan = msgspec.json.decode(path.read_bytes())
+    asked, planned = metadata["usage"]["requests"] - plan["asked"], sum(step["requests"] for step in plan["steps"])
+    parts = [f"{planned:,.0f} requests, and {asked:,} were asked"]
+    usd = sum(step["usd"] for step in plan["steps"])
+    if usd and (cost := metadata.get("cost")):
+        spent = cost["usd"] - plan["spent"]["usd"]
+        parts.append(f"{dollars(usd)}, and {dollars(spent)} were spent ({(usd / spent - 1 if spent else 0):+.1%})")
+    yield f"plan ({plan['basis']}): {'; '.join(parts)}"
+
+
 def amount(cost: Mapping[str, float]) -> str:
     """A cost for people: `$1.23, 0.40 GPU-hours`."""
-    hours = [f"{cost['gpu_hours']:.3g} GPU-hours"] if cost["gpu_hours"] else []
+    hours = [_gpu_time(cost["gpu_hours"])] if cost["gpu_hours"] else []
     return ", ".join([dollars(cost["usd"]), *hours] if cost["usd"] or not hours else hours)
+
+
+def _gpu_time(hours: float) -> str:
+    return f"{hours:.3g} GPU-hours" if hours >= 0.01 else f"{hours * 3600:.3g} GPU-seconds"
 
 
 def dollars(usd: float) -> str:
@@ -175,6 +197,7 @@ def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]
     seconds = _seconds(metadata)
     if seconds is not None:
         yield f"time: {clock(seconds)}"
+    yield from plan_line(metadata, directory)
     yield f"directory: {directory}"
     yield from next_lines(metadata, directory)
 

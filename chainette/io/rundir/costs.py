@@ -68,6 +68,11 @@ class Bill:
         }
         return Bill({**self.rates, **rates}, items)
 
+    def usages(self) -> Iterator[tuple[str, str, Usage]]:
+        """Step, engine and usage so far, in the order of the first answers."""
+        for (step, engine), item in self._items.items():
+            yield step, engine, item.whole
+
     def usage(self) -> Usage:
         """All usage so far."""
         return sum((item.whole for item in self._items.values()), Usage())

@@ -53,7 +53,7 @@ def claim_directory(directory: RunDir) -> EventLog:
     found = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if directory.log.name in found and _has_line(directory.log):
         _refuse_existing(directory)
-    if found - {directory.log.name, directory.inputs.name}:
+    if found - {directory.log.name, directory.inputs.name, directory.plan.name}:
         raise RunDirectoryError(
             f"{path} is not empty and holds no run ({', '.join(sorted(found)[:3])}); name another directory"
         )

@@ -36,6 +36,16 @@ class RunDir:
         return self.path / "events.jsonl"
 
     @property
+    def plan(self) -> Path:
+        """The estimate of `chainette plan`."""
+        return self.path / ".plan"
+
+    @property
+    def sample(self) -> Path:
+        """The run of a plan's sample, whose answers this directory's run takes."""
+        return self.plan / "sample"
+
+    @property
     def graph(self) -> Path:
         return self.path / "graph.json"
 
