@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chainette.core.plan import Plan
 from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
-from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.events import AnyEvent, RunCreated
 from chainette.io.rundir.fork import finish_swap, remove_leftovers
 from chainette.io.rundir.log import EventLog, read_log
 from chainette.io.rundir.origin import require_no_links, sealed
@@ -102,10 +102,13 @@ def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) ->
     return writer
 
 
-def read_state(directory: RunDir, known: RunState | None = None) -> tuple[RunState, int]:
+def read_state(
+    directory: RunDir, known: RunState | None = None, heard: Callable[[int, AnyEvent], object] = lambda _offset, _event: None
+) -> tuple[RunState, int]:
     """The state of a directory's run, and the end of its intact log. Read-only, except for `finish_swap`.
 
-    If `known` was read from the same file before, it is brought up to date, and only newer events are read.
+    If `known` was read from the same file before, it is brought up to date, and only newer events are read. `heard` is told
+    of each event, with its offset in the log.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -120,6 +123,7 @@ def read_state(directory: RunDir, known: RunState | None = None) -> tuple[RunSta
     for offset, event in read_log(directory.log, state.last):
         if event.seq > state.seq:
             state.apply(event, offset)
+            heard(offset, event)
     with directory.log.open("rb") as log:
         log.seek(state.last)
         return state, state.last + (len(log.readline()) if state.seq >= 0 else 0)

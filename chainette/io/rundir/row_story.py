@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 from chainette.errors import InputError, RunDirectoryError
 from chainette.io.inputs.locate import open_input
 from chainette.io.rundir.changes import FLATTENED
-from chainette.io.rundir.events import UnitCommitted
+from chainette.io.rundir.events import AnyEvent, UnitCommitted
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.logged_paths import chain_root_of, input_paths
 from chainette.io.rundir.open import read_state
@@ -61,9 +62,10 @@ def story_of(run: RunDir, row_id: str) -> RowStory:
         RunDirectoryError: there is no run, or no such row in it so far.
         DamagedRun: the log or a shard does not hold the bytes that were written.
     """
-    state, _ = read_state(run)
+    lines = _Lines()
+    state, _ = read_state(run, heard=lines.note)
     root = state.root_of(int(record_of(row_id)))
-    outcomes = sorted(_outcomes(run, state, root, row_id), key=_order(state))
+    outcomes = sorted(_outcomes(run, state, lines.of(root), row_id), key=_order(state))
     if not any(outcome.row_id == row_id for outcome in outcomes) and (state.is_done(root) or "~" in row_id):
         raise RunDirectoryError(_no_row(run, state, row_id))
     place, record = _record(run, state, int(record_of(row_id)))
@@ -76,11 +78,26 @@ def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
     return f"{run} has no row {row_id} so far; {state.records:,} records of its input are done, counted from 0"
 
 
-def _outcomes(run: RunDir, state: RunState, root: int, row_id: str) -> Iterator[StepResult]:
+class _Lines:
+    """Where the log has the units of each root: sixteen bytes for each, since a log may have millions."""
+
+    def __init__(self) -> None:
+        self._roots, self._offsets = array("q"), array("q")
+
+    def note(self, offset: int, event: AnyEvent) -> None:
+        if isinstance(event, UnitCommitted):
+            self._roots.append(event.root)
+            self._offsets.append(offset)
+
+    def of(self, root: int) -> Iterator[int]:
+        return (offset for other, offset in zip(self._roots, self._offsets, strict=True) if other == root)
+
+
+def _outcomes(run: RunDir, state: RunState, lines: Iterator[int], row_id: str) -> Iterator[StepResult]:
     names = {node.folder: node.id for node in state.graph.steps}
-    for _, event in read_log(run.log):
-        if not isinstance(event, UnitCommitted) or event.root != root:
-            continue
+    for offset in lines:
+        _, event = next(iter(read_log(run.log, offset)))
+        assert isinstance(event, UnitCommitted)
         step = declared_of(event.node)
         yield from (StepResult(step, gone, "dropped", node=event.node) for gone in event.dropped if _is_kin(gone, row_id))
         for file, (_, first, _, last) in event.off.items():
