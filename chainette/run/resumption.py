@@ -299,6 +299,8 @@ async def retry(
     if engine is not None:
         assert isinstance(found, Chain)
         plan = _with_engine(plan, registry_of(found, options.engines_file), engine, steps)
+    reuse = _still_there(options.reuse)
+    options = replace(options, reuse=reuse, no_reuse=options.no_reuse if reuse else ())
     await check_drive(plan, options, state.bill.rates)
     await anyio.to_thread.run_sync(_same_input, directory, state, options)
     await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
@@ -313,6 +315,14 @@ def _final_loops(directory: RunDir, plan: Plan, state: RunState) -> set[str]:
         return set()
     rows = (row for row in RunResult(directory, state).rows("rejected") if row["reason"] == Reason.EXHAUSTED)
     return exhausted - {row["step_id"] for row in rows if plan.goes_on(row["step_id"], str(row["_round"]))}
+
+
+def _still_there(directories: Sequence[str]) -> tuple[str, ...]:
+    """The earlier runs that are still where they were; rejected rows can be asked for without the others."""
+    found = tuple(directory for directory in directories if RunDir(directory).exists())
+    for lost in (directory for directory in directories if directory not in found):
+        _log.warning("--reuse %s: there is no run in it any more; nothing is taken from it", lost)
+    return found
 
 
 def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:

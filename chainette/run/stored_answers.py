@@ -54,7 +54,10 @@ def require_runs(directories: Sequence[str]) -> None:
         try:
             read_created(RunDir(directory))
         except RunDirectoryError as error:
-            raise InputError(f"--reuse {directory}: there is no run in it; name the directory of an earlier run") from error
+            raise InputError(
+                f"--reuse {directory}: there is no run in it; name the directory of an earlier run "
+                "(at a resume, its new place, or another run instead)"
+            ) from error
 
 
 @dataclass

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 from pydantic import BaseModel, Field, field_validator
 
-from chainette import BatchApply, Chain, SamplingParams, Step, apply
+from chainette import ApplyNode, BatchApply, Chain, SamplingParams, Step, apply
 from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import DamagedRun, InputError, RunDirectoryError, RunStopped
@@ -22,7 +22,7 @@ from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import Status
-from chainette.run.executor import resume
+from chainette.run.executor import resume, retry_rejected
 from chainette.run.stored_answers import AnswerSources, StoredAnswers
 from tests.support.chains import Text
 from tests.support.cli import REPOSITORY
@@ -37,13 +37,38 @@ class Stricter(BaseModel):
     word: str = Field(max_length=40)
 
 
-class Checked(BaseModel):
-    word: str
+def checked() -> type[BaseModel]:
+    """A model of the same name and schema as the other `Word`, with a validator."""
 
-    @field_validator("word")
-    @classmethod
-    def lower(cls, word: str) -> str:
-        return word.lower()
+    class Word(BaseModel):
+        word: str
+
+        @field_validator("word")
+        @classmethod
+        def lower(cls, word: str) -> str:
+            return word.lower()
+
+    return Word
+
+
+def loud() -> type[BaseModel]:
+    class Said(BaseModel):
+        text: str
+
+        def say(self) -> str:
+            return self.text.upper()
+
+    return Said
+
+
+def quiet() -> type[BaseModel]:
+    class Said(BaseModel):
+        text: str
+
+        def say(self) -> str:
+            return self.text.lower()
+
+    return Said
 
 
 HOT = SamplingParams(temperature=0.7)
@@ -128,7 +153,7 @@ MUTATIONS: dict[str, dict[str, Any]] = {
     "the system prompt": {"system_prompt": "Be brief."},
     "the instruction": {"output_format_instruction": "JSON!"},
     "the schema": {"output_model": Stricter},
-    "the code of the output model": {"output_model": Checked},
+    "the code of the output model": {"output_model": checked()},
     "the temperature": {"sampling": HOT},
     "top_p": {"sampling": SamplingParams(top_p=0.5)},
     "a stop string": {"sampling": SamplingParams(stop=("x",))},
@@ -231,6 +256,21 @@ def test_rejected_rows_are_asked_again(tmp_path: Path) -> None:
     assert result.status is Status.FINISHED and origins(result) == {"0": "0", "1": None, "2": "2"}
 
 
+def test_rejected_rows_are_asked_again_even_if_the_earlier_run_is_gone(
+    tmp_path: Path, llm: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain = chain_of(ask())
+    chain.run(texts("a"), tmp_path / "first")
+    llm.answer = lambda _request: Completion("no", finish=Finish.REFUSED)
+    result = chain.run(ABC, tmp_path / "second", reuse=tmp_path / "first", no_reuse="ask")
+    assert result.metadata["rows_rejected"] == 3
+    shutil.rmtree(tmp_path / "first")
+    llm.answer = echo
+    result = retry_rejected(tmp_path / "second", chain)
+    assert origins(result) == {"0": None, "1": None, "2": None}
+    assert "there is no run in it any more; nothing is taken from it" in caplog.text
+
+
 # -- functions
 
 
@@ -292,6 +332,17 @@ def test_another_function_of_the_same_name_is_called(tmp_path: Path) -> None:
     CALLS.clear()
     chain_of(apply(shout, id="letters")).run(ABC, tmp_path / "second", reuse=tmp_path / "first")
     assert CALLS == ["a", "b", "c"]
+
+
+def test_a_function_is_called_again_if_the_code_of_its_input_model_differs(tmp_path: Path) -> None:
+    def plain(item):  # type: ignore[no-untyped-def]
+        CALLS.append(item.say())
+        return [Word(word=item.say())]
+
+    for number, model in enumerate([loud(), loud(), quiet()]):
+        chain = Chain(name="words", input_model=model, steps=[ApplyNode(plain)])
+        chain.run(texts("Aa"), tmp_path / str(number), reuse=[tmp_path / "0"] if number else ())
+    assert CALLS == ["AA", "aa"]
 
 
 def test_a_row_that_a_function_dropped_is_passed_to_it_again(tmp_path: Path) -> None:
