@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,8 @@ def test_every_library_that_takes_arrow_streams_reads_a_run(result: RunResult) -
 def test_a_notebook_shows_counts_reasons_and_rows_as_text(result: RunResult) -> None:
     page = result._repr_html_()
     assert "finished, 26 rows from 30 records, 4 rejected" in page
-    assert "<td>apply_error</td><td>4</td>" in page and "<td>&lt;0&gt;</td>" in page and "<0>" not in page
+    assert "<td>apply_error</td><td>4</td>" in page
+    assert re.search(r"<td>&lt;\d+&gt;</td>", page) and not re.search(r"<\d+>", page)  # whichever rows were written first
     assert repr(result) == f"RunResult({str(result.dir)!r}: finished, 26 rows from 30 records, 4 rejected)"
 
 
