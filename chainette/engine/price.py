@@ -97,7 +97,7 @@ def parse_price(text: str) -> tuple[str, Price]:
     Raises:
         EngineConfigError: it is not of that form.
     """
-    engine, _, parts = text.partition("=")
+    engine, _, parts = text.rpartition("=")  # an engine's name may have one
     found = [_PART.fullmatch(part.strip()) for part in parts.split(",")]
     names = [part["name"] for part in found if part is not None]
     if not engine or not all(found) or len({*names}) < len(names):

@@ -59,7 +59,7 @@ def test_names_of_any_script_and_any_text_work_in_every_command(project: Project
     assert project.chainette("rows", "here", "--step", "步骤").stdout.count("\n") >= 6
     assert "gpt-4.1" in project.chainette("inspect", "chain.py").stdout
     assert "步骤<br/>" in project.chainette("inspect-dag", "chain.py", "--mermaid").stdout
-    assert project.chainette("report", "here", "--price", f"{ENGINE}=1,2").returncode == 0
+    assert project.chainette("report", "here", "--price", f"{ENGINE}=in:1,out:2").returncode == 0
     page = (project.path / "here" / "report.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;Demo" in page and "<b>Demo" not in page and "हिन्दी" in page
     assert "unchanged" in project.chainette("rebuild", "here").stdout
