@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chainette import open_run
+from chainette.cli.screen.summary import cost_line
 from chainette.engine.base import Completion, Request
 from chainette.engine.budget import Amounts, Budget, parse_budget
 from chainette.engine.price import Price, Rate
@@ -38,6 +39,7 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path: Path)
             costly.run(texts(20), out, budget="10req")
         assert len(scripts["llm"].requests) == 10 == open_run(out).metadata["usage"]["requests"]
         assert open_run(out).status is Status.PAUSED and open_run(out).metadata["budget"] == ["10req"]
+        assert [*cost_line(open_run(out).metadata)] == ["budget: 10req"]
         with pytest.raises(RunStopped, match="10 of 10 req used"):
             resume(out, costly)
         assert len(scripts["llm"].requests) == 10

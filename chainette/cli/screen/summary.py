@@ -148,11 +148,13 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def cost_line(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Money and GPU-hours so far, in all and by step, if an engine has a price or GPUs."""
+    """Money and GPU-hours so far, in all and by step, if an engine has a price or GPUs; and the budget."""
     if cost := metadata.get("cost"):
         parts = {step: found for step, counts in metadata["steps"].items() if (found := counts.get("cost"))}
         steps = f" ({', '.join(f'{step} {amount(found)}' for step, found in parts.items())})" if len(parts) > 1 else ""
         yield f"cost: {amount(cost)}{steps}"
+    if budget := metadata.get("budget"):
+        yield f"budget: {', '.join(budget)}"
 
 
 def plan_line(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
