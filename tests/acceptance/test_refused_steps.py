@@ -131,7 +131,7 @@ class Fleet:
         return process
 
     def chainette(self, *words: str) -> Any:
-        return self.project.chainette(*words, "--redis", self.url, "--engine-patience", "3")
+        return self.project.chainette(*words, "--redis", self.url)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_workers_that_were_refused_ask_again_once_the_run_is_resumed(fleet: Flee
         fleet.project.url = server.url
         for _ in range(3):
             fleet.worker()
-        stopped = fleet.chainette("enqueue", "chain.py", "in.jsonl", "-o", "out")
+        stopped = fleet.chainette("enqueue", "chain.py", "in.jsonl", "-o", "out", "--engine-patience", "3")
         assert stopped.returncode == 1 and FAULTS[fault][2] in stopped.stderr, stopped.stderr
         assert server.answers.total() <= 8, server.answers
         server.fault = ""
