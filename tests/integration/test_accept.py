@@ -384,6 +384,7 @@ def test_random_chains_accept_the_first_rows_of_a_plain_reading(tmp_path: Path, 
             require_accepted(made().run(inputs, out, accept=wanted), elements, read, wanted, (seed, wanted))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("block", some(range(8)))
 def test_random_chains_that_crashed_accept_the_same_rows(tmp_path: Path, block: int) -> None:
