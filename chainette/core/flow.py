@@ -296,7 +296,10 @@ def _by_owner(rows: Iterable[Row], ids: set[str]) -> dict[str, list[Row]]:
 
 def _pending_owners(effects: Effects, base: set[str], scope: str) -> set[str]:
     """The base rows that still have work below them, side branches aside."""
-    nested = {opened.scope for opened in effects.scopes} | {scope}
+    nested = {scope}
+    for opened in effects.scopes:  # outer ones come first; those of side branches belong to the root
+        if opened.parent in nested:
+            nested.add(opened.scope)
     pending = (row for unit in effects.units if unit.scope in nested for row in unit.rows)
     return set(_by_owner(pending, base))
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from chainette import Chain
+from chainette import Branch, Chain, apply
+from chainette.engine.base import Completion, Finish, Request
 from chainette.run.executor import resume
 from tests.support.crash import copies
-from tests.support.drawn import Drawing, Element, Item, built
+from tests.support.drawn import Drawing, Element, Item, built, judged
 from tests.support.meaning import Meaning
+from tests.support.scripted import scripted
 from tests.support.tools import CI, some
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +38,25 @@ def meaning(elements: list[Element]) -> Results:
 
 def carried_out(result: Any) -> Results:
     nodes = [node for node, counts in result.counts.items() if counts["out"] and node[0] in "nr"]
-    value = {"n": "v", "r": "_way"}
-    outputs = {node: sorted((row["row_id"], row[value[node[0]]]) for row in result.rows(node)) for node in nodes}
+    outputs = {node: sorted((row["row_id"], told(node, row)) for row in result.rows(node)) for node in nodes}
     return outputs, sorted((row["step_id"], row["row_id"]) for row in result.rows("rejected"))
+
+
+def told(node: str, row: dict[str, Any]) -> Any:
+    """The number of a row, -1 for an invalid candidate, or the way that was decided."""
+    if node[0] == "r":
+        return row["_way"]
+    return -1 if row["v"] is None else row["v"]
+
+
+def answered(request: Request) -> Completion:
+    """The answer to a candidate's question."""
+    node, row_id, ask = request.label.split("/")
+    question = request.messages[-1] if len(request.messages) < 3 else request.messages[-3]
+    prompt = f"{question.content.splitlines()[0]}, sample {row_id.rpartition('~')[2]}"
+    verdict = judged(node.partition("_")[0], prompt, int(ask))
+    finish = {"truncated": Finish.LENGTH, "refused": Finish.REFUSED}.get(verdict.reason, Finish.STOP)
+    return Completion(verdict.text, finish)
 
 
 def chain_of(seed: int, batch_size: int, *, routes: bool = False) -> tuple[Chain, list[Element]]:
@@ -48,6 +66,22 @@ def chain_of(seed: int, batch_size: int, *, routes: bool = False) -> tuple[Chain
 
 def inputs() -> list[Item]:
     return [Item(v=index * 13) for index in range(ROWS)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("block", some(range(8), 8))
+def test_a_run_that_chooses_among_candidates_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
+    with scripted(llm=answered):
+        for seed in range(block * 15, block * 15 + 15):
+            elements = Drawing(seed, routes=True, votes=True).elements(0, 4)
+            chain = Chain(name="drawn", steps=built(elements, ["llm"]), input_model=Item, batch_size=(1, 2, 4, 64)[seed % 4])
+            with copies(tmp_path / f"run{seed}", tmp_path / f"copies{seed}", every=7) as taken:
+                result = chain.run(inputs(), tmp_path / f"run{seed}")
+            assert carried_out(result) == meaning(elements), seed
+            assert result.metadata["balanced"], (seed, result._state.imbalances())
+            begun = [copy for copy in taken if (copy / "events.jsonl").stat().st_size]
+            for copy in random.Random(seed).sample(begun, min(2 if CI else 1, len(begun))):
+                assert carried_out(resume(copy, chain)) == meaning(elements), (seed, copy.name)
 
 
 ROUTES = pytest.mark.parametrize("routes", [False, True], ids=["", "with routes"])
@@ -85,3 +119,16 @@ def test_a_run_whose_process_was_killed_again_and_again_is_what_the_chain_means(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " kills, " in done.stdout
+
+
+def test_a_joined_branch_does_not_wait_for_joins_inside_an_unjoined_one(tmp_path: Path) -> None:
+    def next_of(item: Item) -> Item:
+        return Item(v=item.v + 1)
+
+    deep = Branch("deep", [apply(next_of, id="one")]).join("x")
+    outer = Branch("outer", [[Branch("side", [[deep], apply(next_of, id="two")])]]).join("y")
+    result = Chain(name="nested", steps=[[outer], apply(next_of, id="three")], input_model=Item).run(inputs(), tmp_path / "run")
+    assert {name: result.counts[name]["out"] for name in ("one", "two", "three")} == dict.fromkeys(
+        ("one", "two", "three"), ROWS
+    )
+    assert result.metadata["balanced"]

@@ -26,6 +26,7 @@ __all__ = [
     "Way",
     "built",
     "choices_of",
+    "chosen_of",
     "judged",
     "nodes_of",
     "value_of",
@@ -33,7 +34,7 @@ __all__ = [
     "ways_of",
 ]
 
-Kind = Literal["one", "optional", "many", "back", "batch", "ask"]
+Kind = Literal["one", "optional", "many", "back", "batch", "ask", "vote"]
 
 
 class Item(BaseModel):
@@ -50,6 +51,15 @@ class Node:
     #: Of a step: asks per row, and whether its rows are kept to itself.
     attempts: int = 1
     hidden: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Candidates per row, of a step that chooses among several."""
+        return 2 + self.salt % 4
+
+    @property
+    def enough(self) -> int:
+        return 1 + self.salt % 2
 
     @property
     def escalates(self) -> bool:
@@ -184,6 +194,11 @@ def judged(node: str, prompt: str, ask: int) -> Verdict:
             return Verdict(f'{{"v": {drawn % 1000}}}')
 
 
+def chosen_of(node: Node, numbers: Sequence[int]) -> int | None:
+    """The candidate that a step's own function chooses; None drops the row."""
+    return None if sum(numbers) % 5 == 0 else max(numbers)
+
+
 def prompt_of(node: Node, item: Item, history: Mapping[str, Any]) -> str:
     """The question of a step, as its template renders it."""
     where = f" in round {history['round']}" if "round" in history else ""
@@ -191,12 +206,14 @@ def prompt_of(node: Node, item: Item, history: Mapping[str, Any]) -> str:
 
 
 class Drawing:
-    """Draws the elements of a chain; with steps among them if `asks`, and with routes if `routes`."""
+    """Draws the elements of a chain; with steps among them if `asks`, with routes if `routes`, and with steps that choose
+    among candidates if `votes`."""
 
-    def __init__(self, seed: int, *, asks: bool = False, routes: bool = False) -> None:
+    def __init__(self, seed: int, *, asks: bool = False, routes: bool = False, votes: bool = False) -> None:
         self.rng = random.Random(seed)
         self.asks = asks
         self.routes = routes
+        self.votes = votes
         self.names = 0
 
     def name(self, prefix: str) -> str:
@@ -211,6 +228,8 @@ class Drawing:
             return self.choice(depth) if self.rng.random() < 0.6 else self.repeat(depth)
         if depth < 2 and self.rng.random() < 0.4:
             return tuple(self.way(depth) for _ in range(self.rng.randint(1, 3)))
+        if self.votes and self.rng.random() < 0.4:
+            return Node(self.name("n"), "vote", self.rng.randrange(1000), self.rng.randint(1, 2))
         if self.asks and self.rng.random() < 0.5:
             return Node(self.name("n"), "ask", self.rng.randrange(1000), self.rng.randint(1, 3), self.rng.random() < 0.2)
         kinds: list[Kind] = ["one", "one", "optional", "many", "back", "batch"]
@@ -284,7 +303,7 @@ class _Builder:
 
     def element(self, element: Element) -> Any:
         match element:
-            case Node(kind="ask"):
+            case Node(kind="ask" | "vote"):
                 return _step(element, self.engines, " in round {{ round }}" if self.looped else "")
             case Node():
                 return _function(element, self.call)
@@ -358,7 +377,19 @@ def _step(node: Node, engines: Sequence[str], more: str) -> Step[Any, Any]:
         user_prompt=node.id + ": {{ input.v }} of {{ chain_input.v }}" + more,
         max_attempts=node.attempts,
         yield_output=not node.hidden,
+        **_choosing(node),
     )
+
+
+def _choosing(node: Node) -> dict[str, Any]:
+    if node.kind != "vote":
+        return {}
+
+    def chosen(candidates: list[Item]) -> Item | None:
+        number = chosen_of(node, [candidate.v for candidate in candidates])
+        return None if number is None else Item(v=number)
+
+    return {"n": node.samples, "min_valid": node.enough, "pick": "majority" if node.salt % 3 else chosen}
 
 
 def _function(node: Node, call: Callable[[Node, Item], object]) -> Any:

@@ -14,8 +14,10 @@ from tests.support.drawn import (
     Node,
     Refused,
     Repeat,
+    Verdict,
     Way,
     choices_of,
+    chosen_of,
     judged,
     nodes_of,
     prompt_of,
@@ -165,6 +167,8 @@ class Meaning:
 
     def node(self, node: Node, row: _End) -> list[_End] | None:
         """The rows that a node makes of one; None if it rejects it."""
+        if node.kind == "vote":
+            return self.vote(node, row)
         try:
             if (node.id, row.value.v) == self.deadly:
                 raise Refused("poison")
@@ -180,6 +184,34 @@ class Meaning:
         ]
         self.outputs.setdefault(node.id, []).extend((child.row_id, child.value.v, asks, row.rounds) for child in rows)
         return rows
+
+    def vote(self, node: Node, row: _End) -> list[_End] | None:
+        """The row with the candidate that is chosen; no row if none is, and None if too few are valid."""
+        prompt = prompt_of(node, row.value, row.history)
+        verdicts = [self.candidate(node, f"{prompt}, sample {sample}") for sample in range(node.samples)]
+        numbers = [-1 if verdict.reason else int(verdict.text[6:-1]) for verdict in verdicts]
+        every = self.outputs.setdefault(f"{node.id}_candidates", [])
+        every.extend((f"{row.row_id}~{sample}", number, 0, row.rounds) for sample, number in enumerate(numbers))
+        valid = [number for number in numbers if number >= 0]
+        if len(valid) < node.enough:
+            reason = "too_few" if valid else verdicts[-1].reason
+            self.rejected.append((node.id, row.row_id, reason, 0, row.rounds))
+            return None
+        most = max(map(valid.count, valid))
+        majority = next(number for number in valid if valid.count(number) == most)
+        chosen = majority if node.salt % 3 else chosen_of(node, valid)
+        if chosen is None:
+            return []
+        self.outputs.setdefault(node.id, []).append((row.row_id, chosen, 0, row.rounds))
+        return [replace(row, value=Item(v=chosen), history={**row.history, node.id: Item(v=chosen)})]
+
+    def candidate(self, node: Node, prompt: str) -> Verdict:
+        """The last answer of one candidate."""
+        for attempt in range(1, node.attempts + 1):
+            verdict = judged(node.id, prompt, attempt)
+            if not verdict.reason or not verdict.may_be_asked_again:
+                break
+        return verdict
 
     def numbers(self, node: Node, row: _End) -> tuple[list[int], int, int]:
         """The numbers, the asks that they took, and the retry in which they came."""
