@@ -19,7 +19,7 @@ import redis
 from chainette.engine.budget import Amounts
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
-from chainette.fleet.protocol.messages import Admission, Aside, Result
+from chainette.fleet.protocol.messages import Admission, Aside, Missing, Result
 from chainette.fleet.redis.redis_queue import AdmissionResult, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.fleet.redis.script_calls import SCRIPTS, Scripts
@@ -511,6 +511,13 @@ def test_a_counter_of_parts_that_is_gone_is_damage(run: QueueRun) -> None:
     run.client.hdel(f"rq:job:{run.waiting()[0]}", "part")
     assert run.claim() is None
     assert "counter of parts is gone" in run.queue.progress(run.keys).damaged
+
+
+@pytest.mark.parametrize("state", [b"0x1F", b"\xff", b""])
+def test_an_admission_that_meets_a_state_that_is_none_is_damage(run: QueueRun, state: bytes) -> None:
+    run.client.hset(run.keys.state, "state", state)
+    with pytest.raises(Missing, match=r"the record of run .* in Redis does not decode"):
+        run.admit()
 
 
 @pytest.mark.parametrize("how", ["lost", "of another type"])

@@ -205,7 +205,10 @@ class FleetQueue(LeasedQueue):
         )
         if reply == b"LOST":
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
-        return AdmissionResult(reply.decode())
+        try:
+            return AdmissionResult(reply.decode("utf-8", "replace"))
+        except ValueError as error:  # the state of the run, as somebody has written it
+            raise Missing(f"the record of run {keys.run} in Redis does not decode: {error}") from error
 
     def record(self, keys: RunKeys, root: int) -> RootRecord:
         message = cast("bytes | None", self._redis.get(keys.root(root)))
