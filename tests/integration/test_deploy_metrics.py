@@ -31,6 +31,7 @@ UNSEEN = (
     "chainette_engine_rows_total",
     "chainette_candidates_invalid_total",
     "chainette_decisions_total",
+    "chainette_rows_reused_total",
 )
 
 each_dashboard = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
