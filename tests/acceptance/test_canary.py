@@ -61,8 +61,7 @@ def test_no_output_of_a_fleet_holds_a_password_or_a_key(tmp_path: Path, database
             lambda: b"unit_committed" in (tmp_path / "out/events.jsonl").read_bytes() if (tmp_path / "out").exists() else False
         )
         seen = dumped(database)
-        living = processes_below(tmp_path)
-        assert len(living) >= 3  # enqueue, the worker and its children
+        living = until(lambda: len(found := processes_below(tmp_path)) >= 3 and found)  # enqueue, the worker and its children
         for process in living:
             with contextlib.suppress(OSError):
                 seen += (process / "cmdline").read_bytes()

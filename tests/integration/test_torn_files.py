@@ -16,11 +16,14 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from chainette import Chain
+from chainette.core.compile import compile_chain
 from chainette.errors import ChainetteError, DamagedRun, RunDirectoryError
+from chainette.io.rundir.events import UnitCommitted
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import render_files
+from chainette.io.rundir.readback import ShardReader
 from chainette.io.rundir.reading import read_folder, require_content
 from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import content, everything, write_inputs
@@ -220,3 +223,23 @@ def test_the_derived_files_are_those_of_the_run_or_refused(runs: Runs, tmp_path:
             assert render_files(state) == whole, damaged.words
 
     every_damage(tmp_path, [runs.finished], judge)
+
+
+def test_a_journal_that_a_kill_left_beside_its_sealed_shard_is_not_read(runs: Runs, tmp_path: Path) -> None:
+    copy = shutil.copytree(runs.finished, tmp_path / "copy")
+    run = RunDir(copy)
+    state, _ = read_state(run)
+    for folder, numbers in state.sealed.items():
+        for number in numbers:
+            journal = run.journals / folder / f"{number}.jsonl"
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            journal.write_bytes(b"\0 no row\n")
+    assert rows_of_units(run, runs.chain) == rows_of_units(RunDir(runs.finished), runs.chain)
+
+
+def rows_of_units(run: RunDir, chain: Chain) -> list[bytes]:
+    """The rows of every unit, as a retry reads them."""
+    reader = ShardReader(run, compile_chain(chain), read_state(run)[0])
+    units = [event for _, event in read_log(run.log) if isinstance(event, UnitCommitted)]
+    shown = [(unit, file.rpartition("/")[0]) for unit in units for file in unit.off if not file.startswith(run.held.name)]
+    return [line for unit, folder in shown for line in reader.read(folder, unit.off)]

@@ -60,6 +60,7 @@ class ShardReader:
         settings = state.run.settings
         self._directory = directory
         self._ends = state.ends
+        self._sealed = state.sealed
         self._format = settings["format"]
         self._schemas = ShardSchemas(plan, Added.of(settings))
 
@@ -96,14 +97,15 @@ class ShardReader:
 
     def _lines(self, folder: str, file: str, span: Span) -> Iterable[bytes]:
         start, first, end, last = span
-        journal = self._journal(folder, file)
-        if journal.exists():
+        journal, shard = self._journal(folder, file), self._directory.path / f"{file}.{self._format}"
+        # a kill may have left the journal of a sealed shard, which nothing checks any more
+        is_sealed = int(file.rpartition("/")[2]) in self._sealed.get(folder, {}) and shard.exists()
+        if journal.exists() and (journal == shard or not is_sealed):
             with journal.open("rb") as lines:
                 lines.seek(start)
                 yield from lines.read(end - start).removesuffix(b"\n").split(b"\n")
             return
         from chainette.io.tables.shard_formats import read_rows
 
-        shard = self._directory.path / f"{file}.{self._format}"
         for row in read_rows(shard, first, last - first, self._schemas[folder]):
             yield msgspec.json.encode(row)
