@@ -291,7 +291,8 @@ def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before
             site.finished(run)
     events = [*site.project.events("fleet")]
     assert events[-1]["type"] == "run_finished" and {event.get("epoch", 0) for event in events} == {0, 1}
-    assert {event.get("epoch", 0) for event in events if event.get("node") == "grade"} == {1}
+    units = [event for event in events if event["type"] == "unit_committed"]
+    assert {event.get("epoch", 0) for event in units if event["node"] == "grade"} == {1}
     assert before <= set(lines(site.project, "fleet")["extract"])
     assert site.project.ids("fleet", "grade") == sorted(str(number) for number in range(96))
 
