@@ -19,7 +19,7 @@ from chainette import Chain, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.flow import advance, frontier, row_of
 from chainette.core.plan import Plan
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys

@@ -40,7 +40,8 @@ from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, settings_of
-from chainette.engine.registry import EngineRegistry, overlaid
+from chainette.engine.config import EngineRegistry
+from chainette.engine.registry import overlaid
 from chainette.errors import DiskError, EngineError, InputError, PluginError, Problem, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
 from chainette.io.rundir.logged_paths import chain_root_of

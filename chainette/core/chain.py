@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from pydantic import BaseModel
 
 from chainette.core.branch import Element, checked_elements
-from chainette.engine.registry import EngineRegistry, current_registry
+from chainette.engine.config import EngineRegistry, current_registry
 from chainette.errors import ChainetteError, DeclarationError, Place
 from chainette.utils.argument_advice import explained
 from chainette.utils.call_site import caller_place

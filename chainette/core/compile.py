@@ -42,8 +42,7 @@ from chainette.core.templates.literal_braces import prompt_warnings
 from chainette.core.templates.references import template_problems
 from chainette.core.usercode.fingerprint import fingerprint_model
 from chainette.engine.backends import backend_class
-from chainette.engine.config import EngineConfig, simulated
-from chainette.engine.registry import EngineRegistry
+from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
 from chainette.records import CHAIN_INPUT, declared_of
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -15,12 +17,22 @@ import msgspec
 from chainette.engine.backends import backend_class, backend_names
 from chainette.engine.base import Options, SamplingParams
 from chainette.engine.price import Price
-from chainette.errors import EngineConfigError
+from chainette.errors import EngineConfigError, UnknownEngine
 from chainette.records import PYTHON
-from chainette.utils.argument_advice import advice
+from chainette.utils.argument_advice import advice, nearest
 from chainette.utils.ids import name_problem
 
-__all__ = ["EngineConfig", "expand_secrets", "make_config", "public_url", "share_device", "simulated"]
+__all__ = [
+    "EngineConfig",
+    "EngineRegistry",
+    "current_registry",
+    "expand_secrets",
+    "make_config",
+    "public_url",
+    "share_device",
+    "simulated",
+    "using_registry",
+]
 
 #: A host with a port, either of which may come from the environment.
 _HOST = re.compile(r"(?:[^\s:@\[\]]*|\[[0-9a-fA-F:.]+\])(?::(?:\d*|\$\{\w+\}))?")
@@ -202,3 +214,64 @@ def expand_secrets(text: str) -> str:
             raise EngineConfigError(f"the environment variable {match[1]} is not set") from None
 
     return _SECRET.sub(value, text)
+
+
+class EngineRegistry:
+    """Engines by name. One exists per loaded chain file, and one for code that imports Chainette."""
+
+    def __init__(self, base: EngineRegistry | None = None) -> None:
+        self._configs: dict[str, EngineConfig] = dict(base._configs) if base is not None else {}
+
+    def __iter__(self) -> Iterator[EngineConfig]:
+        return iter(self._configs.values())
+
+    def add(self, config: EngineConfig, *, replace: bool = False) -> None:
+        """Registers an engine; the same declaration twice is fine, another one only with `replace`.
+
+        Raises:
+            EngineConfigError: the name is taken by another configuration.
+        """
+        known = self._configs.get(config.name)
+        if known is not None and known != config and not replace:
+            raise EngineConfigError(
+                f"engine {config.name!r} is registered already with other settings; give one of them another name, or pass "
+                "replace=True"
+            )
+        self._configs[config.name] = config
+
+    def get(self, name: str) -> EngineConfig:
+        """The configuration of an engine.
+
+        Raises:
+            UnknownEngine: no engine has that name; the nearest is suggested.
+        """
+        if name not in self._configs:
+            raise UnknownEngine(f"no engine {name!r}{self._advice(name)}")
+        return self._configs[name]
+
+    def _advice(self, name: str) -> str:
+        if not self._configs:
+            return "; no engine is registered"
+        of_model = [config.name for config in self if config.model == name]
+        return f"; that is the model of engine {of_model[0]!r}" if of_model else nearest(name, self._configs)
+
+
+_default = EngineRegistry()
+
+
+_current: ContextVar[EngineRegistry] = ContextVar("chainette_engine_registry")
+
+
+def current_registry() -> EngineRegistry:
+    """The registry that `register_engine` currently fills."""
+    return _current.get(_default)
+
+
+@contextmanager
+def using_registry(registry: EngineRegistry) -> Iterator[EngineRegistry]:
+    """Makes `registry` current: the loader wraps the import of a chain file in it."""
+    token = _current.set(registry)
+    try:
+        yield registry
+    finally:
+        _current.reset(token)

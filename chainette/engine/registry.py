@@ -1,91 +1,20 @@
-"""Registering engines: in a chain file, or from a YAML file."""
+"""Registering engines from code or a YAML file into the current registry."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chainette.engine.config import EngineConfig, make_config
+from chainette.engine.config import EngineConfig, EngineRegistry, current_registry, make_config, using_registry
 from chainette.engine.price import Price
-from chainette.errors import EngineConfigError, UnknownEngine
-from chainette.utils.argument_advice import explained, nearest
+from chainette.errors import EngineConfigError
+from chainette.utils.argument_advice import explained
 from chainette.utils.call_site import caller_place
 
-__all__ = [
-    "EngineRegistry",
-    "current_registry",
-    "get_engine_config",
-    "load_engines",
-    "overlaid",
-    "register_engine",
-    "using_registry",
-]
-
-
-class EngineRegistry:
-    """Engines by name. One exists per loaded chain file, and one for code that imports Chainette."""
-
-    def __init__(self, base: EngineRegistry | None = None) -> None:
-        self._configs: dict[str, EngineConfig] = dict(base._configs) if base is not None else {}
-
-    def __iter__(self) -> Iterator[EngineConfig]:
-        return iter(self._configs.values())
-
-    def add(self, config: EngineConfig, *, replace: bool = False) -> None:
-        """Registers an engine; the same declaration twice is fine, another one only with `replace`.
-
-        Raises:
-            EngineConfigError: the name is taken by another configuration.
-        """
-        known = self._configs.get(config.name)
-        if known is not None and known != config and not replace:
-            raise EngineConfigError(
-                f"engine {config.name!r} is registered already with other settings; give one of them another name, or pass "
-                "replace=True"
-            )
-        self._configs[config.name] = config
-
-    def get(self, name: str) -> EngineConfig:
-        """The configuration of an engine.
-
-        Raises:
-            UnknownEngine: no engine has that name; the nearest is suggested.
-        """
-        if name not in self._configs:
-            raise UnknownEngine(f"no engine {name!r}{self._advice(name)}")
-        return self._configs[name]
-
-    def _advice(self, name: str) -> str:
-        if not self._configs:
-            return "; no engine is registered"
-        of_model = [config.name for config in self if config.model == name]
-        return f"; that is the model of engine {of_model[0]!r}" if of_model else nearest(name, self._configs)
-
-
-_default = EngineRegistry()
-
-
-_current: ContextVar[EngineRegistry] = ContextVar("chainette_engine_registry")
-
-
-def current_registry() -> EngineRegistry:
-    """The registry that `register_engine` currently fills."""
-    return _current.get(_default)
-
-
-@contextmanager
-def using_registry(registry: EngineRegistry) -> Iterator[EngineRegistry]:
-    """Makes `registry` current: the loader wraps the import of a chain file in it."""
-    token = _current.set(registry)
-    try:
-        yield registry
-    finally:
-        _current.reset(token)
+__all__ = ["get_engine_config", "load_engines", "overlaid", "register_engine"]
 
 
 @explained()

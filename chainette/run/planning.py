@@ -8,8 +8,9 @@ from dataclasses import replace
 from chainette.core.chain import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
+from chainette.engine.config import EngineRegistry
 from chainette.engine.price import priced
-from chainette.engine.registry import EngineRegistry, overlaid
+from chainette.engine.registry import overlaid
 from chainette.run.options import RunOptions
 
 __all__ = ["compile_plan", "registry_of"]

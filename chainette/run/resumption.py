@@ -17,8 +17,8 @@ from chainette.core.run_settings import FLAGS, RESUMABLE
 from chainette.core.usercode.confined import ChainClaim, require_recorded
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, set_flags, text_of
+from chainette.engine.config import EngineRegistry
 from chainette.engine.model_files import files_of
-from chainette.engine.registry import EngineRegistry
 from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.io.inputs.growing_file import GrowingFile
 from chainette.io.inputs.locate import open_growing, open_input

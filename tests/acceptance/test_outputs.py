@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from chainette import Chain, Step, apply, register_engine
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, UnitCommitted
 from chainette.io.rundir.result import RunResult

@@ -12,9 +12,8 @@ import pytest
 
 from chainette import Chain, Step, register_engine
 from chainette.engine.backends import BUILT_IN
-from chainette.engine.config import EngineConfig, make_config
+from chainette.engine.config import EngineConfig, EngineRegistry, make_config, using_registry
 from chainette.engine.llama_cpp.server import LlamaCppEngine, LlamaCppOptions
-from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.engine.simulated.simulator import SimulatedEngine
 from chainette.errors import ChainChanged, RunStopped
 from chainette.hooks import Hook

@@ -13,7 +13,7 @@ import pytest
 
 from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.core.branch import Element
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged
 from chainette.hooks import Hook
 from chainette.io.rundir.changes import changes_between

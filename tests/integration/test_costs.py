@@ -11,8 +11,8 @@ import pytest
 from chainette import Chain, Step, load_engines, open_run, register_engine
 from chainette.core.usercode.loading import load_chain
 from chainette.engine.base import Completion, Request
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.engine.price import Cost, Price, parse_price
-from chainette.engine.registry import EngineRegistry, using_registry
 from chainette.errors import EngineConfigError, EngineUnavailable, RunStopped
 from chainette.records import Usage
 from chainette.run.executor import resume, retry_rejected

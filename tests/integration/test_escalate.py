@@ -15,7 +15,7 @@ from chainette import Branch, Chain, Loop, Route, SamplingParams, Step, register
 from chainette.core.compile import compile_chain
 from chainette.core.flow import advance
 from chainette.engine.base import Completion, Finish, Request
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, DeclarationError, EngineUnavailable, PlanError
 from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event

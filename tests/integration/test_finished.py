@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.cli.main import app
 from chainette.core.compile import compile_chain
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import DamagedRun, NotFinished, RunDirectoryError
 from chainette.io.inputs.roots import Roots
 from chainette.io.rundir.events import AnyEvent, RunFinished, UnitCommitted

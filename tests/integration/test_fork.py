@@ -12,7 +12,7 @@ from pyarrow import parquet
 from pydantic import BaseModel
 
 from chainette import Branch, Chain, Step, apply, register_engine
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.fork import finish_swap
 from chainette.io.rundir.log import EventLog, read_log

@@ -8,7 +8,7 @@ import pytest
 
 from chainette import Chain, RunResult, Step, apply, register_engine
 from chainette.core.run_settings import Format
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import InputError, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, UnitCommitted

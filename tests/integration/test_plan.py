@@ -10,7 +10,7 @@ import pytest
 
 from chainette import Chain, Route, Step, apply, open_run, register_engine
 from chainette.core.compile import compile_chain
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.run.blocking import block

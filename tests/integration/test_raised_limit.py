@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from chainette import Chain, RunResult, Step, apply, register_engine
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import RunDirectoryError, RunStopped
 from chainette.hooks import Hook
 from chainette.io.rundir.events import UnitCommitted

@@ -13,7 +13,7 @@ from chainette import Branch, Chain, SamplingParams, Step, apply, register_engin
 from chainette.core.run_settings import Format
 from chainette.core.usercode.loading import load_chain
 from chainette.engine.base import Completion, Request
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import EngineUnavailable, RunStopped
 from chainette.io.rundir.fork import Reopen, fork
 from chainette.io.rundir.open import read_state

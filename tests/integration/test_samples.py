@@ -15,7 +15,7 @@ from chainette.core.branch import Element
 from chainette.core.compile import compile_chain
 from chainette.core.dag import render_ascii, render_mermaid
 from chainette.engine.base import Request
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, DeclarationError, PlanError
 from chainette.io.rundir.result import open_run
 from chainette.io.rundir.run_state import Status

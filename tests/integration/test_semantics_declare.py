@@ -19,8 +19,7 @@ from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step
 from chainette.core.apply import Cardinality
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
-from chainette.engine.config import make_config
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, make_config, using_registry
 from chainette.errors import ChainetteError, DeclarationError, PlanError, RowsRejected
 from chainette.records import Row
 from chainette.run.executor import RunOptions

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, m
 from chainette import Branch, Chain, RunResult, SamplingParams, Step, apply, register_engine
 from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Finish, Request
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import RunStopped
 from chainette.hooks import Hook
 from chainette.records import Message, Reason, Usage, row_order

@@ -21,7 +21,7 @@ import pytest
 import chainette
 from chainette import AsyncExecutor, Branch, Chain, Executor, RunResult, Step, apply, register_engine
 from chainette.engine.base import Completion, Done, Request
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import (
     DiskError,
     EngineConfigError,

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.core.streaming import Asked, Dropped, Finished, Joined, Passed, Piece, StreamEvent, Unusable
 from chainette.engine.base import Completion, Engine, Request
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import EngineUnavailable, RunStopped
 from chainette.hooks import Hook
 from chainette.records import CHAIN_INPUT, Rejection

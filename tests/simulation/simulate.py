@@ -26,7 +26,7 @@ from chainette import Chain, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine import backends
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.io.rundir import card, chain_marks, plan_graph
 from chainette.io.rundir import open as open_module
 from chainette.io.tables import column_types, schema_file

@@ -10,7 +10,7 @@ import msgspec
 from pydantic import BaseModel
 
 from chainette import Branch, Chain, Row, SamplingParams, Step, apply, register_engine
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.io.rundir.result import RunResult
 
 

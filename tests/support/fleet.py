@@ -18,7 +18,7 @@ from chainette import Branch, Chain, apply
 from chainette.core.compile import compile_chain
 from chainette.core.flow import frontier
 from chainette.core.plan import Plan
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
 from chainette.fleet.protocol.run_fields import RunInfo

@@ -23,8 +23,7 @@ from pydantic import BaseModel
 from chainette import register_engine
 from chainette.engine import backends
 from chainette.engine.base import Completion, Done, Engine, Request
-from chainette.engine.config import EngineConfig
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
 from chainette.engine.simulated.simulator import SimulatedOptions
 from chainette.records import Usage
 

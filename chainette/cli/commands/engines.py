@@ -14,8 +14,8 @@ from chainette.cli.flags import ChainRoot, EngineFile, Settings
 from chainette.cli.launch import load_plan
 from chainette.core.run_settings import RunSettings
 from chainette.engine.backends import backend_class, backend_names, maker_of
-from chainette.engine.config import EngineConfig, public_url
-from chainette.engine.registry import EngineRegistry, load_engines, using_registry
+from chainette.engine.config import EngineConfig, EngineRegistry, public_url, using_registry
+from chainette.engine.registry import load_engines
 from chainette.errors import EngineConfigError, PluginError
 from chainette.records import declared_of
 from chainette.run.planning import registry_of

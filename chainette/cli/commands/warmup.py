@@ -15,9 +15,9 @@ from chainette.core.usercode.loading import load_chain
 from chainette.core.usercode.parameters import given
 from chainette.engine.base import Finish
 from chainette.engine.cold_start import Warmth, warm_up
-from chainette.engine.config import EngineConfig, simulated
+from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.engine.http.http_options import HttpOptions
-from chainette.engine.registry import EngineRegistry, overlaid
+from chainette.engine.registry import overlaid
 from chainette.run.planning import registry_of
 from chainette.utils.event_loop import run_loop
 from chainette.utils.terminal_text import visible

@@ -30,8 +30,8 @@ from chainette.core.route import Route
 from chainette.core.step import Step
 from chainette.engine.backends import backend_class
 from chainette.engine.base import SamplingParams
-from chainette.engine.config import EngineConfig, make_config
-from chainette.engine.registry import current_registry, load_engines
+from chainette.engine.config import EngineConfig, current_registry, make_config
+from chainette.engine.registry import load_engines
 from chainette.errors import ChainetteError, LoadError, LoadErrors
 from chainette.utils.argument_advice import advice
 from chainette.utils.call_site import declared_at

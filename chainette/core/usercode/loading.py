@@ -28,7 +28,7 @@ from chainette.core.usercode.confined import ChainClaim, digest_of
 from chainette.core.usercode.importer import public_name
 from chainette.core.usercode.parameters import Parameter, Values, given, is_factory, parameters_of, recorded
 from chainette.core.usercode.source import is_library, is_part
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainetteError, LoadError, ParameterError, Place
 from chainette.utils.user_errors import RAISED
 

@@ -14,8 +14,7 @@ from chainette.core.chain import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.core.step import Step
-from chainette.engine.config import make_config
-from chainette.engine.registry import EngineRegistry
+from chainette.engine.config import EngineRegistry, make_config
 from chainette.io.rundir.events import Event, RootDone, RunCreated, RunFinished, UnitCommitted
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.plan_graph import graph_of

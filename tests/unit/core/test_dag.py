@@ -14,8 +14,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.dag import describe_models, describe_rows, render_ascii, render_mermaid, render_unicode
 from chainette.core.plan import Plan
 from chainette.core.step import Step
-from chainette.engine.config import make_config
-from chainette.engine.registry import EngineRegistry
+from chainette.engine.config import EngineRegistry, make_config
 
 
 class Text(BaseModel):

@@ -16,7 +16,7 @@ from chainette import Chain, Step, apply, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.unbounded_fields import unbounded_fields, unbounded_outputs
 from chainette.core.usercode.loading import load_chain
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chainette.engine.config import make_config, public_url
-from chainette.engine.registry import EngineRegistry, load_engines, overlaid, using_registry
+from chainette.engine.config import EngineRegistry, make_config, public_url, using_registry
+from chainette.engine.registry import load_engines, overlaid
 from chainette.errors import EngineConfigError
 
 

@@ -17,7 +17,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.flow import frontier
 from chainette.core.plan import Plan
 from chainette.engine.base import Cause, Completion, Done, Engine, Finish, Request
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import EngineUnavailable
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys

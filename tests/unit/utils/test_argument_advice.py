@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step, apply, register_engine
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainetteError, EngineConfigError, UnknownEngine
 from chainette.run.executor import RunOptions
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from chainette import Chain, Step, apply, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.prompt import prompter
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import PlanError
 from chainette.records import Message, Row
 

@@ -12,7 +12,7 @@ import pytest
 
 from chainette.core.chain import Chain
 from chainette.core.usercode.loading import LoadedChain, load_chain
-from chainette.engine.registry import current_registry
+from chainette.engine.config import current_registry
 from chainette.errors import LoadError
 
 CHAIN = """

@@ -10,7 +10,7 @@ from chainette_workers.sink.local_fleet import devices
 from chainette import Chain, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import InputError
 from tests.support.chains import Text, Word
 

@@ -14,7 +14,7 @@ from chainette import Chain, Route, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import Entry
 from chainette.records import CHAIN_INPUT, Earlier, Output, Reason, Rejection, Row, Spent, Usage

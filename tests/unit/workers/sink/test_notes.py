@@ -12,7 +12,7 @@ from chainette import Chain, Step
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.redis.streams import noted_event
 from chainette.io.rundir import events as known
 from chainette.io.rundir.events import Event, Note

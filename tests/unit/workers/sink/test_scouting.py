@@ -8,7 +8,7 @@ from chainette_workers.sink.scouting import Scouting
 from chainette import Chain, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
-from chainette.engine.registry import EngineRegistry, using_registry
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.member_fields import Member
 from tests.support.chains import Text, Word
 
