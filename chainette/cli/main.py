@@ -35,7 +35,7 @@ class Command(NamedTuple):
 
 COMMANDS: Mapping[str, Command] = {
     "init": Command("init", "Write a small project to begin with."),
-    "plan": Command("plan", "Say what a run will ask and cost."),
+    "plan": Command("plan", "Estimate the requests and the cost of a run."),
     "run": Command("run", "Run CHAIN over INPUTS into a run directory."),
     "resume": Command("resume", "Go on with the run in DIR."),
     "enqueue": Command("enqueue", "Run CHAIN over INPUTS through the workers of a Redis."),

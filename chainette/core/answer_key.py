@@ -27,7 +27,7 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 class KeyMaker:
-    """Makes the keys of one node's answers: a digest of what they share, continued with what differs."""
+    """Makes the keys of one node's answers: a digest of their common part, continued with the rest."""
 
     def __init__(self, parts: list[Any]) -> None:
         self._shared = hashlib.blake2b(msgspec.json.encode(parts), digest_size=KEY_BYTES)

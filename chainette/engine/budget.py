@@ -1,4 +1,4 @@
-"""Budgets: how much a run may spend in all, what a request may cost at most, and what its answer did cost."""
+"""Budgets: the limits of a run, the most that a request may cost, and the cost of its answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNITS = {"req": (0, 1), "tok": (1, 1), "usd": (2, 10**9), "gpuh": (3, 3_600_000
 #: The largest amount: exact in the doubles of a Lua script.
 _MOST = 2**53
 
-#: Bytes of a prompt for each token that is reserved for it, and tokens for what a server puts around a message.
+#: Bytes of a prompt for each token that is reserved for it, and tokens that a server puts around a message.
 _BYTES, _AROUND = 3, 8
 
 
@@ -96,12 +96,12 @@ class Budget(msgspec.Struct, frozen=True):
     rates: dict[str, Rate] = {}
 
     def need(self, engine: str, messages: Iterable[Message], max_tokens: int) -> Amounts:
-        """What a request is reserved for: its prompt, estimated, and the longest answer. GPU time is known afterwards only."""
+        """The reservation of a request: its prompt, estimated, and the longest answer. GPU time is known afterwards only."""
         prompt = sum(_AROUND - -len(message.content.encode()) // _BYTES for message in messages)
         return self.spent(engine, Usage(1, prompt, max_tokens))
 
     def spent(self, engine: str, usage: Usage) -> Amounts:
-        """What an answer costs."""
+        """The cost of an answer."""
         return Amounts.of(usage, self.rates.get(engine, Rate()))
 
     def fits(self, used: Amounts, need: Amounts) -> bool:
@@ -139,7 +139,7 @@ def budget_of(texts: Iterable[str], rates: Mapping[str, Rate]) -> Budget | None:
 
 
 def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], rates: Mapping[str, Rate]) -> None:
-    """Checks that a budget in dollars or GPU-hours can be kept: every engine that is asked says what it costs.
+    """Checks that a budget in dollars or GPU-hours can be kept: every engine that is asked has a price.
 
     Raises:
         InputError: one does not.

@@ -1,4 +1,4 @@
-"""Prices of engines: what a million tokens or an hour of a GPU costs, and the cost of a usage."""
+"""Prices of engines, for a million tokens or an hour of a GPU, and the cost of a usage."""
 
 from __future__ import annotations
 

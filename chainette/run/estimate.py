@@ -1,4 +1,4 @@
-"""What a run will ask and cost: from a sample that was asked, from an earlier run, or at most."""
+"""The requests and the cost of a run: from a sample that was asked, from an earlier run, or at most."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from chainette.core.chain import Inputs
 from chainette.core.plan import Plan
 from chainette.engine.price import Cost, Rate
 from chainette.hooks import Hooks
+from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.paths import RunDir, publish
@@ -29,7 +30,7 @@ __all__ = ["Estimate", "StepEstimate", "at_most", "from_state", "sample", "save"
 
 
 class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What one engine will be asked for a step."""
+    """The requests of a step to one engine."""
 
     step: str
     engine: str
@@ -158,8 +159,7 @@ def _with_followers(plan: Plan, stale: Collection[str]) -> frozenset[str]:
 
 def save(directory: RunDir, estimate: Estimate) -> None:
     """Keeps an estimate, so that the end of the run can tell how far off it was."""
-    directory.plan.mkdir(parents=True, exist_ok=True)
-    publish(directory.plan / "plan.json", msgspec.json.encode(estimate))
+    publish(directory.estimate, msgspec.json.encode(estimate))
 
 
 async def sample(
@@ -172,11 +172,9 @@ async def sample(
     """
     single = replace(plan, batch_size=1)  # so that root n is record n
     await check_drive(single, options)
-    writer = await anyio.to_thread.run_sync(_open, directory, single, inputs, options)
+    writer, source = await anyio.to_thread.run_sync(_open, directory, single, inputs, options)
     capacities: dict[str, int] = {}
     try:
-        source = open_files(inputs, single, options)
-        assert source is not None
         total = source.count() or number
         chosen = {place * total // number for place in range(min(number, total))}
         writer.rates, writer.limits = rates_of(single), options.budget
@@ -198,13 +196,13 @@ async def sample(
         writer.close()
 
 
-def _open(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -> RunWriter:
-    """The writer of a sample's directory; an earlier sample of another chain or input is thrown away."""
+def _open(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
+    """The writer of a sample's directory, and the input; an earlier sample of another chain or input is thrown away."""
     if directory.exists():
         state, _ = read_state(directory)
         source = open_files(inputs, plan, options)
-        same = source is not None and source.identity()["sample"] == state.input.get("sample")
-        if same and changes_between(state.graph, graph_of(plan)) is None and state.run.settings["batch_size"] == 1:
-            return recover(directory, plan, state)
+        unchanged = changes_between(state.graph, graph_of(plan)) is None and state.run.settings["batch_size"] == 1
+        if unchanged and source is not None and source.identity()["sample"] == state.input.get("sample"):
+            return recover(directory, plan, state), source
         shutil.rmtree(directory.path)
-    return begin(directory, new_run_id(), plan, inputs, options)[0]
+    return begin(directory, new_run_id(), plan, inputs, options)

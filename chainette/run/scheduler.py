@@ -29,6 +29,7 @@ from chainette.fleet.protocol.queue_values import Drain
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook
 from chainette.io.inputs.roots_ahead import Root
+from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.events import BudgetUsed, Event
 from chainette.records import Outcome, Rejection, Row
 from chainette.run.allowance import Allowance
@@ -190,11 +191,10 @@ class LocalRun(Worker):
     @property
     def _has_enough(self) -> bool:
         """Whether all rows that are wanted are accepted, so that those behind them need not go on."""
-        return self.writer.accepted is not None and self.writer.accepted.reached
+        return has_enough(self.writer.accepted)
 
     def _admits(self, root: int) -> bool:
-        accepted = self.writer.accepted
-        return accepted is None or accepted.admits(root, self.plan.batch_size, self._window)
+        return may_begin(self.writer.accepted, root, self.plan.batch_size, self._window)
 
     def _tell_bad(self, bad: list[Rejection]) -> None:
         if self.hook.streams:

@@ -24,6 +24,7 @@ from chainette.hooks import Hook, Hooks
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.roots import Roots
 from chainette.io.inputs.validate import InputModel
+from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.result import RunResult
@@ -72,13 +73,11 @@ class Session:
     @property
     def has_enough(self) -> bool:
         """Whether all rows that are wanted are accepted, so that the input need not be read on."""
-        accepted = self.writer.accepted
-        return accepted is not None and accepted.reached
+        return has_enough(self.writer.accepted)
 
     def admits(self, root: int) -> bool:
         """Whether a root may begin (`AcceptedRows.admits`)."""
-        accepted, window = self.writer.accepted, window_for(0, self.options.window)
-        return accepted is None or accepted.admits(root, self.plan.batch_size, window)
+        return may_begin(self.writer.accepted, root, self.plan.batch_size, window_for(0, self.options.window))
 
     def _wants_source(self) -> str:
         accepted, directory = self.writer.accepted, self.writer.directory
@@ -114,7 +113,7 @@ async def check_drive(plan: Plan, options: RunOptions, rates: Mapping[str, Rate]
     Raises:
         EnginesCannotOpen: an engine lacks something on this machine.
         InputError: answers cannot be taken as the options say; or the budget is in dollars or GPU-hours, and an engine
-            does not say what it costs.
+            has no price.
     """
     if options.budget:
         names = {name for node in plan.steps for name in node.engines}

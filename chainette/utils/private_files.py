@@ -14,7 +14,7 @@ from typing import IO
 
 from chainette.errors import DiskError
 
-__all__ = ["VARIABLE", "beside", "make_folder", "new_file", "open_file", "permitted"]
+__all__ = ["VARIABLE", "beside", "is_taken", "make_folder", "new_file", "open_file", "permitted"]
 
 VARIABLE = "CHAINETTE_UMASK"
 
@@ -54,6 +54,11 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a path is not free for a new folder: a file, or a folder that holds something."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def beside(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Reviews are summed up by one engine and judged by another: what will that cost, and what did it?"""
+"""Reviews are summed up by one engine and judged by another, each with a price: the plan and the bill."""
 
 from pydantic import BaseModel, Field
 

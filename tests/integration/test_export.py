@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from chainette import Chain, RunResult, apply
 from chainette.errors import RunDirectoryError
 from chainette.io.tables import exported_files
+from chainette.io.tables.exported_files import ExportFormat
 from chainette.records import row_order
 from tests.support.cli import Project
 
@@ -65,7 +66,7 @@ def read(files: list[Path]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("to", ["parquet", "jsonl"])
 def test_a_sorted_export_has_every_row_once_in_the_order_of_ids(
-    result: RunResult, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+    result: RunResult, tmp_path: Path, to: ExportFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exported_files, "_SORTED_AT_ONCE", 10)  # several sorted runs that are merged
     files = result.export(tmp_path / "out", to, "split", ordered=True, rows_per_file=20)
@@ -104,7 +105,7 @@ def test_a_folder_with_files_and_an_unknown_format_are_refused(result: RunResult
     with pytest.raises(RunDirectoryError, match="exists and is not an empty folder; name a new one"):
         result.export(tmp_path)
     with pytest.raises(RunDirectoryError, match="the format 'xlsx' is unknown; known: parquet, csv, jsonl, hf"):
-        result.export(tmp_path / "out", "xlsx")
+        result.export(tmp_path / "out", "xlsx")  # type: ignore[arg-type]
     with pytest.raises(RunDirectoryError, match="has no rows of 'spilt'"):
         result.export(tmp_path / "out", step="spilt")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -13,18 +12,10 @@ from chainette.cli.common import guarded, tell
 from chainette.cli.flags import RunDirectory
 from chainette.errors import RunError
 from chainette.io.rundir.result import open_run
+from chainette.io.tables.exported_files import ExportFormat
 from chainette.utils.remote_files import is_url, remote, shown_url
 
-__all__ = ["Target", "export"]
-
-
-class Target(StrEnum):
-    """A format of exported files; `hf` is Parquet with a dataset card."""
-
-    PARQUET = "parquet"
-    CSV = "csv"
-    JSONL = "jsonl"
-    HF = "hf"
+__all__ = ["export"]
 
 
 @guarded
@@ -32,7 +23,7 @@ def export(
     directory: RunDirectory,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="A new or empty folder, or a URL.")],
     step: Annotated[str, typer.Option("--step", metavar="ID", help="The rows of this step.")] = "flattened",
-    to: Annotated[Target, typer.Option("--to", help="The format; hf: Parquet with a dataset card.")] = Target.PARQUET,
+    to: Annotated[ExportFormat, typer.Option("--to", help="The format; hf: Parquet with a dataset card.")] = "parquet",
     ordered: Annotated[bool, typer.Option("--sorted", help="By row id; otherwise in the order of the shards.")] = False,
     rows_per_file: Annotated[
         int, typer.Option("--rows-per-file", metavar="N", min=1, help="Begin another file after N rows.")

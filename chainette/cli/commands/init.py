@@ -11,6 +11,7 @@ import typer
 
 from chainette.cli.common import guarded, tell
 from chainette.errors import RunError
+from chainette.utils.private_files import is_taken
 
 __all__ = ["Template", "init"]
 
@@ -53,27 +54,21 @@ def init(
     """
     if (endpoint is None) != (model is None):
         raise typer.BadParameter("--endpoint and --model go together: the server, and the name of its model")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_taken(folder):
         raise RunError(f"{folder} exists and is not an empty folder; name a new one")
-    for name, text in _project(folder.resolve().name, template, endpoint, model).items():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
-    tell(f"{folder}: {files('chainette.cli').joinpath('projects', f'{template}.txt').read_text().splitlines()[0][3:-3]}\n")
-    tell("\n".join(["next:", f"    cd {folder}", *_commands(endpoint)]))
-
-
-def _project(name: str, template: Template, endpoint: str | None, model: str | None) -> dict[str, str]:
-    """File name -> its text."""
     projects = files("chainette.cli").joinpath("projects")
-    remote = f'register_engine("model", model={_quoted(model)}, backend="openai", endpoint={_quoted(endpoint)})'
     chain = projects.joinpath(f"{template}.txt").read_text(encoding="utf-8")
-    chain = chain.replace("\nENGINE\n", f"\n{_SMALL if endpoint is None else remote}\n")
-    commands = "\n".join(_commands(endpoint))
-    return {
-        "chain.py": chain,
+    purpose, commands = chain.splitlines()[0].strip('"'), _commands(endpoint)
+    remote = f'register_engine("model", model={_quoted(model)}, backend="openai", endpoint={_quoted(endpoint)})'
+    written = {
+        "chain.py": chain.replace("\nENGINE\n", f"\n{_SMALL if endpoint is None else remote}\n"),
         "rows.jsonl": projects.joinpath(f"{template}.jsonl").read_text(encoding="utf-8"),
-        "README.md": f"# {name}\n\n{chain.splitlines()[0][3:-3]}\n\n{commands}\n",
+        "README.md": "\n".join([f"# {folder.resolve().name}", "", purpose, "", *commands, ""]),
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in written.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    tell("\n".join([f"{folder}: {purpose}", "", "next:", f"    cd {folder}", *commands]))
 
 
 def _quoted(text: str | None) -> str:

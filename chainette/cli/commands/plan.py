@@ -1,4 +1,4 @@
-"""`chainette plan`: what a run will ask and cost, before it does."""
+"""`chainette plan`: the requests and the cost of a run, before it begins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plan(
     *,
     settings: Annotated[RunSettings, Only({"limit", "seed", "engines_file", "simulate", "price", "key"})],
 ) -> None:
-    """Say what a run of CHAIN over INPUTS will ask, and what that costs.
+    """Estimate the requests of a run of CHAIN over INPUTS, and their cost.
 
     With --sample, some records are really asked, and the numbers follow from their answers; `run -o DIR` takes these, which
     are kept in DIR/.plan/sample. Without, the numbers come from the run that is in DIR, with the steps that are asked again

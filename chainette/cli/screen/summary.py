@@ -12,6 +12,7 @@ import msgspec
 from rich.table import Table
 
 from chainette.cli.common import command_line, new_table
+from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
 
 __all__ = [
@@ -159,7 +160,7 @@ def cost_line(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 def plan_line(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
     """How far off the plan of a finished run was, if one was made for its directory (`chainette plan -o DIR`)."""
-    path = Path(directory) / ".plan" / "plan.json"
+    path = RunDir(Path(directory)).estimate
     if metadata["status"] != Status.FINISHED or not path.exists():
         return
     plan = msgspec.json.decode(path.read_bytes())

@@ -1,7 +1,7 @@
-"""A file that grows as it is read: what a source gives once, as far as somebody reads on.
+"""A file that grows as it is read: a copy of a source, as far as somebody reads on.
 
 A run with `accept` may take its rows from a source that never ends. While the source may give more, a mark lies beside
-the file; a later session compares what the source gives again with what is there, and goes on behind it.
+the file; a later session compares the source with the file, and goes on behind it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from chainette.errors import InputError
 from chainette.io.inputs.spool import blocks_of
-from chainette.io.rundir.paths import disk_errors, fsync_dir
+from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
 from chainette.utils.private_files import make_folder, open_file
 
 __all__ = ["GrowingFile", "RowSource"]
@@ -68,12 +68,12 @@ class GrowingFile:
                 return
 
     def more(self, read: int) -> bool:
-        """Appends what the source gives next, and waits for it, unless the file has more bytes by now than were `read`.
+        """Appends the next block of the source, and waits for it, unless the file has more bytes by now than were `read`.
 
         Returns False if there is nothing more.
 
         Raises:
-            InputError: the source gives other rows than before, or what is no row.
+            InputError: the source gives other rows than before, or something that is no row.
             DiskError: the disk refused.
         """
         with self._reading:
@@ -95,8 +95,7 @@ class GrowingFile:
                 return False
             new = self._unknown(block)
             with disk_errors(self.path):
-                while new:
-                    new = new[os.write(self._file, new) :]
+                write_all(self._file, new)
             if not block:
                 self._end()
         return True
@@ -112,7 +111,7 @@ class GrowingFile:
         """The part of a block that the file does not have yet.
 
         Raises:
-            InputError: the rest is not what the file has.
+            InputError: the file has other bytes.
         """
         known = os.pread(self._file, min(len(block), max(0, self._there - self._given)), self._given)
         ends_early = not block and self._given < self._there

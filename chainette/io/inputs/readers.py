@@ -99,7 +99,7 @@ class InputFile(ABC):
         return [part.path for part in self.parts()]
 
     def grow(self, growing: GrowingFile) -> None:
-        """From now on, what is read beyond the end of the file is taken from its source."""
+        """From now on, a read beyond the end of the file takes more from its source."""
         self.growing = growing
         self.stamps = (Stamp(_ENDLESS, 0, 0),)
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from chainette.errors import InputError
 from chainette.io.inputs.many_files import by_number, has_kind
-from chainette.io.rundir.paths import publish_blocks
+from chainette.io.inputs.spool import spool
 from chainette.utils.remote_files import is_url, remote, shown_url
 
 __all__ = ["fetch"]
 
-_BLOCK = 1 << 20
 #: Protocols without folders and patterns: a `?` begins a query.
 _FLAT = ("http", "https")
 
@@ -43,7 +42,7 @@ def _copies(url: str, folder: Path, first: int) -> list[Path]:
         for number, file in enumerate(_files(system, path, url), first):
             copies.append(folder / f"{number}-{Path(urlsplit(file).path).name or 'input'}")
             with system.open(file, "rb") as stream:
-                publish_blocks(copies[-1], _blocks(stream))
+                spool(stream, copies[-1])
     return copies
 
 
@@ -60,8 +59,3 @@ def _files(system: Any, path: str, url: str) -> list[str]:
     if not files:
         raise InputError(f"{shown_url(url)}: {fault}")
     return sorted(files, key=lambda name: by_number(Path(name)))
-
-
-def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    while block := stream.read(_BLOCK):
-        yield block

@@ -35,7 +35,7 @@ def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]],
 def blocks_of(
     source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]], *, at_once: bool = False
 ) -> Iterator[bytes]:
-    """What `spool` writes, piece by piece; with `at_once` a piece of a stream is whatever has come, and not more."""
+    """The bytes that `spool` writes, piece by piece; with `at_once` a piece of a stream is whatever has come, and not more."""
     if not hasattr(source, "read"):
         return _dumps(cast("Iterable[Any]", source))
     stream = cast("IO[Any]", source)

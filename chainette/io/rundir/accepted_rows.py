@@ -16,7 +16,7 @@ from msgspec import UNSET
 from chainette.io.rundir.events import RootDone
 from chainette.records import CHAIN_INPUT, row_order
 
-__all__ = ["AcceptedRows", "Boundary"]
+__all__ = ["AcceptedRows", "Boundary", "has_enough", "may_begin"]
 
 
 @dataclass
@@ -68,6 +68,16 @@ class AcceptedRows:
         ahead = root - self.roots
         needed = self.missing * self.records / self.certain if self.certain else inf if self.records else self.missing
         return ahead <= 0 or (ahead + 1) * batch_size <= min(window, needed)
+
+
+def has_enough(accepted: AcceptedRows | None) -> bool:
+    """Whether a run has all rows that it wants, so that those behind them need not go on; never without `accept`."""
+    return accepted is not None and accepted.reached
+
+
+def may_begin(accepted: AcceptedRows | None, root: int, batch_size: int, window: float) -> bool:
+    """Whether a root may begin (`AcceptedRows.admits`); always without `accept`."""
+    return accepted is None or accepted.admits(root, batch_size, window)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ column that is null throughout that file and text in the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chainette.io.rundir.card_snippets import recipes
 from chainette.io.tables.features import columns_of, differ_in_case, is_loose, is_open
 
-__all__ = ["CardConfig", "render_card"]
+__all__ = ["CardConfig", "render_card", "shards_digest"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class CardConfig:
     description: str
     #: `dataset_features` of its columns.
     features: Sequence[Any] | None = None
+
+
+def shards_digest(run_id: str, folder: str, ends: Mapping[int, tuple[int, int]]) -> str:
+    """The digest of a folder's content: of its shards' ends, by number."""
+    return hashlib.sha256(f"{run_id} {folder} {sorted(ends.items())}".encode()).hexdigest()
 
 
 def render_card(title: str, run_id: str, status: str, format: str, configs: Sequence[CardConfig]) -> str:

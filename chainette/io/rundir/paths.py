@@ -37,8 +37,13 @@ class RunDir:
 
     @property
     def plan(self) -> Path:
-        """The estimate of `chainette plan`."""
+        """The folder of `chainette plan`."""
         return self.path / ".plan"
+
+    @property
+    def estimate(self) -> Path:
+        """The estimate of a plan, with which the end of the run compares."""
+        return self.plan / "plan.json"
 
     @property
     def sample(self) -> Path:

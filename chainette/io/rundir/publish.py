@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
-from chainette.io.rundir.card import CardConfig, render_card
+from chainette.io.rundir.card import CardConfig, render_card, shards_digest
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.replay import pretty
 from chainette.io.rundir.run_state import RunState
@@ -62,6 +61,5 @@ def _config(state: RunState, folder: str, description: str) -> CardConfig:
     features = state.graph.features.get(folder)
     if state.run.settings["format"] != "jsonl":
         ends = {number: end for number, end in ends.items() if number in state.sealed.get(folder, {})}
-    content = f"{state.run.run_id} {folder} {sorted(ends.items())}"
-    digest = hashlib.sha256(content.encode()).hexdigest()
+    digest = shards_digest(state.run.run_id, folder, ends)
     return CardConfig(folder, folder, sum(rows for _, rows in ends.values()), digest, description, features)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from html import escape
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import msgspec
 
 from chainette.engine.price import Cost
 from chainette.errors import RunDirectoryError
-from chainette.io.rundir.card import CardConfig, render_card
+from chainette.io.rundir.card import CardConfig, render_card, shards_digest
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.reading import accepted_only, shard_schema_of, typed_rows
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.row_lines import parse_output
 from chainette.records import Source, row_order
-from chainette.utils.private_files import make_folder
+from chainette.utils.private_files import is_taken, make_folder
 from chainette.utils.terminal_text import visible
 
 if TYPE_CHECKING:
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
     from datasets import DatasetDict
+
+    from chainette.core.run_settings import Format
+    from chainette.io.tables.exported_files import ExportFormat
 
 __all__ = ["RunResult", "open_run"]
 
@@ -182,7 +184,7 @@ class RunResult:
     def export(
         self,
         folder: str | os.PathLike[str],
-        to: str = "parquet",
+        to: ExportFormat = "parquet",
         step: str = "flattened",
         *,
         ordered: bool = False,
@@ -199,23 +201,23 @@ class RunResult:
         """
         from chainette.io.tables.exported_files import ExportFormat, export_rows
 
-        target, name, dataset = Path(folder), self._folder(step), to == "hf"
-        if not dataset and to not in list(ExportFormat):
-            raise RunDirectoryError(f"the format {to!r} is unknown; known: {', '.join([*ExportFormat, 'hf'])}")
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        target, name = Path(folder), self._folder(step)
+        if to not in get_args(ExportFormat):
+            raise RunDirectoryError(f"the format {to!r} is unknown; known: {', '.join(get_args(ExportFormat))}")
+        if is_taken(target):
             raise RunDirectoryError(f"{target} exists and is not an empty folder; name a new one")
-        files = target / "data" if dataset else target
+        files = target / "data" if to == "hf" else target
+        kind: Format = "parquet" if to == "hf" else to
         make_folder(files)
-        kind = ExportFormat.PARQUET if dataset else ExportFormat(to)
         written = export_rows(self._read(step), self._schema(name), files, kind, ordered=ordered, rows_per_file=rows_per_file)
-        if dataset:
+        if to == "hf":
             publish(target / "README.md", self._card(step, name).encode())
         return written
 
     def _card(self, step: str, folder: str) -> str:
         """The dataset card of an export."""
-        run, ends = self._state.run, self._state.ends.get(folder, {})
-        digest = hashlib.sha256(f"{run.run_id} {folder} {sorted(ends.items())}".encode()).hexdigest()
+        run = self._state.run
+        digest = shards_digest(run.run_id, folder, self._state.ends.get(folder, {}))
         config = CardConfig(
             step, "data", self._state.rows_of(step), digest, f"rows of {step}", self._state.graph.features[folder]
         )

@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from chainette.engine.budget import Amounts
 from chainette.errors import DamagedRun
-from chainette.io.rundir.accepted_rows import AcceptedRows, Boundary
+from chainette.io.rundir.accepted_rows import AcceptedRows, Boundary, has_enough
 from chainette.io.rundir.accounting import EngineCounts, NodeCounts, RowCounts, imbalance, plain_usage, ranges
 from chainette.io.rundir.costs import Bill, plain_cost
 from chainette.io.rundir.events import (
@@ -306,7 +306,7 @@ class RunState:
     @property
     def boundary(self) -> Boundary | None:
         """The boundary behind the last accepted row; None if it is not certain yet, or if the run takes all rows."""
-        return self.boundary_at(self.accepted.last) if self.accepted is not None and self.accepted.reached else None
+        return self.boundary_at(self.accepted.last) if self.accepted is not None and has_enough(self.accepted) else None
 
     def _roots_of(self, records: int) -> int:
         """The number of roots for this number of records."""
@@ -394,7 +394,7 @@ class RunState:
         name = declared_of(event.node)
         rows = NodeCounts(event.taken, event.given, event.rejected, len(event.dropped), reasons=event.reasons, ways=event.ways)
         self.open_rows.setdefault(event.root, {}).setdefault(name, NodeCounts()).add(rows)
-        if self.accepted is not None and self.accepted.reached:
+        if has_enough(self.accepted):
             self.node(name).set_aside(rows)
 
     def _finish_root(self, root: int, done: RootDone, sign: int = 1) -> None:
@@ -456,8 +456,7 @@ class RunState:
 
         The only place that decides this: every record is in a root that is complete in the log, and every step balances.
         """
-        is_enough = self.accepted is not None and self.accepted.reached
-        found = [] if is_enough else self._missing_roots(self._known_records() if records is None else records)
+        found = [] if has_enough(self.accepted) else self._missing_roots(self._known_records() if records is None else records)
         return found + [*self.holes.values()][:_SHOWN] + self.imbalances()
 
     def _missing_roots(self, records: int | None) -> list[str]:

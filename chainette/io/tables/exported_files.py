@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from enum import StrEnum
 from itertools import chain, count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from chainette.core.run_settings import Format
 from chainette.io.tables.shard_formats import Row, seal_csv, seal_parquet
 from chainette.records import row_order
 from chainette.utils.private_files import new_file
@@ -28,16 +28,12 @@ _SORTED_AT_ONCE = 100_000
 _encode = msgspec.json.Encoder().encode
 
 
-class ExportFormat(StrEnum):
-    """A format of exported files."""
-
-    PARQUET = "parquet"
-    CSV = "csv"
-    JSONL = "jsonl"
+#: `hf`: Parquet below `data/`, with a dataset card.
+ExportFormat = Literal["parquet", "csv", "jsonl", "hf"]
 
 
 def export_rows(
-    rows: Iterable[Row], schema: pa.Schema, folder: Path, format: ExportFormat, *, ordered: bool, rows_per_file: int
+    rows: Iterable[Row], schema: pa.Schema, folder: Path, format: Format, *, ordered: bool, rows_per_file: int
 ) -> list[Path]:
     """Writes rows as `train-00000-of-00012.parquet` and so on; a run without rows becomes one file without rows.
 
@@ -46,10 +42,10 @@ def export_rows(
     Raises:
         DiskError: the disk refused.
     """
-    seals: dict[ExportFormat, Callable[[Path, Path], object]] = {
-        ExportFormat.PARQUET: lambda journal, target: seal_parquet(journal, target, schema),
-        ExportFormat.CSV: lambda journal, target: seal_csv(journal, target, schema),
-        ExportFormat.JSONL: Path.replace,
+    seals: dict[Format, Callable[[Path, Path], object]] = {
+        "parquet": lambda journal, target: seal_parquet(journal, target, schema),
+        "csv": lambda journal, target: seal_csv(journal, target, schema),
+        "jsonl": Path.replace,
     }
     with TemporaryDirectory(prefix=".export-", dir=folder) as made:
         aside, parts = Path(made), list[Path]()
