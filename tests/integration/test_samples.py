@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from pydantic import BaseModel, Field
 
@@ -358,8 +359,10 @@ def test_retry_asks_only_for_the_invalid_candidates_and_goes_on_with_their_numbe
 def test_retry_of_an_unfinished_run_whose_rows_are_not_written(tmp_path: Path) -> None:
     with scripted(llm=words) as scripts:
 
-        def dies(request: Request) -> str:
-            raise KeyError("the process dies here")
+        async def dies(request: Request) -> str:
+            while open_run(tmp_path / "run").counts["vote"]["rejected"] < 2:  # noqa: ASYNC110 - a log has no events
+                await anyio.sleep(0.01)
+            raise KeyError("the process dies here, once both rejections are durable")
 
         later = Step(id="later", output_model=Word, engine_name="dies", user_prompt="{{ vote.word }}")
         with scripted(llm=words, dies=dies) as scripts:
