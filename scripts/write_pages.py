@@ -27,13 +27,21 @@ def commands_page() -> str:
     """Every command with its help, as a terminal shows it."""
     group: Any = typer.main.get_command(app)
     above = group.make_context("chainette", [], resilient_parsing=True)
-    parts = ["# Commands\n\nThe help of every command, as a terminal shows it.\n"]
+    parts = ["# Commands\n\nThe help of every command, as a terminal shows it.\n", "\n".join(_json_table())]
     for name in COMMANDS:
         _, command, _ = group.resolve_command(above, [name])
         context = command.make_context(name, [], parent=above, resilient_parsing=True)
         context.terminal_width = context.max_content_width = WIDTH
         parts.append(f"## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
+
+
+def _json_table() -> Iterator[str]:
+    """The objects of `--json`, by command."""
+    yield "## For programs: --json\n\nEvery command that shows something prints it with `--json` too, one JSON object per line:\n"
+    yield "| command | objects |\n|---|---|"
+    yield from (f"| [`{name}`](#{name}) | {command.objects} |" for name, command in COMMANDS.items() if command.objects)
+    yield "\n`run`, `resume` and `enqueue` print the events of their run with `--json-logs`.\n"
 
 
 def pages(nav: list[Any]) -> Iterator[str]:

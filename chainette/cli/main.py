@@ -31,39 +31,55 @@ class Command(NamedTuple):
     module: str
     #: One line of at most 60 characters, or a terminal of 80 columns cuts it.
     help: str
+    #: The objects that it prints with `--json`; "" if it does something instead of showing something.
+    objects: str
 
 
 COMMANDS: Mapping[str, Command] = {
-    "init": Command("init", "Write a small project to begin with."),
-    "plan": Command("plan", "Estimate the requests and the cost of a run."),
-    "run": Command("run", "Run CHAIN over INPUTS into a run directory."),
-    "resume": Command("resume", "Go on with the run in DIR."),
-    "enqueue": Command("enqueue", "Run CHAIN over INPUTS through the workers of a Redis."),
-    "worker": Command("worker", "Serve engines to the runs of a Redis."),
-    "coordinator": Command("services", "Admit the rows of detached runs, as a service."),
-    "sink": Command("services", "Write the directories of detached runs, as a service."),
-    "valkey": Command("valkey", "Run a Valkey on this machine until Ctrl-C."),
-    "runs": Command("runs", "List the live runs of a Redis, and its workers."),
-    "pause": Command("runs", "Hold a live run until `unpause`."),
-    "unpause": Command("runs", "Continue a run that was paused."),
-    "cancel": Command("runs", "Give a live run up for good; its directory stays."),
-    "kill": Command("runs", "Ask workers to hand back unfinished work and to end."),
-    "inspect": Command("inspect", "Check CHAIN without running it; list its nodes."),
-    "inspect-dag": Command("inspect", "Draw CHAIN."),
-    "schema": Command("schema", "Print the JSON Schema of chain.yml, for editors."),
-    "engines": Command("engines", "List backends, or the engines of CHAIN."),
-    "warmup": Command("warmup", "Open an engine, ask it once, and show how long that took."),
-    "conformance": Command("conformance", "Hold an engine to the promises runs rely on."),
-    "status": Command("status", "Show the state of a run, or of a fleet."),
-    "ls": Command("ls", "List the run directories below a folder."),
-    "rows": Command("rows", "Show the rows of the run in DIR as a table."),
-    "why": Command("why", "Tell the story of one row of the run in DIR."),
-    "diff": Command("diff", "Show which rows changed between two runs, by field."),
-    "rejected": Command("rejected", "List the rejected rows of DIR, or --retry them."),
-    "rollback": Command("rollback", "Swap DIR with its newest version."),
-    "export": Command("export", "Write the rows of DIR as Parquet, CSV or JSONL files."),
-    "rebuild": Command("rebuild", "Write the derived files of DIR again."),
-    "report": Command("report", "Write the run in DIR as one HTML page."),
+    "init": Command("init", "Write a small project to begin with.", ""),
+    "plan": Command("plan", "Estimate the requests and the cost of a run.", "one: the estimate, with its steps"),
+    "run": Command("run", "Run CHAIN over INPUTS into a run directory.", ""),
+    "resume": Command("resume", "Go on with the run in DIR.", ""),
+    "enqueue": Command("enqueue", "Run CHAIN over INPUTS through the workers of a Redis.", ""),
+    "worker": Command("worker", "Serve engines to the runs of a Redis.", ""),
+    "coordinator": Command("services", "Admit the rows of detached runs, as a service.", ""),
+    "sink": Command("services", "Write the directories of detached runs, as a service.", ""),
+    "valkey": Command("valkey", "Run a Valkey on this machine until Ctrl-C.", ""),
+    "runs": Command("runs", "List the live runs of a Redis, and its workers.", "one for each live run"),
+    "pause": Command("runs", "Hold a live run until `unpause`.", ""),
+    "unpause": Command("runs", "Continue a run that was paused.", ""),
+    "cancel": Command("runs", "Give a live run up for good; its directory stays.", ""),
+    "kill": Command("runs", "Ask workers to hand back unfinished work and to end.", ""),
+    "inspect": Command(
+        "inspect",
+        "Check CHAIN without running it; list its nodes.",
+        "one: nodes, parameters, and `problems` with file and line, also if the chain cannot run",
+    ),
+    "inspect-dag": Command("inspect", "Draw CHAIN.", "one: the chain as in graph.json"),
+    "schema": Command("schema", "Print the JSON Schema of chain.yml, for editors.", "the schema, also without `--json`"),
+    "engines": Command(
+        "engines", "List backends, or the engines of CHAIN.", "one for each backend and plugin; with CHAIN, one for each engine"
+    ),
+    "warmup": Command(
+        "warmup", "Open an engine, ask it once, and show how long that took.", "one: seconds, tokens, memory and the answer"
+    ),
+    "conformance": Command(
+        "conformance", "Hold an engine to the promises runs rely on.", "one for each case, as soon as it is decided"
+    ),
+    "status": Command(
+        "status",
+        "Show the state of a run, or of a fleet.",
+        "one: metadata.json of DIR with `standing`; or RUN as in `runs`; or the `runs` and `members` of a fleet",
+    ),
+    "ls": Command("ls", "List the run directories below a folder.", "one for each run directory"),
+    "rows": Command("rows", "Show the rows of the run in DIR as a table.", "one for each row"),
+    "why": Command("why", "Tell the story of one row of the run in DIR.", "one: the record and the outcomes of each step"),
+    "diff": Command("diff", "Show which rows changed between two runs, by field.", "one for each changed row"),
+    "rejected": Command("rejected", "List the rejected rows of DIR, or --retry them.", "one for each rejected row"),
+    "rollback": Command("rollback", "Swap DIR with its newest version.", ""),
+    "export": Command("export", "Write the rows of DIR as Parquet, CSV or JSONL files.", ""),
+    "rebuild": Command("rebuild", "Write the derived files of DIR again.", ""),
+    "report": Command("report", "Write the run in DIR as one HTML page.", ""),
 }
 
 

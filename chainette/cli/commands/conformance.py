@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from chainette.cli.commands.warmup import chosen, registry_with
-from chainette.cli.common import guarded, tell
-from chainette.cli.flags import ChainRoot, Declaring, EngineFile, OneEngine, Settings
+from chainette.cli.common import guarded, print_json, tell
+from chainette.cli.flags import AsJson, ChainRoot, Declaring, EngineFile, OneEngine, Settings
 from chainette.conformance.case import CaseOutcome, Verdict
 from chainette.conformance.examination import examine
 from chainette.utils.event_loop import run_loop
@@ -32,6 +32,7 @@ def conformance(
         str,
         typer.Option("--refused", metavar="TEXT", help="A message that the service declines to answer, for two more cases."),
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Hold an engine of CHAIN or of --engines FILE to the cases that every backend is held to.
 
@@ -39,10 +40,15 @@ def conformance(
     open, 2 its declaration is wrong.
     """
     config = chosen(registry_with(chain, engines, chain_root, settings), engine)
-    verdicts = run_loop(examine, config, _told, patience, refused)
+    verdicts = run_loop(examine, config, _told_as_json if as_json else _told, patience, refused)
     counts = {outcome: sum(verdict.outcome is outcome for verdict in verdicts) for outcome in CaseOutcome}
-    tell(f"{config.name} ({config.backend}): {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
+    if not as_json:
+        tell(f"{config.name} ({config.backend}): {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
     raise typer.Exit(1 if counts[CaseOutcome.FAILED] else 0)
+
+
+def _told_as_json(verdict: Verdict) -> None:
+    print_json([verdict])
 
 
 def _told(verdict: Verdict) -> None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from chainette.cli.common import console, guarded, new_table, tell, warn
-from chainette.cli.flags import ChainRef, ChainRoot, Settings
+from chainette.cli.common import console, guarded, new_table, print_json, show_path, tell, warn
+from chainette.cli.flags import AsJson, ChainRef, ChainRoot, Settings
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.tree import draw
 from chainette.cli.signature import Only
 from chainette.core.dag import describe_engines, describe_folder, describe_models, describe_rows, render_mermaid
-from chainette.core.plan import Plan
+from chainette.core.plan import Plan, PlanNode
 from chainette.core.run_settings import RunSettings
 from chainette.core.unbounded_fields import unbounded_outputs
 from chainette.core.usercode.loading import LoadedChain
 from chainette.core.usercode.parameters import text_of
 from chainette.engine.preflight import foreseen
-from chainette.errors import Problem
+from chainette.errors import PlanError, Problem
+from chainette.io.rundir.plan_graph import graph_of
 
 __all__ = ["inspect", "inspect_dag"]
 
@@ -38,6 +40,7 @@ def inspect(
             "--as-yaml", help="Print CHAIN as a chain.yml; parts that YAML cannot express are listed, with exit code 1."
         ),
     ] = False,
+    as_json: AsJson = False,
     *,
     settings: WithEngines,
     chain_root: ChainRoot = Path(),
@@ -47,11 +50,21 @@ def inspect(
     Each problem is shown with its file and line, and the exit code is then 2. No engine is opened; anything that would keep
     one from opening on this machine, such as a missing model file, is a warning.
     """
-    loaded, plan = load_plan(chain, chain_root, parameters, settings)
+    if as_json and as_yaml:
+        raise typer.BadParameter("--as-yaml and --json exclude each other; give one")
+    try:
+        loaded, plan = load_plan(chain, chain_root, parameters, settings)
+    except PlanError as error:
+        if as_json:
+            print_json([{"chain": error.chain, "problems": _problems(error.problems)}])
+        raise
     if as_yaml:
         _print_yaml(loaded)
         return
     warnings = [*plan.warnings, *_foreseen(plan), *unbounded_outputs(plan)]
+    if as_json:
+        print_json([_described(loaded, plan) | {"problems": _problems(warnings)}])
+        return
     warn(warnings)
     screen = console()
     nodes = f"{len(plan.steps)} node{'s' * (len(plan.steps) > 1)}"
@@ -65,6 +78,51 @@ def inspect(
     screen.print()
     count = len(warnings)
     screen.print("no problems" + (f", {count} warning{'s' * (count > 1)}" if count else ""))
+
+
+def _described(loaded: LoadedChain, plan: Plan) -> dict[str, Any]:
+    return {
+        "chain": plan.chain,
+        "input": plan.input_model.__name__,
+        "batch_size": plan.batch_size,
+        "accept": plan.accept,
+        "parameters": [
+            {
+                "name": parameter.name,
+                "type": parameter.written,
+                "required": parameter.required,
+                "value": loaded.parameters.get(parameter.name),
+            }
+            for parameter in loaded.declared
+        ],
+        "nodes": [_node(node) for node in plan.steps],
+    }
+
+
+def _node(node: PlanNode) -> dict[str, Any]:
+    taken, given = describe_models(node)
+    return {
+        "id": node.id,
+        "kind": node.kind,
+        "branch": list(node.path),
+        "takes": taken,
+        "gives": given,
+        "engines": list(node.engines),
+        "folder": node.folder,
+        "rows": describe_rows(node),
+    }
+
+
+def _problems(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    return [
+        {
+            "warning": problem.warning,
+            "message": problem.message,
+            "file": show_path(problem.place.file) if problem.place else None,
+            "line": problem.place.line if problem.place else None,
+        }
+        for problem in problems
+    ]
 
 
 def _print_yaml(loaded: LoadedChain) -> None:
@@ -109,15 +167,20 @@ def inspect_dag(
         int | None, typer.Option("--max-branches", metavar="N", min=0, help="Fold all but the first N parallel branches.")
     ] = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart instead of a tree.")] = False,
+    as_json: AsJson = False,
     parameters: Settings = None,
     *,
     settings: WithEngines,
     chain_root: ChainRoot = Path(),
 ) -> None:
     """Draw CHAIN."""
+    if as_json and (mermaid or max_branches is not None):
+        raise typer.BadParameter("--json prints the whole chain; leave out --mermaid and --max-branches")
     _, plan = load_plan(chain, chain_root, parameters, settings)
     warn(plan.warnings)
-    if mermaid:
+    if as_json:
+        print_json([graph_of(plan)])
+    elif mermaid:
         tell(render_mermaid(plan, max_branches))
     else:
         tell(draw(plan, max_branches, icons=icons))

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.common import console, guarded, new_table, tell
-from chainette.cli.flags import RedisUrl
+from chainette.cli.common import console, guarded, new_table, print_json, tell
+from chainette.cli.flags import AsJson, RedisUrl
+from chainette.cli.fleet_json import run_json
 from chainette.errors import RunError
 from chainette.fleet.process_records import end, recorded
 from chainette.fleet.redis.connect import chosen_url, connect, shown
@@ -22,12 +23,15 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `chainette ru
 
 
 @guarded
-def runs(redis: RedisUrl = None) -> None:
+def runs(redis: RedisUrl = None, as_json: AsJson = False) -> None:
     """List the live runs of a Redis, and its workers. Finished runs are not listed: their directories have everything."""
-    columns = ("run", "state", "chain", "epoch", "roots admitted", "live rows")
-    table, why = new_table(columns, numbers=columns[3:]), []
     with connect(redis) as connection:
         fleet = Board(connection).fleet()
+    if as_json:
+        print_json(map(run_json, fleet.runs))
+        return
+    columns = ("run", "state", "chain", "epoch", "roots admitted", "live rows")
+    table, why = new_table(columns, numbers=columns[3:]), []
     for run in fleet.runs:
         info, total = run.info, f" of {run.info.total}" if run.info.total is not None else ""
         epoch = str(info.epoch) if info.epoch >= 0 else "-"

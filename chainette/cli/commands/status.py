@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from chainette.cli.common import console, guarded
+from chainette.cli.common import console, guarded, print_json
 from chainette.cli.directory_status import is_working, standing, version_lines
-from chainette.cli.flags import RedisUrl
+from chainette.cli.flags import AsJson, RedisUrl
+from chainette.cli.fleet_json import fleet_json, run_json
 from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.cli.screen.live import view_lines
 from chainette.cli.screen.summary import (
@@ -47,18 +48,21 @@ def status(
     ] = None,
     watching: Annotated[bool, typer.Option("--watch", help="Refresh every second, until the end or Ctrl-C.")] = False,
     redis: RedisUrl = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the state of a run, or the workers and live runs of a Redis.
 
     For a directory: rows per step, tokens, engines, and the next command. For a live run: the progress of each step, queued
     and running work, and the reason if nothing moves. A path takes precedence over a run id.
     """
+    if as_json and watching:
+        raise typer.BadParameter("--json prints the state once, --watch again and again; give one")
     if what is not None and _is_there(Path(what)):
-        _show_directory(Path(what), watching=watching)
+        _show_directory(Path(what), watching=watching, as_json=as_json)
     elif what is not None and "/" in what:
         raise RunDirectoryError(_no_directory(what).removesuffix("; "))
     else:
-        _show_live(what, redis, watching=watching)
+        _show_live(what, redis, watching=watching, as_json=as_json)
 
 
 def _is_there(path: Path) -> bool:
@@ -66,13 +70,19 @@ def _is_there(path: Path) -> bool:
     return path.exists()
 
 
-def _show_live(run: str | None, redis: str | None, *, watching: bool) -> None:
+def _show_live(run: str | None, redis: str | None, *, watching: bool, as_json: bool) -> None:
     try:
         connection = connect(redis)
     except RunError as error:
         raise RunError(f"{_no_directory(run)}{error}") from error
     with connection:
         board, screen = Board(connection), console()
+        if as_json and run is None:
+            print_json([fleet_json(board.fleet())])
+            return
+        if as_json and (live := board.live(run or "")) is not None:
+            print_json([run_json(live)])
+            return
         view = FleetView(board) if run is None else RunView(board, run)
         lines = view.draw(screen.width, max(screen.height, 24))
         if lines is None:
@@ -102,12 +112,16 @@ def _no_directory(name: str | None) -> str:
     return f"no directory {name!r} here{hint}; "
 
 
-def _show_directory(directory: Path, *, watching: bool) -> None:
+def _show_directory(directory: Path, *, watching: bool, as_json: bool) -> None:
     if watching and is_working(directory):
         _watch_directory(directory)
     state, _ = read_state(RunDir(directory))
     metadata = state.metadata()
     working = is_working(directory)
+    if as_json:
+        print_json([metadata | {"standing": standing(metadata, working=working), "expected": state.expected}])
+        require_shards(RunDir(directory), state)
+        return
     screen = console()
     for line in _head(state, metadata, working=working):
         screen.print(line, soft_wrap=True)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
-from chainette.cli.common import guarded, tell
-from chainette.cli.flags import ChainRoot, Declaring, EngineFile, OneEngine, Settings
+from chainette.cli.common import guarded, print_json, tell
+from chainette.cli.flags import AsJson, ChainRoot, Declaring, EngineFile, OneEngine, Settings
 from chainette.cli.launch import texts_of
 from chainette.core.usercode.loading import load_chain
 from chainette.core.usercode.parameters import given
@@ -36,6 +37,7 @@ def warmup(
     patience: Annotated[
         float, typer.Option("--engine-patience", metavar="SECONDS", min=0, help="How long to wait for a remote engine.")
     ] = 30.0,
+    as_json: AsJson = False,
 ) -> None:
     """Open an engine of CHAIN or of --engines FILE, ask it once, and report the time that took.
 
@@ -45,6 +47,10 @@ def warmup(
     config = chosen(registry_with(chain, engines, chain_root, settings), engine)
     if simulate:
         config = simulated(config)
+    if as_json:
+        warmth = run_loop(warm_up, config, patience)
+        print_json([{"engine": config.name, "backend": config.backend, "model": config.model, **msgspec.to_builtins(warmth)}])
+        return
     tell(f"engine {config.name}: {config.backend}, {config.model}")
     for line in warmth_lines(config, run_loop(warm_up, config, patience)):
         tell(line)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import typer
@@ -67,3 +71,21 @@ def test_every_command_of_the_table_is_there_and_says_what_it_does(name: str) ->
     found, command, rest = group.resolve_command(context, [name, "--help"])
     assert command is not None and (found, command.name, rest) == (name, name, ["--help"])
     assert command.callback is not None and command.help and "--debug" in command.get_help(context)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_prints_something_to_read_prints_it_as_json_too(name: str) -> None:
+    module = import_module(f"chainette.cli.commands.{COMMANDS[name].module}")
+    takes_json = "as_json" in inspect.signature(getattr(module, name.replace("-", "_"))).parameters
+    if name == "schema":  # it is JSON in any case
+        assert not takes_json and COMMANDS[name].objects
+    else:
+        assert takes_json == bool(COMMANDS[name].objects)
+    siblings = [other for other, command in COMMANDS.items() if command.module == COMMANDS[name].module]
+    shows = {"console", "new_table"} & {
+        alias.name
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not shows or any(COMMANDS[other].objects for other in siblings), f"{name} draws on a screen, and has no --json"

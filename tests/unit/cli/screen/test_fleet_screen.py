@@ -10,6 +10,7 @@ import pytest
 from chainette_workers.sink.status_fields import outline_of
 from rich.console import Console
 
+from chainette.cli.fleet_json import fleet_json
 from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun, Queue
@@ -80,3 +81,19 @@ def test_a_pipe_gets_each_line_once_until_the_run_is_over() -> None:
     watch(Console(file=out, width=80), RunView(board(Told(looks=2)), RUN).draw)
     lines = out.getvalue().splitlines()
     assert lines and len(lines) == len(set(lines)) and "\x1b" not in out.getvalue()
+
+
+def test_a_fleet_as_json_has_the_numbers_of_its_screen_and_the_reason_of_a_pause() -> None:
+    told = Told(state="paused", reason="the disk is full")
+    found = fleet_json(told.fleet())
+    [run] = found["runs"]
+    assert (run["run"], run["state"], run["live_rows"], run["window"]) == (RUN, "paused", 2808, 4096)
+    assert (run["records"], run["expected"]) == (1200, 3_000_000)
+    assert run["steps"]["first"] == {"in": 1200, "out": 1190, "rejected": 10, "completion_tokens": 0}
+    assert {queue["node"]: (queue["waiting"], queue["units"]) for queue in run["queues"]}["loud"] == (41, 2)
+    assert any("the disk is full" in reason for reason in run["why"])
+    assert {member["name"]: (member["kind"], member["engines"]) for member in found["members"]} == {
+        "w-47a9952f2ce9": ("worker", ["judge", "python", "writer"]),
+        "sink-7fa31b028515": ("sink", []),
+    }
+    assert msgspec.json.decode(msgspec.json.encode(found)) == found
