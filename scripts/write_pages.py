@@ -38,7 +38,8 @@ def commands_page() -> str:
 
 def _json_table() -> Iterator[str]:
     """The objects of `--json`, by command."""
-    yield "## For programs: --json\n\nEvery command that shows something prints it with `--json` too, one JSON object per line:\n"
+    yield "## For programs: --json\n"
+    yield "Every command that shows something prints it with `--json` too, one JSON object per line:\n"
     yield "| command | objects |\n|---|---|"
     yield from (f"| [`{name}`](#{name}) | {command.objects} |" for name, command in COMMANDS.items() if command.objects)
     yield "\n`run`, `resume` and `enqueue` print the events of their run with `--json-logs`.\n"

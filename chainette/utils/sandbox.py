@@ -23,6 +23,8 @@ from jinja2.visitor import NodeTransformer
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from chainette.utils.argument_advice import nearest
+
 __all__ = ["as_text", "assigned", "compile_tree", "defined", "environment", "lone_expression", "names_of", "parse"]
 
 #: Filters that first turn their arguments into text.
@@ -103,6 +105,8 @@ class _Missing(StrictUndefined):
             return self._undefined_hint
         if isinstance(self._undefined_obj, BaseModel):
             return f"{type(self._undefined_obj).__name__} has no field {self._undefined_name!r}"
+        if isinstance(self._undefined_obj, Mapping):
+            return f"there is no {self._undefined_name!r}{nearest(str(self._undefined_name), map(str, self._undefined_obj))}"
         if self._undefined_obj is None:
             return f"the value is None and has no {self._undefined_name!r}"
         if self._undefined_obj is missing:

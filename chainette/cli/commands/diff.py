@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from chainette.cli.common import console, guarded, new_table, print_json
 from chainette.cli.flags import AsJson
-from chainette.cli.screen.record import cell
+from chainette.cli.screen.record import cell, indented
 from chainette.io.rundir.comparison import ChangedRow, Comparison, compare
 from chainette.io.rundir.result import open_run
 
@@ -48,7 +49,7 @@ def diff(
         screen.print(table)
     for row in found.changed[:limit]:
         screen.print()
-        for line in _lines(row, found.by):
+        for line in _lines(row, found.by, screen):
             screen.print(line, soft_wrap=True)
     if len(found.changed) > limit:
         screen.print(f"\nand {len(found.changed) - limit:,} more: --limit N shows more, --json all of them")
@@ -65,12 +66,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(islice(names, _NAMES)) + (", ..." if len(names) > _NAMES else "")
 
 
-def _lines(row: ChangedRow, by: str) -> Iterator[str]:
+def _lines(row: ChangedRow, by: str, screen: Console) -> Iterator[str]:
     yield f"{by.removeprefix('_').removesuffix('_id')} {row.name}"
     for name, (before, after) in row.fields.items():
         yield f"  {name}"
-        yield f"    - {_one_line(before)}"
-        yield f"    + {_one_line(after)}"
+        yield from indented("    - ", _one_line(before), screen)
+        yield from indented("    + ", _one_line(after), screen)
 
 
 def _one_line(value: object) -> str:

@@ -23,8 +23,8 @@ __all__ = ["rows"]
 
 _Rows = Iterator[dict[str, Any]]
 
-#: Fewer characters than this for a column, and rows are shown as records.
-_NARROW = 14
+#: Fewer characters than this for a column, or more lines than this for the average row, and rows are shown as records.
+_NARROW, _TALL = 14, 4
 
 
 @guarded
@@ -42,7 +42,7 @@ def rows(
         int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 30; --json: all].")
     ] = None,
     records: Annotated[
-        bool, typer.Option("--records", help="Show one field per line; the default if a table would be too narrow to read.")
+        bool, typer.Option("--records", help="Show one field per line; the default if a table would be hard to read.")
     ] = False,
     surplus: Annotated[
         bool, typer.Option("--surplus", help="Also show rows that a run with --accept computed behind the last accepted one.")
@@ -51,8 +51,8 @@ def rows(
 ) -> None:
     """Show the rows of the run in DIR: finished rows across all steps, or those of one step.
 
-    A table whose columns would be too narrow to read becomes one line per field. In --where,
-    `extract.age` is a column of `flattened`; cells of CSV are text there.
+    If the columns of a table would be too narrow or its rows too tall to read, there is a line for each field instead. In
+    --where, `extract.age` is a column of `flattened`; cells of CSV are text there.
     """
     found, written = _written_rows(directory, step, surplus=surplus)
     if where is not None:
@@ -100,16 +100,29 @@ def _kept(rows: _Rows, where: str) -> _Rows:
             raise typer.BadParameter(f"row {row.get('row_id')}: {error}") from error
 
 
+class _Fields(dict[str, Any]):
+    """An object in a row; a field that is called `items` or `keys` is the field, not the method of that name."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return self[name] if not name.startswith("_") and name in self else super().__getattribute__(name)
+
+
 def _nested(row: dict[str, Any]) -> dict[str, Any]:
     """The row with the columns `extract.name` of `flattened` as parts of `extract`."""
     values: dict[str, Any] = {}
     for name, value in row.items():
         group, dot, field = name.partition(".")
         if dot:
-            values.setdefault(group, {})[field] = value
+            values.setdefault(group, _Fields())[field] = _as_fields(value)
         else:
-            values[name] = value
+            values[name] = _as_fields(value)
     return values
+
+
+def _as_fields(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Fields({name: _as_fields(each) for name, each in value.items()})
+    return [_as_fields(each) for each in value] if isinstance(value, list) else value
 
 
 def _print(shown: list[dict[str, Any]], *, records: bool) -> None:
@@ -118,9 +131,9 @@ def _print(shown: list[dict[str, Any]], *, records: bool) -> None:
         screen.print("no rows")
         return
     columns = [name for name in shown[0] if any(row.get(name) not in (None, "") for row in shown)]
-    if records or screen.width // max(1, len(columns)) < _NARROW:
+    if records or _is_hard_to_read(shown, columns, screen.width):
         for row in shown:
-            for line in field_lines({name: row[name] for name in columns}):
+            for line in field_lines({name: row[name] for name in columns}, screen):
                 screen.print(line, soft_wrap=True)
             screen.print()
         return
@@ -128,3 +141,9 @@ def _print(shown: list[dict[str, Any]], *, records: bool) -> None:
     for row in shown:
         table.add_row(*(cell(row.get(name)) for name in columns))
     screen.print(table)
+
+
+def _is_hard_to_read(shown: Sequence[dict[str, Any]], columns: Sequence[str], width: int) -> bool:
+    """Whether a table of these rows would have very narrow columns, or rows of many lines."""
+    characters = sum(len(cell(row.get(name))) for row in shown for name in columns)
+    return width < _NARROW * len(columns) or characters > _TALL * width * len(shown)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from chainette.cli.common import console, guarded, print_json, show_path
 from chainette.cli.flags import AsJson, RunDirectory
@@ -35,21 +36,21 @@ def why(
         print_json([story])
         return
     screen = console()
-    for line in _lines(story):
+    for line in _lines(story, screen):
         screen.print(line, soft_wrap=True)
 
 
-def _lines(story: RowStory) -> Iterator[str]:
+def _lines(story: RowStory, screen: Console) -> Iterator[str]:
     file, _, line = story.place.rpartition(":")
     yield f"row {story.row_id}: {f'{show_path(file)}:{line}' if file else 'its input cannot be read now'}"
     if story.record is not None:
-        yield from field_lines(story.record if isinstance(story.record, dict) else {"record": story.record})
+        yield from field_lines(story.record if isinstance(story.record, dict) else {"record": story.record}, screen)
     for outcome in story.outcomes:
         if outcome.kind == "finished":  # it repeats the values of its steps
             continue
         yield ""
         yield f"{outcome.step}, row {outcome.row_id}: {_said(outcome)}"
-        yield from field_lines(_shown(outcome))
+        yield from field_lines(_shown(outcome), screen)
     yield ""
     yield _end(story)
 
