@@ -12,7 +12,7 @@ from chainette.errors import ChainetteError, RunError
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
-from chainette.io.rundir.versions import version_numbers
+from chainette.io.rundir.versions import KEPT, version_numbers
 
 __all__ = ["can_go_on", "is_working", "standing", "summary_line", "version_lines"]
 
@@ -61,6 +61,8 @@ def version_lines(directory: Path) -> Iterator[str]:
         version = directory / run.versions.name / str(number)
         back = f"; restore it: {command_line('rollback', directory)}" if number == numbers[-1] else ""
         yield f"version {number} ({version}): {summary_line(version)}{back}"
+    if numbers:
+        yield f"at most {KEPT} versions are kept"
 
 
 def summary_line(directory: Path) -> str:

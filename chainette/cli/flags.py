@@ -31,6 +31,7 @@ __all__ = [
     "RedisUrl",
     "RunDirectory",
     "RunsRoot",
+    "Select",
     "Settings",
     "Show",
     "Stream",
@@ -51,6 +52,15 @@ OneEngine = Annotated[str | None, typer.Option("--engine", metavar="NAME", help=
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the function that makes the chain; repeatable."),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        metavar="ROWS",
+        help="Compute rows again, with the chain as it is now: changed+ (all that it would make otherwise), STEP+ (a step and "
+        "all that follow, as --from STEP), a STEP that nothing follows, or rejected; repeatable.",
+    ),
 ]
 Offers = Annotated[
     list[str] | None,

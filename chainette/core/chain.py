@@ -110,6 +110,8 @@ class Chain:
         Rows that are not in files of yours (models, dicts, frames, datasets) are kept in the directory. `options` are the
         fields of `RunOptions`. Works inside a running event loop too (it blocks it).
 
+            chain.run("rows.jsonl", "out", resume=True, select="changed+")  # after an edit: only what it changes
+
         Raises:
             PlanError: the chain does not fit together.
             RunDirectoryError: the directory holds a run already and `resume=True` was not given.

@@ -109,8 +109,9 @@ def resume(
     """Goes on with the run of a directory from its durable rows; nothing durable is asked for again.
 
     The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
-    everything that depends on them is computed anew. `inputs` names the input's new place if it has moved; "-" is standard
-    input, which a run with `accept` goes on with.
+    everything that depends on them is computed anew; with `select="changed+"` everything that the chain would make otherwise
+    now, and with `select="rejected"` the rejected rows (see `run/selection.py`). `inputs` names the input's new place if it
+    has moved; "-" is standard input, which a run with `accept` goes on with.
     `more` names files that are appended to the input of a finished run: their records number on, and begin a new root.
     `options` may name hooks, window, engine_patience, max_reject_rate and a higher limit or accept; the log fixes the rest.
 

@@ -91,6 +91,8 @@ class RunOptions(RunSettings):
     inputs: Sequence[str | os.PathLike[str]] = ()
     #: Paths that are appended to the input of a finished run that is resumed; () otherwise.
     more: Sequence[str | os.PathLike[str]] = ()
+    #: Rows of a resumed run that are computed again: `changed+`, `STEP+`, `rejected`; see `run/selection.py`.
+    select: Sequence[str] = ()
     #: The source of a resumed run's rows, again from the first one, if it had not ended: a stream, or rows.
     source: RowSource | None = None
     hooks: tuple[Hook, ...] = ()
@@ -99,6 +101,7 @@ class RunOptions(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "select", (self.select,) if isinstance(self.select, str) else tuple(self.select))
         if self.run_id and not _RUN_ID.fullmatch(self.run_id):
             raise InputError(f"run_id is {self.run_id!r}; it may hold ASCII letters, digits, '_' and '-' only, 64 at most")
 

@@ -18,13 +18,12 @@ from chainette.core.usercode.confined import ChainClaim, require_recorded
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, set_flags, text_of
 from chainette.engine.config import EngineRegistry
-from chainette.engine.model_files import files_of
 from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.io.inputs.growing_file import GrowingFile
 from chainette.io.inputs.locate import open_growing, open_input
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.same_input import require_same_input
-from chainette.io.rundir.changes import FLATTENED, Changes, changes_between, different_models, rescues_between
+from chainette.io.rundir.changes import FLATTENED, rescues_between
 from chainette.io.rundir.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.logged_paths import chain_root_of, input_paths, placed_input
@@ -40,6 +39,7 @@ from chainette.io.rundir.writer import Reopened, tidy
 from chainette.records import CHAIN_INPUT, Read, Reason
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan, registry_of
+from chainette.run.selection import changes_since, require_nodes, selection_of, stale_starts
 from chainette.run.session import check_drive, finish_run
 
 __all__ = ["Observed", "compiled_now", "observe", "require_accept", "require_limit", "resume", "retry"]
@@ -62,12 +62,21 @@ async def resume(
 ) -> RunResult:
     """See `executor.resume`."""
     state, plan, options, _ = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
-    if from_steps:
-        if state.status is not Status.FINISHED or {*from_steps} != {FLATTENED}:  # else nothing is asked
-            await check_drive(plan, options, state.bill.rates)
-        await anyio.to_thread.run_sync(_fork_from, directory, plan, state, from_steps, options)
-        state, _ = await anyio.to_thread.run_sync(read_state, directory)
-        return await _continue(directory, plan, state, options)
+    words = [*(f"{step}+" for step in from_steps), *options.select]
+    chosen = await anyio.to_thread.run_sync(selection_of, words, plan, state)
+    if words and options.more:
+        raise InputError("--more appends to the run as it is, --select computes rows anew; give one after the other")
+    if chosen.steps:
+        nodes = await anyio.to_thread.run_sync(_taken_back, directory, plan, state, chosen.steps)
+        reopen = Reopen(nodes=nodes)
+        if chosen.rejected:
+            every = await anyio.to_thread.run_sync(_Rejections().without_final, directory, plan, state)
+            reopen = replace(reopen, rejection=every.includes)
+        return await _open_again(directory, plan, state, options, reopen)
+    if chosen.rejected:
+        return await _retry(directory, plan, state, options, _Rejections())
+    if words:
+        _log.warning("%s: nothing has changed since its rows were written, so none is computed anew", directory)
     _require_unchanged(directory, state, plan)
     _tell_rescues(directory, state, plan)
     if options.more:
@@ -178,10 +187,10 @@ def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
     """Raises ChainChanged unless the plan would make every row and file of the directory as they are."""
     _require_same_chain(directory, state, plan)
     _require_engine_column(directory, state, plan)
-    changes = _changes(state, plan)
+    changes = changes_since(state, plan)
     if changes is None:
         return
-    starts = starts_of(plan, [*changes.stale, *lost_nodes(plan, state)])
+    starts = stale_starts(plan, state, changes)
     raise ChainChanged(
         f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
         f"{_what_is_done(starts)}: `chainette resume {directory} {_sets(state, plan)}{_from(starts)}`"
@@ -199,12 +208,6 @@ def _require_engine_column(directory: RunDir, state: RunState, plan: Plan) -> No
             f"{directory}: {steps} has `escalate` now, but its {kind} shards have no column `_engine`; a run in jsonl takes "
             f"it. To compute {steps} anew: `chainette resume {directory} {_sets(state, plan)}{_from(lacking)}`"
         )
-
-
-def _changes(state: RunState, plan: Plan) -> Changes | None:
-    """Changes of the chain, or of files of its engines, since the rows of a directory were written."""
-    found = {name: different_models(name, state.loaded_from(name), files_of(config)) for name, config in plan.engines.items()}
-    return changes_between(state.graph, graph_of(plan), {name: words for name, words in found.items() if words})
 
 
 def _tell_rescues(directory: RunDir, state: RunState, plan: Plan) -> None:
@@ -233,12 +236,6 @@ def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
         )
 
 
-def _require_nodes(plan: Plan, names: Iterable[str], others: Sequence[str] = ()) -> None:
-    for name in names:
-        if name not in plan.nodes and name not in others:
-            raise RunDirectoryError(f"the chain has no step {name!r}; it has {', '.join(plan.nodes)}")
-
-
 def _sets(state: RunState, plan: Plan) -> str:
     """The --set flags of parameters that differ from those in the log."""
     changed = {name: value for name, value in plan.parameters.items() if state.parameters.get(name) != value}
@@ -249,20 +246,35 @@ def _from(steps: Iterable[str]) -> str:
     return " ".join(f"--from {step}" for step in steps)
 
 
-def _fork_from(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str], options: RunOptions) -> None:
-    """Takes back the rows of steps and of everything that depends on them."""
+def _taken_back(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str]) -> frozenset[str]:
+    """The nodes of some steps, and everything that depends on them.
+
+    Raises:
+        ChainChanged: rows of other nodes are stale too.
+    """
+    if not steps:
+        _require_unchanged(directory, state, plan)
+        return frozenset()
     _require_same_chain(directory, state, plan)
-    _require_nodes(plan, steps, (CHAIN_INPUT, FLATTENED))
     affected = affected_by(plan, steps)
-    changes = _changes(state, plan)
+    changes = changes_since(state, plan)
     missed = [node for node in (changes.stale if changes else ()) if node not in affected and node != FLATTENED]
     if missed:
         raise ChainChanged(
             f"{directory}: {', '.join(missed)} changed too and does not depend on {', '.join(steps)}; "
             f"use `{_sets(state, plan)}{_from(starts_of(plan, [*steps, *missed, *lost_nodes(plan, state)]))}`"
         )
-    _same_input(directory, state, options)
-    fork(directory, plan, state, Reopen(nodes=affected))
+    return affected
+
+
+async def _open_again(directory: RunDir, plan: Plan, state: RunState, options: RunOptions, reopen: Reopen) -> RunResult:
+    """Takes results back, and goes on."""
+    if state.status is not Status.FINISHED or reopen.nodes != {FLATTENED}:  # else nothing is asked
+        await check_drive(plan, options, state.bill.rates)
+    await anyio.to_thread.run_sync(_same_input, directory, state, options)
+    await anyio.to_thread.run_sync(fork, directory, plan, state, reopen)
+    state, _ = await anyio.to_thread.run_sync(read_state, directory)
+    return await _continue(directory, plan, state, options)
 
 
 async def retry(
@@ -275,46 +287,63 @@ async def retry(
 ) -> RunResult:
     """See `executor.retry_rejected`."""
     state, plan, options, found = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
+    asked = plan
+    if engine is not None:
+        assert isinstance(found, Chain)
+        asked = _with_engine(plan, registry_of(found, options.engines_file), engine, steps)
+    return await _retry(directory, plan, state, options, _Rejections(steps, reasons), asked)
+
+
+async def _retry(
+    directory: RunDir, plan: Plan, state: RunState, options: RunOptions, chosen: _Rejections, asked: Plan | None = None
+) -> RunResult:
+    """Opens rejected rows again. `asked`: the plan with another engine, for this session."""
     _require_unchanged(directory, state, plan)
-    _require_nodes(plan, sorted(steps))
+    require_nodes(plan, sorted(chosen.steps))
+    chosen = await anyio.to_thread.run_sync(chosen.without_final, directory, plan, state)
+    chosen.require_some(directory, plan, state)
+    reuse = _still_there(options.reuse)
+    options = replace(options, reuse=reuse, no_reuse=options.no_reuse if reuse else ())
+    return await _open_again(directory, asked or plan, state, options, Reopen(rejection=chosen.includes))
 
-    final = await anyio.to_thread.run_sync(_final_loops, directory, plan, state)
 
-    def wanted(step: str, reason: str) -> bool:
-        return (not steps or step in steps) and (not reasons or reason in reasons)
+@dataclass(frozen=True)
+class _Rejections:
+    """Rejections that are taken back: those of some steps and with some reasons, or all."""
 
-    def matches(step: str, reason: str) -> bool:
-        return wanted(step, reason) and not (reason == Reason.EXHAUSTED and step in final)
+    steps: frozenset[str] = frozenset()
+    reasons: frozenset[str] = frozenset()
+    #: Loops for whose exhausted rows the plan has no further round, and no end.
+    final: frozenset[str] = frozenset()
 
-    counted = {step: counts.reasons for step, counts in state.nodes.items() if step in plan.nodes}
-    if not any(matches(step, reason) for step, reasons in counted.items() for reason in reasons):
+    def without_final(self, directory: RunDir, plan: Plan, state: RunState) -> _Rejections:
+        """Without exhausted rows that would only be rejected again."""
+        exhausted = {step for step, counts in state.nodes.items() if counts.reasons.get(Reason.EXHAUSTED)}
+        if not exhausted:
+            return self
+        rows = (row for row in RunResult(directory, state).rows("rejected") if row["reason"] == Reason.EXHAUSTED)
+        going_on = {row["step_id"] for row in rows if plan.goes_on(row["step_id"], str(row["_round"]))}
+        return replace(self, final=frozenset(exhausted - going_on))
+
+    def includes(self, step: str, reason: str) -> bool:
+        return self._matches(step, reason) and not (reason == Reason.EXHAUSTED and step in self.final)
+
+    def _matches(self, step: str, reason: str) -> bool:
+        return (not self.steps or step in self.steps) and (not self.reasons or reason in self.reasons)
+
+    def require_some(self, directory: RunDir, plan: Plan, state: RunState) -> None:
+        """Raises RunDirectoryError if a run has no such rejections."""
+        counted = {step: counts.reasons for step, counts in state.nodes.items() if step in plan.nodes}
+        if any(self.includes(step, reason) for step, reasons in counted.items() for reason in reasons):
+            return
         if not any(counted.values()) and state.node(CHAIN_INPUT).rejected:
             raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
-        if left := sorted(loop for loop in final if wanted(loop, Reason.EXHAUSTED)):
+        if left := sorted(loop for loop in self.final if self._matches(loop, Reason.EXHAUSTED)):
             raise RunDirectoryError(
                 f"{directory} has no rejected rows that match, except those that are exhausted, for which no round is left; "
                 f"raise max_rounds of {' and '.join(left)}, or set on_exhausted='keep'"
             )
         raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
-    if engine is not None:
-        assert isinstance(found, Chain)
-        plan = _with_engine(plan, registry_of(found, options.engines_file), engine, steps)
-    reuse = _still_there(options.reuse)
-    options = replace(options, reuse=reuse, no_reuse=options.no_reuse if reuse else ())
-    await check_drive(plan, options, state.bill.rates)
-    await anyio.to_thread.run_sync(_same_input, directory, state, options)
-    await anyio.to_thread.run_sync(fork, directory, plan, state, Reopen(rejection=matches))
-    state, _ = await anyio.to_thread.run_sync(read_state, directory)
-    return await _continue(directory, plan, state, options)
-
-
-def _final_loops(directory: RunDir, plan: Plan, state: RunState) -> set[str]:
-    """Loops with exhausted rows for none of which the plan has a further round, or an end."""
-    exhausted = {step for step, counts in state.nodes.items() if counts.reasons.get(Reason.EXHAUSTED)}
-    if not exhausted:
-        return set()
-    rows = (row for row in RunResult(directory, state).rows("rejected") if row["reason"] == Reason.EXHAUSTED)
-    return exhausted - {row["step_id"] for row in rows if plan.goes_on(row["step_id"], str(row["_round"]))}
 
 
 def _still_there(directories: Sequence[str]) -> tuple[str, ...]:

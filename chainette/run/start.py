@@ -54,6 +54,8 @@ async def start(
     """Runs a chain into a fresh directory, or resumes the one that is there if `options.resume` is set."""
     run_id = options.run_id or new_run_id()
     directory = RunDir(output_dir or Path("runs") / run_id)
+    if options.select and not options.resume:
+        raise InputError("select names rows of a run that is resumed; give resume=True too")
     if options.resume:
         await anyio.to_thread.run_sync(finish_swap, directory)
     if options.resume and directory.exists():

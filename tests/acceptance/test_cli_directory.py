@@ -126,7 +126,8 @@ def test_rollback_undoes_a_retry_and_status_says_which_versions_there_are(projec
     after = lines(project, "jsonl")
     done = project.chainette("status", "jsonl")
     finished = f"finished, {len(before['flattened'])} rows finished, {len(before['rejected'])} rejected"
-    assert done.stdout.splitlines()[-1] == (f"version 1 (jsonl/.versions/1): {finished}; restore it: chainette rollback jsonl")
+    kept = [f"version 1 (jsonl/.versions/1): {finished}; restore it: chainette rollback jsonl", "at most 2 versions are kept"]
+    assert done.stdout.splitlines()[-2:] == kept
     done = project.chainette("rollback", "jsonl")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f"jsonl is as it was before: {finished}"

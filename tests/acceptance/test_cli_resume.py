@@ -91,8 +91,8 @@ def test_a_changed_prompt_is_refused_with_the_from_that_takes_it(project: Projec
     chain.write_text(chain.read_text().replace("{{ pieces }}", "Grade {{ pieces }}"))
     refused = project.chainette("resume", "out")
     assert refused.returncode == 1
-    assert "chainette resume out --from grade" in refused.stderr
-    resumed = project.chainette("resume", "out", "--from", "grade", "--json-logs")
+    assert "prompt of grade: 1 line changed" in refused.stderr and "chainette resume out --from grade" in refused.stderr
+    resumed = project.chainette("resume", "out", "--select", "changed+", "--json-logs")
     assert resumed.returncode == 0, resumed.stderr
     nodes = {json.loads(line).get("node") for line in resumed.stdout.splitlines()}
     assert "grade" in nodes and "extract" not in nodes
@@ -130,7 +130,7 @@ def test_a_label_list_in_a_file_and_a_variable_of_the_environment_are_noticed(tm
     refused = project.chainette("resume", "out", TONE="kind")
     assert "split has other code, or uses other data" in refused.stderr and "--from split" in refused.stderr
     refused = project.chainette("resume", "out", TONE="stern")
-    assert "extract has another prompt" in refused.stderr and "--from extract" in refused.stderr
+    assert "prompt of extract: 1 line changed" in refused.stderr and "--from extract" in refused.stderr
     assert project.chainette("resume", "out", "--from", "extract", TONE="stern").returncode == 0
     assert '"stern name in' in (tmp_path / "out/graph.json").read_text()
     assert '"old"' not in (tmp_path / "out/split/0.jsonl").read_text()

@@ -146,7 +146,7 @@ def test_another_value_at_a_resume_is_refused_with_the_command_that_takes_it_and
     project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet")
     refused = project.chainette("resume", "out", "--set", "last=Shorter: {{ said }}")
     assert refused.returncode == 1
-    assert "after has another prompt" in refused.stderr
+    assert "prompt of after: 1 line changed" in refused.stderr
     assert "`chainette resume out --set 'last=Shorter: {{ said }}' --from after`" in refused.stderr
     assert metadata(project, "out")["parameters"]["last"] == ""
     done = project.chainette("resume", "out", "--set", "last=Shorter: {{ said }}", "--from", "after", "--quiet")

@@ -103,7 +103,7 @@ def test_a_changed_step_is_asked_again_and_the_plan_says_why(tmp_path: Path) -> 
     assert same.requests == 0 == same.usd and [step.why for step in same.steps] == ["", ""]
     assert grown.requests == pytest.approx(20)
     assert changed.requests == 40 and changed.usd == pytest.approx(40 * EACH)
-    assert changed.steps[0].why == "ask has another prompt"
+    assert changed.steps[0].why == "prompt of ask: 1 line changed"
 
 
 def test_without_a_sample_or_an_earlier_run_a_plan_is_an_upper_bound() -> None:

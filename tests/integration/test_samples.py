@@ -408,9 +408,11 @@ def test_a_changed_pick_keeps_the_candidates_and_a_changed_n_does_not(tmp_path: 
     with scripted(llm=words) as scripts:
         chain().run(texts(3), tmp_path / "run")
         asked = len(scripts["llm"].requests)
-        with pytest.raises(ChainChanged, match=r"vote has another output model and another pick.*--from vote`"):
+        with pytest.raises(ChainChanged, match=r"output model of vote: .*pick of vote: majority -> .*--from vote`"):
             resume(tmp_path / "run", chain(pick=None))
-        with pytest.raises(ChainChanged, match=r"vote_candidates has another number of candidates.*--from vote_candidates`"):
+        with pytest.raises(
+            ChainChanged, match=r"number of candidates \(n\) of vote_candidates: 5 -> 4.*--from vote_candidates`"
+        ):
             resume(tmp_path / "run", chain(n=4))
         again = resume(tmp_path / "run", chain(pick=lambda candidates: candidates[-1]), from_step=["vote"])
         assert len(scripts["llm"].requests) == asked

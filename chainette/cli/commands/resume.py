@@ -14,7 +14,7 @@ from chainette.cli.bundles import Telling
 from chainette.cli.common import command_line, guarded, tell, warn
 from chainette.cli.directory_status import can_go_on, is_working
 from chainette.cli.drive_flags import ResumedDriveFlags, over_redis, reached
-from chainette.cli.flags import RunDirectory, Settings, Yes
+from chainette.cli.flags import RunDirectory, Select, Settings, Yes
 from chainette.cli.launch import launch, require_trust, texts_of
 from chainette.cli.signature import Only, fixed_flags, words_of
 from chainette.core.run_settings import RESUMABLE, RunSettings
@@ -31,6 +31,7 @@ from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive
 from chainette.run.resumption import compiled_now, require_accept, require_limit
+from chainette.run.selection import REJECTED, selection_of
 from chainette.run.session import refuse_reuse
 
 __all__ = ["resume"]
@@ -53,6 +54,7 @@ def resume(
             "`chainette rollback DIR` restores the old rows.",
         ),
     ] = None,
+    select: Select = None,
     inputs: Annotated[
         list[Path] | None,
         typer.Option(
@@ -88,15 +90,16 @@ def resume(
     _refuse(context.args)
     moved = tuple(path if str(path) == "-" else path.absolute() for path in inputs or ())
     appended = tuple(path.absolute() for path in more or ())
-    if appended and from_step:
-        raise typer.BadParameter("--more appends to the run as it is, --from computes rows anew; give one after the other")
-    asked = Resumption(tuple(from_step or ()), moved, appended, texts_of(parameters), settings)
+    if appended and (from_step or select):
+        flag = "--from" if from_step else "--select"
+        raise typer.BadParameter(f"--more appends to the run as it is, {flag} computes rows anew; give one after the other")
+    asked = Resumption(tuple(from_step or ()), moved, appended, texts_of(parameters), settings, tuple(select or ()))
     run = RunDir(directory)
     begun = read_created(run)
     require_trust(run, trusted=yes)
     chosen = way.or_as_begun(begun)
     drive = chosen.drive(telling.watching)
-    here = chosen.local or chosen.workers or asked.inputs or asked.more
+    here = chosen.local or chosen.workers or asked.inputs or asked.more or REJECTED in asked.select
     try:
         if here or not _asks_a_sink(run, begun, chosen.redis, asked):
             _go_on(run, begun, chosen, drive, asked, replace(telling, again=way.flags))
@@ -117,12 +120,14 @@ class Resumption:
     more: tuple[Path, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     settings: RunSettings = field(default_factory=RunSettings)
+    select: tuple[str, ...] = ()
 
     @property
     def words(self) -> Iterator[str]:
         """The flags that ask for the same once more."""
         sets = [f"{name}={text}" for name, text in self.parameters.items()]
-        for flag, values in (("--from", self.from_steps), ("--input", self.inputs), ("--more", self.more), ("--set", sets)):
+        paths = (("--input", self.inputs), ("--more", self.more))
+        for flag, values in (("--from", self.from_steps), ("--select", self.select), *paths, ("--set", sets)):
             for value in values:
                 yield from (flag, str(value))
         yield from words_of(self.settings)
@@ -137,6 +142,7 @@ def _go_on(
         result = executor.resume(
             run,
             from_step=asked.from_steps,
+            select=asked.select,
             inputs=asked.inputs,
             more=asked.more,
             parameters=asked.parameters,
@@ -205,14 +211,15 @@ def _changed(order: Order, directory: RunDir, asked: Resumption) -> Order:
     if asked.settings.accept is not None:
         require_accept(directory, read_state(directory)[0], asked.settings.accept)
     order = msgspec.structs.replace(order, options=replace(order.options, **asked.settings.given))
-    if not (asked.from_steps or asked.parameters):
+    if not (asked.from_steps or asked.select or asked.parameters):
         return order
     claim, plan = compiled_now(directory, asked.parameters)
+    chosen = selection_of(asked.select, plan, read_state(directory)[0])
     return msgspec.structs.replace(
         order,
         digest=claim.digest,
         files=claim.files,
-        from_steps=asked.from_steps,
+        from_steps=(*asked.from_steps, *chosen.steps),
         parameters=dict(plan.parameters),
         marks=marks_of(plan),
     )

@@ -8,8 +8,10 @@ only names or joins makes only `flattened/` and the counts stale.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +28,9 @@ __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models
 FLATTENED = "flattened"
 
 _SAME: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+#: Characters of a value in a sentence.
+_SHOWN = 40
 
 #: Names in sentences of the parts of a step in graph.json.
 PARTS = {
@@ -47,6 +52,8 @@ class Changes:
     sentences: tuple[str, ...]
     #: Nodes whose rows the chain would not make now, in its order; `chain_input` and `flattened` count as nodes.
     stale: tuple[str, ...]
+    #: Node -> the sentences about it, and about its engine; a node without any only follows others.
+    by_node: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
 def different_models(engine: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -60,10 +67,15 @@ def changes_between(old: Graph, new: Graph, models: Mapping[str, Sequence[str]] 
     `models`: sentences about engines whose model changed behind the same settings.
     """
     stale = [*_stale(old, new, models)]
-    sentences = [*_sentences(old, new), *(words for found in models.values() for words in found)]
-    if not stale and not sentences and old.shape() == new.shape():
+    told = [*_sentences(old, new), *((engine, words) for engine, found in models.items() for words in found)]
+    if not stale and not told and old.shape() == new.shape():
         return None
-    return Changes(tuple(sentences or ["the columns of flattened have changed"]), tuple(stale or [FLATTENED]))
+    sentences = [*dict.fromkeys(words for _, words in told)] or ["the columns of flattened have changed"]
+    by_node: dict[str, list[str]] = defaultdict(list)
+    for about, words in told:
+        for name in [about] if about not in models else [node.id for node in new.steps if about in node.engines]:
+            by_node[name].append(words)
+    return Changes(tuple(sentences), tuple(stale or [FLATTENED]), {name: tuple(words) for name, words in by_node.items()})
 
 
 def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
@@ -148,27 +160,44 @@ class _Branch:
     nodes: tuple[str, ...]
 
 
-def _sentences(old: Graph, new: Graph) -> Iterator[str]:
+def _sentences(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
+    """(node, sentence); the node is "" if a sentence is about branches or their order."""
     if old.input_fingerprint != new.input_fingerprint:
-        yield "the input model changed"
+        yield CHAIN_INPUT, "the input model changed"
     before, now = ({node.id: node for node in graph.steps} for graph in (old, new))
     renamed = _renamed_branches(old, new)
     for name, node in now.items():
         if name not in before:
-            yield f"{name} is new"
-        else:
-            yield from _node_sentences(before[name], node, renamed, _engine_words(old, new, name), _engine_of(new, name)[0])
+            yield name, f"{name} is new"
+            continue
+        engine = _engine_words(old, new, name)
+        for words in _node_sentences(before[name], node, renamed, engine, _engine_of(new, name)[0]):
+            yield name, words
     for name in (name for name in before if name not in now):
-        yield f"{name} is gone (its rows would be dropped)"
-    yield from _branch_sentences(old, new, renamed)
-    yield from _order_sentences(old, new, renamed)
+        yield name, f"{name} is gone (its rows would be dropped)"
+    for words in (*_branch_sentences(old, new, renamed), *_order_sentences(old, new, renamed)):
+        yield "", words
 
 
 def _engine_words(old: Graph, new: Graph, name: str) -> list[str]:
-    """Describes changed engine settings that decide rows."""
+    """Describes changed engine settings that decide rows: `model of engine llama: 8B -> 70B`."""
     (was, before), (is_now, now) = (_engine_of(graph, name) for graph in (old, new))
     deciding = sorted(key for key in {*before, *now} if key in was.decide | is_now.decide)
-    return [f"{key} of its engine" for key in deciding if before.get(key) != now.get(key)]
+    return _differences(
+        f"engine {new.by_id[name].engine}", *({key: found.get(key) for key in deciding} for found in (before, now))
+    )
+
+
+def _differences(of: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A sentence for every value that differs."""
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    return [f"{name} of {of}: {_shown(old.get(name))} -> {_shown(new.get(name))}" for name in names]
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence."""
+    text = " ".join((value if isinstance(value, str) else "not set" if value is None else repr(value)).split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _engine_of(graph: Graph, name: str) -> tuple[Settings, dict[str, Any]]:
@@ -187,10 +216,11 @@ def _node_sentences(
 ) -> Iterator[str]:
     name = new.id
     if old.fingerprint != new.fingerprint:
-        parts = [words for part, words in PARTS.items() if old.part(part) != new.part(part)]
-        parts += ["sampling"] if _without_rescue(old) != _without_rescue(new) else []
+        follows = "output_format_instruction" if old.part("output_schema") != new.part("output_schema") else ""
+        parts = [words for part in PARTS if part != follows for words in _part_words(part, old, new)]
+        parts += [*_differences(name, *({"temperature": 0.0} | _without_rescue(node) for node in (old, new)))]
         parts += engine
-        yield f"{name} has another {' and another '.join(parts)}" if parts else f"{name} has other code, or uses other data"
+        yield from parts or [f"{name} has other code, or uses other data"]
     for setting in _worse(old, new, settings):
         was, found = old.rescues[setting], new.rescues[setting]
         yield f"{name} has {setting}={found} now (was {was}, with which rows were accepted)"
@@ -203,6 +233,37 @@ def _node_sentences(
 
 def _without_rescue(node: GraphNode) -> dict[str, Any]:
     return {name: value for name, value in (node.sampling or {}).items() if name not in node.rescues}
+
+
+def _part_words(part: str, old: GraphNode, new: GraphNode) -> Iterator[str]:
+    """Describes the change of a part of a step: `prompt of extract: 2 lines changed`."""
+    was, found = old.part(part), new.part(part)
+    if was == found:
+        return
+    subject = f"{PARTS[part]} of {new.id}"
+    if part.endswith(("prompt", "instruction")):
+        changed = _changed_lines(was or "", found or "")
+        yield f"{subject}: {changed} line{'s' * (changed != 1)} changed"
+    elif part == "output_schema":
+        yield f"{subject}: {_changed_fields(was or {}, found or {})}"
+    else:
+        yield f"{subject}: {_shown(was)} -> {_shown(found)}"
+
+
+def _changed_lines(old: str, new: str) -> int:
+    """Lines that were replaced, inserted or deleted."""
+    matcher = SequenceMatcher(None, old.splitlines(), new.splitlines(), autojunk=False)
+    edits = ((last - first, end - start) for kind, first, last, start, end in matcher.get_opcodes() if kind != "equal")
+    return max(1, sum(map(max, edits)))
+
+
+def _changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Describes the fields of an output model that changed."""
+    before, now = (schema.get("properties", {}) for schema in (old, new))
+    words = [f"{name} is new" for name in now if name not in before]
+    words += [f"{name} is gone" for name in before if name not in now]
+    words += [f"{name} changed" for name in now if name in before and before[name] != now[name]]
+    return " and ".join(words) or "changed"
 
 
 def _line(branch: str) -> str:

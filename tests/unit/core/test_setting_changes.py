@@ -170,7 +170,9 @@ def test_an_operational_setting_of_an_engine_is_free(key: str) -> None:
 
 @pytest.mark.parametrize("key", engine_keys(TABLE["engine"].decide))
 def test_a_deciding_setting_of_an_engine_makes_its_rows_stale(key: str) -> None:
-    assert changed_engine(key) == Changes((f"s has another {key} of its engine",), ("s",))
+    found = changed_engine(key)
+    assert found is not None and found.stale == ("s",) and found.by_node == {"s": found.sentences}
+    assert [words.partition(":")[0] for words in found.sentences] == [f"{key} of engine e"]
 
 
 @pytest.mark.parametrize("key", sorted(SETTINGS["SamplingParams"].decide))
@@ -178,7 +180,7 @@ def test_a_deciding_setting_of_the_sampling_makes_rows_stale(key: str) -> None:
     values: dict[str, Any] = {"stop": ("end",), "extra": {"a": 1}, "top_k": 3, "seed": 3}
     found = changes({"sampling": msgspec.convert({key: values.get(key, 0.5)}, SamplingParams)}, {})
     assert found is not None and found.stale == ("s",)
-    assert found.sentences == ("s has another sampling",)
+    assert [words.partition(":")[0] for words in found.sentences] == [f"{key} of s"]
 
 
 @pytest.mark.parametrize(
