@@ -50,6 +50,7 @@ SESSION = {
     "chain_claim",
     "inputs",
     "more",
+    "select",
     "source",
 }
 
