@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chainette import Chain, Step, apply
+from chainette import Chain, Node, Step, apply
 from chainette.engine.base import Request
 from chainette.errors import InputError, RunDirectoryError
 from chainette.io.rundir.paths import RunDir
@@ -24,7 +24,7 @@ def loud(item: Word) -> Word:
 
 def chain(second: str = "{{ first.word }}", third: str = "{{ loud.word }}") -> Chain:
     """first -> second -> loud -> third; each asks once."""
-    steps = [
+    steps: list[Node] = [
         Step(id="first", input_model=Text, output_model=Word, engine_name="llm", max_attempts=1),
         Step(id="second", output_model=Word, engine_name="llm", max_attempts=1, user_prompt=second),
         apply(loud),
