@@ -520,6 +520,12 @@ def test_an_admission_that_meets_a_state_that_is_none_is_damage(run: QueueRun, s
         run.admit()
 
 
+def test_an_admission_that_meets_a_run_without_a_state_is_damage(run: QueueRun) -> None:
+    run.client.hdel(run.keys.state, "state")
+    with pytest.raises(Missing, match=r"the record of run .* in Redis does not decode"):
+        run.admit()
+
+
 @pytest.mark.parametrize("how", ["lost", "of another type"])
 def test_taken_rows_that_are_gone_are_damage_and_no_row_is_answered_twice(run: QueueRun, how: str) -> None:
     claim = run.take()

@@ -8,7 +8,7 @@ whole(A.k, 'k'); whole(A.rows, 'rows'); need(A.record, 'string', 'record')
 need(A.entry, 'string', 'entry'); need(A.empty, 'string', 'empty'); need(A.token, 'string', 'token')
 local run = redis.call('HMGET', run_key(RUN), 'epoch', 'state', 'cursor', 'live_rows', 'window', 'live_bytes', 'window_bytes')
 if tonumber(run[1] or -1) ~= EPOCH then return 'LOST' end
-if run[2] ~= 'running' then return run[2] end
+if run[2] ~= 'running' then return run[2] or '' end
 if tonumber(run[3]) ~= A.k then return 'BEHIND' end
 local full = tonumber(run[4]) >= tonumber(run[5]) or (run[7] and tonumber(run[6]) >= tonumber(run[7]))
 if full and redis.call('HLEN', P .. 'live') > 0 then return 'FULL' end
