@@ -212,6 +212,7 @@ def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Te
         "chain_claim": loaded.claim,
         "parameters": loaded.parameters,
         "drive": drive,
+        "progress": False,
     }
     inputs = sources[0] if len(sources) == 1 else sources
     launch(directory, telling, lambda hooks: executor.run(plan, inputs, directory, hooks=hooks, **options), plan)

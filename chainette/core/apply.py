@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Concatenate, Generic, overload
+from typing import Any, Concatenate, Generic, Unpack, overload
 
 from pydantic import BaseModel
-from typing_extensions import TypeVar
+from typing_extensions import TypedDict, TypeVar
 
 from chainette.core.function_signature import (
     checked_model,
@@ -128,70 +128,32 @@ class ApplyNode(Node, Generic[In, Out]):
         return self.output_model.model_validate_json(value)
 
 
+class _Keys(TypedDict, Generic[In, Out], total=False):
+    """The keywords of `apply`, which are those of `ApplyNode`."""
+
+    id: str | None
+    name: str
+    emoji: str
+    input_model: type[In] | None
+    output_model: type[Out] | None
+
+
 @overload
-def apply(
-    fn: Callable[Concatenate[In, ...], list[Out]],
-    *,
-    id: str | None = ...,
-    name: str = ...,
-    emoji: str = ...,
-    input_model: type[In] | None = ...,
-    output_model: type[Out] | None = ...,
-) -> ApplyNode[In, Out]: ...
+def apply(fn: Callable[Concatenate[In, ...], list[Out]], **keys: Unpack[_Keys[In, Out]]) -> ApplyNode[In, Out]: ...
 @overload
-def apply(
-    fn: Callable[Concatenate[In, ...], Awaitable[list[Out]]],
-    *,
-    id: str | None = ...,
-    name: str = ...,
-    emoji: str = ...,
-    input_model: type[In] | None = ...,
-    output_model: type[Out] | None = ...,
-) -> ApplyNode[In, Out]: ...
+def apply(fn: Callable[Concatenate[In, ...], Awaitable[list[Out]]], **keys: Unpack[_Keys[In, Out]]) -> ApplyNode[In, Out]: ...
 @overload
-def apply(
-    fn: Callable[Concatenate[In, ...], Iterator[Out]],
-    *,
-    id: str | None = ...,
-    name: str = ...,
-    emoji: str = ...,
-    input_model: type[In] | None = ...,
-    output_model: type[Out] | None = ...,
-) -> ApplyNode[In, Out]: ...
+def apply(fn: Callable[Concatenate[In, ...], Iterator[Out]], **keys: Unpack[_Keys[In, Out]]) -> ApplyNode[In, Out]: ...
 @overload
-def apply(
-    fn: Callable[Concatenate[In, ...], AsyncIterator[Out]],
-    *,
-    id: str | None = ...,
-    name: str = ...,
-    emoji: str = ...,
-    input_model: type[In] | None = ...,
-    output_model: type[Out] | None = ...,
-) -> ApplyNode[In, Out]: ...
+def apply(fn: Callable[Concatenate[In, ...], AsyncIterator[Out]], **keys: Unpack[_Keys[In, Out]]) -> ApplyNode[In, Out]: ...
 @overload
-def apply(
-    fn: Callable[Concatenate[In, ...], Awaitable[Out | None]],
-    *,
-    id: str | None = ...,
-    name: str = ...,
-    emoji: str = ...,
-    input_model: type[In] | None = ...,
-    output_model: type[Out] | None = ...,
-) -> ApplyNode[In, Out]: ...
+def apply(fn: Callable[Concatenate[In, ...], Awaitable[Out | None]], **keys: Unpack[_Keys[In, Out]]) -> ApplyNode[In, Out]: ...
 @overload
-def apply(
-    fn: Callable[Concatenate[In, ...], Out | None],
-    *,
-    id: str | None = ...,
-    name: str = ...,
-    emoji: str = ...,
-    input_model: type[In] | None = ...,
-    output_model: type[Out] | None = ...,
-) -> ApplyNode[In, Out]: ...
+def apply(fn: Callable[Concatenate[In, ...], Out | None], **keys: Unpack[_Keys[In, Out]]) -> ApplyNode[In, Out]: ...
 @overload
-def apply(fn: Callable[..., Any], **keys: Any) -> ApplyNode[Any, Any]: ...
+def apply(fn: Callable[..., Any], **keys: Unpack[_Keys[Any, Any]]) -> ApplyNode[Any, Any]: ...
 @overload
-def apply(fn: None = None, **keys: Any) -> Callable[[Callable[..., Any]], ApplyNode[Any, Any]]: ...
+def apply(fn: None = None, **keys: Unpack[_Keys[Any, Any]]) -> Callable[[Callable[..., Any]], ApplyNode[Any, Any]]: ...
 @explained()
 def apply(fn: Callable[..., Any] | None = None, **keys: Any) -> Any:
     """An ApplyNode from a function; `@apply`, `@apply(id=...)` and `apply(fn, ...)` all work.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from chainette.core.streaming import StreamEvent
     from chainette.records import Row
     from chainette.run.executor import RunResult
+    from chainette.run.options import RunKeywords
 
 __all__ = ["DEFAULT_BATCH_SIZE", "ArrowStream", "Chain", "Inputs"]
 
@@ -101,14 +102,47 @@ class Chain:
         return f"<pre>{escape(shown)}</pre>"
 
     @explained()
-    def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
+    def run(
+        self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
+    ) -> RunResult:
         """Runs every row and writes a run directory (`runs/<run id>` unless named).
 
             chain.run("rows.jsonl")
             chain.run(pandas.read_sql(query, connection), "out")
 
-        Rows that are not in files of yours (models, dicts, frames, datasets) are kept in the directory. `options` are the
-        fields of `RunOptions`. Works inside a running event loop too (it blocks it).
+        Rows that are not in files of yours (models, dicts, frames, datasets) are kept in the directory. While it runs, a
+        terminal or a notebook shows its progress. Works inside a running event loop too (it blocks it).
+
+        Keyword Args:
+            limit: the number of records to take, from the first on; None, the default: all.
+            accept: stop once so many rows have reached the end, in the order of the input. Default: the chain's.
+            batch_size: rows per unit of work. Default: the chain's.
+            seed: the seed of every request's sampling seed. Default: 0.
+            format: of the files: "jsonl" (the default), "parquet" or "csv".
+            max_rows_per_file: rows per shard. Default: 100,000.
+            flattened: also write one row per item across all steps. Default: True.
+            key: an input column to copy into every shard, as `_key`. Default: None.
+            usage: also write the tokens and seconds that each row's answers took. Default: False.
+            csv_safe: with "csv", put `'` before text that a spreadsheet would run as a formula. Default: False.
+            engines_file: a YAML file whose engines replace those of the chain. Default: None.
+            simulate: draw answers from the schemas instead of asking a model. Default: False.
+            reuse: directories of earlier runs, whose answers to equal requests are taken. Default: none.
+            no_reuse: with `reuse`, ids of steps whose every row is computed. Default: none.
+            max_reject_rate: pause at this share of rejected rows of a step, after 200 rows. Default: None, never.
+            engine_patience: seconds for which an engine may be silent before the run gives up. Default: 600.
+            price: prices, such as "gpt=in:0.15,out:0.6" in dollars per million tokens. Default: those of the engines.
+            budget: the most to spend, over all resumes: "20usd", "3gpuh", "5e6tok" or "1000req". Default: no limit.
+            window: the most rows in progress. Default: None, derived from the engines.
+            resume: go on with the run in `output_dir`, if there is one. Default: False.
+            more: with `resume`, files that are appended to the input of a finished run. Default: none.
+            progress: show the run in a terminal (on stderr) or notebook; elsewhere nothing is printed. Default: True.
+            hooks: objects that are told of events (`chainette.hooks.Hook`). Default: none.
+            drive: workers that do the work, such as `LocalFleet`. Default: None, this process.
+            parameters: values of the parameters of the function that made the chain, for the log. Default: none.
+            run_id: ASCII letters, digits, `_` and `-`, 64 at most. Default: a new one from date and time.
+            chain_ref: the chain below `chain_root`, `chain.py:name`, so that `chainette resume` finds it. Default: "".
+            chain_root: the folder in which `chain_ref` is. Default: "".
+            chain_claim: the chain's files and their digest; set by the command line. Default: None.
 
             chain.run("rows.jsonl", "out", resume=True, select="changed+")  # after an edit: only what it changes
 
@@ -121,28 +155,34 @@ class Chain:
 
         return run(self, inputs, output_dir, **options)
 
-    async def arun(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
-        """`run` for callers on an event loop."""
+    async def arun(
+        self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
+    ) -> RunResult:
+        """`run` for callers on an event loop, with the same options."""
         from chainette.run.executor import arun
 
         return await arun(self, inputs, output_dir, **options)
 
     @explained()
-    def run_iter(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> Iterator[list[Row]]:
+    def run_iter(
+        self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
+    ) -> Iterator[list[Row]]:
         """Yields the finished rows root by root and keeps none.
 
-        Rejected rows are left out. Writes nothing unless `output_dir` is given. Closing the iterator stops the run.
+        Rejected rows are left out. Writes nothing unless `output_dir` is given. Closing the iterator stops the run. The options
+        are those of `run`; the rows are the progress, so none is shown.
         """
         from chainette.run.executor import run_iter
 
         return run_iter(self, inputs, output_dir, **options)
 
     @explained()
-    def stream(self, row: BaseModel | dict[str, Any], **options: Any) -> Iterator[StreamEvent]:
+    def stream(self, row: BaseModel | dict[str, Any], **options: Unpack[RunKeywords]) -> Iterator[StreamEvent]:
         """Yields the events of one row as they happen: questions, answers token by token, outputs (`chainette.core.streaming`).
 
         Seeds and outputs are those of `run([row])`; a row that is rejected ends with a `Rejection`. Writes nothing. Closing the
-        iterator stops the run, and the generation at its engine. Works inside a running event loop too (it blocks it).
+        iterator stops the run, and the generation at its engine. Works inside a running event loop too (it blocks it). The
+        options are those of `run`, as far as they concern one row.
         """
         from chainette.run.executor import stream
 

@@ -125,6 +125,8 @@ class RunSettings:
             value = getattr(self, name)
             object.__setattr__(self, name, (str(value),) if isinstance(value, str | Path) else tuple(map(str, value)))
         object.__setattr__(self, "reuse", tuple(map(os.path.abspath, self.reuse)))
+        if self.engines_file is not None:
+            object.__setattr__(self, "engines_file", os.fspath(self.engines_file))
         for name, flag in FLAGS.items():
             value = getattr(self, name)
             if flag.minimum is not None and value is not None and value < flag.minimum:

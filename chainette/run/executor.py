@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from pydantic import BaseModel
 
@@ -24,7 +24,7 @@ from chainette.records import Row
 from chainette.run.blocking import block, iterate
 from chainette.run.blocking import stream as streamed
 from chainette.run.one_node import execute_node
-from chainette.run.options import RunOptions
+from chainette.run.options import ResumeKeywords, RunKeywords, RunOptions, options_of
 from chainette.run.resumption import resume as resume_run
 from chainette.run.resumption import retry
 from chainette.run.start import start
@@ -50,9 +50,9 @@ __all__ = [
 class AsyncExecutor:
     """Runs a chain from a coroutine."""
 
-    def __init__(self, chain: Chain | Plan, **options: Any) -> None:
+    def __init__(self, chain: Chain | Plan, **options: Unpack[RunKeywords]) -> None:
         self.chain = chain
-        self.options = RunOptions(**options)
+        self.options = options_of(options)
 
     async def run(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None) -> RunResult:
         """Runs every row into a run directory; see `Chain.run`."""
@@ -62,7 +62,7 @@ class AsyncExecutor:
 class Executor:
     """Runs a chain from ordinary code, even if an event loop runs already."""
 
-    def __init__(self, chain: Chain | Plan, **options: Any) -> None:
+    def __init__(self, chain: Chain | Plan, **options: Unpack[RunKeywords]) -> None:
         self.chain = chain
         self.options = options
 
@@ -72,29 +72,33 @@ class Executor:
 
     def run_iter(self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None) -> Iterator[list[Row]]:
         """Yields finished rows root by root; see `Chain.run_iter`."""
-        return iterate(self.chain, inputs, output_dir, RunOptions(**self.options))
+        return iterate(self.chain, inputs, output_dir, options_of(self.options))
 
 
-def run(chain: Chain | Plan, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
+def run(
+    chain: Chain | Plan, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
+) -> RunResult:
     """See `Chain.run`. Callers that have compiled the chain pass its plan."""
     return Executor(chain, **options).run(inputs, output_dir)
 
 
-async def arun(chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any) -> RunResult:
+async def arun(
+    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
+) -> RunResult:
     """See `Chain.arun`."""
     return await AsyncExecutor(chain, **options).run(inputs, output_dir)
 
 
 def run_iter(
-    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Any
+    chain: Chain, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
 ) -> Iterator[list[Row]]:
     """See `Chain.run_iter`."""
     return Executor(chain, **options).run_iter(inputs, output_dir)
 
 
-def stream(chain: Chain, row: BaseModel | dict[str, Any], **options: Any) -> Iterator[StreamEvent]:
+def stream(chain: Chain, row: BaseModel | dict[str, Any], **options: Unpack[RunKeywords]) -> Iterator[StreamEvent]:
     """See `Chain.stream`."""
-    return streamed(chain, row, RunOptions(**options))
+    return streamed(chain, row, options_of(options))
 
 
 def resume(
@@ -104,7 +108,7 @@ def resume(
     from_step: str | Sequence[str] = (),
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     more: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
-    **options: Any,
+    **options: Unpack[ResumeKeywords],
 ) -> RunResult:
     """Goes on with the run of a directory from its durable rows; nothing durable is asked for again.
 
@@ -113,7 +117,7 @@ def resume(
     now, and with `select="rejected"` the rejected rows (see `run/selection.py`). `inputs` names the input's new place if it
     has moved; "-" is standard input, which a run with `accept` goes on with.
     `more` names files that are appended to the input of a finished run: their records number on, and begin a new root.
-    `options` may name hooks, window, engine_patience, max_reject_rate and a higher limit or accept; the log fixes the rest.
+    `options` are those of `Chain.run` that the log does not fix; `limit` and `accept` may be higher than before.
 
     Raises:
         RunDirectoryError: there is no run, it was made by a chain that lives in Python only, or the limit is lower.
@@ -122,9 +126,9 @@ def resume(
     """
     steps = [from_step] if isinstance(from_step, str) else from_step
     paths, appended = ([given] if isinstance(given, str | os.PathLike) else given for given in (inputs, more))
-    if [str(path) for path in paths] == ["-"]:
-        paths, options = (), options | {"source": sys.stdin.buffer}
-    return block(resume_run, RunDir(directory), chain, RunOptions(inputs=paths, more=appended, **options), steps)
+    source = sys.stdin.buffer if [str(path) for path in paths] == ["-"] else None
+    found = options_of(options, inputs=() if source else paths, more=appended, source=source)
+    return block(resume_run, RunDir(directory), chain, found, steps)
 
 
 def retry_rejected(
@@ -134,7 +138,7 @@ def retry_rejected(
     steps: Sequence[str] = (),
     reasons: Sequence[str] = (),
     engine: str | None = None,
-    **options: Any,
+    **options: Unpack[ResumeKeywords],
 ) -> RunResult:
     """Computes rejected rows again, from the step that rejected them on; other rows stay as they are.
 
@@ -147,7 +151,7 @@ def retry_rejected(
         retry,
         RunDir(directory),
         chain,
-        RunOptions(**options),
+        options_of(options),
         frozenset(steps),
         frozenset(reasons),
         engine,

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, cast
 
 from chainette.core.plan import Plan
-from chainette.core.run_settings import FLAGS, RECORDED, RunSettings
+from chainette.core.run_settings import FLAGS, RECORDED, Format, RunSettings
 from chainette.core.usercode.confined import ChainClaim
 from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
@@ -20,7 +20,7 @@ from chainette.run.limits import Limits
 from chainette.run.stored_answers import AnswerSources
 from chainette.utils.argument_advice import explained
 
-__all__ = ["Drive", "RunOptions"]
+__all__ = ["Drive", "ResumeKeywords", "RunKeywords", "RunOptions", "options_of"]
 
 
 class Drive(Protocol):
@@ -98,6 +98,8 @@ class RunOptions(RunSettings):
     hooks: tuple[Hook, ...] = ()
     #: Who moves the units; None: this process does.
     drive: Drive | None = None
+    #: Whether a terminal (on stderr) or a notebook shows the run as it goes on; elsewhere nothing is shown.
+    progress: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,3 +128,55 @@ class RunOptions(RunSettings):
     @property
     def limits(self) -> Limits:
         return Limits(self.window, self.engine_patience, self.max_reject_rate)
+
+
+_Words = str | Sequence[str]
+_Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class ResumeKeywords(TypedDict, total=False):
+    """The keywords with which a session may go on with a run; `Chain.run` explains them."""
+
+    limit: int | None
+    accept: int | None
+    reuse: _Folders
+    max_reject_rate: float | None
+    engine_patience: float
+    price: _Words
+    budget: _Words
+    window: int | None
+    parameters: Mapping[str, Any]
+    chain_claim: ChainClaim | None
+    hooks: Sequence[Hook]
+    drive: Drive | None
+    progress: bool
+
+
+class RunKeywords(ResumeKeywords, total=False):
+    """The keywords of `Chain.run`, which explains them: the fields of `RunOptions`, for those who wrap it.
+
+    def nightly(path: str, **options: Unpack[RunKeywords]) -> RunResult:
+        return chain.run(path, **options)
+    """
+
+    batch_size: int | None
+    seed: int
+    format: Format
+    max_rows_per_file: int
+    flattened: bool
+    key: str | None
+    usage: bool
+    csv_safe: bool
+    engines_file: str | os.PathLike[str] | None
+    simulate: bool
+    no_reuse: _Words
+    run_id: str
+    chain_ref: str
+    chain_root: str
+    resume: bool
+    more: Sequence[str | os.PathLike[str]]
+
+
+def options_of(keywords: RunKeywords | ResumeKeywords, **more: Any) -> RunOptions:
+    """The options for keywords of a call, whose types are wider: `RunSettings` makes one form of them."""
+    return RunOptions(**cast("dict[str, Any]", keywords), **more)

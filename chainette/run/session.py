@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +36,7 @@ from chainette.run.local_sink import Writer
 from chainette.run.options import Drive, RunOptions
 from chainette.run.scheduler import LocalRun
 from chainette.run.stored_answers import AnswerSources, StoredAnswers, require_runs
+from chainette.screen.shown import shown
 
 __all__ = [
     "Deliver",
@@ -154,7 +155,14 @@ def require_engines(plan: Plan) -> None:
 async def finish_run(
     plan: Plan, source: InputFile, writer: RunWriter, options: RunOptions, deliver: Deliver | None = None
 ) -> RunResult:
-    """Moves a directory's run to its end, or to a point where it can be resumed."""
+    """Moves a directory's run to its end, or to a point where it can be resumed; shows it if nobody takes its rows."""
+    with shown(writer.directory) if options.progress and deliver is None else nullcontext(()) as bars:
+        return await _finish_run(plan, source, writer, replace(options, hooks=(*options.hooks, *bars)), deliver)
+
+
+async def _finish_run(
+    plan: Plan, source: InputFile, writer: RunWriter, options: RunOptions, deliver: Deliver | None
+) -> RunResult:
     hook = Hooks(options.hooks)
     writer.rates, writer.limits = rates_of(plan), options.budget
     session = Session(plan, source, writer, options, hook)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -43,6 +44,8 @@ from chainette.utils.remote_files import is_url
 
 __all__ = ["begin", "iterate", "open_files", "start"]
 
+_log = logging.getLogger("chainette")
+
 
 async def start(
     chain: Chain | Plan,
@@ -62,7 +65,7 @@ async def start(
         paths = _paths(inputs)
         given = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
         return await resume(directory, chain, replace(options, inputs=given, source=None if paths else _source(inputs)))
-    plan = compile_plan(chain, options)
+    plan = _compiled(chain, options)
     if RunDir(directory.sample).exists():  # it was asked for a plan of this directory
         options = replace(options, reuse=(*options.reuse, str(directory.sample)))
     await check_drive(plan, options)
@@ -81,7 +84,7 @@ async def iterate(
     if output_dir is not None:
         await start(chain, inputs, output_dir, options, deliver)
         return
-    plan = compile_plan(chain, options)
+    plan = _compiled(chain, options)
     await check_drive(plan, options)
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
@@ -96,6 +99,14 @@ async def iterate(
                 await local.run()
         finally:
             source.close()
+
+
+def _compiled(chain: Chain | Plan, options: RunOptions) -> Plan:
+    """The plan; warnings about a chain that nobody has compiled before go to the log of the process."""
+    plan = compile_plan(chain, options)
+    for problem in plan.warnings if isinstance(chain, Chain) else ():
+        _log.warning("%s", problem)
+    return plan
 
 
 def begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:

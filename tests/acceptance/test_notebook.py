@@ -28,8 +28,8 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {cell.id: cell for cell in notebook.cells}
 
 
-def output(cell: Any, kind: str) -> str:
-    [found] = [output.data[kind] for output in cell.outputs if "data" in output and kind in output.data]
+def output(cell: Any, kind: str, of: str = "execute_result") -> str:
+    [found] = [output.data[kind] for output in cell.outputs if output.output_type == of]
     return str(found)
 
 
@@ -49,6 +49,14 @@ def test_a_result_shows_counts_and_first_rows(cells: dict[str, Any]) -> None:
     )
     assert "judge.reason" in output(cells["frame"], "text/html")
     assert output(cells["models"], "text/plain").endswith("<Status.FINISHED: 'finished'>)")
+
+
+def test_a_run_shows_its_progress_in_one_output_that_keeps_the_last_state(cells: dict[str, Any]) -> None:
+    for kind in ("text/html", "text/plain"):
+        assert "20 of 20 rows done · 0:0" in output(cells["run"], kind, "display_data")
+    assert len(cells["run"].outputs) == 2
+    assert len(cells["silent"].outputs) == 1  # progress=False
+    assert all(cell.outputs == [] or len(cell.outputs) == 1 for name, cell in cells.items() if name in ("rows", "stream"))
 
 
 def test_rows_and_events_are_readable(cells: dict[str, Any]) -> None:

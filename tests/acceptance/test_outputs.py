@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from chainette import Chain, Step, apply, register_engine
+from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event, UnitCommitted
@@ -134,7 +135,7 @@ def configs(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_run_without_finished_rows_loads_what_there_is(tmp_path: Path, format: str) -> None:
+def test_a_run_without_finished_rows_loads_what_there_is(tmp_path: Path, format: Format) -> None:
     result = make_chain(refuse).run(inputs(5), tmp_path / "run", format=format)
     assert configs(result.dir) == ["extract", "rejected"]
     assert not (result.dir / "flattened").exists() and not (result.dir / "check").exists()
@@ -145,7 +146,7 @@ def test_a_run_without_finished_rows_loads_what_there_is(tmp_path: Path, format:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_run_without_rejected_rows_has_no_such_folder_and_a_card_that_loads(tmp_path: Path, format: str) -> None:
+def test_a_run_without_rejected_rows_has_no_such_folder_and_a_card_that_loads(tmp_path: Path, format: Format) -> None:
     result = Chain(name="kept", steps=[apply(lambda item: item, id="keep", input_model=Text, output_model=Text)]).run(
         inputs(5), tmp_path / "run", format=format
     )
@@ -155,7 +156,7 @@ def test_a_run_without_rejected_rows_has_no_such_folder_and_a_card_that_loads(tm
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_run_over_nothing_has_a_card_without_configs(tmp_path: Path, format: str) -> None:
+def test_a_run_over_nothing_has_a_card_without_configs(tmp_path: Path, format: Format) -> None:
     result = make_chain().run([], tmp_path / "run", format=format)
     assert configs(result.dir) == []
     assert [list(result.rows(folder)) for folder in FOLDERS] == [[], [], [], []]
@@ -173,7 +174,7 @@ EXPANDED = sorted(f"{row}~{part}" for row in range(2) for part in range(12))
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_ids_of_expanded_rows_are_text_in_every_reader(tmp_path: Path, format: str) -> None:
+def test_ids_of_expanded_rows_are_text_in_every_reader(tmp_path: Path, format: Format) -> None:
     result = Chain(name="parts", steps=[apply(twelve)]).run(inputs(2), tmp_path / "run", format=format)
     for reader in TOOLS:
         rows = read(result.dir, reader, "twelve")

@@ -13,6 +13,7 @@ import pytest
 
 from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.core.branch import Element
+from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged
 from chainette.hooks import Hook
@@ -215,7 +216,7 @@ def inputs(tmp_path: Path) -> Path:
     return write_inputs(tmp_path / "inputs.jsonl", 18, bad=(7,))
 
 
-def begun(chain: Chain, inputs: Path, directory: Path, format: str) -> Path:
+def begun(chain: Chain, inputs: Path, directory: Path, format: Format) -> Path:
     """A run that was stopped: some roots are complete, others half done, others not begun."""
     with pytest.raises(KeyError, match="enough"):
         chain.run(inputs, directory, format=format, max_rows_per_file=4, window=8, hooks=(StopsAfter(14),))
@@ -240,7 +241,7 @@ def columns(result: RunResult) -> set[tuple[str, ...]]:
 @pytest.mark.parametrize("format", some(FORMATS))
 @pytest.mark.parametrize("change", some([*CHANGES]))
 def test_a_changed_shape_is_refused_untouched_and_computed_anew_as_printed(
-    tmp_path: Path, inputs: Path, change: str, format: str
+    tmp_path: Path, inputs: Path, change: str, format: Format
 ) -> None:
     old, new, words, steps = CHANGES[change]
     run = begun(old(), inputs, tmp_path / "runs" / "run", format)
@@ -268,7 +269,7 @@ def test_a_changed_shape_is_refused_untouched_and_computed_anew_as_printed(
 
 
 @pytest.mark.parametrize("format", some(FORMATS))
-def test_a_finished_run_gets_other_names_without_asking_any_engine(tmp_path: Path, inputs: Path, format: str) -> None:
+def test_a_finished_run_gets_other_names_without_asking_any_engine(tmp_path: Path, inputs: Path, format: Format) -> None:
     run = ending().run(inputs, tmp_path / "run", format=format)
     asked = run.metadata["usage"]["requests"]
     again = resume(run.dir, ending("d"), from_step="flattened")

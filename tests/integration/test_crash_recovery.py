@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def inputs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
 def test_a_crash_at_any_disk_step_costs_nothing(tmp_path: Path, inputs: Path, format: str) -> None:
     chain = everything()
-    options = {"format": format, "max_rows_per_file": 10}
+    options: dict[str, Any] = {"format": format, "max_rows_per_file": 10}
     whole = content(chain.run(inputs, tmp_path / "whole", **options))
     with copies(tmp_path / "run", tmp_path / "copies", every=7 if format == "jsonl" else 11) as taken:
         chain.run(inputs, tmp_path / "run", **options)

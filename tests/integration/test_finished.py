@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from chainette import Branch, Chain, Step, apply, register_engine
 from chainette.cli.main import app
 from chainette.core.compile import compile_chain
+from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import DamagedRun, NotFinished, RunDirectoryError
 from chainette.io.inputs.roots import Roots
@@ -235,7 +236,7 @@ def test_a_limit_and_an_empty_input_are_finished(tmp_path: Path, inputs: Path) -
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
-def test_a_shard_that_lost_a_row_is_named_by_every_command(tmp_path: Path, inputs: Path, format: str) -> None:
+def test_a_shard_that_lost_a_row_is_named_by_every_command(tmp_path: Path, inputs: Path, format: Format) -> None:
     chain = lasting()
     directory = chain.run(inputs, tmp_path / "run", format=format).dir
     shard = directory / "extract" / f"0.{format}"

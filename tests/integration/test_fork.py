@@ -12,6 +12,7 @@ from pyarrow import parquet
 from pydantic import BaseModel
 
 from chainette import Branch, Chain, Step, apply, register_engine
+from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.fork import finish_swap
@@ -61,7 +62,9 @@ def derived_files_agree(result: RunResult) -> bool:
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
-def test_from_a_changed_step_computes_it_and_what_follows_and_nothing_else(tmp_path: Path, inputs: Path, format: str) -> None:
+def test_from_a_changed_step_computes_it_and_what_follows_and_nothing_else(
+    tmp_path: Path, inputs: Path, format: Format
+) -> None:
     run = three_steps().run(inputs, tmp_path / "run", format=format, max_rows_per_file=8)
     before, asked = content(run), run.metadata["steps"]["extract"]["usage"]["requests"]
     changed = three_steps(label_prompt="Say it: {{ extract.name }}")
@@ -98,7 +101,7 @@ def test_from_a_step_of_a_joined_branch_computes_what_uses_its_alias(tmp_path: P
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
-def test_retry_asks_only_for_rejected_rows(tmp_path: Path, inputs: Path, format: str) -> None:
+def test_retry_asks_only_for_rejected_rows(tmp_path: Path, inputs: Path, format: Format) -> None:
     run = three_steps().run(inputs, tmp_path / "run", format=format, max_rows_per_file=8)
     good, rejected = {row["row_id"] for row in run.rows("word")}, {row["row_id"] for row in run.rows("rejected")} - {"7"}
     assert rejected
@@ -206,7 +209,7 @@ def double(text: Text) -> list[Text]:
     return [text, text]
 
 
-def with_dots(run: Path, format: str) -> None:
+def with_dots(run: Path, format: Format) -> None:
     """Names expanded rows as an older Chainette did: `7.0`."""
     for shard in run.glob(f"double/*.{format}"):
         if format == "parquet":
@@ -218,7 +221,7 @@ def with_dots(run: Path, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
-def test_a_directory_with_ids_like_7_0_is_refused_by_name_and_left_as_it_is(tmp_path: Path, inputs: Path, format: str) -> None:
+def test_a_directory_with_ids_like_7_0_is_refused_and_left_as_it_is(tmp_path: Path, inputs: Path, format: Format) -> None:
     chain = Chain(name="old", steps=[apply(double)])
     run = chain.run(inputs, tmp_path / "run", format=format)
     assert resume(run.dir, chain).status is Status.FINISHED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.from_thread
@@ -61,7 +62,7 @@ def test_rows_that_no_shard_could_hold_are_put_aside_and_computed_again(
     results: list[RunResult] = []
 
     def run() -> None:
-        options = {"chain_ref": "chain.py", "chain_root": str(tmp_path), "format": format}
+        options: dict[str, Any] = {"chain_ref": "chain.py", "chain_root": str(tmp_path), "format": format}
         results.append(site.chain.run(tmp_path / "in.jsonl", tmp_path / "out", drive=Driven(database.url), **options))
 
     async def attack() -> None:

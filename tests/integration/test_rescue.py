@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from chainette import Chain, SamplingParams, Step
+from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Finish, Request
 from chainette.errors import ChainChanged
 from chainette.hooks import Hook
@@ -88,7 +89,7 @@ class Stops(Hook):
             raise KeyError("enough")
 
 
-def begun(case: Case, directory: Path, format: str = "jsonl") -> None:
+def begun(case: Case, directory: Path, format: Format = "jsonl") -> None:
     with pytest.raises(KeyError, match="enough"):
         chain(case.before).run(texts(ROWS), directory, format=format, window=4, hooks=(Stops(),))
 
@@ -99,7 +100,7 @@ def ids(result: RunResult, folder: str) -> set[str]:
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
 def test_a_raised_setting_keeps_every_accepted_row_and_rejections_wait_for_retry(
-    tmp_path: Path, script: Script, case: Case, format: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, script: Script, case: Case, format: Format, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun(case, tmp_path / "run", format)
     asked = {row_of(request) for request in script.requests}
@@ -119,7 +120,7 @@ def test_a_raised_setting_keeps_every_accepted_row_and_rejections_wait_for_retry
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
-def test_retry_asks_rejected_rows_with_the_raised_setting(tmp_path: Path, script: Script, case: Case, format: str) -> None:
+def test_retry_asks_rejected_rows_with_the_raised_setting(tmp_path: Path, script: Script, case: Case, format: Format) -> None:
     run = chain(case.before).run(texts(ROWS), tmp_path / "run", format=format)
     assert ids(run, "rejected") == HARD
     script.requests.clear()

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from chainette import ApplyNode, Branch, Chain, RunResult, Step, apply
 from chainette.core.apply import Cardinality
 from chainette.core.branch import Element
+from chainette.core.run_settings import Format
 from chainette.io.rundir.run_state import Status
 from chainette.records import row_order
 from tests.support.chains import finished
@@ -310,14 +311,14 @@ def test_flattened_is_in_id_order_within_a_root_and_by_number(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
-def test_an_empty_input_finishes_with_no_rows(tmp_path: Path, format: str) -> None:
+def test_an_empty_input_finishes_with_no_rows(tmp_path: Path, format: Format) -> None:
     result = run(tmp_path, [node(same, "s"), Branch("b", [node(same, "t")]).join("u")], [], format=format)
     assert ids(result, "s") == ids(result, "flattened") == ids(result, "rejected") == []
     assert result.metadata["records"] == 0
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
-def test_an_input_of_bad_lines_alone_finishes_with_all_of_them_rejected(tmp_path: Path, format: str) -> None:
+def test_an_input_of_bad_lines_alone_finishes_with_all_of_them_rejected(tmp_path: Path, format: Format) -> None:
     chain = Chain(name="bad", steps=[node(same, "s")], batch_size=2, input_model=N)
     result = chain.run([{"n": "x"}] * 5, tmp_path / "run", format=format)
     assert result.status is Status.FINISHED and result.metadata["balanced"]

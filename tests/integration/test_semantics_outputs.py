@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, RootModel, f
 from pydantic import SerializerFunctionWrapHandler as Handler
 
 from chainette import Chain, apply
+from chainette.core.run_settings import Format
 from chainette.errors import PlanError
 from chainette.io.rundir.result import RunResult
 
@@ -23,7 +24,7 @@ class Index(BaseModel):
     at: int
 
 
-def run(values: Sequence[BaseModel], folder: Path, format: str) -> RunResult:
+def run(values: Sequence[BaseModel], folder: Path, format: Format) -> RunResult:
     """A run that gives `values[n]` for row n."""
 
     def give(item: Index) -> Any:
@@ -122,7 +123,7 @@ DUMPED: dict[str, Sequence[BaseModel]] = {
 
 @FORMATS
 @pytest.mark.parametrize("name", DUMPED)
-def test_what_serializers_write_comes_back_equal_in_every_format(tmp_path: Path, name: str, format: str) -> None:
+def test_what_serializers_write_comes_back_equal_in_every_format(tmp_path: Path, name: str, format: Format) -> None:
     result = run(DUMPED[name], tmp_path / "run", format)
     dumps = [json.loads(value.model_dump_json(by_alias=True, round_trip=True)) for value in DUMPED[name]]
     assert list(result.rows("give")) == [{"row_id": str(at)} | dump for at, dump in enumerate(dumps)]
@@ -136,7 +137,7 @@ def of_any_model(item):  # type: ignore[no-untyped-def]
 
 
 @FORMATS
-def test_rows_of_a_function_without_annotations_come_back_equal(tmp_path: Path, format: str) -> None:
+def test_rows_of_a_function_without_annotations_come_back_equal(tmp_path: Path, format: Format) -> None:
     chain = Chain(name="any", steps=[apply(of_any_model, input_model=Index)])
     result = chain.run([Index(at=9)], tmp_path / "run", format=format)
     cat, dog = {"kind": "cat", "lives": 9}, {"kind": "dog", "born": "2024-01-09"}
@@ -182,7 +183,7 @@ def lie(item: Index) -> Lies:
 
 
 @FORMATS
-def test_a_serializer_that_gives_another_type_than_it_says_costs_its_row_only(tmp_path: Path, format: str) -> None:
+def test_a_serializer_that_gives_another_type_than_it_says_costs_its_row_only(tmp_path: Path, format: Format) -> None:
     result = Chain(name="lies", steps=[apply(lie)]).run([Index(at=1)], tmp_path / "run", format=format)
     [rejected] = result.rows("rejected")
     assert rejected["reason"] == "apply_error"

@@ -607,7 +607,7 @@ def test_a_row_that_is_no_json_object_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
-def test_a_row_of_a_subclass_becomes_a_row_of_the_declared_model(tmp_path: Path, format: str) -> None:
+def test_a_row_of_a_subclass_becomes_a_row_of_the_declared_model(tmp_path: Path, format: Format) -> None:
     class Rich(Text):
         more: int = 5
 
@@ -762,7 +762,7 @@ def test_a_row_is_recorded_in_rejected_once_per_node_and_never_in_its_output_too
 
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])
-def test_every_format_holds_the_same_rows(tmp_path: Path, format: str) -> None:
+def test_every_format_holds_the_same_rows(tmp_path: Path, format: Format) -> None:
     inputs = write_inputs(tmp_path / "in.jsonl", 20, bad=(3,))
     plain_rows, other = (everything().run(inputs, tmp_path / name, format=name) for name in ("jsonl", format))
     for folder in ("extract", "touchy", "count", "closing", "rejected", "flattened"):

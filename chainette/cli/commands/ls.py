@@ -14,10 +14,10 @@ import typer
 from chainette.cli.common import command_line, console, guarded, new_table, print_json
 from chainette.cli.directory_status import is_working, standing
 from chainette.cli.flags import AsJson
-from chainette.cli.screen.summary import amount
 from chainette.errors import ChainetteError
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
+from chainette.screen.numbers import amount
 from chainette.utils.terminal_text import visible_line
 
 __all__ = ["ls"]

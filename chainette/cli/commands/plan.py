@@ -15,7 +15,6 @@ from chainette.cli.bundles import Task
 from chainette.cli.common import console, guarded, new_table, print_json, warn
 from chainette.cli.flags import AsJson
 from chainette.cli.launch import load_plan
-from chainette.cli.screen.summary import amount, clock, dollars
 from chainette.cli.signature import Only
 from chainette.core.run_settings import RunSettings
 from chainette.errors import InputError
@@ -24,6 +23,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.run.estimate import Estimate, at_most, from_state, sample, save
 from chainette.run.options import RunOptions
 from chainette.run.start import open_files
+from chainette.screen.numbers import amount, clock, dollars
 
 __all__ = ["plan"]
 

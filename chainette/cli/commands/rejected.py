@@ -138,5 +138,5 @@ def _retry(directory: Path, steps: list[str], reasons: list[str], engine: str | 
     launch(
         run,
         replace(telling, again=("--local",)),
-        lambda hooks: executor.retry_rejected(run, steps=steps, reasons=reasons, engine=engine, hooks=hooks),
+        lambda hooks: executor.retry_rejected(run, steps=steps, reasons=reasons, engine=engine, hooks=hooks, progress=False),
     )

@@ -148,6 +148,7 @@ def _go_on(
             parameters=asked.parameters,
             hooks=hooks,
             drive=drive,
+            progress=False,
             **{name: getattr(asked.settings, name) for name in RESUMABLE},
         )
         for redis in result.redis:

@@ -15,7 +15,6 @@ from chainette.cli.directory_status import is_working, standing, version_lines
 from chainette.cli.flags import AsJson, RedisUrl
 from chainette.cli.fleet_json import fleet_json, run_json
 from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
-from chainette.cli.screen.live import view_lines
 from chainette.cli.screen.summary import (
     accept_lines,
     accounting_line,
@@ -37,6 +36,7 @@ from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.run_state import RunState
+from chainette.screen.lines import view_lines
 
 __all__ = ["status"]
 

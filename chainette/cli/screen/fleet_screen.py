@@ -10,8 +10,6 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from chainette.cli.screen.live import fitting, view_lines
-from chainette.cli.screen.summary import amount, clock, short
 from chainette.engine.price import Cost
 from chainette.fleet.protocol.keys import aside as kept_aside
 from chainette.fleet.protocol.member_fields import WORKER, Member
@@ -22,6 +20,8 @@ from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.costs import plain_cost
 from chainette.io.rundir.progress import EngineView, Progress
+from chainette.screen.lines import fitting, view_lines
+from chainette.screen.numbers import amount, clock, short
 from chainette.utils.terminal_text import visible_line
 
 __all__ = ["FleetView", "RunView", "watch"]

@@ -15,12 +15,13 @@ from typing import Self
 import msgspec
 
 from chainette.cli.common import console, for_scripts, show_path
-from chainette.cli.screen.summary import clock, counts_table, short, summary_lines
+from chainette.cli.screen.summary import counts_table, summary_lines
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitCommitted, UnitRetried
 from chainette.io.rundir.progress import Progress, TotalView, earlier_events
 from chainette.io.rundir.result import RunResult
+from chainette.screen.numbers import clock, short
 from chainette.utils.terminal_text import visible_json, visible_paragraph
 
 __all__ = ["JsonLines", "Plain", "QuietReporter", "Reporter", "line_writer"]

@@ -14,49 +14,25 @@ from rich.table import Table
 from chainette.cli.common import command_line, new_table
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
+from chainette.screen.numbers import amount, clock, dollars
 
 __all__ = [
     "accept_lines",
     "accounting_line",
-    "amount",
     "candidate_lines",
-    "clock",
     "cost_line",
     "counts_table",
-    "dollars",
     "engine_lines",
     "escalation_lines",
     "next_lines",
     "plan_line",
     "reuse_line",
-    "short",
     "summary_lines",
     "token_line",
     "way_lines",
 ]
 
 _COLUMNS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
-
-
-def short(number: float) -> str:
-    """A number in at most five characters: 0.4, 9994, 12.3k, 1.2M."""
-    if number < 9.95 and number != round(number):
-        return f"{number:.1f}"
-    for limit, unit in ((1e4, ""), (1e6, "k"), (1e9, "M"), (1e12, "G")):
-        if number < limit * 0.9995:
-            value = number / (limit / 1e3) if unit else number
-            return f"{value:.0f}{unit}" if not unit or value >= 99.95 else f"{value:.1f}{unit}"
-    return f"{number:.0e}"
-
-
-def clock(seconds: float) -> str:
-    """A duration: 0:07, 12:03, 3h05, 2d04h."""
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02}"
-    if whole < 86_400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}"
-    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
 
 
 def counts_table(metadata: Mapping[str, Any]) -> Table:
@@ -171,21 +147,6 @@ def plan_line(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) ->
         spent = cost["usd"] - plan["spent"]["usd"]
         parts.append(f"{dollars(usd)}, and {dollars(spent)} were spent ({(usd / spent - 1 if spent else 0):+.1%})")
     yield f"plan ({plan['basis']}): {'; '.join(parts)}"
-
-
-def amount(cost: Mapping[str, float]) -> str:
-    """A cost for people: `$1.23, 0.40 GPU-hours`."""
-    hours = [_gpu_time(cost["gpu_hours"])] if cost["gpu_hours"] else []
-    return ", ".join([dollars(cost["usd"]), *hours] if cost["usd"] or not hours else hours)
-
-
-def _gpu_time(hours: float) -> str:
-    return f"{hours:.3g} GPU-hours" if hours >= 0.01 else f"{hours * 3600:.3g} GPU-seconds"
-
-
-def dollars(usd: float) -> str:
-    """Money in dollars, small amounts with two digits that count."""
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${float(f'{usd:.2g}'):.6f}".rstrip("0")
 
 
 def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:

@@ -70,6 +70,7 @@ class SinkDuty:
                 chain_claim=loaded.claim,
                 parameters=loaded.parameters,
                 drive=drive,
+                progress=False,
                 **{name: getattr(settings, name) for name in FLAGS},
             )
         else:
@@ -80,6 +81,7 @@ class SinkDuty:
                 drive=drive,
                 chain_claim=loaded.claim,
                 parameters=loaded.parameters,
+                progress=False,
                 **{name: getattr(settings, name) for name in RESUMABLE},
             )
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from chainette.cli.screen.live import LiveView, view_lines
+from chainette.cli.screen.live import LiveView
 from chainette.core.plan import Plan
 from chainette.io.rundir.events import EngineLoaded, RunStarted, UnitCommitted, UnitRetried
 from chainette.io.rundir.log import read_log
@@ -18,6 +18,7 @@ from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage
+from chainette.screen.lines import view_lines
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from chainette.cli.screen.summary import accounting_line, clock, engine_lines, next_lines, short, summary_lines
+from chainette.cli.screen.summary import accounting_line, engine_lines, next_lines, summary_lines
+from chainette.screen.numbers import clock, short
 
 OUT = Path("runs/my run")
 

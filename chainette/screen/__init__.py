@@ -1,0 +1,1 @@
+"""Progress and numbers for people, for the command line and for Python."""
