@@ -135,6 +135,7 @@ class Chain:
             window: the most rows in progress. Default: None, derived from the engines.
             resume: go on with the run in `output_dir`, if there is one. Default: False.
             more: with `resume`, files that are appended to the input of a finished run. Default: none.
+            select: with `resume`, the rows to compute again: "changed+", "STEP+" or "rejected". Default: none.
             progress: show the run in a terminal (on stderr) or notebook; elsewhere nothing is printed. Default: True.
             hooks: objects that are told of events (`chainette.hooks.Hook`). Default: none.
             drive: workers that do the work, such as `LocalFleet`. Default: None, this process.

@@ -145,6 +145,7 @@ class ResumeKeywords(TypedDict, total=False):
     price: _Words
     budget: _Words
     window: int | None
+    select: _Words
     parameters: Mapping[str, Any]
     chain_claim: ChainClaim | None
     hooks: Sequence[Hook]

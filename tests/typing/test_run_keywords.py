@@ -38,6 +38,7 @@ WIDER = {
     "price": "gpt=in:1",
     "budget": "20usd",
     "no_reuse": "ask",
+    "select": "changed+",
     "engines_file": Path("engines.yml"),
 }
 
@@ -75,7 +76,7 @@ def test_the_keywords_are_the_fields_of_the_options_with_their_types() -> None:
     options, keywords = get_type_hints(RunOptions), get_type_hints(RunKeywords)
     assert keywords.keys() == {field.name for field in fields(RunOptions)} - _INTERNAL
     assert {name for name in keywords if keywords[name] != options[name]} == {*WIDER, "hooks"}
-    session = {"parameters", "chain_claim", "hooks", "drive", "progress"}
+    session = {"select", "parameters", "chain_claim", "hooks", "drive", "progress"}
     assert ResumeKeywords.__annotations__.keys() == RESUMABLE | session
 
 
