@@ -26,12 +26,11 @@ from chainette.core.usercode.loading import LoadedChain
 from chainette.core.usercode.parameters import settings_of
 from chainette.errors import Problem, RunError
 from chainette.fleet.redis.connect import connect, eviction_risk
-from chainette.fleet.redis.run_registry import Board, Order, Role, inside
+from chainette.fleet.redis.run_registry import Board, Order, Role, inside, relative_runs
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
-from chainette.run.session import refuse_reuse
 from chainette.utils.ids import new_run_id
 
 __all__ = ["hand_over"]
@@ -39,7 +38,6 @@ __all__ = ["hand_over"]
 
 def hand_over(task: Task, settings: RunSettings, way: FleetDriveFlags, *, quiet: bool, here: bool) -> None:
     """Hands a run over to services; `here`: this process admits its rows."""
-    refuse_reuse(settings)
     loaded, plan = load_plan(task.chain, task.chain_root, task.parameters, settings)
     if not quiet:
         warn(plan.warnings)
@@ -147,6 +145,7 @@ def _order_of(task: Task, settings: RunSettings, loaded: LoadedChain, plan: Plan
         below = file.relative_to(root) if file.is_relative_to(root) else file
         settings = replace(settings, engines_file=inside(str(below), "the engine file"))
     return Order(
+        reuse=relative_runs(settings.reuse),
         chain_ref=inside(loaded.reference, "the chain"),
         digest=loaded.digest,
         files=loaded.names,
@@ -154,5 +153,5 @@ def _order_of(task: Task, settings: RunSettings, loaded: LoadedChain, plan: Plan
         marks=marks_of(plan),
         inputs=tuple(inside(path if path != "-" else "/dev/stdin", "the input") for path in task.inputs),
         directory=inside(str(directory), "the run directory"),
-        options=settings,
+        options=replace(settings, reuse=()),
     )

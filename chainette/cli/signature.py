@@ -110,11 +110,8 @@ def _option(name: str, kind: Any, flag: Flag, default: Any, *, again: bool) -> A
         is_there = typer.Option(word, metavar=flag.metavar, exists=True, dir_okay=False, resolve_path=True, help=shown)
         return Annotated[Path | None, is_there]
     if kind == tuple[str, ...]:
-        kind, is_path = (list[Path] if flag.folder else list[str]), flag.folder
-        several = typer.Option(
-            word, metavar=flag.metavar, exists=is_path, file_okay=not is_path, resolve_path=is_path, help=shown
-        )
-        return Annotated[kind, several]
+        kind = list[Path] if flag.folder else list[str]
+        return Annotated[kind, typer.Option(word, metavar=flag.metavar, help=shown)]
     both = f"{word}/--no-{word.removeprefix('--')}" if default is True else word
     return Annotated[kind, typer.Option(both, metavar=flag.metavar, min=flag.minimum, help=shown)]
 

@@ -41,7 +41,7 @@ async def call(result: UnitResult, rows: Sequence[Row], away: Away) -> None:
     plan, node = result.plan, result.node
     apply = node.node
     assert isinstance(apply, ApplyNode)
-    rows = take_stored(result, rows)
+    rows = await take_stored(result, rows)
     if not rows:
         return
     values = _Values(result, apply, dict(enumerate(rows)))
@@ -54,9 +54,10 @@ async def call(result: UnitResult, rows: Sequence[Row], away: Away) -> None:
     result.pull = None
 
 
-def take_stored(result: UnitResult, rows: Sequence[Row]) -> list[Row]:
+async def take_stored(result: UnitResult, rows: Sequence[Row]) -> Sequence[Row]:
     """Finishes the rows whose values an earlier run has; returns the others."""
-    return [row for row in rows if not result.take_stored(row, key_of_call(result.plan, result.node, row))]
+    result.keys |= {row.row_id: key_of_call(result.plan, result.node, row) for row in rows}
+    return await result.take_stored(rows)
 
 
 async def _call_rows(

@@ -31,10 +31,6 @@ class Drive(Protocol):
         """Whether this session's units outlive it, so that a later session goes on with the epoch."""
 
     @property
-    def is_here(self) -> bool:
-        """Whether every worker runs on this machine, and sees its files."""
-
-    @property
     def way(self) -> dict[str, str]:
         """How `resume` is told to move a run in this way: values of its flags, by name."""
 

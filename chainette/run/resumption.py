@@ -377,10 +377,7 @@ def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOpt
     if fixed.get("engines_file"):
         fixed["engines_file"] = str(Path(root) / fixed["engines_file"])
     fixed["limit"] = require_limit(directory, state, options.limit)
-    if options.reuse and fixed.get("reuse"):
-        fixed["reuse"] = options.reuse
-    elif options.reuse:
-        raise RunDirectoryError(f"{directory}: the run takes no answers from others; begin a new run with --reuse to do so")
+    fixed["reuse"] = require_reuse(directory, state, options.reuse)
     fixed["accept"] = require_accept(directory, state, options.accept)
     for name in options.given.keys() & fixed.keys() - RESUMABLE - {"engines_file"}:
         if (value := getattr(options, name)) != fixed[name]:
@@ -390,6 +387,18 @@ def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOpt
             )
     options = replace(options, budget=options.budget or state.budget)
     return replace(options, **fixed, chain_ref=run.chain_ref, chain_root=root)
+
+
+def require_reuse(directory: RunDir, state: RunState, wanted: Sequence[str]) -> Sequence[str]:
+    """The earlier runs of a session: those that are wanted, in place of the recorded ones; a sample of its plan stays.
+
+    Raises:
+        RunDirectoryError: the run began without any.
+    """
+    known: Sequence[str] = state.run.settings.get("reuse") or ()
+    if wanted and not known:
+        raise RunDirectoryError(f"{directory}: the run takes no answers from others; begin a new run with --reuse to do so")
+    return (*wanted, *({str(directory.sample)} & {*known} - {*wanted})) if wanted else known
 
 
 def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int | None:

@@ -39,7 +39,7 @@ from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
-from chainette.run.stored_answers import StoredAnswers
+from chainette.run.stored_answers import Answers
 from chainette.run.unit_result import UnitResult, raised
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker, claimable_queues
 from chainette.utils.user_errors import is_stray
@@ -85,7 +85,7 @@ class LocalRun(Worker):
     #: Gets the finished rows of each root; may wait.
     deliver: Callable[[list[Row]], Awaitable[None]] | None = None
     #: The answers of earlier runs.
-    stored: StoredAnswers | None = None
+    stored: Answers | None = None
     budget: Budget | None = None
     #: Of the budget, what earlier sessions have spent.
     used: Amounts = field(default_factory=Amounts)
@@ -271,6 +271,10 @@ class LocalRun(Worker):
             await super().work(held)
         finally:
             self._changed.set()  # there is room, though the last rows may have been committed before, as a part
+
+    def answers_of(self, held: HeldUnit) -> Answers | None:
+        del held
+        return self.stored
 
     async def ask(self, call: Callable[[], T]) -> T:
         return call()

@@ -13,7 +13,6 @@ import anyio
 import anyio.to_thread
 
 from chainette.core.plan import Plan
-from chainette.core.run_settings import RunSettings
 from chainette.engine.budget import Amounts, Budget, require_prices
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
@@ -47,7 +46,6 @@ __all__ = [
     "local_run",
     "open_answers",
     "rates_of",
-    "refuse_reuse",
     "require_engines",
     "roots_of",
 ]
@@ -132,18 +130,7 @@ def _require_reusable(plan: Plan, options: RunOptions) -> None:
             raise InputError(
                 f"--no-reuse {step}: the chain has no such step; it has {', '.join(node.id for node in plan.steps)}"
             )
-    if options.drive is not None and not options.drive.is_here:
-        refuse_reuse(options)
     require_runs(options.reuse)
-
-
-def refuse_reuse(settings: RunSettings) -> None:
-    """Raises InputError if a run that others move is to take answers from earlier ones."""
-    if settings.reuse:
-        raise InputError(
-            "--reuse needs workers that see the directory of the earlier run, as `chainette run` has, also with --workers N; "
-            "those that serve a Redis may be on other machines"
-        )
 
 
 def require_engines(plan: Plan) -> None:

@@ -125,9 +125,11 @@ class Asking:
             EngineUnavailable: the engine does not answer; the result has the rows that were answered before.
         """
         self.prompts = prompter(self.plan, self.node)
+        asks = self.first_asks(rows)
+        unknown = {row.row_id for row in await self.result.take_stored([ask.row for ask in asks])}
         try:
             async with anyio.create_task_group() as self._rounds:
-                await self.begin(self.first_asks(rows))
+                await self.begin([ask for ask in asks if ask.row.row_id in unknown])
         except BaseExceptionGroup as errors:
             raise self._error or errors.exceptions[0] from None
         if not (self._error or self._failure):
@@ -297,14 +299,14 @@ class Asking:
         return self.node.node
 
     def first_asks(self, rows: Sequence[Row]) -> list[_Ask]:
-        """The questions to ask: none for rows that no prompt can be made for, or whose answer an earlier run has."""
+        """The questions to ask, with their keys in the result: none for rows that no prompt can be made for."""
         asks, known = [], dict[str, tuple[Message, ...]]()
         keys = step_keys(self.plan, self.node, self.seed, self.engine.identity)
         for row in rows:
             try:
                 messages = self.question(row, known)
-                if not self.result.take_stored(row, keys.of_messages(messages)):
-                    asks.append(_Ask(row, messages, self.result.unfinished.get(row.row_id, _FRESH)))
+                self.result.keys[row.row_id] = keys.of_messages(messages)
+                asks.append(_Ask(row, messages, self.result.unfinished.get(row.row_id, _FRESH)))
             except TemplateError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:

@@ -6,10 +6,10 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -26,7 +26,7 @@ from chainette.records import Output, Spent, child_id, declared_of
 from chainette.utils.private_files import open_file
 from chainette.utils.user_errors import RAISED
 
-__all__ = ["AnswerSources", "StoredAnswers", "require_runs"]
+__all__ = ["AnswerSources", "Answers", "StoredAnswers", "require_runs"]
 
 _log = logging.getLogger("chainette")
 
@@ -46,6 +46,13 @@ class AnswerSources(msgspec.Struct, frozen=True):
     folder: str
     #: Steps whose rows are all computed.
     but: tuple[str, ...] = ()
+
+
+class Answers(Protocol):
+    """Finds the outputs of earlier runs, in this process or by asking another one."""
+
+    async def find_all(self, node: PlanNode, keys: Mapping[str, bytes]) -> Mapping[str, list[Output]]:
+        """Row -> its outputs, for those of the rows that an earlier run has; see `StoredAnswers.find`."""
 
 
 def require_runs(directories: Sequence[str]) -> None:
@@ -89,6 +96,11 @@ class StoredAnswers:
             return None
         found = (shelf.find(node, row_id, key) for shelf in self._shelves)
         return next(filter(None, found), None)
+
+    async def find_all(self, node: PlanNode, keys: Mapping[str, bytes]) -> Mapping[str, list[Output]]:
+        """See `Answers`."""
+        found = {row_id: self.find(node, row_id, key) for row_id, key in keys.items()}
+        return {row_id: outputs for row_id, outputs in found.items() if outputs}
 
     def close(self) -> None:
         for shelf in self._shelves:

@@ -29,7 +29,7 @@ from chainette.records import (
     Usage,
     owner_of,
 )
-from chainette.run.stored_answers import StoredAnswers
+from chainette.run.stored_answers import Answers
 from chainette.utils.user_errors import told
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]
@@ -65,7 +65,7 @@ class UnitResult:
     #: Brings in rows that have finished in another thread.
     pull: Callable[[], None] | None = None
     #: The answers of earlier runs, among which a row's is looked for first; None: every row is computed.
-    stored: StoredAnswers | None = None
+    stored: Answers | None = None
     #: Row -> the key of its answer.
     keys: dict[str, bytes] = field(default_factory=dict)
     #: Row -> work already spent on it, as long as it has not finished.
@@ -99,15 +99,16 @@ class UnitResult:
         effects = advance(self.plan, unit, rows, self.node.next, stopped, onward)
         return msgspec.structs.replace(outcome, effects=effects)
 
-    def take_stored(self, row: Row, key: bytes) -> bool:
-        """Finishes a row with the outputs that an earlier run has under its key; False if there are none."""
-        self.keys[row.row_id] = key
-        if self.stored is None or not key:
-            return False
-        found = self.stored.find(self.node, row.row_id, key)
-        for output in found or ():
-            self.keep(row, output)
-        return bool(found)
+    async def take_stored(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Finishes the rows whose outputs an earlier run has under their keys; returns the others."""
+        wanted = {row.row_id: key for row in rows if (key := self.keys[row.row_id])}
+        if self.stored is None or not wanted:
+            return rows
+        found = await self.stored.find_all(self.node, wanted)
+        for row in rows:
+            for output in found.get(row.row_id, ()):
+                self.keep(row, output)
+        return [row for row in rows if row.row_id not in found]
 
     def age(self) -> float:
         """Seconds that the oldest row that waits to be taken has waited; 0 if none does."""

@@ -40,7 +40,7 @@ from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
-from chainette.run.stored_answers import StoredAnswers
+from chainette.run.stored_answers import Answers
 from chainette.run.unit_result import UnitResult
 from chainette.utils.backoff import backoff
 
@@ -154,8 +154,6 @@ class Worker(ABC):
     evidence: dict[tuple[str, int, str], Evidence]
     #: (run, epoch) -> this worker's part in its budget.
     allowances: dict[tuple[str, int], Allowance]
-    #: The answers of earlier runs, if its run takes any.
-    stored: StoredAnswers | None = None
     #: Seconds that an engine may not answer before a run gives up.
     patience: float = inf
 
@@ -171,6 +169,11 @@ class Worker(ABC):
             EngineUnavailable: the engine does not answer; nothing is known of the rows that are not in the result.
         """
 
+    def answers_of(self, held: HeldUnit) -> Answers | None:
+        """The answers of the earlier runs that the unit's run takes some from; None if it takes none."""
+        del held
+        return None
+
     async def work(self, held: HeldUnit) -> None:
         """One unit: process, then commit or put off."""
         try:
@@ -182,7 +185,8 @@ class Worker(ABC):
     async def work_on(self, held: HeldUnit) -> None:
         node = held.plan.stations.get(held.claim.unit.node)
         if node is not None:
-            held.result = UnitResult(held.plan, node, held.hook, stored=self.stored, unfinished={**held.claim.unfinished})
+            answers, unfinished = self.answers_of(held), {**held.claim.unfinished}
+            held.result = UnitResult(held.plan, node, held.hook, stored=answers, unfinished=unfinished)
         held.began = held.lane.clock()
         self.busy.add(held)
         try:

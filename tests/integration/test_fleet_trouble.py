@@ -111,7 +111,6 @@ class Driven:
     """A drive with a queue of the test's, that stops by itself after so many moves."""
 
     attaches: ClassVar[bool] = True
-    is_here: ClassVar[bool] = True
     way: ClassVar[dict[str, str]] = {}
 
     def check(self, _plan: Plan, /) -> None:

@@ -54,7 +54,6 @@ class Noting:
 
     options: RunOptions = field(default_factory=RunOptions)
     attaches = False
-    is_here = True
     way: dict[str, str] = field(default_factory=dict)
 
     def check(self, _plan: Plan, /) -> None: ...

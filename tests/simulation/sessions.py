@@ -48,7 +48,6 @@ class SimulatedDrive:
     server: Server
     window: int | None
     attaches: ClassVar[bool] = True
-    is_here: ClassVar[bool] = True
 
     @property
     def way(self) -> dict[str, str]:

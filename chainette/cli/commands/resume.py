@@ -21,7 +21,7 @@ from chainette.core.run_settings import RESUMABLE, RunSettings
 from chainette.errors import Problem, RedisUnavailable, RunError
 from chainette.fleet.redis.connect import connect
 from chainette.fleet.redis.redis_queue import FleetQueue, Lost
-from chainette.fleet.redis.run_registry import Board, Order, Role
+from chainette.fleet.redis.run_registry import Board, Order, Role, relative_runs
 from chainette.hooks import Hook
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.events import RunCreated
@@ -30,9 +30,8 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive
-from chainette.run.resumption import compiled_now, require_accept, require_limit
+from chainette.run.resumption import compiled_now, require_accept, require_limit, require_reuse
 from chainette.run.selection import REJECTED, selection_of
-from chainette.run.session import refuse_reuse
 
 __all__ = ["resume"]
 
@@ -206,12 +205,13 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: R
 
 def _changed(order: Order, directory: RunDir, asked: Resumption) -> Order:
     """The order as it is asked for now; with other steps or parameters, of the chain as it is now."""
-    refuse_reuse(asked.settings)
+    require_reuse(directory, read_state(directory)[0], asked.settings.reuse)
     if asked.settings.limit is not None:
         require_limit(directory, read_state(directory)[0], asked.settings.limit)
     if asked.settings.accept is not None:
         require_accept(directory, read_state(directory)[0], asked.settings.accept)
-    order = msgspec.structs.replace(order, options=replace(order.options, **asked.settings.given))
+    reuse, settings = relative_runs(asked.settings.reuse) or order.reuse, replace(asked.settings, reuse=())
+    order = msgspec.structs.replace(order, reuse=reuse, options=replace(order.options, **settings.given))
     if not (asked.from_steps or asked.select or asked.parameters):
         return order
     claim, plan = compiled_now(directory, asked.parameters)

@@ -125,6 +125,15 @@ class RunKeys:
         """List of a queue's jobs that must run alone."""
         return f"{self.prefix}solo:{queue}"
 
+    @property
+    def asked(self) -> str:
+        """List of questions for the answers of earlier runs; lives a minute after the last one."""
+        return f"{self.prefix}asked"
+
+    def found(self, token: str) -> str:
+        """The reply to such a question; lives a minute."""
+        return f"{self.prefix}found:{token}"
+
     def root(self, root: int) -> str:
         """The root's rows as they were admitted."""
         return f"{self.prefix}r:{root}"

@@ -35,6 +35,7 @@ _SEALED = (
     b"parameters",
     b"marks",
     b"budget",
+    b"reuse",
 )
 
 #: Fields that the run can do without, or that are rewritten continually.
@@ -104,6 +105,8 @@ class RunInfo(HashFields, frozen=True):
     engines: dict[str, str] | None = None
     parameters: str = ""
     marks: str = ""
+    #: Whether its sink has earlier runs to take answers from.
+    reuse: bool = False
     #: The limits of the run, None if it has none; the part that is spent or reserved, and whether that is all.
     budget: Budget | None = None
     used: str = ""

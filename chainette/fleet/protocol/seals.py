@@ -45,6 +45,10 @@ class Purpose(StrEnum):
     ROOT = "root"
     #: an entry of the stream (root, token)
     ENTRY = "entry"
+    #: a question for the answers of earlier runs ()
+    ASKED = "asked"
+    #: the reply to one (its token)
+    FOUND = "found"
     #: an event for the sink (a random name, which counts once)
     NOTE = "note"
     #: a run's record ()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Purpose, Seals, Unsealed, seals_of
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun, known_runs, live_members, look, run_info
+from chainette.fleet.redis.lookups import Lookups
 from chainette.fleet.redis.script_calls import Scripts
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Board", "Order", "Role", "inside"]
+__all__ = ["Board", "Order", "Role", "inside", "relative_runs"]
 
 
 class Role(StrEnum):
@@ -49,6 +51,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[str, ...]
     #: Below their --runs-root.
     directory: str
+    #: Earlier runs to take answers from, below the sink's --runs-root; in its options there are none.
+    reuse: tuple[str, ...] = ()
     options: RunSettings = RunSettings()
     #: Steps to compute anew, with all that depend on them.
     from_steps: tuple[str, ...] = ()
@@ -106,6 +110,11 @@ class Board:
         self._redis = connection
         self._seals = seals_of() if seals is None else seals
         self._scripts = Scripts(connection)
+
+    @property
+    def lookups(self) -> Lookups:
+        """Questions for the answers of earlier runs, over the same connections."""
+        return Lookups(self._redis, self._seals)
 
     def runs(self) -> list[RunInfo]:
         """Runs that are not closed, also those that no sink has begun."""
@@ -198,6 +207,15 @@ class Board:
     def say(self, run: str, fields: Mapping[str, str | int | float]) -> None:
         """Writes fields of a run's record; nothing if the run is closed."""
         self._scripts.call("say", run=run, fields=dict(fields))
+
+
+def relative_runs(directories: Sequence[str]) -> tuple[str, ...]:
+    """The earlier runs of an order, below the current folder.
+
+    Raises:
+        RunError: one is elsewhere.
+    """
+    return tuple(inside(os.path.relpath(directory), "the earlier run") for directory in directories)
 
 
 def inside(relative: str, what: str) -> str:

@@ -94,14 +94,16 @@ class Places:
         return self._below(self.runs, order.directory, "directory")
 
     def options(self, order: Order) -> RunOptions:
-        """The settings of a run, with its engine file as it is found here.
+        """The settings of a run, with its engine file and the earlier runs as they are found here.
 
         Raises:
             LoadError: the file is not an engine file below the root.
+            Elsewhere: an earlier run leads out of the root.
         """
         file = order.options.engines_file
         here = None if file is None else str(engine_file(self.chains, file))
-        return RunOptions(**asdict(replace(order.options, engines_file=here)))
+        reuse = tuple(str(self._below(self.runs, path, "the earlier run")) for path in order.reuse)
+        return RunOptions(**asdict(replace(order.options, engines_file=here, reuse=reuse)))
 
     def _below(self, root: Path, relative: str, what: str) -> Path:
         path = (root / inside(relative, what)).resolve()

@@ -142,7 +142,6 @@ class _Served:
     board: Board
     way: dict[str, str]
     attaches: ClassVar[bool] = True
-    is_here: ClassVar[bool] = False
 
     def check(self, _plan: Plan, /) -> None:
         """Checks nothing: Redis has just answered."""

@@ -31,6 +31,7 @@ from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, Note, Uni
 from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.limits import RejectWatch, window_for
 from chainette.run.session import Session, roots_of
+from chainette_workers.sink.answering import answering
 from chainette_workers.sink.notes import NoteFilter
 from chainette_workers.sink.patience import Patience
 from chainette_workers.sink.phases import Phases
@@ -150,9 +151,13 @@ class DriveLoop:
         self._phases = Phases(self.session.plan, number, begun=number > 0)
 
     def run(self) -> None:
+        sink = self._at_work = self._sink()
+        with answering(self.session.sources, self.session.plan, self.board, lambda: sink.keys) as require_answers:
+            self._run(sink, require_answers)
+
+    def _run(self, sink: Sink, require_answers: Callable[[], None]) -> None:
         session = self.session
         expected = session.source.count()
-        sink = self._at_work = self._sink()
         attaches = self._has_its_key(sink)
         begin: Callable[[int | None], None] | None = sink.open if attaches else sink.begin
         coordinator: Admitting | None = None
@@ -169,6 +174,7 @@ class DriveLoop:
                     self.board.say(sink.run, {**self.fields, "window": sink.fields["window"]})
                     coordinator = self.coordinated(session, sink)
                 self._look(sink)
+                require_answers()
                 sink.count_budget()
                 ahead = self._scouting.admit(coordinator.step)
                 moved = _admit(coordinator) if ahead is None else ahead
@@ -443,6 +449,7 @@ class DriveLoop:
             marks=marks_of(session.plan),
             batch_size=session.plan.batch_size,
             simulate=options.simulate,
+            reuse=session.sources is not None,
             engines={name: config.digest for name, config in session.plan.engines.items()},
             outline=outline_of(session.plan),
             **({"budget": budget} if (budget := session.writer.budget) is not None else {}),

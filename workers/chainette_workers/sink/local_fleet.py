@@ -26,7 +26,6 @@ from chainette.io.rundir.paths import RunDir
 from chainette.run.limits import budget_for, window_for
 from chainette.run.options import RunOptions
 from chainette.run.session import Session, require_engines
-from chainette.run.stored_answers import StoredAnswers
 from chainette.utils.private_files import make_folder
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.drive import DriveLoop
@@ -58,7 +57,6 @@ class LocalFleet:
     workers: int | Mapping[str, int]
     #: Its Valkey ends with the session, so a later session begins a new epoch.
     attaches: ClassVar[bool] = False
-    is_here: ClassVar[bool] = True
 
     @property
     def way(self) -> dict[str, str]:
@@ -71,8 +69,6 @@ class LocalFleet:
         require_engines(plan)
 
     def __call__(self, session: Session) -> None:
-        if session.sources is not None:  # made once, before the workers look
-            StoredAnswers.open(session.sources).close()
         with _folder(session.writer.directory) as folder:
             children = list(self._children(session, folder))
             # the server starts while the workers import; nobody reads its data later, so it need not end in good order
@@ -85,9 +81,7 @@ class LocalFleet:
         offered = {name: [text_of(value)] for name, value in options.parameters.items()}
         file, (root, modules) = options.engines_file, _bounds(options)
         for number, (engine, environment) in enumerate(zip(engines, devices(session.plan, engines), strict=True)):
-            config = WorkerConfig(
-                None, [engine], root, engines_file=file, parameters=offered, modules=modules, sources=session.sources
-            )
+            config = WorkerConfig(None, [engine], root, engines_file=file, parameters=offered, modules=modules)
             yield Child(config, folder / f"worker-{number}.log", environment)
 
     def _drive(self, session: Session, children: list[Child], server: EmbeddedServer) -> None:

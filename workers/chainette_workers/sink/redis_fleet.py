@@ -39,7 +39,6 @@ class RedisFleet:
     metrics: MetricsEndpoint | None = None
     #: Units in flight survive this process, and the next one goes on with them.
     attaches: ClassVar[bool] = True
-    is_here: ClassVar[bool] = False
 
     @property
     def way(self) -> dict[str, str]:

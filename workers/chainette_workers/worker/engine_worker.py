@@ -27,12 +27,14 @@ from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, DeclarationRefused, EngineRefused, EngineUnavailable
 from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member, listed
 from chainette.fleet.protocol.messages import TooLarge
 from chainette.fleet.protocol.queue_values import LEASE, Claim, Drain, Lost, Turn
 from chainette.fleet.protocol.rq_jobs import age
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.redis.connect import is_damage, is_passing
+from chainette.fleet.redis.lookups import Lookups
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
@@ -42,11 +44,12 @@ from chainette.run.functions import take_stored
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import budget_for
 from chainette.run.process import join, poisoned, too_large
-from chainette.run.stored_answers import StoredAnswers
+from chainette.run.stored_answers import Answers
 from chainette.run.unit_result import UnitResult
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker
 from chainette.utils.user_errors import is_stray, told
 from chainette_workers.runtime import insist, try_once
+from chainette_workers.worker.asked_answers import AskedAnswers, NobodyLooks
 from chainette_workers.worker.chains import ChainDiffers
 from chainette_workers.worker.device import Device, exclude
 from chainette_workers.worker.engine_pool import EnginePool
@@ -66,6 +69,9 @@ _WATCH = 0.05
 
 #: Seconds that an engine rests that refuses this worker, and that a unit waits whose step was refused.
 _REFUSED = 1.0
+
+#: Seconds that a unit waits whose run's sink did not look for the answers of earlier runs.
+_UNHEARD = 2.0
 
 #: Seconds between two choices of the engine to serve, if some exclude each other.
 _CHOICE = 0.25
@@ -105,8 +111,8 @@ class EngineWorker(Worker):
     announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
     #: Tells a run that one of its engines refuses this worker; "" that it does not any more.
     withdraw: Callable[[RunInfo, str], None] = lambda _info, _why: None
-    #: The answers of earlier runs, if the one run which it serves takes any.
-    stored: StoredAnswers | None = None
+    #: The way to the answers of earlier runs, which the sinks of its runs have; None: every row is computed.
+    lookups: Lookups | None = None
     hands: InFlight = field(default_factory=InFlight)
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
@@ -274,6 +280,11 @@ class EngineWorker(Worker):
         await insist(lambda: self.queue.release(claim, self.incarnation))
         held.lost = True
 
+    def answers_of(self, held: HeldUnit) -> Answers | None:
+        if self.lookups is None or not held.info.reuse:
+            return None
+        return AskedAnswers(self.lookups, RunKeys(held.claim.run, held.claim.epoch))
+
     async def ask(self, call: Callable[[], T]) -> T:
         return await insist(call)
 
@@ -287,6 +298,9 @@ class EngineWorker(Worker):
             await self.commit_finished(held)
             await insist(lambda: self.queue.release(held.claim, self.incarnation))
             self.serving.forget(held.claim)
+        except NobodyLooks as error:
+            await self.commit_finished(held)
+            await insist(partial(self.queue.fail, held.handed_back(), self.incarnation, _UNHEARD, str(error)))
         except (ChainetteError, MemoryError, redis.RedisError):
             raise
         except BaseException as error:  # of the unit, or of our code: the same for the next worker
@@ -357,8 +371,8 @@ class EngineWorker(Worker):
                 self.withdraw(held.info, "")
             return
         began = monotonic()
-        if self.stored is not None:  # its processes for functions do not look
-            unit = msgspec.structs.replace(unit, rows=take_stored(result, unit.rows))
+        if result.stored is not None:  # its processes for functions do not look
+            unit = msgspec.structs.replace(unit, rows=[*await take_stored(result, unit.rows)])
         if unit.rows:
             await self.functions.run(held.info, result, unit)
         held.hook.on_stage(unit.node, Stage.GENERATE, monotonic() - began)

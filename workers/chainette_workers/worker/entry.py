@@ -29,7 +29,6 @@ from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
-from chainette.run.stored_answers import AnswerSources, StoredAnswers
 from chainette.utils.event_loop import run_loop
 from chainette.utils.garbage_collection import collect_rarely
 from chainette.utils.terminal_text import guard_logs
@@ -68,8 +67,6 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     parameters: dict[str, list[str]] = {}
     #: Modules that a run may name as its chain.
     modules: tuple[str, ...] = ()
-    #: The earlier runs that the one run which it serves takes answers from.
-    sources: AnswerSources | None = None
 
     @property
     def names(self) -> list[str]:
@@ -134,7 +131,7 @@ class _Process:
             ready=self._ready,
             announce=self._announce,
             withdraw=self._withdraw,
-            stored=StoredAnswers.open(config.sources) if config.sources is not None else None,
+            lookups=board.lookups,
         )
         #: Runs that know of this worker; engines that are loaded now; and which runs know of which of them.
         self._joined: set[str] = set()
