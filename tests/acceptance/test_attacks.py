@@ -188,7 +188,7 @@ def forgeries(site: Site, run: str) -> Iterator[Put]:
             "batch_size": "8",
             "engines": "{}",
         }
-        fields |= {"owner": "o", "queues": "", "parameters": "{}", "marks": "{}"}
+        fields |= {"owner": "o", "queues": "", "parameters": "{}", "marks": "{}", "reuse": "0"}
         name = f"20990101-{secrets.token_hex(4)}"
         yield does("hset", f"chainette:run:{name}", mapping=fields)
         yield does("sadd", "chainette:runs", name)

@@ -176,7 +176,9 @@ def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, databa
 @pytest.mark.parametrize("value", [b"\xff\xfe", None])
 @pytest.mark.parametrize(
     "field",
-    some(["digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks", "queues", "outline", "cursor"]),
+    some(
+        ["digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks", "reuse", "queues", "outline", "cursor"]
+    ),
 )
 def test_a_field_of_the_run_that_is_garbage_or_lost_costs_no_row(
     site: Site, database: Database, field: str, value: bytes | None

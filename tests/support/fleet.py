@@ -34,7 +34,15 @@ __all__ = ["QueueRun", "forked", "opened", "record", "snapshot", "straight", "wo
 
 
 #: The facts that workers need about a run.
-_NEEDED = {"chain_ref": "chain.py:chain", "digest": "d", "batch_size": "4", "simulate": "0", "seed": "0", "engines": "{}"}
+_NEEDED = {
+    "chain_ref": "chain.py:chain",
+    "digest": "d",
+    "batch_size": "4",
+    "simulate": "0",
+    "seed": "0",
+    "engines": "{}",
+    "reuse": "0",
+}
 
 
 def record(run: str, **fields: str) -> RunInfo:

@@ -19,7 +19,7 @@ __all__ = ["WITHDREW", "Counts", "RunInfo"]
 WITHDREW = "withdrew from an engine that refuses it"
 
 #: Fields that workers, or a run that was begun, cannot do without.
-_NEEDED = {"chain_ref", "digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks"} | {
+_NEEDED = {"chain_ref", "digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks", "reuse"} | {
     *("owner", "queues", "cursor", "live_rows", "live_bytes", "results")
 }
 

@@ -5,7 +5,8 @@ Both may get lost, and both expire: a worker that hears nothing asks again, and 
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -55,7 +56,7 @@ class Lookups:
     def ask(self, keys: RunKeys, question: Question) -> None:
         """Asks the sink of a run."""
         message = self._seals.seal(keys.run, keys.epoch, Purpose.ASKED, "", encode(question))
-        with self._redis.pipeline() as pipe:
+        with _damage_is_loss(), self._redis.pipeline() as pipe:
             pipe.rpush(keys.asked, message)
             pipe.expire(keys.asked, _LIVES)
             pipe.execute()
@@ -66,17 +67,12 @@ class Lookups:
         Raises:
             BadMessage: it is none.
         """
-        from redis import ResponseError
-
-        try:
+        with _damage_is_loss():
             message = cast("bytes | None", self._redis.lpop(keys.asked))
-        except ResponseError as error:
-            if not is_damage(error):
-                raise
-            self._redis.delete(keys.asked)
-            return None
-        body = self._seals.open(keys.run, keys.epoch, Purpose.ASKED, "", message)
-        return None if body is None else open_message(body, Question)
+            body = self._seals.open(keys.run, keys.epoch, Purpose.ASKED, "", message)
+            return None if body is None else open_message(body, Question)
+        self._redis.delete(keys.asked)
+        return None
 
     def reply(self, keys: RunKeys, token: str, found: Found) -> None:
         """Answers a question."""
@@ -85,17 +81,21 @@ class Lookups:
 
     def found(self, keys: RunKeys, token: str) -> Found | None:
         """The reply to a question; None if there is none yet, or if somebody else has written one."""
-        from redis import ResponseError
-
-        try:
+        with _damage_is_loss(), suppress(BadMessage):
             message = cast("bytes | None", self._redis.get(keys.found(token)))
-        except ResponseError as error:
-            if not is_damage(error):
-                raise
-            return None
-        if message is None:
-            return None
-        self._redis.delete(keys.found(token))
-        with suppress(BadMessage):
-            return open_message(self._seals.open(keys.run, keys.epoch, Purpose.FOUND, token, message), Found)
+            if message is not None:
+                self._redis.delete(keys.found(token))
+                return open_message(self._seals.open(keys.run, keys.epoch, Purpose.FOUND, token, message), Found)
         return None
+
+
+@contextmanager
+def _damage_is_loss() -> Iterator[None]:
+    """A key of another type counts as a message that was lost."""
+    from redis import ResponseError
+
+    try:
+        yield
+    except ResponseError as error:
+        if not is_damage(error):
+            raise
