@@ -12,30 +12,22 @@ from typing import Any
 
 import pytest
 
-from chainette.fleet.redis.run_registry import Board
 from tests.acceptance.test_reuse_runs import CHAIN, Notes, reuse_in_every_way
+from tests.acceptance.test_services import Site
 from tests.support.cli import until
 from tests.support.patience import LONG
 from tests.support.slow_server import SlowServer
-from tests.support.valkey import LEASES, Database, connect
+from tests.support.valkey import LEASES, Database
 
 HOT = "SamplingParams(temperature=0.5)"
 
 
-class Fleet:
+class Fleet(Site):
     """Processes of one Redis that ask a server which counts, and are gone at the end."""
 
     def __init__(self, notes: Notes, url: str, stack: ExitStack) -> None:
-        self.notes, self.url, self._stack = notes, url, stack
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """A process that serves, from the moment when it says so."""
-        process = self.notes.start(*words, "--redis", self.url)
-        self._stack.callback(process.communicate)
-        self._stack.callback(process.kill)
-        assert process.stderr is not None
-        assert "serving" in next(process.stderr)
-        return process
+        super().__init__(notes, url, stack)
+        self.notes = notes
 
     def worker(self) -> subprocess.Popen[str]:
         return self.start("worker", "--engine", "llm")
@@ -50,10 +42,6 @@ class Fleet:
     def metadata(self, directory: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.notes.path / directory / "metadata.json").read_text())
         return found
-
-    def committed(self, directory: str) -> int:
-        log = self.notes.path / directory / "events.jsonl"
-        return log.read_bytes().count(b"unit_committed") if log.exists() else 0
 
 
 class _Pace:
@@ -101,17 +89,15 @@ def test_services_take_from_earlier_runs_below_their_root(fleet: Fleet) -> None:
     fleet.worker()
     notes.declare(CHAIN.replace("3 {{", "3 in short: {{"))
     notes.server.asked.clear()
-    with connect(fleet.url) as client:
-        for directory, way in (("b", "--detach"), ("c", "--no-sink")):
-            words = ("enqueue", "chain.py", "in.jsonl", "-o", directory, way, "--quiet", "--redis", fleet.url)
-            done = notes.chainette(*words, "--reuse", "a", "--no-reuse", "second")
-            assert done.returncode == 0, done.stderr
-            if way == "--detach":
-                run = done.stdout.splitlines()[-1]
-                until(lambda: Board(client).run(run) is None)  # noqa: B023
-            assert [fleet.asked_about(number) for number in "123"] == [0, 40, 40]
-            assert fleet.metadata(directory)["rows_reused"] == 80 and fleet.metadata(directory)["status"] == "finished"
-            notes.server.asked.clear()
+    for directory, way in (("b", "--detach"), ("c", "--no-sink")):
+        words = ("enqueue", "chain.py", "in.jsonl", "-o", directory, way, "--quiet", "--redis", fleet.url)
+        done = notes.chainette(*words, "--reuse", "a", "--no-reuse", "second")
+        assert done.returncode == 0, done.stderr
+        if way == "--detach":
+            fleet.finished(done.stdout.splitlines()[-1])
+        assert [fleet.asked_about(number) for number in "123"] == [0, 40, 40]
+        assert fleet.metadata(directory)["rows_reused"] == 80 and fleet.metadata(directory)["status"] == "finished"
+        notes.server.asked.clear()
     outside = notes.chainette("enqueue", "chain.py", "in.jsonl", "-o", "d", "--detach", "--reuse", "/tmp", "--redis", fleet.url)
     assert outside.returncode == 1 and "services take relative paths below their roots only" in outside.stderr
 
