@@ -29,10 +29,17 @@ class Task:
         ),
     ]
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run directory [default: runs/<run id>].")
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run directory [default: <run id> below --runs].")
     ] = None
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="The folder of the run directory, if -o does not name one.")
+    ] = Path("runs")
     parameters: Settings = None
     chain_root: ChainRoot = Path()
+
+    def directory(self, run_id: str) -> Path:
+        """The run directory of a run with this id."""
+        return self.output or self.runs / run_id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def hand_over(task: Task, settings: RunSettings, way: FleetDriveFlags, *, quiet:
     if not quiet:
         warn(plan.warnings)
     run_id = new_run_id()
-    order = _order_of(task, settings, loaded, plan, task.output or Path("runs") / run_id)
+    order = _order_of(task, settings, loaded, plan, task.directory(run_id))
     with connect(way.redis) as connection:
         board = Board(connection)
         hosts = _require_services(board, [Role.SINK] if here else [*Role])

@@ -197,7 +197,7 @@ def _say_how_to_go_on(directory: RunDir, again: Sequence[str]) -> None:
 def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Telling) -> None:
     """Runs a chain over an input into a fresh directory, and ends the command as `launch` does."""
     run_id, here = new_run_id(), Path.cwd()
-    directory = RunDir(task.output or Path("runs") / run_id)
+    directory = RunDir(task.directory(run_id))
     with telling.foreign_output():
         loaded, plan = load_plan(task.chain, task.chain_root, task.parameters, settings)
     if not telling.quiet:

@@ -11,15 +11,17 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from chainette.cli.exit_codes import INTERRUPTED
+from chainette.errors import SettingsError
 from chainette.utils.garbage_collection import collect_rarely
 from chainette.utils.private_files import VARIABLE as UMASK
-from chainette.utils.terminal_text import guard_logs
+from chainette.utils.terminal_text import guard_logs, visible
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
 
@@ -50,6 +52,7 @@ COMMANDS: Mapping[str, Command] = {
     "unpause": Command("runs", "Continue a run that was paused.", ""),
     "cancel": Command("runs", "Give a live run up for good; its directory stays.", ""),
     "kill": Command("runs", "Ask workers to hand back unfinished work and to end.", ""),
+    "config": Command("config", "Show the defaults of chainette.toml, by key.", "one for each key, with its value and origin"),
     "inspect": Command(
         "inspect",
         "Check CHAIN without running it; list its nodes.",
@@ -124,6 +127,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -134,8 +138,23 @@ def options(
 ) -> None:
     """Typed LLM pipelines over millions of rows, on your own GPUs, exactly once."""
     del version
+    _take_defaults(context)
     if umask is not None:
         os.environ[UMASK] = umask  # child processes write files, too
+
+
+def _take_defaults(context: typer.Context) -> None:
+    """Gives the commands the defaults of chainette.toml and of CHAINETTE_* variables."""
+    from chainette.cli.project_file import default_map, defaults_of, variables_of  # noqa: PLC0415 - not for --help
+
+    try:
+        defaults = defaults_of(Path.cwd(), os.environ)
+    except FileNotFoundError:  # the current folder is gone
+        return
+    except SettingsError as error:
+        raise typer.BadParameter(visible(str(error))) from None
+    context.obj, context.default_map = defaults, default_map(defaults)
+    os.environ |= variables_of(defaults)  # child processes need them, too
 
 
 def main() -> None:

@@ -97,13 +97,13 @@ def _flag(field: dataclasses.Field[Any], hint: Any, *, again: bool) -> inspect.P
     default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
     for mark in marks:
         if isinstance(mark, Flag):
-            hint = _option(field.name, kind, mark, default, again=again)
+            hint = _option(field.name, kind, mark, again=again)
         if isinstance(mark, Flag | ParameterInfo):
             return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
     return None
 
 
-def _option(name: str, kind: Any, flag: Flag, default: Any, *, again: bool) -> Any:
+def _option(name: str, kind: Any, flag: Flag, *, again: bool) -> Any:
     """A setting of runs as Typer takes it."""
     word, shown = _word(name), (flag.raised if again else "") or flag.help
     if flag.file:
@@ -112,7 +112,7 @@ def _option(name: str, kind: Any, flag: Flag, default: Any, *, again: bool) -> A
     if kind == tuple[str, ...]:
         kind = list[Path] if flag.folder else list[str]
         return Annotated[kind, typer.Option(word, metavar=flag.metavar, help=shown)]
-    both = f"{word}/--no-{word.removeprefix('--')}" if default is True else word
+    both = f"{word}/--no-{word.removeprefix('--')}" if kind is bool else word  # chainette.toml may set either
     return Annotated[kind, typer.Option(both, metavar=flag.metavar, min=flag.minimum, help=shown)]
 
 

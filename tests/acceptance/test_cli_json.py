@@ -14,6 +14,7 @@ from tests.support.valkey import Database
 
 #: Words -> the exit code, and the number of objects if it is known.
 LOCAL: dict[tuple[str, ...], tuple[int, int | None]] = {
+    ("config",): (0, None),
     ("plan", "chain.py", "in.jsonl"): (0, 1),
     ("inspect", "chain.py"): (0, 1),
     ("inspect-dag", "chain.py"): (0, 1),

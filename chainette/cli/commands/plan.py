@@ -15,7 +15,7 @@ from chainette.cli.bundles import Task
 from chainette.cli.common import console, guarded, new_table, print_json, warn
 from chainette.cli.flags import AsJson
 from chainette.cli.launch import load_plan
-from chainette.cli.signature import Only
+from chainette.cli.signature import Hidden, Only
 from chainette.core.run_settings import RunSettings
 from chainette.errors import InputError
 from chainette.io.rundir.open import read_state
@@ -32,7 +32,7 @@ _COLUMNS = ("step", "engine", "rows", "requests", "tokens in", "tokens out", "ti
 
 @guarded
 def plan(
-    task: Task,
+    task: Annotated[Task, Hidden({"runs"})],
     sampled: Annotated[
         int,
         typer.Option("--sample", metavar="N", min=0, help="Ask N records, evenly spread, through the chain; 0 asks none."),
