@@ -95,10 +95,11 @@ class Budget(msgspec.Struct, frozen=True):
     limits: tuple[int, int, int, int]
     rates: dict[str, Rate] = {}
 
-    def need(self, engine: str, messages: Iterable[Message], max_tokens: int) -> Amounts:
-        """The reservation of a request: its prompt, estimated, and the longest answer. GPU time is known afterwards only."""
+    def need(self, engine: str, messages: Iterable[Message], max_tokens: int, seconds: float) -> Amounts:
+        """The reservation of a request: its prompt, estimated, the longest answer, and the seconds that the engine has taken
+        for a request so far (`SharedTime.per_request`)."""
         prompt = sum(_AROUND - -len(message.content.encode()) // _BYTES for message in messages)
-        return self.spent(engine, Usage(1, prompt, max_tokens))
+        return self.spent(engine, Usage(1, prompt, max_tokens, busy=seconds))
 
     def spent(self, engine: str, usage: Usage) -> Amounts:
         """The cost of an answer."""

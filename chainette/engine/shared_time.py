@@ -15,6 +15,9 @@ class SharedTime:
     """
 
     in_flight: int = 0
+    #: Requests that ended, and the seconds that they used.
+    _ended: int = 0
+    _used: float = 0.0
     #: Seconds that a request in flight since the start would have used.
     _each: float = 0.0
     _at: float = 0.0
@@ -29,7 +32,14 @@ class SharedTime:
         """One request is answered, or given up; returns the seconds that it used."""
         self._advance(now)
         self.in_flight -= 1
-        return self._each - mark
+        used = self._each - mark
+        self._ended, self._used = self._ended + 1, self._used + used
+        return used
+
+    @property
+    def per_request(self) -> float:
+        """The mean of the seconds that a request has used; 0 as long as none has ended."""
+        return self._used / self._ended if self._ended else 0.0
 
     def _advance(self, now: float) -> None:
         if self.in_flight:

@@ -36,9 +36,9 @@ class Allowance:
     _calling: anyio.Lock = field(default_factory=anyio.Lock)
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
-    def need(self, engine: str, messages: Sequence[Message], max_tokens: int) -> Amounts:
+    def need(self, engine: str, messages: Sequence[Message], max_tokens: int, seconds: float) -> Amounts:
         """See `Budget.need`."""
-        return self.budget.need(engine, messages, max_tokens)
+        return self.budget.need(engine, messages, max_tokens, seconds)
 
     async def take(self, needs: Sequence[Amounts]) -> int:
         """Waits until the first of some requests may be sent; returns how many of them may, in their order.

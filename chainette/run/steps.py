@@ -179,8 +179,8 @@ class Asking:
         if self.allowance is None:
             await self.send(asks)
             return
-        sampling = self.step.sampling
-        needs = [self.allowance.need(self.node.engine, ask.messages, sampling.max_tokens) for ask in asks]
+        longest, seconds = self.step.sampling.max_tokens, self.engine.time.per_request
+        needs = [self.allowance.need(self.node.engine, ask.messages, longest, seconds) for ask in asks]
         while needs:
             granted = await self.allowance.take(needs)
             now, reserved, asks, needs = asks[:granted], needs[:granted], asks[granted:], needs[granted:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -12,6 +13,7 @@ from chainette.cli.screen.summary import cost_line
 from chainette.engine.base import Completion, Request
 from chainette.engine.budget import Amounts, Budget, parse_budget
 from chainette.engine.price import Price, Rate
+from chainette.engine.shared_time import SharedTime
 from chainette.errors import InputError, RunStopped
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state
@@ -79,6 +81,17 @@ def test_tokens_are_settled_by_usage(tmp_path: Path) -> None:
     assert 20_000 - 1_300 < usage["prompt_tokens"] + usage["completion_tokens"] <= 20_000
 
 
+def test_gpu_time_is_reserved_as_the_engine_has_needed_it_so_far(tmp_path: Path) -> None:
+    on_gpu = {"price": {"gpu_hour": 1.0}, "capacity": 64}
+    with (
+        mock.patch.multiple(SharedTime, end=lambda *_: 36.0, per_request=36.0),  # seconds of each request
+        scripted(on_gpu, llm=lambda _request: answer()) as scripts,
+        pytest.raises(RunStopped, match=r"0\.1 of 0\.1 gpuh used"),
+    ):
+        chain().run(texts(40), tmp_path / "out", budget="0.1gpuh")
+    assert len(scripts["llm"].requests) == 10  # though all of a unit would have been in flight together
+
+
 @pytest.mark.parametrize(
     ("budget", "words"), [("5usd", "needs the price of engine 'llm'"), ("1gpuh", "engine 'llm' runs on a GPU")]
 )
@@ -135,7 +148,9 @@ def test_another_form_is_refused_in_words(texts: Iterable[str]) -> None:
 
 def test_a_request_is_reserved_for_its_prompt_and_its_longest_answer() -> None:
     budget = Budget((-1, -1, -1, -1), {"llm": Rate(Price(prompt=1, answer=10))})
-    need = budget.need("llm", [Message("user", "x" * 290)], 100)
+    need = budget.need("llm", [Message("user", "x" * 290)], 100, 0.0)
     prompt = 97 + 8
     assert need == Amounts(1, prompt + 100, 1000 * prompt + 10_000 * 100, 0)
+    on_gpus = Budget((-1, -1, -1, -1), {"llm": Rate(Price(gpu_hour=3.6), gpus=2)})
+    assert on_gpus.need("llm", [], 100, 0.5) == Amounts(1, 100, 1_000_000, 1000)
     assert budget.spent("llm", Usage(1, 5, 2)) == Amounts(1, 7, 25_000)

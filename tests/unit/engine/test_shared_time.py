@@ -22,6 +22,14 @@ def test_requests_side_by_side_divide_the_seconds() -> None:
     assert [time.end(6.0, others), time.end(6.0, others), time.end(6.0, others)] == [1.5, 1.5, 1.5]
 
 
+def test_the_mean_share_of_requests_that_ended_is_known() -> None:
+    time = SharedTime()
+    assert time.per_request == 0.0
+    marks = [time.begin(0.0, 3)] * 3
+    assert [time.end(at, mark) for at, mark in zip((3.0, 5.0, 6.0), marks, strict=True)] == [1.0, 2.0, 3.0]
+    assert time.per_request == 2.0
+
+
 def test_idle_time_is_nobodys() -> None:
     time = SharedTime()
     time.end(1.0, time.begin(0.0, 1))
