@@ -122,6 +122,7 @@ class Chain:
             max_rows_per_file: rows per shard. Default: 100,000.
             flattened: also write one row per item across all steps. Default: True.
             key: an input column to copy into every shard, as `_key`. Default: None.
+            columns: field of the input model -> the column that fills it: {"text": "body"}. Default: each its own.
             usage: also write the tokens and seconds that each row's answers took. Default: False.
             csv_safe: with "csv", put `'` before text that a spreadsheet would run as a formula. Default: False.
             engines_file: a YAML file whose engines replace those of the chain. Default: None.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -70,6 +70,10 @@ class RunSettings:
     max_rows_per_file: Annotated[int, Flag(help="Rows per shard.", metavar="N", minimum=1)] = 100_000
     flattened: Annotated[bool, Flag(help="Also write one row per item across all steps.")] = True
     key: Annotated[str | None, Flag(help="Copy this input column into every shard, as _key.", metavar="FIELD")] = None
+    columns: Annotated[
+        tuple[str, ...],
+        Flag(help="Fill this field of the input model from this column of the input; repeatable.", metavar="FIELD=COLUMN"),
+    ] = ()
     usage: Annotated[bool, Flag(help="Also write the tokens and seconds that each row's answers took.")] = False
     csv_safe: Annotated[bool, Flag(help="With --format csv: put ' before text that a spreadsheet would run as a formula.")] = (
         False
@@ -121,7 +125,9 @@ class RunSettings:
     window: Annotated[int | None, Flag(help="The most rows in progress.", metavar="N", minimum=1, recorded=False)] = None
 
     def __post_init__(self) -> None:
-        for name in ("price", "budget", "reuse", "no_reuse"):  # one value, or the list that JSON made of a tuple
+        if isinstance(self.columns, Mapping):
+            object.__setattr__(self, "columns", tuple(f"{field}={column}" for field, column in self.columns.items()))
+        for name in ("columns", "price", "budget", "reuse", "no_reuse"):  # one value, or the list that JSON made of a tuple
             value = getattr(self, name)
             object.__setattr__(self, name, (str(value),) if isinstance(value, str | Path) else tuple(map(str, value)))
         object.__setattr__(self, "reuse", tuple(map(os.path.abspath, self.reuse)))
@@ -138,10 +144,28 @@ class RunSettings:
         if self.max_reject_rate is not None and not 0 < self.max_reject_rate <= 1:
             raise InputError(f"max_reject_rate is {self.max_reject_rate}; it must be above 0 and at most 1")
 
+        _filled_from(self.columns)
+
+    @property
+    def filled_from(self) -> Mapping[str, str]:
+        """Field -> the column that fills it."""
+        return _filled_from(self.columns)
+
     @property
     def given(self) -> dict[str, Any]:
         """The settings that are not at their defaults."""
         return {field.name: value for field in fields(RunSettings) if (value := getattr(self, field.name)) != field.default}
+
+
+def _filled_from(columns: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for words in columns:
+        field, equals, column = words.partition("=")
+        if not (field and equals and column):
+            raise InputError(f"columns is {words!r}; write FIELD=COLUMN, such as text=body")
+        if found.setdefault(field, column) != column:
+            raise InputError(f"columns: the field {field!r} is filled from {found[field]!r} and from {column!r}; leave one out")
+    return found
 
 
 #: Setting -> its flag.

@@ -202,6 +202,7 @@ def _open(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) ->
         state, _ = read_state(directory)
         source = open_files(inputs, plan, options)
         unchanged = changes_between(state.graph, graph_of(plan)) is None and state.run.settings["batch_size"] == 1
+        unchanged = unchanged and (*state.run.settings.get("columns", ()),) == options.columns
         if unchanged and source is not None and source.identity()["sample"] == state.input.get("sample"):
             return recover(directory, plan, state), source
         shutil.rmtree(directory.path)

@@ -162,6 +162,7 @@ class RunKeywords(ResumeKeywords, total=False):
     max_rows_per_file: int
     flattened: bool
     key: str | None
+    columns: Mapping[str, str] | _Words
     usage: bool
     csv_safe: bool
     engines_file: str | os.PathLike[str] | None

@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from chainette.core.chain import Chain
 from chainette.core.plan import NodeKind, Plan
-from chainette.core.run_settings import FLAGS, RESUMABLE
+from chainette.core.run_settings import FLAGS, RECORDED, RESUMABLE, RunSettings
 from chainette.core.usercode.confined import ChainClaim, require_recorded
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, set_flags, text_of
@@ -379,13 +379,15 @@ def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOpt
     fixed["limit"] = require_limit(directory, state, options.limit)
     fixed["reuse"] = require_reuse(directory, state, options.reuse)
     fixed["accept"] = require_accept(directory, state, options.accept)
-    for name in options.given.keys() & fixed.keys() - RESUMABLE - {"engines_file"}:
-        if (value := getattr(options, name)) != fixed[name]:
+    recorded = RunSettings(**fixed)
+    for name in options.given.keys() & RECORDED - RESUMABLE - {"engines_file"}:
+        if (value := getattr(options, name)) != (known := getattr(recorded, name)):
             raise RunDirectoryError(
-                f"{directory}: {name} is fixed by the log of the run: it is {fixed[name]!r} there and cannot become {value!r}; "
+                f"{directory}: {name} is fixed by the log of the run: it is {known!r} there and cannot become {value!r}; "
                 f"begin a new run to change it"
             )
     options = replace(options, budget=options.budget or state.budget)
+    fixed |= {name: getattr(recorded, name) for name in RECORDED - RESUMABLE - fixed.keys()}
     return replace(options, **fixed, chain_ref=run.chain_ref, chain_root=root)
 
 

@@ -21,6 +21,7 @@ from chainette.engine.price import Rate
 from chainette.errors import ChainetteError, InputError, RunCancelled, RunStopped
 from chainette.hooks import Hook, Hooks
 from chainette.io.inputs.readers import InputFile
+from chainette.io.inputs.renaming import Renaming
 from chainette.io.inputs.roots import Roots
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
@@ -255,7 +256,7 @@ def _tell(hook: Hook, events: Iterable[Event]) -> None:
 
 def roots_of(plan: Plan, source: InputFile, options: RunOptions, starts: Sequence[tuple[int, int]] = ((0, 0),)) -> Roots:
     """The roots of an input; `starts` as `RunState` has them."""
-    return Roots(source, InputModel(plan.input_model, options.key), plan.batch_size, starts)
+    return Roots(source, InputModel(plan.input_model, options.key, Renaming(options.filled_from)), plan.batch_size, starts)
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from chainette.io.inputs.growing_file import GrowingFile, RowSource
 from chainette.io.inputs.locate import open_growing, open_input
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.remote import fetch
+from chainette.io.inputs.renaming import Renaming
 from chainette.io.inputs.spool import spool
 from chainette.io.inputs.validate import InputModel, columns_of
 from chainette.io.rundir.events import RunCreated
@@ -202,7 +203,7 @@ def _checked(source: InputFile, plan: Plan, options: RunOptions) -> InputFile:
     Raises:
         InputError: it has not.
     """
-    InputModel(plan.input_model).require_columns(source)
+    InputModel(plan.input_model, renaming=Renaming(options.filled_from)).require_columns(source)
     return _with_key(source, options.key)
 
 

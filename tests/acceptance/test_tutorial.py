@@ -13,7 +13,7 @@ from tests.support.pages import follow
 
 @pytest.mark.long
 def test_every_command_of_the_tutorial_prints_the_screen_below_it(tmp_path: Path) -> None:
-    assert follow(REPOSITORY / "docs/tutorial.md", tmp_path) == 11
+    assert follow(REPOSITORY / "docs/tutorial.md", tmp_path) == 13
 
 
 def test_a_page_with_another_screen_fails(tmp_path: Path) -> None:

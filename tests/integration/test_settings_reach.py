@@ -76,6 +76,8 @@ def another(name: str) -> Any:
         return ("7req", "5e6tok")
     if name == "price":
         return ("first=in:1.5", "first=out:2")
+    if name == "columns":
+        return ("text=words",)
     if name in HERE:
         return (str(Path("earlier").absolute()),) if name == "reuse" else ("ask",)
     if bool in kinds:
@@ -100,14 +102,14 @@ def begin_an_earlier_run() -> None:
 
 
 def same(found: Any, name: str) -> bool:
-    found = tuple(found) if name in HERE else found  # JSON has no tuples
+    found = tuple(found) if name in HERE | {"columns"} else found  # JSON has no tuples
     return bool(found == another(name) or (FLAGS[name].file and Path(found).name == another(name)))
 
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "chain.py").write_text(CHAIN)
-    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n' * 9)
+    (tmp_path / "in.jsonl").write_text('{"text": "a", "words": "b"}\n' * 9)
     (tmp_path / "engines.yml").write_text("engines:\n  - {name: first, model: none, backend: simulated}\n")
     monkeypatch.chdir(tmp_path)
 

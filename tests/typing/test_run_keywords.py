@@ -38,6 +38,7 @@ WIDER = {
     "price": "gpt=in:1",
     "budget": "20usd",
     "no_reuse": "ask",
+    "columns": "text=body",
     "select": "changed+",
     "engines_file": Path("engines.yml"),
 }

@@ -39,7 +39,7 @@ def plan(
     ] = 0,
     as_json: AsJson = False,
     *,
-    settings: Annotated[RunSettings, Only({"limit", "seed", "engines_file", "simulate", "price", "key"})],
+    settings: Annotated[RunSettings, Only({"limit", "seed", "engines_file", "simulate", "price", "key", "columns"})],
 ) -> None:
     """Estimate the requests of a run of CHAIN over INPUTS, and their cost.
 

@@ -15,7 +15,9 @@ from pydantic_core import to_json
 from chainette.core.dump import NotRoundTrip, dump_model, explain, short
 from chainette.errors import InputError
 from chainette.io.inputs.readers import InputFile, Record
+from chainette.io.inputs.renaming import AS_IT_IS, Renaming
 from chainette.io.tables.column_types import json_fields
+from chainette.utils.argument_advice import nearest
 from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["BadRecord", "InputModel", "columns_of"]
@@ -40,9 +42,10 @@ class InputModel:
     ignored ones are reported once, in the log of the process.
     """
 
-    def __init__(self, model: type[BaseModel], key: str | None = None) -> None:
+    def __init__(self, model: type[BaseModel], key: str | None = None, renaming: Renaming = AS_IT_IS) -> None:
         self.model = model
         self.key = key
+        self._renaming = renaming
         #: Unknown columns that were ignored so far, up to a hundred.
         self.ignored: set[str] = set()
         self._known = _known_columns(model)
@@ -54,8 +57,8 @@ class InputModel:
     def unused(self, columns: Iterable[str]) -> list[str]:
         """The columns of an input that no row needs; reported once."""
         columns = list(columns)
-        self._note_ignored(columns)
-        return [column for column in columns if column != self.key and not self._uses(column)]
+        self._note_ignored(self._renaming.names(columns))
+        return [column for column in columns if column != self.key and not self._fills(column)]
 
     def require_columns(self, source: InputFile) -> None:
         """Checks that the columns of every file are not all unknown, as they are when a header is missing.
@@ -64,19 +67,40 @@ class InputModel:
         rejected.
 
         Raises:
-            InputError: a file has none of the model's columns.
+            InputError: a file has none of the model's columns, or lacks one that was renamed; or the model lacks the field.
         """
+        for field, column in self._renaming.columns.items():
+            self._require_renamed(field, column, source)
         if not self._known or self._uses(""):
             return
         needs = any(field.is_required() for field in self.model.model_fields.values())
         for part in source.parts() if source.growing is None else ():
             columns = part.columns() if needs else columns_of(part)
-            if columns and self._known.isdisjoint(columns):
+            if columns and self._known.isdisjoint(self._renaming.names(columns)):
                 hint = "; is the first line its header?" if part.kind in ("csv", "tsv") else ""
                 raise InputError(
                     f"{part.path}: none of its columns is one of {self.model.__name__} "
-                    f"({_listed(sorted(self._known))}): it has {_listed(columns)}{hint}"
+                    f"({_listed(sorted(self._known))}): it has {_listed(columns)}{hint}; a column of another name is given "
+                    f"with --columns {self._example()}={columns[0][:40]}"
                 )
+
+    def _example(self) -> str:
+        """The first column that a row needs; any that it may have if it needs none."""
+        fields = self.model.model_fields.items()
+        needed = (_columns_of(name, field, by_name=False)[0] for name, field in fields if field.is_required())
+        return next(needed, min(self._known))
+
+    def _require_renamed(self, field: str, column: str, source: InputFile) -> None:
+        """Raises InputError if a renamed column is not in a file, or no row has the field."""
+        said = f"--columns {field}={column}"
+        if not self._uses(field):
+            raise InputError(f"{said}: {self.model.__name__} has no field {field!r}{nearest(field, self._known)}")
+        for part in source.parts() if source.columns() is not None else [source]:
+            columns = columns_of(part)
+            if columns and column not in columns:
+                close = nearest(column, columns)
+                hint = close if "did you mean" in close else ""
+                raise InputError(f"{said}: {part.path} has no column {column!r}; it has {_listed(columns)}{hint}")
 
     def validate(self, record: Record) -> tuple[bytes, bytes | None]:
         """The row's JSON dump, and the JSON of its key column (None if it has none).
@@ -92,24 +116,32 @@ class InputModel:
 
     def _from_json(self, data: bytes) -> tuple[bytes, bytes | None]:
         fields = _decode_object(data)
+        key = bytes(fields[self.key]) if self.key in fields else b"null"
+        if self._renaming.columns:
+            fields = self._renaming.apply(fields)
+            data = msgspec.json.encode(fields)
         self._note_ignored(fields.keys())
         dump = self._dump(lambda: self.model.__pydantic_validator__.validate_json(data))
-        key = bytes(fields[self.key]) if self.key in fields else b"null"
         return dump, None if key == b"null" else key
 
     def _from_cells(self, record: Record, cells: dict[str, Any]) -> tuple[bytes, bytes | None]:
-        self._note_ignored(cells.keys())
+        key = None if self.key is None else cells.get(self.key)
         for column, reason in record.unreadable.items():
-            if column == self.key or self._uses(column):
+            if column == self.key or self._fills(column):
                 raise BadRecord(f"{column}: {reason}")
+        cells = self._renaming.apply(cells)
+        self._note_ignored(cells.keys())
         values = self._parse_cells({name: cell for name, cell in cells.items() if self._uses(name)})
         if all(isinstance(cell, str) for cell in cells.values()):
             dump = self._dump(lambda: self.model.__pydantic_validator__.validate_python(values, strict=False))
         else:
             data = self._as_json(values)
             dump = self._dump(lambda: self.model.__pydantic_validator__.validate_json(data))
-        key = None if self.key is None else cells.get(self.key)
         return dump, None if key is None else _key_json(key)
+
+    def _fills(self, column: str) -> bool:
+        """Whether a column of the input fills a field."""
+        return any(map(self._uses, self._renaming.fields(column)))
 
     def _uses(self, column: str) -> bool:
         return not self._ignores or self._sees_all or column in self._known
@@ -130,7 +162,7 @@ class InputModel:
 
     def _note_ignored(self, names: Any) -> None:
         if self._ignores and not self._known.issuperset(names) and len(self.ignored) < _MOST_IGNORED:
-            new = [name for name in names if name not in self._known and name not in self.ignored]
+            new = [name for name in names if name not in self._known and name not in self.ignored and name != self.key]
             if new:
                 self.ignored.update(new)
                 said = ", ".join(map(repr, new))
@@ -214,10 +246,12 @@ def _key_json(value: Any) -> bytes:
 
 def _known_columns(model: type[BaseModel]) -> frozenset[str]:
     by_name = bool(model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"))
-    return frozenset(column for name, field in model.model_fields.items() for column in _columns_of(name, field, by_name))
+    return frozenset(
+        column for name, field in model.model_fields.items() for column in _columns_of(name, field, by_name=by_name)
+    )
 
 
-def _columns_of(name: str, field: FieldInfo, by_name: bool) -> list[str]:
+def _columns_of(name: str, field: FieldInfo, *, by_name: bool) -> list[str]:
     alias = field.validation_alias or field.alias
     choices = alias.choices if isinstance(alias, AliasChoices) else [alias] if alias is not None else []
     columns = [str(choice.path[0]) if isinstance(choice, AliasPath) else choice for choice in choices]

@@ -45,6 +45,7 @@ SESSION = {
     "chain_root",
     "resume",
     "hooks",
+    "progress",
     "drive",
     "parameters",
     "chain_claim",
