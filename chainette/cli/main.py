@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from chainette.cli.exit_codes import INTERRUPTED
+from chainette.cli.option_advice import AdvisingCommand
 from chainette.errors import SettingsError
 from chainette.utils.garbage_collection import collect_rarely
 from chainette.utils.private_files import VARIABLE as UMASK
@@ -103,7 +104,7 @@ def _imported(name: str) -> Any:
     """The command itself, out of its module."""
     function = getattr(import_module(f"chainette.cli.commands.{COMMANDS[name].module}"), name.replace("-", "_"))
     alone = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-    alone.command(name, context_settings=getattr(function, "context_settings", None))(function)
+    alone.command(name, cls=AdvisingCommand, context_settings=getattr(function, "context_settings", None))(function)
     return typer.main.get_command(alone)
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from chainette.core.annotations import type_name
 from chainette.errors import DeclarationError, Place
+from chainette.records import Message
 from chainette.utils.ids import snake_case
 
 __all__ = [
+    "builder_problem",
     "checked_model",
     "hints_of",
     "id_of",
@@ -119,3 +122,27 @@ def without_none(annotation: Any) -> tuple[Any, bool]:
         return annotation, False
     rest = [argument for argument in arguments if argument is not type(None)]
     return rest[0] if len(rest) == 1 else None, True
+
+
+def builder_problem(builder: Any, local: Mapping[str, Any]) -> str:
+    """Why `prompt_builder=` cannot give a row's messages; "" if nothing speaks against it. `local` as of `hints_of`."""
+    wanted = "give a function (step, row, history) -> list[Message]"
+    if not callable(builder):
+        return f"prompt_builder is {builder!r}; {wanted}"
+    name, given = f"prompt_builder={name_of(builder)}", hints_of(builder, local).get("return", Any)
+    if inspect.iscoroutinefunction(_function(builder)):
+        return f"{name} is async; look things up in an apply(...) before the step, and {wanted}"
+    try:
+        inspect.signature(builder).bind(None, None, None)
+    except TypeError:
+        return f"{name} takes ({', '.join(positional(builder))}); {wanted}"
+    except ValueError:  # built in, without a signature
+        return ""
+    row = row_of(given)
+    no_list = _is_class(given) and (issubclass(given, str) or not issubclass(given, Iterable))
+    no_message = typing.get_origin(row) is dict or (_is_class(row) and not issubclass(Message, row))
+    return f"{name} gives {type_name(given)}; {wanted}" if no_list or no_message else ""
+
+
+def _is_class(annotation: Any) -> bool:
+    return isinstance(annotation, type) and annotation is not Any

@@ -85,13 +85,15 @@ class Prompter:
         builder = self._step.prompt_builder
         assert callable(builder)
         try:
-            messages = tuple(builder(self._step, received(self._node, row), History(self._plan, self._node, row)))
+            built = builder(self._step, received(self._node, row), History(self._plan, self._node, row))
+            messages = tuple(built)
         except RAISED as error:
             raise TemplateError(f"prompt_builder of step {self._node.id!r} raised {told(error)}") from error
-        if not messages or not all(isinstance(message, Message) for message in messages):
-            raise TemplateError(
-                f"prompt_builder of step {self._node.id!r} must return a list of Message, it returned {messages!r}"
-            )
+        wrong = [message for message in messages if not isinstance(message, Message)]
+        if wrong or not messages:
+            found = f"a list with {wrong[0]!r}" if wrong and not isinstance(built, str) else repr(built)
+            wanted = "must return a list of Message(role, content)"
+            raise TemplateError(f"prompt_builder of step {self._node.id!r} {wanted}, it returned {found}")
         return messages
 
 

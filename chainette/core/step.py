@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 
 from chainette.core.annotations import list_of
 from chainette.core.candidates import MAX_CANDIDATES, pick_problem
+from chainette.core.function_signature import builder_problem
 from chainette.core.node import Node
 from chainette.engine.base import SamplingParams
 from chainette.errors import DeclarationError, Place, PluginError
@@ -158,6 +159,8 @@ class Step(Node, Generic[In, Out]):
             raise self._wrong("sampling is a dict; write SamplingParams(...)")
         if isinstance(self.prompt_builder, str):
             object.__setattr__(self, "prompt_builder", self._plugged(self.prompt_builder))
+        if self.prompt_builder is not None and (problem := builder_problem(self.prompt_builder, caller_frame().f_locals)):
+            raise self._wrong(problem)
         if not isinstance(self.engine_name, str):
             name = getattr(self.engine_name, "name", None)
             wanted = f"write engine_name={name!r}" if name else "give the name of a registered engine"

@@ -338,6 +338,8 @@ class _Rejections:
             return
         if not any(counted.values()) and state.node(CHAIN_INPUT).rejected:
             raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
+        if not any(counted.values()):
+            raise RunDirectoryError(f"{directory} has no rejected rows")
         if left := sorted(loop for loop in self.final if self._matches(loop, Reason.EXHAUSTED)):
             raise RunDirectoryError(
                 f"{directory} has no rejected rows that match, except those that are exhausted, for which no round is left; "

@@ -30,8 +30,11 @@ def test_the_page_for_coding_agents_shows_a_chain_without_problems(tmp_path: Pat
     chain, functions, *_ = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "whole.py").write_text(
         f"{chain}\n\n{functions}\n\nwhole = Chain(name='whole', steps=[clean, sentences, score])\n"
+        "shot = Step(id='shot', input_model=Ticket, output_model=Kind, engine_name='llm', prompt_builder=few_shot,\n"
+        "            n=7, pick='majority:kind', sampling=SamplingParams(temperature=0.8, max_tokens=30))\n"
+        "shots = Chain(name='shots', steps=[shot], accept=100)\n"
     )
     project = Project(tmp_path)
-    for name in ("chain", "whole"):
+    for name in ("chain", "whole", "shots"):
         done = project.chainette("inspect", f"whole.py:{name}")
         assert (done.returncode, done.stderr, done.stdout.splitlines()[-1]) == (0, "", "no problems")

@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field, RootModel
 
 import chainette
-from chainette import ApplyNode, Branch, Chain, JoinBranch, SamplingParams, Step, apply, register_engine
+from chainette import ApplyNode, Branch, Chain, JoinBranch, Message, SamplingParams, Step, apply, register_engine
 from chainette.core.apply import Cardinality
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
@@ -140,6 +140,45 @@ def test_a_prompt_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("résumé".encode("latin-1"))
     with pytest.raises(DeclarationError, match=r"latin\.txt is not UTF-8: .* at byte 1"):
         step(system_prompt=tmp_path / "latin.txt")
+
+
+def of_the_row(item: Text) -> list[Message]:
+    return [Message("user", item.text)]
+
+
+def in_dicts(step: Any, item: Text, history: Any) -> list[dict[str, str]]:
+    return [{"role": "user", "content": item.text}]
+
+
+def as_text(step: Any, item: Text, history: Any) -> str:
+    return item.text
+
+
+async def awaited(step: Any, item: Text, history: Any) -> list[Message]:
+    return [Message("user", item.text)]
+
+
+@pytest.mark.parametrize(
+    ("builder", "words"),
+    [
+        (of_the_row, "prompt_builder=of_the_row takes (item); give a function (step, row, history) -> list[Message]"),
+        (in_dicts, "prompt_builder=in_dicts gives list[dict[str, str]]; give a function"),
+        (as_text, "prompt_builder=as_text gives str; give a function"),
+        (awaited, "prompt_builder=awaited is async; look things up in an apply(...) before the step"),
+        ([Message("user", "Hi")], "prompt_builder is [Message(role='user', content='Hi')]; give a function"),
+    ],
+)
+def test_a_prompt_builder_that_cannot_give_messages_is_refused_where_it_is_declared(builder: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=rf"test_semantics_declare\.py:\d+: step 'ask': {re.escape(words)}"):
+        step(prompt_builder=builder)
+
+
+def test_a_prompt_builder_may_leave_its_types_away_and_give_any_sequence() -> None:
+    def tuples(step: Any, row: Any, history: Any) -> tuple[Message, ...]:
+        return (Message("user", row.text),)
+
+    for builder in (lambda step, row, history: [], lambda *everything: [], tuples):
+        assert step(prompt_builder=builder).prompt_builder is builder
 
 
 def test_nodes_are_frozen() -> None:

@@ -371,6 +371,21 @@ def test_a_prompt_builder_that_raises_rejects_only_its_row(tmp_path: Path) -> No
     assert texts(script.requests[0].messages) == [("user", "t0")]
 
 
+def test_a_prompt_builder_that_gives_no_messages_rejects_the_row_with_what_it_gave(tmp_path: Path) -> None:
+    given: list[Any] = [[{"role": "user"}], "text", []]
+
+    def build(step: Any, item: Text, history: Any) -> Any:
+        return given[int(item.text[1:])]
+
+    result, _ = answered(tmp_path, lambda request: '{"price": 1}', rows=3, prompt_builder=build)
+    wanted = "prompt_builder of step 'ask' must return a list of Message(role, content), it returned"
+    assert [row["message"] for row in result.rows("rejected")] == [
+        f"{wanted} a list with {{'role': 'user'}}",
+        f"{wanted} 'text'",
+        f"{wanted} []",
+    ]
+
+
 def test_a_validator_that_raises_where_a_step_receives_a_row_rejects_only_that_row(tmp_path: Path) -> None:
     class Fussy(BaseModel):
         text: str

@@ -16,6 +16,7 @@ from chainette.cli.directory_status import can_go_on, is_working
 from chainette.cli.drive_flags import ResumedDriveFlags, over_redis, reached
 from chainette.cli.flags import RunDirectory, Select, Settings, Yes
 from chainette.cli.launch import launch, require_trust, texts_of
+from chainette.cli.option_advice import advice_on
 from chainette.cli.signature import Only, fixed_flags, words_of
 from chainette.core.run_settings import RESUMABLE, RunSettings
 from chainette.errors import Problem, RedisUnavailable, RunError
@@ -239,5 +240,5 @@ def _refuse(words: list[str]) -> None:
                 f"{flag} is fixed by the log of the run, which goes on the way it was started; begin a new run to change it"
             )
         raise typer.BadParameter(
-            f"No such option: {flag}" if flag.startswith("-") else f"Got unexpected extra argument ({word})"
+            f"No such option: {flag}{advice_on(flag)}" if flag.startswith("-") else f"Got unexpected extra argument ({word})"
         )

@@ -17,11 +17,14 @@ _STILL = 2
 _BEHIND = 256
 
 
-def reasons(run: LiveRun) -> list[str]:
-    """Sentences why a run does not move, each with the command that helps; [] if no reason is known."""
+def reasons(run: LiveRun, *, own_workers: bool = False) -> list[str]:
+    """Sentences why a run does not move, each with the command that helps; [] if no reason is known.
+
+    `own_workers`: the workers are children of the caller, which starts them without anybody's help.
+    """
     if run.info.state == "cancelled":
         return ["it was cancelled, and its sink has not heard of it yet"]
-    return [*_held(run), *_damaged(run), *_unattended(run), *_refused(run), *_unserved(run), *_failing(run), *_full(run)]
+    return [*_held(run), *_damaged(run), *_unattended(run), *_refused(run), *_unserved(run, own_workers), *_failing(run), *_full(run)]
 
 
 def _held(run: LiveRun) -> Iterator[str]:
@@ -54,10 +57,13 @@ def _refused(run: LiveRun) -> Iterator[str]:
     yield from (words for member, words in run.info.refusals.items() if member in run.members)
 
 
-def _unserved(run: LiveRun) -> Iterator[str]:
+def _unserved(run: LiveRun, own_workers: bool) -> Iterator[str]:
     known = {engine for member in run.members.values() for engine in member.engines}
     for engine in sorted({queue.engine for queue in run.queues if queue.waiting} - known):
-        yield f"no live worker serves {engine!r}; start: chainette worker --engine {shlex.quote(engine)}"
+        if own_workers:
+            yield f"the workers of {engine!r} are not ready yet"
+        else:
+            yield f"no live worker serves {engine!r}; start: chainette worker --engine {shlex.quote(engine)}"
 
 
 def _failing(run: LiveRun) -> Iterator[str]:

@@ -53,6 +53,20 @@ def test_a_mistyped_command_is_answered_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "a", "b", "--sample", "50"), "chainette plan CHAIN INPUTS --sample N"),
+        (("run", "a", "b", "--max-requests=9"), "; --budget 1000req"),
+        (("resume", "dir", "--temperature", "1"), "; it belongs to a step"),
+        (("run", "a", "b", "--bugdet", "9req"), "(Possible options: --budget"),
+    ],
+)
+def test_a_flag_of_other_tools_is_answered_with_the_one_that_does_it_here(words: tuple[str, ...], said: str) -> None:
+    _, done = started(*words, COLUMNS="200")
+    assert done.returncode == 2 and "No such option: --" in done.stderr and said in done.stderr
+
+
+@pytest.mark.parametrize(
     ("typed", "offered"), [("re", {"resume", "rebuild", "rejected", "report"}), ("run --no-fl", {"--no-flattened"})]
 )
 def test_a_shell_completes_commands_and_their_flags(typed: str, offered: set[str]) -> None:

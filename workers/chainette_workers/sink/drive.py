@@ -126,6 +126,8 @@ class DriveLoop:
     order: int = 0
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
+    #: Whether the workers are children of this process.
+    own_workers: bool = False
     _phases: Phases = field(init=False)
     _notes: NoteFilter = field(init=False)
     _patience: Patience = field(init=False)
@@ -429,7 +431,7 @@ class DriveLoop:
             trouble, live = error, None
         if trouble is not None:
             return [f"Redis fails ({trouble}); waiting for it"]
-        return reasons(live) if live is not None else []
+        return reasons(live, own_workers=self.own_workers) if live is not None else []
 
     def _window(self, members: Iterable[Member]) -> int:
         return window_for(sum(member.rows_budget for member in members), self.window or self.session.options.window)

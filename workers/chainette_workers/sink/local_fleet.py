@@ -96,7 +96,7 @@ class LocalFleet:
             _tend(children, moved)
 
         with connect(server.url) as connection:
-            drive = DriveLoop(session, FleetQueue(connection), Board(connection), {}, window, tend=tend)
+            drive = DriveLoop(session, FleetQueue(connection), Board(connection), {}, window, tend=tend, own_workers=True)
             try:
                 with running(children):
                     drive.run()

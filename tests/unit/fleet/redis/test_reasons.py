@@ -41,6 +41,11 @@ def test_an_engine_that_no_live_worker_serves_comes_with_the_command_that_starts
     assert said(queues=queues) == ["no live worker serves 'judge'; start: chainette worker --engine judge"]
 
 
+def test_workers_that_the_caller_starts_itself_are_only_waited_for() -> None:
+    live = LiveRun(record("r1", **SERVED), EVERYBODY, (Queue("grade", "judge", waiting=2),))
+    assert reasons(live, own_workers=True) == ["the workers of 'judge' are not ready yet"]
+
+
 def test_the_name_of_an_engine_is_quoted_in_the_command_and_read_back_from_queue_and_worker() -> None:
     keys = RunKeys("r1", 0)
     names = ("gpt-4.1", "meta/llama 3, v1")
