@@ -24,7 +24,15 @@ def reasons(run: LiveRun, *, own_workers: bool = False) -> list[str]:
     """
     if run.info.state == "cancelled":
         return ["it was cancelled, and its sink has not heard of it yet"]
-    return [*_held(run), *_damaged(run), *_unattended(run), *_refused(run), *_unserved(run, own_workers), *_failing(run), *_full(run)]
+    return [
+        *_held(run),
+        *_damaged(run),
+        *_unattended(run),
+        *_refused(run),
+        *_unserved(run, own_workers),
+        *_failing(run),
+        *_full(run),
+    ]
 
 
 def _held(run: LiveRun) -> Iterator[str]:
