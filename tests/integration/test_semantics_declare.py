@@ -177,7 +177,8 @@ def test_a_prompt_builder_may_leave_its_types_away_and_give_any_sequence() -> No
     def tuples(step: Any, row: Any, history: Any) -> tuple[Message, ...]:
         return (Message("user", row.text),)
 
-    for builder in (lambda step, row, history: [], lambda *everything: [], tuples):
+    builders: list[Any] = [lambda step, row, history: [], lambda *everything: [], tuples]
+    for builder in builders:
         assert step(prompt_builder=builder).prompt_builder is builder
 
 
