@@ -12,8 +12,8 @@ demo: .venv/.demo  ## The extraction example on a real small model, from nothing
 	$(BIN)/chainette run examples/02_extraction/chain.py examples/02_extraction/inputs.jsonl -o runs/demo
 	$(BIN)/chainette rows runs/demo
 
-test: .venv/.dev  ## Every test but vLLM's and, unless CI is set, the long ones; a closing line says what was left out, and how to get it
-	$(BIN)/pytest -n 4 --dist loadgroup -m "not vllm$(if $(CI),, and not long)"
+test: .venv/.dev  ## Every test but vLLM's and, unless CI is set, the long ones; LONG=all runs the large matrices whole; closing lines say what was left out
+	$(BIN)/pytest -n 4 --dist loadgroup -m "not vllm$(if $(CI)$(LONG),, and not long)"
 
 test-vllm: .venv/.vllm .models/smollm2  ## vLLM for the CPU with a small real model: 3 GB once
 	$(BIN)/pytest -m vllm

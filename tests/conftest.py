@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.support.tools import CI, memory_disk
+from tests.support.tools import ALL, CI, memory_disk
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +36,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"skipped {sum(reasons.values())}: {found}", yellow=True)
     if "not long" in terminalreporter.config.option.markexpr:
         terminalreporter.write_line("left out: long tests, most of which kill parts of real fleets; `CI=1 make test` runs them")
+    if not ALL:
+        terminalreporter.write_line(
+            "of large matrices of seeds, crash points and formats, a sample ran; `make test LONG=all` runs the whole"
+        )
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -19,7 +19,7 @@ from chainette.io.rundir.fork import finish_swap
 from chainette.io.rundir.paths import RunDir
 from tests.support.cli import Project
 from tests.support.patience import LONG
-from tests.support.tools import CI
+from tests.support.tools import many
 
 ROWS = 60
 FOLDERS = ("extract", "split", "side", "grade", "flattened", "rejected")
@@ -171,8 +171,8 @@ def test_killed_while_rejected_rows_are_taken_back_a_run_comes_to_the_same_rows(
     assert json.loads((doomed.path / "out/metadata.json").read_text())["balanced"]
 
 
-#: Every disk step, or in a quick run of the tests every fifth.
-STRIDE = 1 if CI else 5
+#: Every disk step with `LONG=all`, else every fifth or third.
+STRIDE = many(5, 3, 1)
 
 
 @pytest.mark.long

@@ -11,12 +11,12 @@ from chainette.conformance.case import Case, Verdict
 from chainette.conformance.examination import CASES
 from tests.conformance.subjects import PAGE, SUBJECTS, cells, judged, rows_of
 from tests.support.models import needs_model
-from tests.support.tools import some
+from tests.support.tools import ALL, many
 from tests.support.vllm import needs_vllm
 
 TABLE = rows_of(PAGE.read_text())
 
-#: The needs of a backend, and the number of its cases that run outside CI: those of real models take a second each.
+#: The needs of a backend.
 NEEDS: Mapping[str, Sequence[pytest.MarkDecorator]] = {
     "simulated": (),
     "llama_cpp": (needs_model,),
@@ -25,14 +25,16 @@ NEEDS: Mapping[str, Sequence[pytest.MarkDecorator]] = {
     "openai (vLLM)": needs_vllm,
     "ollama": (needs_model,),
 }
-SHARE = {"simulated": 1, "vllm": 1, "llama_cpp": 30, "openai": 30, "openai (vLLM)": 1, "ollama": 30}
+#: Backends of one library, whose cases take a second each: a case runs on one of them in turn, with `LONG=all` on each.
+IN_TURN = ("llama_cpp", "openai", "ollama")
 
 CHOSEN = [
     pytest.param(
         backend, case, id=f"{backend}-{case.name}", marks=[*NEEDS[backend], pytest.mark.xdist_group(f"conform-{backend}")]
     )
     for backend in SUBJECTS
-    for case in some(CASES, SHARE[backend])
+    for number, case in enumerate(CASES)
+    if ALL or backend not in IN_TURN or number % many(30, 3, 1) == IN_TURN.index(backend)
 ]
 
 

@@ -373,7 +373,7 @@ def require_accepted(result: RunResult, elements: list[Element], read: Meaning, 
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", some(range(80), 20))
+@pytest.mark.parametrize("seed", some(range(80), 20, 8))
 def test_random_chains_accept_the_first_rows_of_a_plain_reading(tmp_path: Path, seed: int) -> None:
     made, elements, read = drawn(seed)
     ends = len(read.finished)
@@ -384,7 +384,7 @@ def test_random_chains_accept_the_first_rows_of_a_plain_reading(tmp_path: Path, 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("block", some(range(8)))
+@pytest.mark.parametrize("block", some(range(8), 8, 4))
 def test_random_chains_that_crashed_accept_the_same_rows(tmp_path: Path, block: int) -> None:
     for seed in range(block * 4, block * 4 + 4):
         made, elements, read = drawn(seed)

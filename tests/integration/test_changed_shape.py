@@ -27,7 +27,7 @@ from chainette.run.executor import resume
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
 from tests.support.chains import Facts, Text, content, write_inputs
-from tests.support.tools import some
+from tests.support.tools import crossed, some
 
 FORMATS = ("jsonl", "parquet", "csv")
 
@@ -238,8 +238,7 @@ def columns(result: RunResult) -> set[tuple[str, ...]]:
     return {tuple(row) for row in result.rows("flattened")}
 
 
-@pytest.mark.parametrize("format", some(FORMATS))
-@pytest.mark.parametrize("change", some([*CHANGES]))
+@pytest.mark.parametrize(("change", "format"), crossed([*CHANGES], FORMATS))
 def test_a_changed_shape_is_refused_untouched_and_computed_anew_as_printed(
     tmp_path: Path, inputs: Path, change: str, format: Format
 ) -> None:

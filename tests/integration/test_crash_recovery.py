@@ -19,7 +19,7 @@ from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
 from tests.support.chains import content, everything, write_inputs
 from tests.support.crash import copies
-from tests.support.tools import CI, some
+from tests.support.tools import many, some
 
 ROWS = 26
 
@@ -89,7 +89,7 @@ def test_a_log_cut_at_any_byte_resumes_to_the_same_rows(tmp_path: Path, inputs: 
         chain.run(inputs, tmp_path / "run", max_rows_per_file=10)
     before_end = next(copy for copy in reversed(taken) if "run_finished" not in (copy / "events.jsonl").read_text())
     log = (before_end / "events.jsonl").read_bytes()
-    for number, size in enumerate(range(first, len(log), max(1, (len(log) - first) // (40 if CI else 12)))):
+    for number, size in enumerate(range(first, len(log), max(1, (len(log) - first) // many(12, 20, 40)))):
         cut = tmp_path / f"cut-{number}"
         shutil.copytree(before_end, cut)
         (cut / "events.jsonl").write_bytes(log[:size])
@@ -106,7 +106,7 @@ def test_a_second_crash_during_the_resume_costs_nothing(tmp_path: Path, inputs: 
     with copies(middle, tmp_path / "again", every=9) as again:
         resume(middle, chain)
     assert again
-    for copy in some(again):
+    for copy in some(again, 4, 3):
         assert content(resume(copy, chain)) == whole, copy.name
 
 

@@ -17,7 +17,7 @@ from chainette.fleet.redis.connect import connect
 from chainette.io.rundir.result import RunResult
 from tests.integration.test_fleet_trouble import ROWS, Background, Driven, Site, wait_for
 from tests.support.cli import Project
-from tests.support.tools import some
+from tests.support.tools import crossed, some
 from tests.support.valkey import Database
 
 #: The keys before any worker has come; `*` stands for the run, its epoch, a root, a unit, ...
@@ -85,13 +85,17 @@ def spoil_one(client: Redis, pattern: str, which: int = 0) -> bool:
     return True
 
 
+#: What may become of a key: the test says which key, counted from the first.
+LOSSES: dict[str, Callable[[Redis, str, int], bool]] = {"lost": lose_one, "spoiled": spoil_one}
+
+
 def require_whole(site: Site, run: Background) -> None:
     result = run.end()
     assert isinstance(result, RunResult), result
     site.require_whole(result)
 
 
-@pytest.mark.parametrize("pattern", some(ADMITTED, 8))
+@pytest.mark.parametrize("pattern", some(ADMITTED, 8, 3))
 def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, database: Database, pattern: str) -> None:
     client = database.client
     database.may_leave("rq:worker*", "chainette:aside:*")
@@ -143,8 +147,10 @@ def test_an_end_of_the_input_that_is_lost_while_nothing_moves_is_said_again(impa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("pattern", some(AT_WORK, 8))
-def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, database: Database, pattern: str) -> None:
+@pytest.mark.parametrize(("pattern", "loss"), crossed(AT_WORK, [*LOSSES], 8, 2))
+def test_a_key_that_is_lost_or_spoiled_while_workers_are_at_it_costs_no_row(
+    site: Site, database: Database, pattern: str, loss: str
+) -> None:
     client = database.client
     database.may_leave("rq:worker*", "chainette:aside:*")
     log = site.path / "out/events.jsonl"
@@ -152,32 +158,18 @@ def test_a_key_that_is_lost_while_workers_are_at_it_costs_no_row(site: Site, dat
     with site.worker(database.url):
         wait_for(log.exists)
         wait_for(lambda: log.read_bytes().count(b"unit_committed") > 8)
-        wait_for(lambda: run.found or lose_one(client, pattern, which=3))
+        wait_for(lambda: run.found or LOSSES[loss](client, pattern, 3))
         assert not run.found, "there was no such key"
         require_whole(site, run)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("pattern", some(AT_WORK, 8))
-def test_a_key_that_holds_what_is_not_ours_is_as_good_as_lost(site: Site, database: Database, pattern: str) -> None:
-    client = database.client
-    database.may_leave("rq:worker*", "chainette:aside:*")
-    log = site.path / "out/events.jsonl"
-    run = Background(site, RedisFleet(database.url))
-    with site.worker(database.url):
-        wait_for(log.exists)
-        wait_for(lambda: log.read_bytes().count(b"unit_committed") > 8)
-        wait_for(lambda: run.found or spoil_one(client, pattern, which=3))
-        assert not run.found, "there was no such key"
-        require_whole(site, run)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("value", [b"\xff\xfe", None])
 @pytest.mark.parametrize(
-    "field",
-    some(
-        ["digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks", "reuse", "queues", "outline", "cursor"]
+    ("field", "value"),
+    crossed(
+        ["digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks", "reuse", "queues", "outline", "cursor"],
+        [b"\xff\xfe", None],
+        ci=2,
     ),
 )
 def test_a_field_of_the_run_that_is_garbage_or_lost_costs_no_row(

@@ -31,7 +31,7 @@ from chainette.io.rundir.events import EngineReleased
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unit, row_order
 from chainette.run.process import poisoned, process
 from tests.support.fleet import forked, straight
-from tests.support.tools import CI
+from tests.support.tools import many
 from tests.support.twins import Picture, of_memory, of_redis, pass_time
 from tests.support.valkey import Database
 
@@ -513,7 +513,7 @@ def run_programs(machine: type[Twins], client: Redis, number: int, length: int =
 
 
 #: Programs of 50 calls.
-PROGRAMS = 100 if CI else 3
+PROGRAMS = many(3, 15, 100)
 
 
 @pytest.mark.parametrize("machine", [Twins, TwinsThatLoseKeys])

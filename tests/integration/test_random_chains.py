@@ -17,7 +17,7 @@ from tests.support.crash import copies
 from tests.support.drawn import Drawing, Element, Item, built, judged
 from tests.support.meaning import Meaning
 from tests.support.scripted import scripted
-from tests.support.tools import CI, some
+from tests.support.tools import many, some
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,7 +69,7 @@ def inputs() -> list[Item]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("block", some(range(8), 8))
+@pytest.mark.parametrize("block", some(range(8), 8, 4))
 def test_a_run_that_chooses_among_candidates_is_what_the_chain_means(tmp_path: Path, block: int) -> None:
     with scripted(llm=answered):
         for seed in range(block * 15, block * 15 + 15):
@@ -80,7 +80,7 @@ def test_a_run_that_chooses_among_candidates_is_what_the_chain_means(tmp_path: P
             assert carried_out(result) == meaning(elements), seed
             assert result.metadata["balanced"], (seed, result._state.imbalances())
             begun = [copy for copy in taken if (copy / "events.jsonl").stat().st_size]
-            for copy in random.Random(seed).sample(begun, min(2 if CI else 1, len(begun))):
+            for copy in random.Random(seed).sample(begun, min(many(1, 1, 2), len(begun))):
                 assert carried_out(resume(copy, chain)) == meaning(elements), (seed, copy.name)
 
 
@@ -89,7 +89,7 @@ ROUTES = pytest.mark.parametrize("routes", [False, True], ids=["", "with routes"
 
 @pytest.mark.filterwarnings("ignore")
 @ROUTES
-@pytest.mark.parametrize("block", some(range(8), 8))
+@pytest.mark.parametrize("block", some(range(8), 8, 4))
 def test_a_run_is_what_the_chain_means(tmp_path: Path, block: int, routes: bool) -> None:
     for seed in range(block * 15, block * 15 + 15):
         chain, elements = chain_of(seed, (1, 2, 4, 64)[seed % 4], routes=routes)
@@ -99,12 +99,12 @@ def test_a_run_is_what_the_chain_means(tmp_path: Path, block: int, routes: bool)
 
 
 @ROUTES
-@pytest.mark.parametrize("seed", some(range(32), 16))
+@pytest.mark.parametrize("seed", some(range(32), 16, 5))
 def test_a_run_that_crashed_is_what_the_chain_means(tmp_path: Path, seed: int, routes: bool) -> None:
     chain, elements = chain_of(seed, 2, routes=routes)
     with copies(tmp_path / "run", tmp_path / "copies", every=5) as taken:
         chain.run(inputs(), tmp_path / "run")
-    for copy in random.Random(seed).sample(taken, min(3 if CI else 2, len(taken))):
+    for copy in random.Random(seed).sample(taken, min(many(2, 2, 3), len(taken))):
         if not (copy / "events.jsonl").stat().st_size:
             continue
         result = resume(copy, chain)
@@ -113,7 +113,7 @@ def test_a_run_that_crashed_is_what_the_chain_means(tmp_path: Path, seed: int, r
 
 
 def test_a_run_whose_process_was_killed_again_and_again_is_what_the_chain_means() -> None:
-    words = ["--chains", str(30 if CI else 3)]
+    words = ["--chains", str(many(3, 8, 30))]
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos.killed", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -330,7 +330,7 @@ def test_a_run_that_is_killed_at_any_disk_step_resumes_to_the_same_rows(tmp_path
     with copies(tmp_path / "run", tmp_path / "copies", every=5) as taken:
         simulated(pick, escalate=["second"]).run(texts(20), tmp_path / "run", **keys)
     begun = [copy for copy in taken if "unit_committed" in (copy / "events.jsonl").read_text()]
-    for copy in some(begun, 8):
+    for copy in some(begun, 8, 6):
         again = resume(copy, simulated(pick, escalate=["second"]))
         assert content(again) == content(whole), copy.name
         assert again.counts == whole.counts, copy.name

@@ -27,7 +27,7 @@ from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.errors import ChainetteError, LoadError, PlanError
 from chainette.io.rundir.chain_marks import marks_of
 from tests.support.cli import REPOSITORY, Project
-from tests.support.tools import CI
+from tests.support.tools import many
 
 CHAIN = """\
 name: shop
@@ -614,7 +614,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return write(tmp_path_factory.mktemp("drawn")), yaml.safe_load(CHAIN)
 
 
-@settings(max_examples=600 if CI else 50, deadline=None)
+@settings(max_examples=many(50, 100, 600), deadline=None)
 @given(data=st.data())
 def test_whatever_a_document_says_the_answer_is_a_chain_or_an_error(drawn: tuple[Path, Any], data: st.DataObject) -> None:
     folder, document = drawn
@@ -627,7 +627,7 @@ def test_whatever_a_document_says_the_answer_is_a_chain_or_an_error(drawn: tuple
 _LETTERS = st.text(st.sampled_from("{}[]&*!|>%@'\"\n\t -:,#~?\\ab0.\0\x85\ufeff"), max_size=6)
 
 
-@settings(max_examples=600 if CI else 50, deadline=None)
+@settings(max_examples=many(50, 100, 600), deadline=None)
 @given(at=st.integers(0, len(CHAIN)), text=_LETTERS, cut=st.integers(0, 20))
 def test_whatever_is_in_a_file_the_answer_is_a_chain_or_an_error(drawn: tuple[Path, Any], at: int, text: str, cut: int) -> None:
     folder, _ = drawn

@@ -28,12 +28,12 @@ from chainette.io.rundir.reading import read_folder, require_content
 from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import content, everything, write_inputs
 from tests.support.crash import copies
-from tests.support.tools import CI
+from tests.support.tools import many
 
 FORMATS = ("jsonl", "parquet", "csv")
 
 #: Damages of one kind in one format.
-TRIES = 60 if CI else 2
+TRIES = many(2, 8, 60)
 
 
 @dataclass(frozen=True)

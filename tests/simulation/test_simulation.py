@@ -10,12 +10,14 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.support.counts import rows
-from tests.support.tools import CI
+from tests.support.tools import many
 
 ROOT = Path(__file__).parents[2]
 
-#: Seeds of one block; there are four.
-SEEDS = 500 if CI else 50
+#: Blocks of seeds, each in a process of its own, and the seeds of one of them.
+BLOCKS = 4
+CI_SEEDS = 75
+SEEDS = many(50, CI_SEEDS, 500)
 
 
 def simulate(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +25,7 @@ def simulate(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(BLOCKS))
 def test_whatever_befalls_a_simulated_run_its_directory_is_what_its_chain_means(block: int) -> None:
     done = simulate("--seeds", str(SEEDS), "--start", str(block * SEEDS))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,4 +51,7 @@ def test_a_planted_bug_fits_the_code_as_it_is(mutation: Mutation) -> None:
 def test_every_planted_bug_stands_on_the_page_of_guarantees_as_caught() -> None:
     cells = [row.strip("| \n").split(" | ") for row in rows("planted bug")]
     assert [(name, file.strip("`")) for name, file, _ in cells] == [(mutation.name, mutation.file) for mutation in MUTATIONS]
-    assert "nothing" not in {caught for _, _, caught in cells}
+    catchers = {caught for _, _, caught in cells}
+    assert "nothing" not in catchers
+    seeds = [int(caught.removeprefix("seed ")) for caught in catchers if caught.startswith("seed ")]
+    assert 1 < len(seeds) and max(seeds) < BLOCKS * CI_SEEDS, "CI must run each of these seeds"

@@ -1,4 +1,7 @@
-"""The differences between a developer's machine and CI: programs that are there, and how much of a matrix is run."""
+"""The differences between a developer's machine and CI: programs that are there, and how much of a matrix is run.
+
+`make test` runs a few cases of each large matrix, CI a sample of it, and `make test LONG=all` the whole.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,32 @@ from typing import TypeVar
 
 import pytest
 
-__all__ = ["CI", "memory_disk", "program", "some"]
+__all__ = ["ALL", "CI", "crossed", "many", "memory_disk", "program", "some"]
 
 T = TypeVar("T")
 
+U = TypeVar("U")
+
 CI = "CI" in os.environ
 
+ALL = os.environ.get("LONG") == "all"
 
-def some(cases: Sequence[T], share: int = 4) -> Sequence[T]:
-    """All cases in CI; elsewhere every fourth, or every `share`-th, of a matrix whose cases find the same faults."""
-    return cases if CI else cases[::share]
+
+def many(quick: int, ci: int, whole: int) -> int:
+    """How many seeds, programs, ... a test tries: in `make test`, in CI, and with `LONG=all`."""
+    return whole if ALL else ci if CI else quick
+
+
+def some(cases: Sequence[T], share: int = 4, ci: int = 2) -> Sequence[T]:
+    """Every `share`-th of a matrix whose cases find the same faults; in CI every `ci`-th; all of them with `LONG=all`."""
+    return cases[:: many(share, ci, 1)]
+
+
+def crossed(first: Sequence[T], second: Sequence[U], share: int = 4, ci: int = 1) -> list[tuple[T, U]]:
+    """Some of `first`, each with one of `second` in turn; with `LONG=all` each with all."""
+    if ALL:
+        return [(one, other) for one in first for other in second]
+    return [(one, second[number % len(second)]) for number, one in enumerate(some(first, share, ci))]
 
 
 def memory_disk(path: Path = Path("/dev/shm")) -> Path | None:
