@@ -89,6 +89,11 @@ class Durable:
         """Adds rejections alone, with their reasons: bad lines of the input."""
         self._rejected.setdefault(step_id, {}).update(rejected)
 
+    def take_back(self, node: str, lost: Callable[[Output], bool]) -> None:
+        """Forgets the outputs of a node that are lost: their rows are pending."""
+        kept = {row_id: [each for each in some if not lost(each)] for row_id, some in self._outputs.get(node, {}).items()}
+        self._outputs[node] = {row_id: some for row_id, some in kept.items() if some}
+
     def rejected(self, node: str) -> KeysView[str]:
         return self._rejected.get(node, _NONE).keys()
 

@@ -326,6 +326,12 @@ class Engine(ABC):
         tell_whole(completion, tell)
         return completion
 
+    async def count_prompts(self, requests: Sequence[Request]) -> list[int] | None:
+        """The tokens of each request's prompt by the model's own tokenizer; None if there is none here. Nothing is generated,
+        and the engine need not be open."""
+        del requests
+        return None
+
     @abstractmethod
     async def close(self) -> None:
         """Frees the model, its memory, its connections and its child processes. Safe to repeat."""

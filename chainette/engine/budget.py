@@ -15,7 +15,7 @@ from chainette.records import Message, Usage
 if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig
 
-__all__ = ["Amounts", "Budget", "Reserved", "budget_of", "parse_budget", "require_prices", "spent_words"]
+__all__ = ["Amounts", "Budget", "Reserved", "budget_of", "estimated_tokens", "parse_budget", "require_prices", "spent_words"]
 
 _FORM = "20usd, 3gpuh, 5e6tok or 1000req"
 _LIMIT = re.compile(r"(?P<amount>\d+(?:\.\d*)?(?:[eE]\+?\d+)?)\s*(?P<unit>usd|gpuh|tok|req)")
@@ -98,8 +98,7 @@ class Budget(msgspec.Struct, frozen=True):
     def need(self, engine: str, messages: Iterable[Message], max_tokens: int, seconds: float) -> Amounts:
         """The reservation of a request: its prompt, estimated, the longest answer, and the seconds that the engine has taken
         for a request so far (`SharedTime.per_request`)."""
-        prompt = sum(_AROUND - -len(message.content.encode()) // _BYTES for message in messages)
-        return self.spent(engine, Usage(1, prompt, max_tokens, busy=seconds))
+        return self.spent(engine, Usage(1, estimated_tokens(messages), max_tokens, busy=seconds))
 
     def spent(self, engine: str, usage: Usage) -> Amounts:
         """The cost of an answer."""
@@ -109,6 +108,11 @@ class Budget(msgspec.Struct, frozen=True):
         """Whether a request fits beside everything that is spent and reserved."""
         pairs = zip(self.limits, used, need, strict=True)
         return all(limit < 0 or has + max(1, more) <= limit for limit, has, more in pairs)
+
+
+def estimated_tokens(messages: Iterable[Message]) -> int:
+    """The tokens of a prompt, if no tokenizer counts them: a third of its bytes, and some around each message."""
+    return sum(_AROUND - -len(message.content.encode()) // _BYTES for message in messages)
 
 
 def parse_budget(texts: Iterable[str]) -> tuple[int, int, int, int]:

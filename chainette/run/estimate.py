@@ -1,50 +1,39 @@
-"""The requests and the cost of a run: from a sample that was asked, from an earlier run, or at most."""
+"""The requests and the cost of a run before it begins: rows by a walk over the input (`forecast.py`), the rest by what is known
+of its steps (`step_estimates.py`)."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 import msgspec
 
 from chainette.core.chain import Inputs
-from chainette.core.plan import Plan
-from chainette.engine.price import Cost, Rate
-from chainette.hooks import Hooks
-from chainette.io.inputs.readers import InputFile
-from chainette.io.rundir.changes import changes_between
-from chainette.io.rundir.open import read_state, recover
+from chainette.core.plan import NodeKind, Plan
+from chainette.engine.base import Engine
+from chainette.engine.config import EngineConfig
+from chainette.engine.lifecycle import create_engine
+from chainette.engine.model_files import files_of
+from chainette.engine.price import Cost
+from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import RunState
-from chainette.io.rundir.writer import RunWriter
-from chainette.records import CHAIN_INPUT, Usage, declared_of
+from chainette.run.forecast import Forecast, Walk
+from chainette.run.kept_rows import KeptRows
 from chainette.run.options import RunOptions
-from chainette.run.session import announce, check_drive, local_run, rates_of, roots_of
-from chainette.run.start import begin, open_files
-from chainette.utils.ids import new_run_id
+from chainette.run.sample import open_counted
+from chainette.run.session import open_answers, roots_of
+from chainette.run.step_estimates import EarlierRuns, StepEstimate, StepEstimates
+from chainette.run.stored_answers import require_runs
 
-__all__ = ["Estimate", "StepEstimate", "at_most", "from_state", "sample", "save"]
-
-
-class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """The requests of a step to one engine."""
-
-    step: str
-    engine: str
-    rows: float
-    requests: float
-    #: None if nobody has counted them.
-    prompt_tokens: float | None
-    completion_tokens: float
-    usd: float
-    gpu_hours: float
-    #: Seconds with the engine full, if its answers take as long as those that are known; None if none are.
-    seconds: float | None
-    #: Why rows that are there are asked again; "" if none is.
-    why: str = ""
+__all__ = ["Estimate", "estimate", "save"]
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +50,11 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     #: Spent in the directory before.
     spent: Cost = Cost()
     asked: int = 0
+    #: Whether it is the plan of a resume; and the rows that are computed again, as `resume --select` takes them.
+    resumed: bool = False
+    select: list[str] = []
+    #: Steps without an engine whose functions would be called, so that the rows behind them are not known.
+    functions: list[str] = []
 
     @property
     def usd(self) -> float:
@@ -75,6 +69,10 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         return sum(step.requests for step in self.steps)
 
     @property
+    def reused(self) -> int:
+        return sum(step.reused for step in self.steps)
+
+    @property
     def seconds(self) -> float | None:
         """Of the engine that takes longest, since engines work side by side."""
         by_engine: dict[str, float] = {}
@@ -85,125 +83,109 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         return max(by_engine.values(), default=0.0)
 
 
-def at_most(plan: Plan, records: int) -> Estimate:
-    """One request with the longest answer for each record and step; prompts are not counted, and functions may make more
-    rows of one."""
-    rates, steps = rates_of(plan), []
-    for node in plan.steps:
-        if (sampling := getattr(node.node, "sampling", None)) is None:
-            continue
-        asks = records * node.samples
-        usage = Usage(asks, 0, asks * sampling.max_tokens)
-        cost = rates.get(node.engine, Rate()).cost(usage)
-        tokens = float(usage.completion_tokens)
-        steps.append(
-            StepEstimate(
-                step=node.id,
-                engine=node.engine,
-                rows=records,
-                requests=asks,
-                prompt_tokens=None,
-                completion_tokens=tokens,
-                usd=cost.usd,
-                gpu_hours=0.0,
-                seconds=None,
-            )
-        )
-    return Estimate(basis="at most", records=records, steps=steps)
+async def estimate(
+    plan: Plan,
+    inputs: Inputs,
+    directory: RunDir,
+    options: RunOptions,
+    *,
+    select: Sequence[str] = (),
+    sampled: RunState | None = None,
+    capacities: Mapping[str, int] | None = None,
+) -> Estimate:
+    """The requests of a run of a plan into a directory, or, if a run is there, of a resume with `select`.
+
+    `sampled` is the state of a sample in the directory, and `capacities` those of its engines.
+
+    Raises:
+        InputError: the records of the input cannot be counted, or `select` names no rows.
+        RunDirectoryError: an earlier run is not there.
+        ChainChanged: `select` leaves out steps that have changed.
+    """
+    if directory.exists():
+        plan, options = await anyio.to_thread.run_sync(_as_recorded, directory, plan, options)
+    own = str(directory.sample)
+    reuse = [reused for reused in options.reuse if reused != own]
+    if directory.sample.exists():
+        options = replace(options, reuse=(*reuse, own))
+    resumed = await anyio.to_thread.run_sync(KeptRows.of, directory, plan, select)
+    await anyio.to_thread.run_sync(require_runs, options.reuse)
+    source = await anyio.to_thread.run_sync(open_counted, inputs, plan, options)
+    earlier = [(await anyio.to_thread.run_sync(read_state, RunDir(reused)))[0] for reused in reuse]
+    graph = graph_of(plan)
+    known = EarlierRuns.of([one for one in (sampled, resumed.state, *earlier) if one is not None], graph)
+    engines = await anyio.to_thread.run_sync(_unopened, plan, known.states)
+    roots = roots_of(plan, source, options, resumed.state.starts if resumed.state is not None else ((0, 0),))
+    with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
+        async with open_answers(options.sources(Path(folder))) as stored:
+            walk = Walk(plan, engines, options.seed, stored)
+            with closing(source):
+                found = await walk.through(roots.pending(resumed.is_done), resumed.durable)
+    counting = StepEstimates(plan, graph, found, known, engines, capacities or {})
+    missed = partial(_why_missed, EarlierRuns.of(earlier, graph), found)
+    why = resumed.why if resumed.state is not None else missed
+    steps = [step async for step in counting.each(why)]
+    state = resumed.state
+    is_known = any(known.billed(step.step) for step in steps)
+    basis = "sample" if sampled is not None else "earlier run" if is_known else "at most"
+    return Estimate(
+        basis=basis,
+        records=found.records if state is None else source.count() or state.records,
+        sampled=0 if sampled is None else sampled.records,
+        sample_usd=0.0 if sampled is None else sampled.bill.cost().usd,
+        steps=steps,
+        spent=Cost() if state is None else state.bill.cost(),
+        asked=0 if state is None else state.bill.usage().requests,
+        resumed=state is not None,
+        select=[*resumed.select],
+        functions=[node.id for node in plan.steps if node.kind is NodeKind.APPLY and found.waiting[node.id]],
+    )
 
 
-def from_state(plan: Plan, state: RunState, records: int, capacities: Mapping[str, int] | None = None) -> Estimate:
-    """The rest of a run of so many records, by the rows that are known. `capacities` are those of a sample's engines, whose
-    directory is not the run's own; without them it is, and rows that have become stale are asked again."""
-    changes = None if capacities is not None else changes_between(state.graph, graph_of(plan))
-    stale = _with_followers(plan, changes.stale) if changes is not None else frozenset()
-    why = ", ".join(changes.sentences) if changes is not None else ""
-    rates, known = rates_of(plan), max(1, state.records)
-    steps = []
-    for step, engine, usage in state.bill.usages():
-        counts = state.node(step)
-        expected = counts.taken * records / known
-        done = 0 if step in stale else counts.taken
-        rows = max(0.0, expected - done)
-        share = rows / max(1, counts.taken - counts.reused)
-        width = (capacities or {}).get(engine) or plan.engines[engine].capacity if engine in plan.engines else None
-        seconds = usage.seconds * share / width if width else None
-        scaled = msgspec.structs.replace(usage, busy=(seconds or usage.busy * share) / (share or 1))
-        cost = rates.get(engine, Rate()).cost(scaled)
-        steps.append(
-            StepEstimate(
-                step=step,
-                engine=engine,
-                rows=rows,
-                requests=usage.requests * share,
-                prompt_tokens=usage.prompt_tokens * share,
-                completion_tokens=usage.completion_tokens * share,
-                usd=cost.usd * share,
-                gpu_hours=cost.gpu_hours * share,
-                seconds=seconds,
-                why=why if step in stale else "",
-            )
-        )
-    if capacities is not None:
-        return Estimate(basis="sample", records=records, sampled=state.records, sample_usd=state.bill.cost().usd, steps=steps)
-    spent, asked = state.bill.cost(), state.bill.usage().requests
-    return Estimate(basis="earlier run", records=records, steps=steps, spent=spent, asked=asked)
+def _as_recorded(directory: RunDir, plan: Plan, options: RunOptions) -> tuple[Plan, RunOptions]:
+    """The plan and the options as a resume of the directory has them."""
+    state, _ = read_state(directory)
+    settings = state.run.settings
+    fixed: dict[str, Any] = {name: settings[name] for name in ("seed", "key") if name in settings}
+    fixed["columns"] = tuple(settings.get("columns") or ())
+    if not options.reuse:
+        fixed |= {name: tuple(settings.get(name) or ()) for name in ("reuse", "no_reuse")}
+    limit = options.limit if options.limit is not None else state.limit
+    return replace(plan, batch_size=settings["batch_size"]), replace(options, **fixed, limit=limit)
 
 
-def _with_followers(plan: Plan, stale: Collection[str]) -> frozenset[str]:
-    from chainette.io.rundir.fork import affected_by
+def _unopened(plan: Plan, states: Sequence[RunState]) -> dict[str, Engine]:
+    """The engines of a plan, with the identity that they have once they are open: of their files, and the revisions that
+    hubs and servers gave earlier runs."""
+    made = {}
+    for name, config in plan.engines.items():
+        made[name] = engine = create_engine(config)
+        engine.identity = {**_revisions(config, states), **files_of(config)}
+    return made
 
-    names = [name for name in stale if name in plan.nodes or name == CHAIN_INPUT]
-    return frozenset(map(declared_of, affected_by(plan, names))) if names else frozenset()
+
+def _revisions(config: EngineConfig, states: Sequence[RunState]) -> Mapping[str, str]:
+    of = ("backend", "model", "revision")
+    wanted = config.describe()
+    for state in states:
+        for name, described in state.graph.engines.items():
+            if all(described.get(key) == wanted.get(key) for key in of) and (loaded := state.loaded_from(name)):
+                return loaded
+    return {}
+
+
+def _why_missed(earlier: EarlierRuns, found: Forecast, step: str) -> str:
+    """Why rows are asked although earlier runs may have answers."""
+    if not earlier.states:
+        return ""
+    changes = earlier.changes[0]
+    if changes is not None and (words := changes.by_node.get(step)):
+        return ", ".join(words)
+    if changes is not None and step in changes.stale:
+        return "follows a step that changed"
+    return "no earlier run has an equal request" if found.waiting[step] else ""
 
 
 def save(directory: RunDir, estimate: Estimate) -> None:
     """Keeps an estimate, so that the end of the run can tell how far off it was."""
     publish(directory.estimate, msgspec.json.encode(estimate))
-
-
-async def sample(
-    plan: Plan, inputs: Inputs, directory: RunDir, options: RunOptions, number: int
-) -> tuple[RunState, dict[str, int]]:
-    """Asks records that are evenly spread over the input, under their true ids and through the whole chain; the state of
-    their directory, and the capacities of the engines that were asked.
-
-    Records that an earlier sample of the same chain asked are not asked again.
-    """
-    single = replace(plan, batch_size=1)  # so that root n is record n
-    await check_drive(single, options)
-    writer, source = await anyio.to_thread.run_sync(_open, directory, single, inputs, options)
-    capacities: dict[str, int] = {}
-    try:
-        total = source.count() or number
-        chosen = {place * total // number for place in range(min(number, total))}
-        writer.rates, writer.limits = rates_of(single), options.budget
-        await anyio.to_thread.run_sync(announce, writer, source, single)
-        state = writer.state
-
-        def is_done(root: int) -> bool:
-            return root not in chosen or state.is_done(root)
-
-        if not all(map(state.is_done, chosen)):
-            roots = roots_of(single, source, options)
-            hook = Hooks(options.hooks)
-            async with local_run(single, roots, writer, is_done, options, hook, None, None, writer.budget, state.used) as local:
-                await local.run()
-                capacities = {name: (await local.engines.get(name)).capacity for name in local.engines.opened}
-        await anyio.to_thread.run_sync(writer.pause, "it is the sample of a plan")
-        return state, capacities
-    finally:
-        writer.close()
-
-
-def _open(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
-    """The writer of a sample's directory, and the input; an earlier sample of another chain or input is thrown away."""
-    if directory.exists():
-        state, _ = read_state(directory)
-        source = open_files(inputs, plan, options)
-        unchanged = changes_between(state.graph, graph_of(plan)) is None and state.run.settings["batch_size"] == 1
-        unchanged = unchanged and (*state.run.settings.get("columns", ()),) == options.columns
-        if unchanged and source is not None and source.identity()["sample"] == state.input.get("sample"):
-            return recover(directory, plan, state), source
-        shutil.rmtree(directory.path)
-    return begin(directory, new_run_id(), plan, inputs, options)

@@ -42,7 +42,17 @@ from chainette.run.planning import compile_plan, registry_of
 from chainette.run.selection import changes_since, require_nodes, selection_of, stale_starts
 from chainette.run.session import check_drive, finish_run
 
-__all__ = ["Observed", "compiled_now", "observe", "require_accept", "require_limit", "resume", "retry"]
+__all__ = [
+    "Observed",
+    "Rejections",
+    "compiled_now",
+    "observe",
+    "require_accept",
+    "require_limit",
+    "resume",
+    "retry",
+    "taken_back",
+]
 
 _log = logging.getLogger("chainette")
 
@@ -67,14 +77,14 @@ async def resume(
     if words and options.more:
         raise InputError("--more appends to the run as it is, --select computes rows anew; give one after the other")
     if chosen.steps:
-        nodes = await anyio.to_thread.run_sync(_taken_back, directory, plan, state, chosen.steps)
+        nodes = await anyio.to_thread.run_sync(taken_back, directory, plan, state, chosen.steps)
         reopen = Reopen(nodes=nodes)
         if chosen.rejected:
-            every = await anyio.to_thread.run_sync(_Rejections().without_final, directory, plan, state)
+            every = await anyio.to_thread.run_sync(Rejections().without_final, directory, plan, state)
             reopen = replace(reopen, rejection=every.includes)
         return await _open_again(directory, plan, state, options, reopen)
     if chosen.rejected:
-        return await _retry(directory, plan, state, options, _Rejections())
+        return await _retry(directory, plan, state, options, Rejections())
     if words:
         _log.warning("%s: nothing has changed since its rows were written, so none is computed anew", directory)
     _require_unchanged(directory, state, plan)
@@ -246,7 +256,7 @@ def _from(steps: Iterable[str]) -> str:
     return " ".join(f"--from {step}" for step in steps)
 
 
-def _taken_back(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str]) -> frozenset[str]:
+def taken_back(directory: RunDir, plan: Plan, state: RunState, steps: Sequence[str]) -> frozenset[str]:
     """The nodes of some steps, and everything that depends on them.
 
     Raises:
@@ -291,11 +301,11 @@ async def retry(
     if engine is not None:
         assert isinstance(found, Chain)
         asked = _with_engine(plan, registry_of(found, options.engines_file), engine, steps)
-    return await _retry(directory, plan, state, options, _Rejections(steps, reasons), asked)
+    return await _retry(directory, plan, state, options, Rejections(steps, reasons), asked)
 
 
 async def _retry(
-    directory: RunDir, plan: Plan, state: RunState, options: RunOptions, chosen: _Rejections, asked: Plan | None = None
+    directory: RunDir, plan: Plan, state: RunState, options: RunOptions, chosen: Rejections, asked: Plan | None = None
 ) -> RunResult:
     """Opens rejected rows again. `asked`: the plan with another engine, for this session."""
     _require_unchanged(directory, state, plan)
@@ -308,7 +318,7 @@ async def _retry(
 
 
 @dataclass(frozen=True)
-class _Rejections:
+class Rejections:
     """Rejections that are taken back: those of some steps and with some reasons, or all."""
 
     steps: frozenset[str] = frozenset()
@@ -316,7 +326,7 @@ class _Rejections:
     #: Loops for whose exhausted rows the plan has no further round, and no end.
     final: frozenset[str] = frozenset()
 
-    def without_final(self, directory: RunDir, plan: Plan, state: RunState) -> _Rejections:
+    def without_final(self, directory: RunDir, plan: Plan, state: RunState) -> Rejections:
         """Without exhausted rows that would only be rejected again."""
         exhausted = {step for step, counts in state.nodes.items() if counts.reasons.get(Reason.EXHAUSTED)}
         if not exhausted:

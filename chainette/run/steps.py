@@ -124,18 +124,27 @@ class Asking:
             RequestsFailed: some rows got no answer; the result has the others.
             EngineUnavailable: the engine does not answer; the result has the rows that were answered before.
         """
-        self.prompts = prompter(self.plan, self.node)
-        asks = self.first_asks(rows)
-        unknown = {row.row_id for row in await self.result.take_stored([ask.row for ask in asks])}
+        asks = await self.needed(rows)
         try:
             async with anyio.create_task_group() as self._rounds:
-                await self.begin([ask for ask in asks if ask.row.row_id in unknown])
+                await self.begin(asks)
         except BaseExceptionGroup as errors:
             raise self._error or errors.exceptions[0] from None
         if not (self._error or self._failure):
             await self.settle()
         if failed := self._error or self._failure or self.failure():
             raise failed
+
+    async def requests(self, rows: Sequence[Row]) -> list[Request]:
+        """The first requests of the rows that are in need of one, unsent; the other rows are in the result."""
+        return [self.request(self.prompts, ask) for ask in await self.needed(rows)]
+
+    async def needed(self, rows: Sequence[Row]) -> list[_Ask]:
+        """The questions to ask, without those whose answer an earlier run has."""
+        self.prompts = prompter(self.plan, self.node)
+        asks = self.first_asks(rows)
+        unknown = {row.row_id for row in await self.result.take_stored([ask.row for ask in asks])}
+        return [ask for ask in asks if ask.row.row_id in unknown]
 
     async def begin(self, asks: Sequence[_Ask]) -> None:
         """Asks for all rows; a few go first if nobody knows yet whether the engine takes the step."""

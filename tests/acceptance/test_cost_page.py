@@ -30,7 +30,7 @@ def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "examples" / "16_cost", folder)
     source = (folder / "chain.py").read_text()
     (folder / "edited.py").write_text(source.replace("Would the writer buy it again?", "Would you buy it?"))
-    assert len(blocks()) == 5
+    assert len(blocks()) == 6
     for command, *lines in blocks():
         done = project.chainette(*command.removeprefix("$ chainette ").split())
         printed = [masked(line) for line in (done.stdout + done.stderr).splitlines()]

@@ -56,16 +56,16 @@ async def twice(item: Count) -> list[Count]:
     return [item, item]
 
 
-def everything(batch_size: int = 4, **engine: Any) -> Chain:
+def everything(batch_size: int = 4, *, hidden: bool = True, **engine: Any) -> Chain:
     """Every kind of node: rejects, expands, drops, nested forks, joins of one and of many, side branches, a hidden step,
-    a step with a second engine, and one that chooses among candidates."""
+    a step with a second engine, and one that chooses among candidates. Without `hidden` its step keeps its rows."""
     with using_registry(EngineRegistry()):
         register_engine("first", "none", "simulated", invalid_rate=0.2, **engine)
         register_engine("second", "none", "simulated", invalid_rate=0.05, **engine)
         extract = Step(
             id="extract", input_model=Text, output_model=Facts, engine_name="first", user_prompt="{{ text }}", max_attempts=1
         )
-        hidden = Step(id="hidden", output_model=Facts, engine_name="second", yield_output=False)
+        second = Step(id="hidden", output_model=Facts, engine_name="second", yield_output=not hidden)
         inner = Branch("inner", [apply(split), apply(touchy)]).join("letters")
         nested = Branch(
             "nested", [apply(split, id="split_again"), [Branch("deep", [apply(touchy, id="touchy_too")]).join("echo")]]
@@ -86,7 +86,7 @@ def everything(batch_size: int = 4, **engine: Any) -> Chain:
             batch_size=batch_size,
             steps=[
                 extract,
-                hidden,
+                second,
                 [
                     Branch("pieces", [apply(split, id="pieces_of")]).join("parts"),
                     inner,

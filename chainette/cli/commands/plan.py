@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import anyio
@@ -12,22 +14,21 @@ import msgspec
 import typer
 
 from chainette.cli.bundles import Task
-from chainette.cli.common import console, guarded, new_table, print_json, warn
-from chainette.cli.flags import AsJson
+from chainette.cli.common import command_line, console, guarded, new_table, print_json, warn
+from chainette.cli.flags import AsJson, Select
 from chainette.cli.launch import load_plan
 from chainette.cli.signature import Hidden, Only
 from chainette.core.run_settings import RunSettings
-from chainette.errors import InputError
-from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.run.estimate import Estimate, at_most, from_state, sample, save
+from chainette.run.estimate import Estimate, estimate, save
 from chainette.run.options import RunOptions
-from chainette.run.start import open_files
+from chainette.run.sample import sample
+from chainette.run.step_estimates import StepEstimate
 from chainette.screen.numbers import amount, clock, dollars
 
 __all__ = ["plan"]
 
-_COLUMNS = ("step", "engine", "rows", "requests", "tokens in", "tokens out", "time", "cost")
+_COLUMNS = ("step", "engine", "reused", "rows", "requests", "tokens in", "tokens out", "time", "cost")
 
 
 @guarded
@@ -37,34 +38,34 @@ def plan(
         int,
         typer.Option("--sample", metavar="N", min=0, help="Ask N records, evenly spread, through the chain; 0 asks none."),
     ] = 0,
+    select: Select = None,
     as_json: AsJson = False,
     *,
-    settings: Annotated[RunSettings, Only({"limit", "seed", "engines_file", "simulate", "price", "key", "columns"})],
+    settings: Annotated[
+        RunSettings, Only({"limit", "seed", "engines_file", "simulate", "reuse", "no_reuse", "price", "key", "columns"})
+    ],
 ) -> None:
     """Estimate the requests of a run of CHAIN over INPUTS, and their cost.
 
-    With --sample, some records are really asked, and the numbers follow from their answers; `run -o DIR` takes these, which
-    are kept in DIR/.plan/sample. Without, the numbers come from the run that is in DIR, with the steps that are asked again
-    and why; if there is none, they are an upper bound: one request with the longest answer for each record and step.
+    The rows are counted: as far as answers are known, from the run that is in DIR, from --reuse and from a sample, the input
+    goes through the chain without asking anybody. Rows behind answers that nobody has yet are estimated, and marked by ~.
+    If DIR has a run, it is the plan of a resume, with the changes since.
+
+    With --sample, some records are really asked, and the other numbers follow from their answers; `run -o DIR` takes these,
+    which are kept in DIR/.plan/sample. Without a sample and an earlier run, the answers are an upper bound.
     """
     loaded, compiled = load_plan(task.chain, task.chain_root, task.parameters, settings)
     words = {**asdict(settings), "chain_ref": loaded.reference, "chain_root": str(task.chain_root)}
     options = RunOptions(**words, chain_claim=loaded.claim, parameters=loaded.parameters)
     inputs = task.inputs[0] if len(task.inputs) == 1 else task.inputs
-    source = open_files(inputs, compiled, options)
-    records = source.count() if source is not None else None
-    if records is None:
-        raise InputError("a plan needs files whose records can be counted; write standard input to a file first")
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         directory = RunDir(task.output or folder)
+        state, capacities = None, dict[str, int]()
         if sampled:
             run = partial(sample, compiled, inputs, RunDir(directory.sample), options, sampled)
             state, capacities = anyio.run(run)
-            found = from_state(compiled, state, records, capacities)
-        elif directory.exists():
-            found = from_state(compiled, read_state(directory)[0], records)
-        else:
-            found = at_most(compiled, records)
+        foresee = partial(estimate, select=tuple(select or ()), sampled=state, capacities=capacities)
+        found = anyio.run(foresee, compiled, inputs, directory, options)
         if task.output is not None and found.requests and not (directory.exists() and sampled):
             save(directory, found)
     warn(compiled.warnings)
@@ -72,34 +73,71 @@ def plan(
         totals = {"usd": found.usd, "gpu_hours": found.gpu_hours, "requests": found.requests, "seconds": found.seconds}
         print_json([msgspec.to_builtins(found) | totals])
     else:
-        _print(found)
+        _print(found, task.output)
 
 
 _BASIS = {
     "sample": "by a sample of {sampled:,} of {records:,} records, which is kept and not asked again ({sample})",
-    "earlier run": "by the rows that are in the directory; {records:,} records",
-    "at most": "at most, for {records:,} records: one request with the longest answer each; prompts are not counted. "
+    "earlier run": "by the rows of an earlier run; {records:,} records",
+    "at most": "at most, for {records:,} records: one request with the longest answer each, on every way and in every round. "
     "--sample 50 asks some and knows better",
 }
 
+_COUNTED = {
+    "tokenizer": "counted by the tokenizer of the engine",
+    "answers": "estimated: as long as those that were asked",
+    "bytes": "estimated: a token for three bytes",
+    "": "not counted",
+}
 
-def _print(found: Estimate) -> None:
+
+def _print(found: Estimate, output: Path | None) -> None:
     screen = console()
-    table = new_table(_COLUMNS, numbers=_COLUMNS[2:], cut=("step", "engine"))
+    columns = [name for name in _COLUMNS if name != "reused" or found.reused]
+    table = new_table(columns, numbers=columns[2:], cut=("step", "engine"))
     for step in found.steps:
-        prompts = "?" if step.prompt_tokens is None else f"{step.prompt_tokens:,.0f}"
-        seconds = "?" if step.seconds is None else clock(step.seconds)
-        unknown = step.rows and step.seconds is None and not step.usd
-        cost = "?" if unknown else amount({"usd": step.usd, "gpu_hours": step.gpu_hours})
-        cells = (f"{step.rows:,.0f}", f"{step.requests:,.0f}", prompts, f"{step.completion_tokens:,.0f}", seconds, cost)
-        table.add_row(step.step, step.engine, *cells)
+        cells = _cells(step)
+        table.add_row(*(cells[name] for name in columns))
     screen.print(table)
     screen.print()
-    words = _BASIS[found.basis].format(sampled=found.sampled, records=found.records, sample=dollars(found.sample_usd))
-    screen.print(words, soft_wrap=True)
+    for line in _lines(found, output):
+        screen.print(line, soft_wrap=True)
+
+
+def _cells(step: StepEstimate) -> dict[str, str]:
+    unknown = step.rows and step.seconds is None and not step.usd
+    return {
+        "step": step.step,
+        "engine": step.engine,
+        "reused": f"{step.reused:,}",
+        "rows": f"{_about(step)}{step.rows:,.0f}",
+        "requests": f"{step.requests:,.0f}",
+        "tokens in": "?" if step.prompt_tokens is None else f"{step.prompt_tokens:,.0f}",
+        "tokens out": f"{step.completion_tokens:,.0f}",
+        "time": "?" if step.seconds is None else clock(step.seconds),
+        "cost": "?" if unknown else amount({"usd": step.usd, "gpu_hours": step.gpu_hours}),
+    }
+
+
+def _about(step: StepEstimate) -> str:
+    return "~" if round(step.guessed) else ""
+
+
+def _lines(found: Estimate, output: Path | None) -> Iterator[str]:
+    """The lines below the table."""
+    if found.resumed:
+        flags = (word for one in found.select for word in ("--select", one))
+        yield f"as it goes on: {command_line('resume', str(output), *flags)}"
+    yield _BASIS[found.basis].format(sampled=found.sampled, records=found.records, sample=dollars(found.sample_usd))
+    if guessed := [step.step for step in found.steps if _about(step)]:
+        called = f", or from {', '.join(found.functions)}, which a plan does not call" if found.functions else ""
+        steps = ", ".join(dict.fromkeys(guessed))
+        yield f"~ rows of {steps} are estimated: they follow from answers that nobody has yet{called}"
+    for counted, words in _COUNTED.items():
+        if named := [step.step for step in found.steps if step.requests and step.counted_by == counted]:
+            yield f"tokens in of {', '.join(dict.fromkeys(named))}: {words}"
     for step in found.steps:
-        if step.why and step.rows:
-            screen.print(f"{step.step}: {step.rows:,.0f} rows are asked again: {step.why}", soft_wrap=True)
+        if step.why and round(step.rows):
+            yield f"{step.step}: {step.rows:,.0f} rows are asked{' again' * found.resumed}: {step.why}"
     time = "" if found.seconds is None else f", {clock(found.seconds)}"
-    total = amount({"usd": found.usd, "gpu_hours": found.gpu_hours})
-    screen.print(f"in all: {found.requests:,.0f} requests, {total}{time}", soft_wrap=True)
+    yield f"in all: {found.requests:,.0f} requests, {amount({'usd': found.usd, 'gpu_hours': found.gpu_hours})}{time}"

@@ -100,6 +100,10 @@ class SimulatedEngine(Engine):
                 done(index, completion)
         return found
 
+    async def count_prompts(self, requests: Sequence[Request]) -> list[int] | None:
+        """See `Engine.count_prompts`."""
+        return [self._usage(request, "").prompt_tokens for request in requests]
+
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`. The pieces are spread over the latency."""
         self._count_call(request.seed)

@@ -41,7 +41,7 @@ from chainette.io.rundir.events import (
 from chainette.io.rundir.log import EventLog, encode_line, read_log
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
-from chainette.io.rundir.readback import ShardReader
+from chainette.io.rundir.readback import ShardReader, asked_engine
 from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.reasked import Reasked
 from chainette.io.rundir.run_state import RunState
@@ -59,6 +59,7 @@ __all__ = [
     "fork",
     "lost_nodes",
     "remove_leftovers",
+    "require_kept",
     "starts_of",
     "swap",
 ]
@@ -142,12 +143,7 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
         DamagedRun: rows that are kept are not those that were written.
         DiskError: the disk refused; the directory is as it was.
     """
-    lost = [node for node in lost_nodes(plan, state) if node not in reopen.nodes]
-    if lost:
-        raise RunDirectoryError(
-            f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
-            f"compute them anew: `chainette resume {directory} --from {lost[0]}`"
-        )
+    require_kept(directory, plan, state, reopen)
     require_no_links(directory)
     lock = EventLog(directory.log)
     try:
@@ -161,6 +157,16 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
         return forking.taken_back
     finally:
         lock.close()
+
+
+def require_kept(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> None:
+    """Raises RunDirectoryError if rows that are needed again were deleted when the run finished."""
+    lost = [node for node in lost_nodes(plan, state) if node not in reopen.nodes]
+    if lost:
+        raise RunDirectoryError(
+            f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
+            f"compute them anew: `chainette resume {directory} --from {lost[0]}`"
+        )
 
 
 def aside_of(path: Path) -> Path:
@@ -409,9 +415,7 @@ class _Fork:
 
     def _number(self, event: UnitCommitted) -> int:
         """The number of the engine that was asked, among those of its step; 0 if it is none of them."""
-        node = self.plan.nodes.get(event.node)
-        engines = () if node is None else node.engines
-        return engines.index(event.engine) if event.engine in engines else 0
+        return asked_engine(self.plan.nodes.get(event.node), event)
 
     def _sums_of(self, off: Mapping[str, Span]) -> dict[str, int]:
         """The sums of the journals that are written anew."""

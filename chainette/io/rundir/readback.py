@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from chainette.core.candidates import PASSED
+from chainette.core.candidates import PASSED, is_invalid
 from chainette.core.flow import Durable
-from chainette.core.plan import Plan
+from chainette.core.plan import Plan, PlanNode
 from chainette.errors import DamagedRun
 from chainette.io.rundir.events import UnitCommitted
 from chainette.io.rundir.log import read_log
@@ -20,29 +21,59 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import cells_of
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span
-from chainette.io.tables.row_lines import parse_output
+from chainette.io.tables.row_lines import parse_earlier, parse_output
 from chainette.io.tables.schemas import Added, ShardSchemas
-from chainette.records import Output
+from chainette.records import CHAIN_INPUT, Output, Reason, parent_of
 
-__all__ = ["ShardReader", "lines_of_root", "rows_of_root"]
+__all__ = ["ShardReader", "asked_engine", "lines_of_root", "rows_of_root"]
 
 
-def rows_of_root(directory: RunDir, plan: Plan, state: RunState, root: int) -> Durable | None:
-    """The durable outcomes of an incomplete root; None if there are none."""
+def rows_of_root(
+    directory: RunDir,
+    plan: Plan,
+    state: RunState,
+    root: int,
+    but: Container[str] = (),
+    reopens: Callable[[str, str], bool] = lambda _step, _reason: False,
+) -> Durable | None:
+    """The durable outcomes of a root whose lines the state has; None if there are none. Without those of the nodes in `but`,
+    and without the rejections (step, reason) that `reopens` says are taken back."""
     if root not in state.lines:
         return None
     reader = ShardReader(directory, plan, state)
     durable = Durable()
+    few: dict[str, set[str]] = {}
     for event in lines_of_root(directory, state, root):
-        rejected = {str(rejection["row_id"]): str(rejection["reason"]) for rejection in reader.rejected(event.off)}
+        if event.node in but:
+            continue
         node = plan.nodes.get(event.node)
+        rejections = [*reader.rejected(event.off)]
+        again = [line for line in rejections if line["step_id"] != CHAIN_INPUT and reopens(line["step_id"], line["reason"])]
+        rejected = {str(line["row_id"]): str(line["reason"]) for line in rejections if line not in again}
         if node is None:
             durable.add_rejected(event.node, rejected)
-        else:
-            read = map(parse_output, reader.read(node.logged_folder, event.off))
-            outputs = [*read, *(Output(row_id, PASSED) for row_id in event.passed)]
-            durable.add(node, outputs, rejected, event.dropped, event.earlier)
+            continue
+        if node.picker is not None:
+            few.setdefault(node.source, set()).update(
+                str(line["row_id"]) for line in again if line["reason"] != Reason.APPLY_ERROR
+            )
+        read = map(parse_output, reader.read(node.logged_folder, event.off))
+        outputs = [*read, *(Output(row_id, PASSED) for row_id in event.passed)]
+        asks = {line["row_id"]: parse_earlier(line, asked_engine(node, event)) for line in again if line["attempts"]}
+        durable.add(node, outputs, rejected, event.dropped, event.earlier | asks)
+    for join in (join for fork in plan.forks.values() for join in fork.joins if join.alias in few):
+        durable.take_back(join.value, partial(_is_bad_candidate, few[join.alias]))
     return durable
+
+
+def _is_bad_candidate(rows: Container[str], output: Output) -> bool:
+    return is_invalid(output.value) and parent_of(output.row_id) in rows
+
+
+def asked_engine(node: PlanNode | None, event: UnitCommitted) -> int:
+    """The number of the engine that was asked, among those of its step; 0 if it is none of them."""
+    engines = () if node is None else node.engines
+    return engines.index(event.engine) if event.engine in engines else 0
 
 
 def lines_of_root(directory: RunDir, state: RunState, root: int) -> Iterable[UnitCommitted]:

@@ -1,0 +1,91 @@
+"""The rows of a directory that a resume would keep, found without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from chainette.core.flow import Durable
+from chainette.core.plan import Plan
+from chainette.errors import InputError
+from chainette.io.rundir.changes import FLATTENED, Changes
+from chainette.io.rundir.events import AnyEvent, UnitCommitted
+from chainette.io.rundir.fork import Reopen, require_kept
+from chainette.io.rundir.open import read_state
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.readback import rows_of_root
+from chainette.io.rundir.run_state import RunState
+from chainette.run.resumption import Rejections, taken_back
+from chainette.run.selection import CHANGED, changes_since, selection_of
+
+__all__ = ["KeptRows"]
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """The part of a directory that a resume keeps."""
+
+    directory: RunDir
+    plan: Plan
+    state: RunState | None
+    #: As `resume --select` takes it.
+    select: tuple[str, ...] = ()
+    changes: Changes | None = None
+    steps: tuple[str, ...] = ()
+    reopen: Reopen = field(default_factory=Reopen)
+    #: Roots with rejections that are taken back.
+    reopened: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, directory: RunDir, plan: Plan, select: Sequence[str]) -> KeptRows:
+        """Without a selection, the rows that have become stale are computed again."""
+        if not directory.exists():
+            if select:
+                raise InputError(
+                    f"--select names rows of a run, and there is none in {directory}; name its directory with -o DIR"
+                )
+            return cls(directory, plan, None)
+        state, _ = read_state(directory)
+        changes = changes_since(state, plan)
+        words = tuple(select) or ((f"{CHANGED}+",) if changes is not None else ())
+        chosen = selection_of(words, plan, state)
+        reopen = Reopen(nodes=taken_back(directory, plan, state, chosen.steps))
+        if chosen.rejected:
+            reopen = replace(reopen, rejection=Rejections().without_final(directory, plan, state).includes)
+        found = cls(directory, plan, state, words, changes, chosen.steps, reopen)
+        if not (chosen.steps or chosen.rejected):
+            return found
+        require_kept(directory, plan, state, reopen)
+        return found._with_lines()
+
+    def _with_lines(self) -> KeptRows:
+        """With the places of all lines: rows of complete roots are needed too."""
+        lines: dict[int, list[int]] = {}
+        rejected: set[int] = set()
+
+        def note(offset: int, event: AnyEvent) -> None:
+            if isinstance(event, UnitCommitted):
+                lines.setdefault(event.root, []).append(offset)
+                if any(self.reopen.rejection(event.node, reason) for reason in event.reasons):
+                    rejected.add(event.root)
+
+        state, _ = read_state(self.directory, heard=note)
+        return replace(self, state=replace(state, lines=lines), reopened=frozenset(rejected))
+
+    def is_done(self, root: int) -> bool:
+        """Whether no row of a root is pending."""
+        if self.state is None or self.reopen.nodes - {FLATTENED} or root in self.reopened:
+            return False
+        return self.state.is_done(root)
+
+    def durable(self, root: int) -> Durable | None:
+        """The outcomes of a root that are kept."""
+        if self.state is None:
+            return None
+        return rows_of_root(self.directory, self.plan, self.state, root, self.reopen.nodes, self.reopen.rejection)
+
+    def why(self, step: str) -> str:
+        """Why rows of a step are asked again."""
+        if self.changes is not None and (words := self.changes.by_node.get(step)):
+            return ", ".join(words)
+        return f"follows {' and '.join(self.steps)}" if step in self.reopen.nodes and step not in self.steps else ""

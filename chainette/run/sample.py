@@ -1,0 +1,89 @@
+"""The sample of a plan: some records are really asked, into a directory of their own."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import anyio.to_thread
+
+from chainette.core.chain import Inputs
+from chainette.core.plan import Plan
+from chainette.errors import InputError
+from chainette.hooks import Hooks
+from chainette.io.inputs.readers import InputFile
+from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.open import read_state, recover
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.run_state import RunState
+from chainette.io.rundir.writer import RunWriter
+from chainette.run.options import RunOptions
+from chainette.run.session import announce, check_drive, local_run, open_answers, rates_of, roots_of
+from chainette.run.start import begin, open_files
+from chainette.utils.ids import new_run_id
+
+__all__ = ["open_counted", "sample"]
+
+
+def open_counted(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile:
+    """The input of a plan.
+
+    Raises:
+        InputError: its records cannot be counted.
+    """
+    source = open_files(inputs, plan, options)
+    if source is None:
+        raise InputError("a plan needs files whose records can be counted; write standard input to a file first")
+    return source
+
+
+async def sample(
+    plan: Plan, inputs: Inputs, directory: RunDir, options: RunOptions, number: int
+) -> tuple[RunState, dict[str, int]]:
+    """Asks records that are evenly spread over the input, under their true ids and through the whole chain; the state of
+    their directory, and the capacities of the engines that were asked.
+
+    Records that an earlier sample of the same chain asked are not asked again.
+    """
+    single = replace(plan, batch_size=1)  # so that root n is record n
+    await check_drive(single, options)
+    writer, source = await anyio.to_thread.run_sync(_open, directory, single, inputs, options)
+    capacities: dict[str, int] = {}
+    try:
+        total = source.count() or number
+        chosen = {place * total // number for place in range(min(number, total))}
+        writer.rates, writer.limits = rates_of(single), options.budget
+        await anyio.to_thread.run_sync(announce, writer, source, single)
+        state = writer.state
+
+        def is_done(root: int) -> bool:
+            return root not in chosen or state.is_done(root)
+
+        if not all(map(state.is_done, chosen)):
+            roots = roots_of(single, source, options)
+            hook = Hooks(options.hooks)
+            budget, used = writer.budget, state.used
+            async with (
+                open_answers(options.sources(directory.answers)) as stored,
+                local_run(single, roots, writer, is_done, options, hook, None, stored, budget, used) as local,
+            ):
+                await local.run()
+                capacities = {name: (await local.engines.get(name)).capacity for name in local.engines.opened}
+        await anyio.to_thread.run_sync(writer.pause, "it is the sample of a plan")
+        return state, capacities
+    finally:
+        writer.close()
+
+
+def _open(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:
+    """The writer of a sample's directory, and the input; an earlier sample of another chain or input is thrown away."""
+    source = open_counted(inputs, plan, options)
+    if directory.exists():
+        state, _ = read_state(directory)
+        unchanged = changes_between(state.graph, graph_of(plan)) is None and state.run.settings["batch_size"] == 1
+        unchanged = unchanged and (*state.run.settings.get("columns", ()),) == options.columns
+        if unchanged and source.identity()["sample"] == state.input.get("sample"):
+            return recover(directory, plan, state), source
+        shutil.rmtree(directory.path)
+    return begin(directory, new_run_id(), plan, inputs, options)
