@@ -135,16 +135,16 @@ class StepEstimates:
         if billed is None:
             return 0.0
         counts = billed[0].node(node.id)
-        return _answers(billed[0], node) / (counts.taken - counts.reused)
+        return _answers(billed[0], node)[0] / (counts.taken - counts.reused)
 
     async def _step(self, node: PlanNode, asked: Sequence[Prompts], guessed: float) -> StepEstimate:
         """The requests of a step to one of its engines, for the rows that wait there and others."""
         name, exact, billed = node.engine, sum(prompts.count for prompts in asked), self.known.billed(node.id)
         rows = exact + guessed
         usage, per_row, changed = Usage(), 1.0, False
-        if billed is not None and (answers := _answers(billed[0], node)):
-            usages = (used for step, engine, used in billed[0].bill.usages() if (step, engine) == (node.id, name))
-            usage, per_row, changed = sum(usages, Usage()), 1 / answers, billed[1]
+        if billed is not None:
+            answers, usage = _answers(billed[0], node)
+            per_row, changed = 1 / max(1, answers), billed[1]
         share = rows * per_row
         requests = usage.requests * share if usage.requests else rows
         prompts, counted_by = await self._prompts(node, asked, usage, requests, changed=changed, rather=guessed > exact)
@@ -189,13 +189,13 @@ class StepEstimates:
         return sum(prompts.estimated for prompts in asked) * requests / count, "bytes"
 
 
-def _answers(state: RunState, node: PlanNode) -> int:
-    """The rows that a step's engine was asked for in an earlier run."""
+def _answers(state: RunState, node: PlanNode) -> tuple[int, Usage]:
+    """The rows that a step's engine was asked for in an earlier run, and what they cost."""
     counts = state.node(node.id)
     asked = counts.engines.get(node.engine)
     if asked is not None:
-        return asked.given + asked.rejected + asked.escalated
-    return 0 if counts.engines else counts.taken - counts.reused
+        return asked.given + asked.rejected + asked.escalated, asked.usage
+    return (0, Usage()) if counts.engines or node.rank else (counts.taken - counts.reused, counts.usage)
 
 
 def _largest(node: PlanNode) -> int:
