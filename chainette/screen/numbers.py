@@ -40,4 +40,4 @@ def _gpu_time(hours: float) -> str:
 
 def dollars(usd: float) -> str:
     """Money in dollars, small amounts with two digits that count."""
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${float(f'{usd:.2g}'):.6f}".rstrip("0")
+    return f"${usd:,.2f}" if usd >= 1 or usd < 1e-12 else f"${float(f'{usd:.2g}'):.12f}".rstrip("0").rstrip(".")

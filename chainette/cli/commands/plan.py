@@ -77,7 +77,7 @@ def plan(
 
 
 _BASIS = {
-    "sample": "by a sample of {sampled:,} of {records:,} records, which is kept and not asked again ({sample})",
+    "sample": "by a sample of {sampled:,} of {records:,} records, which is kept and not asked again{sample}",
     "earlier run": "by the rows of an earlier run; {records:,} records",
     "at most": "at most, for {records:,} records: one request with the longest answer each, on every way and in every round. "
     "--sample 50 asks some and knows better",
@@ -105,7 +105,6 @@ def _print(found: Estimate, output: Path | None) -> None:
 
 
 def _cells(step: StepEstimate) -> dict[str, str]:
-    unknown = step.rows and step.seconds is None and not step.usd
     return {
         "step": step.step,
         "engine": step.engine,
@@ -115,7 +114,7 @@ def _cells(step: StepEstimate) -> dict[str, str]:
         "tokens in": "?" if step.prompt_tokens is None else f"{step.prompt_tokens:,.0f}",
         "tokens out": f"{step.completion_tokens:,.0f}",
         "time": "?" if step.seconds is None else clock(step.seconds),
-        "cost": "?" if unknown else amount({"usd": step.usd, "gpu_hours": step.gpu_hours}),
+        "cost": amount({"usd": step.usd, "gpu_hours": step.gpu_hours}) if _is_priced(step) else "?",
     }
 
 
@@ -128,7 +127,8 @@ def _lines(found: Estimate, output: Path | None) -> Iterator[str]:
     if found.resumed:
         flags = (word for one in found.select for word in ("--select", one))
         yield f"as it goes on: {command_line('resume', str(output), *flags)}"
-    yield _BASIS[found.basis].format(sampled=found.sampled, records=found.records, sample=dollars(found.sample_usd))
+    asked = f" ({dollars(found.sample_usd)})" if found.sample_usd else ""
+    yield _BASIS[found.basis].format(sampled=found.sampled, records=found.records, sample=asked)
     if guessed := [step.step for step in found.steps if _about(step)]:
         called = f", or from {', '.join(found.functions)}, which a plan does not call" if found.functions else ""
         steps = ", ".join(dict.fromkeys(guessed))
@@ -140,4 +140,16 @@ def _lines(found: Estimate, output: Path | None) -> Iterator[str]:
         if step.why and round(step.rows):
             yield f"{step.step}: {step.rows:,.0f} rows are asked{' again' * found.resumed}: {step.why}"
     time = "" if found.seconds is None else f", {clock(found.seconds)}"
-    yield f"in all: {found.requests:,.0f} requests, {amount({'usd': found.usd, 'gpu_hours': found.gpu_hours})}{time}"
+    yield f"in all: {found.requests:,.0f} requests, {_total(found)}{time}"
+
+
+def _total(found: Estimate) -> str:
+    missing = next((step.engine for step in found.steps if not _is_priced(step)), "")
+    if missing and not found.usd and not found.gpu_hours:
+        return f"cost unknown (a price, say --price {missing}=in:0.15,out:0.6, tells it)"
+    return amount({"usd": found.usd, "gpu_hours": found.gpu_hours})
+
+
+def _is_priced(step: StepEstimate) -> bool:
+    """Whether a cost is known; a step that asks for no row costs nothing."""
+    return bool(step.usd or step.gpu_hours or not step.rows)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chainette.cli.screen.summary import accounting_line, engine_lines, next_lines, summary_lines
-from chainette.screen.numbers import clock, short
+from chainette.screen.numbers import clock, dollars, short
 
 OUT = Path("runs/my run")
 
@@ -48,6 +48,14 @@ def metadata(**keys: Any) -> dict[str, Any]:
 )
 def test_short_numbers(number: float, text: str) -> None:
     assert short(number) == text
+
+
+@pytest.mark.parametrize(
+    "usd, text",
+    [(0, "$0.00"), (6e-8, "$0.00000006"), (0.0019, "$0.0019"), (0.999, "$1"), (21.1244, "$21.12"), (1234.5, "$1,234.50")],
+)
+def test_small_sums_keep_two_digits_and_never_end_in_a_point(usd: float, text: str) -> None:
+    assert dollars(usd) == text
 
 
 @pytest.mark.parametrize("number", [10**exponent * digit for exponent in range(12) for digit in (1, 5, 9.5, 9.99, 9.999)])
