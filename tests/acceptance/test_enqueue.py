@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -64,11 +65,17 @@ def site(tmp_path: Path, database: Database) -> Iterator[Site]:
 
 def test_a_run_through_two_workers_is_that_of_one_process(site: Site) -> None:
     assert site.project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
-    with stopped(*site.workers(2)):
+    workers = site.workers(2)
+    with stopped(*workers):
         done = site.project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", site.url)
         assert done.returncode == 0, done.stderr
     assert "accounting: balanced" in done.stdout
     assert lines(site.project, "fleet") == lines(site.project, "local")
+    said = "".join(line for worker in workers for line in worker.stderr or ())
+    assert "engine writer: loading writer-model (simulated)\n" in said
+    shares = re.findall(rf"^run {site.run_id('fleet')}: (?:over|left to others); from this worker: (.*)$", said, re.MULTILINE)
+    assert sum(int(units) for share in shares for units in re.findall(r"extract (\d+) unit", share)) == 96 / 8
+    assert sum(int(answers) for share in shares for answers in re.findall(r"extract \d+ units? with (\d+)", share)) == 96
 
 
 @pytest.mark.long

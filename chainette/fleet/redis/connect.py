@@ -30,6 +30,9 @@ _PASSING = ("BUSY", "MASTERDOWN", "UNBLOCKED", "MISCONF", "NOREPLICAS")
 _FORMS = "redis://USER:PASSWORD@HOST:PORT/DB, rediss://..., or unix://PATH, and / ? # @ % in a password as %2F %3F %23 %40 %25"
 _HIDDEN = "(a hidden text)"
 
+#: Hosts that are this machine.
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
 _HOST = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?"
 _SERVER = re.compile(
     rf"(?P<scheme>(?:[\w+.-]+:|:?)//)(?:(?P<user>.*)@)?(?P<address>{_HOST}(?:,{_HOST})*(?:/\d*)?)(?:\?(?P<options>[^@]*))?",
@@ -70,7 +73,8 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
         kind = RedisUnavailable if isinstance(error, redis.RedisError) and is_passing(error) else RunError
         words = str(error).rstrip(".")
         reason = words.replace(password, "***") if (password := settings.get("password")) else words
-        said = f"Redis at {address} does not answer: {reason}; start it, or give --redis URL or {VARIABLE}"
+        start = "start it" if settings.get("host") not in _LOCAL else "start one here with `chainette valkey`"
+        said = f"Redis at {address} does not answer: {reason}; {start}, or give --redis URL or {VARIABLE}"
         raise kind(said) from (error if reason == words else None)
     return client
 

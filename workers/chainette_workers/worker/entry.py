@@ -28,6 +28,7 @@ from chainette.fleet.protocol.seals import seals_of
 from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
+from chainette.hooks import Hooks
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
 from chainette.utils.event_loop import run_loop
 from chainette.utils.garbage_collection import collect_rarely
@@ -41,6 +42,7 @@ from chainette_workers.worker.engine_pool import EnginePool, spread
 from chainette_workers.worker.engine_worker import EngineWorker
 from chainette_workers.worker.function_pool import Children
 from chainette_workers.worker.serving import Serving
+from chainette_workers.worker.work_log import WorkLog
 
 __all__ = ["WorkerConfig", "main", "serve"]
 
@@ -115,18 +117,20 @@ class _Process:
     """One worker with its chains and engines, and its messages to its log and to the runs that it serves."""
 
     def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
-        self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, watch.hook
+        self._log = WorkLog()
+        hook = Hooks([watch.hook, self._log])
+        self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, hook
         root, file, offered, modules = Path(config.chain_root), config.engines_file, config.parameters, config.modules
         chains = Chains(root, config.names, file, self._refuse, offered, modules, seals_of())
-        self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, watch.hook)
+        self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, hook)
         self.worker = EngineWorker(
             queue,
             self._serving,
-            EnginePool(self._tell, partial(spread, config.gpus)),
+            EnginePool(self._tell, self._log.opening(partial(spread, config.gpus))),
             config.rows_in_flight,
             Children(root, file, offered, modules),
             drain_after=config.drain_after,
-            hook=watch.hook,
+            hook=hook,
             about=watch.words,
             ready=self._ready,
             announce=self._announce,
@@ -190,6 +194,7 @@ class _Process:
 
     def leave(self) -> None:
         """Tells the runs that this process worked for that it ended in good order."""
+        self._log.end()
         for run in self._joined:
             self._note(run, WorkerLeft(worker=self.worker.incarnation))
 

@@ -82,5 +82,5 @@ def test_no_error_about_a_url_holds_its_password_not_even_its_traceback(url: str
 
 
 def test_a_refused_connection_is_one_sentence_with_what_to_do() -> None:
-    with pytest.raises(RedisUnavailable, match=r"refused; start it, or give --redis URL or CHAINETTE_REDIS_URL$"):
+    with pytest.raises(RedisUnavailable, match="refused; start one here with `chainette valkey`, or give --redis"):
         connect("redis://127.0.0.1:1/0")
