@@ -16,6 +16,10 @@ def test_every_command_of_the_tutorial_prints_the_screen_below_it(tmp_path: Path
     assert follow(REPOSITORY / "docs/tutorial.md", tmp_path) == 13
 
 
+def test_the_first_chain_of_the_page_on_routes_has_no_problems(tmp_path: Path) -> None:
+    assert follow(REPOSITORY / "docs/routes.md", tmp_path) == 1
+
+
 def test_a_page_with_another_screen_fails(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text('```json title="a.json"\n{"a": 1}\n```\n\n```console\n$ cat a.json\n{...}\n```\n')
