@@ -25,7 +25,8 @@ class Task:
         list[str],
         typer.Argument(
             metavar="INPUTS...",
-            help="JSONL, CSV, TSV (.gz, .zst), Parquet: files, folders, 'patterns*', URLs, in turn; -: standard input.",
+            help="JSONL, CSV, TSV (.gz, .zst), Parquet: files, folders, 'patterns*', URLs, in turn; or hf:OWNER/NAME/SPLIT, "
+            "a data set of the Hugging Face Hub; -: standard input.",
         ),
     ]
     output: Annotated[

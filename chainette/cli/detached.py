@@ -27,11 +27,13 @@ from chainette.core.usercode.parameters import settings_of
 from chainette.errors import Problem, RunError
 from chainette.fleet.redis.connect import connect, eviction_risk
 from chainette.fleet.redis.run_registry import Board, Order, Role, inside, relative_runs
+from chainette.io.inputs.hub import is_hub
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
 from chainette.utils.ids import new_run_id
+from chainette.utils.remote_files import is_url
 
 __all__ = ["hand_over"]
 
@@ -144,6 +146,9 @@ def _order_of(task: Task, settings: RunSettings, loaded: LoadedChain, plan: Plan
         file, root = Path(settings.engines_file).resolve(), task.chain_root.resolve()
         below = file.relative_to(root) if file.is_relative_to(root) else file
         settings = replace(settings, engines_file=inside(str(below), "the engine file"))
+    for path in task.inputs:
+        if is_url(path) or is_hub(path):
+            raise RunError(f"{path}: services take relative paths below their roots only; copy it there, or use `run`")
     return Order(
         reuse=relative_runs(settings.reuse),
         chain_ref=inside(loaded.reference, "the chain"),

@@ -44,6 +44,7 @@ from chainette.engine.config import EngineRegistry
 from chainette.engine.registry import overlaid
 from chainette.errors import DiskError, EngineError, InputError, PluginError, Problem, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
+from chainette.io.inputs.hub import is_hub
 from chainette.io.rundir.logged_paths import chain_root_of
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.origin import doubt
@@ -203,7 +204,7 @@ def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Te
     if not telling.quiet:
         warn(plan.warnings)
     moved = Path.cwd() != here  # by the chain
-    sources = [str(here / path) if moved and path != "-" and not is_url(path) else path for path in task.inputs]
+    sources = [path if not moved or path == "-" or is_url(path) or is_hub(path) else str(here / path) for path in task.inputs]
     options = {
         **asdict(settings),
         "run_id": run_id,

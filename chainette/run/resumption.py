@@ -19,7 +19,8 @@ from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, set_flags, text_of
 from chainette.engine.config import EngineRegistry
 from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.io.inputs.growing_file import GrowingFile
+from chainette.io.inputs.growing_file import GrowingFile, RowSource
+from chainette.io.inputs.hub import HubRows, is_hub
 from chainette.io.inputs.locate import open_growing, open_input
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.same_input import require_same_input
@@ -502,7 +503,7 @@ def _same_input(
     paths = [path] if isinstance(path, Path) else path or options.inputs
     known = input_paths(state.input, directory, Path(options.chain_root))
     if state.input.get("growing"):
-        source = open_growing(GrowingFile(known[0], options.source), limit=options.limit)
+        source = open_growing(GrowingFile(known[0], _again(directory, state, options)), limit=options.limit)
         return source, require_same_input(source, state.input, state.read, str(directory))
     try:
         source = open_input(paths or known, limit=options.limit)
@@ -511,3 +512,15 @@ def _same_input(
             raise
         raise InputError(f"{error}; if the input has moved: `chainette resume {directory} --input PATH`") from error
     return source, require_same_input(source, state.input, state.read, str(directory))
+
+
+def _again(directory: RunDir, state: RunState, options: RunOptions) -> RowSource | None:
+    """The source of a growing input, from its first row: as it was given, or the data set of the hub that the log names."""
+    name = state.input.get("hub")
+    if name is None:
+        return options.source
+    rows = HubRows.of(name)
+    for other in map(str, options.inputs):
+        if not is_hub(other) or not rows.is_of(other):
+            raise InputError(f"{directory}: the run reads {name}, not {other}; begin a new run for it")
+    return rows

@@ -20,6 +20,7 @@ from chainette.errors import InputError
 from chainette.hooks import Hooks
 from chainette.io.inputs.frames import spool_frame
 from chainette.io.inputs.growing_file import GrowingFile, RowSource
+from chainette.io.inputs.hub import HubRows, is_hub
 from chainette.io.inputs.locate import open_growing, open_input
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.remote import fetch
@@ -65,6 +66,8 @@ async def start(
     if options.resume and directory.exists():
         paths = _paths(inputs)
         given = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
+        if isinstance(inputs, str) and is_hub(inputs):
+            return await resume(directory, chain, replace(options, inputs=[inputs]))
         return await resume(directory, chain, replace(options, inputs=given, source=None if paths else _source(inputs)))
     plan = _compiled(chain, options)
     if RunDir(directory.sample).exists():  # it was asked for a plan of this directory
@@ -156,20 +159,25 @@ def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLik
         InputError: standard input among files.
     """
     if isinstance(inputs, str | os.PathLike):
-        return None if inputs == "-" or is_url(inputs) else inputs
+        return None if inputs == "-" or is_url(inputs) or is_hub(inputs) else inputs
     if not isinstance(inputs, Sequence) or not inputs or not all(isinstance(item, str | os.PathLike) for item in inputs):
         return None
     paths = cast("Sequence[str | os.PathLike[str]]", inputs)
     if "-" in paths:
         raise InputError("- (standard input) cannot be read together with files; pipe them in too, or write it to a file first")
+    if any(map(is_hub, paths)):
+        raise InputError("a data set of the hub (hf:) cannot be read together with other inputs; run it alone")
     return None if any(map(is_url, paths)) else paths
 
 
 def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
-    """The input; standard input, URLs and rows go to a file in `folder`: whole, or, with `accept`, as they are read."""
+    """The input; others go to a file in `folder`: whole, or, if they may never end or come from the hub, as they are read."""
     found = open_files(inputs, plan, options)
     if found is not None:
         return found
+    if isinstance(inputs, str) and is_hub(inputs):
+        rows = GrowingFile(folder / "0.jsonl", HubRows.pinned(inputs))
+        return _checked(open_growing(rows, limit=options.limit), plan, options)
     if options.wanted(plan) is not None and _may_never_end(inputs):
         path = folder / ("0" if inputs == "-" else "0.jsonl")
         return _checked(open_growing(GrowingFile(path, _source(inputs)), limit=options.limit), plan, options)

@@ -152,7 +152,12 @@ def test_without_a_live_service_nothing_is_handed_over_and_the_command_that_help
 @pytest.mark.long
 def test_a_path_that_leads_elsewhere_is_not_handed_over(site: Site) -> None:
     with site.fleet("coordinator", "sink"):
-        for words in (("/etc/passwd", "-o", "fleet"), ("in.jsonl", "-o", "../fleet"), ("-", "-o", "fleet")):
+        for words in (
+            ("/etc/passwd", "-o", "fleet"),
+            ("in.jsonl", "-o", "../fleet"),
+            ("-", "-o", "fleet"),
+            ("hf:ann/reviews/train", "-o", "fleet"),
+        ):
             done = site.project.chainette("enqueue", "chain.py", *words, "--detach", "--redis", site.url)
             assert done.returncode == 1 and "services take relative paths below their roots only" in done.stderr
 

@@ -1,7 +1,7 @@
 """A file that grows as it is read: a copy of a source, as far as somebody reads on.
 
-A run with `accept` may take its rows from a source that never ends. While the source may give more, a mark lies beside
-the file; a later session compares the source with the file, and goes on behind it.
+A run with `accept` may take its rows from a source that never ends, and any run from a data set of the hub. While the
+source may give more, a mark lies beside the file; a later session compares the source with the file, and goes on behind it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from chainette.errors import InputError
+from chainette.io.inputs.hub import HubRows
 from chainette.io.inputs.spool import blocks_of
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
 from chainette.utils.private_files import make_folder, open_file
@@ -38,6 +39,9 @@ class GrowingFile:
             DiskError: the disk refused.
         """
         self.path = path
+        #: The name by which the source can be opened again, and the columns of all its rows; "" and [] if they are unknown.
+        self.origin = str(source) if isinstance(source, HubRows) else ""
+        self.columns = source.columns if isinstance(source, HubRows) and not path.exists() else []
         #: Whether somebody wanted more than there is, from a source that nobody gave.
         self.is_cut = False
         self._mark = path.with_name(f"{path.name}.open")

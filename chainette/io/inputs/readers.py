@@ -182,7 +182,8 @@ class InputFile(ABC):
     def identity(self) -> dict[str, Any]:
         """Identifies this input: sizes, times, and a digest of its first and last MiB."""
         if self.growing is not None:
-            return {"path": str(self.path), "kind": self.kind, "growing": True}
+            origin = {"hub": self.growing.origin} if self.growing.origin else {}
+            return {"path": str(self.path), "kind": self.kind, "growing": True, **origin}
         return {
             "path": str(self.path),
             "kind": self.kind,

@@ -74,7 +74,7 @@ class InputModel:
         if not self._known or self._uses(""):
             return
         needs = any(field.is_required() for field in self.model.model_fields.values())
-        for part in source.parts() if source.growing is None else ():
+        for part in source.parts():
             columns = part.columns() if needs else columns_of(part)
             if columns and self._known.isdisjoint(self._renaming.names(columns)):
                 hint = "; is the first line its header?" if part.kind in ("csv", "tsv") else ""
@@ -185,9 +185,10 @@ def _listed(names: list[str]) -> str:
 
 def columns_of(source: InputFile) -> list[str]:
     """The columns of an input; for JSON, those of its first records. [] if they would have to be waited for."""
-    columns = source.columns()
-    if columns is not None or source.growing is not None:
-        return columns or []
+    if source.growing is not None:
+        return source.growing.columns
+    if (columns := source.columns()) is not None:
+        return columns
     found = (record.data for record in islice(source.records(), _SAMPLE) if isinstance(record.data, bytes))
     return sorted({name for data in found for name in _object_names(data)})
 

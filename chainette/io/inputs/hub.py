@@ -1,0 +1,118 @@
+"""Data sets of the Hugging Face Hub as inputs: `hf:OWNER/NAME`, `hf:OWNER/NAME/SPLIT`, `hf:OWNER/NAME@REVISION/CONFIG/SPLIT`.
+
+Rows are streamed through `datasets`, as far as a run reads on. The log keeps the commit, so that a later session reads the same
+rows. The hub's address and token are those of `datasets` (`HF_ENDPOINT`, `HF_TOKEN`, `hf auth login`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from chainette.errors import ChainetteError, InputError
+from chainette.utils.argument_advice import nearest
+
+__all__ = ["HubRows", "is_hub"]
+
+_NAME = re.compile(
+    r"hf:(?P<repo>[^/@\s]+(?:/[^/@\s]+)?)(?:@(?P<revision>[^/\s]+))?(?:/(?P<config>[^/\s]+))??(?:/(?P<split>[^/\s]+))?"
+)
+
+
+def is_hub(source: object) -> bool:
+    """Whether an input is a data set of the hub; `hf://` is a URL of files there."""
+    return isinstance(source, str) and source.startswith("hf:") and not source.startswith("hf://")
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """The rows of one split, in the order of its files. Asks the hub when it is iterated, and once for `columns`."""
+
+    repo: str
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def of(cls, name: str) -> HubRows:
+        """The data set with a name.
+
+        Raises:
+            InputError: it is no such name.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise InputError(f"{name}: write hf:OWNER/NAME, hf:OWNER/NAME/SPLIT or hf:OWNER/NAME@REVISION/CONFIG/SPLIT")
+        return cls(**found.groupdict())
+
+    @classmethod
+    def pinned(cls, name: str) -> HubRows:
+        """The data set with a name, at the commit that its revision has now, and with its configuration and split chosen.
+
+        Raises:
+            InputError: the hub does not have it or cannot be reached, or it has several splits and none is named.
+        """
+        found = cls.of(name)
+        with found._asking():
+            import datasets
+            from huggingface_hub import HfApi
+
+            found = replace(found, revision=HfApi().dataset_info(found.repo, revision=found.revision).sha)
+            configs = datasets.get_dataset_config_names(found.repo, revision=found.revision)
+            config = found._chosen("config", configs, "default")
+            splits = datasets.get_dataset_split_names(found.repo, config, revision=found.revision)
+            return replace(found, config=config, split=found._chosen("split", splits))
+
+    def _chosen(self, kind: str, known: Sequence[str], default: str = "") -> str:
+        """The configuration or the split that was named, or else the only one."""
+        named = getattr(self, kind)
+        if named is None and (len(known) == 1 or default in known):
+            return known[0] if len(known) == 1 else default
+        if named not in known:
+            fault = f"has no {kind} {named!r}{nearest(named, known)}" if named else f"has several {kind}s"
+            form = f"hf:{self.repo}/{'CONFIG/' * (kind == 'config')}SPLIT"
+            raise InputError(f"{self}: it {fault}; write {form} with one of {', '.join(known)}")
+        return str(named)
+
+    def __str__(self) -> str:
+        parts = [f"hf:{self.repo}{f'@{self.revision}' if self.revision else ''}", self.config, self.split]
+        return "/".join(filter(None, parts))
+
+    def is_of(self, name: str) -> bool:
+        """Whether a name means this data set, as far as it goes."""
+        other = HubRows.of(name)
+        pairs = [(getattr(self, key), getattr(other, key)) for key in ("repo", "config", "split")]
+        return all(wanted in (None, mine) for mine, wanted in pairs)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of every row; [] if only the rows tell."""
+        with self._asking():
+            return list(self._dataset.column_names or ())
+
+    @cached_property
+    def _dataset(self) -> Any:
+        import datasets
+
+        return datasets.load_dataset(self.repo, self.config, split=self.split, revision=self.revision, streaming=True)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        with self._asking():
+            yield from self._dataset
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Makes an InputError of whatever goes wrong at the hub."""
+        try:
+            yield
+        except (ChainetteError, MemoryError):
+            raise
+        except ImportError as error:
+            raise InputError(f"{self}: reading from the hub needs the package datasets: pip install 'chainette[hf]'") from error
+        except Exception as error:  # datasets, huggingface_hub, fsspec and httpx have errors of their own
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self}: cannot be read: {words}") from error
