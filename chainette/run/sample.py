@@ -34,7 +34,9 @@ def open_counted(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile:
     """
     source = open_files(inputs, plan, options)
     if source is None:
-        raise InputError("a plan needs files whose records can be counted; write standard input or a data set of the hub to a file first")
+        raise InputError(
+            "a plan needs files whose records can be counted; write standard input or a data set of the hub to a file first"
+        )
     return source
 
 
