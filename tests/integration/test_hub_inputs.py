@@ -127,5 +127,5 @@ def test_the_command_line_reads_a_split_here_and_by_workers(tmp_path: Path, hub:
         done = project.chainette(*words, "-o", out, *more)
         assert done.returncode == 0, done.stderr
         assert sorted(project.ids(out, "extract"), key=int) == [str(at) for at in range(12)]
-    more = project.chainette("resume", "here", "--limit", "20")
-    assert more.returncode == 0 and len(project.ids("here", "extract")) == 20, more.stderr
+    longer = project.chainette("resume", "here", "--limit", "20")
+    assert longer.returncode == 0 and len(project.ids("here", "extract")) == 20, longer.stderr
