@@ -20,6 +20,31 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_STATE_HOME"] = folder.name
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker of pytest-xdist gets all tests that share a module's fixture, so that the fixture is made once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("xdist_group") is None and (shared := _shared(item)):
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A pytest whose groups pytest-xdist cannot see would open a model or a fleet in every worker, and say nothing."""
+    if CI and getattr(session.config.option, "loadgroup", False):
+        lost = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if lost:
+            raise pytest.UsageError(f"pytest {pytest.__version__} loses groups of tests ({lost[0]}): make .venv/.dev")
+
+
+def _shared(item: pytest.Function) -> str:
+    """A name for the module's fixtures that a test needs, with their parameters; "" if it needs none."""
+    made = item._fixtureinfo.name2fixturedefs
+    names = [name for name in item.fixturenames if name in made and made[name][-1].scope == "module"]
+    indices = item.callspec.indices if hasattr(item, "callspec") else {}
+    parts = [str(indices[name]) for name in names if name in indices]
+    return "-".join([item.path.stem, *parts]) if names else ""
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI every program and package is there, so that a skip means that `.ci/run` forgot one."""

@@ -17,11 +17,11 @@ from tests.support.patience import LONG
 from tests.support.processes import children
 from tests.support.server_project import ServerProject, row_asked
 from tests.support.slow_server import SlowServer
+from tests.support.tools import crossed
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("way", [(), ("--workers", "2")], ids=["local", "fleet"])
-@pytest.mark.parametrize("bad", [1, 2, 40])
+@pytest.mark.parametrize(("bad", "way"), crossed([1, 40, 2], [(), ("--workers", "2")], 2, 1))
 def test_of_1920_rows_some_of_which_always_fail_all_others_are_asked_once(
     tmp_path: Path, way: tuple[str, ...], bad: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

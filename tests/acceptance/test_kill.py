@@ -157,10 +157,10 @@ def test_killed_while_rejected_rows_are_taken_back_a_run_comes_to_the_same_rows(
     retry = ("rejected", "out", "--retry", "--step", "grade", "--engine", "writer", "--quiet")
     deaths, code = 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
-        deaths += 1
+        deaths += STRIDE
         code = mortals.run(*retry, steps=deaths)
         assert doomed.path.joinpath("out").exists() or doomed.path.joinpath(".out.old").exists()
-    assert deaths > 4
+    assert deaths > 4 * STRIDE
     if code != 3:  # it died after the rows were taken back: they are pending, and the engine of the chain is asked
         assert code == 1
         assert mortals.run("resume", "out", "--quiet") == 3
