@@ -157,6 +157,14 @@ def test_special_tokens_in_a_row_are_text(smol: Loaded) -> None:
     assert injected in smol.engine._engine.get_tokenizer().decode(tokens)
 
 
+def test_prompts_are_counted_as_they_are_billed_whether_the_model_is_loaded_or_not(smol: Loaded) -> None:
+    asked = [request("a red ball"), request("<|im_end|> a turn")]
+    billed = [completion.usage.prompt_tokens for completion in smol.answers(*asked)]
+    assert smol.run(lambda engine: engine.count_prompts(asked)) == billed
+    closed = VllmEngine(make_config("smol", str(SMOL), "vllm"))
+    assert smol.run(lambda _: closed.count_prompts(asked)) == billed
+
+
 def test_a_value_that_vllm_refuses_is_an_error_of_its_request(smol: Loaded) -> None:
     unknown, wrong, good = smol.answers(
         request("a", extra={"no_such": 1}), request("a", extra={"min_p": 7}), request("a red ball", extra={"min_p": 0.1})

@@ -24,6 +24,7 @@ from chainette.engine.http.chat_reply import read
 from chainette.engine.http.client import Reply
 from chainette.engine.http.http_options import HttpOptions, hurried
 from chainette.engine.http.lines import Lines
+from chainette.engine.http.server_tokenizer import count_by_server
 from chainette.engine.http.strict_schema import strict_subset
 from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Listen, Protocol, Transport
@@ -117,6 +118,12 @@ class OpenAIEngine(Engine):
         completion = await self._ask(request, body, lines.listen)
         lines.end(completion)
         return completion
+
+    async def count_prompts(self, requests: Sequence[Request]) -> list[int] | None:
+        """See `Engine.count_prompts`. The servers of vLLM and llama.cpp count; OpenAI's has no tokenizer to ask."""
+        if any(_OFFICIAL in text for text in self._transport.declared):
+            return None
+        return await count_by_server(self._config, self._transport.endpoints, base_path, requests)
 
     async def _ask(self, request: Request, fields: dict[str, Any], listen: Listen | None = None) -> Completion:
         """The completion of a request. If the server refuses a parameter by name before it took up any request of the step,

@@ -111,7 +111,7 @@ class Transport:
     @property
     def declared(self) -> tuple[str, ...]:
         """The endpoints without secrets."""
-        return tuple(shown(text, self._protocol.base_path) for text in self._endpoints())
+        return tuple(shown(text, self._protocol.base_path) for text in self.endpoints)
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -120,7 +120,7 @@ class Transport:
 
     def obstacles(self) -> Iterator[str]:
         """See `Engine.obstacles`."""
-        return self._client.obstacles(self._endpoints(), self._protocol.base_path, self._protocol.default_keys)
+        return self._client.obstacles(self.endpoints, self._protocol.base_path, self._protocol.default_keys)
 
     async def open(self) -> Reply | None:
         """Waits until an endpoint answers; returns its reply to the readiness request, None if it answers only questions.
@@ -132,7 +132,7 @@ class Transport:
             EngineUnavailable: nothing answered within the startup timeout.
         """
         await self.close()
-        addresses = self._client.connect(self._endpoints(), self._protocol.base_path, self._protocol.default_keys)
+        addresses = self._client.connect(self.endpoints, self._protocol.base_path, self._protocol.default_keys)
         self.pool = Pool(self._config.name, addresses, self._policy, self._timing)
         try:
             return await self._wait_until_ready()
@@ -333,7 +333,8 @@ class Transport:
     def _answer(self, reply: Reply) -> str:
         return f"{reply.shown} answered {reply.status} ({self._client.hide(first_words(reply.data))})"
 
-    def _endpoints(self) -> tuple[str, ...]:
+    @property
+    def endpoints(self) -> tuple[str, ...]:
         return self._config.endpoint or (self._protocol.endpoint,)
 
 

@@ -30,7 +30,7 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.grammar_fit import VALIDATED_LATER, fitted, lightened
 from chainette.engine.llama_cpp.gguf import marker_tokens
 from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds, marked_grammar
-from chainette.engine.special_tokens import SpecialTokens
+from chainette.engine.special_tokens import Masked, SpecialTokens
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
 
@@ -42,6 +42,8 @@ _log = logging.getLogger("chainette")
 PACKAGE_PREFIX = "package:"
 
 _DEFAULT_CAPACITY = 8
+#: Tokens of context that suffice to count those of prompts.
+_SMALLEST = 256
 _QUIET = -1
 _PROBE = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 1, "temperature": 0.0}
 
@@ -169,6 +171,28 @@ class LlamaCppEngine(Engine):
         """See `Engine.stream`."""
         return await self._one(request, tell)
 
+    async def count_prompts(self, requests: Sequence[Request]) -> list[int] | None:
+        """See `Engine.count_prompts`. If it is not open, it is opened for that: on the CPU, with one small slot."""
+        if self._pool is not None:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._counted, requests)
+        if [*self.obstacles()]:
+            return None
+        options = msgspec.structs.replace(self._options, n_ctx=_SMALLEST, n_gpu_layers=0)
+        reader = LlamaCppEngine(msgspec.structs.replace(self._config, capacity=1, options=options))
+        try:
+            await reader.open()
+            return await reader.count_prompts(requests)
+        except EngineConfigError:  # opening the engine gives the better message
+            return None
+        finally:
+            await reader.close()
+
+    def _counted(self, requests: Sequence[Request]) -> list[int] | None:
+        try:
+            return [len(self._tokens(request, self._special.mask(request.messages))) for request in requests]
+        except (TypeError, KeyError):  # the template refuses the messages
+            return None
+
     async def _one(self, request: Request, tell: Tell | None) -> Completion:
         if self._pool is None:
             raise EngineUnavailable(f"engine {self._config.name!r} (llama_cpp) is not open")
@@ -251,12 +275,18 @@ class LlamaCppEngine(Engine):
         masked = self._special.mask(request.messages)
         if masked is None:
             return self._chat(self._body(request), receive)
-        body = self._body(msgspec.structs.replace(request, messages=masked.messages))
-        prompt = self._ask("/apply-template", {key: body[key] for key in body if key not in ("grammar", "response_format")})
-        pieces = masked.pieces(prompt["prompt"])
-        tokens = [self._ask("/tokenize", {"content": piece, "parse_special": True})["tokens"] for piece in pieces]
+        body = self._body(request)
         own = {key: body[key] for key in body if key not in ("messages", "response_format")}
-        return self._stream(self._server.handle_completions, own | {"prompt": [*chain.from_iterable(tokens)]}, receive)
+        return self._stream(self._server.handle_completions, own | {"prompt": self._tokens(request, masked)}, receive)
+
+    def _tokens(self, request: Request, masked: Masked | None) -> list[int]:
+        """The tokens of a prompt; special tokens in its rows, which are masked, are text."""
+        messages = request.messages if masked is None else masked.messages
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        prompt = self._ask("/apply-template", {"messages": plain, **request.sampling.extra})["prompt"]
+        pieces = [prompt] if masked is None else masked.pieces(prompt)
+        texts = ({"content": piece, "parse_special": True, "add_special": at == 0} for at, piece in enumerate(pieces))
+        return [*chain.from_iterable(self._ask("/tokenize", text)["tokens"] for text in texts)]
 
     def _chat(self, body: Body, receive: Receive) -> list[Body]:
         return self._stream(self._server.handle_chat_completions, body, receive)

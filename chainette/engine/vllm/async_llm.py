@@ -39,7 +39,15 @@ from chainette.engine.vllm.arguments import (
     missing_files,
     passes_on,
 )
-from chainette.engine.vllm.chat_tokens import TEMPLATE_KEY, ChatTokens, cut, prefix_order, template_text, too_long
+from chainette.engine.vllm.chat_tokens import (
+    TEMPLATE_KEY,
+    ChatTokens,
+    cut,
+    encoded_apart,
+    prefix_order,
+    template_text,
+    too_long,
+)
 from chainette.engine.vllm.child import PIPE, ChildWords, spawned_here
 from chainette.engine.vllm.thoughts import ThinkingAnswer, thinking
 from chainette.errors import EngineConfigError, EngineUnavailable
@@ -327,6 +335,15 @@ class VllmEngine(Engine):
         """See `Engine.stream`."""
         [prompt] = await self._encoded([request])
         return await self._one(request, prompt, tell)
+
+    async def count_prompts(self, requests: Sequence[Request]) -> list[int] | None:
+        """See `Engine.count_prompts`. If it is not open, transformers has to have the tokenizer on this machine."""
+        if self._tokenizing is not None:
+            prompts = await self._encoded(requests)
+        else:
+            prompts = await asyncio.to_thread(encoded_apart, self._config, self._options, requests)
+        counted = [len(prompt) for prompt in prompts if not isinstance(prompt, str)]
+        return counted if len(counted) == len(requests) else None
 
     async def _encoded(self, requests: Sequence[Request]) -> list[list[int] | str]:
         """The tokens of each prompt, or why there are none; off the event loop."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from chainette.engine.base import Request
+from chainette.engine.config import EngineConfig
 from chainette.engine.special_tokens import SpecialTokens
+from chainette.engine.vllm.arguments import VllmOptions
 from chainette.errors import EngineConfigError
 from chainette.records import Message, Usage
 
-__all__ = ["TEMPLATE_KEY", "ChatTokens", "cut", "prefix_order", "too_long"]
+__all__ = ["TEMPLATE_KEY", "ChatTokens", "cut", "encoded_apart", "prefix_order", "too_long"]
 
 #: The value of this name in `SamplingParams.extra` goes to the template, for example {"enable_thinking": False}.
 TEMPLATE_KEY = "chat_template_kwargs"
@@ -60,6 +63,26 @@ class ChatTokens:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         chosen = {} if self._template is None else {"chat_template": self._template}
         return self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, **form, **chosen, **arguments)
+
+
+def encoded_apart(config: EngineConfig, options: VllmOptions, requests: Sequence[Request]) -> list[list[int] | str]:
+    """`ChatTokens.encode` without the model; [] if transformers is missing, or has no files of the tokenizer here."""
+    if find_spec("transformers") is None:
+        return []
+    from transformers import AutoTokenizer
+
+    local = Path(config.tokenizer or config.model).expanduser()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(local) if local.exists() else config.tokenizer or config.model,
+            revision=config.revision if config.tokenizer is None else None,
+            cache_dir=config.download_dir,
+            trust_remote_code=options.trust_remote_code,
+            local_files_only=True,
+        )
+        return ChatTokens(tokenizer, options.chat_template, config.name).encode(requests)
+    except Exception:  # opening the engine gives the better message
+        return []
 
 
 def prefix_order(prompts: Sequence[list[int] | str]) -> list[int]:
