@@ -341,7 +341,8 @@ class VllmEngine(Engine):
         if self._tokenizing is not None:
             prompts = await self._encoded(requests)
         else:
-            prompts = await asyncio.to_thread(encoded_apart, self._config, self._options, requests)
+            template, trusted = self._options.chat_template, self._options.trust_remote_code
+            prompts = await asyncio.to_thread(encoded_apart, self._config, template, requests, trusted=trusted)
         counted = [len(prompt) for prompt in prompts if not isinstance(prompt, str)]
         return counted if len(counted) == len(requests) else None
 

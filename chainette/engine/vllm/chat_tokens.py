@@ -10,7 +10,6 @@ from typing import Any
 from chainette.engine.base import Request
 from chainette.engine.config import EngineConfig
 from chainette.engine.special_tokens import SpecialTokens
-from chainette.engine.vllm.arguments import VllmOptions
 from chainette.errors import EngineConfigError
 from chainette.records import Message, Usage
 
@@ -65,7 +64,9 @@ class ChatTokens:
         return self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, **form, **chosen, **arguments)
 
 
-def encoded_apart(config: EngineConfig, options: VllmOptions, requests: Sequence[Request]) -> list[list[int] | str]:
+def encoded_apart(
+    config: EngineConfig, template: str | None, requests: Sequence[Request], *, trusted: bool
+) -> list[list[int] | str]:
     """`ChatTokens.encode` without the model; [] if transformers is missing, or has no files of the tokenizer here."""
     if find_spec("transformers") is None:
         return []
@@ -77,10 +78,10 @@ def encoded_apart(config: EngineConfig, options: VllmOptions, requests: Sequence
             str(local) if local.exists() else config.tokenizer or config.model,
             revision=config.revision if config.tokenizer is None else None,
             cache_dir=config.download_dir,
-            trust_remote_code=options.trust_remote_code,
+            trust_remote_code=trusted,
             local_files_only=True,
         )
-        return ChatTokens(tokenizer, options.chat_template, config.name).encode(requests)
+        return ChatTokens(tokenizer, template, config.name).encode(requests)
     except Exception:  # opening the engine gives the better message
         return []
 

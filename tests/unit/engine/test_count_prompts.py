@@ -15,6 +15,7 @@ from chainette.engine.http.ollama import OllamaEngine
 from chainette.engine.http.openai import OpenAIEngine
 from chainette.engine.llama_cpp.server import LlamaCppEngine
 from chainette.engine.simulated.simulator import SimulatedEngine
+from chainette.engine.vllm.async_llm import VllmEngine
 from chainette.records import Message
 from tests.support.llama_server import llama_server
 from tests.support.models import SMOL, needs_model
@@ -119,5 +120,6 @@ def test_without_a_tokenizer_there_is_no_count(monkeypatch: pytest.MonkeyPatch) 
         OpenAIEngine(make_config("llm", "m", "openai", endpoint=nobody, api_key_env="LLM_KEY")),
         OllamaEngine(make_config("llm", "m", "ollama")),
         LlamaCppEngine(make_config("smol", "none.gguf", "llama_cpp")),
+        VllmEngine(make_config("llm", "nobody/none", "vllm")),
     ]
     assert [counted(engine, requests()) for engine in engines] == [None] * len(engines)
