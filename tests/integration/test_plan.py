@@ -233,4 +233,4 @@ def test_the_commands_walk_from_plan_to_bill(tmp_path: Path) -> None:
     priceless = project.chainette("plan", "chain.py", "in.jsonl", "-o", "none")
     assert "requests, cost unknown (a price, say --price writer=in:0.15,out:0.6, tells it)" in priceless.stdout
     piped = project.chainette("plan", "chain.py", "-", stdin="{}")
-    assert piped.returncode == 1 and "write standard input to a file first" in piped.stderr
+    assert piped.returncode == 1 and "write standard input" in piped.stderr
