@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import datasets  # noqa: F401 - patched by name
 import pytest
+import yaml
 from huggingface_hub import HfFileSystem
 
 __all__ = ["Hub", "hub_at"]
@@ -45,12 +46,12 @@ class Hub:
         self.url = ""
         self._lock = Lock()
 
-    def put(self, repo: str, files: dict[str, bytes]) -> str:
-        """A new commit that adds these files; returns it."""
+    def put(self, repo: str, files: dict[str, bytes], gone: Collection[str] = ()) -> str:
+        """A new commit that adds and deletes these files; returns it."""
         with self._lock:
             commits = self.repos.setdefault(repo, {})
             old = commits[list(commits)[-1]] if commits else {}
-            whole = old | files
+            whole = {path: content for path, content in old.items() if path not in gone} | files
             commit = hashlib.sha1(repr(sorted(whole.items())).encode()).hexdigest()
             commits.pop(commit, None)
             commits[commit] = whole
@@ -220,6 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(("POST", path))
         if path == "/api/repos/create":
             self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            head = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+            self._json({"errors": [] if isinstance(head, dict) else [{"message": "no mapping"}], "warnings": []})
         elif found := _BATCH.fullmatch(path):
             self._batch(json.loads(body)["objects"])
         elif (found := _API.fullmatch(path)) and found["verb"] == "paths-info":
@@ -267,7 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
-        commit = self.hub.put(repo, files)
+        gone = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"]
+        commit = self.hub.put(repo, files, gone)
         self._json({"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/datasets/{repo}/commit/{commit}"})
 
     def _body(self) -> bytes:

@@ -21,7 +21,18 @@ __all__ = ["export"]
 @guarded
 def export(
     directory: RunDirectory,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="A new or empty folder, or a URL.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FOLDER", help="A new or empty folder, or a URL.")
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push", metavar="OWNER/NAME", help="With --to hf: a data set of the Hugging Face Hub in place of FOLDER."
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push: nobody else sees the data set, if it is new.")
+    ] = False,
     step: Annotated[str, typer.Option("--step", metavar="ID", help="The rows of this step.")] = "flattened",
     to: Annotated[ExportFormat, typer.Option("--to", help="The format; hf: Parquet with a dataset card.")] = "parquet",
     ordered: Annotated[bool, typer.Option("--sorted", help="By row id; otherwise in the order of the shards.")] = False,
@@ -29,11 +40,21 @@ def export(
         int, typer.Option("--rows-per-file", metavar="N", min=1, help="Begin another file after N rows.")
     ] = 1_000_000,
 ) -> None:
-    """Write the rows of the run in DIR into FOLDER: train-00000-of-00012.parquet and so on.
+    """Write the rows of the run in DIR into FOLDER, as train-00000-of-00012.parquet and so on, or to the Hugging Face Hub.
 
     FOLDER may be a URL (s3://, gs://, ...), if the package for its protocol is installed. Memory is bounded, also if --sorted.
+    An upload with --push that broke off goes on with the same command, and the data set changes in one commit at its end.
     """
+    if (output is None) == (push is None):
+        raise typer.BadParameter("name the place of the rows: -o FOLDER, or --to hf --push OWNER/NAME")
+    if (push is not None and to != "hf") or (private and push is None):
+        raise typer.BadParameter("--push writes a data set with its card: --to hf --push OWNER/NAME [--private]")
     result = open_run(directory)
+    if push is not None:
+        address = result.push(push, step, private=private, ordered=ordered, rows_per_file=rows_per_file)
+        tell(address)
+        return
+    assert output is not None
     if not is_url(output):
         files = result.export(output, to, step, ordered=ordered, rows_per_file=rows_per_file)
         tell(_told(files, output))

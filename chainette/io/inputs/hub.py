@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from chainette.errors import ChainetteError, InputError
+from chainette.errors import InputError
 from chainette.utils.argument_advice import nearest
+from chainette.utils.hub_errors import hub_errors
 
 __all__ = ["HubRows", "is_hub"]
 
@@ -104,15 +105,5 @@ class HubRows:
         with self._asking():
             yield from self._dataset
 
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Makes an InputError of whatever goes wrong at the hub."""
-        try:
-            yield
-        except (ChainetteError, MemoryError):
-            raise
-        except ImportError as error:
-            raise InputError(f"{self}: reading from the hub needs the package datasets: pip install 'chainette[hf]'") from error
-        except Exception as error:  # datasets, huggingface_hub, fsspec and httpx have errors of their own
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self}: cannot be read: {words}") from error
+    def _asking(self) -> AbstractContextManager[None]:
+        return hub_errors(str(self), InputError, "cannot be read")

@@ -8,6 +8,7 @@ from html import escape
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import msgspec
@@ -213,6 +214,33 @@ class RunResult:
         if to == "hf":
             publish(target / "README.md", self._card(step, name).encode())
         return written
+
+    def push(
+        self,
+        repo: str,
+        step: str = "flattened",
+        *,
+        private: bool = False,
+        ordered: bool = False,
+        rows_per_file: int = 1_000_000,
+    ) -> str:
+        """Makes the rows of a step a data set of the Hugging Face Hub, with its card, and returns its address.
+
+            result.push("me/reviews", private=True)
+
+        Visible at once or not at all. If it breaks off, the same call sends only the files that the hub does not have. A data
+        set with earlier rows of this run gets the new ones. `private` counts for a new data set. Needs `chainette[hf]` and
+        a token that may write (`hf auth login`, or HF_TOKEN). Raises as `rows` does.
+
+        Raises:
+            RunError: the data set holds other data, or the hub refused.
+            DiskError: the disk refused.
+        """
+        from chainette.io.tables.hub_upload import upload
+
+        with TemporaryDirectory(prefix="chainette-export-") as made:
+            self.export(made, "hf", step, ordered=ordered, rows_per_file=rows_per_file)
+            return upload(Path(made), repo, self._state.run.run_id, private=private)
 
     def _card(self, step: str, folder: str) -> str:
         """The dataset card of an export."""
