@@ -381,6 +381,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     effects: Effects
     #: Row id -> its asks, for rows that the next engine of the step is asked for.
     escalated: dict[str, Earlier] = {}
+    #: Rows, among its outputs and rejections, that took the answer of another row with the same request.
+    shared: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -43,7 +43,7 @@ class ArrowStream(Protocol):
 Inputs = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Iterable[BaseModel | dict[str, Any]] | ArrowStream
 
 
-_OF_RUN = ("seed", "limit", "format", "output_dir", "resume", "key", "max_reject_rate", "simulate", "window")
+_OF_RUN = ("seed", "dedupe", "limit", "format", "output_dir", "resume", "key", "max_reject_rate", "simulate", "window")
 _HINTS = dict.fromkeys(_OF_RUN, "chain.run(inputs, {given})") | {
     "id": "name={value}",
     "input": "input_model={value}",

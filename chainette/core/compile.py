@@ -55,9 +55,10 @@ def compile_chain(
     registry: EngineRegistry | None = None,
     simulate: bool = False,
     batch_size: int | None = None,
+    dedupe: bool = False,
     known: Iterable[str] = (),
 ) -> Plan:
-    """The chain as a Plan; `simulate` replaces every engine by a simulated one.
+    """The chain as a Plan; `simulate` replaces every engine by a simulated one, and `dedupe` holds for steps that do not say.
 
     `known` names values that rows bring along from elsewhere: templates may use them unchecked, and
     the input is then the value `inputs` beside them.
@@ -65,7 +66,7 @@ def compile_chain(
     Raises:
         PlanError: the chain has problems; carries all of them.
     """
-    compiler = Compiler(chain, registry or chain.registry, simulate, tuple(known))
+    compiler = Compiler(chain, registry or chain.registry, simulate, tuple(known), dedupe)
     plan = compiler.plan(batch_size or chain.batch_size)
     errors = [problem for problem in compiler.problems if not problem.warning]
     if errors:
@@ -81,6 +82,7 @@ class Compiler:
     registry: EngineRegistry
     simulate: bool
     known: tuple[str, ...]
+    dedupe: bool = False
     nodes: dict[str, PlanNode] = field(default_factory=dict)
     forks: dict[str, Fork] = field(default_factory=dict)
     types: dict[str, Any] = field(default_factory=dict)
@@ -176,6 +178,7 @@ class Compiler:
         self.check_edge(node, flow)
         name = flow.named(id)
         engines = [self.engine(node, engine) for engine in node.engines] if isinstance(node, Step) else [None]
+        dedupe = isinstance(node, Step) and node.n == 1 and (self.dedupe if node.dedupe is None else node.dedupe)
         self.depth += 1
         planned = PlanNode(
             id=name,
@@ -191,12 +194,13 @@ class Compiler:
             node=node,
             input_type=input_type,
             output_model=node.output_model,
-            fingerprint=fingerprint_of(node, input_type, engines[0]),
+            fingerprint=fingerprint_of(node, input_type, engines[0], dedupe=dedupe),
             rescue=rescue_of(node, engines),
             key=name,
             keys=flow.keys,
             round=flow.round,
             samples=node.n if isinstance(node, Step) else 1,
+            dedupe=dedupe,
         )
         self.nodes.setdefault(name, planned)
         self.types[name] = node.output_model or Any

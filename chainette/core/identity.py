@@ -24,7 +24,11 @@ __all__ = ["deciding_engine_settings", "deciding_sampling", "fingerprint_of", "r
 
 
 def fingerprint_of(
-    node: Step[Any, Any] | ApplyNode[Any, Any], input_type: type[BaseModel] | None, engine: EngineConfig | None
+    node: Step[Any, Any] | ApplyNode[Any, Any],
+    input_type: type[BaseModel] | None,
+    engine: EngineConfig | None,
+    *,
+    dedupe: bool = False,
 ) -> str:
     """Changes when anything that decides the node's rows changes."""
     parts: list[Any] = [node.id, type(node).__name__]
@@ -36,6 +40,7 @@ def fingerprint_of(
         parts += [node.system_prompt, node.user_prompt, node.output_format_instruction, builder]
         parts += [deciding_sampling(node.sampling), deciding_engine_settings(engine)]
         parts += [node.n] if node.n > 1 else []
+        parts += ["dedupe"] if dedupe and node.sampling.temperature > 0 else []  # at 0, only seeds differ, which do nothing
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 

@@ -145,6 +145,8 @@ class PlanNode:
     rank: int = 0
     #: How often each row is asked, of a step whose rows are candidates; 1 for all other nodes.
     samples: int = 1
+    #: Whether rows with equal requests are asked once, and share the answer.
+    dedupe: bool = False
 
     @property
     def folder(self) -> str:

@@ -83,6 +83,9 @@ class RunSettings:
         Flag(help="A YAML file whose engines replace those of the chain.", metavar="FILE", name="--engines", file=True),
     ] = None
     simulate: Annotated[bool, Flag(help="Draw answers from the schemas instead of asking a model.")] = False
+    dedupe: Annotated[
+        bool, Flag(help="Ask once for rows whose requests are equal, and share the answer; steps may say otherwise.")
+    ] = False
     reuse: Annotated[
         tuple[str, ...],
         Flag(

@@ -64,7 +64,7 @@ SETTINGS: Mapping[str, Settings] = {
     "Chain": Settings(decide=_words("steps input_model"), free=_words("name emoji batch_size accept")),
     "Step": Settings(
         decide=_words("id input_model output_model engine_name sampling system_prompt user_prompt")
-        | _words("output_format_instruction prompt_builder yield_output n pick"),
+        | _words("output_format_instruction prompt_builder yield_output n pick dedupe"),
         rescue={"max_attempts": raised, "escalate": appended, "min_valid": lowered},
         free=_words("name emoji"),
     ),

@@ -36,6 +36,7 @@ _SAMPLING = "sampling=SamplingParams({given})"
 _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, _SAMPLING) | {
     "batch_size": "Chain(batch_size={value}, ...)",
     "best_of": "n={value}",
+    "cache": "dedupe={value}",
     "choose": "pick={value}",
     "engine": "engine_name={value}",
     "input": "input_model={value}",
@@ -147,6 +148,8 @@ class Step(Node, Generic[In, Out]):
     pick: str | Callable[[list[Out]], Out | None] | None = None
     #: Valid candidates that a row needs.
     min_valid: int = 1
+    #: Rows whose requests are equal in all but the seed are asked once, and share the answer. None: as the run says.
+    dedupe: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,6 +170,10 @@ class Step(Node, Generic[In, Out]):
             raise self._wrong(f"engine_name is no text but {type(self.engine_name).__name__}; {wanted}")
         self._check_escalate()
         self._check_candidates()
+        if self.dedupe not in (None, True, False):
+            raise self._wrong(f"dedupe is {self.dedupe!r}; it must be True or False, or left out")
+        if self.dedupe and self.n > 1:
+            raise self._wrong(f"n={self.n} asks each row several times, and dedupe asks equal rows once; leave one of them out")
 
     def _check_candidates(self) -> None:
         for name, most, of in (("n", MAX_CANDIDATES, ""), ("min_valid", self.n, " (n)")):

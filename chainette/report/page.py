@@ -27,7 +27,17 @@ __all__ = ["Chart", "Rejects", "StepLine", "render_page"]
 #: Charts in pixels: on a desk, on a phone.
 _WIDE, _NARROW = 960, 270
 _COUNTS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
-_AMOUNTS = (*_COUNTS, "surplus", "invalid_candidates", "reused", "asked_again", "discarded", "prompt_tokens", "answer_tokens")
+_AMOUNTS = (
+    *_COUNTS,
+    "surplus",
+    "invalid_candidates",
+    "reused",
+    "shared",
+    "asked_again",
+    "discarded",
+    "prompt_tokens",
+    "answer_tokens",
+)
 #: Characters of an answer or a message.
 _RAW, _MESSAGE = 1500, 600
 
@@ -162,6 +172,7 @@ def _steps(figures: Figures, metadata: Mapping[str, Any], bill: Bill, priced: Co
         asked = {other: found["usage"] for other, found in by_engine.items()}
         amounts = dict.fromkeys(_AMOUNTS, 0) | {column: counts[column] for column in _COUNTS}
         amounts["reused"] = counts.get("reused", 0)
+        amounts["shared"] = counts.get("shared", 0)
         amounts["invalid_candidates"] = counts.get("invalid_candidates", 0)
         amounts["surplus"] = counts.get("surplus", {}).get("in", 0)
         line = StepLine(name, joins.get(name, name), asked, counts, amounts)

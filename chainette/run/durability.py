@@ -59,6 +59,7 @@ def _merged(before: Commit, commit: Commit) -> Commit:
         first.usage + then.usage,
         Effects(),
         first.escalated | then.escalated,
+        first.shared + then.shared,
     )
     return Commit(before.unit, outcome, commit.done, commit.pos, (before.taken or 0) + (commit.taken or 0))
 
@@ -67,7 +68,8 @@ def commit_of(entry: Entry, position: tuple[str, str] | None = None) -> Commit:
     """An entry as the writer takes it; with `position` the log records where the stream goes on."""
     match entry.message:
         case Result() as result:
-            outcome = Outcome(result.outputs, result.rejected, result.dropped, result.usage, Effects(), result.escalated)
+            rest = Effects(), result.escalated, result.shared
+            outcome = Outcome(result.outputs, result.rejected, result.dropped, result.usage, *rest)
             return Commit(Unit(result.node, entry.root, result.part, "", []), outcome, entry.done, position, result.taken)
         case Admission(rejected=rejected):
             outcome = Outcome([], rejected, [], Usage(), Effects())

@@ -30,8 +30,9 @@ class Lane:
     #: Whether every unit weighs one.
     by_unit: bool = False
     clock: Callable[[], float] = monotonic
-    #: Weight of the units that run.
+    #: Weight of the units that run; the rows among them that wait for the answers of others, and leave room in the engine.
     running: int = 0
+    waiting: int = 0
     #: No unit is claimed before this time: the engine did not answer.
     rests_until: float = 0.0
     #: When the engine's silence began; None while it answers.
@@ -61,7 +62,7 @@ class Lane:
         if self.by_unit or self.failing_since is not None:
             return 0
         budget = self.budget or 0
-        return budget // 4 - sum(map(self.weight, self._ahead)) if ahead else budget - self.running
+        return budget // 4 - sum(map(self.weight, self._ahead)) if ahead else budget - self.running + self.waiting
 
     @property
     def has_answered(self) -> bool:
@@ -108,7 +109,7 @@ class Lane:
         if self.budget is None or not self.running:
             return self.budget is not None
         # a silent engine is tried with one unit
-        return self.failing_since is None and self.running + weight <= self.budget
+        return self.failing_since is None and self.running - self.waiting + weight <= self.budget
 
 
 @dataclass
@@ -148,6 +149,11 @@ class InFlight:
         self.claims[claim.job] = rest
         self.rows -= len(claim.unit.rows) - len(rest.unit.rows)
         lane.running -= lane.weight(claim) - lane.weight(rest)
+        self.tell()
+
+    def wait(self, lane: Lane, rows: int) -> None:
+        """So many rows more of units that run, or less, wait for the answers of others."""
+        lane.waiting += rows
         self.tell()
 
     def drop(self, lane: Lane, claim: Claim) -> None:

@@ -24,7 +24,8 @@ def compile_plan(chain: Chain | Plan, options: RunOptions) -> Plan:
     if isinstance(chain, Plan):
         return _priced(chain, options)
     registry = registry_of(chain, options.engines_file)
-    plan = compile_chain(chain, registry=registry, simulate=options.simulate, batch_size=options.batch_size)
+    simulate, batch_size, dedupe = options.simulate, options.batch_size, options.dedupe
+    plan = compile_chain(chain, registry=registry, simulate=simulate, batch_size=batch_size, dedupe=dedupe)
     return _priced(replace(plan, parameters=options.parameters), options)
 
 

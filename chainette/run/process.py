@@ -18,6 +18,7 @@ from chainette.records import Outcome, Reason, Row, Unit, Usage
 from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.functions import Away, call
+from chainette.run.shared_answers import Questions
 from chainette.run.steps import Asking
 from chainette.run.unit_result import UnitResult
 
@@ -58,6 +59,7 @@ async def fill(
     away: Away = anyio.to_thread.run_sync,
     evidence: Evidence | None = None,
     allowance: Allowance | None = None,
+    questions: Questions | None = None,
 ) -> None:
     """Runs rows through the result's node. Each is in the result as soon as it is finished, and stays there.
 
@@ -68,7 +70,8 @@ async def fill(
     laps = Laps()
     if node.kind is NodeKind.STEP:
         assert engine is not None
-        await Asking(plan, node, engine, seed, hook, laps, result, evidence or Evidence(), allowance).run(rows)
+        evidence = evidence or Evidence()
+        await Asking(plan, node, engine, seed, hook, laps, result, evidence, allowance, questions).run(rows)
     else:
         await call(result, rows, away)
     laps.lap(Stage.GENERATE)

@@ -39,6 +39,7 @@ from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
+from chainette.run.shared_answers import SharedAnswers
 from chainette.run.stored_answers import Answers
 from chainette.run.unit_result import UnitResult, raised
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker, claimable_queues
@@ -96,6 +97,7 @@ class LocalRun(Worker):
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     allowances: dict[tuple[str, int], Allowance] = field(default_factory=dict)
+    shared: SharedAnswers = field(default_factory=SharedAnswers)
     queue: MemoryQueue = field(init=False)
     sink: LocalSink = field(init=False)
     _lanes: dict[str, Lane] = field(default_factory=dict)
@@ -278,6 +280,10 @@ class LocalRun(Worker):
 
     async def ask(self, call: Callable[[], T]) -> T:
         return call()
+
+    def wait(self, lane: Lane, rows: int) -> None:
+        super().wait(lane, rows)
+        self._changed.set()
 
     async def reserve(
         self, keys: RunKeys, limits: Sequence[int], token: str, settled: Amounts, ended: int, needs: Sequence[Amounts]

@@ -29,7 +29,8 @@ from chainette.records import Message, Output, Reason, Row, Unfinished, Usage
 from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.reask import corrected, correction
-from chainette.run.unit_result import UnitResult, excess, raised, spent_on, streamed, writable
+from chainette.run.shared_answers import Questions, SharedAnswer
+from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT, UnitResult, excess, raised, spent_on, streamed, writable
 from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["Asking", "row_seed"]
@@ -91,6 +92,34 @@ class _Bad:
 _FRESH = Unfinished()
 
 
+@dataclass(eq=False, slots=True)
+class _Sharing:
+    """A row that takes the answer of another one with the same question, or asks for both (`shared_answers.Waiting`)."""
+
+    asking: Asking
+    first: _Ask
+    question: bytes
+    #: Whether it waits no more, since its unit is out of the worker's hands.
+    gone: bool = False
+
+    def take(self, answer: SharedAnswer, *, checked: bool) -> bool:
+        found = answer if checked else self.asking.checked(self.first, answer)
+        if found is not None:
+            self.asking.end_wait(self)
+            self.asking.result.take_shared(self.first.row, found)
+        return found is not None
+
+    def ask(self, *, alone: bool) -> None:
+        self.asking.end_wait(self)
+        if not alone:
+            self.asking.asked_for_others[self.first.row.row_id] = self.question
+        self.asking.to_begin.append(self.first)
+
+    def put_off(self, trouble: Completion | EngineUnavailable) -> None:
+        self.asking.end_wait(self)
+        self.asking.put_off(self.first, trouble)
+
+
 @dataclass
 class Asking:
     """Asks, judges, asks again: the life of the rows of one unit of a step."""
@@ -105,7 +134,17 @@ class Asking:
     evidence: Evidence
     #: The run's budget; None if it has none.
     allowance: Allowance | None = None
+    #: The questions that rows share; None: every row asks for itself.
+    questions: Questions | None = None
     prompts: Prompter = field(init=False)
+    #: Row -> the question that it asks for others, too.
+    asked_for_others: dict[str, bytes] = field(default_factory=dict)
+    #: Rows that are the ones to ask.
+    to_begin: list[_Ask] = field(default_factory=list)
+    #: Rows that wait for the answers of others, and the number of them that the lane was told.
+    _waiting: set[_Sharing] = field(default_factory=set)
+    _told: int = 0
+    _waits_changed: anyio.Event = field(default_factory=anyio.Event)
     #: Rows to ask again as soon as the event loop turns: answers that arrive together are asked again together.
     _again: list[_Ask] = field(default_factory=list)
     _rounds: TaskGroup = field(init=False)
@@ -127,9 +166,14 @@ class Asking:
         asks = await self.needed(rows)
         try:
             async with anyio.create_task_group() as self._rounds:
-                await self.begin(asks)
+                if self.questions is None:
+                    await self.begin(asks)
+                else:
+                    await self.share(self.questions, asks)
         except BaseExceptionGroup as errors:
             raise self._error or errors.exceptions[0] from None
+        finally:
+            self.leave()
         if not (self._error or self._failure):
             await self.settle()
         if failed := self._error or self._failure or self.failure():
@@ -145,6 +189,82 @@ class Asking:
         asks = self.first_asks(rows)
         unknown = {row.row_id for row in await self.result.take_stored([ask.row for ask in asks])}
         return [ask for ask in asks if ask.row.row_id in unknown]
+
+    # -- questions that rows share
+
+    async def share(self, questions: Questions, asks: Sequence[_Ask]) -> None:
+        """Asks each question once; the other rows wait for its answer, here or in another unit."""
+        rows = [_Sharing(self, ask, questions.question(self.result.keys[ask.row.row_id], ask.row.asks)) for ask in asks]
+        self._waiting.update(rows)
+        for row in rows:
+            questions.want(row.question, row)
+        while self._waiting or self.to_begin:
+            asks, self.to_begin = self.to_begin, []
+            self._waits_changed = anyio.Event()
+            self._tell_waiting(questions)
+            if not self._waiting:
+                await self.begin(asks)
+            elif asks:
+                self._rounds.start_soon(self.begin, asks)
+            else:
+                await self._waits_changed.wait()
+
+    def end_wait(self, row: _Sharing) -> None:
+        """A row does not wait for the answer of another one any more."""
+        self._waiting.discard(row)
+        self._waits_changed.set()
+
+    def _tell_waiting(self, questions: Questions) -> None:
+        if more := len(self._waiting) - self._told:
+            self._told += more
+            questions.on_waiting(more)
+
+    def leave(self) -> None:
+        """Nothing more is asked or waited for: others ask the questions in this unit's place."""
+        if self.questions is None:
+            return
+        for row in self._waiting:
+            row.gone = True
+        self._waiting.clear()
+        self._tell_waiting(self.questions)
+        for question in self.asked_for_others.values():
+            self.questions.answers.leave(question)
+        self.asked_for_others.clear()
+
+    def tell_others(self, ask: _Ask, outcome: _Bad | Output, raw: str | None = None) -> None:
+        """Rows with the same question share the outcome, if this one asked for them."""
+        question = self.asked_for_others.pop(ask.row.row_id, None)
+        if question is None or self.questions is None:
+            return
+        if isinstance(outcome, Output):
+            answer = SharedAnswer(ask.number, outcome.value, outcome.reasoning)
+        else:
+            answer = SharedAnswer(ask.number, reason=outcome.reason, message=outcome.message, raw=raw)
+        self.questions.answers.settle(question, answer)
+
+    def no_answer(self, ask: _Ask, trouble: Completion | EngineUnavailable) -> None:
+        """Rows with the same question wait for the next try, too, if this one asked for them."""
+        question = self.asked_for_others.pop(ask.row.row_id, None)
+        if question is not None and self.questions is not None:
+            self.questions.answers.put_off(question, trouble)
+
+    def put_off(self, ask: _Ask, trouble: Completion | EngineUnavailable) -> None:
+        """The row that asked for this one got no answer."""
+        if isinstance(trouble, Completion):
+            self._failed[ask.row.row_id] = trouble
+        else:
+            self._failure = self._failure or trouble
+
+    def checked(self, ask: _Ask, answer: SharedAnswer) -> SharedAnswer | None:
+        """An answer that came through the queue, where anybody may have written it; None if it is none for the step."""
+        if not ask.row.asks < answer.asks <= ask.row.asks + self.step.max_attempts:
+            return None
+        value = self.value(answer.value.decode("utf-8", "replace")) if not answer.reason else b""
+        if isinstance(value, _Bad) or len(value) + len(answer.reasoning or "") + len(answer.message) > MAX_ROW_BYTES:
+            return None
+        return msgspec.structs.replace(answer, value=value)
+
+    # -- asking
 
     async def begin(self, asks: Sequence[_Ask]) -> None:
         """Asks for all rows; a few go first if nobody knows yet whether the engine takes the step."""
@@ -232,6 +352,8 @@ class Asking:
             raise
         except EngineUnavailable as error:
             self._failure = self._failure or error
+            for ask in unanswered.values():
+                self.no_answer(ask, error)
             if self.allowance is not None:
                 self.allowance.forgo([reserved[index] for index in unanswered])
         except anyio.get_cancelled_exc_class():
@@ -261,6 +383,7 @@ class Asking:
             if completion.finish is Finish.ERROR and not self.evidence.is_accepted:
                 self.evidence.refused(request)
                 self._refused.append((ask, request, completion))
+                self.tell_others(ask, _Bad(Reason.ENGINE_ERROR, completion.error))
                 return
             self.evidence.answered(ask.row.row_id, completion)
             self.hook.on_answers(self.node.id, [request], [completion])
@@ -283,11 +406,13 @@ class Asking:
         if self.evidence.convicts(row_id, failures):
             usage, raw = ask.before.usage + completion.usage, completion.text or None
             self.result.reject(ask.row, Reason.ENGINE_ERROR, completion.error, ask.number, raw, usage)
+            self.tell_others(ask, _Bad(Reason.ENGINE_ERROR, completion.error))
         else:
             tries, by = ask.before.tries + 1, completion.by
             before = msgspec.structs.replace(ask.before, failures=failures, tries=tries, by=by)
             self.result.unfinished[row_id] = before
             self._failed[row_id] = completion
+            self.no_answer(ask, completion)
 
     def failure(self) -> RequestsFailed | None:
         """The error for the rows that failed, if there are any."""
@@ -338,6 +463,8 @@ class Asking:
         base = self.seed if sampling.seed is None else sampling.seed
         step, rounds = self.step.id, self.node.id.partition("#")[2]
         row, sample = self.node.asked_about(ask.row.row_id)
+        if self.node.dedupe:
+            row = self.result.keys[ask.row.row_id].hex()
         return Request(
             messages=ask.messages,
             sampling=sampling,
@@ -355,10 +482,12 @@ class Asking:
         verdict = self.read(completion, ask, usage)
         if isinstance(verdict, Output):
             self.result.keep(ask.row, verdict, usage)
+            self.tell_others(ask, verdict)
             return None
         corrections = self.next_corrections(ask, completion, verdict) if ask.attempt < self.step.max_attempts else None
         if corrections is None:
             self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, usage)
+            self.tell_others(ask, verdict, completion.text[:RAW_LIMIT])
             return None
         again = ask.again(corrections, usage)
         self.result.unfinished[ask.row.row_id] = again.before

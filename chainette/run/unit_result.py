@@ -29,6 +29,7 @@ from chainette.records import (
     Usage,
     owner_of,
 )
+from chainette.run.shared_answers import SharedAnswer
 from chainette.run.stored_answers import Answers
 from chainette.utils.user_errors import told
 
@@ -72,6 +73,8 @@ class UnitResult:
     unfinished: dict[str, Unfinished] = field(default_factory=dict)
     #: Requests that were cancelled.
     cancelled: Usage = field(default_factory=Usage)
+    #: Rows, among those that have finished, with the answers of others.
+    shared: int = 0
     _outputs: list[tuple[Row, Output]] = field(default_factory=list)
     _rejected: list[Rejection] = field(default_factory=list)
     _dropped: list[str] = field(default_factory=list)
@@ -92,9 +95,10 @@ class UnitResult:
         rows = [row_of(self.node, row, output) for row, output in kept]
         onward = self._escalated
         escalated = {row.row_id: row.earlier for row in onward if row.earlier is not None}
-        outcome = Outcome([output for _, output in kept], self._rejected, self._dropped, self.usage, Effects(), escalated)
+        outputs = [output for _, output in kept]
+        outcome = Outcome(outputs, self._rejected, self._dropped, self.usage, Effects(), escalated, self.shared)
         self._outputs, self._rejected, self._dropped, self.usage, self.since = [], [], [], Usage(), None
-        self._escalated = []
+        self._escalated, self.shared = [], 0
         stopped = [rejection.row_id for rejection in outcome.rejected]
         effects = advance(self.plan, unit, rows, self.node.next, stopped, onward)
         return msgspec.structs.replace(outcome, effects=effects)
@@ -109,6 +113,18 @@ class UnitResult:
             for output in found.get(row.row_id, ()):
                 self.keep(row, output)
         return [row for row in rows if row.row_id not in found]
+
+    def take_shared(self, row: Row, answer: SharedAnswer) -> None:
+        """Finishes a row with the answer to another row that asked the same."""
+        before = len(self._escalated)
+        if answer.reason:
+            self.reject(row, Reason(answer.reason), answer.message, answer.asks, answer.raw)
+        else:
+            self.keep(
+                row,
+                Output(row.row_id, answer.value, answer.asks, answer.reasoning, spent_on(row, Usage()), self.keys[row.row_id]),
+            )
+        self.shared += len(self._escalated) == before
 
     def age(self) -> float:
         """Seconds that the oldest row that waits to be taken has waited; 0 if none does."""

@@ -40,6 +40,7 @@ from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
+from chainette.run.shared_answers import Questions, SharedAnswers
 from chainette.run.stored_answers import Answers
 from chainette.run.unit_result import UnitResult
 from chainette.utils.backoff import backoff
@@ -154,6 +155,8 @@ class Worker(ABC):
     evidence: dict[tuple[str, int, str], Evidence]
     #: (run, epoch) -> this worker's part in its budget.
     allowances: dict[tuple[str, int], Allowance]
+    #: Questions that rows share.
+    shared: SharedAnswers
     #: Seconds that an engine may not answer before a run gives up.
     patience: float = inf
 
@@ -388,10 +391,11 @@ class Worker(ABC):
             RequestsFailed: some rows got no answer, and whose fault that is has yet to show.
             EngineUnavailable: the engine does not answer.
         """
-        evidence, rows = self.evidence_of(held), held.claim.unit.rows
+        evidence, rows, questions = self.evidence_of(held), held.claim.unit.rows, self.questions_of(held, result)
         while True:
             try:
-                await fill(result, rows, engine, seed=seed, evidence=evidence, allowance=self.allowance_of(held))
+                allowance = self.allowance_of(held)
+                await fill(result, rows, engine, seed=seed, evidence=evidence, allowance=allowance, questions=questions)
             except RequestsFailed as error:
                 tries = max((result.unfinished[row].tries for row in error.rows if row in result.unfinished), default=0)
                 if not self.must_probe(held.lane, evidence, error, tries):
@@ -408,6 +412,17 @@ class Worker(ABC):
         impatient = lane.doubted_since is not None and lane.clock() - lane.doubted_since > self.patience
         refuses_all = error.denied and not lane.has_answered
         return refuses_all or impatient or evidence.is_due(tries)
+
+    def questions_of(self, held: HeldUnit, result: UnitResult) -> Questions | None:
+        """The questions that rows of the unit share with others of their step; None if each asks for itself."""
+        if not result.node.dedupe:
+            return None
+        keys = RunKeys(held.claim.run, held.claim.epoch)
+        return self.shared.of(keys, result.node.station, partial(self.wait, held.lane))
+
+    def wait(self, lane: Lane, rows: int) -> None:
+        """So many rows more, or less, wait for the answers of others, and leave room in their engine."""
+        self.hands.wait(lane, rows)
 
     def evidence_of(self, held: HeldUnit) -> Evidence:
         key = run, epoch, _ = _key_of(held)

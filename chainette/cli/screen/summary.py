@@ -74,14 +74,16 @@ def way_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def reuse_line(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The rows that were taken from earlier runs, by step; nothing if there are none."""
-    reused = [
-        f"{counts['reused']:,} of {counts['in']:,} rows of {step}"
-        for step, counts in metadata["steps"].items()
-        if counts.get("reused")
-    ]
-    if reused:
-        yield f"reused from earlier runs: {', '.join(reused)}"
+    """The rows that were taken from earlier runs, and those that took the answers of others, by step; nothing if there are
+    none."""
+    for name, words in (("reused", "reused from earlier runs"), ("shared", "answered with equal requests")):
+        rows = [
+            f"{counts[name]:,} of {counts['in']:,} rows of {step}"
+            for step, counts in metadata["steps"].items()
+            if counts.get(name)
+        ]
+        if rows:
+            yield f"{words}: {', '.join(rows)}"
 
 
 def escalation_lines(metadata: Mapping[str, Any]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from chainette.fleet.protocol.queue_values import (
     LEASE,
     AdmissionProgress,
     AdmissionResult,
+    Asker,
     Cancelled,
     Claim,
     Drain,
@@ -493,8 +494,38 @@ class MemoryQueue(LeasedQueue):
 
     def _has_requests(self, run: RunInMemory) -> bool:
         """Whether a live worker has a request of the run in flight."""
-        live = {name for name, worker in self._workers.items() if worker.until > self._clock()}
-        return any(requests for name, (_, _, requests) in run.reserved.items() if name in live)
+        return any(requests for name, (_, _, requests) in run.reserved.items() if self._lives(name))
+
+    def _lives(self, incarnation: str) -> bool:
+        worker = self._workers.get(incarnation)
+        return worker is not None and worker.until > self._clock()
+
+    # -- questions that rows share
+
+    def share(
+        self,
+        keys: RunKeys,
+        incarnation: str,
+        wanted: Sequence[bytes],
+        answers: Sequence[tuple[bytes, bytes]] = (),
+        given_up: Sequence[bytes] = (),
+    ) -> list[bytes | Asker]:
+        run = self._epoch(keys.run, keys.epoch)
+        if run.state == "cancelled":
+            raise Lost(f"run {keys.run} was cancelled")
+        for question, answer in answers:
+            run.answers.put(question, answer)
+        for question in (*(question for question, _ in answers), *given_up):
+            if run.asking.get(question) == incarnation:
+                del run.asking[question]
+        found: list[bytes | Asker] = []
+        for question in wanted:
+            known = run.answers.get(question)
+            asker = run.asking.get(question, "")
+            if known is None and asker != incarnation and not self._lives(asker):
+                asker = run.asking[question] = incarnation
+            found.append(known or (Asker.HERE if asker == incarnation else Asker.ELSEWHERE))
+        return found
 
     # -- results
 

@@ -13,11 +13,13 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts
+from chainette.fleet.protocol.contract import MOST_ANSWER_BYTES, MOST_ANSWERS
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import ANCHOR, Claim, Entry
 from chainette.io.rundir.events import Event
 from chainette.records import Effects, Partial, Row, Scope, Unfinished, Unit
+from chainette.utils.recent import Recent
 
 __all__ = ["Job", "LiveRoot", "RunInMemory", "Stream", "Waiting"]
 
@@ -176,6 +178,9 @@ class RunInMemory:
     exhausted: bool = False
     #: Worker -> its last reservation: token, requests granted, requests in flight after it.
     reserved: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    #: Shared answers, and who asks the questions without one.
+    answers: Recent = field(default_factory=lambda: Recent(MOST_ANSWERS, MOST_ANSWER_BYTES))
+    asking: dict[bytes, str] = field(default_factory=dict)
     #: Node -> name of its queue.
     _names: dict[str, str] = field(default_factory=dict)
     #: Units that were put off so far: of two that are due at the same time the first comes first.

@@ -15,12 +15,15 @@ from chainette.engine.budget import Amounts, Reserved
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Aside, RootRecord
-from chainette.fleet.protocol.queue_values import LEASE, AdmissionProgress, AdmissionResult, Claim, Drain, Entry
+from chainette.fleet.protocol.queue_values import LEASE, AdmissionProgress, AdmissionResult, Asker, Claim, Drain, Entry
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.io.rundir.events import Event, Note
 from chainette.records import Effects, Outcome, Rejection
 
-__all__ = ["LeasedQueue"]
+__all__ = ["MOST_ANSWERS", "MOST_ANSWER_BYTES", "LeasedQueue"]
+
+#: Shared answers of one epoch that a queue remembers, and their bytes.
+MOST_ANSWERS, MOST_ANSWER_BYTES = 1_000_000, 128 << 20
 
 
 class LeasedQueue(ABC):
@@ -263,6 +266,27 @@ class LeasedQueue(ABC):
         `settled` is the difference between the usage and the reservations of the `ended` requests. What nobody settles,
         since its worker died, stays spent. If none fits and no live worker has a request in flight, the run is exhausted:
         no more of its units are claimed in this epoch. `token` names the call, which is repeated until a reply comes.
+
+        Raises:
+            Lost: the epoch is over.
+        """
+
+    # -- questions that rows share
+
+    @abstractmethod
+    def share(
+        self,
+        keys: RunKeys,
+        incarnation: str,
+        wanted: Sequence[bytes],
+        answers: Sequence[tuple[bytes, bytes]] = (),
+        given_up: Sequence[bytes] = (),
+    ) -> list[bytes | Asker]:
+        """Tells other workers answers, and questions that this one asks no more; then says of each question that is `wanted`
+        its answer, or who asks it. A worker that dies asks no more.
+
+        Answers are forgotten with their epoch, and before that if there are more than `MOST_ANSWERS`: the last half of
+        these is remembered at least. Then a question is asked again.
 
         Raises:
             Lost: the epoch is over.

@@ -104,6 +104,8 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     escalated: dict[str, Earlier] = {}
     #: The digest of the values that joins gave to its rows (`core.joined_values`); b"" if there are none.
     given: bytes = b""
+    #: Rows that took the answer of another row.
+    shared: int = 0
 
     @classmethod
     def of(cls, unit: Unit, outcome: Outcome, worker: str, opened: int, given: bytes) -> Result:
@@ -121,6 +123,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
             opened,
             outcome.escalated,
             given,
+            outcome.shared,
         )
 
 

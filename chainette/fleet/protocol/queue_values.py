@@ -17,6 +17,7 @@ __all__ = [
     "LEASE",
     "AdmissionProgress",
     "AdmissionResult",
+    "Asker",
     "Cancelled",
     "Claim",
     "Drain",
@@ -64,6 +65,15 @@ class Turn(StrEnum):
     SOLO = "SOLO"
     #: not at all: it killed a worker while it ran alone, so it is cut in two, or its row is rejected
     MEND = "MEND"
+
+
+class Asker(StrEnum):
+    """Who asks a question that has no answer yet."""
+
+    #: the worker that wants it, from now on
+    HERE = "HERE"
+    #: another one
+    ELSEWHERE = "ELSEWHERE"
 
 
 @dataclass(frozen=True)

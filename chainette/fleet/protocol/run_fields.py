@@ -30,6 +30,7 @@ _SEALED = (
     b"files",
     b"batch_size",
     b"simulate",
+    b"dedupe",
     b"seed",
     b"engines",
     b"parameters",
@@ -100,6 +101,7 @@ class RunInfo(HashFields, frozen=True):
     files: tuple[str, ...] = ()
     batch_size: Count | None = None
     simulate: bool | None = None
+    dedupe: bool = False
     seed: int | None = None
     #: Engine -> digest of its configuration.
     engines: dict[str, str] | None = None

@@ -51,6 +51,8 @@ class Purpose(StrEnum):
     FOUND = "found"
     #: an event for the sink (a random name, which counts once)
     NOTE = "note"
+    #: the answer to a question that rows share (question)
+    ANSWER = "answer"
     #: a run's record ()
     RECORD = "record"
     #: a run handed over to services (the order's own id)

@@ -15,7 +15,7 @@ import msgspec
 from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts, Reserved
-from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.contract import MOST_ANSWER_BYTES, MOST_ANSWERS, LeasedQueue
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, rq_queue, stop
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import (
@@ -35,6 +35,7 @@ from chainette.fleet.protocol.queue_values import (
     LEASE,
     AdmissionProgress,
     AdmissionResult,
+    Asker,
     Cancelled,
     Claim,
     Drain,
@@ -104,6 +105,9 @@ _DEATHS = 2
 
 #: Seconds in which a worker that was asked to end notices it.
 _STOP = 120
+
+#: The words of the script, which are shorter than any answer.
+_ASKERS = {b"HERE": Asker.HERE, b"ELSEWHERE": Asker.ELSEWHERE}
 
 
 class FleetQueue(LeasedQueue):
@@ -408,6 +412,41 @@ class FleetQueue(LeasedQueue):
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
         granted, used, exhausted = found
         return Reserved(granted, Amounts.read(used.decode()), bool(exhausted))
+
+    # -- questions that rows share
+
+    def share(
+        self,
+        keys: RunKeys,
+        incarnation: str,
+        wanted: Sequence[bytes],
+        answers: Sequence[tuple[bytes, bytes]] = (),
+        given_up: Sequence[bytes] = (),
+    ) -> list[bytes | Asker]:
+        sealed = [[question, self._seal(keys, Purpose.ANSWER, question.hex(), answer)] for question, answer in answers]
+        kind, *found = self._call(
+            "share",
+            run=keys.run,
+            epoch=keys.epoch,
+            incarnation=incarnation,
+            wanted=list(wanted),
+            answers=sealed,
+            given_up=list(given_up),
+            most=MOST_ANSWERS,
+            most_bytes=MOST_ANSWER_BYTES,
+        )
+        if kind != b"OK":
+            raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
+        return [self._shared(keys, *pair) for pair in zip(wanted, found, strict=True)]
+
+    def _shared(self, keys: RunKeys, question: bytes, reply: bytes) -> bytes | Asker:
+        if reply in _ASKERS:
+            return _ASKERS[reply]
+        try:
+            answer = self._seals.open(keys.run, keys.epoch, Purpose.ANSWER, question.hex(), reply)
+        except Unsealed:
+            answer = None
+        return answer or Asker.HERE  # nobody of the fleet wrote it, so it is asked here, too
 
     # -- results
 

@@ -40,6 +40,7 @@ SCRIPTS = (
     "reserve",
     "revive",
     "say",
+    "share",
     "split",
     "stage",
     "start",
@@ -50,7 +51,23 @@ SCRIPTS = (
 
 #: Scripts that may simply be repeated: a repetition finishes an interrupted call. Callers of the others must look again first.
 _REPEATABLE = frozenset(
-    {"ask", "attend", "beat", "drop", "leave", "missing", "note", "reap", "reserve", "revive", "say", "state", "take", "total"}
+    {
+        "ask",
+        "attend",
+        "beat",
+        "drop",
+        "leave",
+        "missing",
+        "note",
+        "reap",
+        "reserve",
+        "revive",
+        "say",
+        "share",
+        "state",
+        "take",
+        "total",
+    }
 )
 
 _pack = msgspec.msgpack.Encoder().encode

@@ -50,6 +50,8 @@ class NodeCounts:
     retried: int = 0
     #: Rows, among those that came in, that were taken from an earlier run.
     reused: int = 0
+    #: Rows that took the answer of another row with the same request.
+    shared: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     #: Way -> rows that took it, of a route; "" if they passed by.
     ways: dict[str, int] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class NodeCounts:
     def balanced(self) -> bool:
         """Whether every row that went in is accounted for."""
         gone = self.given + self.rejected + self.dropped + self.stopped - self.expanded
-        return self.taken == gone and self.reused <= self.taken + self.surplus.taken
+        return self.taken == gone and self.reused + self.shared <= self.taken + self.surplus.taken
 
     @property
     def surplus(self) -> NodeCounts:
@@ -111,12 +113,15 @@ class NodeCounts:
             counts["passed"] = self.ways.get("", 0)
         if self.reused:
             counts["reused"] = self.reused
+        if self.shared:
+            counts["shared"] = self.shared
         if self.invalid:
             counts["invalid_candidates"] = self.invalid
         if self.reasons:
             counts["reasons"] = dict(sorted(self.reasons.items()))
         if self.usage.requests:
-            counts |= {"asked_again": max(0, self.usage.requests - (self.taken + self.surplus.taken - self.reused))}
+            asked = self.taken + self.surplus.taken - self.reused - self.shared
+            counts |= {"asked_again": max(0, self.usage.requests - asked)}
             counts["usage"] = plain_usage(self.usage)
         if self.engines:
             counts["engines"] = {name: engine.plain() for name, engine in self.engines.items()}

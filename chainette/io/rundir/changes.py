@@ -42,6 +42,7 @@ PARTS = {
     "cardinality": "return annotation",
     "samples": "number of candidates (n)",
     "pick": "pick",
+    "dedupe": "dedupe",
 }
 
 

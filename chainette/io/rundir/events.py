@@ -206,6 +206,8 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     added: int = 0
     #: Rows, among those that went in, that were taken from an earlier run.
     reused: int = 0
+    #: Rows, among those that went in, that took the answer of another row with the same request.
+    shared: int = 0
     #: The keys of the rows that came out (`core/answer_key.py`), 16 bytes each, in the order of the shard; b"" if they have
     #: none, as in logs of older versions.
     keys: bytes = b""

@@ -406,6 +406,7 @@ class _Fork:
             off=off,
             sums={file: crc for file, crc in event.sums.items() if file in off} | self._sums_of(off),
             taken=event.taken - gone,
+            shared=min(event.shared, event.taken - gone),
             rejected=len(kept),
             reasons={reason: count for reason, count in reasons.items() if count},
             earlier=earlier,

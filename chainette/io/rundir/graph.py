@@ -207,6 +207,8 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
     samples: int | UnsetType = UNSET
     #: The choice among candidates; unset on other nodes.
     pick: str | UnsetType = UNSET
+    #: Whether equal requests are asked once; unset if not.
+    dedupe: bool | UnsetType = UNSET
 
     def part(self, name: str) -> Any:
         """One of its fields; None if it has no such part."""

@@ -70,6 +70,7 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
             "max_attempts": node.node.max_attempts,
         }
         described |= {"samples": node.samples} if node.samples > 1 else {}
+        described |= {"dedupe": True} if node.dedupe else {}
     if node.picker is not None:
         described |= {"pick": node.picker.chosen}
     return described

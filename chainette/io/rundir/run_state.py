@@ -361,6 +361,7 @@ class RunState:
         counts.dropped += len(event.dropped)
         counts.expanded += event.added
         counts.reused += event.reused
+        counts.shared += event.shared
         counts.invalid += event.invalid
         if event.usage.requests:
             counts.usage += event.usage
@@ -487,6 +488,7 @@ class RunState:
         discarded = sum((counts.discarded for counts in self.nodes.values()), Usage())
         probes = sum((counts.probes for counts in self.nodes.values()), Usage())
         reused = sum(counts.reused for counts in self.nodes.values())
+        shared = sum(counts.shared for counts in self.nodes.values())
         imbalances = self.imbalances()
         return {
             "run_id": run.run_id,
@@ -508,6 +510,7 @@ class RunState:
             "records": self.records - self.node(CHAIN_INPUT).surplus.taken,
             "rows_finished": self.finished_rows,
             **({"rows_reused": reused} if reused else {}),
+            **({"rows_shared": shared} if shared else {}),
             **({"accept": self._acceptance()} if self.accepted else {}),
             "rows_rejected": sum(counts.rejected for counts in self.nodes.values()),
             "balanced": not imbalances,

@@ -269,6 +269,7 @@ class RunWriter:
             sums=self._sums_of(off),
             taken=taken,
             reused=_reused(node, outcome),
+            shared=outcome.shared,
             keys=_keys(outcome),
             given=len(outcome.outputs),
             rejected=len(outcome.rejected),

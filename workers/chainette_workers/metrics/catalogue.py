@@ -77,6 +77,7 @@ CATALOGUE: tuple[Metric, ...] = (
     _counter(_S, "chainette_rows_rejected_total", "run step reason", "Rejected rows, by reason."),
     _counter(_S, "chainette_rows_dropped_total", "run step", "Rows that a function let go."),
     _counter(_S, "chainette_rows_reused_total", "run step", "Rows that were taken from an earlier run, and cost nothing."),
+    _counter(_S, "chainette_rows_shared_total", "run step", "Rows that took the answer of another row with the same request."),
     _counter(_S, "chainette_rows_retried_total", "run step", "Questions asked again, because the answer was bad."),
     _counter(_S, "chainette_rows_finished_total", "run", "Rows at the end of the chain."),
     _counter(_S, "chainette_units_retried_total", "run step", "Units put off because their engine did not answer."),

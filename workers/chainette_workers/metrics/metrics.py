@@ -210,6 +210,7 @@ class _OfRun(Hook):
         for node in _nodes(plan):
             self._of("chainette_rows_dropped_total", node)
             self._of("chainette_rows_reused_total", node)
+            self._of("chainette_rows_shared_total", node)
             self._of("chainette_units_retried_total", node)
         for step in (name for name in _nodes(plan) if name in plan.nodes and plan.nodes[name].kind is NodeKind.STEP):
             for name in ("chainette_rows_retried_total", "chainette_prompt_tokens_total", "chainette_completion_tokens_total"):
@@ -250,6 +251,7 @@ class _OfRun(Hook):
             self._of("chainette_rows_done_total", node).inc(event.given)
             self._of("chainette_rows_dropped_total", node).inc(len(event.dropped))
             self._of("chainette_rows_reused_total", node).inc(event.reused)
+            self._of("chainette_rows_shared_total", node).inc(event.shared)
         for way, rows in event.ways.items():
             self._of("chainette_decisions_total", node, way, self._rounds.get(event.node, "")).inc(rows)
         if event.invalid:
@@ -258,7 +260,7 @@ class _OfRun(Hook):
             for outcome, rows in zip(_OUTCOMES, (event.given, event.rejected, event.escalated), strict=True):
                 self._of("chainette_engine_rows_total", node, event.engine, outcome).inc(rows)
         if usage.requests:
-            first_asks = event.taken + event.escalated - event.reused
+            first_asks = event.taken + event.escalated - event.reused - event.shared
             self._of("chainette_rows_retried_total", node).inc(max(0, usage.requests - first_asks))
             self._of("chainette_prompt_tokens_total", node).inc(usage.prompt_tokens)
             self._of("chainette_completion_tokens_total", node).inc(usage.completion_tokens)

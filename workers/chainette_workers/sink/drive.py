@@ -452,6 +452,7 @@ class DriveLoop:
             batch_size=session.plan.batch_size,
             simulate=options.simulate,
             reuse=session.sources is not None,
+            dedupe=options.dedupe,
             engines={name: config.digest for name, config in session.plan.engines.items()},
             outline=outline_of(session.plan),
             **({"budget": budget} if (budget := session.writer.budget) is not None else {}),

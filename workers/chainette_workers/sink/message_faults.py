@@ -74,6 +74,8 @@ def _id_fault(node: PlanNode, result: Result) -> str:
 def _row_faults(node: PlanNode, rows: Mapping[str, Row], result: Result) -> Iterator[str]:
     if not _is_sane(result.usage):
         yield "its usage is no count"
+    if not 0 <= result.shared <= (len(result.outputs) + len(result.rejected) if node.dedupe else 0):
+        yield f"{result.shared} of its rows took the answers of others"
     for output in result.outputs:
         if fault := _output_fault(node, output):
             yield fault

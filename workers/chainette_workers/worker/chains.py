@@ -42,6 +42,7 @@ class Reference:
     #: Values of the parameters, and marks of the nodes (io/rundir/chain_marks.py): JSON, as Redis has it.
     parameters: str = "{}"
     marks: str = "{}"
+    dedupe: bool = False
 
     @classmethod
     def of(cls, info: RunInfo) -> Reference:
@@ -54,7 +55,8 @@ class Reference:
             raise ChainDiffers(f"is unknown: the record of the run in Redis is damaged ({info.damage})")
         engines = tuple(sorted((info.engines or {}).items()))
         batch, simulate = info.batch_size or 1, bool(info.simulate)
-        return cls(info.chain_ref, info.digest, batch, simulate, info.files, engines, info.parameters, info.marks)
+        words = info.parameters, info.marks
+        return cls(info.chain_ref, info.digest, batch, simulate, info.files, engines, *words, info.dedupe)
 
 
 @dataclass
@@ -138,7 +140,12 @@ class Chains:
             raise ChainDiffers(str(error)) from error
         except ParameterError as error:
             raise ChainDiffers(f"{error}; start the worker with {set_flags(wanted)}") from error
-        options = RunOptions(batch_size=reference.batch_size, simulate=reference.simulate, engines_file=self.engines_file)
+        options = RunOptions(
+            batch_size=reference.batch_size,
+            simulate=reference.simulate,
+            dedupe=reference.dedupe,
+            engines_file=self.engines_file,
+        )
         _require("", loaded.digest, reference.digest, "")
         files = [*loaded.files, *([Path(self.engines_file)] if self.engines_file else [])]
         return _Load(compile_plan(loaded.chain, options), tuple(files), _stamp(files))

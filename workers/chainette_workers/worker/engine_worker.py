@@ -44,6 +44,7 @@ from chainette.run.functions import take_stored
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import budget_for
 from chainette.run.process import join, poisoned, too_large
+from chainette.run.shared_answers import SharedAnswers
 from chainette.run.stored_answers import Answers
 from chainette.run.unit_result import UnitResult
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker
@@ -117,6 +118,7 @@ class EngineWorker(Worker):
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     allowances: dict[tuple[str, int], Allowance] = field(default_factory=dict)
+    shared: SharedAnswers = field(default_factory=lambda: SharedAnswers(with_others=True))
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)
     #: Runs that were told of a refusal.
@@ -132,6 +134,7 @@ class EngineWorker(Worker):
                 group.start_soon(self.serving.follow)
                 group.start_soon(self._choose)
                 group.start_soon(self.commit_parts)
+                group.start_soon(self._exchange_answers)
                 await self._take_units(group)
                 while self.hands.claims:
                     await self.hands.change()
@@ -198,6 +201,23 @@ class EngineWorker(Worker):
             else:
                 await self.hands.change(self._pause)
                 self._pause = min(_LATE, 2 * self._pause)
+
+    async def _exchange_answers(self) -> None:
+        """Tells other workers the answers that rows share, and asks them. Nothing depends on that: without Redis, this worker
+        asks for itself."""
+        while True:
+            for keys, news in await self.shared.outgoing():
+                call = partial(self.queue.share, keys, self.incarnation, news.wanted, news.answers, news.given_up)
+                try:
+                    found = await anyio.to_thread.run_sync(call)
+                except Lost:
+                    self.shared.unheard(keys, news, again=False)
+                except redis.RedisError as error:
+                    if not (is_passing(error) or is_damage(error)):
+                        raise
+                    self.shared.unheard(keys, news, again=True)
+                else:
+                    self.shared.heard(news.wanted, found)
 
     async def _agree(self) -> None:
         """Units that Redis takes for this worker's, and that it does not hold, go back into their queues."""

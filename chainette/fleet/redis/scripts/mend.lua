@@ -38,6 +38,7 @@ if run then
   own_run(run)
   own(P .. 'stream', 'stream', run); own(P .. 'live', 'hash', run); own(P .. 'out', 'hash', run)
   own(P .. 'parked', 'list', run); own(P .. 'apart', 'list', run)
+  own(P .. 'answers:new', 'hash'); own(P .. 'answers:old', 'hash'); own(P .. 'asking', 'hash')
 end
 
 local function own_job(job, run, epoch)
