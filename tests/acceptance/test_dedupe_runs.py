@@ -1,4 +1,4 @@
-"""`dedupe` against a real server that counts: each question is asked once, by one process and by a fleet, whatever is killed."""
+"""`dedupe` against a real server that counts: a question is asked once, by one process or by a fleet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from chainette import open_run
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
-from tests.support.processes import children
+from tests.support.processes import children, holder
 from tests.support.slow_server import SlowServer
 
 CHAIN = """
@@ -69,3 +69,32 @@ def test_every_question_is_asked_exactly_once(tmp_path: Path, way: tuple[str, ..
         str(number): f"question {number % distinct}" for number in range(rows)
     }
     assert result.metadata["usage"]["requests"] == distinct and result.metadata["rows_shared"] == rows - distinct
+
+
+@pytest.mark.long
+def test_another_worker_asks_if_the_one_that_asks_is_killed(tmp_path: Path) -> None:
+    """All rows ask the same, so that one worker asks, and the other one waits for it."""
+    text = "question 0"
+    open_ = asyncio.Event()
+
+    async def answer(asked: str) -> str:
+        if asked == text:
+            await open_.wait()
+        return json.dumps({"word": asked})
+
+    with SlowServer(answer) as server:
+        project = Repeats(tmp_path, server, rows=60, distinct=1, batch=4)
+        run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--dedupe", "--workers", "2")
+        until(lambda: server.asked[text])
+        workers = children(run.pid, "worker")
+        asker = holder(server.ports[text], workers)
+        assert asker is not None and len(workers) == 2 and server.asked[text] == 1
+        os.kill(asker, signal.SIGKILL)
+        until(lambda: server.asked[text] == 2)  # its lease is over: the other worker asks
+        assert holder(server.ports[text], workers) == next(pid for pid in workers if pid != asker)
+        server.call(open_.set)
+        out, err = run.communicate(timeout=LONG)
+    assert run.returncode == 0, out + err
+    assert server.asked[text] == 2
+    assert len([*open_run(tmp_path / "out").rows("ask")]) == 60
+    assert open_run(tmp_path / "out").metadata["rows_shared"] == 59

@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from chainette import Chain, RunResult, SamplingParams, Step, open_run
-from chainette.engine.base import Completion, Finish, Request
-from chainette.errors import DeclarationError
+from chainette import Chain, Loop, RunResult, SamplingParams, Step, open_run
+from chainette.core.compile import compile_chain
+from chainette.engine.base import Cause, Completion, Finish, Request
+from chainette.errors import DeclarationError, EngineUnavailable
+from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import Status
+from chainette.run.blame import FAILURES
+from chainette.run.executor import resume
 from tests.support.scripted import Script, ask_of, row_of, scripted, user_text
 
 
@@ -26,8 +31,8 @@ class Word(BaseModel):
 
 
 def chain(**keys: Any) -> Chain:
-    settings: dict[str, Any] = {"dedupe": True} | keys
-    ask = Step(id="ask", input_model=Text, output_model=Word, engine_name="llm", user_prompt="{{ text }}", **settings)
+    settings: dict[str, Any] = {"engine_name": "llm", "dedupe": True} | keys
+    ask = Step(id="ask", input_model=Text, output_model=Word, user_prompt="{{ text }}", **settings)
     return Chain(name="dedupe", batch_size=16, steps=[ask])
 
 
@@ -104,5 +109,115 @@ def test_a_bad_answer_is_shared_with_all_its_asks(tmp_path: Path) -> None:
     assert Counter(map(ask_of, scripts["llm"].requests)) == {1: 2, 2: 1, 3: 1}
     assert len(by_id(result)) == 20
     rejected = [*result.rejected]
-    assert len(rejected) == 20 and {(one["reason"], one["attempts"], one["raw"]) for one in rejected} == {("not_json", 3, "no JSON")}
+    assert len(rejected) == 20 and {(one["reason"], one["attempts"], one["raw"]) for one in rejected} == {
+        ("not_json", 3, "no JSON")
+    }
     assert result.counts["ask"]["shared"] == 38 and result.counts["ask"]["asked_again"] == 2
+
+
+# -- the row that asks gets no answer
+
+
+def test_a_row_that_is_itself_at_fault_shares_its_fate_with_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row is asked for until it is convicted by itself, as without dedupe; after that nobody waits for another."""
+    monkeypatch.setattr("chainette.run.unit_worker._FIRST_WAIT", 0.01)
+    broken = Completion("", Finish.FAILED, error="500", by="here", cause=Cause.BROKEN)
+
+    def answer(request: Request) -> Completion | Word:
+        return broken if user_text(request) == "question 1" else word(request)
+
+    with scripted(llm=answer) as scripts:
+        result = chain().run(repeated(30, 10), tmp_path / "out")
+    failing = Counter(row_of(request) for request in scripts["llm"].requests if user_text(request) == "question 1")
+    assert failing.keys() == {"1", "11", "21"} and min(failing.values()) >= FAILURES
+    assert {one["row_id"]: one["reason"] for one in result.rejected} == dict.fromkeys(failing, "engine_error")
+    assert len(by_id(result)) == 27 and result.counts["ask"]["shared"] == 18
+
+
+def test_rows_wait_for_the_next_try_if_the_engine_does_not_answer(tmp_path: Path) -> None:
+    silent = [EngineUnavailable("nobody there")] * 2
+
+    def answer(request: Request) -> Word:
+        if silent:
+            raise silent.pop()
+        return word(request)
+
+    with scripted(llm=answer) as scripts:
+        result = chain().run(repeated(48, 1), tmp_path / "out")
+    assert len(by_id(result)) == 48 and len(scripts["llm"].requests) == 3 and result.counts["ask"]["shared"] == 47
+
+
+def test_a_budget_reserves_only_for_the_row_that_asks(tmp_path: Path) -> None:
+    with scripted(llm=word) as scripts:
+        result = chain().run(repeated(100, 5), tmp_path / "out", budget="5req")
+    assert result.status is Status.FINISHED and len(scripts["llm"].requests) == 5
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    """Rows wait for one that is cancelled; a later session asks in its place."""
+    out = tmp_path / "out"
+    held = asyncio.Event()
+
+    async def answer(request: Request) -> Word:
+        if user_text(request) == "question 1":
+            held.set()
+            await asyncio.Event().wait()
+        return word(request)
+
+    async def interrupted(chain: Chain) -> None:
+        run = asyncio.ensure_future(chain.arun(repeated(40, 2), out))
+        await held.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    with scripted(llm=answer) as scripts:
+        stopped = chain()
+        asyncio.run(interrupted(stopped))
+        assert asked(scripts["llm"])["question 1"] == 1
+        scripts["llm"].answer = word
+        result = resume(out, stopped)
+    assert result.status is Status.FINISHED and len(by_id(result)) == 40
+    assert asked(scripts["llm"])["question 1"] == 2
+
+
+# -- what is shared with whom
+
+
+def test_rows_that_are_not_answered_go_on_to_the_next_engine_and_share_there(tmp_path: Path) -> None:
+    with scripted(small=lambda _request: "no JSON", large=word) as scripts:
+        result = chain(engine_name="small", escalate=["large"]).run(repeated(40, 2), tmp_path / "out")
+    assert len(scripts["small"].requests) == 2 * 3 and len(scripts["large"].requests) == 2
+    assert {(row["_engine"], row["_attempts"]) for row in result.rows("ask")} == {("large", 4)}
+    assert result.counts["ask"]["shared"] == 38 and result.metadata["balanced"]
+
+
+def test_candidates_are_never_shared(tmp_path: Path) -> None:
+    with scripted(llm=word) as scripts:
+        with pytest.raises(DeclarationError, match=r"n=3 asks each row several times, and dedupe asks equal rows once"):
+            chain(n=3)
+        chain(n=3, dedupe=None).run(repeated(4, 2), tmp_path / "out", dedupe=True)
+    assert len(scripts["llm"].requests) == 12
+
+
+def test_rounds_and_steps_do_not_share(tmp_path: Path) -> None:
+    """In every round the prompt is the same, and so it is in the step behind the loop."""
+    same: dict[str, Any] = {"output_model": Word, "engine_name": "llm", "user_prompt": "{{ chain_input.text }}", "dedupe": True}
+    with scripted(llm=word) as scripts:
+        draft = Step(id="draft", input_model=Text, **same)
+        steps = [
+            Loop(name="again", steps=[draft], until="{{ round == 3 }}", max_rounds=3).join("drafted"),
+            Step(id="last", **same),
+        ]
+        Chain(name="rounds", batch_size=16, steps=steps).run(repeated(20, 2), tmp_path / "out")
+    assert asked(scripts["llm"]) == {"question 0": 4, "question 1": 4}
+
+
+@pytest.mark.parametrize(("temperature", "is_stale"), [(0.0, False), (0.5, True)])
+def test_the_setting_decides_rows_above_temperature_zero_only(temperature: float, is_stale: bool) -> None:
+    sampling = SamplingParams(temperature=temperature)
+    with scripted(llm=word):
+        old, new = (graph_of(compile_chain(chain(dedupe=dedupe, sampling=sampling))) for dedupe in (False, True))
+    changes = changes_between(old, new)
+    assert (changes is not None) is is_stale
+    assert changes is None or (changes.sentences, changes.stale) == (("ask has another dedupe",), ("ask",))

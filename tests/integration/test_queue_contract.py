@@ -24,6 +24,7 @@ from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
 from chainette.fleet.redis.redis_queue import (
     ANCHOR,
     AdmissionResult,
+    Asker,
     Cancelled,
     Claim,
     Drain,
@@ -948,3 +949,55 @@ def test_nothing_is_reserved_in_an_epoch_that_is_over(budgeted: Site) -> None:
     with pytest.raises(Lost):
         budgeted.queue.reserve(old, "w1", "t", (10, -1, -1, -1), Amounts(), 0, [Amounts(1)])
     assert budgeted.queue.progress(budgeted.keys).used == Amounts(4)
+
+
+# -- questions that rows share
+
+ONE, TWO = b"1" * 16, b"2" * 16
+
+
+@pytest.fixture
+def shared(site: Site) -> Site:
+    """A run with two live workers."""
+    for me in ("w1", "w2"):
+        site.queue.beat(me, {}, 3600)
+    return site
+
+
+def share(site: Site, me: str, *wanted: bytes, **news: Any) -> list[bytes | Asker]:
+    return site.queue.share(site.keys, me, wanted, **news)
+
+
+def test_one_worker_asks_and_the_other_gets_its_answer(shared: Site) -> None:
+    assert share(shared, "w1", ONE, TWO) == [Asker.HERE, Asker.HERE] == share(shared, "w1", ONE, TWO)
+    assert share(shared, "w2", ONE) == [Asker.ELSEWHERE]
+    assert share(shared, "w1", answers=[(ONE, b"answer")]) == []
+    assert share(shared, "w2", ONE, TWO) == [b"answer", Asker.ELSEWHERE]
+
+
+def test_a_question_that_is_given_up_is_the_next_workers_and_nobody_else_gives_it_up(shared: Site) -> None:
+    assert share(shared, "w1", ONE) == [Asker.HERE]
+    assert share(shared, "w2", ONE, given_up=[ONE]) == [Asker.ELSEWHERE]
+    share(shared, "w1", given_up=[ONE])
+    assert share(shared, "w2", ONE) == [Asker.HERE]
+
+
+def test_a_dead_worker_asks_nothing_more(shared: Site) -> None:
+    assert share(shared, "w1", ONE) == [Asker.HERE]
+    shared.end_lease("w1")
+    assert share(shared, "w2", ONE) == [Asker.HERE]
+    shared.queue.reap()
+
+
+def test_answers_end_with_their_epoch_and_old_ones_make_room(shared: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chainette.fleet.redis.redis_queue.MOST_ANSWERS", 8)
+    monkeypatch.setattr("chainette.fleet.memory.memory_run.MOST_ANSWERS", 8)
+    old = shared.keys
+    shared.raise_epoch()
+    answers = [(b"%016d" % number, b"answer") for number in range(40)]
+    for pair in answers:
+        share(shared, "w1", answers=[pair])
+    known = [reply == b"answer" for reply in share(shared, "w2", *(question for question, _ in answers))]
+    assert all(known[-4:]) and sum(known) <= 8 and not any(known[:32])
+    with pytest.raises(Lost):
+        shared.queue.share(old, "w1", [ONE])

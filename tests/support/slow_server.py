@@ -35,6 +35,8 @@ class SlowServer:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         #: Text -> questions about it.
         self.asked: Counter[str] = Counter()
+        #: Text -> the client's port of the last question about it.
+        self.ports: dict[str, int] = {}
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -75,5 +77,6 @@ class SlowServer:
         body: dict[str, Any] = await request.json()
         text = next(message["content"] for message in reversed(body["messages"]) if message["role"] == "user")
         self.asked[text] += 1
+        self.ports[text] = request.transport.get_extra_info("peername")[1] if request.transport is not None else 0
         answer = await self._answering(text)
         return answer if isinstance(answer, web.Response) else chat(answer)

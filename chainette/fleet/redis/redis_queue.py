@@ -77,6 +77,7 @@ __all__ = [
     "LEASE",
     "AdmissionProgress",
     "AdmissionResult",
+    "Asker",
     "Cancelled",
     "Claim",
     "Drain",

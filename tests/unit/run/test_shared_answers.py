@@ -1,0 +1,173 @@
+"""Questions that rows share: who asks, who waits, and what other workers are told and asked."""
+
+from __future__ import annotations
+
+import anyio
+import msgspec
+import pytest
+
+from chainette.engine.base import Cause, Completion, Finish
+from chainette.errors import EngineUnavailable
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.queue_values import Asker
+from chainette.records import Reason
+from chainette.run.blame import FAILURES
+from chainette.run.shared_answers import Exchange, SharedAnswer, SharedAnswers
+
+KEYS = RunKeys("run", 0)
+ONE = b"1" * 16
+ANSWER = SharedAnswer(1, b"{}")
+BROKEN = Completion("", Finish.FAILED, error="500", by="here", cause=Cause.BROKEN)
+
+
+class Waiter:
+    """A row that notes its fate."""
+
+    def __init__(self, *, believes: bool = True) -> None:
+        self.fate = ""
+        self.gone = False
+        self._believes = believes
+
+    def take(self, answer: SharedAnswer, *, checked: bool) -> bool:
+        if checked or self._believes:
+            self.fate = f"took {answer.value.decode()}"
+        return checked or self._believes
+
+    def ask(self, *, alone: bool) -> None:
+        self.fate = "asks alone" if alone else "asks"
+
+    def put_off(self, trouble: Completion | EngineUnavailable) -> None:
+        del trouble
+        self.fate = "waits for the next try"
+
+
+def rows(shared: SharedAnswers, count: int = 3) -> list[Waiter]:
+    """Rows that want the answer to the same question."""
+    found = [Waiter() for _ in range(count)]
+    for row in found:
+        shared.want(KEYS, ONE, row)
+    return found
+
+
+def fates(*rows: Waiter) -> list[str]:
+    return [row.fate for row in rows]
+
+
+def exchange(shared: SharedAnswers) -> Exchange:
+    async def go() -> Exchange:
+        with anyio.fail_after(10):
+            [(keys, news)] = await shared.outgoing()
+        assert keys == KEYS
+        return news
+
+    return anyio.run(go)
+
+
+def test_the_next_row_asks_if_the_one_that_asks_leaves() -> None:
+    shared = SharedAnswers()
+    first, second, third = rows(shared)
+    second.gone = True
+    assert fates(first, third) == ["asks", ""]
+    shared.leave(ONE)
+    assert fates(second, third) == ["", "asks"]
+    shared.settle(ONE, ANSWER)
+    assert fates(*rows(shared, 2)) == ["took {}"] * 2
+
+
+def test_a_question_that_everybody_left_is_asked_by_the_next_that_comes() -> None:
+    shared = SharedAnswers()
+    rows(shared, 1)
+    shared.leave(ONE)
+    assert fates(*rows(shared, 1)) == ["asks"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "fate"),
+    [
+        *((reason, "took ") for reason in (Reason.NOT_JSON, Reason.INVALID_OUTPUT, Reason.TRUNCATED, Reason.REFUSED)),
+        (Reason.PROMPT_TOO_LONG, "took "),
+        *((reason, "asks alone") for reason in (Reason.ENGINE_ERROR, Reason.POISON, Reason.TOO_LARGE)),
+    ],
+)
+def test_a_rejection_is_shared_if_the_answer_caused_it(reason: Reason, fate: str) -> None:
+    shared = SharedAnswers()
+    _, *others = rows(shared)
+    shared.settle(ONE, SharedAnswer(3, reason=reason))
+    assert fates(*others, *rows(shared, 2)) == [fate] * 4
+
+
+def test_all_wait_for_the_next_try_until_the_question_has_failed_too_often() -> None:
+    shared = SharedAnswers()
+    for _ in range(FAILURES - 1):
+        first, second = rows(shared, 2)
+        shared.put_off(ONE, BROKEN)
+        assert fates(first, second) == ["asks", "waits for the next try"]
+    first, second = rows(shared, 2)
+    shared.put_off(ONE, BROKEN)
+    assert fates(first, second, *rows(shared, 2)) == ["asks", "asks alone", "asks alone", "asks alone"]
+
+
+def test_an_engine_that_answers_nobody_is_not_held_against_a_question() -> None:
+    shared = SharedAnswers()
+    for _ in range(2 * FAILURES):
+        assert fates(*rows(shared, 2)) == ["asks", ""]
+        shared.put_off(ONE, EngineUnavailable("down"))
+
+
+def test_other_workers_are_asked_first_and_told_the_answer() -> None:
+    shared = SharedAnswers(with_others=True)
+    first, second = rows(shared, 2)
+    news = exchange(shared)
+    assert (news.wanted, fates(first, second)) == ([ONE], ["", ""])
+    shared.heard(news.wanted, [Asker.HERE])
+    assert fates(first, second) == ["asks", ""]
+    shared.settle(ONE, ANSWER)
+    assert second.fate == "took {}"
+    assert exchange(shared) == Exchange(answers=[(ONE, msgspec.msgpack.encode(ANSWER))])
+
+
+def test_a_question_that_another_worker_asks_is_looked_at_again_until_there_is_an_answer() -> None:
+    shared = SharedAnswers(with_others=True)
+    waiting = rows(shared, 2)
+    shared.heard(exchange(shared).wanted, [Asker.ELSEWHERE])
+    news = exchange(shared)
+    assert (news.wanted, fates(*waiting)) == ([ONE], ["", ""])
+    shared.heard(news.wanted, [msgspec.msgpack.encode(ANSWER)])
+    assert fates(*waiting, *rows(shared, 1)) == ["took {}"] * 3
+
+
+@pytest.mark.parametrize("message", [b"garbage", msgspec.msgpack.encode(SharedAnswer(1, reason=Reason.POISON))])
+def test_an_answer_that_cannot_be_one_is_asked_for_here(message: bytes) -> None:
+    shared = SharedAnswers(with_others=True)
+    waiting = rows(shared, 2)
+    shared.heard(exchange(shared).wanted, [message])
+    assert fates(*waiting) == ["asks alone"] * 2
+
+
+def test_an_answer_that_the_model_does_not_take_is_asked_for_here() -> None:
+    shared = SharedAnswers(with_others=True)
+    row = Waiter(believes=False)
+    shared.want(KEYS, ONE, row)
+    shared.heard(exchange(shared).wanted, [msgspec.msgpack.encode(ANSWER)])
+    assert row.fate == "asks alone"
+
+
+def test_without_the_queue_this_worker_asks_and_tells_the_others_later() -> None:
+    shared = SharedAnswers(with_others=True)
+    [row] = rows(shared, 1)
+    news = exchange(shared)
+    shared.unheard(KEYS, news, again=True)
+    assert row.fate == "asks"
+    shared.settle(ONE, ANSWER)
+    news = exchange(shared)
+    shared.unheard(KEYS, news, again=True)
+    assert exchange(shared) == news and len(news.answers) == 1
+
+
+def test_a_question_that_nobody_here_waits_for_is_given_up() -> None:
+    shared = SharedAnswers(with_others=True)
+    [row] = rows(shared, 1)
+    news = exchange(shared)
+    row.gone = True
+    shared.heard(news.wanted, [Asker.HERE])
+    assert exchange(shared) == Exchange(given_up=[ONE])

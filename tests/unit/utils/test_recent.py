@@ -1,0 +1,27 @@
+"""The last values by key, in bounded memory."""
+
+from __future__ import annotations
+
+from chainette.utils.recent import Recent
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(8)
+
+
+def test_the_last_half_is_known_and_never_more_than_all() -> None:
+    recent = Recent(most=100, most_bytes=1 << 20)
+    for number in range(1000):
+        recent.put(key(number), b"value")
+        assert all(recent.get(key(other)) == b"value" for other in range(max(0, number - 49), number + 1))
+        assert len(recent) <= 100
+    assert recent.get(key(0)) is None
+
+
+def test_values_have_so_many_bytes_at_most() -> None:
+    recent = Recent(most=100, most_bytes=1000)
+    for number in range(30):
+        recent.put(key(number), b"x" * 100)
+        assert recent.get(key(number)) and len(recent) <= 10
+    recent.put(key(99), b"x" * 600)
+    assert recent.get(key(99)) is None and recent.get(key(29)) is not None
