@@ -127,6 +127,7 @@ class Chain:
             csv_safe: with "csv", put `'` before text that a spreadsheet would run as a formula. Default: False.
             engines_file: a YAML file whose engines replace those of the chain. Default: None.
             simulate: draw answers from the schemas instead of asking a model. Default: False.
+            dedupe: ask once for rows whose requests are equal, unless their step says otherwise. Default: False.
             reuse: directories of earlier runs, whose answers to equal requests are taken. Default: none.
             no_reuse: with `reuse`, ids of steps whose every row is computed. Default: none.
             max_reject_rate: pause at this share of rejected rows of a step, after 200 rows. Default: None, never.

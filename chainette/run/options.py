@@ -117,9 +117,10 @@ class RunOptions(RunSettings):
         """See `Drive.way`; {} if this process moves the units."""
         return self.drive.way if self.drive is not None else {}
 
-    def sources(self, folder: Path) -> AnswerSources | None:
-        """The earlier runs to take answers from; their indexes go to `folder`. None if there are none."""
-        return AnswerSources(self.reuse, str(folder), self.no_reuse) if self.reuse else None
+    def sources(self, folder: Path, own: str = "") -> AnswerSources | None:
+        """The earlier runs to take answers from, and the run's own directory if it is one of them; their indexes go to
+        `folder`. None if there are none."""
+        return AnswerSources(self.reuse, str(folder), self.no_reuse, own) if self.reuse or own else None
 
     @property
     def limits(self) -> Limits:
@@ -167,6 +168,7 @@ class RunKeywords(ResumeKeywords, total=False):
     csv_safe: bool
     engines_file: str | os.PathLike[str] | None
     simulate: bool
+    dedupe: bool
     no_reuse: _Words
     run_id: str
     chain_ref: str

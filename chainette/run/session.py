@@ -35,7 +35,7 @@ from chainette.run.limits import window_for
 from chainette.run.local_sink import Writer
 from chainette.run.options import Drive, RunOptions
 from chainette.run.scheduler import LocalRun
-from chainette.run.stored_answers import AnswerSources, StoredAnswers, require_runs
+from chainette.run.stored_answers import AnswerSources, StoredAnswers, index_own, require_runs
 from chainette.screen.shown import shown
 
 __all__ = [
@@ -67,8 +67,10 @@ class Session:
 
     @property
     def sources(self) -> AnswerSources | None:
-        """The earlier runs that it takes answers from."""
-        return self.options.sources(self.writer.directory.answers)
+        """The earlier runs that it takes answers from, and its own earlier sessions if rows share answers."""
+        directory = self.writer.directory
+        shares = self.writer.epoch > 0 and any(node.dedupe for node in self.plan.nodes.values())
+        return self.options.sources(directory.answers, str(directory) if shares else "")
 
     @property
     def has_enough(self) -> bool:
@@ -155,6 +157,7 @@ async def _finish_run(
     writer.rates, writer.limits = rates_of(plan), options.budget
     session = Session(plan, source, writer, options, hook)
     try:
+        await anyio.to_thread.run_sync(index_own, session.sources)
         if options.drive is not None:
             await _in_thread(options.drive, session)
         else:

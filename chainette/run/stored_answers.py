@@ -1,4 +1,4 @@
-"""The answers of earlier runs, by their keys (`--reuse`)."""
+"""The answers of earlier runs, by their keys (`--reuse`), and of earlier sessions of a run whose rows share (`dedupe`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from chainette.records import Output, Spent, child_id, declared_of
 from chainette.utils.private_files import open_file
 from chainette.utils.user_errors import RAISED
 
-__all__ = ["AnswerSources", "Answers", "StoredAnswers", "require_runs"]
+__all__ = ["AnswerSources", "Answers", "StoredAnswers", "index_own", "require_runs"]
 
 _log = logging.getLogger("chainette")
 
@@ -46,6 +46,8 @@ class AnswerSources(msgspec.Struct, frozen=True):
     folder: str
     #: Steps whose rows are all computed.
     but: tuple[str, ...] = ()
+    #: The run's own directory, if its rows share answers, and earlier sessions have left some; "" otherwise.
+    own: str = ""
 
 
 class Answers(Protocol):
@@ -67,6 +69,24 @@ def require_runs(directories: Sequence[str]) -> None:
             ) from error
 
 
+def index_own(sources: AnswerSources | None) -> None:
+    """Makes the index of a run's own answers, before its session adds to them.
+
+    Raises:
+        DamagedRun: a shard is not there, or does not hold the bytes that were written.
+        DiskError: the disk refused.
+    """
+    if sources is not None and sources.own:
+        pinned = _pinned(RunDir(sources.own), Path(sources.folder))
+        pinned.unlink(missing_ok=True)
+        index_of(RunDir(sources.own), pinned).close()
+
+
+def _pinned(source: RunDir, folder: Path) -> Path:
+    """The place of the index of a run, in the folder of the run that looks there."""
+    return folder / f"{hashlib.blake2b(read_created(source).run_id.encode(), digest_size=8).hexdigest()}.index"
+
+
 @dataclass
 class StoredAnswers:
     """Finds the outputs of earlier runs; several processes may look side by side."""
@@ -84,13 +104,16 @@ class StoredAnswers:
             DiskError: the disk refused.
         """
         require_runs(sources.directories)
-        shelves = [_Shelf.open(RunDir(directory), Path(sources.folder)) for directory in sources.directories]
+        folder = Path(sources.folder)
+        shelves = [_Shelf.open(RunDir(sources.own), folder, is_own=True)] if sources.own else []
+        shelves += [_Shelf.open(RunDir(directory), folder) for directory in sources.directories]
         return cls(shelves, frozenset(sources.but))
 
     def find(self, node: PlanNode, row_id: str, key: bytes) -> list[Output] | None:
         """The outputs for a row, of the first run that has them; None if none has, or if they no longer fit the model.
 
-        Above temperature 0, one stored answer serves one row: the row with its own id, or else the first that comes.
+        Above temperature 0, one stored answer serves one row, unless rows share answers anyway: the row with its own id, or
+        else the first that comes.
         """
         if declared_of(node.id) in self._but:
             return None
@@ -113,25 +136,30 @@ class _Shelf:
 
     index: AnswerIndex
     claims: _Claims
+    #: Whether it is the run that looks; only rows of the same step share its answers.
+    is_own: bool = False
     #: Key -> the first entry that may not be claimed yet.
     _passed: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, source: RunDir, folder: Path) -> Self:
-        name = hashlib.blake2b(read_created(source).run_id.encode(), digest_size=8).hexdigest()
-        index = index_of(source, folder / f"{name}.index")
-        if not len(index):
+    def open(cls, source: RunDir, folder: Path, *, is_own: bool = False) -> Self:
+        pinned = _pinned(source, folder)
+        index = index_of(source, pinned)
+        if not len(index) and not is_own:
             _log.warning(
                 "--reuse %s: nothing is taken from it: it has no rows, or an older Chainette wrote them, without keys",
                 source,
             )
-        return cls(index, _Claims(folder / f"{name}.claims", index))
+        return cls(index, _Claims(pinned.with_suffix(".claims"), index), is_own)
 
     def find(self, node: PlanNode, row_id: str, key: bytes) -> list[Output] | None:
         step = node.node
         largest = step.sampling.max_tokens if isinstance(step, Step) else 0
-        once = isinstance(step, Step) and step.sampling.temperature > 0
+        once = isinstance(step, Step) and step.sampling.temperature > 0 and not node.dedupe
         entries = self._unclaimed(node, row_id, key) if once else self.index.of_key(key)
+        if self.is_own:
+            is_shared = node.dedupe and node.round is None  # rounds of a loop have one folder
+            entries = (entry for entry in entries if is_shared and entry.place.folder == node.logged_folder)
         for entry, _ in zip(entries, range(_LOOKS), strict=False):
             if entry.place.max_tokens <= largest and (found := self._outputs(node, row_id, key, entry)):
                 return found
@@ -169,7 +197,7 @@ class _Shelf:
             value = stored.value if model is None else dump_row(model.model_validate_json(stored.value))
         except (*RAISED, NotRoundTrip):
             return None
-        origin = f"{self.index.head.mark.run_id}/{stored.row_id}"
+        origin = "" if self.is_own else f"{self.index.head.mark.run_id}/{stored.row_id}"
         return Output(row_id, value, stored.attempts, stored.reasoning, Spent(), key, origin)
 
     def close(self) -> None:

@@ -112,6 +112,7 @@ class UnitResult:
         for row in rows:
             for output in found.get(row.row_id, ()):
                 self.keep(row, output)
+                self.shared += not output.reused_from
         return [row for row in rows if row.row_id not in found]
 
     def take_shared(self, row: Row, answer: SharedAnswer) -> None:

@@ -98,3 +98,21 @@ def test_another_worker_asks_if_the_one_that_asks_is_killed(tmp_path: Path) -> N
     assert server.asked[text] == 2
     assert len([*open_run(tmp_path / "out").rows("ask")]) == 60
     assert open_run(tmp_path / "out").metadata["rows_shared"] == 59
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", [(), ("--workers", "2")], ids=["local", "fleet"])
+def test_a_killed_run_asks_again_only_what_was_not_durable(tmp_path: Path, way: tuple[str, ...]) -> None:
+    with SlowServer(echo) as server:
+        project = Repeats(tmp_path, server, rows=4000, distinct=400)
+        run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--dedupe", *way)
+        until(lambda: len(questions(server)) > 200 and b"unit_committed" in (tmp_path / "out/events.jsonl").read_bytes())
+        run.kill()
+        run.wait(LONG)
+        durable = {row["word"] for row in open_run(tmp_path / "out").rows("ask")}
+        resumed = project.chainette("resume", "out")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    asked = questions(server)
+    assert durable and {text: asked[text] for text in durable} == dict.fromkeys(durable, 1)
+    assert len(asked) == 400 and max(asked.values()) <= 2
+    assert len([*open_run(tmp_path / "out").rows("ask")]) == 4000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
@@ -220,4 +220,26 @@ def test_the_setting_decides_rows_above_temperature_zero_only(temperature: float
         old, new = (graph_of(compile_chain(chain(dedupe=dedupe, sampling=sampling))) for dedupe in (False, True))
     changes = changes_between(old, new)
     assert (changes is not None) is is_stale
-    assert changes is None or (changes.sentences, changes.stale) == (("ask has another dedupe",), ("ask",))
+    assert changes is None or (changes.sentences, changes.stale) == (("dedupe of ask: not set -> True",), ("ask",))
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_resumed_run_asks_no_question_whose_answer_is_durable(tmp_path: Path, format: Literal["jsonl", "parquet"]) -> None:
+    """Above temperature 0 too, and only within the step: the second one has the same model, messages and sampling."""
+    out, hot = tmp_path / "out", SamplingParams(temperature=1.0)
+    same: dict[str, Any] = {
+        "output_model": Word,
+        "engine_name": "llm",
+        "user_prompt": "{{ chain_input.text }}",
+        "sampling": hot,
+    }
+    with scripted(llm=word) as scripts:
+        steps = [Step(id="one", input_model=Text, dedupe=True, **same), Step(id="two", **same)]
+        two = Chain(name="two", batch_size=16, steps=steps)
+        two.run(repeated(32, 4), out, format=format, limit=16)
+        assert asked(scripts["llm"]) == {f"question {number}": 1 + 4 for number in range(4)}
+        result = resume(out, two, limit=32)
+    assert asked(scripts["llm"]) == {f"question {number}": 1 + 8 for number in range(4)}
+    assert (result.counts["one"]["shared"], result.counts["one"]["asked_again"]) == (28, 0)
+    assert "shared" not in result.counts["two"] and "rows_reused" not in result.metadata
+    assert not any("_reused_from" in row for row in result.rows("one"))
