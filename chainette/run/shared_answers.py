@@ -2,8 +2,8 @@
 
 Answers are shared within one step of one run at one engine: while the question is in flight, and afterwards as long as
 memory remembers it. If the row that asks leaves unanswered, another one asks in its place; if its engine gives no answer,
-all wait for the next try with it. Workers of a fleet tell each other through the queue (`LeasedQueue.share`); if that fails,
-a question is asked a second time.
+all wait for the next try with it. Workers of a fleet tell each other through the queue (`LeasedQueue.share`); a queue that
+loses its data costs a second ask.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 import anyio
 import msgspec
 
-from chainette.engine.base import Completion
+from chainette.engine.base import Completion, Finish
 from chainette.errors import EngineUnavailable
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import Asker
@@ -110,6 +110,8 @@ class Exchange:
     def is_empty(self) -> bool:
         return not (self.wanted or self.answers or self.given_up)
 
+
+_OVER = Completion("", Finish.FAILED, error="the epoch of the run is over")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(SharedAnswer).decode
@@ -215,7 +217,7 @@ class SharedAnswers:
 
     async def outgoing(self) -> list[tuple[RunKeys, Exchange]]:
         """Waits for something to say or to ask, and returns it."""
-        with anyio.move_on_after(_LOOK if self._elsewhere or self._outgoing else None):
+        with anyio.move_on_after(_LOOK if self._elsewhere else None):
             await self._news.wait()
         for question in [*self._elsewhere]:
             found = self._open[question]
@@ -242,13 +244,11 @@ class SharedAnswers:
                 case bytes():
                     self._take_from_others(question, reply)
 
-    def unheard(self, keys: RunKeys, exchange: Exchange, *, again: bool) -> None:
-        """Nobody answered: the questions are asked here. `again`: the others hear the rest once they can."""
-        if again:
-            rest = self._outgoing.setdefault(keys, Exchange())
-            rest.answers[:0], rest.given_up[:0] = exchange.answers, exchange.given_up
-        for question in exchange.wanted:
-            self._go_on(question)
+    def lost(self, wanted: Iterable[bytes]) -> None:
+        """The epoch of these questions is over, and the units that wait for their answers are not the worker's any more."""
+        for question in wanted:
+            for row in self._close(question, is_told=True):
+                row.put_off(_OVER)
 
     def _take_from_others(self, question: bytes, encoded: bytes) -> None:
         try:

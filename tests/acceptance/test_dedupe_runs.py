@@ -108,7 +108,7 @@ def test_a_killed_run_asks_again_only_what_was_not_durable(tmp_path: Path, way: 
         run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--dedupe", *way)
         until(lambda: len(questions(server)) > 200 and b"unit_committed" in (tmp_path / "out/events.jsonl").read_bytes())
         run.kill()
-        run.wait(LONG)
+        run.communicate(timeout=LONG)
         durable = {row["word"] for row in open_run(tmp_path / "out").rows("ask")}
         resumed = project.chainette("resume", "out")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

@@ -152,16 +152,14 @@ def test_an_answer_that_the_model_does_not_take_is_asked_for_here() -> None:
     assert row.fate == "asks alone"
 
 
-def test_without_the_queue_this_worker_asks_and_tells_the_others_later() -> None:
+def test_nothing_is_asked_for_an_epoch_that_is_over() -> None:
     shared = SharedAnswers(with_others=True)
-    [row] = rows(shared, 1)
-    news = exchange(shared)
-    shared.unheard(KEYS, news, again=True)
-    assert row.fate == "asks"
-    shared.settle(ONE, ANSWER)
-    news = exchange(shared)
-    shared.unheard(KEYS, news, again=True)
-    assert exchange(shared) == news and len(news.answers) == 1
+    waiting = rows(shared, 2)
+    shared.lost(exchange(shared).wanted)
+    assert fates(*waiting) == ["waits for the next try"] * 2
+    again = rows(shared, 1)
+    shared.heard(exchange(shared).wanted, [Asker.HERE])
+    assert fates(*again) == ["asks"]
 
 
 def test_a_question_that_nobody_here_waits_for_is_given_up() -> None:

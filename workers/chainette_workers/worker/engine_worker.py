@@ -203,19 +203,14 @@ class EngineWorker(Worker):
                 self._pause = min(_LATE, 2 * self._pause)
 
     async def _exchange_answers(self) -> None:
-        """Tells other workers the answers that rows share, and asks them. Nothing depends on that: without Redis, this worker
-        asks for itself."""
+        """Tells other workers the answers that rows share, and asks them."""
         while True:
             for keys, news in await self.shared.outgoing():
                 call = partial(self.queue.share, keys, self.incarnation, news.wanted, news.answers, news.given_up)
                 try:
-                    found = await anyio.to_thread.run_sync(call)
+                    found = await insist(call)
                 except Lost:
-                    self.shared.unheard(keys, news, again=False)
-                except redis.RedisError as error:
-                    if not (is_passing(error) or is_damage(error)):
-                        raise
-                    self.shared.unheard(keys, news, again=True)
+                    self.shared.lost(news.wanted)
                 else:
                     self.shared.heard(news.wanted, found)
 
