@@ -243,3 +243,11 @@ def test_a_resumed_run_asks_no_question_whose_answer_is_durable(tmp_path: Path, 
     assert (result.counts["one"]["shared"], result.counts["one"]["asked_again"]) == (28, 0)
     assert "shared" not in result.counts["two"] and "rows_reused" not in result.metadata
     assert not any("_reused_from" in row for row in result.rows("one"))
+
+
+def test_a_stored_answer_serves_every_row_that_shares(tmp_path: Path) -> None:
+    hot = SamplingParams(temperature=1.0)
+    with scripted(llm=word) as scripts:
+        chain(sampling=hot, dedupe=False).run(repeated(2, 2), tmp_path / "old")
+        result = chain(sampling=hot).run(repeated(20, 2), tmp_path / "new", reuse=tmp_path / "old")
+    assert len(scripts["llm"].requests) == 2 and result.metadata["rows_reused"] == 20

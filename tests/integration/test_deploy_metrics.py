@@ -32,6 +32,7 @@ UNSEEN = (
     "chainette_candidates_invalid_total",
     "chainette_decisions_total",
     "chainette_rows_reused_total",
+    "chainette_rows_shared_total",
 )
 
 each_dashboard = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)

@@ -14,7 +14,7 @@ from chainette.core.flow import Durable
 from chainette.errors import RunError
 from chainette.fleet.protocol.keys import aside
 from chainette.fleet.protocol.messages import Admission, PutAside, Result
-from chainette.fleet.protocol.queue_values import Claim, Turn
+from chainette.fleet.protocol.queue_values import Asker, Claim, Turn
 from chainette.fleet.protocol.seals import FleetKey, NoKey, Purpose, Unsealed, seals_of
 from chainette.fleet.redis.redis_queue import ANCHOR, FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order
@@ -451,3 +451,15 @@ def test_a_sealed_anchor_is_not_needed_to_begin_an_epoch(database: Database) -> 
     with opened(database.client, straight(), seals=KEY) as run:
         assert run.queue.read(run.keys, (ANCHOR, "anchor-0")) == []
         assert FleetQueue(database.client, seals=OTHER).read(run.keys, (ANCHOR, "anchor-0")) == []
+
+
+def test_only_answers_with_our_seal_are_taken(run: QueueRun) -> None:
+    """A forged one is nobody's, and one that was copied to another question neither: both are asked here."""
+    one, two, queue = b"1" * 16, b"2" * 16, run.queue
+    queue.share(run.keys, "w1", [], [(one, b"answer")])
+    assert queue.share(run.keys, "w2", [one, two]) == [b"answer", Asker.HERE]
+    table = f"{run.keys.prefix}answers:new"
+    run.client.hset(table, two, run.client.hget(table, one))
+    assert queue.share(run.keys, "w2", [two]) == [Asker.HERE]
+    run.client.hset(table, one, b"forged")
+    assert queue.share(run.keys, "w2", [one]) == [Asker.HERE]

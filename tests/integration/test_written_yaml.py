@@ -39,6 +39,7 @@ def meaning(plan: Plan) -> dict[str, Any]:
             node.node.sampling,
             node.node.max_attempts,
             node.node.yield_output,
+            node.node.dedupe,
         )
         for name, node in plan.nodes.items()
         if isinstance(node.node, Step)
@@ -123,7 +124,7 @@ ask = Step(
     id="ask", name="Ask on", input_model=Plain, output_model=Described, engine_name="llm", user_prompt="a\\n  {{ word }} \\nb",
     sampling=SamplingParams(stop=("no", "\\n")), prompt_builder=build, output_format_instruction="",
 )
-closed = Step(id="closed", output_model=Closed, engine_name="llm", user_prompt="{{ name }}", yield_output=False)
+closed = Step(id="closed", output_model=Closed, engine_name="llm", user_prompt="{{ name }}", yield_output=False, dedupe=True)
 branch = Branch("b", [ask, closed], emoji="🙂")
 chain = Chain(name="on", batch_size=3, steps=[colour, second, branch, apply(colour.fn, id="third")])
 '''
