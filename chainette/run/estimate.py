@@ -73,6 +73,10 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         return sum(step.reused for step in self.steps)
 
     @property
+    def shared(self) -> float:
+        return sum(step.shared for step in self.steps)
+
+    @property
     def seconds(self) -> float | None:
         """Of the engine that takes longest, since engines work side by side."""
         by_engine: dict[str, float] = {}
@@ -117,7 +121,8 @@ async def estimate(
     engines = await anyio.to_thread.run_sync(_unopened, plan, known.states)
     roots = roots_of(plan, source, options, resumed.state.starts if resumed.state is not None else ((0, 0),))
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
-        async with open_answers(options.sources(Path(folder))) as stored:
+        shares = resumed.state is not None and not select and any(node.dedupe for node in plan.nodes.values())
+        async with open_answers(options.sources(Path(folder), str(directory) if shares else "")) as stored:
             walk = Walk(plan, engines, options.seed, stored)
             with closing(source):
                 found = await walk.through(roots.pending(resumed.is_done), resumed.durable)

@@ -24,9 +24,11 @@ from chainette.records import Row, Unit, declared_of, step_of
 from chainette.run.blame import Evidence
 from chainette.run.functions import take_stored
 from chainette.run.process import fill
+from chainette.run.shared_answers import QUESTIONS
 from chainette.run.steps import Asking
 from chainette.run.stored_answers import StoredAnswers
 from chainette.run.unit_result import UnitResult
+from chainette.utils.recent import Recent
 
 __all__ = ["Forecast", "Prompts", "Walk"]
 
@@ -73,6 +75,25 @@ def _size_of(request: Request) -> int:
 
 
 @dataclass
+class Repeats:
+    """Rows of a step whose request is that of an earlier row, as far as a run with `dedupe` remembers it."""
+
+    rows: int = 0
+    count: int = 0
+    #: Of these, rows whose answer nobody has yet.
+    asked: int = 0
+    _questions: Recent = field(default_factory=lambda: Recent(QUESTIONS, QUESTIONS))
+
+    def add(self, key: bytes, *, is_asked: bool) -> None:
+        self.rows += 1
+        if self._questions.get(key) is None:
+            self._questions.put(key, b"")
+        else:
+            self.count += 1
+            self.asked += is_asked
+
+
+@dataclass
 class Forecast:
     """The known part of a run, and the places behind which it is not known."""
 
@@ -82,6 +103,10 @@ class Forecast:
     asked: dict[str, Prompts] = field(default_factory=dict)
     #: Step -> rows whose answers earlier runs have.
     reused: Counter[str] = field(default_factory=Counter)
+    #: Step -> rows whose answers the run itself has, for others with the same request.
+    shared: Counter[str] = field(default_factory=Counter)
+    #: Station -> requests that repeat themselves.
+    repeats: dict[str, Repeats] = field(default_factory=dict)
     #: Node -> rows that wait there; fork with joins -> rows that wait for something inside it.
     waiting: Counter[str] = field(default_factory=Counter)
 
@@ -137,6 +162,12 @@ class Walk:
         durable.add(node, known.outputs, reasons_of(known.rejected), known.dropped, known.escalated)
         if node.kind is NodeKind.STEP:
             self.found.reused[declared_of(node.id)] += sum(bool(output.reused_from) for output in known.outputs)
+            self.found.shared[declared_of(node.id)] += known.shared
+        if node.kind is NodeKind.STEP and node.samples == 1:  # candidates are never shared
+            repeats, done = self.found.repeats.setdefault(station, Repeats()), {output.row_id for output in known.outputs}
+            for row in rows:
+                if key := result.keys.get(row.row_id):
+                    repeats.add(key, is_asked=row.row_id not in done)
 
 
 def _unseen(unit: Unit, looked: dict[str, set[str]]) -> Iterator[Row]:

@@ -25,10 +25,10 @@ from chainette.records import Reason
 from chainette.run.blame import FAILURES
 from chainette.utils.recent import Recent
 
-__all__ = ["Exchange", "Questions", "SharedAnswer", "SharedAnswers", "Waiting"]
+__all__ = ["QUESTIONS", "Exchange", "Questions", "SharedAnswer", "SharedAnswers", "Waiting"]
 
 #: Questions whose answers are remembered, and the bytes of these answers.
-_QUESTIONS, _BYTES = 1_000_000, 128 << 20
+QUESTIONS, _BYTES = 1_000_000, 128 << 20
 
 #: Questions whose failures are remembered.
 _FAILING = 10_000
@@ -123,7 +123,7 @@ class SharedAnswers:
 
     #: Whether other processes ask questions of the same runs.
     with_others: bool = False
-    _recent: Recent = field(default_factory=lambda: Recent(_QUESTIONS, _BYTES))
+    _recent: Recent = field(default_factory=lambda: Recent(QUESTIONS, _BYTES))
     _open: dict[bytes, _Open] = field(default_factory=dict)
     #: Question -> its failures; from `FAILURES` on, every row asks for itself.
     _failures: dict[bytes, int] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from chainette.io.rundir.changes import Changes, changes_between
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage, declared_of
-from chainette.run.forecast import Forecast, Prompts
+from chainette.run.forecast import Forecast, Prompts, Repeats
 from chainette.run.session import rates_of
 
 __all__ = ["EarlierRuns", "StepEstimate", "StepEstimates"]
@@ -32,6 +32,9 @@ class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
     guessed: float = 0.0
     #: Rows whose answers are taken from earlier runs.
     reused: int = 0
+    #: Rows that take the answers of others, since their requests are equal; and rows that would, with `dedupe`.
+    shared: float = 0.0
+    repeated: float = 0.0
     requests: float
     #: None if nobody has counted them.
     prompt_tokens: float | None
@@ -71,7 +74,7 @@ class EarlierRuns:
         """The first run in which a step was asked, and whether the step itself has changed since."""
         for state, changes in zip(self.states, self.changes, strict=True):
             counts = state.nodes.get(step)
-            if counts is not None and counts.taken > counts.reused and counts.usage.requests:
+            if counts is not None and counts.taken > counts.reused + counts.shared and counts.usage.requests:
                 return state, changes is not None and step in changes.by_node
         return None
 
@@ -122,12 +125,16 @@ class StepEstimates:
             guessed = sum(arrivals.at(one.id) for one in rounds)
             first = 0.0
             for rank in range(len(node.engines)):
-                asked = [found for one in rounds if (found := self.found.asked.get(one.at(rank).station))]
-                step = await self._step(node.at(rank), asked, guessed if rank == 0 else first * self._escalated(node.at(rank)))
+                stations = [one.at(rank).station for one in rounds]
+                asked = [found for station in stations if (found := self.found.asked.get(station))]
+                repeats = [self.found.repeats[station] for station in stations if station in self.found.repeats]
+                behind = guessed if rank == 0 else first * self._escalated(node.at(rank))
+                step = await self._step(node.at(rank), asked, behind, repeats)
                 first = first or step.rows
                 if rank == 0 or step.rows:
-                    reused = self.found.reused[node.id] if rank == 0 else 0
-                    yield msgspec.structs.replace(step, reused=reused, why=why(node.id) if step.rows else "")
+                    reused, shared = (self.found.reused[node.id], self.found.shared[node.id]) if rank == 0 else (0, 0)
+                    why_asked = why(node.id) if step.rows else ""
+                    yield msgspec.structs.replace(step, reused=reused, shared=step.shared + shared, why=why_asked)
 
     def _escalated(self, node: PlanNode) -> float:
         """The rows that come to a later engine of a step for one that comes to the step."""
@@ -135,11 +142,16 @@ class StepEstimates:
         if billed is None:
             return 0.0
         counts = billed[0].node(node.id)
-        return _answers(billed[0], node)[0] / (counts.taken - counts.reused)
+        return _answers(billed[0], node)[0] / (counts.taken - counts.reused - counts.shared)
 
-    async def _step(self, node: PlanNode, asked: Sequence[Prompts], guessed: float) -> StepEstimate:
+    async def _step(self, node: PlanNode, asked: Sequence[Prompts], guessed: float, repeats: Sequence[Repeats]) -> StepEstimate:
         """The requests of a step to one of its engines, for the rows that wait there and others."""
         name, exact, billed = node.engine, sum(prompts.count for prompts in asked), self.known.billed(node.id)
+        known, again = sum(one.asked for one in repeats), sum(one.count for one in repeats)
+        repeated = known + guessed * again / max(1, sum(one.rows for one in repeats))
+        shared = repeated if node.dedupe else 0.0
+        if node.dedupe:
+            exact, guessed = exact - known, guessed - (repeated - known)
         rows = exact + guessed
         usage, per_row, changed = Usage(), 1.0, False
         if billed is not None:
@@ -160,6 +172,8 @@ class StepEstimates:
             engine=name,
             rows=rows,
             guessed=guessed,
+            shared=shared,
+            repeated=repeated - shared,
             requests=requests,
             prompt_tokens=prompts,
             counted_by=counted_by,
@@ -194,8 +208,10 @@ def _answers(state: RunState, node: PlanNode) -> tuple[int, Usage]:
     counts = state.node(node.id)
     asked = counts.engines.get(node.engine)
     if asked is not None:
-        return asked.given + asked.rejected + asked.escalated, asked.usage
-    return (0, Usage()) if counts.engines or node.rank else (counts.taken - counts.reused, counts.usage)
+        return asked.given + asked.rejected + asked.escalated - asked.shared, asked.usage
+    if counts.engines or node.rank:
+        return 0, Usage()
+    return counts.taken - counts.reused - counts.shared, counts.usage
 
 
 def _largest(node: PlanNode) -> int:

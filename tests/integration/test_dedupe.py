@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,16 @@ from chainette.core.compile import compile_chain
 from chainette.engine.base import Cause, Completion, Finish, Request
 from chainette.errors import DeclarationError, EngineUnavailable
 from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import Status
 from chainette.run.blame import FAILURES
+from chainette.run.blocking import block
+from chainette.run.estimate import estimate
 from chainette.run.executor import resume
+from chainette.run.options import RunOptions
+from chainette.run.sample import sample
+from chainette.run.step_estimates import StepEstimate
 from tests.support.scripted import Script, ask_of, row_of, scripted, user_text
 
 
@@ -251,3 +258,46 @@ def test_a_stored_answer_serves_every_row_that_shares(tmp_path: Path) -> None:
         chain(sampling=hot, dedupe=False).run(repeated(2, 2), tmp_path / "old")
         result = chain(sampling=hot).run(repeated(20, 2), tmp_path / "new", reuse=tmp_path / "old")
     assert len(scripts["llm"].requests) == 2 and result.metadata["rows_reused"] == 20
+
+
+# -- the plan
+
+
+def plan_of(chain: Chain, file: Path, directory: Path, *, dedupe: bool, **more: Any) -> dict[str, StepEstimate]:
+    plan = compile_chain(chain, dedupe=dedupe)
+    found = block(partial(estimate, **more), plan, file, RunDir(directory), RunOptions(limit=100))
+    return {step.step: step for step in found.steps}
+
+
+def written(path: Path, rows: list[Text]) -> Path:
+    (file := path / "in.jsonl").write_text("".join(f"{row.model_dump_json()}\n" for row in rows))
+    return file
+
+
+def test_a_plan_counts_the_requests_that_dedupe_saves(tmp_path: Path) -> None:
+    """Of a fresh run, and of the rest of one that stopped."""
+    file, out = written(tmp_path, repeated(100, 30)), tmp_path / "out"
+    with scripted(llm=word) as scripts:
+        asking = chain(dedupe=None)
+        plain, saving = (plan_of(asking, file, out, dedupe=dedupe)["ask"] for dedupe in (False, True))
+        assert (plain.rows, plain.requests, plain.repeated, plain.shared) == (100, 100, 70, 0)
+        assert (saving.rows, saving.requests, saving.repeated, saving.shared) == (30, 30, 0, 70)
+        asking.run(file, out, dedupe=True, limit=16)
+        rest = plan_of(asking, file, out, dedupe=True)["ask"]
+        before = len(scripts["llm"].requests)
+        resume(out, asking, limit=100)
+    assert (rest.rows, rest.requests, rest.shared) == (14, 14, 70) and len(scripts["llm"].requests) - before == 14
+
+
+def test_a_plan_estimates_what_dedupe_saves_where_rows_are_not_known(tmp_path: Path) -> None:
+    file, out = written(tmp_path, repeated(80, 20)), tmp_path / "out"
+    with scripted(llm=word):
+        two = Chain(
+            name="two", batch_size=16, steps=[*chain(dedupe=None).steps, Step(id="more", output_model=Word, engine_name="llm")]
+        )
+        assert plan_of(two, file, out, dedupe=False)["more"].repeated == 0  # nobody knows a row of it
+        state, _ = block(sample, compile_chain(two), file, RunDir(RunDir(out).sample), RunOptions(), 40)
+        found = plan_of(two, file, out, dedupe=False, sampled=state)["more"]
+        result = two.run(file, out, dedupe=True)
+    assert (found.rows, found.guessed, found.repeated) == (40, 40, 30)
+    assert result.counts["more"]["shared"] == 30 and result.counts["more"]["usage"]["requests"] == 10

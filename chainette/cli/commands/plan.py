@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,7 @@ from chainette.cli.flags import AsJson, Select
 from chainette.cli.launch import load_plan
 from chainette.cli.signature import Hidden, Only
 from chainette.core.run_settings import RunSettings
+from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir
 from chainette.run.estimate import Estimate, estimate, save
 from chainette.run.options import RunOptions
@@ -28,7 +29,7 @@ from chainette.screen.numbers import amount, clock, dollars
 
 __all__ = ["plan"]
 
-_COLUMNS = ("step", "engine", "reused", "rows", "requests", "tokens in", "tokens out", "time", "cost")
+_COLUMNS = ("step", "engine", "reused", "shared", "rows", "requests", "tokens in", "tokens out", "time", "cost")
 
 
 @guarded
@@ -42,7 +43,8 @@ def plan(
     as_json: AsJson = False,
     *,
     settings: Annotated[
-        RunSettings, Only({"limit", "seed", "engines_file", "simulate", "reuse", "no_reuse", "price", "key", "columns"})
+        RunSettings,
+        Only({"limit", "seed", "engines_file", "simulate", "dedupe", "reuse", "no_reuse", "price", "key", "columns"}),
     ],
 ) -> None:
     """Estimate the requests of a run of CHAIN over INPUTS, and their cost.
@@ -54,6 +56,8 @@ def plan(
     With --sample, some records are really asked, and the other numbers follow from their answers; `run -o DIR` takes these,
     which are kept in DIR/.plan/sample. Without a sample and an earlier run, the answers are an upper bound.
     """
+    if task.output is not None and (recorded := RunDir(task.output)).exists():
+        settings = replace(settings, dedupe=bool(read_created(recorded).settings.get("dedupe")))
     loaded, compiled = load_plan(task.chain, task.chain_root, task.parameters, settings)
     words = {**asdict(settings), "chain_ref": loaded.reference, "chain_root": str(task.chain_root)}
     options = RunOptions(**words, chain_claim=loaded.claim, parameters=loaded.parameters)
@@ -93,7 +97,8 @@ _COUNTED = {
 
 def _print(found: Estimate, output: Path | None) -> None:
     screen = console()
-    columns = [name for name in _COLUMNS if name != "reused" or found.reused]
+    hidden = {name for name, rows in (("reused", found.reused), ("shared", found.shared)) if not round(rows)}
+    columns = [name for name in _COLUMNS if name not in hidden]
     table = new_table(columns, numbers=columns[2:], cut=("step", "engine"))
     for step in found.steps:
         cells = _cells(step)
@@ -109,6 +114,7 @@ def _cells(step: StepEstimate) -> dict[str, str]:
         "step": step.step,
         "engine": step.engine,
         "reused": f"{step.reused:,}",
+        "shared": f"{_about(step)}{step.shared:,.0f}",
         "rows": f"{_about(step)}{step.rows:,.0f}",
         "requests": f"{step.requests:,.0f}",
         "tokens in": "?" if step.prompt_tokens is None else f"{step.prompt_tokens:,.0f}",
@@ -139,6 +145,13 @@ def _lines(found: Estimate, output: Path | None) -> Iterator[str]:
     for step in found.steps:
         if step.why and round(step.rows):
             yield f"{step.step}: {step.rows:,.0f} rows are asked{' again' * found.resumed}: {step.why}"
+    for step in found.steps:
+        if round(step.repeated):
+            about = _about(step)
+            yield (
+                f"{step.step}: {about}{step.repeated:,.0f} of {about}{step.rows:,.0f} rows repeat the request of another row; "
+                "--dedupe saves these requests"
+            )
     time = "" if found.seconds is None else f", {clock(found.seconds)}"
     yield f"in all: {found.requests:,.0f} requests, {_total(found)}{time}"
 

@@ -27,6 +27,8 @@ class EngineCounts:
     rejected: int = 0
     #: Rows that the next engine was asked for.
     escalated: int = 0
+    #: Rows, among those given and rejected, that took the answer of another row.
+    shared: int = 0
     usage: Usage = field(default_factory=Usage)
 
     def plain(self) -> dict[str, Any]:

@@ -373,6 +373,7 @@ class RunState:
             asked.given += event.given
             asked.rejected += event.rejected
             asked.escalated += event.escalated
+            asked.shared += event.shared
             asked.usage += event.usage
         for reason, count in event.reasons.items():
             counts.reasons[reason] = counts.reasons.get(reason, 0) + count
