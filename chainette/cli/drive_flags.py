@@ -107,7 +107,7 @@ def reached(redis: str) -> str:
 
 def over_redis(redis: str | None, metrics_host: str = "127.0.0.1", metrics_port: int = 0) -> Drive:
     """The workers that serve a Redis."""
-    from chainette_workers.metrics.endpoint import MetricsEndpoint  # noqa: PLC0415 - redis-py takes 0.2 s, which no local run pays
+    from chainette_workers.metrics.address import MetricsEndpoint  # noqa: PLC0415 - redis-py takes 0.2 s, which no local run pays
     from chainette_workers.sink.redis_fleet import RedisFleet  # noqa: PLC0415
 
     return RedisFleet(redis, MetricsEndpoint(metrics_host, metrics_port))

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chainette_workers.metrics.endpoint import MetricsEndpoint
+from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Places, serve
 from chainette_workers.service.sink_service import SinkDuty
-from chainette_workers.worker.entry import WorkerConfig
-from chainette_workers.worker.entry import serve as work
+from chainette_workers.worker.standalone import WorkerConfig
+from chainette_workers.worker.standalone import serve as work
 from prometheus_client.parser import text_string_to_metric_families
 
 from chainette.core.compile import compile_chain

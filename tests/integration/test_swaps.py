@@ -14,7 +14,7 @@ import redis
 from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.device import Device
 from chainette_workers.worker.engine_pool import EnginePool
-from chainette_workers.worker.entry import WorkerConfig
+from chainette_workers.worker.standalone import WorkerConfig
 
 from chainette.core.run_settings import Format
 from chainette.core.usercode.loading import load_chain

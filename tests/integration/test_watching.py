@@ -8,8 +8,8 @@ import urllib.request
 from contextlib import closing
 
 import pytest
+from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind
-from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.watching import watching
 
 from chainette.fleet.protocol.member_fields import metrics_words

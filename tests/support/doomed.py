@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from chainette_workers.worker.entry import main
+from chainette_workers.worker.standalone import main
 
 from chainette.fleet.redis.redis_queue import FleetQueue
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chainette_workers.worker.entry import WorkerConfig, serve
+from chainette_workers.worker.standalone import WorkerConfig, serve
 
 from tests.support.patience import LONG
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from chainette_workers.metrics.endpoint import MetricsEndpoint
+from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.runtime import heed_signals
 from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Duty, Places, serve

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from chainette_workers.metrics.endpoint import MetricsEndpoint
+from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.runtime import heed_signals
 from chainette_workers.sink.worker_processes import Child, supervise
-from chainette_workers.worker.entry import WorkerConfig, serve
 from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
+from chainette_workers.worker.standalone import WorkerConfig, serve
 
 from chainette.cli.common import guarded
 from chainette.cli.flags import ChainModules, ChainRoot, EngineFile, MetricsFlags, Offers, RedisUrl

@@ -17,8 +17,9 @@ from chainette.errors import RunError
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.seals import Seals
 from chainette.utils.terminal_text import visible_line
+from chainette_workers.metrics.address import MetricsEndpoint
 
-__all__ = ["MetricsEndpoint", "Route", "Unavailable", "serving", "targets"]
+__all__ = ["Route", "Unavailable", "serving", "targets"]
 
 #: Answers a path, given the request's Accept: content type and body.
 Route = Callable[[str], tuple[str, bytes]]
@@ -38,16 +39,6 @@ _LOOPBACK = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\]):\d{1,5}", re.
 
 class Unavailable(Exception):
     """A route cannot answer at the moment."""
-
-
-class MetricsEndpoint(msgspec.Struct, frozen=True):
-    """The address on which a process serves its metrics."""
-
-    host: str = "127.0.0.1"
-    #: 0 takes a free one.
-    port: int = 0
-    #: Whether /sd names members at any address, unsealed: whoever can write to Redis chooses where Prometheus sends requests.
-    anywhere: bool = False
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from chainette.fleet.protocol.seals import Seals, seals_of
 from chainette.fleet.redis.connect import impatient
 from chainette.fleet.redis.lookout import Lookout
 from chainette.hooks import Hook, Hooks
-from chainette.run.session import Session
+from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind
-from chainette_workers.metrics.endpoint import MetricsEndpoint, Route, Unavailable, serving, targets
 
 if TYPE_CHECKING:
     import redis
 
+    from chainette.run.session import Session
+    from chainette_workers.metrics.endpoint import Route
     from chainette_workers.metrics.metrics import Metrics
 
 __all__ = ["Watch", "watching"]
@@ -55,6 +56,7 @@ def watching(
     if endpoint is None:
         yield Watch()
         return
+    from chainette_workers.metrics.endpoint import serving
     from chainette_workers.metrics.metrics import Metrics
 
     with impatient(connection, _SCRAPE) as client:
@@ -84,6 +86,8 @@ def _discovered(lookout: Lookout, seals: Seals, *, anywhere: bool) -> bytes:
     Raises:
         Unavailable: Redis does not answer; a scraper keeps the targets that it knows.
     """
+    from chainette_workers.metrics.endpoint import Unavailable, targets
+
     seen = lookout.look()
     if seen is None:
         raise Unavailable("Redis does not answer")

@@ -38,8 +38,8 @@ from chainette.io.rundir.chain_marks import differences, marks_of, other_nodes
 from chainette.io.rundir.run_state import RunState
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
+from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind
-from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import say, warn_of_eviction
 from chainette_workers.sink.lease import Presence

@@ -65,6 +65,10 @@ _IDLE, _LAZY = 0.02, 0.2
 #: and fsyncs serves several.
 _ADMITTING, _GATHER = 0.02, 0.01
 
+#: Seconds between two tries of a root that has to wait while none is complete, and between two looks at the notes while rows
+#: become durable.
+_REFUSED, _HEAR = 0.1, 0.05
+
 
 class Admitting(Protocol):
     """Who admits a run's roots."""
@@ -92,15 +96,6 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
         return roots.pending(lambda root: root <= last or writer.state.is_done(root))
 
     return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable, admits=session.admits)
-
-
-def _admit(coordinator: Admitting) -> bool:
-    """Admits roots for a moment; False if the first of them has to wait."""
-    end = time.monotonic() + _ADMITTING
-    moved = goes_on = coordinator.step()
-    while goes_on and time.monotonic() < end:
-        goes_on = coordinator.step()
-    return moved
 
 
 @dataclass
@@ -141,7 +136,11 @@ class DriveLoop:
     _done_at_damage: int = -1
     _moved_at: float = field(default_factory=time.monotonic)
     _explained_at: float = -_AGAIN
+    #: When the last root had to wait, and how many were complete then.
+    _refused_at: float = 0.0
+    _done_at_refusal: int = -1
     _noted: str = "0-0"
+    _heard_at: float = 0.0
     _caught_up: bool = False
 
     def __post_init__(self) -> None:
@@ -179,11 +178,12 @@ class DriveLoop:
                 require_answers()
                 sink.count_budget()
                 ahead = self._scouting.admit(coordinator.step)
-                moved = _admit(coordinator) if ahead is None else ahead
+                moved = self._admit(coordinator) if ahead is None else ahead
                 if sink.step():
                     moved = True
                     self._scouting.answered()
-                self._hear(sink)
+                if not moved or session.has_enough or time.monotonic() > self._heard_at + _HEAR:
+                    self._hear(sink)
                 if session.has_enough:
                     session.finish()
                     self._close(sink)
@@ -223,6 +223,22 @@ class DriveLoop:
                 moved, trouble = False, error
             self._rest(sink, moved, trouble)
             self.tend(moved)
+
+    def _admit(self, coordinator: Admitting) -> bool:
+        """Admits roots for a moment; False if the first of them has to wait.
+
+        A root that had to wait, most often for room in the window, is sent again when another one is complete, or after a
+        while.
+        """
+        now, done = time.monotonic(), self.session.writer.state.done_count
+        if done == self._done_at_refusal and now < self._refused_at + _REFUSED:
+            return False
+        moved = goes_on = coordinator.step()
+        while goes_on and time.monotonic() < now + _ADMITTING:
+            goes_on = coordinator.step()
+        if not goes_on:
+            self._refused_at, self._done_at_refusal = now, done
+        return moved
 
     def _rest(self, sink: Sink, moved: bool, trouble: redis.RedisError | None) -> None:
         """Waits until there may be more to do: longer if nothing moves, which is explained after a while."""
@@ -484,6 +500,7 @@ class DriveLoop:
 
     def _hear(self, sink: Sink) -> None:
         """Passes workers' notes to the log and to the hooks."""
+        self._heard_at = time.monotonic()
         self._noted, events = self.queue.notes(sink.run, self._noted)
         self._pass_on(events)
 

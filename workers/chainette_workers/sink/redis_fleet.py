@@ -15,8 +15,8 @@ from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.redis_queue import FleetQueue, LeasedQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.run.session import Session
+from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind
-from chainette_workers.metrics.endpoint import MetricsEndpoint
 from chainette_workers.metrics.watching import watching
 from chainette_workers.runtime import warn_of_eviction
 from chainette_workers.sink.drive import DriveLoop

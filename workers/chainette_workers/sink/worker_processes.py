@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -20,7 +18,8 @@ from chainette.errors import RunError
 from chainette.utils.backoff import backoff
 from chainette.utils.private_files import open_file
 from chainette_workers.runtime import UNUSABLE
-from chainette_workers.worker.entry import WorkerConfig
+from chainette_workers.sink.forked_workers import ENTRY, ForkedWorker, fork_workers
+from chainette_workers.worker.standalone import WorkerConfig
 
 __all__ = ["Child", "prepared", "running", "supervise"]
 
@@ -46,7 +45,7 @@ class Child:
     log: Path | None = None
     #: Variables of its environment, beside those of this process.
     environment: Mapping[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | ForkedWorker | None = None
     deaths: int = 0
     _restart_at: float = 0.0
     _started_at: float = 0.0
@@ -55,13 +54,9 @@ class Child:
         """Starts the process, unless it lives: it imports its modules, and waits for the engines to serve."""
         if self.process is not None and self.code is None:
             return
-        with ExitStack() as stack:
-            log = stack.enter_context(_appended(self.log)) if self.log is not None else None
-            command = [sys.executable, "-P", "-m", "chainette_workers.worker.entry"]  # -P: nothing of the current folder
+        with _appended(self.log) as log:
             environment = os.environ | self.environment
-            self.process = subprocess.Popen(  # noqa: S603
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
-            )
+            self.process = subprocess.Popen(ENTRY, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)  # noqa: S603
         self._started_at = time.monotonic()
 
     def start(self) -> None:
@@ -110,8 +105,28 @@ class Child:
         return "\n".join(lines) or f"(it said nothing; the disk of {self.log.parent} has {free:,} MiB free)"
 
 
-def _appended(log: Path) -> IO[bytes]:
-    return os.fdopen(open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+@contextmanager
+def _appended(log: Path | None) -> Iterator[int | None]:
+    """A descriptor that appends to the log; None if there is none."""
+    if log is None:
+        yield None
+        return
+    descriptor = open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _prepare_together(children: Sequence[Child]) -> None:
+    """Starts several at once, if the system can, out of one interpreter; those that die get their own."""
+    if len(children) < 2:
+        return
+    with ExitStack() as stack:
+        logs = [stack.enter_context(_appended(child.log)) for child in children]
+        forked = fork_workers(logs, [{**child.environment} for child in children])
+    for child, process in zip(children, forked or (), strict=False):
+        child.process, child._started_at = process, time.monotonic()
 
 
 @contextmanager
@@ -127,6 +142,7 @@ def running(children: Sequence[Child]) -> Iterator[None]:
 def prepared(children: Sequence[Child]) -> Iterator[None]:
     """The children live; on the way out all are gone."""
     try:
+        _prepare_together([child for child in children if child.process is None])
         for child in children:
             child.prepare()
         yield

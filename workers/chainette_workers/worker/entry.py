@@ -34,7 +34,7 @@ from chainette.utils.event_loop import run_loop
 from chainette.utils.garbage_collection import collect_rarely
 from chainette.utils.terminal_text import guard_logs
 from chainette_workers.metrics.catalogue import ProcessKind
-from chainette_workers.metrics.endpoint import MetricsEndpoint
+from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import UNUSABLE, heed_signals, say, warn_of_eviction, watch_parent
 from chainette_workers.worker.chains import Chains
@@ -210,6 +210,3 @@ class _Process:
 
         return self._side.submit(send)
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from chainette_workers.metrics.endpoint import MetricsEndpoint, Route, Unavailable, serving, targets
+from chainette_workers.metrics.address import MetricsEndpoint
+from chainette_workers.metrics.endpoint import Route, Unavailable, serving, targets
 
 from chainette.errors import RunError
 from chainette.fleet.protocol.member_fields import Member, metrics_words

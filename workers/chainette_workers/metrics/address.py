@@ -1,0 +1,17 @@
+"""The address on which a process serves its metrics."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["MetricsEndpoint"]
+
+
+class MetricsEndpoint(msgspec.Struct, frozen=True):
+    """The address on which a process serves its metrics."""
+
+    host: str = "127.0.0.1"
+    #: 0 takes a free one.
+    port: int = 0
+    #: Whether /sd names members at any address, unsealed: whoever can write to Redis chooses where Prometheus sends requests.
+    anywhere: bool = False
