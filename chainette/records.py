@@ -258,6 +258,18 @@ class Usage(msgspec.Struct, frozen=True):
             self.busy + other.busy,
         )
 
+    def busy_for(self, seconds: float) -> Usage:
+        """With so many seconds of the engine more."""
+        return Usage(
+            self.requests,
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.seconds,
+            self.queued,
+            self.cached_tokens,
+            self.busy + seconds,
+        )
+
     @property
     def spent(self) -> Spent:
         """The part of it that rows keep."""

@@ -38,6 +38,8 @@ class Prompter:
         #: Ids and aliases that the templates name, and the other names: `input` and its bare fields.
         self._past = sorted(names & {*node.scope})
         self._bare = sorted(names - {*node.scope, "row_id"})
+        #: Model -> those of the other names that are its fields.
+        self._members: dict[type, list[str]] = {}
 
     @cached_property
     def schema(self) -> dict[str, Any]:
@@ -73,13 +75,25 @@ class Prompter:
         return Message("system", text) if text else None
 
     def _context(self, row: Row) -> dict[str, Any]:
-        history = History(self._plan, self._node, row)
-        context: dict[str, Any] = {name: history[name] for name in self._past}
+        context: dict[str, Any] = {"row_id": row.row_id}
+        if self._past:
+            history = History(self._plan, self._node, row)
+            for name in self._past:
+                context[name] = history[name]
         if self._bare:
             context["input"] = item = received(self._node, row)
-            context |= {name: getattr(item, name) for name in self._bare if is_field(item, name)}
-        context["row_id"] = row.row_id
+            for name in self._members_of(item):
+                context[name] = getattr(item, name)
         return context
+
+    def _members_of(self, item: Any) -> list[str]:
+        """The bare names that mean a field of the row that the step receives."""
+        if item.model_extra:
+            return [name for name in self._bare if is_field(item, name)]
+        kind = type(item)
+        if kind not in self._members:
+            self._members[kind] = [name for name in self._bare if is_field(item, name)]
+        return self._members[kind]
 
     def _built(self, row: Row) -> tuple[Message, ...]:
         builder = self._step.prompt_builder

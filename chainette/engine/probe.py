@@ -14,12 +14,14 @@ QUESTION = 'Why do people visit Paris? Answer in one sentence, as a JSON object:
 #: Endings of an answer that the model wrote, good or bad.
 ANSWERED = (Finish.STOP, Finish.LENGTH)
 
+_TAKEN_UP = (*ANSWERED, Finish.REFUSED)
+
 _WORDS = {"system": "You answer questions.", "assistant": '{"answer": ""}'}
 
 
 def is_answer(completion: Completion) -> bool:
     """Whether the engine took the request up."""
-    return completion.finish in (*ANSWERED, Finish.REFUSED)
+    return completion.finish in _TAKEN_UP
 
 
 def probe_of(request: Request) -> Request:

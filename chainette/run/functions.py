@@ -236,7 +236,7 @@ def _take(result: UnitResult, apply: ApplyNode[Any, Any], row: Row, value: Any) 
     except _Unusable as error:
         result.reject(row, error.reason, str(error))
         return
-    if large := excess(outputs):
+    if large := excess(*outputs):
         result.reject(row, Reason.TOO_LARGE, large)
         return
     for output in outputs:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -32,11 +32,13 @@ from chainette.io.rundir.run_state import Status
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import Row
 from chainette.run.limits import window_for
-from chainette.run.local_sink import Writer
 from chainette.run.options import Drive, RunOptions
-from chainette.run.scheduler import LocalRun
 from chainette.run.stored_answers import AnswerSources, StoredAnswers, index_own, require_runs
 from chainette.screen.shown import shown
+
+if TYPE_CHECKING:
+    from chainette.run.local_sink import Writer
+    from chainette.run.scheduler import LocalRun
 
 __all__ = [
     "Deliver",
@@ -276,6 +278,7 @@ async def local_run(
     used: Amounts = Amounts(),  # noqa: B008 - frozen
 ) -> AsyncIterator[LocalRun]:
     """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
+    from chainette.run.scheduler import LocalRun
 
     def loaded(config: EngineConfig, engine: Any, seconds: float) -> None:
         local.post(EngineLoaded.of(config, engine, seconds))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -48,8 +48,7 @@ def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, rounds: str = "
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
 
 
-@dataclass(frozen=True)
-class _Ask:
+class _Ask(msgspec.Struct, frozen=True):
     """One row's question, and how often it was asked."""
 
     row: Row
@@ -70,7 +69,8 @@ class _Ask:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        return reduce(corrected, self.before.corrections, self.question)
+        corrections = self.before.corrections
+        return reduce(corrected, corrections, self.question) if corrections else self.question
 
     @property
     def corrects(self) -> bool:
@@ -78,7 +78,7 @@ class _Ask:
         return bool(self.before.corrections) and bool(self.before.corrections[-1][0].strip())
 
     def again(self, corrections: tuple[tuple[str, str], ...], usage: Usage) -> _Ask:
-        return replace(self, before=Unfinished(self.attempt, 0, usage, corrections))
+        return msgspec.structs.replace(self, before=Unfinished(self.attempt, 0, usage, corrections))
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ class Asking:
         """One call of the engine; each answer is judged when it arrives."""
         if not asks:
             return
-        requests = [self.request(self.prompts, ask) for ask in asks]
+        requests = self.requests(asks)
         self.laps.lap(Stage.RENDER)
         unanswered = dict(enumerate(asks))
         clock, time = self.evidence.lane.clock, self.engine.time
@@ -331,8 +331,8 @@ class Asking:
         def done(index: int, completion: Completion) -> None:
             if index in unanswered:
                 self.hook.on_generated(self.node.engine, 1)
-                used = Usage(busy=time.end(clock(), mark))
-                answer = msgspec.structs.replace(completion, usage=completion.usage + used)
+                used = completion.usage.busy_for(time.end(clock(), mark))
+                answer = msgspec.structs.replace(completion, usage=used)
                 if self.allowance is not None:
                     self.allowance.settle(self.node.engine, reserved[index], answer.usage)
                 self.take_in(unanswered.pop(index), requests[index], answer)
@@ -458,27 +458,24 @@ class Asking:
             known[about] = self.prompts.messages(msgspec.structs.replace(row, row_id=about))
         return known[about]
 
-    def request(self, prompts: Prompter, ask: _Ask) -> Request:
-        sampling = self.step.sampling
-        base = self.seed if sampling.seed is None else sampling.seed
-        step, rounds = self.step.id, self.node.id.partition("#")[2]
-        row, sample = self.node.asked_about(ask.row.row_id)
-        if self.node.dedupe:
-            row = self.result.keys[ask.row.row_id].hex()
-        return Request(
-            messages=ask.messages,
-            sampling=sampling,
-            seed=row_seed(base, step, row, ask.number, rounds, self.node.rank, sample=sample),
-            schema=prompts.schema,
-            schema_name=step,
-            label=f"{self.node.id}/{ask.row.row_id}/{ask.number}",
-            model=self.step.output_model,
-            avoid=ask.before.by,
-        )
+    def requests(self, asks: Sequence[_Ask]) -> list[Request]:
+        node, step, schema = self.node, self.step, self.prompts.schema
+        name, sampling, model = step.id, step.sampling, step.output_model
+        seed = self.seed if sampling.seed is None else sampling.seed
+        rounds, found = node.id.partition("#")[2], []
+        for ask in asks:
+            row_id, number = ask.row.row_id, ask.number
+            row, sample = node.asked_about(row_id)
+            if node.dedupe:
+                row = self.result.keys[row_id].hex()
+            own = row_seed(seed, name, row, number, rounds, node.rank, sample=sample)
+            label = f"{node.id}/{row_id}/{number}"
+            found.append(Request(ask.messages, sampling, own, schema, name, label, model, ask.before.by))
+        return found
 
     def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:
         """Finishes the row, or returns its next ask."""
-        usage = ask.before.usage + completion.usage
+        usage = completion.usage if ask.before is _FRESH else ask.before.usage + completion.usage
         verdict = self.read(completion, ask, usage)
         if isinstance(verdict, Output):
             self.result.keep(ask.row, verdict, usage)
@@ -530,9 +527,9 @@ class Asking:
             value = self.value(text)
         if isinstance(value, _Bad):
             return value
-        reasoning, key = completion.reasoning or thoughts or None, self.result.keys[ask.row.row_id]
-        output = Output(ask.row.row_id, value, ask.number, reasoning, spent_on(ask.row, usage), key)
-        large = excess([output])
+        row, reasoning = ask.row, completion.reasoning or thoughts or None
+        output = Output(row.row_id, value, ask.number, reasoning, spent_on(row, usage), self.result.keys[row.row_id])
+        large = excess(output)
         return _Bad(Reason.TOO_LARGE, large) if large else output
 
     def value(self, text: str) -> bytes | _Bad:

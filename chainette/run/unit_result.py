@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -234,9 +234,11 @@ async def streamed(engine: Engine, request: Request, asked: Asked, hook: Hook) -
     return completion
 
 
-def excess(outputs: Sequence[Output]) -> str:
+def excess(*outputs: Output) -> str:
     """The reason why a row may not become these outputs; "" if it may."""
-    found = sum(len(output.value) + len(output.reasoning or "") for output in outputs)
+    found = 0
+    for output in outputs:
+        found += len(output.value) + len(output.reasoning or "")
     return f"the row became {found:,} bytes; at most {MAX_ROW_BYTES:,} are kept of one" if found > MAX_ROW_BYTES else ""
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 from chainette_workers.runtime import UNUSABLE
-from chainette_workers.worker.standalone import WorkerConfig
+from chainette_workers.worker.configuration import WorkerConfig
 
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG

@@ -19,7 +19,7 @@ import pytest
 import redis
 from chainette_workers.sink.drive import DriveLoop
 from chainette_workers.sink.redis_fleet import RedisFleet
-from chainette_workers.worker.standalone import WorkerConfig
+from chainette_workers.worker.configuration import WorkerConfig
 
 from chainette import Chain
 from chainette.core.plan import Plan

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from chainette_workers.sink.forked_workers import ForkedWorker, fork_workers
-from chainette_workers.worker.standalone import WorkerConfig
+from chainette_workers.worker.configuration import WorkerConfig
 
 from tests.support.cli import until
 

@@ -17,7 +17,7 @@ from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Places, serve
 from chainette_workers.service.sink_service import SinkDuty
-from chainette_workers.worker.standalone import WorkerConfig
+from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.standalone import serve as work
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -12,9 +12,9 @@ import anyio
 import pytest
 import redis
 from chainette_workers.sink.redis_fleet import RedisFleet
+from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.device import Device
 from chainette_workers.worker.engine_pool import EnginePool
-from chainette_workers.worker.standalone import WorkerConfig
 
 from chainette.core.run_settings import Format
 from chainette.core.usercode.loading import load_chain

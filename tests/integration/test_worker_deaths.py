@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from chainette_workers.sink.redis_fleet import RedisFleet
-from chainette_workers.worker.standalone import WorkerConfig
+from chainette_workers.worker.configuration import WorkerConfig
 from redis import Redis
 
 from chainette.fleet.protocol.queue_values import Claim

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chainette_workers.worker.standalone import WorkerConfig, serve
+from chainette_workers.worker.configuration import WorkerConfig
+from chainette_workers.worker.standalone import serve
 
 from tests.support.patience import LONG
 

@@ -13,8 +13,9 @@ import typer
 from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.runtime import heed_signals
 from chainette_workers.sink.worker_processes import Child, supervise
+from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
-from chainette_workers.worker.standalone import WorkerConfig, serve
+from chainette_workers.worker.standalone import serve
 
 from chainette.cli.common import guarded
 from chainette.cli.flags import ChainModules, ChainRoot, EngineFile, MetricsFlags, Offers, RedisUrl

@@ -30,8 +30,8 @@ from chainette.utils.private_files import make_folder
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.drive import DriveLoop
 from chainette_workers.sink.worker_processes import Child, prepared, running
+from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.gpus import CUDA_DEVICES, visible
-from chainette_workers.worker.standalone import WorkerConfig
 
 __all__ = ["LocalFleet", "devices"]
 

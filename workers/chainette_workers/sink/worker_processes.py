@@ -19,7 +19,7 @@ from chainette.utils.backoff import backoff
 from chainette.utils.private_files import open_file
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.forked_workers import ENTRY, ForkedWorker, fork_workers
-from chainette_workers.worker.standalone import WorkerConfig
+from chainette_workers.worker.configuration import WorkerConfig
 
 __all__ = ["Child", "prepared", "running", "supervise"]
 

@@ -1,212 +1,64 @@
-"""The worker process: `python -m chainette_workers.worker.entry`, which reads its configuration from standard input.
+"""Starts workers: `python -m chainette_workers.worker.entry [FORKS]`.
 
-When standard input ends, its parent is gone: it hands its units back and ends. So no worker outlives
-its fleet, and no password stands in argv or in the environment.
+Without an argument the process itself is a worker (`standalone.py`). FORKS is a list of `Fork`s in JSON: the process
+imports the modules once, forks a worker for each, and ends. The process that started it waits for the workers
+(`sink/forked_workers.py`).
 """
 
 from __future__ import annotations
 
-import signal
+import gc
+import os
 import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import import_module
 
-import anyio.to_thread
 import msgspec
-import redis
 
-from chainette.core.plan import PYTHON
-from chainette.engine.config import EngineConfig
-from chainette.errors import ChainetteError, RedisUnavailable
-from chainette.fleet.process_records import on_record
-from chainette.fleet.protocol.run_fields import WITHDREW, RunInfo
-from chainette.fleet.protocol.seals import seals_of
-from chainette.fleet.redis.connect import chosen_url, connect, shown
-from chainette.fleet.redis.redis_queue import FleetQueue
-from chainette.fleet.redis.run_registry import Board
-from chainette.hooks import Hooks
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
-from chainette.utils.event_loop import run_loop
 from chainette.utils.garbage_collection import collect_rarely
-from chainette.utils.terminal_text import guard_logs
-from chainette_workers.metrics.catalogue import ProcessKind
-from chainette_workers.metrics.address import MetricsEndpoint
-from chainette_workers.metrics.watching import Watch, watching
-from chainette_workers.runtime import UNUSABLE, heed_signals, say, warn_of_eviction, watch_parent
-from chainette_workers.worker.chains import Chains
-from chainette_workers.worker.engine_pool import EnginePool, spread
-from chainette_workers.worker.engine_worker import EngineWorker
-from chainette_workers.worker.function_pool import Children
-from chainette_workers.worker.serving import Serving
-from chainette_workers.worker.work_log import WorkLog
 
-__all__ = ["WorkerConfig", "main", "serve"]
+__all__ = ["Fork", "main"]
 
 
-class WorkerConfig(msgspec.Struct, frozen=True):
-    """A worker's configuration: the one line that it reads."""
+class Fork(msgspec.Struct, frozen=True):
+    """A worker to fork. The descriptors are inherited ones."""
 
-    url: str | None
-    engines: list[str]
-    chain_root: str
-    #: Rows in flight in each engine; None takes twice the engine's capacity.
-    rows_in_flight: int | None = None
-    #: Whether it runs Apply functions and joins too.
-    python: bool = True
-    #: GPUs that it sees, and that an engine which names none spreads over.
-    gpus: int = 1
-    #: A YAML file whose engines replace those of the chains.
-    engines_file: str | None = None
-    #: Seconds until nothing more is claimed; the units in hand are finished, and the worker ends.
-    drain_after: float | None = None
-    #: Serves its metrics here; None: nowhere.
-    metrics: MetricsEndpoint | None = None
-    #: Values that parameters of chains may have.
-    parameters: dict[str, list[str]] = {}
-    #: Modules that a run may name as its chain.
-    modules: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> list[str]:
-        """Names of its engines; functions are "python"."""
-        return [*dict.fromkeys([*self.engines, *[PYTHON][: self.python]])]
+    #: Its standard input.
+    stdin: int
+    #: Takes its output; None: the standard streams do.
+    log: int | None
+    #: Takes its process id, as a line.
+    tell: int
+    #: Variables of its environment, which hold no secrets: other users see arguments.
+    environment: dict[str, str] = {}
 
 
-def serve(config: WorkerConfig, stopping: threading.Event) -> None:
-    """Claims and processes units until `stopping` is set; then hands back unfinished units.
-
-    Raises:
-        RedisUnavailable: Redis does not answer at the start. Later on, it is waited for.
-        RunError: it does not let us in.
-        EngineConfigError: an engine can never be opened.
-    """
-    with (
-        connect(config.url, timeout=5.0) as connection,
-        ThreadPoolExecutor(1) as side,
-        watching(config.metrics, connection, ProcessKind.WORKER, engines=config.names) as watch,
-    ):
-        warn_of_eviction(connection)
-        process = _Process(FleetQueue(connection), Board(connection), config, side, watch)
-        with on_record(process.worker.incarnation, config.names, shown(chosen_url(config.url))):
-            run_loop(process.worker.run, stopping.is_set)
-        process.leave()
-
-
-def main() -> int:
-    """Serves until standard input ends; returns the exit code: UNUSABLE if another try cannot do better."""
+def main(arguments: Sequence[str]) -> int:
+    """Works until standard input ends, or forks; returns the exit code."""
     collect_rarely()
-    guard_logs()
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
-    stopping = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    heed_signals(stopping, signal.SIGTERM)
-    watch_parent(stopping)
-    try:
-        serve(config, stopping)
-    except ChainetteError as error:
-        say(str(error))
-        return 1 if isinstance(error, RedisUnavailable) else UNUSABLE
+    work = import_module("chainette_workers.worker.standalone").main  # which takes fewer looks for cycles from here on
+    if not arguments:
+        return int(work())
+    forks = msgspec.json.decode(arguments[0], type=list[Fork])
+    gc.freeze()  # so that no collection copies the pages that the workers share
+    for fork in forks:
+        if not (pid := os.fork()):
+            _become(fork, forks)
+            return int(work())
+        os.write(fork.tell, b"%d\n" % pid)
     return 0
 
 
-class _Process:
-    """One worker with its chains and engines, and its messages to its log and to the runs that it serves."""
+def _become(mine: Fork, forks: Sequence[Fork]) -> None:
+    """Takes on the standard streams and the environment of a worker."""
+    os.dup2(mine.stdin, 0)
+    if mine.log is not None:
+        os.dup2(mine.log, 1)
+        os.dup2(mine.log, 2)
+    os.environ.update(mine.environment)
+    for descriptor in {number for fork in forks for number in (fork.stdin, fork.log, fork.tell) if number is not None}:
+        os.close(descriptor)
 
-    def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
-        self._log = WorkLog()
-        hook = Hooks([watch.hook, self._log])
-        self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, hook
-        root, file, offered, modules = Path(config.chain_root), config.engines_file, config.parameters, config.modules
-        chains = Chains(root, config.names, file, self._refuse, offered, modules, seals_of())
-        self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, hook)
-        self.worker = EngineWorker(
-            queue,
-            self._serving,
-            EnginePool(self._tell, self._log.opening(partial(spread, config.gpus))),
-            config.rows_in_flight,
-            Children(root, file, offered, modules),
-            drain_after=config.drain_after,
-            hook=hook,
-            about=watch.words,
-            ready=self._ready,
-            announce=self._announce,
-            withdraw=self._withdraw,
-            lookups=board.lookups,
-        )
-        #: Runs that know of this worker; engines that are loaded now; and which runs know of which of them.
-        self._joined: set[str] = set()
-        self._loaded: dict[str, EngineLoaded] = {}
-        self._known: set[tuple[str, str]] = set()
-        watch.read("chainette_rows_in_flight", lambda: self.worker.hands.rows)
-        watch.read("chainette_units_in_flight", lambda: len(self.worker.hands.claims))
-        watch.read("chainette_rows_in_flight_max", lambda: self.worker.rows_budget)
 
-    def _ready(self) -> None:
-        served, where = ", ".join(self._config.names), shown(self._config.url) if self._config.url else ""
-        say(
-            f"worker {self.worker.incarnation}: serving {served} below {self._config.chain_root}{f', at {where}' * bool(where)}"
-        )
-
-    def _refuse(self, info: RunInfo, why: str) -> None:
-        """Takes nothing of the run, and goes on with others; or takes it after all, if `why` is empty."""
-        if words := self._object(info.run, f"takes nothing of run {info.run}", why):
-            self._note(info.run, WorkerRefused(worker=self.worker.incarnation, reason=words))
-
-    def _withdraw(self, info: RunInfo, why: str) -> None:
-        """Tells a run that its engine refuses this worker, or no longer does."""
-        self._object(info.run, WITHDREW, why)
-
-    def _object(self, run: str, what: str, why: str) -> str:
-        """Has a run know this worker's objection to it, or that there is none any more; the objection in words."""
-        me = self.worker.incarnation
-        words = f"worker {me} {what}: {why}" if why else ""
-        self._send(lambda: self._board.refuse(run, me, words))
-        if words:
-            say(words)
-        return words
-
-    def _tell(self, config: EngineConfig, event: EngineLoaded | EngineReleased) -> None:
-        self._hook.on_event(event)
-        runs = [run for run, digest in self._known if digest == config.digest]
-        self._known -= {(run, config.digest) for run in runs}
-        if isinstance(event, EngineLoaded):
-            self._loaded[config.digest] = event
-        else:
-            for run in runs:
-                self._note(run, event)
-
-    async def _announce(self, info: RunInfo, config: EngineConfig | None) -> None:
-        """Tells a run about its worker and its engine, before either has done anything for it."""
-        events: list[Event] = []
-        if info.run not in self._joined:
-            self._joined.add(info.run)
-            events.append(WorkerJoined(worker=self.worker.incarnation))
-        if config is not None and (info.run, config.digest) not in self._known and config.digest in self._loaded:
-            self._known.add((info.run, config.digest))
-            events.append(self._loaded[config.digest])
-        if events:
-            sent = [self._note(info.run, event) for event in events]
-            await anyio.to_thread.run_sync(wait, sent, abandon_on_cancel=True)
-
-    def leave(self) -> None:
-        """Tells the runs that this process worked for that it ended in good order."""
-        self._log.end()
-        for run in self._joined:
-            self._note(run, WorkerLeft(worker=self.worker.incarnation))
-
-    def _note(self, run: str, event: Event) -> Future[None]:
-        return self._send(lambda: self._queue.note(run, event))
-
-    def _send(self, words: Callable[[], None]) -> Future[None]:
-        """Calls Redis off the event loop; the call may get lost."""
-
-        def send() -> None:
-            with suppress(redis.RedisError):
-                words()
-
-        return self._side.submit(send)
-
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

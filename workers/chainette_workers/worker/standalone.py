@@ -14,13 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import msgspec
 import redis
 
-from chainette.core.plan import PYTHON
 from chainette.engine.config import EngineConfig
 from chainette.errors import ChainetteError, RedisUnavailable
 from chainette.fleet.process_records import on_record
@@ -29,55 +27,22 @@ from chainette.fleet.protocol.seals import seals_of
 from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
+from chainette.hooks import Hooks
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
-from chainette.run.answer_sources import AnswerSources
 from chainette.utils.event_loop import run_loop
 from chainette.utils.terminal_text import guard_logs
-from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import UNUSABLE, heed_signals, say, warn_of_eviction, watch_parent
 from chainette_workers.worker.chains import Chains
+from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.engine_pool import EnginePool, spread
 from chainette_workers.worker.engine_worker import EngineWorker
 from chainette_workers.worker.function_pool import Children
 from chainette_workers.worker.serving import Serving
+from chainette_workers.worker.work_log import WorkLog
 
-if TYPE_CHECKING:
-    from chainette.run.stored_answers import StoredAnswers
-
-__all__ = ["WorkerConfig", "main", "serve"]
-
-
-class WorkerConfig(msgspec.Struct, frozen=True):
-    """A worker's configuration: the one line that it reads."""
-
-    url: str | None
-    engines: list[str]
-    chain_root: str
-    #: Rows in flight in each engine; None takes twice the engine's capacity.
-    rows_in_flight: int | None = None
-    #: Whether it runs Apply functions and joins too.
-    python: bool = True
-    #: GPUs that it sees, and that an engine which names none spreads over.
-    gpus: int = 1
-    #: A YAML file whose engines replace those of the chains.
-    engines_file: str | None = None
-    #: Seconds until nothing more is claimed; the units in hand are finished, and the worker ends.
-    drain_after: float | None = None
-    #: Serves its metrics here; None: nowhere.
-    metrics: MetricsEndpoint | None = None
-    #: Values that parameters of chains may have.
-    parameters: dict[str, list[str]] = {}
-    #: Modules that a run may name as its chain.
-    modules: tuple[str, ...] = ()
-    #: The earlier runs that the one run which it serves takes answers from.
-    sources: AnswerSources | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Names of its engines; functions are "python"."""
-        return [*dict.fromkeys([*self.engines, *[PYTHON][: self.python]])]
+__all__ = ["main", "serve"]
 
 
 def serve(config: WorkerConfig, stopping: threading.Event) -> None:
@@ -123,23 +88,25 @@ class _Process:
     """One worker with its chains and engines, and its messages to its log and to the runs that it serves."""
 
     def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
-        self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, watch.hook
+        self._log = WorkLog()
+        hook = Hooks([watch.hook, self._log])
+        self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, hook
         root, file, offered, modules = Path(config.chain_root), config.engines_file, config.parameters, config.modules
         chains = Chains(root, config.names, file, self._refuse, offered, modules, seals_of())
-        self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, watch.hook)
+        self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, hook)
         self.worker = EngineWorker(
             queue,
             self._serving,
-            EnginePool(self._tell, partial(spread, config.gpus)),
+            EnginePool(self._tell, self._log.opening(partial(spread, config.gpus))),
             config.rows_in_flight,
             Children(root, file, offered, modules),
             drain_after=config.drain_after,
-            hook=watch.hook,
+            hook=hook,
             about=watch.words,
             ready=self._ready,
             announce=self._announce,
             withdraw=self._withdraw,
-            stored=_answers(config.sources) if config.sources is not None else None,
+            lookups=board.lookups,
         )
         #: Runs that know of this worker; engines that are loaded now; and which runs know of which of them.
         self._joined: set[str] = set()
@@ -198,6 +165,7 @@ class _Process:
 
     def leave(self) -> None:
         """Tells the runs that this process worked for that it ended in good order."""
+        self._log.end()
         for run in self._joined:
             self._note(run, WorkerLeft(worker=self.worker.incarnation))
 
@@ -213,8 +181,3 @@ class _Process:
 
         return self._side.submit(send)
 
-
-def _answers(sources: AnswerSources) -> StoredAnswers:
-    from chainette.run.stored_answers import StoredAnswers
-
-    return StoredAnswers.open(sources)
