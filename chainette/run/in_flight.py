@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
 
-import anyio
-
 from chainette.fleet.protocol.queue_values import Claim, Turn
 from chainette.utils.backoff import backoff
 
@@ -120,7 +118,7 @@ class InFlight:
     rows: int = 0
     #: A unit runs alone, or is about to: nothing else is claimed.
     alone: bool = False
-    _changed: anyio.Event = field(default_factory=anyio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __iter__(self) -> Iterator[Claim]:
         return iter([*self.claims.values()])
@@ -171,7 +169,7 @@ class InFlight:
     def tell(self) -> None:
         """Wakes everyone who waits for a change."""
         self._changed.set()
-        self._changed = anyio.Event()
+        self._changed = asyncio.Event()  # anyio looks for its loop first, which takes as long as all else here
 
     async def change(self, seconds: float | None = None) -> None:
         """Waits until something begins, ends, or finds its budget; so many seconds at most."""

@@ -62,8 +62,8 @@ _MOST_DAMAGES = 3
 _IDLE, _LAZY = 0.02, 0.2
 
 #: Seconds of admissions between two looks at the results, and seconds in which results gather, so that one group of calls
-#: and fsyncs serves several.
-_ADMITTING, _GATHER = 0.02, 0.01
+#: and fsyncs serves several: as many as it took to make the last ones durable, within these bounds.
+_ADMITTING, _GATHER, _GATHER_LONG = 0.02, 0.01, 0.04
 
 #: Seconds between two tries of a root that has to wait while none is complete, and between two looks at the notes while rows
 #: become durable.
@@ -165,6 +165,7 @@ class DriveLoop:
         while True:
             anyio.from_thread.check_cancelled()
             trouble: redis.RedisError | None = None
+            began = time.monotonic()
             try:
                 if begin is not None:
                     self._catch_up(sink)
@@ -221,7 +222,7 @@ class DriveLoop:
                     raise RunStopped(f"Redis refuses a command: {error}") from error
                 sink.doubt()
                 moved, trouble = False, error
-            self._rest(sink, moved, trouble)
+            self._rest(sink, began, moved, trouble)
             self.tend(moved)
 
     def _admit(self, coordinator: Admitting) -> bool:
@@ -240,12 +241,12 @@ class DriveLoop:
             self._refused_at, self._done_at_refusal = now, done
         return moved
 
-    def _rest(self, sink: Sink, moved: bool, trouble: redis.RedisError | None) -> None:
+    def _rest(self, sink: Sink, began: float, moved: bool, trouble: redis.RedisError | None) -> None:
         """Waits until there may be more to do: longer if nothing moves, which is explained after a while."""
         if moved:
             self._patience.renew()
             self._moved_at = time.monotonic()
-            time.sleep(_GATHER)
+            time.sleep(min(_GATHER_LONG, max(_GATHER, self._moved_at - began)))
         else:
             self._explain(sink, trouble)
             time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
