@@ -61,6 +61,10 @@ chain = Chain(name="bench", batch_size={batch}, steps=steps)
 """
 
 
+#: The processes of a fleet, as `Measured.by_process` has them.
+PROCESSES = ("workers, without their start", "enqueue", "Redis")
+
+
 @dataclass
 class Measured:
     seconds: float
@@ -70,6 +74,8 @@ class Measured:
     round_trips: float = 0.0
     server_cpu: float = 0.0
     client_cpu: float = 0.0
+    #: Seconds of CPU: of the workers since the start of `enqueue`, of `enqueue`, and of Redis.
+    by_process: tuple[float, float, float] = (0.0, 0.0, 0.0)
     redis_peak: float = 0.0
     driver_rss: float = 0.0
 
@@ -114,14 +120,20 @@ def workers(folder: Path, url: str, number: int, *words: str) -> Iterator[list[s
             process.wait()
 
 
+def cpu_of(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of CPU that a process has used so far, without its children."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def fleet(folder: Path, rows: int, number: int, out: str) -> Measured:
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     with EmbeddedServer.start(folder / f"data-{out}") as server:
-        with workers(folder, server.url, number):
+        with workers(folder, server.url, number) as started:
             client: Any = redis.Redis.from_url(server.url)
             client.config_resetstat()
             before = client.info("cpu")
-            began = time.perf_counter()
+            idle, began = sum(map(cpu_of, started)), time.perf_counter()
             driver = subprocess.Popen(
                 chainette("enqueue", "chain.py", "in.jsonl", "-o", out, "--quiet", "--redis", server.url),
                 cwd=folder,
@@ -130,6 +142,7 @@ def fleet(folder: Path, rows: int, number: int, out: str) -> Measured:
             _, status, usage = os.wait4(driver.pid, 0)
             seconds = time.perf_counter() - began
             assert os.waitstatus_to_exitcode(status) == 0
+            busy = sum(map(cpu_of, started)) - idle
             after, stats = client.info("cpu"), client.info("stats")
             commands, memory = client.info("commandstats"), client.info("memory")
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -143,6 +156,7 @@ def fleet(folder: Path, rows: int, number: int, out: str) -> Measured:
         stats["total_reads_processed"] / units,
         server_cpu / units * 1e6,
         (now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime) / units * 1e6,
+        (busy, usage.ru_utime + usage.ru_stime, server_cpu),
         memory["used_memory_peak"] / 2**20,
         usage.ru_maxrss / 1024,
     )
@@ -192,6 +206,10 @@ def throughput(base: Path, rows: int, counts: list[int], rounds: int) -> None:
                 f"    CPU a unit: server {middle.server_cpu:.0f} us; workers and enqueue {middle.client_cpu:.0f} us, "
                 f"their start-up included ({middle.client_cpu * middle.units / rows / 3:.0f} us a row and step)"
             )
+            each = ", ".join(
+                f"{name} {cpu / rows / 3 * 1e6:.0f}" for name, cpu in zip(PROCESSES, middle.by_process, strict=True)
+            )
+            print(f"    CPU a row and step, us: {each}")
 
 
 def scaling(base: Path, rows: int, counts: list[int]) -> None:

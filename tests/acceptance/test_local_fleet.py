@@ -126,9 +126,11 @@ def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(proj
 
 @pytest.mark.long
 def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> None:
+    (project.path / "latency").write_text("2")  # it must not be over before the signal comes
     run = start(project)
     run.send_signal(signal.SIGINT)
     out, errors = run.communicate(timeout=LONG)
+    (project.path / "latency").write_text("0.02")
     assert run.returncode == 130 and "chainette resume fleet" in out + errors
     assert until(lambda: not processes_of(project))
     assert project.chainette("resume", "fleet", "--local").returncode == 0

@@ -216,9 +216,11 @@ def test_a_users_files_take_no_modules_place_in_worker_processes(tmp_path: Path)
 
 @pytest.mark.long
 def test_ctrl_c_in_a_terminal_ends_every_process_and_the_run_can_be_gone_on_with(project: FleetProject) -> None:
+    (project.path / "latency").write_text("2")  # it must not be over before the signal comes
     run = project.begin(start_new_session=True)
     os.killpg(run.pid, signal.SIGINT)
     out, errors = run.communicate(timeout=LONG)
+    (project.path / "latency").write_text("0.02")
     assert run.returncode == 130 and "chainette resume fleet" in out + errors
     assert "Traceback" not in out + errors
     project.assert_nothing_left()
