@@ -54,7 +54,8 @@ AT_WORK = [
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr("chainette_workers.sink.drive.LEASE", 1.0)
+    for module in ("drive", "damages"):
+        monkeypatch.setattr(f"chainette_workers.sink.{module}.LEASE", 1.0)
     (tmp_path / "latency").write_text("0.05")
     return Site(tmp_path)
 
@@ -124,7 +125,8 @@ class Losing(Driven):
 @pytest.fixture
 def impatient(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Its sink looks for what is lost whenever nothing moves."""
-    monkeypatch.setattr("chainette_workers.sink.drive.LEASE", 0.0)
+    for module in ("drive", "damages"):
+        monkeypatch.setattr(f"chainette_workers.sink.{module}.LEASE", 0.0)
     return site
 
 

@@ -18,7 +18,8 @@ from chainette.io.rundir.run_state import RunState, Status
 from chainette.run import executor
 from chainette.run.session import Session
 from chainette_workers.service.service import Elsewhere, Handed, Places, Stopping, same_chain
-from chainette_workers.sink.drive import Admitting, DriveLoop
+from chainette_workers.sink.admission import Admitting
+from chainette_workers.sink.drive import DriveLoop
 from chainette_workers.sink.redis_fleet import take_out
 from chainette_workers.sink.sink import Sink
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import anyio.from_thread
 import redis
@@ -24,13 +23,12 @@ from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.redis_queue import Cancelled, LeasedQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
-from chainette.io.inputs.roots_ahead import Root
-from chainette.io.inputs.same_input import require_same_input
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, Note, UnitRetried, UnitSplit
-from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.limits import RejectWatch, window_for
-from chainette.run.session import Session, roots_of
+from chainette.run.session import Session
+from chainette_workers.sink.admission import Admitting, Pace, coordinated_here
+from chainette_workers.sink.damages import Damages
 from chainette_workers.sink.answering import answering
 from chainette_workers.sink.notes import NoteFilter
 from chainette_workers.sink.patience import Patience
@@ -39,7 +37,7 @@ from chainette_workers.sink.scouting import Scouting
 from chainette_workers.sink.sink import Sink
 from chainette_workers.sink.status_fields import counts_of, outline_of
 
-__all__ = ["Admitting", "DriveLoop", "coordinated_here"]
+__all__ = ["DriveLoop"]
 
 _log = logging.getLogger("chainette")
 
@@ -55,47 +53,15 @@ _COUNTED = (AnswersDiscarded, EngineProbed, UnitRetried, UnitSplit)
 #: Seconds without movement before it is explained, and before that is said again.
 _STILL, _AGAIN = 3.0, 30.0
 
-#: New epochs that one session begins because of data in Redis, or of units that nobody can process.
-_MOST_DAMAGES = 3
-
 #: Seconds between two looks when nothing moves: at first, and later.
 _IDLE, _LAZY = 0.02, 0.2
 
-#: Seconds of admissions between two looks at the results, and seconds in which results gather, so that one group of calls
-#: and fsyncs serves several: as many as it took to make the last ones durable, within these bounds.
-_ADMITTING, _GATHER, _GATHER_LONG = 0.02, 0.01, 0.04
+#: Seconds in which results gather, so that one group of calls and fsyncs serves several: as many as it took to make the last
+#: ones durable, within these bounds.
+_GATHER, _GATHER_LONG = 0.01, 0.04
 
-#: Seconds between two tries of a root that has to wait while none is complete, and between two looks at the notes while rows
-#: become durable.
-_REFUSED, _HEAR = 0.1, 0.05
-
-
-class Admitting(Protocol):
-    """Who admits a run's roots."""
-
-    @property
-    def finished(self) -> bool: ...
-
-    def step(self) -> bool: ...
-
-
-def coordinated_here(session: Session, sink: Sink) -> Admitting:
-    """Admits the session's own input.
-
-    Raises:
-        InputError: the rows admitted so far were read from other bytes.
-    """
-    if (read := read_for_live_roots(sink.queue, sink.keys)) is not None:
-        state, directory = session.writer.state, str(session.writer.directory)
-        require_same_input(session.source, state.input, read, directory)
-    writer = session.writer
-    roots = roots_of(session.plan, session.source, session.options, writer.state.starts)
-
-    def pending(last: int) -> Iterator[Root]:
-        # roots behind the last one that the epoch admitted were complete before the epoch if they are complete now
-        return roots.pending(lambda root: root <= last or writer.state.is_done(root))
-
-    return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable, admits=session.admits)
+#: Seconds between two looks at the notes while rows become durable.
+_HEAR = 0.05
 
 
 @dataclass
@@ -129,27 +95,28 @@ class DriveLoop:
     _scouting: Scouting = field(init=False)
     _at_work: Sink | None = None
     _looked_at: float = 0.0
-    #: Damages since rows became durable the last time, and until when the next one waits.
-    _damages: int = 0
-    _damage_until: float = 0.0
+    _pace: Pace = field(default_factory=Pace)
+    _damages: Damages = field(init=False)
     _searched_at: float = 0.0
-    _done_at_damage: int = -1
     _moved_at: float = field(default_factory=time.monotonic)
     _explained_at: float = -_AGAIN
-    #: When the last root had to wait, and how many were complete then.
-    _refused_at: float = 0.0
-    _done_at_refusal: int = -1
     _noted: str = "0-0"
     _heard_at: float = 0.0
     _caught_up: bool = False
 
     def __post_init__(self) -> None:
         writer = self.session.writer
+        self._damages = Damages(self.tend)
         self._notes = NoteFilter(self.session.plan)
         self._patience = Patience(self.session.plan, self.session.options.engine_patience)
         self._scouting = Scouting(self.session.plan)
         number = writer.state.phase if not writer.reopened.is_longer else 0  # new rows need the earlier phases
         self._phases = Phases(self.session.plan, number, begun=number > 0)
+
+    @property
+    def _done(self) -> int:
+        """How many roots are complete."""
+        return self.session.writer.state.done_count
 
     def run(self) -> None:
         sink = self._at_work = self._sink()
@@ -179,7 +146,7 @@ class DriveLoop:
                 require_answers()
                 sink.count_budget()
                 ahead = self._scouting.admit(coordinator.step)
-                moved = self._admit(coordinator) if ahead is None else ahead
+                moved = self._pace.admit(coordinator, self._done) if ahead is None else ahead
                 if sink.step():
                     moved = True
                     self._scouting.answered()
@@ -208,14 +175,15 @@ class DriveLoop:
                 continue
             except (BadMessage, NotFinished) as error:
                 self._put_aside(sink, error)
-                self._give_up_if_often(error)
+                self._damages.wait(error, self._done)
+                self._moved_at = time.monotonic()
                 begin = sink.raise_epoch
                 continue
             except redis.RedisError as error:
                 if is_damage(error):
-                    self._give_up_if_often(
-                        Missing(f"a key of run {sink.run} in Redis holds a value that is not Chainette's: {error}")
-                    )
+                    words = f"a key of run {sink.run} in Redis holds a value that is not Chainette's: {error}"
+                    self._damages.wait(Missing(words), self._done)
+                    self._moved_at = time.monotonic()
                     begin = sink.raise_epoch
                     continue
                 if not is_passing(error):
@@ -224,22 +192,6 @@ class DriveLoop:
                 moved, trouble = False, error
             self._rest(sink, began, moved, trouble)
             self.tend(moved)
-
-    def _admit(self, coordinator: Admitting) -> bool:
-        """Admits roots for a moment; False if the first of them has to wait.
-
-        A root that had to wait, most often for room in the window, is sent again when another one is complete, or after a
-        while.
-        """
-        now, done = time.monotonic(), self.session.writer.state.done_count
-        if done == self._done_at_refusal and now < self._refused_at + _REFUSED:
-            return False
-        moved = goes_on = coordinator.step()
-        while goes_on and time.monotonic() < now + _ADMITTING:
-            goes_on = coordinator.step()
-        if not goes_on:
-            self._refused_at, self._done_at_refusal = now, done
-        return moved
 
     def _rest(self, sink: Sink, began: float, moved: bool, trouble: redis.RedisError | None) -> None:
         """Waits until there may be more to do: longer if nothing moves, which is explained after a while."""
@@ -409,27 +361,6 @@ class DriveLoop:
         self.session.hook.on_aside(len(asides))
         with suppress(redis.RedisError):
             self.queue.put_aside(sink.run, asides)
-
-    def _give_up_if_often(self, error: ChainetteError) -> None:
-        """Waits before the next epoch replaces damaged or lost units: a lease at first, twice as long each time, and not for
-        ever unless rows become durable meanwhile.
-
-        Raises:
-            RunStopped: too many epochs have failed in a row.
-        """
-        done = self.session.writer.state.done_count
-        self._damages = self._damages + 1 if done == self._done_at_damage else 1
-        self._done_at_damage = done
-        if self._damages > _MOST_DAMAGES:
-            raise RunStopped(f"given up after {_MOST_DAMAGES} new epochs: {error}")
-        moved = False
-        while time.monotonic() < self._damage_until:
-            anyio.from_thread.check_cancelled()
-            time.sleep(_IDLE)
-            self.tend(moved)
-        self._damage_until = time.monotonic() + LEASE * 2 ** (self._damages - 1)
-        self._moved_at = time.monotonic()
-        _log.warning("a new epoch begins: %s", error)
 
     def _explain(self, sink: Sink, trouble: redis.RedisError | None) -> None:
         """Says why nothing moves, if it can be known; again after a while."""
