@@ -27,7 +27,8 @@ from chainette.io.rundir.answer_collection import index_of
 from chainette.io.rundir.events import RunCreated, UnitCommitted
 from chainette.io.rundir.log import encode_line, read_log
 from chainette.io.rundir.paths import RunDir
-from chainette.run.stored_answers import AnswerSources, StoredAnswers
+from chainette.run.answer_sources import AnswerSources
+from chainette.run.stored_answers import StoredAnswers
 
 LINE, SHARD, LOOKUPS = 10_000, 100_000, 100_000
 

@@ -16,8 +16,8 @@ from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
 from chainette.hooks import Hook
 from chainette.io.inputs.growing_file import RowSource
+from chainette.run.answer_sources import AnswerSources
 from chainette.run.limits import Limits
-from chainette.run.stored_answers import AnswerSources
 from chainette.utils.argument_advice import explained
 
 __all__ = ["Drive", "ResumeKeywords", "RunKeywords", "RunOptions", "options_of"]

@@ -33,6 +33,7 @@ from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.events import BudgetUsed, Event
 from chainette.records import Outcome, Rejection, Row
 from chainette.run.allowance import Allowance
+from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
 from chainette.run.coordinator import Coordinator
 from chainette.run.in_flight import InFlight, Lane
@@ -40,7 +41,6 @@ from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
 from chainette.run.shared_answers import SharedAnswers
-from chainette.run.stored_answers import Answers
 from chainette.run.unit_result import UnitResult, raised
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker, claimable_queues
 from chainette.utils.user_errors import is_stray

@@ -181,7 +181,7 @@ class Asking:
 
     async def requests(self, rows: Sequence[Row]) -> list[Request]:
         """The first requests of the rows that are in need of one, unsent; the other rows are in the result."""
-        return [self.request(self.prompts, ask) for ask in await self.needed(rows)]
+        return self.requests_of(await self.needed(rows))
 
     async def needed(self, rows: Sequence[Row]) -> list[_Ask]:
         """The questions to ask, without those whose answer an earlier run has."""
@@ -322,7 +322,7 @@ class Asking:
         """One call of the engine; each answer is judged when it arrives."""
         if not asks:
             return
-        requests = self.requests(asks)
+        requests = self.requests_of(asks)
         self.laps.lap(Stage.RENDER)
         unanswered = dict(enumerate(asks))
         clock, time = self.evidence.lane.clock, self.engine.time
@@ -458,7 +458,7 @@ class Asking:
             known[about] = self.prompts.messages(msgspec.structs.replace(row, row_id=about))
         return known[about]
 
-    def requests(self, asks: Sequence[_Ask]) -> list[Request]:
+    def requests_of(self, asks: Sequence[_Ask]) -> list[Request]:
         node, step, schema = self.node, self.step, self.prompts.schema
         name, sampling, model = step.id, step.sampling, step.output_model
         seed = self.seed if sampling.seed is None else sampling.seed

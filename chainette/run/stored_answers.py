@@ -9,9 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
-
-import msgspec
+from typing import Self
 
 from chainette.core.dump import NotRoundTrip, dump_row
 from chainette.core.plan import PlanNode
@@ -23,10 +21,11 @@ from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir, disk_errors
 from chainette.io.tables.row_lines import parse_output
 from chainette.records import Output, Spent, child_id, declared_of
+from chainette.run.answer_sources import AnswerSources
 from chainette.utils.private_files import open_file
 from chainette.utils.user_errors import RAISED
 
-__all__ = ["AnswerSources", "Answers", "StoredAnswers", "index_own", "require_runs"]
+__all__ = ["StoredAnswers", "index_own", "require_runs"]
 
 _log = logging.getLogger("chainette")
 
@@ -35,26 +34,6 @@ _CLAIM = 8
 
 #: Entries of one key that are looked at until one serves, and claimed ones that are passed before their end is remembered.
 _LOOKS, _PASSED = 64, 16
-
-
-class AnswerSources(msgspec.Struct, frozen=True):
-    """The earlier runs that a run takes answers from."""
-
-    #: Their directories, the first one first.
-    directories: tuple[str, ...]
-    #: The folder for the indexes and the claims, inside the run's own directory.
-    folder: str
-    #: Steps whose rows are all computed.
-    but: tuple[str, ...] = ()
-    #: The run's own directory, if its rows share answers, and earlier sessions have left some; "" otherwise.
-    own: str = ""
-
-
-class Answers(Protocol):
-    """Finds the outputs of earlier runs, in this process or by asking another one."""
-
-    async def find_all(self, node: PlanNode, keys: Mapping[str, bytes]) -> Mapping[str, list[Output]]:
-        """Row -> its outputs, for those of the rows that an earlier run has; see `StoredAnswers.find`."""
 
 
 def require_runs(directories: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -29,8 +29,8 @@ from chainette.records import (
     Usage,
     owner_of,
 )
+from chainette.run.answer_sources import Answers
 from chainette.run.shared_answers import SharedAnswer
-from chainette.run.stored_answers import Answers
 from chainette.utils.user_errors import told
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]

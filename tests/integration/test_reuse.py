@@ -22,8 +22,9 @@ from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import Status
+from chainette.run.answer_sources import AnswerSources
 from chainette.run.executor import resume, retry_rejected
-from chainette.run.stored_answers import AnswerSources, StoredAnswers
+from chainette.run.stored_answers import StoredAnswers
 from tests.support.chains import Text
 from tests.support.cli import REPOSITORY
 from tests.support.scripted import Script, row_of, scripted, user_text

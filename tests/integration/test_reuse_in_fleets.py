@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 from chainette_workers.sink import answering
 from chainette_workers.worker import asked_answers
-from chainette_workers.worker.entry import WorkerConfig
+from chainette_workers.worker.configuration import WorkerConfig
 
 from chainette import Chain
 from chainette.core.usercode.loading import load_chain

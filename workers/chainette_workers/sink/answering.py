@@ -21,7 +21,8 @@ from chainette.fleet.redis.connect import is_passing
 from chainette.fleet.redis.lookups import Found, Lookups, Question
 from chainette.fleet.redis.run_registry import Board
 from chainette.records import Output
-from chainette.run.stored_answers import AnswerSources, StoredAnswers
+from chainette.run.answer_sources import AnswerSources
+from chainette.run.stored_answers import StoredAnswers
 
 __all__ = ["answering"]
 

@@ -28,8 +28,8 @@ from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, Note, Uni
 from chainette.run.limits import RejectWatch, window_for
 from chainette.run.session import Session
 from chainette_workers.sink.admission import Admitting, Pace, coordinated_here
-from chainette_workers.sink.damages import Damages
 from chainette_workers.sink.answering import answering
+from chainette_workers.sink.damages import Damages
 from chainette_workers.sink.notes import NoteFilter
 from chainette_workers.sink.patience import Patience
 from chainette_workers.sink.phases import Phases

@@ -39,13 +39,13 @@ from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
 from chainette.run.allowance import Allowance
+from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
 from chainette.run.functions import take_stored
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import budget_for
 from chainette.run.process import join, poisoned, too_large
 from chainette.run.shared_answers import SharedAnswers
-from chainette.run.stored_answers import Answers
 from chainette.run.unit_result import UnitResult
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker
 from chainette.utils.user_errors import is_stray, told

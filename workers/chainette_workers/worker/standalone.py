@@ -180,4 +180,3 @@ class _Process:
                 words()
 
         return self._side.submit(send)
-
