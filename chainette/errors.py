@@ -36,7 +36,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -246,12 +246,7 @@ class RunStopped(RunError):
 
 
 class BudgetExhausted(RunError):
-    """The next request of a run does not fit its budget, and nothing is in flight."""
-
-    def __init__(self, message: str, limits: tuple[int, ...], used: Iterable[int]) -> None:
-        super().__init__(message)
-        #: In the order of `engine.budget.Amounts`.
-        self.limits, self.used = limits, tuple(used)
+    """The next request of a run does not fit its budget, or that of its engine, and nothing is in flight."""
 
 
 class NotFinished(RunStopped):

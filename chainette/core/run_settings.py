@@ -119,7 +119,8 @@ class RunSettings:
     budget: Annotated[
         tuple[str, ...],
         Flag(
-            help="The most that the run may spend, over all resumes: 20usd, 3gpuh, 5e6tok or 1000req; repeatable.",
+            help="The most that the run may spend, over all resumes: 20usd, 3gpuh, 5e6tok or 1000req; for one engine "
+            "gpt=20usd, in place of its own budget; repeatable.",
             metavar="AMOUNT",
             recorded=False,
         ),

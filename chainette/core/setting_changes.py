@@ -83,7 +83,7 @@ SETTINGS: Mapping[str, Settings] = {
     ),
     "engine": Settings(
         decide=_words("model backend revision tokenizer extra"),
-        free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir price"),
+        free=_words("name endpoint api_key_env capacity exclusive lazy gpu_ids startup_timeout download_dir price budget"),
     ),
     "run": Settings(decide=RECORDED, free=frozenset(FLAGS) - RECORDED),
 }

@@ -11,11 +11,33 @@ import msgspec
 from chainette.engine.price import Rate
 from chainette.errors import InputError
 from chainette.records import Message, Usage
+from chainette.utils.argument_advice import nearest
 
 if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig
 
-__all__ = ["Amounts", "Budget", "Reserved", "budget_of", "estimated_tokens", "parse_budget", "require_prices", "spent_words"]
+__all__ = [
+    "NO_LIMITS",
+    "Amounts",
+    "Budget",
+    "BudgetLimits",
+    "Reserved",
+    "budget_of",
+    "budgeted",
+    "engine_limits",
+    "estimated_tokens",
+    "fits",
+    "limit_words",
+    "merged",
+    "parse_budget",
+    "require_prices",
+    "spent_words",
+]
+
+#: In the order of `Amounts`; -1 if there is no limit.
+BudgetLimits = tuple[int, int, int, int]
+
+NO_LIMITS: BudgetLimits = (-1, -1, -1, -1)
 
 _FORM = "20usd, 3gpuh, 5e6tok or 1000req"
 _LIMIT = re.compile(r"(?P<amount>\d+(?:\.\d*)?(?:[eE]\+?\d+)?)\s*(?P<unit>usd|gpuh|tok|req)")
@@ -86,14 +108,17 @@ class Reserved(msgspec.Struct, frozen=True):
     used: Amounts
     #: Whether none fits, and nothing is in flight that could leave something over.
     exhausted: bool = False
+    #: The run's part of the engine's budget that is spent and reserved.
+    of_engine: Amounts = Amounts()
 
 
 class Budget(msgspec.Struct, frozen=True):
     """The limits of a run, and the rates by which its requests count towards them."""
 
-    #: In the order of `Amounts`; -1 if there is no limit.
-    limits: tuple[int, int, int, int]
+    limits: BudgetLimits
     rates: dict[str, Rate] = {}
+    #: Engine -> its limits, over all runs of a fleet.
+    engines: dict[str, BudgetLimits] = {}
 
     def need(self, engine: str, messages: Iterable[Message], max_tokens: int, seconds: float) -> Amounts:
         """The reservation of a request: its prompt, estimated, the longest answer, and the seconds that the engine has taken
@@ -104,10 +129,10 @@ class Budget(msgspec.Struct, frozen=True):
         """The cost of an answer."""
         return Amounts.of(usage, self.rates.get(engine, Rate()))
 
-    def fits(self, used: Amounts, need: Amounts) -> bool:
-        """Whether a request fits beside everything that is spent and reserved."""
-        pairs = zip(self.limits, used, need, strict=True)
-        return all(limit < 0 or has + max(1, more) <= limit for limit, has, more in pairs)
+
+def fits(limits: BudgetLimits, used: Amounts, need: Amounts) -> bool:
+    """Whether a request fits beside everything that is spent and reserved."""
+    return all(limit < 0 or has + max(1, more) <= limit for limit, has, more in zip(limits, used, need, strict=True))
 
 
 def estimated_tokens(messages: Iterable[Message]) -> int:
@@ -115,43 +140,90 @@ def estimated_tokens(messages: Iterable[Message]) -> int:
     return sum(_AROUND - -len(message.content.encode()) // _BYTES for message in messages)
 
 
-def parse_budget(texts: Iterable[str]) -> tuple[int, int, int, int]:
-    """The limits that `--budget` gives: 20usd, 3gpuh, 5e6tok or 1000req; `none` is no limit.
+def parse_budget(texts: Iterable[str], what: str = "--budget") -> BudgetLimits:
+    """The limits that texts like 20usd, 3gpuh, 5e6tok and 1000req set; `none` is no limit.
 
     Raises:
-        InputError: a text is of another form, or two are of one unit.
+        InputError: a text is of another form, or two are of one unit; `what` names them.
     """
-    limits = [-1] * len(_UNITS)
+    limits = [*NO_LIMITS]
     for text in texts:
         if text == "none":
             continue
         found = _LIMIT.fullmatch(text.strip())
         if found is None:
-            raise InputError(f"--budget {text}: expected {_FORM}")
+            raise InputError(f"{what} {text}: expected {_FORM}")
         place, whole = _UNITS[found["unit"]]
         if limits[place] >= 0:
-            raise InputError(f"--budget {text}: there is another limit in {found['unit']}; give one")
+            raise InputError(f"{what} {text}: there is another limit in {found['unit']}; give one")
         limits[place] = round(float(found["amount"]) * whole)
         if not 0 < limits[place] <= _MOST:
-            raise InputError(f"--budget {text}: it must be above 0, and at most {_MOST // whole:,}{found['unit']}")
+            raise InputError(f"{what} {text}: it must be above 0, and at most {_MOST // whole:,}{found['unit']}")
     return limits[0], limits[1], limits[2], limits[3]
 
 
-def budget_of(texts: Iterable[str], rates: Mapping[str, Rate]) -> Budget | None:
-    """The budget that texts like `20usd` set; None if they set no limit."""
-    limits = parse_budget(texts)
-    return Budget(limits, {**rates}) if max(limits) >= 0 else None
+def limit_words(limits: BudgetLimits) -> Iterator[str]:
+    """BudgetLimits as texts like `20usd`."""
+    for (unit, (_, whole)), limit in zip(_UNITS.items(), limits, strict=True):
+        if limit >= 0:
+            yield f"{limit / whole:g}{unit}"
+
+
+def _scope(text: str) -> str:
+    """The engine that a limit of `--budget` is of; "" if it is the run's."""
+    return text.rpartition("=")[0].strip()
+
+
+def merged(known: Iterable[str], given: Collection[str]) -> tuple[str, ...]:
+    """The limits of a session: those that are given, and the earlier ones of every run or engine that none of them is of."""
+    scopes = {_scope(text) for text in given}
+    return (*(text for text in known if _scope(text) not in scopes), *given)
+
+
+def budgeted(engines: Mapping[str, EngineConfig], texts: Iterable[str]) -> dict[str, EngineConfig]:
+    """The engines, with the budgets that texts like `gpt=20usd` give some of them in place of their own.
+
+    Raises:
+        InputError: a text names an engine that the chain does not have, or is of another form.
+    """
+    found, given = dict(engines), dict[str, tuple[str, ...]]()
+    for text in texts:
+        if name := _scope(text):
+            if name not in found:
+                raise InputError(f"--budget {text}: the chain has no engine {name!r}{nearest(name, found)}")
+            given[name] = (*given.get(name, ()), text.rpartition("=")[2].strip())
+    for name, own in given.items():
+        parse_budget(own, f"--budget {name}=")
+        found[name] = msgspec.structs.replace(found[name], budget=own)
+    return found
+
+
+def engine_limits(engines: Mapping[str, EngineConfig]) -> dict[str, BudgetLimits]:
+    """The limits of those engines that have a budget."""
+    limits = {name: parse_budget(config.budget) for name, config in engines.items()}
+    return {name: found for name, found in limits.items() if found != NO_LIMITS}
+
+
+def _of_run(texts: Iterable[str]) -> BudgetLimits:
+    return parse_budget(text for text in texts if not _scope(text))
+
+
+def budget_of(texts: Iterable[str], rates: Mapping[str, Rate], engines: Mapping[str, BudgetLimits]) -> Budget | None:
+    """The budget of a run: the limits that `--budget` sets for it, and those of its engines; None if there are none."""
+    limits = _of_run(texts)
+    return Budget(limits, {**rates}, {**engines}) if engines or limits != NO_LIMITS else None
 
 
 def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], rates: Mapping[str, Rate]) -> None:
-    """Checks that a budget in dollars or GPU-hours can be kept: every engine that is asked has a price.
+    """Checks that budgets in dollars or GPU-hours can be kept: every engine that they are about has a price.
 
     Raises:
         InputError: one does not.
     """
-    _, _, dollars, hours = parse_budget(texts)
     for name, config in asked.items():
         rate = rates.get(name, Rate.of(config))
+        pairs = zip(_of_run(texts), parse_budget(config.budget), strict=True)
+        _, _, dollars, hours = (max(pair) for pair in pairs)
         if dollars >= 0 and rate.price is None:
             raise InputError(
                 f"a budget in usd needs the price of engine {name!r}: --price {name}=in:0.15,out:0.6 (or gpu_hour:2.5), "
@@ -164,12 +236,19 @@ def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], ra
             )
 
 
-def spent_words(limits: Iterable[int], used: Amounts) -> str:
-    """Says that a budget is spent, and how to go on."""
+def spent_words(limits: Iterable[int], used: Amounts, engine: str = "") -> str:
+    """Says that the budget of a run, or of an engine, is spent, and how to go on."""
     places = zip(_UNITS.items(), limits, used, strict=True)
     found = [(unit, limit / whole, amount / whole) for (unit, (_, whole)), limit, amount in places]
     spent = [f"{amount:.6g} of {limit:.6g} {unit}" for unit, limit, amount in found if limit >= 0]
-    larger = " ".join(f"--budget {2 * limit:g}{unit}" for unit, limit, _ in found if limit >= 0)
+    of = f"{engine}=" if engine else ""
+    larger = " ".join(f"--budget {of}{2 * limit:g}{unit}" for unit, limit, _ in found if limit >= 0)
+    if engine:
+        return (
+            f"the budget of engine {engine!r} is spent: {', '.join(spent)} used, and the next request may not fit; it is a "
+            "total over all runs of the engine in the fleet, or over the resumes of a run without one. Go on with a larger "
+            f"one: `chainette resume DIR {larger}`, or where the engine is declared"
+        )
     return (
         f"the budget is spent: {', '.join(spent)} used, and the next request may not fit; it is a total for the directory. "
         f"Go on with a larger one: `chainette resume DIR {larger}`"

@@ -16,8 +16,9 @@ import msgspec
 
 from chainette.engine.backends import backend_class, backend_names
 from chainette.engine.base import Options, SamplingParams
+from chainette.engine.budget import parse_budget
 from chainette.engine.price import Price
-from chainette.errors import EngineConfigError, UnknownEngine
+from chainette.errors import EngineConfigError, InputError, UnknownEngine
 from chainette.records import PYTHON
 from chainette.utils.argument_advice import advice, nearest
 from chainette.utils.ids import name_problem
@@ -64,6 +65,8 @@ class EngineConfig(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     download_dir: str | None = None
     #: The cost of its tokens, or of its GPU time.
     price: Price | None = None
+    #: The most that may be spent on it, such as 20usd: by a run, or by all runs of a fleet.
+    budget: tuple[str, ...] = ()
     #: The backend's own keys, validated.
     options: Options = Options()
     #: Passed to the backend unchanged.
@@ -76,10 +79,10 @@ class EngineConfig(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         return hashlib.sha256(data).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """The configuration as plain data that may be shown: no header values, no passwords in URLs. Without the price, which
-        changes no answer."""
+        """The configuration as plain data that may be shown: no header values, no passwords in URLs. Without price and
+        budget, which change no answer."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
-        del plain["price"]
+        del plain["price"], plain["budget"]
         plain["endpoint"] = [public_url(url) for url in self.endpoint]
         if "headers" in plain["options"]:
             plain["options"]["headers"] = sorted(plain["options"]["headers"])
@@ -150,8 +153,9 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
             f"engine {name!r} (backend {backend!r}): {advice(unknown, [*_COMMON, *own], hints, kind='unknown key')}; "
             "keys that the backend should get unchecked go into extra={...}"
         )
-    if isinstance(keys.get("endpoint"), str):
-        keys["endpoint"] = (keys["endpoint"],)
+    for key in ("endpoint", "budget"):
+        if isinstance(keys.get(key), str):
+            keys[key] = (keys[key],)
     if keys.get("endpoint") and not kind.remote:
         raise EngineConfigError(
             f"engine {name!r}: backend {backend!r} loads the model in this process and takes no endpoint; "
@@ -161,14 +165,17 @@ def make_config(name: str, model: str, backend: str | None = None, **keys: Any) 
     keys.setdefault("exclusive", kind.exclusive)
     try:
         common = msgspec.convert({"name": name, "model": model, "backend": backend} | keys, EngineConfig)
+        parse_budget(common.budget, "budget")
         return msgspec.structs.replace(common, options=msgspec.convert(options, kind.options))
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, InputError) as error:
         raise EngineConfigError(f"engine {name!r} (backend {backend!r}): {error}") from error
 
 
 def simulated(config: EngineConfig) -> EngineConfig:
     """The simulated engine that replaces another one."""
-    return config if config.backend == "simulated" else make_config(config.name, config.model, "simulated", price=config.price)
+    if config.backend == "simulated":
+        return config
+    return make_config(config.name, config.model, "simulated", price=config.price, budget=config.budget)
 
 
 def _of_other_backends(key: str) -> str:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
 
-from chainette.engine.budget import Amounts, Budget, Reserved
-from chainette.errors import BudgetExhausted
+from chainette.engine.budget import Amounts, Budget, Reserved, spent_words
+from chainette.engine.config import EngineConfig
+from chainette.errors import BudgetExhausted, RunStopped
+from chainette.fleet.protocol.queue_values import AdmissionProgress
 from chainette.records import Message, Usage
 
-__all__ = ["Allowance"]
+__all__ = ["Allowance", "is_spent"]
 
 #: Seconds until a reservation that found no room is tried again, if no answer of this worker comes before.
 _LOOK = 0.1
+
+
+def is_spent(progress: AdmissionProgress, budget: Budget, engines: Mapping[str, EngineConfig]) -> RunStopped:
+    """The error of a run whose next request does not fit its budget, or that of one of its engines."""
+    names = {engines[name].digest: name for name in budget.engines}
+    if engine := names.get(progress.exhausted_by):
+        return RunStopped(spent_words(budget.engines[engine], progress.of_all_runs, engine))
+    return RunStopped(spent_words(budget.limits, progress.used))
+
 
 #: Reserves through the queue: token, settled amounts, requests that ended, amounts of the next requests.
 Reserve = Callable[[str, Amounts, int, Sequence[Amounts]], Awaitable[Reserved]]
@@ -29,6 +40,8 @@ class Allowance:
     """
 
     budget: Budget
+    #: The engine that it asks.
+    engine: str
     reserve: Reserve
     #: What the queue was not told yet: the difference that answers made, and their number.
     _settled: Amounts = field(default_factory=Amounts)
@@ -36,9 +49,9 @@ class Allowance:
     _calling: anyio.Lock = field(default_factory=anyio.Lock)
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
-    def need(self, engine: str, messages: Sequence[Message], max_tokens: int, seconds: float) -> Amounts:
+    def need(self, messages: Sequence[Message], max_tokens: int, seconds: float) -> Amounts:
         """See `Budget.need`."""
-        return self.budget.need(engine, messages, max_tokens, seconds)
+        return self.budget.need(self.engine, messages, max_tokens, seconds)
 
     async def take(self, needs: Sequence[Amounts]) -> int:
         """Waits until the first of some requests may be sent; returns how many of them may, in their order.
@@ -52,13 +65,13 @@ class Allowance:
             if reply.granted:
                 return reply.granted
             if reply.exhausted:
-                raise BudgetExhausted("the budget of the run is spent", self.budget.limits, reply.used)
+                raise BudgetExhausted("the budget of the run, or of one of its engines, is spent")
             with anyio.move_on_after(_LOOK):
                 await changed.wait()
 
-    def settle(self, engine: str, need: Amounts, usage: Usage) -> None:
+    def settle(self, need: Amounts, usage: Usage) -> None:
         """A reserved request was answered."""
-        self._end(self.budget.spent(engine, usage) - need, 1)
+        self._end(self.budget.spent(self.engine, usage) - need, 1)
 
     def forgo(self, needs: Sequence[Amounts]) -> None:
         """Reserved requests never got an answer, since their engine does not give any."""
@@ -68,9 +81,9 @@ class Allowance:
         """Reserved requests were cancelled; nobody knows how far they got, so they stay spent."""
         self._end(Amounts(), requests)
 
-    def add(self, engine: str, usage: Usage) -> None:
+    def add(self, usage: Usage) -> None:
         """Something was asked without a reservation."""
-        self._end(self.budget.spent(engine, usage), 0)
+        self._end(self.budget.spent(self.engine, usage), 0)
 
     async def flush(self) -> None:
         """Tells the queue what was settled."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from chainette.core.chain import Chain
 from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
+from chainette.engine.budget import budgeted
 from chainette.engine.config import EngineRegistry
 from chainette.engine.price import priced
 from chainette.engine.registry import overlaid
@@ -30,7 +31,7 @@ def compile_plan(chain: Chain | Plan, options: RunOptions) -> Plan:
 
 
 def _priced(plan: Plan, options: RunOptions) -> Plan:
-    return replace(plan, engines=priced(plan.engines, options.price)) if options.price else plan
+    return replace(plan, engines=budgeted(priced(plan.engines, options.price), options.budget))
 
 
 def registry_of(chain: Chain, engines_file: str | os.PathLike[str] | None) -> EngineRegistry:

@@ -17,6 +17,7 @@ from chainette.core.run_settings import FLAGS, RECORDED, RESUMABLE, RunSettings
 from chainette.core.usercode.confined import ChainClaim, require_recorded
 from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, set_flags, text_of
+from chainette.engine.budget import engine_limits, merged
 from chainette.engine.config import EngineRegistry
 from chainette.errors import ChainChanged, DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
 from chainette.io.inputs.growing_file import GrowingFile, RowSource
@@ -133,7 +134,8 @@ async def _continue(directory: RunDir, plan: Plan, state: RunState, options: Run
     records = state.total if options.more else None
     reopened = Reopened(identity if identity != state.input else None, limit, records, accept)
     # units in a queue are of the file before it was touched, and end at the old limit; with `accept`, roots may wait in memory
-    same = equal and not reopened.is_longer and options.budget == state.budget and state.accepted is None
+    charged = options.budget == state.budget and engine_limits(plan.engines) == state.engine_budgets
+    same = equal and not reopened.is_longer and charged and state.accepted is None
     attaches = options.drive is not None and options.drive.attaches and same
     writer = await anyio.to_thread.run_sync(partial(recover, directory, plan, state, new_epoch=not attaches))
     writer.reopened = reopened
@@ -399,7 +401,7 @@ def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOpt
                 f"{directory}: {name} is fixed by the log of the run: it is {known!r} there and cannot become {value!r}; "
                 f"begin a new run to change it"
             )
-    options = replace(options, budget=options.budget or state.budget)
+    options = replace(options, budget=merged(state.budget, options.budget))
     fixed |= {name: getattr(recorded, name) for name in RECORDED - RESUMABLE - fixed.keys()}
     return replace(options, **fixed, chain_ref=run.chain_ref, chain_root=root)
 

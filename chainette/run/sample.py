@@ -9,6 +9,7 @@ import anyio.to_thread
 
 from chainette.core.chain import Inputs
 from chainette.core.plan import Plan
+from chainette.engine.budget import engine_limits
 from chainette.errors import InputError
 from chainette.hooks import Hooks
 from chainette.io.inputs.readers import InputFile
@@ -55,7 +56,7 @@ async def sample(
     try:
         total = source.count() or number
         chosen = {place * total // number for place in range(min(number, total))}
-        writer.rates, writer.limits = rates_of(single), options.budget
+        writer.charge(rates_of(single), options.budget, engine_limits(single.engines))
         await anyio.to_thread.run_sync(announce, writer, source, single)
         state = writer.state
 
@@ -65,7 +66,7 @@ async def sample(
         if not all(map(state.is_done, chosen)):
             roots = roots_of(single, source, options)
             hook = Hooks(options.hooks)
-            budget, used = writer.budget, state.used
+            budget, used = writer.budget, writer.used
             async with (
                 open_answers(options.sources(directory.answers)) as stored,
                 local_run(single, roots, writer, is_done, options, hook, None, stored, budget, used) as local,

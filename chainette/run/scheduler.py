@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -20,19 +20,19 @@ from anyio.abc import TaskGroup
 
 from chainette.core.apply import Cardinality
 from chainette.core.plan import PYTHON, NodeKind, Plan
-from chainette.engine.budget import Amounts, Budget, Reserved, spent_words
+from chainette.engine.budget import NO_LIMITS, Amounts, Budget, Reserved
 from chainette.engine.lifecycle import Engines
 from chainette.errors import BudgetExhausted, DeclarationRefused, EngineRefused, EngineUnavailable, RequestsFailed, RunStopped
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.queue_values import Drain
-from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.protocol.queue_values import Drain, EngineAccount
+from chainette.fleet.protocol.run_fields import RunInfo, used_fields
 from chainette.hooks import Hook
 from chainette.io.inputs.roots_ahead import Root
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.events import BudgetUsed, Event
 from chainette.records import Outcome, Rejection, Row
-from chainette.run.allowance import Allowance
+from chainette.run.allowance import Allowance, is_spent
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
 from chainette.run.coordinator import Coordinator
@@ -88,15 +88,15 @@ class LocalRun(Worker):
     #: The answers of earlier runs.
     stored: Answers | None = None
     budget: Budget | None = None
-    #: Of the budget, what earlier sessions have spent.
-    used: Amounts = field(default_factory=Amounts)
+    #: Of the budget, what earlier sessions have spent: under "" of the run, else of an engine.
+    used: Mapping[str, Amounts] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
 
     incarnation: str = _HERE
     hands: InFlight = field(default_factory=InFlight)
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
-    allowances: dict[tuple[str, int], Allowance] = field(default_factory=dict)
+    allowances: dict[tuple[str, int, str], Allowance] = field(default_factory=dict)
     shared: SharedAnswers = field(default_factory=SharedAnswers)
     queue: MemoryQueue = field(init=False)
     sink: LocalSink = field(init=False)
@@ -146,7 +146,7 @@ class LocalRun(Worker):
         later = {place.queue for place in places if place.lane in barred}
         self._places = [place for place in places if place.queue not in later]
         limits = {"window": self._window, "window_bytes": _LIVE_BYTES, "batch_size": self.plan.batch_size}
-        used = {"used": self.used.words} if self.budget is not None else {}
+        used = used_fields(self.used, self.plan.engines) if self.budget is not None else {}
         self.queue.install(_HERE, info.epoch, "", token, [], {**limits, **used, "barred": " ".join(later)})
         self.sink.begin(keys, token)
 
@@ -285,19 +285,17 @@ class LocalRun(Worker):
         super().wait(lane, rows)
         self._changed.set()
 
-    async def reserve(
-        self, keys: RunKeys, limits: Sequence[int], token: str, settled: Amounts, ended: int, needs: Sequence[Amounts]
-    ) -> Reserved:
-        """As the base. The log knows of a reservation before its requests are sent, in case this process is killed."""
-        reserved = await super().reserve(keys, limits, token, settled, ended, needs)
+    async def note_reserved(self, account: EngineAccount, reserved: Reserved) -> None:
+        """Has the log know of a reservation before its requests are sent, in case this process is killed."""
         if reserved.granted:
-            self.post(BudgetUsed(used=reserved.used))
+            of_engine = {account.name: reserved.of_engine} if account.limits != NO_LIMITS else {}
+            self.post(BudgetUsed(used=reserved.used, engines=of_engine))
             await self.sink.caught_up()
-        return reserved
 
     async def exhaust(self, held: HeldUnit, error: BudgetExhausted) -> None:
         await super().exhaust(held, error)
-        raise RunStopped(spent_words(error.limits, Amounts(*error.used))) from error
+        assert self.budget is not None
+        raise is_spent(self.queue.progress(self.sink.keys), self.budget, self.plan.engines) from error
 
     def refused(self, held: HeldUnit) -> None:
         raise AssertionError(f"{held.claim.unit.node}, root {held.claim.unit.root}: nobody else can have this unit")

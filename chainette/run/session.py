@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 
 from chainette.core.plan import Plan
-from chainette.engine.budget import Amounts, Budget, require_prices
+from chainette.engine.budget import Amounts, Budget, engine_limits, require_prices
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.engine.preflight import require_openable
@@ -120,7 +120,7 @@ async def check_drive(plan: Plan, options: RunOptions, rates: Mapping[str, Rate]
         InputError: answers cannot be taken as the options say; or the budget is in dollars or GPU-hours, and an engine
             has no price.
     """
-    if options.budget:
+    if options.budget or engine_limits(plan.engines):
         names = {name for node in plan.steps for name in node.engines}
         asked = {name: config for name, config in plan.engines.items() if name in names}
         require_prices(options.budget, asked, {**rates, **rates_of(plan)})
@@ -157,7 +157,7 @@ async def _finish_run(
     plan: Plan, source: InputFile, writer: RunWriter, options: RunOptions, deliver: Deliver | None
 ) -> RunResult:
     hook = Hooks(options.hooks)
-    writer.rates, writer.limits = rates_of(plan), options.budget
+    writer.charge(rates_of(plan), options.budget, engine_limits(plan.engines))
     session = Session(plan, source, writer, options, hook)
     try:
         await anyio.to_thread.run_sync(index_own, session.sources)
@@ -166,10 +166,10 @@ async def _finish_run(
         else:
             _tell(hook, await anyio.to_thread.run_sync(announce, writer, source, plan))
             roots = roots_of(plan, source, options, writer.state.starts)
-            budget, used, done = writer.budget, writer.state.used, writer.state.is_done
+            budget, done = writer.budget, writer.state.is_done
             async with (
                 open_answers(session.sources) as stored,
-                local_run(plan, roots, writer, done, options, hook, deliver, stored, budget, used) as local,
+                local_run(plan, roots, writer, done, options, hook, deliver, stored, budget, writer.used) as local,
             ):
                 await local.run()
         await anyio.to_thread.run_sync(session.finish)
@@ -230,7 +230,7 @@ def _reason(error: BaseException) -> str:
 def announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
     expected = source.count()
     if writer.epoch == 0:
-        return writer.record([RunStarted(expected=expected, rates=writer.rates, budget=[*writer.limits])])
+        return writer.record([RunStarted(expected=expected, **writer.charged)])
     graph = graph_of(plan, writer.added)
     changed = graph if graph != writer.state.graph else None
     found = writer.reopened
@@ -241,8 +241,7 @@ def announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
         input=found.input,
         limit=found.limit,
         records=found.records,
-        rates=writer.rates,
-        budget=[*writer.limits],
+        **writer.charged,
         accept=found.accept,
     )
     return writer.record([resumed])
@@ -276,7 +275,7 @@ async def local_run(
     deliver: Deliver | None,
     stored: StoredAnswers | None = None,
     budget: Budget | None = None,
-    used: Amounts = Amounts(),  # noqa: B008 - frozen
+    used: Mapping[str, Amounts] = MappingProxyType({}),
 ) -> AsyncIterator[LocalRun]:
     """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
     from chainette.run.scheduler import LocalRun

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from chainette.core.chain import ArrowStream, Chain, Inputs
 from chainette.core.plan import Plan
-from chainette.engine.budget import budget_of
+from chainette.engine.budget import budget_of, engine_limits
 from chainette.errors import InputError
 from chainette.hooks import Hooks
 from chainette.io.inputs.frames import spool_frame
@@ -93,7 +93,7 @@ async def iterate(
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
         roots, hook = roots_of(plan, source, options), Hooks(options.hooks)
-        budget = budget_of(options.budget, rates_of(plan))
+        budget = budget_of(options.budget, rates_of(plan), engine_limits(plan.engines))
         writer = Scratch(plan, options.wanted(plan))
         try:
             async with (

@@ -309,7 +309,7 @@ class Asking:
             await self.send(asks)
             return
         longest, seconds = self.step.sampling.max_tokens, self.engine.time.per_request
-        needs = [self.allowance.need(self.node.engine, ask.messages, longest, seconds) for ask in asks]
+        needs = [self.allowance.need(ask.messages, longest, seconds) for ask in asks]
         while needs:
             granted = await self.allowance.take(needs)
             now, reserved, asks, needs = asks[:granted], needs[:granted], asks[granted:], needs[granted:]
@@ -334,7 +334,7 @@ class Asking:
                 used = completion.usage.busy_for(time.end(clock(), mark))
                 answer = msgspec.structs.replace(completion, usage=used)
                 if self.allowance is not None:
-                    self.allowance.settle(self.node.engine, reserved[index], answer.usage)
+                    self.allowance.settle(reserved[index], answer.usage)
                 self.take_in(unanswered.pop(index), requests[index], answer)
 
         self.hook.on_generating(self.node.engine, len(requests))

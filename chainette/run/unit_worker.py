@@ -27,11 +27,11 @@ import anyio.lowlevel
 
 from chainette.core.plan import Plan
 from chainette.engine.base import Engine
-from chainette.engine.budget import Amounts, Reserved
+from chainette.engine.budget import NO_LIMITS, Amounts, BudgetLimits, Reserved
 from chainette.errors import BudgetExhausted, DeclarationRefused, EngineUnavailable, RequestsFailed
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.queue_values import Claim, Lost
+from chainette.fleet.protocol.queue_values import Claim, EngineAccount, Lost
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
@@ -153,8 +153,8 @@ class Worker(ABC):
     busy: set[HeldUnit]
     #: (run, epoch, step) -> evidence about its requests.
     evidence: dict[tuple[str, int, str], Evidence]
-    #: (run, epoch) -> this worker's part in its budget.
-    allowances: dict[tuple[str, int], Allowance]
+    #: (run, epoch, engine) -> this worker's part in the budgets of the run and of the engine.
+    allowances: dict[tuple[str, int, str], Allowance]
     #: Questions that rows share.
     shared: SharedAnswers
     #: Seconds that an engine may not answer before a run gives up.
@@ -221,7 +221,7 @@ class Worker(ABC):
         evidence = self.evidence.get(_key_of(held))
         if evidence is not None and evidence.spent.requests:
             if (allowance := self.allowance_of(held)) is not None:
-                allowance.add(held.plan.engine_of(held.claim.unit.node), evidence.spent)
+                allowance.add(evidence.spent)
             event = EngineProbed(node=held.node, engine=held.told_engine, usage=evidence.spent)
             evidence.spent = Usage()
             await self.ask(partial(self.queue.note, held.claim.run, event))
@@ -257,23 +257,39 @@ class Worker(ABC):
     # -- the budget
 
     def allowance_of(self, held: HeldUnit) -> Allowance | None:
-        """This worker's part in the budget of the unit's run; None if the run has none."""
-        budget, key = held.info.budget, (held.claim.run, held.claim.epoch)
-        if budget is None:
+        """This worker's part in the budgets of the unit's run and engine; None if neither has one."""
+        budget, node = held.info.budget, held.plan.stations.get(held.claim.unit.node)
+        if budget is None or node is None or node.engine not in held.plan.engines:
             return None
+        key = run, epoch, engine = held.claim.run, held.claim.epoch, node.engine
         if key not in self.allowances:
-            self.allowances = {known: each for known, each in self.allowances.items() if known[0] != key[0]}
-            self.allowances[key] = Allowance(budget, partial(self.reserve, RunKeys(*key), budget.limits))
+            self.allowances = {known: each for known, each in self.allowances.items() if known[0] != run or known[1] == epoch}
+            account = EngineAccount(engine, held.plan.engines[engine].digest, budget.engines.get(engine, NO_LIMITS))
+            self.allowances[key] = Allowance(budget, engine, partial(self.reserve, RunKeys(run, epoch), budget.limits, account))
         return self.allowances[key]
 
     async def reserve(
-        self, keys: RunKeys, limits: Sequence[int], token: str, settled: Amounts, ended: int, needs: Sequence[Amounts]
+        self,
+        keys: RunKeys,
+        limits: BudgetLimits,
+        account: EngineAccount,
+        token: str,
+        settled: Amounts,
+        ended: int,
+        needs: Sequence[Amounts],
     ) -> Reserved:
         """See `LeasedQueue.reserve`."""
+        call = partial(self.queue.reserve, keys, self.incarnation, token, limits, settled, ended, needs, account)
         try:
-            return await self.ask(partial(self.queue.reserve, keys, self.incarnation, token, limits, settled, ended, needs))
+            reserved = await self.ask(call)
         except Lost as error:
-            raise BudgetExhausted(str(error), tuple(limits), Amounts()) from error
+            raise BudgetExhausted(str(error)) from error
+        await self.note_reserved(account, reserved)
+        return reserved
+
+    async def note_reserved(self, account: EngineAccount, reserved: Reserved) -> None:
+        """Called before the requests of a reservation are sent."""
+        del account, reserved
 
     async def settle(self, held: HeldUnit) -> None:
         """Tells the queue what the unit's answers did cost."""

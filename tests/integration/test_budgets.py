@@ -8,13 +8,14 @@ from unittest import mock
 
 import pytest
 
-from chainette import open_run
+from chainette import Chain, Step, open_run, register_engine
 from chainette.cli.screen.summary import cost_line
 from chainette.engine.base import Completion, Request
 from chainette.engine.budget import Amounts, Budget, parse_budget
+from chainette.engine.config import EngineRegistry, using_registry
 from chainette.engine.price import Price, Rate
 from chainette.engine.shared_time import SharedTime
-from chainette.errors import InputError, RunStopped
+from chainette.errors import EngineConfigError, InputError, RunStopped
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
@@ -22,7 +23,7 @@ from chainette.io.rundir.run_state import Status
 from chainette.records import Message, Usage
 from chainette.run.executor import resume, run_iter
 from tests.integration.test_costs import EACH, PRICE, answer, chain, picky
-from tests.support.chains import texts
+from tests.support.chains import Text, texts
 from tests.support.scripted import scripted
 
 #: The most that a request of `chain` is reserved for: its prompt is short, and its answer may have 1,024 tokens.
@@ -30,7 +31,7 @@ MOST = 0.0115
 
 
 def used(directory: Path) -> Amounts:
-    return read_state(RunDir(directory))[0].used
+    return read_state(RunDir(directory))[0].used()
 
 
 def test_a_run_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path: Path) -> None:
@@ -79,6 +80,40 @@ def test_tokens_are_settled_by_usage(tmp_path: Path) -> None:
         chain().run(texts(40), tmp_path / "out", budget="2e4tok")
     usage = open_run(tmp_path / "out").metadata["usage"]
     assert 20_000 - 1_300 < usage["prompt_tokens"] + usage["completion_tokens"] <= 20_000
+
+
+def two_engines() -> Chain:
+    ask = Step(id="ask", input_model=Text, output_model=Text, engine_name="llm", user_prompt="{{ text }}")
+    then = Step(id="then", output_model=Text, engine_name="other")
+    return Chain(name="two", batch_size=4, steps=[ask, then])
+
+
+def test_the_budget_of_an_engine_stops_a_run_and_the_command_line_goes_before_the_declaration(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with scripted({"budget": "5req", "capacity": 1}, llm=lambda _: answer(), other=lambda _: answer()) as scripts:
+        asked, chain = {name: script.requests for name, script in scripts.items()}, two_engines()
+        with pytest.raises(RunStopped, match=r"engine 'llm' is spent: 5 of 5 req used.*--budget llm=10req"):
+            chain.run(texts(20), out)
+        assert len(asked["llm"]) == 5
+        assert open_run(out).metadata["budget"] == ["llm=5req", "other=5req"]
+        with pytest.raises(RunStopped, match=r"engine 'llm' is spent: 9 of 9 req used"):
+            resume(out, chain, budget=("llm=9req", "other=none", "30req"))
+        assert len(asked["llm"]) == 9 and open_run(out).metadata["budget"] == ["30req", "llm=9req"]
+        with pytest.raises(RunStopped, match=r"the budget is spent: 30 of 30 req used"):  # the run's, of the session before
+            resume(out, chain, budget="llm=none")
+        assert len(asked["llm"]) + len(asked["other"]) == 30
+        result = resume(out, chain, budget="none")
+    assert result.status is Status.FINISHED and len(asked["llm"]) == len(asked["other"]) == 20
+
+
+def test_a_budget_of_an_engine_that_cannot_be_kept_is_an_error(tmp_path: Path) -> None:
+    with scripted(llm=lambda _: answer()), pytest.raises(InputError, match=r"no engine 'lmm'.*llm"):
+        chain().run(texts(1), tmp_path / "out", budget="lmm=5req")
+    with scripted({"budget": ["5usd", "7req"]}, llm=lambda _: answer()), pytest.raises(InputError, match="needs the price"):
+        chain().run(texts(1), tmp_path / "out")
+    with using_registry(EngineRegistry()), pytest.raises(EngineConfigError, match=r"budget 5: expected 20usd"):
+        register_engine("llm", "m", "simulated", budget="5")
+    assert not (tmp_path / "out").exists()
 
 
 def test_gpu_time_is_reserved_as_the_engine_has_needed_it_so_far(tmp_path: Path) -> None:

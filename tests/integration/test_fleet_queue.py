@@ -20,6 +20,7 @@ from chainette.engine.budget import Amounts
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, Aside, Missing, Result
+from chainette.fleet.protocol.queue_values import EngineAccount
 from chainette.fleet.redis.redis_queue import AdmissionResult, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.fleet.redis.script_calls import SCRIPTS, Scripts
@@ -1007,7 +1008,7 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.release(claim, "w1")
     spy.bury(claim, "w1", "why")
     run.client.hset(run.keys.state, "used", "0 0 0 0")
-    spy.reserve(run.keys, "w1", "t", (1, 1, 1, 1), Amounts(), 0, [Amounts(1)])
+    spy.reserve(run.keys, "w1", "t", (1, 1, 1, 1), Amounts(), 0, [Amounts(1)], EngineAccount("e", "d", (1, 1, 1, 1)))
     spy.reconcile("w1", [claim])
     spy.leave("w1")
     board = Board(run.client)

@@ -16,11 +16,12 @@ import pytest
 
 from chainette.core.flow import frontier
 from chainette.core.plan import Plan
-from chainette.engine.budget import Amounts
+from chainette.engine.budget import NO_LIMITS, Amounts, Reserved
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
+from chainette.fleet.protocol.queue_values import EngineAccount
 from chainette.fleet.redis.redis_queue import (
     ANCHOR,
     AdmissionResult,
@@ -891,13 +892,16 @@ def test_a_unit_is_not_cut_in_two_whose_scope_is_gone(site: Site) -> None:
 
 NO_LIMIT = -1
 
+#: An engine without a budget.
+LLM = EngineAccount("llm", "d1", NO_LIMITS)
+
 
 def reserve(
     site: Site, token: str, needs: int, *, me: str = "w1", settled: int = 0, ended: int = 0, limit: int = 10
 ) -> tuple[int, int, bool]:
     """(granted, requests used, exhausted) for requests that count one each."""
     limits = (limit, NO_LIMIT, NO_LIMIT, NO_LIMIT)
-    reply = site.queue.reserve(site.keys, me, token, limits, Amounts(settled), ended, [Amounts(1, 5)] * needs)
+    reply = site.queue.reserve(site.keys, me, token, limits, Amounts(settled), ended, [Amounts(1, 5)] * needs, LLM)
     return reply.granted, reply.used.requests, reply.exhausted
 
 
@@ -943,11 +947,62 @@ def test_what_a_dead_worker_reserved_stays_spent_and_holds_up_nobody(budgeted: S
     assert reserve(budgeted, "t3", 5, limit=12) == (2, 12, False)
 
 
+#: An engine of which all runs together may ask ten requests.
+SCARCE = EngineAccount("scarce", "d2", (10, NO_LIMIT, NO_LIMIT, NO_LIMIT))
+
+
+def reserve_scarce(site: Site, token: str, needs: int, *, run: str = "run-a", me: str = "w1", ended: int = 0) -> Reserved:
+    keys = site.keys if run == "run-a" else RunKeys(run, 0)
+    return site.queue.reserve(keys, me, token, NO_LIMITS, Amounts(), ended, [Amounts(1)] * needs, SCARCE)
+
+
+@pytest.fixture
+def scarce(site: Site) -> Iterator[Site]:
+    """Two runs that ask an engine with a budget; the one has used four of its requests before, the other one."""
+    site.fields = {**site.fields, "used": "4 0 0 0", "used:d2": "4 0 0 0"}
+    site.raise_epoch()
+    other = {**site.fields, "used": "1 0 0 0", "used:d2": "1 0 0 0"}
+    site.queue.install("run-b", 0, OWNER, "anchor-b", [], other)
+    for me in ("w1", "w2"):
+        site.queue.beat(me, {})
+    yield site
+    site.queue.close("run-b", max(info.epoch for info in site.queue.runs() if info.run == "run-b"), OWNER, [])
+
+
+def test_the_budget_of_an_engine_holds_over_all_runs(scarce: Site) -> None:
+    assert reserve_scarce(scarce, "t1", 3).granted == 3
+    second = reserve_scarce(scarce, "t1", 4, run="run-b", me="w2")
+    assert (second.granted, second.of_engine) == (2, Amounts(3))
+    assert reserve_scarce(scarce, "t1", 4, run="run-b", me="w2").granted == 2  # repeated
+    waiting = reserve_scarce(scarce, "t2", 1)
+    assert (waiting.granted, waiting.exhausted) == (0, False)  # those in flight may leave something over
+    assert not reserve_scarce(scarce, "t3", 0, ended=3).exhausted
+    assert not reserve_scarce(scarce, "t4", 1).exhausted  # the other run has two in flight
+    reserve_scarce(scarce, "t2", 0, run="run-b", me="w2", ended=2)
+    assert reserve_scarce(scarce, "t5", 1).exhausted
+    progress = scarce.queue.progress(scarce.keys, ["d2", "another"])
+    assert (progress.exhausted, progress.exhausted_by, progress.of_all_runs) == (True, "d2", Amounts(10))
+    assert progress.of_engines == {"d2": Amounts(7)}
+    other = scarce.queue.reserve(scarce.keys, "w2", "t6", NO_LIMITS, Amounts(), 0, [Amounts(1)], LLM)
+    assert (other.granted, other.exhausted) == (0, True)  # what it asked would be thrown away
+    assert not scarce.queue.progress(RunKeys("run-b", 0), ["d2"]).exhausted  # it notices when it wants more
+
+
+def test_what_closed_runs_have_spent_of_an_engine_counts_on_and_once(scarce: Site) -> None:
+    scarce.queue.close("run-b", 0, OWNER, [])
+    scarce.queue.close("run-b", 0, OWNER, [])  # again, after a lost reply
+    assert reserve_scarce(scarce, "t1", 9).granted == 5
+    scarce.queue.install("run-b", 1, OWNER, "anchor-b", [], {**scarce.fields, "used": "1 0 0 0", "used:d2": "1 0 0 0"})
+    assert reserve_scarce(scarce, "t2", 1, me="w2", ended=0).granted == 0
+    scarce.queue.install("run-b", 2, OWNER, "anchor-b", [], {**scarce.fields, "used": "1 0 0 0", "used:d2": "1 0 0 0"})
+    assert not reserve_scarce(scarce, "t3", 1, me="w2").granted
+
+
 def test_nothing_is_reserved_in_an_epoch_that_is_over(budgeted: Site) -> None:
     old = budgeted.keys
     budgeted.raise_epoch()
     with pytest.raises(Lost):
-        budgeted.queue.reserve(old, "w1", "t", (10, -1, -1, -1), Amounts(), 0, [Amounts(1)])
+        budgeted.queue.reserve(old, "w1", "t", (10, -1, -1, -1), Amounts(), 0, [Amounts(1)], LLM)
     assert budgeted.queue.progress(budgeted.keys).used == Amounts(4)
 
 

@@ -18,6 +18,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from chainette.fleet.protocol.keys import SPENT
 from chainette.fleet.server.embedded import SERVER_VARIABLE, EmbeddedServer
 from tests.support.proxy import FaultProxy
 from tests.support.tools import program
@@ -52,7 +53,7 @@ def connect(url: str, *, socket_timeout: float | None = 60.0) -> Redis:
 def assert_no_keys_left(client: Redis, allowed: Sequence[str] = ()) -> None:
     """Fails with the name and type of each key that no pattern in `allowed` covers."""
     found = sorted(key.decode() for key in client.scan_iter(count=1000))
-    left = [key for key in found if not any(fnmatch.fnmatchcase(key, pattern) for pattern in (*allowed, _BRIEF))]
+    left = [key for key in found if not any(fnmatch.fnmatchcase(key, pattern) for pattern in (*allowed, _BRIEF, SPENT))]
     assert not left, "keys left in Redis: " + ", ".join(f"{key} ({_type(client, key)})" for key in left)
 
 

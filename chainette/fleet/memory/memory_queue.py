@@ -7,12 +7,12 @@ No call blocks, and none takes longer the more units there are, except `missing`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
-from chainette.engine.budget import Amounts, Budget, Reserved
+from chainette.engine.budget import NO_LIMITS, Amounts, BudgetLimits, Reserved, fits
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
@@ -27,6 +27,7 @@ from chainette.fleet.protocol.queue_values import (
     Cancelled,
     Claim,
     Drain,
+    EngineAccount,
     Entry,
     Lost,
     Turn,
@@ -40,6 +41,9 @@ __all__ = ["MemoryQueue"]
 
 #: Times that one unit gets a strike back, since it may be the one that stalls its workers.
 _PARDONS = 3
+
+#: The field of a run's record with its part of an engine's budget begins so.
+_OF_ENGINE = "used:"
 
 #: Seconds for which a worker that drains keeps others from running a queue's next unit alone.
 _TURN = 30.0
@@ -66,6 +70,8 @@ class MemoryQueue(LeasedQueue):
         self._workers: dict[str, _Worker] = {}
         #: Workers that somebody asked to end.
         self._stopped: set[str] = set()
+        #: Digest of an engine with a budget -> what closed runs have spent.
+        self._closed: dict[str, Amounts] = {}
 
     # -- runs
 
@@ -84,9 +90,14 @@ class MemoryQueue(LeasedQueue):
         new = RunInMemory(RunKeys(run, epoch), owner, words, Stream(token), barred=frozenset(words.get("barred", "").split()))
         if known:
             new.state, new.noted, new.read_notes = known.state, known.noted, known.read_notes
-            new.used = known.used
+            new.used, new.of_engines = known.used, known.of_engines
         if "used" in words:
             new.used = new.used.at_least(Amounts.read(words["used"]))
+        for engine in [name.removeprefix(_OF_ENGINE) for name in fields if name.startswith(_OF_ENGINE)]:
+            used = Amounts.read(words[_OF_ENGINE + engine])
+            if known is None and epoch:  # it was closed before
+                self._closed[engine] = (self._closed.get(engine, Amounts()) - used).at_least(Amounts())
+            new.of_engines[engine] = new.of_engines.get(engine, Amounts()).at_least(used)
         self._runs[run] = new
         self._changed()
 
@@ -101,6 +112,8 @@ class MemoryQueue(LeasedQueue):
         if known and known.state != "cancelled" and self._epoch(run, epoch).owner != owner:
             raise Lost(f"close of run {run}, epoch {epoch}")
         self._runs.pop(run, None)
+        for engine, used in known.of_engines.items() if known else ():
+            self._closed[engine] = self._closed.get(engine, Amounts()) + used
 
     def set_state(self, run: str, state: str, reason: str = "") -> None:
         known = self._runs.get(run)
@@ -187,7 +200,7 @@ class MemoryQueue(LeasedQueue):
             raise Missing(f"root {root} of run {keys.run} is not live")
         return live.record
 
-    def progress(self, keys: RunKeys) -> AdmissionProgress:
+    def progress(self, keys: RunKeys, engines: Sequence[str] = ()) -> AdmissionProgress:
         run = self._runs.get(keys.run)
         if run is None:
             return AdmissionProgress(0, None, "", set())
@@ -203,6 +216,9 @@ class MemoryQueue(LeasedQueue):
             run.suspended,
             run.used,
             run.exhausted,
+            {engine: run.of_engines[engine] for engine in engines if engine in run.of_engines},
+            run.exhausted_by,
+            run.of_all_runs,
             is_current=current,
         )
 
@@ -470,31 +486,41 @@ class MemoryQueue(LeasedQueue):
         keys: RunKeys,
         incarnation: str,
         token: str,
-        limits: Sequence[int],
+        limits: BudgetLimits,
         settled: Amounts,
         ended: int,
         needs: Sequence[Amounts],
+        engine: EngineAccount,
     ) -> Reserved:
-        run = self._epoch(keys.run, keys.epoch)
+        run, mine = self._epoch(keys.run, keys.epoch), (incarnation, engine.digest)
         if run.state == "cancelled":
             raise Lost(f"run {keys.run} was cancelled")
-        last, granted, open_ = run.reserved.get(incarnation, ("", 0, 0))
+        last, granted, open_ = run.reserved.get(mine, ("", 0, 0))
+        own = run.of_engines.get(engine.digest, Amounts())
+        parts = (each.of_engines.get(engine.digest, Amounts()) for each in self._runs.values() if each is not run)
+        others = sum(parts, self._closed.get(engine.digest, Amounts()))
         if last == token:
-            return Reserved(granted, run.used)
-        run.used, granted = (run.used + settled).at_least(Amounts()), 0
-        budget = Budget((limits[0], limits[1], limits[2], limits[3]))
+            return Reserved(granted, run.used, of_engine=own)
+        granted, run.used, own = 0, (run.used + settled).at_least(Amounts()), (own + settled).at_least(Amounts())
         for need in needs:
-            if not budget.fits(run.used, need):
+            if run.exhausted or not (fits(limits, run.used, need) and fits(engine.limits, others + own, need)):
                 break
-            run.used, granted = run.used + need, granted + 1
-        run.reserved[incarnation] = (token, granted, max(0, open_ - ended) + granted)
-        exhausted = bool(needs) and not granted and not self._has_requests(run)
-        run.exhausted = run.exhausted or exhausted
-        return Reserved(granted, run.used, exhausted)
+            granted, run.used, own = granted + 1, run.used + need, own + need
+        run.reserved[mine] = (token, granted, max(0, open_ - ended) + granted)
+        if engine.limits != NO_LIMITS:
+            run.of_engines[engine.digest] = own
+        if needs and not granted and not run.exhausted and not self._has_requests([run]):
+            is_full = not fits(limits, run.used, needs[0])
+            by_engine = not is_full and not fits(engine.limits, others + own, needs[0])
+            run.exhausted = is_full or (by_engine and not self._has_requests(self._runs.values(), engine.digest))
+            if run.exhausted and by_engine:
+                run.exhausted_by, run.of_all_runs = engine.digest, others + own
+        return Reserved(granted, run.used, bool(needs) and run.exhausted, own)
 
-    def _has_requests(self, run: RunInMemory) -> bool:
-        """Whether a live worker has a request of the run in flight."""
-        return any(requests for name, (_, _, requests) in run.reserved.items() if self._lives(name))
+    def _has_requests(self, runs: Iterable[RunInMemory], engine: str = "") -> bool:
+        """Whether a live worker has a request of these runs in flight, and of the engine, if one is named."""
+        found = ((name, of, requests) for run in runs for (name, of), (_, _, requests) in run.reserved.items())
+        return any(requests for name, of, requests in found if engine in ("", of) and self._lives(name))
 
     def _lives(self, incarnation: str) -> bool:
         worker = self._workers.get(incarnation)

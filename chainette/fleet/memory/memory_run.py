@@ -176,8 +176,12 @@ class RunInMemory:
     #: The budget that is spent or reserved, and whether the next request does not fit.
     used: Amounts = field(default_factory=Amounts)
     exhausted: bool = False
-    #: Worker -> its last reservation: token, requests granted, requests in flight after it.
-    reserved: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    #: The same of each engine with a budget, by its digest, and the one that does not suffice.
+    of_engines: dict[str, Amounts] = field(default_factory=dict)
+    exhausted_by: str = ""
+    of_all_runs: Amounts = field(default_factory=Amounts)
+    #: (worker, engine) -> its last reservation: token, requests granted, requests in flight after it.
+    reserved: dict[tuple[str, str], tuple[str, int, int]] = field(default_factory=dict)
     #: Shared answers, and who asks the questions without one.
     answers: Recent = field(default_factory=lambda: Recent(MOST_ANSWERS, MOST_ANSWER_BYTES))
     asking: dict[bytes, str] = field(default_factory=dict)

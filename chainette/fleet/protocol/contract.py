@@ -11,11 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 
 from chainette.core.plan import Plan
-from chainette.engine.budget import Amounts, Reserved
+from chainette.engine.budget import Amounts, BudgetLimits, Reserved
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Aside, RootRecord
-from chainette.fleet.protocol.queue_values import LEASE, AdmissionProgress, AdmissionResult, Asker, Claim, Drain, Entry
+from chainette.fleet.protocol.queue_values import (
+    LEASE,
+    AdmissionProgress,
+    AdmissionResult,
+    Asker,
+    Claim,
+    Drain,
+    EngineAccount,
+    Entry,
+)
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.io.rundir.events import Event, Note
 from chainette.records import Effects, Outcome, Rejection
@@ -126,7 +135,7 @@ class LeasedQueue(ABC):
         """
 
     @abstractmethod
-    def progress(self, keys: RunKeys) -> AdmissionProgress:
+    def progress(self, keys: RunKeys, engines: Sequence[str] = ()) -> AdmissionProgress:
         """The progress of admission, and the live roots."""
 
     @abstractmethod
@@ -256,16 +265,19 @@ class LeasedQueue(ABC):
         keys: RunKeys,
         incarnation: str,
         token: str,
-        limits: Sequence[int],
+        limits: BudgetLimits,
         settled: Amounts,
         ended: int,
         needs: Sequence[Amounts],
+        engine: EngineAccount,
     ) -> Reserved:
-        """Reserves requests, in their order, as far as `limits` go; before that, settles earlier ones.
+        """Reserves requests of an engine, in their order, as far as the `limits` of the run and those of the engine go; before
+        that, settles earlier ones. The limits of an engine hold for all runs together, also for those that are closed.
 
         `settled` is the difference between the usage and the reservations of the `ended` requests. What nobody settles,
-        since its worker died, stays spent. If none fits and no live worker has a request in flight, the run is exhausted:
-        no more of its units are claimed in this epoch. `token` names the call, which is repeated until a reply comes.
+        since its worker died, stays spent. If none fits and no live worker has a request in flight (of the run; or of the
+        engine, in any run), the run is exhausted: no more of its units are claimed in this epoch. `token` names the call, which
+        is repeated until a reply comes.
 
         Raises:
             Lost: the epoch is over.

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 __all__ = [
     "LEASES",
     "RUNS",
+    "SPENT",
     "WORKERS",
     "RunKeys",
     "aside",
@@ -34,6 +35,10 @@ LEASES = "chainette:lease"
 
 #: Set of worker incarnations that have described themselves.
 WORKERS = "chainette:workers"
+
+
+#: Hash: digest of an engine with a budget -> what closed runs have spent of it. It stays; workers only read it.
+SPENT = "chainette:spent"
 
 
 def aside(run: str) -> str:

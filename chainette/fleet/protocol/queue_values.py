@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from chainette.engine.budget import Amounts
+from chainette.engine.budget import Amounts, BudgetLimits
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.records import Row, Unfinished, Unit
 
@@ -21,6 +21,7 @@ __all__ = [
     "Cancelled",
     "Claim",
     "Drain",
+    "EngineAccount",
     "Entry",
     "Lost",
     "Turn",
@@ -35,6 +36,15 @@ ANCHOR = "0-1"
 
 class Lost(Exception):
     """A claim, an epoch or an owner no longer holds, so the call had no effect."""
+
+
+@dataclass(frozen=True)
+class EngineAccount:
+    """An engine that requests are reserved for, and its budget over all runs."""
+
+    name: str
+    digest: str
+    limits: BudgetLimits
 
 
 class Cancelled(Exception):
@@ -166,6 +176,11 @@ class AdmissionProgress:
     #: The budget that is spent or reserved, and whether the next request does not fit and nothing is in flight.
     used: Amounts = field(default_factory=Amounts)
     exhausted: bool = False
+    #: Digest of an engine with a budget -> what the run has spent and reserved of it.
+    of_engines: Mapping[str, Amounts] = field(default_factory=dict)
+    #: If it is an engine's budget that does not suffice: its digest, and what all runs have spent and reserved.
+    exhausted_by: str = ""
+    of_all_runs: Amounts = field(default_factory=Amounts)
     #: Whether this is still the run's epoch in Redis.
     is_current: bool = True
 

@@ -7,13 +7,14 @@ from typing import Literal
 
 import msgspec
 
-from chainette.engine.budget import Budget
+from chainette.engine.budget import Amounts, Budget
+from chainette.engine.config import EngineConfig
 from chainette.engine.price import Cost
 from chainette.fleet.protocol.hash_fields import Count, HashFields
 from chainette.fleet.protocol.seals import VARIABLE, Purpose, Seals, Unsealed
 from chainette.io.rundir.graph import Graph
 
-__all__ = ["WITHDREW", "Counts", "RunInfo"]
+__all__ = ["WITHDREW", "Counts", "RunInfo", "record_seal", "used_fields"]
 
 #: An entry of `refusals`: an engine refuses the worker's key, the model, or the way in which a step asks.
 WITHDREW = "withdrew from an engine that refuses it"
@@ -179,6 +180,11 @@ def record_seal(seals: Seals, run: str, epoch: int, fields: Mapping[str, str | i
     body = _sealed_part({name.encode(): str(value).encode() for name, value in fields.items()})
     sealed = seals.seal(run, epoch, Purpose.RECORD, "", body)
     return {"key": seals.fingerprint, "seal": sealed[: len(sealed) - len(body)].hex()}
+
+
+def used_fields(used: Mapping[str, Amounts], engines: Mapping[str, EngineConfig]) -> dict[str, str]:
+    """What a run has spent and reserved as fields of its record: under "" of its own budget, else of an engine's."""
+    return {f"used:{engines[name].digest}" if name else "used": amounts.words for name, amounts in used.items()}
 
 
 def _sealed_part(found: Mapping[bytes, bytes]) -> bytes:

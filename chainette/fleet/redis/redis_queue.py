@@ -14,7 +14,7 @@ import msgspec
 
 from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
-from chainette.engine.budget import Amounts, Reserved
+from chainette.engine.budget import Amounts, BudgetLimits, Reserved
 from chainette.fleet.protocol.contract import MOST_ANSWER_BYTES, MOST_ANSWERS, LeasedQueue
 from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, rq_queue, stop
 from chainette.fleet.protocol.member_fields import Member
@@ -39,6 +39,7 @@ from chainette.fleet.protocol.queue_values import (
     Cancelled,
     Claim,
     Drain,
+    EngineAccount,
     Entry,
     Lost,
     Turn,
@@ -103,6 +104,9 @@ _STAGED = 600
 #: Workers that must have died with a row that ran alone before it is rejected.
 _DEATHS = 2
 
+
+#: Fields of a run's record from which its progress is known.
+_OF_PROGRESS = ("cursor", "total", "state", "last", "damaged", "suspended", "epoch", "used", "exhausted", "exhausted_by")
 
 #: Seconds in which a worker that was asked to end notices it.
 _STOP = 120
@@ -225,13 +229,13 @@ class FleetQueue(LeasedQueue):
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
         return bool(reply == b"OK")
 
-    def progress(self, keys: RunKeys) -> AdmissionProgress:
+    def progress(self, keys: RunKeys, engines: Sequence[str] = ()) -> AdmissionProgress:
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(keys.state, ("cursor", "total", "state", "last", "damaged", "suspended", "epoch", "used", "exhausted"))
+            pipe.hmget(keys.state, (*_OF_PROGRESS, *(f"used:{engine}" for engine in engines)))
             pipe.hkeys(keys.live)
             found, live = pipe.execute()
         try:
-            return _progress(keys, [(value or b"").decode("utf-8", "replace") for value in found], live)
+            return _progress(keys, [(value or b"").decode("utf-8", "replace") for value in found], live, engines)
         except ValueError as error:
             raise Missing(f"the record of run {keys.run} in Redis does not decode: {error}") from error
 
@@ -401,18 +405,20 @@ class FleetQueue(LeasedQueue):
         keys: RunKeys,
         incarnation: str,
         token: str,
-        limits: Sequence[int],
+        limits: BudgetLimits,
         settled: Amounts,
         ended: int,
         needs: Sequence[Amounts],
+        engine: EngineAccount,
     ) -> Reserved:
         amounts = {"limits": list(limits), "settled": list(settled), "needs": [list(need) for need in needs]}
-        place = {"run": keys.run, "epoch": keys.epoch, "incarnation": incarnation}
+        amounts["engine_limits"] = list(engine.limits)
+        place = {"run": keys.run, "epoch": keys.epoch, "incarnation": incarnation, "engine": engine.digest}
         kind, *found = self._call("reserve", **place, token=token, ended=ended, **amounts)
         if kind != b"OK":
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
-        granted, used, exhausted = found
-        return Reserved(granted, Amounts.read(used.decode()), bool(exhausted))
+        granted, exhausted, used, of_engine = found
+        return Reserved(granted, Amounts.read(used.decode()), bool(exhausted), Amounts.read(of_engine.decode()))
 
     # -- questions that rows share
 
@@ -526,8 +532,9 @@ def _this_process() -> dict[str, str | int]:
     }
 
 
-def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> AdmissionProgress:
-    cursor, total, state, last, damaged, suspended, epoch, used, exhausted = found
+def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes], engines: Sequence[str]) -> AdmissionProgress:
+    cursor, total, state, last, damaged, suspended, epoch, used, exhausted, exhausted_by, *own = found
+    by, _, of_all = exhausted_by.partition(" ")
     return AdmissionProgress(
         _count(cursor or "0"),
         _count(total) if total else None,
@@ -538,6 +545,9 @@ def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes]) -> Adm
         _count(suspended or "0"),
         Amounts.read(used or Amounts().words),
         bool(exhausted),
+        {engine: Amounts.read(words) for engine, words in zip(engines, own, strict=True) if words},
+        by,
+        Amounts.read(of_all) if of_all else Amounts(),
         is_current=epoch in ("", str(keys.epoch)),
     )
 

@@ -77,9 +77,10 @@ class Bill:
         """All usage so far."""
         return sum((item.whole for item in self._items.values()), Usage())
 
-    def amounts(self) -> Amounts:
-        """Usage and cost as budgets count them."""
-        usage, cost = self.usage(), self.cost()
+    def amounts(self, engine: str = "") -> Amounts:
+        """Usage and cost of an engine, or of all, as budgets count them."""
+        usage = sum((used for _, name, used in self.usages() if engine in ("", name)), Usage())
+        cost = sum((cost for _, name, cost in self.lines() if engine in ("", name)), Cost())
         tokens = usage.prompt_tokens + usage.completion_tokens
         return Amounts(usage.requests, tokens, round(cost.usd * 1e9), round(cost.gpu_hours * 3.6e6))
 

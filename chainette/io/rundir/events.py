@@ -7,13 +7,13 @@ graph.json and metadata.json; hooks see them live; `--json-logs` prints them.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from chainette.engine.base import Engine
-from chainette.engine.budget import Amounts
+from chainette.engine.budget import Amounts, BudgetLimits
 from chainette.engine.config import EngineConfig
 from chainette.engine.price import Rate
 from chainette.io.rundir.graph import Graph, require_file
@@ -93,6 +93,14 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     seal: str = ""
 
 
+class Charged(TypedDict):
+    """The part of a session's first event that says how its answers are charged."""
+
+    rates: dict[str, Rate]
+    budget: list[str]
+    engine_budgets: dict[str, BudgetLimits]
+
+
 class RunStarted(Event, frozen=True, tag="run_started"):
     """Work begins in a fresh directory."""
 
@@ -102,8 +110,9 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     anchor: tuple[str, str] | None = None
     #: Engine -> how its usage is charged from here on.
     rates: dict[str, Rate] = {}
-    #: The limits of the run, as `--budget` takes them.
+    #: The limits of the run, as `--budget` takes them; and engine -> its limits, in the order of `Amounts`.
     budget: list[str] = []
+    engine_budgets: dict[str, BudgetLimits] = {}
 
 
 class RunResumed(Event, frozen=True, tag="run_resumed"):
@@ -130,8 +139,9 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     order: int = 0
     #: Engine -> how its usage is charged from here on, if that changed.
     rates: dict[str, Rate] = {}
-    #: The limits of the run from here on, as `--budget` takes them.
+    #: The limits of the run from here on, as `--budget` takes them; and engine -> its limits.
     budget: list[str] = []
+    engine_budgets: dict[str, BudgetLimits] = {}
 
 
 class InputRead(Event, frozen=True, tag="input_read"):
@@ -373,6 +383,8 @@ class BudgetUsed(Event, frozen=True, tag="budget_used"):
     requests that are reserved, so they count as spent."""
 
     used: Amounts
+    #: Engine with a budget -> the part of it that the run has spent or reserved.
+    engines: dict[str, Amounts] = {}
 
 
 class RunPaused(Event, frozen=True, tag="run_paused"):

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from chainette.engine.budget import Amounts
+from chainette.engine.budget import Amounts, BudgetLimits, limit_words
 from chainette.errors import DamagedRun
 from chainette.io.rundir.accepted_rows import AcceptedRows, Boundary, has_enough
 from chainette.io.rundir.accounting import EngineCounts, NodeCounts, RowCounts, imbalance, plain_usage, ranges
@@ -107,7 +107,8 @@ class RunState:
     bill: Bill = field(default_factory=Bill)
     #: The limits of the last session, and the part of them that it knew to be spent or reserved.
     budget: tuple[str, ...] = ()
-    reserved: Amounts = field(default_factory=Amounts)
+    reserved: dict[str, Amounts] = field(default_factory=dict)
+    engine_budgets: dict[str, BudgetLimits] = field(default_factory=dict)
     #: Folder -> journal number -> (bytes, rows).
     ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     sealed: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -199,13 +200,13 @@ class RunState:
             case RunStarted():
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
                 self.bill.take_rates(event.rates)
-                self.budget = tuple(event.budget)
+                self.budget, self.engine_budgets = tuple(event.budget), event.engine_budgets
             case RunResumed():
                 self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
                 self.graph, self.phase = event.graph or self.graph, event.phase
                 self.input = event.input or self.input
                 self.bill.take_rates(event.rates)
-                self.budget = tuple(event.budget)
+                self.budget, self.engine_budgets = tuple(event.budget), event.engine_budgets
                 if event.limit is not None:
                     self._raise_limit(event.limit)
                 if event.records is not None:
@@ -226,7 +227,7 @@ class RunState:
                 self.node(event.node).probes += event.usage
                 self._charge(event.node, event.engine, event.usage)
             case BudgetUsed():
-                self.reserved = event.used
+                self.reserved |= {"": event.used, **event.engines}
             case RowsTakenBack():
                 self._charge(event.node, event.engine, event.usage)
             case EngineLoaded():
@@ -378,10 +379,10 @@ class RunState:
         for reason, count in event.reasons.items():
             counts.reasons[reason] = counts.reasons.get(reason, 0) + count
 
-    @property
-    def used(self) -> Amounts:
-        """What counts towards a budget: all that was asked, and requests that a killed process may have sent."""
-        return self.bill.amounts().at_least(self.reserved)
+    def used(self, engine: str = "") -> Amounts:
+        """What counts towards the budget of the run, or of an engine: all that was asked, and requests that a killed process
+        may have sent."""
+        return self.bill.amounts(engine).at_least(self.reserved.get(engine, Amounts()))
 
     def _charge(self, node: str, engine: str, usage: Usage) -> None:
         self.bill.charge(node, engine or self.engine_of(node), usage)
@@ -531,7 +532,9 @@ class RunState:
         """The cost of the run, if any engine has a rate."""
         rates = self.bill.rates
         costs = {"cost": plain_cost(self.bill.cost()), "rates": msgspec.to_builtins(rates)} if rates else {}
-        return costs | ({"budget": list(self.budget)} if self.budget else {})
+        of_run = [text for text in self.budget if "=" not in text]
+        of_engines = [f"{name}={text}" for name, limits in self.engine_budgets.items() for text in limit_words(limits)]
+        return costs | ({"budget": of_run + of_engines} if of_run or of_engines else {})
 
     def _cost_of(self, step: str) -> dict[str, Any]:
         """The cost of a step, if one of its engines has a rate."""

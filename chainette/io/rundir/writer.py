@@ -20,12 +20,13 @@ from chainette.core.candidates import is_invalid
 from chainette.core.decision import way_of
 from chainette.core.flow import Durable
 from chainette.core.plan import NodeKind, Plan, PlanNode
-from chainette.engine.budget import Budget, budget_of
+from chainette.engine.budget import Amounts, Budget, BudgetLimits, budget_of
 from chainette.engine.price import Rate
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.accepted_rows import AcceptedRows
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.events import (
+    Charged,
     EngineLoaded,
     Event,
     InputRead,
@@ -119,6 +120,8 @@ class RunWriter:
         self.rates: dict[str, Rate] = {}
         #: The limits of this session, as `--budget` takes them.
         self.limits: tuple[str, ...] = ()
+        #: Engine -> its limits.
+        self.engine_limits: dict[str, BudgetLimits] = {}
         #: Shards that earlier sessions sealed, which are read once more before the run is called finished.
         self._found = [(folder, number) for folder, numbers in state.sealed.items() for number in numbers]
         #: The position that the input was read to, if it is not logged yet.
@@ -163,7 +166,21 @@ class RunWriter:
     @property
     def budget(self) -> Budget | None:
         """The budget of this session; None if it has no limits."""
-        return budget_of(self.limits, {**self.state.bill.rates, **self.rates})
+        return budget_of(self.limits, {**self.state.bill.rates, **self.rates}, self.engine_limits)
+
+    @property
+    def used(self) -> dict[str, Amounts]:
+        """The part of the budget that is spent or reserved: under "" of the run, else of an engine that has one."""
+        return {name: self.state.used(name) for name in ("", *self.engine_limits)}
+
+    def charge(self, rates: dict[str, Rate], limits: Sequence[str], engine_limits: dict[str, BudgetLimits]) -> None:
+        """Charges this session's answers so; `limits` are those of `--budget`."""
+        self.rates, self.limits, self.engine_limits = rates, tuple(limits), engine_limits
+
+    @property
+    def charged(self) -> Charged:
+        """The part of a session's first event about that."""
+        return {"rates": self.rates, "budget": [*self.limits], "engine_budgets": self.engine_limits}
 
     # -- rows
 

@@ -132,6 +132,7 @@ def another(value: Any, key: str) -> Any:
         "response_format": "none",
         "extra": {"a": 1},
         "price": {"in": 1},
+        "budget": "5req",
     }
     if key in special:
         return special[key]

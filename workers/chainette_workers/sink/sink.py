@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from chainette.core.flow import Durable
 from chainette.core.plan import Plan
-from chainette.engine.budget import Amounts, spent_words
-from chainette.errors import RunStopped
+from chainette.engine.budget import Amounts
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Aside, PutAside, Result
+from chainette.fleet.protocol.run_fields import used_fields
 from chainette.fleet.redis.redis_queue import ANCHOR, AdmissionProgress, Entry, LeasedQueue, Lost
 from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
@@ -25,6 +25,7 @@ from chainette.io.rundir.live_roots import Admitted
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import encode
+from chainette.run.allowance import is_spent
 from chainette.run.durability import admitted_as, commit_of, count_rejects, finished_roots, items_of
 from chainette.run.limits import RejectWatch
 from chainette_workers.sink.acceptance import AcceptedRoot
@@ -128,7 +129,7 @@ class Sink:
         """The run's record in Redis: all that workers need, and the numbers from which progress is counted."""
         known = -1 if expected is None else expected
         barred = " ".join(self._queues_of(self.barred or ()))
-        used = {"used": self.writer.state.used.words} if self.writer.budget is not None else {}
+        used = used_fields(self.writer.used, self.plan.engines) if self.writer.budget is not None else {}
         return {**self.fields, **used, "records_before": self.writer.state.records, "expected": known, "barred": barred}
 
     def _log_epoch(self, expected: int | None) -> None:
@@ -142,7 +143,7 @@ class Sink:
             self.writer.raise_epoch()
             self._say([self._resumed(expected, anchor, self._changed_graph())])
         else:
-            self._say([RunStarted(expected=expected, anchor=anchor, rates=self.writer.rates, budget=[*self.writer.limits])])
+            self._say([RunStarted(expected=expected, anchor=anchor, **self.writer.charged)])
         self._installing = token
 
     def _changed_graph(self) -> Graph | None:
@@ -163,8 +164,7 @@ class Sink:
             input=found.input,
             limit=found.limit,
             records=found.records,
-            rates=self.writer.rates,
-            budget=[*self.writer.limits],
+            **self.writer.charged,
             accept=found.accept,
         )
 
@@ -303,11 +303,14 @@ class Sink:
         budget = self.writer.budget
         if budget is None:
             return
-        progress = self.progress
-        if progress.used != self.writer.state.reserved and progress.used != Amounts():
-            self._say([BudgetUsed(used=progress.used)])
+        names = {self.plan.engines[name].digest: name for name in budget.engines}
+        progress = self.queue.progress(self.keys, [*names])
+        of_engines = {names[digest]: used for digest, used in progress.of_engines.items()}
+        known = self.writer.state.reserved
+        if known | {"": progress.used, **of_engines} != known and progress.used != Amounts():
+            self._say([BudgetUsed(used=progress.used, engines=of_engines)])
         if progress.exhausted:
-            raise RunStopped(spent_words(budget.limits, progress.used))
+            raise is_spent(progress, budget, self.plan.engines)
 
     def damage(self, progress: AdmissionProgress) -> str:
         """Names the keys that are missing in Redis, as far as counts show it; "" if none is.

@@ -117,7 +117,7 @@ class EngineWorker(Worker):
     hands: InFlight = field(default_factory=InFlight)
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
-    allowances: dict[tuple[str, int], Allowance] = field(default_factory=dict)
+    allowances: dict[tuple[str, int, str], Allowance] = field(default_factory=dict)
     shared: SharedAnswers = field(default_factory=lambda: SharedAnswers(with_others=True))
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)

@@ -181,6 +181,21 @@ local function forget_queue(queue)
   redis.call('DEL', 'rq:queue:' .. queue, 'rq:failed:' .. queue, 'rq:scheduled:' .. queue, wip_key(queue))
 end
 
+-- The amounts of a budget, and their words; {} if the text has none.
+local function amounts_of(text)
+  local list = {}
+  for word in string.gmatch(tostring(text or ''), '%d+') do list[#list + 1] = tonumber(word) end
+  return #list == 4 and list or {}
+end
+local function added(some, others, factor)
+  local list = {}
+  for i = 1, 4 do list[i] = math.max(0, (some[i] or 0) + (factor or 1) * (others[i] or 0)) end
+  return list
+end
+local function amount_words(list) return string.format('%.0f %.0f %.0f %.0f', unpack(list)) end
+-- Hash: digest of an engine with a budget -> what closed runs have spent. Workers may not write it.
+local CLOSED = 'chainette:spent'
+
 local function split_words(text)
   local words = {}
   for word in string.gmatch(text or '', '[^, ]+') do words[#words + 1] = word end

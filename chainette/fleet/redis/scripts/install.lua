@@ -19,23 +19,23 @@ for _, queue in ipairs(A.queues) do
   forget_queue(queue)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
 end
-redis.call('HDEL', key, 'total', 'last', 'damaged', 'barred', 'suspended', 'exhausted')
--- of the budget, what was reserved stays spent; the log may know more, if Redis went back
-local function numbers(text)
-  local list = {}
-  for word in string.gmatch(tostring(text or ''), '%d+') do list[#list + 1] = tonumber(word) end
-  return #list == 4 and list or {0, 0, 0, 0}
-end
-local before = numbers(redis.call('HGET', key, 'used'))
+redis.call('HDEL', key, 'total', 'last', 'damaged', 'barred', 'suspended', 'exhausted', 'exhausted_by')
 for _, name in ipairs(redis.call('HKEYS', key)) do
   if string.sub(name, 1, 9) == 'reserved:' then redis.call('HDEL', key, name) end
 end
-write_fields(A.run, A.fields)
-if A.fields.used then
-  local used = numbers(A.fields.used)
-  for i = 1, 4 do used[i] = math.max(used[i], before[i]) end
-  redis.call('HSET', key, 'used', string.format('%.0f %.0f %.0f %.0f', unpack(used)))
+-- of the budgets of the run and of its engines, what was reserved stays spent; the log may know more, if Redis went back
+for name, words in pairs(A.fields) do
+  if name == 'used' or string.sub(name, 1, 5) == 'used:' then
+    local used, before, engine = amounts_of(words), amounts_of(redis.call('HGET', key, name)), string.sub(name, 6)
+    if engine ~= '' and known < 0 and A.epoch > 0 then -- it was closed before, and counts among the live ones again
+      local closed = amounts_of(redis.call('HGET', CLOSED, engine))
+      if #closed == 4 then redis.call('HSET', CLOSED, engine, amount_words(added(closed, used, -1))) end
+    end
+    for i = 1, 4 do used[i] = math.max(used[i] or 0, before[i] or 0) end
+    A.fields[name] = amount_words(used)
+  end
 end
+write_fields(A.run, A.fields)
 redis.call('HSET', key, 'epoch', A.epoch, 'owner', A.owner, 'cursor', 0, 'live_rows', 0, 'live_bytes', 0, 'results', 0, 'queues', table.concat(A.queues, ' '))
 if redis.call('HGET', key, 'state') ~= 'paused' then redis.call('HSET', key, 'state', 'running') end
 redis.call('SADD', 'chainette:runs', A.run)

@@ -14,7 +14,7 @@ local function own(key, kind, run)
   if run then damage(run, key .. ' held a ' .. found .. ', not a ' .. kind) end
 end
 
-for key, kind in pairs({['chainette:lease'] = 'zset', ['chainette:workers'] = 'set', ['chainette:runs'] = 'set',
+for key, kind in pairs({['chainette:lease'] = 'zset', ['chainette:workers'] = 'set', ['chainette:runs'] = 'set', ['chainette:spent'] = 'hash',
     ['rq:workers'] = 'set', ['rq:queues'] = 'set'}) do own(key, kind) end
 
 local function own_queue(run, epoch, queue)
