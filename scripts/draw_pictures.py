@@ -59,7 +59,9 @@ def draw_run(directory: Path, target: Path) -> None:
         console.print(Text.assemble(("$ ", "bold green"), f"chainette run {EXAMPLE}/chain.py {EXAMPLE}/inputs.jsonl -o out\n"))
         console.print(Text(draw(plan)), "", *lines, sep="\n")
         svg = console.export_svg(title="chainette run")
-        target.write_text(re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")  # no other host is asked
+        target.write_text(
+            re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8"
+        )  # no other host is asked
 
     executor.run(
         plan,
@@ -74,12 +76,12 @@ def draw_run(directory: Path, target: Path) -> None:
 
 def draw_report(directory: Path, target: Path) -> None:
     """The upper part of the report, as a browser shows it."""
-    subprocess.run([sys.executable, "-m", "chainette", "report", str(directory)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "chainette", "report", str(directory)], check=True, cwd=ROOT)  # noqa: S603 - ours
     chromium = os.environ.get("CHROMIUM", "/usr/bin/chromium")
     with sync_playwright() as driver:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
         browser = driver.chromium.launch(executable_path=chromium, args=flags)
-        page: Any = browser.new_page(viewport={"width": 1000, "height": 900})
+        page: Any = browser.new_page(viewport={"width": 1000, "height": 745})
         page.goto((directory / "report.html").as_uri())
         page.screenshot(path=str(target))
         browser.close()
