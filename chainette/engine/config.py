@@ -108,6 +108,7 @@ _HINTS = dict.fromkeys(SamplingParams.__struct_fields__, "sampling=SamplingParam
     "device": "gpu_ids=[...]",
     "devices": "gpu_ids=[...]",
     "enable_reasoning": "nothing, reasoning_parser=... says it",
+    "engine_kwargs": "its entries as keys of their own: tensor_parallel_size=..., dtype=...",
     "extra_serve_flags": "extra={{...}}",
     "gpu": "gpu_ids=[...]",
     "gpus": "gpu_ids=[...]",
