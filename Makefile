@@ -33,7 +33,7 @@ dist: $(VENV)/.dist  ## The sdist and the wheel, checked: in dist/, installed al
 	rm -rf build/try
 
 test-vllm: $(VENV)/.vllm .models/smollm2  ## vLLM for the CPU with a small real model: 3 GB once
-	$(BIN)/pytest -m vllm
+	$(BIN)/pytest -n 2 --dist loadgroup -m vllm
 
 SEEDS ?= 200
 START ?= 0

@@ -18,7 +18,6 @@ SMOL = REPOSITORY / ".models/smollm2"
 
 needs_vllm = [
     pytest.mark.vllm,
-    pytest.mark.xdist_group("vllm"),  # two models side by side would only wait for each other
     pytest.mark.skipif(
         importlib.util.find_spec("vllm") is None or not SMOL.is_dir(),
         reason="vLLM or its model is missing (make .venv/.vllm .models/smollm2)",
