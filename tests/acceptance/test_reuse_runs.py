@@ -14,6 +14,7 @@ import pytest
 from tests.support.cli import REPOSITORY, Project
 from tests.support.pages import follow
 from tests.support.slow_server import SlowServer
+from tests.support.tools import many
 
 CHAIN = """
 from pydantic import BaseModel
@@ -112,8 +113,9 @@ def test_an_unchanged_chain_a_changed_step_and_inserted_rows_ask_for_what_is_new
 
 
 @pytest.mark.long
-def test_ten_thousand_rows_ask_for_what_is_new(tmp_path: Path, server: SlowServer) -> None:
-    reuse_in_every_way(Notes(tmp_path, server, rows=10_000), 10_000, 100)
+def test_thousands_of_rows_ask_for_what_is_new(tmp_path: Path, server: SlowServer) -> None:
+    rows = many(2_000, 2_000, 10_000)
+    reuse_in_every_way(Notes(tmp_path, server, rows), rows, 100)
 
 
 @pytest.mark.long
