@@ -82,7 +82,7 @@ class Repeats:
     count: int = 0
     #: Of these, rows whose answer nobody has yet.
     asked: int = 0
-    _questions: Recent = field(default_factory=lambda: Recent(QUESTIONS, QUESTIONS))
+    _questions: Recent = field(default_factory=lambda: Recent(QUESTIONS, 64 * QUESTIONS))
 
     def add(self, key: bytes, *, is_asked: bool) -> None:
         self.rows += 1

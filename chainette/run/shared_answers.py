@@ -27,8 +27,8 @@ from chainette.utils.recent import Recent
 
 __all__ = ["QUESTIONS", "Exchange", "Questions", "SharedAnswer", "SharedAnswers", "Waiting"]
 
-#: Questions whose answers are remembered, and the bytes of these answers.
-QUESTIONS, _BYTES = 1_000_000, 128 << 20
+#: Questions whose answers are remembered, and the bytes of these answers in a temporary file.
+QUESTIONS, _BYTES = 1_000_000, 1 << 30
 
 #: Questions whose failures are remembered.
 _FAILING = 10_000

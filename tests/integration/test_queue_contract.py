@@ -1049,7 +1049,7 @@ def test_answers_end_with_their_epoch_and_old_ones_make_room(shared: Site, monke
     monkeypatch.setattr("chainette.fleet.memory.memory_run.MOST_ANSWERS", 8)
     old = shared.keys
     shared.raise_epoch()
-    answers = [(b"%016d" % number, b"answer") for number in range(40)]
+    answers = [(b"%-16d" % number, b"answer") for number in range(40)]
     for pair in answers:
         share(shared, "w1", answers=[pair])
     known = [reply == b"answer" for reply in share(shared, "w2", *(question for question, _ in answers))]
