@@ -27,6 +27,7 @@
         DiskError           the disk is full, or a write failed
         RedisUnavailable    Redis does not answer now
         RunStopped          a run stopped itself; the directory is resumable
+          BudgetSpent       at its budget
           NotFinished       its log does not have every record of the input; carries the gaps
         RunCancelled        the run was cancelled
       RowsRejected          `Node.execute` had to reject rows; carries the rejections
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from chainette.records import Rejection
 
 __all__ = [
+    "BudgetSpent",
     "ChainChanged",
     "ChainetteError",
     "DamagedRun",
@@ -247,6 +249,15 @@ class RunStopped(RunError):
 
 class BudgetExhausted(RunError):
     """The next request of a run does not fit its budget, or that of its engine, and nothing is in flight."""
+
+
+class BudgetSpent(RunStopped):
+    """The run stopped at its budget."""
+
+    def __init__(self, message: str, flags: tuple[str, ...]) -> None:
+        super().__init__(message)
+        #: The flags with which `chainette resume` goes on.
+        self.flags = flags
 
 
 class NotFinished(RunStopped):

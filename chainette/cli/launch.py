@@ -42,7 +42,16 @@ from chainette.core.usercode.loading import LoadedChain, load_chain
 from chainette.core.usercode.parameters import given, settings_of
 from chainette.engine.config import EngineRegistry
 from chainette.engine.registry import overlaid
-from chainette.errors import DiskError, EngineError, InputError, PluginError, Problem, RunDirectoryError, RunStopped
+from chainette.errors import (
+    BudgetSpent,
+    DiskError,
+    EngineError,
+    InputError,
+    PluginError,
+    Problem,
+    RunDirectoryError,
+    RunStopped,
+)
 from chainette.hooks import Hook
 from chainette.io.inputs.hub import is_hub
 from chainette.io.rundir.logged_paths import chain_root_of
@@ -132,7 +141,8 @@ def launch(
     except (RunStopped, DiskError, EngineError, InputError) as error:
         code = show_error(error, debug=telling.debug)
         if "chainette resume" not in str(error):
-            _say_how_to_go_on(directory, telling.again)
+            larger = error.flags if isinstance(error, BudgetSpent) else ()
+            _say_how_to_go_on(directory, (*telling.again, *larger))
         raise typer.Exit(code) from None
     if not result.metadata["records"]:
         given = result.metadata["input"]

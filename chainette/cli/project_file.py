@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from chainette.core.run_settings import FLAGS, RunSettings
+from chainette.core.run_settings import FLAGS, UNRECORDED, RunSettings
 from chainette.errors import InputError, SettingsError
 from chainette.utils.argument_advice import nearest
 
@@ -183,6 +183,7 @@ def default_map(defaults: list[Default]) -> dict[str, dict[str, Any]]:
     """Command -> parameter -> its default, for those commands that the keys are about."""
     values = {default.key: default.value for default in defaults}
     settings = {name: values[key] for key, name in _SETTINGS.items() if key in values}
+    anew = {name: value for name, value in settings.items() if name in UNRECORDED}
     root = {"chain_root": values["chain-root"]} if "chain-root" in values else {}
     engines = {name: values["engines"] for name in ("engines_file", "engines", "file") if "engines" in values}
     runs = {"runs": values["runs"]} if "runs" in values else {}
@@ -190,6 +191,6 @@ def default_map(defaults: list[Default]) -> dict[str, dict[str, Any]]:
         **dict.fromkeys(_BEGIN, settings | root | runs),
         **dict.fromkeys(_OPEN, engines | root),
         **dict.fromkeys(("coordinator", "sink"), root),
-        "resume": {name: value for name, value in settings.items() if not FLAGS[name].recorded},
+        **dict.fromkeys(("resume", "rejected"), anew),
         "ls": {"folder": values["runs"]} if "runs" in values else {},
     }

@@ -293,7 +293,11 @@ def _field_problems(model: type[BaseModel], name: str, field: FieldInfo) -> Iter
     if field.exclude:
         yield "has exclude=True and would be lost between nodes; remove it"
     elif key not in _accepted(model, name, field)[0]:
-        yield f"is written as {key!r} but read as {_accepted(model, name, field)[0][0]!r}; use one alias=... for both"
+        read = _accepted(model, name, field)[0][0]
+        yield (
+            f"is written as {key!r} but read as {read!r}; use one alias=... for both, "
+            f"or, if {read!r} is a column of the input, no alias and --columns {name}={read}"
+        )
     if key.startswith("_"):
         yield f"is written as {key!r}; names that start with '_' are Chainette's own columns, choose another alias"
     if any(part in (SecretStr, SecretBytes) for part in _parts(field.annotation)):

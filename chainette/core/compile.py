@@ -311,7 +311,14 @@ class Compiler:
     def check_templates(self, node: PlanNode) -> None:
         """Resolves every name in the prompts against the models in scope."""
         step = node.node
-        if not isinstance(step, Step) or step.prompt_builder is not None:
+        if not isinstance(step, Step):
+            return
+        if step.prompt_builder is not None:
+            for name in step.unsent:
+                instead = f"leave it out, or have the builder send step.{name}"
+                self.warn(
+                    step.place, f"step {step.id!r}: {name} is not sent, since prompt_builder gives the messages; {instead}"
+                )
             return
         scope = {name: self.types[node.key_of(name)] for name in node.scope} | {"row_id": str, "input": node.input_type}
         elsewhere = {other.id: self.out_of_reach(node, other) for other in self.nodes.values() if other.id not in node.scope}

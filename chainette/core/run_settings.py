@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from chainette.errors import InputError
 
-__all__ = ["FLAGS", "RECORDED", "RESUMABLE", "Flag", "Format", "RunSettings"]
+__all__ = ["FLAGS", "RECORDED", "RESUMABLE", "UNRECORDED", "Flag", "Format", "RunSettings"]
 
 Format = Literal["jsonl", "parquet", "csv"]
 
@@ -180,5 +180,8 @@ FLAGS: Mapping[str, Flag] = {
 #: Settings that the log fixes for every later session of a directory.
 RECORDED = frozenset(name for name, flag in FLAGS.items() if flag.recorded)
 
+#: Settings that every session of a directory has anew.
+UNRECORDED = frozenset(FLAGS) - RECORDED
+
 #: Settings that a later session may give.
-RESUMABLE = frozenset(name for name, flag in FLAGS.items() if flag.raised or not flag.recorded)
+RESUMABLE = UNRECORDED | {name for name, flag in FLAGS.items() if flag.raised}

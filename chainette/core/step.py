@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, Generic, get_origin
 
 from pydantic import BaseModel, TypeAdapter
@@ -97,6 +98,14 @@ def _text(value: object, name: str, where: str, place: Place) -> str:
         raise DeclarationError(f"{where}: {name}: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DeclarationError(f"{where}: {name}: {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """The attributes and global names of a function, also of those inside it."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names_in(inner)
 
 
 def _model_hint(value: object) -> str:
@@ -211,6 +220,18 @@ class Step(Node, Generic[In, Out]):
     def engines(self) -> tuple[str, ...]:
         """The names of every engine that may be asked, in order."""
         return (self.engine_name, *self.escalate)
+
+    @property
+    def unsent(self) -> list[str]:
+        """The prompts in whose place `prompt_builder` stands, unless its code mentions them."""
+        code = getattr(self.prompt_builder, "__code__", None)
+        if not isinstance(code, CodeType):  # none, or an object whose code may be anywhere
+            return []
+        defaults = {"system_prompt": "", "user_prompt": DEFAULT_USER_PROMPT, "output_format_instruction": None}
+        mentioned = set(_names_in(code))
+        return [
+            name for name, default in defaults.items() if getattr(self, name) not in (default, "") and name not in mentioned
+        ]
 
     @property
     def gives_list(self) -> bool:

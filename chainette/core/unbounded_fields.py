@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from chainette.core.plan import Plan
 from chainette.core.step import Step
@@ -17,6 +18,13 @@ __all__ = ["unbounded_fields", "unbounded_outputs"]
 _SHORT = frozenset({"date", "date-time", "duration", "ipv4", "ipv6", "time", "uuid"})
 #: Fields that a warning names.
 _NAMED = 6
+
+
+class _Sizes(GenerateJsonSchema):
+    """A Decimal counts as the number that it is: pydantic also takes it as text, and no argument of Field bounds that text."""
+
+    def decimal_schema(self, schema: Any) -> JsonSchemaValue:  # noqa: ARG002 - of pydantic
+        return {"type": "number"}
 
 
 def unbounded_outputs(plan: Plan) -> list[Problem]:
@@ -43,7 +51,7 @@ def _warning(model: type[BaseModel], fields: list[str], steps: list[str]) -> str
 
 def unbounded_fields(model: type[BaseModel]) -> list[str]:
     """Paths of text, lists and maps without a limit, as `reply`, `items`, `items[].name`."""
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(schema_generator=_Sizes)
     return [*dict.fromkeys(path or model.__name__ for path in _paths(schema, "", schema.get("$defs", {}), frozenset()))]
 
 

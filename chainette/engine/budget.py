@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from chainette.engine.price import Rate
-from chainette.errors import InputError
+from chainette.errors import BudgetSpent, InputError
 from chainette.records import Message, Usage
 from chainette.utils.argument_advice import nearest
 
@@ -23,6 +23,7 @@ __all__ = [
     "BudgetLimits",
     "Reserved",
     "budget_of",
+    "budget_spent",
     "budgeted",
     "engine_limits",
     "estimated_tokens",
@@ -31,7 +32,6 @@ __all__ = [
     "merged",
     "parse_budget",
     "require_prices",
-    "spent_words",
 ]
 
 #: In the order of `Amounts`; -1 if there is no limit.
@@ -236,20 +236,22 @@ def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], ra
             )
 
 
-def spent_words(limits: Iterable[int], used: Amounts, engine: str = "") -> str:
-    """Says that the budget of a run, or of an engine, is spent, and how to go on."""
+def budget_spent(limits: Iterable[int], used: Amounts, engine: str = "") -> BudgetSpent:
+    """The error of a run whose budget is spent, or that of one of its engines."""
     places = zip(_UNITS.items(), limits, used, strict=True)
     found = [(unit, limit / whole, amount / whole) for (unit, (_, whole)), limit, amount in places]
-    spent = [f"{amount:.6g} of {limit:.6g} {unit}" for unit, limit, amount in found if limit >= 0]
+    spent = ", ".join(f"{amount:.6g} of {limit:.6g} {unit}" for unit, limit, amount in found if limit >= 0)
     of = f"{engine}=" if engine else ""
-    larger = " ".join(f"--budget {of}{2 * limit:g}{unit}" for unit, limit, _ in found if limit >= 0)
+    larger = tuple(word for unit, limit, _ in found if limit >= 0 for word in ("--budget", f"{of}{2 * limit:g}{unit}"))
+    of_what, total = ("the budget", "for the directory")
     if engine:
-        return (
-            f"the budget of engine {engine!r} is spent: {', '.join(spent)} used, and the next request may not fit; it is a "
-            "total over all runs of the engine in the fleet, or over the resumes of a run without one. Go on with a larger "
-            f"one: `chainette resume DIR {larger}`, or where the engine is declared"
+        of_what, total = (
+            f"the budget of engine {engine!r}",
+            "over all runs of the engine in the fleet, or over the resumes of a run without one",
         )
-    return (
-        f"the budget is spent: {', '.join(spent)} used, and the next request may not fit; it is a total for the directory. "
-        f"Go on with a larger one: `chainette resume DIR {larger}`"
+    declared = ", or where the engine is declared" if engine else ""
+    return BudgetSpent(
+        f"{of_what} is spent: {spent} used, and the next request may not fit; it is a total {total}. "
+        f"Go on with a larger one: {' '.join(larger)}{declared}",
+        larger,
     )

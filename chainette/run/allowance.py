@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from chainette.engine.budget import Amounts, Budget, Reserved, spent_words
+from chainette.engine.budget import Amounts, Budget, Reserved, budget_spent
 from chainette.engine.config import EngineConfig
-from chainette.errors import BudgetExhausted, RunStopped
+from chainette.errors import BudgetExhausted, BudgetSpent
 from chainette.fleet.protocol.queue_values import AdmissionProgress
 from chainette.records import Message, Usage
 
@@ -20,12 +20,12 @@ __all__ = ["Allowance", "is_spent"]
 _LOOK = 0.1
 
 
-def is_spent(progress: AdmissionProgress, budget: Budget, engines: Mapping[str, EngineConfig]) -> RunStopped:
+def is_spent(progress: AdmissionProgress, budget: Budget, engines: Mapping[str, EngineConfig]) -> BudgetSpent:
     """The error of a run whose next request does not fit its budget, or that of one of its engines."""
     names = {engines[name].digest: name for name in budget.engines}
     if engine := names.get(progress.exhausted_by):
-        return RunStopped(spent_words(budget.engines[engine], progress.of_all_runs, engine))
-    return RunStopped(spent_words(budget.limits, progress.used))
+        return budget_spent(budget.engines[engine], progress.of_all_runs, engine)
+    return budget_spent(budget.limits, progress.used)
 
 
 #: Reserves through the queue: token, settled amounts, requests that ended, amounts of the next requests.

@@ -94,7 +94,9 @@ def test_a_cut_list_says_how_many_more_there_are(finished: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--step", "nothing"], ["--reason", "nothing"], ["--engine", "writer"]], ids=["step", "reason", "engine"]
+    "words",
+    [["--step", "nothing"], ["--reason", "nothing"], ["--engine", "writer"], ["--engine-patience", "1"]],
+    ids=["step", "reason", "engine", "patience"],
 )
 def test_filters_that_cannot_match_are_usage_errors(finished: Project, words: list[str]) -> None:
     done = finished.chainette("rejected", "jsonl", *words)
@@ -109,6 +111,16 @@ def test_retry_asks_again_with_another_engine(project: Project) -> None:
     assert [row["step_id"] for row in rejected_rows(project, "jsonl")] == ["chain_input"]
     assert {str(row["row_id"]) for row in graded} <= {*project.ids("jsonl", "grade")}
     assert len(project.ids("jsonl", "grade")) == 40
+
+
+def test_a_retry_gives_up_on_a_dead_engine_after_its_patience(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=2, invalid=1.0)
+    with (tmp_path / "chain.py").open("a") as file:  # nobody listens on port 1
+        file.write("\nregister_engine('gone', 'm', backend='openai', endpoint='http://127.0.0.1:1/v1')\n")
+    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet").returncode == 3
+    done = project.chainette("rejected", "out", "--retry", "--step", "grade", "--engine", "gone", "--engine-patience", "0.1")
+    assert done.returncode == 1
+    assert "engine 'gone' has not answered for" in done.stderr
 
 
 def test_retry_without_anything_to_retry_is_an_error(project: Project) -> None:

@@ -17,6 +17,7 @@ from chainette.cli.common import console, guarded, is_terminal, new_table, print
 from chainette.cli.flags import AsJson, RunDirectory, Yes
 from chainette.cli.launch import launch, require_trust
 from chainette.cli.signature import Only
+from chainette.core.run_settings import UNRECORDED, RunSettings
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
@@ -33,6 +34,7 @@ _RAW = 120
 
 @guarded
 def rejected(
+    context: typer.Context,
     directory: RunDirectory,
     step: Annotated[list[str] | None, typer.Option("--step", metavar="ID", help="Rows of this step only; repeatable.")] = None,
     reason: Annotated[
@@ -49,26 +51,37 @@ def rejected(
         str | None, typer.Option("--engine", metavar="NAME", help="With --retry: the engine that answers this time.")
     ] = None,
     *,
+    settings: Annotated[RunSettings, Only(UNRECORDED)],
     telling: Annotated[Telling, Only({"quiet", "json_logs", "show", "debug", "hook"})],
     yes: Yes = False,
 ) -> None:
     """List the rejected rows of DIR, or --retry them.
 
-    Each is shown with the reason, the message and the raw answer, or the bad line of the input.
+    Each is shown with the reason, the message and the raw answer, or the bad line of the input. --retry takes the chain file
+    as it is now, for example with more max_tokens; rows that are not rejected stay as they are.
     """
     steps, reasons = step or [], reason or []
     _check_reasons(reasons)
     if retry:
         require_trust(RunDir(directory), trusted=yes)
-        _retry(directory, steps, reasons, engine, telling)
+        _retry(directory, steps, reasons, engine, settings, telling)
         return
-    if engine:
-        raise typer.BadParameter("--engine says which engine answers a --retry; give both")
+    if alone := _typed_for_a_retry(context):
+        raise typer.BadParameter(f"{alone} is about the answers of a --retry; give both")
     rows = (row for row in _rejected_rows(directory, steps) if not reasons or row["reason"] in reasons)
     if as_json:
         print_json(itertools.islice(rows, limit))
     else:
         _print_table(rows, limit or _ROWS)
+
+
+def _typed_for_a_retry(context: typer.Context) -> str:
+    """The first flag on the command line that only a retry needs; "" if there is none."""
+    for name in ("engine", *sorted(UNRECORDED)):
+        source = context.get_parameter_source(name)  # chainette.toml may say it for every command
+        if source is not None and source.name == "COMMANDLINE":
+            return f"--{name.replace('_', '-')}"
+    return ""
 
 
 def _check_reasons(reasons: Iterable[str]) -> None:
@@ -133,10 +146,14 @@ def _cut(raw: str | None) -> str:
     return text if len(text) <= _RAW else f"{text[: _RAW - 3]}..."
 
 
-def _retry(directory: Path, steps: list[str], reasons: list[str], engine: str | None, telling: Telling) -> None:
-    run = RunDir(directory)
+def _retry(
+    directory: Path, steps: list[str], reasons: list[str], engine: str | None, settings: RunSettings, telling: Telling
+) -> None:
+    run, given = RunDir(directory), settings.given
     launch(
         run,
         replace(telling, again=("--local",)),
-        lambda hooks: executor.retry_rejected(run, steps=steps, reasons=reasons, engine=engine, hooks=hooks, progress=False),
+        lambda hooks: executor.retry_rejected(
+            run, steps=steps, reasons=reasons, engine=engine, hooks=hooks, progress=False, **given
+        ),
     )

@@ -39,7 +39,8 @@ def _difference(source: InputFile, recorded: dict[str, Any], read: Read | None) 
     size = source.size
     begins_alike = read is None or digest_of(source.files(), read.upto) == read.digest
     if size > recorded["size"] and begins_alike:
-        return f"{recorded['size']:,} bytes then, {size:,} now; its beginning is unchanged, so it seems to have grown"
+        grown = f"{recorded['size']:,} bytes then, {size:,} now; its beginning is unchanged, so it seems to have grown"
+        return f"{grown} (new rows go into a file of their own, for --more, or into a new run with --reuse)"
     if size != recorded["size"]:
         return f"{recorded['size']:,} bytes then, {size:,} now"
     if not begins_alike:

@@ -97,7 +97,7 @@ def test_a_command_gets_the_keys_that_are_about_it(tmp_path: Path) -> None:
     )
     found = default_map(defaults)
     assert found["run"] == {"seed": 7, "limit": 5, "budget": ("2usd",), "engines_file": "e.yml", "runs": "r"}
-    assert found["resume"] == {"budget": ("2usd",)}, "the log has the rest"
+    assert found["resume"] == found["rejected"] == {"budget": ("2usd",)}, "the log has the rest"
     assert "limit" not in found.get("rows", {}) and found["ls"] == {"folder": "r"}
     assert found["warmup"]["engines"] == "e.yml"
     assert variables_of(defaults) == {"CHAINETTE_REDIS_URL": "redis://h/1", "CHAINETTE_UMASK": "027"}

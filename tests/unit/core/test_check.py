@@ -296,11 +296,15 @@ def test_fields_that_do_not_survive_the_dump_are_named() -> None:
         renamed: str = Field("", validation_alias="other")
         mine: str = Field("", alias="_mine")
 
+    both = (
+        "field {0!r} is written as {0!r} but read as {1!r}; use one alias=... for both, "
+        "or, if {1!r} is a column of the input, no alias and --columns {0}={1}"
+    )
     assert model_problems(Lost) == [
         "field 'hidden' has exclude=True and would be lost between nodes; remove it",
         "field 'key' is a secret type, which is written as asterisks; use str",
         "field 'keys' is a secret type, which is written as asterisks; use str",
-        "field 'renamed' is written as 'renamed' but read as 'other'; use one alias=... for both",
+        both.format("renamed", "other"),
         "field 'mine' is written as '_mine'; names that start with '_' are Chainette's own columns, choose another alias",
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,6 +58,7 @@ def one(annotation: Any) -> type[BaseModel]:
         int,
         float | None,
         bool,
+        Decimal,
         Short,
         Short | None,
         Literal["a", "b"],

@@ -298,7 +298,7 @@ class Sink:
         """Keeps in the log how much of the budget is spent or reserved.
 
         Raises:
-            RunStopped: the next request does not fit, and nothing is in flight.
+            BudgetSpent: the next request does not fit, and nothing is in flight.
         """
         budget = self.writer.budget
         if budget is None:

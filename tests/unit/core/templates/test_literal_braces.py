@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from chainette import Chain, Step, apply, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.prompt import prompter
+from chainette.core.step import DEFAULT_USER_PROMPT
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import PlanError
 from chainette.records import Message, Row
@@ -93,11 +94,17 @@ def test_a_row_with_open_fields_is_silent() -> None:
     assert warnings("Write a poem", input_model=Open) == []
 
 
-def test_a_prompt_builder_is_left_alone() -> None:
+def test_a_prompt_beside_a_prompt_builder_is_not_sent_unless_the_builder_sends_it() -> None:
     def build(step: Any, row: Any, history: Any) -> list[Message]:
         return [Message("user", "hello")]
 
-    assert warnings("Write a poem", prompt_builder=build) == []
+    def inside(step: Any, row: Any, history: Any) -> list[Message]:
+        return [Message(role, (lambda: step.user_prompt)()) for role in ("user",)]
+
+    said = "user_prompt is not sent, since prompt_builder gives the messages; leave it out, or have the builder send"
+    assert warnings("Write a poem", prompt_builder=build) == [f"step 'ask': {said} step.user_prompt"]
+    assert warnings("Write a poem", prompt_builder=inside) == []
+    assert warnings(DEFAULT_USER_PROMPT, prompt_builder=build) == []
 
 
 @pytest.mark.parametrize(
