@@ -243,15 +243,12 @@ def budget_spent(limits: Iterable[int], used: Amounts, engine: str = "") -> Budg
     spent = ", ".join(f"{amount:.6g} of {limit:.6g} {unit}" for unit, limit, amount in found if limit >= 0)
     of = f"{engine}=" if engine else ""
     larger = tuple(word for unit, limit, _ in found if limit >= 0 for word in ("--budget", f"{of}{2 * limit:g}{unit}"))
-    of_what, total = ("the budget", "for the directory")
+    what, total, or_declare = "the budget", "for the directory", ""
     if engine:
-        of_what, total = (
-            f"the budget of engine {engine!r}",
-            "over all runs of the engine in the fleet, or over the resumes of a run without one",
-        )
-    declared = ", or where the engine is declared" if engine else ""
+        what, or_declare = f"the budget of engine {engine!r}", ", or where the engine is declared"
+        total = "over all runs of the engine in the fleet, or over the resumes of a run without one"
     return BudgetSpent(
-        f"{of_what} is spent: {spent} used, and the next request may not fit; it is a total {total}. "
-        f"Go on with a larger one: {' '.join(larger)}{declared}",
+        f"{what} is spent: {spent} used, and the next request may not fit; it is a total {total}. "
+        f"Go on with a larger one: {' '.join(larger)}{or_declare}",
         larger,
     )
