@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -92,6 +93,10 @@ def test_a_run_gets_through_and_nobody_asked_for_what_is_not_allowed(fleet: Flee
         done = project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "out", "--quiet", "--redis", fleet.urls["operator"])
         assert done.returncode == 3, done.stderr
         assert len(project.ids("out", "extract")) == 100
+        words = ("enqueue", "chain.py", "in.jsonl", "-o", "again", "--quiet", "--redis", fleet.urls["operator"])
+        done = project.chainette(*words, "--reuse", "out")
+        assert done.returncode == 3, done.stderr
+        assert json.loads((tmp_path / "again/metadata.json").read_text())["rows_reused"] >= 300
         assert project.chainette("runs", "--redis", fleet.urls["operator"]).returncode == 0
     finally:
         worker.terminate()

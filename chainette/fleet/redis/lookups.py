@@ -56,7 +56,7 @@ class Lookups:
     def ask(self, keys: RunKeys, question: Question) -> None:
         """Asks the sink of a run."""
         message = self._seals.seal(keys.run, keys.epoch, Purpose.ASKED, "", encode(question))
-        with _damage_is_loss(), self._redis.pipeline() as pipe:
+        with _damage_is_loss(), self._redis.pipeline(transaction=False) as pipe:
             pipe.rpush(keys.asked, message)
             pipe.expire(keys.asked, _LIVES)
             pipe.execute()
