@@ -93,11 +93,14 @@ def _kept(rows: _Rows, where: str) -> _Rows:
     except TemplateError as error:
         raise typer.BadParameter(str(error)) from error
     for row in rows:
+        values = _nested(row)
         try:
-            if holds.value(_nested(row)):
+            if holds.value(values):
                 yield row
         except TemplateError as error:
-            raise typer.BadParameter(f"row {row.get('row_id')}: {error}") from error
+            unknown = next(iter(holds.names - values.keys()), "") if "not in scope" in str(error) else ""
+            hint = nearest(unknown, values) if unknown else ""
+            raise typer.BadParameter(f"row {row.get('row_id')}: {error}{hint}") from error
 
 
 class _Fields(dict[str, Any]):

@@ -31,6 +31,8 @@ def test_a_field_is_found_though_a_method_has_its_name(where: str) -> None:
 def test_a_misspelt_field_is_answered_with_the_nearest() -> None:
     with pytest.raises(typer.BadParameter, match="there is no 'itms'; did you mean 'items'"):
         next(_kept(iter([ROW]), "digest.itms"))
+    with pytest.raises(typer.BadParameter, match="'dgest' is not in scope; did you mean 'digest'"):
+        next(_kept(iter([ROW]), "dgest.items"))
 
 
 def test_long_texts_and_many_columns_are_shown_as_records() -> None:
