@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import anyio
 import pytest
 from pydantic import BaseModel
 
@@ -26,6 +27,7 @@ from chainette.run.executor import resume
 from chainette.run.options import RunOptions
 from chainette.run.sample import sample
 from chainette.run.step_estimates import StepEstimate
+from tests.support.patience import LONG
 from tests.support.scripted import Script, ask_of, row_of, scripted, user_text
 
 
@@ -81,7 +83,8 @@ def test_rows_wait_for_the_answer_to_a_question_in_flight_and_leave_room_for_oth
         held.append(user_text(request))
         if len(held) == 4:
             ready.set()
-        await ready.wait()
+        with anyio.fail_after(LONG):
+            await ready.wait()
         return word(request)
 
     rows = [Text(text=f"question {number // 16 % 4}") for number in range(128)]

@@ -5,16 +5,36 @@ from __future__ import annotations
 import anyio
 import msgspec
 import pytest
+from anyio.abc import TaskGroup
+from pydantic import BaseModel
 
-from chainette.engine.base import Cause, Completion, Finish
+from chainette import Chain, Step
+from chainette.core.compile import compile_chain
+from chainette.engine.base import Cause, Completion, Finish, Request
+from chainette.engine.lifecycle import create_engine
 from chainette.errors import EngineUnavailable
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import Asker
-from chainette.records import Reason
+from chainette.hooks import Hook
+from chainette.records import CHAIN_INPUT, Reason, Row
 from chainette.run.blame import FAILURES
+from chainette.run.process import fill
 from chainette.run.shared_answers import Exchange, SharedAnswer, SharedAnswers
+from chainette.run.unit_result import UnitResult
+from tests.support.patience import LONG
+from tests.support.scripted import Script, scripted
 
 KEYS = RunKeys("run", 0)
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Number(BaseModel):
+    number: int
+
+
 ONE = b"1" * 16
 ANSWER = SharedAnswer(1, b"{}")
 BROKEN = Completion("", Finish.FAILED, error="500", by="here", cause=Cause.BROKEN)
@@ -169,3 +189,84 @@ def test_a_question_that_nobody_here_waits_for_is_given_up() -> None:
     row.gone = True
     shared.heard(news.wanted, [Asker.HERE])
     assert exchange(shared) == Exchange(given_up=[ONE])
+
+
+# -- the rows of real units
+
+
+class Unit:
+    """A unit of rows that all ask the same, of which the first is `first`."""
+
+    def __init__(self, shared: SharedAnswers, first: int, count: int = 3) -> None:
+        step = Step(id="ask", input_model=Text, output_model=Number, engine_name="llm", user_prompt="one", dedupe=True)
+        self.plan = compile_chain(Chain(name="c", steps=[step]))
+        self.result = UnitResult(self.plan, self.plan.nodes["ask"], Hook())
+        self.rows = [Row(str(first + number), {CHAIN_INPUT: b'{"text":""}'}) for number in range(count)]
+        self.scope = anyio.CancelScope()
+        self.waiting = 0
+        self._shared = shared
+
+    async def work(self) -> None:
+        with self.scope:
+            questions = self._shared.of(KEYS, "ask", self._count)
+            await fill(self.result, self.rows, create_engine(self.plan.engines["llm"]), questions=questions)
+
+    def _count(self, more: int) -> None:
+        self.waiting += more
+
+    async def begin(self, group: TaskGroup) -> None:
+        group.start_soon(self.work)
+        await anyio.wait_all_tasks_blocked()
+
+
+def test_rows_of_another_unit_ask_if_the_unit_that_asks_is_taken_away() -> None:
+    shared = SharedAnswers()
+    first, again, release = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def answer(_request: Request) -> Number:
+        (again if first.is_set() else first).set()
+        await release.wait()
+        return Number(number=1)
+
+    async def go(llm: Script) -> None:
+        one, two = Unit(shared, 0), Unit(shared, 10)
+        async with anyio.create_task_group() as group:
+            await one.begin(group)
+            await two.begin(group)
+            assert (one.waiting, two.waiting, len(llm.requests)) == (2, 3, 1)
+            one.scope.cancel()
+            with anyio.fail_after(LONG):
+                await again.wait()
+            assert (one.waiting, two.waiting, len(llm.requests)) == (0, 2, 2)
+            release.set()
+        assert two.result.finished() == {"10", "11", "12"} and two.waiting == 0
+        assert not one.result.finished() and one.result.cancelled.requests == 1
+
+    with scripted(llm=answer) as scripts:
+        anyio.run(go, scripts["llm"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_taken"),
+    [
+        (SharedAnswer(1, b'{"number":7}'), True),
+        (SharedAnswer(3, reason=Reason.NOT_JSON), True),
+        (SharedAnswer(1, b'{"number":"seven"}'), False),  # not the model's
+        (SharedAnswer(4, b'{"number":7}'), False),  # more asks than there are
+        (SharedAnswer(0, b'{"number":7}'), False),
+    ],
+)
+def test_an_answer_of_another_worker_is_held_against_the_model(answer: SharedAnswer, *, is_taken: bool) -> None:
+    shared = SharedAnswers(with_others=True)
+
+    async def go(llm: Script) -> None:
+        unit = Unit(shared, 0)
+        async with anyio.create_task_group() as group:
+            await unit.begin(group)
+            [(_, news)] = await shared.outgoing()
+            shared.heard(news.wanted, [msgspec.msgpack.encode(answer)])
+        assert len(unit.result.finished()) == 3
+        assert (unit.result.shared, len(llm.requests)) == ((3, 0) if is_taken else (0, 3))
+
+    with scripted(llm=lambda _request: Number(number=1)) as scripts:
+        anyio.run(go, scripts["llm"])
