@@ -144,6 +144,20 @@ def test_a_row_that_is_itself_at_fault_shares_its_fate_with_nobody(tmp_path: Pat
     assert len(by_id(result)) == 27 and result.counts["ask"]["shared"] == 18
 
 
+def test_rows_ask_for_themselves_if_the_first_request_of_all_is_refused(tmp_path: Path) -> None:
+    """Whose fault that is shows later, and its row must not hold up those that wait for it."""
+    refused = Completion("", Finish.ERROR, error="400: no")
+
+    async def run(chain: Chain) -> RunResult:
+        with anyio.fail_after(LONG):
+            return await chain.arun(repeated(40, 2), tmp_path / "out")
+
+    with scripted(llm=lambda request: refused if user_text(request) == "question 0" else word(request)):
+        result = asyncio.run(run(chain()))
+    assert {one["reason"] for one in result.rejected} == {"engine_error"} and len([*result.rejected]) == 20
+    assert result.counts["ask"]["shared"] == 19
+
+
 def test_rows_wait_for_the_next_try_if_the_engine_does_not_answer(tmp_path: Path) -> None:
     silent = [EngineUnavailable("nobody there")] * 2
 
