@@ -28,6 +28,7 @@ from chainette.io.rundir.run_state import RunState
 from chainette.run.forecast import Forecast, Walk
 from chainette.run.kept_rows import KeptRows
 from chainette.run.options import RunOptions
+from chainette.run.resumption import reused_by
 from chainette.run.sample import open_counted
 from chainette.run.session import open_answers, roots_of
 from chainette.run.step_estimates import EarlierRuns, StepEstimate, StepEstimates
@@ -154,7 +155,7 @@ def _as_recorded(directory: RunDir, plan: Plan, options: RunOptions) -> tuple[Pl
     fixed: dict[str, Any] = {name: settings[name] for name in ("seed", "key") if name in settings}
     fixed["columns"] = tuple(settings.get("columns") or ())
     if not options.reuse:
-        fixed |= {name: tuple(settings.get(name) or ()) for name in ("reuse", "no_reuse")}
+        fixed |= {"reuse": reused_by(directory, state), "no_reuse": tuple(settings.get("no_reuse") or ())}
     limit = options.limit if options.limit is not None else state.limit
     return replace(plan, batch_size=settings["batch_size"]), replace(options, **fixed, limit=limit)
 

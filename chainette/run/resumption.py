@@ -53,6 +53,7 @@ __all__ = [
     "require_limit",
     "resume",
     "retry",
+    "reused_by",
     "taken_back",
 ]
 
@@ -412,10 +413,17 @@ def require_reuse(directory: RunDir, state: RunState, wanted: Sequence[str]) -> 
     Raises:
         RunDirectoryError: the run began without any.
     """
-    known: Sequence[str] = state.run.settings.get("reuse") or ()
+    known = reused_by(directory, state)
     if wanted and not known:
         raise RunDirectoryError(f"{directory}: the run takes no answers from others; begin a new run with --reuse to do so")
     return (*wanted, *({str(directory.sample)} & {*known} - {*wanted})) if wanted else known
+
+
+def reused_by(directory: RunDir, state: RunState) -> tuple[str, ...]:
+    """The earlier runs that a run takes answers from; the sample of its own plan moves with it."""
+    recorded, own = state.run.settings.get("reuse") or (), directory.sample
+    lost = {path for path in recorded if Path(path).parts[-2:] == own.parts[-2:] and not RunDir(path).exists()}
+    return tuple(str(own) if path in lost and RunDir(own).exists() else path for path in recorded)
 
 
 def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -15,11 +16,11 @@ from chainette import Chain, Route, Step, apply, open_run, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.errors import RunDirectoryError, RunStopped
+from chainette.errors import InputError, RunDirectoryError, RunStopped
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.run.blocking import block
-from chainette.run.estimate import Estimate, estimate
+from chainette.run.estimate import Estimate, estimate, save
 from chainette.run.executor import resume
 from chainette.run.options import RunOptions
 from chainette.run.sample import sample
@@ -125,6 +126,26 @@ def test_what_a_sample_asked_is_not_asked_again(tmp_path: Path) -> None:
     steps = result.metadata["steps"]
     assert {step: counts["out"] for step, counts in steps.items()} == {"chain_input": 40, "ask": 40, "then": 40}
     assert len({request.messages for request in asked if request.schema_name == "ask"}) == 40 and steps["ask"]["reused"] == 10
+
+
+def test_a_run_that_took_a_sample_is_computed_anew_and_moved_with_it(tmp_path: Path) -> None:
+    file, out = inputs(tmp_path, 12), tmp_path / "out"
+    with scripted({"capacity": 4}, llm=lambda _request: answer()) as scripts:
+        chain, asked = two_steps(prompt="{{ text }}"), scripts["llm"].requests
+        save(RunDir(out), planned(chain, file, out, 4))
+        chain.run(file, out)
+        before = len(asked)
+        plan = foreseen(chain, file, out, select=["ask+"])
+        again = resume(out, chain, select="ask+")
+        assert counted(plan)["ask"] == 8 == again.metadata["steps"]["ask"]["usage"]["requests"]
+        assert len(asked) - before == 8 and RunDir(out).estimate.exists()
+        out.rename(tmp_path / "moved")
+        assert foreseen(chain, file, tmp_path / "moved", select=["ask+"]).requests == plan.requests
+        moved = resume(tmp_path / "moved", chain, select="ask+")
+        assert moved.metadata["steps"]["ask"]["reused"] == 4
+        with pytest.raises(InputError, match="there is no run in it"):
+            rmtree(RunDir(tmp_path / "moved").sample)
+            resume(tmp_path / "moved", chain, select="ask+")
 
 
 def test_a_changed_step_is_asked_again_and_the_plan_says_why(tmp_path: Path) -> None:

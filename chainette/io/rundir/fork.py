@@ -46,7 +46,7 @@ from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.reasked import Reasked
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span, StreamWriter
-from chainette.io.rundir.versions import copy, keep_versions, link, version_numbers
+from chainette.io.rundir.versions import copy, copy_tree, keep_versions, link, version_numbers
 from chainette.io.tables.row_lines import parse_earlier
 from chainette.records import CHAIN_INPUT, declared_of
 from chainette.utils.private_files import make_folder, new_file, permitted
@@ -316,6 +316,8 @@ class _Fork:
             self._take(f"{self.source.held.name}/{folder}")
         grows = bool(self.state.input.get("growing"))
         self._take(self.source.inputs.name, () if grows else {path.stem for path in self.source.inputs.glob("*")})
+        if self.source.plan.is_dir():  # a later plan writes to its sample
+            copy_tree(self.source.plan, self.target.plan)
         self._take(self.source.answers.name, {path.stem for path in self.source.answers.glob("*.index*")})
 
     def _take(self, place: str, final: Container[str] = ()) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from chainette.io.rundir.paths import RunDir, fsync_dir
 from chainette.utils.private_files import make_folder, permitted
 
-__all__ = ["KEPT", "copy", "keep_versions", "link", "link_tree", "version_numbers"]
+__all__ = ["KEPT", "copy", "copy_tree", "keep_versions", "link", "link_tree", "version_numbers"]
 
 #: The most versions of one directory.
 KEPT = 2
@@ -36,17 +36,26 @@ def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> Non
     link_tree(source.path, target.versions / str(number), but=apart)
 
 
+def copy_tree(source: Path, target: Path) -> None:
+    """Copies a tree, durable on return."""
+    _tree(source, target, (), copy)
+
+
 def link_tree(source: Path, target: Path, but: Container[str] = ()) -> None:
     """Links all files of a tree into a second tree, durable on return."""
+    _tree(source, target, but, link)
+
+
+def _tree(source: Path, target: Path, but: Container[str], take: Callable[[Path, Path], None]) -> None:
     make_folder(target.parent)
     target.mkdir(permitted(0o777))
     for entry in sorted(source.iterdir()):
         if entry.name in but:
             continue
         if entry.is_dir():
-            link_tree(entry, target / entry.name)
+            _tree(entry, target / entry.name, (), take)
         else:
-            link(entry, target / entry.name)
+            take(entry, target / entry.name)
     fsync_dir(target)
     fsync_dir(target.parent)
 
