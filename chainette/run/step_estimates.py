@@ -30,6 +30,8 @@ class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
     rows: float
     #: Of these, rows that nobody has counted: they follow from answers that are not known yet.
     guessed: float = 0.0
+    #: Whether no such rows can come, so that `rows` is certain.
+    exact: bool = True
     #: Rows whose answers are taken from earlier runs.
     reused: int = 0
     #: Rows that take the answers of others, since their requests are equal; and rows that would, with `dedupe`.
@@ -87,6 +89,14 @@ class _Arrivals:
     found: Forecast
     known: EarlierRuns
     _rows: dict[str, float] = field(default_factory=dict)
+    _may_come: dict[str, bool] = field(default_factory=dict)
+
+    def may_come(self, name: str) -> bool:
+        """Whether there can be such rows."""
+        if name not in self._may_come:
+            source = self.graph.source(name)
+            self._may_come[name] = source is not None and (self.found.waiting[source] > 0 or self.may_come(source))
+        return self._may_come[name]
 
     def at(self, name: str) -> float:
         if name not in self._rows:
@@ -132,9 +142,10 @@ class StepEstimates:
                 step = await self._step(node.at(rank), asked, behind, repeats)
                 first = first or step.rows
                 if rank == 0 or step.rows:
+                    exact = rank == 0 and not any(arrivals.may_come(one.id) for one in rounds)
                     reused, shared = (self.found.reused[node.id], self.found.shared[node.id]) if rank == 0 else (0, 0)
-                    why_asked = why(node.id) if step.rows else ""
-                    yield msgspec.structs.replace(step, reused=reused, shared=step.shared + shared, why=why_asked)
+                    told = why(node.id) if step.rows else ""
+                    yield msgspec.structs.replace(step, exact=exact, reused=reused, shared=step.shared + shared, why=told)
 
     def _escalated(self, node: PlanNode) -> float:
         """The rows that come to a later engine of a step for one that comes to the step."""

@@ -125,7 +125,7 @@ def _cells(step: StepEstimate) -> dict[str, str]:
 
 
 def _about(step: StepEstimate) -> str:
-    return "~" if round(step.guessed) else ""
+    return "" if step.exact else "~"
 
 
 def _lines(found: Estimate, output: Path | None) -> Iterator[str]:
