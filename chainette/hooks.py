@@ -6,7 +6,7 @@ the caller's bug and stops the run; it never costs a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -104,15 +104,20 @@ class Hooks(Hook):
     """Several hooks as one."""
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
-        self._hooks = hooks
+        self._hooks: list[Hook] = []
+        for hook in hooks:
+            self._hooks += hook._hooks if type(hook) is Hooks else [hook]
         self.streams = any(hook.streams for hook in hooks)
+        # the calls for each row go only to those that watch them
+        self._of_answers = [hook for hook in self._hooks if _watches(hook.on_answers, Hook.on_answers)]
+        self._of_generated = [hook for hook in self._hooks if _watches(hook.on_generated, Hook.on_generated)]
 
     def on_event(self, event: Event) -> None:
         for hook in self._hooks:
             hook.on_event(event)
 
     def on_answers(self, step_id: str, requests: Sequence[Request], completions: Sequence[Completion]) -> None:
-        for hook in self._hooks:
+        for hook in self._of_answers:
             hook.on_answers(step_id, requests, completions)
 
     def of_run(self, run: str, plan: Plan) -> Hook:
@@ -131,7 +136,7 @@ class Hooks(Hook):
             hook.on_generating(engine, requests)
 
     def on_generated(self, engine: str, requests: int) -> None:
-        for hook in self._hooks:
+        for hook in self._of_generated:
             hook.on_generated(engine, requests)
 
     def on_refused(self) -> None:
@@ -158,3 +163,8 @@ class Hooks(Hook):
         for hook in self._hooks:
             if hook.streams:
                 hook.on_stream(event)
+
+
+def _watches(call: Callable[..., None], nothing: Callable[..., None]) -> bool:
+    """Whether a call of a hook does more than that of `Hook`."""
+    return getattr(call, "__func__", None) is not nothing
