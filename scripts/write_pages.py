@@ -1,5 +1,5 @@
-"""Writes the pages of docs/ that follow from others: `commands.md` from the command line, `llms.txt` and `llms-full.txt`
-from the pages. `make docs` runs it; nothing that it writes is committed.
+"""Writes the pages of docs/ that follow from others: `commands.md` from the command line, `examples.md` from examples/,
+`llms.txt` and `llms-full.txt` from the pages. `make docs` runs it; nothing that it writes is committed.
 
 Source of the last two: https://llmstxt.org
 """
@@ -20,7 +20,10 @@ from chainette.cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+EXAMPLES = ROOT / "examples"
 WIDTH = 100
+#: Suffix of an example's files -> the language of their block.
+LANGUAGES = {".py": "python", ".yml": "yaml"}
 
 
 def commands_page() -> str:
@@ -45,6 +48,17 @@ def _json_table() -> Iterator[str]:
     yield "\n`run`, `resume` and `enqueue` print the events of their run with `--json-logs`.\n"
 
 
+def examples_page() -> str:
+    """Every example: its README, and the files that declare the chain. Its heading is the name of its folder."""
+    parts = ["# Examples\n\nThe chains of `examples/`, each with inputs in the repository.\n"]
+    for folder in sorted(path for path in EXAMPLES.iterdir() if (path / "README.md").is_file()):
+        title, _, text = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
+        parts.append(f"## {folder.name}\n\n**{title.removeprefix('# ')}**: {text.strip()}\n")
+        files = sorted(path for path in folder.iterdir() if path.suffix in LANGUAGES)
+        parts += (f"`{file.name}`\n\n```{LANGUAGES[file.suffix]}\n{file.read_text('utf-8').rstrip()}\n```\n" for file in files)
+    return "\n".join(parts)
+
+
 def pages(nav: list[Any]) -> Iterator[str]:
     """The files of a navigation, in its order."""
     for entry in nav:
@@ -67,6 +81,7 @@ def index(names: list[str], summary: str) -> str:
 def main() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     (DOCS / "commands.md").write_text(commands_page(), encoding="utf-8")
+    (DOCS / "examples.md").write_text(examples_page(), encoding="utf-8")
     names = list(pages(site["nav"]))
     if missing := sorted({page.name for page in DOCS.glob("*.md")} - set(names)):
         sys.exit(f"mkdocs.yml: nav lacks {', '.join(missing)}")

@@ -56,6 +56,17 @@ def test_there_are_the_examples_that_are_tested() -> None:
     assert list(EXPECTED) == FOLDERS
 
 
+def test_pages_name_examples_and_files_that_are_there() -> None:
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert {*re.findall(r"\(examples\.md#(\w+)\)", page.read_text())} <= {*FOLDERS}, page.name
+    rooms = [REPOSITORY / room for room in ("chainette", "workers", "deploy", "tests")]
+    there = [str(path.relative_to(REPOSITORY)) for room in rooms for path in room.rglob("*.*")]
+    architecture = (REPOSITORY / "docs/architecture.md").read_text()
+    named = re.findall(r"`(?:\.\.\.)?([\w/]+\.(?:py|lua|acl))`", architecture)
+    assert len(named) > 50
+    assert [name for name in named if not any(f"/{path}".endswith(f"/{name.removeprefix('/')}") for path in there)] == []
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_example_has_a_readme_a_chain_and_20_to_200_rows(name: str) -> None:
     folder = EXAMPLES / name
