@@ -77,7 +77,8 @@ _HOMES = {
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    """The public names; modules and helpers that are loaded by now are no part of them."""
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__, "__version__"})
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
 from pydantic import BaseModel
 
 from chainette.core.branch import Element, checked_elements
+from chainette.core.run_keywords import RunKeywords
 from chainette.engine.config import EngineRegistry, current_registry
 from chainette.errors import ChainetteError, DeclarationError, Place
-from chainette.utils.argument_advice import explained
+from chainette.utils.argument_advice import explained, spelt_out
 from chainette.utils.call_site import caller_place
 from chainette.utils.ids import name_problem
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from chainette.core.streaming import StreamEvent
     from chainette.records import Row
     from chainette.run.executor import RunResult
-    from chainette.run.options import RunKeywords
 
 __all__ = ["DEFAULT_BATCH_SIZE", "ArrowStream", "Chain", "Inputs"]
 
@@ -101,6 +101,7 @@ class Chain:
             shown = str(error)
         return f"<pre>{escape(shown)}</pre>"
 
+    @spelt_out(RunKeywords)
     @explained()
     def run(
         self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
@@ -158,14 +159,19 @@ class Chain:
 
         return run(self, inputs, output_dir, **options)
 
+    @spelt_out(RunKeywords)
     async def arun(
         self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
     ) -> RunResult:
         """`run` for callers on an event loop, with the same options."""
         from chainette.run.executor import arun
 
-        return await arun(self, inputs, output_dir, **options)
+        try:
+            return await arun(self, inputs, output_dir, **options)
+        except ChainetteError as error:
+            raise error.with_traceback(None) from None  # as `explained` has it
 
+    @spelt_out(RunKeywords)
     @explained()
     def run_iter(
         self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
@@ -179,6 +185,7 @@ class Chain:
 
         return run_iter(self, inputs, output_dir, **options)
 
+    @spelt_out(RunKeywords)
     @explained()
     def stream(self, row: BaseModel | dict[str, Any], **options: Unpack[RunKeywords]) -> Iterator[StreamEvent]:
         """Yields the events of one row as they happen: questions, answers token by token, outputs (`chainette.core.streaming`).

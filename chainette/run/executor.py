@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from chainette.core.chain import Chain, Inputs
 from chainette.core.node import Node
 from chainette.core.plan import Plan
+from chainette.core.run_keywords import ResumeKeywords, RunKeywords
 from chainette.core.streaming import StreamEvent
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
@@ -24,7 +25,7 @@ from chainette.records import Row
 from chainette.run.blocking import block, iterate
 from chainette.run.blocking import stream as streamed
 from chainette.run.one_node import execute_node
-from chainette.run.options import ResumeKeywords, RunKeywords, RunOptions, options_of
+from chainette.run.options import RunOptions, options_of
 from chainette.run.resumption import resume as resume_run
 from chainette.run.resumption import retry
 from chainette.run.start import start

@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Protocol, cast
 
 from chainette.core.plan import Plan
-from chainette.core.run_settings import FLAGS, RECORDED, Format, RunSettings
+from chainette.core.run_keywords import ResumeKeywords, RunKeywords
+from chainette.core.run_settings import FLAGS, RECORDED, RunSettings
 from chainette.core.usercode.confined import ChainClaim
 from chainette.engine.base import SamplingParams
 from chainette.errors import InputError
@@ -20,7 +21,7 @@ from chainette.run.answer_sources import AnswerSources
 from chainette.run.limits import Limits
 from chainette.utils.argument_advice import explained
 
-__all__ = ["Drive", "ResumeKeywords", "RunKeywords", "RunOptions", "options_of"]
+__all__ = ["Drive", "RunOptions", "options_of"]
 
 
 class Drive(Protocol):
@@ -125,56 +126,6 @@ class RunOptions(RunSettings):
     @property
     def limits(self) -> Limits:
         return Limits(self.window, self.engine_patience, self.max_reject_rate)
-
-
-_Words = str | Sequence[str]
-_Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-
-class ResumeKeywords(TypedDict, total=False):
-    """The keywords with which a session may go on with a run; `Chain.run` explains them."""
-
-    limit: int | None
-    accept: int | None
-    reuse: _Folders
-    max_reject_rate: float | None
-    engine_patience: float
-    price: _Words
-    budget: _Words
-    window: int | None
-    select: _Words
-    parameters: Mapping[str, Any]
-    chain_claim: ChainClaim | None
-    hooks: Sequence[Hook]
-    drive: Drive | None
-    progress: bool
-
-
-class RunKeywords(ResumeKeywords, total=False):
-    """The keywords of `Chain.run`, which explains them: the fields of `RunOptions`, for those who wrap it.
-
-    def nightly(path: str, **options: Unpack[RunKeywords]) -> RunResult:
-        return chain.run(path, **options)
-    """
-
-    batch_size: int | None
-    seed: int
-    format: Format
-    max_rows_per_file: int
-    flattened: bool
-    key: str | None
-    columns: Mapping[str, str] | _Words
-    usage: bool
-    csv_safe: bool
-    engines_file: str | os.PathLike[str] | None
-    simulate: bool
-    dedupe: bool
-    no_reuse: _Words
-    run_id: str
-    chain_ref: str
-    chain_root: str
-    resume: bool
-    more: Sequence[str | os.PathLike[str]]
 
 
 def options_of(keywords: RunKeywords | ResumeKeywords, **more: Any) -> RunOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ __all__ = [
     "require_engines",
     "roots_of",
 ]
+
+_log = logging.getLogger("chainette")
 
 #: Takes the finished rows of one root; may wait.
 Deliver = Callable[[list[Row]], Awaitable[None]]
@@ -177,6 +180,9 @@ async def _finish_run(
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             _tell(hook, await anyio.to_thread.run_sync(_try_to_pause, writer, error))
+        if not options.chain_ref and writer.state.status is Status.PAUSED:  # the command line says it in its own way
+            again = f"chain.run(inputs, {str(writer.directory)!r}, resume=True)"
+            _log.warning("%s: the run has stopped. Go on in Python, where its chain is: %s", writer.directory, again)
         raise
     finally:
         source.close()

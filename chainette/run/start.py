@@ -179,18 +179,22 @@ def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions
         rows = GrowingFile(folder / "0.jsonl", HubRows.pinned(inputs))
         return _checked(open_growing(rows, limit=options.limit), plan, options)
     if options.wanted(plan) is not None and _may_never_end(inputs):
-        path = folder / ("0" if inputs == "-" else "0.jsonl")
+        path = folder / ("0" if _is_stdin(inputs) else "0.jsonl")
         return _checked(open_growing(GrowingFile(path, _source(inputs)), limit=options.limit), plan, options)
     return _checked(open_input(_spooled(inputs, folder), limit=options.limit), plan, options)
 
 
 def _may_never_end(inputs: Inputs) -> bool:
-    return inputs == "-" or not isinstance(inputs, Sequence | ArrowStream)
+    return _is_stdin(inputs) or not isinstance(inputs, Sequence | ArrowStream)
+
+
+def _is_stdin(inputs: Inputs) -> bool:
+    return isinstance(inputs, str) and inputs == "-"  # a frame compares its cells
 
 
 def _source(inputs: Inputs) -> RowSource | None:
     """Standard input, or rows; None if what they gave is in a file."""
-    if inputs == "-":
+    if _is_stdin(inputs):
         return sys.stdin.buffer
     return None if isinstance(inputs, ArrowStream) else cast("RowSource", inputs)
 

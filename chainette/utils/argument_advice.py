@@ -8,10 +8,10 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from chainette.errors import WrongArguments
+from chainette.errors import ChainetteError, WrongArguments
 from chainette.utils.call_site import caller_place
 
-__all__ = ["advice", "explained", "nearest"]
+__all__ = ["advice", "explained", "nearest", "spelt_out"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -48,6 +48,9 @@ def advice(unknown: Mapping[str, Any], known: Iterable[str], hints: Mapping[str,
 def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Callable[[T], T]:
     """Makes a class or a function refuse wrong arguments with the caller's line and with advice.
 
+    Errors of Chainette and Ctrl-C that pass through it lose the frames below it: the message says it all, and in a notebook
+    a hundred lines of them would hide it.
+
     `hints` has the advice for names that people know from other libraries; other names get the nearest one. `called` is
     the name that the user knows.
     """
@@ -64,7 +67,10 @@ def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Ca
             except TypeError as error:
                 given = arguments[1:] if "self" in signature.parameters else arguments
                 raise _refusal(called or target.__name__, signature, given, keys, hints or {}, error) from None
-            return wrapped(*arguments, **keys)
+            try:
+                return wrapped(*arguments, **keys)
+            except (ChainetteError, KeyboardInterrupt) as found:
+                raise found.with_traceback(None) from None
 
         if not is_class:
             return checked  # type: ignore[return-value]
@@ -72,6 +78,24 @@ def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Ca
         return target
 
     return wrap
+
+
+def spelt_out(keywords: type) -> Callable[[T], T]:
+    """Gives a function that takes `**options: Unpack[keywords]` a signature with each of them, which consoles complete.
+
+    The defaults are in the docstring; `...` stands for them.
+    """
+
+    def mark(function: T) -> T:
+        signature = inspect.signature(function)
+        named = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        for name, kind in keywords.__annotations__.items():
+            written = getattr(kind, "__forward_arg__", kind)
+            named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=written))
+        function.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def _refusal(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import nbclient
@@ -13,11 +15,42 @@ import pytest
 from tests.support.cli import REPOSITORY
 from tests.support.patience import LONG
 
+#: Cells that no reader needs, behind those of the page; each ends with an error, unless its name says otherwise.
+ERRORS = {
+    "misfit": """
+        bad = Step(id="judge", input_model=Review, output_model=Verdict, engine_name="llm", user_prompt="{{ txt }}")
+        Chain(name="misfit", steps=[bad]).run(frame)
+    """,
+    "misspelt": "chain.run(frame, limt=3)",
+    "stopped": """
+        import asyncio, os, signal
+        from chainette import apply
+
+        @apply
+        async def wait(review: Review) -> Review:
+            if review.text == "review 7" and not os.path.exists("again"):
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(3600)
+            return review
+
+        waiting = Chain(name="waiting", steps=[wait])
+        waiting.run(frame, "stopped")
+    """,
+    "resumed_whole": """
+        open("again", "w").close()
+        waiting.run(frame, "stopped", resume=True)
+    """,
+}
+
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The cells of the executed notebook, by id; an error in one of them fails here."""
     notebook = nbformat.reads((REPOSITORY / "docs/notebook.ipynb").read_text(), as_version=4)  # type: ignore[no-untyped-call]
+    for name, source in ERRORS.items():
+        cell = nbformat.v4.new_code_cell(dedent(source).strip(), id=name)  # type: ignore[no-untyped-call]
+        cell.metadata.tags = [] if name.endswith("whole") else ["raises-exception"]
+        notebook.cells.append(cell)
     folder: Path = tmp_path_factory.mktemp("notebook")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), before)))
@@ -62,3 +95,29 @@ def test_a_run_shows_its_progress_in_one_output_that_keeps_the_last_state(cells:
 def test_rows_and_events_are_readable(cells: dict[str, Any]) -> None:
     assert output(cells["rows"], "text/plain").startswith("""[Row('0', chain_input={"text":"review 0"}, judge={"mood":""")
     assert output(cells["stream"], "text/plain") == "'Finished'"
+
+
+def error_of(cell: Any) -> list[str]:
+    """The lines of a cell's error, without colours."""
+    [found] = [output for output in cell.outputs if output.output_type == "error"]
+    return re.sub(r"\x1b\[[\d;]*m", "", "\n".join(found.traceback)).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("misfit", "step 'judge', user_prompt: 'txt' is not in scope; did you mean 'text'?"),
+        ("misspelt", "run options: no parameter 'limt'; did you mean 'limit'?"),
+        ("stopped", "KeyboardInterrupt: "),
+    ],
+)
+def test_an_error_is_the_line_of_the_cell_and_the_message(cells: dict[str, Any], name: str, last: str) -> None:
+    lines = error_of(cells[name])
+    assert lines[-1].endswith(last)
+    assert len(lines) < 30 and any(line.startswith(("---->", "--->")) for line in lines)
+
+
+def test_a_stopped_run_says_how_to_go_on_and_does(cells: dict[str, Any]) -> None:
+    [said] = [output.text for output in cells["stopped"].outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert "Go on in Python, where its chain is: chain.run(inputs, 'stopped', resume=True)" in said
+    assert "finished, 20 rows from 20 records" in output(cells["resumed_whole"], "text/plain")

@@ -118,6 +118,12 @@ def test_a_stopped_run_over_a_frame_is_resumed_without_it(tmp_path: Path) -> Non
     assert len(list(resume(tmp_path / "run", seeing()).models(see))) == 5
 
 
+@pytest.mark.parametrize("frame", [pd.DataFrame(ROWS), pl.DataFrame(ROWS)], ids=["pandas", "polars"])
+def test_a_frame_may_be_given_again_and_is_never_compared(tmp_path: Path, frame: Any) -> None:
+    seeing().run(frame, tmp_path / "run", accept=2)
+    assert seeing().run(frame, tmp_path / "run", resume=True, accept=3).metadata["rows_finished"] == 3
+
+
 def test_a_column_that_parquet_cannot_hold_is_named(tmp_path: Path) -> None:
     table = pa.table({"name": ["a"], "span": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
     with pytest.raises(

@@ -104,10 +104,23 @@ def test_a_notebook_shows_no_command_and_no_reversed_text_of_a_row(tmp_path: Pat
     assert not {"\x1b", "\u202e"} & {*page} and "<img" not in page
 
 
-def test_a_run_whose_rows_were_all_rejected_says_so(tmp_path: Path) -> None:
+def test_a_run_whose_rows_were_all_rejected_says_so_and_shows_them(tmp_path: Path) -> None:
     result = halves().run([Number(n=6)], tmp_path / "run")
-    assert repr(result).endswith("finished, 0 rows from 1 records, 1 rejected)")
+    assert repr(result).endswith("finished, but no row reached the end: 0 rows from 1 records, 1 rejected)")
+    assert "<th>message</th>" in result._repr_html_()
     assert chainette.open_run(tmp_path / "run").to_arrow().num_rows == 0
+
+
+def test_a_notebook_shows_rows_of_the_last_step_without_flattened_ones_and_cuts_long_cells(tmp_path: Path) -> None:
+    class Long(BaseModel):
+        text: str
+
+    def same(item: Long) -> Long:
+        return item
+
+    chain = Chain(name="long", steps=[apply(same)])
+    page = chain.run([Long(text="x" * 100_000)], tmp_path / "run", flattened=False)._repr_html_()
+    assert f"<td>{'x' * 299}…</td>" in page and len(page) < 2000
 
 
 def test_a_stopped_run_is_read_as_far_as_it_is_durable(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -11,13 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import jedi
 import pytest
 
 from chainette import Chain, Executor, RunOptions, apply
+from chainette.core.run_keywords import ResumeKeywords, RunKeywords
 from chainette.core.run_settings import RESUMABLE
 from chainette.errors import WrongArguments
 from chainette.run import executor
-from chainette.run.options import ResumeKeywords, RunKeywords
+from chainette.run.options import Drive
 from tests.support.chains import Text
 from tests.support.cli import REPOSITORY
 
@@ -74,7 +77,7 @@ def types() -> None:
 
 
 def test_the_keywords_are_the_fields_of_the_options_with_their_types() -> None:
-    options, keywords = get_type_hints(RunOptions), get_type_hints(RunKeywords)
+    options, keywords = get_type_hints(RunOptions), get_type_hints(RunKeywords, localns={"Drive": Drive})
     assert keywords.keys() == {field.name for field in fields(RunOptions)} - _INTERNAL
     assert {name for name in keywords if keywords[name] != options[name]} == {*WIDER, "hooks"}
     session = {"select", "parameters", "chain_claim", "hooks", "drive", "progress"}
@@ -95,6 +98,14 @@ def test_the_docstring_explains_every_keyword_and_its_default() -> None:
         if isinstance(field.default, int | float | str) and field.name not in _INTERNAL:
             shown = f"{field.default:,g}" if type(field.default) in (int, float) else str(field.default)
             assert shown in explained[field.name], field.name
+
+
+@pytest.mark.parametrize("method", ["run", "arun", "run_iter", "stream"])
+def test_consoles_complete_the_keywords(method: str) -> None:
+    parameters = inspect.signature(getattr(CHAIN, method)).parameters
+    assert {*RunKeywords.__annotations__} == {name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+    assert str(parameters["limit"].annotation) == "int | None"
+    assert [each.name for each in jedi.Interpreter(f"CHAIN.{method}([], lim", [globals()]).complete()] == ["limit="]
 
 
 @pytest.mark.long

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -76,6 +76,12 @@ def test_a_type_checker_sees_the_names_that_are_imported_lazily() -> None:
     (guarded,) = (node for node in body if isinstance(node, ast.If))
     seen = [alias.name for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert sorted(seen) == sorted(PUBLIC)
+
+
+def test_dir_lists_the_public_names_and_the_version() -> None:
+    assert chainette.__version__ == metadata.version("chainette")
+    assert [name for name in dir(chainette) if not name.startswith("__")] == sorted(PUBLIC)
+    assert {"__version__", "__all__", "__doc__"} <= {*dir(chainette)}
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

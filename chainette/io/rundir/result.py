@@ -38,8 +38,8 @@ __all__ = ["RunResult", "open_run"]
 
 T = TypeVar("T")
 
-#: Rows that a notebook shows.
-_HEAD = 5
+#: Rows that a notebook shows, and characters of a cell.
+_HEAD, _CELL = 5, 300
 
 
 def open_run(directory: str | os.PathLike[str]) -> RunResult:
@@ -75,7 +75,7 @@ class RunResult:
         return f"RunResult({str(self.dir)!r}: {self._summary()})"
 
     def _repr_html_(self) -> str:
-        """Counts per step, rejections by reason and the first rows, for notebooks."""
+        """Counts per step, rejections by reason and the first rows, for notebooks: finished rows, else rejected ones."""
         counts = [
             {"step": step} | {name: found[name] for name in ("in", "out", "rejected")} for step, found in self.counts.items()
         ]
@@ -84,7 +84,8 @@ class RunResult:
             for step, found in self.counts.items()
             for reason, count in found.get("reasons", {}).items()
         ]
-        rows = list(islice(self.rows("flattened"), _HEAD))
+        shown = ("flattened", "rejected", *reversed(self._state.graph.row_folders))
+        rows = next((list(islice(self.rows(name), _HEAD)) for name in shown if self._state.rows_of(name)), [])
         tables = "".join(map(_html_table, filter(None, (counts, reasons, rows))))
         return f"<p><b>{_shown(str(self.dir))}</b>: {escape(self._summary())}</p>{tables}"
 
@@ -92,7 +93,9 @@ class RunResult:
         """The status with the number of rows that reached the end, which may be none."""
         metadata = self.metadata
         rejected = f", {metadata['rows_rejected']:,} rejected" if metadata["rows_rejected"] else ""
-        return f"{self.status.value}, {metadata['rows_finished']:,} rows from {metadata['records']:,} records{rejected}"
+        in_vain = rejected and not metadata["rows_finished"] and self.status is Status.FINISHED
+        status = f"{self.status.value}, but no row reached the end: " if in_vain else f"{self.status.value}, "
+        return f"{status}{metadata['rows_finished']:,} rows from {metadata['records']:,} records{rejected}"
 
     @property
     def status(self) -> Status:
@@ -301,9 +304,13 @@ def _shown(text: str) -> str:
     return escape(visible(text))
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= _CELL else f"{text[: _CELL - 1]}…"
+
+
 def _html_table(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> str:
     def line(cells: Iterator[Any], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{_shown(str(cell))}</{tag}>' for cell in cells)}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{_shown(_cut(str(cell)))}</{tag}>' for cell in cells)}</tr>"
 
     head = line(iter(rows[0]), "th")
     return f"<table>{head}{''.join(line(iter(row.values()), 'td') for row in rows)}</table>"
