@@ -59,7 +59,7 @@ def refused(call: Callable[..., Any], *arguments: Any, **keys: Any) -> str:
         ({"outputmodel": Text}, "no parameter 'outputmodel'; did you mean 'output_model'?"),
         ({"yield_outputs": False}, "did you mean 'yield_output'?"),
         ({"Emoji": "x"}, "did you mean 'emoji'?"),
-        ({"zzz": 1, "engine": "llm"}, "no parameter 'zzz'; known: emoji, engine_name,"),
+        ({"zzz": 1, "engine": "llm"}, "no parameter 'zzz'; known: dedupe, emoji, engine_name,"),
     ],
 )
 def test_a_step_says_what_to_write_for_a_wrong_parameter(keys: dict[str, Any], advice: str) -> None:
