@@ -951,9 +951,11 @@ def test_what_a_dead_worker_reserved_stays_spent_and_holds_up_nobody(budgeted: S
 SCARCE = EngineAccount("scarce", "d2", (10, NO_LIMIT, NO_LIMIT, NO_LIMIT))
 
 
-def reserve_scarce(site: Site, token: str, needs: int, *, run: str = "run-a", me: str = "w1", ended: int = 0) -> Reserved:
+def reserve_scarce(
+    site: Site, token: str, needs: int, *, run: str = "run-a", me: str = "w1", settled: int = 0, ended: int = 0
+) -> Reserved:
     keys = site.keys if run == "run-a" else RunKeys(run, 0)
-    return site.queue.reserve(keys, me, token, NO_LIMITS, Amounts(), ended, [Amounts(1)] * needs, SCARCE)
+    return site.queue.reserve(keys, me, token, NO_LIMITS, Amounts(settled), ended, [Amounts(1)] * needs, SCARCE)
 
 
 @pytest.fixture
@@ -989,13 +991,13 @@ def test_the_budget_of_an_engine_holds_over_all_runs(scarce: Site) -> None:
 
 
 def test_what_closed_runs_have_spent_of_an_engine_counts_on_and_once(scarce: Site) -> None:
+    begun_again = {**scarce.fields, "used": "1 0 0 0", "used:d2": "1 0 0 0"}
     scarce.queue.close("run-b", 0, OWNER, [])
     scarce.queue.close("run-b", 0, OWNER, [])  # again, after a lost reply
-    assert reserve_scarce(scarce, "t1", 9).granted == 5
-    scarce.queue.install("run-b", 1, OWNER, "anchor-b", [], {**scarce.fields, "used": "1 0 0 0", "used:d2": "1 0 0 0"})
-    assert reserve_scarce(scarce, "t2", 1, me="w2", ended=0).granted == 0
-    scarce.queue.install("run-b", 2, OWNER, "anchor-b", [], {**scarce.fields, "used": "1 0 0 0", "used:d2": "1 0 0 0"})
-    assert not reserve_scarce(scarce, "t3", 1, me="w2").granted
+    assert reserve_scarce(scarce, "t1", 9).granted == 5  # beside four of before, and one of the closed run
+    for epoch in (1, 2):  # it is no closed run any more
+        scarce.queue.install("run-b", epoch, OWNER, "anchor-b", [], begun_again)
+    assert reserve_scarce(scarce, "t2", 2, settled=-1, ended=1).granted == 1
 
 
 def test_nothing_is_reserved_in_an_epoch_that_is_over(budgeted: Site) -> None:
