@@ -67,6 +67,7 @@ def fleet(tmp_path: Path, database: Database, pace: _Pace) -> Iterator[Fleet]:
         yield Fleet(Notes(tmp_path, server, rows=40), database.url, stack)
 
 
+@pytest.mark.long
 def test_a_fleet_asks_for_what_is_new(fleet: Fleet) -> None:
     fleet.worker()
     reuse_in_every_way(fleet.notes, 40, 3, "--redis", fleet.url)
