@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import pty
@@ -16,6 +15,7 @@ import pytest
 
 from chainette import Chain, apply
 from chainette.errors import RunStopped
+from chainette.screen.shown import shown
 from tests.support.chains import Text
 
 
@@ -77,9 +77,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 def test_a_terminal_shows_the_run_and_keeps_its_last_line(tmp_path: Path, terminal: Terminal) -> None:
     with terminal.as_stderr():
         CHAIN.run(ROWS, tmp_path / "out")
-    shown = terminal.text()
-    assert "loud" in shown and "rejected" in shown  # the bars, with their heads
-    last = shown.rstrip().rpartition("\n")[2]
+    written = terminal.text()
+    assert "loud" in written and "rejected" in written  # the bars, with their heads
+    last = written.rstrip().rpartition("\n")[2]
     assert "2 of 2 rows done" in last and str(tmp_path / "out") in last and "left" not in last
 
 
@@ -106,15 +106,13 @@ def test_without_a_terminal_nothing_is_printed(tmp_path: Path, capfd: pytest.Cap
 
 
 def test_of_runs_at_the_same_time_one_is_shown(tmp_path: Path, terminal: Terminal) -> None:
-    async def both() -> None:
-        await asyncio.gather(*(CHAIN.arun(ROWS, tmp_path / name) for name in ("x", "y")))
-
-    with terminal.as_stderr():
-        asyncio.run(both())
+    with terminal.as_stderr(), shown(tmp_path / "x") as first, shown(tmp_path / "y") as second:
+        assert len(first) == 1 and second == ()
         CHAIN.run(ROWS, tmp_path / "z")
-    shown = terminal.text()
-    assert (str(tmp_path / "x") in shown) != (str(tmp_path / "y") in shown)
-    assert str(tmp_path / "z") in shown
+    with terminal.as_stderr(), shown(tmp_path / "later") as later:
+        assert len(later) == 1
+    written = terminal.text()
+    assert [str(tmp_path / name) in written for name in ("x", "y", "z", "later")] == [True, False, False, True]
 
 
 def test_a_run_that_stops_leaves_its_last_line_and_the_terminal_as_it_was(tmp_path: Path, terminal: Terminal) -> None:
@@ -124,8 +122,8 @@ def test_a_run_that_stops_leaves_its_last_line_and_the_terminal_as_it_was(tmp_pa
     chain = Chain(name="failing", steps=[apply(fail, id="fail")])
     with terminal.as_stderr(), pytest.raises(RunStopped, match="max-reject-rate"):
         chain.run([Text(text=str(at)) for at in range(300)], tmp_path / "out", max_reject_rate=0.5)
-    shown = terminal.text()
-    assert "rejected" in shown.rstrip().rpartition("\n")[2] and "\x1b[?25h" in shown  # the cursor is back
+    written = terminal.text()
+    assert "rejected" in written.rstrip().rpartition("\n")[2] and "\x1b[?25h" in written  # the cursor is back
 
 
 def test_warnings_about_a_chain_go_to_the_log_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
