@@ -141,7 +141,7 @@ async def estimate(
         sample_usd=0.0 if sampled is None else sampled.bill.cost().usd,
         steps=steps,
         spent=Cost() if state is None else state.bill.cost(),
-        asked=0 if state is None else state.bill.usage().requests,
+        asked=0 if state is None else state.answered.requests,
         resumed=state is not None,
         select=[*resumed.select],
         functions=[node.id for node in plan.steps if node.kind is NodeKind.APPLY and found.waiting[node.id]],

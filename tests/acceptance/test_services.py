@@ -290,7 +290,7 @@ def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before
         before = set(lines(site.project, "fleet")["extract"])
         chain = site.project.path / "chain.py"
         chain.write_text(chain.read_text().replace('user_prompt="{{ pieces }}"', 'user_prompt="Grade: {{ pieces }}"'))
-        done = site.project.chainette("resume", "fleet", "--from", "grade", "--redis", site.url)
+        done = site.project.chainette("resume", "fleet", "--select", "changed+", "--redis", site.url)
         assert done.returncode == 0 and "asked the sink" in done.stdout, done.stderr
         with site.fleet():
             site.finished(run)

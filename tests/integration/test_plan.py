@@ -249,8 +249,13 @@ def test_the_commands_walk_from_plan_to_bill(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     usage = open_run(tmp_path / "out").metadata["usage"]
     assert f"plan (sample): {found['requests']:,.0f} requests, and {usage['requests']:,} were asked" in done.stdout
+    again = json.loads(project.chainette("plan", *words, "--select", "grade+", "--json").stdout.splitlines()[-1])
+    asked = round(again["requests"])
+    assert again["select"] == ["grade+"] and 0 < asked < 40  # the sample has the others
+    done = project.chainette("resume", "out", "--select", "grade+")
+    assert f"plan (earlier run): {asked} requests, and {asked} were asked" in done.stdout
     report = project.chainette("report", "out")
-    assert report.returncode == 0 and "plan (sample): " in (tmp_path / "out/report.html").read_text()
+    assert report.returncode == 0 and "plan (earlier run): " in (tmp_path / "out/report.html").read_text()
     priceless = project.chainette("plan", "chain.py", "in.jsonl", "-o", "none")
     assert "requests, cost unknown (a price, say --price writer=in:0.15,out:0.6, tells it)" in priceless.stdout
     piped = project.chainette("plan", "chain.py", "-", stdin="{}")

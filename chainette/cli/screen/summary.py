@@ -142,7 +142,9 @@ def plan_line(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) ->
     if metadata["status"] != Status.FINISHED or not path.exists():
         return
     plan = msgspec.json.decode(path.read_bytes())
-    asked, planned = metadata["usage"]["requests"] - plan["asked"], sum(step["requests"] for step in plan["steps"])
+    usages = [usage for name in ("usage", "taken_back") if (usage := metadata.get(name))]
+    asked = sum(usage["requests"] for usage in usages) - plan["asked"]
+    planned = sum(step["requests"] for step in plan["steps"])
     parts = [f"{planned:,.0f} requests, and {asked:,} were asked"]
     usd = sum(step["usd"] for step in plan["steps"])
     if usd and (cost := metadata.get("cost")):

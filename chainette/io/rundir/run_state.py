@@ -105,6 +105,8 @@ class RunState:
     starts: tuple[tuple[int, int], ...] = ((0, 0),)
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
     bill: Bill = field(default_factory=Bill)
+    #: Usage of answers whose rows were computed anew; in the bill, and in no count of a node.
+    taken_back: Usage = field(default_factory=Usage)
     #: The limits of the last session, and the part of them that it knew to be spent or reserved.
     budget: tuple[str, ...] = ()
     reserved: dict[str, Amounts] = field(default_factory=dict)
@@ -229,6 +231,7 @@ class RunState:
             case BudgetUsed():
                 self.reserved |= {"": event.used, **event.engines}
             case RowsTakenBack():
+                self.taken_back += event.usage
                 self._charge(event.node, event.engine, event.usage)
             case EngineLoaded():
                 self._load(event)
@@ -481,6 +484,11 @@ class RunState:
         exact = read.get("kind") == "parquet" or read.get("size", _COUNTED_BYTES + 1) <= _COUNTED_BYTES
         return self.expected if exact else None
 
+    @property
+    def answered(self) -> Usage:
+        """Usage of all answers that were not discarded, those of rows that were computed anew included."""
+        return sum((counts.usage for counts in self.nodes.values()), self.taken_back)
+
     def metadata(self) -> dict[str, Any]:
         """metadata.json."""
         run = self.run
@@ -522,6 +530,7 @@ class RunState:
             **self._costs(),
             **({"discarded": plain_usage(discarded)} if discarded.requests else {}),
             **({"probes": plain_usage(probes)} if probes.requests else {}),
+            **({"taken_back": plain_usage(self.taken_back)} if self.taken_back.requests else {}),
             "units_retried": self.retries,
             "engines": self.engines,
             "workers": sorted(self.workers),
