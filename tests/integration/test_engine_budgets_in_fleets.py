@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from chainette_workers.worker.configuration import WorkerConfig
 
-from chainette import open_run
 from chainette.core.usercode.loading import load_chain
+from chainette.engine.budget import Reserved
 from chainette.errors import RunStopped
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.result import RunResult
 from tests.integration.test_fleet_trouble import Driven
 from tests.support.cli import CHAIN, Project
@@ -31,11 +33,18 @@ def test_a_redis_that_was_emptied_learns_from_the_log_what_an_engine_was_asked(t
             place: dict[str, Any] = {"chain_ref": "chain.py", "chain_root": str(tmp_path), "drive": Driven(database.url)}
             return chain.run(tmp_path / "in.jsonl", tmp_path / "out", **place, **more)
 
-    with pytest.raises(RunStopped, match=r"engine 'writer' is spent: 20 of 20 req used"):
-        run()
-    database.client.flushdb()
-    with pytest.raises(RunStopped, match=r"engine 'writer' is spent: 30 of 30 req used"):
-        run(resume=True, budget="writer=30req")
-    steps = open_run(tmp_path / "out").metadata["steps"]
-    asked = sum(steps[step]["usage"]["requests"] for step in ("extract", "side"))
-    assert 10 < asked <= 30  # answers that were in Redis only are gone with it
+    granted, reserve = list[int](), FleetQueue.reserve
+
+    def counted(*arguments: Any) -> Reserved:
+        reply = reserve(*arguments)
+        granted.append(reply.granted)
+        return reply
+
+    with mock.patch.object(FleetQueue, "reserve", counted):
+        with pytest.raises(RunStopped, match=r"engine 'writer' is spent: 20 of 20 req used"):
+            run()
+        assert sum(granted) == 20
+        database.client.flushdb()
+        with pytest.raises(RunStopped, match=r"engine 'writer' is spent: 30 of 30 req used"):
+            run(resume=True, budget="writer=30req")
+    assert sum(granted) == 30
