@@ -117,15 +117,16 @@ def _of_file(folder: Path) -> Iterator[Default]:
 
 
 def _nearest_file(folder: Path) -> Path | None:
+    home = os.path.expanduser("~")  # noqa: PTH111 - a container's user may have none, which `Path.home` does not take
     for place in (folder, *folder.parents):
         path = place / FILE
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 - False if the folder may not be searched, as below
             if path.stat().st_uid not in (os.geteuid(), 0):
                 raise SettingsError(
                     f"{path} belongs to another user, who would choose your settings; remove it, or make it yours"
                 )
             return path
-        if (place / ".git").exists() or place == Path.home():
+        if os.path.exists(place / ".git") or str(place) == home:  # noqa: PTH110
             return None
     return None
 
@@ -162,7 +163,7 @@ def _located(key: str, value: Any, base: Path, here: Path, origin: str) -> Any:
         return value
     if isinstance(value, tuple):
         return tuple(_located(key, each, base, here, origin) for each in value)
-    path = base / Path(value).expanduser()
+    path = base / os.path.expanduser(value)  # noqa: PTH111 - as above
     if key in ("chain-root", "engines") and not path.exists():
         raise SettingsError(f"{origin}: {key} is {value}, which is not there")
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

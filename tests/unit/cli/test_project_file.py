@@ -101,3 +101,12 @@ def test_a_command_gets_the_keys_that_are_about_it(tmp_path: Path) -> None:
     assert "limit" not in found.get("rows", {}) and found["ls"] == {"folder": "r"}
     assert found["warmup"]["engines"] == "e.yml"
     assert variables_of(defaults) == {"CHAINETTE_REDIS_URL": "redis://h/1", "CHAINETTE_UMASK": "027"}
+
+
+def test_a_user_without_a_home_and_a_folder_that_may_not_be_searched_are_no_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user id that the system does not know
+    monkeypatch.setattr(Path, "is_file", lambda _path: (_ for _ in ()).throw(PermissionError))
+    assert defaults_of(tmp_path, {"CHAINETTE_RUNS": "~/runs"}) == [Default("runs", "~/runs", "$CHAINETTE_RUNS")]
