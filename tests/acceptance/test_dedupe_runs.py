@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from chainette import open_run
+from tests.acceptance.test_local_fleet import processes_of
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
 from tests.support.processes import children, holder
@@ -115,4 +116,21 @@ def test_a_killed_run_asks_again_only_what_was_not_durable(tmp_path: Path, way: 
     asked = questions(server)
     assert durable and {text: asked[text] for text in durable} == dict.fromkeys(durable, 1)
     assert len(asked) == 400 and max(asked.values()) <= 2
+    assert len([*open_run(tmp_path / "out").rows("ask")]) == 4000
+
+
+@pytest.mark.long
+def test_a_valkey_that_is_killed_costs_second_asks_and_no_row(tmp_path: Path) -> None:
+    """Nobody waits for an answer that it has forgotten."""
+    with SlowServer(echo) as server:
+        project = Repeats(tmp_path, server, rows=4000, distinct=400)
+        run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--dedupe", "--workers", "2")
+        until(lambda: len(questions(server)) > 100)
+        found = [pid for pid, words in processes_of(project).items() if "valkey-server" in words]
+        assert found
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        out, err = run.communicate(timeout=LONG)
+    assert run.returncode == 0, out + err
+    assert len(questions(server)) == 400 and max(questions(server).values()) <= 1 + 2  # by each of the workers
     assert len([*open_run(tmp_path / "out").rows("ask")]) == 4000
