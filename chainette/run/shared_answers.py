@@ -36,8 +36,8 @@ _FAILING = 10_000
 #: Seconds between two looks whether another worker has an answer by now.
 _LOOK = 0.1
 
-#: Questions and answers of one call.
-_AT_ONCE = 500
+#: Questions and answers of one call, and the bytes of these answers.
+_AT_ONCE, _LIGHT = 500, 4 << 20
 
 #: Rejections that every row with the request would meet.
 _SHARED = frozenset(
@@ -102,8 +102,12 @@ class Exchange:
 
     def piece(self) -> Exchange:
         """Takes out as much as goes into one call."""
-        taken = Exchange(self.wanted[:_AT_ONCE], self.answers[:_AT_ONCE], self.given_up)
-        self.wanted, self.answers, self.given_up = self.wanted[_AT_ONCE:], self.answers[_AT_ONCE:], []
+        count = size = 0
+        while count < min(len(self.answers), _AT_ONCE) and (not count or size < _LIGHT):
+            size += len(self.answers[count][1])
+            count += 1
+        taken = Exchange(self.wanted[:_AT_ONCE], self.answers[:count], self.given_up)
+        self.wanted, self.answers, self.given_up = self.wanted[_AT_ONCE:], self.answers[count:], []
         return taken
 
     @property

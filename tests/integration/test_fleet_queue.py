@@ -21,7 +21,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Admission, Aside, Missing, Result
 from chainette.fleet.protocol.queue_values import EngineAccount
-from chainette.fleet.redis.redis_queue import AdmissionResult, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
+from chainette.fleet.redis.redis_queue import AdmissionResult, Asker, Cancelled, Claim, Drain, FleetQueue, Lost, Turn
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.fleet.redis.script_calls import SCRIPTS, Scripts
 from chainette.io.rundir.events import EngineReleased
@@ -1119,3 +1119,15 @@ def test_commands_that_meet_a_key_of_another_type_are_repeated_at_once(run: Queu
     assert len(run.queue.notes(run.keys.run, "0-0")[1]) == 1
     run.client.delete("chainette:run:run-c", "chainette:order:run-c")
     run.client.srem("chainette:runs", "run-c")
+
+
+def test_damaged_answers_are_forgotten_and_cost_no_epoch(run: QueueRun) -> None:
+    """A key of another type, counts that are none, and an answer that is longer than any."""
+    one, two, three = (number * 16 for number in (b"1", b"2", b"3"))
+    run.queue.share(run.keys, "w1", [], [(one, b"answer")])
+    for name in ("answers:old", "asking"):
+        run.client.set(f"{run.keys.prefix}{name}", "garbage")
+    run.client.hset(f"{run.keys.prefix}answers:new", mapping={"bytes": "many", two: b"x" * (65 << 20)})
+    assert run.queue.share(run.keys, "w1", [one, two, three]) == [b"answer", Asker.HERE, Asker.HERE]
+    run.queue.share(run.keys, "w1", [], [(two, b"other")])
+    assert run.queue.share(run.keys, "w1", [two]) == [b"other"] and not run.state("damaged")

@@ -1058,3 +1058,12 @@ def test_answers_end_with_their_epoch_and_old_ones_make_room(shared: Site, monke
     assert all(known[-4:]) and sum(known) <= 8 and not any(known[:32])
     with pytest.raises(Lost):
         shared.queue.share(old, "w1", [ONE])
+
+
+def test_large_answers_come_one_after_another(shared: Site) -> None:
+    """The queue in memory hands them over at once."""
+    large = b"x" * (3 << 20)
+    for question in (ONE, TWO):
+        share(shared, "w1", answers=[(question, large)])
+    assert share(shared, "w2", ONE, TWO) in ([large, Asker.ELSEWHERE], [large, large])
+    assert share(shared, "w2", TWO) == [large]

@@ -94,7 +94,7 @@ __all__ = [
 #: Bytes of one part of a commit that travels with it; larger ones are staged before.
 MAX_INLINE = 1 << 20
 
-#: Bytes of the units that come with one claim; the first comes whatever its size.
+#: Bytes of the units that come with one claim, and of the answers that come with one call; the first comes whatever its size.
 _LIGHT = 4 << 20
 
 #: Seconds that a staged part waits for its commit.
@@ -441,6 +441,7 @@ class FleetQueue(LeasedQueue):
             given_up=list(given_up),
             most=MOST_ANSWERS,
             most_bytes=MOST_ANSWER_BYTES,
+            light=_LIGHT,
         )
         if kind != b"OK":
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")

@@ -1,8 +1,9 @@
 -- Questions that rows share: takes answers and questions that are given up, then says of each question that is wanted its
 -- answer, or who asks it: the caller from now on, or another live worker. Two tables of answers take turns, so that old ones go.
--- A: run, epoch, incarnation, wanted, answers = {{question, answer}, ...}, given_up, most, most_bytes
+-- Answers beyond `light` bytes come with the next call. A: run, epoch, incarnation, wanted, answers = {{question, answer}, ...},
+-- given_up, most, most_bytes, light
 local run, me = need(A.run, 'string', 'run'), need(A.incarnation, 'string', 'incarnation')
-whole(A.epoch, 'epoch'); whole(A.most, 'most'); whole(A.most_bytes, 'most_bytes')
+whole(A.epoch, 'epoch'); whole(A.most, 'most'); whole(A.most_bytes, 'most_bytes'); whole(A.light, 'light')
 strings(A.wanted, 'wanted'); strings(A.given_up, 'given_up')
 for _, pair in ipairs(need(A.answers, 'table', 'answers')) do strings(need(pair, 'table', 'answers'), 'answers') end
 local found = redis.call('HMGET', run_key(run), 'epoch', 'state')
@@ -31,10 +32,13 @@ end
 if #A.answers > 0 then redis.call('HSET', new, 'bytes', bytes) end
 for _, question in ipairs(A.given_up) do give_up(question) end
 
-local reply = {'OK'}
+local reply, given = {'OK'}, 0
 for _, question in ipairs(A.wanted) do
   local answer = redis.call('HGET', new, question) or redis.call('HGET', old, question)
-  if not answer then
+  if answer and 2 * #answer <= A.most_bytes then
+    given = given + #answer
+    if given > math.max(A.light, #answer) then answer = 'ELSEWHERE' end
+  else
     local asker = redis.call('HGET', asking, question)
     local lease = asker and asker ~= me and redis.call('ZSCORE', 'chainette:lease', asker)
     answer = lease and tonumber(lease) > now() and 'ELSEWHERE' or 'HERE'
