@@ -41,8 +41,9 @@ def enqueue(
     the results of the workers in the meantime. Flags and exit codes are those of `run`.
 
     With --detach, services do both, even after this command has ended: INPUTS is relative to the coordinator's
-    --inputs-root, the run directory to the sink's --runs-root, and CHAIN to the --chain-root of both. With --no-sink, this
-    process is the run's coordinator until the end or Ctrl-C, and the current folder must be the sink's --runs-root.
+    --inputs-root, the run directory and those of --reuse to the sink's --runs-root, and CHAIN to the --chain-root of
+    both. With --no-sink, this process is the run's coordinator until the end or Ctrl-C, and the current folder must be
+    the sink's --runs-root.
     """
     del stream_writer
     if detach and no_sink:

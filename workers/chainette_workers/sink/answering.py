@@ -102,6 +102,7 @@ class _Desk:
         found, size = dict[str, list[Output]](), 0
         for row_id, key in question.keys.items():
             found[row_id] = stored.find(node, row_id, key) or []
+            size += len(row_id) + len(key)  # of rows that are not found, too: anybody may ask for millions
             size += sum(len(output.value) + len(output.reasoning or "") for output in found[row_id])
             if size > _FULL:
                 break
