@@ -125,7 +125,7 @@ def test_worker_processes_take_from_earlier_runs_too(tmp_path: Path, server: Slo
 
 def test_the_page_shows_the_output_of_its_commands(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "examples" / "17_reuse", tmp_path / "examples" / "17_reuse")
-    assert follow(REPOSITORY / "docs" / "reuse.md", tmp_path) == 5
+    assert follow(REPOSITORY / "docs" / "reuse.md", tmp_path) == 6
 
 
 def test_what_cannot_be_reused_is_told_with_what_to_do(tmp_path: Path) -> None:

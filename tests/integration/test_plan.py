@@ -166,6 +166,18 @@ def test_a_changed_step_is_asked_again_and_the_plan_says_why(tmp_path: Path) -> 
     assert counted(selected) == {"ask": 0, "then": 20} == {step.step: step.rows for step in selected.steps}
 
 
+def test_rows_that_may_come_are_marked_also_if_none_is_expected(tmp_path: Path) -> None:
+    def drop(_facts: Facts) -> list[Word]:
+        return []
+
+    with scripted(llm=lambda _request: Facts(name="x", score=1)):
+        ask = Step(id="ask", input_model=Text, output_model=Facts, engine_name="llm", user_prompt="{{ text }}")
+        chain = Chain(name="drops", steps=[ask, apply(drop), Step(id="then", output_model=Facts, engine_name="llm")])
+        chain.run(inputs(tmp_path, 3), tmp_path / "out")
+        plan = foreseen(chain, inputs(tmp_path, 4), tmp_path / "new", RunOptions(reuse=(str(tmp_path / "out"),)))
+    assert [(step.step, step.rows, step.exact) for step in plan.steps] == [("ask", 1, True), ("then", 0, False)]
+
+
 def test_without_a_sample_or_an_earlier_run_a_plan_is_an_upper_bound(tmp_path: Path) -> None:
     with scripted({"price": PRICE}, llm=lambda _request: answer()):
         plan = foreseen(two_steps(prompt="{{ text }}"), inputs(tmp_path, 100), tmp_path / "out")
