@@ -15,6 +15,7 @@ import pytest
 from chainette import Chain, Route, Step, apply, open_run, register_engine
 from chainette.core.compile import compile_chain
 from chainette.core.run_settings import Format
+from chainette.engine.base import Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import InputError, RunDirectoryError, RunStopped
 from chainette.io.rundir.paths import RunDir
@@ -164,6 +165,28 @@ def test_a_changed_step_is_asked_again_and_the_plan_says_why(tmp_path: Path) -> 
     assert changed.requests == 40 and counted(changed) == {"ask": 20, "then": 0} and changed.select == ["changed+"]
     assert [step.why for step in changed.steps] == ["prompt of ask: 1 line changed", "follows ask"]
     assert counted(selected) == {"ask": 0, "then": 20} == {step.step: step.rows for step in selected.steps}
+
+
+def test_rows_behind_a_join_wait_for_what_is_asked_inside_it(tmp_path: Path) -> None:
+    def made(prompt: str) -> Chain:
+        ask = Step(id="ask", input_model=Text, output_model=Facts, engine_name="llm", user_prompt="{{ text }}")
+        dear = Step(id="dear", output_model=Word, engine_name="say", user_prompt=prompt)
+        route = Route("handle", on="{{ ask.score == 1 }}", cases={True: [dear], False: []})
+        last = Step(id="last", output_model=Word, engine_name="say", user_prompt="{{ chain_input.text }} {{ handled }}")
+        return Chain(name="joined", steps=[ask, route.join("handled"), last])
+
+    def score(request: Request) -> Facts:
+        return Facts(name="x", score=int(row_of(request)) % 3)
+
+    with scripted(llm=score, say=lambda request: Word(word=request.messages[-1].content)):
+        made("{{ ask.name }}").run(file := inputs(tmp_path, 9), tmp_path / "out")
+        plan = foreseen(made("Say {{ ask.name }}"), file, tmp_path / "new", RunOptions(reuse=(str(tmp_path / "out"),)))
+    assert [(step.step, step.reused, step.rows, step.guessed) for step in plan.steps] == [
+        ("ask", 9, 0, 0),
+        ("dear", 0, 3, 0),
+        ("last", 6, 3, 3),
+    ]
+    assert plan.steps[1].why == "prompt of dear: 1 line changed" and plan.steps[2].why == "follows a step that changed"
 
 
 def test_rows_that_may_come_are_marked_also_if_none_is_expected(tmp_path: Path) -> None:
