@@ -29,7 +29,7 @@ from chainette.io.rundir.changes import FLATTENED, rescues_between
 from chainette.io.rundir.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.logged_paths import chain_root_of, input_paths, placed_input
-from chainette.io.rundir.open import read_state, recover
+from chainette.io.rundir.open import again_in_python, read_state, recover
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
@@ -208,6 +208,7 @@ def _require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
     raise ChainChanged(
         f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
         f"{_what_is_done(starts)}: `chainette resume {directory} {_sets(state, plan)}{_from(starts)}`"
+        f"{again_in_python(directory, state.run, starts)}"
     )
 
 

@@ -22,6 +22,13 @@ ERRORS = {
         Chain(name="misfit", steps=[bad]).run(frame)
     """,
     "misspelt": "chain.run(frame, limt=3)",
+    "edited_prompt": """
+        judge = Step(id="judge", input_model=Review, output_model=Verdict, engine_name="llm", user_prompt="Be fair: {{ text }}")
+        edited = Chain(name="reviews", steps=[judge])
+        edited.run(frame, "out", resume=True)
+    """,
+    "edited_whole": "edited.run(frame, 'out', resume=True, select=['judge+'])",
+    "taken": "chain.run(frame, 'out')",
     "stopped": """
         import asyncio, os, signal
         from chainette import apply
@@ -109,6 +116,8 @@ def error_of(cell: Any) -> list[str]:
         ("misfit", "step 'judge', user_prompt: 'txt' is not in scope; did you mean 'text'?"),
         ("misspelt", "run options: no parameter 'limt'; did you mean 'limit'?"),
         ("stopped", "KeyboardInterrupt: "),
+        ("edited_prompt", ", for a chain in Python chain.run(inputs, 'out', resume=True, select=['judge+'])"),
+        ("taken", ", for a chain in Python chain.run(inputs, 'out', resume=True), or name another directory"),
     ],
 )
 def test_an_error_is_the_line_of_the_cell_and_the_message(cells: dict[str, Any], name: str, last: str) -> None:
@@ -121,3 +130,4 @@ def test_a_stopped_run_says_how_to_go_on_and_does(cells: dict[str, Any]) -> None
     [said] = [output.text for output in cells["stopped"].outputs if output.output_type == "stream" and output.name == "stderr"]
     assert "Go on in Python, where its chain is: chain.run(inputs, 'stopped', resume=True)" in said
     assert "finished, 20 rows from 20 records" in output(cells["resumed_whole"], "text/plain")
+    assert "finished, " in output(cells["edited_whole"], "text/plain")

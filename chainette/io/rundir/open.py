@@ -28,6 +28,7 @@ from chainette.records import declared_of
 from chainette.utils.private_files import make_folder
 
 __all__ = [
+    "again_in_python",
     "claim_directory",
     "create",
     "git_commit",
@@ -82,14 +83,27 @@ def _has_line(log: Path) -> bool:
 
 def _refuse_existing(directory: RunDir) -> None:
     EventLog(directory.log).close()
+    here = ""
     try:
         state = read_state(directory)[0]
+        here = again_in_python(directory, state.run)
         what = f"the run {state.run.run_id} of chain {state.run.chain!r} ({state.status})"
     except DamagedRun:
         what = "a damaged run"
     raise RunDirectoryError(
-        f"{directory} holds {what} already; go on with it: `chainette resume {directory}`, or name another directory"
+        f"{directory} holds {what} already; go on with it: `chainette resume {directory}`{here}, or name another directory"
     )
+
+
+def again_in_python(directory: RunDir, run: RunCreated, steps: Iterable[str] = ()) -> str:
+    """How a run goes on whose chain lives in Python only, behind the command that would do it otherwise; "" for others.
+
+    `steps` are computed anew, and all that follow.
+    """
+    if run.chain_ref:
+        return ""
+    select = f", select={[f'{step}+' for step in steps]}" if steps else ""
+    return f", for a chain in Python chain.run(inputs, {str(directory)!r}, resume=True{select})"
 
 
 def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) -> RunWriter:
