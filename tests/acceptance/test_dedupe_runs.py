@@ -17,6 +17,7 @@ from tests.support.cli import Project, until
 from tests.support.patience import LONG
 from tests.support.processes import children, holder
 from tests.support.slow_server import SlowServer
+from tests.support.tools import some
 
 CHAIN = """
 from pydantic import BaseModel
@@ -54,9 +55,7 @@ async def echo(text: str) -> str:
     return json.dumps({"word": text})
 
 
-@pytest.mark.parametrize(
-    ("rows", "distinct"), [(1000, 100), pytest.param(10_000, 1000, marks=pytest.mark.long)], ids=["small", "large"]
-)
+@pytest.mark.parametrize(("rows", "distinct"), some([(1000, 100), (10_000, 1000)], 2, 2))
 @pytest.mark.parametrize("way", [(), ("--workers", "2")], ids=["local", "fleet"])
 def test_every_question_is_asked_exactly_once(tmp_path: Path, way: tuple[str, ...], rows: int, distinct: int) -> None:
     with SlowServer(echo) as server:

@@ -17,6 +17,7 @@ from tests.acceptance.test_services import Site
 from tests.support.cli import until
 from tests.support.patience import LONG
 from tests.support.slow_server import SlowServer
+from tests.support.tools import many
 from tests.support.valkey import LEASES, Database
 
 HOT = "SamplingParams(temperature=0.5)"
@@ -74,11 +75,12 @@ def test_a_fleet_asks_for_what_is_new(fleet: Fleet) -> None:
 
 
 @pytest.mark.long
-def test_a_fleet_of_two_asks_for_what_is_new_of_ten_thousand_rows(fleet: Fleet) -> None:
-    fleet.notes.write("in.jsonl", map(str, range(10_000)))
+def test_a_fleet_of_two_asks_for_what_is_new_of_many_rows(fleet: Fleet) -> None:
+    rows = many(1_000, 1_000, 10_000)
+    fleet.notes.write("in.jsonl", map(str, range(rows)))
     for _ in range(2):
         fleet.worker()
-    reuse_in_every_way(fleet.notes, 10_000, 100, "--redis", fleet.url)
+    reuse_in_every_way(fleet.notes, rows, 100, "--redis", fleet.url)
 
 
 @pytest.mark.long
