@@ -23,7 +23,7 @@ from chainette.io.rundir.run_state import Status
 from chainette.run.blame import FAILURES
 from chainette.run.blocking import block
 from chainette.run.estimate import estimate
-from chainette.run.executor import resume
+from chainette.run.executor import resume, retry_rejected
 from chainette.run.options import RunOptions
 from chainette.run.sample import sample
 from chainette.run.step_estimates import StepEstimate
@@ -123,6 +123,19 @@ def test_a_bad_answer_is_shared_with_all_its_asks(tmp_path: Path) -> None:
         ("not_json", 3, "no JSON")
     }
     assert result.counts["ask"]["shared"] == 38 and result.counts["ask"]["asked_again"] == 2
+
+
+def test_a_retry_asks_once_for_all_rows_that_were_rejected_alike(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with scripted(llm=lambda _request: "no JSON") as scripts:
+        asking = chain()
+        asking.run(repeated(40, 2), out)
+        scripts["llm"].answer = word
+        result = retry_rejected(out, asking)
+    assert Counter(map(ask_of, scripts["llm"].requests)) == {1: 2, 2: 2, 3: 2, 4: 2}
+    assert len({request.seed for request in scripts["llm"].requests}) == 8
+    assert len(by_id(result)) == 40 and {row["_attempts"] for row in result.rows("ask")} == {4}
+    assert result.metadata["balanced"] and result.counts["ask"]["shared"] == 38
 
 
 # -- the row that asks gets no answer
