@@ -110,6 +110,7 @@ class Chain:
 
             chain.run("rows.jsonl")
             chain.run(pandas.read_sql(query, connection), "out")
+            chain.run("rows.jsonl", "out", resume=True, select="changed+")  # after an edit: only what it changes
 
         Rows that are not in files of yours (models, dicts, frames, datasets) are kept in the directory. While it runs, a
         terminal or a notebook shows its progress. Works inside a running event loop too (it blocks it).
@@ -147,8 +148,6 @@ class Chain:
             chain_ref: the chain below `chain_root`, `chain.py:name`, so that `chainette resume` finds it. Default: "".
             chain_root: the folder in which `chain_ref` is. Default: "".
             chain_claim: the chain's files and their digest; set by the command line. Default: None.
-
-            chain.run("rows.jsonl", "out", resume=True, select="changed+")  # after an edit: only what it changes
 
         Raises:
             PlanError: the chain does not fit together.
