@@ -92,7 +92,7 @@ def test_one_value_is_a_list_of_one_and_a_path_its_text(name: str) -> None:
 
 
 def test_the_docstring_explains_every_keyword_and_its_default() -> None:
-    explained = dict(re.findall(r"^            (\w+): (.*)$", Chain.run.__doc__ or "", re.MULTILINE))
+    explained = dict(re.findall(r"^    (\w+): (.*)$", inspect.getdoc(Chain.run) or "", re.MULTILINE))
     assert {name for name, text in explained.items() if "efault" in text} == RunKeywords.__annotations__.keys()
     for field in fields(RunOptions):
         if isinstance(field.default, int | float | str) and field.name not in _INTERNAL:
