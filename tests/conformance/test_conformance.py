@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 import pytest
 
@@ -38,18 +39,29 @@ CHOSEN = [
 ]
 
 
+Judge = Callable[[Case], Verdict]
+
+
 @pytest.fixture(scope="module")
-def subject(request: pytest.FixtureRequest) -> Iterator[tuple[str, Callable[[Case], Verdict]]]:
-    """A backend's name and its judge; pytest closes one backend before it opens the next."""
-    with judged(request.param) as judge:
-        yield request.param, judge
+def judge_of() -> Iterator[Callable[[str], Judge]]:
+    """Opens a backend, and closes the one before. A fixture with parameters would be made anew for every case."""
+    opened: dict[str, Judge] = {}
+    with ExitStack() as stack:
+
+        def judge_of(backend: str) -> Judge:
+            if backend not in opened:
+                opened.clear()
+                stack.close()
+                opened[backend] = stack.enter_context(judged(backend))
+            return opened[backend]
+
+        yield judge_of
 
 
-@pytest.mark.parametrize(("subject", "case"), CHOSEN, indirect=["subject"])
+@pytest.mark.parametrize(("backend", "case"), CHOSEN)
 @pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning", "ignore::DeprecationWarning")  # of vLLM's libraries
-def test_a_backend_keeps_its_promises(subject: tuple[str, Callable[[Case], Verdict]], case: Case) -> None:
-    backend, judge = subject
-    verdict = judge(case)
+def test_a_backend_keeps_its_promises(judge_of: Callable[[str], Judge], backend: str, case: Case) -> None:
+    verdict = judge_of(backend)(case)
     assert cells(verdict) == TABLE[case.name][backend], f"{verdict.words} (`make conformance` writes the table anew)"
 
 
