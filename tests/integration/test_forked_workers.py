@@ -59,3 +59,24 @@ def test_forked_workers_have_their_own_input_environment_log_and_end(workers: li
 def test_workers_that_were_never_forked_count_as_dead(workers: list[ForkedWorker]) -> None:
     workers[0]._forking.process.kill()
     assert [worker.wait(PATIENCE) for worker in workers] == [1, 1, 1]
+
+
+def test_a_worker_has_ended_though_its_end_was_told_to_nobody(workers: list[ForkedWorker]) -> None:
+    """As where SIGCHLD is ignored, or where a program waits for all children of its process."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        for worker in workers:
+            worker.stdin.close()
+        assert [worker.wait(PATIENCE) for worker in workers] == [0, 0, 0]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_words_of_the_forking_process_are_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chainette_workers.sink.forked_workers.ENTRY", (sys.executable, "-c", "exit('interrupted')"))
+    with (tmp_path / "a.log").open("wb") as log:
+        found = fork_workers([None, log.fileno()], [{}, {}])
+    assert found is not None and [worker.wait(PATIENCE) for worker in found] == [1, 1]
+    assert (tmp_path / "a.log").read_text() == "interrupted\n"
+    for worker in found:
+        worker.stdin.close()

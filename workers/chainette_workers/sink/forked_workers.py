@@ -103,10 +103,13 @@ class ForkedWorker:
             if not self._find():
                 self._code = 1 if over else None
                 return self._code
-            with suppress(ChildProcessError):  # it is not this process's child yet
+            try:
                 pid, status = os.waitpid(self._pid, os.WNOHANG)
                 if pid:
                     self._code = os.waitstatus_to_exitcode(status)
+            except ChildProcessError:  # it is not this process's child yet, or somebody else has waited for it
+                if over and not _is_there(self._pid):
+                    self._code = 0  # as `subprocess` says then
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:
@@ -124,7 +127,8 @@ class ForkedWorker:
 
     def kill(self) -> None:
         if self.poll() is None and self._pid:
-            os.kill(self._pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
         elif self._code is None:
             self._forking.process.kill()
 
@@ -139,6 +143,15 @@ class ForkedWorker:
         return self._pid > 0
 
 
+def _is_there(pid: int) -> bool:
+    """Whether there is a process that this one may send signals to."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
 def fork_workers(logs: Sequence[int | None], environments: Sequence[dict[str, str]]) -> list[ForkedWorker] | None:
     """Starts a worker for each log, a descriptor; None if the system cannot hand it the children of others."""
     if not _orphans.take_in():
@@ -151,7 +164,8 @@ def fork_workers(logs: Sequence[int | None], environments: Sequence[dict[str, st
     inherited = [number for fork in forks for number in (fork.stdin, fork.tell, fork.log) if number is not None]
     try:
         command = [*ENTRY, msgspec.json.encode(forks).decode()]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=inherited)  # noqa: S603
+        log = next((log for log in logs if log is not None), None)  # Ctrl-C ends its imports with a traceback
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited)  # noqa: S603
     except BaseException:
         _orphans.leave()
         raise
