@@ -70,8 +70,9 @@ class Waiting(Protocol):
     def gone(self) -> bool:
         """Whether it waits no more, since its unit is out of the worker's hands."""
 
-    def take(self, answer: SharedAnswer, *, checked: bool) -> bool:
-        """Ends the row with the answer; `checked` if this process has validated it. False if it is none for the step."""
+    def take(self, answer: SharedAnswer, *, checked: bool) -> SharedAnswer | None:
+        """Ends the row with the answer; `checked` if this process has validated it. Returns the answer as the step's model
+        writes it; None if it is none for the step."""
 
     def ask(self, *, alone: bool) -> None:
         """The row asks. `alone`: for itself only; otherwise others wait for its answer."""
@@ -255,17 +256,20 @@ class SharedAnswers:
                 row.put_off(_OVER)
 
     def _take_from_others(self, question: bytes, encoded: bytes) -> None:
+        answer: SharedAnswer | None
         try:
             answer = _decode(encoded)
-            is_good = answer.is_shared
         except msgspec.MsgspecError:
-            is_good = False
+            answer = None
+        if answer is not None and not answer.is_shared:
+            answer = None
         for number, row in enumerate(self._close(question, is_told=True)):
-            is_good = is_good and row.take(answer, checked=number > 0)
-            if not is_good:
+            if answer is not None:
+                answer = row.take(answer, checked=number > 0)
+            if answer is None:
                 row.ask(alone=True)
             elif not number:
-                self._recent.put(question, encoded)
+                self._recent.put(question, _encode(answer))
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,12 @@ class _Sharing:
     #: Whether it waits no more, since its unit is out of the worker's hands.
     gone: bool = False
 
-    def take(self, answer: SharedAnswer, *, checked: bool) -> bool:
+    def take(self, answer: SharedAnswer, *, checked: bool) -> SharedAnswer | None:
         found = answer if checked else self.asking.checked(self.first, answer)
         if found is not None:
             self.asking.end_wait(self)
             self.asking.result.take_shared(self.first.row, found)
-        return found is not None
+        return found
 
     def ask(self, *, alone: bool) -> None:
         self.asking.end_wait(self)

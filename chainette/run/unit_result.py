@@ -116,15 +116,14 @@ class UnitResult:
         return [row for row in rows if row.row_id not in found]
 
     def take_shared(self, row: Row, answer: SharedAnswer) -> None:
-        """Finishes a row with the answer to another row that asked the same."""
-        before = len(self._escalated)
+        """Finishes a row with the answer to another row that asked the same; it may have been asked itself before."""
+        before, unfinished = len(self._escalated), self.unfinished.get(row.row_id)
+        usage = Usage() if unfinished is None else unfinished.usage
         if answer.reason:
-            self.reject(row, Reason(answer.reason), answer.message, answer.asks, answer.raw)
+            self.reject(row, Reason(answer.reason), answer.message, answer.asks, answer.raw, usage)
         else:
-            self.keep(
-                row,
-                Output(row.row_id, answer.value, answer.asks, answer.reasoning, spent_on(row, Usage()), self.keys[row.row_id]),
-            )
+            key, spent = self.keys[row.row_id], spent_on(row, usage)
+            self.keep(row, Output(row.row_id, answer.value, answer.asks, answer.reasoning, spent, key), usage)
         self.shared += len(self._escalated) == before
 
     def age(self) -> float:

@@ -8,7 +8,7 @@ import pytest
 from anyio.abc import TaskGroup
 from pydantic import BaseModel
 
-from chainette import Chain, Step
+from chainette import Chain, Step, records
 from chainette.core.compile import compile_chain
 from chainette.engine.base import Cause, Completion, Finish, Request
 from chainette.engine.lifecycle import create_engine
@@ -16,7 +16,7 @@ from chainette.errors import EngineUnavailable
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import Asker
 from chainette.hooks import Hook
-from chainette.records import CHAIN_INPUT, Reason, Row
+from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Spent, Unfinished, Usage
 from chainette.run.blame import FAILURES
 from chainette.run.process import fill
 from chainette.run.shared_answers import Exchange, SharedAnswer, SharedAnswers
@@ -48,10 +48,11 @@ class Waiter:
         self.gone = False
         self._believes = believes
 
-    def take(self, answer: SharedAnswer, *, checked: bool) -> bool:
-        if checked or self._believes:
-            self.fate = f"took {answer.value.decode()}"
-        return checked or self._believes
+    def take(self, answer: SharedAnswer, *, checked: bool) -> SharedAnswer | None:
+        if not (checked or self._believes):
+            return None
+        self.fate = f"took {answer.value.decode()}"
+        return answer
 
     def ask(self, *, alone: bool) -> None:
         self.fate = "asks alone" if alone else "asks"
@@ -214,6 +215,9 @@ class Unit:
     def _count(self, more: int) -> None:
         self.waiting += more
 
+    def outcome(self) -> Outcome:
+        return self.result.take(records.Unit("ask", 0, "", "", self.rows))
+
     async def begin(self, group: TaskGroup) -> None:
         group.start_soon(self.work)
         await anyio.wait_all_tasks_blocked()
@@ -250,6 +254,7 @@ def test_rows_of_another_unit_ask_if_the_unit_that_asks_is_taken_away() -> None:
     ("answer", "is_taken"),
     [
         (SharedAnswer(1, b'{"number":7}'), True),
+        (SharedAnswer(1, b'{"row_id":"1", "number":7}'), True),  # in the words of the model
         (SharedAnswer(3, reason=Reason.NOT_JSON), True),
         (SharedAnswer(1, b'{"number":"seven"}'), False),  # not the model's
         (SharedAnswer(4, b'{"number":7}'), False),  # more asks than there are
@@ -267,6 +272,29 @@ def test_an_answer_of_another_worker_is_held_against_the_model(answer: SharedAns
             shared.heard(news.wanted, [msgspec.msgpack.encode(answer)])
         assert len(unit.result.finished()) == 3
         assert (unit.result.shared, len(llm.requests)) == ((3, 0) if is_taken else (0, 3))
+        values = {output.value for output in unit.outcome().outputs}
+        assert values <= {b'{"number":7}' if is_taken else b'{"number":1}'}
 
     with scripted(llm=lambda _request: Number(number=1)) as scripts:
         anyio.run(go, scripts["llm"])
+
+
+@pytest.mark.parametrize("answer", [SharedAnswer(2, b'{"number":7}'), SharedAnswer(3, reason=Reason.NOT_JSON)])
+def test_a_row_that_was_asked_before_it_takes_an_answer_costs_what_that_cost(answer: SharedAnswer) -> None:
+    """Its own first answer was no good, and its next request failed."""
+    shared, spent = SharedAnswers(with_others=True), Usage(prompt_tokens=10, completion_tokens=5, requests=1)
+
+    async def go() -> None:
+        unit = Unit(shared, 0)
+        unit.result.unfinished["1"] = Unfinished(1, 1, spent, (("bad", "no JSON"),), 1)
+        async with anyio.create_task_group() as group:
+            await unit.begin(group)
+            [(_, news)] = await shared.outgoing()
+            shared.heard(news.wanted, [msgspec.msgpack.encode(answer)])
+        outcome = unit.outcome()
+        assert outcome.usage == spent and outcome.shared == 3
+        costs = {row.row_id: row.spent for row in outcome.outputs} | {row.row_id: row.spent for row in outcome.rejected}
+        assert costs["1"] == spent.spent and costs["0"] == Spent()
+
+    with scripted(llm=lambda _request: Number(number=1)):
+        anyio.run(go)
