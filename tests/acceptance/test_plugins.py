@@ -93,7 +93,9 @@ def test_keys_of_a_plugin_decide_rescue_or_are_free_as_its_class_says(project: P
     assert worse.returncode != 0 and "ask has patience=0.5 now (was 1.0" in worse.stderr, worse.stderr
     declare(project, "word='bye'")
     other = project.chainette("resume", "out")
-    assert other.returncode != 0 and "word of engine bird: hello -> bye" in other.stderr and "--from ask" in other.stderr, other.stderr
+    assert other.returncode != 0 and "word of engine bird: hello -> bye" in other.stderr and "--from ask" in other.stderr, (
+        other.stderr
+    )
 
 
 def test_a_key_that_a_plugin_does_not_have_and_its_obstacles_are_told_before_the_first_row(
