@@ -21,6 +21,9 @@ __all__ = ["FILE", "KEYS", "Default", "Key", "default_map", "defaults_of", "vari
 
 FILE = "chainette.toml"
 
+#: Settings that every session may give anew, but that the log keeps for those that give none.
+_KEPT = frozenset({"budget", "price"})
+
 #: Commands that begin a run and take all its settings, and others that open engines.
 _BEGIN = ("run", "enqueue", "plan")
 _OPEN = ("inspect", "inspect-dag", "engines", "warmup", "conformance", "worker")
@@ -184,7 +187,7 @@ def default_map(defaults: list[Default]) -> dict[str, dict[str, Any]]:
     """Command -> parameter -> its default, for those commands that the keys are about."""
     values = {default.key: default.value for default in defaults}
     settings = {name: values[key] for key, name in _SETTINGS.items() if key in values}
-    anew = {name: value for name, value in settings.items() if name in UNRECORDED}
+    anew = {name: value for name, value in settings.items() if name in UNRECORDED - _KEPT}
     root = {"chain_root": values["chain-root"]} if "chain-root" in values else {}
     engines = {name: values["engines"] for name in ("engines_file", "engines", "file") if "engines" in values}
     runs = {"runs": values["runs"]} if "runs" in values else {}

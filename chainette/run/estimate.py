@@ -21,6 +21,7 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import create_engine
 from chainette.engine.model_files import files_of
 from chainette.engine.price import Cost
+from chainette.io.inputs.same_input import require_same_beginning
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.plan_graph import graph_of
@@ -103,7 +104,7 @@ async def estimate(
     `sampled` is the state of a sample in the directory, and `capacities` those of its engines.
 
     Raises:
-        InputError: the records of the input cannot be counted, or `select` names no rows.
+        InputError: the records of the input cannot be counted, it is not that of the run, or `select` names no rows.
         RunDirectoryError: an earlier run is not there.
         ChainChanged: `select` leaves out steps that have changed.
     """
@@ -116,6 +117,9 @@ async def estimate(
     resumed = await anyio.to_thread.run_sync(KeptRows.of, directory, plan, select)
     await anyio.to_thread.run_sync(require_runs, options.reuse)
     source = await anyio.to_thread.run_sync(open_counted, inputs, plan, options)
+    state = resumed.state
+    if state is not None and not state.input.get("growing"):  # of that, the run reads its own copy
+        await anyio.to_thread.run_sync(require_same_beginning, source, state.input, state.read, str(directory))
     earlier = [(await anyio.to_thread.run_sync(read_state, RunDir(reused)))[0] for reused in reuse]
     graph = graph_of(plan)
     known = EarlierRuns.of([one for one in (sampled, resumed.state, *earlier) if one is not None], graph)
@@ -129,9 +133,8 @@ async def estimate(
                 found = await walk.through(roots.pending(resumed.is_done), resumed.durable)
     counting = StepEstimates(plan, graph, found, known, engines, capacities or {})
     missed = partial(_why_missed, EarlierRuns.of(earlier, graph), found)
-    why = resumed.why if resumed.state is not None else missed
+    why = resumed.why if state is not None else missed
     steps = [step async for step in counting.each(why)]
-    state = resumed.state
     is_known = any(known.billed(step.step) for step in steps)
     basis = "sample" if sampled is not None else "earlier run" if is_known else "at most"
     return Estimate(

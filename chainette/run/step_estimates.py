@@ -72,6 +72,14 @@ class EarlierRuns:
                 return (counts.given if way is None else counts.ways.get(way, 0)) / counts.taken
         return 1.0
 
+    def shared(self, node: PlanNode) -> float:
+        """The rows that take another's answer, for one that comes to a step; 0 if nobody knows, and at its later engines, where
+        only rows that are asked are estimated."""
+        if node.rank or (found := self.billed(node.id)) is None:
+            return 0.0
+        counts = found[0].node(node.id)
+        return counts.engines.get(node.engine, counts).shared / (counts.taken - counts.reused)
+
     def billed(self, step: str) -> tuple[RunState, bool] | None:
         """The first run in which a step was asked, and whether the step itself has changed since."""
         for state, changes in zip(self.states, self.changes, strict=True):
@@ -159,7 +167,8 @@ class StepEstimates:
         """The requests of a step to one of its engines, for the rows that wait there and others."""
         name, exact, billed = node.engine, sum(prompts.count for prompts in asked), self.known.billed(node.id)
         known, again = sum(one.asked for one in repeats), sum(one.count for one in repeats)
-        repeated = known + guessed * again / max(1, sum(one.rows for one in repeats))
+        seen = sum(one.rows for one in repeats)
+        repeated = known + guessed * (again / seen if seen else self.known.shared(node))
         shared = repeated if node.dedupe else 0.0
         if node.dedupe:
             exact, guessed = exact - known, guessed - (repeated - known)

@@ -329,5 +329,8 @@ def test_a_plan_estimates_what_dedupe_saves_where_rows_are_not_known(tmp_path: P
         state, _ = block(sample, compile_chain(two), file, RunDir(RunDir(out).sample), RunOptions(), 40)
         found = plan_of(two, file, out, dedupe=False, sampled=state)["more"]
         result = two.run(file, out, dedupe=True)
+        two.run(file, fresh := tmp_path / "fresh", dedupe=True)
+        again = plan_of(two, file, fresh, dedupe=True, select=["ask+"])["more"]
     assert (found.rows, found.guessed, found.repeated) == (40, 40, 30)
+    assert (again.rows, again.shared) == (20, 60), "as many as shared before, since no row of it is known"
     assert result.counts["more"]["shared"] == 30 and result.counts["more"]["usage"]["requests"] == 10

@@ -247,6 +247,16 @@ def test_a_plan_of_an_interrupted_run_counts_the_rows_that_a_resume_asks(tmp_pat
     assert plan.resumed and plan.select == [] and plan.asked == 31
 
 
+def test_a_plan_for_a_directory_refuses_another_input_than_its_run_has(tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    with scripted({"price": PRICE}, llm=lambda _request: answer()):
+        chain = two_steps(prompt="{{ text }}")
+        chain.run(inputs(tmp_path, 4), tmp_path / "out")
+        other.write_text((tmp_path / "in.jsonl").read_text().replace("word", "work"))
+        with pytest.raises(InputError, match=r"other\.jsonl is not the input of the run in .*out"):
+            foreseen(chain, other, tmp_path / "out")
+
+
 def test_a_plan_of_a_selection_counts_the_rows_that_it_asks(tmp_path: Path) -> None:
     chain, file, out = everything(hidden=False), write_inputs(tmp_path / "in.jsonl", 30, bad=(7,)), tmp_path / "out"
     first = chain.run(file, out)

@@ -9,7 +9,7 @@ from chainette.io.inputs.input_digest import Stamp, digest_of
 from chainette.io.inputs.readers import InputFile
 from chainette.records import Read
 
-__all__ = ["require_same_input"]
+__all__ = ["require_same_beginning", "require_same_input"]
 
 
 def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read | None, run: str) -> bool:
@@ -24,9 +24,8 @@ def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read |
         if read is not None and digest_of(source.files(), read.upto) != read.digest:
             raise InputError(f"{source.path}: the first {read.upto:,} bytes are not those that were read; begin a new run")
         return True
-    known = [Stamp(*stamp) for stamp in recorded.get("files", ())]
-    equal = [stamp[:3] for stamp in known] == [stamp[:3] for stamp in source.stamps]
-    if equal and all(stamp.settled for stamp in known):
+    equal, settled = _stamps(source, recorded)
+    if equal and settled:
         return True
     what = f"{source.path} has changed since the run in {run} began"
     if problem := _difference(source, recorded, read):
@@ -34,10 +33,33 @@ def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read |
     return equal
 
 
+def require_same_beginning(source: InputFile, recorded: dict[str, Any], read: Read | None, run: str) -> None:
+    """Checks that an input begins with every byte that a run has read; it may have grown.
+
+    Raises:
+        InputError: it begins otherwise.
+    """
+    if not all(_stamps(source, recorded)) and not _begins_alike(source, read):
+        raise InputError(
+            f"{source.path} is not the input of the run in {run}: it does not begin with the bytes that the run has read. "
+            "Name the input of the run, or no directory with a run"
+        )
+
+
+def _stamps(source: InputFile, recorded: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether sizes and times are those that were recorded, and whether these tell apart every change since."""
+    known = [Stamp(*stamp) for stamp in recorded.get("files", ())]
+    return [stamp[:3] for stamp in known] == [stamp[:3] for stamp in source.stamps], all(stamp.settled for stamp in known)
+
+
+def _begins_alike(source: InputFile, read: Read | None) -> bool:
+    return read is None or digest_of(source.files(), read.upto) == read.digest
+
+
 def _difference(source: InputFile, recorded: dict[str, Any], read: Read | None) -> str:
     """Describes the difference; "" if none was found."""
     size = source.size
-    begins_alike = read is None or digest_of(source.files(), read.upto) == read.digest
+    begins_alike = _begins_alike(source, read)
     if size > recorded["size"] and begins_alike:
         grown = f"{recorded['size']:,} bytes then, {size:,} now; its beginning is unchanged, so it seems to have grown"
         return f"{grown} (new rows go into a file of their own, for --more, or into a new run with --reuse)"

@@ -26,7 +26,7 @@ def test_every_setting_of_a_run_is_a_key_and_the_page_names_only_keys() -> None:
         word for line in page.splitlines() if line.startswith("| `") for word in re.findall(r"`([a-z-]+)`", line.split("|")[1])
     )
     named = {*words}
-    assert named <= {*KEYS} and len(named) > 9
+    assert named <= {*KEYS} and len(named) > 7
 
 
 def test_a_variable_wins_over_the_file_and_both_name_their_origin(tmp_path: Path) -> None:
@@ -91,13 +91,15 @@ def test_a_command_gets_the_keys_that_are_about_it(tmp_path: Path) -> None:
     defaults = defaults_of(
         written(
             tmp_path,
-            'seed = 7\nlimit = 5\nbudget = "2usd"\nengines = "e.yml"\nruns = "r"\nredis = "redis://h/1"\numask = "027"',
+            'seed = 7\nlimit = 5\nbudget = "2usd"\nprice = "a=in:1"\nwindow = 9\n'
+            'engines = "e.yml"\nruns = "r"\nredis = "redis://h/1"\numask = "027"',
         ),
         {},
     )
     found = default_map(defaults)
-    assert found["run"] == {"seed": 7, "limit": 5, "budget": ("2usd",), "engines_file": "e.yml", "runs": "r"}
-    assert found["resume"] == found["rejected"] == {"budget": ("2usd",)}, "the log has the rest"
+    kept = {"seed": 7, "limit": 5, "budget": ("2usd",), "price": ("a=in:1",), "engines_file": "e.yml"}
+    assert found["run"] == kept | {"window": 9, "runs": "r"}
+    assert found["resume"] == found["rejected"] == {"window": 9}, "the log has the rest"
     assert "limit" not in found.get("rows", {}) and found["ls"] == {"folder": "r"}
     assert found["warmup"]["engines"] == "e.yml"
     assert variables_of(defaults) == {"CHAINETTE_REDIS_URL": "redis://h/1", "CHAINETTE_UMASK": "027"}
