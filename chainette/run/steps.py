@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any
 
 import anyio
@@ -14,82 +12,27 @@ from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
 from chainette.core.answer_key import step_keys
-from chainette.core.dump import NotRoundTrip, dump_row, explain
+from chainette.core.dump import explain
 from chainette.core.plan import Plan, PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
 from chainette.core.streaming import Asked, Unusable
-from chainette.engine.answer_text import unwrapped
 from chainette.engine.base import Completion, Done, Engine, Finish, Request
 from chainette.engine.budget import Amounts
 from chainette.engine.concurrent_requests import ask_all
 from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
 from chainette.hooks import Hook, Laps, Stage
-from chainette.records import Message, Output, Reason, Row, Unfinished, Usage
+from chainette.records import Message, Output, Reason, Row, Usage
 from chainette.run.allowance import Allowance
+from chainette.run.answers import BadAnswer, read_answer, read_value, readable
+from chainette.run.ask import FRESH, Ask, row_seed
 from chainette.run.blame import Evidence
-from chainette.run.reask import corrected, correction
+from chainette.run.reask import correction
 from chainette.run.shared_answers import Questions, SharedAnswer
-from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT, UnitResult, excess, raised, spent_on, streamed, writable
-from chainette.utils.user_errors import RAISED, told
+from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT, UnitResult, raised, streamed, writable
+from chainette.utils.user_errors import RAISED
 
-__all__ = ["Asking", "row_seed"]
-
-
-def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, rounds: str = "", engine: int = 0, *, sample: int = 0) -> int:
-    """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it.
-
-    `rounds` is the round of a loop, if it is not the first, `engine` the number of an escalated engine, and `sample` that of
-    a candidate.
-    """
-    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
-    text += (f"\0{rounds}" if rounds else "") + (f"\0engine {engine}" if engine else "")
-    text += f"\0sample {sample}" if sample else ""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
-
-
-class _Ask(msgspec.Struct, frozen=True):
-    """One row's question, and how often it was asked."""
-
-    row: Row
-    #: The messages of the first ask.
-    question: tuple[Message, ...]
-    #: The answers before this ask, since the row was opened.
-    before: Unfinished
-
-    @property
-    def number(self) -> int:
-        """From 1; goes on if `--retry` opened the row again."""
-        return self.row.asks + self.attempt
-
-    @property
-    def attempt(self) -> int:
-        """The number of this ask among those since the row was opened."""
-        return self.before.asks + 1
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        corrections = self.before.corrections
-        return reduce(corrected, corrections, self.question) if corrections else self.question
-
-    @property
-    def corrects(self) -> bool:
-        """Whether the messages end in a bad answer and a complaint about it."""
-        return bool(self.before.corrections) and bool(self.before.corrections[-1][0].strip())
-
-    def again(self, corrections: tuple[tuple[str, str], ...], usage: Usage) -> _Ask:
-        return msgspec.structs.replace(self, before=Unfinished(self.attempt, 0, usage, corrections))
-
-
-@dataclass(frozen=True)
-class _Bad:
-    """An answer that is not an output."""
-
-    reason: Reason
-    message: str
-
-
-_FRESH = Unfinished()
+__all__ = ["Asking"]
 
 
 @dataclass(eq=False, slots=True)
@@ -97,7 +40,7 @@ class _Sharing:
     """A row that takes the answer of another one with the same question, or asks for both (`shared_answers.Waiting`)."""
 
     asking: Asking
-    first: _Ask
+    first: Ask
     question: bytes
     #: Whether it waits no more, since its unit is out of the worker's hands.
     gone: bool = False
@@ -140,19 +83,19 @@ class Asking:
     #: Row -> the question that it asks for others, too.
     asked_for_others: dict[str, bytes] = field(default_factory=dict)
     #: Rows that are the ones to ask.
-    to_begin: list[_Ask] = field(default_factory=list)
+    to_begin: list[Ask] = field(default_factory=list)
     #: Rows that wait for the answers of others, and the number of them that the lane was told.
     _waiting: set[_Sharing] = field(default_factory=set)
     _told: int = 0
     _waits_changed: anyio.Event = field(default_factory=anyio.Event)
     #: Rows to ask again as soon as the event loop turns: answers that arrive together are asked again together.
-    _again: list[_Ask] = field(default_factory=list)
+    _again: list[Ask] = field(default_factory=list)
     _rounds: TaskGroup = field(init=False)
     _failure: EngineUnavailable | None = None
     #: Row -> the completion of its request that got no answer.
     _failed: dict[str, Completion] = field(default_factory=dict)
     #: Refused before the step had any answer.
-    _refused: list[tuple[_Ask, Request, Completion]] = field(default_factory=list)
+    _refused: list[tuple[Ask, Request, Completion]] = field(default_factory=list)
     #: Of a hook, or of our own code.
     _error: BaseException | None = None
 
@@ -183,7 +126,7 @@ class Asking:
         """The first requests of the rows that are in need of one, unsent; the other rows are in the result."""
         return self.requests_of(await self.needed(rows))
 
-    async def needed(self, rows: Sequence[Row]) -> list[_Ask]:
+    async def needed(self, rows: Sequence[Row]) -> list[Ask]:
         """The questions to ask, without those whose answer an earlier run has."""
         self.prompts = prompter(self.plan, self.node)
         asks = self.first_asks(rows)
@@ -192,7 +135,7 @@ class Asking:
 
     # -- questions that rows share
 
-    async def share(self, questions: Questions, asks: Sequence[_Ask]) -> None:
+    async def share(self, questions: Questions, asks: Sequence[Ask]) -> None:
         """Asks each question once; the other rows wait for its answer, here or in another unit."""
         rows = [_Sharing(self, ask, questions.question(self.result.keys[ask.row.row_id], ask.row.asks)) for ask in asks]
         self._waiting.update(rows)
@@ -231,7 +174,7 @@ class Asking:
             self.questions.answers.leave(question)
         self.asked_for_others.clear()
 
-    def tell_others(self, ask: _Ask, outcome: _Bad | Output, raw: str | None = None) -> None:
+    def tell_others(self, ask: Ask, outcome: BadAnswer | Output, raw: str | None = None) -> None:
         """Rows with the same question share the outcome, if this one asked for them."""
         question = self.asked_for_others.pop(ask.row.row_id, None)
         if question is None or self.questions is None:
@@ -242,31 +185,31 @@ class Asking:
             answer = SharedAnswer(ask.number, reason=outcome.reason, message=outcome.message, raw=raw)
         self.questions.answers.settle(question, answer)
 
-    def no_answer(self, ask: _Ask, trouble: Completion | EngineUnavailable) -> None:
+    def no_answer(self, ask: Ask, trouble: Completion | EngineUnavailable) -> None:
         """Rows with the same question wait for the next try, too, if this one asked for them."""
         question = self.asked_for_others.pop(ask.row.row_id, None)
         if question is not None and self.questions is not None:
             self.questions.answers.put_off(question, trouble)
 
-    def put_off(self, ask: _Ask, trouble: Completion | EngineUnavailable) -> None:
+    def put_off(self, ask: Ask, trouble: Completion | EngineUnavailable) -> None:
         """The row that asked for this one got no answer."""
         if isinstance(trouble, Completion):
             self._failed[ask.row.row_id] = trouble
         else:
             self._failure = self._failure or trouble
 
-    def checked(self, ask: _Ask, answer: SharedAnswer) -> SharedAnswer | None:
+    def checked(self, ask: Ask, answer: SharedAnswer) -> SharedAnswer | None:
         """An answer that came through the queue, where anybody may have written it; None if it is none for the step."""
         if not ask.row.asks < answer.asks <= ask.row.asks + self.step.max_attempts:
             return None
-        value = self.value(answer.value.decode("utf-8", "replace")) if not answer.reason else b""
-        if isinstance(value, _Bad) or len(value) + len(answer.reasoning or "") + len(answer.message) > MAX_ROW_BYTES:
+        value = read_value(self.step, answer.value.decode("utf-8", "replace")) if not answer.reason else b""
+        if isinstance(value, BadAnswer) or len(value) + len(answer.reasoning or "") + len(answer.message) > MAX_ROW_BYTES:
             return None
         return msgspec.structs.replace(answer, value=value)
 
     # -- asking
 
-    async def begin(self, asks: Sequence[_Ask]) -> None:
+    async def begin(self, asks: Sequence[Ask]) -> None:
         """Asks for all rows; a few go first if nobody knows yet whether the engine takes the step."""
         if not asks:
             return
@@ -278,7 +221,7 @@ class Asking:
         await self.evidence.opened()
         await self.ask(asks[len(first) :])
 
-    async def go_ahead(self, asks: Sequence[_Ask]) -> None:
+    async def go_ahead(self, asks: Sequence[Ask]) -> None:
         try:
             await self.ask(asks)
             await self.settle()
@@ -299,7 +242,7 @@ class Asking:
         for ask, request, completion in refused:
             self.take_in(ask, request, completion)
 
-    async def ask(self, asks: Sequence[_Ask]) -> None:
+    async def ask(self, asks: Sequence[Ask]) -> None:
         """Asks for rows, in as many calls of the engine as the run's budget makes of them.
 
         Raises:
@@ -318,7 +261,7 @@ class Asking:
             else:
                 await self.send(now, reserved)
 
-    async def send(self, asks: Sequence[_Ask], reserved: Sequence[Amounts] = ()) -> None:
+    async def send(self, asks: Sequence[Ask], reserved: Sequence[Amounts] = ()) -> None:
         """One call of the engine; each answer is judged when it arrives."""
         if not asks:
             return
@@ -366,24 +309,24 @@ class Asking:
             self.evidence.cancelled(ask.row.row_id for ask in unanswered.values())
             self.hook.on_generated(self.node.engine, len(unanswered))
 
-    async def answers(self, asks: Sequence[_Ask], requests: Sequence[Request], done: Done) -> list[Completion]:
+    async def answers(self, asks: Sequence[Ask], requests: Sequence[Request], done: Done) -> list[Completion]:
         if not self.hook.streams:
             return await self.engine.generate(requests, done)
         asked = [Asked(self.node.id, ask.row.row_id, ask.number, ask.messages) for ask in asks]
         return await ask_all([streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)], done)
 
-    def take_in(self, ask: _Ask, request: Request, completion: Completion) -> None:
+    def take_in(self, ask: Ask, request: Request, completion: Completion) -> None:
         """Judges an answer. Called by the engine, which must not mistake an error in here for one of its own."""
         try:
             self.laps.lap(Stage.GENERATE)
-            completion = _readable(completion)
+            completion = readable(completion)
             if completion.finish is Finish.FAILED:
                 self.fail(ask, request, completion)
                 return
             if completion.finish is Finish.ERROR and not self.evidence.is_accepted:
                 self.evidence.refused(request)
                 self._refused.append((ask, request, completion))
-                self.tell_others(ask, _Bad(Reason.ENGINE_ERROR, completion.error))
+                self.tell_others(ask, BadAnswer(Reason.ENGINE_ERROR, completion.error))
                 return
             self.evidence.answered(ask.row.row_id, completion)
             self.hook.on_answers(self.node.id, [request], [completion])
@@ -398,7 +341,7 @@ class Asking:
             if len(self._again) == 1:
                 self._rounds.start_soon(self.ask_again)
 
-    def fail(self, ask: _Ask, request: Request, completion: Completion) -> None:
+    def fail(self, ask: Ask, request: Request, completion: Completion) -> None:
         """A request got no answer: its row is rejected if it is at fault itself, and else waits for another try."""
         row_id = ask.row.row_id
         counts = self.evidence.failed(row_id, request, completion)
@@ -406,7 +349,7 @@ class Asking:
         if self.evidence.convicts(row_id, failures):
             usage, raw = ask.before.usage + completion.usage, completion.text or None
             self.result.reject(ask.row, Reason.ENGINE_ERROR, completion.error, ask.number, raw, usage)
-            self.tell_others(ask, _Bad(Reason.ENGINE_ERROR, completion.error))
+            self.tell_others(ask, BadAnswer(Reason.ENGINE_ERROR, completion.error))
         else:
             tries, by = ask.before.tries + 1, completion.by
             before = msgspec.structs.replace(ask.before, failures=failures, tries=tries, by=by)
@@ -432,7 +375,7 @@ class Asking:
         assert isinstance(self.node.node, Step)
         return self.node.node
 
-    def first_asks(self, rows: Sequence[Row]) -> list[_Ask]:
+    def first_asks(self, rows: Sequence[Row]) -> list[Ask]:
         """The questions to ask, with their keys in the result: none for rows that no prompt can be made for."""
         asks, known = [], dict[str, tuple[Message, ...]]()
         keys = step_keys(self.plan, self.node, self.seed, self.engine.identity)
@@ -440,7 +383,7 @@ class Asking:
             try:
                 messages = self.question(row, known)
                 self.result.keys[row.row_id] = keys.of_messages(messages)
-                asks.append(_Ask(row, messages, self.result.unfinished.get(row.row_id, _FRESH)))
+                asks.append(Ask(row, messages, self.result.unfinished.get(row.row_id, FRESH)))
             except TemplateError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:
@@ -458,7 +401,7 @@ class Asking:
             known[about] = self.prompts.messages(msgspec.structs.replace(row, row_id=about))
         return known[about]
 
-    def requests_of(self, asks: Sequence[_Ask]) -> list[Request]:
+    def requests_of(self, asks: Sequence[Ask]) -> list[Request]:
         node, step, schema = self.node, self.step, self.prompts.schema
         name, sampling, model = step.id, step.sampling, step.output_model
         seed = self.seed if sampling.seed is None else sampling.seed
@@ -473,10 +416,10 @@ class Asking:
             found.append(Request(ask.messages, sampling, own, schema, name, label, model, ask.before.by))
         return found
 
-    def judge(self, ask: _Ask, completion: Completion) -> _Ask | None:
+    def judge(self, ask: Ask, completion: Completion) -> Ask | None:
         """Finishes the row, or returns its next ask."""
-        usage = completion.usage if ask.before is _FRESH else ask.before.usage + completion.usage
-        verdict = self.read(completion, ask, usage)
+        usage = completion.usage if ask.before is FRESH else ask.before.usage + completion.usage
+        verdict = read_answer(self.step, completion, ask, usage, self.result.keys[ask.row.row_id])
         if isinstance(verdict, Output):
             self.result.keep(ask.row, verdict, usage)
             self.tell_others(ask, verdict)
@@ -492,7 +435,7 @@ class Asking:
             self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
         return again
 
-    def next_corrections(self, ask: _Ask, completion: Completion, verdict: _Bad) -> tuple[tuple[str, str], ...] | None:
+    def next_corrections(self, ask: Ask, completion: Completion, verdict: BadAnswer) -> tuple[tuple[str, str], ...] | None:
         """The corrections of the next ask; None if asking again cannot give another answer."""
         so_far = ask.before.corrections
         match verdict.reason:
@@ -505,62 +448,3 @@ class Asking:
                 return *so_far[:-1], ("", so_far[-1][1])
             case _:
                 return None
-
-    def read(self, completion: Completion, ask: _Ask, usage: Usage) -> Output | _Bad:
-        match completion.finish:
-            case Finish.REFUSED:
-                return _Bad(Reason.REFUSED, completion.error or "the model declined to answer")
-            case Finish.TOO_LONG:
-                return _Bad(Reason.PROMPT_TOO_LONG, completion.error)
-            case Finish.ERROR | Finish.FAILED:
-                return _Bad(Reason.ENGINE_ERROR, completion.error)
-            case Finish.LENGTH:
-                whole = self.read_whole(completion, ask, usage)
-                return whole if isinstance(whole, Output) else self.truncated(completion)
-            case Finish.STOP:
-                return self.read_whole(completion, ask, usage)
-
-    def read_whole(self, completion: Completion, ask: _Ask, usage: Usage) -> Output | _Bad:
-        thoughts, value = "", self.value(completion.text)
-        if isinstance(value, _Bad) and value.reason is Reason.NOT_JSON:
-            thoughts, text = unwrapped(completion.text)
-            value = self.value(text)
-        if isinstance(value, _Bad):
-            return value
-        row, reasoning = ask.row, completion.reasoning or thoughts or None
-        output = Output(row.row_id, value, ask.number, reasoning, spent_on(row, usage), self.result.keys[row.row_id])
-        large = excess(output)
-        return _Bad(Reason.TOO_LARGE, large) if large else output
-
-    def value(self, text: str) -> bytes | _Bad:
-        """The output row that a text of plain JSON says."""
-        try:
-            return dump_row(self.step.output_model.model_validate_json(text))
-        except ValidationError as error:
-            return _bad_answer(error)
-        except NotRoundTrip as error:
-            return _Bad(Reason.INVALID_OUTPUT, str(error))
-        except RAISED as error:  # a validator of the user's own
-            return _Bad(Reason.INVALID_OUTPUT, told(error))
-
-    def truncated(self, completion: Completion) -> _Bad:
-        limit = self.step.sampling.max_tokens
-        cut = completion.error or f"the answer was cut at max_tokens={limit}; raise SamplingParams.max_tokens"
-        bound = f"Field(max_length=...) on the strings and lists of {self.step.output_model.__name__}"
-        return _Bad(Reason.TRUNCATED, f"{cut}, or bound the answer: {bound}")
-
-
-def _readable(completion: Completion) -> Completion:
-    """The answer as text that can be written: models cut by their tokenizer end in half a character."""
-    if completion.text.isascii() and not completion.reasoning and not completion.error:
-        return completion
-    text, error = writable(completion.text), writable(completion.error)
-    reasoning = None if completion.reasoning is None else writable(completion.reasoning)
-    return msgspec.structs.replace(completion, text=text, error=error, reasoning=reasoning)
-
-
-def _bad_answer(error: ValidationError) -> _Bad:
-    problems = error.errors(include_url=False)
-    if problems[0]["type"] == "json_invalid":
-        return _Bad(Reason.NOT_JSON, f"not JSON: {problems[0]['msg']}")
-    return _Bad(Reason.INVALID_OUTPUT, explain(error))

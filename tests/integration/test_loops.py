@@ -19,8 +19,8 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.row_story import story_of
 from chainette.io.rundir.run_state import Status
+from chainette.run.ask import row_seed
 from chainette.run.executor import resume, retry_rejected
-from chainette.run.steps import row_seed
 from tests.support.chains import finished
 from tests.support.scripted import scripted, user_text
 

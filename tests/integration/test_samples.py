@@ -20,8 +20,8 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, DeclarationError, PlanError
 from chainette.io.rundir.result import open_run
 from chainette.io.rundir.run_state import Status
+from chainette.run.ask import row_seed
 from chainette.run.executor import resume, retry_rejected
-from chainette.run.steps import row_seed
 from tests.support.chains import Text, Word, content, finished, texts
 from tests.support.crash import copies
 from tests.support.scripted import ask_of, row_of, scripted, user_text

@@ -21,8 +21,8 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import RunStopped
 from chainette.hooks import Hook
 from chainette.records import Message, Reason, Usage, row_order
+from chainette.run.ask import row_seed
 from chainette.run.functions import MAX_FAN_OUT
-from chainette.run.steps import row_seed
 from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT
 from tests.support.chains import content, everything, write_inputs
 from tests.support.scripted import Answering, Script, ScriptedEngine, ask_of, row_of, scripted

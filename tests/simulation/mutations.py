@@ -241,7 +241,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a row is asked again from number 1 after a retry",
-        "chainette/run/steps.py",
+        "chainette/run/ask.py",
         "return self.row.asks + self.attempt",
         "return self.attempt",
     ),
