@@ -25,7 +25,7 @@ from chainette.cli.screen.tree import draw
 from chainette.core.run_settings import RunSettings
 from chainette.io.rundir.events import Event
 from chainette.run import executor
-from chainette.screen.bars import Bars
+from chainette.screen.live_bars import Bars
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = Path("examples/02_extraction")

@@ -23,8 +23,8 @@ from chainette.io.rundir.accepted_rows import AcceptedRows
 from chainette.io.rundir.live_roots import Admitted, Commit
 from chainette.io.rundir.writer import Committed, Item
 from chainette.records import Row
-from chainette.run.durability import admitted, commit_of, count_rejects, finished_roots, items_of
 from chainette.run.limits import RejectWatch
+from chainette.run.stream_commits import admitted, commit_of, count_rejects, finished_roots, items_of
 
 __all__ = ["LocalSink", "Writer"]
 

@@ -32,17 +32,18 @@ from chainette.io.inputs.roots_ahead import Root
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.events import BudgetUsed, Event
 from chainette.records import Outcome, Rejection, Row
-from chainette.run.allowance import Allowance, is_spent
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
+from chainette.run.budget_reservation import Allowance, is_spent
 from chainette.run.coordinator import Coordinator
 from chainette.run.in_flight import InFlight, Lane
-from chainette.run.limits import Limits, RejectWatch, budget_for, window_for
+from chainette.run.limits import Limits, RejectWatch
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
 from chainette.run.shared_answers import SharedAnswers
 from chainette.run.unit_result import UnitResult, raised
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker, claimable_queues
+from chainette.run.window import budget_for, window_for
 from chainette.utils.user_errors import is_stray
 
 __all__ = ["LocalRun"]

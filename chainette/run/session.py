@@ -33,9 +33,9 @@ from chainette.io.rundir.run_state import Status
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import Row
 from chainette.run.answer_sources import AnswerSources
-from chainette.run.limits import window_for
 from chainette.run.options import Drive, RunOptions
 from chainette.run.stored_answers import StoredAnswers, index_own, require_runs
+from chainette.run.window import window_for
 from chainette.screen.shown import shown
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ def shown(directory: os.PathLike[str]) -> Iterator[tuple[Hook, ...]]:
     if _is_notebook():
         from IPython.display import display
 
-        from chainette.screen.bars import NotebookBars
+        from chainette.screen.live_bars import NotebookBars
 
         show: Any = display  # it has no types
         with NotebookBars(directory, lambda bundle: show(bundle, raw=True, display_id=True)) as bars:
@@ -55,7 +55,7 @@ def _is_terminal() -> bool:
 def _on_terminal(directory: os.PathLike[str]) -> Iterator[tuple[Hook, ...]]:
     from rich.console import Console
 
-    from chainette.screen.bars import TerminalBars
+    from chainette.screen.live_bars import TerminalBars
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     bars = TerminalBars(directory, console)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from chainette.fleet.protocol.member_fields import Member
+from chainette.fleet.redis.cached_view import Lookout
 from chainette.fleet.redis.fleet_view import LiveRun, look
-from chainette.fleet.redis.lookout import Lookout
 from tests.support.fleet import QueueRun, opened, straight, work
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect

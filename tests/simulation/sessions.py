@@ -13,7 +13,7 @@ from chainette_workers.sink.drive import DriveLoop
 from chainette_workers.sink.lease import Presence
 from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.engine_worker import EngineWorker
-from chainette_workers.worker.serving import Serving
+from chainette_workers.worker.served_runs import Serving
 
 from chainette.core.plan import PYTHON, Plan
 from chainette.core.usercode.confined import ChainClaim

@@ -20,7 +20,7 @@ from unittest import mock
 
 import yaml
 from chainette_workers.sink import drive as drive_module
-from chainette_workers.worker import engine_worker, heartbeat, serving
+from chainette_workers.worker import engine_worker, heartbeat, served_runs
 
 from chainette import Chain, register_engine
 from chainette.core.compile import compile_chain
@@ -50,7 +50,7 @@ _LOOKS = {
     (engine_worker, "_LATE"): 1.0,
     (engine_worker, "_WATCH"): 1.0,
     (engine_worker, "_CHOICE"): 4.0,
-    (serving, "_LOOK"): 2.0,
+    (served_runs, "_LOOK"): 2.0,
     (unit_worker, "_LOOK"): 0.5,
     (drive_module, "_LOOK"): 2.0,
     (drive_module, "_IDLE"): 0.1,

@@ -11,7 +11,7 @@ from typing import Any, cast
 import anyio
 from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.engine_worker import EngineWorker
-from chainette_workers.worker.serving import Serving
+from chainette_workers.worker.served_runs import Serving
 from redis import Redis
 
 from chainette import Branch, Chain, apply

@@ -14,7 +14,7 @@ from chainette.cli.common import show_path
 from chainette.cli.screen.plain import Reporter
 from chainette.cli.screen.summary import counts_table, summary_lines
 from chainette.io.rundir.result import RunResult
-from chainette.screen.bars import TerminalBars
+from chainette.screen.live_bars import TerminalBars
 from chainette.utils.terminal_text import visible
 
 __all__ = ["LiveView"]

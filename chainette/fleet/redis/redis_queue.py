@@ -432,7 +432,7 @@ class FleetQueue(LeasedQueue):
     ) -> list[bytes | Asker]:
         sealed = [[question, self._seal(keys, Purpose.ANSWER, question.hex(), answer)] for question, answer in answers]
         kind, *found = self._call(
-            "share",
+            "share_answers",
             run=keys.run,
             epoch=keys.epoch,
             incarnation=incarnation,

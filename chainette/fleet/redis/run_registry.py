@@ -190,7 +190,7 @@ class Board:
 
     def take(self, run: str, role: Role, me: str) -> bool:
         """Takes a role; False if a live process has it, or if the run is closed."""
-        return bool(self._scripts.call("take", run=run, role=role, me=me) == b"OK")
+        return bool(self._scripts.call("take_role", run=run, role=role, me=me) == b"OK")
 
     def drop(self, run: str, role: Role, me: str) -> None:
         """Gives a role back."""

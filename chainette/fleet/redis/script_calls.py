@@ -40,12 +40,12 @@ SCRIPTS = (
     "reserve",
     "revive",
     "say",
-    "share",
+    "share_answers",
     "split",
     "stage",
     "start",
     "state",
-    "take",
+    "take_role",
     "total",
 )
 
@@ -63,9 +63,9 @@ _REPEATABLE = frozenset(
         "reserve",
         "revive",
         "say",
-        "share",
+        "share_answers",
         "state",
-        "take",
+        "take_role",
         "total",
     }
 )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from chainette.fleet.protocol.member_fields import metrics_words
 from chainette.fleet.protocol.seals import Seals, seals_of
+from chainette.fleet.redis.cached_view import Lookout
 from chainette.fleet.redis.connect import impatient
-from chainette.fleet.redis.lookout import Lookout
 from chainette.hooks import Hook, Hooks
 from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind

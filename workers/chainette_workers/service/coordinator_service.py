@@ -24,9 +24,9 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.run_state import RunState
 from chainette.run.coordinator import Coordinator, read_for_live_roots
-from chainette.run.limits import window_for
 from chainette.run.resumption import Observed, observe
 from chainette.run.session import roots_of
+from chainette.run.window import window_for
 from chainette_workers.service.service import Elsewhere, Handed, Places, same_chain
 
 __all__ = ["CoordinatorDuty"]

@@ -25,8 +25,9 @@ from chainette.fleet.redis.redis_queue import Cancelled, LeasedQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, Note, UnitRetried, UnitSplit
-from chainette.run.limits import RejectWatch, window_for
+from chainette.run.limits import RejectWatch
 from chainette.run.session import Session
+from chainette.run.window import window_for
 from chainette_workers.sink.admission import Admitting, Pace, coordinated_here
 from chainette_workers.sink.answering import answering
 from chainette_workers.sink.damages import Damages

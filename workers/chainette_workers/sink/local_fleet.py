@@ -23,9 +23,9 @@ from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.paths import RunDir
-from chainette.run.limits import budget_for, window_for
 from chainette.run.options import RunOptions
 from chainette.run.session import Session, require_engines
+from chainette.run.window import budget_for, window_for
 from chainette.utils.private_files import make_folder
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.drive import DriveLoop

@@ -38,16 +38,16 @@ from chainette.fleet.redis.lookups import Lookups
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
-from chainette.run.allowance import Allowance
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
+from chainette.run.budget_reservation import Allowance
 from chainette.run.functions import take_stored
 from chainette.run.in_flight import InFlight, Lane
-from chainette.run.limits import budget_for
 from chainette.run.process import join, poisoned, too_large
 from chainette.run.shared_answers import SharedAnswers
 from chainette.run.unit_result import UnitResult
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker
+from chainette.run.window import budget_for
 from chainette.utils.user_errors import is_stray, told
 from chainette_workers.runtime import insist, try_once
 from chainette_workers.worker.asked_answers import AskedAnswers, NobodyLooks
@@ -56,7 +56,7 @@ from chainette_workers.worker.device import Device, exclude
 from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.function_pool import Functions, InLoop
 from chainette_workers.worker.heartbeat import Heartbeat
-from chainette_workers.worker.serving import FUNCTIONS, JOINS, Serving, lane_of
+from chainette_workers.worker.served_runs import FUNCTIONS, JOINS, Serving, lane_of
 
 __all__ = ["EngineWorker"]
 

@@ -39,7 +39,7 @@ from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.engine_pool import EnginePool, spread
 from chainette_workers.worker.engine_worker import EngineWorker
 from chainette_workers.worker.function_pool import Children
-from chainette_workers.worker.serving import Serving
+from chainette_workers.worker.served_runs import Serving
 from chainette_workers.worker.work_log import WorkLog
 
 __all__ = ["main", "serve"]

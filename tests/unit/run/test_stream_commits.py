@@ -9,7 +9,7 @@ from chainette.fleet.protocol.queue_values import Entry
 from chainette.io.rundir.live_roots import Commit
 from chainette.io.rundir.writer import Item
 from chainette.records import Output, Usage
-from chainette.run.durability import commit_of, items_of
+from chainette.run.stream_commits import commit_of, items_of
 
 
 def _entry(number: int, node: str, root: int, *rows: str, done: bool = False) -> Entry:
