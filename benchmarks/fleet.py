@@ -121,7 +121,7 @@ def workers(folder: Path, url: str, number: int, *words: str) -> Iterator[list[s
 
 
 def cpu_of(process: subprocess.Popen[bytes]) -> float:
-    """Seconds of CPU that a process has used so far, without its children."""
+    """Seconds of CPU a process has used so far, without its children."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -162,7 +162,7 @@ def fleet(folder: Path, rows: int, number: int, out: str) -> Measured:
     )
 
 
-#: Bytes that a unit of 64 rows of this chain weighs on the wire, and those of its result.
+#: Bytes a unit of 64 rows of this chain weighs on the wire, and those of its result.
 _PAYLOAD, _RESULT = 9_600, 3_500
 
 

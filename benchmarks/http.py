@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-#: Requests that the loop and each engine have in flight.
+#: Requests the loop and each engine have in flight.
 IN_FLIGHT = 256
 STEPS = 2
 ANSWER = {"name": "lamp", "score": 5, "tags": ["red", "small"]}
@@ -104,7 +104,7 @@ def serving() -> Iterator[int]:
             process.terminate()
 
 
-# -- the loop that Chainette is compared with
+# -- the loop Chainette is compared with
 
 
 async def by_hand(folder: Path, port: int) -> None:

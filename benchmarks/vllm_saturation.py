@@ -1,4 +1,4 @@
-"""The share of vLLM's speed that Chainette leaves: `python benchmarks/vllm_saturation.py [PART ...] [--rows N] [--rounds N]`.
+"""The share of vLLM's speed Chainette leaves: `python benchmarks/vllm_saturation.py [PART ...] [--rows N] [--rounds N]`.
 
 saturation: completion tokens/s of (a) one raw `LLM.generate` over all prompts, (b) `chainette run`, (c) a fleet worker
 (`run --workers 1`); the same prompts, schema, sampling and engine arguments, interleaved, medians. The clock of (a) runs

@@ -1,4 +1,4 @@
-"""Every error that Chainette raises on purpose.
+"""Every error Chainette raises on purpose.
 
     ChainetteError
       DeclarationError      a node or a chain was declared with values that cannot work
@@ -98,7 +98,7 @@ class Problem:
 
     #: The finding and its remedy, as one sentence without the place.
     message: str
-    #: The line that the user wrote.
+    #: The line the user wrote.
     place: Place | None
     #: A warning does not stop the chain.
     warning: bool = False

@@ -54,7 +54,7 @@ class Laps:
 
 
 class Hook:
-    """Watches nothing; subclasses override the calls that they watch."""
+    """Watches nothing; subclasses override the calls they watch."""
 
     #: Whether engines are asked for their answers token by token, and `on_stream` is called.
     streams: bool = False

@@ -162,7 +162,7 @@ def child_id(row_id: str, index: int) -> str:
 
 
 def parent_of(row_id: str) -> str:
-    """The id of the row that this one was made from; "" for a record of the input."""
+    """The id of the row this one was made from; "" for a record of the input."""
     return row_id.rpartition(_CHILD)[0]
 
 
@@ -177,7 +177,7 @@ def step_of(station: str) -> str:
 
 
 def record_of(row_id: str) -> str:
-    """The id of the record of the input that the row descends from."""
+    """The id of the record of the input the row descends from."""
     return row_id.partition(_CHILD)[0]
 
 
@@ -192,7 +192,7 @@ def row_order(row_id: str) -> tuple[int, ...]:
 
 
 def owner_of(row_id: str, ids: Container[str]) -> str | None:
-    """The id in `ids` that the row has or descends from; None if there is none."""
+    """The id in `ids` the row has or descends from; None if there is none."""
     candidate = row_id
     while candidate and candidate not in ids:
         candidate = parent_of(candidate)
@@ -330,7 +330,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     spent: Spent = Spent()
     #: The digest of everything that decides the row (`core/answer_key.py`); b"" if it was decided anew by a route or loop.
     key: bytes = b""
-    #: `<run id>/<row id>` of the row of an earlier run that it was taken from; "" if it was computed.
+    #: `<run id>/<row id>` of the row of an earlier run it was taken from; "" if it was computed.
     reused_from: str = ""
 
 
@@ -359,7 +359,7 @@ class Unit(msgspec.Struct, frozen=True, array_like=True):
     """Rows that travel together through one node; one queue job carries one unit.
 
     (node, root, part) identifies a unit within an epoch. A join unit carries the base rows, the
-    branches' partials and the ids that a branch rejected.
+    branches' partials and the ids a branch rejected.
     """
 
     node: str
@@ -374,7 +374,7 @@ class Unit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Effects(msgspec.Struct, array_like=True):
-    """The work that an admission or a commit adds to a root."""
+    """The work an admission or a commit adds to a root."""
 
     units: list[Unit] = []
     scopes: list[Scope] = []
@@ -391,7 +391,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     dropped: list[str]
     usage: Usage
     effects: Effects
-    #: Row id -> its asks, for rows that the next engine of the step is asked for.
+    #: Row id -> its asks, for rows the next engine of the step is asked for.
     escalated: dict[str, Earlier] = {}
     #: Rows, among its outputs and rejections, that took the answer of another row with the same request.
     shared: int = 0

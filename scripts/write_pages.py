@@ -1,5 +1,5 @@
 """Writes the pages of docs/ that follow from others: `commands.md` from the command line, `examples.md` from examples/,
-`llms.txt` and `llms-full.txt` from the pages. `make docs` runs it; nothing that it writes is committed.
+`llms.txt` and `llms-full.txt` from the pages. `make docs` runs it; nothing it writes is committed.
 
 Source of the last two: https://llmstxt.org
 """

@@ -37,7 +37,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _shared(item: pytest.Function) -> str:
-    """A name for the module's fixtures that a test needs, with their parameters; "" if it needs none."""
+    """A name for the module's fixtures a test needs, with their parameters; "" if it needs none."""
     made = item._fixtureinfo.name2fixturedefs
     names = [name for name in item.fixturenames if name in made and made[name][-1].scope == "module"]
     indices = item.callspec.indices if hasattr(item, "callspec") else {}

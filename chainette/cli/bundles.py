@@ -45,7 +45,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Telling:
-    """The output that the user wants of a run.
+    """The output the user wants of a run.
 
     Raises:
         typer.BadParameter: two wishes exclude each other.

@@ -108,7 +108,7 @@ def print_json(values: Iterable[Any]) -> None:
 
 
 def for_scripts(path: str | Path) -> str:
-    """A path that a script may read: exact, except on a terminal."""
+    """A path a script may read: exact, except on a terminal."""
     return visible(str(path)) if is_terminal() else str(path)
 
 

@@ -97,7 +97,7 @@ def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
 
 
 def _tell_end(directory: Path, *, quiet: bool) -> None:
-    """Shows the result that the sink wrote, if this process can see the directory.
+    """Shows the result the sink wrote, if this process can see the directory.
 
     Raises:
         typer.Exit: not every row got through.

@@ -1,4 +1,4 @@
-"""Who moves a run's units: this process, workers that it starts, or the workers that serve a Redis."""
+"""Who moves a run's units: this process, workers it starts, or the workers that serve a Redis."""
 
 from __future__ import annotations
 

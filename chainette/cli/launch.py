@@ -1,6 +1,6 @@
 """Shared by `run`, `resume` and `rejected --retry`: loading the chain, reporting the run, and its end.
 
-Ctrl-C, SIGTERM, a closed pipe and every error that the user can fix leave a resumable directory, and the command that
+Ctrl-C, SIGTERM, a closed pipe and every error the user can fix leave a resumable directory, and the command that
 continues it is printed.
 """
 
@@ -74,7 +74,7 @@ __all__ = ["launch", "load_plan", "require_trust", "run_task", "texts_of"]
 
 
 def _reporter(telling: Telling, directory: RunDir, plan: Plan | None) -> Reporter:
-    """The reporter that the flags and stdout ask for."""
+    """The reporter the flags and stdout ask for."""
     if telling.quiet:
         return QuietReporter(line_writer())
     if telling.json_logs:
@@ -88,7 +88,7 @@ def _reporter(telling: Telling, directory: RunDir, plan: Plan | None) -> Reporte
 
 
 def _others(telling: Telling) -> Iterator[Hook]:
-    """The other hooks that the flags ask for."""
+    """The other hooks the flags ask for."""
     if telling.show:
         yield ShowAnswers(console())
     if telling.debug:
@@ -123,7 +123,7 @@ def launch(
     """Runs `start` with the hooks that report it, and ends the command.
 
     Raises:
-        typer.Exit: unless the run finished without a rejected row, or with all rows that it was to accept.
+        typer.Exit: unless the run finished without a rejected row, or with all rows it was to accept.
     """
     reporter, others = _reporter(telling, directory, plan), [*_others(telling)]
     try:
@@ -175,7 +175,7 @@ def _terminating_as_ctrl_c() -> Iterator[None]:
 
 
 def require_trust(directory: RunDir, *, trusted: bool) -> None:
-    """Asks before code runs that the log of somebody else names. Without a terminal, a chain below the current folder may run.
+    """Asks before it runs code named by the log of somebody else. Without a terminal, a chain below the current folder may run.
 
     Raises:
         RunDirectoryError: nobody can be asked, or the answer is no.
@@ -232,7 +232,7 @@ def run_task(task: Task, settings: RunSettings, drive: Drive | None, telling: Te
 def load_plan(
     reference: str, chain_root: Path, parameters: list[str] | None, settings: RunSettings
 ) -> tuple[LoadedChain, Plan]:
-    """The chain that the user named, with the parameters of --set, loaded and checked.
+    """The chain the user named, with the parameters of --set, loaded and checked.
 
     Raises:
         LoadError: it cannot be loaded.

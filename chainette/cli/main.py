@@ -34,7 +34,7 @@ class Command(NamedTuple):
     module: str
     #: One line of at most 60 characters, or a terminal of 80 columns cuts it.
     help: str
-    #: The objects that it prints with `--json`; "" if it does something instead of showing something.
+    #: The objects it prints with `--json`; "" if it does something instead of showing something.
     objects: str
 
 
@@ -159,7 +159,7 @@ def _take_defaults(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """The entry point. A character that a terminal cannot show becomes "?" there."""
+    """The entry point. A character a terminal cannot show becomes "?" there."""
     collect_rarely()
     guard_logs()
     for stream in (sys.stdout, sys.stderr):

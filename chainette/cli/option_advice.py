@@ -37,7 +37,7 @@ _ADVICE = {
 
 
 def advice_on(flag: str) -> str:
-    """`; ` and what to write in place of a flag that a command does not have; "" if nobody knows."""
+    """`; ` and the right words in place of a flag that a command does not have; "" if nobody knows."""
     return f"; {_ADVICE[flag]}" if flag in _ADVICE else ""
 
 

@@ -21,7 +21,7 @@ __all__ = ["FILE", "KEYS", "Default", "Key", "default_map", "defaults_of", "vari
 
 FILE = "chainette.toml"
 
-#: Settings that every session may give anew, but that the log keeps for those that give none.
+#: Settings every session may give anew, but that the log keeps for those that give none.
 _KEPT = frozenset({"budget", "price"})
 
 #: Commands that begin a run and take all its settings, and others that open engines.
@@ -45,7 +45,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Default:
-    """A value that a flag has unless it is given."""
+    """A value a flag has unless it is given."""
 
     key: str
     value: Any
@@ -184,7 +184,7 @@ def variables_of(defaults: list[Default]) -> dict[str, str]:
 
 
 def default_map(defaults: list[Default]) -> dict[str, dict[str, Any]]:
-    """Command -> parameter -> its default, for those commands that the keys are about."""
+    """Command -> parameter -> its default, for those commands the keys are about."""
     values = {default.key: default.value for default in defaults}
     settings = {name: values[key] for key, name in _SETTINGS.items() if key in values}
     anew = {name: value for name, value in settings.items() if name in UNRECORDED - _KEPT}

@@ -1,7 +1,7 @@
 """Flags in bundles: a command's parameter whose type is a dataclass stands for one flag per field.
 
 Typer reads flags off the parameters of a function. `Flags` shows it the fields of the bundles, and puts the dataclasses
-together out of the words that the user typed, so that no command repeats the thirty flags of `run`.
+together out of the words the user typed, so that no command repeats the thirty flags of `run`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["Flags", "Hidden", "Only", "fixed_flags", "words_of"]
 
 
 class Only(frozenset[str]):
-    """The flags of a bundle that a command has: `Annotated[RunSettings, Only({"limit"})]`."""
+    """The flags of a bundle a command has: `Annotated[RunSettings, Only({"limit"})]`."""
 
 
 class Hidden(frozenset[str]):
-    """Flags that a command takes in order to refuse them in words; its help leaves them out."""
+    """Flags a command takes in order to refuse them in words; its help leaves them out."""
 
 
 class Flags:

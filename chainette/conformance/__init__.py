@@ -1,1 +1,1 @@
-"""The cases that every backend is held to."""
+"""The cases every backend is held to."""

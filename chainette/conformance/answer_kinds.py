@@ -58,7 +58,7 @@ def _one(kind: Any) -> type[BaseModel]:
 
 #: Kinds whose answers may be cut, since nothing in the model ends them.
 _ENDLESS = {"a recursive object", "a mapping"}
-#: Kinds that a grammar may not hold: an answer is enough.
+#: Kinds a grammar may not hold: an answer is enough.
 _LOOSE = {"an integer bounded by 19 digits", "a text held by a lookahead", "distinct items", "a step of seven"}
 
 _KINDS: dict[str, type[BaseModel]] = {

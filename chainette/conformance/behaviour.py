@@ -192,7 +192,7 @@ def _endless(subject: Subject) -> Request:
     return question("word " * (2 * context))
 
 
-#: Words of a prompt that fits no context that a test would use, if the engine does not know its own.
+#: Words of a prompt that fits no context a test would use, if the engine does not know its own.
 _LONG = 20_000
 
 

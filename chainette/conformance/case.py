@@ -33,7 +33,7 @@ __all__ = [
 class CaseOutcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
-    #: The backend has nothing that the case could be about.
+    #: The backend has nothing the case could be about.
     NOT_APPLICABLE = "not applicable"
 
 
@@ -78,7 +78,7 @@ class Thing(BaseModel):
 
 
 def question(text: str, model: type[BaseModel] = Thing, seed: int = 1, system: str = "", **sampling: Any) -> Request:
-    """A request for an instance of `model`, with the instruction that a step would add."""
+    """A request for an instance of `model`, with the instruction a step would add."""
     instruction = "\n\n".join(filter(None, [system, generate_json_output_prompt(model)]))
     messages = (Message("system", instruction), Message("user", text))
     params = SamplingParams(**{"max_tokens": 160} | sampling)
@@ -87,7 +87,7 @@ def question(text: str, model: type[BaseModel] = Thing, seed: int = 1, system: s
 
 
 def _step_of(schema: dict[str, Any]) -> str:
-    """A name for each schema, as steps have: by it, engines remember the schemas that a server refuses."""
+    """A name for each schema, as steps have: by it, engines remember the schemas a server refuses."""
     return f"answer_{hashlib.blake2b(msgspec.json.encode(schema), digest_size=4).hexdigest()}"
 
 

@@ -19,7 +19,7 @@ __all__ = ["CASES", "Bench", "examine"]
 
 CASES: tuple[Case, ...] = (*ANSWER_KINDS, *BEHAVIOUR)
 
-#: Seconds that a case may take.
+#: Seconds a case may take.
 _PATIENCE = 120.0
 
 

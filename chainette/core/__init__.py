@@ -1,1 +1,1 @@
-"""The user's declarations, and the plan that they compile to."""
+"""The user's declarations, and the plan they compile to."""

@@ -1,6 +1,6 @@
 """The key of an answer: a digest of everything that decides it, by which a later run finds it again (`--reuse`).
 
-It covers neither ids of steps and rows, nor the text of templates: only the request that they lead to counts.
+It covers neither ids of steps and rows, nor the text of templates: only the request they lead to counts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class KeyMaker:
 
 
 def step_keys(plan: Plan, node: PlanNode, seed: int, identity: Mapping[str, str]) -> KeyMaker:
-    """The keys of a step, at the engine that its node names; `seed` is the run's, `identity` that of the open engine."""
+    """The keys of a step, at the engine its node names; `seed` is the run's, `identity` that of the open engine."""
     memo = ("answer keys", f"{node.station} {node.engine} {seed} {sorted(identity.items())}")
     made: KeyMaker | None = plan.memo.get(memo)
     if made is None:
@@ -84,7 +84,7 @@ def _function_keys(plan: Plan, node: PlanNode) -> KeyMaker:
 
 
 def _received_values(node: PlanNode, row: Row) -> list[bytes | None]:
-    """Everything that a function can see of a row: its input, and with a history every name and value in scope."""
+    """Everything a function can see of a row: its input, and with a history every name and value in scope."""
     found: list[bytes | None] = [row.values.get(node.source)]
     apply = node.node
     if isinstance(apply, ApplyNode) and apply.wants_history:

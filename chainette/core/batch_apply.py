@@ -41,7 +41,7 @@ class BatchApply(ApplyNode[In, Out]):
     """`fn(list[IN]) -> list[OUT]` over the rows of a unit: for vectorised functions, embeddings, databases.
 
     The function is called once for each unit, with at most `Chain(batch_size=...)` rows, off the event loop unless it is
-    async. It returns one row for each that it got, in the same order; if it declares `-> list[OUT | None]`, None drops
+    async. It returns one row for each it got, in the same order; if it declares `-> list[OUT | None]`, None drops
     the row. If it raises, or returns another number of rows, it is called again with each half, down to single rows:
     a row that fails alone is rejected, and its neighbours are not. A row may therefore be passed several times; its
     output counts once.
@@ -84,7 +84,7 @@ def _only_parameter(fn: Callable[..., Any], place: Place) -> str:
 
 
 def _returned(fn: Callable[..., Any], annotation: Any, place: Place) -> tuple[Any, bool]:
-    """(type of one row that the function returns, whether None may take its place)."""
+    """(type of one row the function returns, whether None may take its place)."""
     if annotation is inspect.Parameter.empty or annotation is list:
         return None, False
     row = row_of(annotation)

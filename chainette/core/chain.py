@@ -1,4 +1,4 @@
-"""Chain: the list of nodes that a user declares, and the ways to run it."""
+"""Chain: the list of nodes a user declares, and the ways to run it."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ class Chain:
             flattened: also write one row per item across all steps. Default: True.
             key: an input column to copy into every shard, as `_key`. Default: None.
             columns: field of the input model -> the column that fills it: {"text": "body"}. Default: each its own.
-            usage: also write the tokens and seconds that each row's answers took. Default: False.
-            csv_safe: with "csv", put `'` before text that a spreadsheet would run as a formula. Default: False.
+            usage: also write the tokens and seconds each row's answers took. Default: False.
+            csv_safe: with "csv", put `'` before text a spreadsheet would run as a formula. Default: False.
             engines_file: a YAML file whose engines replace those of the chain. Default: None.
             simulate: draw answers from the schemas instead of asking a model. Default: False.
             dedupe: ask once for rows whose requests are equal, unless their step says otherwise. Default: False.

@@ -1,6 +1,6 @@
 """Checks whether one model's rows fit another, and whether a model can carry rows at all.
 
-A row travels as the JSON that its model dumps by alias, so that JSON must fit.
+A row travels as the JSON its model dumps by alias, so that JSON must fit.
 Only certain misfits are reported: custom serializers, `before` validators and unknown types count as fitting.
 """
 
@@ -259,7 +259,7 @@ def model_problems(model: type[BaseModel]) -> list[str]:
 
 
 def json_kind(model: type[BaseModel]) -> str:
-    """The JSON type that a model reads and writes: "object" unless one of the two is certain to be another."""
+    """The JSON type a model reads and writes: "object" unless one of the two is certain to be another."""
     for mode in ("validation", "serialization"):
         with contextlib.suppress(Exception):  # the user's serializers have no schema, or raise when it is made
             kind = str(model.model_json_schema(mode=mode).get("type", "object"))

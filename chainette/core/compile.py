@@ -351,7 +351,7 @@ class Compiler:
         return f"it is inside branch {branch!r}; Branch(...).join('alias') brings a branch's result out"
 
     def engine(self, step: Step[Any, Any], name: str) -> EngineConfig | None:
-        """An engine that a step asks; None, with a problem reported, if there is none of this name."""
+        """An engine a step asks; None, with a problem reported, if there is none of this name."""
         try:
             config = self.registry.get(name)
         except UnknownEngine as error:

@@ -140,7 +140,7 @@ def _add_judge(compiler: Compiler, loop: Loop, flow: Flow, ended: Flow, number: 
 
 
 def _previous_model(compiler: Compiler, ended: Flow, own: Iterable[str]) -> type[BaseModel]:
-    """The type of `previous`: everything that a round gives, or None."""
+    """The type of `previous`: everything a round gives, or None."""
     fields: dict[str, Any] = {name: (union_of([compiler.types[ended.keys.get(name, name)], NONE]), None) for name in own}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an id may be the name of one of pydantic's methods
@@ -161,7 +161,7 @@ def _result(compiler: Compiler, loop: Loop, ended: Flow, own: list[str]) -> str:
 
 
 def _read(condition: Condition, ended: Flow, own: list[str]) -> set[str]:
-    """The values of a round that a condition reads; a function reads its item, the last one."""
+    """The values of a round a condition reads; a function reads its item, the last one."""
     if condition.expression is None:
         return {declared_of(ended.source)}
     names = condition.expression.names

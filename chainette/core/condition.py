@@ -1,4 +1,4 @@
-"""Conditions and other values that a route or a loop takes from each row: a template, or a function of the row."""
+"""Conditions and other values a route or a loop takes from each row: a template, or a function of the row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Condition:
     expression: Expression | None
     #: Parameter (and "return") -> annotation, of a function.
     hints: Mapping[str, Any]
-    #: The parameters that a call gives: (item) or (item, history).
+    #: The parameters a call gives: (item) or (item, history).
     parameters: tuple[str, ...]
 
     @classmethod

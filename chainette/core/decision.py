@@ -64,7 +64,7 @@ def way_of(decision: bytes) -> str:
 
 
 def round_end_of(decision: bytes) -> tuple[int, float | None]:
-    """The round that a loop's decision takes, and its number."""
+    """The round a loop's decision takes, and its number."""
     found = _decode(decision)
     return int(found.taken or 0), found.score if isinstance(found.score, float) else None
 

@@ -23,7 +23,7 @@ __all__ = ["Flow", "first_nodes", "fork_id", "target_of"]
 class Flow:
     """The state between two elements."""
 
-    #: The name of the value that the next element receives.
+    #: The name of the value the next element receives.
     source: str
     #: Its type; None if an Apply did not declare it.
     type: type[BaseModel] | None

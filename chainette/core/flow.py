@@ -106,7 +106,7 @@ class Durable:
         return (output.value for outputs in self._outputs.get(node, {}).values() for output in outputs)
 
     def counts(self, node: str) -> tuple[int, int, int]:
-        """Rows of a node that have ended, its output rows, and the rows that it dropped."""
+        """Rows of a node that have ended, its output rows, and the rows it dropped."""
         outputs, dropped = self._outputs.get(node, {}), len(self._dropped.get(node, ()))
         ended = len(outputs) + len(self._rejected.get(node, ())) + dropped
         return ended, sum(map(len, outputs.values())), dropped
@@ -290,7 +290,7 @@ def _owned(row_id: str, ids: set[str]) -> bool:
 
 
 def _by_owner(rows: Iterable[Row], ids: set[str]) -> dict[str, list[Row]]:
-    """Rows grouped by the id in `ids` that they descend from; others are left out."""
+    """Rows grouped by the id in `ids` they descend from; others are left out."""
     grouped: dict[str, list[Row]] = {}
     for row in rows:
         owner = owner_of(row.row_id, ids)

@@ -64,7 +64,7 @@ def item_of(fn: Callable[..., Any], place: Place) -> str:
 
 
 def positional(fn: Callable[..., Any]) -> list[str]:
-    """The parameters that a caller must give by position."""
+    """The parameters a caller must give by position."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds and p.default is p.empty]
 

@@ -13,7 +13,7 @@ __all__ = ["History", "received"]
 
 
 def received(node: PlanNode, row: Row) -> Any:
-    """The row that a node receives, as its input model (plain data if no model is known)."""
+    """The row a node receives, as its input model (plain data if no model is known)."""
     value = row.values[node.source]
     if node.input_type is None:
         return row[node.source]
@@ -21,7 +21,7 @@ def received(node: PlanNode, row: Row) -> Any:
 
 
 class History(Mapping[str, Any]):
-    """The earlier values that a node may use: ids and aliases to models."""
+    """The earlier values a node may use: ids and aliases to models."""
 
     def __init__(self, plan: Plan, node: PlanNode, row: Row) -> None:
         self._plan, self._node, self._row = plan, node, row
@@ -49,7 +49,7 @@ class History(Mapping[str, Any]):
 
     @property
     def received(self) -> bytes:
-        """The JSON of the value that the node receives."""
+        """The JSON of the value the node receives."""
         return self._row.values[self._node.source]
 
     def __contains__(self, name: object) -> bool:

@@ -1,6 +1,6 @@
 """Digests of the values that joins gave to rows.
 
-A worker sends with a result the digest of the joined values that it worked on. The sink makes the same one from the rows that
+A worker sends with a result the digest of the joined values it worked on. The sink makes the same one from the rows that
 are durable, so a join that lacked a row of its branches is seen before anything that follows from it is written.
 """
 

@@ -13,7 +13,7 @@ __all__ = ["INPUTS", "RESERVED", "Names"]
 #: The input of a node that is executed alone, beside its history.
 INPUTS = "inputs"
 
-#: Names that the run directory or the templates use themselves.
+#: Names the run directory or the templates use themselves.
 RESERVED = frozenset({CHAIN_INPUT, "input", "row_id", "flattened", "rejected", INPUTS, PYTHON})
 
 

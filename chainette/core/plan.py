@@ -121,7 +121,7 @@ class PlanNode:
     source: str
     #: The destination of its rows.
     next: Target
-    #: Names that its templates or its history may use, ids before bare fields.
+    #: Names its templates or its history may use, ids before bare fields.
     scope: tuple[str, ...]
     cardinality: Cardinality
     #: Branches around it, outermost first.
@@ -177,7 +177,7 @@ class PlanNode:
         return self.engine if isinstance(self.node, Step) and self.node.escalate else ""
 
     def asked_about(self, row_id: str) -> tuple[str, int]:
-        """(the row that the prompt is about, the number of the candidate)."""
+        """(the row the prompt is about, the number of the candidate)."""
         return (row_id, 0) if self.samples == 1 else (parent_of(row_id), row_order(row_id)[-1])
 
     def at(self, engine: int) -> PlanNode:
@@ -204,7 +204,7 @@ class PlanNode:
 
     @cached_property
     def picker(self) -> Picker | None:
-        """The choice among candidates that it makes; None for other nodes."""
+        """The choice among candidates it makes; None for other nodes."""
         fn = self.node.fn if isinstance(self.node, ApplyNode) else None
         return fn if isinstance(fn, Picker) else None
 
@@ -259,12 +259,12 @@ class Fork:
 
     @property
     def joined_starts(self) -> tuple[Target, ...]:
-        """The first destinations of rows that the fork waits for."""
+        """The first destinations of rows the fork waits for."""
         return tuple(join.first for join in self.joins)
 
     @property
     def side_starts(self) -> tuple[Target, ...]:
-        """The first destinations of rows that it does not wait for."""
+        """The first destinations of rows it does not wait for."""
         return tuple(side.first for side in self.sides)
 
     def entering(self, rows: list[Row]) -> list[Row]:
@@ -327,7 +327,7 @@ class Choice(Fork):
         return True
 
     def recorded(self, decision: bytes) -> bytes:
-        """The part of the decision that a row keeps after the fork."""
+        """The part of the decision a row keeps after the fork."""
         return decision
 
 
@@ -409,7 +409,7 @@ class Plan:
         return any(node.round is not None and "~" in node.round.path for node in self.nodes.values())
 
     def goes_on(self, loop: str, round: str) -> bool:
-        """Whether rows that a round of a loop does not satisfy go on with the next one, or are kept."""
+        """Whether rows a round of a loop does not satisfy go on with the next one, or are kept."""
         judge = self.nodes.get(loop if {*round.split("~")} == {"1"} else f"{loop}#{round}")
         return judge is not None and isinstance(judge.next, ToWays) and len(judge.next.ways) > 1
 
@@ -435,13 +435,13 @@ class Plan:
         return {join.alias: route for route in routes for join in route.joins}
 
     def value(self, name: str, values: Mapping[str, bytes]) -> Any:
-        """The value that a row holds under a name, decoded by the model of the way that the row took."""
+        """The value a row holds under a name, decoded by the model of the way that the row took."""
         choice = self._choices.get(name)
         model = name if choice is None else choice.end_of(values[choice.decision]).branch
         return self.adapter(model).validate_json(values[name])
 
     def adapter(self, name: str) -> TypeAdapter[Any]:
-        """Validates the JSON that a row holds under a name."""
+        """Validates the JSON a row holds under a name."""
         adapter: TypeAdapter[Any] | None = self.memo.get(("adapter", name))
         if adapter is None:
             adapter = self.memo["adapter", name] = TypeAdapter(self.types[name])
@@ -450,7 +450,7 @@ class Plan:
 
 @lru_cache(maxsize=256)
 def join_adapter(join: JoinBranch) -> TypeAdapter[Any]:
-    """Validates the JSON that a row holds under a join's alias; plain data if its last node declares no model."""
+    """Validates the JSON a row holds under a join's alias; plain data if its last node declares no model."""
     works = [step for step in join.steps if isinstance(step, (Step, ApplyNode))]
     model: Any = (works[-1].output_model if works else None) or Any
     many = any(isinstance(work, ApplyNode) and work.cardinality is Cardinality.MANY for work in works)

@@ -27,7 +27,7 @@ def prompter(plan: Plan, node: PlanNode) -> Prompter:
 
 
 class Prompter:
-    """Renders one step's prompts; decodes only the values that the templates name."""
+    """Renders one step's prompts; decodes only the values the templates name."""
 
     def __init__(self, plan: Plan, node: PlanNode) -> None:
         assert isinstance(node.node, Step)
@@ -35,7 +35,7 @@ class Prompter:
         self._system = Template(self._step.system_prompt, f"step {node.id!r}, system_prompt")
         self._user = Template(self._step.user_prompt, f"step {node.id!r}, user_prompt")
         names = self._system.names | self._user.names
-        #: Ids and aliases that the templates name, and the other names: `input` and its bare fields.
+        #: Ids and aliases the templates name, and the other names: `input` and its bare fields.
         self._past = sorted(names & {*node.scope})
         self._bare = sorted(names - {*node.scope, "row_id"})
         #: Model -> those of the other names that are its fields.
@@ -87,7 +87,7 @@ class Prompter:
         return context
 
     def _members_of(self, item: Any) -> list[str]:
-        """The bare names that mean a field of the row that the step receives."""
+        """The bare names that mean a field of the row the step receives."""
         if item.model_extra:
             return [name for name in self._bare if is_field(item, name)]
         kind = type(item)
@@ -112,5 +112,5 @@ class Prompter:
 
 
 def is_field(item: Any, name: str) -> bool:
-    """Whether a bare name means a field of the row that the step receives."""
+    """Whether a bare name means a field of the row the step receives."""
     return has_member(type(item), name) or name in (item.model_extra or {})

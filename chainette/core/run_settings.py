@@ -40,7 +40,7 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How to run, in values that the log and orders to services can hold.
+    """How to run, in values the log and orders to services can hold.
 
     Raises:
         InputError: a value is out of range.
@@ -177,11 +177,11 @@ FLAGS: Mapping[str, Flag] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(RunSettings, include_extras=True).items()
 }
 
-#: Settings that the log fixes for every later session of a directory.
+#: Settings the log fixes for every later session of a directory.
 RECORDED = frozenset(name for name, flag in FLAGS.items() if flag.recorded)
 
-#: Settings that every session of a directory has anew.
+#: Settings every session of a directory has anew.
 UNRECORDED = frozenset(FLAGS) - RECORDED
 
-#: Settings that a later session may give.
+#: Settings a later session may give.
 RESUMABLE = UNRECORDED | {name for name, flag in FLAGS.items() if flag.raised}

@@ -59,7 +59,7 @@ def _words(text: str) -> frozenset[str]:
 
 _FUNCTION = Settings(decide=_words("id fn input_model output_model cardinality"), free=_words("name emoji"))
 
-#: Every setting that a user can declare, by kind of declaration; `settings_of_engine` adds the keys of its backend.
+#: Every setting a user can declare, by kind of declaration; `settings_of_engine` adds the keys of its backend.
 SETTINGS: Mapping[str, Settings] = {
     "Chain": Settings(decide=_words("steps input_model"), free=_words("name emoji batch_size accept")),
     "Step": Settings(

@@ -28,7 +28,7 @@ __all__ = ["DEFAULT_USER_PROMPT", "PromptBuilder", "Step"]
 In = TypeVar("In", bound=BaseModel, default=BaseModel)
 Out = TypeVar("Out", bound=BaseModel, default=BaseModel)
 
-#: The row that the step receives, as JSON.
+#: The row the step receives, as JSON.
 DEFAULT_USER_PROMPT = "{{ input }}"
 
 _DEFAULT_SAMPLING = SamplingParams()
@@ -155,7 +155,7 @@ class Step(Node, Generic[In, Out]):
     #: "majority" (the most frequent candidate, the earliest of equals), "majority:field" (by one field), or a function of the
     #: list of valid candidates that gives one row, or None to drop the row. None: the value is the list of valid candidates.
     pick: str | Callable[[list[Out]], Out | None] | None = None
-    #: Valid candidates that a row needs.
+    #: Valid candidates a row needs.
     min_valid: int = 1
     #: Rows whose requests are equal in all but the seed are asked once, and share the answer. None: as the run says.
     dedupe: bool | None = None

@@ -16,12 +16,12 @@ __all__ = ["unbounded_fields", "unbounded_outputs"]
 
 #: Formats of text with a bounded length.
 _SHORT = frozenset({"date", "date-time", "duration", "ipv4", "ipv6", "time", "uuid"})
-#: Fields that a warning names.
+#: Fields a warning names.
 _NAMED = 6
 
 
 class _Sizes(GenerateJsonSchema):
-    """A Decimal counts as the number that it is: pydantic also takes it as text, and no argument of Field bounds that text."""
+    """A Decimal counts as the number it is: pydantic also takes it as text, and no argument of Field bounds that text."""
 
     def decimal_schema(self, schema: Any) -> JsonSchemaValue:  # noqa: ARG002 - of pydantic
         return {"type": "number"}

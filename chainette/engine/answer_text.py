@@ -58,7 +58,7 @@ def _answer_in(text: str) -> str | None:
 
 
 def _told_in_a_string(text: str) -> str:
-    """The text that a JSON string holds, if this is one: an object that was encoded twice; else ""."""
+    """The text a JSON string holds, if this is one: an object that was encoded twice; else ""."""
     plain = text.strip()
     if not plain.startswith('"'):
         return ""

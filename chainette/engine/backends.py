@@ -62,7 +62,7 @@ def backend_names() -> list[str]:
 
 
 def maker_of(name: str) -> str:
-    """The distribution that a backend comes from, with its version."""
+    """The distribution a backend comes from, with its version."""
     return "chainette" if name in BUILT_IN else _PLUGINS.maker_of(name)
 
 

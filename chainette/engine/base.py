@@ -122,7 +122,7 @@ class Request(msgspec.Struct, frozen=True):
     schema_name: str
     #: For logs and hooks: step, row and ask.
     label: str = ""
-    #: The class that the answer must be an instance of; it never leaves the process.
+    #: The class the answer must be an instance of; it never leaves the process.
     model: type[BaseModel] | None = None
     #: The endpoint at which it failed before (`Completion.by`): another one is preferred, and a failure says nothing new.
     avoid: str = ""
@@ -227,13 +227,13 @@ class Engine(ABC):
     #: Whether its engines share the device with others unless they say `exclusive=False`.
     exclusive: ClassVar[bool] = False
 
-    #: The extra package that it needs, as `pip install` and `import` name it.
+    #: The extra package it needs, as `pip install` and `import` name it.
     package: ClassVar[str] = ""
 
-    #: Requests that the engine answers at once; callers keep at least this many in flight.
+    #: Requests the engine answers at once; callers keep at least this many in flight.
     capacity: int
 
-    #: Tokens that a prompt and its answer may have together; None if the engine does not know.
+    #: Tokens a prompt and its answer may have together; None if the engine does not know.
     context: int | None = None
 
     #: Whether the same request gives the same answer whatever else is in flight.
@@ -262,13 +262,13 @@ class Engine(ABC):
 
     @classmethod
     def local_parts(cls, config: EngineConfig) -> Iterator[tuple[str, Path | bytes]]:
-        """Setting -> the file, folder or text that it names on this machine; their digests are part of the identity."""
+        """Setting -> the file, folder or text it names on this machine; their digests are part of the identity."""
         del config
         return iter(())
 
     @classmethod
     def gpus(cls, config: EngineConfig) -> int:
-        """The number of GPUs that a worker of `run --workers` needs for itself; 0 if it needs none or names its own."""
+        """The number of GPUs a worker of `run --workers` needs for itself; 0 if it needs none or names its own."""
         del config
         return 0
 
@@ -337,7 +337,7 @@ class Engine(ABC):
         """Frees the model, its memory, its connections and its child processes. Safe to repeat."""
 
     def revisions(self) -> dict[str, str]:
-        """The part of the identity that only an open engine knows: the revision that a hub or a server gave it."""
+        """The part of the identity that only an open engine knows: the revision a hub or a server gave it."""
         return {}
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Budgets: the limits of a run, the most that a request may cost, and the cost of its answer."""
+"""Budgets: the limits of a run, the most a request may cost, and the cost of its answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _UNITS = {"req": (0, 1), "tok": (1, 1), "usd": (2, 10**9), "gpuh": (3, 3_600_000
 #: The largest amount: exact in the doubles of a Lua script.
 _MOST = 2**53
 
-#: Bytes of a prompt for each token that is reserved for it, and tokens that a server puts around a message.
+#: Bytes of a prompt for each token that is reserved for it, and tokens a server puts around a message.
 _BYTES, _AROUND = 3, 8
 
 
@@ -121,7 +121,7 @@ class Budget(msgspec.Struct, frozen=True):
     engines: dict[str, BudgetLimits] = {}
 
     def need(self, engine: str, messages: Iterable[Message], max_tokens: int, seconds: float) -> Amounts:
-        """The reservation of a request: its prompt, estimated, the longest answer, and the seconds that the engine has taken
+        """The reservation of a request: its prompt, estimated, the longest answer, and the seconds the engine has taken
         for a request so far (`SharedTime.per_request`)."""
         return self.spent(engine, Usage(1, estimated_tokens(messages), max_tokens, busy=seconds))
 
@@ -170,7 +170,7 @@ def limit_words(limits: BudgetLimits) -> Iterator[str]:
 
 
 def _scope(text: str) -> str:
-    """The engine that a limit of `--budget` is of; "" if it is the run's."""
+    """The engine a limit of `--budget` is of; "" if it is the run's."""
     return text.rpartition("=")[0].strip()
 
 
@@ -184,7 +184,7 @@ def budgeted(engines: Mapping[str, EngineConfig], texts: Iterable[str]) -> dict[
     """The engines, with the budgets that texts like `gpt=20usd` give some of them in place of their own.
 
     Raises:
-        InputError: a text names an engine that the chain does not have, or is of another form.
+        InputError: a text names an engine the chain does not have, or is of another form.
     """
     found, given = dict(engines), dict[str, tuple[str, ...]]()
     for text in texts:
@@ -215,7 +215,7 @@ def budget_of(texts: Iterable[str], rates: Mapping[str, Rate], engines: Mapping[
 
 
 def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], rates: Mapping[str, Rate]) -> None:
-    """Checks that budgets in dollars or GPU-hours can be kept: every engine that they are about has a price.
+    """Checks that budgets in dollars or GPU-hours can be kept: every engine they are about has a price.
 
     Raises:
         InputError: one does not.

@@ -116,7 +116,7 @@ def _resident(process: Path) -> int:
 
 
 def _gpus() -> list[GpuMemory]:
-    """The devices that the engine's own torch sees; torch is not imported for it."""
+    """The devices the engine's own torch sees; torch is not imported for it."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []

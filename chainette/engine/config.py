@@ -1,4 +1,4 @@
-"""Declaring engines: the configuration of one, and the registry that a chain file fills."""
+"""Declaring engines: the configuration of one, and the registry a chain file fills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reduces a JSON Schema, as little as possible, to the keywords that a grammar backend can express.
+"""Reduces a JSON Schema, as little as possible, to the keywords a grammar backend can express.
 
 Validation alone checks the rest: a looser grammar allows more answers and never loses one.
 """
@@ -23,10 +23,10 @@ _GIVEN_UP: tuple[frozenset[str], ...] = (
     frozenset({"minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
 )
 
-#: Ends a warning about a schema that a grammar does not hold as a whole.
+#: Ends a warning about a schema a grammar does not hold as a whole.
 VALIDATED_LATER = "a looser grammar holds the answers; the rest is validated when the answer comes"
 
-#: The largest values that a grammar may hold. Beyond them llguidance and xgrammar overflow, take gigabytes, or never end.
+#: The largest values a grammar may hold. Beyond them llguidance and xgrammar overflow, take gigabytes, or never end.
 _LARGEST: Mapping[str, float] = (
     dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), 10**15)
     | dict.fromkeys(("minLength", "maxLength"), 100_000)

@@ -11,12 +11,12 @@ from chainette.errors import EngineConfigError
 
 __all__ = ["files_of"]
 
-#: Bytes at the start and at the end of a file that its digest covers, as an input's does.
+#: Bytes at the start and at the end of a file its digest covers, as an input's does.
 _SAMPLE = 1 << 20
 
 
 def files_of(config: EngineConfig) -> dict[str, str]:
-    """Setting -> size and digest of the files that it names on this machine; hubs and servers are left out."""
+    """Setting -> size and digest of the files it names on this machine; hubs and servers are left out."""
     found: dict[str, str] = {}
     try:
         for setting, part in backend_class(config.backend).local_parts(config):

@@ -42,7 +42,7 @@ class Price(
     #: A million tokens of prompts (`in`) and of answers (`out`).
     prompt: float | None = None
     answer: float | None = None
-    #: A million tokens of prompts that the server had in its cache; None: as other tokens of prompts.
+    #: A million tokens of prompts the server had in its cache; None: as other tokens of prompts.
     cached: float | None = None
     #: An hour of one GPU in which the engine works on requests.
     gpu_hour: float | None = None
@@ -112,7 +112,7 @@ def priced(engines: Mapping[str, EngineConfig], texts: Iterable[str]) -> dict[st
     """The engines, with the prices that `--price` gives some of them in place of their own.
 
     Raises:
-        EngineConfigError: a price is not of the right form, or names an engine that the chain does not have.
+        EngineConfigError: a price is not of the right form, or names an engine the chain does not have.
     """
     found = dict(engines)
     for text in texts:

@@ -15,10 +15,10 @@ class SharedTime:
     """
 
     in_flight: int = 0
-    #: Requests that ended, and the seconds that they used.
+    #: Requests that ended, and the seconds they used.
     _ended: int = 0
     _used: float = 0.0
-    #: Seconds that a request in flight since the start would have used.
+    #: Seconds a request in flight since the start would have used.
     _each: float = 0.0
     _at: float = 0.0
 
@@ -29,7 +29,7 @@ class SharedTime:
         return self._each
 
     def end(self, now: float, mark: float) -> float:
-        """One request is answered, or given up; returns the seconds that it used."""
+        """One request is answered, or given up; returns the seconds it used."""
         self._advance(now)
         self.in_flight -= 1
         used = self._each - mark
@@ -38,7 +38,7 @@ class SharedTime:
 
     @property
     def per_request(self) -> float:
-        """The mean of the seconds that a request has used; 0 as long as none has ended."""
+        """The mean of the seconds a request has used; 0 as long as none has ended."""
         return self._used / self._ended if self._ended else 0.0
 
     def _advance(self, now: float) -> None:

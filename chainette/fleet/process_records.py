@@ -95,7 +95,7 @@ def _folder() -> Path:
 
 
 def _records() -> list[Path]:
-    """Files that nobody else can have put there."""
+    """Files nobody else can have put there."""
     try:
         return [*_folder().glob("*.json")] if _is_mine() else []
     except OSError:

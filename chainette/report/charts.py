@@ -1,4 +1,4 @@
-"""Charts as SVG text without scripts, through Vega-Lite. Colours are CSS variables of the page that they stand in."""
+"""Charts as SVG text without scripts, through Vega-Lite. Colours are CSS variables of the page they stand in."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class StepLine:
 
     @property
     def engine(self) -> str:
-        """The engine; with the rows that each of them answered, if the step may ask several."""
+        """The engine; with the rows each of them answered, if the step may ask several."""
         by_engine = self.counts.get("engines")
         if by_engine is None:
             return ", ".join(self.engines)
@@ -85,7 +85,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Rejects:
-    """Rows that a step rejected for one reason."""
+    """Rows a step rejected for one reason."""
 
     step: str
     reason: str

@@ -1,4 +1,4 @@
-"""Reading an answer: the row that it says, or why it is none."""
+"""Reading an answer: the row it says, or why it is none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BadAnswer:
 
 
 def read_answer(step: Step[Any, Any], completion: Completion, ask: Ask, usage: Usage, key: bytes) -> Output | BadAnswer:
-    """The output row that a completion says, or its fault. `key` is that of the request."""
+    """The output row a completion says, or its fault. `key` is that of the request."""
     match completion.finish:
         case Finish.REFUSED:
             return BadAnswer(Reason.REFUSED, completion.error or "the model declined to answer")
@@ -58,7 +58,7 @@ def _read_whole(step: Step[Any, Any], completion: Completion, ask: Ask, usage: U
 
 
 def read_value(step: Step[Any, Any], text: str) -> bytes | BadAnswer:
-    """The output row that a text of plain JSON says."""
+    """The output row a text of plain JSON says."""
     try:
         return dump_row(step.output_model.model_validate_json(text))
     except ValidationError as error:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 #: Failures of a row, and answers to others since the first of them, after which it is rejected.
 FAILURES, _ANSWERS = 5, 5
 
-#: Failures that a server under load gives to anybody count if fewer than this share of the other requests failed.
+#: Failures a server under load gives to anybody count if fewer than this share of the other requests failed.
 _SHARE = 0.25
 
 #: Seconds for which the result of a probe serves all rows.
@@ -40,7 +40,7 @@ _REFUSAL_STANDS = 300.0
 #: Seconds without any answer after which requests in flight say nothing more.
 _SILENCE = 60.0
 
-#: Requests that go ahead of a step's others, and the seconds that these wait for an answer to them.
+#: Requests that go ahead of a step's others, and the seconds these wait for an answer to them.
 _AHEAD, _AHEAD_SECONDS = 1, 2.0
 
 
@@ -95,7 +95,7 @@ class Evidence:
     #: Adaptations of the declaration to the engine, and those of them that are in the log.
     adaptations: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)
-    #: Endpoint -> requests that it answered.
+    #: Endpoint -> requests it answered.
     answers: Counter[str] = field(default_factory=Counter)
     failures: int = 0
     _suspects: dict[str, _Suspect] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class Evidence:
     _ahead: bool = False
     _refusal: EngineRefused | None = None
     _refused_at: float = 0.0
-    #: The sink that the run had then.
+    #: The sink the run had then.
     _sink: str = ""
     _reported: EngineRefused | None = None
 

@@ -122,7 +122,7 @@ class _Told(Hook):
 
 
 def _taken(ready: queue.Queue[T | None], closed: threading.Event, run: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[T]:
-    """Everything that a run in a thread puts into `ready`, until its end; closing the iterator cancels the run."""
+    """Everything a run in a thread puts into `ready`, until its end; closing the iterator cancels the run."""
 
     async def work() -> None:
         try:

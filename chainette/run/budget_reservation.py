@@ -40,7 +40,7 @@ class Allowance:
     """
 
     budget: Budget
-    #: The engine that it asks.
+    #: The engine it asks.
     engine: str
     reserve: Reserve
     #: What the queue was not told yet: the difference that answers made, and their number.

@@ -65,7 +65,7 @@ class Coordinator:
     _cursor: int = -1
     _roots: Iterator[Root] | None = None
     _next: _Next | None = None
-    #: The least number that the next root can have.
+    #: The least number the next root can have.
     _following: int = 0
     #: Set once the number of roots of this epoch is known: at the end of the input, or if the others need a later phase.
     finished: bool = False

@@ -164,7 +164,7 @@ def _as_recorded(directory: RunDir, plan: Plan, options: RunOptions) -> tuple[Pl
 
 
 def _unopened(plan: Plan, states: Sequence[RunState]) -> dict[str, Engine]:
-    """The engines of a plan, with the identity that they have once they are open: of their files, and the revisions that
+    """The engines of a plan, with the identity they have once they are open: of their files, and the revisions that
     hubs and servers gave earlier runs."""
     made = {}
     for name, config in plan.engines.items():

@@ -114,11 +114,11 @@ def resume(
     """Goes on with the run of a directory from its durable rows; nothing durable is asked for again.
 
     The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
-    everything that depends on them is computed anew; with `select="changed+"` everything that the chain would make otherwise
+    everything that depends on them is computed anew; with `select="changed+"` everything the chain would make otherwise
     now, and with `select="rejected"` the rejected rows (see `run/selection.py`). `inputs` names the input's new place if it
     has moved; "-" is standard input, which a run with `accept` goes on with.
     `more` names files that are appended to the input of a finished run: their records number on, and begin a new root.
-    `options` are those of `Chain.run` that the log does not fix; `limit` and `accept` may be higher than before.
+    `options` are those of `Chain.run` the log does not fix; `limit` and `accept` may be higher than before.
 
     Raises:
         RunDirectoryError: there is no run, it was made by a chain that lives in Python only, or the limit is lower.
@@ -160,7 +160,7 @@ def retry_rejected(
 
 
 def rollback(directory: str | os.PathLike[str]) -> None:
-    """Brings back the rows that a directory had before the last `from_step` or `retry_rejected`; once more undoes that.
+    """Brings back the rows a directory had before the last `from_step` or `retry_rejected`; once more undoes that.
 
     Raises:
         RunDirectoryInUse: a process works on the run.

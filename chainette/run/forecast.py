@@ -1,4 +1,4 @@
-"""The rows that a run would ask, found without asking: the input walks through the plan as far as answers are known.
+"""The rows a run would ask, found without asking: the input walks through the plan as far as answers are known.
 
 An answer is known if it is durable in the run's own directory, or if an earlier run has it (`--reuse`). Rows stop where an
 engine or a function would have to be asked; routes, loops and choices among candidates are decided as the run decides them.
@@ -116,7 +116,7 @@ class Walk:
     """Walks roots through a plan, and adds what it finds to a forecast."""
 
     plan: Plan
-    #: By name, with the identity that they will have; they need not be open.
+    #: By name, with the identity they will have; they need not be open.
     engines: Mapping[str, Engine]
     seed: int
     stored: StoredAnswers | None = None

@@ -74,7 +74,7 @@ async def _call_rows(
 
 @dataclass
 class _Values:
-    """The values that a function has returned so far, maybe in another thread, on their way into the result."""
+    """The values a function has returned so far, maybe in another thread, on their way into the result."""
 
     result: UnitResult
     apply: ApplyNode[Any, Any]
@@ -226,7 +226,7 @@ def _arguments(plan: Plan, node: PlanNode, row: Row) -> tuple[Any, ...]:
 
 
 def _take(result: UnitResult, apply: ApplyNode[Any, Any], row: Row, value: Any) -> None:
-    """Turns the value that the function returned for one row into outputs, a drop or a rejection."""
+    """Turns the value the function returned for one row into outputs, a drop or a rejection."""
     try:
         if isinstance(value, _Raised):
             if isinstance(value.error, Undecided):

@@ -1,4 +1,4 @@
-"""The units that a worker holds, lane by lane: those that run within a budget, and those claimed ahead of it."""
+"""The units a worker holds, lane by lane: those that run within a budget, and those claimed ahead of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chainette.utils.backoff import backoff
 
 __all__ = ["InFlight", "Lane"]
 
-#: Seconds that an engine rests after a failure: at first, and at most; give or take a quarter.
+#: Seconds an engine rests after a failure: at first, and at most; give or take a quarter.
 _FIRST_REST, _LONGEST_REST = 0.5, 30.0
 
 
@@ -112,7 +112,7 @@ class Lane:
 
 @dataclass
 class InFlight:
-    """Every unit that the worker holds, until the queue has accepted or refused its outcome."""
+    """Every unit the worker holds, until the queue has accepted or refused its outcome."""
 
     claims: dict[str, Claim] = field(default_factory=dict)
     rows: int = 0

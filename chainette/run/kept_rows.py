@@ -1,4 +1,4 @@
-"""The rows of a directory that a resume would keep, found without changing anything."""
+"""The rows of a directory a resume would keep, found without changing anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["KeptRows"]
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The part of a directory that a resume keeps."""
+    """The part of a directory a resume keeps."""
 
     directory: RunDir
     plan: Plan

@@ -19,7 +19,7 @@ class Limits:
 
     #: Live rows; None derives it from the engines.
     window: int | None = None
-    #: Seconds that an engine may not answer before the run gives up.
+    #: Seconds an engine may not answer before the run gives up.
     engine_patience: float = 600.0
     #: Share of rejected rows of one step at which the run stops.
     max_reject_rate: float | None = None

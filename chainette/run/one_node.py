@@ -81,7 +81,7 @@ def _roots(rows: list[Row], size: int) -> list[Root]:
 
 
 def _missing(node: Branch, rows: list[Row], finished: list[Row], rejected: list[Rejection]) -> Iterator[Rejection]:
-    """A branch keeps the length of its inputs: a row that it dropped is no output."""
+    """A branch keeps the length of its inputs: a row it dropped is no output."""
     ids = {row.row_id for row in rows}
     known = {owner_of(row_id, ids) for row_id in [*(row.row_id for row in finished), *(bad.row_id for bad in rejected)]}
     for row in rows:
@@ -90,7 +90,7 @@ def _missing(node: Branch, rows: list[Row], finished: list[Row], rejected: list[
 
 
 class _Collected(Scratch):
-    """Keeps the rows that a directory would hold; passes the node's outcomes on to a directory if one is given."""
+    """Keeps the rows a directory would hold; passes the node's outcomes on to a directory if one is given."""
 
     def __init__(self, plan: Plan, writer: RunWriter | None) -> None:
         super().__init__(plan)

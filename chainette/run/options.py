@@ -110,7 +110,7 @@ class RunOptions(RunSettings):
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The settings that the log fixes for every later session of the directory."""
+        """The settings the log fixes for every later session of the directory."""
         return {name: getattr(self, name) for name in FLAGS if name in RECORDED}
 
     @property

@@ -111,7 +111,7 @@ def _mend(directory: RunDir, plan: Plan, state: RunState) -> RunState:
     """Makes roots pending again whose rows do not add up, in a run that called itself finished too early.
 
     Raises:
-        DamagedRun: rows are on the disk that the log does not speak of.
+        DamagedRun: the disk has rows that the log does not speak of.
         RunDirectoryError: rows that are needed again were deleted when it did.
     """
     folders = {file.rpartition("/")[0].removeprefix(".held/") for file in state.holes}
@@ -242,7 +242,7 @@ def _what_is_done(starts: Sequence[str]) -> str:
 
 
 def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
-    """Raises ChainChanged if the plan has none of the nodes that the directory was made with."""
+    """Raises ChainChanged if the plan has none of the nodes the directory was made with."""
     recorded = [node.id for node in state.graph.nodes]
     if not plan.nodes.keys() & {*recorded}:
         raise ChainChanged(
@@ -383,7 +383,7 @@ def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: froze
 
 
 def _recorded(directory: RunDir, state: RunState, options: RunOptions) -> RunOptions:
-    """The options of this session with everything that the log fixes.
+    """The options of this session with everything the log fixes.
 
     Raises:
         RunDirectoryError: a setting differs from the recorded one; the limit may be raised.
@@ -421,7 +421,7 @@ def require_reuse(directory: RunDir, state: RunState, wanted: Sequence[str]) -> 
 
 
 def reused_by(directory: RunDir, state: RunState) -> tuple[str, ...]:
-    """The earlier runs that a run takes answers from; the sample of its own plan moves with it."""
+    """The earlier runs a run takes answers from; the sample of its own plan moves with it."""
     recorded, own = state.run.settings.get("reuse") or (), directory.sample
     lost = {path for path in recorded if Path(path).parts[-2:] == own.parts[-2:] and not RunDir(path).exists()}
     return tuple(str(own) if path in lost and RunDir(own).exists() else path for path in recorded)
@@ -446,12 +446,12 @@ def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int
 
 
 def wanted_of(state: RunState) -> int | None:
-    """The number of rows that a run accepts; None if it takes all."""
+    """The number of rows a run accepts; None if it takes all."""
     return None if state.accepted is None else state.accepted.wanted
 
 
 def require_accept(directory: RunDir, state: RunState, wanted: int | None) -> int | None:
-    """The number of rows that a session accepts: the recorded one, or the higher one that is wanted.
+    """The number of rows a session accepts: the recorded one, or the higher one that is wanted.
 
     Raises:
         RunDirectoryError: it is lower.
@@ -526,7 +526,7 @@ def _same_input(
 
 
 def _again(directory: RunDir, state: RunState, options: RunOptions) -> RowSource | None:
-    """The source of a growing input, from its first row: as it was given, or the data set of the hub that the log names."""
+    """The source of a growing input, from its first row: as it was given, or the data set of the hub the log names."""
     name = state.input.get("hub")
     if name is None:
         return options.source

@@ -37,7 +37,7 @@ def changes_since(state: RunState, plan: Plan) -> Changes | None:
 
 
 def stale_starts(plan: Plan, state: RunState, changes: Changes) -> list[str]:
-    """The steps to compute anew after these changes: those of the `--from` that a plain resume prints."""
+    """The steps to compute anew after these changes: those of the `--from` a plain resume prints."""
     return starts_of(plan, [*changes.stale, *lost_nodes(plan, state)])
 
 

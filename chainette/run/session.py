@@ -63,7 +63,7 @@ Deliver = Callable[[list[Row]], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Session:
-    """An open directory of a run that a `Drive` moves."""
+    """An open directory of a run a `Drive` moves."""
 
     plan: Plan
     source: InputFile
@@ -73,7 +73,7 @@ class Session:
 
     @property
     def sources(self) -> AnswerSources | None:
-        """The earlier runs that it takes answers from, and its own earlier sessions if rows share answers."""
+        """The earlier runs it takes answers from, and its own earlier sessions if rows share answers."""
         directory = self.writer.directory
         shares = self.writer.epoch > 0 and any(node.dedupe for node in self.plan.nodes.values())
         return self.options.sources(directory.answers, str(directory) if shares else "")
@@ -143,7 +143,7 @@ def _require_reusable(plan: Plan, options: RunOptions) -> None:
 
 
 def require_engines(plan: Plan) -> None:
-    """Checks every engine that a node of the plan asks; see `require_openable`."""
+    """Checks every engine a node of the plan asks; see `require_openable`."""
     asked = {node.engine for node in plan.stations.values()}
     require_openable(config for name, config in plan.engines.items() if name in asked)
 

@@ -39,14 +39,14 @@ _LOOK = 0.1
 #: Questions and answers of one call, and the bytes of these answers.
 _AT_ONCE, _LIGHT = 500, 4 << 20
 
-#: Rejections that every row with the request would meet.
+#: Rejections every row with the request would meet.
 _SHARED = frozenset(
     {Reason.PROMPT_TOO_LONG, Reason.TRUNCATED, Reason.NOT_JSON, Reason.INVALID_OUTPUT, Reason.REFUSED},
 )
 
 
 class SharedAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """The outcome of a question: an output, or the rejection that its answers led to."""
+    """The outcome of a question: an output, or the rejection its answers led to."""
 
     #: The number of its last ask.
     asks: int

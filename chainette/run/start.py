@@ -106,7 +106,7 @@ async def iterate(
 
 
 def _compiled(chain: Chain | Plan, options: RunOptions) -> Plan:
-    """The plan; warnings about a chain that nobody has compiled before go to the log of the process."""
+    """The plan; warnings about a chain nobody has compiled before go to the log of the process."""
     plan = compile_plan(chain, options)
     for problem in plan.warnings if isinstance(chain, Chain) else ():
         _log.warning("%s", problem)
@@ -210,7 +210,7 @@ def _spooled(inputs: Any, folder: Path) -> Path | Sequence[str | os.PathLike[str
 
 
 def _checked(source: InputFile, plan: Plan, options: RunOptions) -> InputFile:
-    """The input, if it has the columns that the run needs.
+    """The input, if it has the columns the run needs.
 
     Raises:
         InputError: it has not.

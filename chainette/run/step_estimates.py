@@ -28,7 +28,7 @@ class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     #: Rows that are asked.
     rows: float
-    #: Of these, rows that nobody has counted: they follow from answers that are not known yet.
+    #: Of these, rows nobody has counted: they follow from answers that are not known yet.
     guessed: float = 0.0
     #: Whether no such rows can come, so that `rows` is certain.
     exact: bool = True
@@ -91,7 +91,7 @@ class EarlierRuns:
 
 @dataclass
 class _Arrivals:
-    """Rows that come to a node beyond those that are known: they follow from answers that nobody has yet."""
+    """Rows that come to a node beyond those that are known: they follow from answers nobody has yet."""
 
     graph: Graph
     found: Forecast
@@ -224,7 +224,7 @@ class StepEstimates:
 
 
 def _answers(state: RunState, node: PlanNode) -> tuple[int, Usage]:
-    """The rows that a step's engine was asked for in an earlier run, and what they cost."""
+    """The rows a step's engine was asked for in an earlier run, and what they cost."""
     counts = state.node(node.id)
     asked = counts.engines.get(node.engine)
     if asked is not None:

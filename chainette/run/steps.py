@@ -80,11 +80,11 @@ class Asking:
     #: The questions that rows share; None: every row asks for itself.
     questions: Questions | None = None
     prompts: Prompter = field(init=False)
-    #: Row -> the question that it asks for others, too.
+    #: Row -> the question it asks for others, too.
     asked_for_others: dict[str, bytes] = field(default_factory=dict)
     #: Rows that are the ones to ask.
     to_begin: list[Ask] = field(default_factory=list)
-    #: Rows that wait for the answers of others, and the number of them that the lane was told.
+    #: Rows that wait for the answers of others, and the number of them the lane was told.
     _waiting: set[_Sharing] = field(default_factory=set)
     _told: int = 0
     _waits_changed: anyio.Event = field(default_factory=anyio.Event)
@@ -393,7 +393,7 @@ class Asking:
         return asks
 
     def question(self, row: Row, known: dict[str, tuple[Message, ...]]) -> tuple[Message, ...]:
-        """The messages of a row's first ask; candidates share those of the row that they are about."""
+        """The messages of a row's first ask; candidates share those of the row they are about."""
         if self.node.samples == 1:
             return self.prompts.messages(row)
         about, _ = self.node.asked_about(row.row_id)

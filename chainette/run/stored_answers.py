@@ -185,7 +185,7 @@ class _Shelf:
 
 
 class _Claims:
-    """The row that each entry serves: 8 bytes an entry, shared by all processes of the run and kept for its resumes."""
+    """The row each entry serves: 8 bytes an entry, shared by all processes of the run and kept for its resumes."""
 
     def __init__(self, path: Path, index: AnswerIndex) -> None:
         self._path, self._size = path, len(index) * _CLAIM

@@ -127,7 +127,7 @@ class UnitResult:
         self.shared += len(self._escalated) == before
 
     def age(self) -> float:
-        """Seconds that the oldest row that waits to be taken has waited; 0 if none does."""
+        """Seconds the oldest row that waits to be taken has waited; 0 if none does."""
         if self.pull is not None:
             self.pull()
         return 0.0 if self.since is None else monotonic() - self.since

@@ -49,10 +49,10 @@ __all__ = ["ClaimableQueue", "HeldUnit", "Worker", "claimable_queues"]
 
 T = TypeVar("T")
 
-#: Seconds that a finished row waits for the rest of its unit, and seconds between two looks at how long it has waited.
+#: Seconds a finished row waits for the rest of its unit, and seconds between two looks at how long it has waited.
 _PART, _LOOK = 1.0, 0.25
 
-#: Seconds that a row waits whose request failed: at first, and at most; give or take a quarter.
+#: Seconds a row waits whose request failed: at first, and at most; give or take a quarter.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
 #: Seconds in which a worker that stops commits the rows that have finished.
@@ -157,7 +157,7 @@ class Worker(ABC):
     allowances: dict[tuple[str, int, str], Allowance]
     #: Questions that rows share.
     shared: SharedAnswers
-    #: Seconds that an engine may not answer before a run gives up.
+    #: Seconds an engine may not answer before a run gives up.
     patience: float = inf
 
     @abstractmethod
@@ -173,7 +173,7 @@ class Worker(ABC):
         """
 
     def answers_of(self, held: HeldUnit) -> Answers | None:
-        """The answers of the earlier runs that the unit's run takes some from; None if it takes none."""
+        """The answers of the earlier runs the unit's run takes some from; None if it takes none."""
         del held
         return None
 
@@ -388,7 +388,7 @@ class Worker(ABC):
         )
 
     def delay(self, held: HeldUnit, error: EngineUnavailable) -> float:
-        """Seconds that a unit waits. The engine rests as well if it answers nobody."""
+        """Seconds a unit waits. The engine rests as well if it answers nobody."""
         if not isinstance(error, RequestsFailed):
             return held.lane.fail()
         unfinished = {} if held.result is None else held.result.unfinished

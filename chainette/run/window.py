@@ -14,5 +14,5 @@ def window_for(rows_in_flight: int, said: int | None = None) -> int:
 
 
 def budget_for(capacity: int, batch_size: int) -> int:
-    """Rows that an engine is given at once: twice as many as it answers at once, and two units at least."""
+    """Rows an engine is given at once: twice as many as it answers at once, and two units at least."""
     return 2 * max(capacity, batch_size)

@@ -100,7 +100,7 @@ class NotebookBars(Bars):
         super().__init__(directory, clock)
         self._show = show
         self._ended = threading.Event()
-        # the cell that an output belongs to is a context variable of IPython
+        # the cell an output belongs to is a context variable of IPython
         self._thread = threading.Thread(target=copy_context().run, args=(self._draw,), name="chainette-bars", daemon=True)
 
     def __enter__(self) -> Self:

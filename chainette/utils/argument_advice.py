@@ -52,7 +52,7 @@ def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Ca
     a hundred lines of them would hide it.
 
     `hints` has the advice for names that people know from other libraries; other names get the nearest one. `called` is
-    the name that the user knows.
+    the name the user knows.
     """
 
     def wrap(target: T) -> T:

@@ -1,6 +1,6 @@
 """ChainDebugger: the hook behind `--debug`, which reports prompts, answers and timings as they happen.
 
-It prints nothing itself: it passes every text to the callable that it was given. Each text is whole, so texts of
+It prints nothing itself: it passes every text to the callable it was given. Each text is whole, so texts of
 concurrent steps do not mix.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChainDebugger"]
 
-#: Fields that every event has, or that only recovery needs.
+#: Fields every event has, or that only recovery needs.
 _SILENT = frozenset({"seq", "at", "epoch", "off", "graph", "settings", "versions", "pos", "anchor"})
 
 

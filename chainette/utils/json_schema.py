@@ -24,7 +24,7 @@ class _WithoutFieldTitles(GenerateJsonSchema):
 def generate_json_output_prompt(model: type[BaseModel]) -> str:
     """The text appended to a system prompt so that the answer is an instance of `model`.
 
-    The same model gives the same text in every process. Descriptions and titles that the user wrote stay in.
+    The same model gives the same text in every process. Descriptions and titles the user wrote stay in.
     """
     schema = model.model_json_schema(schema_generator=_WithoutFieldTitles)
     return _INSTRUCTION + json.dumps(schema, ensure_ascii=False, separators=(",", ":"))

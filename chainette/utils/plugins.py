@@ -26,7 +26,7 @@ class Group(NamedTuple):
         return sorted({point.name for point in entry_points(group=self.name)})
 
     def maker_of(self, name: str) -> str:
-        """The distributions that a name comes from, with their versions."""
+        """The distributions a name comes from, with their versions."""
         return " and ".join(_maker(point) for point in entry_points(group=self.name, name=name))
 
     def load(self, name: str) -> tuple[Any, str]:

@@ -1,4 +1,4 @@
-"""Repairs global state of the process that a user's function may have broken."""
+"""Repairs global state of the process a user's function may have broken."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def parse(source: str) -> nodes.Template:
 
 
 def names_of(tree: nodes.Template) -> frozenset[str]:
-    """The names that a template takes from its context, including jinja2's own globals, which may be field names."""
+    """The names a template takes from its context, including jinja2's own globals, which may be field names."""
     loaded = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     return frozenset(meta.find_undeclared_variables(tree) | (loaded & environment().globals.keys()))
 

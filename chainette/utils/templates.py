@@ -24,7 +24,7 @@ class Template:
         TemplateError: the source has a syntax error; the message names the label and the line.
     """
 
-    #: Names that the template takes from its context, including jinja2's own globals (`range`).
+    #: Names the template takes from its context, including jinja2's own globals (`range`).
     names: frozenset[str]
 
     def __init__(self, source: str, label: str = "template") -> None:

@@ -19,7 +19,7 @@ class Passage(BaseModel):
     title: str
     question: str
     passage: str
-    #: Words of the question that the passage holds.
+    #: Words of the question the passage holds.
     shared: int
 
 

@@ -1,4 +1,4 @@
-"""The only Python of the chain: a model and a function that the chain file names."""
+"""The only Python of the chain: a model and a function the chain file names."""
 
 from pydantic import BaseModel
 

@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
-    """A copy that a test may change."""
+    """A copy a test may change."""
     shutil.copytree(finished.path, tmp_path, dirs_exist_ok=True)
     project = Project.__new__(Project)
     project.path = tmp_path

@@ -216,7 +216,7 @@ def _plain(text: str) -> str:
 
 
 def _in_terminal(project: Project, *words: str) -> str:
-    """Everything that a command writes to a terminal of 80 x 24."""
+    """Everything a command writes to a terminal of 80 x 24."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {name: value for name, value in project.environment.items() if name not in ("COLUMNS", "LINES")}

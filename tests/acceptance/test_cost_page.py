@@ -18,7 +18,7 @@ def masked(line: str) -> str:
 
 
 def blocks() -> list[list[str]]:
-    """The commands of the page, each with the lines that it is said to print."""
+    """The commands of the page, each with the lines it is said to print."""
     page = (REPOSITORY / "docs" / "cost.md").read_text()
     found = re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)
     return [lines for block in found if (lines := textwrap.dedent(block).splitlines())[0].startswith("$ chainette ")]

@@ -1,4 +1,4 @@
-"""Every example does as its README says: the chain runs, and leaves the rows that a reader is told to expect."""
+"""Every example does as its README says: the chain runs, and leaves the rows a reader is told to expect."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ ask = Step(id="ask", input_model=Text, output_model=Text, engine_name="server", 
 chain = Chain(name="c", batch_size=4, steps=[ask])
 """
 
-#: Rows of each run, and rows that a killed worker takes with it at most: of two units that it asks about, and of two that
+#: Rows of each run, and rows a killed worker takes with it at most: of two units it asks about, and of two that
 #: are on their way to be committed.
 ROWS, IN_FLIGHT = 120, 16
 

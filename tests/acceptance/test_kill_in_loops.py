@@ -84,7 +84,7 @@ class Site(Project):
         return super().environment | {"SLOW_SERVER": self.server.url}
 
     def given(self) -> dict[str, int]:
-        """Node -> rows that the log has."""
+        """Node -> rows the log has."""
         log = self.path / "out/events.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         found: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""docs/notebook.ipynb, executed by a real kernel: the outputs that its reader sees."""
+"""docs/notebook.ipynb, executed by a real kernel: the outputs its reader sees."""
 
 from __future__ import annotations
 

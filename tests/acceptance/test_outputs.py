@@ -129,7 +129,7 @@ def test_the_run_that_is_read_is_worth_reading(result: RunResult) -> None:
 
 
 def configs(directory: Path) -> list[str]:
-    """The names that the dataset card offers."""
+    """The names the dataset card offers."""
     head = yaml.safe_load((directory / "README.md").read_text().split("---\n")[1])
     return [config["config_name"] for config in head.get("configs", ())]
 

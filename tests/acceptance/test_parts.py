@@ -84,7 +84,7 @@ class Slow(Project):
         return super().environment | {"SLOW_SERVER": self.url}
 
     def given(self, node: str) -> int:
-        """Rows of a node that the log has."""
+        """Rows of a node the log has."""
         events = self.events("out") if (self.path / "out/events.jsonl").exists() else ()
         return sum(event.get("given", 0) for event in events if event["type"] == "unit_committed" and event["node"] == node)
 
@@ -95,7 +95,7 @@ def slow(tmp_path: Path) -> Slow:
 
 
 def number(text: str) -> int:
-    """The row that a question of the first step is about; -1 for the second step."""
+    """The row a question of the first step is about; -1 for the second step."""
     return int(text.removeprefix("first row ")) if text.startswith("first row ") else -1
 
 

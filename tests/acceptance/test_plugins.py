@@ -48,7 +48,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def of_page(name: str) -> str:
-    """A module that the page shows."""
+    """A module the page shows."""
     blocks = (REPOSITORY / "docs/plugins.md").read_text().split("```python\n")[1:]
     return next(block.partition("```")[0] for block in blocks if block.startswith(name))
 

@@ -1,4 +1,4 @@
-"""Every file that a run leaves, or has while it lives, can be read by its owner only, unless the user says otherwise."""
+"""Every file a run leaves, or has while it lives, can be read by its owner only, unless the user says otherwise."""
 
 from __future__ import annotations
 

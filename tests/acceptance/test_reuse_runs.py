@@ -76,7 +76,7 @@ class Notes(Project):
         (self.path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
     def asked(self, *words: str) -> Counter[str]:
-        """Runs the command; the questions that the server got meanwhile, by step."""
+        """Runs the command; the questions the server got meanwhile, by step."""
         self.server.asked.clear()
         done = self.chainette(*words)
         assert done.returncode == 0, done.stdout + done.stderr

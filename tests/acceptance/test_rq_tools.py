@@ -138,7 +138,7 @@ def busy(tools: Tools, queue: Queue) -> bool:
 
 
 def shown(tools: Tools, judged: Queue) -> int:
-    """Everything that the tools say while the worker works; its process id."""
+    """Everything the tools say while the worker works; its process id."""
     [worker] = Worker.all(tools.client, queue=judged, serializer=JSONSerializer)
     assert worker.pid is not None and worker.hostname == socket.gethostname()
     assert judged.name in worker.queue_names()

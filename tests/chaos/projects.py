@@ -1,4 +1,4 @@
-"""The chains that are run under faults, each with an input and with the rows that it must come to."""
+"""The chains that are run under faults, each with an input and with the rows it must come to."""
 
 from __future__ import annotations
 

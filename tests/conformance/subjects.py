@@ -1,4 +1,4 @@
-"""The backends that the suite runs over, each with its needs, and the table of their verdicts in docs/engines.md."""
+"""The backends the suite runs over, each with its needs, and the table of their verdicts in docs/engines.md."""
 
 from __future__ import annotations
 

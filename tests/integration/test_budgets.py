@@ -26,7 +26,7 @@ from tests.integration.test_costs import EACH, PRICE, answer, chain, picky
 from tests.support.chains import Text, texts
 from tests.support.scripted import scripted
 
-#: The most that a request of `chain` is reserved for: its prompt is short, and its answer may have 1,024 tokens.
+#: The most a request of `chain` is reserved for: its prompt is short, and its answer may have 1,024 tokens.
 MOST = 0.0115
 
 

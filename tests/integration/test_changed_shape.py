@@ -1,4 +1,4 @@
-"""A chain whose shape changed: a plain resume refuses, and the `--from` that it prints gives the rows of a fresh run."""
+"""A chain whose shape changed: a plain resume refuses, and the `--from` it prints gives the rows of a fresh run."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_the_slurm_script_is_clean() -> None:
 
 
 def slurm(tmp_path: Path, **env: str) -> list[str]:
-    """The command line that a job runs."""
+    """The command line a job runs."""
     recorder = tmp_path / "chainette"
     recorder.write_text('#!/bin/sh\nprintf "%s\\n" "$CHAINETTE_REDIS_URL$CHAINETTE_FLEET_KEY" "$@"\n')
     recorder.chmod(0o755)
@@ -281,7 +281,7 @@ def test_a_slurm_job_takes_nothing_new_before_its_time_is_over(tmp_path: Path) -
     assert slurm(tmp_path, SLURM_JOB_END_TIME=str(int(time.time()) + 10))[-2:] == ["--drain-after", "1"]
 
 
-# -- the commands that they start
+# -- the commands they start
 
 
 def command_lines(services: Mapping[str, Any], manifests: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:

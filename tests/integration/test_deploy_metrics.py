@@ -24,7 +24,7 @@ RULES = DEPLOY / "alerts" / "chainette.yml"
 
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
-#: A constant, a number that every panel shows by its labels, and those of chains with `escalate`, candidates, routes or loops.
+#: A constant, a number every panel shows by its labels, and those of chains with `escalate`, candidates, routes or loops.
 UNSEEN = (
     "chainette_build_info",
     "chainette_runs",
@@ -100,7 +100,7 @@ def test_grafana_finds_dashboards_and_prometheus() -> None:
 
 
 def exposed() -> set[str]:
-    """Every series name that Chainette can have."""
+    """Every series name Chainette can have."""
     suffixes = {MetricType.HISTOGRAM: ("_bucket", "_sum", "_count")}
     return {metric.name + suffix for metric in CATALOGUE for suffix in suffixes.get(metric.kind, ("",))}
 

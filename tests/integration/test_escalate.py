@@ -29,7 +29,7 @@ from tests.support.scripted import Script, ask_of, row_of, scripted
 from tests.support.tools import some
 
 ROWS = 9
-#: Rows that only `big` can answer, and rows that nobody can.
+#: Rows that only `big` can answer, and rows nobody can.
 HARD, HOPELESS = {"2", "5"}, {"7"}
 COST = Usage(1, 10, 5, 0.0)
 

@@ -92,7 +92,7 @@ def test_a_commit_whose_staged_part_is_gone_writes_nothing_and_is_staged_again(r
     assert snapshot(run.client) == before
 
     class Slow(FleetQueue):
-        """Parts that it stages are gone at once, the first time."""
+        """Parts it stages are gone at once, the first time."""
 
         calls: list[str] = []
 

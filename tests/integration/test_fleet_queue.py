@@ -74,7 +74,7 @@ def refused(run: QueueRun, call: Callable[[], object]) -> None:
 
 
 def rows_of(run: QueueRun, node: str) -> list[str]:
-    """The row ids that the stream says a node gave, in order."""
+    """The row ids the stream says a node gave, in order."""
     results = [entry.message for entry in run.entries if isinstance(entry.message, Result)]
     return sorted(output.row_id for result in results if result.node == node for output in result.outputs)
 
@@ -1046,7 +1046,7 @@ def spoiled(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
 #: Values that no argument takes, but for those that `harmless` names.
 WRONG: tuple[Any, ...] = (None, {}, [[]], True, float("nan"))
 
-#: Arguments that a script takes unchecked: truth values, and a worker's description of itself.
+#: Arguments a script takes unchecked: truth values, and a worker's description of itself.
 FREE = {("claim", "alone"), ("claim", "ahead")}
 
 

@@ -43,7 +43,7 @@ ROWS = 96
 
 
 class Site:
-    """A chain file, an input of twelve roots, and the rows that it must come to."""
+    """A chain file, an input of twelve roots, and the rows it must come to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -430,7 +430,7 @@ class OneByOne(FleetQueue):
 
 
 class Drained(Driven):
-    """The rows that its workers have committed are kept when it stops."""
+    """The rows its workers have committed are kept when it stops."""
 
     def __call__(self, session: Session) -> None:
         with connect(self.url) as client:

@@ -23,7 +23,7 @@ FLEET = Path(chainette.__file__).parent / "fleet"
 
 
 def imported(path: Path) -> set[str]:
-    """Names of the modules that a file imports, at their top."""
+    """Names of the modules a file imports, at their top."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -113,7 +113,7 @@ class Site:
             assert self.commit(claim, me)
 
     def drain(self) -> list[int]:
-        """Reads new entries and acknowledges them; returns the roots that they finish."""
+        """Reads new entries and acknowledges them; returns the roots they finish."""
         entries = self.queue.read(self.keys, self.position)
         self.results += [entry.message for entry in entries if isinstance(entry.message, Result)]
         done = [entry.root for entry in entries if entry.done]

@@ -1,4 +1,4 @@
-"""Random changes of random chains: the `--from` that a refused resume prints gives the rows of a fresh run."""
+"""Random changes of random chains: the `--from` a refused resume prints gives the rows of a fresh run."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_without_a_password_there_is_only_a_health_check(fleet: Fleet) -> None:
             health.execute_command("GET", "chainette:runs")
 
 
-#: Keys that a run's worker must not change: orders, words that end a run or a worker, rows of the input, messages put aside.
+#: Keys a run's worker must not change: orders, words that end a run or a worker, rows of the input, messages put aside.
 NOT_A_WORKERS = (
     "SET chainette:order:20261129-1 x",
     "SET chainette:order:20261129-1:cancel x",

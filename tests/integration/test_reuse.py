@@ -101,7 +101,7 @@ def words(result: RunResult, step: str = "ask") -> dict[str, str]:
 
 
 def origins(result: RunResult, step: str = "ask") -> dict[str, str | None]:
-    """Row -> the row of the earlier run that it was taken from."""
+    """Row -> the row of the earlier run it was taken from."""
     found = {row["row_id"]: row.get("_reused_from") for row in result.rows(step)}
     return {row: origin and origin.rpartition("/")[2] for row, origin in found.items()}
 
@@ -320,7 +320,7 @@ def test_a_function_with_a_history_sees_everything_in_scope(tmp_path: Path) -> N
     chain.run(texts("ab"), tmp_path / "first")
     CALLS.clear()
     chain.run(texts("ba"), tmp_path / "second", reuse=tmp_path / "first")
-    assert CALLS == ["ba", "b", "a"]  # the letters are the same, the text that they come from is not
+    assert CALLS == ["ba", "b", "a"]  # the letters are the same, the text they come from is not
 
 
 def test_another_function_of_the_same_name_is_called(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_a_join_takes_only_pieces_that_its_branches_gave(database: Database, spo
 
 
 def outer_fork(run: QueueRun, job: str) -> str:
-    """The fork that a unit joins on the main flow; "" if it joins none."""
+    """The fork a unit joins on the main flow; "" if it joins none."""
     scope, fork = cast("list[bytes]", run.client.hmget(f"rq:job:{job}", ["scope", "fork"]))
     return "" if scope else fork.decode()
 

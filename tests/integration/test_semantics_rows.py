@@ -437,7 +437,7 @@ class Mute(Exception):
         raise ValueError
 
 
-#: Exceptions that a user's code may raise about a row; nobody may mistake them for the end of the run.
+#: Exceptions a user's code may raise about a row; nobody may mistake them for the end of the run.
 RAISABLE = [
     SystemExit(3),
     LookupError("bad"),

@@ -1,4 +1,4 @@
-"""`--from` and `--retry` keep the directory that they replace; `rollback` swaps with the newest that is kept."""
+"""`--from` and `--retry` keep the directory they replace; `rollback` swaps with the newest that is kept."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Thing(BaseModel):
 
 
 class Loaded:
-    """The engine, and the event loop that it lives in."""
+    """The engine, and the event loop it lives in."""
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner()

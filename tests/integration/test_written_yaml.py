@@ -1,4 +1,4 @@
-"""`inspect --as-yaml`: a Python chain as an equal chain file, or a list of the parts that a file cannot express."""
+"""`inspect --as-yaml`: a Python chain as an equal chain file, or a list of the parts a file cannot express."""
 
 from __future__ import annotations
 

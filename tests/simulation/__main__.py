@@ -1,6 +1,6 @@
 """`python -m tests.simulation --seeds 10000 --start 0`: exit 1 at the first seed that breaks a promise, once it has shrunk."""
 
-# The clock goes first: modules keep the functions that they import.
+# The clock goes first: modules keep the functions they import.
 # ruff: noqa: E402
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The disk under the run directory: calls fail, writes are torn, and a power cut takes away unsynced data.
 
-The files are real, and so is the code above `os`. Every file below the root counts as lost beyond the bytes that an fsync
+The files are real, and so is the code above `os`. Every file below the root counts as lost beyond the bytes an fsync
 has covered; creations, renames and deletions, in their order, beyond the last fsync of their directory.
 """
 
@@ -38,7 +38,7 @@ class Disk:
     """Stands for `os` while a simulation runs."""
 
     world: World | None = None
-    #: Inode -> bytes that an fsync has covered.
+    #: Inode -> bytes an fsync has covered.
     synced: dict[int, int] = field(default_factory=dict)
     changes: list[_Change] = field(default_factory=list)
     #: Whether changes of directories are kept, to be undone by a power cut.

@@ -33,7 +33,7 @@ FOUND = (
         1,
         (Fault("queue", 48, "request late", 0.786), Fault("turn", 62, "main killed"), Fault("turn", 114, "main killed")),
     ),
-    # `--from` on a full disk kept the shards open that it had begun
+    # `--from` on a full disk kept open the shards it had begun
     Scenario(
         117,
         ((Way("b1", "", (Node("n2", "optional", 257),)), Way("b3", "", (Node("n4", "ask", 441, 3),))),),

@@ -69,7 +69,7 @@ class Scenario:
     faults: tuple[Fault, ...]
     #: The action once the run is finished: "retry", or "from" and a node.
     then: tuple[str, ...] = ()
-    #: Rows that the run accepts, and more that it accepts once it is finished; () if it takes all.
+    #: Rows the run accepts, and more that it accepts once it is finished; () if it takes all.
     accept: tuple[int, ...] = ()
 
     def __str__(self) -> str:

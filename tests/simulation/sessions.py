@@ -72,7 +72,7 @@ class SimulatedDrive:
 
 
 class _Told(Hook):
-    """The durable point that a session told: the last event of the log, and the version of the directory that it is in."""
+    """The durable point a session told: the last event of the log, and the version of the directory it is in."""
 
     def __init__(self, version: Callable[[], int]) -> None:
         self._version = version
@@ -96,7 +96,7 @@ class Sessions:
     #: Node -> retries that took effect before it was computed anew; and retries in all.
     anew: dict[str, int] = field(default_factory=dict)
     retries: int = 0
-    #: Rows that the next session accepts.
+    #: Rows the next session accepts.
     accept: int | None = None
     _workers: dict[int, Process] = field(default_factory=dict)
 
@@ -148,7 +148,7 @@ class Sessions:
         return (self.world.root / ".run.old").exists() or (log.exists() and b"\n" in log.read_bytes())
 
     def _require_kept(self, told: _Told) -> None:
-        """Rows that somebody was told of stay, whatever took the power; a fork that was undone takes its own log with it."""
+        """Rows somebody was told of stay, whatever took the power; a fork that was undone takes its own log with it."""
         if told.last is not None and told.last[0] == self._version():
             lines = (self.directory / "events.jsonl").read_bytes().count(b"\n")
             assert lines > told.last[1], f"event {told.last[1]} was told, and the log has {lines} lines"

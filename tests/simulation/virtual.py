@@ -1,7 +1,7 @@
 """Virtual time: a clock that moves when everybody waits, an event loop on it, and threads that take turns.
 
 `install` puts them in the place of the standard library's and anyio's. It must come before the product is imported, since
-modules keep the functions that they import. A thread is a greenlet: it runs until it blocks, so that the order of all steps
+modules keep the functions they import. A thread is a greenlet: it runs until it blocks, so that the order of all steps
 follows from the seed alone.
 """
 
@@ -112,7 +112,7 @@ class _Started:
 
 
 class Threading:
-    """The part of `threading` that the product's threads use."""
+    """The part of `threading` the product's threads use."""
 
     Event, Thread, Lock = _Event, _Started, threading.Lock
 
@@ -143,7 +143,7 @@ class VirtualTime:
     turns: int = 0
     #: Called after each turn.
     turned: Callable[[int], None] = lambda _turn: None
-    #: Exceptions of tasks that nobody awaited.
+    #: Exceptions of tasks nobody awaited.
     stray: list[BaseException] = field(default_factory=list)
 
     def install(self) -> None:

@@ -134,7 +134,7 @@ class Line:
         raise Dead(process.name)
 
     def _late(self, call: Callable[[], Any]) -> None:
-        """The queue gets a call that its caller has given up; nobody hears its answer."""
+        """The queue gets a call its caller has given up; nobody hears its answer."""
         try:
             call()
         except Exception as error:

@@ -18,7 +18,7 @@ __all__ = ["CURRENT", "Dead", "Fault", "Process", "World"]
 
 
 class Dead(BaseException):
-    """The process was killed: nothing that it still does has an effect."""
+    """The process was killed: nothing it still does has an effect."""
 
 
 @dataclass(frozen=True, order=True)
@@ -47,7 +47,7 @@ class Process:
     stopped_until: float = 0.0
     #: Somebody asked it to end (SIGTERM).
     asked: bool = False
-    #: Descriptor -> inode, of files that it has opened; file objects close theirs without telling.
+    #: Descriptor -> inode, of files it has opened; file objects close theirs without telling.
     files: dict[int, int] = field(default_factory=dict)
     task: asyncio.Task[Any] | None = None
 

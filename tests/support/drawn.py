@@ -63,7 +63,7 @@ class Node:
 
     @property
     def escalates(self) -> bool:
-        """Whether a second engine is asked for rows that the first gave no good answer for."""
+        """Whether a second engine is asked for rows the first gave no good answer for."""
         return self.kind == "ask" and self.salt % 3 == 0
 
 
@@ -119,7 +119,7 @@ class Refused(ValueError):
 
 
 def value_of(node: Node, item: Item, history: Mapping[str, Any]) -> list[int]:
-    """The numbers that a function makes of an item; no number drops it.
+    """The numbers a function makes of an item; no number drops it.
 
     Raises:
         Refused: the row is rejected.
@@ -195,7 +195,7 @@ def judged(node: str, prompt: str, ask: int) -> Verdict:
 
 
 def chosen_of(node: Node, numbers: Sequence[int]) -> int | None:
-    """The candidate that a step's own function chooses; None drops the row."""
+    """The candidate a step's own function chooses; None drops the row."""
     return None if sum(numbers) % 5 == 0 else max(numbers)
 
 

@@ -1,4 +1,4 @@
-"""Everything that somebody who may write to Redis can put there in place of ours: every kind of key, every field."""
+"""Everything somebody who may write to Redis can put there in place of ours: every kind of key, every field."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Hub:
 
 @contextmanager
 def hub_at(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
-    """A hub that this process and those that it starts ask in place of the real one, with an empty cache in `folder`.
+    """A hub this process and those that it starts ask in place of the real one, with an empty cache in `folder`.
 
     The libraries read the address when they are imported, so it is set in those that are.
     """

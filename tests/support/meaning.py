@@ -31,7 +31,7 @@ __all__ = ["Meaning", "after"]
 
 @dataclass(frozen=True)
 class _End:
-    """A row at the end of some elements. `round`: the number of retries that it took to come here."""
+    """A row at the end of some elements. `round`: the number of retries it took to come here."""
 
     row_id: str
     value: Item
@@ -166,7 +166,7 @@ class Meaning:
         return self.flow(rest, row if rest else known)
 
     def node(self, node: Node, row: _End) -> list[_End] | None:
-        """The rows that a node makes of one; None if it rejects it."""
+        """The rows a node makes of one; None if it rejects it."""
         if node.kind == "vote":
             return self.vote(node, row)
         try:

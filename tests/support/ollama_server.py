@@ -149,7 +149,7 @@ def _text(chunk: dict[str, Any]) -> str:
 
 
 def _end(chunk: dict[str, Any]) -> dict[str, Any]:
-    """The fields of Ollama's last line that a chunk knows."""
+    """The fields of Ollama's last line a chunk knows."""
     usage, reasons = chunk.get("usage") or {}, [choice.get("finish_reason") for choice in chunk.get("choices", ())]
     found: dict[str, Any] = {"done": True}
     found |= {"done_reason": reasons[0]} if reasons and reasons[0] else {}

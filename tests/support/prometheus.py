@@ -97,7 +97,7 @@ def scraping(discovery: str, folder: Path) -> Iterator[Prometheus]:
 
 
 def _port(log: Path) -> int | None:
-    """The port that it says it listens on."""
+    """The port it says it listens on."""
     for line in log.read_text().splitlines():
         if "Listening on" in line:
             return int(line.rpartition("address=")[2].rpartition(":")[2])

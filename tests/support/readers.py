@@ -29,7 +29,7 @@ def recipe(run: Path, tool: str, folder: str) -> str:
 
 
 def read(run: Path, tool: str, folder: str) -> list[dict[str, Any]]:
-    """The rows of a folder, by the code that the run's card gives for a tool."""
+    """The rows of a folder, by the code the run's card gives for a tool."""
     names: dict[str, Any] = {}
     with contextlib.chdir(run), offline(run.parent / "cache"):
         exec(recipe(run, tool, folder), names)

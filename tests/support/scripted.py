@@ -103,7 +103,7 @@ def scripted(settings: dict[str, Any] | None = None, /, **answers: Answering) ->
 
 
 def row_of(request: Request) -> str:
-    """The row that a request asks about."""
+    """The row a request asks about."""
     return request.label.split("/")[1]
 
 

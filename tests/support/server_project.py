@@ -56,5 +56,5 @@ class ServerProject(Project):
 
 
 def row_asked(text: str) -> int:
-    """The row that a question is about; -1 for a probe."""
+    """The row a question is about; -1 for a probe."""
     return int(text.removeprefix("row ")) if text.startswith("row ") else -1

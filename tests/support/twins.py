@@ -27,7 +27,7 @@ class Picture:
     queues: dict[str, tuple[list[str], ...]] = field(default_factory=dict)
     #: (run, root, scope) -> outstanding members.
     members: dict[tuple[str, int, str], set[str]] = field(default_factory=dict)
-    #: (run, root, scope) -> number of entries that the branches of an open fork gave.
+    #: (run, root, scope) -> number of entries the branches of an open fork gave.
     forks: dict[tuple[str, int, str], int] = field(default_factory=dict)
     #: Run -> live root -> its rows, those outstanding.
     roots: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)

@@ -70,7 +70,7 @@ class Database:
         self.url = url
         #: For the test itself; the code under test connects to `url`.
         self.client = client
-        #: Patterns of keys that the test may leave behind.
+        #: Patterns of keys the test may leave behind.
         self.allowed: list[str] = []
 
     def may_leave(self, *patterns: str) -> None:
@@ -86,7 +86,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 
 @pytest.fixture
 def database(shared_server: EmbeddedServer) -> Iterator[Database]:
-    """A database that is empty at the start, and must be at the end but for the keys that the test names with `may_leave`."""
+    """A database that is empty at the start, and must be at the end but for the keys the test names with `may_leave`."""
     yield from _emptied(shared_server)
 
 

@@ -56,7 +56,7 @@ def run(words: Sequence[str], cwd: Path, environment: Mapping[str, str], stdin: 
 
 
 def _asked(request: bytes, streams: list[int]) -> int:
-    """The exit code of the process that a request leads to."""
+    """The exit code of the process a request leads to."""
     server = _server()
     socket.send_fds(server, [len(request).to_bytes(8)], streams)
     server.sendall(request)
@@ -122,6 +122,6 @@ def _become(words: list[str], cwd: str, environment: dict[str, str], streams: li
 if __name__ == "__main__":
     for name in _IMPORTS:
         import_module(name)
-    gc.freeze()  # a collection in a forked process would copy every page that it touches
+    gc.freeze()  # a collection in a forked process would copy every page it touches
     _serve(socket.socket(fileno=int(sys.argv[1])))
     import_module("chainette.cli.main").main()

@@ -34,7 +34,7 @@ def conformance(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Hold an engine of CHAIN or of --engines FILE to the cases that every backend is held to.
+    """Hold an engine of CHAIN or of --engines FILE to the cases every backend is held to.
 
     About a hundred questions, each of at most 400 tokens. Exit codes: 0 it keeps every promise, 1 it breaks one or does not
     open, 2 its declaration is wrong.

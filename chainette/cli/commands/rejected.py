@@ -1,4 +1,4 @@
-"""`chainette rejected`: the rows that a run rejected, and why; `--retry` opens them again."""
+"""`chainette rejected`: the rows a run rejected, and why; `--retry` opens them again."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ resume.context_settings = {"ignore_unknown_options": True, "allow_extra_args": T
 
 @dataclass(frozen=True)
 class Resumption:
-    """Changes that the user asks of a resume."""
+    """Changes the user asks of a resume."""
 
     from_steps: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
@@ -160,7 +160,7 @@ def _go_on(
 
 
 def _take_out(redis: str, run: str) -> None:
-    """Deletes a run's leftovers from a Redis that it no longer uses; warns if that cannot be reached."""
+    """Deletes a run's leftovers from a Redis it no longer uses; warns if that cannot be reached."""
     try:
         over_redis(reached(redis)).clean(run)
     except RunError as error:

@@ -1,4 +1,4 @@
-"""`chainette rollback`: restores the rows that a run directory had before the last `--from` or `--retry`."""
+"""`chainette rollback`: restores the rows a run directory had before the last `--from` or `--retry`."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ __all__ = ["coordinator", "sink"]
 
 @dataclass(frozen=True, kw_only=True)
 class FolderFlags:
-    """The folders that a service takes relative paths to start from, and the parameters that it offers."""
+    """The folders a service takes relative paths to start from, and the parameters that it offers."""
 
     parameters: Offers = None
     chain_root: ChainRoot = Path()
@@ -56,7 +56,7 @@ def coordinator(
 ) -> None:
     """Admit the rows of runs that were queued with `enqueue --detach`, as a service.
 
-    It reads inputs below --inputs-root and the run directories that the sink writes below --runs-root, so both need that
+    It reads inputs below --inputs-root and the run directories the sink writes below --runs-root, so both need that
     folder. If it is killed, the next one continues; several share the runs. SIGTERM or Ctrl-C ends it, a second one at once.
     """
     _serve(redis, CoordinatorDuty(roots.places), metrics, anywhere=sd_all)

@@ -27,7 +27,7 @@ def why(
     """Tell the story of one row of the run in DIR.
 
     Shows its record in the input, the output of each step with the number of answers it took, its rejection with the raw
-    answer, and the rows that it was made from or that were made from it. Works while the run goes on.
+    answer, and the rows it was made from or that were made from it. Works while the run goes on.
     """
     if not re.fullmatch(r"\d+(~\d+)*", row):
         raise typer.BadParameter(f"{row!r} is no row id; they look like 17, or 17~0 after an expansion")

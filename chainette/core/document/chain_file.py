@@ -19,7 +19,7 @@ MOST_BYTES = 1 << 20
 
 
 def run_chain_file(file: Path, root: Path, importer: PrivateImporter) -> ModuleType:
-    """A module whose `chain` is the chain that the file declares.
+    """A module whose `chain` is the chain the file declares.
 
     Raises:
         LoadError: the file is wrong, at its line, or is not the one that was enqueued.

@@ -1,4 +1,4 @@
-"""Code and files that a chain file names: only those below the chain root."""
+"""Code and files a chain file names: only those below the chain root."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Code:
     importer: PrivateImporter
 
     def named(self, part: Part, what: str) -> Any:
-        """The object that `module:name` names: a function or class that a module below the chain root defines.
+        """The object that `module:name` names: a function or class a module below the chain root defines.
 
         Raises:
             LoadError: there is no such module or name, or it is another package's.

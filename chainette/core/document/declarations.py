@@ -44,7 +44,7 @@ _HINTS |= {"prompt": "user_prompt", "system": "system_prompt", "user": "user_pro
 
 
 def chain_of(document: Part, code: Code) -> Chain:
-    """The chain that a file declares; its engines are registered.
+    """The chain a file declares; its engines are registered.
 
     Raises:
         LoadError: the file is wrong, at its line.

@@ -37,7 +37,7 @@ def fields_of(model: type[BaseModel], named: Callable[[type[BaseModel]], str]) -
     """The fields as a chain file has them. `named` gives the name of another model.
 
     Raises:
-        Unsayable: the model has code, a description, settings or types that the notation has no words for.
+        Unsayable: the model has code, a description, settings or types the notation has no words for.
     """
     if not is_data(model) or model.__doc__ or model.model_config.get("extra", "ignore") != "ignore":
         raise Unsayable

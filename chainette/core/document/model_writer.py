@@ -21,7 +21,7 @@ __all__ = ["ModelWriter"]
 
 @dataclass
 class ModelWriter:
-    """Collects the models that a chain uses."""
+    """Collects the models a chain uses."""
 
     #: Parts that YAML cannot express; shared with the writer of the chain.
     unsaid: list[str]

@@ -28,7 +28,7 @@ _DEFINITION = re.compile(r"#/(\$defs|definitions)/([^/]+)")
 class Models:
     """Models by name, each made when it is first used; they may refer to one another in circles.
 
-    `find` imports the class that `module:Class` names; `read` gives the parts of the file that a `file:` names.
+    `find` imports the class that `module:Class` names; `read` gives the parts of the file a `file:` names.
     """
 
     declared: Mapping[str, Part]
@@ -166,7 +166,7 @@ class _Schema:
         return (kind, Field(**given)) if needed else (Optional[kind], Field(None, **given))  # noqa: UP045  (a ForwardRef)
 
     def referred(self, part: Part) -> Any:
-        """The type that a `$ref` leads to."""
+        """The type a `$ref` leads to."""
         reference = part.text(f"{self.name}: $ref")
         if reference == "#":
             return ForwardRef(self.name)

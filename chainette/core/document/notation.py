@@ -1,6 +1,6 @@
 """The short notation for fields: `text: str`, `price: float | null`, `tags: list[str]`, `mood: [good, bad]`.
 
-A field is a type, a list of the values that it may have, or a mapping with the type and constraints:
+A field is a type, a list of the values it may have, or a mapping with the type and constraints:
 `stars: {type: int, ge: 1, le: 5, description: ...}`. Types are `str`, `int`, `float`, `bool`, `date`, `datetime`, `time`,
 `any`, `null`, quoted values, other models by name, `list[...]`, `dict[str, ...]` and unions of these.
 """

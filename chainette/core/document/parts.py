@@ -165,7 +165,7 @@ class _Reading:
         self.count = 0
 
     def part(self, node: Node, around: tuple[int, ...]) -> Part:
-        """The node as a part. `around` are the nodes that it is in."""
+        """The node as a part. `around` are the nodes it is in."""
         place = Place(self.file, node.start_mark.line + 1)
         self.count += 1
         if self.count > _MOST_PARTS:

@@ -72,7 +72,7 @@ class SchemaTypes:
         self._referred = referred
 
     def type_of(self, part: Part, name: str) -> Any:
-        """The type that a schema describes; an object's model is called `name`.
+        """The type a schema describes; an object's model is called `name`.
 
         Raises:
             LoadError: a keyword is unknown here or has a wrong value, at its line.

@@ -1,4 +1,4 @@
-"""A chain as YAML: everything that a chain file can say, and a list of the rest."""
+"""A chain as YAML: everything a chain file can say, and a list of the rest."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 
 def _sampling(params: SamplingParams) -> Inline:
-    """The settings that differ from the defaults, with the types that a file's numbers get."""
+    """The settings that differ from the defaults, with the types a file's numbers get."""
     same = msgspec.convert(msgspec.to_builtins(params), SamplingParams)
     changed = _changed(msgspec.structs.asdict(same), msgspec.structs.asdict(SamplingParams()))
     return Inline({key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()})

@@ -1,1 +1,1 @@
-"""Checks names in prompts against the models that they stand for."""
+"""Checks names in prompts against the models they stand for."""

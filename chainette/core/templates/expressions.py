@@ -1,4 +1,4 @@
-"""Expressions of a template as the user wrote them (`extract.items[0].name`), and the names that it binds."""
+"""Expressions of a template as the user wrote them (`extract.items[0].name`), and the names it binds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def text_of(node: nodes.Node, *, item: bool = False) -> str:
 
 
 def paths_in(test: nodes.Node) -> set[str]:
-    """Every path that a test mentions."""
+    """Every path a test mentions."""
     from jinja2 import nodes
 
     kinds = (nodes.Name, nodes.Getattr, nodes.Getitem)
@@ -45,7 +45,7 @@ def paths_in(test: nodes.Node) -> set[str]:
 
 
 def names_set_in(tree: nodes.Template) -> frozenset[str]:
-    """Names that the template sets anywhere: macros and blocks may see them before or after."""
+    """Names the template sets anywhere: macros and blocks may see them before or after."""
     from jinja2 import nodes
 
     names = {node.name for node in tree.find_all(nodes.Macro)}

@@ -1,4 +1,4 @@
-"""The result type of a filter, and whether the field that it names exists."""
+"""The result type of a filter, and whether the field it names exists."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _result(node: nodes.Filter, kind: Any, field: Any) -> Any:
 
 
 def _field_type(node: nodes.Filter, kind: Any) -> tuple[Any, str]:
-    """The type of the items' field that a filter such as map(attribute='a.b') names."""
+    """The type of the items' field a filter such as map(attribute='a.b') names."""
     named, found = _field_of(node), iterated(kind)
     if named is None or found.problem:
         return Any, ""
@@ -85,7 +85,7 @@ def _walk(kind: Any, path: str) -> tuple[Any, str]:
 
 
 def _field_of(node: nodes.Filter) -> str | None:
-    """The field that a filter names by a literal."""
+    """The field a filter names by a literal."""
     from jinja2 import nodes
 
     if node.name not in _BY_FIELD:
@@ -100,5 +100,5 @@ def _field_of(node: nodes.Filter) -> str | None:
 
 
 def _unchecked(kind: Any) -> Any:
-    """Items that a filter selected: their fields may have been tested, so nothing is reported about them."""
+    """Items a filter selected: their fields may have been tested, so nothing is reported about them."""
     return kind if all(getattr(part, "model_fields", None) is None for part in members(kind)) else Any

@@ -1,7 +1,7 @@
 """Resolves every name and field of a prompt against the types in scope, before any row is read.
 
 An error fails for every row that reaches it; if only some rows may fail, it is a warning. Nothing is reported about
-unknown types, and a value that the template tests (`{% if x %}`, `x is defined`) counts as present inside that
+unknown types, and a value the template tests (`{% if x %}`, `x is defined`) counts as present inside that
 test's branches.
 """
 
@@ -95,7 +95,7 @@ class _Checker:
         self.found: list[TemplateFinding] = []
         self.assigned: frozenset[str] = frozenset()
         self._locals: dict[str, Any] = {}
-        #: Expressions that the template tested around here.
+        #: Expressions the template tested around here.
         self._guarded: frozenset[str] = frozenset()
         self._quiet = False
 

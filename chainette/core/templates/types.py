@@ -164,7 +164,7 @@ def _properties(model: type[BaseModel]) -> list[str]:
 
 
 def has_member(model: type[BaseModel], name: str) -> bool:
-    """Whether `name` is a field of the model, or another attribute that its author defined."""
+    """Whether `name` is a field of the model, or another attribute its author defined."""
     return name in model.model_fields or (not name.startswith("_") and not hasattr(BaseModel, name) and hasattr(model, name))
 
 

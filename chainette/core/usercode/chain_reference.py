@@ -1,4 +1,4 @@
-"""Finds the file or module that a chain reference names."""
+"""Finds the file or module a chain reference names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chainette.errors import LoadError
 
 __all__ = ["ENGINES", "ChainSource", "claimed_source", "source_of"]
 
-#: The file of engines that a chain file may have beside it.
+#: The file of engines a chain file may have beside it.
 ENGINES = "engines.yml"
 
 
@@ -28,7 +28,7 @@ class ChainSource:
 
     #: The reference without the chain's name.
     base: str
-    #: The folder that the digest's paths are relative to.
+    #: The folder the digest's paths are relative to.
     root: Path
     file: Path
     importer: PrivateImporter
@@ -36,7 +36,7 @@ class ChainSource:
 
 
 def source_of(target: str, root: Path) -> ChainSource:
-    """The file or module that a reference without the chain's name leads to.
+    """The file or module a reference without the chain's name leads to.
 
     Raises:
         LoadError: there is none, or it is no chain's file.

@@ -1,6 +1,6 @@
 """Chains that others name: a chain's record in Redis is checked against the disk before any of its code is executed.
 
-A reference must lead to a regular file below the chain root, symbolic links followed, or to a module that this process
+A reference must lead to a regular file below the chain root, symbolic links followed, or to a module this process
 was told to allow. Its files must have the digest that was enqueued. Only those files are then executed.
 """
 
@@ -33,10 +33,10 @@ YAML = (".yml", ".yaml")
 #: The most characters of a name, and bytes of one of its parts, that a file system is asked for.
 _LONGEST_NAME, _LONGEST_PART = 1000, 255
 
-#: The most files that a chain is made of, and their bytes.
+#: The most files a chain is made of, and their bytes.
 _MOST_FILES, _MOST_BYTES = 10_000, 1 << 30
 
-#: The most bytes of an engine file that an order names.
+#: The most bytes of an engine file an order names.
 _MOST_ENGINES = 1 << 20
 
 
@@ -46,10 +46,10 @@ class ClaimRefused(LoadError):
 
 @dataclass(frozen=True)
 class ChainClaim:
-    """The chain as a run's record describes it, and the modules that this process allows."""
+    """The chain as a run's record describes it, and the modules this process allows."""
 
     digest: str
-    #: The files that the digest covers, by their names below the chain root; () if it has one file.
+    #: The files the digest covers, by their names below the chain root; () if it has one file.
     files: tuple[str, ...] = ()
     #: A module may be named if it is one of these, or below one.
     modules: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ def name_fault(name: str) -> str:
 
 
 def confined_file(root: Path, name: str, what: str, most: int = _MOST_BYTES) -> Path:
-    """The regular file that a name leads to, symbolic links followed.
+    """The regular file a name leads to, symbolic links followed.
 
     Raises:
         LoadError: it lies outside of the root, is no regular file, or has more than `most` bytes.
@@ -135,7 +135,7 @@ def confined_file(root: Path, name: str, what: str, most: int = _MOST_BYTES) -> 
 
 
 def module_of(reference: str) -> tuple[str, ...]:
-    """The module that a reference names; () if it names a file."""
+    """The module a reference names; () if it names a file."""
     target = reference.partition(":")[0]
     return () if target.endswith((".py", *YAML)) or "/" in target else (target,)
 
@@ -154,7 +154,7 @@ def require_recorded(reference: str, engines: str | None, root: Path) -> None:
 
 
 def engine_file(root: Path, name: str) -> Path:
-    """The engine file that an order names.
+    """The engine file an order names.
 
     Raises:
         LoadError: it is no small YAML file below the root.

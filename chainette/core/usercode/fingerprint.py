@@ -2,7 +2,7 @@
 
 A fingerprint is a hash of syntax trees without positions, comments, docstrings and file names. It covers everything
 that the code refers to by global name, and the data among it (`data_text.py`, `object_text.py`), also if an import read
-them from a file. It is the same in every process. Modules that a function imports when it is called count whole, by
+them from a file. It is the same in every process. Modules a function imports when it is called count whole, by
 their source. Installed packages are not followed.
 """
 
@@ -51,7 +51,7 @@ __all__ = ["fingerprint_code", "fingerprint_model"]
 
 
 def fingerprint_code(fn: Callable[..., Any]) -> str:
-    """16 hex digits that change when the function, or user code that it uses, changes.
+    """16 hex digits that change when the function, or user code it uses, changes.
 
     Without source (a function typed into a prompt) it is only as good as the qualified name.
     """
@@ -96,7 +96,7 @@ class _Trace:
         self._lines.append(f"{label}: {text}")
 
     def add(self, value: Any) -> None:
-        """Adds a value and everything that it refers to."""
+        """Adds a value and everything it refers to."""
         text = text_at_first(value)
         if text is not None:
             self.note("value", text)
@@ -160,7 +160,7 @@ class _Trace:
         self._add_attached(fn)
 
     def _add_imports(self, node: ast.AST, module: Mapping[str, Any]) -> None:
-        """Adds modules that a function imports when it is called: their whole source, as it is now."""
+        """Adds modules a function imports when it is called: their whole source, as it is now."""
         for name, file in files_imported(node, module).items():
             tree = source_tree(file, {})
             self.note("imports", f"{name} {dump(tree) if tree is not None else ''}")
@@ -172,7 +172,7 @@ class _Trace:
             self.add(value)
 
     def _add_library_function(self, fn: FunctionType) -> None:
-        """Adds a package's function by its name, and the user's functions that it wraps, as a decorator's result does."""
+        """Adds a package's function by its name, and the user's functions it wraps, as a decorator's result does."""
         self.note("library", _qualified(fn))
         if fn.__code__.co_filename.startswith("<"):
             self.note("code", code_text(fn.__code__))
@@ -198,7 +198,7 @@ class _Trace:
             self.add(nested)
 
     def _add_class_data(self, cls: type, node: ast.ClassDef) -> None:
-        """Adds data that the body of a class sets: `labels = json.loads(...)`."""
+        """Adds data the body of a class sets: `labels = json.loads(...)`."""
         for statement in node.body:
             for name in sorted(targets(statement) & vars(cls).keys()):
                 text = None if differs_by_process([statement]) else text_at_first(vars(cls)[name])
@@ -216,7 +216,7 @@ class _Trace:
             self.add(attribute)
 
     def _attributes(self, value: Any) -> Mapping[str, Any] | None:
-        """The attributes of a user's object that its methods do not change and that do not depend on the process."""
+        """The attributes of a user's object its methods do not change and that do not depend on the process."""
         if not self._is_users(type(value)):
             return None
         kinds = [kind for kind in type(value).__mro__ if self._is_users(kind)]
@@ -266,7 +266,7 @@ class _Trace:
         return bool(statements)
 
     def _follow_module(self, name: str, module: ModuleType, node: ast.AST) -> None:
-        """Adds the parts of a user's module that the code uses, say `helpers.f`."""
+        """Adds the parts of a user's module the code uses, say `helpers.f`."""
         if not self._is_users(module) or (id(module), node) in self._modules:
             return
         self._modules.add((id(module), node))

@@ -47,7 +47,7 @@ def is_private(module: str) -> bool:
 
 
 class PrivateImporter:
-    """One load of a chain: a package name, the roots it searches, and the sources that it executed."""
+    """One load of a chain: a package name, the roots it searches, and the sources it executed."""
 
     def __init__(self, identity: str, roots: Sequence[Path], only: str | None = None) -> None:
         """`only` restricts the search to one top-level package: its root holds strangers' packages too."""

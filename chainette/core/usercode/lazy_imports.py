@@ -1,4 +1,4 @@
-"""The user's files that a function imports when it is called."""
+"""The user's files a function imports when it is called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["files_imported"]
 
 
 def files_imported(node: ast.AST, module: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> file of every user module that the code below `node` imports, directly or indirectly."""
+    """Name -> file of every user module the code below `node` imports, directly or indirectly."""
     found: dict[str, str] = {}
     pending = [(node, Path(str(module.get("__file__", ""))))]
     while pending:

@@ -3,7 +3,7 @@
 A reference names a Chain, a YAML file that declares one (`core/document/`), or a factory: a function `-> Chain` whose
 parameters get their values here (parameters.py).
 A load has its own module names (importer.py) and its own engine registry. The digest covers the chain's file, every module
-under the chain root that it imported, and every file under the chain root that it or the factory read (prompts,
+under the chain root it imported, and every file under the chain root that it or the factory read (prompts,
 engines.yml): equal digests mean equal code. Hidden folders, installed packages and imports inside functions are
 left out. A reference from Redis comes with a claim (confined.py), which is checked before the import.
 """
@@ -45,11 +45,11 @@ class LoadedChain:
     #: Loads the same chain again: "folder/chain.py:name" below the chain root, or "package.module:name". A file outside of
     #: the chain root is named by its absolute path.
     reference: str
-    #: The engines that the file registered.
+    #: The engines the file registered.
     registry: EngineRegistry
     #: sha256 over the files, by their paths below the chain root and their contents.
     digest: str
-    #: The files that the digest covers, sorted; and their names below the folder that the digest counts from.
+    #: The files the digest covers, sorted; and their names below the folder the digest counts from.
     files: tuple[Path, ...]
     names: tuple[str, ...] = ()
     #: Of the factory that made the chain; () for a chain at module level.
@@ -141,7 +141,7 @@ _reading: ContextVar[set[str] | None] = ContextVar("chainette_files_read", defau
 
 
 def _executed(source: ChainSource, run: Callable[[], _T], registry: EngineRegistry, opened: set[str]) -> _T:
-    """Runs the user's code; records the engines that it registers and the files that it reads."""
+    """Runs the user's code; records the engines it registers and the files that it reads."""
     try:
         with using_registry(registry), _watching(opened):
             return run()
@@ -189,7 +189,7 @@ def _explained(error: BaseException, source: ChainSource) -> str:
 
 
 def _place(error: BaseException) -> Place | None:
-    """The innermost line of the user's code that the error passed."""
+    """The innermost line of the user's code the error passed."""
     place, traceback = None, error.__traceback__
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename
@@ -227,7 +227,7 @@ def _only_factory(module: ModuleType, source: ChainSource) -> tuple[str, Functio
 
 
 def _factories(module: ModuleType) -> dict[str, FunctionType]:
-    """The factories that the module itself declares."""
+    """The factories the module itself declares."""
     return {name: value for name, value in vars(module).items() if is_factory(value) and value.__module__ == module.__name__}
 
 

@@ -40,7 +40,7 @@ __all__ = [
     "text_of",
 ]
 
-#: Chooses the values of a factory's parameters, by name. Parameters that it leaves out keep their defaults.
+#: Chooses the values of a factory's parameters, by name. Parameters it leaves out keep their defaults.
 Values = Callable[[Sequence["Parameter"]], dict[str, Any]]
 
 #: Texts that may stand for the value of a parameter, by its name.
@@ -54,7 +54,7 @@ _KEY = re.compile(
 )
 _NUMBERS = (int, float, bool)
 
-#: Parameters that a factory cannot have.
+#: Parameters a factory cannot have.
 _NAMELESS = {
     inspect.Parameter.POSITIONAL_ONLY: "{} has no name for its caller (it stands before `/`)",
     inspect.Parameter.VAR_POSITIONAL: "*{} takes values without names",
@@ -95,7 +95,7 @@ class Parameter:
         return self._adapter is not None
 
     def parsed(self, text: str) -> Any:
-        """The value that a text stands for: the text itself, pydantic's conversion of it, or JSON.
+        """The value a text stands for: the text itself, pydantic's conversion of it, or JSON.
 
         Raises:
             ParameterError: it does not fit the annotation.
@@ -283,7 +283,7 @@ def _unknown(name: str, text: str, known: Mapping[str, Parameter]) -> str:
 
 
 def agreed(wanted: Mapping[str, Any], offered: Offered) -> Values:
-    """The values that a run was enqueued with, built from this process's own texts and defaults.
+    """The values a run was enqueued with, built from this process's own texts and defaults.
 
     The wanted values come from Redis: they are compared and never used.
 

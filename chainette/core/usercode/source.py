@@ -37,7 +37,7 @@ def is_library(file: str) -> bool:
 
 
 def is_part(path: Path, root: Path) -> bool:
-    """Whether a file that a chain reads counts for its digest: below the root, not hidden, and the user's own."""
+    """Whether a file a chain reads counts for its digest: below the root, not hidden, and the user's own."""
     if not path.is_relative_to(root) or is_library(str(path)) or not path.is_file():
         return False
     parts = path.relative_to(root).parts
@@ -47,7 +47,7 @@ def is_part(path: Path, root: Path) -> bool:
 def source_tree(file: str, module: Mapping[str, Any]) -> ast.Module | None:
     """The syntax tree of a module's file; None if there is no source.
 
-    `module` are the module's globals: if its loader kept the source that it executed, that source is used, so that
+    `module` are the module's globals: if its loader kept the source it executed, that source is used, so that
     an edit after the import does not matter.
     """
     source = _kept_source(file, module)

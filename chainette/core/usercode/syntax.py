@@ -77,7 +77,7 @@ def assignments(tree: ast.Module, name: str) -> list[ast.AST]:
 
 
 def targets(statement: ast.AST) -> set[str]:
-    """The names that an assignment sets."""
+    """The names an assignment sets."""
     if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         return set()
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -96,7 +96,7 @@ def code_text(code: CodeType) -> str:
 
 
 def global_names(code: CodeType) -> set[str]:
-    """Globals that the code and its nested functions load."""
+    """Globals the code and its nested functions load."""
     names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -122,7 +122,7 @@ def _called(parts: Iterable[ast.AST]) -> set[str]:
 
 
 def _changed_by(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
-    """The globals that a function rebinds or changes in place."""
+    """The globals a function rebinds or changes in place."""
     parts = [*ast.walk(function)]
     declared = {name for part in parts if isinstance(part, ast.Global) for name in part.names}
     own = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
@@ -141,7 +141,7 @@ def _is_changed(part: ast.Subscript | ast.Attribute) -> bool:
 
 
 def _base(node: ast.expr) -> str:
-    """The name that an expression like `cache[key].items` begins with."""
+    """The name an expression like `cache[key].items` begins with."""
     while isinstance(node, (ast.Subscript, ast.Attribute)):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""

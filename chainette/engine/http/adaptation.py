@@ -1,6 +1,6 @@
 """Adaptation: changes to a request whose server refuses a parameter by name.
 
-Only parameters whose absence keeps the meaning are changed, and none that the step set itself. Pure functions over the
+Only parameters whose absence keeps the meaning are changed, and none the step set itself. Pure functions over the
 JSON of a request and the words of a refusal.
 """
 
@@ -27,7 +27,7 @@ _REFUSED = (
     r"|unavailable|not available|only the default|deprecated|not enabled|disabled|forbidden|\buse\b)"
 )
 
-#: Names in a refusal, and the setting that they are about; the first that is named counts.
+#: Names in a refusal, and the setting they are about; the first that is named counts.
 _SETTINGS = (
     (r"system", "write the step's instructions in user_prompt, with system_prompt='' and output_format_instruction=''"),
     (r"max_(completion_)?tokens|max_new_tokens", "set SamplingParams(max_tokens=...) of the step"),
@@ -173,7 +173,7 @@ def adapted(body: Body, made: Iterable[str]) -> Body:
 
 
 def remedy(words: str, sampling: SamplingParams, body: Body, made: Sequence[str], declared: Container[str]) -> str | None:
-    """The name of the next change that a refusal asks for; None if nothing can be changed for it.
+    """The name of the next change a refusal asks for; None if nothing can be changed for it.
 
     `made` are the changes with which `body` was refused; the keys in `declared` are the user's own.
     """
@@ -190,7 +190,7 @@ def remedy(words: str, sampling: SamplingParams, body: Body, made: Sequence[str]
 
 
 def advice(words: str) -> str:
-    """The change to the declaration that a refusal calls for, one clause."""
+    """The change to the declaration a refusal calls for, one clause."""
     for pattern, setting in _SETTINGS:
         if re.search(pattern, words, re.IGNORECASE):
             return setting

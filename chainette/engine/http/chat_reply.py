@@ -68,7 +68,7 @@ class Pieces:
         self._events = Events(fields.document)
 
     def of(self, line: bytes) -> Delta:
-        """The piece that a line completes; an empty one for a line that cannot be read."""
+        """The piece a line completes; an empty one for a line that cannot be read."""
         try:
             found = [choice for document in self._events.feed(line) if (choice := _choice(document, streamed=True))]
             messages = [message for choice in found if (message := fields.message(choice))]

@@ -145,7 +145,7 @@ class Client:
         return AiohttpSession(where, headers, self._connect_timeout, proxy)
 
     def _proxy(self, where: Address) -> str | None:
-        """The proxy that the environment names for a server; none for this machine.
+        """The proxy the environment names for a server; none for this machine.
 
         Raises:
             EngineConfigError: it is not an HTTP proxy.

@@ -129,7 +129,7 @@ def first_words(data: bytes) -> str:
 
 
 def completion_of(status: int, data: bytes, words: str) -> Completion | None:
-    """The completion of a request that the server will not answer; None if the status does not concern the request.
+    """The completion of a request the server will not answer; None if the status does not concern the request.
 
     A prompt that is too long may also be a 500, from older llama.cpp servers.
     """
@@ -183,7 +183,7 @@ def _words(body: Any, deepest: int = _DEEPEST) -> str | None:
 
 
 def _with_cause(words: str, error: dict[str, Any]) -> str:
-    """The words of a router, and those of the server behind it; and the parameter that they are about."""
+    """The words of a router, and those of the server behind it; and the parameter they are about."""
     metadata = error.get("metadata")
     cause = metadata.get("raw") if isinstance(metadata, dict) else None
     words = f"{words}: {cause}" if isinstance(cause, str) else words

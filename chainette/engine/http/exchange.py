@@ -146,7 +146,7 @@ class _LineSplitter:
 
 
 def system_tls() -> ssl.SSLContext:
-    """TLS with the certificates that the system trusts, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
+    """TLS with the certificates the system trusts, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

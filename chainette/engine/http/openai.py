@@ -60,7 +60,7 @@ _decode_models = msgspec.json.Decoder(_Models).decode
 class OpenAIOptions(HttpOptions, frozen=True):
     #: "json_schema", "json_object" (the schema is in the prompt only) or "none".
     response_format: str = "json_schema"
-    #: OpenAI's strict dialect of JSON Schema; constraints that it cannot express are left to validation.
+    #: OpenAI's strict dialect of JSON Schema; constraints it cannot express are left to validation.
     strict: bool | None = None
 
 

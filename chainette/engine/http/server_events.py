@@ -45,7 +45,7 @@ class Events(Generic[T]):
             yield from self._take(value)
 
     def end(self) -> Iterator[T]:
-        """The event that a blank line, or the end of the stream, completes."""
+        """The event a blank line, or the end of the stream, completes."""
         data, self._data = b"\n".join(self._data), []
         self._is_error = False
         if data:

@@ -1,4 +1,4 @@
-"""OpenAI's strict dialect of JSON Schema: the part of a schema that its servers enforce.
+"""OpenAI's strict dialect of JSON Schema: the part of a schema its servers enforce.
 
 Every object is closed (all properties required, no others), and keywords outside the dialect are dropped. The
 result admits more than the schema, and less only in that optional fields must be given; the full model
@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 
 _KEPT = frozenset({"type", "enum", "description", "title"})
 
-#: Keywords that a closed object or anyOf expresses in another way.
+#: Keywords a closed object or anyOf expresses in another way.
 _SAID = frozenset({"properties", "required", "additionalProperties", "discriminator"})
 
 

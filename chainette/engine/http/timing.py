@@ -22,7 +22,7 @@ class Timing:
 
     #: Monotonic seconds.
     clock: Callable[[], float] = time.monotonic
-    #: Seconds since 1970, for dates that a server sends.
+    #: Seconds since 1970, for dates a server sends.
     wall: Callable[[], float] = time.time
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     #: 0 <= x < 1.

@@ -35,7 +35,7 @@ _log = logging.getLogger("chainette")
 _TRIES_BEFORE_WARNING = 5
 #: Seconds between readiness checks: the first pause, and the longest.
 _CHECK_PAUSE = 0.2, 5.0
-#: The most seconds that a question may take which is asked because the readiness request got no answer.
+#: The most seconds a question may take which is asked because the readiness request got no answer.
 _LONGEST_HELLO = 60.0
 #: The cost of a request before its first token, in tokens, so that short answers compare with long ones.
 _FIXED_TOKENS = 16
@@ -50,7 +50,7 @@ Listen = Callable[[], OnLine]
 
 @dataclass(frozen=True)
 class Protocol:
-    """The differences between the servers that the transport talks to."""
+    """The differences between the servers the transport talks to."""
 
     ready_path: str
     ask_path: str
@@ -164,7 +164,7 @@ class Transport:
             await self._pause(tries)
 
     def refusal(self, reply: Reply) -> EngineRefused:
-        """The error for a status that every request would get. Omits the text of a 401, which often quotes the key."""
+        """The error for a status every request would get. Omits the text of a 401, which often quotes the key."""
         said = "" if reply.status == 401 else self._client.hide(first_words(reply.data))
         location = reply.headers.get("location", "").partition("?")[0]
         moved = f" and points to {self._client.hide(location)}" if location else ""

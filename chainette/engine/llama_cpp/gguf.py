@@ -23,7 +23,7 @@ _STRING, _ARRAY = 8, 9
 
 
 def marker_tokens(path: Path, template: str) -> list[str]:
-    """The texts that the model's tokenizer turns into one token wherever they are: its control tokens, and others that its
+    """The texts the model's tokenizer turns into one token wherever they are: its control tokens, and others that its
     chat template writes. llama.cpp must have loaded the file, so it is known to be whole.
     """
     with path.open("rb") as file:

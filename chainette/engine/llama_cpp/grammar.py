@@ -12,7 +12,7 @@ import msgspec
 
 __all__ = ["compact_grammar", "grammar_holds", "marked_grammar"]
 
-#: No blanks between tokens; keywords that it does not know are skipped instead of giving up.
+#: No blanks between tokens; keywords it does not know are skipped instead of giving up.
 _GUIDANCE = {"whitespace_flexible": False, "lenient": True, "coerce_one_of": True}
 
 
@@ -33,7 +33,7 @@ def marked_grammar(schema: dict[str, Any]) -> str:
 def grammar_holds(first_token: str) -> bool:
     """Whether the answer to a probe began as `marked_grammar` requires.
 
-    llama.cpp silently drops a grammar that it cannot compile.
+    llama.cpp silently drops a grammar it cannot compile.
     """
     return first_token.startswith(_MARK)
 

@@ -55,7 +55,7 @@ Receive = Callable[[Body], bool]
 
 
 def model_path(config: EngineConfig) -> Path:
-    """The GGUF file that an engine's `model` names: a path, or `package:<package>/<file>`.
+    """The GGUF file an engine's `model` names: a path, or `package:<package>/<file>`.
 
     The package is located, never imported.
 

@@ -132,7 +132,7 @@ class _SchemaCompiler:
         return draw_alternative
 
     def height(self, schema: Any, above: tuple[str, ...]) -> int:
-        """References that the smallest value of a schema must follow."""
+        """References the smallest value of a schema must follow."""
         if not isinstance(schema, Mapping):
             return 0
         if "$ref" in schema:

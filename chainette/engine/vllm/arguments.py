@@ -32,7 +32,7 @@ _CPU_KV_CACHE = 1 << 30
 #: Whitespace between tokens costs tokens; only the engine as a whole can forbid it.
 _STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 
-#: Arguments that Chainette sets itself, or that must not be recorded.
+#: Arguments Chainette sets itself, or that must not be recorded.
 _REFUSED = {
     "model": "give it as the engine's model",
     "hf_token": "it is a secret: set HF_TOKEN in the environment",

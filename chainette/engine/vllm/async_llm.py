@@ -131,7 +131,7 @@ class VllmEngine(Engine):
         return all(child.is_alive() for child in self._children)
 
     def revisions(self) -> dict[str, str]:
-        """The commit that a hub gave; a local folder has none."""
+        """The commit a hub gave; a local folder has none."""
         return {"model": str(self._details["commit"])} if self._details.get("commit") else {}
 
     def describe(self) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class VllmEngine(Engine):
         return EngineConfigError(f"{where}: {reason}")
 
     def _settle(self, vllm: Any, platform: Any, lora: Any) -> None:
-        """Reads the values that the rest of this class needs from the loaded engine."""
+        """Reads the values the rest of this class needs from the loaded engine."""
         # the EngineUnavailable already reports a dead child
         logging.getLogger("vllm.v1.engine.async_llm").setLevel(logging.CRITICAL)
         config = self._engine.vllm_config

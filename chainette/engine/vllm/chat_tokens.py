@@ -109,7 +109,7 @@ def cut(usage: Usage, limit: int) -> str:
 
 
 def _marker_tokens(tokenizer: Any, template: str | None) -> list[str]:
-    """The texts that the tokenizer turns into one token wherever they are: its special tokens, and others that the chat
+    """The texts the tokenizer turns into one token wherever they are: its special tokens, and others that the chat
     template writes."""
     written = str(template or getattr(tokenizer, "chat_template", ""))
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()

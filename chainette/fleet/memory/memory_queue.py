@@ -68,7 +68,7 @@ class MemoryQueue(LeasedQueue):
         self._clock, self._changed = clock, changed
         self._runs: dict[str, RunInMemory] = {}
         self._workers: dict[str, _Worker] = {}
-        #: Workers that somebody asked to end.
+        #: Workers somebody asked to end.
         self._stopped: set[str] = set()
         #: Digest of an engine with a budget -> what closed runs have spent.
         self._closed: dict[str, Amounts] = {}
@@ -278,7 +278,7 @@ class MemoryQueue(LeasedQueue):
         return incarnation in self._stopped
 
     def _in_hand(self, run: str, name: str, me: str) -> Job | None:
-        """A unit that a worker holds."""
+        """A unit a worker holds."""
         job = self._runs[run].jobs.get(name) if run in self._runs else None
         return job if job is not None and job.token and job.holder == me else None
 

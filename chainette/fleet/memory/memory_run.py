@@ -168,7 +168,7 @@ class RunInMemory:
     live_bytes: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
     queues: dict[str, Waiting] = field(default_factory=dict)
-    #: Worker -> strikes that its lost leases gave, as (unit, counter).
+    #: Worker -> strikes its lost leases gave, as (unit, counter).
     struck: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     #: Notes that nobody has read yet, and the number of those before them.
     noted: list[Event] = field(default_factory=list)
@@ -325,7 +325,7 @@ class RunInMemory:
     # -- losses
 
     def require(self, name: str, root: int, scope: str) -> None:
-        """A unit that its scope still names, and that is gone, was lost and not committed."""
+        """A unit its scope still names, and that is gone, was lost and not committed."""
         live = self.roots.get(root)
         if name not in self.jobs and live is not None and name in live.members.get(scope, ()):
             self.damaged = f"unit {name} is gone"

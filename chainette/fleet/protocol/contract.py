@@ -31,7 +31,7 @@ from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MOST_ANSWERS", "MOST_ANSWER_BYTES", "LeasedQueue"]
 
-#: Shared answers of one epoch that a queue remembers, and their bytes.
+#: Shared answers of one epoch a queue remembers, and their bytes.
 MOST_ANSWERS, MOST_ANSWER_BYTES = 1_000_000, 128 << 20
 
 
@@ -110,7 +110,7 @@ class LeasedQueue(ABC):
         effects: Effects,
         token: str,
     ) -> AdmissionResult:
-        """Admits a root: its rows, its bad lines, its first units. `k` is the number of roots that this epoch admitted before.
+        """Admits a root: its rows, its bad lines, its first units. `k` is the number of roots this epoch admitted before.
 
         Raises:
             TooLarge: its rows have too many bytes.
@@ -119,7 +119,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def end_of_input(self, keys: RunKeys, total: int) -> bool:
-        """Sets the number of roots that this epoch admits in all; False if it has admitted another number.
+        """Sets the number of roots this epoch admits in all; False if it has admitted another number.
 
         Raises:
             Lost: the epoch is over.
@@ -140,7 +140,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
-        """Describes units of live roots that nobody can ever claim; "" if there are none.
+        """Describes units of live roots nobody can ever claim; "" if there are none.
 
         Such a unit is in no queue, not scheduled, and held by no live worker, because a key that named it is gone. The
         cost grows with the outstanding units, so call this only if nothing moves.
@@ -254,8 +254,8 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def reconcile(self, incarnation: str, known: Sequence[Claim] = ()) -> int:
-        """Returns every unit that the queue thinks this worker holds, except `known`, to its queue: claims whose reply was
-        lost, and commits that a restored Redis has forgotten. Returns the number of units."""
+        """Returns every unit the queue thinks this worker holds, except `known`, to its queue: claims whose reply was
+        lost, and commits a restored Redis has forgotten. Returns the number of units."""
 
     # -- the budget
 
@@ -294,7 +294,7 @@ class LeasedQueue(ABC):
         answers: Sequence[tuple[bytes, bytes]] = (),
         given_up: Sequence[bytes] = (),
     ) -> list[bytes | Asker]:
-        """Tells other workers answers, and questions that this one asks no more; then says of each question that is `wanted`
+        """Tells other workers answers, and questions this one asks no more; then says of each question that is `wanted`
         its answer, or who asks it. A worker that dies asks no more.
 
         Answers are forgotten with their epoch, and before that if there are more than `MOST_ANSWERS`: the last half of

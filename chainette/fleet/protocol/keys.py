@@ -1,4 +1,4 @@
-"""Every Redis key that Chainette uses; no other file spells one.
+"""Every Redis key Chainette uses; no other file spells one.
 
 RQ's own keys keep RQ's names, so that `rq info` and dashboards read them.
 """
@@ -47,7 +47,7 @@ def aside(run: str) -> str:
 
 
 def held(incarnation: str) -> str:
-    """Set of job ids that a worker has claimed."""
+    """Set of job ids a worker has claimed."""
     return f"chainette:held:{incarnation}"
 
 
@@ -118,7 +118,7 @@ class RunKeys:
         return f"{self.prefix}stream"
 
     def body(self, token: str) -> str:
-        """The body of a stream entry, if it is so large that it is stored separately."""
+        """The body of a stream entry, if it is so large it is stored separately."""
         return f"{self.prefix}e:{token}"
 
     @property

@@ -24,13 +24,13 @@ class Member(HashFields, frozen=True):
 
     longest: ClassVar[int] = 1 << 16
     kind: str = WORKER
-    #: The engines that it serves, as `listed` writes them.
+    #: The engines it serves, as `listed` writes them.
     names: str = msgspec.field(default="", name="engines")
-    #: Rows and units that it holds, and the rows that its engines have room for.
+    #: Rows and units it holds, and the rows that its engines have room for.
     rows_in_flight: Count = 0
     rows_budget: Count = 0
     units_in_flight: Count = 0
-    #: Times that it swapped one engine for another, and seconds that the last swap took.
+    #: Times it swapped one engine for another, and seconds that the last swap took.
     swaps: Count = 0
     swap_seconds: Seconds = 0.0
     #: Share of its time spent on swaps.
@@ -54,7 +54,7 @@ class Member(HashFields, frozen=True):
 
     @property
     def engines(self) -> list[str]:
-        """The engines that it serves."""
+        """The engines it serves."""
         return [unquote(name) for name in self.names.split(",") if name]
 
 
@@ -68,5 +68,5 @@ def _seal_of(address: str, seals: Seals) -> str:
 
 
 def listed(engines: Iterable[str]) -> str:
-    """Encodes the engines that a worker serves: words separated by commas."""
+    """Encodes the engines a worker serves: words separated by commas."""
     return ",".join(map(word, sorted(engines)))

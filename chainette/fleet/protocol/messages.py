@@ -76,7 +76,7 @@ class RootRecord(msgspec.Struct, frozen=True, array_like=True):
 
     rows: list[Row]
     records: int
-    #: The position that the input was read to.
+    #: The position the input was read to.
     read: Read | None = None
 
 
@@ -100,7 +100,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     worker: str
     #: The change in the rows in flight of units that were committed in part.
     opened: int = 0
-    #: Row id -> its asks, for rows that the next engine of the step is asked for.
+    #: Row id -> its asks, for rows the next engine of the step is asked for.
     escalated: dict[str, Earlier] = {}
     #: The digest of the values that joins gave to its rows (`core.joined_values`); b"" if there are none.
     given: bytes = b""
@@ -109,7 +109,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, unit: Unit, outcome: Outcome, worker: str, opened: int, given: bytes) -> Result:
-        """The part of a unit's outcome that the sink must write."""
+        """The part of a unit's outcome the sink must write."""
         return cls(
             unit.node,
             unit.root,

@@ -1,4 +1,4 @@
-"""The values that a queue returns: claims, entries of a run's stream, progress."""
+"""The values a queue returns: claims, entries of a run's stream, progress."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
     "Turn",
 ]
 
-#: Seconds that a worker may be silent before its units are given to others.
+#: Seconds a worker may be silent before its units are given to others.
 LEASE = 6.0
 
-#: Stream id of the anchor that every epoch's stream begins with.
+#: Stream id of the anchor every epoch's stream begins with.
 ANCHOR = "0-1"
 
 
@@ -96,7 +96,7 @@ class Drain:
 
 @dataclass(frozen=True)
 class Claim:
-    """A unit that a worker holds; it may be committed in parts."""
+    """A unit a worker holds; it may be committed in parts."""
 
     job: str
     token: str
@@ -113,7 +113,7 @@ class Claim:
     unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
 
     def piece(self, rows: Container[str] | None = None) -> Unit:
-        """The unit that the next part commits: these rows (None: all remaining ones).
+        """The unit the next part commits: these rows (None: all remaining ones).
 
         Compute the effects for this unit, since successors are named after their part: parts of "7" lead to
         "7+0", "7+1", ...; if the whole unit ends in one commit, its successor is "7" too.
@@ -162,7 +162,7 @@ class AdmissionProgress:
 
     #: Roots admitted in this epoch.
     cursor: int
-    #: Roots that this epoch admits in all; None until the input ends.
+    #: Roots this epoch admits in all; None until the input ends.
     total: int | None
     state: str
     #: Roots that are admitted and not acknowledged.
@@ -186,5 +186,5 @@ class AdmissionProgress:
 
     @property
     def complete(self) -> bool:
-        """Whether everything was admitted, and everything that this epoch computes is durable."""
+        """Whether everything was admitted, and everything this epoch computes is durable."""
         return self.total is not None and self.cursor >= self.total and not self.live

@@ -36,12 +36,12 @@ __all__ = [
     "wire_unfinished",
 ]
 
-#: The one function that a job may name. Workers never import it.
+#: The one function a job may name. Workers never import it.
 FUNCTION = "chainette.run.process"
 
 #: Bytes that tell apart the sealed pieces of a fork.
 _UNIQUE = 8
-#: Bytes of bad answers that a unit keeps for its rows.
+#: Bytes of bad answers a unit keeps for its rows.
 _MOST_UNFINISHED = 1 << 20
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -153,7 +153,7 @@ def claimed_unit(claimed: ClaimedJob, seals: Seals) -> Unit:
     """The unit of a claimed job, with its rows except those taken by parts. It may have several payloads.
 
     Raises:
-        BadMessage: it cannot be read, carries no seal, or is not the unit that the job names.
+        BadMessage: it cannot be read, carries no seal, or is not the unit the job names.
     """
     root, scope, left = claimed.root, claimed.scope, claimed.left
     node, part = _identity(claimed.data)

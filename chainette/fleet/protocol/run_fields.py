@@ -24,7 +24,7 @@ _NEEDED = {"chain_ref", "digest", "batch_size", "simulate", "seed", "engines", "
     *("owner", "queues", "cursor", "live_rows", "live_bytes", "results")
 }
 
-#: Fields that a seal covers.
+#: Fields a seal covers.
 _SEALED = (
     b"chain_ref",
     b"digest",
@@ -40,7 +40,7 @@ _SEALED = (
     b"reuse",
 )
 
-#: Fields that the run can do without, or that are rewritten continually.
+#: Fields the run can do without, or that are rewritten continually.
 _SPARE = {"aside", "aside_why", "key", "seal", "reason", "still", "counts", "order", "sink", "coordinator"}
 
 
@@ -118,14 +118,14 @@ class RunInfo(HashFields, frozen=True):
     order: str = ""
     #: Member -> why it does not serve the run.
     refusals: dict[str, str] = {}
-    #: The fingerprint of the fleet's key; "" without one. Its seal over the record, and the fields that it covers.
+    #: The fingerprint of the fleet's key; "" without one. Its seal over the record, and the fields it covers.
     key: str = ""
     seal: str = ""
     sealed_part: bytes = b""
     #: The number of messages put aside, and the fault of the last one.
     aside: Count = 0
     aside_why: str = ""
-    #: Fields that every run in progress needs and this one lacks.
+    #: Fields every run in progress needs and this one lacks.
     missing: tuple[str, ...] = ()
 
     @property
@@ -140,7 +140,7 @@ class RunInfo(HashFields, frozen=True):
 
     @property
     def damage(self) -> str:
-        """Names the missing or garbage fields that a new epoch would write; "" if there are none."""
+        """Names the missing or garbage fields a new epoch would write; "" if there are none."""
         return ", ".join(sorted({*self.missing, *self.wrong} - _SPARE))
 
     @classmethod

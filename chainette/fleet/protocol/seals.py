@@ -1,4 +1,4 @@
-"""Seals: with CHAINETTE_FLEET_KEY, every message through Redis carries a keyed BLAKE2b tag that nobody without the key makes.
+"""Seals: with CHAINETTE_FLEET_KEY, every message through Redis carries a keyed BLAKE2b tag nobody without the key makes.
 
 A tag covers run, epoch, kind, logical identity and body, never the Redis key under which the message lies. So a message
 cannot be moved to another run, epoch, unit or purpose. Without a key, messages travel as they are.
@@ -39,7 +39,7 @@ class Purpose(StrEnum):
     BEGUN = "begun"
     #: the base rows of a fork, its join unit's (job, scope)
     BASE = "base"
-    #: rows that a branch of a fork gave, or ended (scope, entry token, number)
+    #: rows a branch of a fork gave, or ended (scope, entry token, number)
     PIECE = "piece"
     #: a root as it was admitted (root)
     ROOT = "root"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lookout"]
 
-#: Seconds that a look is good for.
+#: Seconds a look is good for.
 _FRESH = 1.0
 
 

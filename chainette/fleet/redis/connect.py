@@ -146,7 +146,7 @@ def is_passing(error: redis.RedisError) -> bool:
 
 
 def is_damage(error: redis.RedisError) -> bool:
-    """Whether Redis holds something that Chainette did not write there, so that a command or a script cannot go on."""
+    """Whether Redis holds something Chainette did not write there, so that a command or a script cannot go on."""
     words = ("WRONGTYPE", "is not an integer", "is not a valid float", "attempt to ")
     return any(word in str(error) for word in words)
 

@@ -39,7 +39,7 @@ class Queue:
 
     node: str
     engine: str
-    #: Units that wait to be claimed, and seconds that the oldest of them has waited.
+    #: Units that wait to be claimed, and seconds the oldest of them has waited.
     waiting: int = 0
     age: float = 0.0
     #: Units that are put off because their engine did not answer.

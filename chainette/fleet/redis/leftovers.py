@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 __all__ = ["give_up", "sweep"]
 
-#: Seconds that a cancelled run is remembered if its sink does not come back.
+#: Seconds a cancelled run is remembered if its sink does not come back.
 _WEEK = 7 * 86400
 
 
 def give_up(connection: redis.Redis, run: str) -> None:
-    """Deletes the units of a run that was cancelled. Keys that its sink may still read expire within a week."""
+    """Deletes the units of a run that was cancelled. Keys its sink may still read expire within a week."""
     for name in connection.scan_iter(f"rq:job:{run}_[0-9]*", count=1000):
         connection.unlink(name)
     kept = re.compile(rf"chainette:{re.escape(run)}:\d+:(stream|live|out|r:|e:|apart|parked)".encode())

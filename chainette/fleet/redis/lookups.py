@@ -31,7 +31,7 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
 
     #: Names the reply.
     token: str
-    #: The queue of the node that the rows are at (`PlanNode.station`).
+    #: The queue of the node the rows are at (`PlanNode.station`).
     station: str
     #: Row -> the key of its answer.
     keys: dict[str, bytes]

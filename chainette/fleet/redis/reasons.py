@@ -13,7 +13,7 @@ __all__ = ["reasons"]
 #: Seconds without movement from which on a full window is a reason.
 _STILL = 2
 
-#: Results that a sink takes at once; more of them waiting means that it is behind.
+#: Results a sink takes at once; more of them waiting means that it is behind.
 _BEHIND = 256
 
 

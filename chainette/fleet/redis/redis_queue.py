@@ -97,7 +97,7 @@ MAX_INLINE = 1 << 20
 #: Bytes of the units that come with one claim, and of the answers that come with one call; the first comes whatever its size.
 _LIGHT = 4 << 20
 
-#: Seconds that a staged part waits for its commit.
+#: Seconds a staged part waits for its commit.
 _STAGED = 600
 
 

@@ -219,7 +219,7 @@ def relative_runs(directories: Sequence[str]) -> tuple[str, ...]:
 
 
 def inside(relative: str, what: str) -> str:
-    """A path that a service may be given.
+    """A path a service may be given.
 
     Raises:
         RunError: it is absolute, or leads out of the root.

@@ -14,7 +14,7 @@ from chainette.io.rundir.log import parse_note
 
 __all__ = ["SealedNotes", "entry_id", "lies_apart", "noted_event", "stream_entry"]
 
-#: Bytes of the name of a sealed note, and the names that a sink remembers: twice those of a stream of notes.
+#: Bytes of the name of a sealed note, and the names a sink remembers: twice those of a stream of notes.
 _NAME, _MOST_HEARD = 16, 20_000
 
 
@@ -91,7 +91,7 @@ def lies_apart(item: Any) -> str | None:
 
 
 def stream_entry(item: Any, body: Any, opened: Open = _as_it_is) -> Entry:
-    """An entry of a run's stream behind its anchor, with the body that it has.
+    """An entry of a run's stream behind its anchor, with the body it has.
 
     Raises:
         PutAside: it is none of ours.

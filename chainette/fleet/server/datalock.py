@@ -1,4 +1,4 @@
-"""One server per data directory: a lock that the server and its keeper inherit.
+"""One server per data directory: a lock the server and its keeper inherit.
 
 Guarantees: it is held exactly as long as one of them lives, even if the process that took it is gone.
 """

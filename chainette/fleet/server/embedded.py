@@ -35,7 +35,7 @@ __all__ = ["EmbeddedServer", "find_server"]
 #: Names the server's binary; before every other.
 SERVER_VARIABLE = "CHAINETTE_VALKEY_SERVER"
 
-#: Seconds that an ending server has to write its file and go.
+#: Seconds an ending server has to write its file and go.
 GRACE = 10.0
 
 #: Longest path of a socket, in bytes: `sun_path` is 104 on macOS, 108 on Linux.

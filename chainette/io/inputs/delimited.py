@@ -81,7 +81,7 @@ class AnyLineEnd:
 
 
 class _Ahead:
-    """Bytes that were read ahead, whole lines and the beginning of one, and the stream that they are from."""
+    """Bytes that were read ahead, whole lines and the beginning of one, and the stream they are from."""
 
     def __init__(self, data: bytes, stream: IO[bytes]) -> None:
         self._data, self._stream = io.BytesIO(data), stream

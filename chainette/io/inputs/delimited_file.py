@@ -25,7 +25,7 @@ _SAMPLE = 20
 
 
 class DelimitedFile(TextFile):
-    """CSV or TSV with a header. An empty cell is missing, and so are cells that a short record lacks."""
+    """CSV or TSV with a header. An empty cell is missing, and so are cells a short record lacks."""
 
     def __init__(self, path: Path, limit: int | None, max_line_bytes: int, kind: str) -> None:
         super().__init__(path, limit, max_line_bytes)

@@ -42,7 +42,7 @@ class GrowingFile:
         #: The name by which the source can be opened again, and the columns of all its rows; "" and [] if they are unknown.
         self.origin = str(source) if isinstance(source, HubRows) else ""
         self.columns = source.columns if isinstance(source, HubRows) and not path.exists() else []
-        #: Whether somebody wanted more than there is, from a source that nobody gave.
+        #: Whether somebody wanted more than there is, from a source nobody gave.
         self.is_cut = False
         self._mark = path.with_name(f"{path.name}.open")
         self._blocks: Iterator[bytes] | None = None if source is None else blocks_of(source, at_once=True)
@@ -112,7 +112,7 @@ class GrowingFile:
         return next(self._blocks, b"")
 
     def _unknown(self, block: bytes) -> bytes:
-        """The part of a block that the file does not have yet.
+        """The part of a block the file does not have yet.
 
         Raises:
             InputError: the file has other bytes.

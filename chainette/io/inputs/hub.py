@@ -52,7 +52,7 @@ class HubRows:
 
     @classmethod
     def pinned(cls, name: str) -> HubRows:
-        """The data set with a name, at the commit that its revision has now, and with its configuration and split chosen.
+        """The data set with a name, at the commit its revision has now, and with its configuration and split chosen.
 
         Raises:
             InputError: the hub does not have it or cannot be reached, or it has several splits and none is named.

@@ -114,7 +114,7 @@ class Trail:
         return Read(self._upto, self._hash.hexdigest())
 
     def confirms(self, read: Read) -> bool:
-        """Whether the bytes up to a position have the digest that somebody says; reads on to it.
+        """Whether the bytes up to a position have the digest somebody says; reads on to it.
 
         Raises:
             InputError: a file cannot be read.

@@ -68,7 +68,7 @@ class SeveralFiles(InputFile):
 
 
 def expand(source: Path) -> list[Path]:
-    """The files that a path stands for: those of a folder, those that match a pattern, or the path itself.
+    """The files a path stands for: those of a folder, those that match a pattern, or the path itself.
 
     Files of folders and patterns come sorted by path, 9.jsonl before 10.jsonl; hidden ones are left out.
 

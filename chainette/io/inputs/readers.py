@@ -87,7 +87,7 @@ class InputFile(ABC):
         """The columns every record has; None if each record names its own."""
 
     def leave_out(self, columns: Collection[str]) -> None:
-        """Names columns that nobody needs, so that the reader may skip them."""
+        """Names columns nobody needs, so that the reader may skip them."""
         self._left_out = frozenset(columns)
 
     def parts(self) -> Sequence[InputFile]:
@@ -169,7 +169,7 @@ class InputFile(ABC):
             raise InputError(f"{self.path}: cannot be read on: {error}") from error
 
     def count(self) -> int | None:
-        """The number of records that `records()` yields: exact up to 64 MiB and for Parquet, beyond that an estimate
+        """The number of records that `records()` yields: exact up to 64 MiB and for Parquet, beyond an estimate
         from samples, for an ETA. None if even that would mean reading everything (a large compressed file), or if it grows."""
         if self.growing is not None:
             return None

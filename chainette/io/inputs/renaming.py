@@ -28,7 +28,7 @@ class Renaming:
         return given if column in self._hidden else [column]
 
     def names(self, columns: Iterable[str]) -> list[str]:
-        """The names that a row has if the input has these columns."""
+        """The names a row has if the input has these columns."""
         return [field for column in columns for field in self.fields(column)]
 
     def apply(self, record: Mapping[str, T]) -> dict[str, T]:

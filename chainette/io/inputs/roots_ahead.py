@@ -19,7 +19,7 @@ class Root:
     rows: list[Row]
     bad: list[Rejection]
     records: int
-    #: The position that the input was read to.
+    #: The position the input was read to.
     read: Read | None = None
 
 

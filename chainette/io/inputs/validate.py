@@ -85,7 +85,7 @@ class InputModel:
                 )
 
     def _example(self) -> str:
-        """The first column that a row needs; any that it may have if it needs none."""
+        """The first column a row needs; any it may have if it needs none."""
         fields = self.model.model_fields.items()
         needed = (_columns_of(name, field, by_name=False)[0] for name, field in fields if field.is_required())
         return next(needed, min(self._known))

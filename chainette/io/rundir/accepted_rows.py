@@ -71,7 +71,7 @@ class AcceptedRows:
 
 
 def has_enough(accepted: AcceptedRows | None) -> bool:
-    """Whether a run has all rows that it wants, so that those behind them need not go on; never without `accept`."""
+    """Whether a run has all rows it wants, so that those behind them need not go on; never without `accept`."""
     return accepted is not None and accepted.reached
 
 

@@ -25,7 +25,7 @@ class EngineCounts:
 
     given: int = 0
     rejected: int = 0
-    #: Rows that the next engine was asked for.
+    #: Rows the next engine was asked for.
     escalated: int = 0
     #: Rows, among those given and rejected, that took the answer of another row.
     shared: int = 0
@@ -167,7 +167,7 @@ _NOTHING = RowCounts()
 def imbalance(graph: Graph, passed: Mapping[str, RowCounts], done: RootDone) -> str:
     """Describes the first mismatch in a complete root; "" if every row is accounted for.
 
-    Each node must account for the rows that it took, and take the rows that its predecessor gave.
+    Each node must account for the rows it took, and take the rows that its predecessor gave.
     """
     arriving: list[tuple[Edge, int]] = [(graph.first, done.records - done.bad)]
     while arriving:

@@ -1,4 +1,4 @@
-"""How each tool reads a folder of a run: the code that the card shows.
+"""How each tool reads a folder of a run: the code the card shows.
 
 Readers guess the types of JSON Lines and CSV, and change text that looks like another type. So the
 code gives them the columns, from the empty Parquet file in `.schema/` for every folder.

@@ -42,7 +42,7 @@ def _mark(value: Any) -> str:
 
 
 def differences(here: Marks, there: Marks, served: Container[str] | None = None) -> list[str]:
-    """The differences, each as a sentence. `served` are the nodes that this process serves; None: all of them."""
+    """The differences, each as a sentence. `served` are the nodes this process serves; None: all of them."""
     return [*_between(here, there, served)]
 
 

@@ -1,7 +1,7 @@
-"""Compares the chain that a directory was written with and the chain as it is now.
+"""Compares the chain a directory was written with and the chain as it is now.
 
 Both are compared as graphs (graph.json), because the log keeps nothing else of the old chain. A row depends on
-everything that its node receives: a change at one node makes the rows of all later nodes stale, but a change of
+everything its node receives: a change at one node makes the rows of all later nodes stale, but a change of
 only names or joins makes only `flattened/` and the counts stale.
 """
 

@@ -28,7 +28,7 @@ class ChangedRow:
     """A row that both runs have, with other values."""
 
     name: str
-    #: Column -> its value in the first run and in the second one; None for a column that a row does not have.
+    #: Column -> its value in the first run and in the second one; None for a column a row does not have.
     fields: dict[str, tuple[Any, Any]]
 
 

@@ -77,7 +77,7 @@ class RunCreated(Event, frozen=True, tag="run_created"):
     chain_root: str
     #: graph.json.
     graph: Graph
-    #: Settings that the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
+    #: Settings the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
     settings: dict[str, Any]
     #: path (relative to the chain root or the run directory, as `below` says), kind, size, mtime_ns, sample digest; sizes
     #: and times of its files.
@@ -223,9 +223,9 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     keys: bytes = b""
     #: Rows that wait for the next engine of the step instead; they count as taken once that one has answered.
     escalated: int = 0
-    #: Ids that an Apply dropped.
+    #: Ids an Apply dropped.
     dropped: list[str] = []
-    #: Ids of rows that a choice among candidates let pass as they are, all candidates kept.
+    #: Ids of rows a choice among candidates let pass as they are, all candidates kept.
     passed: list[str] = []
     #: Candidates without a valid answer, among those given.
     invalid: int = 0
@@ -383,7 +383,7 @@ class BudgetUsed(Event, frozen=True, tag="budget_used"):
     requests that are reserved, so they count as spent."""
 
     used: Amounts
-    #: Engine with a budget -> the part of it that the run has spent or reserved.
+    #: Engine with a budget -> the part of it the run has spent or reserved.
     engines: dict[str, Amounts] = {}
 
 

@@ -1,7 +1,7 @@
 """Forking inside a directory: `--from` and `--retry` reopen rows of a run (docs/protocol.md, 18).
 
 A new directory is built aside from the kept rows: sealed shards are hard-linked, open ones and log lines copied,
-`rejected/` and `flattened/` rewritten. It is swapped in by rename, with the directory that it replaces as its newest
+`rejected/` and `flattened/` rewritten. It is swapped in by rename, with the directory it replaces as its newest
 version. After that it is an ordinary directory to resume.
 """
 
@@ -67,7 +67,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Reopen:
-    """The results that a fork takes back."""
+    """The results a fork takes back."""
 
     #: Nodes whose rows are all computed again; `chain_input` reads the input again, `flattened` computes no row.
     nodes: frozenset[str] = frozenset()
@@ -193,7 +193,7 @@ def swap(path: Path) -> None:
 
 
 def finish_swap(directory: RunDir) -> None:
-    """Completes a swap that a crash interrupted; called before a directory is read.
+    """Completes a swap a crash interrupted; called before a directory is read.
 
     Raises:
         RunDirectoryInUse: it is being swapped now.
@@ -364,7 +364,7 @@ class _Fork:
         return RowsTakenBack(node=event.node, engine=engine, usage=event.usage, at=event.at, epoch=event.epoch)
 
     def _answered(self, engine: str) -> bool:
-        """Whether rows that an engine answered are kept, so that it must be loaded from the same model again."""
+        """Whether rows an engine answered are kept, so that it must be loaded from the same model again."""
         return any(engine in node.engines and node.id not in self.reopen.nodes for node in self.plan.nodes.values())
 
     def _is_kept(self, folder: str) -> bool:

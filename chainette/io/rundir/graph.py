@@ -345,7 +345,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {_name(target): way for node in self.nodes for way, target in _ways_of(node.next) if way is not None}
 
     def way_to(self, name: str) -> str | None:
-        """The way of its source's rows that a node or a fork receives; None if it receives all of them."""
+        """The way of its source's rows a node or a fork receives; None if it receives all of them."""
         _, same = self._sources
         while name in same:
             name = same[name]
@@ -382,7 +382,7 @@ def _ways_of(target: Edge) -> list[tuple[str | None, Edge]]:
 
 
 def _name(target: Edge) -> str:
-    """The node or fork that a target names; "" at an end."""
+    """The node or fork a target names; "" at an end."""
     match target:
         case EdgeToNode():
             return target.node

@@ -27,7 +27,7 @@ class Admitted:
     records: int
     #: Its durable outcomes from earlier sessions.
     durable: Durable | None = None
-    #: The position that the input was read to.
+    #: The position the input was read to.
     read: Read | None = None
 
 

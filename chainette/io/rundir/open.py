@@ -241,7 +241,7 @@ def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Itera
 
 
 def versions() -> dict[str, str]:
-    """Versions that the run's arithmetic and files may depend on."""
+    """Versions the run's arithmetic and files may depend on."""
     found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
     for package in ("chainette", "pydantic", "jinja2", "msgspec", "pyarrow"):
         try:

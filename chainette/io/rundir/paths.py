@@ -84,7 +84,7 @@ class RunDir:
 
     @property
     def answers(self) -> Path:
-        """The indexes of the runs that it takes answers from, and its claims on them."""
+        """The indexes of the runs it takes answers from, and its claims on them."""
         return self.path / ".answers"
 
     @property

@@ -41,7 +41,7 @@ _SAMPLE = 0.25
 
 
 def earlier_events(directory: os.PathLike[str], event: Event) -> Iterator[AnyEvent]:
-    """The events that the log of a directory holds before `event`."""
+    """The events the log of a directory holds before `event`."""
     log = RunDir(directory).log
     for _, earlier in read_log(log) if event.seq > 0 and log.exists() else ():
         if earlier.seq >= event.seq:
@@ -50,7 +50,7 @@ def earlier_events(directory: os.PathLike[str], event: Event) -> Iterator[AnyEve
 
 
 def _expected_rows(state: RunState, node: str) -> int | None:
-    """Rows that a node will have received at the end of the run; None if unknown."""
+    """Rows a node will have received at the end of the run; None if unknown."""
     taken = state.node(node).taken
     if state.status is Status.FINISHED:
         return taken
@@ -192,7 +192,7 @@ class Progress:
 
     @property
     def _asked(self) -> dict[str, str]:
-        """Node -> engine, for nodes that an engine answers."""
+        """Node -> engine, for nodes an engine answers."""
         return {node.id: node.engine for node in self.state.graph.steps if node.kind == NodeKind.STEP}
 
     def _follow_engine(self, event: Event) -> None:
@@ -235,7 +235,7 @@ class Progress:
         return self._meters.setdefault(name, _Meter()).read(self._clock(), rows, tokens)
 
     def engines(self) -> list[EngineView]:
-        """The engines that the graph names."""
+        """The engines the graph names."""
         return [self._engine(name) for name in self.state.graph.engines]
 
     def _engine(self, name: str) -> EngineView:

@@ -38,7 +38,7 @@ __all__ = ["RunResult", "open_run"]
 
 T = TypeVar("T")
 
-#: Rows that a notebook shows, and characters of a cell.
+#: Rows a notebook shows, and characters of a cell.
 _HEAD, _CELL = 5, 300
 
 
@@ -109,7 +109,7 @@ class RunResult:
 
     @property
     def redis(self) -> list[str]:
-        """The address, without its password, of every Redis that the run used."""
+        """The address, without its password, of every Redis the run used."""
         return sorted(self._state.redis)
 
     @property
@@ -231,7 +231,7 @@ class RunResult:
 
             result.push("me/reviews", private=True)
 
-        Visible at once or not at all. If it breaks off, the same call sends only the files that the hub does not have. A data
+        Visible at once or not at all. If it breaks off, the same call sends only the files the hub does not have. A data
         set with earlier rows of this run gets the new ones. `private` counts for a new data set. Needs `chainette[hf]` and
         a token that may write (`hf auth login`, or HF_TOKEN). Raises as `rows` does.
 

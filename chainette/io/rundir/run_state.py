@@ -62,7 +62,7 @@ _SHOWN = 5
 _HELD = ".held/"
 
 
-#: Fields of an engine that the log itself counts; no description replaces it.
+#: Fields of an engine the log itself counts; no description replaces it.
 _OF_ENGINES = frozenset({"loads", "load_seconds", "identity"})
 
 
@@ -91,13 +91,13 @@ class RunState:
     graph: Graph = field(default_factory=Graph)
     expected: int | None = None
     started_at: str = ""
-    #: Phases that a fleet has gone through.
+    #: Phases a fleet has gone through.
     phase: int = 0
     ended_at: str = ""
     input_digest: str = ""
     #: The input as the last session found it; see `RunCreated.input`.
     input: dict[str, Any] = field(default_factory=dict)
-    #: The position that the input was read to for all durable rows.
+    #: The position the input was read to for all durable rows.
     read: Read | None = None
     #: Records to take from the input; None: all.
     limit: int | None = None
@@ -107,7 +107,7 @@ class RunState:
     bill: Bill = field(default_factory=Bill)
     #: Usage of answers whose rows were computed anew; in the bill, and in no count of a node.
     taken_back: Usage = field(default_factory=Usage)
-    #: The limits of the last session, and the part of them that it knew to be spent or reserved.
+    #: The limits of the last session, and the part of them it knew to be spent or reserved.
     budget: tuple[str, ...] = ()
     reserved: dict[str, Amounts] = field(default_factory=dict)
     engine_budgets: dict[str, BudgetLimits] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class RunState:
     sums: dict[str, int] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     workers: set[str] = field(default_factory=set)
-    #: URLs without passwords of every Redis that the run used.
+    #: URLs without passwords of every Redis the run used.
     redis: set[str] = field(default_factory=set)
     #: The number of the last order that a sink has followed.
     order: int = 0
@@ -322,7 +322,7 @@ class RunState:
         return self._roots_of(record + 1) - 1
 
     def apply_read(self, read: Read) -> None:
-        """Takes in a position that the input was read to, for rows that may be durable."""
+        """Takes in a position the input was read to, for rows that may be durable."""
         if self.read is None or read.upto > self.read.upto:
             self.read = read
 
@@ -383,7 +383,7 @@ class RunState:
             counts.reasons[reason] = counts.reasons.get(reason, 0) + count
 
     def used(self, engine: str = "") -> Amounts:
-        """What counts towards the budget of the run, or of an engine: all that was asked, and requests that a killed process
+        """What counts towards the budget of the run, or of an engine: all that was asked, and requests a killed process
         may have sent."""
         return self.bill.amounts(engine).at_least(self.reserved.get(engine, Amounts()))
 
@@ -556,7 +556,7 @@ class RunState:
         return {"wanted": self.accepted.wanted, "certain": self.accepted.certain, "last": self.accepted.last or None}
 
     def rows_of(self, step: str, *, surplus: bool = False) -> int:
-        """The number of rows that a step, `rejected` or `flattened` has; unless `surplus` is set, without those behind the last
+        """The number of rows a step, `rejected` or `flattened` has; unless `surplus` is set, without those behind the last
         accepted one."""
         if surplus or self.boundary is None or step == "flattened":
             folder = self.graph.row_folders[step]

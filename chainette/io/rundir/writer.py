@@ -68,7 +68,7 @@ class Suspended:
 class Committed:
     """The result of a group."""
 
-    #: Finished rows of each root that the group completed.
+    #: Finished rows of each root the group completed.
     finished: list[list[Row]]
     #: Log events in order.
     events: list[Event]
@@ -124,14 +124,14 @@ class RunWriter:
         self.engine_limits: dict[str, BudgetLimits] = {}
         #: Shards that earlier sessions sealed, which are read once more before the run is called finished.
         self._found = [(folder, number) for folder, numbers in state.sealed.items() for number in numbers]
-        #: The position that the input was read to, if it is not logged yet.
+        #: The position the input was read to, if it is not logged yet.
         self._read: Read | None = None
         self.added = Added.of(state.run.settings)
         self._flattened = bool(state.run.settings.get("flattened", True))
 
     @property
     def epoch(self) -> int:
-        """The number of times that the run was resumed or entered another phase."""
+        """The number of times the run was resumed or entered another phase."""
         return self._log.epoch
 
     @property
@@ -215,7 +215,7 @@ class RunWriter:
         return Committed(finished, logged + self._seal(self._sealer.ready()), synced)
 
     def _record_rows(self, events: Sequence[Event]) -> list[Event]:
-        """Logs events after the rows that they speak of."""
+        """Logs events after the rows they speak of."""
         if events:
             for stream in self._streams.values():
                 stream.sync()

@@ -166,7 +166,7 @@ class _ShapeReader:
         return shapes.pop() if len(shapes) == 1 else _JSON
 
     def types(self, schema: Any) -> set[str]:
-        """The JSON types that a field takes."""
+        """The JSON types a field takes."""
         found = self.resolve(schema)
         options = [*found.get("anyOf", ()), *found.get("oneOf", ()), *found.get("allOf", ())]
         nested = set().union(*(self.types(option) for option in options)) if options else set()

@@ -1,4 +1,4 @@
-"""Text in CSV files that a spreadsheet would run as a formula (`=HYPERLINK(...)`), made harmless and restored."""
+"""Text in CSV files a spreadsheet would run as a formula (`=HYPERLINK(...)`), made harmless and restored."""
 
 from __future__ import annotations
 

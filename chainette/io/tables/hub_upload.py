@@ -12,7 +12,7 @@ from chainette.utils.hub_errors import hub_errors
 
 __all__ = ["upload"]
 
-#: Files that a new data set may have.
+#: Files a new data set may have.
 _EMPTY = {".gitattributes"}
 _CARD = "README.md"
 
@@ -20,7 +20,7 @@ _CARD = "README.md"
 def upload(folder: Path, repo: str, run_id: str, *, private: bool) -> str:
     """Makes the files of a folder those of a data set, which is made if it is not there; returns its address.
 
-    Large files go first, and one commit at the end makes all visible at once. Files that the hub has already, say from an
+    Large files go first, and one commit at the end makes all visible at once. Files the hub has already, say from an
     upload that broke off, are not sent again. Earlier rows of the same run are replaced.
 
     Raises:

@@ -24,7 +24,7 @@ _USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", floa
 #: The engine that gave the last answer for a row.
 _ENGINE = ("_engine", str)
 
-#: The row of an earlier run that a row was taken from.
+#: The row of an earlier run a row was taken from.
 _REUSED = ("_reused_from", str)
 
 _REJECTED = (
@@ -40,7 +40,7 @@ _REJECTED = (
 
 @dataclass(frozen=True)
 class Added:
-    """The columns that a run adds to shards."""
+    """The columns a run adds to shards."""
 
     #: `_key`: the column of the input that was named.
     key: bool = False
@@ -53,7 +53,7 @@ class Added:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Added:
-        """From the settings that the log fixes."""
+        """From the settings the log fixes."""
         return cls(*(bool(settings.get(name)) for name in ("key", "usage", "csv_safe", "reuse")))
 
 

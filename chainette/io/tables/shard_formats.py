@@ -4,7 +4,7 @@ Columns are those of `columns.py`. In CSV an empty cell is null and `""` is the 
 structs and JSON are JSON in their cell; text is not altered, even if a spreadsheet would treat it
 as a formula, unless the run asks for that (`formulas.py`).
 
-A sealed row reads back equal as JSON; a column that a row lacks reads back as null.
+A sealed row reads back equal as JSON; a column a row lacks reads back as null.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def _from_text(value: Any) -> Any:
 def read_rows(path: Path, start: int = 0, count: int | None = None, schema: pa.Schema | None = None) -> Iterator[Row]:
     """Rows `start` .. `start + count - 1` of a shard or journal, shaped as in the journal.
 
-    A CSV file needs the schema that it was sealed with; other formats contain theirs.
+    A CSV file needs the schema it was sealed with; other formats contain theirs.
 
     Raises:
         DamagedRun: the file does not have the format of its name.

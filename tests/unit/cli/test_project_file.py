@@ -109,6 +109,6 @@ def test_a_user_without_a_home_and_a_folder_that_may_not_be_searched_are_no_erro
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user id that the system does not know
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user id the system does not know
     monkeypatch.setattr(Path, "is_file", lambda _path: (_ for _ in ()).throw(PermissionError))
     assert defaults_of(tmp_path, {"CHAINETTE_RUNS": "~/runs"}) == [Default("runs", "~/runs", "$CHAINETTE_RUNS")]

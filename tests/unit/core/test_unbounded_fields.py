@@ -1,4 +1,4 @@
-"""Output fields without a limit: text, lists and maps that a model can go on filling."""
+"""Output fields without a limit: text, lists and maps a model can go on filling."""
 
 from __future__ import annotations
 

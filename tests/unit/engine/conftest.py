@@ -26,7 +26,7 @@ Answer = Callable[["Asked"], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Asked:
-    """One POST that the server received."""
+    """One POST the server received."""
 
     #: From 0, in the order of arrival.
     number: int
@@ -114,7 +114,7 @@ def fake_time() -> FakeTime:
 
 
 class Http:
-    """The steps that the tests of the transport share."""
+    """The steps the tests of the transport share."""
 
     def ask(self, text: str = "hello") -> Request:
         schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}

@@ -40,7 +40,7 @@ from chainette_workers.metrics.fleet_collector import FleetCollector
 
 __all__ = ["Metrics"]
 
-#: Seconds that the series of a closed run stay, so that the last scrape sees its last rows; and for how many such runs.
+#: Seconds the series of a closed run stay, so that the last scrape sees its last rows; and for how many such runs.
 _LINGER, _MOST_CLOSED = 600.0, 32
 
 #: Series of one run.
@@ -184,7 +184,7 @@ class _OfRun(Hook):
         return series
 
     def expect(self, plan: Plan) -> None:
-        """Creates every series that the plan can need, at zero."""
+        """Creates every series the plan can need, at zero."""
         if ProcessKind.SINK in self._metrics.parts:
             self._engines, self._rates = {node.id: node.engine for node in plan.nodes.values()}, rates_of(plan)
             self._expect_results(plan)

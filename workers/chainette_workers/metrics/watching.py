@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "watching"]
 
-#: Seconds that a scrape waits for Redis; scrapers and health checks wait longer for the scrape.
+#: Seconds a scrape waits for Redis; scrapers and health checks wait longer for the scrape.
 _SCRAPE = 2.0
 
 
@@ -84,7 +84,7 @@ def _discovered(lookout: Lookout, seals: Seals, *, anywhere: bool) -> bytes:
     """The processes that have an endpoint, for Prometheus.
 
     Raises:
-        Unavailable: Redis does not answer; a scraper keeps the targets that it knows.
+        Unavailable: Redis does not answer; a scraper keeps the targets it knows.
     """
     from chainette_workers.metrics.endpoint import Unavailable, targets
 

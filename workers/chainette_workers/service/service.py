@@ -69,7 +69,7 @@ class Places:
     runs: Path
     #: Values that parameters of chains may have. Values from Redis are compared with these and never used.
     parameters: Offered = field(default_factory=dict)
-    #: Modules that a run may name as its chain.
+    #: Modules a run may name as its chain.
     modules: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -230,7 +230,7 @@ class Service:
     board: Board
     queue: FleetQueue
     duty: Duty
-    #: The one run that it serves; None: all of them.
+    #: The one run it serves; None: all of them.
     only: str | None = None
     me: str = ""
     watch: Watch = field(default_factory=Watch)

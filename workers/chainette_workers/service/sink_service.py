@@ -34,7 +34,7 @@ class SinkDuty:
     """Writes one run: a fresh directory, or one that a sink before it left."""
 
     places: Places
-    #: The Redis that it serves, without its password; a resume by hand looks there for the run.
+    #: The Redis it serves, without its password; a resume by hand looks there for the run.
     redis: str
     role: ClassVar[Role] = Role.SINK
 
@@ -111,7 +111,7 @@ def _due(order: Order, state: RunState | None) -> Order:
     """The part of an order that a sink still has to follow; `state` is that of the run's directory, if there is one.
 
     Raises:
-        Elsewhere: somebody put it back into Redis, after the run that it began was deleted or after a later order.
+        Elsewhere: somebody put it back into Redis, after the run it began was deleted or after a later order.
     """
     if state is None:
         if (age := time.time() - order.at) > _BEGINS_WITHIN:
@@ -170,7 +170,7 @@ class _Served:
 
 
 class _Admitted:
-    """For runs that a coordinator service admits rows of."""
+    """For runs a coordinator service admits rows of."""
 
     finished = True
 

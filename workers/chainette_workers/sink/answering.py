@@ -94,7 +94,7 @@ class _Desk:
         """The reply to a question.
 
         Raises:
-            BadMessage: it is about a node that the plan does not have, or has a key that is none.
+            BadMessage: it is about a node the plan does not have, or has a key that is none.
         """
         node = self.plan.stations.get(question.station)
         if node is None or any(len(key) != KEY_BYTES for key in question.keys.values()):

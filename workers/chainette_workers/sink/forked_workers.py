@@ -1,7 +1,7 @@
 """Workers that one interpreter forks: they import their modules once, which takes longer than all else at their start.
 
 The forking process ends at once. Linux then hands its children to this one, which has said that it takes in orphans, so
-that it waits for them as for processes that it started itself. Other systems start an interpreter for each worker.
+that it waits for them as for processes it started itself. Other systems start an interpreter for each worker.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class ForkedWorker:
 
 
 def _is_there(pid: int) -> bool:
-    """Whether there is a process that this one may send signals to."""
+    """Whether there is a process this one may send signals to."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError):

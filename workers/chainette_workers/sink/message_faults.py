@@ -37,7 +37,7 @@ _MOST = 2**53
 #: The digits of the longest number that Python reads.
 _LONGEST_NUMBER = 4300
 
-#: The most characters of a rejection's message, and of the answer or the line that it quotes (64 KiB, and a mark).
+#: The most characters of a rejection's message, and of the answer or the line it quotes (64 KiB, and a mark).
 _LONGEST_MESSAGE, _LONGEST_RAW = 1 << 20, 1 << 17
 
 
@@ -119,7 +119,7 @@ def _candidate_fault(value: bytes) -> str:
 
 
 def _round_of(node: PlanNode) -> int | None:
-    """The round that a node ends; None if it is no loop's decision."""
+    """The round a node ends; None if it is no loop's decision."""
     return node.round.number if node.round is not None and node.output_model is RoundEnd else None
 
 

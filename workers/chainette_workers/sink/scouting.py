@@ -1,6 +1,6 @@
 """One root goes ahead of the others: a server that may refuse the chain's steps is asked by one worker before all of them ask.
 
-So a setting that it refuses costs a fleet few requests. Servers that take their time to answer hold the others up for two
+So a setting it refuses costs a fleet few requests. Servers that take their time to answer hold the others up for two
 seconds at most, from when the first worker is there.
 """
 
@@ -16,7 +16,7 @@ from chainette.fleet.protocol.member_fields import Member
 
 __all__ = ["Scouting"]
 
-#: Seconds that the other roots wait for results of the first one.
+#: Seconds the other roots wait for results of the first one.
 _AHEAD = 2.0
 
 

@@ -50,7 +50,7 @@ class Sink:
     hook: Hook
     rejects: RejectWatch
     source: InputFile
-    #: Phases that the run has gone through.
+    #: Phases the run has gone through.
     phase: int = 0
     #: The address of the Redis, without its password, if it outlives the session; else "".
     redis: str = ""
@@ -61,7 +61,7 @@ class Sink:
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
     #: The numbers against which roots are checked.
     _input: InputCheck = field(init=False)
-    #: Roots that the writer holds open.
+    #: Roots the writer holds open.
     _live: dict[int, AcceptedRoot] = field(default_factory=dict)
     #: Engines whose units had to wait for a later phase at any time of this epoch; None if another sink began it.
     _ever_barred: frozenset[str] | None = None

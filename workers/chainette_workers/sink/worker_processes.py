@@ -26,10 +26,10 @@ __all__ = ["Child", "prepared", "running", "supervise"]
 #: Seconds until a child that died is started again: at first, and at most.
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 30.0
 
-#: Seconds that a child must live for its earlier deaths to be forgotten.
+#: Seconds a child must live for its earlier deaths to be forgotten.
 _HEALTHY = 60.0
 
-#: Seconds that a child has to hand back its units.
+#: Seconds a child has to hand back its units.
 _GRACE = 15.0
 
 #: Seconds between two looks.

@@ -21,7 +21,7 @@ __all__ = ["AskedAnswers", "NobodyLooks"]
 #: Seconds between two looks for a reply, at first and at most; and seconds until the question is asked again.
 _SOON, _LATE, _ANEW = 0.002, 0.05, 2.0
 
-#: Times that a question is asked before its unit goes back, so that it keeps no room from other runs.
+#: Times a question is asked before its unit goes back, so that it keeps no room from other runs.
 _TRIES = 3
 
 

@@ -35,7 +35,7 @@ class Reference:
     digest: str
     batch_size: int
     simulate: bool
-    #: The files that the digest covers.
+    #: The files the digest covers.
     files: tuple[str, ...] = ()
     #: (name, digest) of every engine.
     engines: tuple[tuple[str, str], ...] = ()
@@ -72,7 +72,7 @@ class Chains:
     refuse: Callable[[RunInfo, str], None] = lambda _info, _why: None
     #: Values that parameters may have here.
     parameters: Offered = field(default_factory=dict)
-    #: Modules that a run may name as its chain.
+    #: Modules a run may name as its chain.
     modules: tuple[str, ...] = ()
     seals: Seals = field(default_factory=NoKey)
     _plans: dict[Reference, Plan] = field(default_factory=dict)

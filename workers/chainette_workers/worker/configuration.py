@@ -11,7 +11,7 @@ __all__ = ["WorkerConfig"]
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """A worker's configuration: the one line that it reads."""
+    """A worker's configuration: the one line it reads."""
 
     url: str | None
     engines: list[str]
@@ -20,7 +20,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     rows_in_flight: int | None = None
     #: Whether it runs Apply functions and joins too.
     python: bool = True
-    #: GPUs that it sees, and that an engine which names none spreads over.
+    #: GPUs it sees, and that an engine which names none spreads over.
     gpus: int = 1
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None = None
@@ -30,7 +30,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     metrics: MetricsEndpoint | None = None
     #: Values that parameters of chains may have.
     parameters: dict[str, list[str]] = {}
-    #: Modules that a run may name as its chain.
+    #: Modules a run may name as its chain.
     modules: tuple[str, ...] = ()
 
     @property

@@ -15,7 +15,7 @@ from chainette.engine.config import EngineConfig
 
 __all__ = ["Device", "exclude"]
 
-#: Seconds that an engine is served at least, even if swaps cost nothing.
+#: Seconds an engine is served at least, even if swaps cost nothing.
 _LEAST = 0.5
 
 
@@ -28,7 +28,7 @@ def exclude(one: EngineConfig, other: EngineConfig) -> bool:
 class Device:
     """The choice among engines that exclude each other."""
 
-    #: Seconds that the last swap took: release and load.
+    #: Seconds the last swap took: release and load.
     cost: float = 0.0
     clock: Callable[[], float] = time.monotonic
     _served: EngineConfig | None = None

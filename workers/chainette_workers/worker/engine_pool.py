@@ -33,7 +33,7 @@ class EnginePool:
         self._tell = tell
         self._configs: dict[str, EngineConfig] = {}
         self._opening: Counter[str] = Counter()
-        #: Times that an engine was given up for another, and the seconds that the last time took: release and load.
+        #: Times an engine was given up for another, and the seconds that the last time took: release and load.
         self.swaps = 0
         self.swap_seconds = 0.0
         self._swapping = 0.0

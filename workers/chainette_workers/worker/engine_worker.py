@@ -68,10 +68,10 @@ _SOON, _LATE = 0.002, 0.05
 #: Seconds between two looks at whether the worker is to end.
 _WATCH = 0.05
 
-#: Seconds that an engine rests that refuses this worker, and that a unit waits whose step was refused.
+#: Seconds an engine rests that refuses this worker, and that a unit waits whose step was refused.
 _REFUSED = 1.0
 
-#: Seconds that a unit waits whose run's sink did not look for the answers of earlier runs.
+#: Seconds a unit waits whose run's sink did not look for the answers of earlier runs.
 _UNHEARD = 2.0
 
 #: Seconds between two choices of the engine to serve, if some exclude each other.
@@ -100,7 +100,7 @@ class EngineWorker(Worker):
     functions: Functions = field(default_factory=InLoop)
     #: Seconds until nothing more is claimed; the units in hand are finished, and the worker ends.
     drain_after: float | None = None
-    #: Seconds that the event loop may stand still before the worker counts as dead.
+    #: Seconds the event loop may stand still before the worker counts as dead.
     deadline: float = 600.0
     hook: Hook = field(default_factory=Hook)
     #: Its fields in Redis that do not change.
@@ -108,7 +108,7 @@ class EngineWorker(Worker):
     incarnation: str = field(default_factory=lambda: f"w-{secrets.token_hex(6)}")
     #: Called once, when units can come.
     ready: Callable[[], None] = lambda: None
-    #: Called before a unit of a run is worked on, with the engine that it needs; the unit waits for it.
+    #: Called before a unit of a run is worked on, with the engine it needs; the unit waits for it.
     announce: Callable[[RunInfo, EngineConfig | None], Awaitable[None]] = _no_announcement
     #: Tells a run that one of its engines refuses this worker; "" that it does not any more.
     withdraw: Callable[[RunInfo, str], None] = lambda _info, _why: None
@@ -183,7 +183,7 @@ class EngineWorker(Worker):
             await anyio.sleep(_CHOICE)
 
     def _own(self, plan: Plan) -> list[EngineConfig]:
-        """The engines of a plan that this worker serves."""
+        """The engines of a plan this worker serves."""
         return [config for name, config in plan.engines.items() if name in self.serving.names]
 
     async def _take_units(self, group: TaskGroup) -> None:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         return int(work())
     forks = msgspec.json.decode(arguments[0], type=list[Fork])
-    gc.freeze()  # so that no collection copies the pages that the workers share
+    gc.freeze()  # so that no collection copies the pages the workers share
     for fork in forks:
         if not (pid := os.fork()):
             _become(fork, forks)

@@ -90,7 +90,7 @@ class _MainThread:
 
     def serve(self) -> NoReturn:
         while True:
-            with suppress(BaseException):  # of a signal handler that a function left behind
+            with suppress(BaseException):  # of a signal handler a function left behind
                 _settle(*self._tasks.get())
 
 

@@ -44,13 +44,13 @@ from chainette_workers.worker.frames import (
 
 __all__ = ["Children", "Functions", "InLoop"]
 
-#: Processes that a row may end.
+#: Processes a row may end.
 _DEATHS = 2
 
-#: Variables that a user's function has no use for.
+#: Variables a user's function has no use for.
 _SECRETS = frozenset({VARIABLE, "CHAINETTE_FLEET_KEY"})
 
-#: Seconds that a process has to end by itself, and that its last message may take.
+#: Seconds a process has to end by itself, and that its last message may take.
 _LAST_WORDS = 0.2
 
 #: Seconds that another process takes to start on a busy machine.
@@ -122,13 +122,13 @@ class _Child:
         self.began = False
 
         async def listen() -> None:
-            with suppress(*_BROKEN):  # bytes that a function wrote to our descriptors end it too
+            with suppress(*_BROKEN):  # bytes a function wrote to our descriptors end it too
                 found.append(await self._answer(frame(call), take))
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(listen)
-            await self.process.wait()  # processes that the function started may hold the pipe open
+            await self.process.wait()  # processes the function started may hold the pipe open
             await anyio.sleep(_LAST_WORDS)
             group.cancel_scope.cancel()
         if not found:
@@ -211,7 +211,7 @@ class Children:
 
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[_Child]:
-        """A process that nobody else uses; the one used last comes first. One that did not answer is gone afterwards."""
+        """A process nobody else uses; the one used last comes first. One that did not answer is gone afterwards."""
         self._room = self._room or anyio.Semaphore(self.width)
         async with self._room:
             child = await self._idle_or_new()

@@ -20,7 +20,7 @@ _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
 def visible(variable: str | None) -> list[str]:
-    """Names of the GPUs that a process may use: those of CUDA_VISIBLE_DEVICES if it is set, else all."""
+    """Names of the GPUs a process may use: those of CUDA_VISIBLE_DEVICES if it is set, else all."""
     if variable is not None:
         return [name.strip() for name in variable.split(",") if name.strip()]
     tool = shutil.which("nvidia-smi")

@@ -28,9 +28,9 @@ class Heartbeat:
     incarnation: str
     #: The worker's fields in Redis.
     words: Callable[[], Mapping[str, str | int | float]]
-    #: Seconds that the event loop may stand still.
+    #: Seconds the event loop may stand still.
     deadline: float
-    #: (run, queue) of every queue that it claims from.
+    #: (run, queue) of every queue it claims from.
     queues: Callable[[], Sequence[tuple[str, str]]]
     #: Whether somebody asked the worker to end.
     asked_to_stop: bool = False
@@ -62,7 +62,7 @@ class Heartbeat:
         self._ticked = time.monotonic()
 
     def _mourn(self, lost: Sequence[str]) -> None:
-        """Runs that they worked for know it."""
+        """Runs they worked for know it."""
         self.hook.on_workers_lost(lost)
         for info in self.queue.runs() if lost else ():
             for name in lost:

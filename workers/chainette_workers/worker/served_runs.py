@@ -1,4 +1,4 @@
-"""The runs that a worker serves, and the queues that it may claim from, best first."""
+"""The runs a worker serves, and the queues that it may claim from, best first."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def main() -> int:
 
 
 class _Process:
-    """One worker with its chains and engines, and its messages to its log and to the runs that it serves."""
+    """One worker with its chains and engines, and its messages to its log and to the runs it serves."""
 
     def __init__(self, queue: FleetQueue, board: Board, config: WorkerConfig, side: ThreadPoolExecutor, watch: Watch) -> None:
         self._log = WorkLog()
@@ -164,7 +164,7 @@ class _Process:
             await anyio.to_thread.run_sync(wait, sent, abandon_on_cancel=True)
 
     def leave(self) -> None:
-        """Tells the runs that this process worked for that it ended in good order."""
+        """Tells the runs this process worked for that it ended in good order."""
         self._log.end()
         for run in self._joined:
             self._note(run, WorkerLeft(worker=self.worker.incarnation))

@@ -1,4 +1,4 @@
-"""The lines that a worker logs about its work: the engines it loads, the runs it serves, and its share of them."""
+"""The lines a worker logs about its work: the engines it loads, the runs it serves, and its share of them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ QUEUES = tuple(Queue(node, "python", 41, units=2, rows=64) for node in ("first",
 
 
 class Told:
-    """A board that says the same again and again, and after `looks` that the run is over."""
+    """A board that says the same again and again, and after `looks` the run is over."""
 
     def __init__(self, looks: int = 100, **fields: str) -> None:
         self.looks = looks

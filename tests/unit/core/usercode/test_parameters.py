@@ -56,7 +56,7 @@ def load(folder: Path, body: str, reference: str = "chain.py", **texts: str) -> 
 
 
 def seen(loaded: LoadedChain) -> Any:
-    """The one value that the factory got."""
+    """The one value the factory got."""
     return loaded.chain.steps[0].user_prompt  # type: ignore[union-attr]
 
 

@@ -1,4 +1,4 @@
-"""Parameters that a server refuses by name: which are changed, and which setting a refusal is about."""
+"""Parameters a server refuses by name: which are changed, and which setting a refusal is about."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
 
 
 def complete(serve: Any, response: web.Response, **keys: Any) -> tuple[Completion, dict[str, Any]]:
-    """The completion that a response makes, and the body that was sent for it."""
+    """The completion a response makes, and the body that was sent for it."""
 
     async def reply(asked: Any) -> web.Response:
         assert asked.path == "/api/chat"

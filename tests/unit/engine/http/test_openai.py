@@ -47,7 +47,7 @@ def answer(message: dict[str, Any], finish: str | None = "stop", **rest: Any) ->
 
 
 def complete(serve: Any, response: web.Response, **keys: Any) -> tuple[Completion, dict[str, Any]]:
-    """The completion that a response makes, and the body that was sent for it."""
+    """The completion a response makes, and the body that was sent for it."""
 
     async def reply(asked: Any) -> web.Response:
         assert asked.path == "/v1/chat/completions"

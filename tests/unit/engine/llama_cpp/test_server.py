@@ -212,7 +212,7 @@ LARGE: dict[str, dict[str, Any]] = {
     "a pattern whose automaton doubles with each character": {"type": "string", "pattern": "^[ab]*a[ab]{40}$"},
     "a hundred lists inside each other": nested(100),
 }
-#: Of those, the ones that a grammar holds as they are.
+#: Of those, the ones a grammar holds as they are.
 FITTING = {"counts inside counts", "a pattern whose automaton doubles with each character", "a hundred lists inside each other"}
 
 

@@ -1,4 +1,4 @@
-"""A value drawn from a schema passes the model that the schema came from."""
+"""A value drawn from a schema passes the model the schema came from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A simulated engine draws answers that the user's model accepts, whatever pydantic's types are in it."""
+"""A simulated engine draws answers the user's model accepts, whatever pydantic's types are in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""graph.json as structs: the same bytes as were read, one walk, and no graph that a walk would never leave."""
+"""graph.json as structs: the same bytes as were read, one walk, and no graph a walk would never leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log: lines that say when they are torn, and an order of writes that a power cut cannot turn."""
+"""The log: lines that say when they are torn, and an order of writes a power cut cannot turn."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_torn_end_is_cut_off_before_the_log_goes_on(tmp_path: Path) -> None:
 
 
 def test_rows_are_on_the_disk_before_the_log_speaks_of_them(tmp_path: Path) -> None:
-    """A power cut keeps only synced data: at every write to the log, all rows that it names must have been."""
+    """A power cut keeps only synced data: at every write to the log, all rows it names must have been."""
     synced: dict[str, int] = {}
     real_fsync, real_append = os.fsync, EventLog.append
     checked = 0

@@ -1,4 +1,4 @@
-"""Notes of workers change nothing that a run depends on, whatever they say."""
+"""Notes of workers change nothing a run depends on, whatever they say."""
 
 from __future__ import annotations
 

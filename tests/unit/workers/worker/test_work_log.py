@@ -1,4 +1,4 @@
-"""The lines that a worker logs about its work."""
+"""The lines a worker logs about its work."""
 
 from __future__ import annotations
 
