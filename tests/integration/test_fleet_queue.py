@@ -1131,3 +1131,5 @@ def test_damaged_answers_are_forgotten_and_cost_no_epoch(run: QueueRun) -> None:
     assert run.queue.share(run.keys, "w1", [one, two, three]) == [b"answer", Asker.HERE, Asker.HERE]
     run.queue.share(run.keys, "w1", [], [(two, b"other")])
     assert run.queue.share(run.keys, "w1", [two]) == [b"other"] and not run.state("damaged")
+    run.client.hset(f"{run.keys.prefix}answers:new", one, b"ELSEWHERE")  # else its rows would wait for ever
+    assert run.queue.share(run.keys, "w1", [one]) == [b"ELSEWHERE"]

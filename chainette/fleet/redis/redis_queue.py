@@ -111,8 +111,8 @@ _OF_PROGRESS = ("cursor", "total", "state", "last", "damaged", "suspended", "epo
 #: Seconds in which a worker that was asked to end notices it.
 _STOP = 120
 
-#: The words of the script, which are shorter than any answer.
-_ASKERS = {b"HERE": Asker.HERE, b"ELSEWHERE": Asker.ELSEWHERE}
+#: The numbers of the script; answers are bytes, whatever somebody has written there.
+_ASKERS = {1: Asker.HERE, 2: Asker.ELSEWHERE}
 
 
 class FleetQueue(LeasedQueue):
@@ -447,8 +447,8 @@ class FleetQueue(LeasedQueue):
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
         return [self._shared(keys, *pair) for pair in zip(wanted, found, strict=True)]
 
-    def _shared(self, keys: RunKeys, question: bytes, reply: bytes) -> bytes | Asker:
-        if reply in _ASKERS:
+    def _shared(self, keys: RunKeys, question: bytes, reply: bytes | int) -> bytes | Asker:
+        if isinstance(reply, int):
             return _ASKERS[reply]
         try:
             answer = self._seals.open(keys.run, keys.epoch, Purpose.ANSWER, question.hex(), reply)

@@ -1,6 +1,6 @@
 -- Questions that rows share: takes answers and questions that are given up, then says of each question that is wanted its
 -- answer, or who asks it: the caller from now on, or another live worker. Two tables of answers take turns, so that old ones go.
--- Answers beyond `light` bytes come with the next call. A: run, epoch, incarnation, wanted, answers = {{question, answer}, ...},
+-- Answers beyond `light` bytes come with the next call. The words for an asker are numbers, which no answer is. A: run, epoch, incarnation, wanted, answers = {{question, answer}, ...},
 -- given_up, most, most_bytes, light
 local run, me = need(A.run, 'string', 'run'), need(A.incarnation, 'string', 'incarnation')
 whole(A.epoch, 'epoch'); whole(A.most, 'most'); whole(A.most_bytes, 'most_bytes'); whole(A.light, 'light')
@@ -10,6 +10,8 @@ local found = redis.call('HMGET', run_key(run), 'epoch', 'state')
 if tonumber(found[1] or -1) ~= A.epoch or found[2] == 'cancelled' then return {'LOST'} end
 local P = prefix_of(run, A.epoch)
 local new, old, asking = P .. 'answers:new', P .. 'answers:old', P .. 'asking'
+
+local HERE, ELSEWHERE = 1, 2
 
 local function give_up(question)
   if redis.call('HGET', asking, question) == me then redis.call('HDEL', asking, question) end
@@ -37,12 +39,12 @@ for _, question in ipairs(A.wanted) do
   local answer = redis.call('HGET', new, question) or redis.call('HGET', old, question)
   if answer and 2 * #answer <= A.most_bytes then
     given = given + #answer
-    if given > math.max(A.light, #answer) then answer = 'ELSEWHERE' end
+    if given > math.max(A.light, #answer) then answer = ELSEWHERE end
   else
     local asker = redis.call('HGET', asking, question)
     local lease = asker and asker ~= me and redis.call('ZSCORE', 'chainette:lease', asker)
-    answer = lease and tonumber(lease) > now() and 'ELSEWHERE' or 'HERE'
-    if answer == 'HERE' then redis.call('HSET', asking, question, me) end
+    answer = lease and tonumber(lease) > now() and ELSEWHERE or HERE
+    if answer == HERE then redis.call('HSET', asking, question, me) end
   end
   reply[#reply + 1] = answer
 end
