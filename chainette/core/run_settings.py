@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -139,6 +140,8 @@ class RunSettings:
             object.__setattr__(self, "engines_file", os.fspath(self.engines_file))
         for name, flag in FLAGS.items():
             value = getattr(self, name)
+            if flag.minimum is not None and value is not None and not isinstance(value, Real):
+                raise InputError(f"{name} is {value!r}; it must be a number")
             if flag.minimum is not None and value is not None and value < flag.minimum:
                 raise InputError(f"{name} is {value}; it must be {flag.minimum} or more")
         if not math.isfinite(self.engine_patience):  # JSON, in which orders travel, has no word for it

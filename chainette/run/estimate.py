@@ -29,7 +29,7 @@ from chainette.io.rundir.run_state import RunState
 from chainette.run.forecast import Forecast, Walk
 from chainette.run.kept_rows import KeptRows
 from chainette.run.options import RunOptions
-from chainette.run.resumption import reused_by
+from chainette.run.resumption import changed_parameters, reused_by
 from chainette.run.sample import open_counted
 from chainette.run.session import open_answers, roots_of
 from chainette.run.step_estimates import EarlierRuns, StepEstimate, StepEstimates
@@ -55,6 +55,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     #: Whether it is the plan of a resume; and the rows that are computed again, as `resume --select` takes them.
     resumed: bool = False
     select: list[str] = []
+    #: Parameters to resume with (`--set`), since the run has other values.
+    parameters: dict[str, Any] = {}
     #: Steps without an engine whose functions would be called, so that the rows behind them are not known.
     functions: list[str] = []
 
@@ -147,6 +149,7 @@ async def estimate(
         asked=0 if state is None else state.answered.requests,
         resumed=state is not None,
         select=[*resumed.select],
+        parameters={} if state is None else changed_parameters(state, plan),
         functions=[node.id for node in plan.steps if node.kind is NodeKind.APPLY and found.waiting[node.id]],
     )
 
@@ -159,7 +162,9 @@ def _as_recorded(directory: RunDir, plan: Plan, options: RunOptions) -> tuple[Pl
     fixed["columns"] = tuple(settings.get("columns") or ())
     if not options.reuse:
         fixed |= {"reuse": reused_by(directory, state), "no_reuse": tuple(settings.get("no_reuse") or ())}
-    limit = options.limit if options.limit is not None else state.limit
+    limit = state.limit  # it can be raised, and not be set
+    if limit is not None and options.limit is not None:
+        limit = max(limit, options.limit)
     return replace(plan, batch_size=settings["batch_size"]), replace(options, **fixed, limit=limit)
 
 

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 
@@ -47,6 +48,7 @@ from chainette.run.session import check_drive, finish_run
 __all__ = [
     "Observed",
     "Rejections",
+    "changed_parameters",
     "compiled_now",
     "observe",
     "require_accept",
@@ -253,8 +255,13 @@ def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:
 
 def _sets(state: RunState, plan: Plan) -> str:
     """The --set flags of parameters that differ from those in the log."""
-    changed = {name: value for name, value in plan.parameters.items() if state.parameters.get(name) != value}
+    changed = changed_parameters(state, plan)
     return f"{set_flags(changed)} " if changed else ""
+
+
+def changed_parameters(state: RunState, plan: Plan) -> dict[str, Any]:
+    """The parameters that differ from those in the log."""
+    return {name: value for name, value in plan.parameters.items() if state.parameters.get(name) != value}
 
 
 def _from(steps: Iterable[str]) -> str:

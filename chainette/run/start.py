@@ -117,9 +117,10 @@ def begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: R
     """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
     require_one_type({name: plan.types[name] for name in plan.columns}, options.format)
     source = open_files(inputs, plan, options)
+    rows = HubRows.pinned(inputs) if isinstance(inputs, str) and is_hub(inputs) else inputs
     log = claim_directory(directory)
     try:
-        source = source or _open_or_spool(inputs, directory.inputs, plan, options)
+        source = source or _open_or_spool(rows, directory.inputs, plan, options)
         created = RunCreated(
             run_id=run_id,
             chain=plan.chain,
@@ -170,14 +171,15 @@ def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLik
     return None if any(map(is_url, paths)) else paths
 
 
-def _open_or_spool(inputs: Inputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
+def _open_or_spool(inputs: Inputs | HubRows, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
     """The input; others go to a file in `folder`: whole, or, if they may never end or come from the hub, as they are read."""
+    if isinstance(inputs, str) and is_hub(inputs):
+        inputs = HubRows.pinned(inputs)
+    if isinstance(inputs, HubRows):
+        return _checked(open_growing(GrowingFile(folder / "0.jsonl", inputs), limit=options.limit), plan, options)
     found = open_files(inputs, plan, options)
     if found is not None:
         return found
-    if isinstance(inputs, str) and is_hub(inputs):
-        rows = GrowingFile(folder / "0.jsonl", HubRows.pinned(inputs))
-        return _checked(open_growing(rows, limit=options.limit), plan, options)
     if options.wanted(plan) is not None and _may_never_end(inputs):
         path = folder / ("0" if _is_stdin(inputs) else "0.jsonl")
         return _checked(open_growing(GrowingFile(path, _source(inputs)), limit=options.limit), plan, options)

@@ -25,7 +25,8 @@ def hub_errors(name: str, kind: type[ChainetteError], fault: str) -> Iterator[No
         raise kind(f"{name}: {fault}: the package {error.name} is missing: pip install 'chainette[hf]'") from error
     except Exception as error:  # datasets, huggingface_hub, fsspec and httpx have errors of their own
         errors = [error, *([error.__cause__] if error.__cause__ is not None else [])]
-        words = ": ".join(" ".join(str(each).split()).rstrip(".") or type(each).__name__ for each in errors)
+        texts = [" ".join(str(each).split()).rstrip(".") or type(each).__name__ for each in errors]
+        words = ": ".join(dict.fromkeys(texts))  # a cause often says the same
         denied = any(getattr(getattr(each, "response", None), "status_code", None) in (401, 403) for each in errors)
         hint = "; log in with `hf auth login`, or set HF_TOKEN" if denied else ""
         raise kind(f"{name}: {fault}: {words}{hint}") from error

@@ -149,6 +149,8 @@ def test_another_value_at_a_resume_is_refused_with_the_command_that_takes_it_and
     assert "prompt of after: 1 line changed" in refused.stderr
     assert "`chainette resume out --set 'last=Shorter: {{ said }}' --from after`" in refused.stderr
     assert metadata(project, "out")["parameters"]["last"] == ""
+    plan = project.chainette("plan", "chain.py", "in.jsonl", "-o", "out", "--set", "last=Shorter: {{ said }}")
+    assert "chainette resume out --set 'last=Shorter: {{ said }}' --select changed+" in plan.stdout, plan.stderr
     done = project.chainette("resume", "out", "--set", "last=Shorter: {{ said }}", "--from", "after", "--quiet")
     assert done.returncode == 0, done.stderr
     assert metadata(project, "out")["parameters"]["last"] == "Shorter: {{ said }}"

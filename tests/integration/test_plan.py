@@ -240,6 +240,7 @@ def test_a_plan_of_an_interrupted_run_counts_the_rows_that_a_resume_asks(tmp_pat
             chain.run(inputs(tmp_path, 40), tmp_path / "out", budget="31req")
         before = len(asked)
         plan = foreseen(chain, tmp_path / "in.jsonl", tmp_path / "out")
+        assert foreseen(chain, tmp_path / "in.jsonl", tmp_path / "out", RunOptions(limit=1)) == plan  # say of chainette.toml
         resume(tmp_path / "out", chain, budget="none")
     since = Counter(request.schema_name for request in asked[before:])
     assert counted(plan)["ask"] == since["ask"]

@@ -19,6 +19,7 @@ from chainette.cli.flags import AsJson, Select
 from chainette.cli.launch import load_plan
 from chainette.cli.signature import Hidden, Only
 from chainette.core.run_settings import RunSettings
+from chainette.core.usercode.parameters import text_of
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir
 from chainette.run.estimate import Estimate, estimate, save
@@ -131,7 +132,8 @@ def _about(step: StepEstimate) -> str:
 def _lines(found: Estimate, output: Path | None) -> Iterator[str]:
     """The lines below the table."""
     if found.resumed:
-        flags = (word for one in found.select for word in ("--select", one))
+        sets = [("--set", f"{name}={text_of(value)}") for name, value in found.parameters.items()]
+        flags = [word for pair in (*sets, *(("--select", one) for one in found.select)) for word in pair]
         yield f"as it goes on: {command_line('resume', str(output), *flags)}"
     asked = f" ({dollars(found.sample_usd)})" if found.sample_usd else ""
     yield _BASIS[found.basis].format(sampled=found.sampled, records=found.records, sample=asked)
