@@ -57,7 +57,8 @@ def index_own(sources: AnswerSources | None) -> None:
     """
     if sources is not None and sources.own:
         pinned = _pinned(RunDir(sources.own), Path(sources.folder))
-        pinned.unlink(missing_ok=True)
+        with disk_errors(pinned):
+            pinned.unlink(missing_ok=True)
         index_of(RunDir(sources.own), pinned).close()
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from chainette import Chain, Loop, RunResult, SamplingParams, Step, open_run
 from chainette.core.compile import compile_chain
 from chainette.engine.base import Cause, Completion, Finish, Request
-from chainette.errors import DeclarationError, EngineUnavailable
+from chainette.errors import DeclarationError, DiskError, EngineUnavailable
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
@@ -280,6 +280,19 @@ def test_a_resumed_run_asks_no_question_whose_answer_is_durable(tmp_path: Path, 
     assert (result.counts["one"]["shared"], result.counts["one"]["asked_again"]) == (28, 0)
     assert "shared" not in result.counts["two"] and "rows_reused" not in result.metadata
     assert not any("_reused_from" in row for row in result.rows("one"))
+
+
+def test_an_index_that_the_disk_does_not_let_go_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with scripted(llm=word):
+        sharing = chain()
+        sharing.run(repeated(48, 4), out, limit=16)
+        resume(out, sharing, limit=32)
+        [index] = RunDir(out).answers.glob("*.index")
+        index.unlink()
+        index.mkdir()
+        with pytest.raises(DiskError, match=index.name):
+            resume(out, sharing, limit=48)
 
 
 def test_a_stored_answer_serves_every_row_that_shares(tmp_path: Path) -> None:
