@@ -119,6 +119,13 @@ def test_a_new_epoch_refuses_what_the_old_one_gave_out_and_keeps_nothing_of_it(r
     assert rows_of(run, "first") == ["0", "1", "2", "3"] == rows_of(run, "second")
 
 
+def test_an_epoch_without_a_budget_does_not_keep_that_of_the_epoch_before(run: QueueRun) -> None:
+    """Else workers would reserve by it, and the sink, which has none, would wait for them for ever."""
+    run.client.hset(run.keys.state, mapping={"budget": "[[1,-1,-1,-1]]", "used": "1 0 0 0"})
+    run.raise_epoch()
+    assert not run.client.hexists(run.keys.state, "budget") and run.state("used") == "1 0 0 0"
+
+
 def unchanged_but_held(run: QueueRun, call: Callable[[], object]) -> object:
     """As `unchanged`; the caller's hands may become empty."""
     before = snapshot(run.client)
