@@ -160,6 +160,7 @@ def _take_defaults(context: typer.Context) -> None:
 
 def main() -> None:
     """The entry point. A character a terminal cannot show becomes "?" there."""
+    _open_standard_streams()
     collect_rarely()
     guard_logs()
     for stream in (sys.stdout, sys.stderr):
@@ -171,6 +172,16 @@ def main() -> None:
         if end.code == INTERRUPTED:
             _leave_at_once()
         raise
+
+
+def _open_standard_streams() -> None:
+    """Puts nothing in the place of standard streams that are closed; else uvloop gets their descriptors, and aborts."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _leave_at_once() -> None:

@@ -103,3 +103,16 @@ def test_a_command_that_prints_something_to_read_prints_it_as_json_too(name: str
         for alias in node.names
     }
     assert not shows or any(COMMANDS[other].objects for other in siblings), f"{name} draws on a screen, and has no --json"
+
+
+def test_standard_streams_that_are_closed_are_opened_on_nothing() -> None:
+    """As `chainette run ... <&- >&-` begins: its event loop would take a descriptor, and abort the process as it closes it."""
+    code = (
+        "import os, sys; sys.argv = ['chainette', '--version']; from chainette.cli import main\n"
+        "try: main.main()\n"
+        "except SystemExit: is_nothing = [os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in (0, 1)]\n"
+        "print(is_nothing, None in (sys.stdin, sys.stdout), file=sys.stderr)"
+    )
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&-', sys.executable, code]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "[True, True] False\n")
