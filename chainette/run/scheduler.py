@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import TypeVar
@@ -118,6 +118,10 @@ class LocalRun(Worker):
         self._begin(frozenset())
 
     async def run(self) -> None:
+        with closing(self.shared):
+            await self._run_phases()
+
+    async def _run_phases(self) -> None:
         phases = self.plan.phases
         for config in self.plan.engines.values():
             if not config.lazy and config.name not in phases:

@@ -144,6 +144,10 @@ class SharedAnswers:
         prefix = hashlib.blake2b(f"{keys.run}\0{keys.epoch}\0{station}\0".encode(), digest_size=16)
         return Questions(self, keys, prefix, on_waiting)
 
+    def close(self) -> None:
+        """Forgets every answer. No row asks any more."""
+        self._recent.close()
+
     # -- the rows
 
     def want(self, keys: RunKeys, question: bytes, row: Waiting) -> None:

@@ -6,8 +6,9 @@ import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import FileIO
 
 __all__ = ["Recent"]
 
@@ -46,40 +47,49 @@ class Recent:
             return
         table = self._new
         if table is None or 2 * (table.count + 1) > self.most or 2 * (table.size + size) > self.most_bytes:
+            if self._old is not None:
+                self._old.close()
             self._old, table = self._new, _Table.open(self.most // 2)
             self._new = table
         if table is not None:
             table.put(key, value)
+
+    def close(self) -> None:
+        """Forgets everything."""
+        for table in (self._new, self._old):
+            if table is not None:
+                table.close()
+        self._new = self._old = None
 
 
 @dataclass
 class _Table:
     """Open addressing: the first bytes of each key beside the place of its value in the file, both from 1."""
 
-    file: int
+    file: FileIO
     tags: memoryview
     places: memoryview
     count: int = 0
     size: int = 0
+    #: Closes the file, once: at the latest when nobody has the table any more.
+    close: Callable[[], object] = field(init=False)
     _mask: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.close = weakref.finalize(self, self.file.close)
         self._mask = len(self.tags) - 1
 
     @classmethod
     def open(cls, most: int) -> _Table | None:
         """An empty table that is at most half full with so many values; None if the disk refuses its file."""
         try:
-            file, path = tempfile.mkstemp(prefix="chainette-")
-            Path(path).unlink()
+            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # `close` is for that
         except OSError:
             return None
         slots = 1 << max(4, (2 * most).bit_length())
         # a page of these takes memory once something is written there
         tags, places = (memoryview(mmap.mmap(-1, slots * _NUMBER)).cast("Q") for _ in range(2))
-        table = cls(file, tags, places)
-        weakref.finalize(table, os.close, file)
-        return table
+        return cls(file, tags, places)
 
     def get(self, key: bytes) -> bytes | None:
         at = self._slot(key)
@@ -87,10 +97,10 @@ class _Table:
             return None
         start = self.places[at] - 1
         try:
-            head = os.pread(self.file, len(key) + _LENGTH + 512, start)
+            head = os.pread(self.file.fileno(), len(key) + _LENGTH + 512, start)
             end = len(key) + _LENGTH + int.from_bytes(head[len(key) : len(key) + _LENGTH])
             if len(head) < end:
-                head += os.pread(self.file, end - len(head), start + len(head))
+                head += os.pread(self.file.fileno(), end - len(head), start + len(head))
         except OSError:
             return None
         return head[len(key) + _LENGTH : end] if head.startswith(key) and len(head) >= end else None
@@ -98,7 +108,7 @@ class _Table:
     def put(self, key: bytes, value: bytes) -> None:
         record = key + len(value).to_bytes(_LENGTH) + value
         try:
-            if os.pwrite(self.file, record, self.size) < len(record):
+            if os.pwrite(self.file.fileno(), record, self.size) < len(record):
                 return
         except OSError:
             return

@@ -95,7 +95,8 @@ class Disk:
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         process = CURRENT.get()
-        if process is None or self.world is None or dir_fd is not None or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        reads = not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if process is None or self.world is None or dir_fd is not None or reads or self._is_elsewhere(path):
             return int(_REAL["open"](path, flags, mode, dir_fd=dir_fd))
         new = self.journals and not Path(path).exists()
         file = int(self._around(lambda: _REAL["open"](path, flags, mode)))
@@ -103,6 +104,10 @@ class Disk:
         if new:
             self._note((Path(path).parent,), lambda: _REAL["unlink"](path))
         return file
+
+    def _is_elsewhere(self, path: Any) -> bool:
+        """Whether a file is none of the run's: a temporary one, which goes with its process."""
+        return self.world is not None and not Path(path).absolute().is_relative_to(self.world.root)
 
     def _close(self, file: int) -> None:
         process = CURRENT.get()

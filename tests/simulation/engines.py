@@ -27,11 +27,17 @@ def _here() -> Process:
     return process
 
 
-def answer_to(request: Request) -> Completion:
-    """The answer that follows from the question of a drawn step."""
+def _asked(request: Request) -> tuple[str, str, str]:
+    """(node, question, number of the ask)."""
     question = request.messages[-1] if len(request.messages) < 3 else request.messages[-3]
     node, _, ask = request.label.split("/")
-    verdict = judged(declared_of(node), question.content.splitlines()[0], int(ask))
+    return node, question.content.splitlines()[0], ask
+
+
+def answer_to(request: Request) -> Completion:
+    """The answer that follows from the question of a drawn step."""
+    node, question, ask = _asked(request)
+    verdict = judged(declared_of(node), question, int(ask))
     return Completion(verdict.text, _FINISH.get(verdict.reason, Finish.STOP), usage=Usage(1, 10, 5, 0.0))
 
 
@@ -68,6 +74,7 @@ class SimulatedByWorld(Engine):
         world, rng, kind = process.world, process.world.rng, fault.kind if fault is not None else ""
         if fault is not None:
             world.happen(kind)
+        world.asked.update((self.name, *_asked(request)) for request in requests)
         order = [*range(len(requests))]
         rng.shuffle(order)
         slow = 40 * fault.amount if fault is not None and kind == "slow engine" else rng.choice((0.0, 0.0, 0.01, 0.8))

@@ -71,11 +71,13 @@ class Scenario:
     then: tuple[str, ...] = ()
     #: Rows the run accepts, and more that it accepts once it is finished; () if it takes all.
     accept: tuple[int, ...] = ()
+    #: Whether rows with equal questions share one answer; then many have them.
+    dedupe: bool = False
 
     def __str__(self) -> str:
         where = f"{self.workers} workers" if self.workers else "one process"
         faults = ", ".join(map(str, self.faults)) or "no faults"
-        accepted = f"accept {self.accept}, " if self.accept else ""
+        accepted = (f"accept {self.accept}, " if self.accept else "") + "dedupe, " * self.dedupe
         return (
             f"seed {self.seed}: {len(nodes_of(self.elements))} nodes, {len(self.numbers)} records in batches of "
             f"{self.batch_size}, window {self.window}, {self.format}, {accepted}{where}; then {self.then}; {faults}"
@@ -85,7 +87,7 @@ class Scenario:
 def drawn(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = random.Random(f"scenario {seed}")
-    chain = seed // _TOGETHER
+    chain, dedupe = seed // _TOGETHER, random.Random(f"dedupe {seed}").random() < 0.2
     elements = Drawing(chain, asks=True, routes=True).elements(0, 4)
     common = random.Random(f"chain {chain}")
     workers = rng.choice((0, 0, 0, 1, 2))
@@ -96,7 +98,7 @@ def drawn(seed: int) -> Scenario:
     return Scenario(
         seed,
         elements,
-        _numbers(rng, rng.randint(1, 8)),
+        _numbers(rng, rng.randint(1, 8), kinds=3 if dedupe else 1000),
         common.choice((1, 2, 2, 3, 4)),
         rng.choice(("jsonl",) * 8 + ("parquet", "csv")),
         rng.choice((1, 3, 100, 100, 100)),
@@ -105,6 +107,7 @@ def drawn(seed: int) -> Scenario:
         tuple(sorted(_fault(rng, fleet=workers > 0) for _ in range(rng.choice((0, 1, 2, 3, 4, 6))))),
         () if (accept := _accept(seed)) else tuple(then),
         accept,
+        dedupe,
     )
 
 
@@ -116,11 +119,11 @@ def _accept(seed: int) -> tuple[int, ...]:
 def drawn_chain(chain: int, records: int) -> Scenario:
     """The scenario of the first seed with this chain, but with so many records, and without faults or operations."""
     rng = random.Random(f"records {chain}")
-    return replace(drawn(chain * _TOGETHER), numbers=_numbers(rng, records), faults=(), then=(), accept=())
+    return replace(drawn(chain * _TOGETHER), numbers=_numbers(rng, records), faults=(), then=(), accept=(), dedupe=False)
 
 
-def _numbers(rng: random.Random, records: int) -> tuple[int | None, ...]:
-    return tuple(rng.randrange(1000) if rng.random() < 0.93 else None for _ in range(records))
+def _numbers(rng: random.Random, records: int, *, kinds: int = 1000) -> tuple[int | None, ...]:
+    return tuple(rng.randrange(kinds) if rng.random() < 0.93 else None for _ in range(records))
 
 
 def _fault(rng: random.Random, *, fleet: bool) -> Fault:

@@ -19,6 +19,7 @@ from chainette.core.plan import PYTHON, Plan
 from chainette.core.usercode.confined import ChainClaim
 from chainette.errors import ChainetteError, RunDirectoryError
 from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.redis.lookups import Lookups
 from chainette.fleet.redis.run_registry import Board
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event
@@ -180,6 +181,7 @@ class Sessions:
             max_rows_per_file=scenario.rows_per_file,
             window=scenario.window,
             accept=self.accept,
+            dedupe=scenario.dedupe,
             chain_claim=ChainClaim("sim"),
             drive=drive,
         )
@@ -229,7 +231,9 @@ class Sessions:
     async def _work(self, process: Process) -> None:
         queue = cast("LeasedQueue", Line(process, self.server))
         names = {PYTHON, *self.plan.engines}
-        await EngineWorker(queue, Serving(queue, names, lambda _info: self.plan), EnginePool()).run(lambda: process.asked)
+        lookups = cast("Lookups", Line(process, self.server, "lookups"))
+        serving = Serving(queue, names, lambda _info: self.plan)
+        await EngineWorker(queue, serving, EnginePool(), lookups=lookups).run(lambda: process.asked)
 
     # -- between any two awaits
 

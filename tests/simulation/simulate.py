@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import yaml
+from chainette_workers.sink import answering
 from chainette_workers.sink import drive as drive_module
 from chainette_workers.worker import engine_worker, heartbeat, served_runs
 
@@ -74,6 +75,14 @@ class _Beats(heartbeat.Heartbeat):
 
     def __post_init__(self) -> None:
         vars(self)["_over"] = Threading.Event()
+
+
+@dataclass
+class _Desk(answering._Desk):
+    """A desk whose thread takes turns with the others."""
+
+    def __post_init__(self) -> None:
+        vars(self)["stop"] = Threading.Event()
 
 
 def _replace(call: Callable[..., Any], other: Callable[..., Any]) -> None:
@@ -132,6 +141,8 @@ class Simulator:
         backends.BUILT_IN = {**backends.BUILT_IN, BACKEND[0]: BACKEND[1]}
         vars(heartbeat)["threading"] = Threading
         vars(engine_worker)["Heartbeat"] = _Beats
+        vars(answering)["threading"] = Threading
+        vars(answering)["_Desk"] = _Desk
         for (module, name), seconds in _LOOKS.items():
             setattr(module, name, seconds)
         for call in _PURE:
@@ -173,10 +184,13 @@ class Simulator:
             self.disk.end()
         if world.crashes:
             raise AssertionError("a worker ended by itself") from world.crashes[0]
+        if scenario.dedupe and not (scenario.faults or scenario.then):
+            again = [question for question, times in world.asked.items() if times > 1]
+            assert not again, f"asked more than once: {again}"
         check(scenario, Meaning(sessions.retries, sessions.anew), sessions.directory)
 
     def _plan(self, scenario: Scenario) -> Plan:
-        key = f"{scenario.elements} {scenario.batch_size}"
+        key = f"{scenario.elements} {scenario.batch_size} {scenario.dedupe}"
         if key not in self._plans:
             if len(self._plans) > 4:
                 self._plans.clear()
@@ -184,9 +198,8 @@ class Simulator:
                 for name in ("left", "right"):
                     register_engine(name, "none", BACKEND[0], capacity=2)
                 steps = built(scenario.elements, ("left", "right"))
-                self._plans[key] = compile_chain(
-                    Chain(name="drawn", steps=steps, input_model=Item, batch_size=scenario.batch_size)
-                )
+                chain = Chain(name="drawn", steps=steps, input_model=Item, batch_size=scenario.batch_size)
+                self._plans[key] = compile_chain(chain, dedupe=scenario.dedupe)
         return self._plans[key]
 
     def _inputs(self, scenario: Scenario, root: Path) -> Path:

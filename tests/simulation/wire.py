@@ -10,15 +10,17 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import redis
 
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.memory.memory_run import RunInMemory, Stream
+from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.redis.lookups import Found, Question
 from tests.simulation.virtual import is_thread
 from tests.simulation.world import Dead, Fault, Process, World
 
@@ -29,11 +31,33 @@ _TIMEOUT = 2.0
 
 
 @dataclass
+class LookupsInMemory:
+    """`Lookups` without Redis."""
+
+    _asked: dict[RunKeys, list[Question]] = field(default_factory=dict)
+    _found: dict[tuple[RunKeys, str], Found] = field(default_factory=dict)
+
+    def ask(self, keys: RunKeys, question: Question) -> None:
+        self._asked.setdefault(keys, []).append(question)
+
+    def next(self, keys: RunKeys) -> Question | None:
+        asked = self._asked.get(keys)
+        return asked.pop(0) if asked else None
+
+    def reply(self, keys: RunKeys, token: str, found: Found) -> None:
+        self._found[keys, token] = found
+
+    def found(self, keys: RunKeys, token: str) -> Found | None:
+        return self._found.pop((keys, token), None)
+
+
+@dataclass
 class Server:
     """The queue that all processes share, and its past."""
 
     world: World
     queue: MemoryQueue = field(init=False)
+    lookups: LookupsInMemory = field(default_factory=lambda: LookupsInMemory())
     #: Calls so far -> the state then, for those to which the schedule goes back.
     _past: dict[int, bytes] = field(default_factory=dict)
     _calls: int = 0
@@ -55,6 +79,7 @@ class Server:
             case "queue emptied":
                 self.queue._runs.clear()
                 self.queue._workers.clear()
+                self.lookups = LookupsInMemory()
             case "queue rolled back":
                 if at not in self._past:
                     return None
@@ -90,13 +115,13 @@ class Server:
 
 
 class Line:
-    """One process's connection: the calls of the queue, from a thread or from the event loop."""
+    """One process's connection: the calls of the queue or of the lookups, from a thread or from the event loop."""
 
-    def __init__(self, process: Process, server: Server) -> None:
-        self._process, self._server = process, server
+    def __init__(self, process: Process, server: Server, part: Literal["queue", "lookups"] = "queue") -> None:
+        self._process, self._server, self._part = process, server, part
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._server.queue, name)
+        method = getattr(getattr(self._server, self._part), name)
 
         def call(*arguments: Any, **keys: Any) -> Any:
             return self._call(lambda: method(*arguments, **keys))
@@ -155,6 +180,7 @@ class SimulatedBoard:
 
     def __init__(self, process: Process, server: Server) -> None:
         self._process, self._server = process, server
+        self.lookups = Line(process, server, "lookups")
 
     def run(self, run: str) -> RunInfo | None:
         self._process.check()

@@ -114,6 +114,8 @@ class World:
     processes: list[Process] = field(default_factory=list)
     #: Engine -> until when it does not answer.
     down: dict[str, float] = field(default_factory=dict)
+    #: (engine, node, question, ask) -> the number of its requests.
+    asked: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
     #: Errors with which sessions ended, and of which workers died by themselves.
     errors: list[Exception] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from chainette.utils.recent import Recent
 
@@ -27,3 +28,14 @@ def test_values_have_so_many_bytes_at_most() -> None:
         assert recent.get(key(number)) and len(recent) <= 10
     recent.put(key(99), b"x" * 600)
     assert recent.get(key(99)) is None and recent.get(key(29)) is not None
+
+
+def test_closing_forgets_everything_and_closes_the_files() -> None:
+    before = [*Path("/proc/self/fd").iterdir()] if Path("/proc/self/fd").exists() else []
+    recent = Recent(most=4, most_bytes=1 << 20)
+    for number in range(9):
+        recent.put(key(number), b"value")
+    recent.close()
+    assert len(recent) == 0 and recent.get(key(8)) is None
+    if before:
+        assert len([*Path("/proc/self/fd").iterdir()]) == len(before)

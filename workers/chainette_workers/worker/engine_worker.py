@@ -156,6 +156,7 @@ class EngineWorker(Worker):
         finally:
             with anyio.CancelScope(shield=True):
                 await try_once(lambda: self.queue.reconcile(self.incarnation))
+                self.shared.close()
                 await self.functions.aclose()
                 await self.models.release()
                 await anyio.to_thread.run_sync(heartbeat.stop)
