@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chainette import Chain, Node, Step, apply
+from chainette import Chain, Node, Step, apply, open_run
 from chainette.engine.base import Request
-from chainette.errors import InputError, RunDirectoryError
+from chainette.errors import EngineUnavailable, InputError, RunDirectoryError, RunStopped
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.versions import version_numbers
 from chainette.run.executor import resume, retry_rejected, rollback
@@ -95,6 +95,29 @@ def test_a_step_with_a_plus_is_from_and_without_one_only_the_last(tmp_path: Path
         with pytest.raises(InputError, match="resume=True"):
             chain().run(texts(ROWS), tmp_path / "other", select="changed+")
     assert (run.dir / "events.jsonl").read_bytes() == log and not (tmp_path / "other").exists()
+
+
+def test_however_often_a_selection_breaks_off_rollback_brings_back_the_rows_before_the_first(tmp_path: Path) -> None:
+    def down_for_the_last_rows(request: Request) -> Word:
+        if request.schema_name == "third" and row_of(request) in ("4", "5"):
+            raise EngineUnavailable("not today")
+        return good(request)
+
+    with scripted(llm=good) as scripts:
+        edited = chain(third="Say {{ loud.word }}")
+        before = content(chain().run(texts(ROWS), tmp_path / "out"))
+        scripts["llm"].answer = down_for_the_last_rows
+        for _ in range(3):
+            with pytest.raises(RunStopped):
+                resume(tmp_path / "out", edited, select="third", engine_patience=0)
+            assert version_numbers(RunDir(tmp_path / "out")) == [1]
+        rollback(tmp_path / "out")
+        assert content(open_run(tmp_path / "out")) == before
+        rollback(tmp_path / "out")
+        scripts["llm"].answer = good
+        assert content(resume(tmp_path / "out", edited))["third"] != before["third"]
+        resume(tmp_path / "out", edited, select="third")
+    assert version_numbers(RunDir(tmp_path / "out")) == [3, 4]
 
 
 def test_rejected_is_the_retry_and_goes_together_with_steps(tmp_path: Path) -> None:

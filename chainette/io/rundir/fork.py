@@ -152,7 +152,8 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
         forking = _Fork(directory, aside, plan, state, reopen)
         with disk_errors(aside.path):
             forking.build()
-            keep_versions(directory, aside, version_numbers(directory))
+            numbers = version_numbers(directory)
+            keep_versions(directory, aside, numbers, replaced=not (numbers and _broke_off(directory, state, numbers[-1])))
             swap(directory.path)
         return forking.taken_back
     finally:
@@ -224,6 +225,17 @@ def remove_leftovers(directory: RunDir) -> None:
     for folder in (directory.path, directory.path / ".schema", directory.inputs):
         for file in folder.glob(".*.tmp"):
             file.unlink()
+
+
+def _broke_off(directory: RunDir, state: RunState, newest: int) -> bool:
+    """Whether the directory is an attempt, not finished, to compute rows of its newest version anew. That one is whole, and
+    stays the newest: however often an attempt breaks off, `rollback` brings back the rows before the first."""
+    if state.ended:
+        return False
+    ended, epoch = False, 0
+    for _, event in read_log(RunDir(directory.versions / str(newest)).log):
+        ended, epoch = ended or isinstance(event, RunFinished), max(epoch, event.epoch)
+    return ended and epoch <= state.epoch
 
 
 @dataclass

@@ -27,10 +27,13 @@ def version_numbers(directory: RunDir) -> list[int]:
     return sorted(int(entry.name) for entry in directory.versions.iterdir() if entry.name.isdecimal())
 
 
-def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> None:
-    """Gives a replacement directory its versions: the newest of `numbers`, and the replaced directory as a new one."""
-    for number in numbers[1 - KEPT :]:
+def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int], *, replaced: bool = True) -> None:
+    """Gives a replacement directory its versions: the newest of `numbers`, and if `replaced` is set the directory that it
+    replaces as a new one."""
+    for number in numbers[replaced - KEPT :]:
         link_tree(source.versions / str(number), target.versions / str(number))
+    if not replaced:
+        return
     number = max(version_numbers(source), default=0) + 1
     apart = {folder.name for folder in (source.versions, source.fleet, source.answers, source.own_answers)}
     link_tree(source.path, target.versions / str(number), but=apart)
