@@ -34,12 +34,22 @@ def two_gpus(site: Site) -> dict[str, str]:
     return environment
 
 
-def gpu_of(pid: int) -> str:
-    try:
-        told = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return ""
-    return next((line.partition(b"=")[2].decode() for line in told if line.startswith(b"CUDA_VISIBLE_DEVICES=")), "")
+_TELLS_ITS_GPU = """
+import os, pathlib
+pathlib.Path(f"gpu-{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+"""
+
+
+def gpus_of(site: Site, pids: list[int]) -> list[str]:
+    """The GPUs of workers, as a chain sees them that they serve."""
+    files = [site.project.path / f"gpu-{pid}" for pid in pids]
+    return sorted(file.read_text() for file in files if file.exists())
+
+
+def workers_of(parent: int) -> list[int]:
+    """The two workers of a process, once both live."""
+    found: list[int] = until(lambda: len(found := children(parent)) == 2 and found)
+    return found
 
 
 def gone(pids: list[int]) -> bool:
@@ -52,18 +62,21 @@ def test_gpu_all_is_one_worker_for_each_that_comes_back_when_it_dies_and_ends_wi
 ) -> None:
     database.may_leave("chainette:lease", "chainette:worker*", "rq:worker*", "chainette:held:*")  # of the one that is killed
     environment = two_gpus(site)
+    with (site.project.path / "chain.py").open("a") as chain:
+        chain.write(_TELLS_ITS_GPU)
     parent = site.start("worker", "--engine", "writer", "--engine", "judge", "--gpu", "all", env=environment)
-    pids = until(lambda: len(found := children(parent.pid)) == 2 and found)
-    until(lambda: sorted(gpu_of(pid) for pid in pids) == ["0", "1"])  # at first they have the environment of their parent
-    os.kill(pids[0], signal.SIGKILL)
-    again = until(lambda: len(found := children(parent.pid)) == 2 and pids[0] not in found and found)
-    until(lambda: sorted(gpu_of(pid) for pid in again) == ["0", "1"])
     assert site.project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", site.url).returncode == 0
+    pids = workers_of(parent.pid)
+    until(lambda: gpus_of(site, pids) == ["0", "1"])
+    os.kill(pids[0], signal.SIGKILL)
+    again = until(lambda: pids[0] not in (found := workers_of(parent.pid)) and found)
+    assert site.project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "again", "--redis", site.url).returncode == 0
+    until(lambda: gpus_of(site, again) == ["0", "1"])
     parent.terminate()
     assert parent.wait(LONG) == 0 and gone(again)
 
     parent = site.start("worker", "--engine", "writer", "--gpu", "all", env=environment)
-    pids = until(lambda: len(found := children(parent.pid)) == 2 and found)
+    pids = workers_of(parent.pid)
     parent.kill()
     until(lambda: gone(pids))
 

@@ -987,7 +987,7 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
         def _call(self, name: str, **arguments: Any) -> Any:
             calls[name] = arguments
             replies = {"claim": [b"OK"], "install": [b"BEHIND", 1], "reconcile": b"1", "close": b"NOT NOW"}
-            return {**replies, "reserve": [b"OK", 1, b"0 0 0 0", 0]}.get(name, b"OK")
+            return {**replies, "reserve": [b"OK", 1, 0, b"0 0 0 0", b"0 0 0 0"], "share_answers": [b"OK", 1]}.get(name, b"OK")
 
     spy = Spy(run.client)
     with pytest.raises(Lost):
@@ -1016,6 +1016,7 @@ def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:
     spy.bury(claim, "w1", "why")
     run.client.hset(run.keys.state, "used", "0 0 0 0")
     spy.reserve(run.keys, "w1", "t", (1, 1, 1, 1), Amounts(), 0, [Amounts(1)], EngineAccount("e", "d", (1, 1, 1, 1)))
+    spy.share(run.keys, "w1", [16 * b"q"], [(16 * b"r", b"answer")], [16 * b"s"])
     spy.reconcile("w1", [claim])
     spy.leave("w1")
     board = Board(run.client)
@@ -1088,8 +1089,8 @@ def harmless(name: str, path: tuple[Any, ...], wrong: Any) -> bool:
         return True  # a list ends there
     if wrong is None and name == "commit" and path == ("rows",):
         return True  # all rows that are left, which the unit does not allow
-    lists = ("units", "scopes", "partials", "stopped", "roots", "words", "asides", "entries", "needs")
-    container = path[-1] in ("about", "queues", "fields", "effects", "known", *lists)
+    lists = ("units", "scopes", "partials", "stopped", "roots", "words", "asides", "entries", "needs", "wanted", "answers")
+    container = path[-1] in ("given_up", "about", "queues", "fields", "effects", "known", *lists)
     return wrong == {} and container and path[-1] != "effects"
 
 

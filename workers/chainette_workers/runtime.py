@@ -67,8 +67,9 @@ def watch_parent(stopping: threading.Event) -> None:
 
 
 def say(words: str) -> None:
-    """One message of the process's log, which is its stderr."""
-    print(visible_paragraph(words), file=sys.stderr, flush=True)  # noqa: T201
+    """One message of the process's log, which is its stderr. A reader that is gone, or a full disk, costs the message only."""
+    with suppress(OSError):
+        print(visible_paragraph(words), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def warn_of_eviction(connection: redis.Redis) -> None:

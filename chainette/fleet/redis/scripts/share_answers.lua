@@ -1,7 +1,7 @@
 -- Questions that rows share: takes answers and questions that are given up, then says of each question that is wanted its
 -- answer, or who asks it: the caller from now on, or another live worker. Two tables of answers take turns, so that old ones go.
--- Answers beyond `light` bytes come with the next call. The words for an asker are numbers, which no answer is. A: run, epoch, incarnation, wanted, answers = {{question, answer}, ...},
--- given_up, most, most_bytes, light
+-- Answers beyond `light` bytes come with the next call. The words for an asker are numbers, which no answer is.
+-- A: run, epoch, incarnation, wanted, answers = {{question, answer}, ...}, given_up, most, most_bytes, light
 local run, me = need(A.run, 'string', 'run'), need(A.incarnation, 'string', 'incarnation')
 whole(A.epoch, 'epoch'); whole(A.most, 'most'); whole(A.most_bytes, 'most_bytes'); whole(A.light, 'light')
 strings(A.wanted, 'wanted'); strings(A.given_up, 'given_up')
