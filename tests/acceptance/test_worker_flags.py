@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from tests.acceptance.test_enqueue import Site, stopped
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
 from tests.support.processes import children
+from tests.support.server_project import ServerProject
+from tests.support.slow_server import SlowServer
 from tests.support.valkey import Database
 
 
@@ -40,9 +44,9 @@ pathlib.Path(f"gpu-{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVIC
 """
 
 
-def gpus_of(site: Site, pids: list[int]) -> list[str]:
+def gpus_of(project: Path, pids: list[int]) -> list[str]:
     """The GPUs of workers, as a chain sees them that they serve."""
-    files = [site.project.path / f"gpu-{pid}" for pid in pids]
+    files = [project / f"gpu-{pid}" for pid in pids]
     return sorted(file.read_text() for file in files if file.exists())
 
 
@@ -58,22 +62,37 @@ def gone(pids: list[int]) -> bool:
 
 @pytest.mark.long
 def test_gpu_all_is_one_worker_for_each_that_comes_back_when_it_dies_and_ends_with_its_parent(
-    site: Site, database: Database
+    site: Site, database: Database, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     database.may_leave("chainette:lease", "chainette:worker*", "rq:worker*", "chainette:held:*")  # of the one that is killed
     environment = two_gpus(site)
-    with (site.project.path / "chain.py").open("a") as chain:
-        chain.write(_TELLS_ITS_GPU)
-    parent = site.start("worker", "--engine", "writer", "--engine", "judge", "--gpu", "all", env=environment)
-    assert site.project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", site.url).returncode == 0
-    pids = workers_of(parent.pid)
-    until(lambda: gpus_of(site, pids) == ["0", "1"])
-    os.kill(pids[0], signal.SIGKILL)
-    again = until(lambda: pids[0] not in (found := workers_of(parent.pid)) and found)
-    assert site.project.chainette("enqueue", "chain.py", "in.jsonl", "-o", "again", "--redis", site.url).returncode == 0
-    until(lambda: gpus_of(site, again) == ["0", "1"])
-    parent.terminate()
-    assert parent.wait(LONG) == 0 and gone(again)
+    open_ = asyncio.Event()
+
+    async def answer(_asked: str) -> str:
+        await open_.wait()
+        return json.dumps({"word": "w"})
+
+    with SlowServer(answer) as server:
+        project = ServerProject(tmp_path_factory.mktemp("project"), rows=8)
+        project.url = server.url
+        with (project.path / "chain.py").open("a") as chain:
+            chain.write(_TELLS_ITS_GPU)
+        words = ("worker", "--engine", "server", "--gpu", "all", "--redis", site.url)
+        with (
+            project.start(*words, env=project.environment | environment) as parent,
+            stopped(parent),
+            project.start("enqueue", "chain.py", "in.jsonl", "-o", "out", "--redis", site.url) as run,
+            stopped(run),
+        ):
+            pids = workers_of(parent.pid)
+            until(lambda: gpus_of(project.path, pids) == ["0", "1"])
+            os.kill(pids[0], signal.SIGKILL)
+            again = until(lambda: pids[0] not in (found := workers_of(parent.pid)) and found)
+            until(lambda: gpus_of(project.path, again) == ["0", "1"])
+            server.call(open_.set)
+            assert run.wait(LONG) == 0
+            parent.terminate()
+            assert parent.wait(LONG) == 0 and gone(again)
 
     parent = site.start("worker", "--engine", "writer", "--gpu", "all", env=environment)
     pids = workers_of(parent.pid)
