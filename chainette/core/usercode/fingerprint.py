@@ -32,7 +32,7 @@ from chainette.core.usercode.data_text import (
 )
 from chainette.core.usercode.importer import public_name
 from chainette.core.usercode.lazy_imports import files_imported
-from chainette.core.usercode.object_text import Counted, held_at_first
+from chainette.core.usercode.object_text import Counted, held_at_first, same_name
 from chainette.core.usercode.source import is_library, source_tree
 from chainette.core.usercode.syntax import (
     assignments,
@@ -298,7 +298,8 @@ def _module_name(thing: Any) -> str:
 
 
 def _qualified(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    name = getattr(thing, "__qualname__", type(thing).__qualname__)
+    return f"{getattr(thing, '__module__', '')}.{same_name(name)}"
 
 
 def _globals_of(cls: type) -> Mapping[str, Any]:

@@ -18,8 +18,10 @@ from typing import Any
 
 from chainette.core.usercode.data_text import IdentityKey, canonical, without_places
 
-__all__ = ["Counted", "held_at_first"]
+__all__ = ["Counted", "held_at_first", "same_name"]
 
+#: Classes of the standard library that Python 3.13 renamed -> their names before, so that a run may go on under either.
+_RENAMED = {"_TypedCacheSpecialForm": "_LiteralSpecialForm"}
 
 _PLAIN = (str, int, float, bytes, bytearray)
 _ORDERED = (list, tuple, deque, KeysView, ValuesView, ItemsView)
@@ -32,6 +34,11 @@ _COPIED = frozenset(
 
 #: How a table or a column of a library gives its values.
 _LISTED = ("to_pydict", "to_pylist", "to_list", "tolist")
+
+
+def same_name(name: str) -> str:
+    """The name of a class, the same in every version of Python."""
+    return _RENAMED.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class _ObjectWalk:
         return f"{kind}({','.join(self.text(value) for value in values)})"
 
     def _of_object(self, value: Any) -> str:
-        kind = type(value).__qualname__
+        kind = same_name(type(value).__qualname__)
         if isinstance(value, functools.partial):
             return self._all(kind, [value.func, value.args, value.keywords])
         if isinstance(value, FunctionType):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import create_model
@@ -280,3 +280,12 @@ def test_a_function_without_source_counts_by_name() -> None:
     space: dict[str, Any] = {"__name__": "typed_in"}
     exec("def one(x): return x\ndef two(x): return x", space)
     assert fingerprint_code(space["one"]) != fingerprint_code(space["two"])
+
+
+def chosen(item: str) -> Literal["x", "y"]:
+    return "x" if item else "y"
+
+
+def test_a_fingerprint_is_the_same_in_every_version_of_python() -> None:
+    """Python 3.13 renamed the class of `Literal`. The value was written down under Python 3.11."""
+    assert fingerprint_code(chosen) == "81c47d3cf9156dd5"
