@@ -6,7 +6,7 @@
       PlanError             the static check found problems; carries all of them
       LoadError             a chain reference or a chain file could not be loaded
         ParameterError      values do not fit the parameters of a chain's factory
-      SettingsError         chainette.toml or a CHAINETTE_* variable cannot be what it says
+      SettingsError         chainette.toml or a CHAINETTE_* variable has a value that cannot be used
       PluginError           a prompt builder or hook of another distribution is missing or broken
       InputError            the input as a whole cannot be read (one bad line is a rejected row)
       TemplateError         a template cannot be compiled or rendered

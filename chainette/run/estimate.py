@@ -1,5 +1,5 @@
-"""The requests and the cost of a run before it begins: rows by a walk over the input (`forecast.py`), the rest by what is known
-of its steps (`step_estimates.py`)."""
+"""The requests and the cost of a run before it begins: rows by a walk over the input (`forecast.py`), the rest by the known
+numbers of its steps (`step_estimates.py`)."""
 
 from __future__ import annotations
 
@@ -110,13 +110,15 @@ async def estimate(
         RunDirectoryError: an earlier run is not there.
         ChainChanged: `select` leaves out steps that have changed.
     """
+    state = None
     if directory.exists():
-        plan, options = await anyio.to_thread.run_sync(_as_recorded, directory, plan, options)
+        state, _ = await anyio.to_thread.run_sync(read_state, directory)
+        plan, options = _as_recorded(directory, state, plan, options)
     own = str(directory.sample)
     reuse = [reused for reused in options.reuse if reused != own]
     if directory.sample.exists():
         options = replace(options, reuse=(*reuse, own))
-    resumed = await anyio.to_thread.run_sync(KeptRows.of, directory, plan, select)
+    resumed = await anyio.to_thread.run_sync(KeptRows.of, directory, plan, state, select)
     await anyio.to_thread.run_sync(require_runs, options.reuse)
     source = await anyio.to_thread.run_sync(open_counted, inputs, plan, options)
     state = resumed.state
@@ -154,9 +156,8 @@ async def estimate(
     )
 
 
-def _as_recorded(directory: RunDir, plan: Plan, options: RunOptions) -> tuple[Plan, RunOptions]:
+def _as_recorded(directory: RunDir, state: RunState, plan: Plan, options: RunOptions) -> tuple[Plan, RunOptions]:
     """The plan and the options as a resume of the directory has them."""
-    state, _ = read_state(directory)
     settings = state.run.settings
     fixed: dict[str, Any] = {name: settings[name] for name in ("seed", "key") if name in settings}
     fixed["columns"] = tuple(settings.get("columns") or ())

@@ -37,15 +37,14 @@ class KeptRows:
     reopened: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, directory: RunDir, plan: Plan, select: Sequence[str]) -> KeptRows:
-        """Without a selection, the rows that have become stale are computed again."""
-        if not directory.exists():
+    def of(cls, directory: RunDir, plan: Plan, state: RunState | None, select: Sequence[str]) -> KeptRows:
+        """Without a selection, the rows that have become stale are computed again. `state` is None if there is no run."""
+        if state is None:
             if select:
                 raise InputError(
                     f"--select names rows of a run, and there is none in {directory}; name its directory with -o DIR"
                 )
             return cls(directory, plan, None)
-        state, _ = read_state(directory)
         changes = changes_since(state, plan)
         words = tuple(select) or ((f"{CHANGED}+",) if changes is not None else ())
         chosen = selection_of(words, plan, state)

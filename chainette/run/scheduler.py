@@ -89,7 +89,7 @@ class LocalRun(Worker):
     #: The answers of earlier runs.
     stored: Answers | None = None
     budget: Budget | None = None
-    #: Of the budget, what earlier sessions have spent: under "" of the run, else of an engine.
+    #: The amounts of the budget that earlier sessions have spent: under "" of the run, else of an engine.
     used: Mapping[str, Amounts] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
 

@@ -243,7 +243,7 @@ class SharedAnswers:
         return pieces
 
     def heard(self, wanted: Iterable[bytes], found: Sequence[bytes | Asker]) -> None:
-        """What the others said about questions."""
+        """Takes in the replies of the others about questions."""
         for question, reply in zip(wanted, found, strict=True):
             match reply:
                 case Asker.HERE:

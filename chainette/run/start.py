@@ -66,7 +66,7 @@ async def start(
     if options.resume and directory.exists():
         paths = _paths(inputs)
         given = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
-        if isinstance(inputs, str) and is_hub(inputs):
+        if is_hub(inputs):
             return await resume(directory, chain, replace(options, inputs=[inputs]))
         return await resume(directory, chain, replace(options, inputs=given, source=None if paths else _source(inputs)))
     plan = _compiled(chain, options)
@@ -91,7 +91,8 @@ async def iterate(
     plan = _compiled(chain, options)
     await check_drive(plan, options)
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
-        source = await anyio.to_thread.run_sync(_open_or_spool, inputs, Path(folder), plan, options)
+        rows = await anyio.to_thread.run_sync(_pinned, inputs)
+        source = await anyio.to_thread.run_sync(_open_or_spool, rows, Path(folder), plan, options)
         roots, hook = roots_of(plan, source, options), Hooks(options.hooks)
         budget = budget_of(options.budget, rates_of(plan), engine_limits(plan.engines))
         writer = Scratch(plan, options.wanted(plan))
@@ -117,7 +118,7 @@ def begin(directory: RunDir, run_id: str, plan: Plan, inputs: Inputs, options: R
     """Checks the input, then takes the directory, so that a mistyped path leaves nothing behind."""
     require_one_type({name: plan.types[name] for name in plan.columns}, options.format)
     source = open_files(inputs, plan, options)
-    rows = HubRows.pinned(inputs) if isinstance(inputs, str) and is_hub(inputs) else inputs
+    rows = _pinned(inputs)
     log = claim_directory(directory)
     try:
         source = source or _open_or_spool(rows, directory.inputs, plan, options)
@@ -171,10 +172,13 @@ def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLik
     return None if any(map(is_url, paths)) else paths
 
 
+def _pinned(inputs: Inputs) -> Inputs | HubRows:
+    """The inputs; a data set of the hub at its present commit."""
+    return HubRows.pinned(inputs) if is_hub(inputs) else inputs
+
+
 def _open_or_spool(inputs: Inputs | HubRows, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
     """The input; others go to a file in `folder`: whole, or, if they may never end or come from the hub, as they are read."""
-    if isinstance(inputs, str) and is_hub(inputs):
-        inputs = HubRows.pinned(inputs)
     if isinstance(inputs, HubRows):
         return _checked(open_growing(GrowingFile(folder / "0.jsonl", inputs), limit=options.limit), plan, options)
     found = open_files(inputs, plan, options)

@@ -1,4 +1,4 @@
-"""From the rows of steps to requests, tokens, time and money, by what earlier runs and samples tell of each step."""
+"""From the rows of steps to requests, tokens, time and money, by the numbers of earlier runs and samples for each step."""
 
 from __future__ import annotations
 

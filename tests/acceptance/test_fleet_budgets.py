@@ -120,7 +120,7 @@ def test_the_budget_of_an_engine_holds_over_the_runs_of_a_fleet_whoever_is_kille
         fleet.finished(run)
         assert len(fleet.project.ids(name, "ask")) == ROWS
     assert fleet.answered(*runs) == 2 * ROWS <= fleet.sent <= 2 * ROWS + IN_FLIGHT
-    third = fleet.detach("three", "--engines", "engines.yml")  # what closed runs have spent counts on
+    third = fleet.detach("three", "--engines", "engines.yml")  # the spending of closed runs counts on
     assert "engine 'server' is spent: " in fleet.pauses(third)
     assert fleet.answered("three") == 0
     assert fleet.project.chainette("cancel", third, "--redis", fleet.url).returncode == 0

@@ -218,7 +218,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert asked(scripts["llm"])["question 1"] == 2
 
 
-# -- what is shared with whom
+# -- answers and the rows they are shared with
 
 
 def test_rows_that_are_not_answered_go_on_to_the_next_engine_and_share_there(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from chainette.fleet.protocol.member_fields import Member
-from chainette.fleet.redis.cached_view import Lookout
+from chainette.fleet.redis.cached_view import CachedView
 from chainette.fleet.redis.fleet_view import LiveRun, look
 from tests.support.fleet import QueueRun, opened, straight, work
 from tests.support.proxy import FaultProxy
@@ -148,7 +148,7 @@ def test_memory_is_what_redis_says(run: QueueRun) -> None:
 def test_a_redis_that_does_not_answer_is_no_look(run: QueueRun, proxy: FaultProxy) -> None:
     with connect(proxy.url, socket_timeout=0.3) as client:
         clock = iter(range(0, 1000, 10)).__next__
-        lookout = Lookout(client, clock=clock)
+        lookout = CachedView(client, clock=clock)
         assert lookout.look() is not None
         proxy.blackhole()
         assert lookout.look() is None
@@ -158,7 +158,7 @@ def test_a_redis_that_does_not_answer_is_no_look(run: QueueRun, proxy: FaultProx
 
 def test_a_look_is_good_for_a_second(run: QueueRun) -> None:
     now = [0.0]
-    lookout = Lookout(run.client, clock=lambda: now[0])
+    lookout = CachedView(run.client, clock=lambda: now[0])
     before = lookout.look()
     run.admit()
     now[0] = 0.9

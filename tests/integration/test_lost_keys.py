@@ -86,7 +86,7 @@ def spoil_one(client: Redis, pattern: str, which: int = 0) -> bool:
     return True
 
 
-#: What may become of a key: the test says which key, counted from the first.
+#: The fates of a key: the test says which key, counted from the first.
 LOSSES: dict[str, Callable[[Redis, str, int], bool]] = {"lost": lose_one, "spoiled": spoil_one}
 
 

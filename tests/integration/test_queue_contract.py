@@ -986,7 +986,7 @@ def test_the_budget_of_an_engine_holds_over_all_runs(scarce: Site) -> None:
     assert (progress.exhausted, progress.exhausted_by, progress.of_all_runs) == (True, "d2", Amounts(10))
     assert progress.of_engines == {"d2": Amounts(7)}
     other = scarce.queue.reserve(scarce.keys, "w2", "t6", NO_LIMITS, Amounts(), 0, [Amounts(1)], LLM)
-    assert (other.granted, other.exhausted) == (0, True)  # what it asked would be thrown away
+    assert (other.granted, other.exhausted) == (0, True)  # its answers would be thrown away
     assert not scarce.queue.progress(RunKeys("run-b", 0), ["d2"]).exhausted  # it notices when it wants more
 
 

@@ -57,7 +57,7 @@ class Server:
 
     world: World
     queue: MemoryQueue = field(init=False)
-    lookups: LookupsInMemory = field(default_factory=lambda: LookupsInMemory())
+    lookups: LookupsInMemory = field(default_factory=LookupsInMemory)
     #: Calls so far -> the state then, for those to which the schedule goes back.
     _past: dict[int, bytes] = field(default_factory=dict)
     _calls: int = 0

@@ -70,7 +70,7 @@ class MemoryQueue(LeasedQueue):
         self._workers: dict[str, _Worker] = {}
         #: Workers somebody asked to end.
         self._stopped: set[str] = set()
-        #: Digest of an engine with a budget -> what closed runs have spent.
+        #: Digest of an engine with a budget -> the amounts that closed runs have spent.
         self._closed: dict[str, Amounts] = {}
 
     # -- runs

@@ -37,7 +37,7 @@ LEASES = "chainette:lease"
 WORKERS = "chainette:workers"
 
 
-#: Hash: digest of an engine with a budget -> what closed runs have spent of it. It stays; workers only read it.
+#: Hash: digest of an engine with a budget -> the amounts that closed runs have spent of it. It stays; workers only read it.
 SPENT = "chainette:spent"
 
 

@@ -176,9 +176,9 @@ class AdmissionProgress:
     #: The budget that is spent or reserved, and whether the next request does not fit and nothing is in flight.
     used: Amounts = field(default_factory=Amounts)
     exhausted: bool = False
-    #: Digest of an engine with a budget -> what the run has spent and reserved of it.
+    #: Digest of an engine with a budget -> the amounts that the run has spent and reserved of it.
     of_engines: Mapping[str, Amounts] = field(default_factory=dict)
-    #: If it is an engine's budget that does not suffice: its digest, and what all runs have spent and reserved.
+    #: If it is an engine's budget that does not suffice: its digest, and the amounts that all runs have spent and reserved.
     exhausted_by: str = ""
     of_all_runs: Amounts = field(default_factory=Amounts)
     #: Whether this is still the run's epoch in Redis.

@@ -183,7 +183,7 @@ def record_seal(seals: Seals, run: str, epoch: int, fields: Mapping[str, str | i
 
 
 def used_fields(used: Mapping[str, Amounts], engines: Mapping[str, EngineConfig]) -> dict[str, str]:
-    """What a run has spent and reserved as fields of its record: under "" of its own budget, else of an engine's."""
+    """The amounts a run has spent and reserved, as fields of its record: under "" of its own budget, else of an engine's."""
     return {f"used:{engines[name].digest}" if name else "used": amounts.words for name, amounts in used.items()}
 
 

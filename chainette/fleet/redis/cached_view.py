@@ -13,13 +13,13 @@ from chainette.fleet.redis.fleet_view import Fleet, look
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Lookout"]
+__all__ = ["CachedView"]
 
 #: Seconds a look is good for.
 _FRESH = 1.0
 
 
-class Lookout:
+class CachedView:
     """Looks at a fleet for anybody who asks, once a second at most. Thread-safe."""
 
     def __init__(self, connection: redis.Redis, clock: Callable[[], float] = time.monotonic) -> None:

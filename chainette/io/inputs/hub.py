@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 from chainette.errors import InputError
 from chainette.utils.argument_advice import nearest
@@ -24,7 +24,7 @@ _NAME = re.compile(
 )
 
 
-def is_hub(source: object) -> bool:
+def is_hub(source: object) -> TypeGuard[str]:
     """Whether an input is a data set of the hub; `hf://` is a URL of files there."""
     return isinstance(source, str) and source.startswith("hf:") and not source.startswith("hf://")
 

@@ -46,7 +46,7 @@ from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.reasked import Reasked
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span, StreamWriter
-from chainette.io.rundir.versions import copy, copy_tree, keep_versions, link, version_numbers
+from chainette.io.rundir.versions import copy, copy_tree, keep_versions, link, link_versions, version_numbers
 from chainette.io.tables.row_lines import parse_earlier
 from chainette.records import CHAIN_INPUT, declared_of
 from chainette.utils.private_files import make_folder, new_file, permitted
@@ -153,7 +153,8 @@ def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
         with disk_errors(aside.path):
             forking.build()
             numbers = version_numbers(directory)
-            keep_versions(directory, aside, numbers, replaced=not (numbers and _broke_off(directory, state, numbers[-1])))
+            keep = link_versions if numbers and _broke_off(directory, state, numbers[-1]) else keep_versions
+            keep(directory, aside, numbers)
             swap(directory.path)
         return forking.taken_back
     finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 from chainette.io.rundir.paths import RunDir, fsync_dir
 from chainette.utils.private_files import make_folder, permitted
 
-__all__ = ["KEPT", "copy", "copy_tree", "keep_versions", "link", "link_tree", "version_numbers"]
+__all__ = ["KEPT", "copy", "copy_tree", "keep_versions", "link", "link_tree", "link_versions", "version_numbers"]
 
 #: The most versions of one directory.
 KEPT = 2
@@ -27,13 +27,15 @@ def version_numbers(directory: RunDir) -> list[int]:
     return sorted(int(entry.name) for entry in directory.versions.iterdir() if entry.name.isdecimal())
 
 
-def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int], *, replaced: bool = True) -> None:
-    """Gives a replacement directory its versions: the newest of `numbers`, and if `replaced` is set the directory that it
-    replaces as a new one."""
-    for number in numbers[replaced - KEPT :]:
+def link_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> None:
+    """Gives a directory some versions of another one."""
+    for number in numbers:
         link_tree(source.versions / str(number), target.versions / str(number))
-    if not replaced:
-        return
+
+
+def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> None:
+    """Gives a replacement directory its versions: the newest of `numbers`, and the replaced directory as a new one."""
+    link_versions(source, target, numbers[1 - KEPT :])
     number = max(version_numbers(source), default=0) + 1
     apart = {folder.name for folder in (source.versions, source.fleet, source.answers, source.own_answers)}
     link_tree(source.path, target.versions / str(number), but=apart)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chainette.fleet.protocol.member_fields import metrics_words
 from chainette.fleet.protocol.seals import Seals, seals_of
-from chainette.fleet.redis.cached_view import Lookout
+from chainette.fleet.redis.cached_view import CachedView
 from chainette.fleet.redis.connect import impatient
 from chainette.hooks import Hook, Hooks
 from chainette_workers.metrics.address import MetricsEndpoint
@@ -60,7 +60,7 @@ def watching(
     from chainette_workers.metrics.metrics import Metrics
 
     with impatient(connection, _SCRAPE) as client:
-        lookout = Lookout(client)
+        lookout = CachedView(client)
         metrics, seals = Metrics(*parts, engines=engines, look=lookout.look), seals_of()
         routes = _routes(metrics, lookout, seals, anywhere=endpoint.anywhere)
         with serving(endpoint, routes, _redis_at(connection)) as address:
@@ -73,14 +73,14 @@ def _redis_at(connection: redis.Redis) -> tuple[str, int]:
     return str(said.get("host", "127.0.0.1")), int(said.get("port", 6379))
 
 
-def _routes(metrics: Metrics, lookout: Lookout, seals: Seals, *, anywhere: bool) -> dict[str, Route]:
+def _routes(metrics: Metrics, lookout: CachedView, seals: Seals, *, anywhere: bool) -> dict[str, Route]:
     routes: dict[str, Route] = {"/metrics": metrics.text}
     if ProcessKind.FLEET in metrics.parts:
         routes["/sd"] = lambda _accept: ("application/json", _discovered(lookout, seals, anywhere=anywhere))
     return routes
 
 
-def _discovered(lookout: Lookout, seals: Seals, *, anywhere: bool) -> bytes:
+def _discovered(lookout: CachedView, seals: Seals, *, anywhere: bool) -> bytes:
     """The processes that have an endpoint, for Prometheus.
 
     Raises:
