@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chainette import open_run
+from chainette.fleet.redis.fleet_view import look
 from tests.acceptance.test_services import Site
 from tests.support.cli import Project, until
 from tests.support.slow_server import SlowServer
@@ -58,11 +59,11 @@ class Fleet(Site):
         return sum(open_run(self.project.path / each).metadata["usage"]["requests"] for each in directories)
 
     def pauses(self, run: str) -> str:
-        """The reason of a run's pause."""
+        """The reason of a run's pause, as soon as a sink has written all that came before."""
 
         def reason() -> str:
-            info = self.board.run(run)
-            return info.reason if info is not None and info.state == "paused" else ""
+            live = next(iter(look(self.client, run).runs), None)
+            return live.info.reason if live is not None and live.info.state == "paused" and not live.results else ""
 
         return str(until(reason))
 

@@ -101,7 +101,8 @@ def test_the_docstring_explains_every_keyword_and_its_default() -> None:
 
 
 @pytest.mark.parametrize("method", ["run", "arun", "run_iter", "stream"])
-def test_consoles_complete_the_keywords(method: str) -> None:
+def test_consoles_complete_the_keywords(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jedi.settings, "cache_directory", tmp_path)  # in the usual one, tests beside it read half a file
     parameters = inspect.signature(getattr(CHAIN, method)).parameters
     assert {*RunKeywords.__annotations__} == {name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
     assert str(parameters["limit"].annotation) == "int | None"
