@@ -20,15 +20,6 @@ def test_the_first_chain_of_the_page_on_routes_has_no_problems(tmp_path: Path) -
     assert follow(REPOSITORY / "docs/routes.md", tmp_path) == 1
 
 
-def test_a_page_with_another_screen_fails(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text('```json title="a.json"\n{"a": 1}\n```\n\n```console\n$ cat a.json\n{...}\n```\n')
-    assert follow(page, tmp_path) == 1
-    page.write_text("```console\n$ cat a.json\n[...]\n```\n")
-    with pytest.raises(AssertionError, match=r"page.md: \$ cat a.json"):
-        follow(page, tmp_path)
-
-
 def test_the_page_for_coding_agents_shows_a_chain_without_problems(tmp_path: Path) -> None:
     page = (REPOSITORY / "docs/agents.md").read_text(encoding="utf-8")
     chain, functions, *_ = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
