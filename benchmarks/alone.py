@@ -21,7 +21,7 @@ from benchmarks.fleet import chainette, project
 from benchmarks.picture import Panel, picture
 from benchmarks.readings import MIB, Readings, bytes_below, resident
 from chainette.core.flow import row_of
-from chainette.core.plan import ToNode
+from chainette.core.targets import ToNode
 from chainette.records import Effects, Outcome, Output, Unit, Usage
 from chainette.run.scheduler import LocalRun
 from chainette.run.unit_worker import HeldUnit

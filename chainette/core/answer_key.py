@@ -13,7 +13,8 @@ import msgspec
 
 from chainette.core.apply import ApplyNode
 from chainette.core.identity import deciding_engine_settings, deciding_sampling
-from chainette.core.plan import NodeKind, Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.step import Step
 from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
 from chainette.records import Message, Row

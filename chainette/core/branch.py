@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, overload
 
+from pydantic import TypeAdapter
+
+from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.node import Node, check_name
+from chainette.core.step import Step
 from chainette.errors import DeclarationError, Place
 from chainette.utils.argument_advice import explained
 from chainette.utils.call_site import caller_place
@@ -67,9 +72,15 @@ class JoinBranch(Branch):
 
     def decode(self, value: bytes) -> Any:
         """The final output of the branch: a model, or a list of models if the branch expands."""
-        from chainette.core.plan import join_adapter
+        return self.adapter.validate_json(value)
 
-        return join_adapter(self).validate_json(value)
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        """Validates the JSON a row holds under the alias; plain data if the last node declares no model."""
+        works = [step for step in self.steps if isinstance(step, (Step, ApplyNode))]
+        model: Any = (works[-1].output_model if works else None) or Any
+        many = any(isinstance(work, ApplyNode) and work.cardinality is Cardinality.MANY for work in works)
+        return TypeAdapter(list[model] if many else model)
 
 
 def checked_elements(name: str, steps: Sequence[Element], place: Place) -> tuple[Element, ...]:

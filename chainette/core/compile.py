@@ -19,32 +19,23 @@ from chainette.core.compile_loop import check_loop, compile_loop
 from chainette.core.compile_route import certain, check_route, compile_route
 from chainette.core.compile_samples import compile_samples, value_at_end
 from chainette.core.elements import Flow, first_nodes, fork_id, target_of
+from chainette.core.forks import Fork, Join, Rounds, Side
 from chainette.core.identity import fingerprint_of, rescue_of
 from chainette.core.loop import Loop
 from chainette.core.names import INPUTS, Names
 from chainette.core.node import Node
-from chainette.core.plan import (
-    PYTHON,
-    End,
-    Fork,
-    Join,
-    NodeKind,
-    Plan,
-    PlanNode,
-    Rounds,
-    Side,
-    Target,
-    ToBranchEnd,
-)
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.route import Route
 from chainette.core.step import Step
+from chainette.core.targets import End, Target, ToBranchEnd
 from chainette.core.templates.literal_braces import prompt_warnings
 from chainette.core.templates.references import template_problems
 from chainette.core.usercode.fingerprint import fingerprint_model
 from chainette.engine.backends import backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.errors import Place, PlanError, Problem, UnknownEngine
-from chainette.records import CHAIN_INPUT, declared_of
+from chainette.records import CHAIN_INPUT, PYTHON, declared_of
 
 __all__ = ["Compiler", "compile_chain"]
 
@@ -173,37 +164,10 @@ class Compiler:
         return replace(flow.knowing(*names), source=planned.id, type=node.output_model, many=flow.many or many)
 
     def add(self, node: Step[Any, Any] | ApplyNode[Any, Any], id: str, flow: Flow, following: Target) -> PlanNode:
-        """Adds a node to the plan under this id."""
-        input_type = node.input_model or flow.type
+        """Adds a declared node to the plan under this id."""
         self.check_edge(node, flow)
-        name = flow.named(id)
-        engines = [self.engine(node, engine) for engine in node.engines] if isinstance(node, Step) else [None]
-        dedupe = isinstance(node, Step) and node.n == 1 and (self.dedupe if node.dedupe is None else node.dedupe)
-        self.depth += 1
-        planned = PlanNode(
-            id=name,
-            kind=NodeKind.STEP if isinstance(node, Step) else NodeKind.APPLY,
-            depth=self.depth,
-            engine=node.engine_name if isinstance(node, Step) else PYTHON,
-            escalate=tuple(node.escalate) if isinstance(node, Step) else (),
-            source=flow.source,
-            next=following,
-            scope=flow.scope,
-            cardinality=Cardinality.ONE if isinstance(node, Step) else node.cardinality,
-            path=flow.path,
-            node=node,
-            input_type=input_type,
-            output_model=node.output_model,
-            fingerprint=fingerprint_of(node, input_type, engines[0], dedupe=dedupe),
-            rescue=rescue_of(node, engines),
-            key=name,
-            keys=flow.keys,
-            round=flow.round,
-            samples=node.n if isinstance(node, Step) else 1,
-            dedupe=dedupe,
-        )
-        self.nodes.setdefault(name, planned)
-        self.types[name] = node.output_model or Any
+        planned = self.plan_node(node, NodeKind.STEP if isinstance(node, Step) else NodeKind.APPLY, id, flow, following)
+        self.types[planned.id] = node.output_model or Any
         if isinstance(node, Step):
             self.depth += len(node.escalate)
             self.types[planned.reasoning_key] = str | None
@@ -211,6 +175,46 @@ class Compiler:
             self.check_model(
                 node.output_model, node.place, f"{node.id!r}: output model {node.output_model.__name__}", output=True
             )
+        return planned
+
+    def plan_node(
+        self,
+        node: Step[Any, Any] | ApplyNode[Any, Any],
+        kind: NodeKind,
+        id: str,
+        flow: Flow,
+        following: Target,
+        key: str | None = None,
+    ) -> PlanNode:
+        """Adds a node to the plan under this id; `key` if rows keep its value under another name."""
+        step = node if isinstance(node, Step) else None
+        input_type, name = node.input_model or flow.type, flow.named(id)
+        engines = [self.engine(step, engine) for engine in step.engines] if step is not None else [None]
+        dedupe = step is not None and step.n == 1 and (self.dedupe if step.dedupe is None else step.dedupe)
+        self.depth += 1
+        planned = PlanNode(
+            id=name,
+            kind=kind,
+            depth=self.depth,
+            engine=PYTHON if step is None else step.engine_name,
+            escalate=() if step is None else tuple(step.escalate),
+            source=flow.source,
+            next=following,
+            scope=flow.scope,
+            cardinality=node.cardinality if isinstance(node, ApplyNode) else Cardinality.ONE,
+            path=flow.path,
+            node=node,
+            input_type=input_type,
+            output_model=node.output_model,
+            fingerprint=fingerprint_of(node, input_type, engines[0], dedupe=dedupe),
+            rescue=rescue_of(node, engines),
+            key=key or name,
+            keys=flow.keys,
+            round=flow.round,
+            samples=1 if step is None else step.n,
+            dedupe=dedupe,
+        )
+        self.nodes.setdefault(name, planned)
         return planned
 
     def fork(self, branches: Sequence[Branch], flow: Flow, following: Target) -> Flow:

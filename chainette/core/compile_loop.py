@@ -10,27 +10,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, create_model
 
 from chainette.core.annotations import NONE, members, type_name, union_of
-from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.apply import ApplyNode
 from chainette.core.compile_route import require_bool, type_of
 from chainette.core.condition import Condition
-from chainette.core.decision import LastRound, RoundEnd, way_branch
+from chainette.core.decision import LastRound, way_branch
 from chainette.core.elements import Flow, fork_id, target_of
-from chainette.core.identity import fingerprint_of, rescue_of
+from chainette.core.forks import Join, Rounds, Side
 from chainette.core.loop import Judge, Loop
-from chainette.core.plan import (
-    PYTHON,
-    End,
-    Join,
-    NodeKind,
-    PlanNode,
-    Round,
-    Rounds,
-    Side,
-    Target,
-    ToBranchEnd,
-    ToNode,
-    ToWays,
-)
+from chainette.core.plan_node import NodeKind, PlanNode, Round
+from chainette.core.targets import End, Target, ToBranchEnd, ToNode, ToWays
 from chainette.records import declared_of
 from chainette.utils.argument_advice import nearest
 
@@ -115,28 +103,8 @@ def _add_judge(compiler: Compiler, loop: Loop, flow: Flow, ended: Flow, number: 
     elif loop.on_exhausted != "reject":
         ways.append(("kept", ToBranchEnd(fork, branch)))
     node = ApplyNode(Judge(loop, number), id=loop.id, emoji=loop.emoji)
-    object.__setattr__(node, "place", loop.place)
-    compiler.depth += 1
-    planned = PlanNode(
-        id=ended.named(loop.id),
-        kind=NodeKind.DECISION,
-        depth=compiler.depth,
-        engine=PYTHON,
-        source=ended.source,
-        next=ToWays(fork, tuple(ways)),
-        scope=ended.scope,
-        cardinality=Cardinality.ONE,
-        path=ended.path,
-        node=node,
-        input_type=ended.type,
-        output_model=RoundEnd,
-        fingerprint=fingerprint_of(node, ended.type, None),
-        rescue=rescue_of(node, ()),
-        key=flow.named(loop.id),
-        keys=ended.keys,
-        round=ended.round,
-    )
-    compiler.nodes.setdefault(planned.id, planned)
+    node._set(place=loop.place)
+    compiler.plan_node(node, NodeKind.DECISION, loop.id, ended, ToWays(fork, tuple(ways)), key=flow.named(loop.id))
 
 
 def _previous_model(compiler: Compiler, ended: Flow, own: Iterable[str]) -> type[BaseModel]:

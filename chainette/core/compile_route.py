@@ -11,26 +11,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from chainette.core.annotations import NONE, allowed_values, list_of, members, type_name, union_of
-from chainette.core.apply import ApplyNode, Cardinality
+from chainette.core.apply import ApplyNode
 from chainette.core.compile_samples import value_at_end
 from chainette.core.condition import Condition
 from chainette.core.decision import Way, way_branch
 from chainette.core.elements import Flow, fork_id, target_of
-from chainette.core.identity import fingerprint_of
-from chainette.core.plan import (
-    PYTHON,
-    Choice,
-    End,
-    Join,
-    NodeKind,
-    PlanNode,
-    Side,
-    Target,
-    ToBranchEnd,
-    ToNode,
-    ToWays,
-)
+from chainette.core.forks import Choice, Join, Side
+from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.route import Chooser, Route, case_key
+from chainette.core.targets import End, Target, ToBranchEnd, ToNode, ToWays
 from chainette.core.templates.references import TemplateFinding, expression_type, template_problems
 from chainette.errors import Place, Problem
 
@@ -57,9 +46,7 @@ def compile_route(compiler: Compiler, route: Route, flow: Flow, following: Targe
     """Adds the route's nodes and its fork to the plan."""
     fork, key = fork_id(route, flow), flow.named(route.id)
     compiler.claim(route.id, route.place, flow)
-    compiler.depth += 1
     decision = _decision_node(compiler, route, flow)
-    compiler.nodes.setdefault(key, decision)
     compiler.types[key] = Way
     ways = [_compile_way(compiler, route, name, steps, flow) for name, steps in _sequences(route)]
     to_ways = ToWays(fork, tuple((way.name, way.first) for way in ways))
@@ -114,28 +101,11 @@ def _compile_way(compiler: Compiler, route: Route, name: str, steps: Sequence[An
 
 
 def _decision_node(compiler: Compiler, route: Route, flow: Flow) -> PlanNode:
+    """Adds the node that decides; its rows end here until its ways are known."""
     node = ApplyNode(Chooser(route), id=route.id, emoji=route.emoji)
-    object.__setattr__(node, "place", route.place)
-    key = flow.named(route.id)
-    return PlanNode(
-        id=key,
-        kind=NodeKind.DECISION,
-        depth=compiler.depth,
-        engine=PYTHON,
-        source=flow.source,
-        next=End(),  # until its ways are known
-        scope=flow.scope,
-        cardinality=Cardinality.ONE,
-        path=(*flow.path, key),
-        node=node,
-        input_type=flow.type,
-        output_model=Way,
-        fingerprint=fingerprint_of(node, flow.type, None),
-        rescue={},
-        key=key,
-        keys=flow.keys,
-        round=flow.round,
-    )
+    node._set(place=route.place)
+    inside = replace(flow, path=(*flow.path, flow.named(route.id)))
+    return compiler.plan_node(node, NodeKind.DECISION, route.id, inside, End())
 
 
 # -- checks

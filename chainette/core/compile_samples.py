@@ -11,9 +11,10 @@ from chainette.core.apply import ApplyNode
 from chainette.core.branch import Element
 from chainette.core.candidates import Picker, candidates_of
 from chainette.core.elements import Flow, fork_id
-from chainette.core.identity import fingerprint_of, rescue_of
-from chainette.core.plan import PYTHON, Join, NodeKind, PlanNode, Samples, Target, ToBranchEnd, ToNode
+from chainette.core.forks import Join, Samples
+from chainette.core.plan_node import NodeKind
 from chainette.core.step import Step
+from chainette.core.targets import Target, ToBranchEnd, ToNode
 
 if TYPE_CHECKING:
     from chainette.core.compile import Compiler
@@ -34,8 +35,8 @@ def compile_samples(compiler: Compiler, step: Step[Any, Any], flow: Flow, follow
     join = Join(branch, flow.named(alias), ToNode(asked.id), asked.id, many=True)
     compiler.forks[fork] = Samples(fork, compiler.depth, (join,), (), pick, flow.path, last=False, count=step.n)
     compiler.types[flow.named(alias)] = list_of(Any)
-    picked = _pick_node(compiler, step, flow.knowing(alias), flow.named(alias), following)
-    compiler.nodes.setdefault(picked.id, picked)
+    given = replace(flow.knowing(alias), source=flow.named(alias), type=None)
+    picked = compiler.plan_node(_picking(step), NodeKind.PICK, step.id, given, following)
     compiler.types[picked.key] = list_of(step.output_model) if step.gives_list else step.output_model
     if not flow.path and step.yield_output:
         compiler.columns.append(step.id)
@@ -56,29 +57,11 @@ def value_at_end(compiler: Compiler, steps: Sequence[Element], ended: Flow) -> t
     return ended.source, ended.type or Any
 
 
-def _pick_node(compiler: Compiler, step: Step[Any, Any], flow: Flow, source: str, following: Target) -> PlanNode:
+def _picking(step: Step[Any, Any]) -> ApplyNode[Any, Any]:
+    """The function that chooses among the candidates of a step."""
     picker = Picker(step)
     node: ApplyNode[Any, Any] = ApplyNode(picker, id=step.id, name=step.name, emoji=step.emoji)
     node._set(cardinality=picker.cardinality, place=step.place)
     if not step.gives_list:
         node._set(output_model=step.output_model)
-    compiler.depth += 1
-    return PlanNode(
-        id=flow.named(step.id),
-        kind=NodeKind.PICK,
-        depth=compiler.depth,
-        engine=PYTHON,
-        source=source,
-        next=following,
-        scope=flow.scope,
-        cardinality=picker.cardinality,
-        path=flow.path,
-        node=node,
-        input_type=None,
-        output_model=None if step.gives_list else step.output_model,
-        fingerprint=fingerprint_of(node, None, None),
-        rescue=rescue_of(node, []),
-        key=flow.named(step.id),
-        keys=flow.keys,
-        round=flow.round,
-    )
+    return node

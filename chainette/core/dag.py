@@ -14,23 +14,10 @@ from typing import Any
 
 from chainette.core.apply import Cardinality
 from chainette.core.batch_apply import BatchApply
-from chainette.core.plan import (
-    Choice,
-    End,
-    Fork,
-    Join,
-    NodeKind,
-    Plan,
-    PlanNode,
-    Rounds,
-    Samples,
-    Side,
-    Target,
-    ToBranchEnd,
-    ToFork,
-    ToNode,
-    ToWays,
-)
+from chainette.core.forks import Choice, Fork, Join, Rounds, Samples, Side
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind, PlanNode
+from chainette.core.targets import End, Target, ToBranchEnd, ToFork, ToNode, ToWays
 from chainette.records import CHAIN_INPUT
 
 __all__ = [

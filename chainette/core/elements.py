@@ -12,9 +12,10 @@ from chainette.core.apply import ApplyNode
 from chainette.core.branch import Branch, Element
 from chainette.core.loop import Loop
 from chainette.core.node import Node
-from chainette.core.plan import Round, Target, ToFork, ToNode
+from chainette.core.plan_node import Round
 from chainette.core.route import Route
 from chainette.core.step import Step
+from chainette.core.targets import Target, ToFork, ToNode
 
 __all__ = ["Flow", "first_nodes", "fork_id", "target_of"]
 

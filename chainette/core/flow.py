@@ -7,139 +7,25 @@ durable: it finds the successors of a finished unit. `settle` gives the results 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import msgspec
 
-from chainette.core.apply import Cardinality
 from chainette.core.candidates import valid_list
 from chainette.core.decision import way_of
-from chainette.core.plan import (
-    Choice,
-    End,
-    Fork,
-    Join,
-    NodeKind,
-    Plan,
-    PlanNode,
-    Side,
-    Target,
-    ToBranchEnd,
-    ToFork,
-    ToNode,
-    ToWays,
-)
-from chainette.records import (
-    Earlier,
-    Effects,
-    Output,
-    Partial,
-    Rejection,
-    Row,
-    Scope,
-    Unit,
-    owner_of,
-    parent_of,
-    row_order,
-    station_of,
-    step_of,
-)
+from chainette.core.durable import Durable
+from chainette.core.forks import Choice, Fork
+from chainette.core.joining import by_owner, join_rows, with_sides, with_way
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind, PlanNode
+from chainette.core.targets import End, Target, ToBranchEnd, ToFork, ToNode, ToWays
+from chainette.records import Effects, Output, Partial, Row, Scope, Unit, owner_of, row_order, station_of, step_of
 
-__all__ = ["ROOT", "Durable", "Settled", "advance", "frontier", "join_rows", "reasons_of", "row_of", "settle"]
+__all__ = ["ROOT", "Settled", "advance", "frontier", "row_of", "settle"]
 
 #: The scope of a root itself.
 ROOT = ""
-
-_NONE: Mapping[str, str] = {}
-
-
-class Durable:
-    """The outcomes of one root that are on the disk, by node and row."""
-
-    def __init__(self) -> None:
-        self._outputs: dict[str, dict[str, list[Output]]] = {}
-        #: Node -> row id -> reason.
-        self._rejected: dict[str, dict[str, str]] = {}
-        self._dropped: dict[str, set[str]] = {}
-        self._earlier: dict[str, dict[str, Earlier]] = {}
-
-    def add(
-        self,
-        node: PlanNode,
-        outputs: Iterable[Output],
-        rejected: Mapping[str, str],
-        dropped: Iterable[str],
-        earlier: Mapping[str, Earlier] | None = None,
-    ) -> None:
-        """Adds the outcome of one unit, or of one line of the log: `rejected` with their reasons; `earlier` are asks for rows
-        that are still pending."""
-        children = self._outputs.setdefault(node.id, {})
-        many = node.cardinality is Cardinality.MANY
-        for output in outputs:
-            parent = parent_of(output.row_id) if many else output.row_id
-            children.setdefault(parent, []).append(output)
-        self._rejected.setdefault(node.id, {}).update(rejected)
-        self._dropped.setdefault(node.id, set()).update(dropped)
-        if earlier:
-            self._earlier.setdefault(node.id, {}).update(earlier)
-
-    def add_rejected(self, step_id: str, rejected: Mapping[str, str]) -> None:
-        """Adds rejections alone, with their reasons: bad lines of the input."""
-        self._rejected.setdefault(step_id, {}).update(rejected)
-
-    def take_back(self, node: str, lost: Callable[[Output], bool]) -> None:
-        """Forgets the outputs of a node that are lost: their rows are pending."""
-        kept = {row_id: [each for each in some if not lost(each)] for row_id, some in self._outputs.get(node, {}).items()}
-        self._outputs[node] = {row_id: some for row_id, some in kept.items() if some}
-
-    def rejected(self, node: str) -> KeysView[str]:
-        return self._rejected.get(node, _NONE).keys()
-
-    def reasons(self, node: str) -> Iterable[str]:
-        """The reason of every rejection of a node."""
-        return self._rejected.get(node, _NONE).values()
-
-    def values(self, node: str) -> Iterator[bytes]:
-        """The JSON of every output of a node."""
-        return (output.value for outputs in self._outputs.get(node, {}).values() for output in outputs)
-
-    def counts(self, node: str) -> tuple[int, int, int]:
-        """Rows of a node that have ended, its output rows, and the rows it dropped."""
-        outputs, dropped = self._outputs.get(node, {}), len(self._dropped.get(node, ()))
-        ended = len(outputs) + len(self._rejected.get(node, ())) + dropped
-        return ended, sum(map(len, outputs.values())), dropped
-
-    def within(self, includes: Callable[[str, str], bool]) -> Durable:
-        """The outcomes of those rows, by node and row id, that are included."""
-        found = Durable()
-        for node, outputs in self._outputs.items():
-            kept = {row_id: [each for each in some if includes(node, each.row_id)] for row_id, some in outputs.items()}
-            found._outputs[node] = {row_id: some for row_id, some in kept.items() if some}
-        for node, rejected in self._rejected.items():
-            found._rejected[node] = {row_id: reason for row_id, reason in rejected.items() if includes(node, row_id)}
-        for node, dropped in self._dropped.items():
-            found._dropped[node] = {row_id for row_id in dropped if includes(node, row_id)}
-        return found
-
-    def reopened(self, node: str, row: Row) -> Row:
-        """A pending row with its asks from before it was reopened or came to another engine."""
-        earlier = self._earlier.get(node, {}).get(row.row_id)
-        return row if earlier is None else msgspec.structs.replace(row, earlier=earlier)
-
-    def outputs(self, node: str, row_id: str) -> list[Output] | None:
-        """The outputs of a row in id order, [] if it was dropped, None if it is pending."""
-        found = self._outputs.get(node, {}).get(row_id)
-        if found is not None:
-            return sorted(found, key=lambda output: row_order(output.row_id)) if len(found) > 1 else found
-        return [] if row_id in self._dropped.get(node, ()) else None
-
-
-def reasons_of(rejected: Iterable[Rejection]) -> dict[str, str]:
-    """Row id -> reason."""
-    return {rejection.row_id: rejection.reason for rejection in rejected}
-
 
 _NOTHING = Durable()
 
@@ -289,16 +175,6 @@ def _owned(row_id: str, ids: set[str]) -> bool:
     return owner_of(row_id, ids) is not None
 
 
-def _by_owner(rows: Iterable[Row], ids: set[str]) -> dict[str, list[Row]]:
-    """Rows grouped by the id in `ids` they descend from; others are left out."""
-    grouped: dict[str, list[Row]] = {}
-    for row in rows:
-        owner = owner_of(row.row_id, ids)
-        if owner is not None:
-            grouped.setdefault(owner, []).append(row)
-    return grouped
-
-
 def _pending_owners(effects: Effects, base: set[str], scope: str) -> set[str]:
     """The base rows that still have work below them, side branches aside."""
     nested = {scope}
@@ -306,7 +182,7 @@ def _pending_owners(effects: Effects, base: set[str], scope: str) -> set[str]:
         if opened.parent in nested:
             nested.add(opened.scope)
     pending = (row for unit in effects.units if unit.scope in nested for row in unit.rows)
-    return set(_by_owner(pending, base))
+    return set(by_owner(pending, base))
 
 
 def row_of(node: PlanNode, row: Row, output: Output) -> Row:
@@ -324,62 +200,6 @@ def _picked(node: PlanNode, row: Row, output: Output) -> Row:
     value = valid_list(row.values[node.source]) if node.passes else output.value
     rest = {name: known for name, known in row.values.items() if name != node.source}
     return Row(output.row_id, {**rest, node.key: value}, row.line, row.key)
-
-
-def join_rows(
-    fork: Fork, base: Sequence[Row], partials: Mapping[str, Sequence[Row]], stopped: Iterable[str]
-) -> tuple[list[Row], list[str]]:
-    """(rows with every alias, ids of rows that leave the main flow).
-
-    A row leaves if one of its descendants was rejected in a joined branch, or if a branch that
-    gives one value dropped it. Lists are in numeric row-id order, and empty if all rows were dropped.
-    """
-    ids = {row.row_id for row in base}
-    lost = {owner_of(row_id, ids) for row_id in stopped}
-    values_of = _chosen(fork, partials, ids) if isinstance(fork, Choice) else _all_branches(fork, partials, ids)
-    joined = []
-    for row in base:
-        values = values_of(row.row_id)
-        if row.row_id in lost or None in values.values():
-            lost.add(row.row_id)
-        else:
-            joined.append(row.with_values(row.row_id, values))  # type: ignore[arg-type]
-    return joined, [row.row_id for row in base if row.row_id in lost]
-
-
-#: Row id -> name -> JSON; None if there should be a value and is none.
-_ValuesOf = Callable[[str], dict[str, bytes | None]]
-
-
-def _all_branches(fork: Fork, partials: Mapping[str, Sequence[Row]], ids: set[str]) -> _ValuesOf:
-    found = {join.branch: _by_owner(partials.get(join.branch, ()), ids) for join in fork.joins}
-    return lambda row_id: {join.alias: _branch_value(join, found[join.branch].get(row_id, [])) for join in fork.joins}
-
-
-def _chosen(fork: Choice, partials: Mapping[str, Sequence[Row]], ids: set[str]) -> _ValuesOf:
-    """The value at the end of the way that a row took, and the decision."""
-    below = _by_owner(chain.from_iterable(partials.values()), ids)
-
-    def values_of(row_id: str) -> dict[str, bytes | None]:
-        arrived = below.get(row_id)
-        if not arrived:
-            return {fork.decision: None}
-        decision = arrived[0].values[fork.decision]
-        end = fork.end_of(decision)
-        rows = [row for row in arrived if end.value in row.values]
-        return {fork.decision: fork.recorded(decision), fork.alias: _branch_value(end, rows)}
-
-    return values_of
-
-
-def _branch_value(branch: Join | Side, rows: list[Row]) -> bytes | None:
-    """The JSON of a branch's value for one row; None if it should have given one and did not."""
-    if not branch.value and not branch.many:  # an empty way
-        return b"null"
-    if branch.many:
-        ordered = sorted(rows, key=lambda row: row_order(row.row_id))
-        return b"[" + b",".join(row.values[branch.value] for row in ordered if branch.value) + b"]"
-    return rows[0].values[branch.value] if rows else None
 
 
 def frontier(plan: Plan, root: int, rows: list[Row], durable: Durable | None = None) -> Effects:
@@ -431,36 +251,7 @@ def settle(plan: Plan, root: int, rows: list[Row], durable: Durable) -> Settled:
     for fork in plan.forks.values():
         if fork.last and not fork.path:
             if not isinstance(fork, Choice):
-                finished = _with_sides(fork, finished, walk.sides)
+                finished = with_sides(fork, finished, walk.sides)
             elif fork.sides:
-                finished = _with_way(fork, finished, walk.sides)
+                finished = with_way(fork, finished, walk.sides)
     return Settled(finished, walk.forks)
-
-
-def _with_sides(fork: Fork, rows: list[Row], sides: Mapping[str, list[Row]]) -> list[Row]:
-    """The rows with the values of the branches that end the chain; null for a branch without one."""
-    ids = {row.row_id for row in rows}
-    found = {side: _by_owner(sides.get(side.branch, ()), ids) for side in fork.sides}
-    return [
-        row.with_values(
-            row.row_id,
-            {side.branch: _branch_value(side, below.get(row.row_id, [])) or b"null" for side, below in found.items()},
-        )
-        for row in rows
-    ]
-
-
-def _with_way(fork: Choice, rows: list[Row], sides: Mapping[str, list[Row]]) -> list[Row]:
-    """The rows with the decision of a route that ends the chain, and with the value at the end of their way."""
-    every = {row.row_id: row.values[fork.decision] for row in sides.get(fork.decision, ())}
-    decided = {row_id: decision for row_id, decision in every.items() if fork.settles(decision)}
-    below = _by_owner(chain.from_iterable(sides.get(side.branch, ()) for side in fork.sides), {row.row_id for row in rows})
-    found = []
-    for row in rows:
-        decision, value = decided.get(row.row_id), None
-        if decision is not None:
-            value = _branch_value(fork.end_of(decision), below.get(row.row_id, []))
-            decision = fork.recorded(decision)
-        ended = {fork.decision: decision or b"null", fork.ending: value or b"null"}
-        found.append(row.with_values(row.row_id, ended))
-    return found

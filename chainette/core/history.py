@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from chainette.core.plan import Plan, PlanNode, Round
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode, Round
 from chainette.records import Row
 
 __all__ = ["History", "received"]

@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from chainette.core.history import History, received
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode
 from chainette.core.step import Step
 from chainette.core.templates.types import has_member
 from chainette.errors import TemplateError

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from chainette.core.plan import PlanNode
+from chainette.core.plan_node import PlanNode
 from chainette.records import Output
 
 __all__ = ["AnswerSources", "Answers"]

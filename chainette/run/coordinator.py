@@ -9,7 +9,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from chainette.core.flow import Durable, frontier
+from chainette.core.durable import Durable
+from chainette.core.flow import frontier
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys

@@ -15,7 +15,8 @@ import anyio.to_thread
 import msgspec
 
 from chainette.core.chain import Inputs
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import create_engine

@@ -14,8 +14,10 @@ from random import Random
 
 import anyio.to_thread
 
-from chainette.core.flow import ROOT, Durable, frontier, reasons_of
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.durable import Durable, reasons_of
+from chainette.core.flow import ROOT, frontier
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.engine.base import Engine, Request
 from chainette.engine.budget import estimated_tokens
 from chainette.hooks import Hook, Laps

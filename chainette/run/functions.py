@@ -20,7 +20,8 @@ from chainette.core.batch_apply import BatchApply
 from chainette.core.decision import RoundEnd, Undecided, Way
 from chainette.core.dump import NotRoundTrip, dump_model, dump_row, explain, short
 from chainette.core.history import History, received
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode
 from chainette.records import Output, Reason, Row, child_id
 from chainette.run.unit_result import UnitResult, excess, raised
 from chainette.utils.process_state import put_back

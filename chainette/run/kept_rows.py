@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from chainette.core.flow import Durable
+from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.errors import InputError
 from chainette.io.rundir.changes import FLATTENED, Changes

@@ -13,15 +13,14 @@ from typing import Protocol
 import anyio
 import anyio.to_thread
 
-from chainette.core.flow import Durable
+from chainette.core.durable import Durable
 from chainette.core.streaming import Finished
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import ANCHOR, Entry
 from chainette.hooks import Hook
 from chainette.io.rundir.accepted_rows import AcceptedRows
-from chainette.io.rundir.live_roots import Admitted, Commit
-from chainette.io.rundir.writer import Committed, Item
+from chainette.io.rundir.live_roots import Admitted, Commit, Committed, Item
 from chainette.records import Row
 from chainette.run.limits import RejectWatch
 from chainette.run.stream_commits import admitted, commit_of, count_rejects, finished_roots, items_of

@@ -20,8 +20,9 @@ from chainette.engine.lifecycle import Engines
 from chainette.errors import DeclarationError, RowsRejected
 from chainette.hooks import Hook
 from chainette.io.inputs.roots_ahead import Root
-from chainette.io.rundir.live_roots import Commit
-from chainette.io.rundir.writer import Committed, Item, RunWriter, Scratch, Suspended
+from chainette.io.rundir.live_roots import Commit, Committed, Item, Suspended
+from chainette.io.rundir.scratch import Scratch
+from chainette.io.rundir.writer import RunWriter
 from chainette.records import CHAIN_INPUT, Reason, Rejection, Row, Source, owner_of, row_order
 from chainette.run.limits import Limits
 from chainette.run.scheduler import LocalRun

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 import anyio.to_thread
 
-from chainette.core.flow import advance, join_rows
-from chainette.core.plan import Fork, NodeKind, Plan, Samples
+from chainette.core.flow import advance
+from chainette.core.forks import Fork, Samples
+from chainette.core.joining import join_rows
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage

@@ -13,7 +13,8 @@ from typing import Any
 import anyio.to_thread
 
 from chainette.core.chain import Chain
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.core.run_settings import FLAGS, RECORDED, RESUMABLE, RunSettings
 from chainette.core.usercode.confined import ChainClaim, require_recorded
 from chainette.core.usercode.loading import LoadedChain, load_chain
@@ -27,7 +28,9 @@ from chainette.io.inputs.locate import open_growing, open_input
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.same_input import require_same_input
 from chainette.io.rundir.changes import FLATTENED, rescues_between
-from chainette.io.rundir.fork import Reopen, affected_by, fork, lost_nodes, remove_leftovers, starts_of
+from chainette.io.rundir.dependents import affected_by, lost_nodes, starts_of
+from chainette.io.rundir.directory_swap import remove_leftovers
+from chainette.io.rundir.fork import Reopen, fork
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.logged_paths import chain_root_of, input_paths, placed_input
 from chainette.io.rundir.open import again_in_python, read_state, recover

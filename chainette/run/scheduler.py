@@ -19,7 +19,8 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from chainette.core.apply import Cardinality
-from chainette.core.plan import PYTHON, NodeKind, Plan
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.engine.budget import NO_LIMITS, Amounts, Budget, Reserved
 from chainette.engine.lifecycle import Engines
 from chainette.errors import BudgetExhausted, DeclarationRefused, EngineRefused, EngineUnavailable, RequestsFailed, RunStopped
@@ -31,7 +32,7 @@ from chainette.hooks import Hook
 from chainette.io.inputs.roots_ahead import Root
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.events import BudgetUsed, Event
-from chainette.records import Outcome, Rejection, Row
+from chainette.records import PYTHON, Outcome, Rejection, Row
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import Allowance, is_spent

@@ -27,14 +27,15 @@ from chainette.io.inputs.remote import fetch
 from chainette.io.inputs.renaming import Renaming
 from chainette.io.inputs.spool import spool
 from chainette.io.inputs.validate import InputModel, columns_of
+from chainette.io.rundir.directory_swap import finish_swap
 from chainette.io.rundir.events import RunCreated
-from chainette.io.rundir.fork import finish_swap
 from chainette.io.rundir.logged_paths import placed_below, placed_input, way_to
 from chainette.io.rundir.open import claim_directory, create, git_commit, versions
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.result import RunResult
-from chainette.io.rundir.writer import RunWriter, Scratch
+from chainette.io.rundir.scratch import Scratch
+from chainette.io.rundir.writer import RunWriter
 from chainette.io.tables.columns import require_one_type
 from chainette.io.tables.schemas import Added
 from chainette.run.options import RunOptions

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from chainette.core.plan import NodeKind, Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.step import Step
 from chainette.engine.base import Engine
 from chainette.engine.price import Rate

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from chainette.core.answer_key import step_keys
 from chainette.core.dump import explain
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
 from chainette.core.streaming import Asked, Unusable

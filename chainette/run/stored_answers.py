@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from chainette.core.dump import NotRoundTrip, dump_row
-from chainette.core.plan import PlanNode
+from chainette.core.plan_node import PlanNode
 from chainette.core.step import Step
 from chainette.errors import InputError, RunDirectoryError
 from chainette.io.rundir.answer_collection import index_of

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from chainette.core.flow import Durable
+from chainette.core.durable import Durable
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import Entry
-from chainette.io.rundir.live_roots import Admitted, Commit
-from chainette.io.rundir.writer import Item, Suspended
+from chainette.io.rundir.live_roots import Admitted, Commit, Item, Suspended
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Unit, Usage, step_of
 from chainette.run.limits import RejectWatch
 

@@ -11,7 +11,8 @@ import msgspec
 
 from chainette.core.candidates import invalid_candidate
 from chainette.core.flow import advance, row_of
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode
 from chainette.core.streaming import Asked, Dropped, Passed, Piece, Unusable
 from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook

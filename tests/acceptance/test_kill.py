@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.directory_swap import finish_swap
 from chainette.io.rundir.paths import RunDir
 from tests.support.cli import Project
 from tests.support.patience import LONG

@@ -22,7 +22,8 @@ from chainette_workers.sink.sink import Sink
 
 from chainette import Chain
 from chainette.core.compile import compile_chain
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.engine.base import Engine
 from chainette.engine.lifecycle import Engines
 from chainette.fleet.memory.memory_queue import MemoryQueue

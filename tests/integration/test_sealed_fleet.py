@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from chainette_workers.sink.acceptance import AcceptedRoot
 
-from chainette.core.flow import Durable
+from chainette.core.durable import Durable
 from chainette.errors import RunError
 from chainette.fleet.protocol.keys import aside
 from chainette.fleet.protocol.messages import Admission, PutAside, Result

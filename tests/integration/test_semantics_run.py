@@ -44,9 +44,10 @@ from chainette.io.rundir.events import (
     UnitCommitted,
     UnitRetried,
 )
+from chainette.io.rundir.live_roots import Item
 from chainette.io.rundir.log import EventLog, read_log
 from chainette.io.rundir.run_state import Status
-from chainette.io.rundir.writer import Item, RunWriter
+from chainette.io.rundir.writer import RunWriter
 from chainette.run.executor import resume
 from chainette.run.local_sink import LocalSink
 from tests.support.chains import Facts, Text, Word, content, everything, finished, texts, write_inputs

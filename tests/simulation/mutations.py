@@ -25,11 +25,14 @@ _QUEUE = "chainette/fleet/memory/memory_queue.py"
 _RUN = "chainette/fleet/memory/memory_run.py"
 _STATES = "chainette/fleet/protocol/queue_values.py"
 _FLOW = "chainette/core/flow.py"
+_DURABLE = "chainette/core/durable.py"
+_JOINING = "chainette/core/joining.py"
 _WRITER = "chainette/io/rundir/writer.py"
 _LOG = "chainette/io/rundir/log.py"
 _SHARDS = "chainette/io/rundir/shards.py"
 _SEALING = "chainette/io/rundir/sealing.py"
 _FORK = "chainette/io/rundir/fork.py"
+_DEPENDENTS = "chainette/io/rundir/dependents.py"
 _WORKER = "chainette/run/unit_worker.py"
 _SINK = "workers/chainette_workers/sink/sink.py"
 _DRIVE = "workers/chainette_workers/sink/drive.py"
@@ -174,20 +177,20 @@ MUTATIONS = (
     ),
     Mutation(
         "dropped rows are asked again at a resume",
-        _FLOW,
+        _DURABLE,
         "return [] if row_id in self._dropped.get(node, ()) else None",
         "return None",
     ),
     Mutation(
         "joined rows are in the order of their text",
-        _FLOW,
+        _JOINING,
         "ordered = sorted(rows, key=lambda row: row_order(row.row_id))",
         "ordered = sorted(rows, key=lambda row: row.row_id)",
         "tests/integration/test_semantics_flow.py",
     ),
     Mutation(
         "a rejection in a joined branch does not stop its row",
-        _FLOW,
+        _JOINING,
         "if row.row_id in lost or None in values.values():",
         "if None in values.values():",
     ),
@@ -331,7 +334,7 @@ MUTATIONS = (
     ),
     Mutation(
         "--from keeps the later rounds of a loop",
-        _FORK,
+        _DEPENDENTS,
         "ways = [str(node.round.number + 1)]",
         "ways = []",
         "tests/integration/test_loops.py -k test_from",

@@ -15,7 +15,7 @@ from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.engine_worker import EngineWorker
 from chainette_workers.worker.served_runs import Serving
 
-from chainette.core.plan import PYTHON, Plan
+from chainette.core.plan import Plan
 from chainette.core.usercode.confined import ChainClaim
 from chainette.errors import ChainetteError, RunDirectoryError
 from chainette.fleet.protocol.contract import LeasedQueue
@@ -24,6 +24,7 @@ from chainette.fleet.redis.run_registry import Board
 from chainette.hooks import Hook
 from chainette.io.rundir.events import Event
 from chainette.io.rundir.paths import RunDir
+from chainette.records import PYTHON
 from chainette.run.options import RunOptions
 from chainette.run.resumption import resume, retry
 from chainette.run.session import Session

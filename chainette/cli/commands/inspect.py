@@ -15,7 +15,8 @@ from chainette.cli.launch import load_plan
 from chainette.cli.screen.tree import draw
 from chainette.cli.signature import Only
 from chainette.core.dag import describe_engines, describe_folder, describe_models, describe_rows, render_mermaid
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode
 from chainette.core.run_settings import RunSettings
 from chainette.core.unbounded_fields import unbounded_outputs
 from chainette.core.usercode.loading import LoadedChain

@@ -30,7 +30,7 @@ from chainette.core.usercode.parameters import text_of
 from chainette.errors import RunDirectoryError, RunError
 from chainette.fleet.redis.connect import connect, eviction_risk
 from chainette.fleet.redis.run_registry import Board
-from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.directory_swap import finish_swap
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir

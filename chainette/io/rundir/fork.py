@@ -8,21 +8,17 @@ version. After that it is an ordinary directory to resume.
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from chainette.core.decision import way_branch
-from chainette.core.plan import Plan, Rounds, ToWays
-from chainette.errors import DiskError, RunDirectoryError, RunDirectoryInUse
-from chainette.io.rundir.answer_index import MAKING
-from chainette.io.rundir.changes import FLATTENED
+from chainette.core.plan import Plan
+from chainette.errors import RunDirectoryError
+from chainette.io.rundir.dependents import lost_nodes
+from chainette.io.rundir.directory_swap import aside_of, remove_leftovers, swap
 from chainette.io.rundir.events import (
     AnswersDiscarded,
     AnyEvent,
@@ -48,21 +44,10 @@ from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.rundir.versions import copy, copy_tree, keep_versions, link, link_versions, version_numbers
 from chainette.io.tables.row_lines import parse_earlier
-from chainette.records import CHAIN_INPUT, declared_of
+from chainette.records import CHAIN_INPUT
 from chainette.utils.private_files import make_folder, new_file, permitted
 
-__all__ = [
-    "Reopen",
-    "affected_by",
-    "aside_of",
-    "finish_swap",
-    "fork",
-    "lost_nodes",
-    "remove_leftovers",
-    "require_kept",
-    "starts_of",
-    "swap",
-]
+__all__ = ["Reopen", "fork", "require_kept"]
 
 
 @dataclass(frozen=True)
@@ -75,63 +60,6 @@ class Reopen:
     rejection: Callable[[str, str], bool] = lambda _step, _reason: False
     #: Roots whose rows do not add up: their rows stay and are counted again.
     roots: frozenset[int] = frozenset()
-
-
-def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
-    """The nodes of these steps, in every round of a loop, and everything that depends on them."""
-    given = {*steps}
-    affected = given | {node for node in plan.nodes if declared_of(node) in given}
-    behind, deciding = _behind_aliases(plan), _deciding_nodes(plan)
-    for node in plan.nodes.values():
-        used = {node.key_of(name) for name in node.scope} | {deciding.get(branch, "") for branch in node.path}
-        if not used.isdisjoint(affected) or any(not affected.isdisjoint(behind.get(name, ())) for name in used):
-            affected.add(node.id)
-    return frozenset(affected)
-
-
-def starts_of(plan: Plan, nodes: Iterable[str]) -> list[str]:
-    """The smallest set of nodes, in the plan's order, that all of them depend on; `flattened` if there is no other."""
-    wanted = {*nodes}
-    starts: list[str] = []
-    for node in (CHAIN_INPUT, *plan.nodes):
-        if node in wanted and node not in affected_by(plan, starts):
-            starts.append(node)
-    return starts or [FLATTENED]
-
-
-def lost_nodes(plan: Plan, state: RunState) -> list[str]:
-    """Nodes whose rows (`yield_output=False`) were deleted when the run finished."""
-    return [node.id for node in plan.nodes.values() if node.hidden and not node.passes and state.swept]
-
-
-def _deciding_nodes(plan: Plan) -> dict[str, str]:
-    """Way of a route, or round of a loop -> the node that decides which rows come to it; a first round has none."""
-    found: dict[str, str] = {}
-    for node in plan.nodes.values():
-        if isinstance(node.next, ToWays):
-            ways = [way for way, _ in node.next.ways]
-            if node.round is not None and isinstance(plan.forks[node.next.fork], Rounds):
-                ways = [str(node.round.number + 1)]
-            found |= {way_branch(node.key, way): node.id for way in ways}
-    return found
-
-
-def _behind_aliases(plan: Plan) -> dict[str, set[str]]:
-    """Alias -> the nodes behind it."""
-    inside: dict[str, set[str]] = {}
-    for node in plan.nodes.values():
-        for branch in node.path:
-            inside.setdefault(_fork_part(branch), set()).add(node.id)
-    found: dict[str, set[str]] = {}
-    for fork in plan.forks.values():
-        for join in fork.joins:
-            found.setdefault(join.alias, set()).update(inside.get(_fork_part(join.branch), ()))
-    return found
-
-
-def _fork_part(branch: str) -> str:
-    """The route or the loop around a branch; the branch itself if it is no way and no round."""
-    return branch.partition(":")[0]
 
 
 def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
@@ -169,63 +97,6 @@ def require_kept(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen)
             f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
             f"compute them anew: `chainette resume {directory} --from {lost[0]}`"
         )
-
-
-def aside_of(path: Path) -> Path:
-    """The path at which the replacement of a directory is built."""
-    return _beside(path, "fork")
-
-
-def _old(path: Path) -> Path:
-    return _beside(path, "old")
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    whole = path.resolve()  # "." has no name, and hard links may be impossible beside a symbolic link
-    return whole.with_name(f".{whole.name}.{suffix}")
-
-
-def swap(path: Path) -> None:
-    """Replaces a directory by the one that was built aside; called under its lock."""
-    path = path.resolve()
-    path.rename(_old(path))
-    aside_of(path).rename(path)
-    fsync_dir(path.parent)
-    shutil.rmtree(_old(path), ignore_errors=True)
-
-
-def finish_swap(directory: RunDir) -> None:
-    """Completes a swap a crash interrupted; called before a directory is read.
-
-    Raises:
-        RunDirectoryInUse: it is being swapped now.
-    """
-    path = directory.path.resolve()
-    if not _is_cut_in_two(path):
-        return
-    try:
-        with closing(EventLog(RunDir(_old(path)).log)):
-            if _is_cut_in_two(path):
-                aside_of(path).rename(path)
-                fsync_dir(path.parent)
-    except (DiskError, RunDirectoryInUse):
-        if _is_cut_in_two(path):  # else another process has completed it meanwhile
-            raise
-
-
-def _is_cut_in_two(path: Path) -> bool:
-    return not path.exists() and _old(path).exists() and aside_of(path).exists()
-
-
-def remove_leftovers(directory: RunDir) -> None:
-    """Removes the leftovers of a crash: of a fork beside a directory, and unfinished files in it; called under its lock."""
-    for left in (_old(directory.path), aside_of(directory.path)):
-        shutil.rmtree(left, ignore_errors=True)
-    for left in directory.answers.glob(f"{MAKING}*"):
-        shutil.rmtree(left)
-    for folder in (directory.path, directory.path / ".schema", directory.inputs):
-        for file in folder.glob(".*.tmp"):
-            file.unlink()
 
 
 def _broke_off(directory: RunDir, state: RunState, newest: int) -> bool:

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 import msgspec
 
 from chainette.core.decision import way_of
-from chainette.core.flow import Durable, reasons_of, settle
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.durable import Durable, reasons_of
+from chainette.core.flow import settle
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.io.rundir.accepted_rows import AcceptedRows, Boundary
-from chainette.io.rundir.events import Beyond, LastAccepted, RootDone
+from chainette.io.rundir.events import Beyond, Event, LastAccepted, RootDone
 from chainette.records import CHAIN_INPUT, Outcome, Read, Row, Unit, record_of
 
-__all__ = ["Admitted", "Commit", "InOrder", "LiveRoots"]
+__all__ = ["Admitted", "Commit", "Committed", "InOrder", "Item", "LiveRoots", "Suspended"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,29 @@ class Commit:
     pos: tuple[str, str] | None = None
     #: Number of rows that went in, if the unit came without them.
     taken: int | None = None
+
+
+@dataclass(frozen=True)
+class Suspended:
+    """A root waits for a later phase; its rows are in the shards."""
+
+    root: int
+
+
+#: An item of a group; an event is logged in its place.
+Item = Admitted | Commit | Suspended | Event
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The result of a group."""
+
+    #: Finished rows of each root the group completed.
+    finished: list[list[Row]]
+    #: Log events in order.
+    events: list[Event]
+    #: Seconds to sync rows and log.
+    synced: float = 0.0
 
 
 @dataclass

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode
 from chainette.io.rundir.graph import Graph
 from chainette.io.tables.features import dataset_features
 from chainette.io.tables.schemas import Added, ShardSchemas

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from chainette.core.plan import NodeKind
+from chainette.core.plan_node import NodeKind
 from chainette.engine.config import share_device
 from chainette.engine.price import Cost
 from chainette.io.rundir.arrivals import Arrivals

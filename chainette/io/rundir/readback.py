@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from chainette.core.candidates import PASSED, is_invalid
-from chainette.core.flow import Durable
-from chainette.core.plan import Plan, PlanNode
+from chainette.core.durable import Durable
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode
 from chainette.errors import DamagedRun
 from chainette.io.rundir.events import UnitCommitted
 from chainette.io.rundir.log import read_log

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 from chainette.errors import RunDirectoryError
-from chainette.io.rundir.fork import aside_of, remove_leftovers, swap
+from chainette.io.rundir.directory_swap import aside_of, remove_leftovers, swap
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.open import read_created, read_state
 from chainette.io.rundir.origin import require_no_links

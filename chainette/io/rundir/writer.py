@@ -8,23 +8,19 @@ row is on the disk once, and nothing else is (docs/protocol.md, 16 and 17).
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from chainette.core.answer_key import KEY_BYTES
-from chainette.core.apply import Cardinality
-from chainette.core.candidates import is_invalid
-from chainette.core.decision import way_of
-from chainette.core.flow import Durable
-from chainette.core.plan import NodeKind, Plan, PlanNode
+from chainette.core.durable import Durable
+from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts, Budget, BudgetLimits, budget_of
 from chainette.engine.price import Rate
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.accepted_rows import AcceptedRows
 from chainette.io.rundir.changes import different_models
+from chainette.io.rundir.dependents import starts_of
 from chainette.io.rundir.events import (
     Charged,
     EngineLoaded,
@@ -36,8 +32,7 @@ from chainette.io.rundir.events import (
     RunPaused,
     UnitCommitted,
 )
-from chainette.io.rundir.fork import starts_of
-from chainette.io.rundir.live_roots import Admitted, Commit, InOrder, LiveRoots
+from chainette.io.rundir.live_roots import Admitted, Commit, Committed, InOrder, Item, LiveRoots, Suspended
 from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import publish_metadata
@@ -46,34 +41,12 @@ from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import Span, StreamWriter
+from chainette.io.rundir.unit_line import unit_line
 from chainette.io.tables.row_lines import flattened_line, output_line, rejection_line
 from chainette.io.tables.schemas import Added
-from chainette.records import CHAIN_INPUT, Outcome, Read, Rejection, Row, Unit, declared_of, parent_of, step_of
+from chainette.records import CHAIN_INPUT, Outcome, Read, Rejection, Row, Unit, declared_of
 
-__all__ = ["Committed", "Item", "Reopened", "RunWriter", "Scratch", "Suspended", "tidy"]
-
-
-#: Stands for the key of a row that has none.
-_NO_KEY = bytes(KEY_BYTES)
-
-
-@dataclass(frozen=True)
-class Suspended:
-    """A root waits for a later phase; its rows are in the shards."""
-
-    root: int
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The result of a group."""
-
-    #: Finished rows of each root the group completed.
-    finished: list[list[Row]]
-    #: Log events in order.
-    events: list[Event]
-    #: Seconds to sync rows and log.
-    synced: float = 0.0
+__all__ = ["Reopened", "RunWriter", "tidy"]
 
 
 @dataclass(frozen=True)
@@ -93,10 +66,6 @@ class Reopened:
     def is_longer(self) -> bool:
         """Whether there are records or rows that no earlier session was to take."""
         return self.limit is not None or self.records is not None or self.accept is not None
-
-
-#: An item of a group; an event is logged in its place.
-Item = Admitted | Commit | Suspended | Event
 
 
 class RunWriter:
@@ -258,17 +227,8 @@ class RunWriter:
     def _write(self, commit: Commit, finished: list[list[Row]]) -> UnitCommitted:
         """Appends the rows of one outcome, and those of its root if it is complete."""
         unit, outcome = commit.unit, commit.outcome
-        node = self.plan.stations.get(unit.node)  # joins and bad lines are counted with their root
-        came = commit.taken if commit.taken is not None else len(unit.rows)
-        taken = came - len(outcome.escalated) if node is not None else 0
         self._roots.add(commit)
-        off = self._append_outputs(unit, outcome)
-        if outcome.rejected:
-            lines = [
-                rejection_line(rejection, self.added, self._round_of(rejection), escalates=self.plan.escalates)
-                for rejection in outcome.rejected
-            ]
-            off |= self._streams["rejected"].append(lines)
+        off = self._append_outputs(unit, outcome) | self._append_rejected(outcome)
         root_done = None
         if commit.done and self._in_order is not None:
             self._in_order.wait(unit.root)
@@ -277,31 +237,16 @@ class RunWriter:
             finished.append(rows)
             off |= self._append_finished(rows)
         self._sealer.note(unit.root, off, done=root_done is not None)
-        return UnitCommitted(
-            node=step_of(unit.node),
-            engine="" if node is None else node.told_engine,
-            root=unit.root,
-            unit=unit.part,
-            off=off,
-            sums=self._sums_of(off),
-            taken=taken,
-            reused=_reused(node, outcome),
-            shared=outcome.shared,
-            keys=_keys(outcome),
-            given=len(outcome.outputs),
-            rejected=len(outcome.rejected),
-            added=len(outcome.outputs) + len(outcome.rejected) + len(outcome.dropped) - taken if node is not None else 0,
-            escalated=len(outcome.escalated),
-            earlier=outcome.escalated,
-            dropped=outcome.dropped,
-            passed=[output.row_id for output in outcome.outputs] if node is not None and node.passes else [],
-            invalid=0 if node is None or node.samples == 1 else sum(is_invalid(output.value) for output in outcome.outputs),
-            reasons=dict(Counter(rejection.reason for rejection in outcome.rejected)),
-            ways=self._ways(unit, outcome),
-            usage=outcome.usage,
-            root_done=root_done,
-            pos=commit.pos,
-        )
+        return unit_line(self.plan, commit, off, self._sums_of(off), root_done)
+
+    def _append_rejected(self, outcome: Outcome) -> dict[str, Span]:
+        if not outcome.rejected:
+            return {}
+        lines = [
+            rejection_line(rejection, self.added, self._round_of(rejection), escalates=self.plan.escalates)
+            for rejection in outcome.rejected
+        ]
+        return self._streams["rejected"].append(lines)
 
     def _round_of(self, rejection: Rejection) -> int | str | None:
         """The round as `rejected/` names it, with one type for all nodes of the chain."""
@@ -309,12 +254,6 @@ class RunWriter:
         if node is None or node.round is None:
             return None
         return node.round.path if self.plan.nests_loops else node.round.number
-
-    def _ways(self, unit: Unit, outcome: Outcome) -> dict[str, int]:
-        node = self.plan.nodes.get(unit.node)
-        if node is None or node.kind is not NodeKind.DECISION:
-            return {}
-        return dict(sorted(Counter(way_of(output.value) for output in outcome.outputs).items()))
 
     def _note_read(self, read: Read | None) -> None:
         known = self._read or self.state.read
@@ -395,67 +334,9 @@ class RunWriter:
         self._log.close()
 
 
-def _reused(node: PlanNode | None, outcome: Outcome) -> int:
-    """The number of rows that were taken from an earlier run."""
-    ids = (output.row_id for output in outcome.outputs if output.reused_from)
-    return len({*map(parent_of, ids)} if node is not None and node.cardinality is Cardinality.MANY else [*ids])
-
-
-def _keys(outcome: Outcome) -> bytes:
-    """The keys of all outputs; b"" if none has one."""
-    keys = [output.key for output in outcome.outputs]
-    return b"".join(key or _NO_KEY for key in keys) if any(keys) else b""
-
-
 def tidy(directory: RunDir, state: RunState) -> None:
     """Cleans up a finished run's directory for readers; safe to repeat after a crash."""
     if state.accepted is None:  # rows behind the last accepted one are not asked for again if more are wanted
         shutil.rmtree(directory.held, ignore_errors=True)
     shutil.rmtree(directory.journals, ignore_errors=True)
     publish_metadata(directory, state)
-
-
-class Scratch:
-    """The writer of a run without a directory: keeps only live roots, and passes finished rows on."""
-
-    def __init__(self, plan: Plan, accept: int | None = None) -> None:
-        self._roots = LiveRoots(plan)
-        self._suspended: dict[int, Durable] = {}
-        self.accepted = None if accept is None else AcceptedRows(accept)
-        self._in_order = None if self.accepted is None else InOrder(self.accepted, self._roots)
-
-    def is_done(self, root: int) -> bool:
-        """Whether a root need not be admitted again, in another phase."""
-        return self.accepted is not None and root < self.accepted.roots
-
-    def readmit(self) -> None:
-        """See `RunWriter.readmit`."""
-        waiting = [] if self._in_order is None else self._in_order.leave()
-        self._suspended |= {root: self._roots.suspend(root) for root in waiting}
-
-    def commit(self, group: Sequence[Item]) -> Committed:
-        """Takes in a group; writes nothing."""
-        finished: list[list[Row]] = []
-        for item in group:
-            match item:
-                case Admitted():
-                    self._roots.open(item)
-                case Suspended():
-                    self._suspended[item.root] = self._roots.suspend(item.root)
-                case Commit():
-                    self._roots.add(item)
-                    if item.done and self._in_order is not None:
-                        self._in_order.wait(item.unit.root)
-                    elif item.done:
-                        finished.append(self._roots.close(item.unit.root)[0])
-                case _:
-                    pass
-        if self._in_order is not None:
-            for _, rows, done in self._in_order.closed():
-                finished.append(rows)
-                self._in_order.accepted.take(done)
-        return Committed(finished, [])
-
-    def durable(self, root: int) -> Durable | None:
-        """The outcomes of a root from earlier phases."""
-        return self._suspended.pop(root, None)

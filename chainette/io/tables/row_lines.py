@@ -11,7 +11,8 @@ import msgspec
 
 from chainette.core.annotations import members
 from chainette.core.candidates import invalid_candidate, is_invalid
-from chainette.core.plan import Plan, PlanNode, Round
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode, Round
 from chainette.io.tables.column_types import JsonKind
 from chainette.io.tables.columns import group_shape, name_of_group
 from chainette.io.tables.schemas import Added

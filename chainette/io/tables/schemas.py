@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chainette.core.plan import NodeKind, Plan, PlanNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.io.tables.column_types import JsonKind, Shape
 from chainette.io.tables.columns import Columns, arrow_schema, flattened_columns, step_columns
 from chainette.io.tables.formulas import CSV_SAFE

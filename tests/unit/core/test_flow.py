@@ -6,7 +6,9 @@ import pytest
 
 from chainette import Branch, Chain, apply
 from chainette.core.compile import compile_chain
-from chainette.core.flow import Durable, advance, frontier, join_rows, row_of, settle
+from chainette.core.durable import Durable
+from chainette.core.flow import advance, frontier, row_of, settle
+from chainette.core.joining import join_rows
 from chainette.core.plan import Plan
 from chainette.records import Output, Row, Unit
 from tests.support.chains import Text, Word

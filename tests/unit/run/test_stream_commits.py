@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from chainette.fleet.protocol.messages import Result
 from chainette.fleet.protocol.queue_values import Entry
-from chainette.io.rundir.live_roots import Commit
-from chainette.io.rundir.writer import Item
+from chainette.io.rundir.live_roots import Commit, Item
 from chainette.records import Output, Usage
 from chainette.run.stream_commits import commit_of, items_of
 

@@ -20,7 +20,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from chainette.core.plan import PYTHON, NodeKind, Plan, ToWays
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
+from chainette.core.targets import ToWays
 from chainette.engine.price import Rate
 from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
@@ -33,7 +35,7 @@ from chainette.io.rundir.events import (
     UnitCommitted,
     UnitRetried,
 )
-from chainette.records import CHAIN_INPUT, Reason, declared_of
+from chainette.records import CHAIN_INPUT, PYTHON, Reason, declared_of
 from chainette.run.session import rates_of
 from chainette_workers.metrics.catalogue import CATALOGUE, Metric, MetricType, ProcessKind
 from chainette_workers.metrics.fleet_collector import FleetCollector

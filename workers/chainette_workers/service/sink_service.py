@@ -11,7 +11,7 @@ from chainette.core.run_settings import FLAGS, RESUMABLE
 from chainette.errors import RunDirectoryError
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
-from chainette.io.rundir.fork import finish_swap
+from chainette.io.rundir.directory_swap import finish_swap
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import RunState, Status

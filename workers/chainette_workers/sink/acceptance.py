@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from chainette.core.apply import Cardinality
-from chainette.core.flow import Durable, frontier, reasons_of
+from chainette.core.durable import Durable, reasons_of
+from chainette.core.flow import frontier
+from chainette.core.forks import Samples
 from chainette.core.joined_values import digest_of_all, joined_digest
-from chainette.core.plan import NodeKind, Plan, PlanNode, Samples, Target, ToFork, ToNode
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind, PlanNode
+from chainette.core.targets import Target, ToFork, ToNode
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.fleet.protocol.queue_values import Entry
 from chainette.records import CHAIN_INPUT, Row, parent_of, record_of

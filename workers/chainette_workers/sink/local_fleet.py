@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import msgspec
 
-from chainette.core.plan import PYTHON, Plan
+from chainette.core.plan import Plan
 from chainette.core.usercode.confined import module_of
 from chainette.core.usercode.parameters import text_of
 from chainette.engine.backends import backend_class
@@ -23,6 +23,7 @@ from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.fleet.server.embedded import EmbeddedServer
 from chainette.io.rundir.paths import RunDir
+from chainette.records import PYTHON
 from chainette.run.options import RunOptions
 from chainette.run.session import Session, require_engines
 from chainette.run.window import budget_for, window_for

@@ -15,7 +15,9 @@ from chainette.core.answer_key import KEY_BYTES
 from chainette.core.apply import Cardinality
 from chainette.core.candidates import PASSED, invalid_candidate, is_invalid, reason_of
 from chainette.core.decision import RoundEnd, decision_fault
-from chainette.core.plan import Plan, PlanNode, ToWays
+from chainette.core.plan import Plan
+from chainette.core.plan_node import PlanNode
+from chainette.core.targets import ToWays
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage, child_id, parent_of, record_of
 

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from chainette.core.flow import Durable
+from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts
 from chainette.fleet.protocol.keys import RunKeys

@@ -10,7 +10,7 @@ from time import monotonic
 
 import anyio
 
-from chainette.core.plan import PlanNode
+from chainette.core.plan_node import PlanNode
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.redis.lookups import Found, Lookups, Question
 from chainette.records import Output, parent_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from chainette.core.plan import PYTHON
+from chainette.records import PYTHON
 from chainette_workers.metrics.address import MetricsEndpoint
 
 __all__ = ["WorkerConfig"]

@@ -30,10 +30,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from chainette.core.plan import PYTHON, Plan
+from chainette.core.plan import Plan
 from chainette.errors import ChainetteError
 from chainette.hooks import Hook
-from chainette.records import Unit
+from chainette.records import PYTHON, Unit
 from chainette.run.process import fill
 from chainette.run.unit_result import UnitResult
 from chainette.utils.user_errors import told

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.to_thread
 
-from chainette.core.plan import NodeKind, Plan
+from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.queue_values import Claim
 from chainette.fleet.protocol.run_fields import RunInfo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chainette_workers.sink.acceptance import AcceptedRoot
 
-from chainette.core.flow import Durable
+from chainette.core.durable import Durable
 from chainette.fleet.protocol.messages import Result
 from chainette.fleet.protocol.queue_values import Entry
 from chainette.records import Row, Usage

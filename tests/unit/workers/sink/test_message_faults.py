@@ -12,7 +12,7 @@ from chainette_workers.sink.message_faults import root_fault
 
 from chainette import Chain, Route, Step, register_engine
 from chainette.core.compile import compile_chain
-from chainette.core.flow import Durable
+from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord

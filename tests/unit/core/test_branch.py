@@ -1,11 +1,10 @@
-"""A plan's names."""
+"""The values under the alias of a branch."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from chainette import Branch, apply
-from chainette.core.plan import join_adapter
 from tests.support.chains import Text, Word
 
 
@@ -22,7 +21,7 @@ def first(item: Text) -> Word:
 
 
 def value(branch: Any, data: bytes) -> Any:
-    return join_adapter(branch).validate_json(data)
+    return branch.decode(data)
 
 
 def test_a_join_is_the_model_of_its_last_node_or_a_list_where_the_branch_expands() -> None:
@@ -37,4 +36,4 @@ def test_a_join_after_a_node_that_says_no_model_is_plain_data() -> None:
 
 def test_reading_a_join_again_makes_nothing_anew() -> None:
     branch = Branch("b", [apply(words)]).join("x")
-    assert join_adapter(branch) is join_adapter(branch)
+    assert branch.adapter is branch.adapter

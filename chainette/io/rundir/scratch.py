@@ -1,0 +1,59 @@
+"""The writer of a run without a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chainette.core.durable import Durable
+from chainette.core.plan import Plan
+from chainette.io.rundir.accepted_rows import AcceptedRows
+from chainette.io.rundir.live_roots import Admitted, Commit, Committed, InOrder, Item, LiveRoots, Suspended
+from chainette.records import Row
+
+__all__ = ["Scratch"]
+
+
+class Scratch:
+    """The writer of a run without a directory: keeps only live roots, and passes finished rows on."""
+
+    def __init__(self, plan: Plan, accept: int | None = None) -> None:
+        self._roots = LiveRoots(plan)
+        self._suspended: dict[int, Durable] = {}
+        self.accepted = None if accept is None else AcceptedRows(accept)
+        self._in_order = None if self.accepted is None else InOrder(self.accepted, self._roots)
+
+    def is_done(self, root: int) -> bool:
+        """Whether a root need not be admitted again, in another phase."""
+        return self.accepted is not None and root < self.accepted.roots
+
+    def readmit(self) -> None:
+        """See `RunWriter.readmit`."""
+        waiting = [] if self._in_order is None else self._in_order.leave()
+        self._suspended |= {root: self._roots.suspend(root) for root in waiting}
+
+    def commit(self, group: Sequence[Item]) -> Committed:
+        """Takes in a group; writes nothing."""
+        finished: list[list[Row]] = []
+        for item in group:
+            match item:
+                case Admitted():
+                    self._roots.open(item)
+                case Suspended():
+                    self._suspended[item.root] = self._roots.suspend(item.root)
+                case Commit():
+                    self._roots.add(item)
+                    if item.done and self._in_order is not None:
+                        self._in_order.wait(item.unit.root)
+                    elif item.done:
+                        finished.append(self._roots.close(item.unit.root)[0])
+                case _:
+                    pass
+        if self._in_order is not None:
+            for _, rows, done in self._in_order.closed():
+                finished.append(rows)
+                self._in_order.accepted.take(done)
+        return Committed(finished, [])
+
+    def durable(self, root: int) -> Durable | None:
+        """The outcomes of a root from earlier phases."""
+        return self._suspended.pop(root, None)
