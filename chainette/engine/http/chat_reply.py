@@ -15,6 +15,7 @@ from chainette.engine.http import reply_fields as fields
 from chainette.engine.http.error_replies import NoAnswer, finish_said, first_words
 from chainette.engine.http.reply_fields import Object
 from chainette.engine.http.server_events import Events, lines_of
+from chainette.engine.http.usual_reply import usual_reply
 from chainette.records import Usage
 
 __all__ = ["Pieces", "Reading", "read"]
@@ -51,6 +52,9 @@ def read(data: bytes, seconds: float) -> Reading:
     Raises:
         NoAnswer: it holds none.
     """
+    usual = usual_reply(data, seconds)
+    if usual is not None and fields.BROKEN not in usual[0].text:
+        return Reading(usual[0], _model_name(usual[1]))
     try:
         answer = _Answer()
         answer.take_all(data.removeprefix(_BYTE_ORDER_MARK).lstrip())
@@ -134,7 +138,7 @@ class _Answer:
         return Completion(text, finish, thoughts or None, usage)
 
     def _take(self, document: Object, *, streamed: bool) -> None:
-        self.model = _whole(fields.word(document.get("model")) or self.model)[:_LONGEST_NAME]
+        self.model = _model_name(fields.word(document.get("model")) or self.model)
         self._tokens = fields.tokens(document) or self._tokens
         self._ended = self._ended or document.get("done") is True
         choice = _choice(document, streamed=streamed) or {}
@@ -194,6 +198,10 @@ def _failed(error: bytes, usage: Usage) -> Completion:
     if finish is None:
         raise NoAnswer(f"an error: {words}")
     return Completion("", finish, usage=usage, error=words)
+
+
+def _model_name(words: str) -> str:
+    return _whole(words)[:_LONGEST_NAME]
 
 
 def _whole(words: str) -> str:
