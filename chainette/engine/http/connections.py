@@ -52,7 +52,7 @@ class Connections(Carrier):
         request = head + (b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        connection = self._reused() or await self._connect(min(seconds, self._connect_timeout))
+        connection = self._reused(loop) or await self._connect(min(seconds, self._connect_timeout))
         timer = loop.call_later(end - loop.time(), connection.fail, TimeoutError())
         try:
             answer = await connection.exchange(request, on_line)
@@ -61,7 +61,7 @@ class Connections(Carrier):
             raise
         finally:
             timer.cancel()
-        self._put_back(connection)
+        self._put_back(connection, loop.time())
         return answer
 
     async def close(self) -> None:
@@ -79,23 +79,22 @@ class Connections(Carrier):
             head = self._heads[method, path] = "".join(f"{line}\r\n" for line in lines).encode()
         return head
 
-    def _reused(self) -> _Connection | None:
+    def _reused(self, loop: asyncio.AbstractEventLoop) -> _Connection | None:
         """The most recently used connection, if it is still good."""
         while self._idle:
             connection = self._idle.pop()
             if connection.transport.is_closing():
                 continue
-            loop = asyncio.get_running_loop()
             if connection.loop is loop and loop.time() - connection.idle_since < _IDLE and connection.is_quiet():
                 return connection
             connection.abort()
         return None
 
-    def _put_back(self, connection: _Connection) -> None:
+    def _put_back(self, connection: _Connection, now: float) -> None:
         if self._closed or not connection.is_reusable():
             connection.abort()  # to close it would wait until the server has read the whole request
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = now
         self._idle.append(connection)
 
     async def _connect(self, seconds: float) -> _Connection:
@@ -154,7 +153,7 @@ class _Connection(asyncio.Protocol):
         self._on_line = on_line
         self._head_size = 0
         self._begin()
-        self._answer = asyncio.get_running_loop().create_future()
+        self._answer = self.loop.create_future()
         self.transport.write(request)
         return await self._answer
 
@@ -164,9 +163,13 @@ class _Connection(asyncio.Protocol):
 
     def is_quiet(self) -> bool:
         """Whether the server has sent nothing, and not closed it, since the loop last looked."""
+        return not self._arrivals.poll(0)
+
+    @cached_property
+    def _arrivals(self) -> select.poll:
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
-        return not poll.poll(0)
+        return poll
 
     def abort(self) -> None:
         self._answer = None
@@ -190,8 +193,6 @@ class _Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]  # asyncio gives a Transport to a Protocol
 
     def data_received(self, data: bytes) -> None:
-        from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade
-
         if self._answer is None or self._answer.done():  # there was no request
             self.transport.abort()
             return
@@ -202,15 +203,21 @@ class _Connection(asyncio.Protocol):
                 return
         try:
             self._parser.feed_data(data)
-        except HttpParserCallbackError as error:
-            raised, self._raised = self._raised, None
+        except Exception as error:  # the parser's own, which are imported when there is one
+            self._fail_to_parse(error)
+
+    def _fail_to_parse(self, error: Exception) -> None:
+        from httptools import HttpParserCallbackError, HttpParserUpgrade
+
+        raised, self._raised = self._raised, None
+        if isinstance(error, HttpParserUpgrade):
+            self.fail(ConnectionBroken("the server switched to another protocol"))
+        elif not isinstance(error, HttpParserCallbackError):
+            self.fail(ConnectionBroken(f"not HTTP: {error}"))
+        else:
             if isinstance(raised, ConnectionBroken):
                 raised.__traceback__ = None  # it leads back here and would keep the body in memory
             self.fail(raised or error)
-        except HttpParserError as error:
-            self.fail(ConnectionBroken(f"not HTTP: {error}"))
-        except HttpParserUpgrade:
-            self.fail(ConnectionBroken("the server switched to another protocol"))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._answer is None or self._answer.done():
