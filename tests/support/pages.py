@@ -224,7 +224,9 @@ class _Service:
 
     def _has_printed(self, expected: str | None) -> bool:
         found = self._output.read_text(encoding="utf-8")
-        return "\n" in found if expected is None else _equal(f"{expected}...\n", found)
+        if expected is None:
+            return "\n" in found
+        return _equal(expected, found) or _equal(f"{expected}...\n", found)
 
     def _ended(self) -> bool:
         code = self._process.poll()
