@@ -87,7 +87,7 @@ def main() -> None:
         sys.exit(f"mkdocs.yml: nav lacks {', '.join(missing)}")
     (DOCS / "llms.txt").write_text(index(names, site["site_description"]), encoding="utf-8")
     full = "\n\n".join((DOCS / name).read_text(encoding="utf-8") for name in names)
-    (DOCS / "llms-full.txt").write_text(full, encoding="utf-8")
+    (DOCS / "llms-full.txt").write_text(re.sub(r"^<!--.*?-->\n+", "", full, flags=re.DOTALL | re.MULTILINE), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,11 @@
-"""chainette.toml as a user meets it: the page on it, and runs with its values."""
+"""chainette.toml as a user meets it: runs with its values."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from tests.support.cli import REPOSITORY, Project
-from tests.support.pages import follow
-
-
-def test_the_page_is_true(tmp_path: Path) -> None:
-    assert follow(REPOSITORY / "docs/configuration.md", tmp_path) == 1
+from tests.support.cli import Project
 
 
 def test_a_run_takes_its_defaults_from_the_file_and_flags_take_them_back(tmp_path: Path) -> None:
