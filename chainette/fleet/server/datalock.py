@@ -20,6 +20,9 @@ __all__ = ["LOCK", "data_lock", "disown"]
 #: The file in the data directory that is locked while a server lives; it holds the starter's process id.
 LOCK = "server.lock"
 
+#: Seconds beyond its grace in which a server on its way out ends; on a busy machine its keeper takes a while to notice.
+_DELAY = 30
+
 
 @contextlib.contextmanager
 def data_lock(data_dir: Path, grace: float) -> Iterator[int]:
@@ -28,7 +31,7 @@ def data_lock(data_dir: Path, grace: float) -> Iterator[int]:
     A server whose starter is gone is on its way out, and is waited for.
 
     Raises:
-        RunDirectoryInUse: another process runs a server on it, or one does not end in `grace` seconds.
+        RunDirectoryInUse: another process runs a server on it, or one does not end long after its grace (seconds).
         RunDirectoryError: the directory cannot be made or written to.
     """
     try:
@@ -39,7 +42,7 @@ def data_lock(data_dir: Path, grace: float) -> Iterator[int]:
             f"{data_dir} cannot hold the server's data: {error.strerror}; name another directory"
         ) from error
     try:
-        deadline = time.monotonic() + grace + 2
+        deadline = time.monotonic() + grace + _DELAY
         while not _try_lock(lock):
             _refuse_if_owned(data_dir, deadline)
             time.sleep(0.02)
