@@ -49,7 +49,7 @@ def test_no_output_of_a_fleet_holds_a_password_or_a_key(tmp_path: Path, database
     project = Project(tmp_path, rows=40, latency=0.05)
     secrets = {"CHAINETTE_REDIS_URL": database.url, "JUDGE_KEY": KEY}
     environment = project.environment | secrets
-    log = (tmp_path / "worker.log").open("wb")
+    log, events = (tmp_path / "worker.log").open("wb"), tmp_path / "out/events.jsonl"
     worker = project.start(
         "worker", "--engine", "writer", "--engine", "judge", "--debug", env=environment, stdout=log, stderr=subprocess.STDOUT
     )
@@ -57,17 +57,16 @@ def test_no_output_of_a_fleet_holds_a_password_or_a_key(tmp_path: Path, database
         "enqueue", "chain.py", "in.jsonl", "-o", "out", "--debug", env=environment, stdout=log, stderr=subprocess.STDOUT
     )
     try:
-        until(
-            lambda: b"unit_committed" in (tmp_path / "out/events.jsonl").read_bytes() if (tmp_path / "out").exists() else False
-        )
-        seen = dumped(database)
-        living = until(lambda: len(found := processes_below(tmp_path)) >= 3 and found)  # enqueue, the worker and its children
-        for process in living:
-            with contextlib.suppress(OSError):
-                seen += (process / "cmdline").read_bytes()
-                if b"function_child" in (process / "cmdline").read_bytes():
-                    assert password.encode() not in (process / "environ").read_bytes()
-                    assert KEY.encode() in (process / "environ").read_bytes()  # functions may need keys
+        with project.kept_open():
+            until(lambda: events.exists() and b"unit_committed" in events.read_bytes())
+            seen = dumped(database)
+            living = until(lambda: len(found := processes_below(tmp_path)) >= 3 and found)  # enqueue, the worker, its children
+            for process in living:
+                with contextlib.suppress(OSError):
+                    seen += (process / "cmdline").read_bytes()
+                    if b"function_child" in (process / "cmdline").read_bytes():
+                        assert password.encode() not in (process / "environ").read_bytes()
+                        assert KEY.encode() in (process / "environ").read_bytes()  # functions may need keys
         for address in re.findall(rb"127\.0\.0\.1:\d+", seen):
             with (
                 contextlib.suppress(OSError),

@@ -21,7 +21,8 @@ def project(tmp_path: Path) -> Project:
 
 
 def stop_in_the_middle(project: Project, number: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """Starts a run and sends it a signal once graded rows are durable."""
+    """Starts a run and sends it a signal once graded rows are durable; what is left is done fast."""
+    (project.path / "latency").write_text("1")  # it cannot end before the signal comes
     process = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--json-logs")
     assert process.stdout is not None
     for line in process.stdout:
@@ -29,6 +30,7 @@ def stop_in_the_middle(project: Project, number: signal.Signals) -> subprocess.C
             break
     process.send_signal(number)
     out, said = process.communicate(timeout=LONG)
+    (project.path / "latency").unlink()
     return subprocess.CompletedProcess([], process.returncode, out, said)
 
 

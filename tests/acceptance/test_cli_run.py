@@ -186,11 +186,13 @@ def test_too_many_rejects_pause_the_run_and_say_how_to_go_on(tmp_path: Path) -> 
 
 
 def test_a_reader_that_goes_away_ends_the_run_quietly_and_resumably(tmp_path: Path) -> None:
-    project = Project(tmp_path, latency=0.02)
-    with project.start("run", "chain.py", "in.jsonl", "-o", "out", "--json-logs") as process:
+    project = Project(tmp_path)
+    with project.kept_open():  # it cannot have written everything before its reader goes away
+        process = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--json-logs")
         assert process.stdout is not None and process.stderr is not None
         assert json.loads(process.stdout.readline())["type"] == "run_created"
         process.stdout.close()
+    with process:
         said = process.stderr.read()
         assert process.wait(LONG) == 130
     assert "Traceback" not in said and "rror" not in said
@@ -246,7 +248,7 @@ main()
 
 @pytest.mark.parametrize("gap", [0, 0.002, 0.01])
 def test_ctrl_c_that_a_wrapper_passes_on_once_more_is_one(tmp_path: Path, gap: float) -> None:
-    project = Project(tmp_path, rows=200, latency=0.05)
+    project = Project(tmp_path, rows=200, latency=600)  # it cannot end before the signals come
     words = [sys.executable, "-c", PATIENT, "run", "chain.py", "in.jsonl", "-o", "out", "--json-logs"]
     process = subprocess.Popen(
         words, cwd=tmp_path, env=project.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

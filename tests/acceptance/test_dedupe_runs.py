@@ -121,7 +121,14 @@ def test_a_killed_run_asks_again_only_what_was_not_durable(tmp_path: Path, way: 
 @pytest.mark.long
 def test_a_valkey_that_is_killed_costs_second_asks_and_no_row(tmp_path: Path) -> None:
     """Nobody waits for an answer that it has forgotten."""
-    with SlowServer(echo) as server:
+    open_ = asyncio.Event()
+
+    async def answer(text: str) -> str:
+        if text == "question 399":
+            await open_.wait()
+        return await echo(text)
+
+    with SlowServer(answer) as server:
         project = Repeats(tmp_path, server, rows=4000, distinct=400)
         run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--dedupe", "--workers", "2")
         until(lambda: len(questions(server)) > 100)
@@ -129,6 +136,7 @@ def test_a_valkey_that_is_killed_costs_second_asks_and_no_row(tmp_path: Path) ->
         assert found
         for pid in found:
             os.kill(pid, signal.SIGKILL)
+        server.call(open_.set)
         out, err = run.communicate(timeout=LONG)
     assert run.returncode == 0, out + err
     assert len(questions(server)) == 400 and max(questions(server).values()) <= 1 + 2  # by each of the workers

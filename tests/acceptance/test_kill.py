@@ -239,7 +239,8 @@ def test_kill_9_of_the_real_command_costs_no_row(tmp_path: Path, format: str) ->
 
 
 def test_sigterm_is_a_pause_and_a_finished_resume_has_every_row_once(tmp_path: Path) -> None:
-    project = Doomed(tmp_path, rows=120, latency=0.02)
+    project = Doomed(tmp_path, rows=120)
+    (tmp_path / "hold").touch()  # it cannot end before the signal comes
     said = stop_after(project, ["run", "chain.py", "in.jsonl", "-o", "out", "--json-logs"], 5, signal.SIGTERM)
     assert said.returncode == 130
     assert said.stderr.splitlines()[-2:] == ["interrupted", "go on: chainette resume out"]
@@ -252,7 +253,8 @@ def test_sigterm_is_a_pause_and_a_finished_resume_has_every_row_once(tmp_path: P
 
 def test_sigterm_ends_a_process_in_which_ctrl_c_is_ignored(tmp_path: Path) -> None:
     """As a shell starts a background job."""
-    project = Doomed(tmp_path, rows=120, latency=0.02)
+    project = Doomed(tmp_path, rows=120)
+    (tmp_path / "hold").touch()
     words = ["run", "chain.py", "in.jsonl", "-o", "out", "--json-logs"]
     said = stop_after(project, words, 5, signal.SIGTERM, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert said.returncode == -signal.SIGTERM
@@ -342,7 +344,7 @@ def test_a_directory_at_work_is_refused_to_every_other_command_that_writes_and_c
 def stop_after(
     project: Project, words: list[str], events: int, number: signal.Signals, **keys: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Starts a command that tells events and sends it a signal after so many of them, or at its end."""
+    """Starts a command that tells events; after so many of them, or at its end, sends it a signal, and lets held rows go on."""
     if "--json-logs" not in words:
         words = [*words, "--json-logs"]
     process = project.start(*words, **keys)
@@ -351,5 +353,6 @@ def stop_after(
         if not process.stdout.readline():
             break
     process.send_signal(number)
+    (project.path / "hold").unlink(missing_ok=True)
     out, said = process.communicate(timeout=LONG)
     return subprocess.CompletedProcess([], process.returncode, out, said)

@@ -39,19 +39,21 @@ def committed(project: Project) -> int:
     return log.read_bytes().count(b"unit_committed") if log.exists() else 0
 
 
-def start(project: Project) -> subprocess.Popen[str]:
-    run = project.start("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "writer=1,judge=2")
+def start(project: Project, *words: str) -> subprocess.Popen[str]:
+    call = words or ("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "writer=1,judge=2")
+    run = project.start(*call)
     until(lambda: committed(project) > 3)
     return run
 
 
 @pytest.mark.long
 def test_a_fleet_gives_the_rows_of_one_process_also_when_workers_are_killed(project: Project) -> None:
-    run = start(project)
-    workers = [pid for pid, words in processes_of(project).items() if "chainette_workers.worker.entry" in words]
-    assert len(workers) == 3
-    for pid in workers[:2]:
-        os.kill(pid, signal.SIGKILL)
+    with project.kept_open():
+        run = start(project)
+        workers = [pid for pid, words in processes_of(project).items() if "chainette_workers.worker.entry" in words]
+        assert len(workers) == 3
+        for pid in workers[:2]:
+            os.kill(pid, signal.SIGKILL)
     out, errors = run.communicate(timeout=LONG)
     assert run.returncode == 0, errors
     assert "accounting: balanced" in out
@@ -113,9 +115,10 @@ def test_a_row_whose_answer_ends_its_worker_is_found_and_rejected_and_costs_no_o
 
 @pytest.mark.long
 def test_a_fleet_whose_head_is_killed_leaves_no_process_and_is_gone_on_with(project: Project) -> None:
-    run = start(project)
-    run.kill()
-    run.communicate()
+    with project.kept_open():
+        run = start(project)
+        run.kill()
+        run.communicate()
     assert until(lambda: not processes_of(project)), processes_of(project)
     before = [event["type"] for event in project.events("fleet")].count("worker_joined")
     done = project.chainette("resume", "fleet")  # as it was started
@@ -139,9 +142,10 @@ def test_ctrl_c_ends_the_fleet_and_one_process_can_go_on(project: Project) -> No
 
 @pytest.mark.long
 def test_nothing_of_a_fleet_that_was_killed_stays_when_one_process_goes_on(project: Project) -> None:
-    run = start(project)
-    run.kill()
-    run.communicate()
+    with project.kept_open():
+        run = start(project)
+        run.kill()
+        run.communicate()
     assert until(lambda: not processes_of(project)) and (project.path / "fleet/.fleet").exists()
     assert project.chainette("resume", "fleet", "--local").returncode == 0
     assert lines(project, "fleet") == lines(project, "local")
@@ -167,9 +171,9 @@ def test_an_input_that_changes_while_a_fleet_reads_it_stops_the_run_and_the_old_
     project = Project(tmp_path, rows=160, latency=0.02)
     path = tmp_path / "in.jsonl"
     old = path.read_bytes()
-    run = project.start("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "1", "--window", "16", "--quiet")
-    until(lambda: committed(project) > 3)
-    path.write_bytes(old.replace(b"row", b"new"))
+    with project.kept_open():
+        run = start(project, "run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "1", "--window", "16", "--quiet")
+        path.write_bytes(old.replace(b"row", b"new"))
     _, errors = run.communicate(timeout=LONG)
     assert run.returncode == 1 and "in.jsonl changed while the run was reading it" in errors, errors
     assert "go on: chainette resume fleet" in errors
@@ -186,8 +190,7 @@ def test_an_input_that_changes_while_a_fleet_reads_it_stops_the_run_and_the_old_
 def test_a_fleet_accepts_the_rows_that_one_process_accepts_also_when_all_are_killed(project: Project) -> None:
     call = ("run", "chain.py", "in.jsonl", "--accept", "40", "--batch-size", "4")
     assert project.chainette(*call, "-o", "one", "--quiet").returncode == 0
-    run = project.start(*call, "-o", "fleet", "--workers", "writer=1,judge=2")
-    until(lambda: committed(project) > 3)
+    run = start(project, *call, "-o", "fleet", "--workers", "writer=1,judge=2")
     run.kill()
     run.communicate(timeout=LONG)
     assert until(lambda: not processes_of(project))

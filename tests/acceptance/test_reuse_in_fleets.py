@@ -46,13 +46,16 @@ class Fleet(Site):
 
 
 class _Pace:
-    """Answers at once, or slowly from the moment when the test says so."""
+    """Answers at once, slowly from the moment when the test says so, and not at all while it holds the gate closed."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def answer(self, text: str) -> str:
         await asyncio.sleep(self.seconds)
+        await self.gate.wait()
         return json.dumps({"note": f"about {text}"[:60]})
 
 
@@ -117,6 +120,7 @@ def test_whoever_is_killed_each_answer_serves_one_row_and_nothing_else_is_asked_
     notes.declare(hot.replace("3 {{", "3 in short: {{"))
     notes.server.asked.clear()
     pace.seconds = 0.4
+    pace.gate.clear()  # so that the run cannot end before the kills
     workers = [fleet.worker(), fleet.worker()]
     words = ("--quiet", "--redis", fleet.url)
     sink = notes.start("enqueue", "chain.py", "in.jsonl", "-o", "b", "--reuse", "a", *words)
@@ -124,6 +128,7 @@ def test_whoever_is_killed_each_answer_serves_one_row_and_nothing_else_is_asked_
     workers[0].kill()  # SIGKILL
     workers.append(fleet.worker())
     done = fleet.committed("b")
+    notes.server.call(pace.gate.set)
     until(lambda: fleet.committed("b") > done)
     sink.kill()
     sink.communicate()

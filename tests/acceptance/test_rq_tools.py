@@ -83,8 +83,7 @@ def answers(port: int) -> bool:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Units of the judge take four seconds each."""
-    return Project(tmp_path, rows=40, latency=2)
+    return Project(tmp_path, rows=40)
 
 
 @contextmanager
@@ -105,21 +104,26 @@ def test_rqs_tools_show_the_truth_of_a_live_run_and_change_nothing_of_it(
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "local", "--quiet").returncode == 0
     serve = ("worker", "--engine", "writer", "--engine", "judge", "--rows-in-flight", "16", "--redis", database.url)
     with ExitStack() as stack, cleaning_all_the_time(tools):
-        victim = stack.enter_context(started(project, *serve))
-        run = stack.enter_context(started(project, "enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", database.url))
-        judged = until(lambda: next((queue for queue in tools.queues() if busy(tools, queue)), None))
-        pid = shown(tools, judged)
+        with project.kept_open():  # units are in hand for as long as the tools need
+            victim = stack.enter_context(started(project, *serve))
+            run = stack.enter_context(
+                started(project, "enqueue", "chain.py", "in.jsonl", "-o", "fleet", "--redis", database.url)
+            )
+            working = until(lambda: next((queue for queue in tools.queues() if busy(tools, queue)), None))
+            pid = shown(tools, working)
 
-        victim.kill()
-        victim.wait()
-        assert pid in {worker.pid for worker in Worker.all(tools.client, serializer=JSONSerializer)}  # as far as anybody knows
-        [name] = tools.workers()
-        database.client.zadd("chainette:lease", {name: 1})  # its lease is over
-        assert FleetQueue(database.client).reap() == [name]
-        assert tools.workers() == [] == tools.data("workers")["workers"]
-        assert not any(line.startswith("worker ") for line in tools.info())
-        assert judged.started_job_registry.count == 0 and judged.count > 0
-        assert judged.failed_job_registry.count == 0
+            victim.kill()
+            victim.wait()
+            assert pid in {
+                worker.pid for worker in Worker.all(tools.client, serializer=JSONSerializer)
+            }  # as far as anybody knows
+            [name] = tools.workers()
+            database.client.zadd("chainette:lease", {name: 1})  # its lease is over
+            assert FleetQueue(database.client).reap() == [name]
+            assert tools.workers() == [] == tools.data("workers")["workers"]
+            assert not any(line.startswith("worker ") for line in tools.info())
+            assert working.started_job_registry.count == 0 and working.count > 0
+            assert working.failed_job_registry.count == 0
 
         other = stack.enter_context(started(project, *serve))
         assert run.wait(LONG) == 0
@@ -131,34 +135,34 @@ def test_rqs_tools_show_the_truth_of_a_live_run_and_change_nothing_of_it(
 
 
 def busy(tools: Tools, queue: Queue) -> bool:
-    """Whether units of the slow step are in hand, and the worker has said so."""
-    if not queue.name.startswith("judge.") or not queue.started_job_registry.count:
+    """Whether units of the held function are in hand, and the worker has said so."""
+    if not queue.name.startswith("python.") or not queue.started_job_registry.count:
         return False
     return any(worker.get_state() == "busy" for worker in Worker.all(tools.client, queue=queue, serializer=JSONSerializer))
 
 
-def shown(tools: Tools, judged: Queue) -> int:
+def shown(tools: Tools, working: Queue) -> int:
     """Everything the tools say while the worker works; its process id."""
-    [worker] = Worker.all(tools.client, queue=judged, serializer=JSONSerializer)
+    [worker] = Worker.all(tools.client, queue=working, serializer=JSONSerializer)
     assert worker.pid is not None and worker.hostname == socket.gethostname()
-    assert judged.name in worker.queue_names()
+    assert working.name in worker.queue_names()
     told = tools.info()
-    [line] = [line for line in told if line.startswith(f"queue {judged.name} ")]
+    [line] = [line for line in told if line.startswith(f"queue {working.name} ")]
     assert "executing, 0 finished, 0 failed" in line and " 0 executing" not in line
     [line] = [line for line in told if line.startswith("worker ")]
-    assert f"{worker.name} ({worker.hostname}" in line and str(worker.pid) in line and "busy" in line and judged.name in line
+    assert f"{worker.name} ({worker.hostname}" in line and str(worker.pid) in line and "busy" in line and working.name in line
 
     [seen] = tools.data("workers")["workers"]
     assert (seen["name"], seen["pid"], seen["state"]) == (worker.name, worker.pid, "busy")
-    assert judged.name in seen["queues"]
+    assert working.name in seen["queues"]
     found = {queue["name"]: queue for queue in tools.data("queues")["queues"]}
     assert set(found) == {queue.name for queue in tools.queues()}
-    assert found[judged.name]["started_job_registry_count"] > 0
-    jobs = tools.data(f"jobs/{judged.name}/started/8/asc/1")["jobs"]
-    assert jobs and all(job["description"].startswith("grade root ") for job in jobs)
+    assert found[working.name]["started_job_registry_count"] > 0
+    jobs = tools.data(f"jobs/{working.name}/started/8/asc/1")["jobs"]
+    assert jobs and all(job["description"].startswith("split root ") for job in jobs)
     job = tools.data(f"job/{jobs[0]['id']}")
-    assert (job["origin"], job["status"]) == (judged.name, "started")
-    for page in ("/", "/0/view/workers", "/0/view/jobs", f"/0/view/jobs/{judged.name}/started/8/asc/1"):
+    assert (job["origin"], job["status"]) == (working.name, "started")
+    for page in ("/", "/0/view/workers", "/0/view/jobs", f"/0/view/jobs/{working.name}/started/8/asc/1"):
         assert b"RQ" in tools.page(page)
     return worker.pid
 

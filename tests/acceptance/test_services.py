@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from chainette.fleet.redis.connect import shown
+from chainette.fleet.redis.fleet_view import look
 from chainette.fleet.redis.run_registry import Board, Order
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
@@ -207,12 +208,13 @@ def test_two_coordinators_admit_every_row_once_and_the_one_that_lives_goes_on(si
     database.may_leave(*LEASES)
     expected = site.local()
     with site.fleet("coordinator", "coordinator", "sink") as fleet:
-        run = site.detach("fleet", "--window", "16")
-        until(lambda: site.committed("fleet") > 5)
-        info = site.board.run(run)
-        assert info is not None
-        pid = site.board.members()[info.coordinator].pid
-        os.kill(pid, signal.SIGKILL)
+        with site.project.kept_open():
+            run = site.detach("fleet", "--window", "16")
+            until(lambda: site.committed("fleet") > 3)
+            info = site.board.run(run)
+            assert info is not None
+            pid = site.board.members()[info.coordinator].pid
+            os.kill(pid, signal.SIGKILL)
         site.finished(run)
         assert sum(process.poll() is None for process in fleet) == 3
     assert lines(site.project, "fleet") == expected
@@ -273,8 +275,10 @@ def test_a_redis_that_comes_back_empty_costs_a_handed_over_run_an_epoch_and_no_r
         with site.fleet("coordinator", "sink"):
             run = site.detach("fleet", "--window", "16")
             until(lambda: site.committed("fleet") > 5)
-            server.restart_empty()
-            site.finished(until(lambda: run if site.board.run(run) else ""))
+            with site.project.kept_open():
+                server.restart_empty()
+                until(lambda: site.board.run(run))
+            site.finished(run)
         assert_no_keys_left(site.client)
     assert lines(site.project, "fleet") == expected
     assert site.epochs("fleet") == {0, 1}
@@ -287,6 +291,7 @@ def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before
         until(lambda: site.committed("fleet") > 12)
         worker.terminate()  # so that the run cannot end before the command below is read
         assert worker.wait(LONG) == 0
+        until(lambda: not look(site.client, run).runs[0].results)  # the sink has written all of it
         before = set(lines(site.project, "fleet")["extract"])
         chain = site.project.path / "chain.py"
         chain.write_text(chain.read_text().replace('user_prompt="{{ pieces }}"', 'user_prompt="Grade: {{ pieces }}"'))
@@ -316,7 +321,8 @@ def test_an_order_that_somebody_puts_back_computes_nothing_anew_a_second_time(si
         followed = site.order(run)
         site.board.say(run, msgspec.structs.replace(followed, from_steps=("grade",)).fields)
         with site.fleet("sink"):
-            until(lambda: site.order(run) == followed)
+            with site.project.kept_open():
+                until(lambda: site.order(run) == followed)
             site.finished(run)
     assert site.epochs("fleet") == {0, 1}
     assert site.project.ids("fleet", "grade") == sorted(str(number) for number in range(96))
@@ -325,9 +331,10 @@ def test_an_order_that_somebody_puts_back_computes_nothing_anew_a_second_time(si
 @pytest.mark.long
 def test_a_held_run_is_gone_on_with_by_its_sink_when_its_directory_is_resumed(site: Site) -> None:
     with site.fleet("coordinator", "sink"):
-        run = site.detach("fleet", "--window", "16")
-        until(lambda: site.committed("fleet") > 2)
-        assert site.project.chainette("pause", run, "--redis", site.url).returncode == 0
+        with site.project.kept_open():
+            run = site.detach("fleet", "--window", "16")
+            until(lambda: site.committed("fleet") > 2)
+            assert site.project.chainette("pause", run, "--redis", site.url).returncode == 0
         assert f"run {run} is paused; go on: chainette unpause {run}" in site.why(run)
         assert "is paused" in site.project.chainette("runs", "--redis", site.url).stdout
         assert "sink sink-" in site.project.chainette("status", "--redis", site.url).stdout
@@ -342,9 +349,10 @@ def test_an_input_that_changes_while_a_coordinator_reads_it_holds_the_run_until_
     expected, path = site.local(), site.project.path / "in.jsonl"
     old = path.read_bytes()
     with site.fleet("coordinator", "sink"):
-        run = site.detach("fleet", "--window", "8")
-        until(lambda: site.committed("fleet") > 3)
-        path.write_bytes(old.replace(b"row", b"new"))
+        with site.project.kept_open():
+            run = site.detach("fleet", "--window", "8")
+            until(lambda: site.committed("fleet") > 1)
+            path.write_bytes(old.replace(b"row", b"new"))
         until(lambda: "in.jsonl changed while the run was reading it" in site.why(run))
         assert site.project.chainette("resume", "fleet", "--redis", site.url).returncode == 0
         until(lambda: "has changed since the run in" in site.why(run))

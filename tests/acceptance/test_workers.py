@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,14 @@ def finish(run: subprocess.Popen[str]) -> None:
 
 @pytest.mark.long
 def test_workers_that_are_killed_again_and_again_cost_nothing(project: FleetProject) -> None:
+    (project.path / "latency").write_text("0.2")  # it must not be over before the kills
     run = project.begin()
     kills = 0
     while run.poll() is None and kills < 4:
         for pid in project.processes("chainette_workers.worker.entry")[:1]:
-            os.kill(pid, signal.SIGKILL)
-            kills += 1
+            with suppress(ProcessLookupError):  # the run has just ended
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
         project.await_commits(run, project.committed() + 2)
     finish(run)
     assert kills > 2
@@ -132,15 +135,15 @@ def test_workers_that_are_killed_again_and_again_cost_nothing(project: FleetProj
 
 @pytest.mark.long
 def test_a_valkey_that_is_killed_is_started_again_and_costs_nothing(project: FleetProject) -> None:
-    run = project.begin()
-    kills = 0
-    while run.poll() is None and kills < 2:
-        for pid in project.processes("valkey-server"):
-            os.kill(pid, signal.SIGKILL)
-            kills += 1
-            project.await_commits(run, project.committed() + 2)
+    with project.kept_open():
+        run = project.begin()
+        [valkey] = project.processes("valkey-server")
+        os.kill(valkey, signal.SIGKILL)
+    project.await_commits(run, project.committed() + 2)
+    for again in project.processes("valkey-server"):
+        with suppress(ProcessLookupError):  # the run has just ended
+            os.kill(again, signal.SIGKILL)
     finish(run)
-    assert kills
     assert lines(project, "fleet") == lines(project, "local")
     assert {event.get("epoch", 0) for event in project.told("unit_committed")} == {0}, "work was thrown away"
     project.assert_nothing_left()
@@ -230,9 +233,10 @@ def test_ctrl_c_in_a_terminal_ends_every_process_and_the_run_can_be_gone_on_with
 
 @pytest.mark.long
 def test_a_chain_that_has_changed_is_refused_as_one_process_refuses_it(project: FleetProject) -> None:
-    run = project.begin()
-    run.kill()
-    run.communicate()
+    with project.kept_open():
+        run = project.begin()
+        run.kill()
+        run.communicate()
     until(lambda: not project.processes())
     project.change("Name in: {{ text }}", "Whose name is in {{ text }}?")
     alone, fleet = (project.chainette("resume", "fleet", *words) for words in (("--local",), ()))

@@ -5,7 +5,6 @@ Coordinator, sink and workers are the real ones, in threads; the rows are always
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from collections import Counter
@@ -33,7 +32,7 @@ from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.result import RunResult
 from chainette.run.session import Session
 from tests.support.chains import content
-from tests.support.cli import Project
+from tests.support.cli import Project, logged, until
 from tests.support.patience import LONG
 from tests.support.proxy import FaultProxy
 from tests.support.serving import serving
@@ -47,7 +46,7 @@ class Site:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        Project(path, rows=ROWS)
+        self.project = Project(path, rows=ROWS)
         with (path / "in.jsonl").open("a") as file:
             file.write("{bad\n")
         self.chain: Chain = load_chain("chain.py", path).chain
@@ -68,8 +67,7 @@ class Site:
         assert result.metadata["balanced"] and result.metadata["records"] == ROWS + 1
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        lines = (self.path / "out/events.jsonl").read_text().splitlines()
-        return [event for line in lines if (event := json.loads(line))["type"] == kind]
+        return [event for event in logged(self.path / "out") if event["type"] == kind]
 
     @contextmanager
     def worker(self, url: str) -> Iterator[None]:
@@ -235,14 +233,6 @@ def test_a_link_that_breaks_all_the_time_costs_nothing(site: Site, database: Dat
     site.require_whole(result)
 
 
-def wait_for(condition: Callable[[], Any]) -> Any:
-    for _ in range(2000):
-        if found := condition():
-            return found
-        threading.Event().wait(0.01)
-    raise AssertionError("it never happened")
-
-
 class Background:
     """A run in a thread of its own."""
 
@@ -269,7 +259,7 @@ class Background:
 def test_data_that_are_gone_from_redis_come_again_out_of_what_is_durable(site: Site, database: Database, loss: str) -> None:
     client = database.client
     run = Background(site, Driven(database.url))
-    [payload] = wait_for(lambda: list(client.scan_iter("chainette:*:u:*"))[:1])
+    [payload] = until(lambda: list(client.scan_iter("chainette:*:u:*"))[:1])
     match loss:
         case "payload":
             client.delete(payload)
@@ -310,12 +300,12 @@ def test_a_run_knows_its_workers_and_engines_also_where_those_were_loaded_for_an
 
 @pytest.mark.long
 def test_a_worker_that_ends_in_good_order_says_so_to_the_runs_that_it_worked_for(tmp_path: Path, database: Database) -> None:
-    (tmp_path / "latency").write_text("0.05")
     site = Site(tmp_path)
     run, log = Background(site, RedisFleet(database.url)), site.path / "out/events.jsonl"
-    with site.worker(database.url):
-        wait_for(lambda: log.exists() and log.read_bytes().count(b"unit_committed") > 4)
-    wait_for(lambda: site.events("worker_left"))
+    with site.project.kept_open():
+        with site.worker(database.url):
+            until(lambda: log.exists() and log.read_bytes().count(b"unit_committed") > 4)
+        until(lambda: site.events("worker_left"))
     with site.worker(database.url):
         result = run.end()
     assert isinstance(result, RunResult)
@@ -331,8 +321,9 @@ def test_a_run_that_another_process_has_taken_is_left_to_it_as_long_as_that_live
     monkeypatch.setattr("chainette_workers.sink.drive.LEASE", 0.2)
     board, client = Board(database.client), database.client
     run = Background(site, RedisFleet(database.url))
-    [info] = wait_for(lambda: [info for info in board.runs() if info.counts.nodes])
+    [info] = until(lambda: [info for info in board.runs() if info.counts.nodes])
     board.beat("enqueue-other", {"kind": "enqueue"})
+    client.zadd("chainette:lease", {"enqueue-other": 9e12})  # it lives, however long this takes
     client.hset(f"chainette:run:{info.run}", mapping={"owner": "other", "sink": "enqueue-other"})
     with site.worker(database.url):
         stopped = run.end()
@@ -377,11 +368,11 @@ def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(
 @pytest.mark.long
 def test_a_server_that_is_killed_and_comes_back_costs_nothing(site: Site, server: Server) -> None:
     run = Background(site, RedisFleet(server.url))
-    wait_for((site.path / "out/events.jsonl").exists)
+    until((site.path / "out/events.jsonl").exists)
     with site.worker(server.url):
         for _ in range(2):
             before = len(site.events("unit_committed"))
-            wait_for(lambda before=before: len(site.events("unit_committed")) > before or run.found)  # type: ignore[misc]
+            until(lambda before=before: len(site.events("unit_committed")) > before or run.found)  # type: ignore[misc]
             server.kill()
             server.start()
         result = run.end()
@@ -403,11 +394,12 @@ def test_a_server_that_is_no_longer_the_master_is_waited_for(
         return int(client.info("errorstats").get("errorstat_READONLY", {}).get("count", 0))
 
     run = Background(site, RedisFleet(server.url))
-    wait_for((site.path / "out/events.jsonl").exists)
+    until((site.path / "out/events.jsonl").exists)
     with site.worker(server.url):
-        wait_for(lambda: site.events("unit_committed"))
-        client.replicaof("127.0.0.1", "1")
-        wait_for(lambda: refused() > 5 and "nothing moves: Redis fails (" in caplog.text)
+        with site.project.kept_open():
+            until(lambda: site.events("unit_committed"))
+            client.replicaof("127.0.0.1", "1")
+        until(lambda: refused() > 5 and "nothing moves: Redis fails (" in caplog.text)
         client.replicaof("NO", "ONE")
         client.client_pause(700)  # and slow, for a while
         result = run.end()

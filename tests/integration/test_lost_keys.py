@@ -15,8 +15,8 @@ from redis import Redis
 from chainette.errors import RunStopped
 from chainette.fleet.redis.connect import connect
 from chainette.io.rundir.result import RunResult
-from tests.integration.test_fleet_trouble import ROWS, Background, Driven, Site, wait_for
-from tests.support.cli import Project
+from tests.integration.test_fleet_trouble import ROWS, Background, Driven, Site
+from tests.support.cli import Project, until
 from tests.support.tools import crossed, some
 from tests.support.valkey import Database
 
@@ -101,7 +101,7 @@ def test_a_key_that_is_lost_before_any_worker_comes_costs_no_row(site: Site, dat
     client = database.client
     database.may_leave("rq:worker*", "chainette:aside:*")
     run = Background(site, RedisFleet(database.url))
-    wait_for(lambda: list(client.scan_iter("rq:queue:*")) and lose_one(client, pattern))
+    until(lambda: list(client.scan_iter("rq:queue:*")) and lose_one(client, pattern))
     with site.worker(database.url):
         require_whole(site, run)
 
@@ -158,10 +158,11 @@ def test_a_key_that_is_lost_or_spoiled_while_workers_are_at_it_costs_no_row(
     log = site.path / "out/events.jsonl"
     run = Background(site, RedisFleet(database.url))
     with site.worker(database.url):
-        wait_for(log.exists)
-        wait_for(lambda: log.read_bytes().count(b"unit_committed") > 8)
-        wait_for(lambda: run.found or LOSSES[loss](client, pattern, 3))
-        assert not run.found, "there was no such key"
+        with site.project.kept_open():
+            until(log.exists)
+            until(lambda: log.read_bytes().count(b"unit_committed") > 8)
+            until(lambda: run.found or LOSSES[loss](client, pattern, 3))
+            assert not run.found, "there was no such key"
         require_whole(site, run)
 
 
@@ -181,10 +182,11 @@ def test_a_field_of_the_run_that_is_garbage_or_lost_costs_no_row(
     database.may_leave("chainette:aside:*")
     run = Background(site, RedisFleet(database.url))
     with site.worker(database.url):
-        wait_for(log.exists)
-        wait_for(lambda: log.read_bytes().count(b"unit_committed") > 8)
-        [key] = keys(client, ADMITTED[0])
-        assert client.hset(key, field, value) == 0 if value else client.hdel(key, field), "there was no such field"
+        with site.project.kept_open():
+            until(log.exists)
+            until(lambda: log.read_bytes().count(b"unit_committed") > 8)
+            [key] = keys(client, ADMITTED[0])
+            assert client.hset(key, field, value) == 0 if value else client.hdel(key, field), "there was no such field"
         require_whole(site, run)
 
 

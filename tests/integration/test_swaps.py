@@ -26,9 +26,9 @@ from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
-from tests.integration.test_fleet_trouble import Background, Driven, Failing, Site, wait_for
+from tests.integration.test_fleet_trouble import Background, Driven, Failing, Site
 from tests.support.chains import content
-from tests.support.cli import FOLDERS
+from tests.support.cli import FOLDERS, until
 from tests.support.serving import serving
 from tests.support.valkey import Database
 
@@ -76,7 +76,7 @@ def opened(site: Site) -> list[str]:
 @pytest.mark.long
 def test_a_chain_with_two_models_finishes_on_one_device_and_swaps_a_few_times(site: Site, database: Database) -> None:
     run = Background(site, RedisFleet(database.url))
-    wait_for(lambda: len(database.client.keys("rq:job:*")) == 12)
+    until(lambda: len(database.client.keys("rq:job:*")) == 12)
     with worker(site, database.url):
         result = run.end()
     assert isinstance(result, RunResult), result
@@ -106,7 +106,7 @@ def thrashing(site: Site, database: Database, monkeypatch: pytest.MonkeyPatch) -
     """A worker that says that it swaps all the time, so that runs go in phases from their first root on."""
     monkeypatch.setattr(EnginePool, "swapping", 0.9)
     with worker(site, database.url):
-        wait_for(lambda: Board(database.client).members())
+        until(lambda: Board(database.client).members())
         yield site
 
 

@@ -8,20 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.support import warm
 from tests.support.patience import LONG
 
-__all__ = ["CHAIN", "FOLDERS", "REPOSITORY", "Project", "lines", "until"]
+__all__ = ["CHAIN", "FOLDERS", "REPOSITORY", "Project", "lines", "logged", "until"]
 
 FOLDERS = ("extract", "split", "side", "grade", "rejected", "flattened")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: Two steps and two branches; the judge is slow where the folder's file `latency` says so, and errs where `invalid` does.
+#: While there is a file `hold`, no row gets past the first branch.
 CHAIN = """
+import time
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -52,6 +55,8 @@ register_engine("judge", "judge-model", "simulated", latency=setting("latency"),
 
 @apply
 def split(item: Fact) -> list[Fact]:
+    while Path(__file__).with_name("hold").exists():
+        time.sleep(0.01)
     return [item, item]
 
 
@@ -105,14 +110,28 @@ class Project:
 
     def events(self, directory: str) -> Iterator[dict[str, Any]]:
         """The log of a run directory, without a line that is being written."""
-        for line in (self.path / directory / "events.jsonl").read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+        return logged(self.path / directory)
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """A run of `CHAIN` cannot end within the block, however long its commands take: no row gets past the first branch."""
+        (self.path / "hold").touch()
+        try:
+            yield
+        finally:
+            (self.path / "hold").unlink()
 
     def ids(self, directory: str, folder: str) -> list[str]:
         """The row ids in a folder of JSONL shards, sorted."""
         files = sorted((self.path / directory / folder).glob("*.jsonl"))
         return sorted(json.loads(line)["row_id"] for file in files for line in file.read_text().splitlines())
+
+
+def logged(directory: Path) -> Iterator[dict[str, Any]]:
+    """The log of a run directory, without a line that is being written."""
+    for line in (directory / "events.jsonl").read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
 
 
 def until(condition: Callable[[], Any], seconds: float = LONG) -> Any:
