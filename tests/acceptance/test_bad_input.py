@@ -22,6 +22,7 @@ from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume
 from tests.support.chains import content, everything, texts, write_inputs
 from tests.support.cli import Project
+from tests.support.patience import LONG
 from tests.support.tools import program, some
 
 
@@ -252,7 +253,7 @@ def test_an_engine_that_never_becomes_ready_rejects_nothing_and_the_run_goes_on_
     status = project.chainette("status", "out").stdout
     assert "paused: engine 'llm' has not answered" in status and "go on: chainette resume out" in status
     with serving(project, lambda prompt: ('{"name": "Ada"}', "stop")):
-        assert project.chainette("resume", "out").returncode == 0
+        assert project.chainette("resume", "out", "--engine-patience", str(LONG)).returncode == 0
     assert project.ids("out", "ask") == ["0", "1", "2"]
     assert not (project.path / "out/rejected").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,8 +23,11 @@ def usual_umask() -> object:
 
 def open_to_others(root: Path, more: int = 0) -> list[str]:
     """Files, folders, sockets and pipes below a folder with permissions of others (but for `more`), and the folder itself."""
-    found = [root, *(path for path in root.rglob("*") if not path.is_symlink())]
-    modes = {path: stat.S_IMODE(path.lstat().st_mode) for path in found}
+    modes = dict[Path, int]()
+    for path in (root, *root.rglob("*")):
+        with suppress(FileNotFoundError):  # it went since it was listed
+            if not path.is_symlink():
+                modes[path] = stat.S_IMODE(path.lstat().st_mode)
     return [f"{path.relative_to(root)} {mode:o}" for path, mode in modes.items() if mode & 0o077 & ~more]
 
 

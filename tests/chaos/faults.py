@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import redis
 
@@ -91,14 +92,21 @@ def empty_valkey(site: Site) -> None:
 def roll_valkey_back(site: Site) -> None:
     """Back to its state of some seconds ago, as after a restored backup."""
     data, copy = site.folder / "valkey" / "data", site.folder / "backup"
-    shutil.rmtree(copy, ignore_errors=True)
-    with suppress(shutil.Error):  # a file that was replaced meanwhile
-        shutil.copytree(data / "appendonlydir", copy)
+    _copy(data / "appendonlydir", copy)
     time.sleep(site.rng.uniform(0.5, 4.0))
     site.server.kill()
     shutil.rmtree(data / "appendonlydir")
     shutil.copytree(copy, data / "appendonlydir")
     site.server.start()
+
+
+def _copy(folder: Path, copy: Path) -> None:
+    """Copies all files of a moment."""
+    while True:
+        shutil.rmtree(copy, ignore_errors=True)
+        with suppress(shutil.Error):  # a file was replaced meanwhile
+            shutil.copytree(folder, copy)
+            return
 
 
 def fill_valkey(site: Site) -> None:

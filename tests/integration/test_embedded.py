@@ -403,20 +403,20 @@ def program(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "patience", "complaint"),
     [
-        pytest.param("#!/bin/sh\necho 'bad directive'\nexit 1\n", "ended at once; it said:\nbad directive", id="ends"),
-        pytest.param("#!/bin/sh\necho 'thinking'\nexec sleep 60\n", "gave no answer for 0.3 s .*\nthinking", id="silent"),
-        pytest.param("#!/nowhere/sh\n", "could not be started; it said:\n.*No such file", id="cannot run"),
+        pytest.param("#!/bin/sh\necho 'bad directive'\nexit 1\n", LONG, "ended at once; it said:\nbad directive", id="ends"),
+        pytest.param("#!/bin/sh\necho 'thinking'\nexec sleep 60\n", 2.0, "gave no answer for 2 s .*\nthinking", id="silent"),
+        pytest.param("#!/nowhere/sh\n", LONG, "could not be started; it said:\n.*No such file", id="cannot run"),
     ],
 )
 def test_a_server_that_does_not_start_is_quoted(
-    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, text: str, complaint: str
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, text: str, patience: float, complaint: str
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setenv(embedded.SERVER_VARIABLE, program(tmp_path / "server", text))
         with pytest.raises(RunError, match=complaint):
-            EmbeddedServer.start(tmp_path / "data", patience=0.3, grace=0.1)
+            EmbeddedServer.start(tmp_path / "data", patience=patience, grace=0.1)
     assert not list(temporary.iterdir())
     with EmbeddedServer.start(tmp_path / "data") as server:
         assert server.running

@@ -83,10 +83,12 @@ def test_a_worker_that_was_killed_is_forgotten(started: list[subprocess.Popen[st
 
 
 def test_a_polite_worker_ends_and_a_stubborn_one_is_killed(started: list[subprocess.Popen[str]]) -> None:
-    polite, stubborn = start(started), start(started, "stubborn")
-    killed = end(recorded(URL), 0.5)
-    assert [worker.pid for worker in killed] == [stubborn.pid]
-    assert (polite.wait(LONG), stubborn.wait(LONG)) == (-signal.SIGTERM, -signal.SIGKILL)
+    polite = start(started)
+    assert end(recorded(URL), LONG) == []
+    assert polite.wait(LONG) == -signal.SIGTERM
+    stubborn = start(started, "stubborn")
+    assert [worker.pid for worker in end(recorded(URL), 0.1)] == [stubborn.pid]
+    assert stubborn.wait(LONG) == -signal.SIGKILL
 
 
 def test_a_process_that_got_the_id_of_a_dead_worker_is_not_touched(

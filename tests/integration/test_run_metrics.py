@@ -16,6 +16,7 @@ from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.metrics import Metrics
 from chainette_workers.worker.configuration import WorkerConfig
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from chainette import Chain
 from chainette.core.compile import compile_chain
@@ -142,8 +143,17 @@ def test_workers_that_come_and_go_change_no_number(site: Site) -> None:
             run = side.submit(site.run, metrics)
             until(lambda: numbers(metrics))
         with site.worker():
-            result = run.result(60)
+            result = run.result(LONG)
     assert results(numbers(metrics)) == meant(result.metadata)
+
+
+def scraped_at_rest(address: str) -> list[Sample]:
+    """The numbers of a worker; none while it still hears of the commit that ended the run."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=LONG) as reply:
+        text = reply.read().decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    busy = any(sample.name == "chainette_rows_in_flight" and sample.value for sample in samples)
+    return [] if busy else samples
 
 
 @pytest.mark.long
@@ -151,9 +161,7 @@ def test_a_worker_says_where_its_units_spent_their_time(site: Site, database: Da
     with site.worker():
         result = site.run(sink())
         [member] = look(database.client).members.values()
-        with urllib.request.urlopen(f"http://{member.metrics}/metrics", timeout=LONG) as reply:
-            text = reply.read().decode()
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        samples = until(lambda: scraped_at_rest(member.metrics))
     counts = {
         (sample.labels["step"], sample.labels["stage"]): sample.value
         for sample in samples

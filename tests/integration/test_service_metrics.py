@@ -50,7 +50,7 @@ def fleet(url: str, folder: Path) -> Iterator[None]:
         finally:
             stopping.set()
             for each in running:
-                each.result(60)
+                each.result(LONG)
 
 
 def get(address: str, path: str) -> bytes:

@@ -57,8 +57,8 @@ class Prometheus:
         return found
 
     def value(self, expression: str) -> float:
-        """The only value of an expression, now."""
-        [found] = self.get("/api/v1/query", query=expression)["result"]
+        """The only value of an expression, now; none is there after a scrape that took too long."""
+        [found] = until(lambda: self.get("/api/v1/query", query=expression)["result"])
         return float(found["value"][1])
 
     def targets(self) -> dict[str, str]:

@@ -99,6 +99,11 @@ class FaultProxy:
         """Requests arrive and take effect; no reply comes back."""
         self._portal.call(self._drop)
 
+    @property
+    def lossy(self) -> bool:
+        """Whether a live connection has lost a reply."""
+        return self._portal.call(lambda: any(link.lossy for link in self._links))
+
     def lose_reply_to(self, word: bytes) -> None:
         """The next request that contains `word` takes effect; in place of its reply its connection is reset. Once."""
         self._portal.call(setattr, self, "_watched", word)

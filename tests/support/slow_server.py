@@ -76,7 +76,7 @@ class SlowServer:
             return web.json_response({"data": [{"id": "m"}]})
         body: dict[str, Any] = await request.json()
         text = next(message["content"] for message in reversed(body["messages"]) if message["role"] == "user")
-        self.asked[text] += 1
         self.ports[text] = request.transport.get_extra_info("peername")[1] if request.transport is not None else 0
+        self.asked[text] += 1  # last: a test that waits for it reads the port
         answer = await self._answering(text)
         return answer if isinstance(answer, web.Response) else chat(answer)

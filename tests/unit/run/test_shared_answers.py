@@ -76,7 +76,7 @@ def fates(*rows: Waiter) -> list[str]:
 
 def exchange(shared: SharedAnswers) -> Exchange:
     async def go() -> Exchange:
-        with anyio.fail_after(10):
+        with anyio.fail_after(LONG):
             [(keys, news)] = await shared.outgoing()
         assert keys == KEYS
         return news

@@ -32,7 +32,7 @@ SECRETS = ("sk-top-secret-key", "pass-word-42", "query-secret", "header-secret")
 
 def _secretive(http: Http, url: str) -> OpenAIEngine:
     endpoint = url.replace("http://", "http://${T_USER}:${T_PASS}@") + "/v1?key=${T_QUERY}"
-    return http.make(endpoint, api_key_env="T_KEY", headers={"X-Token": "${T_HEADER}"}, max_retries=0, startup_timeout=1)
+    return http.make(endpoint, api_key_env="T_KEY", headers={"X-Token": "${T_HEADER}"}, max_retries=0)
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 301, 429, 500, 200])
