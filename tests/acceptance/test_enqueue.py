@@ -281,7 +281,7 @@ def test_workers_that_are_asked_to_end_do_and_hand_back_what_they_have(site: Sit
     run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet")
     with stopped(other):
         until(lambda: site.committed("fleet") > 5)
-        assert "asked 1 workers of 'judge'" in site.project.chainette("kill", "--engine", "judge", "--redis", site.url).stdout
+        assert "asked 1 worker of 'judge'" in site.project.chainette("kill", "--engine", "judge", "--redis", site.url).stdout
         assert asked.wait(LONG) == 0
         with stopped(site.start("worker", "--engine", "judge")):
             assert run.wait(LONG) == 0

@@ -29,7 +29,7 @@ PAGES = sorted(
 )
 
 #: Pages that need a fleet, or more than two seconds.
-LONG = {f"docs/{name}.md" for name in ("accept", "agents", "index", "parameters", "tutorial")}
+LONG = {f"docs/{name}.md" for name in ("accept", "agents", "fleet", "index", "parameters", "tutorial")}
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.long if page in LONG else ()) for page in PAGES])

@@ -112,7 +112,7 @@ def test_without_redis_the_workers_of_this_machine_are_ended_all_the_same(
     project = Project(tmp_path)
     done = project.chainette("kill", "--engine", "llama", "--redis", away)
     assert done.returncode == 0
-    assert "asked 1 workers of 'llama' to end" in done.stdout
+    assert "asked 1 worker of 'llama' to end" in done.stdout
     assert "does not answer" in done.stderr and "only workers of this machine" in done.stderr
     assert worker.wait(LONG) == -signal.SIGTERM
     assert other.poll() is None

@@ -53,10 +53,11 @@ _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _LINE = r"(?:.*\\\n)*.*\n"
 _COMMAND = re.compile(rf"^\$ ({_LINE})((?:(?!\$ ).*\n)*)", re.MULTILINE)
 #: Commands that run until somebody ends them.
-_SERVICE = re.compile(r"\bchainette (?:coordinator|sink|valkey|worker)\b")
+_SERVICE = re.compile(r"(?:\w+=\S* )*chainette (?:coordinator|sink|valkey|worker)\b")
 _EXPORT = re.compile(r"export (\w+)=(\S*)")
+_RUN_ID = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{8}\b")
 #: Figures that depend on the clock and the machine: times, rates and memory.
-_FIGURES = re.compile(r"\d+:\d\d(?::\d\d)?|\d[\d.]*(?= (?:s|MB|rows/s|tokens/s)\b)|\d{4}-\d\d-\d\d")
+_FIGURES = re.compile(r"(?<![\w.:])\d+:\d\d(?::\d\d)?(?!\d)|\d[\d.]*(?= (?:s|MB|rows/s|tokens/s)\b)|\d{4}-\d\d-\d\d")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def follow(page: Path, folder: Path) -> int:
     """Does a page as its reader would, in a folder; returns the number of commands.
 
     The lines below a command are its output (standard error first), in which `...` stands for any text. A service runs
-    until the page ends; its output is awaited. `export NAME=...` takes the value that a service printed for that name.
+    until the page ends; its output is awaited. `export NAME=...` takes the value that a service printed for that name, and
+    a run's id in a command is that of the run whose id stands in the same place of an earlier screen.
     A file must be named by a command, a program or another file.
 
     Raises:
@@ -138,6 +140,8 @@ class _Reader:
         self.commands = 0
         self._page, self._folder = page, folder
         self._program = ""
+        #: The ids of runs on the page, and those of the same runs here.
+        self._ids: dict[str, str] = {}
         self._services: list[_Service] = []
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         python = f"{REPOSITORY}{os.pathsep}{folder / 'site-packages'}"
@@ -173,21 +177,32 @@ class _Reader:
     def _command(self, command: str, expected: str | None) -> None:
         self._execute()
         self.commands += 1
+        command = self._translated(command)
         if exported := _EXPORT.match(command):
             name, value = exported.groups()
             self._environment[name] = next((url for each in self._services if (url := each.exported(name))), value)
         elif command.startswith("cd "):
             self._folder /= command.removeprefix("cd ").strip()
-        elif _SERVICE.search(command) and "--help" not in command:
+        elif _SERVICE.match(command) and "--help" not in command:
             self._services.append(service := _Service(command, self._folder, self._environment))
             service.wait(expected)
         else:
             done = self._run(command)
             assert done.returncode in (0, 3) or "error:" in (expected or ""), f"{self._page}: $ {command}\n{done.stderr}"
-            found = done.stderr + done.stdout
-            assert expected is None or _equal(expected, found), (
-                f"{self._page}: $ {command}\nexpected:\n{expected}\nfound:\n{found}"
-            )
+            self._compare(command, expected, done.stderr + done.stdout)
+
+    def _compare(self, command: str, expected: str | None, found: str) -> None:
+        """Fails unless the screen is that of the page, and learns the ids of runs it has."""
+        if expected is not None:
+            known = {*self._ids.values()}
+            new = (name for name in _RUN_ID.findall(found) if name not in known)
+            shown = (name for name in _RUN_ID.findall(expected) if name not in self._ids)
+            self._ids = dict(zip(shown, new, strict=False)) | self._ids
+            expected = self._translated(expected)
+            assert _equal(expected, found), f"{self._page}: $ {command}\nexpected:\n{expected}\nfound:\n{found}"
+
+    def _translated(self, text: str) -> str:
+        return _RUN_ID.sub(lambda found: self._ids.get(found[0], found[0]), text)
 
     def _execute(self) -> None:
         """Runs the code that has come since the last command."""
@@ -220,23 +235,27 @@ class _Service:
 
     def wait(self, expected: str | None) -> None:
         """Waits until it has printed these lines, whatever it prints afterwards; if None, any line."""
-        until(lambda: self._has_printed(expected) or self._ended())
+        try:
+            until(lambda: self._has_printed(expected) or self._ended())
+        except AssertionError as never:
+            raise AssertionError(f"$ {self.command}\nexpected:\n{expected}\nfound:\n{self._said()}") from never
 
     def _has_printed(self, expected: str | None) -> bool:
-        found = self._output.read_text(encoding="utf-8")
-        if expected is None:
-            return "\n" in found
-        return _equal(expected, found) or _equal(f"{expected}...\n", found)
+        said = self._said()
+        return "\n" in said if expected is None else _equal(expected, said) or _equal(f"{expected}...\n", said)
 
     def _ended(self) -> bool:
         code = self._process.poll()
-        assert code in (None, 0), f"$ {self.command}\n{self._output.read_text(encoding='utf-8')}"
+        assert code in (None, 0), self._said()
         return code is not None
 
     def exported(self, name: str) -> str:
         """The value that it told its reader to export under this name; "" if none."""
-        found = re.search(rf"^export {name}=(\S+)$", self._output.read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(rf"^export {name}=(\S+)$", self._said(), re.MULTILINE)
         return found[1] if found else ""
+
+    def _said(self) -> str:
+        return self._output.read_text(encoding="utf-8")
 
     def end(self) -> int:
         """Ends it as Ctrl-C or systemd would; its exit code."""

@@ -88,7 +88,7 @@ def kill(
     here = recorded(shown(chosen_url(redis)), engine)
     whom = f"of {engine!r} " if engine else ""
     asked = _ask_to_stop(engine, redis, instead=len(here))
-    tell(f"asked {asked} workers {whom}to end" if asked else f"no live workers {whom}there")
+    tell(f"asked {asked} worker{'s' * (asked > 1)} {whom}to end" if asked else f"no live workers {whom}there")
     for worker in end(here, grace):
         tell(f"worker {worker.name} (process {worker.pid}) did not end in {grace:g} s and was killed")
 
