@@ -29,6 +29,7 @@ from chainette.fleet.redis.connect import connect, eviction_risk
 from chainette.fleet.redis.run_registry import Board, Order, Role, inside, relative_runs
 from chainette.io.inputs.hub import is_hub
 from chainette.io.rundir.chain_marks import marks_of
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
@@ -107,7 +108,7 @@ def _tell_end(directory: Path, *, quiet: bool) -> None:
         tell(f"the run is over; its rows are in {directory} (relative to the sink's --runs-root)")
         return
     state, _ = read_state(found)
-    metadata = state.metadata()
+    metadata = metadata_of(state)
     if not quiet:
         console().print(counts_table(metadata))
         for line in summary_lines(metadata, directory):

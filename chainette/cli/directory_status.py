@@ -9,6 +9,7 @@ from typing import Any
 
 from chainette.cli.common import command_line
 from chainette.errors import ChainetteError, RunError
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
@@ -68,7 +69,7 @@ def version_lines(directory: Path) -> Iterator[str]:
 def summary_line(directory: Path) -> str:
     """The state and row counts of a run that no process works on."""
     try:
-        metadata = read_state(RunDir(directory))[0].metadata()
+        metadata = metadata_of(read_state(RunDir(directory))[0])
     except RunError as error:
         return str(error)
     counts = f"{metadata['rows_finished']:,} rows finished, {metadata['rows_rejected']:,} rejected"

@@ -17,6 +17,7 @@ import msgspec
 
 from chainette.engine.price import Price, Rate
 from chainette.io.rundir.costs import Bill
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.statistics import COMPLETION, PROMPT, Figures
 from chainette.report.charts import COLOURS, Series, Span, render_lines, render_spans
 from chainette.report.drawing import draw
@@ -120,7 +121,7 @@ def render_page(
     )
     environment.filters |= {"count": _count, "short": _short, "duration": _duration, "seconds": _seconds, "money": _money}
     environment.filters |= {"percent": _percent, "when": _when}
-    metadata, bill = figures.state.metadata(), _bill(figures, prices)
+    metadata, bill = metadata_of(figures.state), _bill(figures, prices)
     priced = {name for name, rate in bill.rates.items() if rate.price is not None}
     steps = list(_steps(figures, metadata, bill, priced))
     return environment.get_template("page.html.j2").render(

@@ -22,15 +22,18 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import create_engine
 from chainette.engine.model_files import files_of
 from chainette.engine.price import Cost
+from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.same_input import require_same_beginning
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import RunState
+from chainette.run.answer_sources import AnswerSources
 from chainette.run.forecast import Forecast, Walk
-from chainette.run.kept_rows import KeptRows
+from chainette.run.kept_rows import KeptRows, LoggedUnits
 from chainette.run.options import RunOptions
-from chainette.run.resumption import changed_parameters, reused_by
+from chainette.run.recorded_options import reused_by
+from chainette.run.same_chain import changed_parameters
 from chainette.run.sample import open_counted
 from chainette.run.session import open_answers, roots_of
 from chainette.run.step_estimates import EarlierRuns, StepEstimate, StepEstimates
@@ -111,39 +114,31 @@ async def estimate(
         RunDirectoryError: an earlier run is not there.
         ChainChanged: `select` leaves out steps that have changed.
     """
-    state = None
+    state, units = None, LoggedUnits()
     if directory.exists():
-        state, _ = await anyio.to_thread.run_sync(read_state, directory)
+        state, _ = await anyio.to_thread.run_sync(partial(read_state, directory, heard=units.note))
         plan, options = _as_recorded(directory, state, plan, options)
     own = str(directory.sample)
     reuse = [reused for reused in options.reuse if reused != own]
     if directory.sample.exists():
         options = replace(options, reuse=(*reuse, own))
-    resumed = await anyio.to_thread.run_sync(KeptRows.of, directory, plan, state, select)
+    resumed = await anyio.to_thread.run_sync(KeptRows.of, directory, plan, state, units, select)
     await anyio.to_thread.run_sync(require_runs, options.reuse)
-    source = await anyio.to_thread.run_sync(open_counted, inputs, plan, options)
-    state = resumed.state
-    if state is not None and not state.input.get("growing"):  # of that, the run reads its own copy
-        await anyio.to_thread.run_sync(require_same_beginning, source, state.input, state.read, str(directory))
+    source = await anyio.to_thread.run_sync(_opened, inputs, plan, options, directory, state)
     earlier = [(await anyio.to_thread.run_sync(read_state, RunDir(reused)))[0] for reused in reuse]
     graph = graph_of(plan)
-    known = EarlierRuns.of([one for one in (sampled, resumed.state, *earlier) if one is not None], graph)
+    known = EarlierRuns.of([one for one in (sampled, state, *earlier) if one is not None], graph)
     engines = await anyio.to_thread.run_sync(_unopened, plan, known.states)
-    roots = roots_of(plan, source, options, resumed.state.starts if resumed.state is not None else ((0, 0),))
-    with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
-        shares = resumed.state is not None and not select and any(node.dedupe for node in plan.nodes.values())
-        async with open_answers(options.sources(Path(folder), str(directory) if shares else "")) as stored:
-            walk = Walk(plan, engines, options.seed, stored)
-            with closing(source):
-                found = await walk.through(roots.pending(resumed.is_done), resumed.durable)
+    shares = state is not None and not select and any(node.dedupe for node in plan.nodes.values())
+    with tempfile.TemporaryDirectory(prefix="chainette-") as folder, closing(source):
+        sources = options.sources(Path(folder), str(directory) if shares else "")
+        found = await _walked(plan, engines, source, options, resumed, sources)
     counting = StepEstimates(plan, graph, found, known, engines, capacities or {})
     missed = partial(_why_missed, EarlierRuns.of(earlier, graph), found)
-    why = resumed.why if state is not None else missed
-    steps = [step async for step in counting.each(why)]
+    steps = [step async for step in counting.each(resumed.why if state is not None else missed)]
     is_known = any(known.billed(step.step) for step in steps)
-    basis = "sample" if sampled is not None else "earlier run" if is_known else "at most"
     return Estimate(
-        basis=basis,
+        basis="sample" if sampled is not None else "earlier run" if is_known else "at most",
         records=found.records if state is None else source.count() or state.records,
         sampled=0 if sampled is None else sampled.records,
         sample_usd=0.0 if sampled is None else sampled.bill.cost().usd,
@@ -170,6 +165,29 @@ def _as_recorded(directory: RunDir, state: RunState, plan: Plan, options: RunOpt
     return replace(plan, batch_size=settings["batch_size"]), replace(options, **fixed, limit=limit)
 
 
+async def _walked(
+    plan: Plan,
+    engines: Mapping[str, Engine],
+    source: InputFile,
+    options: RunOptions,
+    resumed: KeptRows,
+    sources: AnswerSources | None,
+) -> Forecast:
+    """The rows that each step takes, found without asking anybody."""
+    roots = roots_of(plan, source, options, resumed.state.roots.starts if resumed.state is not None else ((0, 0),))
+    async with open_answers(sources) as stored:
+        walk = Walk(plan, engines, options.seed, stored)
+        return await walk.through(roots.pending(resumed.is_done), resumed.durable)
+
+
+def _opened(inputs: Inputs, plan: Plan, options: RunOptions, directory: RunDir, state: RunState | None) -> InputFile:
+    """The input; of a resume, the one that the run began with."""
+    source = open_counted(inputs, plan, options)
+    if state is not None and not state.input.get("growing"):  # of that, the run reads its own copy
+        require_same_beginning(source, state.input, state.read, str(directory))
+    return source
+
+
 def _unopened(plan: Plan, states: Sequence[RunState]) -> dict[str, Engine]:
     """The engines of a plan, with the identity they have once they are open: of their files, and the revisions that
     hubs and servers gave earlier runs."""
@@ -185,7 +203,7 @@ def _revisions(config: EngineConfig, states: Sequence[RunState]) -> Mapping[str,
     wanted = config.describe()
     for state in states:
         for name, described in state.graph.engines.items():
-            if all(described.get(key) == wanted.get(key) for key in of) and (loaded := state.loaded_from(name)):
+            if all(described.get(key) == wanted.get(key) for key in of) and (loaded := state.engines.loaded_from(name)):
                 return loaded
     return {}
 

@@ -11,14 +11,31 @@ from chainette.errors import InputError
 from chainette.io.rundir.changes import FLATTENED, Changes
 from chainette.io.rundir.events import AnyEvent, UnitCommitted
 from chainette.io.rundir.fork import Reopen, require_kept
-from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.run_state import RunState
-from chainette.run.resumption import Rejections, taken_back
+from chainette.run.rejections import Rejections
+from chainette.run.same_chain import taken_back
 from chainette.run.selection import CHANGED, changes_since, selection_of
 
-__all__ = ["KeptRows"]
+__all__ = ["KeptRows", "LoggedUnits"]
+
+
+@dataclass(frozen=True)
+class LoggedUnits:
+    """The units in a log, those of complete roots included."""
+
+    #: Root -> the offsets of its lines.
+    lines: dict[int, list[int]] = field(default_factory=dict)
+    #: Root -> (node, reason) of its rejections.
+    rejections: dict[int, set[tuple[str, str]]] = field(default_factory=dict)
+
+    def note(self, offset: int, event: AnyEvent) -> None:
+        """Takes in the event at an offset."""
+        if isinstance(event, UnitCommitted):
+            self.lines.setdefault(event.root, []).append(offset)
+            if event.reasons:
+                self.rejections.setdefault(event.root, set()).update((event.node, reason) for reason in event.reasons)
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class KeptRows:
     reopened: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, directory: RunDir, plan: Plan, state: RunState | None, select: Sequence[str]) -> KeptRows:
+    def of(cls, directory: RunDir, plan: Plan, state: RunState | None, units: LoggedUnits, select: Sequence[str]) -> KeptRows:
         """Without a selection, the rows that have become stale are computed again. `state` is None if there is no run."""
         if state is None:
             if select:
@@ -55,27 +72,14 @@ class KeptRows:
         if not (chosen.steps or chosen.rejected):
             return found
         require_kept(directory, plan, state, reopen)
-        return found._with_lines()
-
-    def _with_lines(self) -> KeptRows:
-        """With the places of all lines: rows of complete roots are needed too."""
-        lines: dict[int, list[int]] = {}
-        rejected: set[int] = set()
-
-        def note(offset: int, event: AnyEvent) -> None:
-            if isinstance(event, UnitCommitted):
-                lines.setdefault(event.root, []).append(offset)
-                if any(self.reopen.rejection(event.node, reason) for reason in event.reasons):
-                    rejected.add(event.root)
-
-        state, _ = read_state(self.directory, heard=note)
-        return replace(self, state=replace(state, lines=lines), reopened=frozenset(rejected))
+        reopened = (root for root, pairs in units.rejections.items() if any(reopen.rejection(*pair) for pair in pairs))
+        return replace(found, state=replace(state, roots=replace(state.roots, lines=units.lines)), reopened=frozenset(reopened))
 
     def is_done(self, root: int) -> bool:
         """Whether no row of a root is pending."""
         if self.state is None or self.reopen.nodes - {FLATTENED} or root in self.reopened:
             return False
-        return self.state.is_done(root)
+        return self.state.roots.is_done(root)
 
     def durable(self, root: int) -> Durable | None:
         """The outcomes of a root that are kept."""

@@ -5,7 +5,7 @@ The queue lives in the same process, so the sink checks nothing that comes from 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from chainette.core.durable import Durable
 from chainette.core.streaming import Finished
+from chainette.engine.budget import Amounts, Budget
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import ANCHOR, Entry
@@ -38,6 +39,12 @@ class Writer(Protocol):
     def durable(self, root: int) -> Durable | None: ...
     @property
     def accepted(self) -> AcceptedRows | None: ...
+    @property
+    def budget(self) -> Budget | None: ...
+    @property
+    def used(self) -> Mapping[str, Amounts]:
+        """The part of the budget that is spent or reserved: under "" of the run, else of an engine."""
+
     def readmit(self) -> None: ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import anyio.to_thread
 
@@ -11,7 +12,6 @@ from chainette.core.chain import Inputs
 from chainette.core.plan import Plan
 from chainette.engine.budget import engine_limits
 from chainette.errors import InputError
-from chainette.hooks import Hooks
 from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.open import read_state, recover
@@ -20,7 +20,7 @@ from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.writer import RunWriter
 from chainette.run.options import RunOptions
-from chainette.run.session import announce, check_drive, local_run, open_answers, rates_of, roots_of
+from chainette.run.session import announce, check_drive, local_run, rates_of, roots_of
 from chainette.run.start import begin, open_files
 from chainette.utils.ids import new_run_id
 
@@ -61,16 +61,12 @@ async def sample(
         state = writer.state
 
         def is_done(root: int) -> bool:
-            return root not in chosen or state.is_done(root)
+            return root not in chosen or state.roots.is_done(root)
 
-        if not all(map(state.is_done, chosen)):
+        if not all(map(state.roots.is_done, chosen)):
             roots = roots_of(single, source, options)
-            hook = Hooks(options.hooks)
-            budget, used = writer.budget, writer.used
-            async with (
-                open_answers(options.sources(directory.answers)) as stored,
-                local_run(single, roots, writer, is_done, options, hook, None, stored, budget, used) as local,
-            ):
+            sources, pending = options.sources(directory.answers), partial(roots.pending, is_done)
+            async with local_run(single, pending, writer, options, sources) as local:
                 await local.run()
                 capacities = {name: (await local.engines.get(name)).capacity for name in local.engines.opened}
         await anyio.to_thread.run_sync(writer.pause, "it is the sample of a plan")

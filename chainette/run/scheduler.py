@@ -89,9 +89,6 @@ class LocalRun(Worker):
     deliver: Callable[[list[Row]], Awaitable[None]] | None = None
     #: The answers of earlier runs.
     stored: Answers | None = None
-    budget: Budget | None = None
-    #: The amounts of the budget that earlier sessions have spent: under "" of the run, else of an engine.
-    used: Mapping[str, Amounts] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
 
     incarnation: str = _HERE
@@ -100,6 +97,9 @@ class LocalRun(Worker):
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     allowances: dict[tuple[str, int, str], Allowance] = field(default_factory=dict)
     shared: SharedAnswers = field(default_factory=SharedAnswers)
+    budget: Budget | None = field(init=False)
+    #: The part of it that earlier sessions have spent.
+    used: Mapping[str, Amounts] = field(init=False)
     queue: MemoryQueue = field(init=False)
     sink: LocalSink = field(init=False)
     _lanes: dict[str, Lane] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class LocalRun(Worker):
     _come: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
-        self.patience = self.limits.engine_patience
+        self.patience, self.budget, self.used = self.limits.engine_patience, self.writer.budget, self.writer.used
         self.queue = MemoryQueue(self.clock, self._tell)
         self.queue.beat(self.incarnation, {}, inf)
         self.sink = LocalSink(self.queue, self.writer, self.hook, RejectWatch(self.limits.max_reject_rate), self.deliver)

@@ -32,7 +32,9 @@ class Selection:
 
 def changes_since(state: RunState, plan: Plan) -> Changes | None:
     """Changes of the chain, or of files of its engines, since the rows of a directory were written."""
-    found = {name: different_models(name, state.loaded_from(name), files_of(config)) for name, config in plan.engines.items()}
+    found = {
+        name: different_models(name, state.engines.loaded_from(name), files_of(config)) for name, config in plan.engines.items()
+    }
     return changes_between(state.graph, graph_of(plan), {name: words for name, words in found.items() if words})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from chainette.core.plan import Plan
-from chainette.engine.budget import Amounts, Budget, engine_limits, require_prices
+from chainette.engine.budget import engine_limits, require_prices
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.engine.preflight import require_openable
@@ -24,6 +24,7 @@ from chainette.hooks import Hook, Hooks
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.renaming import Renaming
 from chainette.io.inputs.roots import Roots
+from chainette.io.inputs.roots_ahead import Root
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
@@ -168,12 +169,9 @@ async def _finish_run(
             await _in_thread(options.drive, session)
         else:
             _tell(hook, await anyio.to_thread.run_sync(announce, writer, source, plan))
-            roots = roots_of(plan, source, options, writer.state.starts)
-            budget, done = writer.budget, writer.state.is_done
-            async with (
-                open_answers(session.sources) as stored,
-                local_run(plan, roots, writer, done, options, hook, deliver, stored, budget, writer.used) as local,
-            ):
+            roots = roots_of(plan, source, options, writer.state.roots.starts)
+            pending = partial(roots.pending, writer.state.roots.is_done)
+            async with local_run(plan, pending, writer, options, session.sources, deliver) as local:
                 await local.run()
         await anyio.to_thread.run_sync(session.finish)
         return RunResult(writer.directory, writer.state)
@@ -273,17 +271,14 @@ def roots_of(plan: Plan, source: InputFile, options: RunOptions, starts: Sequenc
 @asynccontextmanager
 async def local_run(
     plan: Plan,
-    roots: Roots,
+    pending: Callable[[], Iterator[Root]],
     writer: Writer,
-    is_done: Callable[[int], bool],
     options: RunOptions,
-    hook: Hook,
-    deliver: Deliver | None,
-    stored: StoredAnswers | None = None,
-    budget: Budget | None = None,
-    used: Mapping[str, Amounts] = MappingProxyType({}),
+    sources: AnswerSources | None,
+    deliver: Deliver | None = None,
 ) -> AsyncIterator[LocalRun]:
-    """A LocalRun with its engines; on the way out engines are closed and finished work is made durable."""
+    """A LocalRun with its engines, and with the answers of earlier runs; on the way out engines are closed and finished work
+    is made durable."""
     from chainette.run.scheduler import LocalRun
 
     def loaded(config: EngineConfig, engine: Any, seconds: float) -> None:
@@ -294,12 +289,12 @@ async def local_run(
 
     create = partial(create_engine, patience=options.engine_patience)
     engines = Engines(plan.engines, on_loaded=loaded, on_released=released, create=create)
-    pending = partial(roots.pending, is_done)
-    limits = options.limits
-    local = LocalRun(plan, pending, writer, engines, options.seed, limits, hook, deliver, stored, budget, used)
-    try:
-        async with engines:
-            yield local
-    finally:
-        with anyio.CancelScope(shield=True):
-            await local.sink.flush()
+    async with open_answers(sources) as stored:
+        hook, limits = Hooks(options.hooks), options.limits
+        local = LocalRun(plan, pending, writer, engines, options.seed, limits, hook, deliver, stored)
+        try:
+            async with engines:
+                yield local
+        finally:
+            with anyio.CancelScope(shield=True):
+                await local.sink.flush()

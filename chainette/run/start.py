@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,6 @@ from chainette.core.chain import ArrowStream, Chain, Inputs
 from chainette.core.plan import Plan
 from chainette.engine.budget import budget_of, engine_limits
 from chainette.errors import InputError
-from chainette.hooks import Hooks
 from chainette.io.inputs.frames import spool_frame
 from chainette.io.inputs.growing_file import GrowingFile, RowSource
 from chainette.io.inputs.hub import HubRows, is_hub
@@ -41,7 +41,7 @@ from chainette.io.tables.schemas import Added
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
 from chainette.run.resumption import resume
-from chainette.run.session import Deliver, check_drive, finish_run, local_run, open_answers, rates_of, roots_of
+from chainette.run.session import Deliver, check_drive, finish_run, local_run, rates_of, roots_of
 from chainette.utils.ids import new_run_id
 from chainette.utils.remote_files import is_url
 
@@ -94,14 +94,12 @@ async def iterate(
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
         rows = await anyio.to_thread.run_sync(_pinned, inputs)
         source = await anyio.to_thread.run_sync(_open_or_spool, rows, Path(folder), plan, options)
-        roots, hook = roots_of(plan, source, options), Hooks(options.hooks)
+        roots = roots_of(plan, source, options)
         budget = budget_of(options.budget, rates_of(plan), engine_limits(plan.engines))
-        writer = Scratch(plan, options.wanted(plan))
+        writer = Scratch(plan, options.wanted(plan), budget)
         try:
-            async with (
-                open_answers(options.sources(Path(folder) / "answers")) as stored,
-                local_run(plan, roots, writer, writer.is_done, options, hook, deliver, stored, budget) as local,
-            ):
+            sources, pending = options.sources(Path(folder) / "answers"), partial(roots.pending, writer.is_done)
+            async with local_run(plan, pending, writer, options, sources, deliver) as local:
                 await local.run()
         finally:
             source.close()

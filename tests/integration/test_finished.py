@@ -178,7 +178,9 @@ def stopped_copies(tmp_path: Path, chain: Chain, inputs: Path) -> list[Path]:
     """Directories as a kill leaves them, of a run that is not yet at its end."""
     with copies(tmp_path / "run", tmp_path / "copies", every=3) as taken:
         chain.run(inputs, tmp_path / "run")
-    return [copy for copy in taken if (copy / "extract/0.jsonl").exists() and read_state(RunDir(copy))[0].done_count < ROOTS]
+    return [
+        copy for copy in taken if (copy / "extract/0.jsonl").exists() and read_state(RunDir(copy))[0].roots.done_count < ROOTS
+    ]
 
 
 @pytest.mark.long

@@ -128,7 +128,7 @@ class Fleet:
 
         def pending(last: int) -> Iterator[Root]:
             roots = Roots(self.source, InputModel(self.plan.input_model), self.plan.batch_size)
-            return roots.pending(lambda root: root <= last or self.sink.writer.state.is_done(root))
+            return roots.pending(lambda root: root <= last or self.sink.writer.state.roots.is_done(root))
 
         return Coordinator(
             self.queue, keys, self.plan, pending, lambda root: rows_of_root(self.directory, self.plan, at_start, root)

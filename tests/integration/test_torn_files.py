@@ -62,7 +62,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def read(directory: Path) -> dict[str, list[dict[str, Any]]]:
     run = RunDir(directory)
     state, _ = read_state(run)
-    return {folder: list(read_folder(run, state, folder)) for folder in state.ends}
+    return {folder: list(read_folder(run, state, folder)) for folder in state.shards.ends}
 
 
 def files_of(directory: Path) -> list[Path]:
@@ -229,7 +229,7 @@ def test_a_journal_that_a_kill_left_beside_its_sealed_shard_is_not_read(runs: Ru
     copy = shutil.copytree(runs.finished, tmp_path / "copy")
     run = RunDir(copy)
     state, _ = read_state(run)
-    for folder, numbers in state.sealed.items():
+    for folder, numbers in state.shards.sealed.items():
         for number in numbers:
             journal = run.journals / folder / f"{number}.jsonl"
             journal.parent.mkdir(parents=True, exist_ok=True)

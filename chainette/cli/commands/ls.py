@@ -15,6 +15,7 @@ from chainette.cli.common import command_line, console, guarded, new_table, prin
 from chainette.cli.directory_status import is_working, standing
 from chainette.cli.flags import AsJson
 from chainette.errors import ChainetteError
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.screen.numbers import amount
@@ -80,7 +81,7 @@ def _metadata(run: RunDir) -> dict[str, Any]:
             return msgspec.json.decode(derived.read_bytes(), type=dict[str, Any])
         except (msgspec.DecodeError, OSError):
             pass  # the log has it
-    return read_state(run)[0].metadata()
+    return metadata_of(read_state(run)[0])
 
 
 def _cell(value: Any) -> str:

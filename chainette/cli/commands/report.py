@@ -16,6 +16,7 @@ from chainette.engine.price import Price, parse_price
 from chainette.errors import EngineConfigError
 from chainette.io.rundir.events import timestamp
 from chainette.io.rundir.log import read_log
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.reading import rejection_examples
@@ -58,7 +59,7 @@ def report(
         directory=str(directory),
         working=is_working(directory),
         written_at=timestamp(),
-        plan=next(plan_line(found.state.metadata(), directory), ""),
+        plan=next(plan_line(metadata_of(found.state), directory), ""),
     )
     path = output or directory / "report.html"
     publish(path, page.encode())

@@ -29,9 +29,11 @@ from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.open import read_created, read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import RunState
 from chainette.run import executor
 from chainette.run.options import Drive
-from chainette.run.resumption import compiled_now, require_accept, require_limit, require_reuse
+from chainette.run.recorded_options import require_accept, require_limit, require_reuse
+from chainette.run.resumption import compiled_now
 from chainette.run.selection import REJECTED, selection_of
 
 __all__ = ["resume"]
@@ -39,39 +41,45 @@ __all__ = ["resume"]
 #: Flags of `run` whose values the log fixes.
 _FIXED = frozenset({"--chain-root", "--output", "-o", *fixed_flags()})
 
+FromSteps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from",
+        metavar="STEP",
+        help="Recompute this step and all that follow, with the chain as it is now; repeatable. "
+        "`flattened` keeps every row and only renames and joins columns; `chain_input` recomputes everything. "
+        "`chainette rollback DIR` restores the old rows.",
+    ),
+]
+
+MovedInputs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--input",
+        metavar="PATH",
+        help="The new path of an input that was moved; repeatable. With --accept, - reads standard input again from its "
+        "start, and goes on behind the rows that are known.",
+    ),
+]
+
+MoreInputs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--more",
+        metavar="PATH",
+        help="Append this file, folder or pattern to the input of a finished run; its records number on; repeatable.",
+    ),
+]
+
 
 @guarded
 def resume(
     context: typer.Context,
     directory: RunDirectory,
-    from_step: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from",
-            metavar="STEP",
-            help="Recompute this step and all that follow, with the chain as it is now; repeatable. "
-            "`flattened` keeps every row and only renames and joins columns; `chain_input` recomputes everything. "
-            "`chainette rollback DIR` restores the old rows.",
-        ),
-    ] = None,
+    from_step: FromSteps = None,
     select: Select = None,
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--input",
-            metavar="PATH",
-            help="The new path of an input that was moved; repeatable. With --accept, - reads standard input again from its "
-            "start, and goes on behind the rows that are known.",
-        ),
-    ] = None,
-    more: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--more",
-            metavar="PATH",
-            help="Append this file, folder or pattern to the input of a finished run; its records number on; repeatable.",
-        ),
-    ] = None,
+    inputs: MovedInputs = None,
+    more: MoreInputs = None,
     *,
     settings: Annotated[RunSettings, Only(RESUMABLE)],
     parameters: Settings = None,
@@ -189,10 +197,10 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: R
         order, sinks = board.order(info), board.services(Role.SINK)
         if order is None or not sinks:
             return False
-        followed = read_state(directory)[0].order
-        is_old = order.number < followed  # somebody put it back
+        state, _ = read_state(directory)
+        is_old = order.number < state.order  # somebody put it back
         if is_old or asked != Resumption():
-            changed = _changed(order.followed() if is_old else order, directory, asked).after(followed)
+            changed = _changed(order.followed() if is_old else order, directory, state, asked).after(state.order)
             board.say(run.run_id, board.sealed(run.run_id, changed).fields)
         try:
             FleetQueue(connection).set_state(run.run_id, "running")
@@ -204,19 +212,17 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: R
     return True
 
 
-def _changed(order: Order, directory: RunDir, asked: Resumption) -> Order:
+def _changed(order: Order, directory: RunDir, state: RunState, asked: Resumption) -> Order:
     """The order as it is asked for now; with other steps or parameters, of the chain as it is now."""
-    require_reuse(directory, read_state(directory)[0], asked.settings.reuse)
-    if asked.settings.limit is not None:
-        require_limit(directory, read_state(directory)[0], asked.settings.limit)
-    if asked.settings.accept is not None:
-        require_accept(directory, read_state(directory)[0], asked.settings.accept)
+    require_reuse(directory, state, asked.settings.reuse)
+    require_limit(directory, state, asked.settings.limit)
+    require_accept(directory, state, asked.settings.accept)
     reuse, settings = relative_runs(asked.settings.reuse) or order.reuse, replace(asked.settings, reuse=())
     order = msgspec.structs.replace(order, reuse=reuse, options=replace(order.options, **settings.given))
     if not (asked.from_steps or asked.select or asked.parameters):
         return order
     claim, plan = compiled_now(directory, asked.parameters)
-    chosen = selection_of(asked.select, plan, read_state(directory)[0])
+    chosen = selection_of(asked.select, plan, state)
     return msgspec.structs.replace(
         order,
         digest=claim.digest,

@@ -32,6 +32,7 @@ from chainette.fleet.redis.connect import connect, eviction_risk
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.directory_swap import finish_swap
 from chainette.io.rundir.log import read_log
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.progress import Progress
@@ -116,7 +117,7 @@ def _show_directory(directory: Path, *, watching: bool, as_json: bool) -> None:
     if watching and is_working(directory):
         _watch_directory(directory)
     state, _ = read_state(RunDir(directory))
-    metadata = state.metadata()
+    metadata = metadata_of(state)
     working = is_working(directory)
     if as_json:
         print_json([metadata | {"standing": standing(metadata, working=working), "expected": state.expected}])

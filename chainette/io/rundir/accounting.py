@@ -31,6 +31,14 @@ class EngineCounts:
     shared: int = 0
     usage: Usage = field(default_factory=Usage)
 
+    def take(self, event: UnitCommitted) -> None:
+        """Counts the rows of one line of the log."""
+        self.given += event.given
+        self.rejected += event.rejected
+        self.escalated += event.escalated
+        self.shared += event.shared
+        self.usage += event.usage
+
     def plain(self) -> dict[str, Any]:
         """The counts under the names that people read."""
         counts = {"out": self.given, "rejected": self.rejected, "escalated": self.escalated}
@@ -76,6 +84,24 @@ class NodeCounts:
     def surplus(self) -> NodeCounts:
         """See `behind`."""
         return self.behind or NodeCounts()
+
+    def take(self, event: UnitCommitted) -> None:
+        """Counts the rows of one line of the log."""
+        self.taken += event.taken
+        self.given += event.given
+        self.rejected += event.rejected
+        self.dropped += len(event.dropped)
+        self.expanded += event.added
+        self.reused += event.reused
+        self.shared += event.shared
+        self.invalid += event.invalid
+        if event.usage.requests:
+            self.usage += event.usage
+        for kinds, more in ((self.ways, event.ways), (self.reasons, event.reasons)):
+            for kind, rows in more.items():
+                kinds[kind] = kinds.get(kind, 0) + rows
+        if event.engine:
+            self.engines.setdefault(event.engine, EngineCounts()).take(event)
 
     def add(self, rows: NodeCounts | Beyond, sign: int = 1) -> None:
         """Counts rows, or with `sign` -1 counts them no more."""

@@ -139,7 +139,7 @@ class _Making:
             return
         folder = f"{self.source.held.name}/{node.folder}" if node.hidden else node.folder
         count = sum(span[3] - span[1] for file, span in event.off.items() if file.rpartition("/")[0] == folder)
-        if not count or folder not in self.state.ends:  # rows of hidden steps are gone once a run is finished
+        if not count or folder not in self.state.shards.ends:  # rows of hidden steps are gone once a run is finished
             return
         if folder not in readers:
             readers[folder] = self._rows(folder)
@@ -168,7 +168,7 @@ class _Making:
     def _rows(self, folder: str) -> Iterator[tuple[str, int, bytes]]:
         """(file, offset, line) of every row of a folder, in the order of the log."""
         if self.copied is None or folder.startswith(self.source.held.name):
-            for number, (_, count) in sorted(self.state.ends[folder].items()):
+            for number, (_, count) in sorted(self.state.shards.ends[folder].items()):
                 path = require_whole(self.source, self.state, folder, number)
                 yield from _lines(path, f"{folder}/{number}", count)
             return

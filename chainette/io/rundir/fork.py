@@ -150,7 +150,7 @@ class _Fork:
     def _require_whole(self, *folders: str) -> None:
         """Checks the rows that are copied into other files: there a changed row would get a CRC-32 that fits it."""
         for folder in folders:
-            for number in self.state.ends.get(folder, ()):
+            for number in self.state.shards.ends.get(folder, ()):
                 require_whole(self.source, self.state, folder, number)
 
     @cached_property
@@ -176,7 +176,7 @@ class _Fork:
                 self._reasked.note(event, [line for line in reader.rejected(event.off) if self._reopens(line)])
                 found.add(event.root)
         if self.state.accepted is not None and found:  # later rows may be accepted no more, or others with them
-            found |= {*range(min(found), len(self.state.done))}
+            found |= {*range(min(found), len(self.state.roots.done))}
         yield from found
 
     def _units(self) -> Iterator[UnitCommitted]:
@@ -195,7 +195,7 @@ class _Fork:
         nodes = [node for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
         copied = {*self._shared, *self._reasked.folders}
         for folder in dict.fromkeys(node.folder for node in nodes if node.logged_folder not in copied):
-            self._take(folder, {str(number) for number in self.state.sealed.get(folder, ())})
+            self._take(folder, {str(number) for number in self.state.shards.sealed.get(folder, ())})
             self._take(f"{self.source.journals.name}/{folder}")
             self._take(f"{self.source.held.name}/{folder}")
         grows = bool(self.state.input.get("growing"))
@@ -244,7 +244,7 @@ class _Fork:
 
     def _taken_back(self, event: UnitCommitted | AnswersDiscarded | EngineProbed) -> RowsTakenBack:
         """The cost of answers whose rows are computed anew."""
-        engine = event.engine or self.state.engine_of(event.node)
+        engine = event.engine or self.state.graph.engine_of(event.node)
         return RowsTakenBack(node=event.node, engine=engine, usage=event.usage, at=event.at, epoch=event.epoch)
 
     def _answered(self, engine: str) -> bool:

@@ -284,6 +284,11 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def by_id(self) -> dict[str, GraphNode]:
         return {node.id: node for node in self.nodes}
 
+    def engine_of(self, node: str) -> str:
+        """The (first) engine of a step; "" if the chain has no such step."""
+        found = self.by_id.get(node)
+        return "" if found is None else found.engine
+
     @cached_property
     def row_folders(self) -> dict[str, str]:
         """Name -> folder of everything whose rows may be read: steps that are not hidden, `rejected` and `flattened`."""

@@ -169,7 +169,7 @@ def require_shards(directory: RunDir, state: RunState) -> None:
     """
     if state.status is not Status.FINISHED:
         return  # its journals are checked when it is resumed
-    for folder, numbers in state.sealed.items():
+    for folder, numbers in state.shards.sealed.items():
         for number, size in numbers.items():
             require_size(directory.path / folder / f"{number}.{state.run.settings['format']}", size)
 
@@ -210,14 +210,16 @@ def _writer(
     sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, Added.of(settings)))
     try:
         with disk_errors(directory.path):
-            units = [(root, event) for root in state.lines for event in lines_of_root(directory, state, root)]
-            sealer.check(state.sealed, state.sums, {file for _, event in units for file in event.off})
+            units = [(root, event) for root in state.roots.lines for event in lines_of_root(directory, state, root)]
+            sealer.check(state.shards.sealed, state.shards.sums, {file for _, event in units for file in event.off})
             for stream in streams.values():
-                stream.check(state.ends.get(stream.folder, {}), state.sealed.get(stream.folder, ()), state.sums)
+                stream.check(
+                    state.shards.ends.get(stream.folder, {}), state.shards.sealed.get(stream.folder, ()), state.shards.sums
+                )
             whole()
-            sealer.delete_unsealed(state.sealed)
+            sealer.delete_unsealed(state.shards.sealed)
             for stream in streams.values():
-                stream.recover(state.ends.get(stream.folder, {}), state.sealed.get(stream.folder, ()))
+                stream.recover(state.shards.ends.get(stream.folder, {}), state.shards.sealed.get(stream.folder, ()))
     except BaseException:
         for stream in streams.values():
             stream.let_go()

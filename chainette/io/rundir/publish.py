@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from chainette.io.rundir.card import CardConfig, render_card, shards_digest
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.replay import pretty
 from chainette.io.rundir.run_state import RunState
@@ -31,7 +32,7 @@ def render_files(state: RunState) -> dict[str, bytes]:
     card = render_card(title=run.chain, run_id=run.run_id, status=state.status, format=run.settings["format"], configs=configs)
     if run.settings.get("csv_safe") and run.settings["format"] == "csv":
         card += "\nText that a spreadsheet would run as a formula has a `'` before it (`--csv-safe`).\n"
-    files = {"graph.json": pretty(state.graph), "metadata.json": pretty(state.metadata()), "README.md": card.encode()}
+    files = {"graph.json": pretty(state.graph), "metadata.json": pretty(metadata_of(state)), "README.md": card.encode()}
     return files | _schemas(configs, run.settings["format"])
 
 
@@ -57,9 +58,9 @@ def _folders(state: RunState) -> list[tuple[str, str]]:
 
 def _config(state: RunState, folder: str, description: str) -> CardConfig:
     """The card's entry for a folder with readable shards."""
-    ends = state.ends.get(folder, {})
+    ends = state.shards.ends.get(folder, {})
     features = state.graph.features.get(folder)
     if state.run.settings["format"] != "jsonl":
-        ends = {number: end for number, end in ends.items() if number in state.sealed.get(folder, {})}
+        ends = {number: end for number, end in ends.items() if number in state.shards.sealed.get(folder, {})}
     digest = shards_digest(state.run.run_id, folder, ends)
     return CardConfig(folder, folder, sum(rows for _, rows in ends.values()), digest, description, features)

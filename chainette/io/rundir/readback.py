@@ -39,7 +39,7 @@ def rows_of_root(
 ) -> Durable | None:
     """The durable outcomes of a root whose lines the state has; None if there are none. Without those of the nodes in `but`,
     and without the rejections (step, reason) that `reopens` says are taken back."""
-    if root not in state.lines:
+    if root not in state.roots.lines:
         return None
     reader = ShardReader(directory, plan, state)
     durable = Durable()
@@ -79,7 +79,7 @@ def asked_engine(node: PlanNode | None, event: UnitCommitted) -> int:
 
 def lines_of_root(directory: RunDir, state: RunState, root: int) -> Iterable[UnitCommitted]:
     """The log's lines of an incomplete root."""
-    for offset in state.lines[root]:
+    for offset in state.roots.lines[root]:
         _, event = next(iter(read_log(directory.log, offset)))
         assert isinstance(event, UnitCommitted)
         yield event
@@ -91,8 +91,8 @@ class ShardReader:
     def __init__(self, directory: RunDir, plan: Plan, state: RunState) -> None:
         settings = state.run.settings
         self._directory = directory
-        self._ends = state.ends
-        self._sealed = state.sealed
+        self._ends = state.shards.ends
+        self._sealed = state.shards.sealed
         self._format = settings["format"]
         self._schemas = ShardSchemas(plan, Added.of(settings))
 

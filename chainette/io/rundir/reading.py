@@ -42,7 +42,7 @@ def read_folder(run: RunDir, state: RunState, step: str, *, surplus: bool = Fals
         DamagedRun: a file is not there, or does not hold the bytes that were written.
     """
     folder = state.graph.row_folders[step]
-    spans = sorted(state.ends.get(folder, {}).items())
+    spans = sorted(state.shards.ends.get(folder, {}).items())
     rows = chain.from_iterable(read_span(run, state, folder, number, 0, count) for number, (_, count) in spans)
     return rows if surplus else accepted_only(rows, state, step)
 
@@ -65,7 +65,7 @@ def typed_rows(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, 
     """
     from chainette.io.tables.shard_formats import read_rows
 
-    for number, (_, count) in sorted(state.ends.get(folder, {}).items()):
+    for number, (_, count) in sorted(state.shards.ends.get(folder, {}).items()):
         path = require_whole(run, state, folder, number)
         yield from read_rows(path, 0, count, shard_schema_of(state, folder) if path.suffix == ".csv" else None)
 
@@ -93,23 +93,23 @@ def require_whole(run: RunDir, state: RunState, folder: str, number: int) -> Pat
     Raises:
         DamagedRun: it is not there, or does not hold the bytes that were written.
     """
-    suffix, (size, count) = state.run.settings["format"], state.ends[folder][number]
+    suffix, (size, count) = state.run.settings["format"], state.shards.ends[folder][number]
     in_place = suffix == "jsonl" or folder.startswith(run.held.name)
     shard = run.path / f"{folder}/{number}.{suffix}"
     path = (run.path if in_place else run.journals) / f"{folder}/{number}.jsonl"
-    if (sealed := state.sealed.get(folder, {}).get(number)) is not None:
+    if (sealed := state.shards.sealed.get(folder, {}).get(number)) is not None:
         path, size = shard, sealed
     elif not path.exists() and shard.exists():
         return shard  # it was sealed after the log was read
     if not path.exists():
         raise DamagedRun(f"{path} is not there, but the log knows {count:,} rows of it. Restore the file from a backup")
-    require_bytes(path, size, state.sums.get(f"{folder}/{number}"))
+    require_bytes(path, size, state.shards.sums.get(f"{folder}/{number}"))
     return path
 
 
 def require_content(run: RunDir, state: RunState) -> None:
     """Checks every byte of a run's shards and journals; raises as `require_whole` does."""
-    for folder, numbers in state.ends.items():
+    for folder, numbers in state.shards.ends.items():
         for number in numbers:
             require_whole(run, state, folder, number)
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from chainette.io.rundir.events import AnyEvent
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.run_state import RunState
 
 __all__ = ["pretty", "replay"]
@@ -18,7 +19,7 @@ def replay(events: Iterable[AnyEvent]) -> tuple[bytes, bytes]:
     state = RunState()
     for event in events:
         state.apply(event)
-    return pretty(state.graph), pretty(state.metadata())
+    return pretty(state.graph), pretty(metadata_of(state))
 
 
 def pretty(value: Any) -> bytes:

@@ -16,6 +16,7 @@ import msgspec
 from chainette.engine.price import Cost
 from chainette.errors import RunDirectoryError
 from chainette.io.rundir.card import CardConfig, render_card, shards_digest
+from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
 from chainette.io.rundir.reading import accepted_only, shard_schema_of, typed_rows
@@ -105,7 +106,7 @@ class RunResult:
     @property
     def metadata(self) -> dict[str, Any]:
         """The content of metadata.json."""
-        return self._state.metadata()
+        return metadata_of(self._state)
 
     @property
     def redis(self) -> list[str]:
@@ -248,7 +249,7 @@ class RunResult:
     def _card(self, step: str, folder: str) -> str:
         """The dataset card of an export."""
         run = self._state.run
-        digest = shards_digest(run.run_id, folder, self._state.ends.get(folder, {}))
+        digest = shards_digest(run.run_id, folder, self._state.shards.ends.get(folder, {}))
         config = CardConfig(
             step, "data", self._state.rows_of(step), digest, f"rows of {step}", self._state.graph.features[folder]
         )

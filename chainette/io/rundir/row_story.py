@@ -64,14 +64,14 @@ def story_of(run: RunDir, row_id: str) -> RowStory:
     """
     lines = _Lines()
     state, _ = read_state(run, heard=lines.note)
-    root = state.root_of(int(record_of(row_id)))
+    root = state.roots.root_of(int(record_of(row_id)))
     outcomes = sorted(_outcomes(run, state, lines.of(root), row_id), key=_order(state))
-    if not any(outcome.row_id == row_id for outcome in outcomes) and (state.is_done(root) or "~" in row_id):
+    if not any(outcome.row_id == row_id for outcome in outcomes) and (state.roots.is_done(root) or "~" in row_id):
         raise RunDirectoryError(_no_row(run, state, row_id))
     place, record = _record(run, state, int(record_of(row_id)))
     if not place and not outcomes:
         raise RunDirectoryError(_no_row(run, state, row_id))
-    return RowStory(row_id, place, record, outcomes, state.is_done(root))
+    return RowStory(row_id, place, record, outcomes, state.roots.is_done(root))
 
 
 def _no_row(run: RunDir, state: RunState, row_id: str) -> str:

@@ -1,11 +1,13 @@
-"""The writer of a run without a directory."""
+"""The writer of a run that has no directory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from chainette.core.durable import Durable
 from chainette.core.plan import Plan
+from chainette.engine.budget import Amounts, Budget
 from chainette.io.rundir.accepted_rows import AcceptedRows
 from chainette.io.rundir.live_roots import Admitted, Commit, Committed, InOrder, Item, LiveRoots, Suspended
 from chainette.records import Row
@@ -14,9 +16,13 @@ __all__ = ["Scratch"]
 
 
 class Scratch:
-    """The writer of a run without a directory: keeps only live roots, and passes finished rows on."""
+    """Keeps only live roots, and passes finished rows on."""
 
-    def __init__(self, plan: Plan, accept: int | None = None) -> None:
+    #: Nothing is spent before it begins.
+    used: Mapping[str, Amounts] = MappingProxyType({})
+
+    def __init__(self, plan: Plan, accept: int | None = None, budget: Budget | None = None) -> None:
+        self.budget = budget
         self._roots = LiveRoots(plan)
         self._suspended: dict[int, Durable] = {}
         self.accepted = None if accept is None else AcceptedRows(accept)

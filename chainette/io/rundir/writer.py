@@ -92,7 +92,7 @@ class RunWriter:
         #: Engine -> its limits.
         self.engine_limits: dict[str, BudgetLimits] = {}
         #: Shards that earlier sessions sealed, which are read once more before the run is called finished.
-        self._found = [(folder, number) for folder, numbers in state.sealed.items() for number in numbers]
+        self._found = [(folder, number) for folder, numbers in state.shards.sealed.items() for number in numbers]
         #: The position the input was read to, if it is not logged yet.
         self._read: Read | None = None
         self.added = Added.of(state.run.settings)
@@ -120,7 +120,7 @@ class RunWriter:
 
     def has_ended(self, root: int) -> bool:
         """Whether all rows of a root have ended: it is complete in the log, or waits for roots before it."""
-        return self.state.is_done(root) or (self._in_order is not None and root in self._in_order)
+        return self.state.roots.is_done(root) or (self._in_order is not None and root in self._in_order)
 
     def readmit(self) -> None:
         """Forgets the roots that wait for others: a new epoch, or phase, admits them again."""
@@ -207,7 +207,7 @@ class RunWriter:
 
     def _require_same_model(self, event: EngineLoaded) -> None:
         """Raises RunStopped if an engine was loaded from another model than the one that answered earlier rows."""
-        found = different_models(event.engine, self.state.loaded_from(event.engine), event.identity)
+        found = different_models(event.engine, self.state.engines.loaded_from(event.engine), event.identity)
         if found:
             answered = [node.id for node in self.plan.nodes.values() if event.engine in node.engines]
             steps = " ".join(f"--from {step}" for step in starts_of(self.plan, answered))

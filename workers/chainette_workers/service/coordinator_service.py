@@ -24,7 +24,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.run_state import RunState
 from chainette.run.coordinator import Coordinator, read_for_live_roots
-from chainette.run.resumption import Observed, observe
+from chainette.run.observed_run import Observed, observe
 from chainette.run.session import roots_of
 from chainette.run.window import window_for
 from chainette_workers.service.service import Elsewhere, Handed, Places, same_chain
@@ -89,11 +89,11 @@ def _is_over(board: Board, run: str) -> bool:
 
 def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: Observed, window: int | None) -> Coordinator:
     plan, state = observed.plan, observed.state
-    roots = roots_of(plan, observed.source, observed.options, state.starts)
+    roots = roots_of(plan, observed.source, observed.options, state.roots.starts)
 
     def pending(last: int) -> Iterator[Root]:
         # roots behind the last one that this epoch admitted can only be complete if they were when it began
-        return roots.pending(lambda root: root <= last or state.is_done(root))
+        return roots.pending(lambda root: root <= last or state.roots.is_done(root))
 
     now = RunState()
 

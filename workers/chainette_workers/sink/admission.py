@@ -41,11 +41,11 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
         state, directory = session.writer.state, str(session.writer.directory)
         require_same_input(session.source, state.input, read, directory)
     writer = session.writer
-    roots = roots_of(session.plan, session.source, session.options, writer.state.starts)
+    roots = roots_of(session.plan, session.source, session.options, writer.state.roots.starts)
 
     def pending(last: int) -> Iterator[Root]:
         # roots behind the last one that the epoch admitted were complete before the epoch if they are complete now
-        return roots.pending(lambda root: root <= last or writer.state.is_done(root))
+        return roots.pending(lambda root: root <= last or writer.state.roots.is_done(root))
 
     return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable, admits=session.admits)
 

@@ -117,7 +117,7 @@ class DriveLoop:
     @property
     def _done(self) -> int:
         """How many roots are complete."""
-        return self.session.writer.state.done_count
+        return self.session.writer.state.roots.done_count
 
     def run(self) -> None:
         sink = self._at_work = self._sink()
@@ -439,7 +439,7 @@ class DriveLoop:
 
     def _pass_on(self, events: Iterable[Note]) -> None:
         state = self.session.writer.state
-        for event in self.session.writer.record(self._notes.passing(events, state.workers, state.loaded_from)):
+        for event in self.session.writer.record(self._notes.passing(events, state.workers, state.engines.loaded_from)):
             self.session.hook.on_event(event)
             if isinstance(event, UnitRetried):
                 self._patience.spend(event)

@@ -92,7 +92,7 @@ class Sink:
 
         A chain with other settings begins an epoch, so that the log has them and workers are told of its files.
         """
-        self._input = InputCheck(self.source, self.plan.batch_size, lambda: self.writer.state.starts, expected)
+        self._input = InputCheck(self.source, self.plan.batch_size, lambda: self.writer.state.roots.starts, expected)
         position = self.writer.state.position
         if position is not None and not self.writer.raised and self._changed_graph() is None:
             try:
@@ -106,7 +106,7 @@ class Sink:
 
     def begin(self, expected: int | None) -> None:
         """As `open`, if the queue in Redis may not be attached to."""
-        self._input = InputCheck(self.source, self.plan.batch_size, lambda: self.writer.state.starts, expected)
+        self._input = InputCheck(self.source, self.plan.batch_size, lambda: self.writer.state.roots.starts, expected)
         self.raise_epoch(expected)
 
     def raise_epoch(self, expected: int | None) -> None:
@@ -323,7 +323,7 @@ class Sink:
         if progress.damaged or not progress.state:
             return progress.damaged or f"the record of run {self.run} is gone from Redis"
         state = self.writer.state
-        ended = state.done_count - state.done_before + self.writer.waiting
+        ended = state.roots.done_count - state.roots.done_before + self.writer.waiting
         least = progress.cursor - progress.suspended - ended
         if len(progress.live) < least:
             return f"{least - len(progress.live):,} roots that are not complete are gone from Redis"

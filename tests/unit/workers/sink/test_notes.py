@@ -159,6 +159,6 @@ def test_what_an_engine_says_of_itself_never_replaces_what_the_log_counts() -> N
     for seq in range(2):
         state.apply(msgspec.structs.replace(LOADED, seq=seq, details=details))
     assert (
-        state.engines["sim"] | {"devices": 2, "loads": 2, "load_seconds": 2.0, "identity": {"model": "a"}}
-        == state.engines["sim"]
+        state.engines.described["sim"] | {"devices": 2, "loads": 2, "load_seconds": 2.0, "identity": {"model": "a"}}
+        == state.engines.described["sim"]
     )

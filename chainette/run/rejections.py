@@ -1,0 +1,55 @@
+"""The rejections of a run that a retry takes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from chainette.core.plan import Plan
+from chainette.errors import RunDirectoryError
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.run_state import RunState
+from chainette.records import CHAIN_INPUT, Reason
+
+__all__ = ["Rejections"]
+
+
+@dataclass(frozen=True)
+class Rejections:
+    """Rejections that are taken back: those of some steps and with some reasons, or all."""
+
+    steps: frozenset[str] = frozenset()
+    reasons: frozenset[str] = frozenset()
+    #: Loops for whose exhausted rows the plan has no further round, and no end.
+    final: frozenset[str] = frozenset()
+
+    def without_final(self, directory: RunDir, plan: Plan, state: RunState) -> Rejections:
+        """Without exhausted rows that would only be rejected again."""
+        exhausted = {step for step, counts in state.nodes.items() if counts.reasons.get(Reason.EXHAUSTED)}
+        if not exhausted:
+            return self
+        rows = (row for row in RunResult(directory, state).rows("rejected") if row["reason"] == Reason.EXHAUSTED)
+        going_on = {row["step_id"] for row in rows if plan.goes_on(row["step_id"], str(row["_round"]))}
+        return replace(self, final=frozenset(exhausted - going_on))
+
+    def includes(self, step: str, reason: str) -> bool:
+        return self._matches(step, reason) and not (reason == Reason.EXHAUSTED and step in self.final)
+
+    def _matches(self, step: str, reason: str) -> bool:
+        return (not self.steps or step in self.steps) and (not self.reasons or reason in self.reasons)
+
+    def require_some(self, directory: RunDir, plan: Plan, state: RunState) -> None:
+        """Raises RunDirectoryError if a run has no such rejections."""
+        counted = {step: counts.reasons for step, counts in state.nodes.items() if step in plan.nodes}
+        if any(self.includes(step, reason) for step, reasons in counted.items() for reason in reasons):
+            return
+        if not any(counted.values()) and state.node(CHAIN_INPUT).rejected:
+            raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
+        if not any(counted.values()):
+            raise RunDirectoryError(f"{directory} has no rejected rows")
+        if left := sorted(loop for loop in self.final if self._matches(loop, Reason.EXHAUSTED)):
+            raise RunDirectoryError(
+                f"{directory} has no rejected rows that match, except those that are exhausted, for which no round is left; "
+                f"raise max_rounds of {' and '.join(left)}, or set on_exhausted='keep'"
+            )
+        raise RunDirectoryError(f"{directory} has no rejected rows that match; `chainette rejected {directory}` lists them")
