@@ -18,8 +18,8 @@ from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Outcome, Reason, Row, Unit, Usage
+from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
-from chainette.run.budget_reservation import Allowance
 from chainette.run.functions import Away, call
 from chainette.run.shared_answers import Questions
 from chainette.run.steps import Asking

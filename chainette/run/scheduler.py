@@ -33,9 +33,9 @@ from chainette.io.inputs.roots_ahead import Root
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.events import BudgetUsed, Event
 from chainette.records import PYTHON, Outcome, Rejection, Row
+from chainette.run.allowance import Allowance, is_spent
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
-from chainette.run.budget_reservation import Allowance, is_spent
 from chainette.run.coordinator import Coordinator
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch

@@ -36,9 +36,9 @@ from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
 from chainette.records import Outcome, Usage, step_of
+from chainette.run.allowance import Allowance
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
-from chainette.run.budget_reservation import Allowance
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
 from chainette.run.shared_answers import Questions, SharedAnswers

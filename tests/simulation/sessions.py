@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from chainette_workers.sink.drive import DriveLoop
-from chainette_workers.sink.lease import Presence
+from chainette_workers.sink.lease import Lease
 from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.engine_worker import EngineWorker
-from chainette_workers.worker.served_runs import Serving
+from chainette_workers.worker.served_runs import ServedRuns
 
 from chainette.core.plan import Plan
 from chainette.core.usercode.confined import ChainClaim
@@ -63,10 +63,8 @@ class SimulatedDrive:
         assert process is not None
         board, queue = cast("Board", SimulatedBoard(process, self.server)), cast("LeasedQueue", Line(process, self.server))
         me = f"enqueue-{secrets.token_hex(6)}"
-        with Presence(board, me, "enqueue") as presence:
-            drive = DriveLoop(
-                session, queue, board, {"sink": me, "coordinator": me}, self.window, tend=lambda _: presence.renew()
-            )
+        with Lease(board, me, "enqueue") as lease:
+            drive = DriveLoop(session, queue, board, {"sink": me, "coordinator": me}, self.window, tend=lambda _: lease.renew())
             drive.run()
 
     def clean(self, run: str) -> None:
@@ -233,8 +231,8 @@ class Sessions:
         queue = cast("LeasedQueue", Line(process, self.server))
         names = {PYTHON, *self.plan.engines}
         lookups = cast("Lookups", Line(process, self.server, "lookups"))
-        serving = Serving(queue, names, lambda _info: self.plan)
-        await EngineWorker(queue, serving, EnginePool(), lookups=lookups).run(lambda: process.asked)
+        served = ServedRuns(queue, names, lambda _info: self.plan)
+        await EngineWorker(queue, served, EnginePool(), lookups=lookups).run(lambda: process.asked)
 
     # -- between any two awaits
 

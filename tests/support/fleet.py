@@ -11,7 +11,7 @@ from typing import Any, cast
 import anyio
 from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.engine_worker import EngineWorker
-from chainette_workers.worker.served_runs import Serving
+from chainette_workers.worker.served_runs import ServedRuns
 from redis import Redis
 
 from chainette import Branch, Chain, apply
@@ -135,7 +135,7 @@ def work(run: QueueRun, until: Callable[[], bool], queue: FleetQueue | None = No
         return run.plan
 
     names = {run.plan.engine_of(name) for name in run.plan.nodes} | {"python"}
-    worker = EngineWorker(source, Serving(source, names, plan_of), EnginePool(), incarnation="worker", **keys)
+    worker = EngineWorker(source, ServedRuns(source, names, plan_of), EnginePool(), incarnation="worker", **keys)
 
     async def go() -> None:
         with anyio.fail_after(LONG):

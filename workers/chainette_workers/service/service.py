@@ -42,7 +42,7 @@ from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import say, warn_of_eviction
-from chainette_workers.sink.lease import Presence
+from chainette_workers.sink.lease import Lease
 
 __all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same_chain", "serve"]
 
@@ -244,13 +244,13 @@ class Service:
         self.me = self.me or f"{self.duty.role}-{secrets.token_hex(6)}"
 
     def run(self, stopping: threading.Event) -> None:
-        with Presence(self.board, self.me, self.duty.role, self.watch.words) as presence:
+        with Lease(self.board, self.me, self.duty.role, self.watch.words) as lease:
             say(f"{self.me}: serving {self.duty.places}")
             while not stopping.is_set():
-                presence.renew()
+                lease.renew()
                 self._look()
                 stopping.wait(_LOOK)
-            self._let_go(presence.renew)
+            self._let_go(lease.renew)
 
     def _look(self) -> None:
         """Takes on new runs, and lets go of those that were ordered anew."""

@@ -20,7 +20,7 @@ from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.watching import watching
 from chainette_workers.runtime import warn_of_eviction
 from chainette_workers.sink.drive import DriveLoop
-from chainette_workers.sink.lease import Presence
+from chainette_workers.sink.lease import Lease
 
 __all__ = ["RedisFleet", "take_out"]
 
@@ -53,8 +53,8 @@ class RedisFleet:
         with connect(self.url) as connection, watching(self.metrics, connection, ProcessKind.SINK, ProcessKind.FLEET) as watch:
             warn_of_eviction(connection)
             board, session = Board(connection), watch.over(session)
-            with Presence(board, me, "enqueue", watch.words) as presence:
-                DriveLoop(session, FleetQueue(connection), board, roles, tend=lambda _moved: presence.renew()).run()
+            with Lease(board, me, "enqueue", watch.words) as lease:
+                DriveLoop(session, FleetQueue(connection), board, roles, tend=lambda _moved: lease.renew()).run()
 
     def clean(self, run: str) -> None:
         """See `options.Drive`: its sink died after the log's last line."""

@@ -25,7 +25,7 @@ from chainette.io.rundir.live_roots import Admitted
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import encode
-from chainette.run.budget_reservation import is_spent
+from chainette.run.allowance import is_spent
 from chainette.run.limits import RejectWatch
 from chainette.run.stream_commits import admitted_as, commit_of, count_rejects, finished_roots, items_of
 from chainette_workers.sink.acceptance import AcceptedRoot

@@ -38,9 +38,9 @@ from chainette.fleet.redis.lookups import Lookups
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.events import UnitSplit
 from chainette.records import Outcome, Unit
+from chainette.run.allowance import Allowance
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
-from chainette.run.budget_reservation import Allowance
 from chainette.run.functions import take_stored
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import join, poisoned, too_large
@@ -56,7 +56,7 @@ from chainette_workers.worker.device import Device, exclude
 from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.function_pool import Functions, InLoop
 from chainette_workers.worker.heartbeat import Heartbeat
-from chainette_workers.worker.served_runs import FUNCTIONS, JOINS, Serving, lane_of
+from chainette_workers.worker.served_runs import FUNCTIONS, JOINS, ServedRuns, lane_of
 
 __all__ = ["EngineWorker"]
 
@@ -93,7 +93,7 @@ class EngineWorker(Worker):
     """One worker process's loop: claim, process, commit."""
 
     queue: LeasedQueue
-    serving: Serving
+    served: ServedRuns
     models: EnginePool
     #: Rows in flight in each engine; None takes twice the engine's capacity, and two units at least.
     rows_in_flight: int | None = None
@@ -131,7 +131,7 @@ class EngineWorker(Worker):
         try:
             async with self._attached() as heartbeat, anyio.create_task_group() as group:
                 group.start_soon(self._watch, stop, heartbeat, group.cancel_scope)
-                group.start_soon(self.serving.follow)
+                group.start_soon(self.served.follow)
                 group.start_soon(self._choose)
                 group.start_soon(self.commit_parts)
                 group.start_soon(self._exchange_answers)
@@ -146,7 +146,7 @@ class EngineWorker(Worker):
     async def _attached(self) -> AsyncIterator[Heartbeat]:
         """Under a lease; at the end nothing is in the worker's hands, and the engines are closed."""
         heartbeat = Heartbeat(
-            self.queue, self.incarnation, self._words, self.deadline, lambda: self.serving.queues, hook=self.hook
+            self.queue, self.incarnation, self._words, self.deadline, lambda: self.served.queues, hook=self.hook
         )
         await insist(heartbeat.beat)
         heartbeat.start()
@@ -173,9 +173,9 @@ class EngineWorker(Worker):
     async def _choose(self) -> None:
         """Chooses the engine to serve, if some exclude each other."""
         while True:
-            self.device.know(config for _, plan in self.serving.plans() for config in self._own(plan))
+            self.device.know(config for _, plan in self.served.plans() for config in self._own(plan))
             if self.device.contended:
-                lanes = {place.queue: place.lane for place in self.serving.places()}
+                lanes = {place.queue: place.lane for place in self.served.places()}
                 depths = await insist(lambda: self.queue.waiting([*lanes]))  # noqa: B023
                 waiting: Counter[str] = Counter()
                 for queue, depth in depths.items():
@@ -185,7 +185,7 @@ class EngineWorker(Worker):
 
     def _own(self, plan: Plan) -> list[EngineConfig]:
         """The engines of a plan this worker serves."""
-        return [config for name, config in plan.engines.items() if name in self.serving.names]
+        return [config for name, config in plan.engines.items() if name in self.served.names]
 
     async def _take_units(self, group: TaskGroup) -> None:
         end = inf if self.drain_after is None else monotonic() + self.drain_after
@@ -225,7 +225,7 @@ class EngineWorker(Worker):
         """Units that can begin now; else some that may wait for their turn; else none."""
         if self.hands.alone:
             return []
-        places = [place for place in self.serving.places() if self._may_serve(place.lane)]
+        places = [place for place in self.served.places() if self._may_serve(place.lane)]
         now = [place for place in places if self._lane(place.lane).has_room(place.rows)]
         later = [place for place in places if place not in now and self._lane(place.lane).takes_ahead]
         return await self._claim_from(now, ahead=False) or await self._claim_from(later, ahead=True)
@@ -247,7 +247,7 @@ class EngineWorker(Worker):
                 raise
             await self._agree()
         except Lost:
-            if not await insist(lambda: self.queue.beat(self.incarnation, self._words(), queues=self.serving.queues)):
+            if not await insist(lambda: self.queue.beat(self.incarnation, self._words(), queues=self.served.queues)):
                 self.hook.on_lease_lost()
         else:
             if not isinstance(found, Drain):
@@ -261,7 +261,7 @@ class EngineWorker(Worker):
     async def _make_room(self, place: ClaimableQueue) -> None:
         """Opens the engine of a unit that must run alone, so that it can be claimed to begin at once: a worker that dies
         while it loads is not held against it."""
-        for info, plan in self.serving.plans():
+        for info, plan in self.served.plans():
             for config in plan.engines.values():
                 if (info.run, config.digest) == (place.run, place.lane):
                     try:
@@ -272,10 +272,10 @@ class EngineWorker(Worker):
 
     async def _hold(self, claim: Claim, *, ahead: bool) -> HeldUnit | None:
         """Takes a claimed unit in hand."""
-        found = self.serving.plan(claim)
+        found = self.served.plan(claim)
         if found is None:  # the epoch has just risen, maybe with another chain
             await insist(lambda: self.queue.release(claim, self.incarnation))
-            await self.serving.look()
+            await self.served.look()
             return None
         info, plan, hook = found
         held = HeldUnit(info, plan, hook, self._lane(lane_of(plan, claim.unit.node)), claim, ahead)
@@ -313,7 +313,7 @@ class EngineWorker(Worker):
         except ChainDiffers:
             await self.commit_finished(held)
             await insist(lambda: self.queue.release(held.claim, self.incarnation))
-            self.serving.forget(held.claim)
+            self.served.forget(held.claim)
         except NobodyLooks as error:
             await self.commit_finished(held)
             await insist(partial(self.queue.fail, held.handed_back(), self.incarnation, _UNHEARD, str(error)))
@@ -429,7 +429,7 @@ class EngineWorker(Worker):
         """The worker's fields in Redis."""
         return Member.words(
             **self.about,
-            engines=listed(self.serving.names),
+            engines=listed(self.served.names),
             rows_in_flight=self.hands.rows,
             rows_budget=self.rows_budget,
             units_in_flight=len(self.hands.claims),

@@ -18,7 +18,7 @@ from chainette.hooks import Hook
 from chainette.run.unit_worker import ClaimableQueue, claimable_queues
 from chainette_workers.runtime import insist
 
-__all__ = ["FUNCTIONS", "JOINS", "Serving", "lane_of"]
+__all__ = ["FUNCTIONS", "JOINS", "ServedRuns", "lane_of"]
 
 #: Lanes that are no engine's.
 FUNCTIONS, JOINS = "functions", "joins"
@@ -41,7 +41,7 @@ class _Known:
 
 
 @dataclass
-class Serving:
+class ServedRuns:
     """The runs of a Redis, as far as the worker can serve them."""
 
     queue: LeasedQueue

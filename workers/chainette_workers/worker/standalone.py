@@ -39,7 +39,7 @@ from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.engine_pool import EnginePool, spread
 from chainette_workers.worker.engine_worker import EngineWorker
 from chainette_workers.worker.function_pool import Children
-from chainette_workers.worker.served_runs import Serving
+from chainette_workers.worker.served_runs import ServedRuns
 from chainette_workers.worker.work_log import WorkLog
 
 __all__ = ["main", "serve"]
@@ -93,10 +93,10 @@ class _Process:
         self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, hook
         root, file, offered, modules = Path(config.chain_root), config.engines_file, config.parameters, config.modules
         chains = Chains(root, config.names, file, self._refuse, offered, modules, seals_of())
-        self._serving = Serving(queue, config.names, chains.plan_of, chains.forget, hook)
+        self._served = ServedRuns(queue, config.names, chains.plan_of, chains.forget, hook)
         self.worker = EngineWorker(
             queue,
-            self._serving,
+            self._served,
             EnginePool(self._tell, self._log.opening(partial(spread, config.gpus))),
             config.rows_in_flight,
             Children(root, file, offered, modules),
