@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, SecretBytes, SecretStr
-from pydantic.errors import PydanticErrorMixin
 from pydantic.fields import FieldInfo
 from pydantic.functional_serializers import PlainSerializer, WrapSerializer
 from pydantic.functional_validators import BeforeValidator, PlainValidator, WrapValidator
@@ -28,6 +27,7 @@ from chainette.core.annotations import (
     type_name,
 )
 from chainette.core.dump import schema_nodes
+from chainette.utils.user_errors import first_line
 
 __all__ = ["fills_defaults_only", "json_kind", "misfits", "model_problems", "same_but_for_case"]
 
@@ -254,7 +254,7 @@ def model_problems(model: type[BaseModel]) -> list[str]:
     try:
         model.model_json_schema()
     except Exception as error:  # pydantic and the user's types may raise anything
-        found.append(f"it has no JSON Schema: {_first_line(error)}")
+        found.append(f"it has no JSON Schema: {first_line(error)}")
     return found
 
 
@@ -279,13 +279,8 @@ def _unresolved(model: type[BaseModel]) -> str | None:
     try:
         model.model_rebuild()
     except Exception as error:
-        return f"its annotations cannot be resolved: {_first_line(error)}"
+        return f"its annotations cannot be resolved: {first_line(error)}"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    text = error.message if isinstance(error, PydanticErrorMixin) else str(error)
-    return text.strip().partition("\n")[0] or type(error).__name__
 
 
 def _field_problems(model: type[BaseModel], name: str, field: FieldInfo) -> Iterator[str]:

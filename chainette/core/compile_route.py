@@ -20,7 +20,8 @@ from chainette.core.forks import Choice, Join, Side
 from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.route import Chooser, Route, case_key
 from chainette.core.targets import End, Target, ToBranchEnd, ToNode, ToWays
-from chainette.core.templates.references import TemplateFinding, expression_type, template_problems
+from chainette.core.templates.expression_types import TemplateFinding
+from chainette.core.templates.references import expression_type, template_problems
 from chainette.errors import Place, Problem
 
 if TYPE_CHECKING:

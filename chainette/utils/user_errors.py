@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["RAISED", "is_stray", "told"]
+__all__ = ["RAISED", "first_line", "is_stray", "told"]
 
 #: Errors that cost only their row, even those that look like the end of the program or a cancellation.
 RAISED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
@@ -22,3 +22,8 @@ def told(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except RAISED:
         return type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of its text, or else its type."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from chainette.engine.config import make_config
-from chainette.engine.llama_cpp.server import model_path
+from chainette.engine.llama_cpp.model_path import model_path
 from tests.support.models import SMOL
 
 __all__ = ["CONTEXT", "llama_server"]

