@@ -1,12 +1,14 @@
-"""Writes the pages of docs/ that follow from others: `commands.md` from the command line, `examples.md` from examples/,
-`llms.txt` and `llms-full.txt` from the pages. `make docs` runs it; nothing it writes is committed.
+"""Writes the pages of the site into build/pages: those of docs/ as a reader of the site needs them, `commands.md` from
+the command line, `examples.md` from examples/, `llms.txt` and `llms-full.txt` from all of them. `make docs` runs it.
 
 Source of the last two: https://llmstxt.org
 """
 
 from __future__ import annotations
 
+import html
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from chainette.cli.main import COMMANDS, app
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 EXAMPLES = ROOT / "examples"
+PAGES = ROOT / "build" / "pages"
 WIDTH = 100
 #: Suffix of an example's files -> the language of their block.
 LANGUAGES = {".py": "python", ".yml": "yaml"}
@@ -66,11 +69,11 @@ def pages(nav: list[Any]) -> Iterator[str]:
         yield from [inside] if isinstance(inside, str) else pages(inside)
 
 
-def index(names: list[str], summary: str) -> str:
+def index(texts: dict[str, str], summary: str) -> str:
     """A line for each page: its title and first sentence."""
     lines = [f"# Chainette\n\n> {summary}\n\n## Pages\n"]
-    for name in names:
-        title, _, text = (DOCS / name).read_text(encoding="utf-8").partition("\n")
+    for name, page in texts.items():
+        title, _, text = page.partition("\n")
         text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
         paragraphs = [part.strip() for part in text.split("\n\n") if part.strip() and part.strip()[0] not in "|#<!:-"]
         first = " ".join((paragraphs or [""])[0].split()).partition(". ")[0].rstrip(".:")
@@ -78,16 +81,51 @@ def index(names: list[str], summary: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def linked(text: str) -> str:
+    """File names of pages as links to them, called by their titles."""
+
+    def link(match: re.Match[str]) -> str:
+        name, anchor = match.groups()
+        title, _, _ = (DOCS / name).read_text(encoding="utf-8").removeprefix("# ").partition("\n")
+        return f"[{title.partition(':')[0]}]({name}{anchor})"
+
+    return re.sub(r"`docs/(\w+\.md)(#[\w-]+)?`", link, text)
+
+
+def without_tests(text: str) -> str:
+    """A page without the names of tests in headings and in the last column of tables: only the repository has the tests."""
+
+    def narrowed(table: re.Match[str]) -> str:
+        return re.sub(r"(?<!\\)\|[^|\n]*\|$", "|", table[0], flags=re.MULTILINE)
+
+    text = re.sub(r"^(#+ .*?) \((?:`[\w/]*test_\w+\.py`(?:, )?)+\)$", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^\|.*\| test \|\n(?:\|.*\n)+", narrowed, text, flags=re.MULTILINE)
+
+
+def with_bars(text: str) -> str:
+    """Code in tables as HTML if it has an escaped bar, whose backslash the site would show."""
+
+    def code(span: re.Match[str]) -> str:
+        return "<code>" + html.escape(span[1]).replace("\\|", "&#124;") + "</code>"
+
+    return re.sub(r"^\|.*$", lambda row: re.sub(r"`([^`]*\\\|[^`]*)`", code, row[0]), text, flags=re.MULTILINE)
+
+
 def main() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    (DOCS / "commands.md").write_text(commands_page(), encoding="utf-8")
-    (DOCS / "examples.md").write_text(examples_page(), encoding="utf-8")
+    shutil.rmtree(PAGES, ignore_errors=True)
+    shutil.copytree(DOCS, PAGES)
+    written = {page.name: page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")}
+    written |= {"commands.md": commands_page(), "examples.md": examples_page()}
     names = list(pages(site["nav"]))
-    if missing := sorted({page.name for page in DOCS.glob("*.md")} - set(names)):
+    if missing := sorted(written.keys() - set(names)):
         sys.exit(f"mkdocs.yml: nav lacks {', '.join(missing)}")
-    (DOCS / "llms.txt").write_text(index(names, site["site_description"]), encoding="utf-8")
-    full = "\n\n".join((DOCS / name).read_text(encoding="utf-8") for name in names)
-    (DOCS / "llms-full.txt").write_text(re.sub(r"^<!--.*?-->\n+", "", full, flags=re.DOTALL | re.MULTILINE), encoding="utf-8")
+    texts = {name: without_tests(linked(written[name])) for name in names}
+    for name, text in texts.items():
+        (PAGES / name).write_text(with_bars(text), encoding="utf-8")
+    (PAGES / "llms.txt").write_text(index(texts, site["site_description"]), encoding="utf-8")
+    full = re.sub(r"^<!--.*?-->\n+", "", "\n\n".join(texts.values()), flags=re.DOTALL | re.MULTILINE)
+    (PAGES / "llms-full.txt").write_text(full, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def _model_hint(value: object) -> str:
 class Step(Node, Generic[In, Out]):
     """Asks an engine once per row for an `output_model` and validates the answer.
 
-    Prompts are jinja2 templates (docs/templates.md lists the names in scope). The JSON-schema
+    Prompts are jinja2 templates (the page on templates lists the names in scope). The JSON-schema
     instruction is appended to the system prompt unless `output_format_instruction` replaces it ("" leaves
     it out). A bad answer is sent back with the error, up to `max_attempts` asks. Then the engines of `escalate` are asked in
     turn, and the column `_engine` says which one answered.

@@ -45,7 +45,7 @@ def register_engine(
     backend's own keys (`chainette engines` lists them) are given flat; `extra` goes through unchecked. `price` is in
     dollars: `{"in": 0.15, "out": 0.6, "cached": 0.08}` per million tokens, and `{"gpu_hour": 2.5}`; it decides no row. `budget`
     (`"20usd"`, `"3gpuh"`, `"5e6tok"`, `"1000req"`, or several) is the most a run may spend on the engine, and in a fleet
-    all runs together (docs/cost.md).
+    all runs together (see the page on cost).
     `replace`: whether the declaration may take the place of another one of that name; the default is True at a prompt and in
     a notebook, so that an edited cell can be run again, and False in a file. Chains declared before ask the new engine too.
 

