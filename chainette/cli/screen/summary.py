@@ -123,7 +123,10 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
             f"{discarded['completion_tokens']:,} tokens in answers; their rows are asked again"
         )
     if metadata["simulated"]:
-        yield "answers: simulated, not those of a model"
+        engines = metadata["engines"]
+        simulated = [name for name, engine in engines.items() if engine.get("simulated")]
+        whose = f" of {', '.join(simulated)}" if len(simulated) < len(engines) else ""
+        yield f"answers{whose}: simulated, not those of a model"
 
 
 def cost_line(metadata: Mapping[str, Any]) -> Iterator[str]:

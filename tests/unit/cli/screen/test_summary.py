@@ -90,7 +90,11 @@ def test_the_summary_of_a_clean_run() -> None:
 
 
 def test_simulated_answers_are_called_so() -> None:
-    assert "answers: simulated, not those of a model" in summary_lines(metadata(simulated=True), OUT)
+    llama = {"backend": "llama_cpp", "model": "m.gguf", "loads": 1, "load_seconds": 1.0}
+    engines = {"judge": llama | {"simulated": True}}
+    assert "answers: simulated, not those of a model" in summary_lines(metadata(simulated=True, engines=engines), OUT)
+    engines |= {"llama": llama}
+    assert "answers of judge: simulated, not those of a model" in summary_lines(metadata(simulated=True, engines=engines), OUT)
 
 
 @pytest.mark.parametrize(
