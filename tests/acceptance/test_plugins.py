@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import REPOSITORY, Project
+from tests.support.pages import blocks
 from tests.support.plugin import PARROT, install
 
 CHAIN = """
@@ -49,8 +50,7 @@ def project(tmp_path: Path) -> Project:
 
 def of_page(name: str) -> str:
     """A module the page shows."""
-    blocks = (REPOSITORY / "docs/plugins.md").read_text().split("```python\n")[1:]
-    return next(block.partition("```")[0] for block in blocks if block.startswith(name))
+    return next(block.text for block in blocks(REPOSITORY / "docs/plugins.md") if block.title.endswith(f"/{name}"))
 
 
 def declare(project: Project, keys: str = "word='hello'", model: str = "grey") -> None:
@@ -74,12 +74,6 @@ def test_a_chain_runs_on_the_backend_of_a_plugin_and_commands_show_it(project: P
     assert "parrot" in backends and "chainette-parrot 1.2" in backends and "word, pause, patience" in backends
     assert "parrot" in project.chainette("engines", "chain.py").stdout
     assert project.chainette("inspect", "chain.py").returncode == 0
-
-
-def test_the_plugin_of_the_page_works_as_it_stands_there(project: Project, tmp_path: Path) -> None:
-    install(tmp_path / "site", of_page("# chainette_parrot.py"))
-    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out").returncode == 0
-    assert answers(project) == ["hello", "hello"]
 
 
 @pytest.mark.long
@@ -154,34 +148,14 @@ def of_prompts(project: Project, name: str = "few_shot") -> None:
     (project.path / "chain.py").write_text(chain)
 
 
-def test_the_prompt_builder_of_the_page_works_as_it_stands_there(project: Project, tmp_path: Path) -> None:
-    install(tmp_path / "site", of_page("# chainette_shots.py"), "chainette-shots", "0.3", SHOTS)
-    of_prompts(project)
-    shown = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--show")
-    assert shown.returncode == 0 and "a red mug" in shown.stdout and "with the fields: word" in shown.stdout, shown.stderr
-    listed = " ".join(project.chainette("engines").stdout.split())
-    assert "prompt builder few_shot chainette-shots 0.3 yes" in listed.replace("│", "").replace("  ", " "), listed
-
-
 def test_another_source_of_a_prompt_builder_makes_rows_stale(project: Project, tmp_path: Path) -> None:
-    install(tmp_path / "site", of_page("# chainette_shots.py"), "chainette-shots", "0.3", SHOTS)
+    install(tmp_path / "site", of_page("chainette_shots.py"), "chainette-shots", "0.3", SHOTS)
     of_prompts(project)
     assert project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet").returncode == 0
     module = tmp_path / "site/chainette_shots.py"
     module.write_text(module.read_text().replace("a red mug", "a blue mug"))
     refused = project.chainette("resume", "out")
     assert refused.returncode != 0 and "--from ask" in refused.stderr, refused.stderr
-
-
-@pytest.mark.long
-def test_the_hook_of_the_page_works_as_it_stands_there(project: Project, tmp_path: Path) -> None:
-    install(tmp_path / "site", of_page("# chainette_bell.py"), "chainette-bell", "2.0", BELL)
-    of_prompts(project, "few_shot")
-    (project.path / "chain.py").write_text(CHAIN.format(model="any", keys="").replace('"parrot", ', '"simulated"'))
-    rung = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--hook", "bell")
-    assert rung.returncode == 0 and rung.stderr.count("\aring") == 1, rung.stderr
-    assert "\aring" not in project.chainette("run", "chain.py", "in.jsonl", "-o", "quiet").stderr
-    assert "hook" in project.chainette("engines").stdout and "chainette-bell 2.0" in project.chainette("engines").stdout
 
 
 @pytest.mark.parametrize(
@@ -204,7 +178,7 @@ def test_a_hook_that_is_broken_is_named_before_the_first_row(project: Project, t
 
 
 def test_a_prompt_builder_or_hook_that_nobody_has_is_answered_with_the_nearest(project: Project, tmp_path: Path) -> None:
-    install(tmp_path / "site", of_page("# chainette_shots.py"), "chainette-shots", "0.3", SHOTS)
+    install(tmp_path / "site", of_page("chainette_shots.py"), "chainette-shots", "0.3", SHOTS)
     of_prompts(project, "few_shots")
     said = project.chainette("inspect", "chain.py")
     assert (

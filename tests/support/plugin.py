@@ -1,7 +1,12 @@
-"""A distribution with a backend, as pip would install it: a module and a `.dist-info` in a folder of `sys.path`."""
+"""A distribution with a plugin, as pip would install it: a module and a `.dist-info` in a folder of `sys.path`.
+
+python -m tests.support.plugin FOLDER       # installs the project in FOLDER into site-packages below the current folder
+"""
 
 from __future__ import annotations
 
+import sys
+import tomllib
 from pathlib import Path
 
 __all__ = ["PARROT", "install"]
@@ -65,3 +70,18 @@ def install(
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (info / "entry_points.txt").write_text(points.format(module=module))
     return folder
+
+
+def main(project: Path) -> None:
+    """Installs a project: a pyproject.toml, and a module with the project's name."""
+    declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    points = "".join(
+        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in targets.items())
+        for group, targets in declared["entry-points"].items()
+    )
+    source = (project / f"{declared['name'].replace('-', '_')}.py").read_text()
+    install(Path("site-packages"), source, declared["name"], declared["version"], points)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
