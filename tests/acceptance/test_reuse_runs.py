@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cli import REPOSITORY, Project
-from tests.support.pages import follow
+from tests.support.cli import Project
 from tests.support.slow_server import SlowServer
 from tests.support.tools import many
 
@@ -121,11 +119,6 @@ def test_thousands_of_rows_ask_for_what_is_new(tmp_path: Path, server: SlowServe
 @pytest.mark.long
 def test_worker_processes_take_from_earlier_runs_too(tmp_path: Path, server: SlowServer) -> None:
     reuse_in_every_way(Notes(tmp_path, server, rows=200), 200, 10, "--workers", "2")
-
-
-def test_the_page_shows_the_output_of_its_commands(tmp_path: Path) -> None:
-    shutil.copytree(REPOSITORY / "examples" / "17_reuse", tmp_path / "examples" / "17_reuse")
-    assert follow(REPOSITORY / "docs" / "reuse.md", tmp_path) == 6
 
 
 def test_what_cannot_be_reused_is_told_with_what_to_do(tmp_path: Path) -> None:
