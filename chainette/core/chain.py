@@ -58,14 +58,13 @@ _HINTS = dict.fromkeys(_OF_RUN, "chain.run(inputs, {given})") | {
 class Chain:
     """Nodes in order; a list of branches is one stage.
 
-    Declaring checks values only; `compile` (core/compile.py) checks how the nodes fit together, and every
-    way of running does that first.
+    Declaring checks values only. Every way of running, and `chainette inspect`, first checks how the nodes fit together.
     """
 
     name: str
     steps: Sequence[Element]
     emoji: str = ""
-    #: Rows per root and the most rows per unit.
+    #: The most rows that are worked on together, 64 unless given.
     batch_size: int = DEFAULT_BATCH_SIZE
     #: The number of rows at the end after which a run stops: the first ones in the order of the input. None: it takes all.
     accept: int | None = None

@@ -72,16 +72,23 @@ class SamplingParams(
         DeclarationError: a value is out of its range.
     """
 
+    #: 0 takes the likeliest token each time.
     temperature: float = 0.0
+    #: Draws among the likeliest tokens whose probabilities add up to this share.
     top_p: float | None = None
+    #: Draws among this many of the likeliest tokens.
     top_k: int | None = None
     #: The most tokens of an answer; a longer one is `truncated`.
     max_tokens: int = 1024
+    #: Texts at which an answer ends.
     stop: tuple[str, ...] = ()
     #: Replaces the run's seed for this step; rows still get different seeds.
     seed: int | None = None
+    #: Above 0, tokens that have occurred are less likely.
     presence_penalty: float | None = None
+    #: The same, for each time a token has occurred.
     frequency_penalty: float | None = None
+    #: Divides the scores of tokens that have occurred, above 1; prompts count too.
     repetition_penalty: float | None = None
     #: Passed through to the backend under its own names.
     extra: dict[str, Any] = {}
