@@ -48,7 +48,7 @@ class Unusable(msgspec.Struct, frozen=True):
 
 
 class Passed(msgspec.Struct, frozen=True):
-    """A step's answer is validated, or a function gave a row: `row[node]` is the model."""
+    """A step's answer is validated, or a function gave a row: `row[node_id]` is it as plain JSON values."""
 
     node_id: str
     row: Row

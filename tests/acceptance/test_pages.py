@@ -14,7 +14,6 @@ from tests.support.pages import REASONS, blocks, follow
 
 #: Pages that are not followed yet.
 PENDING = {
-    *(f"docs/{name}.md" for name in ("engines", "metrics")),
     "CONTRIBUTING.md",
     "README.md",
 }
@@ -33,6 +32,7 @@ LONG = {
     "docs/cost.md",
     "docs/fleet.md",
     "docs/index.md",
+    "docs/metrics.md",
     "docs/parameters.md",
     "docs/plugins.md",
     "docs/reuse.md",
@@ -41,7 +41,9 @@ LONG = {
 }
 
 #: Pages that ask the small model, which takes ten seconds of a processor or more.
-REAL = {f"examples/{name}/README.md" for name in ("01_sentiment", "02_extraction", "06_two_models", "15_accept")}
+REAL = {"docs/engines.md"} | {
+    f"examples/{name}/README.md" for name in ("01_sentiment", "02_extraction", "06_two_models", "15_accept")
+}
 
 
 def marks(page: str) -> list[pytest.MarkDecorator]:

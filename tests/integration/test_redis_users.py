@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from redis.exceptions import NoPermissionError
 from chainette.fleet.redis.connect import connect
 from chainette.fleet.server.embedded import find_server
 from tests.support.cli import REPOSITORY, Project, until
+from tests.support.processes import free_port
 
 REDIS = REPOSITORY / "deploy/redis"
 ROLES = ("coordinator", "sink", "worker", "operator")
@@ -26,12 +26,6 @@ FLUSHALL; FLUSHDB; CONFIG GET *; CONFIG SET maxmemory 1; KEYS *; SHUTDOWN; MONIT
 FUNCTION LIST; MODULE LIST; REPLICAOF NO ONE; SUBSCRIBE rq:pubsub; PUBLISH rq:pubsub x; CLIENT LIST; SELECT 1; GET other;
 SET other x; RENAME chainette:a other
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Fleet:

@@ -29,6 +29,7 @@ from pathlib import Path
 from tests.support import warm
 from tests.support.cli import REPOSITORY, until
 from tests.support.patience import LONG
+from tests.support.processes import free_port
 
 __all__ = ["REASONS", "Block", "blocks", "follow"]
 
@@ -57,6 +58,7 @@ _COMMAND = re.compile(rf"^\$ ({_LINE})((?:(?!\$ ).*\n)*)", re.MULTILINE)
 _SERVICE = re.compile(r"(?:\w+=\S* )*chainette (?:coordinator|sink|valkey|worker)\b")
 _EXPORT = re.compile(r"export (\w+)=(\S*)")
 _RUN_ID = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{8}\b")
+_PORT = re.compile(r"--metrics-port ([1-9]\d*)")
 #: Figures that depend on the clock and the machine: times, rates and memory.
 _FIGURES = re.compile(r"(?<![\w.:])\d+:\d\d(?::\d\d)?(?!\d)|\d[\d.]*(?= (?:s|MB|rows/s|tokens/s)\b)|\d{4}-\d\d-\d\d")
 
@@ -144,6 +146,8 @@ class _Reader:
         self._program = ""
         #: The ids of runs on the page, and those of the same runs here.
         self._ids: dict[str, str] = {}
+        #: The ports that the page chooses, and free ones in their place.
+        self._ports: dict[str, str] = {}
         self._services: list[_Service] = []
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._plugins = folder / "site-packages"
@@ -180,6 +184,7 @@ class _Reader:
     def _command(self, command: str, expected: str | None) -> None:
         self._execute()
         self.commands += 1
+        self._ports |= {port: str(free_port()) for port in _PORT.findall(command) if port not in self._ports}
         command = self._translated(command)
         if exported := _EXPORT.match(command):
             name, value = exported.groups()
@@ -206,7 +211,9 @@ class _Reader:
             assert _equal(expected, found), f"{self._page}: $ {command}\nexpected:\n{expected}\nfound:\n{found}"
 
     def _translated(self, text: str) -> str:
-        return _RUN_ID.sub(lambda found: self._ids.get(found[0], found[0]), text)
+        """The text with the run ids and ports of this machine in place of those of the page."""
+        here = self._ids | self._ports
+        return re.sub(r"[\w-]+", lambda found: here.get(found[0], found[0]), text)
 
     def _execute(self) -> None:
         """Runs the code that has come since the last command."""

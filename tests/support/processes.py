@@ -1,10 +1,18 @@
-"""The processes that one started, as /proc tells."""
+"""The processes that one started, as /proc tells, and ports for them."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def children(parent: int, words: str = "") -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from chainette.engine.http.breaker import State
 from chainette.engine.http.openai import OpenAIEngine
 from chainette.engine.http.timing import Policy, Timing
 from chainette.records import Message
+from tests.support.processes import free_port
 
 Answer = Callable[["Asked"], Awaitable[web.StreamResponse]]
 
@@ -137,9 +137,7 @@ class Http:
         return engine._transport.pool.endpoints[0].breaker.state
 
     def free_port(self) -> int:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            return int(found.getsockname()[1])
+        return free_port()
 
 
 @pytest.fixture
