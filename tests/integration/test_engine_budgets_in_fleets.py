@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
 from chainette_workers.worker.configuration import WorkerConfig
 
+from chainette import open_run
 from chainette.core.usercode.loading import load_chain
 from chainette.engine.budget import Reserved
-from chainette.errors import RunStopped
+from chainette.errors import BudgetSpent, RunStopped
+from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.queue_values import Entry
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.result import RunResult
 from tests.integration.test_fleet_trouble import Driven
 from tests.support.cli import CHAIN, Project
+from tests.support.patience import LONG
 from tests.support.serving import serving
 from tests.support.valkey import Database
+
+
+class Behind(FleetQueue):
+    """A sink that is behind: it reads nothing before the budget is spent."""
+
+    has_read_all: ClassVar[threading.Event]
+
+    def read(self, keys: RunKeys, position: tuple[str, str], count: int = 256) -> list[Entry]:
+        if not self.progress(keys).exhausted:
+            return []
+        found = super().read(keys, position, count)
+        if not found:
+            self.has_read_all.set()
+        return found
+
+
+def test_a_run_stops_at_its_budget_once_all_that_was_answered_is_durable(tmp_path: Path, database: Database) -> None:
+    database.may_leave("*")  # the run may go on
+    Project(tmp_path, rows=64)
+    chain = load_chain("chain.py", tmp_path).chain
+    Behind.has_read_all, late, commit = threading.Event(), threading.Lock(), FleetQueue.commit
+
+    def commit_late(*arguments: Any) -> bool:
+        """The first unit is committed after all others, when the sink has read those."""
+        if late.acquire(blocking=False):
+            assert Behind.has_read_all.wait(LONG)
+        return commit(*arguments)
+
+    place: dict[str, Any] = {"chain_ref": "chain.py", "chain_root": str(tmp_path), "drive": Driven(database.url, Behind)}
+    with (
+        mock.patch.object(FleetQueue, "commit", commit_late),
+        serving(WorkerConfig(database.url, ["writer", "judge"], str(tmp_path), 64)),
+        pytest.raises(BudgetSpent),
+    ):
+        chain.run(tmp_path / "in.jsonl", tmp_path / "out", budget="40req", **place)
+    assert open_run(tmp_path / "out").metadata["usage"]["requests"] == 40
 
 
 def test_a_redis_that_was_emptied_learns_from_the_log_what_an_engine_was_asked(tmp_path: Path, database: Database) -> None:
@@ -37,7 +78,8 @@ def test_a_redis_that_was_emptied_learns_from_the_log_what_an_engine_was_asked(t
 
     def counted(*arguments: Any) -> Reserved:
         reply = reserve(*arguments)
-        granted.append(reply.granted)
+        if arguments[-1].name == "writer":
+            granted.append(reply.granted)
         return reply
 
     with mock.patch.object(FleetQueue, "reserve", counted):

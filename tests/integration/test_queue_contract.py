@@ -704,10 +704,19 @@ def test_a_worker_beats_hears_that_it_is_asked_to_stop_and_leaves_with_empty_han
     assert site.queue.ask_to_stop("c") == [] and not site.queue.is_asked_to_stop("w1")
     assert site.queue.ask_to_stop("b") == ["w1"] and site.queue.is_asked_to_stop("w1")
     claim = site.take()
-    assert not site.queue.leave("w1")
-    assert site.queue.release(claim, "w1")
+    assert not site.queue.leave("w1") and site.queue.is_held(site.keys)
+    assert not site.queue.is_held(RunKeys(site.keys.run, site.keys.epoch + 1))
+    assert site.queue.release(claim, "w1") and not site.queue.is_held(site.keys)
     assert site.queue.leave("w1") and site.queue.leave("w1")
     assert site.queue.workers() == {} and site.queue.reap() == []
+
+
+def test_a_unit_of_a_dead_worker_is_held_by_nobody(site: Site) -> None:
+    site.take()
+    assert site.queue.is_held(site.keys)
+    site.end_lease("w1")
+    assert not site.queue.is_held(site.keys)
+    assert site.queue.reap() == ["w1"]
 
 
 def turns(site: Site, deaths: int, *, ahead: bool = False, lives: bool = False) -> list[Turn]:

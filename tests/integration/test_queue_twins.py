@@ -223,6 +223,7 @@ class Twins:
         )
         self.both(lambda queue, _: [(info.run, info.epoch, info.state, info.reason, info.window) for info in queue.runs()])
         self.both(lambda queue, _: queue.waiting(run.queues))
+        self.both(lambda queue, _: queue.is_held(keys))
         self.both(lambda queue, _: queue.workers())
         self.both(lambda queue, _: [queue.is_asked_to_stop(me) for me in WORKERS])
         for root in range(4):

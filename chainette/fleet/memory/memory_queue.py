@@ -269,6 +269,13 @@ class MemoryQueue(LeasedQueue):
         now = self._clock()
         return {name: Member.read(_raw(worker.words)) for name, worker in self._workers.items() if worker.until > now}
 
+    def is_held(self, keys: RunKeys) -> bool:
+        run, now = self._runs.get(keys.run), self._clock()
+        if run is None or run.keys.epoch != keys.epoch:
+            return False
+        held = [(name, me) for me, worker in self._workers.items() if worker.until > now for name in worker.held]
+        return any(self._in_hand(keys.run, name, me) is not None for name, me in held)
+
     def ask_to_stop(self, engine: str | None) -> list[str]:
         asked = [name for name, member in self.workers().items() if engine is None or engine in member.engines]
         self._stopped.update(asked)

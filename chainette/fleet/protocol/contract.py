@@ -176,6 +176,10 @@ class LeasedQueue(ABC):
         """The live workers, as they describe themselves."""
 
     @abstractmethod
+    def is_held(self, keys: RunKeys) -> bool:
+        """Whether a live worker has a unit of this epoch in its hands; once none has, all that they committed can be read."""
+
+    @abstractmethod
     def ask_to_stop(self, engine: str | None) -> list[str]:
         """Asks the workers of an engine, or all workers, to hand back their units and end; returns the workers asked."""
 

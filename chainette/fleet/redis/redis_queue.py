@@ -16,7 +16,7 @@ from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts, BudgetLimits, Reserved
 from chainette.fleet.protocol.contract import MOST_ANSWER_BYTES, MOST_ANSWERS, LeasedQueue
-from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, rq_queue, stop
+from chainette.fleet.protocol.keys import LEASES, RUNS, RunKeys, held, rq_queue, stop
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import (
     MAX_BYTES,
@@ -272,6 +272,13 @@ class FleetQueue(LeasedQueue):
 
     def workers(self) -> dict[str, Member]:
         return {name: member for name, member in live_members(self._redis).items() if member.is_worker}
+
+    def is_held(self, keys: RunKeys) -> bool:
+        jobs = f"{keys.run}_{keys.epoch}_".encode()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in self.workers():
+                pipe.smembers(held(name))
+            return any(job.startswith(jobs) for found in pipe.execute() for job in found)
 
     def ask_to_stop(self, engine: str | None) -> list[str]:
         asked = [name for name, member in self.workers().items() if engine is None or engine in member.engines]

@@ -71,6 +71,7 @@ class DriveLoop:
 
     Raises (from `run`):
         RunStopped: an engine does not answer for too long, or too many rows are rejected.
+        BudgetSpent: the next request does not fit; all that was answered is durable.
         RunCancelled: somebody gave the run up.
         RunDirectoryInUse: another process has taken the run over.
     """
@@ -145,12 +146,15 @@ class DriveLoop:
                     coordinator = self.coordinated(session, sink)
                 self._look(sink)
                 require_answers()
-                sink.count_budget()
+                spent = sink.count_budget()
                 ahead = self._scouting.admit(coordinator.step)
                 moved = self._pace.admit(coordinator, self._done) if ahead is None else ahead
                 if sink.step():
                     moved = True
                     self._scouting.answered()
+                elif spent is not None:
+                    self._hear(sink)
+                    raise spent
                 if not moved or session.has_enough or time.monotonic() > self._heard_at + _HEAR:
                     self._hear(sink)
                 if session.has_enough:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts
+from chainette.errors import BudgetSpent
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Aside, PutAside, Result
 from chainette.fleet.protocol.run_fields import used_fields
@@ -294,23 +295,23 @@ class Sink:
         """How far this epoch is."""
         return self.queue.progress(self.keys)
 
-    def count_budget(self) -> None:
+    def count_budget(self) -> BudgetSpent | None:
         """Keeps in the log how much of the budget is spent or reserved.
 
-        Raises:
-            BudgetSpent: the next request does not fit, and nothing is in flight.
+        Returns an error if the next request does not fit, and no worker has a unit left: entries that can be read then are
+        the last ones.
         """
         budget = self.writer.budget
         if budget is None:
-            return
+            return None
         names = {self.plan.engines[name].digest: name for name in budget.engines}
         progress = self.queue.progress(self.keys, [*names])
         of_engines = {names[digest]: used for digest, used in progress.of_engines.items()}
         known = self.writer.state.reserved
         if known | {"": progress.used, **of_engines} != known and progress.used != Amounts():
             self._say([BudgetUsed(used=progress.used, engines=of_engines)])
-        if progress.exhausted:
-            raise is_spent(progress, budget, self.plan.engines)
+        is_over = progress.exhausted and not self.queue.is_held(self.keys)
+        return is_spent(progress, budget, self.plan.engines) if is_over else None
 
     def damage(self, progress: AdmissionProgress) -> str:
         """Names the keys that are missing in Redis, as far as counts show it; "" if none is.
