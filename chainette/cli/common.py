@@ -107,9 +107,9 @@ def print_json(values: Iterable[Any]) -> None:
         typer.echo(visible_json(msgspec.json.encode(value).decode()))
 
 
-def for_scripts(path: str | Path) -> str:
-    """A path a script may read: exact, except on a terminal."""
-    return visible(str(path)) if is_terminal() else str(path)
+def for_scripts(text: str | Path) -> str:
+    """A path or a line that a script may read: exact, except on a terminal."""
+    return visible(str(text)) if is_terminal() else str(text)
 
 
 def error_lines(error: Exception) -> list[str]:

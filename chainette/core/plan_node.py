@@ -86,6 +86,8 @@ class PlanNode:
     samples: int = 1
     #: Whether rows with equal requests are asked once, and share the answer.
     dedupe: bool = False
+    #: The engine the chain names, if `engine` stands in for it in a retry; "" otherwise.
+    instead_of: str = ""
 
     @property
     def folder(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -40,10 +41,13 @@ BudgetLimits = tuple[int, int, int, int]
 NO_LIMITS: BudgetLimits = (-1, -1, -1, -1)
 
 _FORM = "20usd, 3gpuh, 5e6tok or 1000req"
-_LIMIT = re.compile(r"(?P<amount>\d+(?:\.\d*)?(?:[eE]\+?\d+)?)\s*(?P<unit>usd|gpuh|tok|req)")
+_LIMIT = re.compile(r"(?P<amount>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*(?P<unit>usd|gpuh|tok|req)")
 
 #: Unit -> its place in `Amounts`, and how many of those make one.
 _UNITS = {"req": (0, 1), "tok": (1, 1), "usd": (2, 10**9), "gpuh": (3, 3_600_000)}
+
+#: A larger budget is suggested in two digits; amounts are told in six.
+_UP, _DIGITS = Context(prec=2, rounding=ROUND_CEILING), Context(prec=6)
 
 #: The largest amount: exact in the doubles of a Lua script.
 _MOST = 2**53
@@ -166,7 +170,7 @@ def limit_words(limits: BudgetLimits) -> Iterator[str]:
     """BudgetLimits as texts like `20usd`."""
     for (unit, (_, whole)), limit in zip(_UNITS.items(), limits, strict=True):
         if limit >= 0:
-            yield f"{limit / whole:g}{unit}"
+            yield f"{_plain(Decimal(limit) / whole)}{unit}"
 
 
 def _scope(text: str) -> str:
@@ -236,19 +240,29 @@ def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], ra
             )
 
 
-def budget_spent(limits: Iterable[int], used: Amounts, engine: str = "") -> BudgetSpent:
-    """The error of a run whose budget is spent, or that of one of its engines."""
-    places = zip(_UNITS.items(), limits, used, strict=True)
-    found = [(unit, limit / whole, amount / whole) for (unit, (_, whole)), limit, amount in places]
-    spent = ", ".join(f"{amount:.6g} of {limit:.6g} {unit}" for unit, limit, amount in found if limit >= 0)
+def budget_spent(limits: Iterable[int], used: Amounts, needed: Amounts, engine: str = "") -> BudgetSpent:
+    """The error of a run whose budget is spent, or that of one of its engines: the next request needs more than is left."""
+    places = zip(_UNITS.items(), limits, used, needed, strict=True)
+    found = [
+        (unit, *(Decimal(amount) / whole for amount in (limit, has, max(1, needs), max(2 * limit, has + max(1, needs)))))
+        for (unit, (_, whole)), limit, has, needs in places
+        if limit >= 0
+    ]
+    spent = ", ".join(f"{_plain(has)} of {_plain(limit)} {unit} used" for unit, limit, has, _, _ in found)
+    next_one = " and ".join(f"{_plain(needs)} {unit}" for unit, _, _, needs, _ in found)
     of = f"{engine}=" if engine else ""
-    larger = tuple(word for unit, limit, _ in found if limit >= 0 for word in ("--budget", f"{of}{2 * limit:g}{unit}"))
+    larger = tuple(word for unit, *_, most in found for word in ("--budget", f"{of}{_plain(_UP.plus(most))}{unit}"))
     what, total, or_declare = "the budget", "for the directory", ""
     if engine:
         what, or_declare = f"the budget of engine {engine!r}", ", or where the engine is declared"
         total = "over all runs of the engine in the fleet, or over the resumes of a run without one"
     return BudgetSpent(
-        f"{what} is spent: {spent} used, and the next request may not fit; it is a total {total}. "
+        f"{what} is spent: {spent}, and the next request reserves {next_one}; it is a total {total}. "
         f"Go on with a larger one: {' '.join(larger)}{or_declare}",
         larger,
     )
+
+
+def _plain(number: Decimal) -> str:
+    """A number without an exponent, as `parse_budget` reads it; of long fractions the digits that count."""
+    return f"{_DIGITS.plus(number).normalize():f}"

@@ -24,8 +24,8 @@ def is_spent(progress: AdmissionProgress, budget: Budget, engines: Mapping[str, 
     """The error of a run whose next request does not fit its budget, or that of one of its engines."""
     names = {engines[name].digest: name for name in budget.engines}
     if engine := names.get(progress.exhausted_by):
-        return budget_spent(budget.engines[engine], progress.of_all_runs, engine)
-    return budget_spent(budget.limits, progress.used)
+        return budget_spent(budget.engines[engine], progress.of_all_runs, progress.needed, engine)
+    return budget_spent(budget.limits, progress.used, progress.needed)
 
 
 #: Reserves through the queue: token, settled amounts, requests that ended, amounts of the next requests.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 
 from chainette.core.plan import Plan
 from chainette.errors import RunDirectoryError
+from chainette.io.rundir.input_records import kind_of_records
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState
@@ -38,13 +40,28 @@ class Rejections:
     def _matches(self, step: str, reason: str) -> bool:
         return (not self.steps or step in self.steps) and (not self.reasons or reason in self.reasons)
 
+    def asked_alone(self, directory: RunDir, state: RunState) -> str:
+        """Says why a changed chain cannot ask for these rows alone, and how it can in another directory."""
+        reasons = [(step, *found) for step, counts in state.nodes.items() for found in counts.reasons.items()]
+        rows = sum(count for step, reason, count in reasons if step != CHAIN_INPUT and self.includes(step, reason))
+        chosen = [("--step", step) for step in sorted(self.steps)] + [("--reason", name) for name in sorted(self.reasons)]
+        words = shlex.join(["chainette", "rejected", str(directory), *(word for pair in chosen for word in pair), "--records"])
+        return (
+            "All rows of a directory come from one chain, so its rejected rows cannot be asked alone with another. "
+            f"For these {rows:,} rows, in a directory of their own: `{words} > rejected.{kind_of_records(state)}`, "
+            "which prints the command to ask for them. "
+        )
+
     def require_some(self, directory: RunDir, plan: Plan, state: RunState) -> None:
         """Raises RunDirectoryError if a run has no such rejections."""
         counted = {step: counts.reasons for step, counts in state.nodes.items() if step in plan.nodes}
         if any(self.includes(step, reason) for step, reasons in counted.items() for reason in reasons):
             return
         if not any(counted.values()) and state.node(CHAIN_INPUT).rejected:
-            raise RunDirectoryError(f"{directory}: only lines of the input were rejected; mend them there and begin a new run")
+            raise RunDirectoryError(
+                f"{directory}: only lines of the input were rejected; mend them there, and ask only for those: "
+                f"`chainette run {state.run.chain_ref or 'CHAIN'} INPUTS --reuse {directory} -o NEW`"
+            )
         if not any(counted.values()):
             raise RunDirectoryError(f"{directory} has no rejected rows")
         if left := sorted(loop for loop in self.final if self._matches(loop, Reason.EXHAUSTED)):

@@ -197,7 +197,7 @@ async def retry(
 ) -> RunResult:
     """See `executor.retry_rejected`."""
     state, plan, options, found = await anyio.to_thread.run_sync(_reopen, directory, chain, options)
-    asked = plan
+    asked = None
     if engine is not None:
         assert isinstance(found, Chain)
         asked = _with_engine(plan, registry_of(found, options.engines_file), engine, steps)
@@ -208,13 +208,16 @@ async def _retry(
     directory: RunDir, plan: Plan, state: RunState, options: RunOptions, chosen: Rejections, asked: Plan | None = None
 ) -> RunResult:
     """Opens rejected rows again. `asked`: the plan with another engine, for this session."""
-    require_unchanged(directory, state, plan)
+    require_unchanged(directory, state, plan, chosen.asked_alone(directory, state))
     require_nodes(plan, sorted(chosen.steps))
     chosen = await anyio.to_thread.run_sync(chosen.without_final, directory, plan, state)
     chosen.require_some(directory, plan, state)
     reuse = _still_there(options.reuse)
     options = replace(options, reuse=reuse, no_reuse=options.no_reuse if reuse else ())
-    return await _open_again(directory, asked or plan, state, options, Reopen(rejection=chosen.includes))
+    reopen = Reopen(rejection=chosen.includes, tells_engine=asked is not None)
+    if reopen.tells_engine and (kind := state.run.settings["format"]) != "jsonl":
+        _log.warning("%s: its %s shards have no column _engine, so rows do not tell which engine answered", directory, kind)
+    return await _open_again(directory, asked or plan, state, options, reopen)
 
 
 def _still_there(directories: Sequence[str]) -> tuple[str, ...]:
@@ -228,7 +231,7 @@ def _still_there(directories: Sequence[str]) -> tuple[str, ...]:
 def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:
     """The plan with another engine behind its steps, for one session."""
     nodes = {
-        node.id: replace(node, engine=engine, escalate=())
+        node.id: replace(node, engine=engine, escalate=(), instead_of=node.engine)
         if node.kind is NodeKind.STEP and (not steps or node.node.id in steps)
         else node
         for node in plan.nodes.values()

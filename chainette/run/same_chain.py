@@ -23,17 +23,22 @@ __all__ = ["changed_parameters", "require_unchanged", "taken_back", "tell_rescue
 _log = logging.getLogger("chainette")
 
 
-def require_unchanged(directory: RunDir, state: RunState, plan: Plan) -> None:
-    """Raises ChainChanged unless the plan would make every row and file of the directory as they are."""
+def require_unchanged(directory: RunDir, state: RunState, plan: Plan, alone: str = "") -> None:
+    """Raises ChainChanged unless the plan would make every row and file of the directory as they are.
+
+    `alone` says how the rows that are wanted can be asked without the others.
+    """
     _require_same_chain(directory, state, plan)
     _require_engine_column(directory, state, plan)
     changes = changes_since(state, plan)
     if changes is None:
         return
     starts = stale_starts(plan, state, changes)
+    alone = "" if starts == [FLATTENED] else alone
+    rows = f" ({' and '.join(f'{state.node(step).taken:,} rows of {step}' for step in starts)})" if alone else ""
     raise ChainChanged(
         f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
-        f"{way_to_recompute(directory, starts, _sets(state, plan))}"
+        f"{alone}{way_to_recompute(directory, starts, _sets(state, plan), rows)}"
         f"{again_in_python(directory, state.run, starts)}"
     )
 
@@ -59,7 +64,7 @@ def tell_rescues(directory: RunDir, state: RunState, plan: Plan) -> None:
         _log.warning("%s: rows still to be asked use it%s", words, waiting)
 
 
-def way_to_recompute(directory: RunDir, starts: Sequence[str], sets: str = "") -> str:
+def way_to_recompute(directory: RunDir, starts: Sequence[str], sets: str = "", rows: str = "") -> str:
     """A sentence with the command that computes these nodes, and all that follow, anew."""
     if starts == [CHAIN_INPUT]:
         purpose = "To read the input and compute every row anew"
@@ -67,7 +72,7 @@ def way_to_recompute(directory: RunDir, starts: Sequence[str], sets: str = "") -
         purpose = "To keep every row, and put flattened together as the chain is now"
     else:
         purpose = f"To compute {' and '.join(starts)} and all that follow anew"
-    return f"{purpose}: `chainette resume {directory} {sets}{_from(starts)}`"
+    return f"{purpose}{rows}: `chainette resume {directory} {sets}{_from(starts)}`"
 
 
 def _require_same_chain(directory: RunDir, state: RunState, plan: Plan) -> None:

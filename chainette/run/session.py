@@ -19,7 +19,7 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.engine.preflight import require_openable
 from chainette.engine.price import Rate
-from chainette.errors import ChainetteError, InputError, RunCancelled, RunStopped
+from chainette.errors import BudgetSpent, ChainetteError, InputError, RunCancelled, RunStopped
 from chainette.hooks import Hook, Hooks
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.renaming import Renaming
@@ -253,7 +253,9 @@ def announce(writer: RunWriter, source: InputFile, plan: Plan) -> list[Event]:
 
 def _try_to_pause(writer: RunWriter, error: BaseException) -> list[Event]:
     try:
-        return writer.cancel() if isinstance(error, RunCancelled) else writer.pause(_reason(error))
+        if isinstance(error, RunCancelled):
+            return writer.cancel()
+        return writer.pause(_reason(error), error.flags if isinstance(error, BudgetSpent) else ())
     except ChainetteError:  # the disk that stopped the run does not take the note either
         return []
 

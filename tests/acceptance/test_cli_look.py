@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from chainette import open_run
 from tests.support.cli import Project
 
 FORMATS = ("jsonl", "csv", "parquet")
@@ -238,3 +239,58 @@ def test_diff_matches_by_key_if_both_runs_have_one(project: Project) -> None:
     changed = changed_rows(project, "forth", "back", "extract")
     assert {name[0] for name in changed} == {"k"}
     assert "(matched by _key)" in told(project, "diff", "forth", "back", "extract")
+
+
+def test_the_records_of_rejected_rows_are_asked_alone_with_another_prompt(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=20, invalid=0.25)
+    project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet", "--seed", "7")
+    rejected = [int(row) for row in project.ids("out", "rejected")]
+    chain = (tmp_path / "chain.py").read_text()
+    (tmp_path / "chain.py").write_text(chain.replace('"{{ pieces }}"', '"Grade: {{ pieces }}"'))
+    for words in (("rejected", "out", "--retry"), ("resume", "out", "--select", "rejected")):
+        refused = project.chainette(*words)
+        assert refused.returncode == 1
+        assert f"For these {len(rejected)} rows, in a directory of their own" in refused.stderr
+        assert "`chainette rejected out --records > rejected.jsonl`" in refused.stderr
+        assert "(20 rows of grade): `chainette resume out --from grade`" in refused.stderr
+    printed = project.chainette("rejected", "out", "--records")
+    assert printed.stdout == "".join(f'{{"text":"row {row}"}}\n' for row in sorted(rejected))
+    (tmp_path / "rejected.jsonl").write_text(printed.stdout)
+    command = printed.stderr.rpartition("chainette ")[2].split()
+    assert command == ["run", "chain.py:chain", "rejected.jsonl", "--seed", "7", "--reuse", "out", "-o", "NEW"]
+    project.chainette(*command, "--quiet")
+    metadata = json.loads((tmp_path / "NEW/metadata.json").read_text())
+    assert {step: counts["usage"]["requests"] for step, counts in metadata["steps"].items() if "usage" in counts} == {
+        "grade": len(rejected)
+    }
+
+
+def test_records_of_a_csv_input_are_printed_as_csv(tmp_path: Path) -> None:
+    project = Project(tmp_path, invalid=1.0)
+    (tmp_path / "in.csv").write_text('id,body\n1,a\n2,"b\nc"\n3,\n')
+    project.chainette("run", "chain.py", "in.csv", "--columns", "text=body", "-o", "out", "--quiet")
+    printed = project.chainette("rejected", "out", "--records")
+    assert printed.stdout == 'id,body\n1,a\n2,"b\nc"\n'
+    assert "chain.py:chain rejected.csv --columns text=body --reuse out" in printed.stderr
+
+
+def test_why_shows_the_prompt_and_the_answer_that_was_rejected_before_a_retry(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=20, invalid=0.25)
+    project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--quiet")
+    retried = [*map(json.loads, told(project, "rejected", "out", "--json").splitlines())]
+    rejected, row = retried[0], retried[0]["row_id"]
+    project.chainette("rejected", "out", "--retry", "--engine", "writer", "--quiet")
+    shown = told(project, "why", "out", row, "--prompt")
+    assert f"  [user]  Name in: row {row}\n" in shown
+    assert '  [user]  [{"name":' in shown, "the prompt of grade, which needs the rows before it"
+    assert f"grade, row {row}: output after 2 answers\n" in shown
+    assert f"  before a retry: rejected, {rejected['reason']} after 1 answer: {rejected['message']}\n" in shown
+    assert "not kept" not in shown
+    assert re.search(r"^grade.*\n(  .*\n)*  _engine  writer\n", shown, re.MULTILINE)
+    frame = open_run(tmp_path / "out").to_pandas("grade")
+    assert {*frame["_engine"][frame["_attempts"] > 1]} == {"writer"} and frame["_engine"].isna().sum() == 20 - len(retried)
+    chain = (tmp_path / "chain.py").read_text()
+    (tmp_path / "chain.py").write_text(chain.replace('"{{ pieces }}"', '"Grade: {{ pieces }}"'))
+    shown = told(project, "why", "out", row, "--prompt")
+    assert f"  [user]  Name in: row {row}\n" in shown
+    assert "its prompt cannot be shown: the chain has changed since: prompt of grade: 1 line changed\n" in shown

@@ -193,3 +193,11 @@ def test_a_finished_run_whose_shard_is_gone_or_cut_is_not_called_whole(project: 
     if damage == "gone":
         rows = project.chainette("rows", "out", "--step", "grade")
         assert rows.returncode == 1 and "grade/0.jsonl is not there" in rows.stderr, rows.stderr
+
+
+def test_status_prints_the_budget_with_which_a_run_goes_on(project: Project) -> None:
+    stopped = project.chainette("run", "chain.py", "in.jsonl", "-o", "out", "--budget", "10req", "--quiet")
+    assert "the next request reserves 1 req" in stopped.stderr, stopped.stderr
+    (command,) = (line.removeprefix("go on: ") for line in stopped.stderr.splitlines() if line.startswith("go on: "))
+    assert f"go on: {command}\n" in project.chainette("status", "out").stdout
+    assert "20 of 20 req used" in project.chainette(*command.split()[1:]).stderr

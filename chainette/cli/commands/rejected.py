@@ -13,15 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from chainette.cli.bundles import Telling
-from chainette.cli.common import console, guarded, is_terminal, new_table, print_json
+from chainette.cli.common import command_line, console, for_scripts, guarded, is_terminal, new_table, print_json, tell
 from chainette.cli.flags import AsJson, RunDirectory, Yes
 from chainette.cli.launch import launch, require_trust
-from chainette.cli.signature import Only
-from chainette.core.run_settings import UNRECORDED, RunSettings
+from chainette.cli.signature import Only, words_of
+from chainette.core.run_settings import RECORDED, UNRECORDED, RunSettings
+from chainette.core.usercode.parameters import text_of
+from chainette.io.rundir.input_records import kind_of_records, record_lines
+from chainette.io.rundir.logged_paths import chain_root_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_folder
-from chainette.records import CHAIN_INPUT, Reason
+from chainette.io.rundir.run_state import RunState
+from chainette.records import CHAIN_INPUT, Reason, record_of
 from chainette.run import executor
 from chainette.utils.terminal_text import visible
 
@@ -30,6 +34,9 @@ __all__ = ["rejected"]
 #: Rows of the table, and characters of a raw answer in it.
 _ROWS = 50
 _RAW = 120
+
+#: Recorded settings that do not hold for a run over some of the records.
+_OF_ITS_INPUT = frozenset({"accept", "batch_size", "limit", "reuse"})
 
 
 @guarded
@@ -41,9 +48,13 @@ def rejected(
         list[str] | None, typer.Option("--reason", metavar="R", help="Rows with this reason only; repeatable.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 50; --json: all].")
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Show N rows [default: 50; --json, --records: all].")
     ] = None,
     as_json: AsJson = False,
+    records: Annotated[
+        bool,
+        typer.Option("--records", help="Print the records of the input these rows come from, as an input for another run."),
+    ] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Ask for these rows again; `chainette rollback DIR` undoes it.")
     ] = False,
@@ -58,10 +69,15 @@ def rejected(
     """List the rejected rows of DIR, or --retry them.
 
     Each is shown with the reason, the message and the raw answer, or the bad line of the input. --retry takes the chain file
-    as it is now, for example with more max_tokens; rows that are not rejected stay as they are.
+    as it is now if only settings like max_tokens, max_attempts or escalate have changed; other rows stay as they are.
+
+    After a change that concerns every row, say of a prompt, ask for the rejected rows in a directory of their own:
+    `chainette rejected DIR --records > rejected.jsonl`, then `chainette run CHAIN rejected.jsonl --reuse DIR -o NEW`.
     """
     steps, reasons = step or [], reason or []
     _check_reasons(reasons)
+    if retry + records + as_json > 1:
+        raise typer.BadParameter("--retry asks again, --records and --json print; give one")
     if retry:
         require_trust(RunDir(directory), trusted=yes)
         _retry(directory, steps, reasons, engine, settings, telling)
@@ -69,7 +85,9 @@ def rejected(
     if alone := _typed_for_a_retry(context):
         raise typer.BadParameter(f"{alone} is about the answers of a --retry; give both")
     rows = (row for row in _rejected_rows(directory, steps) if not reasons or row["reason"] in reasons)
-    if as_json:
+    if records:
+        _print_records(directory, itertools.islice(rows, limit))
+    elif as_json:
         print_json(itertools.islice(rows, limit))
     else:
         _print_table(rows, limit or _ROWS)
@@ -104,6 +122,37 @@ def _rejected_rows(directory: Path, steps: list[str]) -> Iterator[dict[str, Any]
 def _typed(row: dict[str, Any]) -> dict[str, Any]:
     """A row of CSV like one of the other formats."""
     return row | {"attempts": int(row["attempts"]), "line": int(row["line"]), "raw": row["raw"] or None}
+
+
+def _print_records(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Each record once, in the order of the input; those of bad lines are of no use to another run."""
+    run = RunDir(directory)
+    state, _ = read_state(run)
+    numbers = {int(record_of(row["row_id"])) for row in rows if row["step_id"] != CHAIN_INPUT}
+    for line in record_lines(run, state, numbers):
+        typer.echo(for_scripts(line))
+    if numbers:
+        tell(f"{len(numbers):,} records; to ask for them with the chain as it is now: {_asking(run, state)}", err=True)
+
+
+def _asking(run: RunDir, state: RunState) -> str:
+    """The command of a run like this one, over a file of its records."""
+    root = chain_root_of(state.run, run)
+    fixed = {name: value for name, value in state.run.settings.items() if name in RECORDED - _OF_ITS_INPUT}
+    if fixed.get("engines_file"):
+        fixed["engines_file"] = str(root / fixed["engines_file"])
+    words = [word for name, value in state.parameters.items() for word in ("--set", f"{name}={text_of(value)}")]
+    if root.resolve() != Path.cwd():
+        words += ["--chain-root", str(root)]
+    reuse = ("--reuse", str(run), "-o", "NEW")
+    return command_line(
+        "run",
+        state.run.chain_ref or "CHAIN",
+        f"rejected.{kind_of_records(state)}",
+        *words,
+        *words_of(RunSettings(**fixed)),
+        *reuse,
+    )
 
 
 def _print_table(rows: Iterator[dict[str, Any]], limit: int) -> None:

@@ -179,7 +179,7 @@ def next_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str], *
         case Status.RUNNING if working:
             pass
         case Status.RUNNING | Status.PAUSED:
-            yield f"go on: {command_line('resume', directory)}"
+            yield f"go on: {command_line('resume', directory, *metadata.get('resume_flags', ()))}"
         case Status.CANCELLED | Status.FINISHED:
             pass
     if metadata["rows_rejected"]:

@@ -220,6 +220,7 @@ class MemoryQueue(LeasedQueue):
             run.exhausted_by,
             run.of_all_runs,
             is_current=current,
+            needed=run.needed,
         )
 
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
@@ -520,6 +521,7 @@ class MemoryQueue(LeasedQueue):
             is_full = not fits(limits, run.used, needs[0])
             by_engine = not is_full and not fits(engine.limits, others + own, needs[0])
             run.exhausted = is_full or (by_engine and not self._has_requests(self._runs.values(), engine.digest))
+            run.needed = needs[0]
             if run.exhausted and by_engine:
                 run.exhausted_by, run.of_all_runs = engine.digest, others + own
         return Reserved(granted, run.used, bool(needs) and run.exhausted, own)

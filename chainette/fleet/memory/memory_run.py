@@ -180,6 +180,8 @@ class RunInMemory:
     of_engines: dict[str, Amounts] = field(default_factory=dict)
     exhausted_by: str = ""
     of_all_runs: Amounts = field(default_factory=Amounts)
+    #: The reservation that does not fit.
+    needed: Amounts = field(default_factory=Amounts)
     #: (worker, engine) -> its last reservation: token, requests granted, requests in flight after it.
     reserved: dict[tuple[str, str], tuple[str, int, int]] = field(default_factory=dict)
     #: Shared answers, and who asks the questions without one.

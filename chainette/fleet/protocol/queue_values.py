@@ -183,6 +183,8 @@ class AdmissionProgress:
     of_all_runs: Amounts = field(default_factory=Amounts)
     #: Whether this is still the run's epoch in Redis.
     is_current: bool = True
+    #: The reservation that does not fit.
+    needed: Amounts = field(default_factory=Amounts)
 
     @property
     def complete(self) -> bool:

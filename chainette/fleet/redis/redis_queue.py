@@ -106,7 +106,19 @@ _DEATHS = 2
 
 
 #: Fields of a run's record from which its progress is known.
-_OF_PROGRESS = ("cursor", "total", "state", "last", "damaged", "suspended", "epoch", "used", "exhausted", "exhausted_by")
+_OF_PROGRESS = (
+    "cursor",
+    "total",
+    "state",
+    "last",
+    "damaged",
+    "suspended",
+    "epoch",
+    "used",
+    "exhausted",
+    "exhausted_by",
+    "needed",
+)
 
 #: Seconds in which a worker that was asked to end notices it.
 _STOP = 120
@@ -541,7 +553,7 @@ def _this_process() -> dict[str, str | int]:
 
 
 def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes], engines: Sequence[str]) -> AdmissionProgress:
-    cursor, total, state, last, damaged, suspended, epoch, used, exhausted, exhausted_by, *own = found
+    cursor, total, state, last, damaged, suspended, epoch, used, exhausted, exhausted_by, needed, *own = found
     by, _, of_all = exhausted_by.partition(" ")
     return AdmissionProgress(
         _count(cursor or "0"),
@@ -557,6 +569,7 @@ def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes], engine
         by,
         Amounts.read(of_all) if of_all else Amounts(),
         is_current=epoch in ("", str(keys.epoch)),
+        needed=Amounts.read(needed or Amounts().words),
     )
 
 

@@ -203,7 +203,8 @@ def _shown(value: Any) -> str:
 
 def _engine_of(graph: Graph, name: str) -> tuple[Settings, dict[str, Any]]:
     """The classes of a node's engine settings, and their values; if a plugin is no longer installed, all of them decide."""
-    config = graph.engines.get(graph.by_id[name].engine, {})
+    node = graph.by_id[name]
+    config = graph.engines.get(node.instead_of or node.engine, {})
     found = config | config.get("options", {})
     try:
         return settings_of_engine(config["backend"]) if config else SETTINGS["engine"], found

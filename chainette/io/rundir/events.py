@@ -391,6 +391,8 @@ class RunPaused(Event, frozen=True, tag="run_paused"):
     """Work stopped before the end; `chainette resume` goes on."""
 
     reason: str
+    #: Flags without which it would stop again at once: a larger budget.
+    flags: list[str] = []
 
 
 class RunCancelledEvent(Event, frozen=True, tag="run_cancelled"):

@@ -25,6 +25,7 @@ from chainette.io.rundir.events import (
     EngineLoaded,
     EngineProbed,
     RowsTakenBack,
+    RunCreated,
     RunFinished,
     RunPaused,
     RunResumed,
@@ -35,7 +36,7 @@ from chainette.io.rundir.events import (
     UnitSplit,
 )
 from chainette.io.rundir.log import EventLog, encode_line, read_log
-from chainette.io.rundir.origin import require_no_links
+from chainette.io.rundir.origin import changed, require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.readback import ShardReader, asked_engine
 from chainette.io.rundir.reading import require_whole
@@ -44,6 +45,7 @@ from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span, StreamWriter
 from chainette.io.rundir.versions import copy, copy_tree, keep_versions, link, link_versions, version_numbers
 from chainette.io.tables.row_lines import parse_earlier
+from chainette.io.tables.schemas import TELLS_ENGINE
 from chainette.records import CHAIN_INPUT
 from chainette.utils.private_files import make_folder, new_file, permitted
 
@@ -60,6 +62,8 @@ class Reopen:
     rejection: Callable[[str, str], bool] = lambda _step, _reason: False
     #: Roots whose rows do not add up: their rows stay and are counted again.
     roots: frozenset[int] = frozenset()
+    #: Whether rows tell from now on which engine answered: another one than the chain's is asked.
+    tells_engine: bool = False
 
 
 def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
@@ -219,6 +223,8 @@ class _Fork:
         match event:
             case RunPaused() | RunFinished():
                 return
+            case RunCreated() if self.reopen.tells_engine and event.settings["format"] == "jsonl":  # others' columns are fixed
+                yield changed(event, self.source, event.settings | {TELLS_ENGINE: True})
             case RunStarted() | RunResumed():
                 # no queue continues this log, and reopened rows may need earlier phases
                 phase = {"phase": 0} if isinstance(event, RunResumed) else {}

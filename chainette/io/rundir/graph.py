@@ -209,6 +209,8 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
     pick: str | UnsetType = UNSET
     #: Whether equal requests are asked once; unset if not.
     dedupe: bool | UnsetType = UNSET
+    #: The engine the chain names, if a retry asks another one in its place.
+    instead_of: str | UnsetType = UNSET
 
     def part(self, name: str) -> Any:
         """One of its fields; None if it has no such part."""

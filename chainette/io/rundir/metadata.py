@@ -32,6 +32,7 @@ def metadata_of(state: RunState) -> dict[str, Any]:
         "chain": run.chain,
         "status": state.status,
         "reason": state.reason if state.status is Status.PAUSED else "",
+        **({"resume_flags": [*state.flags]} if state.status is Status.PAUSED and state.flags else {}),
         "created_at": run.at,
         "started_at": state.started_at,
         "ended_at": state.ended_at,

@@ -13,6 +13,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,7 +21,7 @@ from chainette.errors import RunDirectoryError
 from chainette.io.rundir.events import RunCreated
 from chainette.io.rundir.paths import RunDir
 
-__all__ = ["doubt", "require_no_links", "sealed"]
+__all__ = ["changed", "doubt", "require_no_links", "sealed"]
 
 _KEY_BYTES = 32
 
@@ -40,6 +41,12 @@ def doubt(directory: RunDir, created: RunCreated) -> str:
     if key is None or hmac.compare_digest(created.seal, _tag(created, key)):
         return ""
     return "it was not begun by you on this machine, or its log was changed"
+
+
+def changed(created: RunCreated, directory: RunDir, settings: dict[str, Any]) -> RunCreated:
+    """The first line of a directory with other settings; sealed again if this user began the run."""
+    other = msgspec.structs.replace(created, settings=settings)
+    return other if doubt(directory, created) else sealed(other)
 
 
 def require_no_links(directory: RunDir) -> None:

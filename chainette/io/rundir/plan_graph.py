@@ -72,6 +72,7 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
         }
         described |= {"samples": node.samples} if node.samples > 1 else {}
         described |= {"dedupe": True} if node.dedupe else {}
+        described |= {"instead_of": node.instead_of} if node.instead_of else {}
     if node.picker is not None:
         described |= {"pick": node.picker.chosen}
     return described

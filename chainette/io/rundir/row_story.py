@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from chainette.errors import InputError, RunDirectoryError
-from chainette.io.inputs.locate import open_input
+from chainette.errors import InputError, RunDirectoryError, RunError
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.events import AnyEvent, UnitCommitted
+from chainette.io.rundir.input_records import fields_of, record_at
 from chainette.io.rundir.log import read_log
-from chainette.io.rundir.logged_paths import chain_root_of, input_paths
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_span
 from chainette.io.rundir.run_state import RunState
+from chainette.io.rundir.versions import version_numbers
 from chainette.records import CHAIN_INPUT, declared_of, owner_of, record_of, row_order
 
-__all__ = ["RowStory", "StepResult", "story_of"]
+__all__ = ["RowStory", "StepResult", "UnitLines", "read_lines", "story_of"]
 
 _REJECTED = "rejected"
 
@@ -53,6 +52,8 @@ class RowStory:
     outcomes: list[StepResult]
     #: Whether its root is complete, so that nothing more will come.
     complete: bool
+    #: Rejections that a retry or a `--from` has taken back since, of the versions of the directory that are kept, oldest first.
+    earlier: list[StepResult] = field(default_factory=list)
 
 
 def story_of(run: RunDir, row_id: str) -> RowStory:
@@ -62,8 +63,7 @@ def story_of(run: RunDir, row_id: str) -> RowStory:
         RunDirectoryError: there is no run, or no such row in it so far.
         DamagedRun: the log or a shard does not hold the bytes that were written.
     """
-    lines = _Lines()
-    state, _ = read_state(run, heard=lines.note)
+    state, lines = read_lines(run)
     root = state.roots.root_of(int(record_of(row_id)))
     outcomes = sorted(_outcomes(run, state, lines.of(root), row_id), key=_order(state))
     if not any(outcome.row_id == row_id for outcome in outcomes) and (state.roots.is_done(root) or "~" in row_id):
@@ -71,14 +71,23 @@ def story_of(run: RunDir, row_id: str) -> RowStory:
     place, record = _record(run, state, int(record_of(row_id)))
     if not place and not outcomes:
         raise RunDirectoryError(_no_row(run, state, row_id))
-    return RowStory(row_id, place, record, outcomes, state.roots.is_done(root))
+    return RowStory(row_id, place, record, outcomes, state.roots.is_done(root), [*_rejected_before(run, row_id)])
+
+
+def _rejected_before(run: RunDir, row_id: str) -> Iterator[StepResult]:
+    for number in version_numbers(run):
+        version = RunDir(run.versions / str(number))
+        with suppress(RunError):  # one that is damaged has nothing to tell
+            state, lines = read_lines(version)
+            found = _outcomes(version, state, lines.of(state.roots.root_of(int(record_of(row_id)))), row_id)
+            yield from [outcome for outcome in found if outcome.kind == "rejected"]
 
 
 def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
     return f"{run} has no row {row_id} so far; {state.records:,} records of its input are done, counted from 0"
 
 
-class _Lines:
+class UnitLines:
     """Where the log has the units of each root: sixteen bytes for each, since a log may have millions."""
 
     def __init__(self) -> None:
@@ -91,6 +100,13 @@ class _Lines:
 
     def of(self, root: int) -> Iterator[int]:
         return (offset for other, offset in zip(self._roots, self._offsets, strict=True) if other == root)
+
+
+def read_lines(run: RunDir) -> tuple[RunState, UnitLines]:
+    """The state of a run, and the places of its units in the log; raises as `read_state` does."""
+    lines = UnitLines()
+    state, _ = read_state(run, heard=lines.note)
+    return state, lines
 
 
 def _outcomes(run: RunDir, state: RunState, lines: Iterator[int], row_id: str) -> Iterator[StepResult]:
@@ -136,15 +152,11 @@ def _order(state: RunState) -> Any:
 
 def _record(run: RunDir, state: RunState, number: int) -> tuple[str, Any]:
     """(file:line, fields or text) of a record of the input; ("", None) if the input is gone."""
-    paths = input_paths(state.input, run, chain_root_of(state.run, run))
     try:
-        record = next(open_input(paths).records(number), None)
+        record = record_at(run, state, number)
     except InputError:
         record = None
     if record is None:
         return "", None
-    try:
-        fields: Any = record.data if isinstance(record.data, dict) else msgspec.json.decode(record.data, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        fields = record.raw
-    return f"{record.file or paths[0]}:{record.line}", fields
+    fields = fields_of(record)
+    return f"{record.file}:{record.line}", record.raw if fields is None else fields

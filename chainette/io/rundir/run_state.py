@@ -75,6 +75,8 @@ class RunState:
     created: RunCreated | None = None
     status: Status = Status.RUNNING
     reason: str = ""
+    #: The flags with which a paused run goes on.
+    flags: tuple[str, ...] = ()
     epoch: int = 0
     seq: int = -1
     graph: Graph = field(default_factory=Graph)
@@ -189,6 +191,7 @@ class RunState:
                 self.shards.seal(event)
             case RunPaused():
                 self.status, self.reason, self.ended_at = Status.PAUSED, event.reason, event.at
+                self.flags = tuple(event.flags)
             case RunCancelledEvent():
                 self.status, self.ended_at = Status.CANCELLED, event.at
             case RunFinished():

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import msgspec
+
 from chainette.core.durable import Durable
 from chainette.core.plan import Plan
+from chainette.core.plan_node import NodeKind
 from chainette.engine.budget import Amounts, Budget, BudgetLimits, budget_of
 from chainette.engine.price import Rate
 from chainette.errors import NotFinished, RunStopped
@@ -242,11 +245,19 @@ class RunWriter:
     def _append_rejected(self, outcome: Outcome) -> dict[str, Span]:
         if not outcome.rejected:
             return {}
+        tells_engine = self.plan.escalates or self.added.engine
         lines = [
-            rejection_line(rejection, self.added, self._round_of(rejection), escalates=self.plan.escalates)
+            rejection_line(self._told(rejection), self.added, self._round_of(rejection), escalates=tells_engine)
             for rejection in outcome.rejected
         ]
         return self._streams["rejected"].append(lines)
+
+    def _told(self, rejection: Rejection) -> Rejection:
+        """The rejection with its engine, if the directory tells that of every step."""
+        node = self.plan.nodes.get(rejection.step_id)
+        if rejection.engine or not self.added.engine or node is None or node.kind is not NodeKind.STEP:
+            return rejection
+        return msgspec.structs.replace(rejection, engine=node.engine)
 
     def _round_of(self, rejection: Rejection) -> int | str | None:
         """The round as `rejected/` names it, with one type for all nodes of the chain."""
@@ -319,11 +330,11 @@ class RunWriter:
         publish_metadata(self.directory, self.state)
         return logged
 
-    def pause(self, reason: str) -> list[Event]:
+    def pause(self, reason: str, flags: Iterable[str] = ()) -> list[Event]:
         """Logs that the run stopped, and updates the derived files; a finished run stays finished."""
         if self.state.status is Status.FINISHED:
             return []
-        logged = self.record([RunPaused(reason=reason)])
+        logged = self.record([RunPaused(reason=reason, flags=[*flags])])
         publish_metadata(self.directory, self.state)
         return logged
 

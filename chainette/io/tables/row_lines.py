@@ -37,8 +37,8 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
         tail += b',"_round":%b' % round_text(node.round)
     if node.kind == "step":
         tail += b',"_attempts":%d,"_reasoning":%b' % (output.attempts, _encode(output.reasoning))
-        if node.told_engine:
-            tail += b',"_engine":%b' % _encode(node.told_engine)
+        if node.told_engine or added.engine:
+            tail += b',"_engine":%b' % _encode(node.engine)
         if added.usage:
             tail += b",%b" % _encode(_usage(output.spent))[1:-1]
     if output.reused_from:

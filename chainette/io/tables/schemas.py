@@ -15,7 +15,7 @@ from chainette.io.tables.formulas import CSV_SAFE
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Added", "ShardSchemas", "shard_schema"]
+__all__ = ["TELLS_ENGINE", "Added", "ShardSchemas", "shard_schema"]
 
 #: The key column has one type, text: other values become their JSON.
 _KEY, _TEXT = "_key", Shape(JsonKind.STRING)
@@ -27,6 +27,9 @@ _ENGINE = ("_engine", str)
 
 #: The row of an earlier run a row was taken from.
 _REUSED = ("_reused_from", str)
+
+#: The setting in the log of a directory whose steps all have `_engine`; no flag gives it.
+TELLS_ENGINE = "tells_engine"
 
 _REJECTED = (
     ("row_id", str),
@@ -51,11 +54,13 @@ class Added:
     csv_safe: bool = False
     #: `_reused_from`: the row of an earlier run, of rows that were taken from one.
     reuse: bool = False
+    #: `_engine` in all steps, since a retry asked another engine than that of the chain.
+    engine: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Added:
         """From the settings the log fixes."""
-        return cls(*(bool(settings.get(name)) for name in ("key", "usage", "csv_safe", "reuse")))
+        return cls(*(bool(settings.get(name)) for name in ("key", "usage", "csv_safe", "reuse", TELLS_ENGINE)))
 
 
 def shard_schema(columns: Columns, added: Added) -> pa.Schema:
@@ -94,13 +99,13 @@ class ShardSchemas(Mapping[str, Any]):
         if folder == "rejected":
             looped = any(node.round is not None for node in self._plan.nodes.values())
             column = [("_round", str if self._plan.nests_loops else int)] if looped else []
-            engine = [_ENGINE] if self._plan.escalates else []
+            engine = [_ENGINE] if self._plan.escalates or self._added.engine else []
             return step_columns(None, [*_REJECTED, *column, *self._tail, *engine, *self._usage])
         if folder == "flattened":
             groups = {name: self._plan.types[name] for name in self._plan.columns}
             return flattened_columns(groups, [("row_id", str), *self._tail])
         node = self._nodes[folder]
-        engine = [_ENGINE] if node.told_engine else []
+        engine = [_ENGINE] if node.told_engine or self._added.engine else []
         asked = [("_attempts", int), ("_reasoning", str), *engine, *self._usage] if node.kind is NodeKind.STEP else []
         asked += [_REUSED] if self._added.reuse and node.kind not in (NodeKind.DECISION, NodeKind.PICK) else []
         told = [("_reason", str), ("_message", str)] if node.samples > 1 else []

@@ -19,7 +19,7 @@ for _, queue in ipairs(A.queues) do
   forget_queue(queue)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
 end
-redis.call('HDEL', key, 'total', 'last', 'damaged', 'barred', 'suspended', 'budget', 'exhausted', 'exhausted_by')
+redis.call('HDEL', key, 'total', 'last', 'damaged', 'barred', 'suspended', 'budget', 'exhausted', 'exhausted_by', 'needed')
 for _, name in ipairs(redis.call('HKEYS', key)) do
   if string.sub(name, 1, 9) == 'reserved:' then redis.call('HDEL', key, name) end
 end

@@ -69,5 +69,5 @@ if fits(A.limits, used, A.needs[1]) then -- then it is the engine's budget
   end
   redis.call('HSET', key, 'exhausted_by', engine .. ' ' .. amount_words(added(own, others)))
 end
-redis.call('HSET', key, 'exhausted', 1)
+redis.call('HSET', key, 'exhausted', 1, 'needed', amount_words(A.needs[1]))
 return reply(0, 1)

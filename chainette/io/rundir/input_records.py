@@ -1,0 +1,86 @@
+"""Records of a run's input, read again for `why` and `rejected --records`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterator
+from io import StringIO
+from typing import Any
+
+import msgspec
+from pydantic_core import to_json
+
+from chainette.io.inputs.locate import open_input
+from chainette.io.inputs.readers import InputFile, Record
+from chainette.io.inputs.same_input import require_same_input
+from chainette.io.rundir.logged_paths import chain_root_of, input_paths
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.run_state import RunState
+
+__all__ = ["fields_of", "kind_of_records", "record_at", "record_lines", "same_input_of"]
+
+
+def kind_of_records(state: RunState) -> str:
+    """The form in which `record_lines` gives the records of a run: cells without a type stay in CSV."""
+    return "csv" if state.input["kind"] in ("csv", "tsv") else "jsonl"
+
+
+def record_at(run: RunDir, state: RunState, number: int) -> Record | None:
+    """A record as the input has it now; None if the input is shorter.
+
+    Raises:
+        InputError: the input is gone, or cannot be read.
+    """
+    return next(open_input(input_paths(state.input, run, chain_root_of(state.run, run))).records(number), None)
+
+
+def same_input_of(run: RunDir, state: RunState) -> InputFile:
+    """The input of a run; of one that grew, the part that was read.
+
+    Raises:
+        InputError: the input is gone, or no longer the one that the run read.
+    """
+    source = open_input(input_paths(state.input, run, chain_root_of(state.run, run)))
+    require_same_input(source, state.input, state.read, str(run))
+    return source
+
+
+def record_lines(run: RunDir, state: RunState, numbers: Collection[int]) -> Iterator[str]:
+    """The records with these numbers in the order of the input, as the lines of a file of `kind_of_records`.
+
+    Raises:
+        InputError: the input is gone, or no longer the one that the run read.
+    """
+    source = same_input_of(run, state)
+    found = (fields for record in _chosen(source, numbers) if (fields := fields_of(record)) is not None)
+    if kind_of_records(state) == "jsonl":
+        yield from (to_json(fields).decode() for fields in found)
+        return
+    columns = source.columns() or []
+    yield _csv_line(columns)
+    yield from (_csv_line([fields.get(column, "") for column in columns]) for fields in found)
+
+
+def _chosen(source: InputFile, numbers: Collection[int]) -> Iterator[Record]:
+    last = max(numbers, default=-1)
+    for record in source.records(min(numbers)) if numbers else ():
+        if record.index in numbers:
+            yield record
+        if record.index >= last:
+            return
+
+
+def _csv_line(cells: list[str]) -> str:
+    line = StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().removesuffix("\n")
+
+
+def fields_of(record: Record) -> dict[str, Any] | None:
+    """The columns of a record; None if it has none."""
+    if isinstance(record.data, dict):
+        return record.data
+    try:
+        return msgspec.json.decode(record.data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
