@@ -242,22 +242,21 @@ def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], ra
 
 def budget_spent(limits: Iterable[int], used: Amounts, needed: Amounts, engine: str = "") -> BudgetSpent:
     """The error of a run whose budget is spent, or that of one of its engines: the next request needs more than is left."""
-    places = zip(_UNITS.items(), limits, used, needed, strict=True)
-    found = [
-        (unit, *(Decimal(amount) / whole for amount in (limit, has, max(1, needs), max(2 * limit, has + max(1, needs)))))
-        for (unit, (_, whole)), limit, has, needs in places
-        if limit >= 0
-    ]
-    spent = ", ".join(f"{_plain(has)} of {_plain(limit)} {unit} used" for unit, limit, has, _, _ in found)
-    next_one = " and ".join(f"{_plain(needs)} {unit}" for unit, _, _, needs, _ in found)
+    spent, next_one, most = [], [], []
+    for (unit, (_, whole)), limit, has, needs in zip(_UNITS.items(), limits, used, needed, strict=True):
+        if limit >= 0:
+            one = max(1, needs)
+            spent.append(f"{_plain(Decimal(has) / whole)} of {_plain(Decimal(limit) / whole)} {unit} used")
+            next_one.append(f"{_plain(Decimal(one) / whole)} {unit}")
+            most.append(f"{_plain(_UP.plus(Decimal(max(2 * limit, has + one)) / whole))}{unit}")
     of = f"{engine}=" if engine else ""
-    larger = tuple(word for unit, *_, most in found for word in ("--budget", f"{of}{_plain(_UP.plus(most))}{unit}"))
+    larger = tuple(word for amount in most for word in ("--budget", f"{of}{amount}"))
     what, total, or_declare = "the budget", "for the directory", ""
     if engine:
         what, or_declare = f"the budget of engine {engine!r}", ", or where the engine is declared"
         total = "over all runs of the engine in the fleet, or over the resumes of a run without one"
     return BudgetSpent(
-        f"{what} is spent: {spent}, and the next request reserves {next_one}; it is a total {total}. "
+        f"{what} is spent: {', '.join(spent)}, and the next request reserves {' and '.join(next_one)}; it is a total {total}. "
         f"Go on with a larger one: {' '.join(larger)}{or_declare}",
         larger,
     )
