@@ -12,21 +12,15 @@ from tests.support.cli import REPOSITORY
 from tests.support.models import needs_model
 from tests.support.pages import REASONS, blocks, follow
 
-#: Pages that are not followed yet.
-PENDING = {
-    "CONTRIBUTING.md",
-    "README.md",
-}
-
 PAGES = sorted(
-    name
+    str(page.relative_to(REPOSITORY))
     for pattern in ("*.md", "docs/*.md", "examples/*/README.md")
     for page in REPOSITORY.glob(pattern)
-    if (name := str(page.relative_to(REPOSITORY))) not in PENDING
 )
 
 #: Pages that need a fleet, or more than two seconds.
 LONG = {
+    "README.md",
     "docs/accept.md",
     "docs/agents.md",
     "docs/cost.md",

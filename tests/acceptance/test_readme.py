@@ -1,12 +1,10 @@
-"""README.md: its first five minutes, and its table of other tools."""
+"""README.md: its table of other tools, and its pictures."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from tests.support.cli import REPOSITORY
-from tests.support.pages import follow
 
 README = REPOSITORY / "README.md"
 COMPARISON = (REPOSITORY / "docs/comparison.md").read_text(encoding="utf-8")
@@ -15,13 +13,6 @@ COMPARISON = (REPOSITORY / "docs/comparison.md").read_text(encoding="utf-8")
 def rows(text: str) -> list[str]:
     """The rows of the table beside other tools."""
     return text[text.index("| Chainette does this |") :].partition("\n\n")[0].splitlines()
-
-
-def test_the_first_five_minutes_are_true(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(
-        "\n".join(re.findall(r"^```console\n.*?^```\n", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
-    )
-    assert follow(tmp_path / "README.md", tmp_path) == 4
 
 
 def test_the_table_of_other_tools_is_that_of_its_page_and_every_cell_has_its_reason() -> None:

@@ -254,7 +254,9 @@ class _Service:
 
     def _has_printed(self, expected: str | None) -> bool:
         said = self._said()
-        return "\n" in said if expected is None else _equal(expected, said) or _equal(f"{expected}...\n", said)
+        if expected is None:
+            return "\n" in said and not said.startswith("error:")
+        return _equal(expected, said) or _equal(f"{expected}...\n", said)
 
     def _ended(self) -> bool:
         code = self._process.poll()

@@ -58,3 +58,10 @@ def test_every_block_of_code_can_be_read_by_its_language(page: Path) -> None:
     for language, text in re.findall(r"^```(\w+)[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
         if language in readers:
             readers[language](text)
+
+
+def test_every_target_of_make_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    code = "\n".join(found for page in PAGES for found in _CODE.findall(page.read_text(encoding="utf-8")))
+    named = set(re.findall(r"^`?make ([a-z-]+)", code, re.MULTILINE))
+    assert named > {"check", "demo", "test"} and named <= targets
