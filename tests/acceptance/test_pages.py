@@ -29,6 +29,7 @@ LONG = {
     "docs/metrics.md",
     "docs/parameters.md",
     "docs/plugins.md",
+    "docs/results.md",
     "docs/reuse.md",
     "docs/tutorial.md",
     "examples/07_one_device/README.md",

@@ -104,13 +104,14 @@ def _loading(config: CardConfig, format: str, configs: Sequence[CardConfig]) -> 
     folders = [columns_of(each.features or ()) for each in configs]
     columns = tuple(column for folder in folders for column in folder)
     code = recipes(config.folder, format, loose=is_loose(columns), open=is_open(columns) or any(map(differ_in_case, folders)))
-    return _LOADING.format(code=code) + _NOTES[format] + (_OPEN if is_open(columns) else "")
+    return _LOADING.format(folder=config.folder, code=code) + _NOTES[format] + (_OPEN if is_open(columns) else "")
 
 
 _LOADING = """
 ## Loading
 
-Run one of these in this directory; put the name of another folder in its place to read that one.
+With Chainette: `chainette.open_run(".").to_pandas("{folder}")`, or `to_polars`, `to_arrow`, `rows`. Without it, run
+one of these in this directory. Put the name of another folder in its place to read that one.
 
 ```python
 {code}
