@@ -48,6 +48,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     #: "sample", "earlier run" or "at most".
     basis: str
     records: int
+    #: Of the plan.
+    fingerprint: str
     #: Records of the sample; its answers are in `DIR/.plan/sample`, and the run that follows takes them.
     sampled: int = 0
     #: The cost of the sample.
@@ -140,6 +142,7 @@ async def estimate(
     return Estimate(
         basis="sample" if sampled is not None else "earlier run" if is_known else "at most",
         records=found.records if state is None else source.count() or state.records,
+        fingerprint=plan.fingerprint,
         sampled=0 if sampled is None else sampled.records,
         sample_usd=0.0 if sampled is None else sampled.bill.cost().usd,
         steps=steps,

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
+import msgspec
 
 from chainette.core.chain import Chain
 from chainette.core.plan import Plan
@@ -41,7 +42,7 @@ from chainette.run.recorded_options import recorded_options, wanted_of
 from chainette.run.rejections import Rejections
 from chainette.run.resumed_input import resumed_input
 from chainette.run.same_chain import require_unchanged, taken_back, tell_rescues, way_to_recompute
-from chainette.run.selection import require_nodes, selection_of
+from chainette.run.selection import REJECTED, require_nodes, selection_of
 from chainette.run.session import check_drive, finish_run
 
 __all__ = ["compiled_now", "resume", "retry"]
@@ -217,7 +218,14 @@ async def _retry(
     reopen = Reopen(rejection=chosen.includes, tells_engine=asked is not None)
     if reopen.tells_engine and (kind := state.run.settings["format"]) != "jsonl":
         _log.warning("%s: its %s shards have no column _engine, so rows do not tell which engine answered", directory, kind)
+    await anyio.to_thread.run_sync(_drop_other_plan, directory)
     return await _open_again(directory, asked or plan, state, options, reopen)
+
+
+def _drop_other_plan(directory: RunDir) -> None:
+    """Drops a plan of anything else than a retry, so that the end of one is not compared with it."""
+    if directory.estimate.exists() and REJECTED not in msgspec.json.decode(directory.estimate.read_bytes())["select"]:
+        directory.estimate.unlink()
 
 
 def _still_there(directories: Sequence[str]) -> tuple[str, ...]:

@@ -18,11 +18,13 @@ from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.cli.screen.summary import (
     accept_lines,
     accounting_line,
+    ahead_line,
     counts_table,
     engine_lines,
     escalation_lines,
     next_lines,
     reuse_line,
+    time_line,
     token_line,
     way_lines,
 )
@@ -168,12 +170,14 @@ def parameters_line(values: Mapping[str, Any]) -> str:
 
 
 def _tail(metadata: dict[str, Any], directory: Path, *, working: bool) -> Iterator[str]:
+    yield from ahead_line(metadata)
     yield accounting_line(metadata)
     yield from accept_lines(metadata, directory)
     yield from way_lines(metadata)
     yield from escalation_lines(metadata)
     yield from reuse_line(metadata)
     yield from token_line(metadata)
+    yield from time_line(metadata)
     yield from engine_lines(metadata)
     yield from next_lines(metadata, directory, working=working)
     yield from version_lines(directory)

@@ -14,11 +14,13 @@ from rich.table import Table
 from chainette.cli.common import command_line, new_table
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
+from chainette.records import CHAIN_INPUT
 from chainette.screen.numbers import amount, clock, dollars
 
 __all__ = [
     "accept_lines",
     "accounting_line",
+    "ahead_line",
     "candidate_lines",
     "cost_line",
     "counts_table",
@@ -27,7 +29,9 @@ __all__ = [
     "next_lines",
     "plan_line",
     "reuse_line",
+    "row_name",
     "summary_lines",
+    "time_line",
     "token_line",
     "way_lines",
 ]
@@ -41,8 +45,21 @@ def counts_table(metadata: Mapping[str, Any]) -> Table:
     for step, counts in metadata["steps"].items():
         cells = [f"{counts[column]:,}" if counts[column] or column in ("in", "out") else "-" for column in _COLUMNS]
         tokens = counts.get("usage", {}).get("completion_tokens", 0)
-        table.add_row(step, *cells, f"{tokens:,}" if tokens else "-")
+        table.add_row(row_name(step), *cells, f"{tokens:,}" if tokens else "-")
     return table
+
+
+def row_name(step: str) -> str:
+    """A line of the accounting for people: a fork, `+answer`, counts the rows that came together after it."""
+    return f"{step.removeprefix('+')} joined" if "+" in step else step
+
+
+def ahead_line(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Why the first step of a run that is not finished may have had more rows than the input has given."""
+    first = [*metadata["steps"].values()][1:2]
+    if metadata["status"] != Status.FINISHED and first and first[0]["in"] > metadata["steps"][CHAIN_INPUT]["out"]:
+        size = metadata["settings"]["batch_size"]
+        yield f"chain_input counts groups of {size:,} records whose rows are all done; the steps are ahead of it"
 
 
 def accounting_line(metadata: Mapping[str, Any]) -> str:
@@ -69,7 +86,7 @@ def way_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
     """One line per route and loop: how many rows took each way, and how many none; or how many rounds began anew."""
     for step, counts in metadata["steps"].items():
         if "ways" in counts:
-            ways = counts["ways"] | ({"no case": counts["passed"]} if counts["passed"] else {})
+            ways = counts["ways"] | ({"passed by": counts["passed"]} if counts["passed"] else {})
             yield f"{step}: {', '.join(f'{way} {rows:,}' for way, rows in ways.items())}"
 
 
@@ -145,19 +162,32 @@ def plan_line(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) ->
     if metadata["status"] != Status.FINISHED or not path.exists():
         return
     plan = msgspec.json.decode(path.read_bytes())
+    if plan["fingerprint"] != metadata["fingerprint"]:  # it was made for another chain
+        return
     usages = [usage for name in ("usage", "taken_back") if (usage := metadata.get(name))]
     asked = sum(usage["requests"] for usage in usages) - plan["asked"]
-    planned = sum(step["requests"] for step in plan["steps"])
+    share, part = 1.0, ""
+    if metadata["records"] < plan["records"] and not plan["resumed"]:
+        share, part = metadata["records"] / plan["records"], f", {metadata['records']:,} of its {plan['records']:,} records"
+    planned = share * sum(step["requests"] for step in plan["steps"])
     parts = [f"{planned:,.0f} requests, and {asked:,} were asked"]
-    usd = sum(step["usd"] for step in plan["steps"])
+    usd = share * sum(step["usd"] for step in plan["steps"])
     if usd and (cost := metadata.get("cost")):
         spent = cost["usd"] - plan["spent"]["usd"]
-        parts.append(f"{dollars(usd)}, and {dollars(spent)} were spent ({(usd / spent - 1 if spent else 0):+.1%})")
-    yield f"plan ({plan['basis']}): {'; '.join(parts)}"
+        parts.append(f"{dollars(usd)}, and {dollars(spent)} were spent: {_against(spent / usd)}")
+    yield f"plan ({plan['basis']}{part}): {'; '.join(parts)}"
+
+
+def _against(ratio: float) -> str:
+    """A sum for one that was planned, in words."""
+    if f"{abs(ratio - 1):.1%}" == "0.0%":
+        return "as planned"
+    return f"{abs(ratio - 1):.1%} {'more' if ratio > 1 else 'less'} than planned"
 
 
 def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
     """The lines below the table at the end of a run."""
+    yield from ahead_line(metadata)
     yield accounting_line(metadata)
     yield from accept_lines(metadata, directory)
     yield from way_lines(metadata)
@@ -165,9 +195,7 @@ def summary_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]
     yield from reuse_line(metadata)
     yield from candidate_lines(metadata)
     yield from token_line(metadata)
-    seconds = _seconds(metadata)
-    if seconds is not None:
-        yield f"time: {clock(seconds)}"
+    yield from time_line(metadata)
     yield from plan_line(metadata, directory)
     yield f"directory: {directory}"
     yield from next_lines(metadata, directory)
@@ -186,9 +214,10 @@ def next_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str], *
         yield f"rejected rows: {command_line('rejected', directory)}"
 
 
-def _seconds(metadata: Mapping[str, Any]) -> float | None:
-    """Wall-clock seconds from the first start to the last end, pauses included."""
+def time_line(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """The time in which the run was worked on; and, if it paused, the time since it began."""
     if not (metadata["started_at"] and metadata["ended_at"]):
-        return None
+        return
     began, ended = (datetime.fromisoformat(metadata[name]) for name in ("started_at", "ended_at"))
-    return (ended - began).total_seconds()
+    worked, since = metadata["seconds_at_work"], (ended - began).total_seconds()
+    yield f"time: {clock(worked)}" + (f" at work, {clock(since)} since the start" if since > worked + 1 else "")

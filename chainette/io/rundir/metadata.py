@@ -36,6 +36,7 @@ def metadata_of(state: RunState) -> dict[str, Any]:
         "created_at": run.at,
         "started_at": state.started_at,
         "ended_at": state.ended_at,
+        "seconds_at_work": round(state.work_time.total, 3),
         "epoch": state.epoch,
         "seed": run.settings.get("seed", 0),
         "settings": run.settings | {"limit": state.limit} | ({"accept": state.accepted.wanted} if state.accepted else {}),

@@ -47,6 +47,7 @@ from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.logged_engines import LoggedEngines
 from chainette.io.rundir.logged_roots import SHOWN, LoggedRoots
 from chainette.io.rundir.logged_shards import LoggedShards
+from chainette.io.rundir.work_time import WorkTime
 from chainette.records import CHAIN_INPUT, Read, Reason, Usage, declared_of
 
 __all__ = ["RunState", "Status"]
@@ -85,6 +86,7 @@ class RunState:
     #: Phases a fleet has gone through.
     phase: int = 0
     ended_at: str = ""
+    work_time: WorkTime = field(default_factory=WorkTime)
     input_digest: str = ""
     #: The input as the last session found it; see `RunCreated.input`.
     input: dict[str, Any] = field(default_factory=dict)
@@ -163,9 +165,11 @@ class RunState:
             case RunCreated():
                 self._create(event)
             case RunStarted():
+                self.work_time.begin(event.at)
                 self.started_at, self.expected, self.position = event.at, event.expected, event.anchor
                 self._charge_at(event)
             case RunResumed():
+                self.work_time.begin(event.at)
                 self._resume(event)
             case InputRead():
                 self.apply_read(Read(event.upto, event.digest))
@@ -190,16 +194,20 @@ class RunState:
             case ShardSealed():
                 self.shards.seal(event)
             case RunPaused():
+                self.work_time.end(event.at)
                 self.status, self.reason, self.ended_at = Status.PAUSED, event.reason, event.at
                 self.flags = tuple(event.flags)
             case RunCancelledEvent():
+                self.work_time.end(event.at)
                 self.status, self.ended_at = Status.CANCELLED, event.at
             case RunFinished():
+                self.work_time.end(event.at)
                 self._finish(event)
             case WorkerJoined():
                 self.workers.add(event.worker)
             case UnitSplit() | EngineReleased() | WorkerLeft() | WorkerLost() | WorkerRefused():
                 pass
+        self.work_time.at = event.at
 
     def _create(self, event: RunCreated) -> None:
         if self.created is not None:
