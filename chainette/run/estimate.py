@@ -63,6 +63,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     select: list[str] = []
     #: Parameters to resume with (`--set`), since the run has other values.
     parameters: dict[str, Any] = {}
+    #: Engines whose answers are simulated.
+    simulated: list[str] = []
     #: Steps without an engine whose functions would be called, so that the rows behind them are not known.
     functions: list[str] = []
 
@@ -128,8 +130,10 @@ async def estimate(
     await anyio.to_thread.run_sync(require_runs, options.reuse)
     source = await anyio.to_thread.run_sync(_opened, inputs, plan, options, directory, state)
     earlier = [(await anyio.to_thread.run_sync(read_state, RunDir(reused)))[0] for reused in reuse]
+    kept = [RunDir(own)] if sampled is None and directory.sample.exists() else []  # its rows cost nothing in the run itself
+    asked_before = [(await anyio.to_thread.run_sync(read_state, one))[0] for one in kept]
     graph = graph_of(plan)
-    known = EarlierRuns.of([one for one in (sampled, state, *earlier) if one is not None], graph)
+    known = EarlierRuns.of([one for one in (sampled, state, *earlier, *asked_before) if one is not None], graph)
     engines = await anyio.to_thread.run_sync(_unopened, plan, known.states)
     shares = state is not None and not select and any(node.dedupe for node in plan.nodes.values())
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder, closing(source):
@@ -151,6 +155,7 @@ async def estimate(
         resumed=state is not None,
         select=[*resumed.select],
         parameters={} if state is None else changed_parameters(state, plan),
+        simulated=[name for name, engine in engines.items() if engine.describe().get("simulated")],
         functions=[node.id for node in plan.steps if node.kind is NodeKind.APPLY and found.waiting[node.id]],
     )
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import anyio.to_thread
 
@@ -51,6 +54,7 @@ async def sample(
     """
     single = replace(plan, batch_size=1)  # so that root n is record n
     await check_drive(single, options)
+    made = [folder for folder in (directory.path, *directory.path.parents) if not folder.exists()]
     writer, source = await anyio.to_thread.run_sync(_open, directory, single, inputs, options)
     capacities: dict[str, int] = {}
     try:
@@ -73,6 +77,16 @@ async def sample(
         return state, capacities
     finally:
         writer.close()
+        if made and not any(counts.taken for counts in writer.state.nodes.values()):
+            await anyio.to_thread.run_sync(_remove, made)
+
+
+def _remove(made: Sequence[Path]) -> None:
+    """Removes the folders that a sample without any answer has made, innermost first."""
+    shutil.rmtree(made[0])
+    with suppress(OSError):  # somebody else uses them now
+        for folder in made[1:]:
+            folder.rmdir()
 
 
 def _open(directory: RunDir, plan: Plan, inputs: Inputs, options: RunOptions) -> tuple[RunWriter, InputFile]:

@@ -116,7 +116,7 @@ def total_line(total: TotalView) -> Text:
     parts = [
         f"{total.done:,}{of} rows done",
         f"{total.arrived:,} answers on their way to the disk" if total.arrived else "",
-        clock(total.elapsed),
+        clock(total.elapsed) if total.elapsed is not None else "",
         f"{clock(total.left)} left" if total.left is not None and total.done != total.total else "",
         f"{short(total.tokens)} tok/s" if total.tokens else "",
         amount(plain_cost(total.cost)) if total.cost != Cost() else "",

@@ -154,6 +154,8 @@ def _lines(found: Estimate, output: Path | None) -> Iterator[str]:
                 f"{step.step}: {about}{step.repeated:,.0f} of {about}{step.rows:,.0f} rows repeat the request of another row; "
                 "--dedupe saves these requests"
             )
+    if found.simulated:
+        yield f"answers of {', '.join(found.simulated)}: simulated, so tokens, time and cost are not those of a model"
     time = "" if found.seconds is None else f", {clock(found.seconds)}"
     yield f"in all: {found.requests:,.0f} requests, {_total(found)}{time}"
 

@@ -18,6 +18,7 @@ from chainette.engine.base import Finish
 from chainette.engine.cold_start import Warmth, warm_up
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.engine.http.http_options import HttpOptions
+from chainette.engine.preflight import require_openable
 from chainette.engine.registry import overlaid
 from chainette.run.planning import registry_of
 from chainette.utils.event_loop import run_loop
@@ -47,6 +48,7 @@ def warmup(
     config = chosen(registry_with(chain, engines, chain_root, settings), engine)
     if simulate:
         config = simulated(config)
+    require_openable([config])
     if as_json:
         warmth = run_loop(warm_up, config, patience)
         print_json([{"engine": config.name, "backend": config.backend, "model": config.model, **msgspec.to_builtins(warmth)}])

@@ -213,4 +213,5 @@ def _member_line(name: str, member: Member) -> Text:
         return Text(f"{member.kind} {name}: pid {member.pid} on {member.host}, since {member.started}")
     turns = f"; {member.swaps} swaps, the last took {member.swap_seconds} s" if member.swaps else ""
     held = f"{member.rows_in_flight} rows in flight in {member.units_in_flight} units"
-    return Text(f"worker {name}: {member.names}, {held}{turns}")
+    place = f" (pid {member.pid} on {member.host})" if member.pid else ""
+    return Text(f"worker {name}{place}: {member.names}, {held}{turns}")

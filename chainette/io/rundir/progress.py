@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from chainette.core.plan_node import NodeKind
 from chainette.engine.config import share_device
@@ -38,6 +39,8 @@ __all__ = ["EngineView", "NodeView", "Progress", "TotalView", "earlier_events", 
 #: Seconds over which rates are measured, and between two samples.
 _WINDOW = 30.0
 _SAMPLE = 0.25
+#: Seconds after which somebody who begins to watch is told the time that is left: rows become durable in groups.
+_SETTLED = 5.0
 
 
 def earlier_events(directory: os.PathLike[str], event: Event) -> Iterator[AnyEvent]:
@@ -121,8 +124,8 @@ class TotalView:
     done: int
     total: int | None
     rejected: int
-    #: Seconds since this session began.
-    elapsed: float
+    #: Seconds since this session began; None if unknown.
+    elapsed: float | None
     rate: float
     tokens: float
     left: float | None
@@ -158,7 +161,9 @@ class Progress:
         self.state = RunState()
         self._directory = directory
         self._clock = clock
-        self._began = clock()
+        self._began: float | None = clock()
+        #: When the speeds of a run that was there before have settled.
+        self._settled = clock()
         self._engines: dict[str, EngineView] = {}
         #: Whether workers process the units in this session.
         self._workers = False
@@ -181,12 +186,16 @@ class Progress:
             self.total()  # starts the measurement of speeds
 
     def begin(self) -> None:
-        """Measures speeds from here: earlier events had their own."""
+        """Measures speeds from here: earlier events had their own, and the session has lasted for a while."""
         self._meters.clear()
+        self._settled = self._clock() + _SETTLED
+        self._began = self._clock() - self.state.work_time.until(datetime.now(UTC))
         self.total()
 
     def look(self, state: RunState, engines: Mapping[str, EngineView]) -> None:
-        """Takes in a state that the caller has read."""
+        """Takes in a state that the caller has read, which does not tell when the session began."""
+        if self._began is not None:
+            self._began, self._settled = None, self._clock() + _SETTLED
         self.state = state
         self._engines |= engines
 
@@ -228,7 +237,7 @@ class Progress:
         total = _expected_rows(self.state, name)
         answers, in_them = self.arrivals.waiting(name)
         rate, tokens = self._speed(name, counts.taken + answers, counts.usage.completion_tokens + in_them)
-        left = _left(self.state, name, rate)
+        left = _left(self.state, name, rate) if self._clock() >= self._settled else None
         return NodeView(name, depth, counts.taken, total, counts.rejected, rate, tokens, left)
 
     def _speed(self, name: str, rows: int, tokens: int) -> tuple[float, float]:
@@ -267,10 +276,10 @@ class Progress:
             done=state.records,
             total=state.records_to_come,
             rejected=sum(counts.rejected for counts in state.nodes.values()),
-            elapsed=self._clock() - self._began,
+            elapsed=None if self._began is None else self._clock() - self._began,
             rate=rate,
             tokens=sum(node.tokens for node in nodes),
-            left=seconds_left(state, {node.id: node.rate for node in nodes}),
+            left=seconds_left(state, {node.id: node.rate for node in nodes}) if self._clock() >= self._settled else None,
             arrived=sum(self.arrivals.waiting(node.id)[0] for node in nodes),
             cost=state.bill.cost(),
         )

@@ -9,7 +9,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 import msgspec
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
     from chainette.core.run_settings import Format
     from chainette.io.tables.exported_files import ExportFormat
@@ -259,24 +259,35 @@ class RunResult:
         """`flattened` as an Arrow stream (the Arrow PyCapsule interface)."""
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
-    def dataset(self) -> DatasetDict:
-        """The run as a Hugging Face DatasetDict, one split per folder: in memory, unless its files are Parquet.
+    @overload
+    def dataset(self) -> DatasetDict: ...
+    @overload
+    def dataset(self, step: str) -> Dataset: ...
+    def dataset(self, step: str | None = None) -> DatasetDict | Dataset:
+        """The rows of a step as a Hugging Face Dataset; without a step, the run as a DatasetDict, one split per folder.
 
-        Its columns are those of Parquet, whatever the format: `datasets` would guess others.
+        In memory, unless its files are Parquet. Its columns are those of Parquet, whatever the format: `datasets` would
+        guess others.
 
         Raises:
-            RunDirectoryError: the package `datasets` is not installed.
+            RunDirectoryError: the package `datasets` is not installed, or as `rows`.
         """
         datasets = _library("datasets", "dataset")
+        if step is not None:
+            return self._dataset(datasets, self._folder(step), step)
+        names = datasets.get_dataset_config_names(str(self.dir))
+        steps = {folder: name for name, folder in self._state.graph.row_folders.items()}
+        made: DatasetDict = datasets.DatasetDict({name: self._dataset(datasets, name, steps[name]) for name in names})
+        return made
+
+    def _dataset(self, datasets: Any, folder: str, step: str) -> Dataset:
         from chainette.io.tables.shard_formats import table_of
 
-        names = datasets.get_dataset_config_names(str(self.dir))
-        steps = {folder: step for step, folder in self._state.graph.row_folders.items()}
         if self._state.run.settings["format"] == "parquet" and self._state.boundary is None:
-            found = {name: datasets.load_dataset(str(self.dir), name, split="train") for name in names}
+            found = datasets.load_dataset(str(self.dir), folder, split="train")
         else:
-            found = {name: datasets.Dataset(table_of(self._read(steps[name]), self._schema(name))) for name in names}
-        made: DatasetDict = datasets.DatasetDict(found)
+            found = datasets.Dataset(table_of(self._read(step), self._schema(folder)))
+        made: Dataset = found
         return made
 
     def _folder(self, step: str) -> str:

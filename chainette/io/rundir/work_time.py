@@ -29,6 +29,10 @@ class WorkTime:
         self.at = at
         self.seconds, self.began = self.total, ""
 
+    def until(self, now: datetime) -> float:
+        """The seconds since the present session began; 0 if there is none."""
+        return max(0.0, (now - datetime.fromisoformat(self.began)).total_seconds()) if self.began else 0.0
+
     @property
     def total(self) -> float:
         """The seconds of all sessions, up to the last event."""

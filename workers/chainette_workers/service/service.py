@@ -48,6 +48,9 @@ __all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same
 
 _log = logging.getLogger("chainette")
 
+#: What a service has done once it lets a run go.
+_DONE = {Role.COORDINATOR: "all its rows are admitted", Role.SINK: "done"}
+
 #: Seconds between two looks at the runs, and before a run that was refused is looked at again.
 _LOOK, _AGAIN = 0.5, 5.0
 
@@ -294,7 +297,7 @@ class Service:
 
     def _do(self, handed: Handed) -> None:
         self.duty.serve(handed, self.queue, self.board)
-        _log.info("run %s: done", handed.info.run)
+        _log.info("run %s: %s", handed.info.run, _DONE[self.duty.role])
 
     def _guarded(self, info: RunInfo, work: Callable[[], None]) -> None:
         """Keeps the errors of one run away from the others: the run is left to other services, or paused."""

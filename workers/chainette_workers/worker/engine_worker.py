@@ -6,7 +6,9 @@ whose lease is over, so a worker that was thought dead costs work, never rows.
 
 from __future__ import annotations
 
+import os
 import secrets
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -429,6 +431,8 @@ class EngineWorker(Worker):
         """The worker's fields in Redis."""
         return Member.words(
             **self.about,
+            pid=os.getpid(),
+            host=socket.gethostname(),
             engines=listed(self.served.names),
             rows_in_flight=self.hands.rows,
             rows_budget=self.rows_budget,
