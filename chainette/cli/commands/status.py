@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from chainette.cli.common import console, guarded, print_json
+from chainette.cli.common import command_line, console, guarded, print_json, tell
 from chainette.cli.directory_status import is_working, standing, version_lines
 from chainette.cli.flags import AsJson, RedisUrl
 from chainette.cli.fleet_json import fleet_json, run_json
@@ -29,13 +30,13 @@ from chainette.cli.screen.summary import (
     way_lines,
 )
 from chainette.core.usercode.parameters import text_of
-from chainette.errors import RunDirectoryError, RunError
-from chainette.fleet.redis.connect import connect, eviction_risk
+from chainette.errors import ChainetteError, RunDirectoryError, RunError
+from chainette.fleet.redis.connect import chosen_url, connect, eviction_risk, shown
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.directory_swap import finish_swap
 from chainette.io.rundir.log import read_log
 from chainette.io.rundir.metadata import metadata_of
-from chainette.io.rundir.open import read_state, require_shards
+from chainette.io.rundir.open import read_created, read_state, require_shards
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.run_state import RunState
@@ -77,6 +78,9 @@ def _show_live(run: str | None, redis: str | None, *, watching: bool, as_json: b
     try:
         connection = connect(redis)
     except RunError as error:
+        if (over := _directory_of(run)) is not None:
+            _show_directory(over, watching=watching, as_json=as_json)
+            return
         raise RunError(f"{_no_directory(run)}{error}") from error
     with connection:
         board, screen = Board(connection), console()
@@ -88,6 +92,10 @@ def _show_live(run: str | None, redis: str | None, *, watching: bool, as_json: b
             return
         view = FleetView(board) if run is None else RunView(board, run)
         lines = view.draw(screen.width, max(screen.height, 24))
+        if lines is None and (over := _directory_of(run)) is not None:
+            tell(f"no live run {run!r}: it is in {over}", err=True)
+            _show_directory(over, watching=watching, as_json=as_json)
+            return
         if lines is None:
             known = ", ".join(info.run for info in board.runs()) or "none"
             raise RunError(f"{_no_directory(run)}no live run {run!r}; live runs: {known}")
@@ -95,6 +103,8 @@ def _show_live(run: str | None, redis: str | None, *, watching: bool, as_json: b
             screen.print(f"warning: {risk}", style="yellow", soft_wrap=True)
         if watching:
             watch(screen, view.draw)
+            if (over := _directory_of(run)) is not None:
+                _show_directory(over, watching=False, as_json=False)
             return
         for line in lines:
             screen.print(line, soft_wrap=not screen.is_terminal)
@@ -104,15 +114,29 @@ def _no_directory(name: str | None) -> str:
     """A sentence that no directory has this name, with similar ones; "" if no name was given."""
     if name is None:
         return ""
-    here, runs = Path(), Path("runs")
-    found = [
-        path for folder in (here, runs) if folder.is_dir() for path in folder.iterdir() if (path / "events.jsonl").exists()
-    ]
+    found = [*_directories()]
     near = get_close_matches(name, [str(path) for path in found], n=3) or [
         str(path) for path in found if get_close_matches(name, [path.name], n=1)
     ]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"no directory {name!r} here{hint}; "
+
+
+def _directories() -> Iterator[Path]:
+    """The run directories here, and below ./runs."""
+    for folder in (Path(), Path("runs")):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if RunDir(path).exists():
+                yield path
+
+
+def _directory_of(run: str | None) -> Path | None:
+    """The directory of a run that is no longer live, if it is here; Redis keeps nothing of it."""
+    for path in _directories() if run is not None else ():
+        with suppress(ChainetteError):
+            if read_created(RunDir(path)).run_id == run:
+                return path
+    return None
 
 
 def _show_directory(directory: Path, *, watching: bool, as_json: bool) -> None:
@@ -121,12 +145,14 @@ def _show_directory(directory: Path, *, watching: bool, as_json: bool) -> None:
     state, _ = read_state(RunDir(directory))
     metadata = metadata_of(state)
     working = is_working(directory)
+    stands = standing(metadata, working=working)
+    stands = _held(state) if stands == "running" else stands
     if as_json:
-        print_json([metadata | {"standing": standing(metadata, working=working), "expected": state.expected}])
+        print_json([metadata | {"standing": stands, "expected": state.expected}])
         require_shards(RunDir(directory), state)
         return
     screen = console()
-    for line in _head(state, metadata, working=working):
+    for line in _head(state, metadata, stands):
         screen.print(line, soft_wrap=True)
     screen.print()
     screen.print(counts_table(metadata))
@@ -154,8 +180,20 @@ def _watch_directory(directory: Path) -> None:
     watch(console(), draw)
 
 
-def _head(state: RunState, metadata: dict[str, Any], *, working: bool) -> Iterator[str]:
-    yield f"run {metadata['run_id']} of chain {metadata['chain']}: {standing(metadata, working=working)}"
+def _held(state: RunState) -> str:
+    """The state of a run that a process works on. Only Redis knows that `chainette pause` holds it."""
+    held = ""
+    if shown(chosen_url(None)) in state.redis:
+        import redis  # noqa: PLC0415 - 0.2 s, which a look at a directory does not need
+
+        with suppress(RunError, redis.RedisError), connect(timeout=2.0) as connection:
+            info = Board(connection).run(state.run.run_id)
+            held = "" if info is None or info.state == "running" else info.state
+    return f"{held}: {command_line('unpause', state.run.run_id)} goes on" if held == "paused" else held or "running"
+
+
+def _head(state: RunState, metadata: dict[str, Any], stands: str) -> Iterator[str]:
+    yield f"run {metadata['run_id']} of chain {metadata['chain']}: {stands}"
     total = f" of {state.expected:,}" if state.expected is not None else ""
     yield f"input: {metadata['input'].get('path', '?')}, {metadata['records']:,}{total} records done"
     if metadata["parameters"]:
