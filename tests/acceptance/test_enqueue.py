@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -240,8 +241,14 @@ def test_a_paused_run_is_held_until_it_is_continued(site: Site) -> None:
             name = site.run_id("fleet")
             assert "paused" in site.project.chainette("pause", name, "--redis", site.url).stdout
         assert "paused" in site.project.chainette("runs", "--redis", site.url).stdout
+        told = site.project.chainette("status", "fleet", CHAINETTE_REDIS_URL=site.url).stdout
+        assert f"paused: chainette unpause {name} goes on\n" in told.splitlines(keepends=True)[0]
+        members = json.loads(site.project.chainette("status", "--redis", site.url, "--json").stdout)["members"]
+        assert all(member["pid"] and member["host"] for member in members), "what one kills has a process id"
         site.project.chainette("unpause", name, "--redis", site.url)
         assert run.wait(LONG) == 0
+    over = site.project.chainette("status", name, "--watch", "--redis", site.url)
+    assert over.returncode == 0 and f"run {name} of chain facts: finished\n" in over.stdout, over.stderr
 
 
 @pytest.mark.long

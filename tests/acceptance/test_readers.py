@@ -211,5 +211,7 @@ def test_the_dataset_of_a_result_holds_the_same_values(runs: dict[str, RunResult
     run = runs["value"]
     with offline(run.dir.parent / "cache"):
         found = run.dataset()
+        alone = {folder: run.dataset(folder) for folder in ("value", "flattened")}
     for folder in ("value", "flattened"):
         assert differences([dict(row) for row in found[folder]], list(run.rows(folder))) == []
+        assert alone[folder].to_list() == found[folder].to_list()

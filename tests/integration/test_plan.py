@@ -17,7 +17,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.run_settings import Format
 from chainette.engine.base import Request
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.errors import InputError, RunDirectoryError, RunStopped
+from chainette.errors import ChainetteError, EngineRefused, InputError, RunDirectoryError, RunStopped
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.run.blocking import block
@@ -306,3 +306,12 @@ def test_the_commands_walk_from_plan_to_bill(tmp_path: Path) -> None:
     assert "requests, cost unknown (a price, say --price writer=in:0.15,out:0.6, tells it)" in priceless.stdout
     piped = project.chainette("plan", "chain.py", "-", stdin="{}")
     assert piped.returncode == 1 and "write standard input" in piped.stderr
+
+
+def test_a_sample_that_no_engine_answers_leaves_nothing_behind(tmp_path: Path) -> None:
+    def refuse(_: object) -> str:
+        raise EngineRefused("401: no key")
+
+    with scripted(llm=refuse), pytest.raises(ChainetteError, match="401: no key"):
+        planned(two_steps(prompt="{{ text }}"), inputs(tmp_path, 4), tmp_path / "runs/out", 2)
+    assert not (tmp_path / "runs").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from chainette.io.rundir.events import (
     WorkerJoined,
 )
 from chainette.io.rundir.progress import NodeView, Progress
+from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage
 
 FORK = "left+right"
@@ -186,3 +188,26 @@ def test_an_engine_that_does_not_answer_is_in_trouble_until_it_does(run: Any, pr
     assert engine(progress, "llama")[1]
     run.tell(unit("first", 1))
     assert engine(progress, "llama") == ("ready", False)
+
+
+def test_who_begins_to_watch_sees_the_time_of_the_run_and_no_hasty_guess_of_what_is_left(run: Any, clock: Any) -> None:
+    progress, heard = Progress(run.path, clock), list[Any]()
+    run.hear = heard.append
+    run.tell(RunStarted(expected=1000), unit("first", 40))
+    for event in heard:
+        progress.apply(event)
+    progress.state.work_time.began = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    progress.begin()
+    clock.now += 2
+    progress.apply(unit("first", 1, seq=9))
+    assert progress.total().elapsed == pytest.approx(3602, abs=60)
+    assert view(progress, "first").rate == 0.5 and view(progress, "first").left is None
+    clock.now += 4
+    assert view(progress, "first").left == pytest.approx((1000 - 41) * 6)
+
+
+def test_a_state_that_is_looked_at_has_no_time_of_its_session(run: Any, clock: Any) -> None:
+    progress = Progress(run.path, clock)
+    progress.look(RunState(), {})
+    clock.now += 3
+    assert progress.total().elapsed is None

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chainette.cli.screen.summary import accounting_line, engine_lines, next_lines, summary_lines
+from chainette.cli.screen.summary import (
+    accounting_line,
+    ahead_line,
+    engine_lines,
+    next_lines,
+    plan_line,
+    row_name,
+    summary_lines,
+    time_line,
+)
+from chainette.io.rundir.paths import RunDir
+from chainette.io.rundir.work_time import WorkTime
 from chainette.screen.numbers import clock, dollars, short
 
 OUT = Path("runs/my run")
@@ -18,6 +31,9 @@ def metadata(**keys: Any) -> dict[str, Any]:
         "status": "finished",
         "started_at": "2026-01-01T00:00:00.000000Z",
         "ended_at": "2026-01-01T00:01:05.000000Z",
+        "seconds_at_work": 65.0,
+        "fingerprint": "f",
+        "records": 3000,
         "rows_rejected": 0,
         "balanced": True,
         "simulated": False,
@@ -86,6 +102,65 @@ def test_the_summary_of_a_clean_run() -> None:
         "tokens: 4,567 in prompts, 89 in answers, 3 requests",
         "time: 1:05",
         "directory: runs/my run",
+    ]
+
+
+def test_the_time_of_a_run_is_that_of_its_sessions() -> None:
+    assert [*time_line(metadata(seconds_at_work=7.2))] == ["time: 0:07 at work, 1:05 since the start"]
+    times = WorkTime()
+    for began, ended, is_killed in ((0, 5, False), (600, 602, True), (1200, 1201, True)):
+        times.begin(datetime.fromtimestamp(began, UTC).isoformat())
+        times.at = datetime.fromtimestamp(ended, UTC).isoformat()
+        if not is_killed:
+            times.end(times.at)
+    assert times.total == 5 + 2 + 1, "the pauses between them do not count"
+
+
+@pytest.mark.parametrize(
+    ("plan", "usd", "told"),
+    [
+        (
+            {},
+            0.082,
+            "plan (sample, 3,000 of its 100,000 records): 5,997 requests, and 95 were asked; "  # noqa: ISC004
+            "$0.15, and $0.082 were spent: 43.8% less than planned",
+        ),
+        (
+            {"records": 3000},
+            5.0,
+            "plan (sample): 199,900 requests, and 95 were asked; $4.86, and $5.00 were spent: 2.9% more than planned",
+        ),
+        (
+            {"records": 3000},
+            4.86,
+            "plan (sample): 199,900 requests, and 95 were asked; $4.86, and $4.86 were spent: as planned",
+        ),
+        ({"fingerprint": "that of another chain"}, 5.0, None),
+    ],
+)
+def test_a_plan_is_compared_with_as_many_records_in_plain_words(
+    tmp_path: Path, plan: dict[str, Any], usd: float, told: str | None
+) -> None:
+    steps = [{"requests": 199_900, "usd": 4.86}]
+    known = {"basis": "sample", "fingerprint": "f", "records": 100_000, "resumed": False, "steps": steps, "asked": 0}
+    estimate = RunDir(tmp_path).estimate
+    estimate.parent.mkdir()
+    estimate.write_text(json.dumps(known | {"spent": {"usd": 0.0}} | plan))
+    spent = metadata(usage={"requests": 95}, cost={"usd": usd, "gpu_hours": 0.0})
+    assert [*plan_line(spent, tmp_path)] == ([told] if told else [])
+
+
+def test_steps_that_are_ahead_of_the_input_and_joins_are_explained() -> None:
+    steps = {"chain_input": {"in": 256, "out": 256}, "extract": {"in": 359, "out": 359}}
+    paused = metadata(status="paused", steps=steps, settings={"batch_size": 64})
+    assert [*ahead_line(paused)] == [
+        "chain_input counts groups of 64 records whose rows are all done; the steps are ahead of it"
+    ]
+    assert [*ahead_line(paused | {"status": "finished"})] == []
+    assert [row_name(step) for step in ("extract", "+by_lang", "summary+translation")] == [
+        "extract",
+        "by_lang joined",
+        "summary+translation joined",
     ]
 
 
