@@ -15,6 +15,7 @@ engines:
   smol: {{model: "{SMOL}", n_ctx: 512}}
   gone: {{model: /nowhere/x.gguf}}
   keyed: {{model: m, backend: openai, api_key_env: NO_SUCH_KEY, endpoint: "http://127.0.0.1:1/v1"}}
+  two: {{model: m, backend: openai, api_key_env: NO_KEY, headers: {{X: "${{NO_OTHER}}"}}, endpoint: "http://127.0.0.1:1/v1"}}
   away: {{model: m, backend: openai, endpoint: "http://127.0.0.1:1/v1"}}
 """
 
@@ -57,8 +58,9 @@ def test_simulate_asks_in_the_place_of_an_engine_that_is_not_there(project: Proj
         (["--engine", "smoll"], 2, "error: no engine 'smoll'; did you mean 'smol'?"),
         (["--engine", "gone"], 2, "error: engine 'gone': there is no model file /nowhere/x.gguf"),
         (["--engine", "keyed"], 2, "error: engine 'keyed': the environment variable NO_SUCH_KEY is not set"),
+        (["--engine", "two"], 2, "error: engine 'two': "),
         (["--engine", "away", "--engine-patience", "0.1"], 1, "error: engine 'away' did not become ready"),
-        ([], 2, "--engine says which: smol, gone, keyed, away"),
+        ([], 2, "--engine says which: smol, gone, keyed, two, away"),
     ],
 )
 def test_what_does_not_work_is_one_clear_line(project: Project, words: list[str], code: int, said: str) -> None:
@@ -66,6 +68,7 @@ def test_what_does_not_work_is_one_clear_line(project: Project, words: list[str]
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert ("NO_KEY" in done.stderr and "NO_OTHER" in done.stderr) is ("two" in words), "everything that is missing, at once"
     assert sum(line.startswith("error:") for line in done.stderr.splitlines()) <= 1
 
 

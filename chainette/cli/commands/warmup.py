@@ -18,8 +18,9 @@ from chainette.engine.base import Finish
 from chainette.engine.cold_start import Warmth, warm_up
 from chainette.engine.config import EngineConfig, EngineRegistry, simulated
 from chainette.engine.http.http_options import HttpOptions
-from chainette.engine.preflight import require_openable
+from chainette.engine.preflight import foreseen
 from chainette.engine.registry import overlaid
+from chainette.errors import EngineConfigError
 from chainette.run.planning import registry_of
 from chainette.utils.event_loop import run_loop
 from chainette.utils.terminal_text import visible
@@ -48,7 +49,7 @@ def warmup(
     config = chosen(registry_with(chain, engines, chain_root, settings), engine)
     if simulate:
         config = simulated(config)
-    require_openable([config])
+    _require_openable(config)
     if as_json:
         warmth = run_loop(warm_up, config, patience)
         print_json([{"engine": config.name, "backend": config.backend, "model": config.model, **msgspec.to_builtins(warmth)}])
@@ -56,6 +57,13 @@ def warmup(
     tell(f"engine {config.name}: {config.backend}, {config.model}")
     for line in warmth_lines(config, run_loop(warm_up, config, patience)):
         tell(line)
+
+
+def _require_openable(config: EngineConfig) -> None:
+    """Raises EngineConfigError with everything that the engine lacks on this machine."""
+    head = f"engine {config.name!r}: "
+    if found := [words.removeprefix(head) for words in foreseen(config)]:
+        raise EngineConfigError(head + "; ".join(found))
 
 
 def registry_with(chain: str | None, file: Path | None, chain_root: Path, settings: list[str] | None) -> EngineRegistry:
