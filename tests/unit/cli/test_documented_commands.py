@@ -22,6 +22,7 @@ PAGES = sorted(
 
 #: Text between fences, indented blocks, and spans of code.
 _CODE = re.compile(r"^```.*?^```|^(?: {4}.*\n)+|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+_MAKE = re.compile(r"(?:^|`)make ([a-z][a-z-]*)((?: [A-Z]+=\S+)*)", re.MULTILINE)
 _COMMAND = re.compile(r"(?<!from )(?<![\w./-])chainette ([a-z][a-z-]*)((?:[^\n`|;&#]|\\\n)*)")
 
 
@@ -60,8 +61,11 @@ def test_every_block_of_code_can_be_read_by_its_language(page: Path) -> None:
             readers[language](text)
 
 
-def test_every_target_of_make_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+def test_every_target_of_make_exists_with_its_variables() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     code = "\n".join(found for page in PAGES for found in _CODE.findall(page.read_text(encoding="utf-8")))
-    named = set(re.findall(r"^`?make ([a-z-]+)", code, re.MULTILINE))
-    assert named > {"check", "demo", "test"} and named <= targets
+    named = {target: re.findall(r"([A-Z]+)=", variables) for target, variables in _MAKE.findall(code)}
+    assert named.keys() > {"check", "demo", "test"}
+    for target, variables in named.items():
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+        assert all(f"$({name})" in makefile for name in variables), f"make {target} {variables}"
