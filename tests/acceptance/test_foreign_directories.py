@@ -74,8 +74,6 @@ def test_a_changed_log_runs_no_chain_unasked_and_does_with_yes(project: Project,
 @pytest.mark.long
 def test_a_directory_that_came_from_another_machine_asks_unless_its_chain_is_in_the_current_folder(project: Project) -> None:
     other = {"XDG_STATE_HOME": str(project.path / "state")}
-    (project.path / "state").mkdir()
-    assert project.chainette("run", "chain.py", "in.jsonl", "-o", "new", "--quiet", **other).returncode == 3
     assert project.chainette("resume", "out", "--quiet", **other).returncode == 3
     project.path = project.path.parent / "elsewhere"
     refused = project.chainette("resume", "../here/out", "--quiet", **other)

@@ -28,16 +28,19 @@ _KEY_BYTES = 32
 
 def sealed(created: RunCreated) -> RunCreated:
     """The first line with its seal; without one if this user has no folder for the key."""
-    key = _key(make=True)
+    key = _key()
     return msgspec.structs.replace(created, seal=_tag(created, key) if key else "")
 
 
 def doubt(directory: RunDir, created: RunCreated) -> str:
-    """Why the directory may come from somebody else; "" if this user began it, or has no key to tell."""
+    """Why the directory may come from somebody else; "" if this user began it, or can have no key to tell.
+
+    A user who has begun no run yet gets a key here, which fits no seal.
+    """
     owner, me = directory.log.stat().st_uid, os.geteuid()
     if owner != me:
         return f"its log belongs to user {owner}, and you are user {me}"
-    key = _key(make=False)
+    key = _key()
     if key is None or hmac.compare_digest(created.seal, _tag(created, key)):
         return ""
     return "it was not begun by you on this machine, or its log was changed"
@@ -70,11 +73,11 @@ def _tag(created: RunCreated, key: bytes) -> str:
     return hashlib.blake2b(msgspec.json.encode(bare), key=key, digest_size=16, person=b"chainette-begun").hexdigest()
 
 
-def _key(*, make: bool) -> bytes | None:
-    """This user's key; None if there is none, or its file is not private."""
+def _key() -> bytes | None:
+    """This user's key, made now if there is none; None if its file is not private, or there is no folder for it."""
     try:
         path = _folder() / "key"
-        if make and not path.exists():
+        if not path.exists():
             _make_key(path)
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             found = os.fstat(file.fileno())
