@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from chainette.core.answer_length import longest_answer
 from chainette.core.plan import Plan
 from chainette.core.plan_node import NodeKind, PlanNode
+from chainette.core.prompt import prompter
 from chainette.core.step import Step
 from chainette.engine.base import Engine
 from chainette.engine.price import Rate
@@ -181,7 +183,7 @@ class StepEstimates:
         share = rows * per_row
         requests = usage.requests * share if usage.requests else rows
         prompts, counted_by = await self._prompts(node, asked, usage, requests, changed=changed, rather=guessed > exact)
-        answer = usage.completion_tokens * share if usage.requests else rows * _largest(node)
+        answer = usage.completion_tokens * share if usage.requests else rows * _largest(self.plan, node)
         width = self.capacities.get(name) or self.engines[name].capacity
         seconds = usage.seconds * share / width if usage.requests else None if rows else 0.0
         cached = usage.cached_tokens * (prompts or 0) / usage.prompt_tokens if usage.prompt_tokens else 0.0
@@ -235,6 +237,12 @@ def _answers(state: RunState, node: PlanNode) -> tuple[int, Usage]:
     return counts.taken - counts.reused - counts.shared, counts.usage
 
 
-def _largest(node: PlanNode) -> int:
+def _largest(plan: Plan, node: PlanNode) -> int:
+    """The tokens of the longest answer: `max_tokens`, or fewer if its model bounds it, at a character for each token. Thoughts
+    are bounded by nothing else."""
     assert isinstance(node.node, Step)
-    return node.node.sampling.max_tokens
+    most = node.node.sampling.max_tokens
+    if getattr(plan.engines[node.engine].options, "reasoning_parser", None):
+        return most
+    length = longest_answer(prompter(plan, node).schema)
+    return most if length is None else min(most, length)

@@ -84,8 +84,8 @@ def plan(
 _BASIS = {
     "sample": "by a sample of {sampled:,} of {records:,} records, which is kept and not asked again{sample}",
     "earlier run": "by the rows of an earlier run; {records:,} records",
-    "at most": "at most, for {records:,} records: one request with the longest answer each, on every way and in every round. "
-    "--sample 50 asks some and knows better",
+    "at most": "at most, for {records:,} records: one request with the longest answer that max_tokens and the output model "
+    "allow, thoughts aside, on every way and in every round. --sample 50 asks some and knows better",
 }
 
 _COUNTED = {
