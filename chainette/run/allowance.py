@@ -1,4 +1,4 @@
-"""A worker's part in the budget of a run: nothing is asked that is not reserved before."""
+"""A worker's part in the budget of a run: every request is reserved before it is sent."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from chainette.records import Message, Usage
 
 __all__ = ["Allowance", "is_spent"]
 
-#: Seconds until a reservation that found no room is tried again, if no answer of this worker comes before.
+#: Seconds until a refused reservation is tried again, unless this worker gets an answer earlier.
 _LOOK = 0.1
 
 
 def is_spent(progress: AdmissionProgress, budget: Budget, engines: Mapping[str, EngineConfig]) -> BudgetSpent:
-    """The error of a run whose next request does not fit its budget, or that of one of its engines."""
+    """The error of a run if its next request does not fit its budget, or the budget of an engine."""
     names = {engines[name].digest: name for name in budget.engines}
     if engine := names.get(progress.exhausted_by):
         return budget_spent(budget.engines[engine], progress.of_all_runs, progress.needed, engine)
@@ -36,14 +36,14 @@ Reserve = Callable[[str, Amounts, int, Sequence[Amounts]], Awaitable[Reserved]]
 class Allowance:
     """Reserves requests before they are sent, and settles them with their usage.
 
-    A request that is never settled, since its process was killed or it was cancelled, stays spent as it was reserved.
+    If a request is never settled (it was cancelled, or its process was killed), its reservation counts as spent.
     """
 
     budget: Budget
     #: The engine it asks.
     engine: str
     reserve: Reserve
-    #: What the queue was not told yet: the difference that answers made, and their number.
+    #: News for the queue: the difference between usage and reservations, and the number of answers.
     _settled: Amounts = field(default_factory=Amounts)
     _ended: int = 0
     _calling: anyio.Lock = field(default_factory=anyio.Lock)
@@ -74,7 +74,7 @@ class Allowance:
         self._end(self.budget.spent(self.engine, usage) - need, 1)
 
     def forgo(self, needs: Sequence[Amounts]) -> None:
-        """Reserved requests never got an answer, since their engine does not give any."""
+        """Reserved requests got no answer, since their engine gives none."""
         self._end(sum((Amounts() - need for need in needs), Amounts()), len(needs))
 
     def abandon(self, requests: int) -> None:
@@ -82,11 +82,11 @@ class Allowance:
         self._end(Amounts(), requests)
 
     def add(self, usage: Usage) -> None:
-        """Something was asked without a reservation."""
+        """A request was sent without a reservation."""
         self._end(self.budget.spent(self.engine, usage), 0)
 
     async def flush(self) -> None:
-        """Tells the queue what was settled."""
+        """Tells the queue the settled amounts."""
         if self._ended or self._settled != Amounts():
             await self._call(())
 

@@ -1,4 +1,4 @@
-"""The earlier runs a run takes answers from (`--reuse`), and whoever finds the answers in them."""
+"""The earlier runs a run takes answers from (`--reuse`), and the look-up of answers in them."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ class Answers(Protocol):
     """Finds the outputs of earlier runs, in this process or by asking another one."""
 
     async def find_all(self, node: PlanNode, keys: Mapping[str, bytes]) -> Mapping[str, list[Output]]:
-        """Row -> its outputs, for those of the rows an earlier run has; see `StoredAnswers.find`."""
+        """Row -> its outputs, for rows that an earlier run has; see `StoredAnswers.find`."""

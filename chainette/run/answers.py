@@ -1,4 +1,4 @@
-"""Reading an answer: the row it says, or why it is none."""
+"""Reading an answer: the row in it, or the reason why it is not one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BadAnswer:
 
 
 def read_answer(step: Step[Any, Any], completion: Completion, ask: Ask, usage: Usage, key: bytes) -> Output | BadAnswer:
-    """The output row a completion says, or its fault. `key` is that of the request."""
+    """The output row in a completion, or its fault. `key` is the key of the request."""
     match completion.finish:
         case Finish.REFUSED:
             return BadAnswer(Reason.REFUSED, completion.error or "the model declined to answer")
@@ -58,7 +58,7 @@ def _read_whole(step: Step[Any, Any], completion: Completion, ask: Ask, usage: U
 
 
 def read_value(step: Step[Any, Any], text: str) -> bytes | BadAnswer:
-    """The output row a text of plain JSON says."""
+    """The output row in plain JSON."""
     try:
         return dump_row(step.output_model.model_validate_json(text))
     except ValidationError as error:
@@ -77,7 +77,7 @@ def _truncated(step: Step[Any, Any], completion: Completion) -> BadAnswer:
 
 
 def readable(completion: Completion) -> Completion:
-    """The answer as text that can be written: models cut by their tokenizer end in half a character."""
+    """The answer as text that can be written: an answer cut between two tokens may end in half a character."""
     if completion.text.isascii() and not completion.reasoning and not completion.error:
         return completion
     text, error = writable(completion.text), writable(completion.error)

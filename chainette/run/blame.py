@@ -1,8 +1,8 @@
-"""Whose fault it is that a request got no answer: its row's, or the engine's (SEMANTICS; PROTOCOL g to i).
+"""Why a request got no answer: because of its row, or because of the engine (SEMANTICS; PROTOCOL g to i).
 
 One request shows nothing. A row is at fault if its requests failed five times while the engine answered others of
-the same step, or a probe. Everything here was seen by this process; only the number of failures comes along with a
-row that another worker had before.
+the same step, or a probe. All evidence is from this process, except the number of failures: it travels with a row from worker
+to worker.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ T = TypeVar("T")
 #: Failures of a row, and answers to others since the first of them, after which it is rejected.
 FAILURES, _ANSWERS = 5, 5
 
-#: Failures a server under load gives to anybody count if fewer than this share of the other requests failed.
+#: Failures that a server under load gives to any request count only if fewer than this share of the others failed.
 _SHARE = 0.25
 
 #: Seconds for which the result of a probe serves all rows.
 _PROBE_SERVES = 30.0
 
-#: Seconds for which nothing more is asked of an engine that refuses a step. Its run ends, or other workers serve it.
+#: Seconds without requests to an engine that refuses a step. Its run ends, or other workers serve it.
 _REFUSAL_STANDS = 300.0
 
 #: Seconds without any answer after which requests in flight say nothing more.
@@ -90,9 +90,9 @@ class Evidence:
     """Results of the requests of one step to one engine, as far as this process saw them."""
 
     lane: Pulse = field(default_factory=_Pulse)
-    #: Spent on probes, and not yet told to the log.
+    #: The usage of probes that is not in the log yet.
     spent: Usage = field(default_factory=Usage)
-    #: Adaptations of the declaration to the engine, and those of them that are in the log.
+    #: Adaptations of the declaration to the engine, and those already in the log.
     adaptations: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)
     #: Endpoint -> requests it answered.
@@ -123,7 +123,8 @@ class Evidence:
         return bool(self.answers)
 
     def ahead_of(self, asks: Sequence[T], engine: Engine) -> Sequence[T]:
-        """The asks that go first. A server that may refuse the step's declaration gets few requests before one is answered.
+        """The asks to send first: a server that may refuse the step's declaration gets only a few requests until one is
+        answered.
 
         Raises:
             EngineRefused: it refused the step a short while ago.
@@ -139,7 +140,7 @@ class Evidence:
         return first
 
     async def opened(self) -> None:
-        """Waits until a request of the step was answered, but not long: answers take their time, and refusals do not.
+        """Waits a little until a request of the step is answered: a refusal comes soon, an answer may take long.
 
         Raises:
             EngineRefused: the engine refuses the step.
@@ -159,14 +160,14 @@ class Evidence:
         self._gate.set()
 
     def is_news(self, error: EngineRefused) -> bool:
-        """Whether nobody was told of this refusal yet; from now on somebody was."""
+        """Whether this refusal is new; it is so only once."""
         if error is self._reported:
             return False
         self._reported = error
         return True
 
     def follow(self, sink: str) -> None:
-        """The run has this sink now. Under another one it was resumed, and its engine is asked again."""
+        """The run has this sink now. If the sink is another one, the run was resumed, and its engine is asked again."""
         if sink != self._sink and self._refusal is not None:
             self._retract()
         self._sink = sink
@@ -189,7 +190,7 @@ class Evidence:
                 self._in_flight.add(row)
 
     def cancelled(self, rows: Iterable[str]) -> None:
-        """Nothing became of their requests."""
+        """Their requests ended without an answer or a failure."""
         self._in_flight.difference_update(rows)
 
     def answered(self, row: str, completion: Completion) -> None:
@@ -206,7 +207,7 @@ class Evidence:
         self._example = request
 
     def failed(self, row: str, request: Request, completion: Completion) -> bool:
-        """Whether this failure of a row counts."""
+        """Records a failure of a row; returns whether it counts."""
         self._in_flight.discard(row)
         self._example = request
         self.failures += 1
@@ -218,13 +219,13 @@ class Evidence:
         return completion.cause is not Cause.BUSY or suspect.proven or self._is_rare(suspect)
 
     def convicts(self, row: str, failures: int) -> bool:
-        """Whether a row that has just failed, for the so many-th time that counts, is itself at fault."""
+        """Whether a row is at fault after this many failures that count."""
         suspect = self._suspects[row]
         others = self.answers[suspect.by] - suspect.answers.get(suspect.by, 0)
         return failures >= FAILURES and (others >= _ANSWERS or suspect.proven)
 
     def is_due(self, tries: int) -> bool:
-        """Whether a probe must tell about a row that failed so often, here or elsewhere: nothing else will."""
+        """Whether only a probe can show if a row with so many failures is at fault."""
         return tries >= FAILURES and self.is_quiet
 
     @property
@@ -247,7 +248,7 @@ class Evidence:
         return self.lane.clock() - probe.at <= _PROBE_SERVES
 
     async def probe(self, engine: Engine, name: str) -> None:
-        """Asks a fixed question as the step asks. One probe at a time; its result serves all rows for a while.
+        """Asks a fixed question the way the step asks. One probe at a time; its result serves all rows for a while.
 
         Raises:
             EngineUnavailable: it got no answer either.

@@ -1,4 +1,4 @@
-"""Coroutines for callers that are not on an event loop, or on one that must not be theirs."""
+"""Runs coroutines for callers without an event loop, or with one that must stay free."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _default = signal.default_int_handler
 
-#: Seconds in which another Ctrl-C is the same one: a wrapper passes it on beside the terminal.
+#: Seconds in which a second Ctrl-C counts as the same one: a wrapper may pass it on in addition to the terminal.
 _ECHO = 0.2
 
 
@@ -53,7 +53,7 @@ def block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
 
 
 def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-    """Runs a coroutine; Ctrl-C cancels it, and ends the process's own way out only when it comes again later."""
+    """Runs a coroutine. Ctrl-C cancels it; only a later second Ctrl-C interrupts the clean-up."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _default:
         return run_loop(call, *arguments)
     asked_at: float | None = None
@@ -103,7 +103,7 @@ def iterate(
 
 
 def stream(chain: Chain, row: BaseModel | dict[str, Any], options: RunOptions) -> Iterator[StreamEvent]:
-    """A run of one row in a thread; events wait in memory for the caller, the model does not wait."""
+    """A run of one row in a thread. Events wait in memory for the caller; the model does not wait."""
     ready: queue.Queue[StreamEvent | None] = queue.Queue()
     options = replace(options, hooks=(*options.hooks, _Told(ready)))
     return _taken(ready, threading.Event(), partial(start.iterate, chain, [row], None, options))

@@ -1,4 +1,5 @@
-"""The coordinator: admits roots in order while there is credit. It keeps no state that a second one would not find.
+"""The coordinator: admits roots in order while there is credit. It keeps no state of its own that a second coordinator would
+lack.
 
 Any two coordinators of a run agree, since admission is one transition that compares the cursor (PROTOCOL 6).
 """
@@ -66,7 +67,7 @@ class Coordinator:
     _cursor: int = -1
     _roots: Iterator[Root] | None = None
     _next: _Next | None = None
-    #: The least number the next root can have.
+    #: The lowest number that the next root can have.
     _following: int = 0
     #: Set once the number of roots of this epoch is known: at the end of the input, or if the others need a later phase.
     finished: bool = False
@@ -128,8 +129,8 @@ class Coordinator:
     def _hold(self) -> None:
         """Looks at the queue while the next root may not begin, or is not there yet.
 
-        If the queue has gone back to before roots were admitted, they are read anew. If all that may begin waits for a later
-        phase, only in which rows reach the end, the epoch ends.
+        If the queue has gone back to before roots were admitted, they are read anew. The epoch ends if every root that may
+        begin waits for a later phase.
 
         Raises:
             Lost: the epoch is over.

@@ -167,7 +167,7 @@ def _as_recorded(directory: RunDir, state: RunState, plan: Plan, options: RunOpt
     fixed["columns"] = tuple(settings.get("columns") or ())
     if not options.reuse:
         fixed |= {"reuse": reused_by(directory, state), "no_reuse": tuple(settings.get("no_reuse") or ())}
-    limit = state.limit  # it can be raised, and not be set
+    limit = state.limit  # it can be raised, but not introduced
     if limit is not None and options.limit is not None:
         limit = max(limit, options.limit)
     return replace(plan, batch_size=settings["batch_size"]), replace(options, **fixed, limit=limit)
@@ -229,5 +229,5 @@ def _why_missed(earlier: EarlierRuns, found: Forecast, step: str) -> str:
 
 
 def save(directory: RunDir, estimate: Estimate) -> None:
-    """Keeps an estimate, so that the end of the run can tell how far off it was."""
+    """Keeps an estimate, so that the summary of the run can compare it with the result."""
     publish(directory.estimate, msgspec.json.encode(estimate))

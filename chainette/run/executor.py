@@ -160,7 +160,7 @@ def retry_rejected(
 
 
 def rollback(directory: str | os.PathLike[str]) -> None:
-    """Brings back the rows a directory had before the last `from_step` or `retry_rejected`; once more undoes that.
+    """Brings back the rows a directory had before the last `from_step` or `retry_rejected`; a second call undoes the first.
 
     Raises:
         RunDirectoryInUse: a process works on the run.

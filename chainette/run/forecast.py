@@ -1,4 +1,4 @@
-"""The rows a run would ask, found without asking: the input walks through the plan as far as answers are known.
+"""The requests a run would send, found without sending any: the input walks through the plan as far as answers are known.
 
 An answer is known if it is durable in the run's own directory, or if an earlier run has it (`--reuse`). Rows stop where an
 engine or a function would have to be asked; routes, loops and choices among candidates are decided as the run decides them.
@@ -63,8 +63,8 @@ class Prompts:
             self.drawn[place] = request
 
     async def tokens(self, engine: Engine) -> float | None:
-        """The tokens of all prompts by the engine's own tokenizer; None if it has none here. Of those that are not kept, as
-        many per byte as of the others."""
+        """The tokens of all prompts by the engine's own tokenizer; None if it has none here. Prompts that are not kept are
+        assumed to have as many tokens per byte as the others."""
         counted = await engine.count_prompts(self.drawn) if self.drawn else []
         if not counted:
             return None if counted is None or self.count else 0.0
@@ -115,7 +115,7 @@ class Forecast:
 
 @dataclass
 class Walk:
-    """Walks roots through a plan, and adds what it finds to a forecast."""
+    """Walks roots through a plan, and adds their requests to a forecast."""
 
     plan: Plan
     #: By name, with the identity they will have; they need not be open.
@@ -173,7 +173,7 @@ class Walk:
 
 
 def _unseen(unit: Unit, looked: dict[str, set[str]]) -> Iterator[Row]:
-    """The rows of a unit at which nobody has looked there."""
+    """The rows of a unit that were not looked at there."""
     seen = looked.setdefault(unit.node, set())
     for row in unit.rows:
         if row.row_id not in seen:

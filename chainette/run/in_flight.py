@@ -35,7 +35,7 @@ class Lane:
     rests_until: float = 0.0
     #: When the engine's silence began; None while it answers.
     failing_since: float | None = None
-    #: Since when requests have failed without any answer, and nobody knows yet whether the engine is silent.
+    #: When requests began to fail without any answer, while it is unknown whether the engine is silent.
     doubted_since: float | None = None
     #: When the engine last answered; -inf if it never did.
     answered_at: float = -inf
@@ -150,7 +150,7 @@ class InFlight:
         self.tell()
 
     def wait(self, lane: Lane, rows: int) -> None:
-        """So many rows more of units that run, or less, wait for the answers of others."""
+        """The number of running rows that wait for the answers of others changes by so many."""
         lane.waiting += rows
         self.tell()
 
@@ -169,10 +169,10 @@ class InFlight:
     def tell(self) -> None:
         """Wakes everyone who waits for a change."""
         self._changed.set()
-        self._changed = asyncio.Event()  # anyio looks for its loop first, which takes as long as all else here
+        self._changed = asyncio.Event()  # anyio looks for its loop first, which takes as long as everything else here
 
     async def change(self, seconds: float | None = None) -> None:
-        """Waits until something begins, ends, or finds its budget; so many seconds at most."""
+        """Waits until a unit begins or ends, or a lane gets its budget; at most so many seconds."""
         changed = self._changed
         if seconds is None:
             await changed.wait()

@@ -38,8 +38,8 @@ class _Tally:
 class RejectWatch:
     """Counts rows per step and stops a run that rejects too many.
 
-    Rejections come before slow good answers of the same unit. Rows still in flight of a unit with committed parts
-    therefore count as rows of the step; otherwise its first parts would look worse than the step is.
+    Rejections come before slow good answers of the same unit. So if parts of a unit are committed, its rows in flight count as
+    rows of the step too; otherwise the first parts would make the step look worse than it is.
     """
 
     def __init__(self, limit: float | None) -> None:

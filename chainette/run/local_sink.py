@@ -63,12 +63,12 @@ class LocalSink:
     torn: bool = False
     _position: tuple[str, str] = (ANCHOR, "")
     _noted: str = "0-0"
-    #: The last note that is durable, and what wakes those who wait for one.
+    #: The last note that is durable, and the event that wakes those who wait for one.
     _written: str = "0-0"
     _wrote: anyio.Event = field(default_factory=anyio.Event)
     #: The rows of a root that were durable when it was read.
     _durable: dict[int, Durable | None] = field(default_factory=dict)
-    #: The writer waits for no function of the user's.
+    #: A thread of its own, so that the writer never waits for the user's functions.
     _own_thread: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
 
     def begin(self, keys: RunKeys, token: str) -> None:

@@ -80,7 +80,7 @@ class RunOptions(RunSettings):
     chain_root: str = ""
     #: The chain's files and their digest; taken again if it is None.
     chain_claim: ChainClaim | None = None
-    #: Values of the parameters of the chain's factory, as JSON or text; at a resume those that change.
+    #: Values for the parameters of the chain's factory, as JSON or text; at a resume only the changed ones.
     parameters: Mapping[str, Any] = field(default_factory=dict)
     #: Goes on with a directory that holds a run.
     resume: bool = False

@@ -100,12 +100,12 @@ def _joined(plan: Plan, fork: Fork, unit: Unit, hook: Hook) -> Outcome:
 
 
 def poisoned(plan: Plan, unit: Unit) -> Outcome:
-    """The outcome of a unit of one row that killed every worker that took it."""
+    """The outcome of a one-row unit that killed every worker that took it."""
     return _without(plan, unit, Reason.POISON, "the processes that took this row died, also when they took nothing else")
 
 
 def too_large(plan: Plan, unit: Unit, message: str) -> Outcome:
-    """The outcome of a unit of one row whose outcome no queue takes."""
+    """The outcome of a one-row unit that no queue takes because of its size."""
     return _without(plan, unit, Reason.TOO_LARGE, message)
 
 

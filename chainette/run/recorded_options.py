@@ -44,7 +44,7 @@ def recorded_options(directory: RunDir, state: RunState, options: RunOptions) ->
 
 
 def require_reuse(directory: RunDir, state: RunState, wanted: Sequence[str]) -> Sequence[str]:
-    """The earlier runs of a session: those that are wanted, in place of the recorded ones; a sample of its plan stays.
+    """The earlier runs of a session: the wanted ones instead of the recorded ones. A sample of its plan stays.
 
     Raises:
         RunDirectoryError: the run began without any.

@@ -22,7 +22,7 @@ class Rejections:
 
     steps: frozenset[str] = frozenset()
     reasons: frozenset[str] = frozenset()
-    #: Loops for whose exhausted rows the plan has no further round, and no end.
+    #: Loops that have no further round for their exhausted rows, and do not keep them either.
     final: frozenset[str] = frozenset()
 
     def without_final(self, directory: RunDir, plan: Plan, state: RunState) -> Rejections:

@@ -83,11 +83,11 @@ async def resume(
 
 
 def _mend(directory: RunDir, plan: Plan, state: RunState) -> RunState:
-    """Makes roots pending again whose rows do not add up, in a run that called itself finished too early.
+    """If a run was called finished too early, makes the roots pending again whose rows do not add up.
 
     Raises:
-        DamagedRun: the disk has rows that the log does not speak of.
-        RunDirectoryError: rows that are needed again were deleted when it did.
+        DamagedRun: the disk has rows that the log does not mention.
+        RunDirectoryError: rows that are needed again were deleted at that time.
     """
     folders = {file.rpartition("/")[0].removeprefix(".held/") for file in state.shards.holes}
     if doubtful := [node.id for node in plan.nodes.values() if node.folder in folders]:

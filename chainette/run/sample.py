@@ -1,4 +1,4 @@
-"""The sample of a plan: some records are really asked, into a directory of their own."""
+"""The sample of a plan: a run of some records, in a directory of its own."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def open_counted(inputs: Inputs, plan: Plan, options: RunOptions) -> InputFile:
 async def sample(
     plan: Plan, inputs: Inputs, directory: RunDir, options: RunOptions, number: int
 ) -> tuple[RunState, dict[str, int]]:
-    """Asks records that are evenly spread over the input, under their true ids and through the whole chain; the state of
-    their directory, and the capacities of the engines that were asked.
+    """Runs records that are evenly spread over the input through the whole chain, under their true ids. Returns the state of
+    their directory, and the capacities of the engines.
 
     Records that an earlier sample of the same chain asked are not asked again.
     """

@@ -140,7 +140,7 @@ class LocalRun(Worker):
                 return  # else roots that began in the last phase need the others
 
     def post(self, event: Event) -> None:
-        """Has the log record an event, before its consequences."""
+        """Logs an event before its consequences."""
         self.queue.note(_HERE, event)
         self._tell()
 
@@ -241,8 +241,9 @@ class LocalRun(Worker):
         return lane
 
     def _rest(self, looked: float) -> float | None:
-        """Seconds until an engine that did not answer is tried again, or a unit that was put off may be claimed; None if
-        neither is to come. The engine may have answered other units meanwhile, or have rested since units were `looked` at."""
+        """Seconds until an engine that did not answer is tried again, or a unit that was put off may be claimed; None if there
+        is no such engine or unit. The engine may have answered other units meanwhile, or have rested since units were `looked`
+        at."""
         free = [place for place in self._places if self._may_take(place)]
         times = [due for place in free if (due := self.queue.due(place.run, place.queue)) is not None]
         times += [lane.rests_until for lane in self._lanes.values() if lane.rests_until > looked]
@@ -337,7 +338,7 @@ class LocalRun(Worker):
             self.queue.widen(_HERE, self._window)
 
     def _require_patience(self, held: HeldUnit, error: EngineUnavailable) -> None:
-        """An engine that did not open was silent meanwhile, and would be for as long again.
+        """An engine that did not open was silent meanwhile, and the next try would take as long.
 
         Raises:
             RunStopped: it refuses whatever is asked, or it has not answered for too long.

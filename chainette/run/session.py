@@ -1,4 +1,4 @@
-"""An open run directory, and who moves its units to the end: this process, or a `Drive`."""
+"""An open run directory, whose units this process or a `Drive` moves to the end."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Session:
 
     @property
     def has_enough(self) -> bool:
-        """Whether all rows that are wanted are accepted, so that the input need not be read on."""
+        """Whether all wanted rows are accepted, so that no more input is needed."""
         return has_enough(self.writer.accepted)
 
     def admits(self, root: int) -> bool:
@@ -102,7 +102,7 @@ class Session:
 
         Raises:
             NotFinished: by the log, rows are missing.
-            RunStopped: rows are missing that only a source can give which this session does not have.
+            RunStopped: rows are missing, and this session does not have the source that can give them.
         """
         state = self.writer.state
         if state.status is not Status.FINISHED:
@@ -208,8 +208,8 @@ async def open_answers(sources: AnswerSources | None) -> AsyncIterator[StoredAns
 async def _in_thread(drive: Drive, session: Session) -> None:
     """Waits for the drive's end even if cancelled: it looks for that itself, and has workers to end.
 
-    Ctrl-C cancels the task and not its scope, which neither holds the wait nor reaches the thread; a task group turns
-    the one into the other.
+    Ctrl-C cancels the task but not its scope, so it would neither stay in this wait nor reach the thread; a task group turns it
+    into a cancelled scope.
     """
     failed: list[Exception] = []
 

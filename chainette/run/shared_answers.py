@@ -39,7 +39,7 @@ _LOOK = 0.1
 #: Questions and answers of one call, and the bytes of these answers.
 _AT_ONCE, _LIGHT = 500, 4 << 20
 
-#: Rejections every row with the request would meet.
+#: Rejections that every row with the same request would get.
 _SHARED = frozenset(
     {Reason.PROMPT_TOO_LONG, Reason.TRUNCATED, Reason.NOT_JSON, Reason.INVALID_OUTPUT, Reason.REFUSED},
 )
@@ -89,7 +89,7 @@ class _Open:
     waiting: deque[Waiting] = field(default_factory=deque)
 
     def rest(self) -> list[Waiting]:
-        """The rows that still wait."""
+        """The rows that still wait for it."""
         return [row for row in self.waiting if not row.gone]
 
 

@@ -198,7 +198,7 @@ def _is_stdin(inputs: Inputs) -> bool:
 
 
 def _source(inputs: Inputs) -> RowSource | None:
-    """Standard input, or rows; None if what they gave is in a file."""
+    """Standard input, or rows; None if their records are in a file already."""
     if _is_stdin(inputs):
         return sys.stdin.buffer
     return None if isinstance(inputs, ArrowStream) else cast("RowSource", inputs)

@@ -68,7 +68,7 @@ class EarlierRuns:
         return cls(tuple(states), tuple(changes_between(state.graph, graph) for state in states))
 
     def share(self, node: str, way: str | None) -> float:
-        """The rows that go on from a node, or on one of its ways, for one that comes; 1 if nobody knows."""
+        """The rows that leave a node, or take one of its ways, for each row that comes; 1 if unknown."""
         for state in self.states:
             counts = state.nodes.get(declared_of(node))
             if counts is not None and counts.taken:
@@ -76,8 +76,8 @@ class EarlierRuns:
         return 1.0
 
     def shared(self, node: PlanNode) -> float:
-        """The rows that take another's answer, for one that comes to a step; 0 if nobody knows, and at its later engines, where
-        only rows that are asked are estimated."""
+        """The rows that take the answer of another, for each row that comes to a step; 0 if unknown, and at its later engines,
+        whose estimate has only rows that are asked."""
         if node.rank or (found := self.billed(node.id)) is None:
             return 0.0
         counts = found[0].node(node.id)
@@ -159,7 +159,7 @@ class StepEstimates:
                     yield msgspec.structs.replace(step, exact=exact, reused=reused, shared=step.shared + shared, why=told)
 
     def _escalated(self, node: PlanNode) -> float:
-        """The rows that come to a later engine of a step for one that comes to the step."""
+        """The rows that come to a later engine of a step, for each row that comes to the step."""
         billed = self.known.billed(node.id)
         if billed is None:
             return 0.0
@@ -209,8 +209,8 @@ class StepEstimates:
     async def _prompts(
         self, node: PlanNode, asked: Sequence[Prompts], usage: Usage, requests: float, *, changed: bool, rather: bool
     ) -> tuple[float | None, str]:
-        """The tokens of all prompts, and how they were counted; `rather` as the answers of an earlier run say, if there are
-        any to the same prompt."""
+        """The tokens of all prompts, and how they were counted. With `rather`, the answers of an earlier run to the same prompt
+        are preferred."""
         count, answered = sum(prompts.count for prompts in asked), None
         if usage.requests:
             answered = usage.prompt_tokens * requests / usage.requests, "answers"
@@ -227,7 +227,7 @@ class StepEstimates:
 
 
 def _answers(state: RunState, node: PlanNode) -> tuple[int, Usage]:
-    """The rows a step's engine was asked for in an earlier run, and what they cost."""
+    """The rows a step's engine was asked for in an earlier run, and their cost."""
     counts = state.node(node.id)
     asked = counts.engines.get(node.engine)
     if asked is not None:

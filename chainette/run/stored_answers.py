@@ -32,7 +32,8 @@ _log = logging.getLogger("chainette")
 #: Bytes of a claim.
 _CLAIM = 8
 
-#: Entries of one key that are looked at until one serves, and claimed ones that are passed before their end is remembered.
+#: The most entries of one key that are looked at, and the number of claimed ones after which the place behind them is
+#: remembered.
 _LOOKS, _PASSED = 64, 16
 
 

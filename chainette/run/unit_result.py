@@ -36,7 +36,7 @@ from chainette.utils.user_errors import told
 
 __all__ = ["MAX_ROW_BYTES", "RAW_LIMIT", "UnitResult", "excess", "raised", "spent_on", "streamed", "writable"]
 
-#: Bytes of all that one row becomes in one node.
+#: The most bytes that one row becomes in one node.
 MAX_ROW_BYTES = 16 << 20
 
 #: Characters of a raw answer that a rejection keeps.
@@ -45,7 +45,7 @@ RAW_LIMIT = 65_536
 #: Characters of the message that an invalid candidate keeps.
 MAX_MESSAGE = 4096
 
-#: Reasons that hold whatever the engine is.
+#: Reasons that would hold with any engine.
 _FINAL = frozenset({Reason.TEMPLATE_ERROR, Reason.TOO_LARGE})
 
 
@@ -117,7 +117,7 @@ class UnitResult:
         return [row for row in rows if row.row_id not in found]
 
     def take_shared(self, row: Row, answer: SharedAnswer) -> None:
-        """Finishes a row with the answer to another row that asked the same; it may have been asked itself before."""
+        """Finishes a row with the answer to an equal request of another row; the row itself may have been asked before."""
         before, unfinished = len(self._escalated), self.unfinished.get(row.row_id)
         usage = Usage() if unfinished is None else unfinished.usage
         if answer.reason:
@@ -151,7 +151,7 @@ class UnitResult:
         return unfinished
 
     def discard(self) -> Usage:
-        """The usage of all that nobody has taken, once nobody is going to."""
+        """The usage of all rows that were not taken, and that nobody will take any more."""
         usage = sum((each.usage for each in self.unfinished.values()), self.usage + self.cancelled)
         self.unfinished, self.usage, self.cancelled = {}, Usage(), Usage()
         return usage

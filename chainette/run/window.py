@@ -1,15 +1,15 @@
-"""How many rows may be at work: live in a run (its window), and in flight in one engine."""
+"""The number of rows at work: live in a run (its window), and in flight in one engine."""
 
 from __future__ import annotations
 
 __all__ = ["budget_for", "window_for"]
 
-#: Live rows at least, for each row that engines take at once, and at most, whatever workers say of themselves.
+#: The least number of live rows, the number for each row that engines take at once, and the most, whatever workers report.
 _LEAST, _PER_ROW, _MOST = 4096, 4, 10_000_000
 
 
 def window_for(rows_in_flight: int, said: int | None = None) -> int:
-    """Live rows that keep engines at work which take so many at once; `said` is the user's `--window`, which wins."""
+    """The live rows that keep engines with this joint capacity at work; the user's `--window` (`said`) wins."""
     return said or min(_MOST, max(_LEAST, _PER_ROW * rows_in_flight))
 
 
