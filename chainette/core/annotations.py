@@ -57,7 +57,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def union_of(parts: Iterable[Any]) -> Any:
-    """One type for all of `parts`; Any if there is none."""
+    """The union of `parts`; Any if there are none."""
     flat: list[Any] = []
     for part in parts:
         flat += [member for member in members(part) if member not in flat]

@@ -62,7 +62,7 @@ _invalid = msgspec.json.Decoder(_Invalid).decode
 
 
 class Enough(BaseModel):
-    """Says of a row whose candidates are all kept that enough of them are valid."""
+    """The value of a row that keeps all its candidates: enough of them are valid."""
 
 
 def candidates_of(step: str) -> str:
@@ -76,7 +76,7 @@ def invalid_candidate(reason: str, message: str) -> bytes:
 
 
 def is_invalid(value: bytes) -> bool:
-    """Whether a candidate's value says why it has none."""
+    """Whether a candidate's value is the reason for its lack of an answer."""
     return value.startswith(_INVALID)
 
 
@@ -84,7 +84,7 @@ def reason_of(value: bytes) -> tuple[str, str]:
     """(reason, message) of an invalid candidate.
 
     Raises:
-        msgspec.MsgspecError: it is not written as `invalid_candidate` does.
+        msgspec.MsgspecError: `invalid_candidate` did not write it.
     """
     found = _invalid(value)
     return found.reason, found.message

@@ -109,7 +109,7 @@ class Chain:
 
             chain.run("rows.jsonl")
             chain.run(pandas.read_sql(query, connection), "out")
-            chain.run("rows.jsonl", "out", resume=True, select="changed+")  # after an edit: only what it changes
+            chain.run("rows.jsonl", "out", resume=True, select="changed+")  # after an edit: only the rows it changes
 
         Rows that are not in files of yours (models, dicts, frames, datasets) are kept in the directory. While it runs, a
         terminal or a notebook shows its progress. Works inside a running event loop too (it blocks it).
@@ -174,10 +174,10 @@ class Chain:
     def run_iter(
         self, inputs: Inputs, output_dir: str | os.PathLike[str] | None = None, **options: Unpack[RunKeywords]
     ) -> Iterator[list[Row]]:
-        """Yields the finished rows root by root and keeps none.
+        """Yields the finished rows root by root, and stores none of them.
 
         Rejected rows are left out. Writes nothing unless `output_dir` is given. Closing the iterator stops the run. The options
-        are those of `run`; the rows are the progress, so none is shown.
+        are those of `run`, but no progress is shown: the rows themselves are the progress.
         """
         from chainette.run.executor import run_iter
 

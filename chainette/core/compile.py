@@ -49,7 +49,7 @@ def compile_chain(
     dedupe: bool = False,
     known: Iterable[str] = (),
 ) -> Plan:
-    """The chain as a Plan; `simulate` replaces every engine by a simulated one, and `dedupe` holds for steps that do not say.
+    """The chain as a Plan; `simulate` replaces every engine by a simulated one, and `dedupe` is the default of steps.
 
     `known` names values that rows bring along from elsewhere: templates may use them unchecked, and
     the input is then the value `inputs` beside them.

@@ -1,4 +1,4 @@
-"""From a Loop to its part of a plan: its rounds one after the other, each with a node that decides which rows go on."""
+"""From a Loop to its part of a plan: its rounds, each with a node at its end that decides which rows go on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def compile_loop(compiler: Compiler, loop: Loop, flow: Flow, following: Target) 
             result = _result(compiler, loop, ended, own)
             _require_one_row(compiler, loop, ended)
         else:
-            del compiler.problems[known:]  # those of round 1 again
+            del compiler.problems[known:]  # they repeat those of round 1
         previous = {name: ended.keys.get(name, name) for name in own}
         result_type = compiler.types.get(previous.get(result, ""), Any)
         branch = way_branch(key, str(number))

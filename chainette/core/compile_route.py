@@ -79,7 +79,7 @@ def compile_route(compiler: Compiler, route: Route, flow: Flow, following: Targe
 
 
 def _common_type(ways: Sequence[_Way], *, many: bool) -> Any:
-    """The type of a row's value at the end of its way, whichever it takes."""
+    """The type of a row's value at the end of any way."""
     kinds = [way.type if way.value else NONE for way in ways]
     return list_of(union_of(kind for kind in kinds if kind is not NONE)) if many else union_of(kinds)
 
@@ -125,7 +125,7 @@ def check_route(compiler: Compiler, node: PlanNode) -> None:
 
 
 def type_of(compiler: Compiler, node: PlanNode, condition: Condition) -> Any:
-    """The type of a condition's values; reports names that are not in scope, and a model that is not the row's."""
+    """The type of a condition's values; reports names that are not in scope, and a parameter whose model is not the row's."""
     if not isinstance(condition.given, str):
         wanted = condition.hints.get(condition.parameters[0])
         if isinstance(wanted, type) and node.input_type is not None and not issubclass(node.input_type, wanted):
@@ -146,7 +146,7 @@ def type_of(compiler: Compiler, node: PlanNode, condition: Condition) -> Any:
 
 
 def certain(node: PlanNode, findings: Iterable[TemplateFinding]) -> Iterable[TemplateFinding]:
-    """The findings; None in `previous` is one that every row meets in round 1, and no mere warning."""
+    """The findings. If a value of `previous` may be None, that is an error: it is None for every row in round 1."""
     for finding in findings:
         sure = node.round is not None and finding.message.startswith("'previous.") and "may be None" in finding.message
         yield replace(finding, warning=False) if sure else finding

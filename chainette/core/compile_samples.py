@@ -49,7 +49,7 @@ def compile_samples(compiler: Compiler, step: Step[Any, Any], flow: Flow, follow
 
 
 def value_at_end(compiler: Compiler, steps: Sequence[Element], ended: Flow) -> tuple[str, Any]:
-    """The name and the type of the value at the end of a branch: of its last node's rows, or its last list of candidates."""
+    """The name and the type of the value at the end of a branch: its last node's rows, or its last list of candidates."""
     last = steps[-1]
     if isinstance(last, Step) and last.gives_list:
         name = ended.named(last.id)

@@ -106,7 +106,7 @@ def describe_engines(node: PlanNode) -> str:
 
 
 def describe_rows(node: PlanNode) -> str:
-    """How the node takes rows, and changes their number; "" if it takes one after the other and keeps it."""
+    """How the node takes rows and changes their number; "" if it gives one row for each."""
     notes = ["in batches"] if isinstance(node.node, BatchApply) else []
     notes += [f"{node.samples} candidates a row"] if node.samples > 1 else []
     notes += [node.picker.said] if node.picker is not None else []

@@ -42,7 +42,7 @@ class LastRound(BaseModel):
 
 
 class Undecided(Exception):
-    """Nothing can be decided for a row, which is rejected for this reason."""
+    """No decision is possible for a row; it is rejected for this reason."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -75,7 +75,7 @@ def way_branch(decision: str, way: str) -> str:
 
 
 def decision_fault(value: bytes, ways: Collection[str], round: int | None) -> str:
-    """Why these bytes are no decision for one of the ways; "" if they are. `round`: the round of a loop."""
+    """The reason why these bytes decide for none of the ways; "" if they do. `round`: the round of a loop."""
     try:
         found = _decode(value)
     except msgspec.MsgspecError as error:

@@ -158,7 +158,7 @@ def schema_nodes(model: type[BaseModel]) -> Iterator[Mapping[str, Any]]:
 
 @lru_cache(maxsize=256)
 def _declares_dumps(model: type[BaseModel]) -> bool:
-    """Whether a serializer of the model declares its type, which columns are made from."""
+    """Whether a serializer of the model declares its type, from which columns are made."""
     return any("return_schema" in node for node in schema_nodes(model) if str(node.get("type", "")).startswith("function-"))
 
 

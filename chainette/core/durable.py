@@ -72,7 +72,7 @@ class Durable:
         return ended, sum(map(len, outputs.values())), dropped
 
     def within(self, includes: Callable[[str, str], bool]) -> Durable:
-        """The outcomes of those rows, by node and row id, that are included."""
+        """The outcomes of the rows for which `includes(node, row id)` is true."""
         found = Durable()
         for node, outputs in self._outputs.items():
             kept = {row_id: [each for each in some if includes(node, each.row_id)] for row_id, some in outputs.items()}

@@ -70,8 +70,8 @@ def fork_id(element: Node | Sequence[Branch], flow: Flow) -> str:
 
 
 def first_nodes(elements: Sequence[Element]) -> Iterator[Step[Any, Any] | ApplyNode[Any, Any]]:
-    """The nodes that receive the row before `elements`, which is also the row after a list of branches or a route, and after
-    candidates of which none is picked."""
+    """The nodes that receive the row before `elements`. A list of branches, a route, and candidates that are all kept pass it
+    on unchanged."""
     for element in elements:
         if isinstance(element, Step | ApplyNode):
             yield element

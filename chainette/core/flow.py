@@ -86,7 +86,7 @@ class _Walk:
         return passed
 
     def wait(self, node: PlanNode, rows: list[Row], scope: str) -> None:
-        """Rows wait for the engine of the node that is to be asked next for each."""
+        """Each row waits for the engine of the node that is asked next."""
         if not node.escalate:
             self.queue(node.id, rows, scope)
             return
@@ -163,7 +163,7 @@ class _Walk:
         taken: dict[str, list[Row]] = {}
         for row in rows:
             taken.setdefault(way_of(row.values[fork.decision]), []).append(row)
-        if fork.many:  # a row may become no row, and its decision is needed all the same
+        if fork.many:  # a row may be dropped, and its decision is needed all the same
             decided = [Row(row.row_id, {fork.decision: row.values[fork.decision]}, row.line) for row in rows]
             self.effects.partials.append(Partial(scope, fork.decision, decided))
         if fork.last and not fork.joins:
@@ -219,7 +219,7 @@ def advance(
     rows for the next engine of its step."""
     walk = _Walk(plan, unit.root, _NOTHING, unit.part)
     walk.stop(unit.scope, stopped)
-    if escalated:  # no successor of theirs may have the part of a successor of other rows
+    if escalated:  # their successors must not share a part with the successors of other rows
         onward = _Walk(plan, unit.root, _NOTHING, f"{unit.part}^{unit.node}", walk.effects)
         onward.wait(plan.nodes[step_of(unit.node)], [*escalated], unit.scope)
     walk.go(target, rows, unit.scope)

@@ -1,7 +1,7 @@
 """Digests of the values that joins gave to rows.
 
-A worker sends with a result the digest of the joined values it worked on. The sink makes the same one from the rows that
-are durable, so a join that lacked a row of its branches is seen before anything that follows from it is written.
+A worker sends with each result the digest of the joined values that it worked on. The sink computes the same digest from the
+durable rows. So if a join lacked a row of its branches, the sink notices before it writes anything that follows from it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def joined_digest(plan: Plan, row: Row) -> bytes:
 
 
 def digest_of_all(digests: Mapping[str, bytes]) -> bytes:
-    """One digest out of those of rows, by their ids."""
+    """One digest of the rows' digests, in the order of their ids."""
     given = sorted((row_id, digest) for row_id, digest in digests.items() if digest)
     return hashlib.blake2b(_pack(given), digest_size=_BYTES).digest() if given else b""
 

@@ -42,7 +42,7 @@ def join_rows(
     return joined, [row.row_id for row in base if row.row_id in lost]
 
 
-#: Row id -> name -> JSON; None if there should be a value and is none.
+#: Row id -> name -> JSON; None if a value is missing.
 _ValuesOf = Callable[[str], dict[str, bytes | None]]
 
 
@@ -68,7 +68,7 @@ def _chosen(fork: Choice, partials: Mapping[str, Sequence[Row]], ids: set[str]) 
 
 
 def _branch_value(branch: Join | Side, rows: list[Row]) -> bytes | None:
-    """The JSON of a branch's value for one row; None if it should have given one and did not."""
+    """The JSON of a branch's value for one row; None if it is missing."""
     if not branch.value and not branch.many:  # an empty way
         return b"null"
     if branch.many:

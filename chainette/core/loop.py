@@ -109,7 +109,7 @@ class Judge:
         """The decision for one row.
 
         Raises:
-            Undecided: none can be told, or the row is exhausted.
+            Undecided: no decision is possible, or the row is exhausted.
         """
         if self.loop.until.holds(item, history):
             return RoundEnd(way="ended", taken=self.round, score=None)
@@ -135,7 +135,7 @@ class Judge:
         return self.round, score
 
     def _number(self, value: Any) -> float | None:
-        """The number, None if it is missing or no number that can be compared."""
+        """The number; None if it is missing or NaN."""
         if value is None:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool):

@@ -84,7 +84,7 @@ class Plan:
         return any(node.round is not None and "~" in node.round.path for node in self.nodes.values())
 
     def goes_on(self, loop: str, round: str) -> bool:
-        """Whether rows a round of a loop does not satisfy go on with the next one, or are kept."""
+        """Whether rows that fail the condition of a round go on with the next one, or are kept."""
         judge = self.nodes.get(loop if {*round.split("~")} == {"1"} else f"{loop}#{round}")
         return judge is not None and isinstance(judge.next, ToWays) and len(judge.next.ways) > 1
 

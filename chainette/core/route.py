@@ -117,8 +117,7 @@ class Chooser:
     def __call__(self, item: Any, history: Mapping[str, Any]) -> Way:
         """The way of one row.
 
-        Raises:
-            Undecided: none can be told.
+        Raises: Undecided: no way is possible.
         """
         if self.route.on is not None:
             return Way(way=self._by_value(self.route.on.value(item, history)))

@@ -31,7 +31,7 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def unwrapped(text: str) -> tuple[str, str]:
-    """(thoughts, answer): the answer is the only JSON object behind the thoughts, or else all of that text."""
+    """(thoughts, answer): the answer is the only JSON object behind the thoughts; without exactly one, all of that text."""
     thoughts, rest = _split(text)
     return thoughts, _answer_in(rest) or rest.strip()
 
@@ -58,7 +58,7 @@ def _answer_in(text: str) -> str | None:
 
 
 def _told_in_a_string(text: str) -> str:
-    """The text a JSON string holds, if this is one: an object that was encoded twice; else ""."""
+    """The text inside a JSON string: an object that was encoded twice; "" if this is not a JSON string."""
     plain = text.strip()
     if not plain.startswith('"'):
         return ""

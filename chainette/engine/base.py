@@ -131,7 +131,8 @@ class Request(msgspec.Struct, frozen=True):
     label: str = ""
     #: The class the answer must be an instance of; it never leaves the process.
     model: type[BaseModel] | None = None
-    #: The endpoint at which it failed before (`Completion.by`): another one is preferred, and a failure says nothing new.
+    #: The endpoint at which it failed before (`Completion.by`): another one is preferred, since a failure there proves nothing
+    #: new.
     avoid: str = ""
 
 
@@ -148,15 +149,15 @@ class Finish(StrEnum):
     TOO_LONG = "too_long"
     #: the engine refuses this one request, and would again; `error` holds its message
     ERROR = "error"
-    #: no usable answer came, though another try may get one; `error` holds the engine's last words. Whose fault
-    #: it is shows only beside other requests (`run/blame.py`).
+    #: no usable answer came, though another try may get one; `error` holds the engine's last words. Only a comparison with
+    #: other requests shows whose fault it is (`run/blame.py`).
     FAILED = "failed"
 
 
 class Cause(StrEnum):
     """Why no usable answer came."""
 
-    #: the server broke off, was silent, or sent something else than an answer
+    #: the server broke off, was silent, or sent something that is not an answer
     BROKEN = "broken"
     #: the server gives the answer of any server under load
     BUSY = "busy"
@@ -225,10 +226,10 @@ class Engine(ABC):
     #: The backend's own keys.
     options: ClassVar[type[Options]] = Options
 
-    #: Whether it asks a server; one that loads the model in this process takes no `endpoint`.
+    #: Whether it asks a server; an engine that loads the model in this process takes no `endpoint`.
     remote: ClassVar[bool] = True
 
-    #: Whether its server may refuse the way in which a step asks: a step's first requests then go ahead of the others.
+    #: Whether its server may refuse a step's declaration: if so, the step's first requests go ahead of the others.
     may_refuse: ClassVar[bool] = False
 
     #: Whether its engines share the device with others unless they say `exclusive=False`.
@@ -243,7 +244,7 @@ class Engine(ABC):
     #: Tokens a prompt and its answer may have together; None if the engine does not know.
     context: int | None = None
 
-    #: Whether the same request gives the same answer whatever else is in flight.
+    #: Whether the same request gives the same answer, regardless of other requests in flight.
     deterministic: bool = False
 
     #: Changes to requests, since the server refuses them as declared: name -> words. Grows while requests are answered.
@@ -297,7 +298,7 @@ class Engine(ABC):
         return False
 
     def obstacles(self) -> Iterator[str]:
-        """The reasons why it cannot open on this machine that show without opening it."""
+        """The reasons why it cannot open on this machine, as far as they show without opening it."""
         return iter(())
 
     @abstractmethod

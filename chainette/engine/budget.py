@@ -52,7 +52,7 @@ _UP, _DIGITS = Context(prec=2, rounding=ROUND_CEILING), Context(prec=6)
 #: The largest amount: exact in the doubles of a Lua script.
 _MOST = 2**53
 
-#: Bytes of a prompt for each token that is reserved for it, and tokens a server puts around a message.
+#: Bytes of a prompt for each reserved token, and tokens that a server puts around a message.
 _BYTES, _AROUND = 3, 8
 
 
@@ -87,15 +87,15 @@ class Amounts(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def words(self) -> str:
-        """As the record of a run in Redis has it."""
+        """The amounts as they are in a run's record in Redis."""
         return " ".join(map(str, self))
 
     @classmethod
     def read(cls, words: str) -> Amounts:
-        """The amounts out of `words`.
+        """The amounts in `words`.
 
         Raises:
-            ValueError: it holds none.
+            ValueError: there are none.
         """
         found = [int(word) for word in words.split()]
         if len(found) != len(_UNITS) or not all(0 <= amount <= _MOST for amount in found):
@@ -110,7 +110,7 @@ class Reserved(msgspec.Struct, frozen=True):
     granted: int
     #: Spent and reserved, after it.
     used: Amounts
-    #: Whether none fits, and nothing is in flight that could leave something over.
+    #: Whether none fits, and no request in flight could free a part of its reservation.
     exhausted: bool = False
     #: The run's part of the engine's budget that is spent and reserved.
     of_engine: Amounts = Amounts()
@@ -145,10 +145,10 @@ def estimated_tokens(messages: Iterable[Message]) -> int:
 
 
 def parse_budget(texts: Iterable[str], what: str = "--budget") -> BudgetLimits:
-    """The limits that texts like 20usd, 3gpuh, 5e6tok and 1000req set; `none` is no limit.
+    """The limits in texts like 20usd, 3gpuh, 5e6tok and 1000req; `none` is no limit.
 
     Raises:
-        InputError: a text is of another form, or two are of one unit; `what` names them.
+        InputError: a text has another form, or two have the same unit; `what` is their name in the message.
     """
     limits = [*NO_LIMITS]
     for text in texts:
@@ -174,18 +174,18 @@ def limit_words(limits: BudgetLimits) -> Iterator[str]:
 
 
 def _scope(text: str) -> str:
-    """The engine a limit of `--budget` is of; "" if it is the run's."""
+    """The engine of a limit in `--budget`; "" if it is a limit of the run."""
     return text.rpartition("=")[0].strip()
 
 
 def merged(known: Iterable[str], given: Collection[str]) -> tuple[str, ...]:
-    """The limits of a session: those that are given, and the earlier ones of every run or engine that none of them is of."""
+    """The limits of a session: the given ones, and earlier ones of the run or of engines for which none is given."""
     scopes = {_scope(text) for text in given}
     return (*(text for text in known if _scope(text) not in scopes), *given)
 
 
 def budgeted(engines: Mapping[str, EngineConfig], texts: Iterable[str]) -> dict[str, EngineConfig]:
-    """The engines, with the budgets that texts like `gpt=20usd` give some of them in place of their own.
+    """The engines; texts like `gpt=20usd` replace the budgets of some.
 
     Raises:
         InputError: a text names an engine the chain does not have, or is of another form.
@@ -219,7 +219,7 @@ def budget_of(texts: Iterable[str], rates: Mapping[str, Rate], engines: Mapping[
 
 
 def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], rates: Mapping[str, Rate]) -> None:
-    """Checks that budgets in dollars or GPU-hours can be kept: every engine they are about has a price.
+    """Checks that budgets in dollars or GPU-hours can be kept: every engine they concern has a price.
 
     Raises:
         InputError: one does not.
@@ -241,7 +241,7 @@ def require_prices(texts: Collection[str], asked: Mapping[str, EngineConfig], ra
 
 
 def budget_spent(limits: Iterable[int], used: Amounts, needed: Amounts, engine: str = "") -> BudgetSpent:
-    """The error of a run whose budget is spent, or that of one of its engines: the next request needs more than is left."""
+    """The error of a run if the next request needs more than its budget, or the budget of an engine, has left."""
     spent, next_one, most = [], [], []
     for (unit, (_, whole)), limit, has, needs in zip(_UNITS.items(), limits, used, needed, strict=True):
         if limit >= 0:

@@ -1,4 +1,4 @@
-"""Collects the answers of concurrent requests of an engine."""
+"""Collects the answers to an engine's concurrent requests."""
 
 from __future__ import annotations
 

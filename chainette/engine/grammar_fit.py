@@ -23,7 +23,7 @@ _GIVEN_UP: tuple[frozenset[str], ...] = (
     frozenset({"minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
 )
 
-#: Ends a warning about a schema a grammar does not hold as a whole.
+#: The end of a warning about a schema that a grammar cannot express in full.
 VALIDATED_LATER = "a looser grammar holds the answers; the rest is validated when the answer comes"
 
 #: The largest values a grammar may hold. Beyond them llguidance and xgrammar overflow, take gigabytes, or never end.
@@ -37,7 +37,7 @@ _LONGEST = {"pattern": 2_000, "enum": 5_000}
 
 
 def fitted(schema: Schema, fits: Callable[[Schema], str]) -> tuple[Schema | None, str]:
-    """(the fullest schema that fits, why the whole one does not); (None, ...) if nothing fits.
+    """(the fullest schema that fits, the reason why the whole one does not fit); (None, ...) if nothing fits.
 
     `fits` gives "" or the reason why not; it never sees a value that could cost it minutes.
     """

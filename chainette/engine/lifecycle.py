@@ -27,7 +27,7 @@ __all__ = ["Engines", "create_engine", "release_engine"]
 OnLoaded = Callable[[EngineConfig, Engine, float], None]
 OnReleased = Callable[[EngineConfig], None]
 
-#: The engines of all runs in this process, for `release_engine`, which does not know the runs.
+#: The engines of all runs in this process, for `release_engine`, which gets no run.
 _live: weakref.WeakSet[Engines] = weakref.WeakSet()
 
 
@@ -78,7 +78,7 @@ class Engines:
     async def get(self, name: str) -> Engine:
         """The opened engine. Those that share its device are released first; their callers must be done.
 
-        After a failed open the next caller tries again. An engine that has died is closed and opened anew.
+        After a failed open the next caller tries again. If the engine has died, it is closed and opened again.
 
         Raises:
             UnknownEngine: the run has no engine of that name.

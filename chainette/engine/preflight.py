@@ -1,4 +1,4 @@
-"""Obstacles to opening engines that show without opening one."""
+"""Obstacles to opening engines, as far as they show without opening one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def foreseen(config: EngineConfig) -> Iterator[str]:
 
 
 def require_openable(configs: Iterable[EngineConfig]) -> None:
-    """Checks engines before the first row: a missing key of the last one would show only after rows were paid for.
+    """Checks engines before the first row: otherwise a missing key of the last engine would show only after rows were paid for.
 
     Raises:
         EnginesCannotOpen: at least one has an obstacle; the error names all of them.

@@ -109,7 +109,7 @@ def parse_price(text: str) -> tuple[str, Price]:
 
 
 def priced(engines: Mapping[str, EngineConfig], texts: Iterable[str]) -> dict[str, EngineConfig]:
-    """The engines, with the prices that `--price` gives some of them in place of their own.
+    """The engines; `--price` replaces the prices of some.
 
     Raises:
         EngineConfigError: a price is not of the right form, or names an engine the chain does not have.

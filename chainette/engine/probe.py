@@ -1,4 +1,4 @@
-"""The probe: a fixed question, asked as a step asks, that tells whether an engine serves the step at all."""
+"""The probe: a fixed question in the form of a step's requests, which shows whether an engine serves the step at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_answer(completion: Completion) -> bool:
 
 
 def probe_of(request: Request) -> Request:
-    """The request with nothing of its row: other words in the same roles, under the same sampling and schema."""
+    """The request without its row: other words in the same roles, with the same sampling and schema."""
     messages = tuple(Message(message.role, _WORDS.get(message.role, QUESTION)) for message in request.messages)
     step = request.label.partition("/")[0]
     return msgspec.structs.replace(request, messages=messages, label=f"{step}/probe/1", avoid="")

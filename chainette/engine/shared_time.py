@@ -9,7 +9,7 @@ __all__ = ["SharedTime"]
 
 @dataclass
 class SharedTime:
-    """Divides each second evenly among the requests in flight, so that their shares add up to the seconds with any.
+    """Divides each second evenly among the requests in flight. The shares add up to the seconds with any request in flight.
 
     A request that is alone for two seconds has used two; one of four, half a second.
     """
@@ -23,7 +23,7 @@ class SharedTime:
     _at: float = 0.0
 
     def begin(self, now: float, requests: int) -> float:
-        """So many requests are on the way; returns the mark by which `end` knows when."""
+        """So many requests are on the way; returns the mark that `end` needs."""
         self._advance(now)
         self.in_flight += requests
         return self._each

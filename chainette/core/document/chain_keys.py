@@ -17,7 +17,7 @@ MODELS = frozenset({"input_model", "output_model"})
 #: Parameters that take text or `{file: name}`.
 PROMPTS = frozenset({"system_prompt", "user_prompt"})
 
-#: Of a function's node, beside the function.
+#: Parameters of a function's node, besides the function.
 FUNCTION_KEYS = ("id", "name", "emoji", "input_model", "output_model")
 
 

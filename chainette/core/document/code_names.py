@@ -1,4 +1,4 @@
-"""The names under which a user's modules have functions and classes."""
+"""The names of functions and classes in the user's modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of parts that do not depend on one another: a file with several of them is told all at once."""
+"""Errors of parts that do not depend on one another: all errors of a file are reported at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in the short notation, if it is nothing but fields."""
+"""A model in the short notation, if it has only fields."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMES = {kind: name for name, kind in SIMPLE.items() if kind is not None}
 
 
 class Unsayable(Exception):
-    """The short notation has no words for it."""
+    """The short notation cannot express it."""
 
 
 def is_data(model: type[BaseModel]) -> bool:

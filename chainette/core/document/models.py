@@ -111,8 +111,7 @@ class Models:
     def _complete(self, model: type[BaseModel], parts: Mapping[str, Part]) -> None:
         """Resolves references, and checks the defaults.
 
-        Raises:
-            LoadError: a model refers to something that is none, or a default does not fit.
+        Raises: LoadError: a model refers to something that is not a model, or a default does not fit.
         """
         first = next(iter(parts.values()))
         try:

@@ -35,7 +35,7 @@ SIMPLE: dict[str, Any] = {
     "dict": dict[str, Any],
 }
 
-#: Keys of a field that is a mapping, beside `type`, and the types of their values.
+#: Keys of a field that is a mapping, besides `type`, and the types of their values.
 CONSTRAINTS: dict[str, tuple[type, ...]] = {
     "description": (str,),
     "default": (object,),

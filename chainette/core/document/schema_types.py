@@ -1,4 +1,4 @@
-"""Types out of JSON Schema: the keywords with which models are usually described, and no others.
+"""Types from JSON Schema: only the keywords that usually describe models.
 
 A keyword that would be ignored is an error, since a row could then be valid here and invalid elsewhere.
 """

@@ -1,4 +1,4 @@
-"""A chain as YAML: everything a chain file can say, and a list of the rest."""
+"""A chain as YAML: everything that a chain file can express, and a list of the rest."""
 
 from __future__ import annotations
 

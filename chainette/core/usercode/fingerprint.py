@@ -1,4 +1,4 @@
-"""Fingerprints of the user's code: equal if it computes the same, different if it was changed.
+"""Fingerprints of the user's code: equal if the code computes the same, different if it was changed.
 
 A fingerprint is a hash of syntax trees without positions, comments, docstrings and file names. It covers everything
 that the code refers to by global name, and the data among it (`data_text.py`, `object_text.py`), also if an import read

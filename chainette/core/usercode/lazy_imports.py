@@ -1,4 +1,4 @@
-"""The user's files a function imports when it is called."""
+"""The files of the user that a function imports when it is called."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def same_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Counted:
-    """Which objects are the user's."""
+    """The objects that count as the user's."""
 
     package: str
     #: The attributes of an object that count; None if its class is not the user's.

@@ -43,7 +43,7 @@ __all__ = [
 #: Chooses the values of a factory's parameters, by name. Parameters it leaves out keep their defaults.
 Values = Callable[[Sequence["Parameter"]], dict[str, Any]]
 
-#: Texts that may stand for the value of a parameter, by its name.
+#: Parameter -> texts that may stand for its value.
 Offered = Mapping[str, Sequence[str]]
 
 #: Names of parameters that would hold a key.
@@ -234,7 +234,7 @@ def _parts(kind: Any) -> Iterator[Any]:
 
 
 def settings_of(words: Iterable[str]) -> dict[str, list[str]]:
-    """Texts by name, out of NAME=VALUE words.
+    """Name -> text, from words of the form NAME=VALUE.
 
     Raises:
         ParameterError: a word is not NAME=VALUE.

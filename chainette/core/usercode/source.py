@@ -1,4 +1,4 @@
-"""Tells the user's files from libraries, and finds the source of a module."""
+"""Distinguishes the user's files from libraries, and finds the source of a module."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def differs_by_process(statements: Iterable[ast.AST]) -> bool:
 
 
 def origins_of(tree: ast.Module, statements: Iterable[ast.AST]) -> list[ast.AST]:
-    """Statements, those that set the globals they use, and the returns of the functions they call."""
+    """The statements, the ones that set the globals they use, and the returns of the functions they call."""
     tops = _tops(tree)
     found: dict[int, ast.AST] = {}
     pending = [*statements]

@@ -41,13 +41,13 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class Change:
-    """One way of asking otherwise."""
+    """One change to a request."""
 
     #: The change, as users read it.
     words: str
     #: Words of a refusal that ask for it.
     pattern: re.Pattern[str]
-    #: Whether a step left the parameter to us.
+    #: Whether the step left the parameter open.
     is_ours: Callable[[SamplingParams], bool]
     apply: Callable[[Body], None]
 

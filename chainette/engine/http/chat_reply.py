@@ -1,6 +1,6 @@
 """Reading of chat replies: a body, whole or streamed, becomes a completion. One reader for OpenAI's and Ollama's dialects.
 
-A body that holds no answer raises `NoAnswer`, and no body raises anything else.
+A body without an answer raises `NoAnswer`; no body raises any other error.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 #: Characters of a model's name that are kept.
 _LONGEST_NAME = 200
 
-#: The ends of an answer, in lower case with "_" between words. A server may have any number of names for its own failures,
-#: so an end that is not listed is one unless the answer is complete.
+#: The ends of an answer, in lower case with "_" between words. A server may have any number of names for its own failures, so
+#: an unlisted end counts as a failure unless the answer is complete.
 _NAMES = {
     Finish.STOP: "stop stopped stop_sequence stop_token eos eos_token eos_found end_turn end complete completed finished done"
     " success tool_calls tool_call tool_use function_call",
@@ -83,7 +83,7 @@ class Pieces:
 
 
 class _Answer:
-    """All that a body says of its answer."""
+    """Everything that a body says about its answer."""
 
     def __init__(self) -> None:
         self.model = ""

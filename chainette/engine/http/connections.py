@@ -68,7 +68,7 @@ class Connections(Carrier):
         self._closed = True
         idle, self._idle = self._idle, []
         for connection in idle:
-            connection.abort()  # over TLS, a farewell would be waited for
+            connection.abort()  # over TLS, closing would wait for the other side
         await asyncio.sleep(0)  # the transports close on the loop's next turn
 
     def _head(self, method: str, path: str) -> bytes:
@@ -92,7 +92,7 @@ class Connections(Carrier):
 
     def _put_back(self, connection: _Connection, now: float) -> None:
         if self._closed or not connection.is_reusable():
-            connection.abort()  # to close it would wait until the server has read the whole request
+            connection.abort()  # closing it would wait until the server has read the whole request
             return
         connection.idle_since = now
         self._idle.append(connection)

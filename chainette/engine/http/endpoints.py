@@ -141,7 +141,7 @@ class Pool:
         return all(endpoint.breaker.state is not State.CLOSED for endpoint in self.endpoints)
 
     def answered(self, endpoint: Endpoint, probe: bool, words: str = "") -> None:
-        """The endpoint is alive: it answered the request, or said why not now."""
+        """The endpoint is alive: it answered the request, or gave a reason why it does not answer now."""
         endpoint.words = words
         self.alive_at = self._timing.clock()
         endpoint.breaker.succeeded(probe)
@@ -157,7 +157,7 @@ class Pool:
         self._give(endpoint, probe)
 
     def abandoned(self, endpoint: Endpoint, probe: bool, *, alive: bool = False) -> None:
-        """The request was cancelled, or its failure says nothing about the endpoint but that it is `alive`."""
+        """The request was cancelled, or its failure says nothing about the endpoint, except perhaps that it is `alive`."""
         if alive:
             self.alive_at = self._timing.clock()
         endpoint.breaker.abandoned(probe)

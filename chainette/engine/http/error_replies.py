@@ -74,7 +74,7 @@ class Fault(StrEnum):
     OVERLOADED = "overloaded"
     #: another 5xx, a broken connection, a malformed body, an unknown status
     BROKEN = "broken"
-    #: 403 and its like: alive, and unwilling
+    #: 403 and the like: alive, but unwilling
     DENIED = "denied"
     #: no connection; the request was not sent
     UNREACHABLE = "unreachable"
@@ -153,7 +153,7 @@ def finish_said(words: str) -> Finish | None:
 
 
 def failure_of(status: int, data: bytes, words: str, wait: float | None) -> Failure | None:
-    """How to go on after a status without an answer; None if it refuses every request."""
+    """The failure that a status without an answer stands for; None if it refuses every request."""
     text = _decoded(data)
     if status in _ABOUT_THE_ENGINE or 300 <= status < 400 or (status in _BUSY and _UNPAID.search(text)):
         return None

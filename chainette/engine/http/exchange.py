@@ -37,7 +37,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     status: int
     data: bytes
-    #: By their names in lower case; none of a 200, which nobody needs.
+    #: By their names in lower case; none of a 200, whose headers nobody needs.
     headers: Mapping[str, str]
 
 

@@ -1,4 +1,4 @@
-"""Limiter: how many requests may be in flight, learned from the server's behaviour (AIMD).
+"""Limiter: the number of requests in flight, learned from the server's behaviour (AIMD).
 
 Guarantees: never more than `ceiling`, never less than one; slots are given in the order of the calls;
 every operation costs O(1), amortised. One event loop only.
@@ -22,7 +22,7 @@ _FAR_ABOVE = 4.0
 
 
 class Pace:
-    """Whether answers have become far slower than they were.
+    """Notices when answers become far slower than before.
 
     Compares the median of each 16 answers with the lowest such median, which drifts towards recent
     medians, so that a step with longer prompts is learned after a few spells and not taken for load.

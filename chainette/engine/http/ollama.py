@@ -24,7 +24,7 @@ from chainette.errors import EngineConfigError, EngineRefused
 
 __all__ = ["OllamaEngine", "OllamaOptions", "chat_body"]
 
-#: Keys of `extra` that go beside `options` in a request; every other one is an option.
+#: Keys of `extra` that go next to `options` in a request; all others are options.
 _BESIDE_OPTIONS = frozenset({"format", "keep_alive", "logprobs", "shift", "think", "tools", "top_logprobs", "truncate"})
 
 
@@ -115,7 +115,7 @@ class OllamaEngine(Engine):
         Raises:
             EngineRefused: it is not there.
         """
-        if reply.status in (401, 403):  # a key may be good for questions alone
+        if reply.status in (401, 403):  # a key may be valid for questions only
             return _Tag(self._config.model)
         if reply.status != 200:
             raise self._transport.refusal(reply)

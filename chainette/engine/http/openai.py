@@ -82,7 +82,7 @@ class OpenAIEngine(Engine):
         self._transport = Transport(config, self._protocol(), timing or Timing(), policy or Policy())
         self._official = False
         self._model = ""
-        #: Names of changes to every request, in order; steps of which the server took up a request.
+        #: Names of changes to every request, in order; and steps from which the server took up a request.
         self._changes: list[str] = []
         self._accepted: set[str] = set()
         self._formats: dict[tuple[str, bytes], msgspec.Raw | None] = {}
@@ -126,8 +126,8 @@ class OpenAIEngine(Engine):
         return await count_by_server(self._config, self._transport.endpoints, base_path, requests)
 
     async def _ask(self, request: Request, fields: dict[str, Any], listen: Listen | None = None) -> Completion:
-        """The completion of a request. If the server refuses a parameter by name before it took up any request of the step,
-        and its absence keeps the meaning, the request is changed, and all later ones are."""
+        """The completion of a request. The server may refuse a parameter by name before it has taken up any request of the
+        step. If the meaning stays without it, this request and all later ones are changed."""
         while True:
             made = tuple(self._changes)
             body = msgspec.json.encode(adapted(fields, made))

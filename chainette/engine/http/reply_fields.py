@@ -34,7 +34,7 @@ Object = dict[str, Any]
 _MOST = 4 << 20
 #: Lists of parts inside each other that are followed.
 _DEEPEST = 4
-#: Larger counts of tokens are mistakes, and no table could hold them.
+#: Larger counts of tokens are mistakes, and too large for any table.
 _MOST_TOKENS = 1 << 53
 
 _TEXT_KINDS = frozenset({"", "text", "output_text", "input_text", "summary_text"})
@@ -135,7 +135,7 @@ def message(choice: Object) -> Object | None:
 
 
 def said(content: object) -> str:
-    """A text, the text parts of a list, or an object as JSON; "" if it is nothing of the kind."""
+    """A text, the text parts of a list, or an object as JSON; "" if it is none of these."""
     if isinstance(content, str):
         return content
     if isinstance(content, dict) and word(content.get("type")).lower() not in _NAMED_KINDS:
@@ -168,7 +168,7 @@ def error(found: object) -> bytes:
 
 
 class Tokens(NamedTuple):
-    """Tokens of the prompt and of the answer; of the prompt's, those that the server had in its cache."""
+    """Tokens of the prompt, of the answer, and of the part of the prompt that the server had in its cache."""
 
     prompt: int = 0
     answer: int = 0
@@ -204,7 +204,7 @@ def count(found: object) -> int:
 
 
 def word(found: object) -> str:
-    """A name, such as a reason to finish; the `type` or `reason` of an object; "" if it is nothing of the kind."""
+    """A name, such as a reason to finish; the `type` or `reason` of an object; "" if it is neither."""
     if isinstance(found, dict):
         found = found.get("type") or found.get("reason")
     return found if isinstance(found, str) else ""
@@ -215,7 +215,7 @@ def _arguments(function: object) -> str:
 
 
 def _part(found: object, kinds: frozenset[str], deepest: int = _DEEPEST) -> str:
-    """The text in a text, in a list of parts or in a part, as far as it is of one of these kinds."""
+    """The text in a string, in a list of parts or in a part."""
     if isinstance(found, str):
         return found if "" in kinds else ""
     if not found or not deepest:

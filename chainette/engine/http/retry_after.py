@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{0,30})?s?", re.ASCII)
 
 
 def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
-    """Seconds for which a server asks for no requests, at most a day; None if it does not ask, or in no known form.
+    """Seconds for which a server asks for no requests, at most a day; None if it does not ask in a known form.
 
     `Retry-After` holds seconds or a date (RFC 9110, 10.2.3), which is UTC if it names no zone. OpenAI and Azure send
     milliseconds under names of their own.

@@ -23,7 +23,7 @@ class Events(Generic[T]):
     """The decoded objects of one stream.
 
     `decode` raises msgspec.DecodeError for bytes that are not an object; so does `feed` for an event that begins like
-    one, because a part of the answer is lost with it.
+    one, because a part of the answer would be lost.
     """
 
     def __init__(self, decode: Callable[[bytes], T]) -> None:

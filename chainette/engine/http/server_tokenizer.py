@@ -1,4 +1,4 @@
-"""Counts prompts by the tokenizer of an OpenAI-compatible server, if it has an endpoint for it: vLLM's and llama.cpp's have.
+"""Counts prompts by the tokenizer of an OpenAI-compatible server, if it has an endpoint for that, as vLLM's and llama.cpp's do.
 
 vLLM: POST /tokenize takes messages and answers with their `count`. llama.cpp: POST /apply-template makes a prompt of messages,
 and POST /tokenize answers with the tokens of a text. Both lie beside `/v1`.

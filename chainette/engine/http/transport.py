@@ -2,7 +2,7 @@
 
 A request goes to one of the engine's endpoints within a learned concurrency, is retried with the
 same body if that can help within seconds, and ends as a completion. Only if no endpoint can be reached, or if
-the engine refuses every request, it raises. Whether a failed request is at fault itself is judged elsewhere.
+the engine refuses every request, it raises. Another module decides whether a failed request is itself at fault.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log = logging.getLogger("chainette")
 _TRIES_BEFORE_WARNING = 5
 #: Seconds between readiness checks: the first pause, and the longest.
 _CHECK_PAUSE = 0.2, 5.0
-#: The most seconds a question may take which is asked because the readiness request got no answer.
+#: The most seconds for a question that is asked because the readiness request got no answer.
 _LONGEST_HELLO = 60.0
 #: The cost of a request before its first token, in tokens, so that short answers compare with long ones.
 _FIXED_TOKENS = 16
@@ -75,7 +75,7 @@ class _Slot(msgspec.Struct, frozen=True):
     endpoint: Endpoint
     probe: bool
     sent_at: float
-    #: Whether the request failed before it was asked again: its next failure says nothing new about the endpoint.
+    #: Whether the request has failed before: its next failure says nothing new about the endpoint.
     is_suspect: bool
 
 
@@ -125,7 +125,7 @@ class Transport:
     async def open(self) -> Reply | None:
         """Waits until an endpoint answers; returns its reply to the readiness request, None if it answers only questions.
 
-        A refusal is an answer: some servers list their models for nobody, and a key may be good for questions alone.
+        A refusal is an answer: some servers never list their models, and a key may be valid for questions only.
 
         Raises:
             EngineConfigError: an environment variable is missing, or an endpoint is not a URL.

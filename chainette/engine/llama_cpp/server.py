@@ -248,7 +248,7 @@ class LlamaCppEngine(Engine):
         return self._stream(self._server.handle_completions, own | {"prompt": self._tokens(request, masked)}, receive)
 
     def _tokens(self, request: Request, masked: Masked | None) -> list[int]:
-        """The tokens of a prompt; special tokens in its rows, which are masked, are text."""
+        """The tokens of a prompt; special tokens in its rows are masked, and count as text."""
         messages = request.messages if masked is None else masked.messages
         plain = [{"role": message.role, "content": message.content} for message in messages]
         prompt = self._ask("/apply-template", {"messages": plain, **request.sampling.extra})["prompt"]
@@ -315,7 +315,8 @@ class LlamaCppEngine(Engine):
         return constraint
 
     def _misfit(self, schema: Body) -> str:
-        """Why llama.cpp cannot hold answers to a schema; "" if it can. It does not say so: it drops the grammar."""
+        """The reason why llama.cpp cannot hold answers to a schema; "" if it can. It does not report this: it drops the
+        grammar."""
         try:
             chunks = self._chat(_PROBE | {"grammar": marked_grammar(schema)}, lambda _chunk: False)
         except Exception as error:
