@@ -1,4 +1,4 @@
-"""Workers of this machine, on record: who runs, for which Redis, and how to end one that does not answer.
+"""Records of this machine's workers: which ones run, for which Redis, and how to end one that does not answer.
 
 A record is a file per process in a folder of the user's own. It holds the process id and when that process was born, so that
 another process which got the same id later is never touched. On systems without /proc nothing is recorded.
@@ -57,7 +57,7 @@ def on_record(name: str, engines: Sequence[str], redis: str) -> Iterator[None]:
 
 
 def recorded(redis: str, engine: str | None = None) -> list[Recorded]:
-    """Workers of a Redis that live here, of one engine or of all; records of dead ones are thrown away."""
+    """The live workers of a Redis on this machine, for one engine or for all; deletes the records of dead ones."""
     found = []
     for path in _records():
         try:
@@ -74,7 +74,7 @@ def recorded(redis: str, engine: str | None = None) -> list[Recorded]:
 def end(workers: Iterable[Recorded], grace: float) -> list[Recorded]:
     """Tells processes to hand back their units and to end, waits, and kills the rest; returns those.
 
-    SIGTERM first, SIGKILL after `grace` seconds. Gone on return, unless the system holds them.
+    SIGTERM first, SIGKILL after `grace` seconds. They are gone on return, unless the system holds them.
     """
     opened = {descriptor: worker for worker in workers if (descriptor := _open(worker)) is not None}
     try:
@@ -95,7 +95,7 @@ def _folder() -> Path:
 
 
 def _records() -> list[Path]:
-    """Files nobody else can have put there."""
+    """Files that no other user can have put there."""
     try:
         return [*_folder().glob("*.json")] if _is_mine() else []
     except OSError:
@@ -109,7 +109,7 @@ def _is_mine() -> bool:
 
 
 def _born(pid: int) -> str | None:
-    """Tells a process from every other that had or will have its id; None if there is no such process."""
+    """Distinguishes a process from all others with the same id, earlier or later; None if there is no such process."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()

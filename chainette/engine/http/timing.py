@@ -1,4 +1,4 @@
-"""Time for the HTTP engines: its sources, and how long to wait.
+"""Time for the HTTP engines: its sources, and the lengths of waits.
 
 Everything that waits takes a `Timing`, so that tests replace the clock instead of sleeping.
 """

@@ -26,7 +26,7 @@ __all__ = ["Job", "LiveRoot", "RunInMemory", "Stream", "Waiting"]
 
 @dataclass(slots=True)
 class Job:
-    """A unit, the rows that are left of it, and who has it."""
+    """A unit, its remaining rows, and its holder."""
 
     name: str
     unit: Unit
@@ -52,7 +52,8 @@ class Job:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the unit may become one with another: no join, nothing done for its rows, no worker died of it."""
+        """Whether the unit may be merged with another: it is no join, no work was done on its rows, and no worker died with
+        it."""
         return not (self.joins or self.part or self.strikes or self.unfinished)
 
     @property
@@ -65,7 +66,7 @@ class Waiting:
     """The units that wait in one queue, by name."""
 
     ready: deque[str] = field(default_factory=deque)
-    #: Units that run alone, units that killed a worker while they did, and the worker whose turn it is to run one.
+    #: Units that run alone, units that killed a worker even so, and the worker whose turn it is to run one.
     solo: deque[str] = field(default_factory=deque)
     broken: deque[str] = field(default_factory=deque)
     turn: str = ""
@@ -176,7 +177,7 @@ class RunInMemory:
     #: The budget that is spent or reserved, and whether the next request does not fit.
     used: Amounts = field(default_factory=Amounts)
     exhausted: bool = False
-    #: The same of each engine with a budget, by its digest, and the one that does not suffice.
+    #: The same for each engine with a budget, by its digest, and the engine whose budget does not suffice.
     of_engines: dict[str, Amounts] = field(default_factory=dict)
     exhausted_by: str = ""
     of_all_runs: Amounts = field(default_factory=Amounts)
@@ -184,12 +185,12 @@ class RunInMemory:
     needed: Amounts = field(default_factory=Amounts)
     #: (worker, engine) -> its last reservation: token, requests granted, requests in flight after it.
     reserved: dict[tuple[str, str], tuple[str, int, int]] = field(default_factory=dict)
-    #: Shared answers, and who asks the questions without one.
+    #: Shared answers, and the workers that ask the open questions.
     answers: Recent = field(default_factory=lambda: Recent(MOST_ANSWERS, MOST_ANSWER_BYTES))
     asking: dict[bytes, str] = field(default_factory=dict)
     #: Node -> name of its queue.
     _names: dict[str, str] = field(default_factory=dict)
-    #: Units that were put off so far: of two that are due at the same time the first comes first.
+    #: The number of units that were put off so far: of two units due at the same time, the earlier one comes first.
     _delays: int = 0
 
     def give_up(self) -> None:
@@ -205,7 +206,7 @@ class RunInMemory:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many rows or bytes are live as may be."""
+        """Whether the window is full, in rows or in bytes."""
         most = self.fields.get("window_bytes")
         return self.live_rows >= int(self.fields["window"]) or (most is not None and self.live_bytes >= int(most))
 
@@ -218,13 +219,13 @@ class RunInMemory:
         self.cursor += 1
 
     def weigh(self, root: LiveRoot, rows: int) -> None:
-        """So many rows of the root are outstanding more."""
+        """Adds to the outstanding rows of a root."""
         before = root.live_rows
         root.outstanding += rows
         self.live_rows += root.live_rows - before
 
     def forget(self, root: int) -> None:
-        """Nothing stays of a root."""
+        """Removes everything of a root."""
         if (live := self.roots.pop(root, None)) is not None:
             self.live_rows -= live.live_rows
             self.live_bytes -= live.size
@@ -327,13 +328,13 @@ class RunInMemory:
     # -- losses
 
     def require(self, name: str, root: int, scope: str) -> None:
-        """A unit its scope still names, and that is gone, was lost and not committed."""
+        """If a unit is gone although its scope still names it, it was lost, and not committed."""
         live = self.roots.get(root)
         if name not in self.jobs and live is not None and name in live.members.get(scope, ()):
             self.damaged = f"unit {name} is gone"
 
     def next_of(self, names: deque[str], room: int | None = None) -> Job | None:
-        """Takes the first unit out of a queue, if it has `room` rows at most; names of units that are gone go too."""
+        """Takes the first unit out of a queue if it has at most `room` rows; removes the names of units that are gone."""
         while names:
             job = self.jobs.get(names[0])
             if job is not None and room is not None and len(job.unit.rows) > room:
@@ -354,7 +355,7 @@ class RunInMemory:
         return jobs
 
     def absorb(self, job: Job, other: Job) -> bool:
-        """A unit becomes one with another of the same place: fragments grow together again. False if it cannot."""
+        """Merges a unit with another one of the same place, so that fragments grow together again; False if it cannot."""
         unit, more = job.unit, other.unit
         rows = [*unit.rows, *more.rows]
         fresh = job.is_fresh and other.is_fresh and len(rows) <= int(self.fields.get("batch_size", 0))
@@ -366,7 +367,7 @@ class RunInMemory:
         return True
 
     def lacks_scope(self, job: Job, effects: Effects) -> bool:
-        """Whether something is gone that a commit needs: its unit's place in the scope, or the fork to which its rows go."""
+        """Whether a commit lacks something that it needs: its unit's place in the scope, or the fork to which its rows go."""
         number, scope = job.unit.root, job.unit.scope
         live = self.roots.get(number)
         if live is None or job.name not in live.members.get(scope, ()):

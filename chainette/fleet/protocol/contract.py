@@ -119,7 +119,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def end_of_input(self, keys: RunKeys, total: int) -> bool:
-        """Sets the number of roots this epoch admits in all; False if it has admitted another number.
+        """Sets the total number of roots of this epoch; False if it has admitted another number.
 
         Raises:
             Lost: the epoch is over.
@@ -278,10 +278,10 @@ class LeasedQueue(ABC):
         """Reserves requests of an engine, in their order, as far as the `limits` of the run and those of the engine go; before
         that, settles earlier ones. The limits of an engine hold for all runs together, also for those that are closed.
 
-        `settled` is the difference between the usage and the reservations of the `ended` requests. What nobody settles,
-        since its worker died, stays spent. If none fits and no live worker has a request in flight (of the run; or of the
-        engine, in any run), the run is exhausted: no more of its units are claimed in this epoch. `token` names the call, which
-        is repeated until a reply comes.
+        `settled` is the difference between the usage and the reservations of the `ended` requests. A reservation that its
+        worker never settles, because it died, stays spent. If none fits and no live worker has a request in flight (of the run;
+        or of the engine, in any run), the run is exhausted: no more of its units are claimed in this epoch. `token` names the
+        call, which is repeated until a reply comes.
 
         Raises:
             Lost: the epoch is over.
@@ -298,8 +298,8 @@ class LeasedQueue(ABC):
         answers: Sequence[tuple[bytes, bytes]] = (),
         given_up: Sequence[bytes] = (),
     ) -> list[bytes | Asker]:
-        """Tells other workers answers, and questions this one asks no more; then says of each question that is `wanted`
-        its answer, or who asks it. A worker that dies asks no more.
+        """Tells other workers answers, and questions this one no longer asks; then returns for each `wanted` question its
+        answer, or who asks it. A worker that dies asks no more.
 
         Answers are forgotten with their epoch, and before that if there are more than `MOST_ANSWERS`: the last half of
         these is remembered at least. Then a question is asked again.
@@ -321,8 +321,8 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def put_aside(self, run: str, asides: Sequence[Aside], epoch: int | None = None) -> None:
-        """Keeps messages that cannot be right for a week, the last of them at least, and says in the run's record how many
-        there were. With an epoch, they are taken out of its stream."""
+        """Keeps invalid messages for a week (at least the last ones), and notes their number in the run's record. With an
+        epoch, they are taken out of its stream."""
 
     @abstractmethod
     def ack(self, keys: RunKeys, owner: str, position: tuple[str, str], roots: Sequence[int]) -> None:
@@ -337,7 +337,7 @@ class LeasedQueue(ABC):
 
     @abstractmethod
     def note(self, run: str, event: Event) -> None:
-        """Sends the run's sink an event that may get lost, say that an engine was loaded or a unit is retried."""
+        """Sends the run's sink an event that may get lost, for example that an engine was loaded or a unit is retried."""
 
     @abstractmethod
     def notes(self, run: str, after: str) -> tuple[str, list[Note]]:

@@ -1,4 +1,4 @@
-"""How a process of the fleet (worker, service or `enqueue`) describes itself in Redis."""
+"""The description of a process of the fleet (worker, service or `enqueue`) in Redis."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class BadMessage(ChainetteError):
 
 
 class Missing(BadMessage):
-    """Something is gone from Redis that must be there; its rows come back with a new epoch."""
+    """Redis lacks something that must be there; its rows come back with a new epoch."""
 
 
 class PutAside(BadMessage):

@@ -73,7 +73,7 @@ class Turn(StrEnum):
     JOB = "JOB"
     #: alone: workers died while they held it
     SOLO = "SOLO"
-    #: not at all: it killed a worker while it ran alone, so it is cut in two, or its row is rejected
+    #: not processed: it killed a worker while it ran alone, so it is cut in two, or its row is rejected
     MEND = "MEND"
 
 
@@ -169,7 +169,7 @@ class AdmissionProgress:
     live: set[int]
     #: The root admitted last in this epoch; -1 if there is none.
     last: int = -1
-    #: Why the epoch cannot go on: a unit is lost or unreadable. Its rows come back in the next epoch.
+    #: The reason why the epoch cannot go on: a unit is lost or unreadable. Its rows come back in the next epoch.
     damaged: str = ""
     #: Roots that left this epoch with units for a later phase.
     suspended: int = 0
@@ -178,7 +178,7 @@ class AdmissionProgress:
     exhausted: bool = False
     #: Digest of an engine with a budget -> the amounts that the run has spent and reserved of it.
     of_engines: Mapping[str, Amounts] = field(default_factory=dict)
-    #: If it is an engine's budget that does not suffice: its digest, and the amounts that all runs have spent and reserved.
+    #: If an engine's budget does not suffice: the engine's digest, and the amounts that all runs have spent and reserved.
     exhausted_by: str = ""
     of_all_runs: Amounts = field(default_factory=Amounts)
     #: Whether this is still the run's epoch in Redis.

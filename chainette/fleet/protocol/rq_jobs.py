@@ -39,7 +39,7 @@ __all__ = [
 #: The one function a job may name. Workers never import it.
 FUNCTION = "chainette.run.process"
 
-#: Bytes that tell apart the sealed pieces of a fork.
+#: Bytes that distinguish the sealed pieces of a fork.
 _UNIQUE = 8
 #: Bytes of bad answers a unit keeps for its rows.
 _MOST_UNFINISHED = 1 << 20
@@ -208,7 +208,7 @@ def wire_unfinished(claim: Claim | None, seals: Seals) -> bytes:
 
 
 def open_unfinished(claimed: ClaimedJob, seals: Seals, data: bytes) -> dict[str, Unfinished]:
-    """Decodes it; {} if it does not decode or carries no seal: failures are only counted on, and answers asked for again."""
+    """Decodes it; {} if it does not decode or carries no seal: then failures are counted anew, and answers asked for again."""
     try:
         return _unfinished.decode(claimed.opened(seals, Purpose.UNFINISHED, claimed.job, data) or b"") if data else {}
     except (BadMessage, ValueError):
@@ -216,7 +216,7 @@ def open_unfinished(claimed: ClaimedJob, seals: Seals, data: bytes) -> dict[str,
 
 
 def begun_word(claim: Claim, incarnation: str, seals: Seals) -> str:
-    """The word that a worker begins a row that runs alone; "" without a key, or if there are several rows."""
+    """The message that a worker begins a row that runs alone; "" without a key, or if there are several rows."""
     if not seals.fingerprint or len(claim.unit.rows) != 1:
         return ""
     return seals.seal(claim.run, claim.epoch, Purpose.BEGUN, _alone(claim), incarnation.encode()).hex()

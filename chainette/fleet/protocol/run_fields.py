@@ -19,7 +19,7 @@ __all__ = ["WITHDREW", "Counts", "RunInfo", "record_seal", "used_fields"]
 #: An entry of `refusals`: an engine refuses the worker's key, the model, or the way in which a step asks.
 WITHDREW = "withdrew from an engine that refuses it"
 
-#: Fields that workers, or a run that was begun, cannot do without.
+#: Fields that workers need, or a run that has begun.
 _NEEDED = {"chain_ref", "digest", "batch_size", "simulate", "seed", "engines", "parameters", "marks", "reuse"} | {
     *("owner", "queues", "cursor", "live_rows", "live_bytes", "results")
 }
@@ -44,7 +44,7 @@ _SEALED = (
 _SPARE = {"aside", "aside_why", "key", "seal", "reason", "still", "counts", "order", "sink", "coordinator"}
 
 
-#: The most queues of one run that anybody looks at.
+#: The most queues of one run that are read.
 _MOST_QUEUES = 2000
 
 
@@ -70,7 +70,7 @@ class RunInfo(HashFields, frozen=True):
     #: The processes that hold these roles.
     sink: str = ""
     coordinator: str = ""
-    #: Why it was paused, and why its epoch cannot go on.
+    #: The reasons why it was paused, and why its epoch cannot go on.
     reason: str = ""
     damaged: str = ""
     #: Roots admitted in this epoch so far, and in all.
@@ -110,11 +110,11 @@ class RunInfo(HashFields, frozen=True):
     marks: str = ""
     #: Whether its sink has earlier runs to take answers from.
     reuse: bool = False
-    #: The limits of the run, None if it has none; the part that is spent or reserved, and whether that is all.
+    #: The limits of the run (None if it has none), the part that is spent or reserved, and whether they are exhausted.
     budget: Budget | None = None
     used: str = ""
     exhausted: bool = False
-    #: The order to services as JSON (`fleet.redis.run_registry.Order`), from a key apart; "" if there is none.
+    #: The order to services as JSON (`fleet.redis.run_registry.Order`), from a separate key; "" if there is none.
     order: str = ""
     #: Member -> why it does not serve the run.
     refusals: dict[str, str] = {}
@@ -176,7 +176,7 @@ class RunInfo(HashFields, frozen=True):
 
 
 def record_seal(seals: Seals, run: str, epoch: int, fields: Mapping[str, str | int | float]) -> dict[str, str]:
-    """The fields of a run's record that say who may read it, and that nobody has changed it."""
+    """The fields of a run's record that name its fleet key, and prove that nobody has changed it."""
     body = _sealed_part({name.encode(): str(value).encode() for name, value in fields.items()})
     sealed = seals.seal(run, epoch, Purpose.RECORD, "", body)
     return {"key": seals.fingerprint, "seal": sealed[: len(sealed) - len(body)].hex()}

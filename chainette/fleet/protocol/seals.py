@@ -1,4 +1,5 @@
-"""Seals: with CHAINETTE_FLEET_KEY, every message through Redis carries a keyed BLAKE2b tag nobody without the key makes.
+"""Seals: with CHAINETTE_FLEET_KEY, every message through Redis carries a keyed BLAKE2b tag, which nobody can make without the
+key.
 
 A tag covers run, epoch, kind, logical identity and body, never the Redis key under which the message lies. So a message
 cannot be moved to another run, epoch, unit or purpose. Without a key, messages travel as they are.
@@ -35,11 +36,11 @@ class Purpose(StrEnum):
     UNIT = "unit"
     #: the work already spent on the rows of a unit (job)
     UNFINISHED = "unfinished"
-    #: the word that a worker begins a row that runs alone (job, row)
+    #: the message that a worker begins a row that runs alone (job, row)
     BEGUN = "begun"
     #: the base rows of a fork, its join unit's (job, scope)
     BASE = "base"
-    #: rows a branch of a fork gave, or ended (scope, entry token, number)
+    #: rows that a branch of a fork gave or ended (scope, entry token, number)
     PIECE = "piece"
     #: a root as it was admitted (root)
     ROOT = "root"
@@ -57,9 +58,9 @@ class Purpose(StrEnum):
     RECORD = "record"
     #: a run handed over to services (the order's own id)
     ORDER = "order"
-    #: the word that a run is cancelled ()
+    #: the message that a run is cancelled ()
     CANCEL = "cancel"
-    #: the word that a worker is to end (incarnation)
+    #: the message that a worker is to end (incarnation)
     STOP = "stop"
     #: the address of a process's metrics (address)
     METRICS = "metrics"
@@ -77,7 +78,7 @@ class Seals(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the key without telling it; "" without a key."""
+        """Identifies the key without revealing it; "" without a key."""
         ...
 
     def seal(self, run: str, epoch: int, kind: Purpose, identity: str, body: bytes) -> bytes:

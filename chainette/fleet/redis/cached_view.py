@@ -1,4 +1,4 @@
-"""Looks at a fleet for many who ask, once a second at most."""
+"""One look at a fleet for many callers, at most once a second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FRESH = 1.0
 
 
 class CachedView:
-    """Looks at a fleet for anybody who asks, once a second at most. Thread-safe."""
+    """Looks at a fleet at most once a second, for any number of callers. Thread-safe."""
 
     def __init__(self, connection: redis.Redis, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis = connection

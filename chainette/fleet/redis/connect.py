@@ -21,7 +21,7 @@ _log = logging.getLogger("chainette")
 VARIABLE = "CHAINETTE_REDIS_URL"
 #: Seconds between two questions whether Redis has loaded its data.
 _LOADING = 0.5
-#: Tries of the first call, since a connection may break for once; seconds between two of them.
+#: Tries of the first call, since a connection may break once; seconds between two of them.
 _TRIES, _PAUSE = 3, 0.1
 #: Beginnings of replies that say "not now" and for which redis-py has no class.
 _PASSING = ("BUSY", "MASTERDOWN", "UNBLOCKED", "MISCONF", "NOREPLICAS")
@@ -51,7 +51,7 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
 
     Raises:
         RedisUnavailable: it does not answer; the message holds no password.
-        RunError: the URL is none, or Redis does not let us in.
+        RunError: it is not a URL, or Redis denies access.
     """
     import redis
     from redis.backoff import NoBackoff
@@ -100,9 +100,9 @@ def _wait_until_loaded(client: redis.Redis, address: str) -> None:
 
 
 def eviction_risk(client: redis.Redis) -> str:
-    """Why Redis may delete keys by itself, with the command that stops it; "" if it does not, or does not say.
+    """The reason why Redis may delete keys by itself, with the command that stops it; "" if it does not, or does not report it.
 
-    INFO tells it to users who may not call CONFIG.
+    INFO reports it also to users who may not call CONFIG.
 
     Raises:
         redis.RedisError: it does not answer.
@@ -127,7 +127,7 @@ def chosen_url(url: str | None) -> str:
 
 
 def impatient(client: redis.Redis, timeout: float) -> redis.Redis:
-    """The same Redis through connections that wait for an answer no longer than so many seconds."""
+    """The same Redis, through connections that wait at most so many seconds for an answer."""
     import redis
 
     pool = client.connection_pool
@@ -146,7 +146,7 @@ def is_passing(error: redis.RedisError) -> bool:
 
 
 def is_damage(error: redis.RedisError) -> bool:
-    """Whether Redis holds something Chainette did not write there, so that a command or a script cannot go on."""
+    """Whether Redis holds data that Chainette did not write, so that a command or a script cannot go on."""
     words = ("WRONGTYPE", "is not an integer", "is not a valid float", "attempt to ")
     return any(word in str(error) for word in words)
 

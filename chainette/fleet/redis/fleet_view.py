@@ -51,7 +51,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """One run that is not closed, and everybody who lives."""
+    """One run that is not closed, and all live processes."""
 
     info: RunInfo
     members: Mapping[str, Member]
@@ -90,7 +90,7 @@ class LiveRun:
         return done if self.expected is None else min(done, self.expected)
 
     def state(self) -> RunState:
-        """The run as the log of its directory would give it, as far as its sink has said."""
+        """The run as the log of its directory would give it, as far as its sink has reported."""
         counts = self.info.counts
         nodes = {
             name: NodeCounts(taken, given, rejected, usage=Usage(completion_tokens=tokens))
@@ -105,7 +105,7 @@ class LiveRun:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Every run, and everybody who lives, at one moment."""
+    """Every run and all live processes, at one moment."""
 
     runs: tuple[LiveRun, ...]
     members: Mapping[str, Member]
@@ -115,7 +115,7 @@ class Fleet:
 
 
 def look(connection: redis.Redis, run: str | None = None) -> Fleet:
-    """The whole fleet, or one run of it, in four round trips whatever the number of rows.
+    """The whole fleet, or one run of it, in four round trips for any number of rows.
 
     Raises (as every function here):
         redis.RedisError: Redis does not answer.
@@ -279,7 +279,7 @@ def _live_run(info: RunInfo, raw: _Raw, jobs: _Jobs, members: Mapping[str, Membe
 
 
 def _named(raw: Iterable[bytes]) -> list[str]:
-    """Names as our processes give them, and no more than there can be."""
+    """Names in the form that our processes give them, no more than there can be."""
     return [name.decode() for name in raw if _is_name(name)][:_MOST_NAMES]
 
 

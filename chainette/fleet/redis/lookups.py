@@ -65,7 +65,7 @@ class Lookups:
         """Takes the question that has waited longest; None if there is none.
 
         Raises:
-            BadMessage: it is none.
+            BadMessage: it is not a question.
         """
         with _damage_is_loss():
             message = cast("bytes | None", self._redis.lpop(keys.asked))

@@ -13,12 +13,12 @@ __all__ = ["reasons"]
 #: Seconds without movement from which on a full window is a reason.
 _STILL = 2
 
-#: Results a sink takes at once; more of them waiting means that it is behind.
+#: Results a sink takes at once; if more are waiting, it is behind.
 _BEHIND = 256
 
 
 def reasons(run: LiveRun, *, own_workers: bool = False) -> list[str]:
-    """Sentences why a run does not move, each with the command that helps; [] if no reason is known.
+    """Sentences that say why a run does not move, each with the command that helps; [] if no reason is known.
 
     `own_workers`: the workers are children of the caller, which starts them without anybody's help.
     """

@@ -1,4 +1,4 @@
-"""Runs as processes of a fleet hand them over, take them on, refuse or pause them."""
+"""The registry of runs: processes of a fleet hand runs over, take them on, refuse or pause them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     #: since 1970.
     number: int = 0
     at: int = msgspec.field(default_factory=lambda: int(time.time()))
-    #: Tells orders apart, and the fleet's seal over it (`Board.sealed`); "" without a key.
+    #: Identifies the order; and the fleet's seal over it (`Board.sealed`), "" without a key.
     id: str = msgspec.field(default_factory=lambda: secrets.token_hex(8))
     seal: str = ""
 
@@ -184,7 +184,7 @@ class Board:
         return sealed[: len(sealed) - len(body)].hex()
 
     def revive(self, run: str) -> bool:
-        """Lets a run go on that was called cancelled by somebody who may not; False if `chainette cancel` did it."""
+        """Lets a run go on if it was called cancelled without the right to do so; False if `chainette cancel` did it."""
         words = [self._seals.seal(run, 0, Purpose.CANCEL, "", b"1").hex()] if self._seals.fingerprint else []
         return bool(self._scripts.call("revive", run=run, words=words) == b"OK")
 
@@ -197,7 +197,7 @@ class Board:
         self._scripts.call("drop", run=run, role=role, me=me)
 
     def refuse(self, run: str, me: str, reason: str) -> None:
-        """Writes down why a worker or a service takes nothing of a run; others may take it."""
+        """Records the reason why a worker or a service does not serve a run; others may serve it."""
         self.say(run, {f"refused:{me}": reason[:2000]})
 
     def hold(self, run: str, reason: str) -> None:

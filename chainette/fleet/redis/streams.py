@@ -50,7 +50,7 @@ def noted_event(fields: Mapping[bytes, bytes], opened: Open = _as_it_is) -> Note
 
 
 class SealedNotes:
-    """Seals notes under random names, and opens each of them under one entry only: a copy of a sealed note is not heard."""
+    """Seals notes under random names, and opens each name in one entry only: a copy of a sealed note is ignored."""
 
     def __init__(self, seals: Seals) -> None:
         self._seals = seals
@@ -63,7 +63,7 @@ class SealedNotes:
         return name.encode() + self._seals.seal(run, 0, Purpose.NOTE, name, line)
 
     def read(self, run: str, item: Any) -> Note | None:
-        """The event of an entry; None if it is no note of ours, or one that was heard before."""
+        """The event of an entry; None if it is no note of ours, or was read before."""
 
         def opened(_identity: str, text: bytes | None) -> bytes | None:
             if not self._seals.fingerprint or text is None:

@@ -20,7 +20,7 @@ __all__ = ["LOCK", "data_lock", "disown"]
 #: The file in the data directory that is locked while a server lives; it holds the starter's process id.
 LOCK = "server.lock"
 
-#: Seconds beyond its grace in which a server on its way out ends; on a busy machine its keeper takes a while to notice.
+#: Seconds beyond its grace that a server on its way out may take: on a busy machine, its keeper notices late.
 _DELAY = 30
 
 
@@ -80,7 +80,7 @@ def _owner(data_dir: Path) -> int:
 
 
 def disown(data_dir: Path) -> None:
-    """Says that the processes that still hold the lock are on their way out."""
+    """Records that the processes which still hold the lock are on their way out."""
     with contextlib.suppress(OSError):
         if _owner(data_dir) == os.getpid():
             os.truncate(data_dir / LOCK, 0)

@@ -1,6 +1,6 @@
 """A Valkey (or Redis) server of our own, for a machine where none runs.
 
-Guarantees: it lives exactly as long as the process that started it, however that one ends; one server per data
+Guarantees: it lives exactly as long as the process that started it, in whatever way that process ends; one server per data
 directory; acknowledged writes survive a kill -9 of server and starter; it listens on a Unix socket that
 only this user can open, or on 127.0.0.1. The password is random, is known to this process alone (the server gets its
 SHA-256, over a pipe), and is in no argv, file, log or repr; callers that pass `url` on keep it so.
@@ -259,7 +259,7 @@ class EmbeddedServer:
             )
 
     def _await_answer(self) -> str | None:
-        """None once the server answers, else why it is given up."""
+        """None once the server answers, else the reason why it is given up."""
         from redis import Redis, exceptions
         from redis.backoff import NoBackoff
         from redis.retry import Retry

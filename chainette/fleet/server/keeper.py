@@ -30,7 +30,7 @@ __all__: list[str] = []
 #: Seconds between two looks at the server and the parent, whose ends send no event here.
 TICK = 0.25
 
-#: Bytes of the log that the starter is told at the end.
+#: Bytes of the log that the starter gets at the end.
 LOG_TAIL = 4096
 
 PR_SET_PDEATHSIG = 1
@@ -99,7 +99,7 @@ def send(server: subprocess.Popen[bytes], config: bytes) -> None:
 
 
 def wait(server: subprocess.Popen[bytes], starter: int) -> None:
-    """Returns when the server ended or nobody needs it any more."""
+    """Returns when the server has ended, or nobody needs it any more."""
     while server.poll() is None and os.getppid() == starter:
         if select.select([sys.stdin], [], [], TICK)[0]:
             return
@@ -116,7 +116,7 @@ def end(server: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def tell(words: bytes) -> None:
-    """Tells the starter, who may be gone."""
+    """Writes to the starter, which may be gone."""
     with contextlib.suppress(OSError):
         os.write(sys.stdout.fileno(), words)
 

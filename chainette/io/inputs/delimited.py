@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _SPECIAL = frozenset('",\r\n')
-#: Bytes of a too long line that are kept for the rejection.
+#: Bytes of an overlong line that are kept for the rejection.
 KEPT = 65536
 _BLOCK = 1 << 16
 #: Bytes of lines that are skipped at a time.
@@ -81,7 +81,7 @@ class AnyLineEnd:
 
 
 class _Ahead:
-    """Bytes that were read ahead, whole lines and the beginning of one, and the stream they are from."""
+    """Bytes that were read ahead (whole lines and the beginning of one), and their stream."""
 
     def __init__(self, data: bytes, stream: IO[bytes]) -> None:
         self._data, self._stream = io.BytesIO(data), stream

@@ -99,7 +99,7 @@ def _dialect(path: Path, max_bytes: int, usual: str) -> tuple[str, int, bool]:
 
 
 def _fit(head: bytes, separator: str, max_bytes: int) -> tuple[int, int]:
-    """How many of the first records have as many cells as the header, and that number of cells (0 without records)."""
+    """The number of first records with as many cells as the header, and the number of those cells (0 without records)."""
     cut = records(AnyLineEnd(io.BytesIO(head)), separator.encode(), max_bytes)
     counts = list(islice((_width(line.data, separator) for line in cut if not line.data.isspace()), _SAMPLE + 1))
     return sum(count == counts[0] for count in counts[1:]), counts[0] if len(counts) > 1 else 0

@@ -1,4 +1,4 @@
-"""A file that grows as it is read: a copy of a source, as far as somebody reads on.
+"""A file that grows as it is read: a copy of a source, as far as the run has read it.
 
 A run with `accept` may take its rows from a source that never ends, and any run from a data set of the hub. While the
 source may give more, a mark lies beside the file; a later session compares the source with the file, and goes on behind it.
@@ -42,7 +42,7 @@ class GrowingFile:
         #: The name by which the source can be opened again, and the columns of all its rows; "" and [] if they are unknown.
         self.origin = str(source) if isinstance(source, HubRows) else ""
         self.columns = source.columns if isinstance(source, HubRows) and not path.exists() else []
-        #: Whether somebody wanted more than there is, from a source nobody gave.
+        #: Whether a reader wanted more than the file has, without a source that could give it.
         self.is_cut = False
         self._mark = path.with_name(f"{path.name}.open")
         self._blocks: Iterator[bytes] | None = None if source is None else blocks_of(source, at_once=True)
@@ -77,7 +77,7 @@ class GrowingFile:
         Returns False if there is nothing more.
 
         Raises:
-            InputError: the source gives other rows than before, or something that is no row.
+            InputError: the source gives other rows than before, or something that is not a row.
             DiskError: the disk refused.
         """
         with self._reading:

@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face Hub as inputs: `hf:OWNER/NAME`, `hf:OWNER/NAME/SPLIT`, `hf:OWNER/NAME@REVISION/CONFIG/SPLIT`.
 
-Rows are streamed through `datasets`, as far as a run reads on. The log keeps the commit, so that a later session reads the same
-rows. The hub's address and token are those of `datasets` (`HF_ENDPOINT`, `HF_TOKEN`, `hf auth login`).
+Rows are streamed through `datasets`, only as far as the run reads. The log keeps the commit, so that a later session reads the
+same rows. The hub's address and token are those of `datasets` (`HF_ENDPOINT`, `HF_TOKEN`, `hf auth login`).
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ class HubRows:
         return "/".join(filter(None, parts))
 
     def is_of(self, name: str) -> bool:
-        """Whether a name means this data set, as far as it goes."""
+        """Whether a name, complete or not, means this data set."""
         other = HubRows.of(name)
         pairs = [(getattr(self, key), getattr(other, key)) for key in ("repo", "config", "split")]
         return all(wanted in (None, mine) for mine, wanted in pairs)
 
     @property
     def columns(self) -> list[str]:
-        """The columns of every row; [] if only the rows tell."""
+        """The columns of every row; [] if only the rows show them."""
         with self._asking():
             return list(self._dataset.column_names or ())
 

@@ -38,7 +38,7 @@ class Stamp(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
-    #: Whether any later change shows in the times; not if the file is so new that two writes may have the same time.
+    #: Whether any later change shows in the times. If the file is very new, it may not: two writes may have the same time.
     settled: bool = True
 
 
@@ -95,7 +95,7 @@ class Trail:
             self._upto = at + len(data)
 
     def grows(self, read: int) -> bool:
-        """Whether a file of which so many bytes were read has more by now; waits for the source of one that grows."""
+        """Whether a file has more bytes by now than were read; waits for the source of a file that grows."""
         return self._growing is not None and self._growing.more(read)
 
     def mark(self) -> Read:
@@ -114,7 +114,7 @@ class Trail:
         return Read(self._upto, self._hash.hexdigest())
 
     def confirms(self, read: Read) -> bool:
-        """Whether the bytes up to a position have the digest somebody says; reads on to it.
+        """Whether the bytes up to a position have the given digest; reads on to it.
 
         Raises:
             InputError: a file cannot be read.

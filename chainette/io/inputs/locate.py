@@ -43,7 +43,7 @@ def open_input(
     """The reader for a file, a folder, a pattern, or several of them in the order given; cut at `limit` records.
 
     Raises:
-        InputError: nothing can be read; the message names what was found and the next step.
+        InputError: nothing can be read; the message names the content found and the next step.
     """
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(item) for item in source]
     files = [file for path in sources for file in _files(path)]

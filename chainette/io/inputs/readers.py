@@ -120,7 +120,7 @@ class InputFile(ABC):
         return Trail(self.files(), self.stamps)
 
     def records(self, start: int = 0, trail: Trail | None = None) -> Iterator[Record]:
-        """The records from index `start` up to the limit. `trail` follows how far the files were read for them.
+        """The records from index `start` up to the limit. `trail` follows the position in the files.
 
         Raises:
             InputError: a file disappeared, is damaged, or changed while it was read.
@@ -175,7 +175,7 @@ class InputFile(ABC):
             return None
         try:
             found = self._count()
-        except _BROKEN:  # reading it later says where it is damaged
+        except _BROKEN:  # reading it later shows where it is damaged
             found = None
         return found if found is None or self.limit is None else min(found, self.limit)
 

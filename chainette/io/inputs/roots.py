@@ -38,8 +38,8 @@ class Roots:
         source.leave_out(model.unused(source.columns() or ()))
 
     def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
-        """Roots that are not done, in order; done ones are skipped without decoding them. Of an input that grows,
-        `WAITING` comes as long as the next one is being read.
+        """Roots that are not done, in order; done ones are skipped without decoding them. If the input grows, `WAITING` comes
+        while the next root is being read.
 
         Raises:
             InputError: the input changed, or can no longer be read.

@@ -1,4 +1,4 @@
-"""Roots of an input that takes its time: read in another thread, so that nobody waits for them."""
+"""Roots of a slow input: read in another thread, so that nobody waits for them."""
 
 from __future__ import annotations
 

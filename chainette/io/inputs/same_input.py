@@ -47,7 +47,7 @@ def require_same_beginning(source: InputFile, recorded: dict[str, Any], read: Re
 
 
 def _stamps(source: InputFile, recorded: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether sizes and times are those that were recorded, and whether these tell apart every change since."""
+    """Whether sizes and times are those that were recorded, and whether every later change would show in them."""
     known = [Stamp(*stamp) for stamp in recorded.get("files", ())]
     return [stamp[:3] for stamp in known] == [stamp[:3] for stamp in source.stamps], all(stamp.settled for stamp in known)
 

@@ -1,4 +1,4 @@
-"""Recognises the format of a file, by its first 64 KiB more than by its name."""
+"""Recognises the format of a file: by its name, and above all by its first 64 KiB."""
 
 from __future__ import annotations
 

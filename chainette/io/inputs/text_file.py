@@ -48,7 +48,7 @@ class TextFile(InputFile):
 
     def _skip(self, stream: IO[bytes], records: int) -> tuple[int, Iterator[Line]]:
         """Skips at most so many records, if that is faster than reading them; their number, and the records after them."""
-        if records <= 0 or not self._by_lines or self.growing is not None:  # large blocks would read ahead of what is needed
+        if records <= 0 or not self._by_lines or self.growing is not None:  # large blocks would read ahead
             return 0, self._lines(stream)
         skipped, number, rest = skip_lines(stream, records, self._max_line_bytes)
         return skipped, _not_blank(map(without_mark, lines(rest, self._max_line_bytes, number + 1)))

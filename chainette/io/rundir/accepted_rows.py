@@ -1,4 +1,4 @@
-"""The first rows, in the order of the input, that reach the end: how many are certain, and the boundary behind them.
+"""The first rows, in the order of the input, that reach the end: the number that is certain, and the boundary behind them.
 
 Roots of a run with `accept` become complete in the log one after another, so that `flattened/` holds exactly the accepted
 rows. A root whose rows have ended before waits in memory for the roots before it; after a crash it is
@@ -21,10 +21,10 @@ __all__ = ["AcceptedRows", "Boundary", "has_enough", "may_begin"]
 
 @dataclass
 class AcceptedRows:
-    """How far a run is that stops after a number of rows."""
+    """The progress of a run that stops after a number of rows."""
 
     wanted: int
-    #: Rows that are accepted whatever comes.
+    #: Rows that are certain to be accepted.
     certain: int = 0
     #: The number of complete roots, and of their records. No root is complete before all roots before it are.
     roots: int = 0
@@ -71,7 +71,7 @@ class AcceptedRows:
 
 
 def has_enough(accepted: AcceptedRows | None) -> bool:
-    """Whether a run has all rows it wants, so that those behind them need not go on; never without `accept`."""
+    """Whether a run has all the rows it wants, so that rows behind them need not go on; never without `accept`."""
     return accepted is not None and accepted.reached
 
 

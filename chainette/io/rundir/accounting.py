@@ -71,7 +71,7 @@ class NodeCounts:
     probes: Usage = field(default_factory=Usage)
     #: By engine, in the order of their first answers; only of a step that escalates.
     engines: dict[str, EngineCounts] = field(default_factory=dict)
-    #: Rows behind the last accepted one, which no other count has; `usage` and `engines` have what they cost.
+    #: Rows behind the last accepted one, which no other count has; `usage` and `engines` include their cost.
     behind: NodeCounts | None = None
 
     @property
@@ -104,7 +104,7 @@ class NodeCounts:
             self.engines.setdefault(event.engine, EngineCounts()).take(event)
 
     def add(self, rows: NodeCounts | Beyond, sign: int = 1) -> None:
-        """Counts rows, or with `sign` -1 counts them no more."""
+        """Adds rows to the counts, or removes them with `sign` -1."""
         self.taken += sign * rows.taken
         self.given += sign * rows.given
         self.rejected += sign * rows.rejected

@@ -67,7 +67,7 @@ def index_of(source: RunDir, pinned: Path) -> AnswerIndex:
             build(source, cached)
         for path in (cached, rows_beside(cached)):
             _link(path, pinned if path == cached else rows_beside(pinned))
-    except (DiskError, OSError):  # the directory of somebody else, or on a disk that only reads
+    except (DiskError, OSError):  # the directory of somebody else, or on a read-only disk
         build(source, pinned)
     made = open_index(pinned, source)
     if made is None:

@@ -43,7 +43,7 @@ ENTRY_BYTES = KEY_BYTES + _ROW + _PLACE + _OFFSET
 #: Begins the names of folders in which an index is made.
 MAKING = "making-"
 
-#: Bytes of the log that tell whether it is still the same.
+#: Bytes at the end of the log that show whether it is still the same.
 _TAIL = 4096
 
 #: Ends an index: its header's length, and this.

@@ -98,7 +98,8 @@ def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
 
 
 def _worse(old: GraphNode, new: GraphNode, engine: Settings) -> Iterator[str]:
-    """Changed settings of a node that could reject accepted rows: those that rescue rows, changed the other way."""
+    """Changed settings of a node that could reject accepted rows: rescuing settings that were changed in the other
+    direction."""
     rescues = {name: rescues for settings in (*SETTINGS.values(), engine) for name, rescues in settings.rescue.items()}
     known = old.rescues
     for name, value in new.rescues.items():
@@ -130,7 +131,7 @@ def _lineages(graph: Graph) -> dict[str, str]:
                 start = end = follow(first.first, came)
                 for branch in others:
                     end = follow(branch.first, end)
-                joined = [(join.alias, start) for join in element.joins[:1]]  # one lineage, whatever the number of rounds
+                joined = [(join.alias, start) for join in element.joins[:1]]  # one lineage for any number of rounds
                 came = _digest(came, joined) if joined else came
                 continue
             start = follow(element.entry, came) if isinstance(element, GraphChoice) else came

@@ -34,7 +34,7 @@ class ChangedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the rows of a step differ between two runs."""
+    """The differences between two runs in the rows of a step."""
 
     #: "_key" or "row_id": the column by which rows are matched.
     by: str

@@ -1,4 +1,4 @@
-"""The bill of a run, folded from its log: what each step's answers cost, those included that led to no row."""
+"""The bill of a run, folded from its log: the cost of each step's answers, including answers that led to no row."""
 
 from __future__ import annotations
 

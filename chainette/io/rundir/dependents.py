@@ -1,4 +1,4 @@
-"""Which nodes depend on which: the smallest set to compute anew, and everything that follows from it."""
+"""The dependencies between nodes: the smallest set to compute anew, and everything that follows from it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def _old(path: Path) -> Path:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    whole = path.resolve()  # "." has no name, and hard links may be impossible beside a symbolic link
+    whole = path.resolve()  # "." has no name, and hard links may be impossible next to a symbolic link
     return whole.with_name(f".{whole.name}.{suffix}")
 
 

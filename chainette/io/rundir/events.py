@@ -94,7 +94,7 @@ class RunCreated(Event, frozen=True, tag="run_created"):
 
 
 class Charged(TypedDict):
-    """The part of a session's first event that says how its answers are charged."""
+    """The part of a session's first event that sets the charges for its answers."""
 
     rates: dict[str, Rate]
     budget: list[str]
@@ -135,7 +135,7 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
     records: int | None = None
     #: The number of rows to accept, if it was raised.
     accept: int | None = None
-    #: The number of the last order that a sink has followed; none that is older is followed, and none twice.
+    #: The number of the last order that a sink has followed; it follows no older order, and none twice.
     order: int = 0
     #: Engine -> how its usage is charged from here on, if that changed.
     rates: dict[str, Rate] = {}
@@ -167,10 +167,10 @@ class Beyond(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LastAccepted(msgspec.Struct, frozen=True):
-    """The boundary of a run with `accept`: what comes behind this row is surplus."""
+    """The boundary of a run with `accept`: all rows behind this one are surplus."""
 
     row_id: str
-    #: Finished rows of its root up to it; with those of earlier roots they are as many as were wanted.
+    #: Finished rows of its root up to this one; together with those of earlier roots they are the wanted number.
     rows: int
     #: Node or fork -> its rows behind it, of the same root.
     beyond: dict[str, Beyond] = {}
@@ -225,7 +225,7 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     escalated: int = 0
     #: Ids an Apply dropped.
     dropped: list[str] = []
-    #: Ids of rows a choice among candidates let pass as they are, all candidates kept.
+    #: Ids of rows that passed a choice among candidates as they are, with all candidates kept.
     passed: list[str] = []
     #: Candidates without a valid answer, among those given.
     invalid: int = 0
@@ -254,7 +254,7 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
     message: str
     #: Seconds until the next try.
     delay: float
-    #: Whether requests of single rows failed, and the engine may well answer others.
+    #: Whether only requests of single rows failed, so that the engine may answer others.
     alone: bool = False
     #: Whether the engine refuses the step as it is declared, so that no worker can do it.
     refused: bool = False
@@ -263,7 +263,7 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
 
 
 class EngineAdapted(Event, frozen=True, tag="engine_adapted"):
-    """An engine is asked otherwise than declared, since its server refuses a parameter whose absence keeps the meaning."""
+    """Requests to an engine differ from its declaration: its server refuses a parameter, and the meaning stays without it."""
 
     engine: str
     #: Name of the change -> its description.
@@ -271,7 +271,8 @@ class EngineAdapted(Event, frozen=True, tag="engine_adapted"):
 
 
 class EngineProbed(Event, frozen=True, tag="engine_probed"):
-    """An engine was asked fixed questions as a step asks, to tell whether rows or the engine are at fault."""
+    """An engine was asked fixed questions in the form of a step's requests, to find out whether rows or the engine are at
+    fault."""
 
     node: str
     usage: Usage
@@ -291,7 +292,7 @@ class AnswersDiscarded(Event, frozen=True, tag="answers_discarded"):
 
 
 class RowsTakenBack(Event, frozen=True, tag="rows_taken_back"):
-    """Rows of a step were taken back, to be computed anew; what their answers cost stays on the bill."""
+    """Rows of a step were taken back, to be computed anew; the cost of their answers stays on the bill."""
 
     node: str
     engine: str

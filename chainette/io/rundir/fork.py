@@ -104,8 +104,8 @@ def require_kept(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen)
 
 
 def _broke_off(directory: RunDir, state: RunState, newest: int) -> bool:
-    """Whether the directory is an attempt, not finished, to compute rows of its newest version anew. That one is whole, and
-    stays the newest: however often an attempt breaks off, `rollback` brings back the rows before the first."""
+    """Whether the directory is an unfinished attempt to compute rows of its newest version anew. That version is whole, and
+    stays the newest: however often an attempt breaks off, `rollback` brings back the rows from before the first."""
     if state.ended:
         return False
     ended, epoch = False, 0
@@ -159,7 +159,7 @@ class _Fork:
 
     @cached_property
     def _shared(self) -> list[str]:
-        """Folders that hold rows of nodes that are taken back and of nodes that are kept: of rounds of a loop."""
+        """Folders that hold rows both of nodes that are taken back and of nodes that are kept: of rounds of a loop."""
         taken = {node.logged_folder for node in self.plan.nodes.values() if node.id in self.reopen.nodes}
         kept = {node.logged_folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes}
         return sorted(taken & kept)
@@ -179,7 +179,7 @@ class _Fork:
             if self._is_open(event, reader):
                 self._reasked.note(event, [line for line in reader.rejected(event.off) if self._reopens(line)])
                 found.add(event.root)
-        if self.state.accepted is not None and found:  # later rows may be accepted no more, or others with them
+        if self.state.accepted is not None and found:  # later rows may no longer be accepted, or more of them
             found |= {*range(min(found), len(self.state.roots.done))}
         yield from found
 

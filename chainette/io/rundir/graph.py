@@ -67,7 +67,7 @@ class EdgeToBranchEnd(_Tagged, frozen=True, tag="ToBranchEnd"):
 
 
 class EdgeToWays(_Tagged, frozen=True, tag="ToWays"):
-    """Rows go on as was decided for each; see `Choice` in `core/plan.py`."""
+    """Rows go on by the decision for each; see `Choice` in `core/forks.py`."""
 
     fork: str
     ways: list[tuple[str, Edge]]
@@ -127,7 +127,7 @@ class GraphFork(_Tagged, frozen=True, tag="Fork"):
 
     @property
     def copies(self) -> int:
-        """How many rows begin each of its branches for one that comes."""
+        """The number of rows that begin each of its branches, for each row that comes."""
         return 1
 
 
@@ -332,8 +332,8 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def expansions(self) -> dict[str, int]:
-        """Node or fork -> how often the main flow was expanded up to it: so many numbers follow that of the record in the id of
-        the main flow's row which a row there is, or belongs to."""
+        """Node or fork -> how often the main flow was expanded up to it. The id of a main-flow row there has as many numbers
+        behind the number of its record."""
         found: dict[str, int] = {}
 
         def follow(target: Edge, depth: int, *, main: bool) -> None:
@@ -359,7 +359,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self._ways.get(name)
 
     def copies(self, name: str) -> int:
-        """How many rows a node or a fork receives for one row of its source."""
+        """The number of rows that a node or a fork receives for each row of its source."""
         _, same = self._sources
         found = 1
         while name in same:

@@ -168,7 +168,7 @@ class InOrder:
 
     accepted: AcceptedRows
     live: LiveRoots
-    #: The boundary behind a row; None if nobody counts what lies behind it.
+    #: The boundary behind a row; None if nobody counts the rows behind it.
     boundary: Callable[[str], Boundary] | None = None
     _waiting: set[int] = field(default_factory=set)
 
@@ -184,7 +184,7 @@ class InOrder:
         self._waiting.add(root)
 
     def leave(self) -> list[int]:
-        """A new epoch admits again what is not complete; the roots that waited until then."""
+        """Returns the roots that waited: a new epoch admits incomplete roots again."""
         waiting, self._waiting = [*self._waiting], set()
         return waiting
 

@@ -31,7 +31,7 @@ class LoggedEngines:
         known["load_seconds"] = round(known["load_seconds"] + event.seconds, 3)
 
     def adapt(self, event: EngineAdapted) -> None:
-        """Takes in that an engine is asked otherwise than declared."""
+        """Takes in that requests to an engine differ from its declaration."""
         self._known(event.engine)["adapted"] = event.changes
 
     def _known(self, engine: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from chainette.records import CHAIN_INPUT
 
 __all__ = ["SHOWN", "LoggedRoots"]
 
-#: How many roots that do not add up are named.
+#: The most roots that are named if they do not add up.
 SHOWN = 5
 
 

@@ -20,7 +20,7 @@ class LoggedShards:
     ends: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     #: Folder -> number -> bytes of the sealed shard.
     sealed: dict[str, dict[int, int]] = field(default_factory=dict)
-    #: Journal -> CRC-32 of its bytes; of the shard once that is sealed. Versions that did not log it left none.
+    #: Journal -> CRC-32 of its bytes; of the shard once that is sealed. Logs of older versions have none.
     sums: dict[str, int] = field(default_factory=dict)
     #: Journal -> description of its rows that no line of the log covers.
     holes: dict[str, str] = field(default_factory=dict)

@@ -243,7 +243,7 @@ def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Itera
 
 
 def versions() -> dict[str, str]:
-    """Versions the run's arithmetic and files may depend on."""
+    """Versions of packages that may influence the run's arithmetic and files."""
     found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
     for package in ("chainette", "pydantic", "jinja2", "msgspec", "pyarrow"):
         try:

@@ -42,7 +42,7 @@ class RunDir:
 
     @property
     def estimate(self) -> Path:
-        """The estimate of a plan, with which the end of the run compares."""
+        """The estimate of a plan, which the summary of the run compares with the result."""
         return self.plan / "plan.json"
 
     @property

@@ -136,7 +136,7 @@ class TotalView:
 
 @dataclass
 class _Meter:
-    """Speeds over the last seconds; a wait before the first row does not count."""
+    """Speeds over the last seconds; the wait before the first row does not count."""
 
     samples: deque[tuple[float, int, int]] = field(default_factory=deque)
 

@@ -1,4 +1,4 @@
-"""Candidates that `--retry` asks for again: the invalid ones of rows of which too few were valid."""
+"""Candidates that `--retry` asks for again: the invalid ones, of rows with too few valid ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reasked:
     rows: dict[str, set[str]] = field(default_factory=dict)
 
     def note(self, event: UnitCommitted, rejections: Iterable[Mapping[str, Any]]) -> None:
-        """Takes in rejections that are taken back. Those of the user's function need no other candidates."""
+        """Takes in rejections that are taken back. Rejections by the user's function need no other candidates."""
         node = self.plan.nodes.get(event.node)
         if node is None or node.picker is None:
             return

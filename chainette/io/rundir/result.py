@@ -44,12 +44,12 @@ _HEAD, _CELL = 5, 300
 
 
 def open_run(directory: str | os.PathLike[str]) -> RunResult:
-    """The run in a directory, whatever wrote it: finished, stopped or still going on, in any format.
+    """The run in a directory: finished, stopped or still going on, in any format.
 
         result = chainette.open_run("runs/20260501-101500-1a2b3c4d")
         result.to_pandas("extract")
 
-    Imports no code of the chain: values are plain data. A run that goes on is read as far as it is durable now.
+    Imports no code of the chain: values are plain data. If the run is still going on, its rows that are durable now are read.
 
     Raises:
         RunDirectoryError: the directory holds no run.

@@ -1,4 +1,4 @@
-"""The story of one row, out of its run directory: its record, and the outcomes of it, its ancestors and its descendants."""
+"""The story of one row from its run directory: its record, and the outcomes of the row, its ancestors and its descendants."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class RunState:
     roots: LoggedRoots = field(default_factory=LoggedRoots)
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
     bill: Bill = field(default_factory=Bill)
-    #: Usage of answers whose rows were computed anew; in the bill, and in no count of a node.
+    #: Usage of answers whose rows were computed anew; it is on the bill, but in no node's counts.
     taken_back: Usage = field(default_factory=Usage)
     #: The limits of the last session, and the part of them it knew to be spent or reserved.
     budget: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ class RunState:
     position: tuple[str, str] | None = None
     #: Set if the run stops after a number of rows.
     accepted: AcceptedRows | None = None
-    #: The root of the last accepted row, once that is certain. What is known of it stays, in case more rows are wanted.
+    #: The root of the last accepted row, once that is certain. Its counts stay, in case more rows are wanted.
     cut: tuple[int, RootDone] | None = None
     #: Root that is incomplete, or behind the last accepted row -> node -> its rows there; kept only with `accepted`.
     open_rows: dict[int, dict[str, NodeCounts]] = field(default_factory=dict)
@@ -318,8 +318,8 @@ class RunState:
                 self.open_rows.pop(event.root, None)
 
     def used(self, engine: str = "") -> Amounts:
-        """What counts towards the budget of the run, or of an engine: all that was asked, and requests a killed process
-        may have sent."""
+        """The amounts that count towards the budget of the run, or of an engine: all requests so far, including those that a
+        killed process may have sent."""
         return self.bill.amounts(engine).at_least(self.reserved.get(engine, Amounts()))
 
     def _charge(self, node: str, engine: str, usage: Usage) -> None:
@@ -395,7 +395,7 @@ class RunState:
 
     @property
     def answered(self) -> Usage:
-        """Usage of all answers that were not discarded, those of rows that were computed anew included."""
+        """Usage of all answers that were not discarded, including answers of rows that were computed anew."""
         return sum((counts.usage for counts in self.nodes.values()), self.taken_back)
 
     def rows_of(self, step: str, *, surplus: bool = False) -> int:

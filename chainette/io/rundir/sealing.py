@@ -97,7 +97,7 @@ class Sealer:
         convert(journal, aside, self._schemas[folder])
 
     def fault(self, folder: str, values: Iterable[bytes]) -> str:
-        """Why a shard of the folder could not hold rows with these values; "" if it can, or is never sealed."""
+        """The reason why a shard of the folder cannot hold rows with these values; "" if it can, or is never sealed."""
         if self._format == "jsonl" or folder not in self._schemas:
             return ""
         from chainette.io.tables.shard_formats import sealing_fault

@@ -130,7 +130,7 @@ class Figures:
     latencies: dict[str, Latency]
     workers_joined: int
     workers_lost: int
-    #: Why workers did not serve the run.
+    #: The reasons why workers did not serve the run.
     refusals: list[str]
     units_split: int
 
