@@ -149,7 +149,7 @@ def warn(problems: Iterable[Problem]) -> None:
 
 
 def silence_stdout() -> None:
-    """Discards all further output: nobody reads the pipe any more."""
+    """Discards all further output: nobody reads the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

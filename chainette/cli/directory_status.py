@@ -27,7 +27,7 @@ def is_working(directory: Path) -> bool:
             fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # a file system without locks, on which nobody can work
+        except OSError:  # without locks on the file system, nobody can work on it
             return False
     return False
 

@@ -1,4 +1,4 @@
-"""Who moves a run's units: this process, workers it starts, or the workers that serve a Redis."""
+"""The flags that choose what moves a run's units: this process, workers it starts, or the workers that serve a Redis."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_WORKERS = "--workers starts a Redis of its own; with --redis, the workers ar
 
 @dataclass(frozen=True, kw_only=True)
 class DriveFlags:
-    """Who moves the units of a run that begins."""
+    """The flags of a new run."""
 
     workers: Workers = None
     redis: OverRedis = None
@@ -32,7 +32,7 @@ class DriveFlags:
     metrics_port: MetricsPort = 0
 
     def drive(self, watching: str) -> Drive | None:
-        """Who moves the units; None: this process. `watching` is a flag that works in this process only, or "".
+        """The drive that moves the units; None: this process. `watching` is a flag that works in this process only, or "".
 
         Raises:
             typer.BadParameter: flags that exclude each other, or --workers that is neither a number nor numbers by engine.
@@ -76,7 +76,7 @@ class ResumedDriveFlags(DriveFlags):
             raise typer.BadParameter("--local does the work in this process; leave out --workers and --redis")
 
     def or_as_begun(self, begun: RunCreated) -> Self:
-        """The way that was asked for, else that in which the run was started."""
+        """The flags as given, else those with which the run was started."""
         if self.flags:
             return self
         redis = begun.way.get("redis")

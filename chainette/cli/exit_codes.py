@@ -1,4 +1,4 @@
-"""Exit codes beside those that errors carry: 0 done, 1 error, 2 usage (DESIGN 8)."""
+"""Exit codes besides those that errors carry: 0 done, 1 error, 2 usage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERRUPTED = 130
 
 
 def exit_code_of(metadata: Mapping[str, Any]) -> int:
-    """The exit code of a finished run. One that accepted all rows that were wanted is done, whatever it rejected."""
+    """The exit code of a finished run. A run that accepted all wanted rows is done, even if it rejected others."""
     if accept := metadata.get("accept"):
         return 0 if accept["last"] else REJECTED
     return REJECTED if metadata["rows_rejected"] else 0

@@ -14,7 +14,7 @@ __all__ = ["fleet_json", "run_json"]
 
 
 def fleet_json(fleet: Fleet) -> dict[str, Any]:
-    """Everybody who lives, and every run."""
+    """Every live process, and every run."""
     members = [_member(name, member) for name, member in sorted(fleet.members.items())]
     return {"members": members, "runs": [run_json(run) for run in fleet.runs]}
 

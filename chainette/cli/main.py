@@ -28,13 +28,13 @@ __all__ = ["COMMANDS", "Command", "app", "main"]
 
 
 class Command(NamedTuple):
-    """A command, as far as `chainette --help` shows it."""
+    """The part of a command that `chainette --help` shows."""
 
     #: In `chainette.cli.commands`; its function has the name of the command, with `_` for `-`.
     module: str
     #: One line of at most 60 characters, or a terminal of 80 columns cuts it.
     help: str
-    #: The objects it prints with `--json`; "" if it does something instead of showing something.
+    #: The objects it prints with `--json`; "" if it shows nothing.
     objects: str
 
 
@@ -101,7 +101,7 @@ class _Commands(TyperGroup):
 
 
 def _imported(name: str) -> Any:
-    """The command itself, out of its module."""
+    """The command itself, from its module."""
     function = getattr(import_module(f"chainette.cli.commands.{COMMANDS[name].module}"), name.replace("-", "_"))
     alone = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
     alone.command(name, cls=AdvisingCommand, context_settings=getattr(function, "context_settings", None))(function)
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Puts nothing in the place of standard streams that are closed; else uvloop gets their descriptors, and aborts."""
+    """Opens closed standard streams on /dev/null; otherwise uvloop gets their descriptors, and aborts."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

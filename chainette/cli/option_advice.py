@@ -1,4 +1,4 @@
-"""Advice for flags that people know from other tools, or guess: the one that does it here."""
+"""Advice for flags that people know from other tools, or guess: the flag that does the same here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ADVICE = {
 
 
 def advice_on(flag: str) -> str:
-    """`; ` and the right words in place of a flag that a command does not have; "" if nobody knows."""
+    """`; ` and the right flag in place of one that a command does not have; "" if unknown."""
     return f"; {_ADVICE[flag]}" if flag in _ADVICE else ""
 
 

@@ -21,7 +21,7 @@ __all__ = ["FILE", "KEYS", "Default", "Key", "default_map", "defaults_of", "vari
 
 FILE = "chainette.toml"
 
-#: Settings every session may give anew, but that the log keeps for those that give none.
+#: Settings that every session may give anew; the log keeps them for sessions that do not.
 _KEPT = frozenset({"budget", "price"})
 
 #: Commands that begin a run and take all its settings, and others that open engines.
@@ -45,7 +45,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Default:
-    """A value a flag has unless it is given."""
+    """The value of a flag that is not given."""
 
     key: str
     value: Any

@@ -51,7 +51,7 @@ def _fitted(line: Text, width: int) -> Text:
 
 
 def _fold(nodes: Sequence[NodeView], room: int) -> tuple[list[NodeView], list[NodeView]]:
-    """(shown, folded): if not all nodes fit, those that move are shown first, then those that are not done."""
+    """(shown, folded): if not all nodes fit, moving ones are shown first, then unfinished ones."""
     if len(nodes) <= room:
         return list(nodes), []
     by_interest = sorted(nodes, key=lambda node: (node.rate <= 0, node.done == node.total))
@@ -65,7 +65,7 @@ class _Columns:
     def __init__(self, nodes: Sequence[NodeView], width: int) -> None:
         numbers = list(zip(_HEADS, _WIDTHS, strict=True))
         longest = max(2 * node.depth + len(node.id) for node in nodes)
-        for optional in ("tok/s", "left", "rows/s"):  # dropped one after the other on narrow terminals
+        for optional in ("tok/s", "left", "rows/s"):  # dropped one by one on narrow terminals
             if width - sum(size + 1 for _, size in numbers) >= min(longest, 16) + 1 + _SHORTEST_BAR:
                 break
             numbers = [(head, size) for head, size in numbers if head != optional]

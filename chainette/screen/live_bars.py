@@ -1,6 +1,6 @@
 """Bars that follow a run: in a terminal, or in a notebook.
 
-They are drawn a few times a second, whatever the number of events, and hold one line per step at most.
+They are drawn a few times a second, regardless of the number of events, and have at most one line per step.
 """
 
 from __future__ import annotations

@@ -39,5 +39,5 @@ def _gpu_time(hours: float) -> str:
 
 
 def dollars(usd: float) -> str:
-    """Money in dollars, small amounts with two digits that count."""
+    """Money in dollars; small amounts with two significant digits."""
     return f"${usd:,.2f}" if usd >= 1 or usd < 1e-12 else f"${float(f'{usd:.2g}'):.12f}".rstrip("0").rstrip(".")

@@ -13,7 +13,7 @@ from chainette.hooks import Hook
 
 __all__ = ["shown"]
 
-#: Held by the one run that draws on the terminal; others of the process go on without bars.
+#: Held by the one run that draws on the terminal; other runs of the process go on without bars.
 _TERMINAL = threading.Lock()
 
 

@@ -23,7 +23,7 @@ __all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "warn_of_evi
 
 T = TypeVar("T")
 
-#: Exit code of a process that can never do its task: starting it again is no use.
+#: Exit code of a process that can never do its task: starting it again does not help.
 UNUSABLE = 78
 
 #: Seconds from the end of standard input to the end of the process.
@@ -55,7 +55,7 @@ def watch_parent(stopping: threading.Event) -> None:
     """Sets `stopping` when standard input ends: the process that started this one is gone."""
 
     def watch() -> None:
-        # of the descriptor: a thread that waits inside of sys.stdin aborts the interpreter's exit
+        # from the descriptor: a thread that waits inside sys.stdin aborts the interpreter's exit
         while os.read(sys.stdin.fileno(), 4096):
             pass
         stopping.set()
@@ -73,7 +73,7 @@ def say(words: str) -> None:
 
 
 def warn_of_eviction(connection: redis.Redis) -> None:
-    """Says so if Redis may delete keys by itself."""
+    """Warns if Redis may delete keys by itself."""
     with suppress(redis.RedisError):
         if risk := eviction_risk(connection):
             say(f"warning: {risk}")

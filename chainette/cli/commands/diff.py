@@ -18,7 +18,7 @@ from chainette.io.rundir.result import open_run
 
 __all__ = ["diff"]
 
-#: Names of rows that only one run has, as far as they are shown.
+#: The most names of rows that only one run has.
 _NAMES = 8
 
 

@@ -51,7 +51,7 @@ def engines(
 
 
 def _backends() -> Iterator[dict[str, Any]]:
-    """Every backend: whether it works here, else why not."""
+    """Every backend, with the reason if it does not work here."""
     for name in backend_names():
         found: dict[str, Any] = {
             "kind": "backend",

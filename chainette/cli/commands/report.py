@@ -70,7 +70,7 @@ def _prices(given: list[str], found: Figures) -> Mapping[str, Price]:
     """Engine -> price.
 
     Raises:
-        typer.BadParameter: it is none, or the run has no such engine.
+        typer.BadParameter: it is not a price, or the run has no such engine.
     """
     known = sorted(found.state.graph.engines)
     try:

@@ -132,7 +132,7 @@ class Resumption:
 
     @property
     def words(self) -> Iterator[str]:
-        """The flags that ask for the same once more."""
+        """The flags that ask for the same again."""
         sets = [f"{name}={text}" for name, text in self.parameters.items()]
         paths = (("--input", self.inputs), ("--more", self.more))
         for flag, values in (("--from", self.from_steps), ("--select", self.select), *paths, ("--set", sets)):
@@ -160,7 +160,7 @@ def _go_on(
             **{name: getattr(asked.settings, name) for name in RESUMABLE},
         )
         for redis in result.redis:
-            if ("--redis", redis) != way.flags:  # nobody waits for it there any more
+            if ("--redis", redis) != way.flags:  # nobody waits for it there
                 _take_out(redis, begun.run_id)
         return result
 
@@ -176,7 +176,7 @@ def _take_out(redis: str, run: str) -> None:
 
 
 def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: Resumption) -> bool:
-    """Has a live sink go on with the run; False if none serves it.
+    """Asks a live sink to go on with the run; False if none serves it.
 
     Raises:
         RunError: Redis does not answer, and the run needs it.
@@ -213,7 +213,7 @@ def _asks_a_sink(directory: RunDir, run: RunCreated, redis: str | None, asked: R
 
 
 def _changed(order: Order, directory: RunDir, state: RunState, asked: Resumption) -> Order:
-    """The order as it is asked for now; with other steps or parameters, of the chain as it is now."""
+    """The order with the changes that are asked for; if steps or parameters change, for the chain as it is now."""
     require_reuse(directory, state, asked.settings.reuse)
     require_limit(directory, state, asked.settings.limit)
     require_accept(directory, state, asked.settings.accept)

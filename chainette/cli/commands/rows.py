@@ -104,7 +104,7 @@ def _kept(rows: _Rows, where: str) -> _Rows:
 
 
 class _Fields(dict[str, Any]):
-    """An object in a row; a field that is called `items` or `keys` is the field, not the method of that name."""
+    """An object in a row; `items` or `keys` is the field of that name, if there is one, not the method."""
 
     def __getattribute__(self, name: str) -> Any:
         return self[name] if not name.startswith("_") and name in self else super().__getattribute__(name)

@@ -94,7 +94,7 @@ def kill(
 
 
 def _ask_to_stop(engine: str | None, url: str | None, *, instead: int) -> int:
-    """How many workers were asked: through Redis, or those `instead` that are known without it.
+    """The number of workers that were asked: through Redis, or else those in `instead`, which are known without it.
 
     Raises:
         RunError: Redis does not answer, and none is known without it.

@@ -29,14 +29,14 @@ __all__ = ["FleetView", "RunView", "watch"]
 #: Seconds between two looks.
 _EVERY = 1.0
 
-#: Draws a view into a width and a height; None once there is nothing left to look at.
+#: Draws a view into a width and a height; None once there is nothing left to show.
 Draw = Callable[[int, int], list[Text] | None]
 
 
 def watch(console: Console, draw: Draw) -> None:
     """Draws again and again until there is nothing left, or Ctrl-C; output that is no terminal gets new lines only.
 
-    A Redis that does not answer for a while is waited for, and said so.
+    If Redis does not answer for a while, it is waited for, and the screen says so.
     """
     draw = _patient(draw)
     if not console.is_terminal or console.is_dumb_terminal:
@@ -49,7 +49,7 @@ def watch(console: Console, draw: Draw) -> None:
 
 
 def _patient(draw: Draw) -> Draw:
-    """The view as it was, and why it stands still, if Redis does not answer."""
+    """If Redis does not answer: the last view, and the reason why it stands still."""
     import redis  # noqa: PLC0415 - 0.2 s, which a look at a directory does not need
 
     last: list[Text] = []
@@ -80,7 +80,7 @@ def _follow(console: Console, draw: Draw) -> None:
 
 
 class RunView:
-    """One live run. Speeds are measured from the first look on."""
+    """One live run. Speeds are measured from the first look."""
 
     def __init__(self, board: Board, run: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._board, self._run = board, run
@@ -124,7 +124,7 @@ class FleetView:
         return [*fitting(lines, max(40, width - 1)), *runs]
 
     def _lines_of(self, run: LiveRun, width: int) -> list[Text]:
-        """A run, and behind it why it does not move; the reasons may take more than a line."""
+        """A run, and the reasons why it does not move, which may take more than one line."""
         why = [Text(visible_line(f"  why: {reason}"), style="yellow") for reason in reasons(run)]
         return [*fitting(list(self._run_lines(run)), max(40, width - 1)), *why]
 
@@ -155,7 +155,7 @@ class FleetView:
 
 
 def engines_of(run: LiveRun) -> dict[str, EngineView]:
-    """Who serves the engines of a run."""
+    """The workers that serve the engines of a run."""
     return {name: _engine(name, run.members) for name in run.info.outline.engines}
 
 
@@ -190,7 +190,7 @@ def _queue_lines(run: LiveRun) -> Iterator[Text]:
 
 
 def _aside_words(run: LiveRun) -> str:
-    """That messages were put aside; "" if none was."""
+    """A note about messages that were put aside; "" if there are none."""
     info = run.info
     last = f"the last: {info.aside_why}; " if info.aside_why else ""
     return f"{info.aside:,} messages cannot be right and were put aside; {last}see {kept_aside(info.run)}" if info.aside else ""

@@ -13,7 +13,7 @@ from chainette.utils.terminal_text import visible
 
 __all__ = ["cell", "field_lines", "indented"]
 
-#: Fewer columns than this are not worth an indentation.
+#: With fewer columns than this, texts are not indented.
 _LEAST = 20
 
 

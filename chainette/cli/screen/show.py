@@ -1,4 +1,4 @@
-"""`--show`: each prompt beside the engine's answer, before validation."""
+"""`--show`: each prompt next to the engine's answer, before validation."""
 
 from __future__ import annotations
 

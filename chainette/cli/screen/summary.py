@@ -69,7 +69,7 @@ def accounting_line(metadata: Mapping[str, Any]) -> str:
 
 
 def accept_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
-    """How many rows are accepted of those that are wanted, and the surplus that was computed behind the last one."""
+    """The number of accepted rows among the wanted ones, and the surplus that was computed behind the last one."""
     accept = metadata.get("accept")
     if accept is None:
         return

@@ -42,7 +42,7 @@ class Missing(BadMessage):
 
 
 class PutAside(BadMessage):
-    """Messages of a run that cannot be right; nothing of them was written.
+    """Invalid messages of a run; nothing of them was written.
 
     `strays` have no seal of the fleet's key, so they stand in place of nothing. Any other message may stand in place of a
     result, whose rows come back with a new epoch.

@@ -1,6 +1,6 @@
 """Questions of workers for the answers of earlier runs (`--reuse`), and the replies of their run's sink.
 
-Both may get lost, and both expire: a worker that hears nothing asks again, and the same question has the same reply.
+Both may get lost, and both expire: a worker without a reply asks again, and the same question gets the same reply.
 """
 
 from __future__ import annotations

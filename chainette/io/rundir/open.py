@@ -96,7 +96,7 @@ def _refuse_existing(directory: RunDir) -> None:
 
 
 def again_in_python(directory: RunDir, run: RunCreated, steps: Iterable[str] = ()) -> str:
-    """How a run goes on whose chain lives in Python only, behind the command that would do it otherwise; "" for others.
+    """The way to resume a run whose chain exists only in Python, for a message with the command for others; "" for those.
 
     `steps` are computed anew, and all that follow.
     """

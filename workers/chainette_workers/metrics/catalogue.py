@@ -30,7 +30,7 @@ class ProcessKind(StrEnum):
     WORKER = "worker"
     #: processes that make results durable: `enqueue`, `sink`
     SINK = "sink"
-    #: processes that look at the whole fleet: `enqueue`, `coordinator`; several of them say the same
+    #: processes that look at the whole fleet: `enqueue`, `coordinator`; all of them report the same
     FLEET = "fleet"
 
 
@@ -41,7 +41,7 @@ _UNITS = ("seconds", "bytes", "ratio")
 class Metric:
     """One line of the table."""
 
-    #: As it is exposed, but for the suffixes of a histogram.
+    #: Its exposed name, without the suffixes of a histogram.
     name: str
     kind: MetricType
     part: ProcessKind

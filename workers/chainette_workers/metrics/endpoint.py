@@ -21,7 +21,7 @@ from chainette_workers.metrics.address import MetricsEndpoint
 
 __all__ = ["Route", "Unavailable", "serving", "targets"]
 
-#: Answers a path, given the request's Accept: content type and body.
+#: Answers a path with (content type, body), given the request's Accept header.
 Route = Callable[[str], tuple[str, bytes]]
 
 #: Seconds from the connection of a client to the end of its answer, and bytes of its request.
@@ -99,7 +99,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def _cut(connection: socket.socket) -> None:
-    """Ends a connection, however much its client still sends or does not read."""
+    """Ends a connection, even if its client still sends or does not read."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 

@@ -42,7 +42,7 @@ from chainette_workers.metrics.fleet_collector import FleetCollector
 
 __all__ = ["Metrics"]
 
-#: Seconds the series of a closed run stay, so that the last scrape sees its last rows; and for how many such runs.
+#: Seconds that the series of a closed run stay, so that the last scrape sees its last rows; and the most such runs.
 _LINGER, _MOST_CLOSED = 600.0, 32
 
 #: Series of one run.
@@ -173,7 +173,7 @@ class _OfRun(Hook):
         #: Step -> its first engine; engine -> how it is charged.
         self._engines: dict[str, str] = {}
         self._rates: dict[str, Rate] = {}
-        #: Node of a loop -> its round.
+        #: Node of a loop -> the number of its round.
         self._rounds: dict[str, str] = {}
 
     def _of(self, name: str, *labels: str) -> Any:

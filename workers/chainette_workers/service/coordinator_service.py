@@ -55,7 +55,7 @@ class CoordinatorDuty:
         directory = self._directory(handed)
         _, plan = same_chain(order, self.places, read_state(directory)[0])
         try:
-            read = read_for_live_roots(queue, RunKeys(info.run, info.epoch))  # before the log is read, which goes on
+            read = read_for_live_roots(queue, RunKeys(info.run, info.epoch))  # before reading the log, which keeps growing
         except (Lost, BadMessage):
             return  # a new epoch, now or soon
         observed = observe(directory, plan, self.places.input(order), read)
@@ -101,7 +101,7 @@ def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: 
         nonlocal now
         if state.accepted is None:
             return True
-        now, _ = read_state(directory, now)  # the sink goes on; all else here is of the epoch's beginning
+        now, _ = read_state(directory, now)  # the sink goes on; everything else here is from the beginning of the epoch
         return now.accepted is not None and now.accepted.admits(root, plan.batch_size, window_for(0, window))
 
     return Coordinator(queue, keys, plan, pending, partial(rows_of_root, directory, plan, state), admits=admits)

@@ -117,7 +117,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Handed:
-    """A run that was handed over, as a service takes it on."""
+    """A run that was handed over, with everything that a service needs for it."""
 
     info: RunInfo
     order: Order
@@ -156,7 +156,7 @@ class Duty(Protocol):
 
 
 def same_chain(order: Order, places: Places, state: RunState | None = None) -> tuple[LoadedChain, Plan]:
-    """The chain out of this machine's files, and its plan; `state` is that of a run that has begun.
+    """The chain from this machine's files, and its plan; `state` is set if the run has begun.
 
     Raises:
         Elsewhere: it is not there, or it is another one.
@@ -186,7 +186,7 @@ def _same_nodes(order: Order, chain: Chain, options: RunOptions) -> Plan:
     """The plan of a chain.
 
     Raises:
-        Elsewhere: the chain does not compile here, or it compiles to other nodes than where it was enqueued.
+        Elsewhere: the chain does not compile here, or not to the nodes that it had where it was enqueued.
     """
     try:
         plan = compile_plan(chain, options)
@@ -300,7 +300,7 @@ class Service:
         _log.info("run %s: %s", handed.info.run, _DONE[self.duty.role])
 
     def _guarded(self, info: RunInfo, work: Callable[[], None]) -> None:
-        """Keeps the errors of one run away from the others: the run is left to other services, or paused."""
+        """Keeps the errors of one run from affecting others: the run is left to other services, or paused."""
         try:
             work()
         except Stopping as error:

@@ -31,10 +31,10 @@ _BEGINS_WITHIN = 7 * 86400
 
 @dataclass(frozen=True)
 class SinkDuty:
-    """Writes one run: a fresh directory, or one that a sink before it left."""
+    """Writes one run: into a fresh directory, or the one that an earlier sink left."""
 
     places: Places
-    #: The Redis it serves, without its password; a resume by hand looks there for the run.
+    #: The Redis it serves, without the password; a resume by hand looks there for the run.
     redis: str
     role: ClassVar[Role] = Role.SINK
 
@@ -111,7 +111,7 @@ def _due(order: Order, state: RunState | None) -> Order:
     """The part of an order that a sink still has to follow; `state` is that of the run's directory, if there is one.
 
     Raises:
-        Elsewhere: somebody put it back into Redis, after the run it began was deleted or after a later order.
+        Elsewhere: somebody restored an old order in Redis: its run was deleted, or a later order exists.
     """
     if state is None:
         if (age := time.time() - order.at) > _BEGINS_WITHIN:
@@ -170,7 +170,7 @@ class _Served:
 
 
 class _Admitted:
-    """For runs a coordinator service admits rows of."""
+    """For runs whose rows a coordinator service admits."""
 
     finished = True
 

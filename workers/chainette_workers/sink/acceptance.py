@@ -1,7 +1,7 @@
 """Checks which rows of a run's stream may become durable: only rows that are pending at the node they name.
 
-Redis is checked, not believed (PROTOCOL 22). A lost key may end a fork or a root too early, or have a row
-computed twice; the walk over durable rows (`frontier`) shows it. Messages that no worker of ours writes are refused first
+Redis is checked, not trusted (PROTOCOL 22). A lost key may end a fork or a root too early, or cause a row to be computed twice;
+the walk over durable rows (`frontier`) reveals that. Messages that no worker of ours writes are refused first
 (`message_faults.py`).
 """
 
@@ -42,7 +42,8 @@ class AcceptedRoot:
     _pending: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def refuse(self, entry: Entry, barred: Collection[str] | None) -> str:
-        """Takes an entry in; if it cannot be right, says why instead, and then nothing more of the root may be taken.
+        """Takes an entry in, and returns ""; if it is invalid, returns the reason instead, and nothing more of the root may be
+        taken.
 
         `barred`: engines whose units may wait for a later phase; None if that is not known.
         """
@@ -92,7 +93,7 @@ class AcceptedRoot:
         return row_ids <= self._pending.get(node.station, {}).keys()
 
     def _accept(self, node: PlanNode, result: Result, ended: set[str]) -> None:
-        pending = self._pending.get(node.station, {})  # nothing is known there if the result is empty
+        pending = self._pending.get(node.station, {})  # an empty result says nothing about them
         given = {row_id: pending.pop(row_id) for row_id in ended}
         self.durable.add(node, result.outputs, reasons_of(result.rejected), result.dropped, result.escalated)
         if result.escalated:

@@ -1,4 +1,4 @@
-"""Who admits the roots of a run, and when: not again and again while the queue takes none."""
+"""The admission of a run's roots: by whom, and at which pace while the queue takes none."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Admitting", "Pace", "coordinated_here"]
 #: Seconds of admissions between two looks at the results.
 _ADMITTING = 0.02
 
-#: Seconds between two tries of a root that has to wait while none is complete.
+#: Seconds between two tries of a waiting root while no other becomes complete.
 _REFUSED = 0.1
 
 
 class Admitting(Protocol):
-    """Who admits a run's roots."""
+    """The part that admits a run's roots."""
 
     @property
     def finished(self) -> bool: ...
@@ -52,10 +52,10 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
 
 @dataclass
 class Pace:
-    """Admits roots a moment at a time. One that had to wait, most often for room in the window, is sent again when another
+    """Admits roots for a moment at a time. A root that has to wait, usually for room in the window, is sent again when another
     one is complete, or after a while."""
 
-    #: When the last root had to wait, and how many were complete then.
+    #: When the last root had to wait, and the number of complete roots then.
     _refused_at: float = 0.0
     _done_then: int = -1
 

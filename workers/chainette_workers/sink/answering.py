@@ -94,7 +94,7 @@ class _Desk:
         """The reply to a question.
 
         Raises:
-            BadMessage: it is about a node the plan does not have, or has a key that is none.
+            BadMessage: it is about a node the plan does not have, or has a malformed key.
         """
         node = self.plan.stations.get(question.station)
         if node is None or any(len(key) != KEY_BYTES for key in question.keys.values()):
@@ -102,7 +102,7 @@ class _Desk:
         found, size = dict[str, list[Output]](), 0
         for row_id, key in question.keys.items():
             found[row_id] = stored.find(node, row_id, key) or []
-            size += len(row_id) + len(key)  # of rows that are not found, too: anybody may ask for millions
+            size += len(row_id) + len(key)  # for rows that are not found, too: anybody may ask for millions
             size += sum(len(output.value) + len(output.reasoning or "") for output in found[row_id])
             if size > _FULL:
                 break

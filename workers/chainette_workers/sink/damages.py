@@ -1,4 +1,4 @@
-"""Data in Redis that cannot be right, and units that are gone: each is answered by a new epoch, but not for ever."""
+"""Invalid data in Redis and lost units: each leads to a new epoch, but not without end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Damages"]
 
 _log = logging.getLogger("chainette")
 
-#: New epochs that one session begins without any root becoming complete in between.
+#: The most new epochs in one session without a root that becomes complete in between.
 _MOST = 3
 
 #: Seconds between two looks while a new epoch waits.
@@ -29,15 +29,15 @@ class Damages:
 
     #: Called while a new epoch waits.
     tend: Callable[[bool], None]
-    #: Damages since a root became complete the last time, and until when the next one waits.
+    #: Damages since the last time that a root became complete, and the end of the wait for the next one.
     _number: int = 0
     _until: float = 0.0
-    #: How many roots were complete at the last one.
+    #: The number of complete roots at the last one.
     _done: int = -1
 
     def wait(self, error: ChainetteError, done: int) -> None:
-        """Waits until the next epoch may replace what is damaged, now that so many roots are complete: a lease at first,
-        twice as long each time.
+        """Waits until the next epoch may replace the damaged one: a lease at first, twice as long each time. `done` is the
+        number of complete roots.
 
         Raises:
             RunStopped: too many epochs have failed in a row.

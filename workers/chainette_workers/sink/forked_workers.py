@@ -1,4 +1,4 @@
-"""Workers that one interpreter forks: they import their modules once, which takes longer than all else at their start.
+"""Workers that one interpreter forks: it imports their modules once, which takes longer than anything else at their start.
 
 The forking process ends at once. Linux then hands its children to this one, which has said that it takes in orphans, so
 that it waits for them as for processes it started itself. Other systems start an interpreter for each worker.
@@ -34,7 +34,7 @@ _LOOK = 0.01
 
 
 class _Orphans:
-    """Whether this process takes in orphans among its descendants: as long as somebody wants it, or if it did before."""
+    """Whether this process adopts orphans among its descendants: as long as somebody needs that, or if it did so before."""
 
     def __init__(self) -> None:
         self._wanted, self._before, self._lock = 0, 0, threading.Lock()
@@ -87,11 +87,11 @@ class _Forking:
 
 @dataclass
 class ForkedWorker:
-    """A worker, as `subprocess.Popen` would show it."""
+    """A worker, with the methods of `subprocess.Popen`."""
 
     stdin: IO[bytes]
     _forking: _Forking
-    #: Where its process id comes from.
+    #: The descriptor from which its process id comes.
     _told: int
     _pid: int = 0
     _code: int | None = None
@@ -136,7 +136,7 @@ class ForkedWorker:
         """Whether its process id is known."""
         if not self._pid and self._told >= 0:
             with suppress(BlockingIOError):
-                line = os.read(self._told, 32)  # one write, which a pipe does not cut
+                line = os.read(self._told, 32)  # written at once, so the pipe does not cut it
                 self._pid = int(line or 0)
                 os.close(self._told)
                 self._told = -1

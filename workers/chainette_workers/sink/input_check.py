@@ -1,4 +1,4 @@
-"""Roots as Redis has them, held against the input: their records, and how far it was read for them."""
+"""Compares roots in Redis with the input: their records, and the position that the input was read to for them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class InputCheck:
         return range(first_record(root, starts, self.batch_size), first_record(root + 1, starts, self.batch_size))
 
     def fault(self, root: int, record: RootRecord) -> str:
-        """Why these cannot be the records of a root; "" if they can."""
+        """The reason why these cannot be the records of a root; "" if they can."""
         if not (0 <= root <= self._most and self.ids(root).start < self._most):
             return "the input has no such root"
         if fault := root_fault(self.ids(root), self.source.size, record):

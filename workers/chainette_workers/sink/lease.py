@@ -27,7 +27,7 @@ class Lease:
     board: Board
     me: str
     kind: str
-    #: Fields beside its kind, host and process id.
+    #: Fields besides its kind, host and process id.
     about: Mapping[str, str] = field(default_factory=dict)
     _renewed_at: float = field(default=-LEASE)
 

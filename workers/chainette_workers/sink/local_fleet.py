@@ -39,7 +39,7 @@ __all__ = ["LocalFleet", "devices"]
 #: Tries to start a server that died.
 _STARTS = 3
 
-#: Workers that may die one after the other without anything becoming durable in between.
+#: The most workers that may die one after the other while nothing becomes durable.
 _MOST_DEATHS = 6
 
 
@@ -180,7 +180,7 @@ def _rows_in_flight(plan: Plan, engine: str) -> int:
 
 
 def _tend(children: list[Child], moved: bool) -> None:
-    """Restarts workers that died, a little later each time, as long as something becomes durable in between.
+    """Restarts workers that died, a little later each time, as long as rows become durable in between.
 
     Raises:
         RunStopped: one can never serve, or they die one after the other.

@@ -1,6 +1,6 @@
 """Checks messages of a run before a byte of them is written: ids, JSON, numbers, keys (docs/protocol.md, 22).
 
-An answer may be false; the directory may not become unreadable, and no row may appear that the input does not lead to.
+Answers may be false, but the directory must not become unreadable, and every row must come from the input.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LONGEST_MESSAGE, _LONGEST_RAW = 1 << 20, 1 << 17
 
 
 def result_fault(plan: Plan, rows: Mapping[str, Row], result: Result) -> str:
-    """Why a result cannot be one of these rows of the input; "" if it can."""
+    """The reason why a result cannot come from these rows; "" if it can."""
     node = plan.stations.get(result.node)
     if node is None:
         empty = not (result.outputs or result.rejected or result.dropped or result.escalated)
@@ -110,7 +110,7 @@ def _output_fault(node: PlanNode, output: Output) -> str:
 
 
 def _candidate_fault(value: bytes) -> str:
-    """Why a value is no invalid candidate; "" if it is."""
+    """The reason why a value is not an invalid candidate; "" if it is one."""
     try:
         reason, message = reason_of(value)
     except msgspec.MsgspecError as error:
@@ -126,7 +126,8 @@ def _round_of(node: PlanNode) -> int | None:
 
 
 def _object_fault(value: bytes) -> str:
-    """Why a value is not one JSON object on one line whose fields leave the shard's own columns alone; "" if it is."""
+    """The reason why a value is not one JSON object on one line, without fields named like the shard's own columns; "" if it
+    is."""
     fields: Mapping[str, object] | None = _written_alike(value)
     if fields is None:
         try:
@@ -145,7 +146,7 @@ def _object_fault(value: bytes) -> str:
 
 
 def _written_alike(value: bytes) -> Mapping[str, object] | None:
-    """The fields of an object that is written the same again, as most are: then no name is in it twice, and every number can
+    """The fields of an object that encodes to the same bytes again, as most do: then no name occurs twice, and every number can
     be read."""
     try:
         value.decode()
@@ -202,7 +203,7 @@ def _is_sane(cost: Usage | Spent) -> bool:
 
 
 def admission_fault(ids: range, rows: Mapping[str, Row], known: Collection[str], admission: Admission) -> str:
-    """Why these cannot be the bad records of a root whose records have these `ids`; `known` are those in the log."""
+    """The reason why these cannot be the bad records of a root whose records have these `ids`; `known` are those in the log."""
     bad = [rejection.row_id for rejection in admission.rejected]
     for rejection in admission.rejected:
         if fault := _rejection_fault(CHAIN_INPUT, (Reason.INVALID_INPUT,), rejection):
@@ -215,7 +216,7 @@ def admission_fault(ids: range, rows: Mapping[str, Row], known: Collection[str],
 
 
 def root_fault(ids: range, most: int, record: RootRecord) -> str:
-    """Why these cannot be the rows of a root whose records have these `ids`; the input has at most `most` bytes."""
+    """The reason why these cannot be the rows of a root whose records have these `ids`; the input has at most `most` bytes."""
     if not 0 < record.records <= len(ids):
         return f"it has {record.records} records; there are {len(ids)}"
     names = [row.row_id for row in record.rows]
@@ -233,7 +234,7 @@ def _record_fault(row: Row) -> str:
 
 
 def _value_fault(value: bytes) -> str:
-    """Why a value is not JSON on one line; "" if it is."""
+    """The reason why a value is not JSON on one line; "" if it is."""
     try:
         value.decode()
         _decode_value(value)

@@ -42,13 +42,13 @@ _LONGEST_NAME, _LONGEST_MESSAGE = 200, 2000
 
 _MOST = 2.0**53
 
-#: The most ways in which an engine is asked otherwise than declared.
+#: The most adaptations of one engine.
 _MOST_CHANGES = 32
 
 
 @dataclass
 class NoteFilter:
-    """Passes on the notes that concern a plan. Whatever else they say is left out; notes may be lost anyway."""
+    """Passes on the notes that concern a plan, and drops all others; notes may get lost anyway."""
 
     plan: Plan
     clock: Callable[[], float] = time.monotonic
@@ -59,7 +59,7 @@ class NoteFilter:
     def passing(
         self, notes: Iterable[Note], workers: Collection[str], origin: Callable[[str], Mapping[str, str]]
     ) -> Iterator[Note]:
-        """`workers` are those that the log knows; `origin` of an engine is the place it was loaded from, as the log says."""
+        """`workers` are those in the log; `origin` gives the origin of an engine's model, as the log has it."""
         now = self.clock()
         self._room = min(_BURST, self._room + _RATE * (now - self._refilled_at))
         self._refilled_at = now
@@ -98,7 +98,8 @@ class NoteFilter:
         return node in self.plan.nodes and engine in ("", *self.plan.nodes[node].engines)
 
     def _loaded(self, note: EngineLoaded, origin: Callable[[str], Mapping[str, str]]) -> EngineLoaded | None:
-        """An engine of the plan, loaded from the same place as before; a worker that says otherwise does not change the log."""
+        """An engine of the plan, loaded from the same model as before; a worker with a different claim does not change the
+        log."""
         config = self.plan.engines.get(note.engine)
         if config is None or (note.backend, note.model) != (config.backend, config.model) or not 0 <= note.seconds <= _MOST:
             return None

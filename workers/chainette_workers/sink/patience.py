@@ -1,4 +1,4 @@
-"""How long a run in a fleet waits for engines that do not answer, or that refuse it."""
+"""The patience of a run in a fleet with engines that do not answer, or that refuse it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Patience:
     plan: Plan
     #: Seconds.
     limit: float
-    #: Node -> the time since when its engine has not answered, while nothing becomes durable.
+    #: Node -> when its engine stopped answering, while nothing becomes durable.
     _failing: dict[str, float] = field(default_factory=dict)
-    #: Engine -> the time since when all of its workers have withdrawn.
+    #: Engine -> when the last of its workers withdrew.
     _unserved: dict[str, float] = field(default_factory=dict)
 
     def renew(self) -> None:
-        """Rows became durable: every engine has all its time again."""
+        """Rows became durable: every engine gets its full time again."""
         self._failing.clear()
 
     def require_servers(self, info: RunInfo, members: Mapping[str, Member]) -> None:

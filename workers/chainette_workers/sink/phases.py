@@ -24,9 +24,9 @@ class Phases:
     """One run's."""
 
     plan: Plan
-    #: How many were gone through, over all sessions.
+    #: The number of completed phases, over all sessions.
     number: int = 0
-    #: Whether the run goes in phases; once begun, it goes on so to the end.
+    #: Whether the run goes in phases; once it does, it does so to the end.
     begun: bool = False
     #: For each worker with several engines: those that no worker serves alone, in the order in which rows need them.
     _turns: list[list[str]] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Phases:
 
     @property
     def words(self) -> str:
-        """That the run goes in phases, and why."""
+        """The message that the run goes in phases, with the reason."""
         order = " and ".join(dict.fromkeys(self.plan.phases))
         return f"{order} share workers, which swap them too often: the run goes in phases, one engine after the other"
 

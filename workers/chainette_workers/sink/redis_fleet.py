@@ -31,7 +31,7 @@ class RedisFleet:
 
     Raises (`check`, and when called):
         RedisUnavailable: Redis does not answer at the start. Later on, it is waited for.
-        RunError: it does not let us in.
+        RunError: it denies access.
     """
 
     url: str | None = None
@@ -68,7 +68,7 @@ class RedisFleet:
 
 
 def take_out(queue: LeasedQueue, info: RunInfo) -> None:
-    """Closes a run in the place of the sink that has it, which is not going to.
+    """Closes a run for its sink, which will not do so itself.
 
     Raises:
         Lost: another sink has taken it meanwhile.

@@ -1,7 +1,7 @@
 """One root goes ahead of the others: a server that may refuse the chain's steps is asked by one worker before all of them ask.
 
-So a setting it refuses costs a fleet few requests. Servers that take their time to answer hold the others up for two
-seconds at most, from when the first worker is there.
+So a setting it refuses costs a fleet few requests. A slow server holds the other roots up for at most two seconds, counted from
+the arrival of the first worker.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Scouting:
 
     plan: Plan
     clock: Callable[[], float] = time.monotonic
-    #: Whether nothing of the session became durable yet.
+    #: Whether nothing of the session has become durable yet.
     _is_first: bool = field(init=False)
     _went_ahead: bool = field(default=False, init=False)
     #: When the first worker was seen.
@@ -45,7 +45,7 @@ class Scouting:
         self._is_first = False
 
     def admit(self, step: Callable[[], bool]) -> bool | None:
-        """Admits the root that goes ahead, by `step`, and no other one; None if all roots may be admitted."""
+        """Admits the root that goes ahead, by `step`, and no other; returns None if all roots may be admitted."""
         if self._served_since is not None and self.clock() > self._served_since + _AHEAD:
             self._is_first = False
         if not self._is_first:

@@ -66,7 +66,7 @@ class Sink:
     _live: dict[int, AcceptedRoot] = field(default_factory=dict)
     #: Engines whose units had to wait for a later phase at any time of this epoch; None if another sink began it.
     _ever_barred: frozenset[str] | None = None
-    #: Whether Redis may not know how far this is durable.
+    #: Whether Redis may not know the position of the last durable entry.
     _doubted: bool = False
     #: Token of the anchor of an epoch that is in the log and not yet in Redis; "" if there is none.
     _installing: str = ""
@@ -178,7 +178,7 @@ class Sink:
 
         Raises:
             Lost: Redis does not continue the log, or another sink took over.
-            PutAside: something that came cannot be right; the rest is durable, and a new epoch must begin.
+            PutAside: an entry is invalid; the rest is durable, and a new epoch must begin.
             DiskError: the disk refused.
         """
         if self._doubted:
@@ -204,7 +204,7 @@ class Sink:
         return True
 
     def _opened(self, entries: list[Entry]) -> dict[int, Admitted]:
-        """Roots of which this is the first entry, as they were admitted; without those that cannot be."""
+        """Roots of which this is the first entry, as they were admitted; without invalid ones."""
         opened, live = {}, {}
         for root in dict.fromkeys(entry.root for entry in entries if entry.root not in self._live):
             if self.writer.has_ended(root):
@@ -221,7 +221,7 @@ class Sink:
         return opened
 
     def _accepted(self, entries: list[Entry]) -> tuple[list[Entry], dict[int, Aside]]:
-        """Entries that may become durable; and the first of each root that may not."""
+        """Entries that may become durable; and the first one of each root that may not."""
         accepted: list[Entry] = []
         refused: dict[int, Aside] = {}
         for entry in entries:
@@ -238,7 +238,7 @@ class Sink:
         return accepted, refused
 
     def _unwritable(self, entry: Entry) -> str:
-        """Why no shard of the run could hold the rows of an entry; "" if one can."""
+        """The reason why no shard of the run can hold the rows of an entry; "" if one can."""
         result = entry.message
         node = self.plan.stations.get(result.node) if isinstance(result, Result) else None
         if node is None or not isinstance(result, Result):
@@ -247,7 +247,7 @@ class Sink:
         return f"root {entry.root}: {node.id!r} gave {fault}" if fault else ""
 
     def _stray(self, root: int) -> str:
-        """Why a root has rows that nothing is known of."""
+        """The reason why a root has rows without a known origin."""
         if self.writer.has_ended(root):
             return f"root {root}: rows came after its end"
         return f"root {root}: {self._input.fault(root, self.queue.record(self.keys, root)) or 'it is not live'}"
@@ -275,7 +275,7 @@ class Sink:
         self._acknowledge([root for root in self.progress.live if self.writer.has_ended(root)])
 
     def doubt(self) -> None:
-        """Redis failed: it may have lost the reply to an acknowledgement, or the last second of its own."""
+        """Redis failed: the reply to an acknowledgement may be lost, or Redis may have lost its last second."""
         self._doubted = True
 
     def bar(self, engines: frozenset[str]) -> None:
@@ -292,7 +292,7 @@ class Sink:
 
     @property
     def progress(self) -> AdmissionProgress:
-        """How far this epoch is."""
+        """The progress of this epoch."""
         return self.queue.progress(self.keys)
 
     def count_budget(self) -> BudgetSpent | None:

@@ -1,4 +1,4 @@
-"""How far a run is, as its sink writes it down in Redis for `chainette status`."""
+"""The progress of a run, as its sink writes it into Redis for `chainette status`."""
 
 from __future__ import annotations
 

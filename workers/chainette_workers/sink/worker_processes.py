@@ -1,4 +1,4 @@
-"""Worker processes under the eye of the one that started them: they end with it, however it ends."""
+"""Worker processes, supervised by the process that started them: they end with it, in whatever way it ends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Child:
     config: WorkerConfig
     #: Takes its output; None: this process's standard streams do.
     log: Path | None = None
-    #: Variables of its environment, beside those of this process.
+    #: Variables of its environment, besides those of this process.
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | ForkedWorker | None = None
     deaths: int = 0
@@ -119,7 +119,7 @@ def _appended(log: Path | None) -> Iterator[int | None]:
 
 
 def _prepare_together(children: Sequence[Child]) -> None:
-    """Starts several at once, if the system can, out of one interpreter; those that die get their own."""
+    """Starts several at once from one interpreter, if the system can; restarted ones get their own."""
     if len(children) < 2:
         return
     with ExitStack() as stack:
@@ -131,7 +131,7 @@ def _prepare_together(children: Sequence[Child]) -> None:
 
 @contextmanager
 def running(children: Sequence[Child]) -> Iterator[None]:
-    """The children serve; on the way out all are gone."""
+    """The children serve inside the block; at its end all are gone."""
     with prepared(children):
         for child in children:
             child.start()
@@ -140,7 +140,7 @@ def running(children: Sequence[Child]) -> Iterator[None]:
 
 @contextmanager
 def prepared(children: Sequence[Child]) -> Iterator[None]:
-    """The children live; on the way out all are gone."""
+    """The children live inside the block; at its end all are gone."""
     try:
         _prepare_together([child for child in children if child.process is None])
         for child in children:
@@ -154,7 +154,7 @@ def prepared(children: Sequence[Child]) -> Iterator[None]:
 
 
 def supervise(children: Sequence[Child], stopping: threading.Event) -> None:
-    """Keeps children alive until `stopping` is set, or until all of them have ended in good order.
+    """Keeps children alive until `stopping` is set, or until all of them have ended properly.
 
     Raises:
         RunError: a child can never serve its engines.

@@ -1,4 +1,4 @@
-"""The answers of earlier runs, as a worker gets them: it asks the sink of the run, which has their directories."""
+"""The answers of earlier runs for a worker: it asks the sink of the run, which has their directories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["AskedAnswers", "NobodyLooks"]
 #: Seconds between two looks for a reply, at first and at most; and seconds until the question is asked again.
 _SOON, _LATE, _ANEW = 0.002, 0.05, 2.0
 
-#: Times a question is asked before its unit goes back, so that it keeps no room from other runs.
+#: Times a question is asked before its unit goes back, so that it does not occupy room that other runs need.
 _TRIES = 3
 
 

@@ -1,4 +1,4 @@
-"""Chains by reference: a run's plan out of the files on this machine's disk, if it is the one that was enqueued.
+"""Chains by reference: a run's plan from the files on this machine's disk, if it is the one that was enqueued.
 
 Redis has digests of the files, parameters and nodes. They are only compared with the files here; nothing from Redis is loaded.
 """
@@ -68,7 +68,7 @@ class Chains:
     names: Container[str]
     #: A YAML file whose engines replace those of the chains.
     engines_file: str | None
-    #: Told why a run is not served, when the reason changes; "" when the run is served after all.
+    #: Called with the reason why a run is not served, when that changes; "" when the run is served after all.
     refuse: Callable[[RunInfo, str], None] = lambda _info, _why: None
     #: Values that parameters may have here.
     parameters: Offered = field(default_factory=dict)
@@ -124,7 +124,7 @@ class Chains:
         return self._plans[reference]
 
     def _load(self, reference: Reference) -> _Load:
-        """The chain as its files are now, which have the digest; loaded and compiled once, as long as they stay so."""
+        """The chain as its files are now, which have the digest; loaded and compiled once, as long as they do not change."""
         key = replace(reference, engines=(), marks="")
         load = self._loads.get(key)
         if load is None or load.stamp != _stamp(load.files):
@@ -169,7 +169,7 @@ class _Load:
 
     plan: Plan
     files: tuple[Path, ...]
-    #: Tells whether the files have changed since.
+    #: Shows whether the files have changed since.
     stamp: tuple[tuple[int, int], ...]
 
 

@@ -1,4 +1,4 @@
-"""The choice among engines of a worker that exclude each other: a swap happens only if it is worth its time.
+"""The choice among a worker's engines that exclude each other: a swap happens only if it is worth its time.
 
 Engines exclude each other if they share a device, or if they have one name and other settings. The served engine is given
 up if none of its units can be claimed. For an engine of another name it is also given up if it was served for at least as
@@ -15,7 +15,7 @@ from chainette.engine.config import EngineConfig
 
 __all__ = ["Device", "exclude"]
 
-#: Seconds an engine is served at least, even if swaps cost nothing.
+#: The least seconds for which an engine is served, even if swaps cost nothing.
 _LEAST = 0.5
 
 
@@ -70,8 +70,8 @@ class Device:
             self._served, self._since = deepest, self.clock()
 
     def _look_elsewhere(self, waiting: Mapping[str, int], busy: Callable[[str], bool]) -> None:
-        """Nothing is seen to wait: the engines take turns in asking, for units that are put off or must run alone.
-        Nothing is loaded for that."""
+        """No units seem to wait: the engines take turns to ask for units that are put off or must run alone. Nothing is loaded
+        for that."""
         digests = [*self._contended]
         served = self._served.digest if self._served is not None else ""
         if digests and not waiting.get(served) and not busy(served):

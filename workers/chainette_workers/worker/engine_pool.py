@@ -1,4 +1,4 @@
-"""The engines of a worker: one of each configuration, whichever runs need it."""
+"""The engines of a worker: one for each configuration, shared by all runs that need it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The engine worker: claims units, processes them on one event loop, commits their outcomes.
 
-It waits out Redis for as long as that takes, with its engine loaded. Redis refuses the commits of a worker
-whose lease is over, so a worker that was thought dead costs work, never rows.
+If Redis is away, it waits for as long as that takes, with its engine loaded. Redis refuses the commits of a worker
+whose lease is over, so a worker that was wrongly taken for dead costs work, never rows.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class EngineWorker(Worker):
 
     @asynccontextmanager
     async def _attached(self) -> AsyncIterator[Heartbeat]:
-        """Under a lease; at the end nothing is in the worker's hands, and the engines are closed."""
+        """Holds a lease; at the end the worker holds no unit, and the engines are closed."""
         heartbeat = Heartbeat(
             self.queue, self.incarnation, self._words, self.deadline, lambda: self.served.queues, hook=self.hook
         )
@@ -166,7 +166,7 @@ class EngineWorker(Worker):
                 await try_once(lambda: self.queue.leave(self.incarnation))
 
     async def _watch(self, stop: Callable[[], bool], heartbeat: Heartbeat, scope: anyio.CancelScope) -> None:
-        """Ends the work also while it waits for a Redis that is gone."""
+        """Ends the work, even while it waits for a Redis that is gone."""
         while not stop() and not heartbeat.asked_to_stop:
             heartbeat.tick()
             await anyio.sleep(_WATCH)
@@ -218,7 +218,7 @@ class EngineWorker(Worker):
                     self.shared.heard(news.wanted, found)
 
     async def _agree(self) -> None:
-        """Units that Redis takes for this worker's, and that it does not hold, go back into their queues."""
+        """Returns units to their queues that Redis thinks this worker holds, but that it does not."""
         await insist(lambda: self.queue.reconcile(self.incarnation, [*self.hands]))
 
     # -- claiming
@@ -328,8 +328,8 @@ class EngineWorker(Worker):
             await self._bury(held, f"processing it failed: {told(error)}")
 
     async def put_off(self, held: HeldUnit, error: EngineUnavailable) -> None:
-        """As the base. A unit that is refused here, say for this machine's key, goes back at once: others may be served. If
-        the step is refused, others would be too, and the run is about to stop."""
+        """As the base. A unit that is refused here (say, because of this machine's key) goes back at once: other workers may be
+        served. If the step is refused, others would be too, and the run is about to stop."""
         if not isinstance(error, EngineRefused):
             await super().put_off(held, error)
             return
@@ -368,7 +368,7 @@ class EngineWorker(Worker):
         return engine
 
     async def _opened(self, config: EngineConfig) -> Engine:
-        """The engine, once nothing is asked any more of those that it excludes."""
+        """The engine, once no requests are in flight to those that it excludes."""
         while any(exclude(config, other) and not self._lane(other.digest).idle for other in self.models.occupying(config)):
             await self.hands.change()
         swaps = self.models.swaps
@@ -444,7 +444,7 @@ class EngineWorker(Worker):
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One error of several; those that tell the user how to go on come first."""
+    """One error of several; errors that tell the user how to go on come first."""
     found: BaseException = errors.subgroup(ChainetteError) or errors
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]

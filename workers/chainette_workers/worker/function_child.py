@@ -144,7 +144,7 @@ async def _answer_all(calls: BinaryIO, replies: BinaryIO, chains: Chains, main_t
 def _next(calls: BinaryIO) -> Call | None:
     head = calls.read(HEAD)
     body = calls.read(length_of(head)) if len(head) == HEAD else b""
-    return open_call(body) if body and len(body) == length_of(head) else None  # a worker that died wrote half of one
+    return open_call(body) if body and len(body) == length_of(head) else None  # a worker that died may have written half of one
 
 
 async def _reply(call: Call, replies: BinaryIO, chains: Chains, main_thread: _MainThread) -> None:

@@ -50,7 +50,7 @@ _DEATHS = 2
 #: Variables a user's function has no use for.
 _SECRETS = frozenset({VARIABLE, "CHAINETTE_FLEET_KEY"})
 
-#: Seconds a process has to end by itself, and that its last message may take.
+#: Seconds for a process to end by itself, and for its last message.
 _LAST_WORDS = 0.2
 
 #: Seconds that another process takes to start on a busy machine.
@@ -78,7 +78,7 @@ class Functions(Protocol):
 
         Raises:
             ChainDiffers: the chain's files are no longer those of the plan.
-            EngineUnavailable: it cannot be run now, and is not to blame.
+            EngineUnavailable: it cannot be run now, through no fault of its own.
         """
         ...
 
@@ -150,7 +150,7 @@ class _Child:
                     return reply
 
     async def end(self) -> str:
-        """Ends it, if it does not end by itself; how it ended, in words."""
+        """Ends it, if it does not end by itself; returns how it ended, in words."""
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_LAST_WORDS):
                 await self.process.wait()
@@ -219,7 +219,7 @@ class Children:
                 yield child
             except _Died as error:
                 self._all.remove(child)
-                if not child.began:  # not for anything that the unit did
+                if not child.began:  # not because of the unit
                     raise EngineUnavailable(f"a process for functions did not come up ({error})") from error
                 raise
             except BaseException:

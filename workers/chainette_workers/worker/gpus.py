@@ -1,4 +1,4 @@
-"""Which GPUs this machine has, as `--gpu` counts them. Asks the driver's tools: importing torch would choose for us."""
+"""The GPUs of this machine, as `--gpu` counts them. Asks the driver's tools: importing torch would choose for us."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chainette.errors import RunError
 
 __all__ = ["CUDA_DEVICES", "chosen", "visible"]
 
-#: The variable that says which GPUs a process sees.
+#: The variable that lists the GPUs that a process sees.
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 _ASK = ["--query-gpu=index", "--format=csv,noheader"]

@@ -22,7 +22,7 @@ BEAT = LEASE / 4
 
 @dataclass
 class Heartbeat:
-    """Beats from `start` to `stop`, as long as the event loop goes round: a worker that hangs loses its lease."""
+    """Beats from `start` to `stop`, as long as the event loop turns: a worker that hangs loses its lease."""
 
     queue: LeasedQueue
     incarnation: str
@@ -58,11 +58,11 @@ class Heartbeat:
             self._thread.join()
 
     def tick(self) -> None:
-        """The event loop went round."""
+        """The event loop has turned."""
         self._ticked = time.monotonic()
 
     def _mourn(self, lost: Sequence[str]) -> None:
-        """Runs they worked for know it."""
+        """Tells the runs of dead workers."""
         self.hook.on_workers_lost(lost)
         for info in self.queue.runs() if lost else ():
             for name in lost:

@@ -1,7 +1,7 @@
 """A worker in a process by itself, which reads its configuration from standard input (`entry.py` starts it).
 
-When standard input ends, its parent is gone: it hands its units back and ends. So no worker outlives
-its fleet, and no password stands in argv or in the environment.
+When standard input ends, its parent is gone: it hands its units back and ends. So no worker outlives its fleet, and no password
+is in argv or in the environment.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class _Process:
         self._object(info.run, WITHDREW, why)
 
     def _object(self, run: str, what: str, why: str) -> str:
-        """Has a run know this worker's objection to it, or that there is none any more; the objection in words."""
+        """Tells a run this worker's objection to it, or that there is none any more; returns the objection in words."""
         me = self.worker.incarnation
         words = f"worker {me} {what}: {why}" if why else ""
         self._send(lambda: self._board.refuse(run, me, words))
@@ -164,7 +164,7 @@ class _Process:
             await anyio.to_thread.run_sync(wait, sent, abandon_on_cancel=True)
 
     def leave(self) -> None:
-        """Tells the runs this process worked for that it ended in good order."""
+        """Tells the runs this process worked for that it ended properly."""
         self._log.end()
         for run in self._joined:
             self._note(run, WorkerLeft(worker=self.worker.incarnation))

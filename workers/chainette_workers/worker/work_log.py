@@ -40,7 +40,7 @@ class _Share(Hook):
 
 
 class WorkLog(Hook):
-    """Says what a worker loads, serves and finishes."""
+    """Logs the engines that a worker loads, the runs it serves, and the ends of both."""
 
     def __init__(self, tell: Callable[[str], None] = say) -> None:
         self._tell = tell
