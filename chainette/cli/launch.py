@@ -18,16 +18,7 @@ from types import FrameType
 import typer
 
 from chainette.cli.bundles import Task, Telling
-from chainette.cli.common import (
-    command_line,
-    console,
-    is_terminal,
-    show_error,
-    show_path,
-    silence_stdout,
-    tell,
-    warn,
-)
+from chainette.cli.common import command_line, console, is_terminal, show_error, show_path, silence_stdout, tell, warn
 from chainette.cli.directory_status import can_go_on
 from chainette.cli.exit_codes import INTERRUPTED, exit_code_of
 from chainette.cli.screen.live import LiveView
@@ -108,7 +99,7 @@ def _plugged(name: str) -> Hook:
     except Exception as error:  # a plugin's code may raise anything
         raise PluginError(f"{whose} cannot be made: {told(error)}") from error
     if not isinstance(hook, Hook):
-        raise PluginError(f"{whose} is no class derived from chainette.hooks.Hook, and no function that returns a hook")
+        raise PluginError(f"{whose} is neither a class derived from chainette.hooks.Hook nor a function that returns a hook")
     return hook
 
 

@@ -121,7 +121,7 @@ def _result(compiler: Compiler, loop: Loop, ended: Flow, own: list[str]) -> str:
     if loop.result is not None:
         if loop.result not in names:
             compiler.error(
-                loop.place, f"loop {loop.id!r}: result={loop.result!r} is no node of it{nearest(loop.result, names)}"
+                loop.place, f"loop {loop.id!r}: result={loop.result!r} is not a node of it{nearest(loop.result, names)}"
             )
         return loop.result
     read = {name for one in (loop.until, loop.best) if one is not None for name in _read(one, ended, own)}

@@ -192,8 +192,8 @@ def _check_open_cases(compiler: Compiler, route: Route, kind: Any) -> None:
     if route.default is None:
         compiler.error(
             route.place,
-            f"route {route.id!r}: on= is {'of an unknown type' if kind is Any else type_name(kind)}, so that other values than "
-            "the cases may occur; give default=[...] for them, or make the field a Literal or an Enum",
+            f"route {route.id!r}: on= is {'of an unknown type' if kind is Any else type_name(kind)}, so values other than the "
+            "cases may occur; give default=[...] for them, or make the field a Literal or an Enum",
         )
 
 

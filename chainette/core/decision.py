@@ -82,5 +82,5 @@ def decision_fault(value: bytes, ways: Collection[str], round: int | None) -> st
         return f"a row is no decision ({error})"
     known = found.taken is msgspec.UNSET if round is None else found.taken in range(1, round + 1)
     if not known or (found.way or "") not in ways or found.way == "" or b"\n" in value or value[:1] + value[-1:] != b"{}":
-        return "a row is no decision as a route or a loop writes it"
+        return "a row is not a decision of a route or a loop"
     return ""

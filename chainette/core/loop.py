@@ -139,5 +139,5 @@ class Judge:
         if value is None:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise Undecided(Reason.APPLY_ERROR, f"loop {self.loop.id!r}, best gave {value!r:.200}, which is no number")
+            raise Undecided(Reason.APPLY_ERROR, f"loop {self.loop.id!r}, best gave {value!r:.200}, which is not a number")
         return None if isnan(value) else float(value)

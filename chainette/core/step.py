@@ -176,7 +176,7 @@ class Step(Node, Generic[In, Out]):
         if not isinstance(self.engine_name, str):
             name = getattr(self.engine_name, "name", None)
             wanted = f"write engine_name={name!r}" if name else "give the name of a registered engine"
-            raise self._wrong(f"engine_name is no text but {type(self.engine_name).__name__}; {wanted}")
+            raise self._wrong(f"engine_name must be text, not {type(self.engine_name).__name__}; {wanted}")
         self._check_escalate()
         self._check_candidates()
         if self.dedupe not in (None, True, False):
@@ -212,7 +212,7 @@ class Step(Node, Generic[In, Out]):
         except PluginError as error:
             raise self._wrong(str(error)) from error
         if not callable(builder):
-            raise self._wrong(f"{whose} is no function (step, row, history)")
+            raise self._wrong(f"{whose} is not a function (step, row, history)")
         found: PromptBuilder = builder
         return found
 

@@ -83,7 +83,7 @@ def backend_class(name: str) -> type[Engine]:
     except PluginError as error:
         raise EngineConfigError(str(error)) from error
     if not (isinstance(plugged, type) and issubclass(plugged, Engine) and issubclass(plugged.options, Options)):
-        raise EngineConfigError(f"{whose} is no class derived from chainette.Engine with its Options")
+        raise EngineConfigError(f"{whose} is not a class derived from chainette.Engine with its Options")
     return plugged
 
 

@@ -40,7 +40,7 @@ async def execute_node(
 ) -> tuple[list[Any], list[Row]]:
     """See `Node.execute`."""
     if isinstance(node, Route | Loop):
-        raise DeclarationError(f"{node.place}: {node.id!r} is no single node; run a Chain(steps=[...]) with it")
+        raise DeclarationError(f"{node.place}: {node.id!r} is not a single node; run a Chain(steps=[...]) with it")
     if not inputs:
         return [], []
     if histories is not None and len(histories) != len(inputs):

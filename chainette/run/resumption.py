@@ -232,7 +232,7 @@ def _still_there(directories: Sequence[str]) -> tuple[str, ...]:
     """The earlier runs that are still where they were; rejected rows can be asked for without the others."""
     found = tuple(directory for directory in directories if RunDir(directory).exists())
     for lost in (directory for directory in directories if directory not in found):
-        _log.warning("--reuse %s: there is no run in it any more; nothing is taken from it", lost)
+        _log.warning("--reuse %s: there is no longer a run in it; nothing is taken from it", lost)
     return found
 
 

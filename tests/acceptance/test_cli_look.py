@@ -134,7 +134,7 @@ def test_why_works_without_the_input_and_says_so(project: Project, tmp_path: Pat
     [
         ("21", "has no row 21 so far; 21 records of its input are done, counted from 0"),
         ("3~7", "has no row 3~7 so far"),
-        ("seven", "'seven' is no row id; they look like 17"),
+        ("seven", "'seven' is not a row id; they look like 17"),
     ],
 )
 def test_why_names_a_row_that_is_not_there(project: Project, row: str, words: str) -> None:

@@ -109,7 +109,7 @@ def test_a_key_that_a_plugin_does_not_have_and_its_obstacles_are_told_before_the
     [
         ("import no_such_module", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
         ("raise SystemError('of the author')", "cannot be imported: SystemError: of the author"),
-        ("Parrot = 3", "is no class derived from chainette.Engine"),
+        ("Parrot = 3", "is not a class derived from chainette.Engine"),
     ],
 )
 def test_a_plugin_that_is_broken_is_named_and_costs_nothing_else(
@@ -165,7 +165,7 @@ def test_another_source_of_a_prompt_builder_makes_rows_stale(project: Project, t
             "raise SystemError('of the author')",
             "hook 'bell' of the plugin chainette-bell 2.0 (chainette_bell:Bell) cannot be imported",
         ),
-        ("class Bell:\n    pass", "is no class derived from chainette.hooks.Hook"),
+        ("class Bell:\n    pass", "is neither a class derived from chainette.hooks.Hook"),
         ("def Bell():\n    raise ValueError('no bell')", "cannot be made: ValueError: no bell"),
     ],
 )

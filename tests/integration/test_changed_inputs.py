@@ -197,7 +197,7 @@ def test_every_change_of_the_input_is_found_while_it_is_read_and_the_run_goes_on
     jsonl(path, old)
     os.utime(path, (1_600_000_000, 1_600_000_000))
     data = path.read_bytes()
-    with pytest.raises(InputError, match=r"changed while the run was reading it|cannot be read any more"):
+    with pytest.raises(InputError, match=r"changed while the run was reading it|can no longer be read"):
         run(path, out, lambda: CHANGES[change](path))
     assert set(kept(out)) <= {text[:9] for text in old}
     assert WHEN <= len(kept(out)) < ROWS

@@ -465,7 +465,7 @@ def test_the_named_binary_comes_first_then_the_bundled_then_path(tmp_path: Path,
 
 def test_a_named_binary_that_is_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(embedded.SERVER_VARIABLE, str(tmp_path / "none"))
-    with pytest.raises(RunError, match="no program that can be run; correct or unset it"):
+    with pytest.raises(RunError, match="not a program that can be run; correct or unset it"):
         find_server()
 
 

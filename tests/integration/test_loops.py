@@ -130,7 +130,7 @@ def test_of_equal_rounds_the_earliest_is_best_and_none_and_nan_come_last(tmp_pat
 def test_the_alias_holds_the_last_node_that_the_conditions_do_not_read_or_the_named_one(tmp_path: Path) -> None:
     result = run(tmp_path, [revise(result="judge", on_exhausted="keep").join("final")], (7,))
     assert [row["final.ok"] for row in result.rows("flattened")] == [True]
-    assert "result='drift' is no node of it; did you mean 'draft'?" in refusal(revise(result="drift").join("final"))
+    assert "result='drift' is not a node of it; did you mean 'draft'?" in refusal(revise(result="drift").join("final"))
 
 
 def test_a_rejection_in_any_round_rejects_the_row(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_row_gives_the_value_of_a_loop_and_a_loop_does_not_run_alone() -> None
     loop = revise(on_exhausted="keep").join("final")
     rows = finished(Chain(name="c", steps=[loop], input_model=N).run_iter([N(n=7)]))
     assert [row[loop] for row in rows] == [{"v": 7}]
-    with pytest.raises(DeclarationError, match="'revise' is no single node; run a Chain"):
+    with pytest.raises(DeclarationError, match="'revise' is not a single node; run a Chain"):
         loop.execute([N(n=7)])
 
 

@@ -269,7 +269,7 @@ def test_rejected_rows_are_asked_again_even_if_the_earlier_run_is_gone(
     llm.answer = echo
     result = retry_rejected(tmp_path / "second", chain)
     assert origins(result) == {"0": None, "1": None, "2": None}
-    assert "there is no run in it any more; nothing is taken from it" in caplog.text
+    assert "there is no longer a run in it; nothing is taken from it" in caplog.text
 
 
 # -- functions

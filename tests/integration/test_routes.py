@@ -284,7 +284,7 @@ def test_a_case_that_cannot_occur_is_an_error_with_a_suggestion() -> None:
 
 
 def test_a_value_that_cannot_be_listed_needs_a_default() -> None:
-    assert "on= is str, so that other values than the cases may occur" in refusal(Route("r", on="{{ note }}", cases={"x": []}))
+    assert "on= is str, so values other than the cases may occur" in refusal(Route("r", on="{{ note }}", cases={"x": []}))
     assert "on= is of an unknown type" in refusal(Route("r", on=lambda ticket: 1, cases={1: []}))
 
 

@@ -389,7 +389,7 @@ def test_a_better_id_is_suggested() -> None:
         ({"output_model": Word(word="a")}, "not a pydantic model; give the class Word"),
         ({"max_attempts": 0}, "max_attempts is 0"),
         ({"max_attempts": "3"}, "max_attempts is '3'"),
-        ({"engine_name": 3}, "engine_name is no text but int"),
+        ({"engine_name": 3}, "engine_name must be text, not int"),
         ({"engine_name": make_config("llm", "m", "simulated")}, "write engine_name='llm'"),
         ({"sampling": {"temperature": 1}}, r"write SamplingParams\(\.\.\.\)"),
     ],

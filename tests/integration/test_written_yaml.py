@@ -178,7 +178,7 @@ def make() -> Chain:
         "not written: extra of engine 'llm'; declare it in a file for --engines",
         "not written: headers of engine 'llm'; declare it in a file for --engines",
         "not written: secrets in the endpoint of engine 'llm'; declare it in a file for --engines",
-        "not written: the function of 'local' is no function of a module; give it a name at the top of one",
-        "not written: the function of 'same' is no function of a module; give it a name at the top of one",
+        "not written: the function of 'local' is not a function at the top of a module; define it there",
+        "not written: the function of 'same' is not a function at the top of a module; define it there",
         "not written: the model Checked, which has more than fields and is not at the top of a module",
     ]

@@ -84,7 +84,7 @@ def kill(
     Workers of the same user on this machine are waited for, and killed if they hang, even if Redis does not answer.
     """
     if (engine is None) is not everyone:
-        raise typer.BadParameter("say whom: --engine NAME, or --all")
+        raise typer.BadParameter("say which workers: --engine NAME, or --all")
     here = recorded(shown(chosen_url(redis)), engine)
     whom = f"of {engine!r} " if engine else ""
     asked = _ask_to_stop(engine, redis, instead=len(here))

@@ -86,7 +86,7 @@ class Code:
                 str(error) if isinstance(error, LoadError) else f"{what} {name[:80]!r} is no file below {self.root}"
             ) from error
         if not is_part(found, self.root.resolve()):
-            raise named.fault(f"{what} {name!r} is hidden or belongs to a package, so it is no part of the chain")
+            raise named.fault(f"{what} {name!r} is hidden or belongs to a package, so it is not part of the chain")
         return found
 
     def parts(self, part: Part) -> Part:

@@ -154,5 +154,5 @@ def _known(keys: Mapping[str, Part], known: set[str], name: str) -> None:
 
 def _limit(part: Part, keyword: str, ours: str, name: str) -> Any:
     if not isinstance(part.value, _VALUES[ours]) or isinstance(part.value, bool):
-        raise part.fault(f"{name}: {keyword} is {part.shown}, which is no limit")
+        raise part.fault(f"{name}: {keyword} is {part.shown}, which is not a limit")
     return part.value

@@ -62,7 +62,7 @@ class _Writer:
         """module:name of a function; None, which no chain file loads with, if no module of the user has it."""
         reference, _ = reference_to(value, node)
         if not reference:
-            self.unsaid.append(f"{what} is no function of a module; give it a name at the top of one")
+            self.unsaid.append(f"{what} is not a function at the top of a module; define it there")
         return reference or None
 
     # -- nodes

@@ -69,7 +69,7 @@ def _file_source(target: str, path: Path, root: Path) -> ChainSource:
         inside = " or ".join(f"{target.rstrip('/')}/{file.name}" for file in sorted(path.glob("*.py"))[:3])
         raise LoadError(f"{target or '.'} is a directory; name the chain's file{f', such as {inside}' if inside else ''}")
     if path.suffix not in (".py", *YAML):
-        raise LoadError(f"{target} is no chain; expected chain.py, chain.py:name, chain.yml or package.module:name")
+        raise LoadError(f"{target} is not a chain; expected chain.py, chain.py:name, chain.yml or package.module:name")
     try:
         content = path.read_bytes()
     except OSError as error:

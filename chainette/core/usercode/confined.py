@@ -91,10 +91,10 @@ def _contents(root: Path, names: Iterable[str]) -> dict[str, str]:
         if not fault and not name.endswith(".py") and any(part.startswith(".") for part in PurePosixPath(name).parts):
             fault = "is hidden"
         if fault:
-            raise LoadError(f"{name[:80]!r} {fault}, so it is no file of a chain")
+            raise LoadError(f"{name[:80]!r} {fault}, so it cannot belong to a chain")
         file = root / name
         if not file.is_file():
-            raise ClaimRefused(f"needs {name!r}, which is no file below {root}")
+            raise ClaimRefused(f"needs {name!r}, which is not a file below {root}")
         left -= file.stat().st_size
         if left < 0:
             raise LoadError(f"the chain's files have more than {_MOST_BYTES >> 20} MiB")
@@ -111,7 +111,7 @@ def name_fault(name: str) -> str:
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         return "contains control characters"
     if not parts or ".." in parts or PurePosixPath(name).is_absolute():
-        return "is no relative path below a root"
+        return "is not a relative path below a root"
     return ""
 
 
@@ -157,11 +157,11 @@ def engine_file(root: Path, name: str) -> Path:
     """The engine file an order names.
 
     Raises:
-        LoadError: it is no small YAML file below the root.
+        LoadError: it is not a small YAML file below the root.
     """
     file = confined_file(root, name, "the engine file", _MOST_ENGINES)
     if file.suffix not in YAML:
-        raise LoadError(f"the engine file {name!r} is no YAML file")
+        raise LoadError(f"the engine file {name!r} is not a YAML file")
     return file
 
 

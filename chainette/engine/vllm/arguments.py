@@ -174,7 +174,7 @@ def _check_extra(config: EngineConfig, known: Collection[str]) -> None:
         if key not in public:
             close = difflib.get_close_matches(key, public, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise EngineConfigError(f"engine {config.name!r}: extra[{key!r}] is no argument of this vLLM{hint}")
+            raise EngineConfigError(f"engine {config.name!r}: extra[{key!r}] is not an argument of this vLLM{hint}")
 
 
 def environment(config: EngineConfig, options: VllmOptions, present: Mapping[str, str], *, cpu: bool) -> dict[str, str]:

@@ -169,7 +169,7 @@ class RunInfo(HashFields, frozen=True):
             tag = bytes.fromhex(self.seal)
             seals.open(self.run, self.epoch, Purpose.RECORD, "", tag + self.sealed_part)
         except ValueError:
-            return "has a record in Redis with a seal that is none"
+            return "has a record in Redis with a malformed seal"
         except Unsealed:
             return "has a record in Redis that somebody without the fleet's key has changed"
         return ""

@@ -66,7 +66,7 @@ def connect(url: str | None = None, *, timeout: float = 10.0) -> redis.Redis:
             raise ValueError
         client.connection_pool.make_connection()  # fails on unknown options
     except (redis.RedisError, ValueError, TypeError):  # their words hold parts of the URL
-        raise RunError(f"{address} is no address of a Redis; write {_FORMS}") from None
+        raise RunError(f"{address} is not the address of a Redis; write {_FORMS}") from None
     try:
         _wait_until_loaded(client, address)
     except (redis.RedisError, OSError, UnicodeError) as error:

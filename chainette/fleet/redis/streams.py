@@ -108,7 +108,7 @@ def stream_entry(item: Any, body: Any, opened: Open = _as_it_is) -> Entry:
         elif body:
             message = open_message(body, Admission)
     except (KeyError, ValueError, BadMessage) as error:
-        words = f"an entry of the stream is none of ours: {type(error).__name__}: {error}"[:400]
+        words = f"an entry of the stream is not Chainette's: {type(error).__name__}: {error}"[:400]
         raise PutAside([Aside(words, entry_id(item), str(fields)[:2000].encode())]) from error
     stage = fields.get(b"d")
     return Entry(entry_id(item), token, message, root, done=stage == b"1", suspended=stage == b"2")

@@ -82,7 +82,7 @@ def find_server() -> Path:
 
 def _runnable(named: Path) -> Path:
     if not (named.is_file() and os.access(named, os.X_OK)):
-        raise RunError(f"{SERVER_VARIABLE} names {str(named)!r}, which is no program that can be run; correct or unset it")
+        raise RunError(f"{SERVER_VARIABLE} names {str(named)!r}, which is not a program that can be run; correct or unset it")
     return named.absolute()
 
 

@@ -52,7 +52,7 @@ def stamp_of(path: Path) -> Stamp:
     try:
         stat = path.stat()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read any more: {error.strerror}") from error
+        raise InputError(f"{path}: can no longer be read: {error.strerror}") from error
     tick = _TICK if stat.st_mtime_ns % 1_000_000_000 else _COARSE_TICK
     settled = max(stat.st_mtime_ns, stat.st_ctime_ns) + tick < now
     return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, settled)
@@ -152,7 +152,7 @@ class Trail:
 
 
 _GO_ON = (
-    "every row so far is of the file as it was. Put the old file back and resume, or begin a new run "
+    "all rows so far are from the old file. Put the old file back and resume, or begin a new run "
     "(a resume checks every byte that was read)"
 )
 

@@ -81,7 +81,9 @@ def _kind_of_lines(path: Path, named: str, text: bytes, suffix: str) -> str:
     if named == "jsonl":
         if is_table and not any(line.lstrip().startswith((b"{", b"[")) for line in islice(lines, 10)):
             shown = first[:60].decode(errors="replace")
-            raise InputError(f"{path}: is no JSON; its first line looks like the header of a CSV file: {shown!r}; name it .csv")
+            raise InputError(
+                f"{path}: is not JSON; its first line looks like the header of a CSV file: {shown!r}; name it .csv"
+            )
         return named
     if not text:
         return "jsonl"

@@ -46,7 +46,7 @@ _FILE = re.compile(rf"(?:\.held/)?{_FOLDER.pattern}/\d+")
 def require_file(name: str) -> None:
     """Raises ValueError unless the name (`extract/0`, `.held/extract/0`) stays inside the run directory."""
     if not _FILE.fullmatch(name):
-        raise ValueError(f"{name!r} is no file of a run directory")
+        raise ValueError(f"{name!r} is not a file of a run directory")
 
 
 class _Tagged(msgspec.Struct, frozen=True, tag_field="to", tag=True):
@@ -219,7 +219,7 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.folder and not _FOLDER.fullmatch(self.folder):
-            raise ValueError(f"{self.folder!r} is no folder of a run directory")
+            raise ValueError(f"{self.folder!r} is not a folder of a run directory")
 
     @property
     def engines(self) -> list[str]:

@@ -85,7 +85,7 @@ def _refuse_unless_tail(path: Path, offset: int, rest: Iterator[bytes]) -> None:
     for line in rest:
         if parse_line(line[:-1]) is not None:
             raise DamagedRun(
-                f"{path}: the line at byte {offset} is damaged, but later ones are intact, so this is no torn tail; "
+                f"{path}: the line at byte {offset} is damaged, but later ones are intact, so this is not a torn tail; "
                 f"restore the file from a backup (everything before byte {offset} is good)"
             )
 

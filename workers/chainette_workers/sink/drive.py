@@ -328,7 +328,7 @@ class DriveLoop:
             if time.monotonic() > end:
                 raise RunDirectoryInUse(
                     f"another process writes run {sink.run} now ({other}), maybe into a copy of this directory; the rows here "
-                    f"stays as it is: `chainette resume {self.session.writer.directory}` goes on with it when the other is done"
+                    f"stay as they are: `chainette resume {self.session.writer.directory}` goes on once the other is done"
                 )
             time.sleep(_LOOK)
             self.tend(moved)

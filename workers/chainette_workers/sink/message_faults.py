@@ -48,7 +48,7 @@ def result_fault(plan: Plan, rows: Mapping[str, Row], result: Result) -> str:
     node = plan.stations.get(result.node)
     if node is None:
         empty = not (result.outputs or result.rejected or result.dropped or result.escalated)
-        return "" if empty and result.node in plan.forks else f"{result.node[:80]!r} is no step whose rows are written"
+        return "" if empty and result.node in plan.forks else f"{result.node[:80]!r} is not a step whose rows are written"
     return _id_fault(node, result) or next(_row_faults(node, rows, result), "")
 
 
@@ -76,7 +76,7 @@ def _id_fault(node: PlanNode, result: Result) -> str:
 
 def _row_faults(node: PlanNode, rows: Mapping[str, Row], result: Result) -> Iterator[str]:
     if not _is_sane(result.usage):
-        yield "its usage is no count"
+        yield "its usage is not a count"
     if not 0 <= result.shared <= (len(result.outputs) + len(result.rejected) if node.dedupe else 0):
         yield f"{result.shared} of its rows took the answers of others"
     for output in result.outputs:
@@ -91,14 +91,14 @@ def _row_faults(node: PlanNode, rows: Mapping[str, Row], result: Result) -> Iter
         if not node.escalate or earlier.engine != node.rank + 1:
             yield "a row goes on to an engine that the step does not name next"
         if not (0 <= earlier.asks <= _MOST and _is_sane(earlier.spent)):
-            yield "a row's attempts are no count"
+            yield "a row's attempts are not a count"
 
 
 def _output_fault(node: PlanNode, output: Output) -> str:
     if not (0 <= output.attempts <= _MOST and _is_sane(output.spent)):
-        return "its attempts are no count"
+        return "its attempts are not a count"
     if len(output.key) not in (0, KEY_BYTES) or len(output.reused_from) > _LONGEST_ORIGIN:
-        return "a row's key or origin is none"
+        return "a row's key or origin is malformed"
     if node.samples > 1 and is_invalid(output.value):
         return _candidate_fault(output.value)
     if node.passes and output.value != PASSED:
@@ -168,7 +168,7 @@ def _repetition(value: bytes) -> str:
     try:
         json.loads(value, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        return f"a row is no JSON object that every tool reads ({str(error)[:200]})"
+        return f"a row is not a JSON object that every tool reads ({str(error)[:200]})"
     return ""
 
 
@@ -183,7 +183,7 @@ def _rejection_fault(node: str, reasons: Collection[str], rejection: Rejection) 
     if len(rejection.message) > _LONGEST_MESSAGE or len(rejection.raw or "") > _LONGEST_RAW:
         return "a rejection is too long"
     if not (0 <= rejection.attempts <= _MOST and 0 <= rejection.line <= _MOST and _is_sane(rejection.spent)):
-        return "a rejection's attempts are no count"
+        return "a rejection's attempts are not a count"
     return ""
 
 
@@ -229,7 +229,7 @@ def root_fault(ids: range, most: int, record: RootRecord) -> str:
 
 def _record_fault(row: Row) -> str:
     if not 0 <= row.line <= _MOST or row.values.keys() != {CHAIN_INPUT}:
-        return "a row is no record of the input"
+        return "a row is not a record of the input"
     return _value_fault(row.values[CHAIN_INPUT]) or _value_fault(row.key or b"null")
 
 

@@ -162,7 +162,7 @@ def test_a_json_schema_becomes_a_model() -> None:
         ("{type: object, properties: {a: {$ref: 'http://x/y'}}}", "is not followed; only '#/$defs/NAME' is"),
         ("{type: object, properties: {a: {$ref: '#/$defs/X'}}}", "leads nowhere"),
         ("{type: object, properties: {a: {$ref: '#/$defs/X'}}, $defs: {X: {$ref: '#/$defs/X'}}}", "chain.yml:2"),
-        ("{type: object, properties: {a: {type: integer, minimum: x}}}", "minimum is 'x', which is no limit"),
+        ("{type: object, properties: {a: {type: integer, minimum: x}}}", "minimum is 'x', which is not a limit"),
         ("{type: object, properties: {a: {type: integer}}, required: [b]}", "'b' is required, but not among the properties"),
         ("{type: string}", "the schema must be of an object with properties"),
         ("{type: object, properties: {a-b: {type: integer}}}", "a field cannot be called 'a-b'"),

@@ -329,7 +329,7 @@ def test_a_directory_is_refused_with_the_files_in_it(tmp_path: Path) -> None:
     ("reference", "message"),
     [
         ("chain.yml", "chain.yml: is empty"),
-        ("notes.txt", "notes.txt is no chain; expected chain.py, chain.py:name, chain.yml or package.module:name"),
+        ("notes.txt", "notes.txt is not a chain; expected chain.py, chain.py:name, chain.yml or package.module:name"),
         ("chain.py:", "ends in ':'"),
         ("no_such_package.chains:x", "no module 'no_such_package' below"),
     ],

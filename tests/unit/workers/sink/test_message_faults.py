@@ -205,7 +205,7 @@ def test_a_join_brings_no_rows() -> None:
     fork = next(iter(plan.forks))
     root = AcceptedRoot(plan, 1, ROWS, Durable(), range(4, 6))
     assert root.refuse(entry(result(node=fork)), frozenset()) == ""
-    assert "no step whose rows are written" in root.refuse(entry(result([("4", GOOD)], node=fork)), frozenset())
+    assert "is not a step whose rows are written" in root.refuse(entry(result([("4", GOOD)], node=fork)), frozenset())
 
 
 def bad(row_id: str = "6", **changes: object) -> Rejection:
