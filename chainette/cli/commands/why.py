@@ -38,7 +38,7 @@ def why(
     last is kept; that of a rejection before a --retry is shown as long as that version of the directory is there.
     """
     if not re.fullmatch(r"\d+(~\d+)*", row):
-        raise typer.BadParameter(f"{row!r} is no row id; they look like 17, or 17~0 after an expansion")
+        raise typer.BadParameter(f"{row!r} is not a row id; they look like 17, or 17~0 after an expansion")
     story, prompts = story_of(RunDir(directory), row), None
     if prompt:
         require_trust(RunDir(directory), trusted=yes)

@@ -88,7 +88,7 @@ def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
 
 
 class UnitLines:
-    """Where the log has the units of each root: sixteen bytes for each, since a log may have millions."""
+    """The places in the log of each root's units: sixteen bytes for each, since a log may have millions."""
 
     def __init__(self) -> None:
         self._roots, self._offsets = array("q"), array("q")

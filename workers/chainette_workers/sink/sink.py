@@ -296,7 +296,7 @@ class Sink:
         return self.queue.progress(self.keys)
 
     def count_budget(self) -> BudgetSpent | None:
-        """Keeps in the log how much of the budget is spent or reserved.
+        """Logs the part of the budget that is spent or reserved.
 
         Returns an error if the next request does not fit, and no worker has a unit left: entries that can be read then are
         the last ones.
