@@ -214,7 +214,7 @@ async def waits(candidates: list[Word]) -> Word:
     ],
 )
 def test_candidates_that_cannot_be_chosen_among_are_refused_where_they_are_declared(keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(DeclarationError, match=f"test_samples.py:.*step 'vote': {said}"):
+    with pytest.raises(DeclarationError, match=f"voting.py:.*step 'vote': {said}"):
         vote(**keys)
 
 

@@ -106,7 +106,7 @@ def test_a_function_that_raises_rejects_its_row_and_names_the_line(tmp_path: Pat
     result = Chain(name="refusing", steps=[apply(refuse)]).run([Text(text="a")], tmp_path / "run")
     rejection = only_rejection(result)
     assert (rejection["reason"], rejection["attempts"], rejection["raw"]) == (Reason.APPLY_ERROR, 0, None)
-    assert "LookupError: not this one" in rejection["message"] and "test_semantics_rows.py:" in rejection["message"]
+    assert "LookupError: not this one" in rejection["message"] and "test_semantics_reasons.py:" in rejection["message"]
 
 
 def test_a_function_that_ends_the_program_rejects_its_row_only(tmp_path: Path) -> None:

@@ -337,7 +337,7 @@ MUTATIONS = (
         _DEPENDENTS,
         "ways = [str(node.round.number + 1)]",
         "ways = []",
-        "tests/integration/test_loops.py -k test_from",
+        "tests/integration/test_loops_resumed.py -k test_from",
     ),
     Mutation(
         "nobody looks for units that are lost",
