@@ -51,7 +51,7 @@ _log = logging.getLogger("chainette")
 #: What a service has done once it lets a run go.
 _DONE = {Role.COORDINATOR: "all its rows are admitted", Role.SINK: "done"}
 
-#: Seconds between two looks at the runs, and before a run that was refused is looked at again.
+#: Seconds between two looks at the runs, and until a refused run is looked at again.
 _LOOK, _AGAIN = 0.5, 5.0
 
 
