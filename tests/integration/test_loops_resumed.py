@@ -66,7 +66,7 @@ def test_declarations_that_cannot_work_name_the_line_and_the_way_out() -> None:
         "no parameter 'rounds'; write max_rounds=3": lambda: revise(rounds=3),
     }
     for words, declare in wrong.items():
-        with pytest.raises(DeclarationError, match=r"test_loops\.py") as refused:
+        with pytest.raises(DeclarationError, match=r"revising\.py") as refused:
             declare()
         assert words in str(refused.value)
 
