@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support.cli import CHAIN, Project, until
+from tests.support.patience import LONG
 from tests.support.tools import program
 
 SECTIONS = ("summary", "flow", "charts", "steps", "rejects", "engines", "stretches", "settings")
@@ -49,7 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def browser() -> Iterator[Browser]:
     chromium = program("chromium", "apt-get install chromium")
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=[*FLAGS])
+        browser = driver.chromium.launch(executable_path=chromium, args=[*FLAGS], timeout=1000 * LONG)
         yield browser
         browser.close()
 
@@ -59,6 +60,7 @@ class Seen:
 
     def __init__(self, browser: Browser, file: Path, width: int, scheme: Any = "light") -> None:
         self.page: Page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.set_default_timeout(1000 * LONG)
         self.said: list[str] = []
         self.requested: list[str] = []
         self.page.on("console", lambda message: self.said.append(message.text))

@@ -15,10 +15,9 @@ from chainette_workers.sink.forked_workers import ForkedWorker, fork_workers
 from chainette_workers.worker.configuration import WorkerConfig
 
 from tests.support.cli import until
+from tests.support.patience import LONG
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="others give nobody the children of another process")
-
-PATIENCE = 60.0
 
 
 def takes_in_orphans() -> bool:
@@ -38,7 +37,7 @@ def workers(tmp_path: Path) -> Iterator[list[ForkedWorker]]:
     yield found
     for worker in found:
         worker.kill()
-        worker.wait(PATIENCE)
+        worker.wait(LONG)
         worker.stdin.close()
     assert not takes_in_orphans()
 
@@ -48,17 +47,17 @@ def test_forked_workers_have_their_own_input_environment_log_and_end(workers: li
     serving.stdin.write(msgspec.json.encode(WorkerConfig(None, ["judge"], str(tmp_path))) + b"\n")
     serving.stdin.flush()
     unneeded.stdin.close()
-    assert serving.wait(PATIENCE) == 1 and "a.socket" in (tmp_path / "a.log").read_text()
-    assert unneeded.wait(PATIENCE) == 0 and not (tmp_path / "b.log").read_text()
+    assert serving.wait(LONG) == 1 and "a.socket" in (tmp_path / "a.log").read_text()
+    assert unneeded.wait(LONG) == 0 and not (tmp_path / "b.log").read_text()
     until(killed._find)
     assert killed.poll() is None
     os.kill(killed._pid, signal.SIGKILL)
-    assert killed.wait(PATIENCE) == -signal.SIGKILL and not (tmp_path / "c.log").read_text()
+    assert killed.wait(LONG) == -signal.SIGKILL and not (tmp_path / "c.log").read_text()
 
 
 def test_workers_that_were_never_forked_count_as_dead(workers: list[ForkedWorker]) -> None:
     workers[0]._forking.process.kill()
-    assert [worker.wait(PATIENCE) for worker in workers] == [1, 1, 1]
+    assert [worker.wait(LONG) for worker in workers] == [1, 1, 1]
 
 
 def test_a_worker_has_ended_though_its_end_was_told_to_nobody(workers: list[ForkedWorker]) -> None:
@@ -67,7 +66,7 @@ def test_a_worker_has_ended_though_its_end_was_told_to_nobody(workers: list[Fork
     try:
         for worker in workers:
             worker.stdin.close()
-        assert [worker.wait(PATIENCE) for worker in workers] == [0, 0, 0]
+        assert [worker.wait(LONG) for worker in workers] == [0, 0, 0]
     finally:
         signal.signal(signal.SIGCHLD, before)
 
@@ -76,7 +75,7 @@ def test_words_of_the_forking_process_are_in_a_log(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("chainette_workers.sink.forked_workers.ENTRY", (sys.executable, "-c", "exit('interrupted')"))
     with (tmp_path / "a.log").open("wb") as log:
         found = fork_workers([None, log.fileno()], [{}, {}])
-    assert found is not None and [worker.wait(PATIENCE) for worker in found] == [1, 1]
+    assert found is not None and [worker.wait(LONG) for worker in found] == [1, 1]
     assert (tmp_path / "a.log").read_text() == "interrupted\n"
     for worker in found:
         worker.stdin.close()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tests.support.cli import Project
+from tests.support.patience import LONG
 
 __all__ = ["ServerProject", "row_asked"]
 
@@ -38,7 +39,7 @@ class ServerProject(Project):
     def __init__(self, path: Path, rows: int) -> None:
         super().__init__(path, rows)
         (path / "chain.py").write_text(CHAIN)
-        self.url, self.timeout, self.temperature = "", 60.0, 0.0
+        self.url, self.timeout, self.temperature = "", LONG, 0.0
 
     @property
     def environment(self) -> dict[str, str]:
