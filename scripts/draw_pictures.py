@@ -31,6 +31,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = Path("examples/02_extraction")
 WIDTH = 92
 
+#: Symbols that only a font for emoji has; without one, a browser draws boxes.
+_EMOJI = re.compile("[\U0001f000-\U0001faff]\ufe0f? ?")
+
 #: The part of the rows that is done when the screen is drawn.
 SHARE = 0.5
 
@@ -57,7 +60,7 @@ def draw_run(directory: Path, target: Path) -> None:
     def drawn(lines: list[Text]) -> None:
         console = Console(record=True, file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="truecolor")
         console.print(Text.assemble(("$ ", "bold green"), f"chainette run {EXAMPLE}/chain.py {EXAMPLE}/inputs.jsonl -o out\n"))
-        console.print(Text(draw(plan)), "", *lines, sep="\n")
+        console.print(Text(_EMOJI.sub("", draw(plan))), "", *lines, sep="\n")
         svg = console.export_svg(title="chainette run")
         target.write_text(
             re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8"
