@@ -17,7 +17,7 @@ from chainette.core.run_settings import FLAGS, UNRECORDED, RunSettings
 from chainette.errors import InputError, SettingsError
 from chainette.utils.argument_advice import nearest
 
-__all__ = ["FILE", "KEYS", "Default", "Key", "default_map", "defaults_of", "variables_of"]
+__all__ = ["FILE", "KEYS", "Default", "Key", "default_map", "defaults_of", "nearest_file", "variables_of"]
 
 FILE = "chainette.toml"
 
@@ -97,7 +97,7 @@ def defaults_of(folder: Path, variables: Mapping[str, str]) -> list[Default]:
 
 
 def _of_file(folder: Path) -> Iterator[Default]:
-    path = _nearest_file(folder)
+    path = nearest_file(folder)
     if path is None:
         return
     import tomllib  # noqa: PLC0415 - most folders have no such file
@@ -119,7 +119,12 @@ def _of_file(folder: Path) -> Iterator[Default]:
         yield Default(key, _located(key, _typed(key, value, origin, strict=True), path.parent, folder, origin), origin)
 
 
-def _nearest_file(folder: Path) -> Path | None:
+def nearest_file(folder: Path) -> Path | None:
+    """The chainette.toml that counts for commands in a folder.
+
+    Raises:
+        SettingsError: it belongs to another user.
+    """
     home = os.path.expanduser("~")  # noqa: PTH111 - a container's user may have none, which `Path.home` does not take
     for place in (folder, *folder.parents):
         path = place / FILE

