@@ -34,7 +34,7 @@ from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
 from chainette.utils.ids import new_run_id
-from chainette.utils.remote_files import is_url
+from chainette.utils.remote_files import is_url, shown_url
 
 __all__ = ["hand_over"]
 
@@ -149,7 +149,8 @@ def _order_of(task: Task, settings: RunSettings, loaded: LoadedChain, plan: Plan
         settings = replace(settings, engines_file=inside(str(below), "the engine file"))
     for path in task.inputs:
         if is_url(path) or is_hub(path):
-            raise RunError(f"{path}: services take relative paths below their roots only; copy it there, or use `run`")
+            shown = shown_url(path) if is_url(path) else path
+            raise RunError(f"{shown}: services take relative paths below their roots only; copy it there, or use `run`")
     return Order(
         reuse=relative_runs(settings.reuse),
         chain_ref=inside(loaded.reference, "the chain"),

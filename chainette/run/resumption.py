@@ -21,13 +21,12 @@ from chainette.core.usercode.parameters import given, text_of
 from chainette.engine.budget import engine_limits
 from chainette.engine.config import EngineRegistry
 from chainette.errors import DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.io.inputs.locate import open_input
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.dependents import starts_of
 from chainette.io.rundir.directory_swap import remove_leftovers
 from chainette.io.rundir.fork import Reopen, fork
 from chainette.io.rundir.log import EventLog
-from chainette.io.rundir.logged_paths import input_paths, placed_input
+from chainette.io.rundir.logged_paths import placed_input
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir
@@ -40,7 +39,7 @@ from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan, registry_of
 from chainette.run.recorded_options import recorded_options, wanted_of
 from chainette.run.rejections import Rejections
-from chainette.run.resumed_input import resumed_input
+from chainette.run.resumed_input import lengthened_input, resumed_input
 from chainette.run.same_chain import require_unchanged, taken_back, tell_rescues, way_to_recompute
 from chainette.run.selection import REJECTED, require_nodes, selection_of
 from chainette.run.session import check_drive, finish_run
@@ -101,9 +100,8 @@ def _mend(directory: RunDir, plan: Plan, state: RunState) -> RunState:
 
 async def _continue(directory: RunDir, plan: Plan, state: RunState, options: RunOptions) -> RunResult:
     source, equal = await anyio.to_thread.run_sync(resumed_input, directory, state, options)
-    if options.more:
-        known = options.inputs or input_paths(state.input, directory, Path(options.chain_root))
-        source = await anyio.to_thread.run_sync(open_input, [*known, *options.more])
+    if options.more or (options.limit != state.limit and "rest" in source.origin):
+        source = await anyio.to_thread.run_sync(lengthened_input, source, directory, state, options)
     identity = placed_input(source.identity(), directory, options.chain_root)
     limit = options.limit if options.limit != state.limit else None
     accept = options.accept if options.accept != wanted_of(state) else None

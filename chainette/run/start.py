@@ -23,7 +23,8 @@ from chainette.io.inputs.growing_file import GrowingFile, RowSource
 from chainette.io.inputs.hub import HubRows, is_hub
 from chainette.io.inputs.locate import open_growing, open_input
 from chainette.io.inputs.readers import InputFile
-from chainette.io.inputs.remote import fetch
+from chainette.io.inputs.remote import RemoteFile, RemoteInputs, copy_files
+from chainette.io.inputs.remote_text import RemoteText
 from chainette.io.inputs.renaming import Renaming
 from chainette.io.inputs.spool import spool
 from chainette.io.inputs.validate import InputModel, columns_of
@@ -67,8 +68,8 @@ async def start(
     if options.resume and directory.exists():
         paths = _paths(inputs)
         given = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
-        if is_hub(inputs):
-            return await resume(directory, chain, replace(options, inputs=[inputs]))
+        if elsewhere := [inputs] if is_hub(inputs) else _urls(inputs):
+            return await resume(directory, chain, replace(options, inputs=elsewhere))
         return await resume(directory, chain, replace(options, inputs=given, source=None if paths else _source(inputs)))
     plan = _compiled(chain, options)
     if RunDir(directory.sample).exists():  # it was asked for a plan of this directory
@@ -171,15 +172,19 @@ def _paths(inputs: Inputs) -> str | os.PathLike[str] | Sequence[str | os.PathLik
     return None if any(map(is_url, paths)) else paths
 
 
-def _pinned(inputs: Inputs) -> Inputs | HubRows:
-    """The inputs; a data set of the hub at its present commit."""
-    return HubRows.pinned(inputs) if is_hub(inputs) else inputs
+def _pinned(inputs: Inputs) -> Inputs | HubRows | RemoteInputs:
+    """The inputs; a data set of the hub at its present commit, and the files that are at URLs now."""
+    if is_hub(inputs):
+        return HubRows.pinned(inputs)
+    return RemoteInputs.of(urls) if (urls := _urls(inputs)) else inputs
 
 
-def _open_or_spool(inputs: Inputs | HubRows, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
+def _open_or_spool(inputs: Inputs | HubRows | RemoteInputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
     """The input; others go to a file in `folder`: whole, or, if they may never end or come from the hub, as they are read."""
     if isinstance(inputs, HubRows):
         return _checked(open_growing(GrowingFile(folder / "0.jsonl", inputs), limit=options.limit), plan, options)
+    if isinstance(inputs, RemoteInputs):
+        return _checked(_copied(inputs, folder, plan, options), plan, options)
     found = open_files(inputs, plan, options)
     if found is not None:
         return found
@@ -187,6 +192,27 @@ def _open_or_spool(inputs: Inputs | HubRows, folder: Path, plan: Plan, options: 
         path = folder / ("0" if _is_stdin(inputs) else "0.jsonl")
         return _checked(open_growing(GrowingFile(path, _source(inputs)), limit=options.limit), plan, options)
     return _checked(open_input(_spooled(inputs, folder), limit=options.limit), plan, options)
+
+
+def _urls(inputs: Inputs) -> Sequence[str | os.PathLike[str]]:
+    """The inputs, if at least one of them is a URL."""
+    sources = [inputs] if isinstance(inputs, str) else inputs
+    return sources if isinstance(sources, Sequence) and any(map(is_url, sources)) else ()
+
+
+def _copied(inputs: RemoteInputs, folder: Path, plan: Plan, options: RunOptions) -> InputFile:
+    """Files at URLs, copied to `folder`: all of them, or, if the run stops early, as much as it needs."""
+    files, stops = inputs.files, options.limit is not None or options.wanted(plan) is not None
+    if stops and len(files) == 1 and isinstance(file := files[0], RemoteFile):
+        path = folder / f"0-{file.text_name}"
+        for left in (path, path.with_name(f"{path.name}.open")):  # by an attempt that never became a run
+            left.unlink(missing_ok=True)
+        text = RemoteText(file.url, inputs.urls[0])
+        return open_growing(GrowingFile(path, text), limit=options.limit)
+    copies = copy_files(files, folder, options.limit)
+    found = open_input(copies.paths, limit=options.limit)
+    found.origin = {"urls": inputs.urls} | ({"rest": copies.rest} if copies.rest else {})
+    return found
 
 
 def _may_never_end(inputs: Inputs) -> bool:
@@ -206,9 +232,7 @@ def _source(inputs: Inputs) -> RowSource | None:
 
 def _spooled(inputs: Any, folder: Path) -> Path | Sequence[str | os.PathLike[str]]:
     if isinstance(inputs, str):
-        return fetch([inputs], folder) if is_url(inputs) else spool(sys.stdin.buffer, folder / "0")
-    if isinstance(inputs, Sequence) and any(map(is_url, inputs)):
-        return fetch(inputs, folder)
+        return spool(sys.stdin.buffer, folder / "0")
     if isinstance(inputs, ArrowStream):
         return spool_frame(inputs, folder / "0.parquet")
     return spool(inputs, folder / "0.jsonl")

@@ -1,7 +1,8 @@
-"""Files at a URL (`https://`, `s3://`, `gs://`, `hf://`, ...), through fsspec."""
+"""Files at a URL (`https://`, `s3://`, `gs://`, `az://`, `hf://`, ...), through fsspec."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,22 @@ from urllib.parse import urlsplit
 
 from chainette.errors import ChainetteError
 
-__all__ = ["is_url", "remote", "shown_url"]
+__all__ = ["BUCKETS", "address", "is_url", "remote", "remote_errors", "shown_url"]
+
+#: Seconds without a byte from a web server before it counts as dead; a slow download may take as long as it likes.
+_SILENCE = 60.0
+#: The protocols of object stores, whose buckets exist or not; others have folders to be made.
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"})
+#: How the libraries of object stores are told who asks.
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_CONNECTION_STRING",
+    "hf": "HF_TOKEN, or `hf auth login`",
+}
+#: Packages that have the same name as their module.
+_PACKAGES = frozenset({"s3fs", "gcsfs", "adlfs", "huggingface_hub", "paramiko", "ossfs"})
+_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
 def is_url(source: object) -> bool:
@@ -23,19 +39,76 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def address(system: Any, path: str) -> str:
+    """The URL of a path, as it may be shown."""
+    return shown_url(str(system.unstrip_protocol(path)))
+
+
 @contextmanager
 def remote(url: str, kind: type[ChainetteError], fault: str) -> Iterator[tuple[Any, str]]:
-    """(the file system of a URL, the path in it); every error inside becomes a `kind`: `URL: FAULT: reason`.
+    """(the file system of a URL, the path in it), without anything an earlier one has cached; errors as `remote_errors`."""
+    with remote_errors(url, kind, fault):
+        from fsspec.core import url_to_fs
+
+        yield url_to_fs(url, skip_instance_cache=True, **_options(url))
+
+
+def _options(url: str) -> dict[str, Any]:
+    scheme = urlsplit(url).scheme
+    if scheme in ("s3", "s3a") and "AWS_MAX_ATTEMPTS" not in os.environ:
+        # s3fs repeats every request five times, and boto each of these as often: ten minutes of a server that stays silent
+        return {"config_kwargs": {"retries": {"total_max_attempts": 2}}}
+    if scheme not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)}}
+
+
+@contextmanager
+def remote_errors(url: str, kind: type[ChainetteError], fault: str) -> Iterator[None]:
+    """Every error inside becomes a `kind`: `URL: FAULT: reason`, without the secrets of the URL.
 
     Raises:
         kind: the package of the protocol is not installed, or the file system refused.
     """
     try:
-        from fsspec.core import url_to_fs
-
-        yield url_to_fs(url)
+        yield
     except (ChainetteError, MemoryError):
         raise
+    except ImportError as error:
+        raise kind(f"{shown_url(url)}: {fault}: {_missing(error)}") from error
     except Exception as error:  # each protocol has exceptions of its own
-        reason = str(error).replace(url, shown_url(url)) or type(error).__name__
-        raise kind(f"{shown_url(url)}: {fault}: {reason}") from error
+        raise kind(f"{shown_url(url)}: {fault}: {_reason(url, error)}") from error
+
+
+def _missing(error: ImportError) -> str:
+    cause = error.__context__
+    package = cause.name if isinstance(cause, ImportError) else error.name
+    return f"the package {package} is missing: pip install {package}" if package in _PACKAGES else str(error)
+
+
+def _reason(url: str, error: Exception) -> str:
+    """The words of an error, with a hint if somebody was refused."""
+    if isinstance(error, FileNotFoundError) and str(error) in (url, url.partition("://")[2]):
+        cause = error.__cause__  # for a web server, whatever it answered
+        if not isinstance(cause, Exception) or getattr(cause, "status", None) in (404, 410):
+            return "no such file"
+        error = cause
+    status, said = getattr(error, "status", None), getattr(error, "message", None)
+    words = f"{status} {said}" if status and said else " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    parts = urlsplit(url)
+    for secret in filter(None, (parts.query, parts.netloc.rpartition("@")[0], parts.password)):
+        words = words.replace(secret, "...")
+    return f"{words}{_hint(url)}" if _is_refusal(error) else words
+
+
+def _is_refusal(error: Exception) -> bool:
+    status = getattr(error, "status", None)  # of aiohttp
+    return isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__
+
+
+def _hint(url: str) -> str:
+    scheme = urlsplit(url).scheme
+    names = _CREDENTIALS.get(_ALIASES.get(scheme, scheme))
+    return f"; check the credentials of this process ({names})" if names else ""

@@ -101,3 +101,38 @@ def test_a_url_that_cannot_be_read_is_one_line_without_secrets(
     with pytest.raises(InputError) as caught:
         CHAIN.run(url, tmp_path / "run")
     assert words in str(caught.value) and "secret" not in str(caught.value)
+
+
+class _Faulty(SimpleHTTPRequestHandler):
+    """Answers with the status that a path names, and gives half of the file of any other."""
+
+    def do_GET(self) -> None:
+        if (word := self.path.partition("?")[0][1:]).isdecimal():
+            self.send_error(int(word))
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "2000")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(lines("a") * 50)
+
+    do_HEAD = do_GET
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("404", "no such file"),
+        ("403", "403 Forbidden"),
+        ("503", "503 Service Unavailable"),
+        ("half.jsonl", "Response payload is not completed"),
+    ],
+)
+def test_an_answer_of_a_web_server_is_told_as_it_is_and_the_disk_is_not_blamed(tmp_path: Path, path: str, words: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Faulty) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{path}"
+        with pytest.raises(InputError) as caught:
+            CHAIN.run(f"{address}?signature=s3cret", tmp_path / "run")
+        server.shutdown()
+    assert str(caught.value).startswith(f"{address}: cannot be read: {words}") and "s3cret" not in str(caught.value)

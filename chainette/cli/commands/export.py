@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Sized
 from typing import Annotated
 
 import typer
 
 from chainette.cli.common import guarded, tell
 from chainette.cli.flags import RunDirectory
-from chainette.errors import RunError
 from chainette.io.rundir.result import open_run
 from chainette.io.tables.exported_files import ExportFormat
-from chainette.utils.remote_files import is_url, remote, shown_url
+from chainette.utils.remote_files import is_url, shown_url
 
 __all__ = ["export"]
 
@@ -42,8 +40,9 @@ def export(
 ) -> None:
     """Write the rows of the run in DIR into FOLDER, as train-00000-of-00012.parquet and so on, or to the Hugging Face Hub.
 
-    FOLDER may be a URL (s3://, gs://, ...), if the package for its protocol is installed. Memory is bounded, also if --sorted.
-    An upload with --push that broke off goes on with the same command, and the data set changes in one commit at its end.
+    FOLDER may be a URL (s3://, gs://, az://, ...), if the package for its protocol is installed. Files come to their names
+    there when all have been sent. With --push, the data set changes in one commit. An upload that broke off goes on with the
+    same command. Memory is bounded, also if --sorted.
     """
     if (output is None) == (push is None):
         raise typer.BadParameter("name the place of the rows: -o FOLDER, or --to hf --push OWNER/NAME")
@@ -59,21 +58,9 @@ def export(
         files = result.export(output, to, step, ordered=ordered, rows_per_file=rows_per_file)
         tell(_told(files, output))
         return
-    with TemporaryDirectory(prefix="chainette-export-") as made:
-        files = result.export(Path(made), to, step, ordered=ordered, rows_per_file=rows_per_file)
-        _upload(Path(made), output)
-    tell(_told(files, shown_url(output)))
+    addresses = result.upload(output, to, step, ordered=ordered, rows_per_file=rows_per_file)
+    tell(_told(addresses, shown_url(output)))
 
 
-def _told(files: list[Path], place: str) -> str:
+def _told(files: Sized, place: str) -> str:
     return f"{len(files):,} file{'s' * (len(files) != 1)} in {place}"
-
-
-def _upload(folder: Path, url: str) -> None:
-    with remote(url, RunError, "cannot be written") as (system, path):
-        if system.exists(path) and system.ls(path):
-            raise RunError(f"{shown_url(url)} exists and is not empty; name a new folder")
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            target = f"{path.rstrip('/')}/{file.relative_to(folder).as_posix()}"
-            system.makedirs(target.rpartition("/")[0], exist_ok=True)
-            system.put_file(str(file), target)

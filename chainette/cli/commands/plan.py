@@ -20,6 +20,7 @@ from chainette.cli.launch import load_plan
 from chainette.cli.signature import Hidden, Only
 from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.parameters import text_of
+from chainette.io.inputs.remote import copy_files, files_at
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir
 from chainette.run.estimate import Estimate, estimate, save
@@ -27,6 +28,7 @@ from chainette.run.options import RunOptions
 from chainette.run.sample import sample
 from chainette.run.step_estimates import StepEstimate
 from chainette.screen.numbers import amount, clock, dollars
+from chainette.utils.remote_files import is_url
 
 __all__ = ["plan"]
 
@@ -62,8 +64,8 @@ def plan(
     loaded, compiled = load_plan(task.chain, task.chain_root, task.parameters, settings)
     words = {**asdict(settings), "chain_ref": loaded.reference, "chain_root": str(task.chain_root)}
     options = RunOptions(**words, chain_claim=loaded.claim, parameters=loaded.parameters)
-    inputs = task.inputs[0] if len(task.inputs) == 1 else task.inputs
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder:
+        inputs = _on_disk(task.inputs, Path(folder) / "inputs", settings.limit)
         directory = RunDir(task.output or folder)
         state, capacities = None, dict[str, int]()
         if sampled:
@@ -79,6 +81,13 @@ def plan(
         print_json([msgspec.to_builtins(found) | totals])
     else:
         _print(found, task.output)
+
+
+def _on_disk(sources: list[str], folder: Path, limit: int | None) -> str | list[str]:
+    """The inputs, with copies in place of URLs: their records are counted, and read several times."""
+    if any(map(is_url, sources)):
+        sources = [str(path) for path in copy_files(files_at(sources), folder, limit).paths]
+    return sources[0] if len(sources) == 1 else sources
 
 
 _BASIS = {

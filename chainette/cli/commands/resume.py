@@ -35,6 +35,7 @@ from chainette.run.options import Drive
 from chainette.run.recorded_options import require_accept, require_limit, require_reuse
 from chainette.run.resumption import compiled_now
 from chainette.run.selection import REJECTED, selection_of
+from chainette.utils.remote_files import is_url
 
 __all__ = ["resume"]
 
@@ -53,7 +54,7 @@ FromSteps = Annotated[
 ]
 
 MovedInputs = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--input",
         metavar="PATH",
@@ -63,11 +64,11 @@ MovedInputs = Annotated[
 ]
 
 MoreInputs = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--more",
         metavar="PATH",
-        help="Append this file, folder or pattern to the input of a finished run; its records number on; repeatable.",
+        help="Append this file, folder, pattern or URL to the input of a finished run; its records number on; repeatable.",
     ),
 ]
 
@@ -96,8 +97,8 @@ def resume(
     sink` serves the run, it is asked to continue. If somebody else began the run, you are asked before its chain runs.
     """
     _refuse(context.args)
-    moved = tuple(path if str(path) == "-" else path.absolute() for path in inputs or ())
-    appended = tuple(path.absolute() for path in more or ())
+    moved = tuple(path if path == "-" else _placed(path) for path in inputs or ())
+    appended = tuple(map(_placed, more or ()))
     if appended and (from_step or select):
         flag = "--from" if from_step else "--select"
         raise typer.BadParameter(f"--more appends to the run as it is, {flag} computes rows anew; give one after the other")
@@ -124,8 +125,8 @@ class Resumption:
     """Changes the user asks of a resume."""
 
     from_steps: tuple[str, ...] = ()
-    inputs: tuple[Path, ...] = ()
-    more: tuple[Path, ...] = ()
+    inputs: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     settings: RunSettings = field(default_factory=RunSettings)
     select: tuple[str, ...] = ()
@@ -137,8 +138,13 @@ class Resumption:
         paths = (("--input", self.inputs), ("--more", self.more))
         for flag, values in (("--from", self.from_steps), ("--select", self.select), *paths, ("--set", sets)):
             for value in values:
-                yield from (flag, str(value))
+                yield from (flag, value)
         yield from words_of(self.settings)
+
+
+def _placed(source: str) -> str:
+    """An input by a name that holds in any folder."""
+    return source if is_url(source) else str(Path(source).absolute())
 
 
 def _go_on(

@@ -1,7 +1,8 @@
 """A file that grows as it is read: a copy of a source, as far as the run has read it.
 
-A run with `accept` may take its rows from a source that never ends, and any run from a data set of the hub. While the
-source may give more, a mark lies beside the file; a later session compares the source with the file, and goes on behind it.
+A run with `accept` may take its rows from a source that never ends, any run from a data set of the hub, and one that stops
+early from a file at a URL. While the source may give more, a mark lies beside the file; a later session compares the source
+with the file, and goes on behind it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 
 from chainette.errors import InputError
 from chainette.io.inputs.hub import HubRows
+from chainette.io.inputs.remote_text import RemoteText
 from chainette.io.inputs.spool import blocks_of
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
 from chainette.utils.private_files import make_folder, open_file
@@ -23,7 +25,7 @@ from chainette.utils.private_files import make_folder, open_file
 __all__ = ["GrowingFile", "RowSource"]
 
 #: A stream of bytes or text, or rows.
-RowSource = IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]]
+RowSource = IO[bytes] | IO[str] | RemoteText | Iterable[BaseModel | Mapping[str, Any]]
 
 #: Lines and bytes from which the kind of a stream is recognized.
 _LINES, _HEAD = 21, 1 << 16
@@ -39,8 +41,8 @@ class GrowingFile:
             DiskError: the disk refused.
         """
         self.path = path
-        #: The name by which the source can be opened again, and the columns of all its rows; "" and [] if they are unknown.
-        self.origin = str(source) if isinstance(source, HubRows) else ""
+        #: Entries of the log by which the source can be opened again, and the columns of all its rows; empty if unknown.
+        self.origin: dict[str, Any] = source.origin if isinstance(source, HubRows | RemoteText) else {}
         self.columns = source.columns if isinstance(source, HubRows) and not path.exists() else []
         #: Whether a reader wanted more than the file has, without a source that could give it.
         self.is_cut = False
@@ -120,12 +122,18 @@ class GrowingFile:
         known = os.pread(self._file, min(len(block), max(0, self._there - self._given)), self._given)
         ends_early = not block and self._given < self._there
         if ends_early or not block.startswith(known):
-            raise InputError(
-                f"the source gives other rows than when the run began: they differ from {self.path} behind byte "
-                f"{self._given:,}. Give the same rows again, from the first one, or begin a new run"
-            )
+            raise InputError(self._other_rows())
         self._given += len(block)
         return block[len(known) :]
+
+    def _other_rows(self) -> str:
+        where = f"from {self.path} behind byte {self._given:,}"
+        if (place := self.origin.get("file")) is not None:
+            return f"{place} has changed since the run began: it differs {where}. Put the old file back, or begin a new run"
+        return (
+            f"the source gives other rows than when the run began: they differ {where}. "
+            "Give the same rows again, from the first one, or begin a new run"
+        )
 
     def _end(self) -> None:
         self.sync()

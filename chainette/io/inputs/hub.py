@@ -90,6 +90,11 @@ class HubRows:
         return all(wanted in (None, mine) for mine, wanted in pairs)
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """The entry of the log by which it can be opened again."""
+        return {"hub": str(self)}
+
+    @property
     def columns(self) -> list[str]:
         """The columns of every row; [] if only the rows show them."""
         with self._asking():

@@ -69,7 +69,9 @@ def open_growing(growing: GrowingFile, *, limit: int | None = None) -> InputFile
         found.grow(growing)
         return found
     growing.drain()
-    return _open_file(growing.path, limit, MAX_LINE_BYTES)
+    found = _open_file(growing.path, limit, MAX_LINE_BYTES)
+    found.origin = growing.origin
+    return found
 
 
 def _files(path: Path) -> list[Path]:

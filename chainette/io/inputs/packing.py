@@ -29,9 +29,7 @@ def open_text(path: Path) -> IO[bytes]:
 
 def text_of(stream: IO[bytes]) -> IO[bytes]:
     """The same for an open file, which is closed with the result."""
-    packing = packing_of(stream.read(4))
-    stream.seek(0)
-    match packing:
+    match packing_of(cast("io.BufferedReader", stream).peek(4)[:4]):
         case "gzip":
             stream = _gunzipped(stream)
         case "zstd":

@@ -71,6 +71,8 @@ class InputFile(ABC):
         self.stamps = tuple(stamps) or (stamp_of(self.path),)
         #: Set if the file grows as it is read.
         self.growing: GrowingFile | None = None
+        #: Entries of the log about a place elsewhere that the files were copied from.
+        self.origin: dict[str, Any] = {}
         self._left_out: frozenset[str] = frozenset()
         #: Number of records up to the limit, once a pass has reached the end.
         self._total: int | None = None
@@ -182,8 +184,7 @@ class InputFile(ABC):
     def identity(self) -> dict[str, Any]:
         """Identifies this input: sizes, times, and a digest of its first and last MiB."""
         if self.growing is not None:
-            origin = {"hub": self.growing.origin} if self.growing.origin else {}
-            return {"path": str(self.path), "kind": self.kind, "growing": True, **origin}
+            return {"path": str(self.path), "kind": self.kind, "growing": True, **self.growing.origin}
         return {
             "path": str(self.path),
             "kind": self.kind,
@@ -191,6 +192,7 @@ class InputFile(ABC):
             "mtime_ns": max(stamp.mtime_ns for stamp in self.stamps),
             "sample": _sample_digest(self.files()),
             "files": [list(stamp) for stamp in self.stamps],
+            **self.origin,
         }
 
     @property

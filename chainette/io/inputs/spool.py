@@ -11,6 +11,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from chainette.core.dump import NotRoundTrip, dump_model
 from chainette.errors import InputError
+from chainette.io.inputs.remote_text import RemoteText
 from chainette.io.rundir.paths import publish_blocks
 
 __all__ = ["blocks_of", "spool"]
@@ -33,7 +34,7 @@ def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]],
 
 
 def blocks_of(
-    source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]], *, at_once: bool = False
+    source: IO[bytes] | IO[str] | RemoteText | Iterable[BaseModel | Mapping[str, Any]], *, at_once: bool = False
 ) -> Iterator[bytes]:
     """The bytes that `spool` writes, piece by piece; with `at_once` a piece of a stream is whatever has come, and not more."""
     if not hasattr(source, "read"):

@@ -24,6 +24,7 @@ from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.row_lines import parse_output
 from chainette.records import Source, row_order
 from chainette.utils.private_files import is_taken, make_folder
+from chainette.utils.remote_files import is_url, shown_url
 from chainette.utils.terminal_text import visible
 
 if TYPE_CHECKING:
@@ -206,6 +207,8 @@ class RunResult:
         """
         from chainette.io.tables.exported_files import ExportFormat, export_rows
 
+        if is_url(folder):
+            raise RunDirectoryError(f"{shown_url(str(folder))} is no folder of this machine: result.upload writes to URLs")
         target, name = Path(folder), self._folder(step)
         if to not in get_args(ExportFormat):
             raise RunDirectoryError(f"the format {to!r} is unknown; known: {', '.join(get_args(ExportFormat))}")
@@ -218,6 +221,32 @@ class RunResult:
         if to == "hf":
             publish(target / "README.md", self._card(step, name).encode())
         return written
+
+    def upload(
+        self,
+        url: str,
+        to: ExportFormat = "parquet",
+        step: str = "flattened",
+        *,
+        ordered: bool = False,
+        rows_per_file: int = 1_000_000,
+    ) -> list[str]:
+        """Writes the rows of a step into a new or empty folder at a URL (`s3://`, `gs://`, ...), and returns their addresses.
+
+            result.upload("s3://bucket/reviews", to="parquet")
+
+        Other parameters are those of `export`. Files come to their names when all have been sent; until then they are in
+        `_unfinished/`. If it breaks off, the same call sends only the files that are not there yet. Raises as `rows` does.
+
+        Raises:
+            RunError: the folder holds other files, or the store refused.
+            DiskError: the disk refused.
+        """
+        from chainette.io.tables.url_upload import send
+
+        with TemporaryDirectory(prefix="chainette-export-") as made:
+            self.export(made, to, step, ordered=ordered, rows_per_file=rows_per_file)
+            return send(Path(made), url)
 
     def push(
         self,

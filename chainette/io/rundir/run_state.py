@@ -140,7 +140,10 @@ class RunState:
             DamagedRun: the log does not begin with it.
         """
         if self.created is None:
-            raise DamagedRun("events.jsonl holds no run: its first line is missing; delete the directory and run again")
+            raise DamagedRun(
+                "events.jsonl holds no run: its first line is missing. If its input could not be read, repeat the command that "
+                "began it; otherwise delete the directory and run again"
+            )
         return self.created
 
     @property
