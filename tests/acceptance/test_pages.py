@@ -27,10 +27,12 @@ LONG = {
     "docs/fleet.md",
     "docs/index.md",
     "docs/metrics.md",
+    "docs/operations.md",
     "docs/parameters.md",
     "docs/plugins.md",
     "docs/results.md",
     "docs/reuse.md",
+    "docs/security.md",
     "docs/tutorial.md",
     "examples/07_one_device/README.md",
 }
